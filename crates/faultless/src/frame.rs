@@ -1,0 +1,3 @@
+//! Folio
+/// Counts and state of one frame.
+pub struct Folio {}

@@ -1,0 +1,170 @@
+//! What the embedder supplies: page tables, frames, sleeping, a clock, a barrier, the slot of this thread.
+//!
+//! ARCHITECTURE.md has a table that says what each call means on three hosts: a software MMU, a kernel with x86-64
+//! tables, a Linux process with userfaultfd. The traits hold no policy; each method states what it may assume.
+
+mod entry;
+#[cfg(feature = "std")]
+mod standard;
+
+pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, SlotIndex, Stable};
+pub use entry::{Entry, Frame};
+#[cfg(feature = "std")]
+pub use standard::{StdClock, StdPark, StdSlots};
+
+use crate::address::{PageNumber, PageRange};
+use crate::frame::Folio;
+use crate::sync::Retired;
+
+/// Everything an engine needs from where it runs.
+pub trait Host: Sized + Send + Sync + 'static {
+    /// The page table of one space.
+    type Table: PageTable;
+    /// The physical memory.
+    type Frames: FrameSource;
+    /// How threads sleep.
+    type Park: Park;
+    /// The time.
+    type Clock: Clock;
+    /// The order of read sections against grace periods.
+    type Barrier: Barrier;
+    /// Whose slot is whose.
+    type Slots: Slots;
+
+    /// The physical memory.
+    fn frames(&self) -> &Self::Frames;
+    /// How threads sleep.
+    fn park(&self) -> &Self::Park;
+    /// The time.
+    fn clock(&self) -> &Self::Clock;
+    /// The order of read sections against grace periods.
+    fn barrier(&self) -> &Self::Barrier;
+    /// Whose slot is whose.
+    fn slots(&self) -> &Self::Slots;
+
+    /// An empty table for a new space.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn new_table(&self) -> Result<Self::Table, OutOfMemory>;
+}
+
+/// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.
+///
+/// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit; all others leave it alone, except
+/// that a processor may set the accessed and dirty bits of any present entry at any time. A host whose hardware
+/// tables take no compare-and-swap keeps these words in tables of its own and makes the hardware follow: in
+/// [`PageTable::install`] and [`PageTable::exchange`], before the store that clears the bit.
+///
+/// Upper tables live as long as the space; only leaf tables come and go.
+pub trait PageTable: Send + Sync + 'static {
+    /// A leaf table and where it hangs. Valid for `'s`, the life of the proof it was found with.
+    type Leaf<'s>: Copy
+    where
+        Self: 's;
+
+    /// Pages that the table can address; a power of two.
+    const PAGES: u64;
+    /// Pages of one leaf table; a power of two.
+    const LEAF_PAGES: u64;
+
+    /// The leaf table over `page`, if there is one. Acquire: what was written into a new leaf is seen.
+    fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Self::Leaf<'s>>;
+
+    /// As [`PageTable::leaf`], made where it is missing. Does not sleep.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: as before.
+    fn make_leaf<'s>(
+        &'s self,
+        proof: &'s impl Stable,
+        page: PageNumber,
+    ) -> Result<Self::Leaf<'s>, OutOfMemory>;
+
+    /// Whether the leaf still hangs where it was found. Called while an entry in it is announced.
+    fn hangs(&self, leaf: Self::Leaf<'_>) -> bool;
+
+    /// The entry of `page`, which the leaf covers. Relaxed.
+    fn load(&self, leaf: Self::Leaf<'_>, page: PageNumber) -> Entry;
+
+    /// Sets [`Entry::ANNOUNCED`] if the entry is still `seen` (which has no such bit). Acquire.
+    fn try_announce(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry) -> bool;
+
+    /// Clears the bit and leaves the entry as it is otherwise; accessed and dirty bits that came meanwhile stay.
+    /// Release. The caller has announced.
+    fn let_go(&self, leaf: Self::Leaf<'_>, page: PageNumber);
+
+    /// Puts `new` in the place of the entry, which the caller has announced, and clears the bit by the same store.
+    /// Returns what was there, with the accessed and dirty bits of the last moment. Where `new` keeps the frame, those
+    /// bits are kept in it too. Release. May copy one page; does not sleep.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] of a host that needs memory to map a page: the entry is as before, announced.
+    fn install(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory>;
+
+    /// Range work's step: puts `new` in the place of `seen` (neither has the bit) if the entry is still that. AcqRel.
+    ///
+    /// # Errors
+    /// What is there instead.
+    fn exchange(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry, new: Entry) -> Result<(), Entry>;
+
+    /// The first page from `range`'s start on, and inside it, whose leaf table exists.
+    fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber>;
+
+    /// Takes the leaf table over `page` out of its parent. The caller has taken the leaf's whole span, which is a hole
+    /// or BUSY, and has swept it. Readers may still be in the table: it is freed after a grace period.
+    fn unhook(&self, page: PageNumber) -> Option<Retired>;
+
+    /// Returns when no processor uses a translation of `range` that is older than the call: a TLB shootdown, or the
+    /// end of older access sections. The caller is in no section and has announced nothing; this may sleep.
+    fn invalidate(&self, range: PageRange);
+}
+
+/// Physical memory: frames of one page each, and a [`Folio`] for each frame.
+pub trait FrameSource: Send + Sync + 'static {
+    /// A free frame with whatever is in it. Does not sleep: page work calls this while announced.
+    fn allocate(&self) -> Option<Frame>;
+
+    /// Takes a frame back. Nobody reaches it any more. Does not sleep.
+    fn free(&self, frame: Frame);
+
+    /// The counts and state of a frame that [`FrameSource::allocate`] gave out.
+    fn folio(&self, frame: Frame) -> &Folio;
+
+    /// Fills with zeros. The caller has the frame alone.
+    fn zero(&self, frame: Frame);
+
+    /// Copies a page. The caller has `to` alone; `from` is written by nobody.
+    fn copy(&self, from: Frame, to: Frame);
+
+    /// The frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE` of them,
+    /// aligned to eight.
+    fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
+
+    /// How many frames there are at most, and how many are given out now.
+    fn usage(&self) -> FrameUsage;
+}
+
+/// See [`FrameSource::usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameUsage {
+    /// Frames given out.
+    pub used: u64,
+    /// The limit.
+    pub limit: u64,
+}
+
+/// The time.
+pub trait Clock: Send + Sync {
+    /// Nanoseconds since some fixed moment; does not go back.
+    fn now_ns(&self) -> u64;
+}
+
+/// Whose slot is whose.
+///
+/// # Safety
+/// While a thread is in a section, no other thread gets its number.
+pub unsafe trait Slots: Send + Sync {
+    /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section.
+    fn current(&self) -> SlotIndex;
+}

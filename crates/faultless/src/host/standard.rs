@@ -1,0 +1,215 @@
+//! The host's services on an operating system with `std`: sleeping, a clock, a slot for each thread.
+
+use super::{Clock, Park, Slots};
+use crate::sync::{Condvar, Mutex, SlotIndex};
+
+#[cfg(not(loom))]
+const BUCKETS: usize = 64;
+#[cfg(loom)]
+const BUCKETS: usize = 1;
+
+/// [`Park`] by mutexes and condition variables, a fixed number of each; keys share them.
+#[derive(Debug)]
+pub struct StdPark {
+    buckets: [Bucket; BUCKETS],
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
+    /// How many sleep here.
+    sleepers: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Default for StdPark {
+    fn default() -> Self {
+        Self { buckets: core::array::from_fn(|_| Bucket::default()) }
+    }
+}
+
+impl StdPark {
+    fn bucket(&self, key: usize) -> &Bucket {
+        // Keys are addresses: their low bits say little (Fibonacci hashing).
+        let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        &self.buckets[hash as usize % BUCKETS]
+    }
+}
+
+impl Park for StdPark {
+    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool) {
+        let bucket = self.bucket(key);
+        let mut sleepers = bucket.sleepers.lock();
+        *sleepers += 1;
+        while blocked() {
+            sleepers = bucket.changed.wait(sleepers);
+        }
+        *sleepers -= 1;
+    }
+
+    fn wake_all(&self, key: usize) {
+        let bucket = self.bucket(key);
+        let sleepers = bucket.sleepers.lock();
+        let any = *sleepers != 0;
+        drop(sleepers);
+        if any {
+            bucket.changed.notify_all();
+        }
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    fn pause(&self, look: u32) {
+        const SPINS: u32 = 64;
+        const YIELDS: u32 = 80;
+        match look {
+            0..SPINS => core::hint::spin_loop(),
+            SPINS..YIELDS => std::thread::yield_now(),
+            // 2, 4, … 64 microseconds: the holder was preempted, and needs this processor perhaps.
+            _ => std::thread::sleep(core::time::Duration::from_micros(2 << (look - YIELDS).min(5))),
+        }
+    }
+
+    #[cfg(any(loom, shuttle))]
+    fn pause(&self, _look: u32) {
+        crate::sync::spin_loop();
+    }
+}
+
+/// [`Clock`] by [`std::time::Instant`].
+#[derive(Debug)]
+pub struct StdClock {
+    start: std::time::Instant,
+}
+
+impl Default for StdClock {
+    fn default() -> Self {
+        Self { start: std::time::Instant::now() }
+    }
+}
+
+impl Clock for StdClock {
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+}
+
+/// [`Slots`] by thread: a number for each living thread, given back when it ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StdSlots;
+
+#[cfg(not(any(loom, shuttle)))]
+mod numbers {
+    use super::SlotIndex;
+    use std::cell::Cell;
+    use std::sync::{Condvar, Mutex, PoisonError};
+
+    struct Numbers {
+        free: Vec<u32>,
+        next: u32,
+    }
+
+    static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { free: Vec::new(), next: 0 });
+    static RETURNED: Condvar = Condvar::new();
+
+    struct Mine(u32);
+
+    impl Drop for Mine {
+        fn drop(&mut self) {
+            let _ = INDEX.try_with(|index| index.set(u32::MAX));
+            NUMBERS.lock().unwrap_or_else(PoisonError::into_inner).free.push(self.0);
+            RETURNED.notify_one();
+        }
+    }
+
+    thread_local! {
+        static INDEX: Cell<u32> = const { Cell::new(u32::MAX) };
+        static MINE: Mine = take();
+    }
+
+    fn take() -> Mine {
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(free) = numbers.free.pop() {
+                return Mine(free);
+            }
+            if numbers.next < SlotIndex::MAX {
+                numbers.next += 1;
+                return Mine(numbers.next - 1);
+            }
+            numbers = RETURNED.wait(numbers).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    #[inline]
+    pub fn current() -> u32 {
+        match INDEX.with(Cell::get) {
+            u32::MAX => first_use(),
+            index => index,
+        }
+    }
+
+    #[cold]
+    fn first_use() -> u32 {
+        let index = MINE.with(|mine| mine.0);
+        INDEX.with(|place| place.set(index));
+        index
+    }
+}
+
+#[cfg(any(loom, shuttle))]
+mod numbers {
+    // A model names its threads itself: thread-locals of the real thread would be shared by all of them.
+    #[cfg(loom)]
+    loom::thread_local! { static INDEX: std::cell::Cell<u32> = std::cell::Cell::new(0); }
+    #[cfg(shuttle)]
+    shuttle::thread_local! { static INDEX: std::cell::Cell<u32> = std::cell::Cell::new(0); }
+
+    pub fn current() -> u32 {
+        INDEX.with(std::cell::Cell::get)
+    }
+
+    pub fn set(index: u32) {
+        INDEX.with(|place| place.set(index));
+    }
+}
+
+impl StdSlots {
+    /// Gives the model's thread its slot; threads that live together take different ones.
+    #[cfg(any(loom, shuttle))]
+    pub fn set_current(index: u32) {
+        numbers::set(index);
+    }
+}
+
+// SAFETY: a number is one thread's until the thread ends; then it is in no section any more. A thread whose
+// thread-locals are gone already (a destructor of another one) fails in `with`, it does not share.
+unsafe impl Slots for StdSlots {
+    #[inline]
+    fn current(&self) -> SlotIndex {
+        // Numbers stay below MAX, see `take`.
+        SlotIndex::new(numbers::current()).expect("a slot number below the maximum")
+    }
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn living_threads_have_different_slots() {
+        let mine = StdSlots.current();
+        let other = std::thread::scope(|s| s.spawn(|| StdSlots.current()).join().unwrap());
+        assert_ne!(mine, other);
+        assert_eq!(mine, StdSlots.current());
+    }
+
+    #[test]
+    fn a_wake_up_is_not_lost() {
+        use core::sync::atomic::{AtomicBool, Ordering};
+        let (park, blocked) = (StdPark::default(), AtomicBool::new(true));
+        std::thread::scope(|scope| {
+            scope.spawn(|| park.park(7, &mut || blocked.load(Ordering::Acquire)));
+            blocked.store(false, Ordering::Release);
+            park.wake_all(7);
+        });
+    }
+}

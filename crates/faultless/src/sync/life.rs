@@ -1,0 +1,105 @@
+//! Allocation that can fail, and the mark by which loom sees a use after free.
+
+use alloc::boxed::Box;
+use core::alloc::Layout;
+use core::mem::MaybeUninit;
+
+/// The allocator had nothing left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("out of memory for tables and tree nodes")]
+pub struct OutOfMemory;
+
+/// `Box::new` that reports failure instead of aborting.
+///
+/// # Errors
+/// [`OutOfMemory`]; `value` is dropped.
+pub fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
+    Ok(Box::write(try_box_uninit()?, value))
+}
+
+fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
+    let layout = Layout::new::<T>();
+    if layout.size() == 0 {
+        return Ok(Box::new_uninit());
+    }
+    // SAFETY: the layout has a size, and the pointer goes into a Box of that very layout unless it is null.
+    unsafe {
+        let memory = alloc::alloc::alloc(layout).cast::<MaybeUninit<T>>();
+        if memory.is_null() { Err(OutOfMemory) } else { Ok(Box::from_raw(memory)) }
+    }
+}
+
+/// A mark in everything that readers reach without a lock: tree nodes, VMAs, tables, frames. Empty in a real
+/// build. Under loom a free is a write and a use is a read of one cell, so that a missing order between them is
+/// found, and what is freed stays allocated, so that it is found and does not crash.
+#[derive(Debug)]
+pub struct Life {
+    #[cfg(loom)]
+    freed: loom::cell::UnsafeCell<bool>,
+}
+
+#[cfg(loom)]
+// SAFETY: loom checks each access to the cell; that is its purpose.
+unsafe impl Sync for Life {}
+#[cfg(loom)]
+// SAFETY: as above.
+unsafe impl Send for Life {}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Life {
+    /// The mark of something alive.
+    pub fn new() -> Self {
+        Self {
+            #[cfg(loom)]
+            freed: loom::cell::UnsafeCell::new(false),
+        }
+    }
+
+    /// Says that the thing is read now.
+    #[inline]
+    pub fn touch(&self) {
+        #[cfg(loom)]
+        self.freed.with(|p| {
+            // SAFETY: loom reports a write beside this read.
+            assert!(!unsafe { *p }, "invariant 3: use after free");
+        });
+    }
+
+    /// Says that the thing is written now, by somebody who has it alone.
+    #[inline]
+    pub fn own(&self) {
+        #[cfg(loom)]
+        self.freed.with_mut(|p| {
+            // SAFETY: loom reports any access beside this one.
+            assert!(!unsafe { *p }, "invariant 3: use after free");
+        });
+    }
+
+    /// Says that the thing is freed now.
+    #[inline]
+    pub fn end(&self) {
+        #[cfg(loom)]
+        self.freed.with_mut(|p| {
+            // SAFETY: loom reports any access beside this one.
+            unsafe {
+                assert!(!*p, "invariant 3: freed twice");
+                *p = true;
+            }
+        });
+    }
+
+    /// Says that the thing, freed before, is given out again.
+    #[inline]
+    pub fn renew(&self) {
+        #[cfg(loom)]
+        self.freed.with_mut(|p| {
+            // SAFETY: loom reports any access beside this one.
+            unsafe { *p = false }
+        });
+    }
+}

@@ -1,0 +1,42 @@
+//! The one place that names atomics and locks: `core`, loom or shuttle behind one facade. Above them the read
+//! section ([`Sections`]), what is retired until its grace period ([`Retired`]), and taken ranges ([`Ranges`]).
+
+mod life;
+mod mutex;
+mod ranges;
+mod section;
+
+pub use life::{Life, OutOfMemory, try_box};
+#[cfg(feature = "std")]
+pub use mutex::Condvar;
+pub use mutex::{Mutex, MutexGuard};
+pub use ranges::{Claims, Park, Ranges, RangesGuard, Reservation, Stable};
+pub use section::{Barrier, FenceBarrier, Retired, Section, Sections, SlotIndex};
+
+/// Atomics whose order is part of the protocol.
+pub mod atomic {
+    #[cfg(not(any(loom, shuttle)))]
+    pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    #[cfg(loom)]
+    pub use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    #[cfg(shuttle)]
+    pub use shuttle::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
+}
+
+/// Counters that order nothing: plain `core` atomics under every back-end, so that models stay small.
+pub mod plain {
+    pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+}
+
+/// One step of a short wait on another processor.
+#[inline]
+pub fn spin_loop() {
+    #[cfg(not(any(loom, shuttle)))]
+    core::hint::spin_loop();
+    #[cfg(loom)]
+    loom::thread::yield_now();
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
+}

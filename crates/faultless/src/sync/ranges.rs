@@ -1,0 +1,286 @@
+//! Taken ranges: range work takes its pages among other range work, under a short lock that also guards the tree.
+//! Disjoint ranges go on side by side; overlapping ones are served in the order in which they asked.
+
+use super::atomic::{AtomicUsize, Ordering};
+use super::life::OutOfMemory;
+use super::mutex::{Mutex, MutexGuard};
+use super::section::Section;
+use crate::address::{PageNumber, PageRange};
+use alloc::vec::Vec;
+use core::ops::{Deref, DerefMut};
+
+/// Sleeping until something changes: a futex, a wait queue, a condition variable.
+pub trait Park: Send + Sync {
+    /// Sleeps while `blocked` says so. `blocked` is called under the lock that [`Park::wake_all`] takes for the same
+    /// key, so that a condition cleared before `wake_all` is never slept on. May return early.
+    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool);
+    /// Wakes everybody who sleeps on `key`.
+    fn wake_all(&self, key: usize);
+    /// Passes a short time: look number `look` of a wait that nobody ends with a wake-up. Spins for the first
+    /// looks, then yields, then sleeps in bounded steps.
+    fn pause(&self, look: u32);
+}
+
+/// Proof that no table over its pages is freed meanwhile: a read section, or the range taken.
+pub trait Stable {}
+impl Stable for Section<'_> {}
+impl<T, P: Park> Stable for Reservation<'_, T, P> {}
+
+struct Claim {
+    ticket: u64,
+    range: PageRange,
+}
+
+/// The claims in the order of their asking; taken ones and waiting ones alike.
+#[derive(Default)]
+pub struct Claims {
+    queue: Vec<Claim>,
+    next_ticket: u64,
+    /// Threads that wait for a release.
+    waiting: usize,
+}
+
+impl Claims {
+    /// The first claimed range that overlaps `range`.
+    pub fn overlapping(&self, range: PageRange) -> Option<PageRange> {
+        self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
+    }
+
+    fn push(&mut self, range: PageRange) -> Result<u64, OutOfMemory> {
+        self.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.queue.push(Claim { ticket, range });
+        Ok(ticket)
+    }
+
+    fn is_first(&self, ticket: u64, range: PageRange) -> bool {
+        !self.queue.iter().take_while(|c| c.ticket != ticket).any(|c| c.range.overlaps(range))
+    }
+}
+
+struct Inner<T> {
+    claims: Claims,
+    data: T,
+}
+
+/// A short lock around `T`, and the ranges taken under it.
+pub struct Ranges<T> {
+    inner: Mutex<Inner<T>>,
+    /// Counts releases. Changed under `inner`; read by sleepers, whose park orders it.
+    releases: AtomicUsize,
+}
+
+impl<T> Ranges<T> {
+    /// Nothing taken.
+    pub fn new(data: T) -> Self {
+        let inner = Inner { claims: Claims::default(), data };
+        Self { inner: Mutex::new(inner), releases: AtomicUsize::new(0) }
+    }
+
+    /// The short lock alone.
+    pub fn lock(&self) -> RangesGuard<'_, T> {
+        RangesGuard { inner: self.inner.lock() }
+    }
+
+    /// Waits out overlapping claims that came earlier, takes `range`, and returns with the short lock held.
+    /// Several ranges are taken by their hull: they are taken at once, and none of them is waited for while
+    /// another is held.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: nothing is taken.
+    pub fn take<'a, P: Park>(
+        &'a self,
+        range: PageRange,
+        park: &'a P,
+    ) -> Result<(Reservation<'a, T, P>, RangesGuard<'a, T>), OutOfMemory> {
+        let mut guard = self.lock();
+        let ticket = guard.inner.claims.push(range)?;
+        while !guard.inner.claims.is_first(ticket, range) {
+            guard = self.wait_release(guard, park);
+        }
+        Ok((Reservation { ranges: self, park, ticket, range }, guard))
+    }
+
+    /// Takes the range that `choose` finds, in one step with the search. `choose` picks one that overlaps no claim.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: nothing is taken.
+    pub fn take_chosen<'a, P: Park>(
+        &'a self,
+        park: &'a P,
+        choose: impl FnOnce(&T, &Claims) -> Option<PageRange>,
+    ) -> Result<Option<(Reservation<'a, T, P>, RangesGuard<'a, T>)>, OutOfMemory> {
+        let mut guard = self.lock();
+        let Some(range) = choose(&guard.inner.data, &guard.inner.claims) else {
+            return Ok(None);
+        };
+        debug_assert!(guard.inner.claims.overlapping(range).is_none());
+        let ticket = guard.inner.claims.push(range)?;
+        Ok(Some((Reservation { ranges: self, park, ticket, range }, guard)))
+    }
+
+    /// Waits until no range over `page` is taken. For page work that met BUSY.
+    pub fn wait_for_page(&self, page: PageNumber, park: &impl Park) {
+        let page = PageRange::single(page);
+        let mut guard = self.lock();
+        while guard.inner.claims.overlapping(page).is_some() {
+            guard = self.wait_release(guard, park);
+        }
+    }
+
+    fn wait_release<'a>(&'a self, mut guard: RangesGuard<'a, T>, park: &impl Park) -> RangesGuard<'a, T> {
+        guard.inner.claims.waiting += 1;
+        let seen = self.releases.load(Ordering::Relaxed);
+        drop(guard);
+        park.park(self.key(), &mut || self.releases.load(Ordering::Acquire) == seen);
+        let mut guard = self.lock();
+        guard.inner.claims.waiting -= 1;
+        guard
+    }
+
+    fn key(&self) -> usize {
+        core::ptr::from_ref(&self.releases).addr()
+    }
+
+    /// How many ranges are taken or waited for.
+    pub fn claimed(&self) -> usize {
+        self.lock().inner.claims.queue.len()
+    }
+
+    /// The data, by somebody who has it alone.
+    pub fn get_mut(&mut self) -> RangesGuard<'_, T> {
+        self.lock()
+    }
+}
+
+/// The short lock, held: gives the data.
+pub struct RangesGuard<'a, T> {
+    inner: MutexGuard<'a, Inner<T>>,
+}
+
+impl<T> RangesGuard<'_, T> {
+    /// What is claimed.
+    pub fn claims(&self) -> &Claims {
+        &self.inner.claims
+    }
+}
+
+impl<T> Deref for RangesGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.inner.data
+    }
+}
+
+impl<T> DerefMut for RangesGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner.data
+    }
+}
+
+/// A range taken: no other range work touches its pages. Let go by dropping it, which wakes who waits.
+pub struct Reservation<'a, T, P: Park> {
+    ranges: &'a Ranges<T>,
+    park: &'a P,
+    ticket: u64,
+    range: PageRange,
+}
+
+impl<'a, T, P: Park> Reservation<'a, T, P> {
+    /// The pages taken.
+    pub fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// Takes more, up to `wider`, where nobody else has claimed any of it. Returns whether it did.
+    pub fn widen(&mut self, wider: PageRange, guard: &mut RangesGuard<'_, T>) -> bool {
+        let claims = &mut guard.inner.claims;
+        if claims.queue.iter().any(|c| c.ticket != self.ticket && c.range.overlaps(wider)) {
+            return false;
+        }
+        for claim in &mut claims.queue {
+            if claim.ticket == self.ticket {
+                claim.range = wider;
+            }
+        }
+        self.range = wider;
+        true
+    }
+
+    /// The short lock again, for a second publication.
+    pub fn lock(&self) -> RangesGuard<'a, T> {
+        self.ranges.lock()
+    }
+}
+
+impl<T, P: Park> Drop for Reservation<'_, T, P> {
+    fn drop(&mut self) {
+        let mut guard = self.ranges.lock();
+        let claims = &mut guard.inner.claims;
+        claims.queue.retain(|c| c.ticket != self.ticket);
+        let waiting = claims.waiting != 0;
+        let releases = self.ranges.releases.load(Ordering::Relaxed);
+        self.ranges.releases.store(releases.wrapping_add(1), Ordering::Release);
+        drop(guard);
+        if waiting {
+            self.park.wake_all(self.ranges.key());
+        }
+    }
+}
+
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::host::StdPark;
+
+    fn range(start: u64, end: u64) -> PageRange {
+        PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
+    }
+
+    #[test]
+    fn overlapping_claims_are_served_in_order() {
+        let (ranges, park) = (Ranges::new(Vec::new()), StdPark::default());
+        let (first, guard) = ranges.take(range(0, 10), &park).unwrap();
+        drop(guard);
+        std::thread::scope(|scope| {
+            for (n, claim) in [range(5, 15), range(8, 9), range(12, 14)].into_iter().enumerate() {
+                let (ranges, park) = (&ranges, &park);
+                scope.spawn(move || {
+                    let (_taken, mut log) = ranges.take(claim, park).unwrap();
+                    log.push(n);
+                });
+                while ranges.claimed() < n + 2 {
+                    std::thread::yield_now();
+                }
+            }
+            drop(first);
+        });
+        // 8..9 and 12..14 each wait for 5..15, which came before them.
+        assert_eq!(ranges.lock()[0], 0);
+        assert_eq!(ranges.lock().len(), 3);
+        assert_eq!(ranges.claimed(), 0);
+    }
+
+    #[test]
+    fn disjoint_claims_go_on_side_by_side() {
+        let (ranges, park) = (Ranges::new(()), StdPark::default());
+        let (a, guard) = ranges.take(range(0, 4), &park).unwrap();
+        drop(guard);
+        let (b, guard) = ranges.take(range(4, 8), &park).unwrap();
+        drop(guard);
+        assert_eq!((a.range(), b.range(), ranges.claimed()), (range(0, 4), range(4, 8), 2));
+    }
+
+    #[test]
+    fn a_claim_widens_only_over_free_pages() {
+        let (ranges, park) = (Ranges::new(()), StdPark::default());
+        let (mut a, guard) = ranges.take(range(0, 4), &park).unwrap();
+        drop(guard);
+        let (b, mut guard) = ranges.take(range(6, 8), &park).unwrap();
+        assert!(!a.widen(range(0, 7), &mut guard));
+        assert!(a.widen(range(0, 6), &mut guard));
+        assert_eq!((a.range(), b.range()), (range(0, 6), range(6, 8)));
+        drop(guard);
+    }
+}
