@@ -1,3 +1,274 @@
-//! Folio
+//! Folios: the counts and the state of one frame in one atomic word, so that one compare-and-swap decides whether a
+//! page is exclusive, free, or in use.
+
+use crate::store::StoreError;
+use crate::sync::Life;
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::plain;
+
 /// Counts and state of one frame.
-pub struct Folio {}
+///
+/// ```text
+///  0–19 mappings      20–39 short pins (a fault's, a read's)      40–51 pins for I/O into user data
+///  52 CACHED: the page cache's reference
+///  53 EXCLUSIVE: anonymous, one mapping, written in place        54 UPTODATE   55 READING   56 FAILED
+///  57 REFERENCED: used since the clock hand passed
+/// ```
+/// Bits 0 to 52 are references: when all are gone the frame is free. A word without references is changed only by
+/// whoever has the frame alone.
+#[derive(Debug, Default)]
+pub struct Folio {
+    /// Atomic; who writes what is said at each method.
+    word: AtomicU64,
+    /// The anonymous record or the file the page belongs to. Written by whoever has the frame alone, and by page
+    /// work under the bit; a check reads it.
+    owner: plain::AtomicU64,
+    /// The page's number in its file. As `owner`.
+    index: plain::AtomicU64,
+    /// Why the read failed: the error's code. Written before FAILED is set (Release), read after (Acquire).
+    error: plain::AtomicU32,
+    life: Life,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Folio>() <= 32);
+
+const MAPPING: u64 = 1;
+const PIN: u64 = 1 << 20;
+const IO_PIN: u64 = 1 << 40;
+const CACHED: u64 = 1 << 52;
+const EXCLUSIVE: u64 = 1 << 53;
+const UPTODATE: u64 = 1 << 54;
+const READING: u64 = 1 << 55;
+const FAILED: u64 = 1 << 56;
+const REFERENCED: u64 = 1 << 57;
+
+const MAPPINGS: u64 = PIN - 1;
+const IO_PINS: u64 = CACHED - IO_PIN;
+const REFERENCES: u64 = EXCLUSIVE - 1;
+
+/// Which count a reference is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// An entry names the frame.
+    Mapping,
+    /// A fault or a read under way.
+    Pin,
+    /// I/O into user data: fork copies such a page for the child.
+    IoPin,
+}
+
+impl Reference {
+    const fn unit(self) -> u64 {
+        match self {
+            Self::Mapping => MAPPING,
+            Self::Pin => PIN,
+            Self::IoPin => IO_PIN,
+        }
+    }
+}
+
+impl Folio {
+    /// The folio of a frame that is free.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The mark by which loom checks the frame's life; the frame source calls it.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// Begins a life as an anonymous page with one mapping. The caller has the frame alone.
+    pub fn begin_anonymous(&self, record: u64) {
+        self.owner.store(record, Ordering::Relaxed);
+        self.word.store(MAPPING | EXCLUSIVE | UPTODATE, Ordering::Relaxed);
+    }
+
+    /// Begins a life as page `index` of a file's cache, being read; pinned once for the read and once for the
+    /// caller. The caller has the frame alone and publishes it afterwards (Release).
+    pub fn begin_reading(&self, file: u64, index: u64) {
+        self.owner.store(file, Ordering::Relaxed);
+        self.index.store(index, Ordering::Relaxed);
+        self.word.store(CACHED | READING | REFERENCED | 2 * PIN, Ordering::Relaxed);
+    }
+
+    /// Gives up a life that nobody else has seen.
+    pub fn cancel(&self) {
+        self.word.store(0, Ordering::Relaxed);
+    }
+
+    /// The anonymous record or the file that the page belongs to.
+    pub fn owner(&self) -> u64 {
+        self.owner.load(Ordering::Relaxed)
+    }
+
+    /// Adds a reference to one that the caller has or that cannot go meanwhile.
+    pub fn get(&self, reference: Reference) {
+        self.word.fetch_add(reference.unit(), Ordering::Relaxed);
+    }
+
+    /// Adds a reference unless the frame is free. Acquire: what the last owner did is seen. The caller checks
+    /// afterwards that the frame is still the one it meant.
+    pub fn try_get(&self, reference: Reference) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & REFERENCES != 0 {
+            let new = (word + reference.unit()) | REFERENCED;
+            match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Drops a reference. True: it was the last, and the caller frees the frame. Release, and Acquire by the last,
+    /// so that all use of the frame happens before its next life.
+    #[must_use]
+    pub fn put(&self, reference: Reference) -> bool {
+        self.drop_references(reference.unit())
+    }
+
+    /// Drops the page cache's reference; as [`Folio::put`].
+    #[must_use]
+    pub fn put_cached(&self) -> bool {
+        self.drop_references(CACHED)
+    }
+
+    fn drop_references(&self, unit: u64) -> bool {
+        let old = self.word.fetch_sub(unit, Ordering::Release);
+        debug_assert!(old & REFERENCES >= unit, "a reference dropped that was not held: {old:#x} - {unit:#x}");
+        if old & REFERENCES == unit {
+            fence(Ordering::Acquire);
+            return true;
+        }
+        false
+    }
+
+    /// Copy-on-write's question, asked under the entry's bit: may the one who maps it read-only write in place? Yes
+    /// if it is exclusive already, or if nobody but this mapping has it: no other mapping, no pin, not the cache.
+    /// Acquire: everything that others did with it before they let go is seen.
+    pub fn try_reuse(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            #[cfg(not(mutant = "reuse_ignores_pins"))]
+            let alone = word & REFERENCES == MAPPING;
+            #[cfg(mutant = "reuse_ignores_pins")]
+            let alone = word & (MAPPINGS | CACHED) == MAPPING;
+            if !alone && word & EXCLUSIVE == 0 {
+                return false;
+            }
+            let new = word | EXCLUSIVE;
+            match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// fork's share of one page, under the entry's bit: one more mapping, exclusive no longer. False: somebody does
+    /// I/O into the page through this mapping, so that the child gets a copy instead.
+    pub fn try_share(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & EXCLUSIVE != 0 && word & IO_PINS != 0 {
+                return false;
+            }
+            let new = (word + MAPPING) & !EXCLUSIVE;
+            match self.word.compare_exchange(word, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Eviction's step: takes the frame if only the page cache has it and it is up to date. Acquire, as the last put.
+    /// A page used since the last time is given another round instead.
+    pub fn try_evict(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        if word & REFERENCED != 0 {
+            self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
+            return false;
+        }
+        word == CACHED | UPTODATE
+            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether its read is under way. Acquire: when it is not, what was read is seen.
+    pub fn is_reading(&self) -> bool {
+        self.word.load(Ordering::Acquire) & READING != 0
+    }
+
+    /// Whether it holds what the file has. Acquire, as above.
+    pub fn is_uptodate(&self) -> bool {
+        self.word.load(Ordering::Acquire) & UPTODATE != 0
+    }
+
+    /// Ends the read well. Release: the bytes are seen by whoever sees it up to date.
+    pub fn finish_read(&self) {
+        // One step: READING is set and UPTODATE is not, so adding the difference swaps them.
+        self.word.fetch_add(UPTODATE.wrapping_sub(READING), Ordering::Release);
+    }
+
+    /// Ends the read with an error, which stays until the last pin goes.
+    pub fn fail_read(&self, error: StoreError) {
+        self.error.store(error.code(), Ordering::Relaxed);
+        self.word.fetch_add(FAILED.wrapping_sub(READING), Ordering::Release);
+    }
+
+    /// Why the read failed, if it did.
+    pub fn read_error(&self, offset: u64) -> Option<StoreError> {
+        (self.word.load(Ordering::Acquire) & FAILED != 0)
+            .then(|| StoreError::from_code(self.error.load(Ordering::Relaxed), offset))
+    }
+
+    /// How many entries map it.
+    pub fn mappings(&self) -> u64 {
+        self.word.load(Ordering::Relaxed) & MAPPINGS
+    }
+
+    /// Whether nobody has any reference.
+    pub fn is_free(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & REFERENCES == 0
+    }
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reuse_in_place_counts_pins() {
+        let folio = Folio::new();
+        folio.begin_anonymous(1);
+        assert!(folio.try_share());
+        folio.get(Reference::IoPin);
+        assert!(!folio.put(Reference::Mapping));
+        assert!(!folio.try_reuse(), "invariant 6: reused in place while somebody has it pinned");
+        assert!(!folio.put(Reference::IoPin));
+        assert!(folio.try_reuse());
+        assert!(folio.put(Reference::Mapping));
+    }
+
+    #[test]
+    fn eviction_takes_only_what_nobody_uses() {
+        let folio = Folio::new();
+        folio.begin_reading(1, 0);
+        assert!(!folio.try_evict());
+        folio.finish_read();
+        assert!(!folio.put(Reference::Pin));
+        assert!(!folio.put(Reference::Pin));
+        assert!(!folio.try_evict() || !folio.is_uptodate(), "used since the last round");
+        assert!(folio.try_evict() || folio.is_free());
+        assert!(!folio.try_get(Reference::Pin), "a free frame cannot be pinned");
+    }
+
+    #[test]
+    fn a_failed_read_says_why() {
+        let folio = Folio::new();
+        folio.begin_reading(1, 3);
+        folio.fail_read(StoreError::Io { offset: 3 * 4096, errno: 5 });
+        assert_eq!(folio.read_error(3 * 4096), Some(StoreError::Io { offset: 3 * 4096, errno: 5 }));
+        assert!(!folio.is_uptodate());
+    }
+}

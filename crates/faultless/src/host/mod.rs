@@ -14,7 +14,8 @@ pub use standard::{StdClock, StdPark, StdSlots};
 
 use crate::address::{PageNumber, PageRange};
 use crate::frame::Folio;
-use crate::sync::Retired;
+use crate::sync::{Retired, Sections};
+use alloc::sync::Arc;
 
 /// Everything an engine needs from where it runs.
 pub trait Host: Sized + Send + Sync + 'static {
@@ -41,6 +42,9 @@ pub trait Host: Sized + Send + Sync + 'static {
     fn barrier(&self) -> &Self::Barrier;
     /// Whose slot is whose.
     fn slots(&self) -> &Self::Slots;
+    /// The read sections of this machine. The host owns them because its `invalidate` may need them: on a software
+    /// MMU a processor's accesses are sections too.
+    fn sections(&self) -> &Arc<Sections>;
 
     /// An empty table for a new space.
     ///
@@ -140,6 +144,14 @@ pub trait FrameSource: Send + Sync + 'static {
     /// The frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE` of them,
     /// aligned to eight.
     fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
+
+    /// Copies bytes out of a frame that processors may be using, each byte at once; up to the page's end. Returns how
+    /// many.
+    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize;
+
+    /// Copies bytes into a frame that processors may be using, each byte at once; up to the page's end. Returns how
+    /// many.
+    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize;
 
     /// How many frames there are at most, and how many are given out now.
     fn usage(&self) -> FrameUsage;

@@ -1,1 +1,395 @@
-//! file
+//! A real file, read and written by a small pool of threads.
+#![forbid(unsafe_code)]
+
+use super::threads::Pool;
+use super::{Direction, Store, StoreError, Transfer};
+use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// What an I/O error without a number becomes; the same on every Unix.
+const EIO: i32 = 5;
+
+/// Why a file cannot serve as a store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing has that name (ENOENT).
+    #[error("cannot open {}: there is no such file; check the path", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is a folder.
+    #[error("cannot open {}: it is a folder; name a file inside it", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// It is a device, a pipe or a socket.
+    #[error("cannot open {}: it is no regular file; copy what it holds into one and name that", path.display())]
+    NotRegular {
+        /// The device, pipe or socket.
+        path: PathBuf,
+    },
+    /// It has no bytes, and a store never grows its file.
+    #[error("cannot open {}: it is empty; fill it, or give it a size with `truncate -s`", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file, or a folder on the way to it, does not let this user in (EACCES, EPERM).
+    #[error("no permission to {access} {}; see `ls -l` and `chmod`, or run as its owner", path.display())]
+    NoPermission {
+        /// The file.
+        path: PathBuf,
+        /// What was wanted: "read", or "read and write".
+        access: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Anything else that the operating system said.
+    #[error("cannot open {}: {source}; check the path and the file system it is on", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The threads of the pool could not be started.
+    #[error("cannot start the I/O threads: {source}; raise the limit on threads (`ulimit -u`)")]
+    Threads {
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// Pages of a regular file, by positioned reads and writes on a pool of threads named "faultless-io".
+///
+/// The file keeps its size, as behind a shared mapping: a write of the last page ends with the file, and moves fewer bytes
+/// than a page then; a write behind the end is [`StoreError::PastEnd`]. Somebody else may resize the file at any
+/// time.
+///
+/// Dropping it completes what is queued and waits for it; only a completion that drops it waits for nothing.
+pub struct FileStore {
+    /// Immutable.
+    file: Arc<File>,
+    /// Immutable.
+    pool: Pool,
+}
+
+impl FileStore {
+    /// The file at `path`, to be read only: writes fail with EBADF.
+    ///
+    /// # Errors
+    /// [`OpenError`], with the path and what to do.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_with(path.as_ref(), "read", fs::OpenOptions::new().read(true))
+    }
+
+    /// The file at `path`, to be read and written. It is neither created nor truncated.
+    ///
+    /// # Errors
+    /// [`OpenError`], with the path and what to do.
+    pub fn open_rw(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_with(path.as_ref(), "read and write", fs::OpenOptions::new().read(true).write(true))
+    }
+
+    fn open_with(path: &Path, access: &'static str, how: &fs::OpenOptions) -> Result<Self, OpenError> {
+        let refused = |source: io::Error| refused_to_open(path, access, source);
+        // First by name: opening a pipe would wait for its other end.
+        check(path, &fs::metadata(path).map_err(refused)?)?;
+        Self::checked(path, access, how.open(path).map_err(refused)?)
+    }
+
+    /// A file that is open already. Its errors name it "(open file)".
+    ///
+    /// # Errors
+    /// [`OpenError`]; whether the file may be read or written shows only when that is tried.
+    pub fn from_file(file: File) -> Result<Self, OpenError> {
+        Self::checked(Path::new("(open file)"), "read", file)
+    }
+
+    fn checked(path: &Path, access: &'static str, file: File) -> Result<Self, OpenError> {
+        check(path, &file.metadata().map_err(|source| refused_to_open(path, access, source))?)?;
+        let file = Arc::new(file);
+        let pool = start_pool(&file, DEFAULT_THREADS)?;
+        Ok(Self { file, pool })
+    }
+
+    /// With that many threads instead of four: so many transfers go on at the same time.
+    ///
+    /// # Errors
+    /// [`OpenError::Threads`].
+    pub fn with_threads(mut self, threads: NonZeroUsize) -> Result<Self, OpenError> {
+        self.pool = start_pool(&self.file, threads)?;
+        Ok(self)
+    }
+}
+
+impl Store for FileStore {
+    fn length(&self) -> Result<u64, StoreError> {
+        length_at(&self.file, 0)
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        self.pool.submit(transfer);
+    }
+}
+
+impl fmt::Debug for FileStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileStore").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+fn start_pool(file: &Arc<File>, threads: NonZeroUsize) -> Result<Pool, OpenError> {
+    let file = Arc::clone(file);
+    let work = move |mut transfer: Transfer| {
+        let offset = transfer.offset();
+        let result = match transfer.direction() {
+            Direction::Read => read(&file, offset, transfer.bytes()),
+            Direction::Write => write(&file, offset, transfer.bytes()),
+        };
+        transfer.complete(result);
+    };
+    Pool::start("faultless-io", threads, work).map_err(|source| OpenError::Threads { source })
+}
+
+fn check(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
+    let path = path.to_owned();
+    if metadata.is_dir() {
+        Err(OpenError::Folder { path })
+    } else if !metadata.is_file() {
+        Err(OpenError::NotRegular { path })
+    } else if metadata.len() == 0 {
+        Err(OpenError::Empty { path })
+    } else {
+        Ok(())
+    }
+}
+
+fn refused_to_open(path: &Path, access: &'static str, source: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound => OpenError::Missing { path },
+        ErrorKind::PermissionDenied => OpenError::NoPermission { path, access, source },
+        _ => OpenError::Io { path, source },
+    }
+}
+
+fn length_at(file: &File, offset: u64) -> Result<u64, StoreError> {
+    file.metadata().map(|metadata| metadata.len()).map_err(|error| refused(&error, offset))
+}
+
+fn read(file: &File, offset: u64, bytes: &mut [u8]) -> Result<usize, StoreError> {
+    // No file reaches there, and the system call would say EINVAL.
+    if i64::try_from(offset).is_err() {
+        return Err(StoreError::PastEnd { offset });
+    }
+    let moved = whole(bytes.len(), |done| file.read_at(&mut bytes[done..], offset + done as u64), offset)?;
+    if moved == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(moved) }
+}
+
+fn write(file: &File, offset: u64, bytes: &[u8]) -> Result<usize, StoreError> {
+    let left = length_at(file, offset)?.saturating_sub(offset);
+    if left == 0 {
+        return Err(StoreError::PastEnd { offset });
+    }
+    let bytes = &bytes[..bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+    let moved = whole(bytes.len(), |done| file.write_at(&bytes[done..], offset + done as u64), offset)?;
+    if moved < bytes.len() { Err(StoreError::Io { offset, errno: EIO }) } else { Ok(moved) }
+}
+
+/// Calls `part`, with what is done so far, until `length` bytes have moved or none does.
+fn whole(
+    length: usize,
+    mut part: impl FnMut(usize) -> io::Result<usize>,
+    offset: u64,
+) -> Result<usize, StoreError> {
+    let mut done = 0;
+    while done < length {
+        match part(done) {
+            Ok(0) => break,
+            Ok(moved) => done += moved,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(refused(&error, offset)),
+        }
+    }
+    Ok(done)
+}
+
+fn refused(error: &io::Error, offset: u64) -> StoreError {
+    match error.kind() {
+        ErrorKind::StorageFull => StoreError::NoSpace { offset },
+        _ => StoreError::Io { offset, errno: error.raw_os_error().unwrap_or(EIO) },
+    }
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::super::testing::{Ended, transfer};
+    use super::*;
+    use crate::address::PAGE_SIZE;
+    use std::error::Error;
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::mpsc::Receiver;
+    use std::time::Duration;
+
+    const PAGE: usize = PAGE_SIZE as usize;
+
+    fn file(length: usize) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..length).map(|i| (i / PAGE + 1) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        file
+    }
+
+    fn submit(store: &FileStore, direction: Direction, offset: usize, fill: u8) -> Receiver<Ended> {
+        let (transfer, ended) = transfer(direction, offset as u64, fill);
+        store.submit(transfer);
+        ended
+    }
+
+    fn run(store: &FileStore, direction: Direction, offset: usize, fill: u8) -> Ended {
+        submit(store, direction, offset, fill).recv_timeout(Duration::from_secs(30)).unwrap()
+    }
+
+    #[test]
+    fn bytes_go_out_and_come_back() {
+        let file = file(3 * PAGE);
+        let store = FileStore::open_rw(file.path()).unwrap();
+        assert_eq!(store.length(), Ok(3 * PAGE_SIZE));
+        let read = run(&store, Direction::Read, PAGE, 0);
+        assert_eq!((read.result, *read.page), (Ok(PAGE), [2; PAGE]));
+        assert_eq!(run(&store, Direction::Write, PAGE, 9).result, Ok(PAGE));
+        assert_eq!(*run(&store, Direction::Read, PAGE, 0).page, [9; PAGE]);
+        let bytes = fs::read(file.path()).unwrap();
+        assert_eq!((bytes.len(), bytes[PAGE - 1], bytes[PAGE], bytes[2 * PAGE]), (3 * PAGE, 1, 9, 3));
+    }
+
+    #[test]
+    fn the_last_page_is_short_both_ways() {
+        let file = file(PAGE + 5);
+        let store = FileStore::from_file(file.reopen().unwrap()).unwrap();
+        let read = run(&store, Direction::Read, PAGE, 7);
+        assert_eq!((read.result, read.page[4], read.page[5]), (Ok(5), 2, 7));
+        drop(store);
+        let store = FileStore::open_rw(file.path()).unwrap();
+        assert_eq!(run(&store, Direction::Write, PAGE, 8).result, Ok(5));
+        assert_eq!(fs::read(file.path()).unwrap()[PAGE..], [8; 5]);
+    }
+
+    #[test]
+    fn a_shrunk_file_ends_before_the_page() {
+        let file = file(2 * PAGE);
+        let store = FileStore::open_rw(file.path()).unwrap();
+        file.as_file().set_len(PAGE_SIZE).unwrap();
+        let gone = Err(StoreError::PastEnd { offset: PAGE_SIZE });
+        assert_eq!(run(&store, Direction::Read, PAGE, 0).result, gone);
+        assert_eq!(run(&store, Direction::Write, PAGE, 0).result, gone);
+        assert_eq!(store.length(), Ok(PAGE_SIZE));
+        let offset = u64::MAX - (PAGE_SIZE - 1);
+        let gone = Err(StoreError::PastEnd { offset });
+        assert_eq!(run(&store, Direction::Read, offset as usize, 0).result, gone);
+        assert_eq!(run(&store, Direction::Write, offset as usize, 0).result, gone);
+    }
+
+    #[test]
+    fn errors_of_the_system_keep_their_number() {
+        let file = file(PAGE);
+        let store = FileStore::open(file.path()).unwrap();
+        let ebadf = StoreError::Io { offset: 0, errno: 9 };
+        assert_eq!(run(&store, Direction::Write, 0, 1).result, Err(ebadf));
+        let of = |error| refused(&error, 4096);
+        assert_eq!(of(io::Error::from_raw_os_error(28)), StoreError::NoSpace { offset: 4096 });
+        assert_eq!(of(io::Error::other("?")), StoreError::Io { offset: 4096, errno: 5 });
+    }
+
+    #[test]
+    fn short_and_interrupted_parts_are_put_together() {
+        let mut parts = vec![Ok(2), Err(ErrorKind::Interrupted.into()), Ok(3)].into_iter();
+        let mut seen = Vec::new();
+        let part = |done| {
+            seen.push(done);
+            parts.next().unwrap()
+        };
+        assert_eq!(whole(5, part, 0), Ok(5));
+        assert_eq!(seen, [0, 2, 2]);
+    }
+
+    #[test]
+    fn what_cannot_be_opened_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let error = |path: &Path| FileStore::open(path).unwrap_err();
+
+        let missing = error(&path);
+        assert!(matches!(missing, OpenError::Missing { .. }));
+        let text = missing.to_string();
+        assert!(text.contains(path.to_str().unwrap()) && !text.contains('\n'), "{text}");
+
+        assert!(matches!(error(folder.path()), OpenError::Folder { .. }));
+        assert!(matches!(error(Path::new("/dev/null")), OpenError::NotRegular { .. }));
+        fs::write(&path, "").unwrap();
+        assert!(matches!(error(&path), OpenError::Empty { .. }));
+        let empty = FileStore::from_file(File::open(&path).unwrap()).unwrap_err();
+        assert!(matches!(empty, OpenError::Empty { .. }));
+
+        let through_a_file = error(&path.join("x"));
+        assert!(matches!(through_a_file, OpenError::Io { .. }) && through_a_file.source().is_some());
+
+        fs::write(&path, "x").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+        if File::open(&path).is_ok() {
+            eprintln!("skipped: no permission (this user, root perhaps, may read everything)");
+        } else {
+            assert!(matches!(error(&path), OpenError::NoPermission { access: "read", .. }));
+        }
+        let denied = refused_to_open(&path, "read", io::Error::from_raw_os_error(13));
+        assert!(denied.to_string().starts_with("no permission to read /"), "{denied}");
+    }
+
+    #[test]
+    fn a_panic_in_a_completion_leaves_the_pool_alive() {
+        let file = file(PAGE);
+        let one = NonZeroUsize::MIN;
+        let store = FileStore::open(file.path()).unwrap().with_threads(one).unwrap();
+        store.submit(transfer(Direction::Read, 0, 0).0.intercept(|_, _| panic!("planted by the test")));
+        assert_eq!(run(&store, Direction::Read, 0, 0).result, Ok(PAGE));
+    }
+
+    #[test]
+    fn dropping_completes_what_is_queued() {
+        let file = file(PAGE);
+        let store = FileStore::open(file.path()).unwrap();
+        let reads: Vec<_> = (0..100).map(|_| submit(&store, Direction::Read, 0, 0)).collect();
+        drop(store);
+        for read in reads {
+            assert_eq!(read.try_recv().unwrap().result, Ok(PAGE));
+        }
+    }
+
+    #[test]
+    fn a_completion_may_drop_the_store() {
+        let file = file(PAGE);
+        let store = Arc::new(FileStore::open(file.path()).unwrap());
+        let last = Arc::clone(&store);
+        let (read, ended) = transfer(Direction::Read, 0, 0);
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        store.submit(read.intercept(move |result, completion| {
+            gate.recv().unwrap();
+            drop(last);
+            completion(result);
+        }));
+        drop(store);
+        go.send(()).unwrap();
+        assert_eq!(ended.recv().unwrap().result, Ok(PAGE));
+    }
+}

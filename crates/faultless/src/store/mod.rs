@@ -6,15 +6,23 @@ mod delay;
 mod fail;
 #[cfg(feature = "std")]
 mod file;
+#[cfg(feature = "std")]
+mod gate;
+#[cfg(feature = "std")]
+mod threads;
 
 #[cfg(feature = "std")]
-//DELAY
+pub use delay::DelayedStore;
 #[cfg(feature = "std")]
-//FAIL
+pub use fail::{FailingStore, Failure, InjectedError};
 #[cfg(feature = "std")]
-//FILE
+pub use file::{FileStore, OpenError};
+#[cfg(feature = "std")]
+pub use gate::GatedStore;
+
 use crate::address::PAGE_SIZE;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ptr::NonNull;
 
 /// Why a transfer did not happen.
@@ -46,6 +54,28 @@ pub enum StoreError {
         /// The offset of the page, in bytes.
         offset: u64,
     },
+}
+
+impl StoreError {
+    /// The error without its offset, as a folio keeps it.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Io { errno, .. } => 3 + (errno as u32 & 0xffff),
+            Self::PastEnd { .. } => 0,
+            Self::NoSpace { .. } => 1,
+            Self::Closed { .. } => 2,
+        }
+    }
+
+    /// The inverse of [`StoreError::code`].
+    pub(crate) fn from_code(code: u32, offset: u64) -> Self {
+        match code {
+            0 => Self::PastEnd { offset },
+            1 => Self::NoSpace { offset },
+            2 => Self::Closed { offset },
+            errno => Self::Io { offset, errno: (errno - 3) as i32 },
+        }
+    }
 }
 
 /// Which way a page goes.
@@ -142,4 +172,94 @@ pub trait Store: Send + Sync + 'static {
 
     /// Starts a transfer and returns at once; it completes later, on any thread, or before this returns.
     fn submit(&self, transfer: Transfer);
+}
+
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn length(&self) -> Result<u64, StoreError> {
+        (**self).length()
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        (**self).submit(transfer);
+    }
+}
+
+/// What the tests of the stores share.
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+pub(crate) mod testing {
+    use super::*;
+    use std::sync::mpsc::{Receiver, channel};
+
+    type Page = [u8; PAGE_SIZE as usize];
+
+    /// How a transfer ended, and its page.
+    pub(crate) struct Ended {
+        pub(crate) result: Result<usize, StoreError>,
+        pub(crate) page: Box<Page>,
+    }
+
+    struct Owned(NonNull<Page>);
+
+    // SAFETY: the pointer came out of a Box, and only one of these is made from it.
+    unsafe impl Send for Owned {}
+
+    impl Owned {
+        fn into_page(self) -> Box<Page> {
+            // SAFETY: it came out of a Box, once; the transfer that used it has ended.
+            unsafe { Box::from_raw(self.0.as_ptr()) }
+        }
+    }
+
+    /// A transfer over a page of its own, all bytes `fill`; the receiver gets it when the transfer has ended.
+    pub(crate) fn transfer(direction: Direction, offset: u64, fill: u8) -> (Transfer, Receiver<Ended>) {
+        let memory = NonNull::from(Box::leak(Box::new([fill; PAGE_SIZE as usize])));
+        let owned = Owned(memory);
+        let (sender, receiver) = channel();
+        let completion = Box::new(move |result| {
+            // A test that no longer listens has nothing to be told.
+            let _ = sender.send(Ended { result, page: owned.into_page() });
+        });
+        // SAFETY: a whole page that nobody else knows, and that the completion, called last, takes back.
+        (unsafe { Transfer::new(direction, offset, memory.cast(), completion) }, receiver)
+    }
+
+    /// A store that answers at once: page `n` is full of the byte `n`; writes go nowhere.
+    pub(crate) struct Numbered;
+
+    impl Store for Numbered {
+        fn length(&self) -> Result<u64, StoreError> {
+            Ok(256 * PAGE_SIZE)
+        }
+
+        fn submit(&self, mut transfer: Transfer) {
+            if transfer.direction() == Direction::Read {
+                let number = (transfer.offset() / PAGE_SIZE) as u8;
+                transfer.bytes().fill(number);
+            }
+            transfer.complete(Ok(PAGE_SIZE as usize));
+        }
+    }
+}
+
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+mod tests {
+    use super::testing::{Numbered, transfer};
+    use super::*;
+
+    #[test]
+    fn a_dropped_transfer_says_that_the_store_was_closed() {
+        let (dropped, ended) = transfer(Direction::Read, 4096, 0);
+        drop(dropped);
+        assert_eq!(ended.recv().unwrap().result, Err(StoreError::Closed { offset: 4096 }));
+    }
+
+    #[test]
+    fn a_shared_store_is_a_store() {
+        let shared: Arc<dyn Store> = Arc::new(Numbered);
+        let (read, ended) = transfer(Direction::Read, 3 * PAGE_SIZE, 0);
+        Store::submit(&shared, read);
+        let ended = ended.recv().unwrap();
+        assert_eq!((ended.result, ended.page[4095]), (Ok(4096), 3));
+        assert_eq!(Store::length(&shared), Ok(256 * PAGE_SIZE));
+    }
 }

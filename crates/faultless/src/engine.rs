@@ -1,0 +1,255 @@
+//! One machine: the host's services, the read sections, what is retired, the zero page, the page cache's account.
+//! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
+//! no section and has announced nothing (invariant 1).
+
+use crate::frame::{Folio, Reference};
+use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, Park, PageTable, Slots};
+use crate::page_cache::Account;
+use crate::stats::{Counter, Counters, Statistics};
+use crate::sync::{Mutex, MutexGuard, Retired, Section, plain};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Retired things are freed in batches of about this many.
+#[cfg(not(loom))]
+const BATCH: usize = 256;
+#[cfg(loom)]
+const BATCH: usize = 1;
+
+/// What an engine may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Pages of files kept in memory, at most. A page that is mapped or being read counts, and is not evicted.
+    pub cached_pages: u64,
+    /// Mappings in one space, at most (Linux: 65,530).
+    pub mappings: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { cached_pages: u64::MAX, mappings: 65_530 }
+    }
+}
+
+/// One machine's memory and what is shared by its spaces.
+pub struct Engine<H: Host> {
+    host: H,
+    limits: Limits,
+    /// The page of zeros that reads of untouched anonymous memory see. Immutable; never freed.
+    zero: Frame,
+    /// Unhooked, to be freed after a grace period. Protected by its lock.
+    retired: Mutex<Vec<Retired>>,
+    /// Numbers for mappings, records, files. Only unique.
+    serial: plain::AtomicU64,
+    pub(crate) cache: Account<H>,
+}
+
+impl<H: Host> Engine<H> {
+    /// An engine on `host`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if there is not even a frame for the page of zeros.
+    pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
+        let zero = host.frames().allocate().ok_or(OutOfMemory)?;
+        host.frames().zero(zero);
+        host.frames().folio(zero).begin_anonymous(0);
+        Ok(Arc::new(Self {
+            host,
+            limits,
+            zero,
+            retired: Mutex::new(Vec::new()),
+            serial: plain::AtomicU64::new(1),
+            cache: Account::default(),
+        }))
+    }
+
+    /// The host.
+    pub fn host(&self) -> &H {
+        &self.host
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Frames in use and their limit. One frame is the page of zeros.
+    pub fn frame_usage(&self) -> FrameUsage {
+        self.host.frames().usage()
+    }
+
+    /// Pages of files in memory now.
+    pub fn cached_pages(&self) -> u64 {
+        self.cache.cached()
+    }
+
+    /// What happened so far, over all threads.
+    pub fn statistics(&self) -> Statistics {
+        let mut sum = Statistics::default();
+        self.host.sections().each_counters(|counters| sum.accumulate(counters));
+        sum
+    }
+
+    /// The calling thread's counters.
+    #[inline]
+    pub fn counters(&self) -> &Counters {
+        self.host.sections().counters(self.host.slots().current())
+    }
+
+    /// Enters a read section of this thread.
+    #[inline]
+    pub fn enter(&self) -> Section<'_> {
+        // SAFETY: `Slots::current` gives no two threads the same slot.
+        unsafe { self.host.sections().enter(self.host.slots().current(), self.host.barrier()) }
+    }
+
+    pub(crate) fn next_serial(&self) -> u64 {
+        self.serial.fetch_add(1, plain::Ordering::Relaxed)
+    }
+
+    /// The page of zeros.
+    pub fn zero_frame(&self) -> Frame {
+        self.zero
+    }
+
+    pub(crate) fn folio(&self, frame: Frame) -> &Folio {
+        self.host.frames().folio(frame)
+    }
+
+    // ---- sleeping
+
+    /// In debug builds: the calling thread is in no section, so it has announced nothing. Invariant 1.
+    #[inline]
+    pub fn assert_may_sleep(&self, doing: &str) {
+        #[cfg(debug_assertions)]
+        assert!(
+            !self.host.sections().inside(self.host.slots().current()),
+            "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
+        );
+        let _ = doing;
+    }
+
+    /// Sleeps on `key` while `blocked` says so, and counts the time.
+    pub fn park_until(&self, counter: Counter, key: usize, mut blocked: impl FnMut() -> bool) {
+        self.assert_may_sleep(counter.name());
+        if !blocked() {
+            return;
+        }
+        let start = self.host.clock().now_ns();
+        while blocked() {
+            self.host.park().park(key, &mut blocked);
+        }
+        self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
+    }
+
+    /// Takes a lock that is held for a few instructions.
+    pub fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        self.assert_may_sleep("a lock");
+        mutex.lock()
+    }
+
+    /// One step of waiting for somebody's announcement to end.
+    pub(crate) fn pause_on_bit(&self, look: u32) {
+        self.assert_may_sleep("an entry's bit");
+        let start = self.host.clock().now_ns();
+        self.host.park().pause(look);
+        let counters = self.counters();
+        counters.add(Counter::PageBitWait, self.host.clock().now_ns().saturating_sub(start));
+        match look {
+            0 => counters.add(Counter::PageBitWaits, 1),
+            SPINS => counters.add(Counter::PreemptedWaits, 1),
+            _ => {}
+        }
+    }
+
+    /// Waits until every section that was entered before has ended.
+    pub fn grace(&self) {
+        self.assert_may_sleep("a grace period");
+        let mut start = None;
+        self.host.sections().grace(self.host.barrier(), |look| {
+            start.get_or_insert_with(|| self.host.clock().now_ns());
+            self.host.park().pause(look);
+        });
+        if let Some(start) = start {
+            self.counters().add(Counter::GraceWait, self.host.clock().now_ns().saturating_sub(start));
+        }
+    }
+
+    // ---- retiring
+
+    /// Takes what was unhooked. Called after everything is let go; may wait for a grace period and free a batch.
+    pub fn retire(&self, things: impl IntoIterator<Item = Retired>) {
+        let mut retired = self.lock(&self.retired);
+        retired.extend(things);
+        let batch = if retired.len() >= BATCH { core::mem::take(&mut *retired) } else { Vec::new() };
+        drop(retired);
+        self.free_retired(batch);
+    }
+
+    /// Frees everything retired so far.
+    pub fn flush(&self) {
+        let batch = core::mem::take(&mut *self.lock(&self.retired));
+        self.free_retired(batch);
+    }
+
+    fn free_retired(&self, batch: Vec<Retired>) {
+        if batch.is_empty() {
+            return;
+        }
+        self.grace();
+        for thing in batch {
+            // SAFETY: unhooked before it came here, and a grace period has passed since.
+            unsafe { thing.free() };
+        }
+    }
+
+    // ---- frames
+
+    /// Drops a reference; frees the frame with the last one.
+    pub(crate) fn put(&self, frame: Frame, reference: Reference) {
+        if self.folio(frame).put(reference) {
+            self.host.frames().free(frame);
+        }
+    }
+
+    /// Drops the mapping reference of an entry that is gone; the page of zeros has none.
+    pub(crate) fn put_mapping(&self, frame: Frame) {
+        if frame != self.zero {
+            self.put(frame, Reference::Mapping);
+        }
+    }
+
+    /// After range work or a copy-on-write break took translations away: returns when no processor uses them.
+    pub(crate) fn invalidate(&self, table: &H::Table, range: crate::address::PageRange) {
+        self.assert_may_sleep("invalidate");
+        table.invalidate(range);
+    }
+}
+
+/// Looks after which a wait is taken to be for a preempted holder; see [`Park::pause`].
+const SPINS: u32 = 64;
+
+impl<H: Host> Park for Engine<H> {
+    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool) {
+        self.park_until(Counter::RangeWait, key, blocked);
+    }
+
+    fn wake_all(&self, key: usize) {
+        self.host.park().wake_all(key);
+    }
+
+    fn pause(&self, look: u32) {
+        self.host.park().pause(look);
+    }
+}
+
+impl<H: Host> Drop for Engine<H> {
+    fn drop(&mut self) {
+        for thing in core::mem::take(&mut *self.retired.lock()) {
+            // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
+            unsafe { thing.free() };
+        }
+        let _ = self.folio(self.zero).put(Reference::Mapping);
+        self.host.frames().free(self.zero);
+    }
+}

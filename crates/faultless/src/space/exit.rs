@@ -1,0 +1,44 @@
+//! exit, and the end of a space with its last handle.
+
+use super::{AddressSpace, Space};
+use crate::address::PageRange;
+use crate::design::LockingDesign;
+use crate::host::{Host, PageTable};
+
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
+    /// Waits for no I/O: what a read under way has pinned is freed when it completes.
+    pub fn exit(&self) {
+        let space = &self.0;
+        space.engine.assert_may_sleep("exit");
+        space.map.lock().exited = true;
+        // Unmapping everything splits nothing, so it needs no memory but a node's; without it the last handle frees.
+        let _ = space.unmap(Space::<H, D>::whole());
+        space.engine.flush();
+    }
+}
+
+impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
+    fn drop(&mut self) {
+        // The last handle: no call is under way, and accesses hold a handle too. Truncation may have come by a weak
+        // one, but then it had a handle, and this runs in it.
+        let whole = Self::whole();
+        let section = self.engine.enter();
+        let mut rest = Some(whole);
+        while let Some(range) = rest {
+            let Some(page) = self.table.next_leaf(&section, range) else { break };
+            let first = page.align_down(H::Table::LEAF_PAGES);
+            let Ok(span) = PageRange::with_pages(first, H::Table::LEAF_PAGES) else { break };
+            rest = PageRange::new(span.end(), whole.end());
+            let Some(leaf) = self.table.leaf(&section, page) else { continue };
+            for page in span.iter() {
+                let entry = self.table.load(leaf, page);
+                if let Some(frame) = entry.frame() {
+                    self.engine.put_mapping(frame);
+                }
+            }
+        }
+        drop(section);
+    }
+}

@@ -1,0 +1,75 @@
+//! Writes to what others may see: reuse in place if the page is this mapping's alone, else a copy.
+
+use super::super::page_work::Announced;
+use super::file::{Found, find};
+use super::{Step, install, install_new};
+use crate::design::LockingDesign;
+use crate::frame::Reference;
+use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::page_cache::File;
+use crate::stats::Counter;
+use crate::vma::AnonRecord;
+
+/// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros.
+pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    record: &AnonRecord,
+    frame: Frame,
+) -> Step<H> {
+    if !record.add_page() {
+        return Step::LookAgain;
+    }
+    let engine = work.engine();
+    let (frames, counters) = (engine.host().frames(), work.section().counters());
+    if frame == engine.zero_frame() {
+        let Some(new) = frames.allocate() else { return Step::NeedMemory };
+        frames.zero(new);
+        return install_new(work, record, new);
+    }
+    if engine.folio(frame).try_reuse() {
+        counters.add(Counter::CowReuses, 1);
+        let new = work.entry.with(Entry::WRITE);
+        return install(work, new);
+    }
+    // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.
+    let Some(new) = frames.allocate() else { return Step::NeedMemory };
+    frames.copy(frame, new);
+    counters.add(Counter::CowCopies, 1);
+    install_new(work, record, new)
+}
+
+/// The first write to a private mapping's page that is not mapped: a copy of the file's. Gives the work back if the
+/// page is not in memory.
+pub(super) fn from_file<'a, H: Host, D: LockingDesign>(
+    work: Announced<'a, H, D>,
+    record: &AnonRecord,
+    file: &File<H>,
+    page: u64,
+) -> Result<Step<H>, Announced<'a, H, D>> {
+    match find(&work, file, page, Reference::Pin) {
+        Found::Ready(frame) => {
+            let engine = work.engine();
+            let step = copy_of(work, record, frame);
+            engine.put(frame, Reference::Pin);
+            Ok(step)
+        }
+        Found::Absent => Err(work),
+        Found::PastEnd(error) => Ok(Step::Failed(error)),
+    }
+}
+
+/// A private copy of `frame`, which the caller has pinned.
+pub(super) fn copy_of<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    record: &AnonRecord,
+    frame: Frame,
+) -> Step<H> {
+    if !record.add_page() {
+        return Step::LookAgain;
+    }
+    let frames = work.engine().host().frames();
+    let Some(new) = frames.allocate() else { return Step::NeedMemory };
+    frames.copy(frame, new);
+    work.section().counters().add(Counter::CowCopies, 1);
+    install_new(work, record, new)
+}

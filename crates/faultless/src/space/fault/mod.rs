@@ -1,0 +1,287 @@
+//! Page faults: one entry for every host. Announce, look the mapping up, and do what the page needs: anonymous
+//! memory, a file's page, a copy before a write. What needs I/O lets go and becomes a [`PendingFault`].
+
+mod anonymous;
+mod copy_on_write;
+mod file;
+mod pending;
+
+pub use pending::PendingFault;
+
+use super::page_work::{Announced, Leaves, Refused, Worked};
+use super::protect::entry_rights;
+use super::{AddressSpace, Space};
+use crate::address::{PageRange, VirtAddr};
+use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
+use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::page_cache::{File, Miss};
+use crate::protection::{Access, Protection, Sharing};
+use crate::stats::Counter;
+use crate::store::StoreError;
+use crate::vma::{AnonRecord, Backing};
+use alloc::sync::Arc;
+use pending::Awaited;
+
+/// Why an access cannot be served. A process would get a signal: SEGV for the first two, BUS for the next two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultError {
+    /// Nothing is mapped there (SEGV_MAPERR).
+    #[error("nothing is mapped at {address}")]
+    NoMapping {
+        /// The address of the access.
+        address: VirtAddr,
+    },
+    /// The mapping does not allow it (SEGV_ACCERR).
+    #[error("{access} at {address} is not allowed by {protection}")]
+    Protection {
+        /// The address of the access.
+        address: VirtAddr,
+        /// What was tried.
+        access: Access,
+        /// What the mapping allows.
+        protection: Protection,
+    },
+    /// The page lies past the end of the file (BUS_ADRERR).
+    #[error("{address} shows page {page} of a file of {length} bytes")]
+    PastEnd {
+        /// The address of the access.
+        address: VirtAddr,
+        /// The page of the file.
+        page: u64,
+        /// The file's length in bytes.
+        length: u64,
+    },
+    /// The page could not be read (BUS_ADRERR).
+    #[error("the page at {address} could not be read: {error}")]
+    Io {
+        /// The address of the access.
+        address: VirtAddr,
+        /// What the store said.
+        error: StoreError,
+    },
+    /// No frame, and nothing could be evicted.
+    #[error("out of memory for the page at {address}")]
+    OutOfMemory {
+        /// The address of the access.
+        address: VirtAddr,
+    },
+}
+
+/// How a fault went.
+pub enum Fault<H: Host, D: LockingDesign> {
+    /// The page is there, with the rights asked for.
+    Done,
+    /// It waits for I/O or memory, holding nothing.
+    Pending(PendingFault<H, D>),
+}
+
+/// What page work found a fault to need.
+pub(super) enum Step<H: Host> {
+    /// Done; the translation of this old entry, if any, is to be invalidated and its frame dropped.
+    Done(Option<Entry>),
+    /// The mapping changed under us.
+    LookAgain,
+    /// No frame at hand.
+    NeedMemory,
+    /// The page of a file that is not there.
+    Read(Absent<H>),
+    /// It cannot be served.
+    Failed(FaultError),
+}
+
+/// A page of a file that is not there, and the mapping that showed it.
+pub(super) struct Absent<H: Host> {
+    pub file: Arc<File<H>>,
+    pub page: u64,
+    pub serial: u64,
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Serves a page fault at `address`. Never waits for I/O: what needs some comes back as [`Fault::Pending`].
+    ///
+    /// # Errors
+    /// [`FaultError`]; the entry is as before.
+    pub fn fault(&self, address: VirtAddr, access: Access) -> Result<Fault<H, D>, FaultError> {
+        self.0.engine.counters().add(Counter::Faults, 1);
+        self.fault_from(address, access, Attempt::first(Purpose::Fault))
+    }
+
+    /// Serves a page fault and waits for its I/O, as often as it takes.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub fn fault_and_wait(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+        let mut fault = self.fault(address, access)?;
+        while let Fault::Pending(pending) = fault {
+            fault = pending.wait()?;
+        }
+        Ok(())
+    }
+
+    fn fault_from(
+        &self,
+        address: VirtAddr,
+        access: Access,
+        attempt: Attempt,
+    ) -> Result<Fault<H, D>, FaultError> {
+        let space = &*self.0;
+        let (page, engine) = (address.page(), &space.engine);
+        if !Space::<H, D>::whole().contains(page) {
+            return Err(FaultError::NoMapping { address });
+        }
+        let hold = D::after_io(attempt) == AfterIo::Hold;
+        loop {
+            let worked = space.page_work(page, attempt, Leaves::Make, false, |work| {
+                let step = classify(&work, address, access);
+                finish(work, step, hold)
+            });
+            let Worked { result, kept } = match worked {
+                Ok(worked) => worked,
+                Err(Refused::Hole | Refused::NoTable) => return Err(FaultError::NoMapping { address }),
+                Err(Refused::OutOfMemory) => Worked { result: Step::NeedMemory, kept: None },
+            };
+            match result {
+                Step::Done(replaced) => {
+                    space.after_install(address, replaced);
+                    return Ok(Fault::Done);
+                }
+                Step::Failed(error) => return Err(error),
+                Step::LookAgain => {}
+                Step::NeedMemory => {
+                    if engine.evict(1) == 0 {
+                        return Err(FaultError::OutOfMemory { address });
+                    }
+                }
+                Step::Read(absent) => {
+                    let awaited = match absent.file.read(absent.page, attempt.retries > 0) {
+                        Ok(pin) if !pin.is_reading() && absent.file.is_attached(absent.page, pin.frame()) => continue,
+                        Ok(pin) => Awaited::Read { pin, absent },
+                        Err(Miss::Queue(unpinned)) => Awaited::Memory { unpinned },
+                        Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
+                        Err(Miss::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
+                    };
+                    if attempt.retries == 0 {
+                        engine.counters().add(Counter::MajorFaults, 1);
+                    }
+                    return Ok(Fault::Pending(PendingFault::new(self, address, access, attempt, awaited, kept)));
+                }
+            }
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Not announced any more: the old translation goes, then the old frame (rule 6 of PROTOCOL.md).
+    fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
+        if let Some(frame) = replaced.and_then(Entry::frame) {
+            self.engine.invalidate(&self.table, PageRange::single(address.page()));
+            self.engine.put_mapping(frame);
+        }
+    }
+}
+
+/// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
+enum Class<'a, H: Host> {
+    Step(Step<H>),
+    /// The entry lacks a right that the mapping gives.
+    Rights,
+    Zero,
+    Fill(&'a AnonRecord),
+    File(&'a Arc<File<H>>, u64),
+    Private(&'a AnonRecord, &'a Arc<File<H>>, u64),
+    Break(&'a AnonRecord, Frame),
+}
+
+fn classify<'a, H: Host, D: LockingDesign>(
+    work: &Announced<'a, H, D>,
+    address: VirtAddr,
+    access: Access,
+) -> Class<'a, H> {
+    let (vma, entry) = (work.vma, work.entry);
+    let mapping = vma.mapping();
+    if !mapping.protection.allows(access) {
+        let protection = mapping.protection;
+        return Class::Step(Step::Failed(FaultError::Protection { address, access, protection }));
+    }
+    let needed = match access {
+        Access::Read => Entry::READ,
+        Access::Write => Entry::WRITE,
+        Access::Execute => Entry::EXECUTE,
+    };
+    let record = || vma.record().map(|record| &**record);
+    match (entry.frame(), access, &mapping.backing) {
+        (Some(_), _, _) if entry.has(needed) => Class::Step(Step::Done(None)),
+        (Some(frame), Access::Write, _) => match record() {
+            Some(record) => Class::Break(record, frame),
+            None => Class::Step(Step::LookAgain), // shared mappings are not writable: protection said so above
+        },
+        (Some(_), _, _) => Class::Rights,
+        (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
+        (None, Access::Write, Backing::Anonymous) => record().map_or(Class::Step(Step::LookAgain), Class::Fill),
+        (None, _, Backing::Anonymous) => Class::Zero,
+        (None, access, Backing::File { file, first }) => {
+            let page = first + (work.page.get() - mapping.range.start().get());
+            match (access, mapping.sharing, record()) {
+                (Access::Write, Sharing::Private, Some(record)) => Class::Private(record, file, page),
+                _ => Class::File(file, page),
+            }
+        }
+    }
+}
+
+fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>, hold: bool) -> Step<H> {
+    let serial = work.vma.mapping().serial;
+    let read = |work: Announced<'_, H, D>, file: &Arc<File<H>>, page| {
+        let absent = Absent { file: file.clone(), page, serial };
+        if hold {
+            work.let_go_for_io();
+        }
+        Step::Read(absent)
+    };
+    match class {
+        Class::Step(step) => step,
+        Class::Rights => {
+            let new = work.entry.with(entry_rights(work.vma.mapping().protection));
+            install(work, new)
+        }
+        Class::Zero => anonymous::map_zero(work),
+        Class::Fill(record) => anonymous::fill(work, record),
+        Class::File(file, page) => match file::map(work, file, page) {
+            Ok(step) => step,
+            Err(work) => read(work, file, page),
+        },
+        Class::Private(record, file, page) => match copy_on_write::from_file(work, record, file, page) {
+            Ok(step) => step,
+            Err(work) => read(work, file, page),
+        },
+        Class::Break(record, frame) => copy_on_write::break_or_reuse(work, record, frame),
+    }
+}
+
+/// Installs over nothing, or over the same frame.
+fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> Step<H> {
+    match work.install(new) {
+        Ok(_) => Step::Done(None),
+        Err(_) => Step::NeedMemory,
+    }
+}
+
+/// Installs a frame that this fault took and has alone; gives it back where that fails.
+fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, record: &AnonRecord, frame: Frame) -> Step<H> {
+    let frames = work.engine().host().frames();
+    let folio = frames.folio(frame);
+    folio.begin_anonymous(record.id());
+    let rights = entry_rights(work.vma.mapping().protection) | Entry::WRITE;
+    match work.install(Entry::mapping(frame, rights)) {
+        Ok(old) => Step::Done(old.frame().map(|_| old)),
+        Err(_) => {
+            folio.cancel();
+            frames.free(frame);
+            Step::NeedMemory
+        }
+    }
+}
+
+fn past_end<H: Host>(address: VirtAddr, file: &File<H>, page: u64) -> FaultError {
+    FaultError::PastEnd { address, page, length: file.length() }
+}

@@ -1,0 +1,171 @@
+//! A fault that waits: a value that holds no lock and may be dropped at any time.
+
+use super::super::page_work::{Announced, Leaves, Worked};
+use super::super::{AddressSpace, Space};
+use super::{Absent, Fault, FaultError, Step, copy_on_write, file};
+use crate::address::VirtAddr;
+use crate::design::{AfterIo, Attempt, LockingDesign};
+use crate::engine::Engine;
+use crate::frame::Reference;
+use crate::host::Host;
+use crate::page_cache::Pin;
+use crate::protection::Access;
+use crate::stats::Counter;
+use alloc::sync::{Arc, Weak};
+
+/// What it waits for.
+pub(super) enum Awaited<H: Host> {
+    /// The read of a folio that it has pinned, so that the page cannot be gone when it comes back.
+    Read { pin: Pin<H>, absent: Absent<H> },
+    /// Other faults' pins: too many folios are pinned for a new read.
+    Memory { unpinned: u64 },
+}
+
+/// A page fault whose I/O is under way. Holds values, a pinned folio and a weak handle to its space; what else it
+/// keeps is the design's `Kept`, which for [`crate::design::Faultless`] has no values at all (invariant 2).
+///
+/// Dropped, the fault is given up: the read goes on, nothing else happens.
+#[must_use = "a pending fault does nothing until it is waited for or finished"]
+pub struct PendingFault<H: Host, D: LockingDesign> {
+    engine: Arc<Engine<H>>,
+    space: Weak<Space<H, D>>,
+    address: VirtAddr,
+    access: Access,
+    attempt: Attempt,
+    awaited: Awaited<H>,
+    kept: Option<D::Kept>,
+}
+
+impl<H: Host, D: LockingDesign> PendingFault<H, D> {
+    pub(super) fn new(
+        space: &AddressSpace<H, D>,
+        address: VirtAddr,
+        access: Access,
+        attempt: Attempt,
+        awaited: Awaited<H>,
+        kept: Option<D::Kept>,
+    ) -> Self {
+        let (engine, space) = (space.engine().clone(), space.downgrade());
+        Self { engine, space, address, access, attempt, awaited, kept }
+    }
+
+    /// The address of the access.
+    pub fn address(&self) -> VirtAddr {
+        self.address
+    }
+
+    /// What the access wants.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether [`PendingFault::finish`] would go on now. For a host that polls.
+    pub fn is_ready(&self) -> bool {
+        match &self.awaited {
+            Awaited::Read { pin, .. } => !pin.is_reading(),
+            Awaited::Memory { unpinned } => self.engine.unpinned_since(*unpinned),
+        }
+    }
+
+    /// Sleeps until the I/O has ended, and goes on. May come back pending, if the page is needed anew.
+    ///
+    /// # Errors
+    /// [`FaultError`], as [`AddressSpace::fault`].
+    pub fn wait(self) -> Result<Fault<H, D>, FaultError> {
+        match &self.awaited {
+            Awaited::Read { pin, .. } => pin.wait(),
+            Awaited::Memory { unpinned } => self.engine.wait_for_unpin(*unpinned),
+        }
+        self.finish()
+    }
+
+    /// Goes on if the I/O has ended; otherwise comes back as it was. Does not sleep for I/O.
+    ///
+    /// # Errors
+    /// [`FaultError`], as [`AddressSpace::fault`]; `NoMapping` if the space is gone.
+    pub fn finish(self) -> Result<Fault<H, D>, FaultError> {
+        if !self.is_ready() {
+            return Ok(Fault::Pending(self));
+        }
+        let Self { space, address, access, attempt, awaited, kept, .. } = self;
+        let Some(space) = space.upgrade().map(AddressSpace) else {
+            return Err(FaultError::NoMapping { address });
+        };
+        let (pin, absent) = match awaited {
+            Awaited::Read { pin, absent } => (pin, absent),
+            Awaited::Memory { .. } => {
+                drop(kept);
+                return space.fault_from(address, access, attempt);
+            }
+        };
+        let offset = absent.page * crate::address::PAGE_SIZE;
+        if let Some(error) = space.engine().folio(pin.frame()).read_error(offset) {
+            return Err(FaultError::Io { address, error });
+        }
+        if D::after_io(attempt) == AfterIo::Retry {
+            drop((pin, kept));
+            space.engine().counters().add(Counter::Retries, 1);
+            return space.fault_from(address, access, attempt.again());
+        }
+        if space.0.resume(address, access, attempt, &pin, &absent, kept.is_some()) {
+            return Ok(Fault::Done);
+        }
+        drop(kept);
+        // Something else is mapped there, or the page was cut off meanwhile, or there was no memory: from the start. The
+        // pin stays until then, so that a page still wanted is found.
+        let fault = space.fault_from(address, access, attempt.again());
+        drop(pin);
+        fault
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Announces again and maps the pinned folio, if the page is mapped as before by value, nothing has come into its
+    /// entry, and the folio is still the file's. Does not look the page up again.
+    fn resume(
+        &self,
+        address: VirtAddr,
+        access: Access,
+        attempt: Attempt,
+        pin: &Pin<H>,
+        absent: &Absent<H>,
+        holding: bool,
+    ) -> bool {
+        let worked = self.page_work(address.page(), attempt, Leaves::Make, holding, |work| {
+            if !is_unchanged(&work, access, absent) {
+                work.section().counters().add(Counter::ResumesChanged, 1);
+                return None;
+            }
+            if !absent.file.is_attached(absent.page, pin.frame()) {
+                return None;
+            }
+            let vma = work.vma;
+            Some(match (access, vma.record()) {
+                (Access::Write, Some(record)) => copy_on_write::copy_of(work, record, pin.frame()),
+                _ => {
+                    work.engine().folio(pin.frame()).get(Reference::Mapping);
+                    file::map_frame(work, pin.frame())
+                }
+            })
+        });
+        match worked {
+            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
+                self.after_install(address, replaced);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
+fn is_unchanged<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Access, absent: &Absent<H>) -> bool {
+    let mapping = work.vma.mapping();
+    let same_page = mapping
+        .file_page(work.page)
+        .is_some_and(|(file, page)| Arc::ptr_eq(file, &absent.file) && page == absent.page);
+    same_page
+        && mapping.serial == absent.serial
+        && mapping.protection.allows(access)
+        && work.entry.frame().is_none()
+}

@@ -1,0 +1,229 @@
+//! fork: range work on the whole space. There is one instant inside it at which the child's private memory equals the
+//! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
+//! processor uses an older translation does page work go on.
+
+use super::range_work::{Removed, Taken};
+use super::{AddressSpace, Space};
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::protection::Sharing;
+use crate::sync::{RangesGuard, try_box};
+use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Mapping, Vma};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+/// Why there is no child; the parent is as before, and nobody has seen half a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForkError {
+    /// No memory for the child's tables and nodes (ENOMEM).
+    #[error("out of memory to fork")]
+    OutOfMemory,
+    /// The space has exited.
+    #[error("the space has exited")]
+    Exited,
+}
+
+impl From<OutOfMemory> for ForkError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// A child with the same mappings, its private memory as the parent's is at one instant during the call. Waits for
+    /// other range work and for faults at work, for no I/O; faults of the parent wait while entries are copied.
+    ///
+    /// # Errors
+    /// [`ForkError`]; the parent is as before.
+    pub fn fork(&self) -> Result<Self, ForkError> {
+        let space = &*self.0;
+        let child = Self::new(&space.engine)?;
+        let whole = Space::<H, D>::whole();
+        let mut work = D::range_work(&space.lock, &space.engine, whole);
+        space.engine.assert_may_sleep("the tree lock");
+        let (taken, lock) = space.map.take(whole, &*space.engine)?;
+        if lock.exited {
+            return Err(ForkError::Exited);
+        }
+        // All memory but the child's tables, before anybody is stopped. The tree stays as it is: we have all of it.
+        let child_map = space.copy_mappings(&lock, &child)?;
+        drop(lock);
+        #[cfg(mutant = "fork_reads_records_early")]
+        let early = space.pages_of_records(&taken);
+        let frozen = space.freeze(&mut work, &taken);
+        #[cfg(not(mutant = "fork_reads_records_early"))]
+        let copied = space.copy_pages(&taken, &child.0, &child_map, None);
+        #[cfg(mutant = "fork_reads_records_early")]
+        let copied = space.copy_pages(&taken, &child.0, &child_map, Some(&early));
+        drop(frozen);
+        drop(child_map);
+        drop(taken);
+        drop(work);
+        copied?;
+        Ok(child)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn freeze<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        taken: &Taken<'_, H>,
+    ) -> D::Fork<'s, H> {
+        let lock = taken.lock();
+        for vma in self.tree.view_locked(&lock.writer).from(PageNumber::new(0)) {
+            D::exclude_for_fork(work, &self.engine, vma);
+        }
+        drop(lock);
+        D::fork(&self.lock, &self.engine)
+    }
+
+    /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
+    fn copy_mappings<'c>(
+        &self,
+        lock: &RangesGuard<'_, super::Map>,
+        child: &'c AddressSpace<H, D>,
+    ) -> Result<RangesGuard<'c, super::Map>, OutOfMemory> {
+        let view = self.tree.view_locked(&lock.writer);
+        let mut copies: Vec<Box<Vma<H, D>>> = Vec::new();
+        copies.try_reserve_exact(view.len()).map_err(|_| OutOfMemory)?;
+        for vma in view.from(PageNumber::new(0)) {
+            let mapping = Mapping { anon: None, ..vma.mapping().clone() };
+            if let Backing::File { file, .. } = &mapping.backing {
+                file.register(child.0.id, child.as_maps())?;
+            }
+            copies.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
+        }
+        let mut map = child.0.map.lock();
+        let retired =
+            child.0.tree.replace(&mut map.writer, Self::whole(), copies).map_err(|(error, _)| error)?;
+        drop(map);
+        self.engine.retire(retired);
+        Ok(child.0.map.lock())
+    }
+
+    /// For a mutant: which private mappings have anonymous pages now.
+    #[cfg(mutant = "fork_reads_records_early")]
+    fn pages_of_records(&self, taken: &Taken<'_, H>) -> Vec<bool> {
+        let lock = taken.lock();
+        let view = self.tree.view_locked(&lock.writer);
+        view.from(PageNumber::new(0)).map(|vma| vma.record().is_some_and(|record| record.has_pages())).collect()
+    }
+
+    /// Copies the entries of every private mapping that has anonymous pages. What a file has, the child faults in
+    /// itself. Page work is stopped.
+    fn copy_pages(
+        &self,
+        taken: &Taken<'_, H>,
+        child: &Self,
+        child_map: &RangesGuard<'_, super::Map>,
+        early: Option<&[bool]>,
+    ) -> Result<(), OutOfMemory> {
+        let lock = taken.lock();
+        let mut weakened = Removed::new(self);
+        let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0));
+        let children = child.tree.view_locked(&child_map.writer).from(PageNumber::new(0));
+        for (i, (vma, copy)) in parents.zip(children).enumerate() {
+            let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else { continue };
+            debug_assert!(vma.mapping().sharing == Sharing::Private);
+            // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
+            if !early.map_or(record.has_pages(), |early| early[i]) {
+                continue;
+            }
+            new_record.add_page();
+            self.copy_entries(taken, child, vma.range(), new_record.id(), &mut weakened)?;
+        }
+        // No processor writes through an old translation when this has been flushed: here the instant ends.
+        weakened.flush();
+        Ok(())
+    }
+
+    fn copy_entries(
+        &self,
+        taken: &Taken<'_, H>,
+        child: &Self,
+        range: PageRange,
+        record: u64,
+        weakened: &mut Removed<'_, H, D>,
+    ) -> Result<(), OutOfMemory> {
+        let mut result = Ok(());
+        self.each_leaf(taken, range, |leaf, part| {
+            for page in part.iter() {
+                if result.is_err() {
+                    return;
+                }
+                let mut look = 0;
+                let entry = loop {
+                    let entry = self.table.load(leaf, page);
+                    if entry.is_announced() {
+                        self.engine.pause_on_bit(look);
+                        look += 1;
+                    } else if entry.frame().is_none() || self.table.try_announce(leaf, page, entry) {
+                        break entry;
+                    }
+                };
+                // The bit is held while the counts change: who comes by the file or the folio waits for it.
+                if let Some(frame) = entry.frame() {
+                    let copied = self.copy_entry(child, page, entry, frame, record);
+                    let shared = entry.without(Entry::WRITE);
+                    result = copied.map(|_| ());
+                    if copied == Ok(true) && shared != entry {
+                        weakened.touch(page);
+                        // Nothing new is mapped: a host needs no memory for this.
+                        if self.table.install(leaf, page, shared).is_err() {
+                            self.table.let_go(leaf, page);
+                        }
+                    } else {
+                        self.table.let_go(leaf, page);
+                    }
+                }
+            }
+        });
+        result
+    }
+
+    /// Gives the child the page. True: it is shared from now on.
+    fn copy_entry(
+        &self,
+        child: &Self,
+        page: PageNumber,
+        entry: Entry,
+        frame: Frame,
+        record: u64,
+    ) -> Result<bool, OutOfMemory> {
+        let frames = self.engine.host().frames();
+        let clean = entry.without(Entry::HARDWARE);
+        let (new, is_shared) = if frame == self.engine.zero_frame() {
+            (clean, true)
+        } else if frames.folio(frame).try_share() {
+            (clean.without(Entry::WRITE), true)
+        } else {
+            // I/O goes on into the page: it stays the parent's alone, the child gets what is in it now.
+            let copy = frames.allocate().ok_or(OutOfMemory)?;
+            frames.copy(frame, copy);
+            frames.folio(copy).begin_anonymous(record);
+            (Entry::mapping(copy, clean.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE)), false)
+        };
+        child.put_entry(page, new)?;
+        Ok(is_shared)
+    }
+
+    /// Puts an entry with its mapping reference into a space that nobody has a handle to yet.
+    fn put_entry(&self, page: PageNumber, new: Entry) -> Result<(), OutOfMemory> {
+        let section = self.engine.enter();
+        let Ok(leaf) = self.table.make_leaf(&section, page) else {
+            drop(section);
+            if let Some(frame) = new.frame() {
+                self.engine.put_mapping(frame);
+            }
+            return Err(OutOfMemory);
+        };
+        // Truncation may look at the child already: it announces only what is there.
+        while self.table.exchange(leaf, page, Entry::EMPTY, new).is_err() {
+            crate::sync::spin_loop();
+        }
+        Ok(())
+    }
+}

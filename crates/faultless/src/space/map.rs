@@ -1,0 +1,292 @@
+//! mmap.
+
+use super::range_work::Unpublished;
+use super::{AddressSpace, Map, Space};
+use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
+use crate::design::LockingDesign;
+use crate::host::{Host, OutOfMemory};
+use crate::page_cache::File;
+use crate::protection::{Protection, Sharing};
+use crate::sync::Claims;
+use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Mapping};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// What is mapped.
+pub enum Source<H: Host> {
+    /// Zeros, private.
+    Anonymous,
+    /// A file from its page `first` on. Pages past its end can be mapped; touching them is an error.
+    File {
+        /// The file.
+        file: Arc<File<H>>,
+        /// The page of the file that the mapping begins with.
+        first: u64,
+        /// Whether stores stay in the space.
+        sharing: Sharing,
+    },
+}
+
+/// Where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The highest free place, as Linux does it.
+    Anywhere,
+    /// Just there; what is mapped there goes (MAP_FIXED).
+    Fixed(VirtAddr),
+    /// Just there, if nothing is (MAP_FIXED_NOREPLACE).
+    FixedNoReplace(VirtAddr),
+}
+
+/// A mapping to be made.
+pub struct MapRequest<H: Host> {
+    /// Bytes; rounded up to whole pages.
+    pub length: u64,
+    /// What may be done with it.
+    pub protection: Protection,
+    /// What is mapped.
+    pub source: Source<H>,
+    /// Where it goes.
+    pub placement: Placement,
+}
+
+impl<H: Host> MapRequest<H> {
+    /// `length` bytes of zeros, readable and writable, anywhere.
+    pub fn anonymous(length: u64) -> Self {
+        Self {
+            length,
+            protection: Protection::READ | Protection::WRITE,
+            source: Source::Anonymous,
+            placement: Placement::Anywhere,
+        }
+    }
+
+    /// `length` bytes of `file` from page `first` on, private, anywhere.
+    pub fn file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+        let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
+        Self { length, protection, source, placement: Placement::Anywhere }
+    }
+
+    /// The same elsewhere.
+    pub fn at(self, placement: Placement) -> Self {
+        Self { placement, ..self }
+    }
+
+    /// The same with other rights.
+    pub fn with(self, protection: Protection) -> Self {
+        Self { protection, ..self }
+    }
+}
+
+/// Why nothing was mapped; the space is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// The length or the address is wrong (EINVAL).
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// The range lies outside of what the table can address (ENOMEM).
+    #[error("{range} lies outside of the address space, which ends at {end}")]
+    OutOfBounds {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that cannot be mapped.
+        end: VirtAddr,
+    },
+    /// The mapping would reach past the last page a file can have (EOVERFLOW).
+    #[error("the mapping would reach past page {first} + {pages} of a file")]
+    FileOffset {
+        /// The first page asked for.
+        first: u64,
+        /// How many.
+        pages: u64,
+    },
+    /// Something is mapped there already (EEXIST).
+    #[error("{existing} is mapped already, inside the {range} asked for")]
+    Exists {
+        /// What was asked for.
+        range: PageRange,
+        /// The first mapping in the way.
+        existing: PageRange,
+    },
+    /// Shared files are read-only in this version (EACCES).
+    #[error("a shared mapping of a file cannot be writable")]
+    SharedWrite,
+    /// No free place of that size (ENOMEM).
+    #[error("no free place for {pages} pages")]
+    NoSpace {
+        /// How many pages were asked for.
+        pages: u64,
+    },
+    /// The space has its limit of mappings (ENOMEM).
+    #[error("the space has its limit of {limit} mappings")]
+    TooManyMappings {
+        /// The limit.
+        limit: usize,
+    },
+    /// No memory for tables and nodes (ENOMEM).
+    #[error("out of memory for the mapping")]
+    OutOfMemory,
+    /// The space has exited.
+    #[error("the space has exited")]
+    Exited,
+}
+
+impl From<OutOfMemory> for MapError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Maps something; returns its first address. Waits for other range work on the same pages, for no I/O.
+    ///
+    /// # Errors
+    /// [`MapError`]; the space is as before.
+    pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
+        self.0.map(self, request)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
+        let at = match request.placement {
+            Placement::Anywhere => VirtAddr::default(),
+            Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
+        };
+        let asked = PageRange::from_bytes(at, request.length)?;
+        if !Self::is_addressable(asked) {
+            return Err(MapError::OutOfBounds { range: asked, end: Self::whole().end().address() });
+        }
+        let (backing, sharing) = match request.source {
+            Source::Anonymous => (Backing::Anonymous, Sharing::Private),
+            Source::File { file, first, sharing } => {
+                if first.checked_add(asked.pages()).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) {
+                    return Err(MapError::FileOffset { first, pages: asked.pages() });
+                }
+                if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
+                    return Err(MapError::SharedWrite);
+                }
+                // Before its first page can be mapped.
+                file.register(self.id, handle.as_maps())?;
+                (Backing::File { file, first }, sharing)
+            }
+        };
+        let serial = self.engine.next_serial();
+        let mapping =
+            |range| Mapping { range, protection: request.protection, sharing, backing, serial, anon: None };
+        match request.placement {
+            Placement::Anywhere => self.map_anywhere(asked.pages(), mapping),
+            Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
+            Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
+        }
+        .map(|range| range.start().address())
+    }
+
+    fn map_anywhere(
+        &self,
+        pages: u64,
+        mapping: impl FnOnce(PageRange) -> Mapping<H>,
+    ) -> Result<PageRange, MapError> {
+        let mut work = D::range_work(&self.lock, &self.engine, Self::whole());
+        self.engine.assert_may_sleep("the tree lock");
+        let choose = |map: &Map, claims: &Claims| self.free_place(map, claims, pages);
+        let Some((taken, mut lock)) = self.map.take_chosen(&*self.engine, choose)? else {
+            return Err(MapError::NoSpace { pages });
+        };
+        // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
+        let range = taken.range();
+        let retired = self.publish_new(&mut work, &mut lock, range, mapping(range));
+        drop(lock);
+        drop(taken);
+        drop(work);
+        self.engine.retire(retired?);
+        Ok(range)
+    }
+
+    /// The highest free place that nobody has claimed. The first page stays free, so that null is never mapped.
+    fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Option<PageRange> {
+        let view = self.tree.view_locked(&map.writer);
+        let mut within = PageRange::new(PageNumber::new(1), Self::whole().end())?;
+        loop {
+            let range = PageRange::with_pages(view.highest_gap(pages, within)?, pages).ok()?;
+            let Some(claimed) = claims.overlapping(range) else { return Some(range) };
+            within = PageRange::new(within.start(), claimed.start())?;
+        }
+    }
+
+    fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
+        let mut work = D::range_work(&self.lock, &self.engine, range);
+        self.engine.assert_may_sleep("the tree lock");
+        let (taken, mut lock) = self.map.take(range, &*self.engine)?;
+        let existing = self.tree.view_locked(&lock.writer).from(range.start()).next().map(Ranged::range);
+        let retired = match existing {
+            Some(existing) if existing.overlaps(range) => Err(MapError::Exists { range, existing }),
+            _ => self.publish_new(&mut work, &mut lock, range, mapping),
+        };
+        drop(lock);
+        drop(taken);
+        drop(work);
+        self.engine.retire(retired?);
+        Ok(range)
+    }
+
+    /// Over something: BUSY, sweep, then the new mapping, so that no page faulted into the new one is swept away.
+    fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
+        let mut work = D::range_work(&self.lock, &self.engine, range);
+        self.engine.assert_may_sleep("the tree lock");
+        let (taken, mut lock) = self.map.take(range, &*self.engine)?;
+        let over_something =
+            self.tree.view_locked(&lock.writer).from(range.start()).next().is_some_and(|vma| vma.range().overlaps(range));
+        if !over_something || cfg!(mutant = "fixed_without_busy") {
+            let retired = self.publish_new(&mut work, &mut lock, range, mapping);
+            drop(lock);
+            if over_something && retired.is_ok() {
+                self.sweep_away(&taken, range);
+            }
+            drop(taken);
+            drop(work);
+            self.engine.retire(retired?);
+            return Ok(range);
+        }
+        let busy = Mapping { backing: Backing::Busy, anon: None, ..mapping.clone() };
+        let mut retired = self.publish_new(&mut work, &mut lock, range, busy)?;
+        drop(lock);
+        self.sweep_away(&taken, range);
+        self.unhook_leaves(&taken, &mut retired);
+        let mut lock = taken.lock();
+        let published = match self.publish_new(&mut work, &mut lock, range, mapping) {
+            Ok(more) => {
+                retired.extend(more);
+                Ok(range)
+            }
+            // The old mapping is gone, as Linux leaves it when it fails that late; a hole takes no memory to speak of.
+            Err(error) => {
+                let hole = self.publish(&mut work, &mut lock, range, |_| None, None);
+                retired.extend(hole.into_iter().flatten());
+                Err(error)
+            }
+        };
+        drop(lock);
+        drop(taken);
+        drop(work);
+        self.engine.retire(retired);
+        published
+    }
+
+    fn publish_new<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: &mut super::range_work::TreeLock<'_>,
+        range: PageRange,
+        mapping: Mapping<H>,
+    ) -> Result<Vec<crate::sync::Retired>, MapError> {
+        if lock.exited {
+            return Err(MapError::Exited);
+        }
+        self.publish(work, lock, range, |_| None, Some(mapping)).map_err(|error| match error {
+            Unpublished::OutOfMemory => MapError::OutOfMemory,
+            Unpublished::TooMany => MapError::TooManyMappings { limit: self.engine.limits().mappings },
+        })
+    }
+}

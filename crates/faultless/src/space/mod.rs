@@ -1,0 +1,124 @@
+//! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
+
+mod discard;
+mod exit;
+pub mod fault;
+mod fork;
+mod listing;
+mod map;
+mod page_work;
+mod pin;
+pub(crate) mod protect;
+mod range_work;
+mod truncate;
+mod unmap;
+
+pub use discard::DiscardError;
+pub use fork::ForkError;
+pub use listing::MappingInfo;
+pub use map::{MapError, MapRequest, Placement, Source};
+pub use pin::PinnedPage;
+pub use protect::ProtectError;
+pub use unmap::UnmapError;
+
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::engine::Engine;
+use crate::host::{Host, OutOfMemory, PageTable};
+use crate::page_cache::Maps;
+use crate::sync::Ranges;
+use crate::vma::Vma;
+use crate::vma::tree::{Tree, Writer};
+use alloc::sync::{Arc, Weak};
+
+/// A virtual address space. A handle: clones are the same space, whose last handle ends it.
+///
+/// Every method may be called by any number of threads at once. What a method waits for is said there; no method but
+/// [`fault::PendingFault::wait`] and those that contain it ever waits for I/O.
+pub struct AddressSpace<H: Host, D: LockingDesign>(pub(crate) Arc<Space<H, D>>);
+
+impl<H: Host, D: LockingDesign> Clone for AddressSpace<H, D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// What the tree lock guards.
+pub(crate) struct Map {
+    writer: Writer,
+    /// Set by exit: nothing is mapped any more.
+    exited: bool,
+}
+
+pub(crate) struct Space<H: Host, D: LockingDesign> {
+    /// Immutable.
+    id: u64,
+    /// Immutable.
+    engine: Arc<Engine<H>>,
+    /// Immutable; entries are atomic.
+    table: H::Table,
+    /// Atomic root; changed under `map`.
+    tree: Tree<Vma<H, D>>,
+    /// The short tree lock, and the ranges taken under it.
+    map: Ranges<Map>,
+    /// What the design keeps here.
+    lock: Arc<D::Space>,
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
+        let (tree, writer) = Tree::new();
+        Ok(Self {
+            id: engine.next_serial(),
+            engine: engine.clone(),
+            table: engine.host().new_table()?,
+            tree,
+            map: Ranges::new(Map { writer, exited: false }),
+            lock: Arc::default(),
+        })
+    }
+
+    /// Every page that the table can address.
+    fn whole() -> PageRange {
+        // PAGES is a power of two, so not zero.
+        PageRange::new(PageNumber::new(0), PageNumber::new(H::Table::PAGES)).expect("a table has pages")
+    }
+
+    fn is_addressable(range: PageRange) -> bool {
+        Self::whole().covers(range)
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// An empty space.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
+        Ok(Self(Arc::new(Space::new(engine)?)))
+    }
+
+    /// The machine it lives in.
+    pub fn engine(&self) -> &Arc<Engine<H>> {
+        &self.0.engine
+    }
+
+    /// Its page table, for the host's own accesses.
+    pub fn table(&self) -> &H::Table {
+        &self.0.table
+    }
+
+    /// How many ranges are taken or waited for now. Zero when no call is under way (invariant 11).
+    pub fn taken_ranges(&self) -> usize {
+        self.0.map.claimed()
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Space<H, D>> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn as_maps(&self) -> Weak<dyn Maps> {
+        let weak: Weak<Space<H, D>> = self.downgrade();
+        weak
+    }
+}

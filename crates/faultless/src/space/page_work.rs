@@ -1,0 +1,207 @@
+//! Page work: announce in the page's own entry, then look the VMA up.
+
+use super::Space;
+use crate::address::PageNumber;
+use crate::design::{Attempt, Blocked, LockingDesign};
+use crate::engine::Engine;
+use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::sync::Section;
+use crate::sync::atomic::{Ordering, fence};
+use crate::vma::Vma;
+use core::cell::Cell;
+
+/// Why page work did not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Nothing is mapped there.
+    Hole,
+    /// No leaf table, and the caller wants none made.
+    NoTable,
+    /// No memory for a table.
+    OutOfMemory,
+}
+
+/// Whether a missing leaf table is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaves {
+    Make,
+    Existing,
+}
+
+/// A page whose entry carries this thread's announcement, with the VMA looked up after that. As long as it lives, no
+/// other page work touches the page and no range work over it goes on; so its thread neither sleeps nor waits.
+///
+/// Ended by [`Announced::install`] or by dropping it, which leaves the entry as it is.
+pub(super) struct Announced<'a, H: Host, D: LockingDesign> {
+    pub space: &'a Space<H, D>,
+    pub page: PageNumber,
+    /// The mapping.
+    pub vma: &'a Vma<H, D>,
+    /// The entry when it was announced, without the bit. Accessed and dirty bits may have come since.
+    pub entry: Entry,
+    leaf: <H::Table as PageTable>::Leaf<'a>,
+    section: &'a Section<'a>,
+    keep: &'a Cell<bool>,
+    held: bool,
+}
+
+impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
+    pub fn engine(&self) -> &'a Engine<H> {
+        &self.space.engine
+    }
+
+    pub fn section(&self) -> &'a Section<'a> {
+        self.section
+    }
+
+    /// Puts `new` in the entry and ends the announcement by the same store. Returns what was there.
+    pub fn install(mut self, new: Entry) -> Result<Entry, OutOfMemory> {
+        let old = self.space.table.install(self.leaf, self.page, new)?;
+        self.held = false;
+        Ok(old)
+    }
+
+    /// Ends the announcement, and asks that what the design took be kept for the I/O that follows.
+    pub fn let_go_for_io(self) {
+        self.keep.set(true);
+    }
+}
+
+impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {
+    fn drop(&mut self) {
+        if self.held {
+            self.space.table.let_go(self.leaf, self.page);
+        }
+    }
+}
+
+/// What page work returned, and what it kept if it asked for that.
+pub(super) struct Worked<R, K> {
+    pub result: R,
+    pub kept: Option<K>,
+}
+
+/// How one try to announce ended.
+enum Try<R, K> {
+    Worked(Worked<R, K>),
+    Refused(Refused),
+    /// Something moved: at once again.
+    Again,
+    /// The design says no.
+    Blocked,
+    /// Somebody else's bit.
+    Bit,
+    /// A range whose next mapping is not there yet.
+    Busy,
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Announces `page`, looks its VMA up, and calls `work` once. `holding`: what the design needs is held already,
+    /// since before an I/O.
+    pub(super) fn page_work<R>(
+        &self,
+        page: PageNumber,
+        mut attempt: Attempt,
+        leaves: Leaves,
+        holding: bool,
+        work: impl FnOnce(Announced<'_, H, D>) -> R,
+    ) -> Result<Worked<R, D::Kept>, Refused> {
+        let mut work = Some(work);
+        let mut look = 0;
+        loop {
+            let tried = self.announce(page, attempt, leaves, holding, &mut work);
+            match tried {
+                Try::Worked(worked) => return Ok(worked),
+                Try::Refused(refused) => return Err(refused),
+                Try::Again => {}
+                Try::Blocked => D::blocked(&self.lock, &self.engine, &mut attempt),
+                Try::Bit => {
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                }
+                Try::Busy => self.map.wait_for_page(page, &*self.engine),
+            }
+        }
+    }
+
+    /// One try: PROTOCOL.md's `page_work`.
+    fn announce<R>(
+        &self,
+        page: PageNumber,
+        attempt: Attempt,
+        leaves: Leaves,
+        holding: bool,
+        work: &mut Option<impl FnOnce(Announced<'_, H, D>) -> R>,
+    ) -> Try<R, D::Kept> {
+        let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, attempt));
+        let section = self.engine.enter();
+        let inside = match &outside {
+            Some(outside) => {
+                match D::inside(&self.lock, outside, self.tree.view(&section), page, attempt) {
+                    Ok(inside) => Some(inside),
+                    Err(Blocked) => return Try::Blocked,
+                }
+            }
+            None => None,
+        };
+        #[cfg(mutant = "vma_before_bit")]
+        let Some(early) = self.tree.view(&section).find(page) else { return Try::Refused(Refused::Hole) };
+        let leaf = match self.table.leaf(&section, page) {
+            Some(leaf) => leaf,
+            None if leaves == Leaves::Existing => return Try::Refused(Refused::NoTable),
+            None => {
+                if self.tree.view(&section).find(page).is_none() {
+                    return Try::Refused(Refused::Hole);
+                }
+                match self.table.make_leaf(&section, page) {
+                    Ok(leaf) => leaf,
+                    Err(OutOfMemory) => return Try::Refused(Refused::OutOfMemory),
+                }
+            }
+        };
+        let entry = self.table.load(leaf, page);
+        if entry.is_announced() {
+            return Try::Bit;
+        }
+        if !self.table.try_announce(leaf, page, entry) {
+            return Try::Again;
+        }
+        // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for
+        // us; if theirs, the look-up below finds the new mapping.
+        fence(Ordering::SeqCst);
+        #[cfg(not(mutant = "vma_before_bit"))]
+        let vma = self.tree.view(&section).find(page);
+        #[cfg(mutant = "vma_before_bit")]
+        let vma = Some(early);
+        // After the look-up: a leaf that is unhooked was swept before, as part of a hole.
+        if !self.table.hangs(leaf) {
+            self.table.let_go(leaf, page);
+            return Try::Again;
+        }
+        let Some(vma) = vma else {
+            self.table.let_go(leaf, page);
+            return Try::Refused(Refused::Hole);
+        };
+        if vma.is_busy() {
+            self.table.let_go(leaf, page);
+            return Try::Busy;
+        }
+        let Some(work) = work.take() else { return Try::Again };
+        let kept = Cell::new(false);
+        let result = work(Announced {
+            space: self,
+            page,
+            vma,
+            entry,
+            leaf,
+            section: &section,
+            keep: &kept,
+            held: true,
+        });
+        let kept = match (outside, inside) {
+            (Some(outside), Some(inside)) if kept.get() => D::keep(&self.lock, outside, inside),
+            _ => None,
+        };
+        Try::Worked(Worked { result, kept })
+    }
+}

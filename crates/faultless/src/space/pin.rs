@@ -1,0 +1,85 @@
+//! Pinning a page of a space for I/O into it: what a kernel does for read(2) into user memory, a hypervisor for a
+//! device.
+
+use super::page_work::{Leaves, Refused};
+use super::{AddressSpace, fault::FaultError};
+use crate::address::VirtAddr;
+use crate::design::{Attempt, LockingDesign, Purpose};
+use crate::engine::Engine;
+use crate::frame::Reference;
+use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::protection::Access;
+use alloc::sync::Arc;
+
+/// A page pinned for I/O: its frame stays, whatever happens to the mapping. While a page pinned for writing is
+/// exclusive to its space, fork copies it for the child.
+pub struct PinnedPage<H: Host> {
+    engine: Arc<Engine<H>>,
+    frame: Frame,
+    access: Access,
+}
+
+impl<H: Host> PinnedPage<H> {
+    /// The frame.
+    pub fn frame(&self) -> Frame {
+        self.frame
+    }
+
+    /// Copies bytes out, from `offset` in the page on; as many as the page has. Returns how many.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
+        self.engine.host().frames().read(self.frame, offset, bytes)
+    }
+
+    /// Copies bytes in, from `offset` in the page on; as many as the page has. Returns how many: none if the page was
+    /// not pinned for writing.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
+        if self.access != Access::Write {
+            return 0;
+        }
+        self.engine.host().frames().write(self.frame, offset, bytes)
+    }
+}
+
+impl<H: Host> Drop for PinnedPage<H> {
+    fn drop(&mut self) {
+        self.engine.put(self.frame, Reference::IoPin);
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Pins the page of `address` for `access`, faulting it in if need be, and waits for that fault's I/O. A pin for
+    /// writing is on a page that the space may write: private if the mapping is (invariant 5).
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
+        let space = &*self.0;
+        let no_mapping = FaultError::NoMapping { address };
+        if !super::Space::<H, D>::whole().contains(address.page()) {
+            return Err(no_mapping);
+        }
+        #[allow(unused_mut)]
+        let mut wanted = access;
+        loop {
+            let needed = if wanted == Access::Write { Entry::WRITE } else { Entry::READ };
+            let attempt = Attempt::first(Purpose::Fault);
+            let worked = space.page_work(address.page(), attempt, Leaves::Existing, false, |work| {
+                let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
+                work.engine().folio(frame).get(Reference::IoPin);
+                Some(frame)
+            });
+            match worked.map(|worked| worked.result) {
+                Ok(Some(frame)) => return Ok(PinnedPage { engine: space.engine.clone(), frame, access }),
+                Ok(None) | Err(Refused::NoTable) => {}
+                Err(Refused::Hole) => return Err(no_mapping),
+                Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
+            }
+            self.fault_and_wait(address, wanted)?;
+            // CVE-2016-5195: the fault has broken COW, so the write intent seems not to be needed any more.
+            #[cfg(mutant = "dirty_cow")]
+            {
+                wanted = Access::Read;
+            }
+        }
+    }
+}

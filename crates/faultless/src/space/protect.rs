@@ -1,0 +1,181 @@
+//! mprotect.
+
+use super::range_work::{Removed, Unpublished};
+use super::{AddressSpace, Space};
+use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
+use crate::design::LockingDesign;
+use crate::host::{Entry, Host};
+use crate::protection::{Protection, Sharing};
+use crate::vma::Mapping;
+use crate::vma::tree::Ranged;
+use alloc::vec::Vec;
+
+/// Why the protection was not changed, or not everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProtectError {
+    /// The address or the length is wrong (EINVAL).
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// Nothing is mapped at `address`; everything below it has been changed, as Linux does (ENOMEM).
+    #[error("nothing is mapped at {address}, inside the {range} to protect; what lies below it has changed")]
+    Hole {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address of the hole.
+        address: VirtAddr,
+    },
+    /// A shared mapping of a file cannot become writable in this version; everything below it has been changed
+    /// (EACCES).
+    #[error("the shared mapping at {address} cannot become writable; what lies below it has changed")]
+    SharedWrite {
+        /// The first address of the mapping.
+        address: VirtAddr,
+    },
+    /// Splitting a mapping would make more than the limit (ENOMEM).
+    #[error("protecting {range} would split a mapping, and the space has its limit of {limit}")]
+    TooManyMappings {
+        /// What was asked for.
+        range: PageRange,
+        /// The limit.
+        limit: usize,
+    },
+    /// No memory for nodes (ENOMEM).
+    #[error("out of memory to protect {range}")]
+    OutOfMemory {
+        /// What was asked for.
+        range: PageRange,
+    },
+}
+
+/// The rights that an entry may have under `protection`; a write right is given by a fault only, which knows whether
+/// the page is this mapping's alone.
+pub(super) fn entry_rights(protection: Protection) -> u64 {
+    let mut rights = 0;
+    if protection.intersects(Protection::READ | Protection::WRITE) {
+        rights |= Entry::READ;
+    }
+    if protection.contains(Protection::EXECUTE) {
+        rights |= Entry::EXECUTE;
+    }
+    rights
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Changes what may be done with `length` bytes at `address`. When this returns, no access that is forbidden
+    /// now succeeds. Waits as [`AddressSpace::unmap`].
+    ///
+    /// # Errors
+    /// [`ProtectError`]. After `Hole` and `SharedWrite` the part below has changed, as on Linux.
+    pub fn protect(&self, address: VirtAddr, length: u64, protection: Protection) -> Result<(), ProtectError> {
+        let range = PageRange::from_bytes(address, length)?;
+        self.0.protect(range, protection)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn protect(&self, range: PageRange, protection: Protection) -> Result<(), ProtectError> {
+        let none = ProtectError::Hole { range, address: range.start().address() };
+        let inside = range.intersection(Self::whole()).ok_or(none)?;
+        let mut work = D::range_work(&self.lock, &self.engine, inside);
+        self.engine.assert_may_sleep("the tree lock");
+        let out_of_memory = ProtectError::OutOfMemory { range };
+        let (taken, mut lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
+        let (end, error) = {
+            let view = self.tree.view_locked(&lock.writer);
+            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), vma.mapping().sharing));
+            protectable(range, protection, &mut vmas)
+        };
+        let mut retired = Vec::new();
+        if let Some(prefix) = PageRange::new(inside.start(), end) {
+            let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
+            retired = self.publish(&mut work, &mut lock, prefix, change, None).map_err(|error| match error {
+                Unpublished::OutOfMemory => out_of_memory,
+                Unpublished::TooMany => {
+                    ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
+                }
+            })?;
+            drop(lock);
+            self.sweep_rights(&taken, prefix, protection);
+        } else {
+            drop(lock);
+        }
+        drop(taken);
+        drop(work);
+        self.engine.retire(retired);
+        error.map_or(Ok(()), Err)
+    }
+
+    fn sweep_rights(
+        &self,
+        taken: &super::range_work::Taken<'_, H>,
+        range: PageRange,
+        protection: Protection,
+    ) {
+        let rights = entry_rights(protection);
+        let keep_write = if protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 };
+        let mut removed = Removed::new(self);
+        self.sweep(
+            taken,
+            range,
+            |_, old| match old.frame() {
+                Some(_) => {
+                    let write = old.bits() & keep_write;
+                    old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
+                }
+                None => old,
+            },
+            |page, old, new| {
+                if old.bits() & !new.bits() != 0 {
+                    removed.touch(page);
+                }
+            },
+        );
+    }
+}
+
+/// Up to where the protection can be changed, and what is in the way there.
+fn protectable(
+    range: PageRange,
+    protection: Protection,
+    vmas: &mut dyn Iterator<Item = (PageRange, Sharing)>,
+) -> (PageNumber, Option<ProtectError>) {
+    let mut end = range.start();
+    while end < range.end() {
+        match vmas.next() {
+            Some((vma, sharing)) if vma.start() <= end => {
+                if sharing == Sharing::Shared && protection.contains(Protection::WRITE) {
+                    return (end, Some(ProtectError::SharedWrite { address: end.address() }));
+                }
+                end = vma.end().min(range.end());
+            }
+            _ => return (end, Some(ProtectError::Hole { range, address: end.address() })),
+        }
+    }
+    (end, None)
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> PageRange {
+        PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
+    }
+
+    #[test]
+    fn the_prefix_before_a_hole_is_changed() {
+        //   asked   [2 . . . . . 8)
+        //   mapped [0 . . 4)  [6 . .
+        let mapped = [(range(0, 4), Sharing::Private), (range(6, 9), Sharing::Private)];
+        let (end, error) = protectable(range(2, 8), Protection::READ, &mut mapped.into_iter());
+        assert_eq!(end.get(), 4);
+        assert!(matches!(error, Some(ProtectError::Hole { address, .. }) if address.get() == 0x4000));
+    }
+
+    #[test]
+    fn a_range_that_is_all_mapped_is_changed() {
+        let mapped = [(range(0, 4), Sharing::Private), (range(4, 9), Sharing::Shared)];
+        let (end, error) = protectable(range(2, 8), Protection::READ, &mut mapped.into_iter());
+        assert_eq!((end.get(), error), (8, None));
+    }
+}

@@ -1,0 +1,329 @@
+//! Range work: take the range, publish what comes next, sweep the entries, and only then give frames away.
+
+use super::{Map, Space};
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::engine::Engine;
+use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
+use crate::sync::atomic::{Ordering, fence};
+use crate::sync::{RangesGuard, Reservation, Retired, try_box};
+use crate::vma::tree::Ranged;
+use crate::vma::{Mapping, Vma, edit};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+pub(super) type Taken<'a, H> = Reservation<'a, Map, Engine<H>>;
+pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
+
+/// Why a new map could not be published; the old one stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unpublished {
+    OutOfMemory,
+    /// More mappings than a space may have.
+    TooMany,
+}
+
+impl From<OutOfMemory> for Unpublished {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Frames between two invalidations.
+const BATCH: usize = 64;
+
+/// Frames whose entries are gone, and that somebody may still reach until `invalidate`.
+pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
+    space: &'a Space<H, D>,
+    frames: [Option<Frame>; BATCH],
+    count: usize,
+    /// What the frames' pages lie in.
+    range: Option<PageRange>,
+}
+
+impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
+    pub fn new(space: &'a Space<H, D>) -> Self {
+        Self { space, frames: [None; BATCH], count: 0, range: None }
+    }
+
+    /// Takes over the mapping reference of `entry`, which was at `page`.
+    pub fn add(&mut self, page: PageNumber, entry: Entry) {
+        let Some(frame) = entry.frame() else { return };
+        if self.count == BATCH {
+            self.flush();
+        }
+        self.frames[self.count] = Some(frame);
+        self.count += 1;
+        self.touch(page);
+    }
+
+    /// The translation at `page` was weakened; no frame goes.
+    pub fn touch(&mut self, page: PageNumber) {
+        let page = PageRange::single(page);
+        self.range = Some(self.range.map_or(page, |range| range.hull(page)));
+    }
+
+    /// Invalidates, then drops the references (rule 6).
+    pub fn flush(&mut self) {
+        if let Some(range) = self.range.take() {
+            self.space.engine.invalidate(&self.space.table, range);
+        }
+        for frame in self.frames[..core::mem::take(&mut self.count)].iter_mut().filter_map(Option::take) {
+            self.space.engine.put_mapping(frame);
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Drop for Removed<'_, H, D> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Publishes, in one step, what `each` makes of every mapping inside `range`, and `insert` if there is something
+    /// new. Splits at the ends, merges with neighbours. The caller has taken `range` and holds the tree lock; it
+    /// sweeps afterwards, and retires what is returned when all is let go.
+    ///
+    /// # Errors
+    /// [`Unpublished`]: the map is as before.
+    pub(super) fn publish<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: &mut TreeLock<'_>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        insert: Option<Mapping<H>>,
+    ) -> Result<Vec<Retired>, Unpublished> {
+        let mut closed: Vec<&Vma<H, D>> = Vec::new();
+        let mut next: Vec<Mapping<H>> = Vec::new();
+        let built = self.build(lock, range, each, insert, &mut closed, &mut next);
+        let built = built.and_then(|hull| {
+            let view = self.tree.view_locked(&lock.writer);
+            if view.len() + next.len() - closed.len() > self.engine.limits().mappings {
+                return Err(Unpublished::TooMany);
+            }
+            let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
+            new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
+            for mapping in next {
+                new.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
+            }
+            Ok((hull, new))
+        });
+        let (hull, new) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                closed.iter().for_each(|vma| vma.reopen());
+                return Err(error);
+            }
+        };
+        for vma in &closed {
+            D::exclude(work, &self.engine, vma);
+        }
+        // What `closed` names goes with the replacement: reopen by position, not by reference, if that fails.
+        let retired = {
+            let closed_count = closed.len();
+            drop(closed);
+            self.tree.replace(&mut lock.writer, hull, new).map_err(|_| {
+                let view = self.tree.view_locked(&lock.writer);
+                view.from(hull.start()).take(closed_count).for_each(Vma::reopen);
+                Unpublished::OutOfMemory
+            })?
+        };
+        // Partner: the fence after the bit in page work.
+        fence(Ordering::SeqCst);
+        Ok(retired)
+    }
+
+    /// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both.
+    fn build<'a>(
+        &'a self,
+        lock: &'a TreeLock<'_>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        insert: Option<Mapping<H>>,
+        closed: &mut Vec<&'a Vma<H, D>>,
+        next: &mut Vec<Mapping<H>>,
+    ) -> Result<PageRange, Unpublished> {
+        let view = self.tree.view_locked(&lock.writer);
+        let mut hull = range;
+        let mut push = |mapping: Mapping<H>| -> Result<(), Unpublished> {
+            if let Some(last) = next.last_mut()
+                && edit::joins(last, &mapping)
+            {
+                *last = edit::join(last, &mapping);
+                return Ok(());
+            }
+            next.try_reserve(1).map_err(|_| OutOfMemory)?;
+            next.push(mapping);
+            Ok(())
+        };
+        let mut close = |vma: &'a Vma<H, D>| -> Result<Mapping<H>, Unpublished> {
+            closed.try_reserve(1).map_err(|_| OutOfMemory)?;
+            closed.push(vma);
+            Ok(vma.close())
+        };
+        let start = range.start();
+        let left = view.before(start).filter(|vma| vma.range().end() == start);
+        let mut old = view.from(start).take_while(|vma| vma.range().start() < range.end()).peekable();
+
+        // The first mapping that comes decides whether the neighbour on the left joins.
+        let mut middle: Vec<Mapping<H>> = Vec::new();
+        let mut keep_behind = None;
+        while let Some(vma) = old.next() {
+            let mapping = close(vma)?;
+            hull = hull.hull(vma.range());
+            middle.try_reserve(3).map_err(|_| OutOfMemory)?;
+            let before = PageRange::new(vma.range().start(), start);
+            middle.extend(before.and_then(|before| edit::cut(&mapping, before)));
+            middle.extend(edit::cut(&mapping, range).and_then(&each));
+            let behind = PageRange::new(range.end(), vma.range().end());
+            keep_behind = behind.and_then(|behind| edit::cut(&mapping, behind));
+        }
+        let place = middle.iter().take_while(|m| m.range.end() <= start).count();
+        if let Some(insert) = insert {
+            middle.try_reserve(1).map_err(|_| OutOfMemory)?;
+            middle.insert(place, insert);
+        }
+        if let (Some(left), Some(first)) = (left, middle.first())
+            && edit::joins(&left.glance(), first)
+        {
+            // It may have got pages since the glance: then it stays beside, replaced by itself.
+            hull = hull.hull(left.range());
+            push(close(left)?)?;
+        }
+        for mapping in middle {
+            push(mapping)?;
+        }
+        match keep_behind {
+            Some(behind) => push(behind)?,
+            None => {
+                let right = view.from(range.end()).next().filter(|vma| vma.range().start() == range.end());
+                if let (Some(right), Some(last)) = (right, next.last())
+                    && last.range.end() == range.end()
+                    && edit::joins(last, &right.glance())
+                {
+                    hull = hull.hull(right.range());
+                    closed.try_reserve(1).map_err(|_| OutOfMemory)?;
+                    closed.push(right);
+                    let mapping = right.close();
+                    if edit::joins(last, &mapping) {
+                        let joined = edit::join(last, &mapping);
+                        next.pop();
+                        next.push(joined);
+                    } else {
+                        next.try_reserve(1).map_err(|_| OutOfMemory)?;
+                        next.push(mapping);
+                    }
+                }
+            }
+        }
+        Ok(hull)
+    }
+
+    /// Passes over every existing entry of the range taken: waits where it meets the bit, and puts what `step` makes of
+    /// an entry in its place. When it returns, whoever looked the old mapping up has finished.
+    pub(super) fn sweep(
+        &self,
+        taken: &Taken<'_, H>,
+        range: PageRange,
+        mut step: impl FnMut(PageNumber, Entry) -> Entry,
+        mut changed: impl FnMut(PageNumber, Entry, Entry),
+    ) {
+        debug_assert!(taken.range().covers(range));
+        self.each_leaf(taken, range, |leaf, part| {
+            for page in part.iter() {
+                let mut look = 0;
+                loop {
+                    let seen = self.table.load(leaf, page);
+                    if seen.is_announced() {
+                        self.engine.pause_on_bit(look);
+                        look += 1;
+                        continue;
+                    }
+                    let new = step(page, seen);
+                    if new == seen {
+                        break;
+                    }
+                    if self.table.exchange(leaf, page, seen, new).is_ok() {
+                        changed(page, seen, new);
+                        break;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Calls `f` for every leaf table under the range, with the part of the range that it covers.
+    pub(super) fn each_leaf<'t>(
+        &'t self,
+        taken: &'t Taken<'_, H>,
+        range: PageRange,
+        mut f: impl FnMut(<H::Table as PageTable>::Leaf<'t>, PageRange),
+    ) {
+        let mut rest = Some(range);
+        while let Some(range) = rest {
+            let Some(page) = self.table.next_leaf(taken, range) else { break };
+            let part = self.leaf_span(page).intersection(range);
+            rest = part.and_then(|part| PageRange::new(part.end(), range.end()));
+            if let (Some(leaf), Some(part)) = (self.table.leaf(taken, page), part) {
+                f(leaf, part);
+            }
+        }
+    }
+
+    /// The pages of the leaf table over `page`.
+    fn leaf_span(&self, page: PageNumber) -> PageRange {
+        let pages = H::Table::LEAF_PAGES;
+        let start = page.align_down(pages);
+        PageRange::with_pages(start, pages).expect("the table's pages have addresses")
+    }
+
+    /// Sweeps all pages of `range` away, which is a hole or BUSY by now.
+    pub(super) fn sweep_away(&self, taken: &Taken<'_, H>, range: PageRange) {
+        let mut removed = Removed::new(self);
+        self.sweep(taken, range, |_, _| Entry::EMPTY, |page, old, _| removed.add(page, old));
+    }
+
+    /// Widens a range about to become a hole to whole leaf tables where the rest of a table is a hole too and nobody
+    /// else has claimed it, so that the table can go with its last mapping.
+    pub(super) fn widen_to_leaves(&self, taken: &mut Taken<'_, H>, lock: &mut TreeLock<'_>) {
+        let range = taken.range();
+        let view = self.tree.view_locked(&lock.writer);
+        let is_hole = |part: Option<PageRange>| {
+            part.is_none_or(|part| view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end()))
+        };
+        let (first, last) = (self.leaf_span(range.start()), self.leaf_span(PageNumber::new(range.end().get() - 1)));
+        let mut wider = range;
+        if is_hole(PageRange::new(first.start(), range.start())) {
+            wider = wider.hull(first);
+        }
+        if is_hole(PageRange::new(range.end(), last.end())) {
+            wider = wider.hull(last);
+        }
+        // The hull with the first leaf must not take in a tail that is mapped.
+        let tail = PageRange::new(range.end(), wider.end());
+        if wider != range && is_hole(tail) {
+            taken.widen(wider, lock);
+        }
+    }
+
+    /// Takes out the leaf tables that lie wholly inside the range, a hole or BUSY, and swept (rule 7).
+    pub(super) fn unhook_leaves(&self, taken: &Taken<'_, H>, retired: &mut Vec<Retired>) {
+        let range = taken.range();
+        let mut rest = Some(range);
+        while let Some(part) = rest {
+            let Some(page) = self.table.next_leaf(taken, part) else { break };
+            let span = self.leaf_span(page);
+            rest = PageRange::new(span.end(), range.end());
+            #[cfg(not(mutant = "leaf_with_neighbour"))]
+            let whole = range.covers(span);
+            #[cfg(mutant = "leaf_with_neighbour")]
+            let whole = range.overlaps(span);
+            // Without memory to remember it, the table stays until the space goes.
+            if whole && retired.try_reserve(1).is_ok() {
+                retired.extend(self.table.unhook(page));
+            }
+        }
+    }
+}

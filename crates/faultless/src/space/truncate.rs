@@ -1,0 +1,66 @@
+//! What truncation asks of a space that maps the file.
+
+use super::Space;
+use super::page_work::{Announced, Leaves, Refused};
+use super::range_work::Removed;
+use crate::address::{PageNumber, PageRange};
+use crate::design::{Attempt, LockingDesign, Purpose};
+use crate::host::{Entry, Host, PageTable};
+use crate::page_cache::Maps;
+use crate::vma::tree::Ranged;
+
+impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
+    fn drop_pages_of(&self, file: u64, first: u64, first_copy: u64) {
+        let mut from = PageNumber::new(0);
+        loop {
+            // The next mapping of the file that shows something behind `first`, by value: it may be gone when we come
+            // to its pages, which look their mapping up themselves.
+            let section = self.engine.enter();
+            let next = self.tree.view(&section).from(from).find_map(|vma| {
+                let range = vma.range();
+                let (mapped, page) = vma.mapping().file_page(range.start())?;
+                let skip = first.saturating_sub(page);
+                let start = range.start().checked_add(skip)?;
+                (mapped.id() == file).then(|| PageRange::new(start, range.end())).flatten()
+            });
+            drop(section);
+            let Some(range) = next else { return };
+            from = range.end();
+            let mut removed = Removed::new(self);
+            let mut rest = Some(range);
+            while let Some(part) = rest {
+                let section = self.engine.enter();
+                let page = self.table.next_leaf(&section, part);
+                drop(section);
+                let Some(page) = page else { break };
+                let end = page.align_down(H::Table::LEAF_PAGES).checked_add(H::Table::LEAF_PAGES);
+                let end = end.unwrap_or(part.end()).min(part.end());
+                rest = PageRange::new(end, part.end());
+                for page in PageRange::new(page, end).into_iter().flat_map(PageRange::iter) {
+                    let old = self.drop_page(page, file, first, first_copy);
+                    removed.add(page, old);
+                }
+            }
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Clears the entry of `page` if it shows the file from `first` on, or a copy of a page from `first_copy` on.
+    fn drop_page(&self, page: PageNumber, file: u64, first: u64, first_copy: u64) -> Entry {
+        let attempt = Attempt::first(Purpose::Rmap);
+        let worked = self.page_work(page, attempt, Leaves::Existing, false, |work: Announced<'_, H, D>| {
+            let shows = work.vma.mapping().file_page(page).filter(|(mapped, _)| mapped.id() == file);
+            let (Some((_, shown)), Some(frame)) = (shows, work.entry.frame()) else { return Entry::EMPTY };
+            let is_copy = self.engine.folio(frame).owner() != file;
+            if shown < if is_copy { first_copy } else { first } {
+                return Entry::EMPTY;
+            }
+            work.install(Entry::EMPTY).unwrap_or(Entry::EMPTY)
+        });
+        match worked {
+            Ok(worked) => worked.result,
+            Err(Refused::Hole | Refused::NoTable | Refused::OutOfMemory) => Entry::EMPTY,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! munmap.
+
+use super::range_work::Unpublished;
+use super::{AddressSpace, Space};
+use crate::address::{PageRange, RangeError, VirtAddr};
+use crate::design::LockingDesign;
+use crate::host::{Host, OutOfMemory};
+use crate::vma::tree::Ranged;
+
+/// Why nothing was unmapped; the space is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnmapError {
+    /// The address or the length is wrong (EINVAL).
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// Splitting a mapping would make more than the limit (ENOMEM).
+    #[error("unmapping {range} would split a mapping, and the space has its limit of {limit}")]
+    TooManyMappings {
+        /// What was asked for.
+        range: PageRange,
+        /// The limit.
+        limit: usize,
+    },
+    /// No memory for nodes (ENOMEM).
+    #[error("out of memory to unmap {range}")]
+    OutOfMemory {
+        /// What was asked for.
+        range: PageRange,
+    },
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Unmaps `length` bytes at `address`; holes among them are no error. When this returns, no access to them
+    /// succeeds and their frames are free. Waits for other range work on the same pages and for faults on them that
+    /// are at work, for no I/O.
+    ///
+    /// # Errors
+    /// [`UnmapError`]; the space is as before.
+    pub fn unmap(&self, address: VirtAddr, length: u64) -> Result<(), UnmapError> {
+        let range = PageRange::from_bytes(address, length)?;
+        self.0.unmap(range).map_err(|error| match error {
+            Unpublished::OutOfMemory => UnmapError::OutOfMemory { range },
+            Unpublished::TooMany => {
+                UnmapError::TooManyMappings { range, limit: self.0.engine.limits().mappings }
+            }
+        })
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    pub(super) fn unmap(&self, range: PageRange) -> Result<(), Unpublished> {
+        let Some(range) = range.intersection(Self::whole()) else { return Ok(()) };
+        let mut work = D::range_work(&self.lock, &self.engine, range);
+        self.engine.assert_may_sleep("the tree lock");
+        let (mut taken, mut lock) = self.map.take(range, &*self.engine).map_err(|OutOfMemory| Unpublished::OutOfMemory)?;
+        let view = self.tree.view_locked(&lock.writer);
+        if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
+            return Ok(());
+        }
+        let mut retired = self.publish(&mut work, &mut lock, range, |_| None, None)?;
+        self.widen_to_leaves(&mut taken, &mut lock);
+        drop(lock);
+        self.sweep_away(&taken, range);
+        self.unhook_leaves(&taken, &mut retired);
+        drop(taken);
+        drop(work);
+        self.engine.retire(retired);
+        Ok(())
+    }
+}

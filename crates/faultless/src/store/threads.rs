@@ -1,0 +1,102 @@
+//! What the stores with threads of their own share. Plain `std` locks: these threads do real I/O and keep real time,
+//! and no model runs them.
+#![forbid(unsafe_code)]
+
+use super::Transfer;
+use std::collections::VecDeque;
+use std::io;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+/// Takes the lock, poisoned or not: no completion runs under one, so nothing is left half-done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `work`, which calls completions. A panic in one has been reported by the panic hook; the thread lives on for
+/// the others' transfers.
+pub(super) fn survive(work: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(work));
+}
+
+/// Waits until the thread has ended; not for the thread itself, whose completion may be what drops its store.
+pub(super) fn join(thread: JoinHandle<()>) {
+    if thread.thread().id() != thread::current().id() {
+        // Its panics were caught; there is nothing to pass on.
+        let _ = thread.join();
+    }
+}
+
+/// Threads that take transfers from one queue. Dropped, it does what is still queued and waits for that.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    transfers: VecDeque<Transfer>,
+    closed: bool,
+}
+
+impl Pool {
+    /// `threads` threads of that name that call `work` with each transfer.
+    ///
+    /// # Errors
+    /// No thread could be started; those already started end.
+    pub(super) fn start(
+        name: &str,
+        threads: NonZeroUsize,
+        work: impl Fn(Transfer) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
+        let work = Arc::new(work);
+        let mut pool = Self { shared, threads: Vec::new() };
+        for _ in 0..threads.get() {
+            let (shared, work) = (Arc::clone(&pool.shared), Arc::clone(&work));
+            let run = move || {
+                while let Some(transfer) = shared.next() {
+                    survive(|| work(transfer));
+                }
+            };
+            pool.threads.push(thread::Builder::new().name(name.into()).spawn(run)?);
+        }
+        Ok(pool)
+    }
+
+    /// Queues a transfer.
+    pub(super) fn submit(&self, transfer: Transfer) {
+        lock(&self.shared.queue).transfers.push_back(transfer);
+        self.shared.changed.notify_one();
+    }
+}
+
+impl Shared {
+    /// The next transfer; `None` when there will be none.
+    fn next(&self) -> Option<Transfer> {
+        let mut queue = lock(&self.queue);
+        loop {
+            match queue.transfers.pop_front() {
+                None if !queue.closed => {
+                    queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                }
+                next => return next,
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.changed.notify_all();
+        self.threads.drain(..).for_each(join);
+    }
+}

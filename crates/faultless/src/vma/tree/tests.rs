@@ -1,0 +1,333 @@
+//! Against a model: a sorted map, searched from end to end.
+
+use super::node::{Child, Entry, Held, Kind, NodeRef, Summary};
+use super::{Ranged, Tree, View, Writer};
+use crate::address::{PageNumber, PageRange};
+use crate::sync::Life;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+struct Item {
+    range: PageRange,
+    life: Life,
+    /// Counts the items that are not freed.
+    _alive: Arc<()>,
+}
+
+impl Ranged for Item {
+    fn range(&self) -> PageRange {
+        self.range
+    }
+    fn life(&self) -> &Life {
+        &self.life
+    }
+}
+
+fn page(n: u64) -> PageNumber {
+    PageNumber::new(n)
+}
+
+fn range(start: u64, end: u64) -> PageRange {
+    PageRange::new(page(start), page(end)).unwrap()
+}
+
+fn pair(item: &Item) -> (u64, u64) {
+    (item.range.start().get(), item.range.end().get())
+}
+
+/// Asserts what holds of every node, and returns what is under it.
+fn check(node: NodeRef<'_, Item>, is_root: bool) -> Summary {
+    let (minimum, capacity) = match node.read() {
+        Kind::Leaf(leaf) => {
+            (1..leaf.len()).for_each(|i| assert!(leaf.end(i - 1) <= leaf.start(i)));
+            (<Held<Item>>::MINIMUM, <Held<Item>>::CAPACITY)
+        }
+        Kind::Inner(inner) => {
+            for (i, sum) in inner.sums().iter().enumerate() {
+                assert_eq!(check(inner.child(i), false), *sum);
+                assert_eq!(inner.child(i).height() + 1, node.height());
+                assert_eq!(inner.rank(sum.start), i + 1);
+                assert!(i == 0 || inner.sums()[i - 1].end <= sum.start);
+            }
+            (<Child<Item>>::MINIMUM, <Child<Item>>::CAPACITY)
+        }
+    };
+    let minimum = if is_root { 1 + usize::from(node.height() > 0) } else { minimum };
+    assert!((minimum..=capacity).contains(&node.len()), "{} places at height {}", node.len(), node.height());
+    node.summary()
+}
+
+/// A tree and what should be in it.
+struct Twin {
+    tree: Tree<Item>,
+    writer: Writer,
+    model: BTreeMap<u64, u64>,
+    alive: Arc<()>,
+}
+
+impl Twin {
+    fn new() -> Self {
+        let (tree, writer) = Tree::new();
+        Self { tree, writer, model: BTreeMap::new(), alive: Arc::new(()) }
+    }
+
+    fn view(&self) -> View<'_, Item> {
+        self.tree.view_locked(&self.writer)
+    }
+
+    fn replace(&mut self, place: PageRange, new: &[(u64, u64)]) {
+        let items = new.iter().map(|&(start, end)| {
+            Box::new(Item { range: range(start, end), life: Life::new(), _alive: self.alive.clone() })
+        });
+        let retired = self.tree.replace(&mut self.writer, place, items.collect()).ok().unwrap();
+        // SAFETY: there are no readers.
+        retired.into_iter().for_each(|retired| unsafe { retired.free() });
+        self.model.retain(|start, _| !place.contains(page(*start)));
+        self.model.extend(new.iter().copied());
+    }
+
+    /// As munmap and mmap over something do: what straddles the ends is cut, and `new` comes between.
+    fn carve(&mut self, place: PageRange, new: &[(u64, u64)]) {
+        let (start, end) = (place.start().get(), place.end().get());
+        let hit = |&(s, e): &(u64, u64)| s < end && e > start;
+        let all: Vec<_> = self.model.iter().map(|(&s, &e)| (s, e)).filter(hit).collect();
+        let hull = all.iter().fold(place, |hull, &(s, e)| hull.hull(range(s, e)));
+        let below = all.first().filter(|cut| cut.0 < start).map(|cut| (cut.0, start));
+        let above = all.last().filter(|cut| cut.1 > end).map(|cut| (end, cut.1));
+        let new: Vec<_> = below.into_iter().chain(new.iter().copied()).chain(above).collect();
+        self.replace(hull, &new);
+    }
+
+    fn check_structure(&self) {
+        let view = self.view();
+        assert_eq!(view.len(), self.model.len());
+        assert_eq!(view.is_empty(), self.model.is_empty());
+        assert_eq!(Arc::strong_count(&self.alive) - 1, self.model.len());
+        view.root.map(|root| check(root, true));
+        assert!(view.from(page(0)).map(pair).eq(self.model.iter().map(|(&s, &e)| (s, e))));
+    }
+
+    fn check_look_ups(&self, at: u64) {
+        let view = self.view();
+        let found = self.model.range(..=at).next_back().filter(|(_, end)| **end > at);
+        assert_eq!(view.find(page(at)).map(pair), found.map(|(&s, &e)| (s, e)), "find {at}");
+        let first = self.model.iter().find(|(_, end)| **end > at);
+        assert_eq!(view.from(page(at)).next().map(pair), first.map(|(&s, &e)| (s, e)), "from {at}");
+        let last = self.model.range(..at).rev().find(|(_, end)| **end <= at);
+        assert_eq!(view.before(page(at)).map(pair), last.map(|(&s, &e)| (s, e)), "before {at}");
+    }
+
+    fn check_gap(&self, pages: u64, within: PageRange) {
+        let mut low = within.start().get();
+        let mut found = None;
+        let holes = self.model.iter().map(|(&s, &e)| (s, e)).chain([(u64::MAX, u64::MAX)]);
+        for (start, end) in holes {
+            let high = start.min(within.end().get());
+            if low + pages <= high {
+                found = Some(page(high - pages));
+            }
+            low = low.max(end);
+        }
+        assert_eq!(self.view().highest_gap(pages, within), found, "{pages} pages in {within}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Cuts out a range, and puts in items: each a hole and a length in pages, as far as they fit.
+    Carve { start: u64, pages: u64, new: Vec<(u64, u64)> },
+    /// Puts one item in the place of all that touch the range.
+    Merge { start: u64, pages: u64 },
+    /// Takes out whatever touches the range.
+    Clear { start: u64, pages: u64 },
+}
+
+const SPAN: u64 = 2000;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let place = || (0..SPAN, prop_oneof![3 => 1..8u64, 2 => 1..200u64, 1 => 1..SPAN]);
+    let items = || {
+        prop_oneof![4 => prop::collection::vec((0..3u64, 1..4u64), 0..4),
+                               1 => prop::collection::vec((0..3u64, 1..3u64), 0..600)]
+    };
+    let step = prop_oneof![
+        4 => (place(), items()).prop_map(|((start, pages), new)| Step::Carve { start, pages, new }),
+        1 => place().prop_map(|(start, pages)| Step::Merge { start, pages }),
+        1 => place().prop_map(|(start, pages)| Step::Clear { start, pages }),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+fn run(steps: Vec<Step>, looks: &[(u64, u64, u64)]) {
+    let mut twin = Twin::new();
+    for step in steps {
+        match step {
+            Step::Carve { start, pages, new } => {
+                let (mut at, end) = (start, start + pages);
+                let fits = new.into_iter().map_while(|(hole, length)| {
+                    let item = (at + hole, at + hole + length);
+                    at = item.1;
+                    (item.1 <= end).then_some(item)
+                });
+                let fits: Vec<_> = fits.collect();
+                twin.carve(range(start, end), &fits);
+            }
+            Step::Merge { start, pages } | Step::Clear { start, pages } => {
+                let place = range(start, start + pages);
+                let all = twin.model.iter().map(|(&s, &e)| range(s, e)).filter(|r| r.overlaps(place));
+                let hull = all.fold(place, PageRange::hull);
+                let one = (hull.start().get(), hull.end().get());
+                twin.replace(
+                    hull,
+                    if matches!(step, Step::Merge { .. }) { std::slice::from_ref(&one) } else { &[] },
+                );
+            }
+        }
+        twin.check_structure();
+        for &(at, pages, length) in looks {
+            twin.check_look_ups(at);
+            twin.check_gap(pages, range(at, at + length));
+            twin.check_gap(pages, range(0, 2 * SPAN));
+        }
+    }
+    (0..SPAN + 2).for_each(|at| twin.check_look_ups(at));
+    let alive = twin.alive.clone();
+    drop(twin);
+    assert_eq!(Arc::strong_count(&alive), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn as_the_model(steps in steps(), looks in prop::collection::vec((0..SPAN, 1..40u64, 1..SPAN), 8)) {
+        run(steps, &looks);
+    }
+}
+
+#[test]
+fn empty() {
+    let mut twin = Twin::new();
+    twin.replace(range(0, 9), &[]);
+    twin.check_structure();
+    twin.check_look_ups(0);
+    twin.check_gap(3, range(1, 4));
+    twin.check_gap(4, range(1, 4));
+    assert_eq!(twin.view().highest_gap(0, range(1, 4)), None);
+}
+
+#[test]
+fn the_ends_of_the_numbers() {
+    let mut twin = Twin::new();
+    let top = (u64::MAX >> 12) + 1;
+    twin.replace(range(0, top), &[(0, 1), (top - 1, top)]);
+    twin.check_structure();
+    for at in [0, 1, top - 2, top - 1, top, u64::MAX] {
+        twin.check_look_ups(at);
+    }
+    twin.check_gap(top - 2, range(0, top));
+    twin.check_gap(top - 1, range(0, top));
+}
+
+#[test]
+fn nothing_changes_where_nothing_is() {
+    let mut twin = Twin::new();
+    twin.replace(range(0, 9), &[(0, 2), (5, 9)]);
+    let retired = twin.tree.replace(&mut twin.writer, range(2, 5), Vec::new()).ok().unwrap();
+    assert!(retired.is_empty());
+    twin.check_structure();
+}
+
+/// Upwards, downwards and from both sides, one item at a time; then away again, until the tree is empty.
+#[test]
+fn many_items_one_by_one() {
+    const ITEMS: u64 = 12_000;
+    let orders: [fn(u64) -> u64; 3] = [|n| n, |n| ITEMS - 1 - n, |n| n * 7919 % ITEMS];
+    for order in orders {
+        let mut twin = Twin::new();
+        for n in (0..ITEMS).map(order) {
+            twin.replace(range(3 * n, 3 * n + 2), &[(3 * n, 3 * n + 2)]);
+        }
+        twin.check_structure();
+        for at in (0..3 * ITEMS).step_by(997) {
+            twin.check_look_ups(at);
+        }
+        twin.check_gap(1, range(0, 3 * ITEMS - 1));
+        twin.check_gap(2, range(0, 3 * ITEMS));
+        for (done, n) in (0..ITEMS).map(order).enumerate() {
+            twin.replace(range(3 * n, 3 * n + 2), &[]);
+            if done % 3000 == 0 {
+                twin.check_structure();
+                twin.check_gap(4, range(0, 3 * ITEMS));
+            }
+        }
+        twin.check_structure();
+        assert!(twin.view().is_empty());
+    }
+}
+
+#[test]
+fn many_items_at_once() {
+    const ITEMS: u64 = 60_000;
+    let mut twin = Twin::new();
+    let all: Vec<_> = (0..ITEMS).map(|n| (2 * n, 2 * n + 1)).collect();
+    twin.replace(range(0, 2 * ITEMS), &all);
+    twin.check_structure();
+    twin.replace(range(1000, 2 * ITEMS - 1000), &[(5000, 5001)]);
+    twin.check_structure();
+    twin.check_gap(100, range(0, 5000));
+}
+
+#[test]
+#[should_panic(expected = "the writer of another tree")]
+fn a_writer_is_of_one_tree() {
+    let ((tree, _), (_, writer)) = (Tree::<Item>::new(), Tree::<Item>::new());
+    tree.view_locked(&writer);
+}
+
+/// Not a test: `cargo test --release -p faultless --lib look_up_times -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints times"]
+fn look_up_times() {
+    use std::hint::black_box;
+    use std::time::Instant;
+    for items in [30, 1000, 60_000_u64] {
+        let mut twin = Twin::new();
+        for n in (0..items).map(|n| n * 7919 % items) {
+            twin.replace(range(4 * n, 4 * n + 3), &[(4 * n, 4 * n + 3)]);
+        }
+        const LOOKS: u64 = 4_000_000;
+        let mut random = 1_u64;
+        let mut next = || {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            page((random >> 33) * 4 * items >> 31)
+        };
+        let start = Instant::now();
+        for _ in 0..LOOKS {
+            black_box(twin.view().find(black_box(next())));
+        }
+        let find = start.elapsed().as_nanos() as f64 / LOOKS as f64;
+        let model: BTreeMap<u64, u64> = (0..items).map(|n| (4 * n, 4 * n + 3)).collect();
+        let start = Instant::now();
+        for _ in 0..LOOKS {
+            black_box(model.range(..=black_box(next()).get()).next_back());
+        }
+        println!("std BTreeMap {:5.1} ns", start.elapsed().as_nanos() as f64 / LOOKS as f64);
+        // Each waits for the one before it, as a fault does not: the latency, where `find` has the throughput.
+        let (start, mut last) = (Instant::now(), 0);
+        for _ in 0..LOOKS {
+            let at = page((next().get() ^ last) % (4 * items));
+            last = black_box(twin.view().find(at)).map_or(0, |item| item.range.pages() & 1);
+        }
+        let latency = start.elapsed().as_nanos() as f64 / LOOKS as f64;
+        let start = Instant::now();
+        const CHANGES: u64 = 100_000;
+        for _ in 0..CHANGES {
+            let n = next().get() / 4;
+            twin.model.clear(); // the model is not timed
+            twin.replace(range(4 * n, 4 * n + 3), &[(4 * n, 4 * n + 3)]);
+        }
+        let change = start.elapsed().as_nanos() as f64 / CHANGES as f64;
+        println!("{items:6} items: find {find:5.1} ns, latency {latency:5.1} ns, replace {change:6.1} ns");
+    }
+}

@@ -1,0 +1,81 @@
+//! The tree under loom: what a reader can still reach is not freed, and it sees all of a change or nothing.
+#![cfg(loom)]
+
+use faultless::address::{PageNumber, PageRange};
+use faultless::sync::{FenceBarrier, Life, Sections, SlotIndex};
+use faultless::vma::tree::{Ranged, Tree, View};
+use loom::sync::Arc;
+use loom::thread;
+
+struct Item {
+    range: PageRange,
+    life: Life,
+}
+
+impl Ranged for Item {
+    fn range(&self) -> PageRange {
+        self.range
+    }
+    fn life(&self) -> &Life {
+        &self.life
+    }
+}
+
+fn range(start: u64, end: u64) -> PageRange {
+    PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
+}
+
+fn items(ranges: &[(u64, u64)]) -> Vec<Box<Item>> {
+    ranges
+        .iter()
+        .map(|&(start, end)| Box::new(Item { range: range(start, end), life: Life::new() }))
+        .collect()
+}
+
+const END: u64 = 6;
+
+/// Pages 0..6 are covered before, between and after the changes.
+fn read(view: View<'_, Item>, page: u64) {
+    let page = PageNumber::new(page);
+    let item = view.find(page).expect("every page is covered, always");
+    assert!(item.range().contains(page));
+    let mut at = PageNumber::new(0);
+    for item in view.from(at) {
+        assert_eq!(item.range().start(), at, "torn: a hole or an overlap");
+        at = item.range().end();
+    }
+    assert_eq!(at.get(), END);
+    assert!(view.highest_gap(1, range(0, END)).is_none());
+}
+
+/// Two readers; a writer that splits what is there (leaves and root), merges it again, and frees after each.
+#[test]
+fn readers_beside_a_writer() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let (tree, mut writer) = Tree::new();
+        assert!(tree.replace(&mut writer, range(0, END), items(&[(0, 2), (2, END)])).is_ok());
+        let shared = Arc::new((tree, Sections::new()));
+        let readers: Vec<_> = (1..=2)
+            .map(|slot| {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    // SAFETY: one thread a slot.
+                    let section = unsafe { shared.1.enter(SlotIndex::new(slot).unwrap(), &FenceBarrier) };
+                    read(shared.0.view(&section), 2 + u64::from(slot));
+                })
+            })
+            .collect();
+        let changes: [(PageRange, &[(u64, u64)]); 2] =
+            [(range(2, END), &[(2, 4), (4, END)]), (range(0, END), &[(0, END)])];
+        for (place, new) in changes {
+            let retired = shared.0.replace(&mut writer, place, items(new)).ok().unwrap();
+            shared.1.grace(&FenceBarrier, |_| thread::yield_now());
+            // SAFETY: after a grace period.
+            retired.into_iter().for_each(|retired| unsafe { retired.free() });
+        }
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        read(shared.0.view_locked(&writer), 0);
+    });
+}
