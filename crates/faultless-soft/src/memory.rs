@@ -22,6 +22,9 @@ const RUN: u64 = 64;
 #[cfg(loom)]
 const RUN: u64 = 1;
 
+/// How often the lists are looked through while frames seem to be left.
+const LOOKS: u32 = if LISTS == 1 { 1 } else { 8 };
+
 /// What free frames are filled with in debug builds, so that old bytes do not pass for zeros.
 const POISON: u8 = 0xa5;
 
@@ -135,11 +138,12 @@ const FOR_EVER: u64 = 1 << 63;
 /// The physical memory of a software machine.
 ///
 /// Guests' loads and stores are atomic operations on words of eight bytes; which of them may meet is the page
-/// tables' business. Under loom a frame has one word, at every offset, and [`FrameSource::memory`] is apart from it.
+/// tables' business. Under loom the bytes are plain memory, and each access is a step on an atomic of the frame, so that
+/// loom tries it at every moment; `zero` and `copy` are checked by [`faultless::sync::Life`].
 pub struct PhysicalMemory {
     arena: Arena,
     #[cfg(loom)]
-    words: Vec<AtomicU64>,
+    steps: Vec<AtomicU64>,
     folios: Vec<Folio>,
     /// Below each frame on its free list: a number plus one. Written by whoever has the frame, before its push.
     next: Vec<plain::AtomicU32>,
@@ -149,12 +153,6 @@ pub struct PhysicalMemory {
     /// Allocations until one fails, that one included; 0: none will. Atomic; see [`FOR_EVER`].
     failing: plain::AtomicU64,
 }
-
-/// A word of a frame, as guests load and store it.
-#[cfg(not(loom))]
-type Word = plain::AtomicU64;
-#[cfg(loom)]
-type Word = AtomicU64;
 
 impl PhysicalMemory {
     /// Memory of `frames` frames, all free. The operating system backs a frame when it is first used.
@@ -171,7 +169,7 @@ impl PhysicalMemory {
         Ok(Self {
             arena: Arena::new(frames)?,
             #[cfg(loom)]
-            words: each_frame(frames, || AtomicU64::new(u64::from_ne_bytes([POISON; 8])))?,
+            steps: each_frame(frames, || AtomicU64::new(0))?,
             folios: each_frame(frames, Folio::new)?,
             next: each_frame(frames, || plain::AtomicU32::new(0))?,
             lists: std::array::from_fn(|_| FreeList {
@@ -211,10 +209,18 @@ impl PhysicalMemory {
     }
 
     fn find(&self, home: usize) -> Option<u64> {
-        self.lists[home]
-            .pop(&self.next)
-            .or_else(|| self.take_fresh(home))
-            .or_else(|| (1..LISTS).find_map(|i| self.lists[(home + i) % LISTS].pop(&self.next)))
+        let mut looks = 0;
+        loop {
+            let found = self.lists[home]
+                .pop(&self.next)
+                .or_else(|| self.take_fresh(home))
+                .or_else(|| (1..LISTS).find_map(|i| self.lists[(home + i) % LISTS].pop(&self.next)));
+            looks += 1;
+            // A frame may have gone from a list not yet looked at to one that was empty: then look again.
+            if found.is_some() || looks == LOOKS || self.usage().used == self.folios.len() as u64 {
+                return found;
+            }
+        }
     }
 
     /// A never-used frame; the rest of its run goes to the list.
@@ -233,6 +239,10 @@ impl PhysicalMemory {
                 Err(now) => first = now,
             }
         };
+        // Before the others can be found.
+        for frame in first..end {
+            self.poison(frame);
+        }
         if first + 1 < end {
             for frame in first + 1..end - 1 {
                 // Below `frame` lies the next one, and its number plus one is kept.
@@ -240,15 +250,12 @@ impl PhysicalMemory {
             }
             self.lists[home].push(&self.next, first + 1, end - 1);
         }
-        for frame in first..end {
-            self.poison(frame);
-        }
         Some(first)
     }
 
-    /// In debug builds: spoils what is in a frame that nobody has. (A model's words are spoiled from the start.)
+    /// In debug builds: spoils what is in a frame that nobody has.
     fn poison(&self, frame: u64) {
-        if cfg!(all(debug_assertions, not(loom))) {
+        if cfg!(debug_assertions) {
             let memory = self.address(frame, 0);
             // SAFETY: a page of the arena, which nobody else has.
             unsafe { memory.write_bytes(POISON, PAGE) };
@@ -262,78 +269,52 @@ impl PhysicalMemory {
         unsafe { self.arena.first_page.add(frame as usize * PAGE + offset as usize) }
     }
 
-    /// The word that has byte `offset` of the frame in it.
-    fn word(&self, frame: Frame, offset: u64) -> &Word {
+    /// Begins a guest's access: a model stops here, and its order is `ordering`'s.
+    #[inline]
+    fn step(&self, frame: Frame, ordering: Ordering) {
         self.folio(frame).life().touch();
         #[cfg(loom)]
-        {
-            debug_assert!(offset < PAGE_SIZE);
-            return &self.words[frame.get() as usize];
-        }
-        #[cfg(not(loom))]
-        {
-            let word = self.address(frame.get(), offset & !7).cast::<u64>();
-            // SAFETY: aligned and inside the arena, which lives as long as `self`. All accesses of guests are atomic
-            // and of this size; the others (zero, copy, stores) are by whoever has the frame alone.
-            unsafe { Word::from_ptr(word.as_ptr()) }
-        }
+        self.steps[frame.get() as usize].fetch_add(1, ordering);
+        let _ = ordering;
+    }
+
+    /// The word that has byte `offset` of the frame in it.
+    #[inline]
+    fn word(&self, frame: Frame, offset: u64) -> &plain::AtomicU64 {
+        let word = self.address(frame.get(), offset & !7).cast::<u64>();
+        // SAFETY: aligned and inside the arena, which lives as long as `self`. All accesses of guests are atomic and of
+        // this size; the others (zero, copy, stores' transfers) are by whoever has the frame alone.
+        unsafe { plain::AtomicU64::from_ptr(word.as_ptr()) }
     }
 
     /// A guest's load of the word at byte `offset`, a multiple of eight. Acquire.
+    #[inline]
     pub fn load_u64(&self, frame: Frame, offset: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
+        self.step(frame, Ordering::Acquire);
         self.word(frame, offset).load(Ordering::Acquire)
     }
 
     /// A guest's store to the word at byte `offset`, a multiple of eight. Release.
+    #[inline]
     pub fn store_u64(&self, frame: Frame, offset: u64, value: u64) {
         debug_assert!(offset.is_multiple_of(8));
+        self.step(frame, Ordering::Release);
         self.word(frame, offset).store(value, Ordering::Release);
     }
 
-    /// A guest's addition to the word at byte `offset`, a multiple of eight; returns what was there. AcqRel.
+    /// A guest's addition to the word at byte `offset`, a multiple of eight; wraps; returns what was there. AcqRel.
+    #[inline]
     pub fn fetch_add_u64(&self, frame: Frame, offset: u64, value: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
+        self.step(frame, Ordering::AcqRel);
         self.word(frame, offset).fetch_add(value, Ordering::AcqRel)
     }
+}
 
-    /// A guest's load of bytes from `offset` on. Each word is one load; relaxed.
-    pub fn read_bytes(&self, frame: Frame, offset: u64, mut bytes: &mut [u8]) {
-        debug_assert!(offset + bytes.len() as u64 <= PAGE_SIZE);
-        let mut offset = offset;
-        while !bytes.is_empty() {
-            let word = self.word(frame, offset).load(Ordering::Relaxed).to_ne_bytes();
-            let inside = (offset % 8) as usize;
-            let (now, rest) = bytes.split_at_mut(bytes.len().min(8 - inside));
-            now.copy_from_slice(&word[inside..inside + now.len()]);
-            offset += now.len() as u64;
-            bytes = rest;
-        }
-    }
-
-    /// A guest's store of bytes from `offset` on. A part of a word leaves the rest of it alone; relaxed.
-    pub fn write_bytes(&self, frame: Frame, offset: u64, mut bytes: &[u8]) {
-        debug_assert!(offset + bytes.len() as u64 <= PAGE_SIZE);
-        let mut offset = offset;
-        while !bytes.is_empty() {
-            let word = self.word(frame, offset);
-            let inside = (offset % 8) as usize;
-            let (now, rest) = bytes.split_at(bytes.len().min(8 - inside));
-            if let Ok(whole) = now.try_into() {
-                word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
-            } else {
-                // The whole word at once: accesses of different sizes to the same bytes must not meet.
-                let splice = |old: u64| {
-                    let mut all = old.to_ne_bytes();
-                    all[inside..inside + now.len()].copy_from_slice(now);
-                    Some(u64::from_ne_bytes(all))
-                };
-                let _always_ok = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, splice);
-            }
-            offset += now.len() as u64;
-            bytes = rest;
-        }
-    }
+/// How many bytes a copy of `length` bytes moves that begins at `offset` in a page.
+fn inside_page(offset: usize, length: usize) -> usize {
+    length.min(PAGE.saturating_sub(offset))
 }
 
 /// One `T` a frame.
@@ -373,8 +354,6 @@ impl FrameSource for PhysicalMemory {
     #[cfg(not(mutant = "frame_not_zeroed"))]
     fn zero(&self, frame: Frame) {
         self.folio(frame).life().own();
-        #[cfg(loom)]
-        self.words[frame.get() as usize].store(0, Ordering::Relaxed);
         // SAFETY: a page of the arena, which the caller has alone.
         unsafe { self.address(frame.get(), 0).write_bytes(0, PAGE) };
     }
@@ -384,14 +363,9 @@ impl FrameSource for PhysicalMemory {
     fn zero(&self, _frame: Frame) {}
 
     fn copy(&self, from: Frame, to: Frame) {
-        debug_assert_ne!(from, to);
+        assert_ne!(from, to);
         self.folio(from).life().touch();
         self.folio(to).life().own();
-        #[cfg(loom)]
-        {
-            let word = self.words[from.get() as usize].load(Ordering::Relaxed);
-            self.words[to.get() as usize].store(word, Ordering::Relaxed);
-        }
         let (from, to) = (self.address(from.get(), 0), self.address(to.get(), 0));
         // SAFETY: two pages of the arena; the caller has `to` alone, and nobody writes `from`.
         unsafe { to.copy_from_nonoverlapping(from, PAGE) };
@@ -401,10 +375,253 @@ impl FrameSource for PhysicalMemory {
         self.address(frame.get(), 0)
     }
 
+    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+        let count = inside_page(offset, bytes.len());
+        self.step(frame, Ordering::Acquire);
+        let mut done = 0;
+        while done < count {
+            let (at, within) = ((offset + done) as u64, (offset + done) % 8);
+            // Acquire, and a store's Release: as with whole words.
+            let word = self.word(frame, at).load(Ordering::Acquire).to_ne_bytes();
+            let now = (count - done).min(8 - within);
+            bytes[done..done + now].copy_from_slice(&word[within..within + now]);
+            done += now;
+        }
+        count
+    }
+
+    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+        let count = inside_page(offset, bytes.len());
+        self.step(frame, Ordering::Release);
+        let mut done = 0;
+        while done < count {
+            let (at, within) = ((offset + done) as u64, (offset + done) % 8);
+            let part = &bytes[done..count.min(done + 8 - within)];
+            let word = self.word(frame, at);
+            if let Ok(whole) = part.try_into() {
+                word.store(u64::from_ne_bytes(whole), Ordering::Release);
+            } else {
+                // The whole word at once: atomic accesses of different sizes to the same bytes must not meet.
+                let splice = |old: u64| {
+                    let mut all = old.to_ne_bytes();
+                    all[within..within + part.len()].copy_from_slice(part);
+                    Some(u64::from_ne_bytes(all))
+                };
+                let _always_ok = word.fetch_update(Ordering::Release, Ordering::Relaxed, splice);
+            }
+            done += part.len();
+        }
+        count
+    }
+
     /// Adds up the lists' counts: exact when nobody allocates or frees meanwhile. Not for every fault.
     fn usage(&self) -> FrameUsage {
         let add = |sum: u64, list: &FreeList| sum.wrapping_add(list.used.load(Ordering::Relaxed));
-        let limit = self.folios.len() as u64;
-        FrameUsage { used: self.lists.iter().fold(0, add).min(limit), limit }
+        // Below zero where a frame was given back on another list than it was taken from, between two looks.
+        let used = (self.lists.iter().fold(0, add) as i64).max(0) as u64;
+        FrameUsage { used, limit: self.folios.len() as u64 }
+    }
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::sync::Barrier;
+
+    fn memory(frames: u64) -> PhysicalMemory {
+        PhysicalMemory::new(frames).unwrap()
+    }
+
+    #[test]
+    fn impossible_sizes_are_typed_errors() {
+        assert_eq!(PhysicalMemory::new(0).err(), Some(MemoryError::NoFrames));
+        for frames in [MAX_FRAMES + 1, u64::MAX / PAGE_SIZE, u64::MAX] {
+            assert_eq!(PhysicalMemory::new(frames).err(), Some(MemoryError::TooManyFrames { frames }));
+        }
+    }
+
+    #[test]
+    fn the_limit_is_reached_and_not_passed() {
+        for frames in [1, 3, 63, 64, 65, 3 * RUN * LISTS as u64 + 7] {
+            let memory = memory(frames);
+            let taken: HashSet<_> = std::iter::from_fn(|| memory.allocate()).collect();
+            assert_eq!(taken.len() as u64, frames);
+            assert_eq!(memory.usage(), FrameUsage { used: frames, limit: frames });
+            taken.into_iter().for_each(|frame| memory.free(frame));
+            assert_eq!(memory.usage(), FrameUsage { used: 0, limit: frames });
+            assert_eq!(std::iter::from_fn(|| memory.allocate()).count() as u64, frames);
+        }
+    }
+
+    #[test]
+    fn no_frame_is_given_out_twice() {
+        const THREADS: u64 = 4;
+        // Just enough, taken one by one; and many, taken in runs.
+        for frames in [THREADS * 50, 3 * RUN * LISTS as u64] {
+            take_and_give_back(&memory(frames), THREADS);
+        }
+    }
+
+    fn take_and_give_back(memory: &PhysicalMemory, threads: u64) {
+        let start = Barrier::new(threads as usize);
+        std::thread::scope(|scope| {
+            for id in 1..=threads {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    for _ in 0..500 {
+                        // Each thread's part is always there, whoever has the rest.
+                        let mine: Vec<_> =
+                            (0..50).map(|_| memory.allocate().expect("within the limit")).collect();
+                        mine.iter().for_each(|&frame| memory.store_u64(frame, 8, id));
+                        for frame in mine {
+                            assert_eq!(memory.load_u64(frame, 8), id, "{frame:?} has two owners");
+                            memory.free(frame);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(memory.usage().used, 0);
+    }
+
+    #[test]
+    fn a_frame_freed_by_another_thread_is_found() {
+        let memory = memory(1);
+        let frame = memory.allocate().unwrap();
+        assert_eq!(memory.allocate(), None);
+        std::thread::scope(|scope| scope.spawn(|| memory.free(frame)).join().unwrap());
+        assert_eq!(memory.allocate(), Some(frame));
+    }
+
+    #[test]
+    fn failures_come_where_they_are_asked_for() {
+        let memory = memory(8);
+        let outcome = |n| -> Vec<bool> {
+            let frames: Vec<_> = (0..n).map(|_| memory.allocate()).collect();
+            frames.iter().flatten().for_each(|&frame| memory.free(frame));
+            frames.iter().map(Option::is_some).collect()
+        };
+        memory.fail_once(2);
+        assert_eq!(outcome(4), [true, false, true, true]);
+        memory.fail_from(Some(3));
+        assert_eq!(outcome(5), [true, true, false, false, false]);
+        memory.fail_from(None);
+        assert_eq!(outcome(2), [true, true]);
+        memory.fail_once(1);
+        assert_eq!(outcome(2), [false, true]);
+        assert_eq!(memory.usage().used, 0);
+    }
+
+    #[test]
+    fn one_failure_hits_one_thread() {
+        let memory = memory(1000);
+        memory.fail_once(77);
+        let failed: usize = std::thread::scope(|scope| {
+            let count = || (0..100).filter(|_| memory.allocate().is_none()).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(failed, 1);
+    }
+
+    #[test]
+    fn zero_and_copy() {
+        let memory = memory(4);
+        let (a, b) = (memory.allocate().unwrap(), memory.allocate().unwrap());
+        memory.store_u64(a, 4088, 7);
+        memory.copy(a, b);
+        assert_eq!(memory.load_u64(b, 4088), 7);
+        memory.zero(a);
+        let mut bytes = [1; PAGE];
+        assert_eq!(memory.read(a, 0, &mut bytes), PAGE);
+        assert_eq!(bytes, [0; PAGE]);
+        assert!(memory.memory(b).addr().get().is_multiple_of(PAGE));
+    }
+
+    #[test]
+    fn bytes_at_any_place() {
+        let memory = memory(1);
+        let frame = memory.allocate().unwrap();
+        memory.zero(frame);
+        let mut expected = [0u8; PAGE];
+        for (round, (offset, length)) in
+            [(0, 8), (3, 2), (5, 11), (4091, 5), (16, 0), (7, 4089), (9, 1)].into_iter().enumerate()
+        {
+            let bytes = vec![round as u8 + 1; length];
+            assert_eq!(memory.write(frame, offset, &bytes), length);
+            expected[offset..offset + length].copy_from_slice(&bytes);
+            let mut all = [0; PAGE];
+            memory.read(frame, 0, &mut all);
+            assert_eq!(all, expected);
+            let mut some = vec![0; length];
+            memory.read(frame, offset, &mut some);
+            assert_eq!(some, bytes);
+        }
+        // Only what the page has.
+        assert_eq!(memory.write(frame, PAGE - 3, &[9; 8]), 3);
+        assert_eq!(memory.read(frame, PAGE - 1, &mut [0; 8]), 1);
+        assert_eq!(memory.read(frame, PAGE, &mut [0; 8]), 0);
+        assert_eq!(memory.write(frame, usize::MAX, &[0; 8]), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "while somebody has a reference")]
+    #[cfg(debug_assertions)]
+    fn a_frame_in_use_is_not_freed() {
+        let memory = memory(1);
+        let frame = memory.allocate().unwrap();
+        memory.folio(frame).begin_anonymous(1);
+        memory.free(frame);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    fn old_bytes_are_spoiled() {
+        let memory = memory(1);
+        let frame = memory.allocate().unwrap();
+        assert_eq!(memory.load_u64(frame, 0).to_ne_bytes(), [POISON; 8]);
+        memory.store_u64(frame, 0, 1);
+        memory.free(frame);
+        assert_eq!(memory.load_u64(frame, 0).to_ne_bytes(), [POISON; 8]);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::thread;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_frame_has_one_owner() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let memory = Arc::new(PhysicalMemory::new(2).unwrap());
+            // Both on the list: a frame can come back to the top while a pop is under way.
+            let (a, b) = (memory.allocate().unwrap(), memory.allocate().unwrap());
+            memory.free(a);
+            memory.free(b);
+            let theirs = Arc::clone(&memory);
+            let other = thread::spawn(move || {
+                let first = theirs.allocate();
+                let second = theirs.allocate();
+                first.inspect(|&frame| theirs.free(frame));
+                second.inspect(|&frame| {
+                    // Reports any use that is not ordered before this one.
+                    theirs.zero(frame);
+                    theirs.free(frame);
+                });
+            });
+            let mine = [memory.allocate(), memory.allocate()];
+            for frame in mine.into_iter().flatten() {
+                memory.zero(frame);
+                memory.free(frame);
+            }
+            other.join().unwrap();
+            assert_eq!(memory.usage().used, 0);
+        });
     }
 }

@@ -264,6 +264,6 @@ mod tests {
         assert_eq!(r(1, 4).intersection(r(2, 9)), Some(r(2, 4)));
         assert_eq!(r(1, 2).intersection(r(2, 9)), None);
         assert_eq!(r(1, 2).hull(r(7, 9)), r(1, 9));
-        assert_eq!(r(3, 6).iter().rev().next(), Some(PageNumber::new(5)));
+        assert_eq!(r(3, 6).iter().next_back(), Some(PageNumber::new(5)));
     }
 }

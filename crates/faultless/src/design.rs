@@ -129,7 +129,11 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     fn fork<'s, H: Host>(space: &'s Arc<Self::Space>, engine: &'s Engine<H>) -> Self::Fork<'s, H>;
 
     /// As [`LockingDesign::exclude`], for the moment of fork's copy.
-    fn exclude_for_fork<'s, H: Host>(work: &mut Self::Range<'s, H>, engine: &'s Engine<H>, vma: &Vma<H, Self>);
+    fn exclude_for_fork<'s, H: Host>(
+        work: &mut Self::Range<'s, H>,
+        engine: &'s Engine<H>,
+        vma: &Vma<H, Self>,
+    );
 }
 
 /// The default design: the entry's bit and nothing else. Faults resume after I/O; a fork freezes the space for the
@@ -214,11 +218,11 @@ impl LockingDesign for Faultless {
 
     fn range_work<'s, H: Host>(_: &'s Arc<Freeze>, _: &'s Engine<H>, _: PageRange) {}
 
-    fn exclude<'s, H: Host>((): &mut (), _: &'s Engine<H>, _: &Vma<H, Self>) {}
+    fn exclude<H: Host>((): &mut (), _: &Engine<H>, _: &Vma<H, Self>) {}
 
     fn fork<'s, H: Host>(space: &'s Arc<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
         space.freeze(engine)
     }
 
-    fn exclude_for_fork<'s, H: Host>((): &mut (), _: &'s Engine<H>, _: &Vma<H, Self>) {}
+    fn exclude_for_fork<H: Host>((): &mut (), _: &Engine<H>, _: &Vma<H, Self>) {}
 }

@@ -3,7 +3,7 @@
 //! no section and has announced nothing (invariant 1).
 
 use crate::frame::{Folio, Reference};
-use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, Park, PageTable, Slots};
+use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{Mutex, MutexGuard, Retired, Section, plain};

@@ -90,7 +90,7 @@ impl Folio {
     pub fn begin_reading(&self, file: u64, index: u64) {
         self.owner.store(file, Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
-        self.word.store(CACHED | READING | REFERENCED | 2 * PIN, Ordering::Relaxed);
+        self.word.store(CACHED | READING | REFERENCED | (2 * PIN), Ordering::Relaxed);
     }
 
     /// Gives up a life that nobody else has seen.
@@ -137,7 +137,10 @@ impl Folio {
 
     fn drop_references(&self, unit: u64) -> bool {
         let old = self.word.fetch_sub(unit, Ordering::Release);
-        debug_assert!(old & REFERENCES >= unit, "a reference dropped that was not held: {old:#x} - {unit:#x}");
+        debug_assert!(
+            old & REFERENCES >= unit,
+            "a reference dropped that was not held: {old:#x} - {unit:#x}"
+        );
         if old & REFERENCES == unit {
             fence(Ordering::Acquire);
             return true;
@@ -225,6 +228,16 @@ impl Folio {
     /// How many entries map it.
     pub fn mappings(&self) -> u64 {
         self.word.load(Ordering::Relaxed) & MAPPINGS
+    }
+
+    /// Whether it is anonymous and this mapping's alone.
+    pub fn is_exclusive(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & EXCLUSIVE != 0
+    }
+
+    /// The page belongs to `record` from now on: the only mapping left has taken it over. Under the entry's bit.
+    pub fn set_owner(&self, record: u64) {
+        self.owner.store(record, Ordering::Relaxed);
     }
 
     /// Whether nobody has any reference.

@@ -1,4 +1,70 @@
-//! tour to come
+//! A virtual-memory subsystem in which a page fault waits for no lock it does not need, and nobody waits for a page
+//! fault's I/O.
+//!
+//! # The idea
+//!
+//! Whoever touches one page *announces* it in that page's own table entry, by one bit. Whoever changes a range
+//! publishes the change, then *sweeps* the entries and waits where it meets the bit. Nobody waits for I/O or memory
+//! while announced or sweeping.
+//!
+//! ```text
+//!   page work (a fault)                          range work (unmap, protect, map over, fork, exit)
+//!   ───────────────────                          ─────────────────────────────────────────────────
+//!   enter the read section                       take the range among other range work
+//!   set the bit in the entry ◄───── fence ─────► publish new VMAs: one store of the tree's root
+//!   look the VMA up                              sweep the entries, waiting at each bit
+//!   install: one store, which clears the bit     invalidate; only then free frames; let the range go
+//! ```
+//! Either the sweep meets the bit and waits, or the look-up finds the new mapping. The wait is short: an announced
+//! thread never sleeps. Two faults write no line in common, however large the mapping.
+//!
+//! # The way of a fault
+//!
+//! 1. [`AddressSpace::fault`] (`space/fault/mod.rs`) is the one entry for every host. It calls page work,
+//!    `space/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs.
+//! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
+//!    `copy_on_write.rs`, each a page long. No frame at hand: let go, evict, start over.
+//! 3. What needs I/O pins the folio, starts the read (`page_cache/mod.rs`), and becomes a [`PendingFault`]: a value that
+//!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
+//!    (`space/fault/pending.rs`).
+//!
+//! # Words
+//!
+//! * *Announcement*: the bit [`host::Entry::ANNOUNCED`]. *Page work*: what is done under it.
+//! * *Range work*: what changes mappings; it holds a *reservation*, [`sync::Reservation`].
+//! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
+//!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
+//! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages.
+//!
+//! # Lock order
+//!
+//! ```text
+//! a design's own lock (none in the default design)
+//!   a range taken                                     sleeps: other range work on the same pages
+//!     the tree lock                                   a few instructions; fork holds it while it copies
+//!       a file's list of spaces
+//!     an entry's bit                                  never held while one sleeps; one at a time
+//! a file's removal lock, the cache's queue, the park's buckets      leaves: nothing is taken under them
+//! ```
+//! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
+//! it at every place that may sleep ([`Engine::assert_may_sleep`]). Grace periods and `invalidate` wait for read
+//! sections, so they are awaited in no section; with a range taken they may be, since sections do not wait.
+//!
+//! # What may be read and written while holding what
+//!
+//! | | read section | bit of the entry | range taken | tree lock |
+//! |---|---|---|---|---|
+//! | tree, VMAs | read | read | read what lies in the range | read, replace |
+//! | tables | read; make a missing leaf | the same | the same; unhook a leaf all inside a hole | – |
+//! | an entry without the bit | announce | – | exchange, after publication | – |
+//! | an entry with the bit | – | install, by who set it | wait | – |
+//! | a frame's bytes | through an entry, as a processor | fill a new one, copy | – | – |
+//! | a folio's word | take a reference unless free | count, reuse, share | drop, after `invalidate` | – |
+//!
+//! # Designs
+//!
+//! What page work and range work take, and what a fault keeps through I/O, is a plug-in: [`design::LockingDesign`].
+//! The default, [`design::Faultless`], takes nothing but the bit. The laboratory runs its rivals in this same engine.
 #![cfg_attr(not(feature = "std"), no_std)]
 extern crate alloc;
 
@@ -19,8 +85,8 @@ pub use engine::{Engine, Limits};
 pub use page_cache::{File, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
-    AddressSpace, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage, Placement, ProtectError,
-    Source, UnmapError,
+    AddressSpace, AuditError, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage,
+    Placement, ProtectError, Source, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

@@ -198,7 +198,8 @@ impl<H: Host> File<H> {
 
     /// Whether `frame`, which the caller has pinned, is page `page` of the file still, inside its length.
     pub(crate) fn is_attached(&self, page: u64, frame: Frame) -> bool {
-        let attached = self.index.get(page).is_some_and(|word| word.load(Ordering::Acquire) == word_of(frame));
+        let attached =
+            self.index.get(page).is_some_and(|word| word.load(Ordering::Acquire) == word_of(frame));
         attached && page < self.pages()
     }
 

@@ -43,13 +43,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     fn discard(&self, range: PageRange) -> Result<(), DiscardError> {
         let start = range.start().address();
-        let inside =
-            range.intersection(Self::whole()).ok_or(DiscardError::Hole { range, address: start })?;
+        let inside = range.intersection(Self::whole()).ok_or(DiscardError::Hole { range, address: start })?;
         let work = D::range_work(&self.lock, &self.engine, inside);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) =
             self.map.take(inside, &*self.engine).map_err(|_| DiscardError::OutOfMemory { range })?;
-        let hole = first_hole(range, self.tree.view_locked(&lock.writer).from(range.start()).map(Ranged::range));
+        let hole =
+            first_hole(range, self.tree.view_locked(&lock.writer).from(range.start()).map(Ranged::range));
         drop(lock);
         // The mapping stays: no publication, and no leaf table goes (rule 3 of PROTOCOL.md). The sweep alone waits for
         // faults at work; one that comes later brings a new page, as it may.

@@ -5,7 +5,6 @@ use crate::address::PageRange;
 use crate::design::LockingDesign;
 use crate::host::{Host, PageTable};
 
-
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
     /// Waits for no I/O: what a read under way has pinned is freed when it completes.

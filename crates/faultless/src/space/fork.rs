@@ -56,7 +56,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         #[cfg(not(mutant = "fork_reads_records_early"))]
         let copied = space.copy_pages(&taken, &child.0, &child_map, None);
         #[cfg(mutant = "fork_reads_records_early")]
-        let copied = space.copy_pages(&taken, &child.0, &child_map, Some(&early));
+        let copied = space.copy_pages(&taken, &child.0, &child_map, Some(&early[..]));
         drop(frozen);
         drop(child_map);
         drop(taken);
@@ -67,11 +67,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn freeze<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &Taken<'_, H>,
-    ) -> D::Fork<'s, H> {
+    fn freeze<'s>(&'s self, work: &mut D::Range<'s, H>, taken: &Taken<'_, H>) -> D::Fork<'s, H> {
         let lock = taken.lock();
         for vma in self.tree.view_locked(&lock.writer).from(PageNumber::new(0)) {
             D::exclude_for_fork(work, &self.engine, vma);
@@ -91,17 +87,24 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         copies.try_reserve_exact(view.len()).map_err(|_| OutOfMemory)?;
         for vma in view.from(PageNumber::new(0)) {
             let mapping = Mapping { anon: None, ..vma.mapping().clone() };
+            // CVE-2024-27022: linked before it is set up, and found by a truncation that is under way.
+            #[cfg(mutant = "fork_links_early")]
             if let Backing::File { file, .. } = &mapping.backing {
-                file.register(child.0.id, child.as_maps())?;
+                file.register(0, child.as_maps())?;
             }
             copies.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
         }
         let mut map = child.0.map.lock();
         let retired =
             child.0.tree.replace(&mut map.writer, Self::whole(), copies).map_err(|(error, _)| error)?;
-        drop(map);
-        self.engine.retire(retired);
-        Ok(child.0.map.lock())
+        debug_assert!(retired.is_empty());
+        #[cfg(not(mutant = "fork_links_early"))]
+        for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {
+            if let Backing::File { file, .. } = &vma.mapping().backing {
+                file.register(child.0.id, child.as_maps())?;
+            }
+        }
+        Ok(map)
     }
 
     /// For a mutant: which private mappings have anonymous pages now.
@@ -109,7 +112,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn pages_of_records(&self, taken: &Taken<'_, H>) -> Vec<bool> {
         let lock = taken.lock();
         let view = self.tree.view_locked(&lock.writer);
-        view.from(PageNumber::new(0)).map(|vma| vma.record().is_some_and(|record| record.has_pages())).collect()
+        view.from(PageNumber::new(0))
+            .map(|vma| vma.record().is_some_and(|record| record.has_pages()))
+            .collect()
     }
 
     /// Copies the entries of every private mapping that has anonymous pages. What a file has, the child faults in

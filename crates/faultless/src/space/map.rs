@@ -7,7 +7,7 @@ use crate::design::LockingDesign;
 use crate::host::{Host, OutOfMemory};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
-use crate::sync::Claims;
+use crate::sync::{Choice, Claims};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Mapping};
 use alloc::sync::Arc;
@@ -205,14 +205,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// The highest free place that nobody has claimed. The first page stays free, so that null is never mapped.
-    fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Option<PageRange> {
+    fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
         let view = self.tree.view_locked(&map.writer);
-        let mut within = PageRange::new(PageNumber::new(1), Self::whole().end())?;
-        loop {
-            let range = PageRange::with_pages(view.highest_gap(pages, within)?, pages).ok()?;
-            let Some(claimed) = claims.overlapping(range) else { return Some(range) };
-            within = PageRange::new(within.start(), claimed.start())?;
+        let mut otherwise = Choice::Nothing;
+        let mut within = PageRange::new(PageNumber::new(1), Self::whole().end());
+        while let Some(start) = within.and_then(|within| view.highest_gap(pages, within)) {
+            let Ok(range) = PageRange::with_pages(start, pages) else { break };
+            let Some(claimed) = claims.overlapping(range) else { return Choice::Range(range) };
+            otherwise = Choice::Claimed;
+            within = PageRange::new(PageNumber::new(1), claimed.start());
         }
+        otherwise
     }
 
     fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
@@ -236,8 +239,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, range);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, mut lock) = self.map.take(range, &*self.engine)?;
-        let over_something =
-            self.tree.view_locked(&lock.writer).from(range.start()).next().is_some_and(|vma| vma.range().overlaps(range));
+        let over_something = self
+            .tree
+            .view_locked(&lock.writer)
+            .from(range.start())
+            .next()
+            .is_some_and(|vma| vma.range().overlaps(range));
         if !over_something || cfg!(mutant = "fixed_without_busy") {
             let retired = self.publish_new(&mut work, &mut lock, range, mapping);
             drop(lock);

@@ -1,5 +1,6 @@
 //! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
 
+mod audit;
 mod discard;
 mod exit;
 pub mod fault;
@@ -13,6 +14,7 @@ mod range_work;
 mod truncate;
 mod unmap;
 
+pub use audit::AuditError;
 pub use discard::DiscardError;
 pub use fork::ForkError;
 pub use listing::MappingInfo;

@@ -136,12 +136,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, attempt));
         let section = self.engine.enter();
         let inside = match &outside {
-            Some(outside) => {
-                match D::inside(&self.lock, outside, self.tree.view(&section), page, attempt) {
-                    Ok(inside) => Some(inside),
-                    Err(Blocked) => return Try::Blocked,
-                }
-            }
+            Some(outside) => match D::inside(&self.lock, outside, self.tree.view(&section), page, attempt) {
+                Ok(inside) => Some(inside),
+                Err(Blocked) => return Try::Blocked,
+            },
             None => None,
         };
         #[cfg(mutant = "vma_before_bit")]

@@ -66,7 +66,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ///
     /// # Errors
     /// [`ProtectError`]. After `Hole` and `SharedWrite` the part below has changed, as on Linux.
-    pub fn protect(&self, address: VirtAddr, length: u64, protection: Protection) -> Result<(), ProtectError> {
+    pub fn protect(
+        &self,
+        address: VirtAddr,
+        length: u64,
+        protection: Protection,
+    ) -> Result<(), ProtectError> {
         let range = PageRange::from_bytes(address, length)?;
         self.0.protect(range, protection)
     }
@@ -88,12 +93,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
-            retired = self.publish(&mut work, &mut lock, prefix, change, None).map_err(|error| match error {
-                Unpublished::OutOfMemory => out_of_memory,
-                Unpublished::TooMany => {
-                    ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
-                }
-            })?;
+            retired =
+                self.publish(&mut work, &mut lock, prefix, change, None).map_err(|error| match error {
+                    Unpublished::OutOfMemory => out_of_memory,
+                    Unpublished::TooMany => {
+                        ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
+                    }
+                })?;
             drop(lock);
             self.sweep_rights(&taken, prefix, protection);
         } else {

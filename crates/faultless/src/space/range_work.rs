@@ -165,12 +165,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         let start = range.start();
         let left = view.before(start).filter(|vma| vma.range().end() == start);
-        let mut old = view.from(start).take_while(|vma| vma.range().start() < range.end()).peekable();
+        let old = view.from(start).take_while(|vma| vma.range().start() < range.end());
 
         // The first mapping that comes decides whether the neighbour on the left joins.
         let mut middle: Vec<Mapping<H>> = Vec::new();
         let mut keep_behind = None;
-        while let Some(vma) = old.next() {
+        for vma in old {
             let mapping = close(vma)?;
             hull = hull.hull(vma.range());
             middle.try_reserve(3).map_err(|_| OutOfMemory)?;
@@ -291,9 +291,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let range = taken.range();
         let view = self.tree.view_locked(&lock.writer);
         let is_hole = |part: Option<PageRange>| {
-            part.is_none_or(|part| view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end()))
+            part.is_none_or(|part| {
+                view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end())
+            })
         };
-        let (first, last) = (self.leaf_span(range.start()), self.leaf_span(PageNumber::new(range.end().get() - 1)));
+        let (first, last) =
+            (self.leaf_span(range.start()), self.leaf_span(PageNumber::new(range.end().get() - 1)));
         let mut wider = range;
         if is_hole(PageRange::new(first.start(), range.start())) {
             wider = wider.hull(first);

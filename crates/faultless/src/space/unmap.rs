@@ -52,7 +52,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let Some(range) = range.intersection(Self::whole()) else { return Ok(()) };
         let mut work = D::range_work(&self.lock, &self.engine, range);
         self.engine.assert_may_sleep("the tree lock");
-        let (mut taken, mut lock) = self.map.take(range, &*self.engine).map_err(|OutOfMemory| Unpublished::OutOfMemory)?;
+        let (mut taken, mut lock) =
+            self.map.take(range, &*self.engine).map_err(|OutOfMemory| Unpublished::OutOfMemory)?;
         let view = self.tree.view_locked(&lock.writer);
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());

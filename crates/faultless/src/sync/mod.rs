@@ -10,7 +10,7 @@ pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
-pub use ranges::{Claims, Park, Ranges, RangesGuard, Reservation, Stable};
+pub use ranges::{Choice, Claims, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked};
 pub use section::{Barrier, FenceBarrier, Retired, Section, Sections, SlotIndex};
 
 /// Atomics whose order is part of the protocol.

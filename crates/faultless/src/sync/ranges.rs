@@ -59,6 +59,17 @@ impl Claims {
     }
 }
 
+/// What a search for a free range found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one.
+    Range(PageRange),
+    /// None that is not claimed; one may come when a claim goes.
+    Claimed,
+    /// None.
+    Nothing,
+}
+
 struct Inner<T> {
     claims: Claims,
     data: T,
@@ -70,6 +81,9 @@ pub struct Ranges<T> {
     /// Counts releases. Changed under `inner`; read by sleepers, whose park orders it.
     releases: AtomicUsize,
 }
+
+/// A range just taken, with the short lock still held. Dropped in this order: the lock first.
+pub type TakenLocked<'a, T, P> = (Reservation<'a, T, P>, RangesGuard<'a, T>);
 
 impl<T> Ranges<T> {
     /// Nothing taken.
@@ -93,7 +107,7 @@ impl<T> Ranges<T> {
         &'a self,
         range: PageRange,
         park: &'a P,
-    ) -> Result<(Reservation<'a, T, P>, RangesGuard<'a, T>), OutOfMemory> {
+    ) -> Result<TakenLocked<'a, T, P>, OutOfMemory> {
         let mut guard = self.lock();
         let ticket = guard.inner.claims.push(range)?;
         while !guard.inner.claims.is_first(ticket, range) {
@@ -102,22 +116,28 @@ impl<T> Ranges<T> {
         Ok((Reservation { ranges: self, park, ticket, range }, guard))
     }
 
-    /// Takes the range that `choose` finds, in one step with the search. `choose` picks one that overlaps no claim.
+    /// Takes the range that `choose` finds, in one step with the search. `choose` picks one that overlaps no claim;
+    /// where only a claim is in the way it says so, and is asked again when one has been let go.
     ///
     /// # Errors
     /// [`OutOfMemory`]: nothing is taken.
     pub fn take_chosen<'a, P: Park>(
         &'a self,
         park: &'a P,
-        choose: impl FnOnce(&T, &Claims) -> Option<PageRange>,
-    ) -> Result<Option<(Reservation<'a, T, P>, RangesGuard<'a, T>)>, OutOfMemory> {
+        choose: impl Fn(&T, &Claims) -> Choice,
+    ) -> Result<Option<TakenLocked<'a, T, P>>, OutOfMemory> {
         let mut guard = self.lock();
-        let Some(range) = choose(&guard.inner.data, &guard.inner.claims) else {
-            return Ok(None);
-        };
-        debug_assert!(guard.inner.claims.overlapping(range).is_none());
-        let ticket = guard.inner.claims.push(range)?;
-        Ok(Some((Reservation { ranges: self, park, ticket, range }, guard)))
+        loop {
+            match choose(&guard.inner.data, &guard.inner.claims) {
+                Choice::Nothing => return Ok(None),
+                Choice::Claimed => guard = self.wait_release(guard, park),
+                Choice::Range(range) => {
+                    debug_assert!(guard.inner.claims.overlapping(range).is_none());
+                    let ticket = guard.inner.claims.push(range)?;
+                    return Ok(Some((Reservation { ranges: self, park, ticket, range }, guard)));
+                }
+            }
+        }
     }
 
     /// Waits until no range over `page` is taken. For page work that met BUSY.

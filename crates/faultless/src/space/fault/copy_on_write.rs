@@ -27,6 +27,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
         return install_new(work, record, new);
     }
     if engine.folio(frame).try_reuse() {
+        engine.folio(frame).set_owner(record.id());
         counters.add(Counter::CowReuses, 1);
         let new = work.entry.with(Entry::WRITE);
         return install(work, new);

@@ -146,15 +146,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return Ok(Fault::Done);
                 }
                 Step::Failed(error) => return Err(error),
-                Step::LookAgain => {}
+                Step::LookAgain => crate::sync::spin_loop(),
                 Step::NeedMemory => {
-                    if engine.evict(1) == 0 {
+                    if engine.evict(32) == 0 {
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
                 Step::Read(absent) => {
                     let awaited = match absent.file.read(absent.page, attempt.retries > 0) {
-                        Ok(pin) if !pin.is_reading() && absent.file.is_attached(absent.page, pin.frame()) => continue,
+                        Ok(pin) if !pin.is_reading() && absent.file.is_attached(absent.page, pin.frame()) => {
+                            continue;
+                        }
                         Ok(pin) => Awaited::Read { pin, absent },
                         Err(Miss::Queue(unpinned)) => Awaited::Memory { unpinned },
                         Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
@@ -163,7 +165,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     if attempt.retries == 0 {
                         engine.counters().add(Counter::MajorFaults, 1);
                     }
-                    return Ok(Fault::Pending(PendingFault::new(self, address, access, attempt, awaited, kept)));
+                    return Ok(Fault::Pending(PendingFault::new(
+                        self, address, access, attempt, awaited, kept,
+                    )));
                 }
             }
         }
@@ -217,7 +221,9 @@ fn classify<'a, H: Host, D: LockingDesign>(
         },
         (Some(_), _, _) => Class::Rights,
         (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
-        (None, Access::Write, Backing::Anonymous) => record().map_or(Class::Step(Step::LookAgain), Class::Fill),
+        (None, Access::Write, Backing::Anonymous) => {
+            record().map_or(Class::Step(Step::LookAgain), Class::Fill)
+        }
         (None, _, Backing::Anonymous) => Class::Zero,
         (None, access, Backing::File { file, first }) => {
             let page = first + (work.page.get() - mapping.range.start().get());
@@ -267,7 +273,11 @@ fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> 
 }
 
 /// Installs a frame that this fault took and has alone; gives it back where that fails.
-fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, record: &AnonRecord, frame: Frame) -> Step<H> {
+fn install_new<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    record: &AnonRecord,
+    frame: Frame,
+) -> Step<H> {
     let frames = work.engine().host().frames();
     let folio = frames.folio(frame);
     folio.begin_anonymous(record.id());

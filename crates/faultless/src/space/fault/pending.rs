@@ -159,7 +159,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 /// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
-fn is_unchanged<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Access, absent: &Absent<H>) -> bool {
+fn is_unchanged<H: Host, D: LockingDesign>(
+    work: &Announced<'_, H, D>,
+    access: Access,
+    absent: &Absent<H>,
+) -> bool {
     let mapping = work.vma.mapping();
     let same_page = mapping
         .file_page(work.page)

@@ -16,8 +16,8 @@ use crate::vma::tree::Ranged;
 use alloc::vec::Vec;
 use core::ptr::{self, NonNull};
 
-/// More levels than a tree can have whose nodes are filled to the minimum.
-const LEVELS: usize = 24;
+/// Levels of a tree of 2^35 items, with every node filled to the minimum: more than there can be.
+const LEVELS: usize = 12;
 
 /// The way from the root to a place in a leaf.
 struct Path<'s, T> {

@@ -1,0 +1,86 @@
+//! The designs there are, by name.
+
+mod mmap_lock;
+
+pub use mmap_lock::MmapLock;
+
+use faultless::design::{Faultless, LockingDesign};
+
+/// A design, as people choose it.
+#[derive(Clone, Copy, Debug)]
+pub struct Design {
+    /// Its name in commands and reports.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// Which kernel or message it models.
+    pub source: &'static str,
+}
+
+/// Something generic over the design, to be called with the type that a name stands for.
+pub trait Visitor {
+    /// What it gives.
+    type Output;
+    /// Called with the type.
+    fn visit<D: LockingDesign>(self) -> Self::Output;
+}
+
+macro_rules! designs {
+    ($($design:ty: $about:literal, $source:literal;)*) => {
+        /// Every design, in the order of reports: rivals by age, then ours.
+        pub const ALL: &[Design] = &[$(
+            Design { name: <$design as LockingDesign>::NAME, about: $about, source: $source },
+        )*];
+
+        impl Design {
+            /// Calls `visitor` with this design's type.
+            pub fn visit<V: Visitor>(&self, visitor: V) -> V::Output {
+                $(if self.name == <$design as LockingDesign>::NAME {
+                    return visitor.visit::<$design>();
+                })*
+                unreachable!("{} is not one of ALL", self.name)
+            }
+        }
+    };
+}
+
+designs! {
+    MmapLock: "one lock a space; dropped for a fault's first I/O, then retried under it", "Linux up to 6.3";
+    Faultless: "a bit in the page's entry; nothing kept during I/O, the fault resumes", "this project, DESIGN.md §2";
+}
+
+/// The name of the design whose losses a report names first.
+pub const OURS: &str = <Faultless as LockingDesign>::NAME;
+
+/// The design of that name.
+pub fn find(name: &str) -> Option<&'static Design> {
+    ALL.iter().find(|design| design.name == name)
+}
+
+/// All names, for a message.
+pub fn names() -> String {
+    ALL.iter().map(|design| design.name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Name;
+
+    impl Visitor for Name {
+        type Output = &'static str;
+        fn visit<D: LockingDesign>(self) -> &'static str {
+            D::NAME
+        }
+    }
+
+    #[test]
+    fn each_name_leads_to_its_type() {
+        for design in ALL {
+            assert_eq!(find(design.name).unwrap().visit(Name), design.name);
+        }
+        assert!(find("no-such-design").is_none());
+        assert!(find(OURS).is_some());
+    }
+}

@@ -1,0 +1,133 @@
+//! What people write on the command line: durations, sizes, rates.
+
+use std::time::Duration;
+
+/// A delay of a store, "2ms", "500us", "1.5s", at most ten seconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn latency(text: &str) -> Result<Duration, String> {
+    const MOST: Duration = Duration::from_secs(10);
+    let (number, unit) = split(text)?;
+    let scale = match unit {
+        "ns" => 1.0,
+        "us" | "µs" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        "" => return Err(format!("it has no unit; write {text}ms or {text}us")),
+        _ => return Err(format!("\"{unit}\" is no unit of time; there are ns, us, ms, s")),
+    };
+    let nanoseconds = number * scale;
+    if nanoseconds > MOST.as_nanos() as f64 {
+        return Err("it is longer than 10s".into());
+    }
+    Ok(Duration::from_nanos(nanoseconds.round() as u64))
+}
+
+/// A size in bytes, "256M", "64MiB", "1G"; without a unit, bytes.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = split(text)?;
+    let shift = match unit.strip_suffix("iB").or_else(|| unit.strip_suffix('B')).unwrap_or(unit) {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("\"{unit}\" is no unit of size; there are K, M, G, T")),
+    };
+    let bytes = number * (1_u64 << shift) as f64;
+    if bytes >= (1_u64 << 53) as f64 { Err("it is too much".into()) } else { Ok(bytes as u64) }
+}
+
+/// How long to measure, in seconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    const MOST: f64 = 7.0 * 86_400.0;
+    let (number, unit) = split(text)?;
+    match unit {
+        "" | "s" if number < 0.1 => Err("it is less than 0.1".into()),
+        "" | "s" if number > MOST => Err("it is more than a week".into()),
+        "" | "s" => Ok(number),
+        _ => Err("write a number of seconds".into()),
+    }
+}
+
+/// A rate, "fork=50": the actor's name and how often a second.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn rate(text: &str) -> Result<(String, f64), String> {
+    const MOST: f64 = 100_000.0;
+    let (name, hertz) = text.split_once('=').ok_or("write NAME=HZ, as in fork=50")?;
+    let (hertz, unit) = split(hertz)?;
+    if !matches!(unit, "" | "Hz" | "hz" | "HZ") {
+        return Err(format!("\"{unit}\" is no unit of rate; write a number, times a second"));
+    }
+    if hertz < 0.01 {
+        return Err("it is less than 0.01 a second".into());
+    }
+    if hertz > MOST {
+        return Err(format!("it is more than {MOST} a second"));
+    }
+    Ok((name.into(), hertz))
+}
+
+/// A number and what follows it. Neither signs nor exponents, so that "1e9" is no billion by mistake.
+fn split(text: &str) -> Result<(f64, &str), String> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number = number.parse().map_err(|_| "it does not begin with a number".to_string())?;
+    Ok((number, unit.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies() {
+        assert_eq!(latency("2ms"), Ok(Duration::from_millis(2)));
+        assert_eq!(latency("500us"), Ok(Duration::from_micros(500)));
+        assert_eq!(latency("500 µs"), Ok(Duration::from_micros(500)));
+        assert_eq!(latency("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(latency("0ms"), Ok(Duration::ZERO));
+        for wrong in ["", "ms", "2", "-2ms", "2 parsecs", "1e3ms", "1.2.3s", "11s", "99999999999999999999s", "∞"] {
+            assert!(latency(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        assert_eq!(size("1.5G"), Ok(3 << 29));
+        assert_eq!(size("256 M"), Ok(256 << 20));
+        for wrong in ["", "M", "-1M", "1X", "99999999999T", "1MM"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn spans_of_seconds() {
+        assert_eq!(seconds("1"), Ok(1.0));
+        assert_eq!(seconds("0.5s"), Ok(0.5));
+        for wrong in ["0", "-1", "nan", "inf", "1e99", "10m", "99999999"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(rate("fork=50"), Ok(("fork".into(), 50.0)));
+        assert_eq!(rate("bystander=0.5"), Ok(("bystander".into(), 0.5)));
+        for wrong in ["fork", "fork=", "fork=0", "fork=-1", "fork=nan", "fork=1e9", "fork=200000", "fork=5kHz"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}

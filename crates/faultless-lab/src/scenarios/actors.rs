@@ -1,0 +1,247 @@
+//! The threads of a round: when it is measured, who goes wrong, and actors that work at a fixed rate.
+
+use crate::measure::Latency;
+use crate::trouble::Trouble;
+use rustix::time::{ClockId, clock_gettime};
+use std::any::Any;
+use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long nobody sleeps without looking whether the round is over.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// One round's time, and its end.
+pub struct Round<'a> {
+    /// Set by Ctrl-C.
+    interrupted: &'a AtomicBool,
+    over: AtomicBool,
+    /// The first one that ended the round early. Protected by its lock.
+    trouble: Mutex<Option<Trouble>>,
+    /// What is scheduled from here on is measured. Immutable.
+    from: Instant,
+    /// Immutable.
+    until: Instant,
+}
+
+impl<'a> Round<'a> {
+    /// A round that begins now, with the warm-up.
+    pub fn new(interrupted: &'a AtomicBool, warm_up: Duration, length: Duration) -> Self {
+        let from = Instant::now() + warm_up;
+        let (over, trouble) = (AtomicBool::new(false), Mutex::new(None));
+        Self { interrupted, over, trouble, from, until: from + length }
+    }
+
+    /// Whether the threads are to end.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Ends the round for all threads.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the round with an error; the first one counts.
+    pub fn fail(&self, trouble: Trouble) {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(trouble);
+        self.end();
+    }
+
+    /// What ended it early.
+    pub fn into_trouble(self) -> Option<Trouble> {
+        self.trouble.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what was scheduled for this moment counts.
+    pub fn measures(&self, scheduled: Instant) -> bool {
+        scheduled >= self.from
+    }
+
+    /// Sleeps until `deadline`, at most until the round is over.
+    pub fn sleep_until(&self, deadline: Instant) {
+        while !self.is_over() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+
+    /// For the thread that runs the round: sleeps through the warm-up, calls `begin`, sleeps until the end or until
+    /// somebody ends it, calls `end`, and ends it for all. Returns how long it was measured.
+    pub fn run(&self, begin: impl FnOnce(), end: impl FnOnce()) -> Duration {
+        let wait = |deadline: Instant| {
+            while !self.is_over() && Instant::now() < deadline {
+                self.sleep_until((Instant::now() + LOOK).min(deadline));
+                if self.interrupted.load(Ordering::Relaxed) {
+                    self.end();
+                }
+            }
+        };
+        wait(self.from);
+        begin();
+        let start = Instant::now();
+        wait(self.until);
+        end();
+        self.end();
+        start.elapsed()
+    }
+
+    /// Starts a thread of the round. An error or a panic of it ends the round.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`] where the operating system starts no more threads; the round is over then.
+    pub fn spawn<'s, T: Send + 's>(
+        &'s self,
+        scope: &'s Scope<'s, '_>,
+        name: &str,
+        work: impl FnOnce() -> Result<T, Trouble> + Send + 's,
+    ) -> Result<ScopedJoinHandle<'s, Option<T>>, Trouble> {
+        let thread = name.to_string();
+        let run = move || match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(value)) => Some(value),
+            Ok(Err(trouble)) => {
+                self.fail(trouble);
+                None
+            }
+            Err(panic) => {
+                self.fail(Trouble::Wrong(format!("the {thread} thread panicked: {}", words_of(&*panic))));
+                None
+            }
+        };
+        Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|error| {
+            self.end();
+            Trouble::Input(format!("cannot start a thread: {error}; use fewer --threads"))
+        })
+    }
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("?");
+    text.lines().next().unwrap_or_default()
+}
+
+/// What an actor at a fixed rate waited.
+#[derive(Clone, Debug, Default)]
+pub struct Periodic {
+    /// From the scheduled start of each act to its end. What the round's end left undone is in it with what it had
+    /// waited by then, so that an actor that hangs does not look quick.
+    pub latency: Latency,
+    /// Acts done.
+    pub done: u64,
+    /// Acts that were due before the end of the round and did not begin.
+    pub missed: u64,
+}
+
+/// Calls `act` `hertz` times a second until the round is over. An act that comes late does not move the ones after
+/// it, and its latency counts from when it was due (no coordinated omission). `act` returns when it had ended.
+///
+/// # Errors
+/// What `act` says.
+pub fn at_fixed_rate(
+    round: &Round<'_>,
+    hertz: f64,
+    mut act: impl FnMut(Instant) -> Result<Instant, Trouble>,
+) -> Result<Periodic, Trouble> {
+    wake_precisely();
+    let mut periodic = Periodic::default();
+    let start = Instant::now();
+    let due = |n: u64| start + Duration::from_secs_f64(n as f64 / hertz);
+    for n in 0.. {
+        let scheduled = due(n);
+        round.sleep_until(scheduled);
+        if round.is_over() {
+            let now = Instant::now();
+            for scheduled in (n..).map(due).take_while(|scheduled| *scheduled < now) {
+                if round.measures(scheduled) {
+                    periodic.latency.record(now - scheduled);
+                    periodic.missed += 1;
+                }
+            }
+            break;
+        }
+        let ended = act(scheduled)?;
+        if round.measures(scheduled) {
+            periodic.latency.record(ended.saturating_duration_since(scheduled));
+            periodic.done += 1;
+        }
+    }
+    Ok(periodic)
+}
+
+/// Lets this thread's sleeps end when they should: Linux adds 50 µs otherwise.
+pub fn wake_precisely() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+}
+
+/// Processor time of this thread so far.
+pub fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round<'a>(interrupted: &'a AtomicBool, milliseconds: u64) -> Round<'a> {
+        Round::new(interrupted, Duration::ZERO, Duration::from_millis(milliseconds))
+    }
+
+    #[test]
+    fn late_acts_count_from_when_they_were_due() {
+        let interrupted = AtomicBool::new(false);
+        let round = round(&interrupted, 50);
+        let mut first = true;
+        let periodic = std::thread::scope(|scope| {
+            let actor = round.spawn(scope, "actor", || {
+                at_fixed_rate(&round, 1000.0, |_| {
+                    if std::mem::take(&mut first) {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    Ok(Instant::now())
+                })
+            });
+            round.run(|| {}, || {});
+            actor.unwrap().join().unwrap().unwrap()
+        });
+        // The acts due during those 20 ms waited too: ten of them at least half as long.
+        assert!(periodic.latency.max_us() >= 20_000.0);
+        let waited = periodic.done + periodic.missed;
+        assert!(waited >= 40, "{periodic:?}");
+        let tenth_longest = 1.0 - 10.0 / waited as f64;
+        assert!(periodic.latency.quantile_us(tenth_longest) >= 9_000.0);
+    }
+
+    #[test]
+    fn errors_and_panics_end_the_round() {
+        let interrupted = AtomicBool::new(false);
+        for panics in [false, true] {
+            let round = round(&interrupted, 60_000);
+            std::thread::scope(|scope| {
+                let bad = round.spawn(scope, "bad", || -> Result<(), Trouble> {
+                    if panics { panic!("planted by the test") } else { Err(Trouble::Wrong("bad".into())) }
+                });
+                bad.unwrap();
+                round.run(|| {}, || {});
+            });
+            let trouble = round.into_trouble().unwrap().to_string();
+            assert_eq!(trouble, if panics { "the bad thread panicked: planted by the test" } else { "bad" });
+        }
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_round() {
+        let interrupted = AtomicBool::new(true);
+        let round = round(&interrupted, 60_000);
+        round.run(|| {}, || {});
+        assert!(round.is_over() && round.into_trouble().is_none());
+    }
+}

@@ -1,0 +1,201 @@
+//! map, unmap, protect, discard on parts of mappings, and their errors.
+
+use crate::*;
+use faultless::address::RangeError;
+use faultless::protection::{Access, Sharing};
+use faultless::{DiscardError, MapError, ProtectError, Source, UnmapError};
+use faultless_soft::Cpu;
+
+under_every_design! {
+    map_goes_top_down
+    fixed_replaces_and_no_replace_does_not
+    unmap_of_the_middle_splits
+    neighbours_merge_unless_both_have_pages
+    protect_on_parts
+    discard_keeps_the_mapping
+    wrong_ranges_are_typed_errors
+    the_limit_of_mappings_holds
+    an_exited_space_maps_nothing
+}
+
+fn shape<D: LockingDesign>(space: &AddressSpace<Soft, D>) -> Vec<(u64, u64, String)> {
+    let line = |m: &faultless::MappingInfo| (m.range.start().get(), m.range.end().get(), m.protection.to_string());
+    space.mappings().iter().map(line).collect()
+}
+
+fn map_goes_top_down<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    let first = space.map(MapRequest::anonymous(3 * PAGE_SIZE)).unwrap();
+    let second = space.map(MapRequest::anonymous(1)).unwrap();
+    assert_eq!(first.get() - second.get(), PAGE_SIZE, "each below the one before");
+    space.unmap(first, PAGE_SIZE).unwrap();
+    let third = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
+    assert_eq!(third, first, "the highest hole that fits");
+    drop(space);
+    machine.end();
+}
+
+fn fixed_replaces_and_no_replace_does_not<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 4)).unwrap();
+    space.store_u64(at(11), 7).unwrap();
+    let error = space.map(anonymous(11, 9).at(Placement::FixedNoReplace(at(11)))).unwrap_err();
+    assert!(matches!(error, MapError::Exists { existing, .. } if existing.start().get() == 10));
+    assert_eq!(space.load_u64(at(11)).unwrap(), 7);
+    space.map(anonymous(11, 1)).unwrap();
+    assert_eq!(space.load_u64(at(11)).unwrap(), 0, "the old page went");
+    space.map(anonymous(20, 1).at(Placement::FixedNoReplace(at(20)))).unwrap();
+    drop(space);
+    machine.end();
+}
+
+fn unmap_of_the_middle_splits<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 5)).unwrap();
+    for page in 10..15 {
+        space.store_u64(at(page), page).unwrap();
+    }
+    //   10 11 12 13 14
+    //         xx
+    space.unmap(at(12), PAGE_SIZE).unwrap();
+    assert_eq!(shape(&space), [(10, 12, "rw-".into()), (13, 15, "rw-".into())]);
+    assert!(matches!(fault_of(space.load_u64(at(12))), FaultError::NoMapping { .. }));
+    for page in [10, 11, 13, 14] {
+        assert_eq!(space.load_u64(at(page)).unwrap(), page);
+    }
+    space.unmap(at(100), PAGE_SIZE).unwrap();
+    space.unmap(at(0), 64 * PAGE_SIZE).unwrap();
+    assert!(space.mappings().is_empty());
+    assert_eq!(machine.engine.frame_usage().used, 1);
+    drop(space);
+    machine.end();
+}
+
+fn neighbours_merge_unless_both_have_pages<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 1)).unwrap();
+    space.map(anonymous(12, 1)).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.map(anonymous(11, 1)).unwrap();
+    assert_eq!(shape(&space), [(10, 13, "rw-".into())], "at most one neighbour had been faulted");
+
+    space.map(anonymous(20, 1)).unwrap();
+    space.map(anonymous(22, 1)).unwrap();
+    space.store_u64(at(20), 1).unwrap();
+    space.store_u64(at(22), 1).unwrap();
+    space.map(anonymous(21, 1)).unwrap();
+    assert_eq!(space.mappings().len(), 3, "both had been faulted, apart: two mappings");
+
+    // Split by protection and joined again.
+    space.protect(at(11), PAGE_SIZE, Protection::READ).unwrap();
+    assert_eq!(space.mappings().len(), 5);
+    space.protect(at(11), PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&space)[0], (10, 13, "rw-".into()));
+    space.audit().unwrap();
+    drop(space);
+    machine.end();
+}
+
+fn protect_on_parts<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 4)).unwrap();
+    for page in 10..14 {
+        space.store_u64(at(page), page).unwrap();
+    }
+    space.protect(at(11), 2 * PAGE_SIZE, Protection::READ).unwrap();
+    assert_eq!(space.load_u64(at(11)).unwrap(), 11);
+    let error = fault_of(space.store_u64(at(12), 0));
+    assert!(matches!(error, FaultError::Protection { access: Access::Write, .. }), "{error:?}");
+    space.protect(at(11), PAGE_SIZE, Protection::empty()).unwrap();
+    assert!(matches!(fault_of(space.load_u64(at(11))), FaultError::Protection { .. }));
+    space.protect(at(10), 4 * PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(space.load_u64(at(11)).unwrap(), 11, "the page stayed while nothing was allowed");
+    space.store_u64(at(12), 5).unwrap();
+
+    // Over a hole: ENOMEM, and the part before it has changed.
+    space.unmap(at(12), PAGE_SIZE).unwrap();
+    let error = space.protect(at(10), 4 * PAGE_SIZE, Protection::READ).unwrap_err();
+    assert!(matches!(error, ProtectError::Hole { address, .. } if address == at(12)));
+    assert_eq!(shape(&space), [(10, 12, "r--".into()), (13, 14, "rw-".into())]);
+    space.audit().unwrap();
+    drop(space);
+    machine.end();
+}
+
+fn discard_keeps_the_mapping<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    let file = machine.file(1);
+    space.map(anonymous(10, 2)).unwrap();
+    space.map(of_file(&file, 13, 1, READ_WRITE)).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.store_u64(at(13), 1).unwrap();
+    // Over a hole: ENOMEM, and what lies behind it is dropped too.
+    let error = space.discard(at(10), 4 * PAGE_SIZE).unwrap_err();
+    assert!(matches!(error, DiscardError::Hole { address, .. } if address == at(12)));
+    assert_eq!(space.load_u64(at(10)).unwrap(), 0);
+    assert_eq!(space.load_u64(at(13)).unwrap(), word(1), "the file's page again");
+    drop((space, file));
+    machine.end();
+}
+
+fn wrong_ranges_are_typed_errors<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    let unaligned = VirtAddr::new(4097);
+    assert!(matches!(space.unmap(unaligned, 1), Err(UnmapError::Range(RangeError::Unaligned { .. }))));
+    assert!(matches!(space.unmap(at(1), 0), Err(UnmapError::Range(RangeError::ZeroLength { .. }))));
+    assert!(matches!(space.unmap(at(1), u64::MAX), Err(UnmapError::Range(RangeError::Overflow { .. }))));
+    assert!(matches!(space.map(MapRequest::anonymous(0)), Err(MapError::Range(RangeError::ZeroLength { .. }))));
+    assert!(matches!(space.map(anonymous(u64::MAX >> 13, 1)), Err(MapError::OutOfBounds { .. })));
+    assert!(matches!(space.map(MapRequest::anonymous(1 << 60)), Err(MapError::OutOfBounds { .. })));
+    assert!(matches!(space.map(MapRequest::anonymous(1 << 48)), Err(MapError::NoSpace { .. })));
+    assert!(space.protect(unaligned, 1, READ_WRITE).is_err());
+    assert!(space.discard(unaligned, 1).is_err());
+    let file = machine.file(1);
+    let source = Source::File { file: file.clone(), first: 0, sharing: Sharing::Shared };
+    let request = MapRequest { source, ..MapRequest::anonymous(1) };
+    assert!(matches!(space.map(request), Err(MapError::SharedWrite)));
+    let source = Source::File { file: file.clone(), first: u64::MAX, sharing: Sharing::Private };
+    let request = MapRequest { source, ..MapRequest::anonymous(1) };
+    assert!(matches!(space.map(request), Err(MapError::FileOffset { .. })));
+    assert!(matches!(fault_of(space.load_u64(VirtAddr::new(u64::MAX - 7))), FaultError::NoMapping { .. }));
+    assert!(space.mappings().is_empty());
+    drop((space, file));
+    machine.end();
+}
+
+fn the_limit_of_mappings_holds<D: LockingDesign>() {
+    let machine = Machine::with(64, Limits { mappings: 3, ..Limits::default() });
+    let space = machine.space::<D>();
+    for page in [10, 20, 30] {
+        space.map(anonymous(page, 3)).unwrap();
+    }
+    assert_eq!(space.map(anonymous(40, 1)), Err(MapError::TooManyMappings { limit: 3 }));
+    assert!(matches!(space.unmap(at(11), PAGE_SIZE), Err(UnmapError::TooManyMappings { limit: 3, .. })));
+    space.store_u64(at(11), 1).unwrap();
+    space.unmap(at(10), PAGE_SIZE).unwrap();
+    space.map(anonymous(13, 4)).unwrap();
+    assert_eq!(space.mappings().len(), 3, "joined, so no more than before");
+    drop(space);
+    machine.end();
+}
+
+fn an_exited_space_maps_nothing<D: LockingDesign>() {
+    let machine = Machine::new();
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 4)).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.exit();
+    assert_eq!(machine.engine.frame_usage().used, 1, "its memory came free at once");
+    assert!(matches!(fault_of(space.load_u64(at(10))), FaultError::NoMapping { .. }));
+    assert_eq!(space.map(anonymous(10, 1)), Err(MapError::Exited));
+    assert!(matches!(space.fork(), Err(faultless::ForkError::Exited)));
+    drop(space);
+    machine.end();
+}

@@ -1,0 +1,349 @@
+//! What a processor does for one access: it walks the table, sets the accessed and dirty bits, and uses the frame,
+//! all inside one access section, which [`PageTable::invalidate`] waits for.
+
+use crate::memory::PhysicalMemory;
+use crate::table::RadixTable;
+use faultless::address::VirtAddr;
+use faultless::host::{Entry, Frame, PageTable};
+use faultless::protection::Access;
+use faultless::sync::Section;
+
+/// The page is not there, or not for this access: the processor calls the operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("page fault: {access} at {address}")]
+pub struct PageFault {
+    /// Where.
+    pub address: VirtAddr,
+    /// What was to be done.
+    pub access: Access,
+}
+
+/// Lets `operation` use the frame and the offset that `address` means to a processor now.
+///
+/// An announced entry that is present is used like any other: page work stops other page work, not processors.
+#[inline]
+pub(crate) fn access<R>(
+    section: &Section<'_>,
+    table: &RadixTable,
+    memory: &PhysicalMemory,
+    address: VirtAddr,
+    access: Access,
+    operation: impl FnOnce(&PhysicalMemory, Frame, u64) -> R,
+) -> Result<R, PageFault> {
+    let fault = PageFault { address, access };
+    let page = address.page();
+    if page.get() >= RadixTable::PAGES {
+        return Err(fault);
+    }
+    let leaf = table.leaf(section, page).ok_or(fault)?;
+    let (right, bits) = match access {
+        Access::Read => (Entry::READ, Entry::ACCESSED),
+        Access::Write => (Entry::WRITE, Entry::ACCESSED | Entry::DIRTY),
+        Access::Execute => (Entry::EXECUTE, Entry::ACCESSED),
+    };
+    let mut entry = table.translate(leaf, page);
+    let frame = loop {
+        let Some(frame) = entry.frame().filter(|_| entry.has(right)) else { return Err(fault) };
+        if entry.has(bits) {
+            break frame;
+        }
+        // The bits come before the access: a store into a page that looks clean could be dropped with the page.
+        match table.set_hardware(leaf, page, entry, bits) {
+            Ok(()) => break frame,
+            Err(now) => entry = now,
+        }
+    };
+    Ok(operation(memory, frame, address.offset_in_page()))
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::Soft;
+    use crate::table::section;
+    use faultless::address::{PageNumber, PageRange};
+    use faultless::host::{FrameSource, Host};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const AT: VirtAddr = VirtAddr::new(0x5008);
+
+    fn machine(rights: u64) -> (Soft, RadixTable, Frame) {
+        let soft = Soft::new(4).unwrap();
+        let table = soft.new_table().unwrap();
+        let frame = soft.frames().allocate().unwrap();
+        soft.frames().zero(frame);
+        put(&soft, &table, Entry::mapping(frame, rights));
+        (soft, table, frame)
+    }
+
+    /// Page work that maps the page of `AT`.
+    fn put(soft: &Soft, table: &RadixTable, new: Entry) -> Entry {
+        let section = section(soft.sections());
+        let leaf = table.make_leaf(&section, AT.page()).unwrap();
+        while !table.try_announce(leaf, AT.page(), table.load(leaf, AT.page()).without(Entry::ANNOUNCED)) {}
+        table.install(leaf, AT.page(), new).unwrap()
+    }
+
+    fn entry(soft: &Soft, table: &RadixTable) -> Entry {
+        let section = section(soft.sections());
+        table.load(table.leaf(&section, AT.page()).unwrap(), AT.page())
+    }
+
+    fn load(soft: &Soft, table: &RadixTable, address: VirtAddr) -> Result<u64, PageFault> {
+        let section = section(soft.sections());
+        access(&section, table, soft.frames(), address, Access::Read, PhysicalMemory::load_u64)
+    }
+
+    fn store(soft: &Soft, table: &RadixTable, address: VirtAddr, value: u64) -> Result<(), PageFault> {
+        let section = section(soft.sections());
+        access(&section, table, soft.frames(), address, Access::Write, |memory, frame, offset| {
+            memory.store_u64(frame, offset, value);
+        })
+    }
+
+    #[test]
+    fn accesses_set_the_bits_and_reach_the_frame() {
+        let (soft, table, frame) = machine(Entry::READ | Entry::WRITE);
+        assert_eq!(load(&soft, &table, AT), Ok(0));
+        let mapped = Entry::mapping(frame, Entry::READ | Entry::WRITE);
+        assert_eq!(entry(&soft, &table), mapped.with(Entry::ACCESSED));
+        assert_eq!(store(&soft, &table, AT, 9), Ok(()));
+        assert_eq!(entry(&soft, &table), mapped.with(Entry::HARDWARE));
+        assert_eq!(load(&soft, &table, AT), Ok(9));
+        assert_eq!(soft.frames().load_u64(frame, 8), 9);
+    }
+
+    #[test]
+    fn what_is_not_allowed_faults() {
+        let (soft, table, frame) = machine(Entry::READ);
+        let fault = |address, access| PageFault { address, access };
+        assert_eq!(store(&soft, &table, AT, 1), Err(fault(AT, Access::Write)));
+        assert_eq!(load(&soft, &table, AT), Ok(0));
+        for far in [VirtAddr::new(0), VirtAddr::new(RadixTable::PAGES << 12), VirtAddr::new(u64::MAX - 7)] {
+            assert_eq!(load(&soft, &table, far), Err(fault(far, Access::Read)));
+        }
+        put(&soft, &table, Entry::mapping(frame, 0));
+        assert_eq!(load(&soft, &table, AT), Err(fault(AT, Access::Read)));
+        assert_eq!(
+            fault(AT, Access::Write).to_string(),
+            "page fault: write at 0x5008",
+            "an error says what and where"
+        );
+    }
+
+    #[test]
+    fn an_announcement_does_not_stop_a_processor() {
+        let (soft, table, frame) = machine(Entry::READ | Entry::WRITE);
+        {
+            let section = section(soft.sections());
+            let leaf = table.leaf(&section, AT.page()).unwrap();
+            assert!(table.try_announce(leaf, AT.page(), table.load(leaf, AT.page())));
+        }
+        assert_eq!(store(&soft, &table, AT, 3), Ok(()));
+        let mapped = Entry::mapping(frame, Entry::READ | Entry::WRITE).with(Entry::HARDWARE);
+        assert_eq!(entry(&soft, &table), mapped.with(Entry::ANNOUNCED));
+    }
+
+    /// Invariant 3: a frame goes after invalidate, and nobody reaches it through the old translation.
+    #[test]
+    fn no_store_reaches_a_frame_after_invalidate() {
+        let (soft, table, _) = machine(Entry::READ | Entry::WRITE);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let _ = store(&soft, &table, AT, 0x5708);
+                    }
+                });
+            }
+            for _ in 0..20_000 {
+                let old = put(&soft, &table, Entry::EMPTY).frame().unwrap();
+                table.invalidate(PageRange::single(PageNumber::new(5)));
+                soft.frames().store_u64(old, 8, 1);
+                (0..20).for_each(|_| std::hint::spin_loop());
+                let found = soft.frames().load_u64(old, 8);
+                if found != 1 {
+                    stop.store(true, Ordering::Relaxed);
+                    assert_eq!(found, 1, "invariant 3: a store reached a frame that was taken away");
+                }
+                soft.frames().free(old);
+                let new = soft.frames().allocate().unwrap();
+                soft.frames().zero(new);
+                put(&soft, &table, Entry::mapping(new, Entry::READ | Entry::WRITE));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::Soft;
+    use crate::table::section;
+    use faultless::address::{PageNumber, PageRange};
+    use faultless::host::{FrameSource, Host, StdSlots};
+    use loom::thread;
+    use std::sync::Arc;
+
+    const PAGE: PageNumber = PageNumber::new(1);
+    const RIGHTS: u64 = Entry::READ | Entry::WRITE;
+
+    fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    fn machine() -> Arc<(Soft, RadixTable)> {
+        let soft = Soft::new(2).unwrap();
+        let table = soft.new_table().unwrap();
+        Arc::new((soft, table))
+    }
+
+    fn mapped() -> (Arc<(Soft, RadixTable)>, Frame) {
+        let machine = machine();
+        let frame = machine.0.frames().allocate().unwrap();
+        machine.0.frames().zero(frame);
+        put(&machine, Entry::EMPTY, Entry::mapping(frame, RIGHTS));
+        (machine, frame)
+    }
+
+    fn put((soft, table): &(Soft, RadixTable), old: Entry, new: Entry) {
+        let section = section(soft.sections());
+        let leaf = table.make_leaf(&section, PAGE).unwrap();
+        assert!(table.try_announce(leaf, PAGE, old));
+        table.install(leaf, PAGE, new).unwrap();
+    }
+
+    fn spawn(
+        machine: &Arc<(Soft, RadixTable)>,
+        work: impl FnOnce(&Soft, &RadixTable) + 'static,
+    ) -> thread::JoinHandle<()> {
+        let machine = Arc::clone(machine);
+        thread::spawn(move || {
+            StdSlots::set_current(1);
+            work(&machine.0, &machine.1);
+        })
+    }
+
+    fn load(soft: &Soft, table: &RadixTable) -> Result<u64, PageFault> {
+        let section = section(soft.sections());
+        access(&section, table, soft.frames(), PAGE.address(), Access::Read, PhysicalMemory::load_u64)
+    }
+
+    fn store(soft: &Soft, table: &RadixTable, value: u64) -> Result<(), PageFault> {
+        let section = section(soft.sections());
+        access(&section, table, soft.frames(), PAGE.address(), Access::Write, |memory, frame, offset| {
+            memory.store_u64(frame, offset, value);
+        })
+    }
+
+    /// Invariant 4.
+    fn what_is_mapped_is_zeroed_if(hardware: u64) {
+        check(move || {
+            let machine = machine();
+            // The leaf is there already: the entry alone has to order the zeros.
+            put(&machine, Entry::EMPTY, Entry::EMPTY);
+            let other = spawn(&machine, |soft, table| {
+                if let Ok(value) = load(soft, table) {
+                    assert_eq!(value, 0, "invariant 4: old bytes");
+                }
+            });
+            let frame = machine.0.frames().allocate().unwrap();
+            machine.0.frames().zero(frame);
+            put(&machine, Entry::EMPTY, Entry::mapping(frame, RIGHTS).with(hardware));
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_is_mapped_is_zeroed() {
+        what_is_mapped_is_zeroed_if(0);
+    }
+
+    /// The processor has no bit to set, so that its walk alone sees the zeros.
+    #[test]
+    fn what_is_mapped_in_advance_is_zeroed() {
+        what_is_mapped_is_zeroed_if(Entry::ACCESSED);
+    }
+
+    /// Invariant 9.
+    #[test]
+    fn announcing_keeps_the_dirty_bit() {
+        check(|| {
+            let (machine, frame) = mapped();
+            let other = spawn(&machine, |soft, table| store(soft, table, 1).unwrap());
+            let (soft, table) = &*machine;
+            {
+                let section = section(soft.sections());
+                let leaf = table.leaf(&section, PAGE).unwrap();
+                let seen = table.load(leaf, PAGE);
+                if table.try_announce(leaf, PAGE, seen) {
+                    table.let_go(leaf, PAGE);
+                }
+                let seen = table.load(leaf, PAGE);
+                if table.try_announce(leaf, PAGE, seen) {
+                    table.install(leaf, PAGE, Entry::mapping(frame, RIGHTS)).unwrap();
+                }
+            }
+            other.join().unwrap();
+            let section = section(soft.sections());
+            let entry = table.load(table.leaf(&section, PAGE).unwrap(), PAGE);
+            assert_eq!(entry, Entry::mapping(frame, RIGHTS).with(Entry::HARDWARE), "invariant 9");
+        });
+    }
+
+    /// Invariant 3, for the frame and for the leaf table.
+    #[test]
+    fn nothing_is_freed_under_a_processor() {
+        check(|| {
+            let (machine, frame) = mapped();
+            let other = spawn(&machine, |soft, table| {
+                if let Ok(value) = load(soft, table) {
+                    assert_eq!(value, 0, "invariant 3: a frame in its next life");
+                }
+            });
+            let (soft, table) = &*machine;
+            {
+                let section = section(soft.sections());
+                let leaf = table.leaf(&section, PAGE).unwrap();
+                let mut seen = table.load(leaf, PAGE);
+                while let Err(now) = table.exchange(leaf, PAGE, seen, Entry::EMPTY) {
+                    seen = now;
+                }
+            }
+            let retired = table.unhook(PAGE).unwrap();
+            table.invalidate(PageRange::single(PAGE));
+            soft.frames().free(frame);
+            assert_eq!(soft.frames().allocate(), Some(frame));
+            soft.frames().store_u64(frame, 0, 7);
+            crate::table::free_retired(retired);
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn two_makers_get_one_leaf() {
+        check(|| {
+            let machine = machine();
+            let other = spawn(&machine, |soft, table| {
+                let section = section(soft.sections());
+                let leaf = table.make_leaf(&section, PageNumber::new(0)).unwrap();
+                table.exchange(leaf, PageNumber::new(0), Entry::EMPTY, Entry::from_bits(1 << 12)).unwrap();
+            });
+            let (soft, table) = &*machine;
+            {
+                let section = section(soft.sections());
+                let leaf = table.make_leaf(&section, PAGE).unwrap();
+                table.exchange(leaf, PAGE, Entry::EMPTY, Entry::from_bits(2 << 12)).unwrap();
+            }
+            other.join().unwrap();
+            let section = section(soft.sections());
+            let leaf = table.leaf(&section, PAGE).unwrap();
+            assert_eq!(table.load(leaf, PAGE).bits(), 2 << 12);
+            assert_eq!(table.load(leaf, PageNumber::new(0)).bits(), 1 << 12);
+        });
+    }
+}

@@ -1,0 +1,442 @@
+//! The protocol on the real code, every interleaving up to a bound: engine, tree, tables and folios under loom, with
+//! tables of two entries. Each model says what may not happen; CONTRIBUTING.md names the mutant that it kills.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom`
+#![cfg(loom)]
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::host::StdSlots;
+use faultless::protection::{Access, Protection};
+use faultless::store::{Store, StoreError, Transfer};
+use faultless::{AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, Placement};
+use faultless_soft::{AccessError, Cpu, Soft};
+use loom::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+type Space = AddressSpace<Soft, Faultless>;
+
+/// Runs a model with its usual preemption bound, or the one that LOOM_MAX_PREEMPTIONS names.
+fn model(bound: usize, f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(bound));
+    builder.max_branches = 50_000;
+    let runs = Arc::new(AtomicU64::new(0));
+    let count = runs.clone();
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        StdSlots::set_current(0);
+        f();
+    });
+    println!("{} interleavings", runs.load(Ordering::Relaxed));
+}
+
+/// A thread of the model, with a slot of its own.
+fn spawn<R: 'static>(slot: u32, f: impl FnOnce() -> R + 'static) -> thread::JoinHandle<R> {
+    thread::spawn(move || {
+        StdSlots::set_current(slot);
+        f()
+    })
+}
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+fn machine() -> Arc<Engine<Soft>> {
+    let soft = Soft::new(6).expect("six frames");
+    Engine::new(soft, Limits::default()).expect("memory for an engine")
+}
+
+fn map(space: &Space, page: u64, pages: u64) {
+    let request = MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)));
+    space.map(request).expect("a mapping");
+}
+
+/// Everything is given back with the last space (invariant 11).
+fn end(engine: &Engine<Soft>, space: Space) {
+    space.audit().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(space.taken_ranges(), 0, "invariant 11: a range is taken and nobody is at work");
+    drop(space);
+    engine.flush();
+    assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left when the last space is gone");
+}
+
+fn is_unmapped(result: Result<u64, AccessError>) -> bool {
+    matches!(result, Err(AccessError::Fault(FaultError::NoMapping { .. })))
+}
+
+/// A store of one page full of 5, whose reads end when the test says so. (loom runs one thread at a time, so that an
+/// ordinary mutex does here.)
+#[derive(Default)]
+struct Fives(Mutex<Vec<Transfer>>);
+
+impl Store for Fives {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(PAGE_SIZE)
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        self.0.lock().unwrap().push(transfer);
+    }
+}
+
+impl Fives {
+    fn end_reads(&self) {
+        for mut transfer in std::mem::take(&mut *self.0.lock().unwrap()) {
+            let bytes = transfer.bytes().len();
+            transfer.bytes().fill(5);
+            transfer.complete(Ok(bytes));
+        }
+    }
+}
+
+fn file(engine: &Arc<Engine<Soft>>) -> (Arc<File<Soft>>, Arc<Fives>) {
+    let fives = Arc::<Fives>::default();
+    (File::open(engine, fives.clone()).expect("a store with a length"), fives)
+}
+
+/// Faults the page of a file in, its read included.
+fn bring(space: &Space, page: u64, access: Access, fives: &Fives) {
+    if let Fault::Pending(pending) = space.fault(at(page), access).unwrap() {
+        fives.end_reads();
+        assert!(matches!(pending.wait(), Ok(Fault::Done)));
+    }
+}
+
+/// A model frees no fields of what it frees, so a file's pages have to go before the count.
+fn close(file: Arc<File<Soft>>) {
+    file.set_length(0);
+}
+
+fn map_file(space: &Space, file: &Arc<File<Soft>>, page: u64, rights: Protection) {
+    let request = MapRequest::file(file, 0, PAGE_SIZE, rights).at(Placement::Fixed(at(page)));
+    space.map(request).expect("a mapping");
+}
+
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+
+/// Invariant 3: no access succeeds after unmap has returned, whatever a fault on the way does.
+#[test]
+fn page_work_against_unmap() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        let other = space.clone();
+        let fault = spawn(1, move || {
+            let _ = other.fault(at(1), Access::Write);
+        });
+        space.unmap(at(1), PAGE_SIZE).unwrap();
+        fault.join().unwrap();
+        space.audit().unwrap_or_else(|error| panic!("{error}"));
+        assert!(is_unmapped(space.load_u64(at(1))), "invariant 3: an access succeeds after unmap");
+        end(&engine, space);
+    });
+}
+
+/// Invariant 3: no page is writable after protect has returned.
+#[test]
+fn page_work_against_protect() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        let other = space.clone();
+        let fault = spawn(1, move || {
+            let _ = other.fault(at(1), Access::Write);
+        });
+        space.protect(at(1), PAGE_SIZE, Protection::READ).unwrap();
+        assert!(space.try_store_u64(at(1), 1).is_err(), "invariant 3: a store succeeds after protect");
+        fault.join().unwrap();
+        end(&engine, space);
+    });
+}
+
+/// Invariant 3: a frame is given away only when the last access that could reach it has ended.
+#[test]
+fn an_access_against_unmap() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        space.store_u64(at(1), 7).unwrap();
+        let other = space.clone();
+        let access = spawn(1, move || {
+            if let Ok(value) = other.try_load_u64(at(1)) {
+                assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
+            }
+        });
+        space.unmap(at(1), PAGE_SIZE).unwrap();
+        // The frame's next life.
+        map(&space, 2, 1);
+        space.store_u64(at(2), 9).unwrap();
+        access.join().unwrap();
+        end(&engine, space);
+    });
+}
+
+/// A page faulted into the new mapping is not swept away with the old one.
+#[test]
+fn page_work_against_map_fixed() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        space.store_u64(at(1), 3).unwrap();
+        let other = space.clone();
+        let fault = spawn(1, move || {
+            // Zero is seen in the new mapping only; what is stored then must stay.
+            let is_new = other.load_u64(at(1)).unwrap() == 0;
+            if is_new {
+                other.store_u64(at(1), 8).unwrap();
+            }
+            is_new
+        });
+        map(&space, 1, 1);
+        let expected = if fault.join().unwrap() { 8 } else { 0 };
+        assert_eq!(
+            space.load_u64(at(1)).unwrap(),
+            expected,
+            "invariant 3: a page of the new mapping was swept away, or one of the old is left"
+        );
+        end(&engine, space);
+    });
+}
+
+/// A leaf table freed with its last mapping: a fault meanwhile loses no page of the mapping that comes next.
+#[test]
+fn freeing_a_leaf_table() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 2);
+        let other = space.clone();
+        let fault = spawn(1, move || other.fault(at(1), Access::Write).is_ok());
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        map(&space, 0, 2);
+        engine.flush();
+        fault.join().unwrap();
+        space.store_u64(at(1), 4).unwrap();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 4);
+        end(&engine, space);
+    });
+}
+
+/// Rule 7: a leaf table goes only with its whole span; the neighbour's page stays.
+#[test]
+fn a_leaf_table_keeps_its_neighbour() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 2);
+        let other = space.clone();
+        let store = spawn(1, move || other.store_u64(at(1), 6).unwrap());
+        space.unmap(at(0), PAGE_SIZE).unwrap();
+        store.join().unwrap();
+        engine.flush();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 6, "rule 7: a neighbour's page went with the leaf table");
+        end(&engine, space);
+    });
+}
+
+/// Rule 6: letting go of a present entry keeps the dirty bit that a processor sets meanwhile.
+#[test]
+fn a_dirty_bit_is_not_lost() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        // Writable, not stored to yet.
+        assert!(matches!(space.fault(at(1), Access::Write), Ok(Fault::Done)));
+        let other = space.clone();
+        let store = spawn(1, move || other.try_store_u64(at(1), 2).is_ok());
+        assert!(matches!(space.fault(at(1), Access::Write), Ok(Fault::Done)));
+        if store.join().unwrap() {
+            assert!(space.is_dirty(at(1)), "invariant 9: a dirty bit was lost");
+        }
+        end(&engine, space);
+    });
+}
+
+/// Rule 8: a fault that comes back from its read maps the page only where it is still mapped the same way.
+#[test]
+fn resume_against_unmap() {
+    model(3, || {
+        let engine = machine();
+        let (file, fives) = file(&engine);
+        let space = Space::new(&engine).unwrap();
+        map_file(&space, &file, 1, Protection::READ);
+        // The read is under way, the fault a value.
+        let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
+        fives.end_reads();
+        let other = spawn(1, move || pending.wait().map(|_| ()));
+        space.unmap(at(1), PAGE_SIZE).unwrap();
+        map(&space, 1, 1);
+        let _ = other.join().unwrap();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 0, "rule 8: the old file's page is in the new mapping");
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// Truncation: when it returns, nobody maps what was cut off, whether a fault resumes meanwhile or not.
+#[test]
+fn resume_against_truncation() {
+    model(3, || {
+        let engine = machine();
+        let (file, fives) = file(&engine);
+        let space = Space::new(&engine).unwrap();
+        map_file(&space, &file, 1, Protection::READ);
+        let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
+        fives.end_reads();
+        let other = spawn(1, move || pending.wait().map(|_| ()));
+        file.set_length(0);
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped");
+        let _ = other.join().unwrap();
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped again");
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// Invariant 7: the child never sees the second store without the first.
+#[test]
+fn forks_cut() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 2);
+        space.store_u64(at(0), 0).unwrap();
+        space.store_u64(at(1), 0).unwrap();
+        let other = space.clone();
+        let stores = spawn(1, move || {
+            other.store_u64(at(0), 1).unwrap();
+            other.store_u64(at(1), 1).unwrap();
+        });
+        let child = space.fork().unwrap();
+        let cut = (child.load_u64(at(0)).unwrap(), child.load_u64(at(1)).unwrap());
+        assert_ne!(cut, (0, 1), "invariant 7: the child sees the second store without the first");
+        stores.join().unwrap();
+        let later = (child.load_u64(at(0)).unwrap(), child.load_u64(at(1)).unwrap());
+        assert_eq!(cut, later, "invariant 7: the child changed after fork");
+        assert_eq!(space.load_u64(at(0)).unwrap(), 1, "the parent lost a store");
+        drop(child);
+        end(&engine, space);
+    });
+}
+
+/// fb49c455323f: what a mapping's record says is read when page work has stopped, not before.
+#[test]
+fn forks_cut_of_first_pages() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        // Two mappings, since their rights differ.
+        map(&space, 0, 1);
+        let all = READ_WRITE | Protection::EXECUTE;
+        space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
+        let other = space.clone();
+        let stores = spawn(1, move || {
+            other.store_u64(at(0), 1).unwrap();
+            other.store_u64(at(1), 1).unwrap();
+        });
+        let child = space.fork().unwrap();
+        let cut = (child.load_u64(at(0)).unwrap(), child.load_u64(at(1)).unwrap());
+        assert_ne!(cut, (0, 1), "invariant 7: the child sees the second store without the first");
+        stores.join().unwrap();
+        drop(child);
+        end(&engine, space);
+    });
+}
+
+/// CVE-2024-27022: truncation during a fork leaves the child no page that was cut off.
+#[test]
+fn truncation_during_fork() {
+    model(3, || {
+        let engine = machine();
+        let (file, fives) = file(&engine);
+        let space = Space::new(&engine).unwrap();
+        map_file(&space, &file, 1, READ_WRITE);
+        // A private copy: the mapping has anonymous pages, so that fork copies its entries.
+        bring(&space, 1, Access::Write, &fives);
+        let truncated = file.clone();
+        let truncation = spawn(1, move || truncated.set_length(0));
+        let child = space.fork().unwrap();
+        truncation.join().unwrap();
+        assert!(child.try_load_u64(at(1)).is_err(), "invariant 3: the child maps a page that was cut off");
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: the parent maps a page that was cut off");
+        drop(child);
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// c46000458d57: a merge decides on a record that cannot change any more.
+#[test]
+fn a_merge_against_a_first_page() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 1);
+        map(&space, 2, 1);
+        space.store_u64(at(0), 1).unwrap();
+        let other = space.clone();
+        let fault = spawn(1, move || {
+            let _ = other.fault(at(2), Access::Write);
+        });
+        // Fills the hole: one mapping if the right one has no page yet, else two.
+        map(&space, 1, 1);
+        fault.join().unwrap();
+        end(&engine, space);
+    });
+}
+
+/// CVE-2016-5195: a pin for writing is on a private page, whatever is discarded meanwhile.
+#[test]
+fn a_pin_for_writing_against_discard() {
+    model(3, || {
+        let engine = machine();
+        let (file, fives) = file(&engine);
+        let space = Space::new(&engine).unwrap();
+        map_file(&space, &file, 0, READ_WRITE);
+        map_file(&space, &file, 2, Protection::READ);
+        bring(&space, 2, Access::Read, &fives);
+        let before = space.load_u64(at(2)).unwrap();
+        let other = space.clone();
+        let discard = spawn(1, move || other.discard(at(0), PAGE_SIZE).unwrap());
+        let pinned = space.pin(at(0), Access::Write).unwrap();
+        assert_eq!(pinned.write(0, &[9; 8]), 8);
+        drop(pinned);
+        discard.join().unwrap();
+        let after = space.load_u64(at(2)).unwrap();
+        assert_eq!(before, after, "invariant 5: a write through a private mapping reached the file's page");
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// CVE-2020-29374: a page that a child has pinned is not written in place when the child has unmapped it.
+#[test]
+fn reuse_in_place_counts_pins() {
+    model(1, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        space.store_u64(at(1), 1).unwrap();
+        let child = space.fork().unwrap();
+        let pinned = child.pin(at(1), Access::Read).unwrap();
+        child.unmap(at(1), PAGE_SIZE).unwrap();
+        space.store_u64(at(1), 2).unwrap();
+        let mut seen = [0; 8];
+        assert_eq!(pinned.read(0, &mut seen), 8);
+        assert_eq!(
+            u64::from_ne_bytes(seen),
+            1,
+            "invariant 6: written in place while the child has it pinned"
+        );
+        drop((pinned, child));
+        end(&engine, space);
+    });
+}

@@ -1,0 +1,109 @@
+//! A look at a space that stands still: do its entries agree with its mappings? For tests and for embedders who doubt
+//! their host.
+
+use super::AddressSpace;
+use crate::address::PageNumber;
+use crate::design::LockingDesign;
+use crate::frame::Folio;
+use crate::host::{Entry, Host, PageTable};
+use crate::protection::Protection;
+
+/// What is wrong with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// An entry without a mapping.
+    #[error("invariant 3: {page:?} has an entry, and nothing is mapped there")]
+    NotMapped {
+        /// The page.
+        page: PageNumber,
+    },
+    /// More rights than the mapping gives.
+    #[error("invariant 3: the entry of {page:?} allows more than {protection}")]
+    Rights {
+        /// The page.
+        page: PageNumber,
+        /// What the mapping gives.
+        protection: Protection,
+    },
+    /// A bit that nobody will clear.
+    #[error("invariant 1: {page:?} is announced, and nobody is at work")]
+    Announced {
+        /// The page.
+        page: PageNumber,
+    },
+    /// The frame is free.
+    #[error("invariant 3: the entry of {page:?} names a free frame")]
+    FreeFrame {
+        /// The page.
+        page: PageNumber,
+    },
+    /// An exclusive anonymous page that belongs to another record than its mapping.
+    #[error("records: {page:?} belongs to record {owner}, its mapping has {record}")]
+    Record {
+        /// The page.
+        page: PageNumber,
+        /// The record that the page names.
+        owner: u64,
+        /// The mapping's.
+        record: u64,
+    },
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Checks every entry. Meaningful while no other call on the space is under way.
+    ///
+    /// # Errors
+    /// The first page that is wrong.
+    pub fn audit(&self) -> Result<(), AuditError> {
+        let space = &self.0;
+        let mut rest = Some(super::Space::<H, D>::whole());
+        while let Some(range) = rest {
+            let section = space.engine.enter();
+            let Some(page) = space.table.next_leaf(&section, range) else { return Ok(()) };
+            let start = page.align_down(H::Table::LEAF_PAGES);
+            for page in (start.get()..start.get() + H::Table::LEAF_PAGES).map(PageNumber::new) {
+                let Some(leaf) = space.table.leaf(&section, page) else { break };
+                self.audit_entry(&section, page, space.table.load(leaf, page))?;
+            }
+            rest = crate::address::PageRange::new(
+                PageNumber::new(start.get() + H::Table::LEAF_PAGES),
+                range.end(),
+            );
+        }
+        Ok(())
+    }
+
+    fn audit_entry(
+        &self,
+        section: &crate::sync::Section<'_>,
+        page: PageNumber,
+        entry: Entry,
+    ) -> Result<(), AuditError> {
+        let space = &self.0;
+        if entry.is_announced() {
+            return Err(AuditError::Announced { page });
+        }
+        let Some(frame) = entry.frame() else { return Ok(()) };
+        let Some(vma) = space.tree.view(section).find(page) else {
+            return Err(AuditError::NotMapped { page });
+        };
+        let protection = vma.mapping().protection;
+        let readable = protection.intersects(Protection::READ | Protection::WRITE);
+        if entry.has(Entry::WRITE) && !protection.contains(Protection::WRITE)
+            || entry.has(Entry::READ) && !readable
+        {
+            return Err(AuditError::Rights { page, protection });
+        }
+        let folio: &Folio = space.engine.folio(frame);
+        if folio.is_free() {
+            return Err(AuditError::FreeFrame { page });
+        }
+        match vma.record() {
+            Some(record) if folio.is_exclusive() && frame != space.engine.zero_frame() => {
+                let (owner, record) = (folio.owner(), record.id());
+                if owner == record { Ok(()) } else { Err(AuditError::Record { page, owner, record }) }
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The tree beside real threads, and without memory.
+#![cfg(not(any(loom, shuttle)))]
+
+use faultless::address::{PageNumber, PageRange};
+use faultless::host::{FenceBarrier, Slots, StdPark, StdSlots};
+use faultless::sync::{Life, Park, Sections};
+use faultless::vma::tree::{Ranged, Tree, View, Writer};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The system's allocator, which fails once when a thread has so many allocations behind it.
+struct Failing;
+
+thread_local! {
+    static UNTIL_FAILURE: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+// SAFETY: the system's allocator, or no memory.
+unsafe impl GlobalAlloc for Failing {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let left = UNTIL_FAILURE.get();
+        UNTIL_FAILURE.set(left.and_then(|n| n.checked_sub(1)));
+        if left == Some(0) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Failing = Failing;
+
+/// What a freed item says, for whoever reads it all the same.
+const FREED: u64 = u64::MAX;
+
+struct Item {
+    range: PageRange,
+    life: Life,
+    /// Start and end, added up; [`FREED`] later.
+    sum: u64,
+}
+
+impl Ranged for Item {
+    fn range(&self) -> PageRange {
+        self.range
+    }
+    fn life(&self) -> &Life {
+        &self.life
+    }
+}
+
+impl Drop for Item {
+    fn drop(&mut self) {
+        // Volatile: the compiler would leave out a store to what is gone.
+        // SAFETY: its own field.
+        unsafe { std::ptr::write_volatile(&mut self.sum, FREED) };
+    }
+}
+
+fn page(n: u64) -> PageNumber {
+    PageNumber::new(n)
+}
+
+fn range(start: u64, end: u64) -> PageRange {
+    PageRange::new(page(start), page(end)).unwrap()
+}
+
+fn item(start: u64, end: u64) -> Box<Item> {
+    Box::new(Item { range: range(start, end), life: Life::new(), sum: start + end })
+}
+
+fn pairs(view: View<'_, Item>) -> Vec<(u64, u64)> {
+    view.from(page(0)).map(|i| (i.range.start().get(), i.range.end().get())).collect()
+}
+
+#[expect(clippy::vec_box, reason = "as the tree takes them")]
+fn replace_alone(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: Vec<Box<Item>>) {
+    for retired in tree.replace(writer, place, new).ok().unwrap() {
+        // SAFETY: there are no readers.
+        unsafe { retired.free() };
+    }
+}
+
+/// Random numbers (an LCG's upper bits).
+fn random(state: &mut u64, below: u64) -> u64 {
+    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    (*state >> 33) % below
+}
+
+const PAGES: u64 = 4096;
+
+/// The writer splits and merges; every page is covered before and after each change, so it is for each reader.
+#[test]
+fn readers_beside_a_writer() {
+    let (tree, mut writer) = Tree::new();
+    replace_alone(&tree, &mut writer, range(0, PAGES), vec![item(0, PAGES)]);
+    let (sections, park, done, looks) =
+        (Sections::new(), StdPark::default(), AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for seed in 1..=2 {
+            let (tree, sections, done, looks) = (&tree, &sections, &done, &looks);
+            scope.spawn(move || {
+                let mut state = seed;
+                while !done.load(Ordering::Relaxed) {
+                    // SAFETY: the slot is this thread's.
+                    let section = unsafe { sections.enter(StdSlots.current(), &FenceBarrier) };
+                    let view = tree.view(&section);
+                    let at = page(random(&mut state, PAGES));
+                    let found = view.find(at).expect("every page is covered, always");
+                    assert!(found.range.contains(at));
+                    let below = view.before(found.range.start()).map_or(0, |item| item.range.end().get());
+                    assert_eq!(below, found.range.start().get());
+                    assert_eq!(view.highest_gap(1, range(0, PAGES)), None);
+                    let is_whole = random(&mut state, 8) == 0;
+                    let first = if is_whole { page(0) } else { at };
+                    let (mut end, mut count) = (if is_whole { 0 } else { below }, 0);
+                    for item in view.from(first).take(if is_whole { usize::MAX } else { 40 }) {
+                        assert_eq!(item.range.start().get(), end, "torn: a hole or an overlap");
+                        end = item.range.end().get();
+                        assert_eq!(item.sum, item.range.start().get() + end, "freed");
+                        count += 1;
+                    }
+                    assert!(!is_whole || (end, count) == (PAGES, view.len()));
+                    looks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut state = 99;
+        let mut changes = 0;
+        while changes < 300 || looks.load(Ordering::Relaxed) < 300 {
+            changes += 1;
+            let start = random(&mut state, PAGES);
+            let length = 1 + random(&mut state, if changes % 50 == 0 { PAGES } else { 60 });
+            let view = tree.view_locked(&writer);
+            let first = view.find(page(start)).unwrap().range;
+            let last = view.find(page((start + length).min(PAGES) - 1)).unwrap().range;
+            let hull = first.hull(last);
+            // Splits what is there into pieces, or merges it.
+            let piece = if changes % 3 == 0 { PAGES } else { 1 + random(&mut state, 40) };
+            let (mut at, end) = (hull.start().get(), hull.end().get());
+            let mut new = Vec::new();
+            while at < end {
+                let next = (at + piece).min(end);
+                new.push(item(at, next));
+                at = next;
+            }
+            let retired = tree.replace(&mut writer, hull, new).ok().unwrap();
+            sections.grace(&FenceBarrier, |look| park.pause(look));
+            for retired in retired {
+                // SAFETY: after a grace period.
+                unsafe { retired.free() };
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Each allocation of a change fails once: nothing has changed, and the items are there again.
+#[test]
+fn without_memory_nothing_changes() {
+    let (tree, mut writer) = Tree::new();
+    let all: Vec<_> = (0..2000).map(|n| item(2 * n, 2 * n + 1)).collect();
+    replace_alone(&tree, &mut writer, range(0, 4000), all);
+    for (place, count) in
+        [(range(100, 102), 1), (range(100, 200), 3), (range(0, 3000), 800), (range(0, 4000), 0)]
+    {
+        let new = |count: u64| -> Vec<_> {
+            (0..count).map(|n| place.start().get() + n).map(|at| item(at, at + 1)).collect()
+        };
+        let before = pairs(tree.view_locked(&writer));
+        for failing in 0.. {
+            let items = new(count);
+            UNTIL_FAILURE.set(Some(failing));
+            let result = tree.replace(&mut writer, place, items);
+            let has_failed = UNTIL_FAILURE.replace(None).is_none();
+            match result {
+                Err((_, items)) => {
+                    assert!(has_failed);
+                    assert!(items.iter().map(|item| item.range).eq(new(count).iter().map(|item| item.range)));
+                    assert_eq!(pairs(tree.view_locked(&writer)), before);
+                    assert_eq!(tree.view_locked(&writer).len(), before.len());
+                }
+                Ok(retired) => {
+                    assert!(!has_failed && failing > 3, "a failure was passed over");
+                    // SAFETY: there are no readers.
+                    retired.into_iter().for_each(|retired| unsafe { retired.free() });
+                    break;
+                }
+            }
+        }
+        let after = pairs(tree.view_locked(&writer));
+        let kept = before.iter().filter(|pair| !place.contains(page(pair.0))).count();
+        assert_eq!(after.len(), kept + count as usize);
+    }
+    assert!(tree.view_locked(&writer).is_empty());
+}

@@ -1,0 +1,42 @@
+# One recipe a check; CI calls the same. `just --list` shows them.
+
+# The main job: a first comparison.
+compare *ARGS:
+    cargo run --release -- compare {{ARGS}}
+
+# What CI runs.
+ci:
+    .ci/run
+
+# Formatting and lints.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# All tests but the models.
+test:
+    cargo test --workspace
+
+# The library without std, for a kernel's target.
+no-std:
+    cargo build -p faultless --no-default-features --target x86_64-unknown-none
+
+# Models of the protocol on the real code. BOUND: preemptions a run; empty for each model's own.
+loom BOUND="":
+    scripts/loom.sh {{BOUND}}
+
+# Documentation without warnings.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Plants each mutant, runs the check that has to kill it.
+mutants *NAMES:
+    scripts/mutants.sh {{NAMES}}
+
+# Engine and tests under AddressSanitizer (needs a nightly toolchain).
+asan:
+    RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
+
+# Ten minutes of `compare` with 16 threads: no wrong byte, no torn child, no leaked frame.
+soak:
+    cargo run --release -- compare --threads 16 --seconds 300

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Models of the protocol on the real code. An argument: the number of preemptions a run may have.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export RUSTFLAGS="${RUSTFLAGS:-} --cfg loom"
+if [ "${1:-}" ]; then export LOOM_MAX_PREEMPTIONS="$1"; fi
+cargo test --target-dir target/loom --profile checked -p faultless --test loom_tree
+cargo test --target-dir target/loom --profile checked -p faultless-soft --test loom

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Plants each mutant, builds, and runs the check that has to kill it. A mutant counts as killed only if the check passes
+# without it and fails with it *for the stated reason*; a build that fails or a check that runs out of time does not.
+# Arguments: names of mutants; without any, all of them.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" CARGO_TERM_COLOR=never
+seconds=${MUTANT_SECONDS:-400}
+
+# mutant | package | test file | check | what the failure has to say
+table='
+dirty_cow                | faultless-soft | loom | a_pin_for_writing_against_discard | invariant 5
+reuse_ignores_pins       | faultless-soft | loom | reuse_in_place_counts_pins | invariant 6
+merge_reads_record       | faultless-soft | loom | a_merge_against_a_first_page | records:
+fork_reads_records_early | faultless-soft | loom | forks_cut_of_first_pages | invariant 7
+stackrot                 | faultless      | loom_tree | | (invariant 3|Causality violation)
+fork_links_early         | faultless-soft | loom | truncation_during_fork | invariant 3
+no_invalidate            | faultless-soft | loom | an_access_against_unmap | (invariant 3|Causality violation)
+vma_before_bit           | faultless-soft | loom | page_work_against_unmap | invariant 3
+fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed | invariant 3
+install_loses_dirty      | faultless-soft | loom | a_dirty_bit_is_not_lost | invariant 9
+leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | (rule 7|invariant)
+fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
+'
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+run() { # package, test file, check
+    local filter=()
+    case "$3" in
+        '') ;;
+        *'$') filter=(--exact "${3%'$'}") ;;
+        *) filter=("$3") ;;
+    esac
+    timeout "$seconds" cargo test -q --target-dir target/loom --profile checked -p "$1" --test "$2" \
+        -- "${filter[@]}" >"$log" 2>&1
+}
+
+killed=0 all=0
+while IFS='|' read -r mutant package file check reason; do
+    mutant=$(echo $mutant) package=$(echo $package) file=$(echo $file) check=$(echo $check) reason=$(echo $reason)
+    [ -n "$mutant" ] || continue
+    if [ $# -gt 0 ] && ! printf '%s\n' "$@" | grep -qx "$mutant"; then continue; fi
+    all=$((all + 1))
+    printf '%-26s ' "$mutant"
+    if ! FAULTLESS_MUTANT= run "$package" "$file" "$check"; then
+        echo "NOT COUNTED: the check fails without the mutant"; tail -n 5 "$log"; continue
+    fi
+    if ! grep -qE 'test result: ok\. [1-9]' "$log"; then echo "NOT COUNTED: there is no such check"; continue; fi
+    export FAULTLESS_MUTANT=$mutant
+    if ! cargo test -q --no-run --target-dir target/loom --profile checked -p "$package" --test "$file" >"$log" 2>&1; then
+        echo "NOT COUNTED: does not build"; tail -n 5 "$log"; unset FAULTLESS_MUTANT; continue
+    fi
+    run "$package" "$file" "$check"; status=$?
+    unset FAULTLESS_MUTANT
+    if [ $status -eq 124 ]; then echo "NOT COUNTED: out of time after $seconds s"
+    elif [ $status -eq 0 ]; then echo "ALIVE: ${check:-$file} passes with it"
+    elif grep -qE "$reason" "$log"; then
+        killed=$((killed + 1)); echo "killed by ${check:-$file}: $(grep -m1 -oE "$reason.*" "$log" | cut -c1-90)"
+    else echo "NOT COUNTED: ${check:-$file} fails, and not for '$reason'"; tail -n 15 "$log"; fi
+done <<<"$table"
+echo "killed $killed of $all"
+[ "$killed" -eq "$all" ]
