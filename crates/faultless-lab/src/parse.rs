@@ -97,7 +97,9 @@ mod tests {
         assert_eq!(latency("500 µs"), Ok(Duration::from_micros(500)));
         assert_eq!(latency("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(latency("0ms"), Ok(Duration::ZERO));
-        for wrong in ["", "ms", "2", "-2ms", "2 parsecs", "1e3ms", "1.2.3s", "11s", "99999999999999999999s", "∞"] {
+        for wrong in
+            ["", "ms", "2", "-2ms", "2 parsecs", "1e3ms", "1.2.3s", "11s", "99999999999999999999s", "∞"]
+        {
             assert!(latency(wrong).is_err(), "{wrong}");
         }
     }
@@ -126,7 +128,9 @@ mod tests {
     fn rates() {
         assert_eq!(rate("fork=50"), Ok(("fork".into(), 50.0)));
         assert_eq!(rate("bystander=0.5"), Ok(("bystander".into(), 0.5)));
-        for wrong in ["fork", "fork=", "fork=0", "fork=-1", "fork=nan", "fork=1e9", "fork=200000", "fork=5kHz"] {
+        for wrong in
+            ["fork", "fork=", "fork=0", "fork=-1", "fork=nan", "fork=1e9", "fork=200000", "fork=5kHz"]
+        {
             assert!(rate(wrong).is_err(), "{wrong}");
         }
     }

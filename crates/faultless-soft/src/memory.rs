@@ -1,9 +1,12 @@
 //! Physical memory: one arena, a folio for each frame, and lists of free frames.
 
+use crate::free_list::FreeList;
 use faultless::address::PAGE_SIZE;
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage, Slots, StdSlots};
-use faultless::sync::atomic::{AtomicU64, Ordering};
+#[cfg(loom)]
+use faultless::sync::atomic::AtomicU64;
+use faultless::sync::atomic::Ordering;
 use faultless::sync::plain;
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -88,58 +91,14 @@ impl Drop for Arena {
     }
 }
 
-/// A Treiber stack of free frames, on cache lines of its own.
-#[repr(align(128))]
-struct FreeList {
-    /// The top frame's number plus one in the lower half, a tag that grows with each change in the upper one: a
-    /// frame that was taken and came back is told apart. Changed by read-modify-writes only, Release by a push,
-    /// Acquire by a pop: all use of a frame happens before its next life.
-    head: AtomicU64,
-    /// Frames that this list's threads took, less those they gave back; wraps. Atomic; the sum over all lists counts.
-    used: plain::AtomicU64,
-}
-
-impl FreeList {
-    /// Pushes the frames `top`, …, `bottom`, which are linked already but for the last one.
-    fn push(&self, next: &[plain::AtomicU32], top: u64, bottom: u64) {
-        let mut head = self.head.load(Ordering::Relaxed);
-        loop {
-            next[bottom as usize].store(head as u32, Ordering::Relaxed);
-            let new = retag(head, top as u32 + 1);
-            match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
-    }
-
-    fn pop(&self, next: &[plain::AtomicU32]) -> Option<u64> {
-        let mut head = self.head.load(Ordering::Acquire);
-        loop {
-            let top = (head as u32).checked_sub(1)?;
-            // Perhaps taken and pushed elsewhere meanwhile: then the tag has changed and this is not used.
-            let below = next[top as usize].load(Ordering::Relaxed);
-            let new = retag(head, below);
-            match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return Some(u64::from(top)),
-                Err(now) => head = now,
-            }
-        }
-    }
-}
-
-fn retag(head: u64, top: u32) -> u64 {
-    ((head >> 32).wrapping_add(1) << 32) | u64::from(top)
-}
-
 /// Set in [`PhysicalMemory::failing`]: all later allocations fail too.
 const FOR_EVER: u64 = 1 << 63;
 
 /// The physical memory of a software machine.
 ///
 /// Guests' loads and stores are atomic operations on words of eight bytes; which of them may meet is the page
-/// tables' business. Under loom the bytes are plain memory, and each access is a step on an atomic of the frame, so that
-/// loom tries it at every moment; `zero` and `copy` are checked by [`faultless::sync::Life`].
+/// tables' business. Under loom the bytes are plain memory, and each access is a step on an atomic of the frame,
+/// so that loom tries it at every moment; `zero` and `copy` are checked by [`faultless::sync::Life`].
 pub struct PhysicalMemory {
     arena: Arena,
     #[cfg(loom)]
@@ -172,10 +131,7 @@ impl PhysicalMemory {
             steps: each_frame(frames, || AtomicU64::new(0))?,
             folios: each_frame(frames, Folio::new)?,
             next: each_frame(frames, || plain::AtomicU32::new(0))?,
-            lists: std::array::from_fn(|_| FreeList {
-                head: AtomicU64::new(0),
-                used: plain::AtomicU64::new(0),
-            }),
+            lists: std::array::from_fn(|_| FreeList::new()),
             fresh: plain::AtomicU64::new(0),
             failing: plain::AtomicU64::new(0),
         })
@@ -351,16 +307,15 @@ impl FrameSource for PhysicalMemory {
         &self.folios[frame.get() as usize]
     }
 
-    #[cfg(not(mutant = "frame_not_zeroed"))]
     fn zero(&self, frame: Frame) {
+        // The mutant: what was there stays.
+        if cfg!(mutant = "frame_not_zeroed") {
+            return;
+        }
         self.folio(frame).life().own();
         // SAFETY: a page of the arena, which the caller has alone.
         unsafe { self.address(frame.get(), 0).write_bytes(0, PAGE) };
     }
-
-    /// The mutant: what was there stays.
-    #[cfg(mutant = "frame_not_zeroed")]
-    fn zero(&self, _frame: Frame) {}
 
     fn copy(&self, from: Frame, to: Frame) {
         assert_ne!(from, to);

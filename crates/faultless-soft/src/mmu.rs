@@ -244,16 +244,23 @@ mod models {
     fn what_is_mapped_is_zeroed_if(hardware: u64) {
         check(move || {
             let machine = machine();
-            // The leaf is there already: the entry alone has to order the zeros.
+            // The leaf is there already, and orders nothing.
             put(&machine, Entry::EMPTY, Entry::EMPTY);
             let other = spawn(&machine, |soft, table| {
                 if let Ok(value) = load(soft, table) {
                     assert_eq!(value, 0, "invariant 4: old bytes");
                 }
             });
-            let frame = machine.0.frames().allocate().unwrap();
-            machine.0.frames().zero(frame);
-            put(&machine, Entry::EMPTY, Entry::mapping(frame, RIGHTS).with(hardware));
+            let (soft, table) = &*machine;
+            {
+                let section = section(soft.sections());
+                let leaf = table.leaf(&section, PAGE).unwrap();
+                assert!(table.try_announce(leaf, PAGE, Entry::EMPTY));
+                // Behind every fence, as a fault does it: the install alone has to order the zeros.
+                let frame = soft.frames().allocate().unwrap();
+                soft.frames().zero(frame);
+                table.install(leaf, PAGE, Entry::mapping(frame, RIGHTS).with(hardware)).unwrap();
+            }
             other.join().unwrap();
         });
     }
@@ -267,6 +274,32 @@ mod models {
     #[test]
     fn what_is_mapped_in_advance_is_zeroed() {
         what_is_mapped_is_zeroed_if(Entry::ACCESSED);
+    }
+
+    /// A processor that comes with its accessed bit just when the page is replaced goes by the new entry.
+    #[test]
+    fn a_replaced_page_is_seen_whole() {
+        check(|| {
+            let (machine, old) = mapped();
+            machine.0.frames().store_u64(old, 0, 1);
+            let other = spawn(&machine, |soft, table| {
+                let value = load(soft, table).unwrap();
+                assert!(value <= 1, "invariant 4: old bytes");
+            });
+            let (soft, table) = &*machine;
+            {
+                let section = section(soft.sections());
+                let leaf = table.leaf(&section, PAGE).unwrap();
+                let seen = table.load(leaf, PAGE);
+                if table.try_announce(leaf, PAGE, seen) {
+                    let new = soft.frames().allocate().unwrap();
+                    soft.frames().zero(new);
+                    let new = Entry::mapping(new, RIGHTS).with(Entry::ACCESSED);
+                    table.install(leaf, PAGE, new).unwrap();
+                }
+            }
+            other.join().unwrap();
+        });
     }
 
     /// Invariant 9.

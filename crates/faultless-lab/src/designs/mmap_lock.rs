@@ -75,14 +75,20 @@ impl LockingDesign for MmapLock {
     /// Range work on the whole space has the lock already.
     type Fork<'s, H: Host> = ();
 
-    fn outside<'s, H: Host>(space: &'s Arc<RwLock<()>>, engine: &'s Engine<H>, attempt: Attempt) -> Reader<'s> {
+    fn outside<'s, H: Host>(
+        space: &'s Arc<RwLock<()>>,
+        engine: &'s Engine<H>,
+        attempt: Attempt,
+    ) -> Reader<'s> {
         const READ: Counter = Counter::MmapLockRead;
         match (attempt.purpose, Self::after_io(attempt)) {
             (Purpose::Rmap, _) => Reader::Nothing,
             (Purpose::Fault, AfterIo::Hold) => {
                 Reader::Owned(waiting(engine, READ, || space.try_read_arc(), || space.read_arc()))
             }
-            (Purpose::Fault, _) => Reader::Borrowed(waiting(engine, READ, || space.try_read(), || space.read())),
+            (Purpose::Fault, _) => {
+                Reader::Borrowed(waiting(engine, READ, || space.try_read(), || space.read()))
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::any::Any;
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Round<'a> {
     /// Set by Ctrl-C.
     interrupted: &'a AtomicBool,
-    over: AtomicBool,
+    /// When it ended for all threads; set once.
+    over: OnceLock<Instant>,
     /// The first one that ended the round early. Protected by its lock.
     trouble: Mutex<Option<Trouble>>,
     /// What is scheduled from here on is measured. Immutable.
@@ -31,18 +32,18 @@ impl<'a> Round<'a> {
     /// A round that begins now, with the warm-up.
     pub fn new(interrupted: &'a AtomicBool, warm_up: Duration, length: Duration) -> Self {
         let from = Instant::now() + warm_up;
-        let (over, trouble) = (AtomicBool::new(false), Mutex::new(None));
+        let (over, trouble) = (OnceLock::new(), Mutex::new(None));
         Self { interrupted, over, trouble, from, until: from + length }
     }
 
     /// Whether the threads are to end.
     pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.over.get().is_some()
     }
 
     /// Ends the round for all threads.
     pub fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.over.get_or_init(Instant::now);
     }
 
     /// Ends the round with an error; the first one counts.
@@ -156,11 +157,10 @@ pub fn at_fixed_rate(
     for n in 0.. {
         let scheduled = due(n);
         round.sleep_until(scheduled);
-        if round.is_over() {
-            let now = Instant::now();
-            for scheduled in (n..).map(due).take_while(|scheduled| *scheduled < now) {
+        if let Some(end) = round.over.get() {
+            for scheduled in (n..).map(due).take_while(|scheduled| scheduled < end) {
                 if round.measures(scheduled) {
-                    periodic.latency.record(now - scheduled);
+                    periodic.latency.record(*end - scheduled);
                     periodic.missed += 1;
                 }
             }

@@ -82,8 +82,7 @@ impl TestFile {
         let refused = |error: io::Error| Trouble::Input(format!("cannot read {}: {error}", path.display()));
         let file = File::open(path).map_err(refused)?;
         let length = file.metadata().map_err(refused)?.len().min(MOST);
-        let mut this =
-            Self { file, path: Some(path.into()), length, contents: Contents::Sums(Vec::new()) };
+        let mut this = Self { file, path: Some(path.into()), length, contents: Contents::Sums(Vec::new()) };
         let sums = (0..this.pages()).map(|page| this.on_disk(page).map(|page| sum(&page)));
         let sums = sums.collect::<io::Result<Vec<u64>>>().map_err(refused)?;
         this.contents = Contents::Sums(sums);
@@ -153,7 +152,8 @@ impl TestFile {
                 self.still_as_long()?;
                 match self.on_disk(page) {
                     Ok(now) if sum(&now) == sums[page as usize] => {
-                        let mut words = (start..).step_by(8).zip(seen.chunks_exact(8).zip(now.chunks_exact(8)));
+                        let mut words =
+                            (start..).step_by(8).zip(seen.chunks_exact(8).zip(now.chunks_exact(8)));
                         let (offset, (seen, now)) =
                             words.find(|(_, (seen, now))| seen != now).unwrap_or((start, (&[], &[])));
                         Err(wrong(offset, seen, now))
@@ -166,7 +166,10 @@ impl TestFile {
 
     /// What a fault on this file that could not be served means.
     pub fn explain(&self, error: FaultError) -> Trouble {
-        let shrunk = matches!(error, FaultError::PastEnd { .. } | FaultError::Io { error: StoreError::PastEnd { .. }, .. });
+        let shrunk = matches!(
+            error,
+            FaultError::PastEnd { .. } | FaultError::Io { error: StoreError::PastEnd { .. }, .. }
+        );
         if let Err(trouble) = self.still_as_long() {
             return trouble;
         }
@@ -208,7 +211,9 @@ fn no_temporary(length: u64, error: &io::Error) -> Trouble {
     let (folder, mib) = (folder.display(), length >> 20);
     Trouble::Input(match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            format!("the temporary folder {folder} is full: {mib} MiB are needed; set TMPDIR, or name a --file")
+            format!(
+                "the temporary folder {folder} is full: {mib} MiB are needed; set TMPDIR, or name a --file"
+            )
         }
         _ => format!("cannot make a temporary file in {folder}: {error}; set TMPDIR, or name a --file"),
     })
@@ -262,10 +267,14 @@ mod tests {
         let file = TestFile::read(given.path()).unwrap();
         std::fs::write(given.path(), [2; 2 * PAGE]).unwrap();
         let changed = file.check(0, &[2; PAGE]).unwrap_err();
-        assert!(matches!(&changed, Trouble::Input(text) if text.ends_with("was changed while it was mapped")));
+        assert!(
+            matches!(&changed, Trouble::Input(text) if text.ends_with("was changed while it was mapped"))
+        );
         std::fs::write(given.path(), [1; 100]).unwrap();
         let shrunk = file.check(1, &[0; PAGE]).unwrap_err();
-        assert!(matches!(&shrunk, Trouble::Input(text) if text.contains("has shrunk from 8192 to 100 bytes")));
+        assert!(
+            matches!(&shrunk, Trouble::Input(text) if text.contains("has shrunk from 8192 to 100 bytes"))
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::measure::{Latency, Measured};
 use crate::trouble::Trouble;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
-use faultless::protection::Protection;
+use faultless::protection::{Access, Protection};
 use faultless::store::{DelayedStore, Store};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
@@ -54,7 +54,9 @@ impl Shares {
     fn new(settings: &Settings, file_pages: u64) -> Result<Self, Trouble> {
         let threads = settings.threads;
         if threads < 2 {
-            return Err(Trouble::Input("fork-during-io takes 2 threads at least: one reads, one stamps".into()));
+            return Err(Trouble::Input(
+                "fork-during-io takes 2 threads at least: one reads, one stamps".into(),
+            ));
         }
         let readers = (3 * threads).div_ceil(5).min(threads - 1);
         let stampers = threads - readers;
@@ -63,7 +65,7 @@ impl Shares {
         let stamped = (STAMPED / PAGE_SIZE).min(frames / 16) / stampers as u64;
         let least = 4 * readers as u64;
         if stamped == 0 || frames / 4 < least {
-            let needed = (16 * stampers as u64).max(4 * least) * PAGE_SIZE >> 10;
+            let needed = ((16 * stampers as u64).max(4 * least) * PAGE_SIZE) >> 10;
             return Err(Trouble::Input(format!(
                 "{} KiB of memory are too little for {threads} threads: they need {needed} KiB",
                 settings.memory >> 10
@@ -92,18 +94,24 @@ impl Prepared {
         Ok(Self { file, shares })
     }
 
-    pub(super) fn round<D: LockingDesign>(&self, scenario: &Scenario, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+    pub(super) fn round<D: LockingDesign>(
+        &self,
+        scenario: &Scenario,
+        turn: &Turn<'_>,
+    ) -> Result<Measured, Trouble> {
         let shares = self.shares;
         let host = Soft::new(shares.frames).map_err(|error| Trouble::Input(format!("--memory: {error}")))?;
         let limits = Limits { cached_pages: shares.cached, ..Limits::default() };
-        let engine = Engine::new(host, limits).map_err(|error| Trouble::Input(format!("--memory: {error}")))?;
+        let engine =
+            Engine::new(host, limits).map_err(|error| Trouble::Input(format!("--memory: {error}")))?;
         let file = File::open(&engine, self.store(turn.settings)?)
             .map_err(|error| Trouble::Input(format!("cannot map the file: {error}")))?;
         let space = Space::<D>::new(&engine).map_err(|error| Trouble::Input(format!("--memory: {error}")))?;
         let chain = Chain::new(&space, shares.stampers, shares.stamped)?;
 
         let round = Round::new(turn.interrupted, WARM_UP, turn.length);
-        let cast = Cast { prepared: self, scenario, turn, round: &round, space: &space, file: &file, chain: &chain };
+        let cast =
+            Cast { prepared: self, scenario, turn, round: &round, space: &space, file: &file, chain: &chain };
         let measured = cast.play();
         let taken = space.taken_ranges();
         drop((space, file));
@@ -138,7 +146,9 @@ fn all_given_back(engine: &Engine<Soft>) -> Result<(), Trouble> {
         }
         if Instant::now() >= deadline {
             let leaked = used.saturating_sub(1);
-            return Err(Trouble::Wrong(format!("leaked frames: {leaked} are in use after the last space is gone")));
+            return Err(Trouble::Wrong(format!(
+                "leaked frames: {leaked} are in use after the last space is gone"
+            )));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -202,14 +212,14 @@ impl<D: LockingDesign> Cast<'_, D> {
             for stamped in stampers.into_iter().filter_map(|thread| thread.join().ok().flatten()) {
                 measured.count("pages_stamped", stamped);
             }
-            if let Some(Some((forks, unchecked))) = forker.join().ok() {
+            if let Ok(Some((forks, unchecked))) = forker.join() {
                 measured.count("children_unchecked", unchecked);
                 periodic(&mut measured, "fork", ["forks", "forks_missed"], &forks);
             }
-            if let Some(Some(acts)) = bystander.join().ok() {
+            if let Ok(Some(acts)) = bystander.join() {
                 periodic(&mut measured, "bystander", ["bystander_acts", "bystander_missed"], &acts);
             }
-            if let Some(Some(checked)) = checker.join().ok() {
+            if let Ok(Some(checked)) = checker.join() {
                 measured.count("children_checked", checked.children);
             }
             Ok(measured)
@@ -253,8 +263,10 @@ impl<D: LockingDesign> Cast<'_, D> {
     fn touch(&self, address: VirtAddr, result: &mut Read) -> Result<(), Trouble> {
         let explain = |error| self.prepared.file.explain(error);
         let (cpu, start) = (thread_cpu(), Instant::now());
-        let Err(missing) = self.space.try_load_u64(address) else { return Ok(()) };
-        let mut fault = self.space.fault(address, missing.access).map_err(explain)?;
+        if self.space.try_load_u64(address).is_ok() {
+            return Ok(());
+        }
+        let mut fault = self.space.fault(address, Access::Read).map_err(explain)?;
         let is_major = matches!(fault, Fault::Pending(_));
         while let Fault::Pending(pending) = fault {
             fault = pending.wait().map_err(explain)?;
@@ -312,7 +324,12 @@ impl<D: LockingDesign> Cast<'_, D> {
     }
 }
 
-fn periodic(measured: &mut Measured, latency: &'static str, [done, missed]: [&'static str; 2], acts: &Periodic) {
+fn periodic(
+    measured: &mut Measured,
+    latency: &'static str,
+    [done, missed]: [&'static str; 2],
+    acts: &Periodic,
+) {
     measured.add_latency(latency, &acts.latency);
     measured.count(done, acts.done);
     measured.count(missed, acts.missed);

@@ -11,6 +11,7 @@ use crate::trouble::Trouble;
 use faultless::design::LockingDesign;
 use faultless::fault::FaultError;
 use faultless::{ForkError, MapError, UnmapError};
+use faultless_soft::AccessError;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -169,6 +170,6 @@ fn not_forked(error: ForkError) -> Trouble {
     refused("fork", &error, error == ForkError::OutOfMemory)
 }
 
-fn not_served(error: FaultError) -> Trouble {
-    refused("a fault", &error, matches!(error, FaultError::OutOfMemory { .. }))
+fn not_served(error: AccessError) -> Trouble {
+    refused("an access", &error, matches!(error, AccessError::Fault(FaultError::OutOfMemory { .. })))
 }

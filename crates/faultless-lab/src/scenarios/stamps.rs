@@ -227,7 +227,10 @@ mod tests {
         // Copied page by page while stamping went on: early pages old, later ones new.
         let torn = vec![vec![1, 1, 2, 2, 2, 2], vec![1; 6]];
         let text = check_order(&torn).unwrap_err();
-        assert!(text.starts_with("generation 2 on the first word of stamper 0's page 1, but 1 on the last word"), "{text}");
+        assert!(
+            text.starts_with("generation 2 on the first word of stamper 0's page 1, but 1 on the last word"),
+            "{text}"
+        );
         // The second stamper's pages copied later than the first one's.
         assert!(check_order(&vec![vec![1; 6], vec![2, 2, 1, 1, 1, 1]]).is_err());
         // A page copied half.

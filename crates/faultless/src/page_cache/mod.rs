@@ -316,8 +316,9 @@ impl<H: Host> File<H> {
         if pins != 0 && pins >= limit / 2 {
             return Err(Miss::Queue(unpinned));
         }
-        if account.cached() >= limit {
-            engine.evict(account.cached() - limit + 1);
+        let over = (account.cached() + 1).saturating_sub(limit);
+        if over > 0 {
+            engine.evict(over);
         }
         let frame = if account.cached() < limit { engine.allocate() } else { None };
         frame.ok_or(if pins != 0 { Miss::Queue(unpinned) } else { Miss::OutOfMemory })

@@ -295,18 +295,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end())
             })
         };
-        let (first, last) =
-            (self.leaf_span(range.start()), self.leaf_span(PageNumber::new(range.end().get() - 1)));
-        let mut wider = range;
-        if is_hole(PageRange::new(first.start(), range.start())) {
-            wider = wider.hull(first);
-        }
-        if is_hole(PageRange::new(range.end(), last.end())) {
-            wider = wider.hull(last);
-        }
-        // The hull with the first leaf must not take in a tail that is mapped.
-        let tail = PageRange::new(range.end(), wider.end());
-        if wider != range && is_hole(tail) {
+        let first = self.leaf_span(range.start());
+        let last = self.leaf_span(PageNumber::new(range.end().get() - 1));
+        let head = PageRange::new(first.start(), range.start());
+        let tail = PageRange::new(range.end(), last.end());
+        let start = if is_hole(head) { first.start() } else { range.start() };
+        let end = if is_hole(tail) { last.end() } else { range.end() };
+        if let Some(wider) = PageRange::new(start, end).filter(|wider| *wider != range) {
             taken.widen(wider, lock);
         }
     }

@@ -116,7 +116,12 @@ impl AnonRecord {
 
     /// Whether there are anonymous pages.
     pub fn has_pages(&self) -> bool {
-        self.state.load(Ordering::Acquire) == HAS_PAGES
+        // loom remembers one last access of each thread kind: a plain load here would hide behind the other's load, and
+        // the interleaving with its store would not be tried.
+        #[cfg(loom)]
+        return self.state.fetch_add(0, Ordering::AcqRel) == HAS_PAGES;
+        #[cfg(not(loom))]
+        return self.state.load(Ordering::Acquire) == HAS_PAGES;
     }
 
     /// Page work is about to add a page. False: closed, look the VMA up again.

@@ -1,0 +1,315 @@
+//! The command line.
+
+use crate::compare::Plan;
+use crate::json::Report;
+use crate::scenarios::Settings;
+use crate::trouble::Trouble;
+use crate::{designs, parse, report, scenarios};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Ctrl-C, as a shell reports it.
+const INTERRUPTED: u8 = 130;
+
+const EXAMPLES: &str = "\
+Examples:
+  faultless compare                                 the first scenario, all designs, under half a minute
+  faultless compare --seconds 60 --threads 16       longer, and with more threads
+  faultless compare --design mmap-lock,faultless --io-latency 10ms --rate fork=20
+  faultless compare --file /usr/bin/gdb --json -    on a file of yours, as JSON
+  faultless designs                                 what there is to compare, and what it models
+  faultless scenarios                               what it is compared on, and where that comes from";
+
+const COMPARE: &str = "\
+Each scenario runs on a software machine: threads of this process are its processors, its memory is --memory, and every
+read of the file takes at least --io-latency. The designs take turns, in rounds of about two seconds. Everything that
+threads see is checked; a wrong byte, a torn child of a fork or a frame that nobody gives back ends the run.
+
+What the table says:
+  bystander, fork  from when it was due to when it had ended: who comes late has waited
+  fault            from an access to a cold page until the page is there
+  by round         the headline: the median over the rounds, and the best and the worst of them
+
+Exit codes: 0 done; 1 something was wrong; 2 bad input; 130 ended by Ctrl-C, with a table of what was measured.
+
+Examples:
+  faultless compare
+  faultless compare fork-during-io --design all --seconds 60 --threads 16
+  faultless compare --io-latency 10ms --queue-depth 1 --rate fork=20 --rate bystander=1000
+  faultless compare --file /usr/bin/gdb --memory 64M --json result.json";
+
+/// What page faults, forks and their bystanders wait for, under every locking design that is in dispute.
+#[derive(Debug, Parser)]
+#[command(name = "faultless", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run scenarios under locking designs, and print what was waited.
+    Compare(Compare),
+    /// List the locking designs there are.
+    Designs,
+    /// List the scenarios there are.
+    Scenarios,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = COMPARE)]
+struct Compare {
+    /// Scenarios to run [default: fork-during-io]
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+    /// Designs, separated by commas, or "all"
+    #[arg(long = "design", value_name = "A,B", value_delimiter = ',', default_value = "all")]
+    designs: Vec<String>,
+    /// Threads that fault (three in five) or stamp pages
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    threads: usize,
+    /// Seconds for each scenario and design [default: 8, less if there are many]
+    #[arg(long, value_name = "S", value_parser = parse::seconds)]
+    seconds: Option<f64>,
+    /// What each read takes at least
+    #[arg(long, value_name = "TIME", value_parser = parse::latency, default_value = "2ms")]
+    io_latency: Duration,
+    /// Reads that the device serves at a time [default: any number]
+    #[arg(long, value_name = "N")]
+    queue_depth: Option<NonZeroUsize>,
+    /// How often a second an actor of the scenario acts; may be repeated
+    #[arg(long = "rate", value_name = "NAME=HZ", value_parser = parse::rate)]
+    rates: Vec<(String, f64)>,
+    /// The file to map, of which the first GiB counts [default: a temporary one of 64 MiB]
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// Memory of the software machine
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, default_value = "256M")]
+    memory: u64,
+    /// What random choices follow from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Write the results as JSON; "-" is standard output, and then no table
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+}
+
+/// The command: parses the arguments, runs, and says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
+    let done = match cli.command {
+        Command::Compare(compare) => compare.run(),
+        Command::Designs => say(&report::designs()).map(|()| 0),
+        Command::Scenarios => say(&report::scenarios()).map(|()| 0),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(trouble) => {
+            eprintln!("faultless: {trouble}");
+            ExitCode::from(trouble.exit_code())
+        }
+    }
+}
+
+/// Help is printed as it is; of an error, clap's first line.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let code = u8::try_from(error.exit_code()).unwrap_or(2);
+        // Nowhere to say that nothing can be said.
+        let _ = error.print();
+        return ExitCode::from(code);
+    }
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut line = lines.next().unwrap_or_default().trim_start_matches("error: ").to_string();
+    // What is missing stands in a list below.
+    if line.ends_with(':') {
+        line = format!("{line} {}", lines.next().unwrap_or_default());
+    }
+    eprintln!("faultless: {line}; see faultless compare --help");
+    ExitCode::from(2)
+}
+
+fn say(text: &str) -> Result<(), Trouble> {
+    match writeln!(io::stdout(), "{text}") {
+        // Nobody reads on, as behind `| head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => {
+            written.map_err(|error| Trouble::Input(format!("cannot write to standard output: {error}")))
+        }
+    }
+}
+
+impl Compare {
+    fn plan(&self) -> Result<Plan, Trouble> {
+        const LEAST_MEMORY: u64 = 64 << 10;
+        const MOST_MEMORY: u64 = 64 << 30;
+        let input = |text: String| Err(Trouble::Input(text));
+        let mut chosen = Vec::new();
+        for name in &self.scenarios {
+            match scenarios::find(name) {
+                Some(scenario) if !chosen.iter().any(|other: &&scenarios::Scenario| other.name == name) => {
+                    chosen.push(scenario);
+                }
+                Some(_) => {}
+                None => {
+                    return input(format!(
+                        "there is no scenario \"{name}\"; there are: {}",
+                        scenarios::names()
+                    ));
+                }
+            }
+        }
+        if chosen.is_empty() {
+            chosen.push(&scenarios::ALL[0]);
+        }
+        let mut wanted = Vec::new();
+        for name in &self.designs {
+            match designs::find(name) {
+                _ if name == "all" => wanted = designs::ALL.iter().collect(),
+                Some(design) if !wanted.iter().any(|other: &&designs::Design| other.name == name) => {
+                    wanted.push(design);
+                }
+                Some(_) => {}
+                None => {
+                    return input(format!(
+                        "there is no design \"{name}\"; there are: {}, all",
+                        designs::names()
+                    ));
+                }
+            }
+        }
+        for (name, _) in &self.rates {
+            let actors: Vec<_> =
+                chosen.iter().flat_map(|scenario| scenario.rates).map(|(name, _)| *name).collect();
+            if !actors.contains(&name.as_str()) {
+                return input(format!("there is no rate \"{name}\"; there are: {}", actors.join(", ")));
+            }
+        }
+        if self.threads == 0 {
+            return input("--threads 0: somebody has to work".into());
+        }
+        if self.threads > 10_000 {
+            return input(format!("--threads {}: there can be 10000", self.threads));
+        }
+        if !(LEAST_MEMORY..=MOST_MEMORY).contains(&self.memory) {
+            return input("--memory: a machine has 64K at least and 64G at most".into());
+        }
+        let settings = Settings {
+            threads: self.threads,
+            io_latency: self.io_latency,
+            queue_depth: self.queue_depth,
+            rates: self.rates.clone(),
+            file: self.file.clone(),
+            memory: self.memory,
+            seed: self.seed,
+        };
+        Ok(Plan { scenarios: chosen, designs: wanted, settings, seconds: self.seconds })
+    }
+
+    fn run(&self) -> Result<u8, Trouble> {
+        let plan = self.plan()?;
+        // Before the work, not after it.
+        let json = self.json.as_deref().map(Output::open).transpose()?;
+        let outcome = plan.run(interrupts())?;
+        let to_stdout = matches!(json, Some(Output::Stdout));
+        if let Some(json) = json {
+            let report = serde_json::to_string_pretty(&Report::new(&outcome, &plan.settings))
+                .map_err(|error| Trouble::Input(format!("cannot write the JSON: {error}")))?;
+            json.write(&report)?;
+        }
+        if !to_stdout {
+            say(&report::table(&outcome, &plan))?;
+        }
+        Ok(if outcome.interrupted { INTERRUPTED } else { 0 })
+    }
+}
+
+/// Where the JSON goes.
+enum Output<'a> {
+    Stdout,
+    File(std::fs::File, &'a Path),
+}
+
+impl<'a> Output<'a> {
+    fn open(path: &'a Path) -> Result<Self, Trouble> {
+        if path == Path::new("-") {
+            return Ok(Self::Stdout);
+        }
+        match std::fs::File::create(path) {
+            Ok(file) => Ok(Self::File(file, path)),
+            Err(error) => Err(Trouble::Input(format!("cannot write {}: {error}", path.display()))),
+        }
+    }
+
+    fn write(self, text: &str) -> Result<(), Trouble> {
+        match self {
+            Self::Stdout => say(text),
+            Self::File(mut file, path) => writeln!(file, "{text}")
+                .map_err(|error| Trouble::Input(format!("cannot write {}: {error}", path.display()))),
+        }
+    }
+}
+
+/// Set by the first Ctrl-C (or SIGTERM); the second one ends the process at once.
+fn interrupts() -> &'static AtomicBool {
+    static INTERRUPTS: AtomicBool = AtomicBool::new(false);
+    let stop = || {
+        if INTERRUPTS.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    };
+    // Without a handler, Ctrl-C ends the process: no table, but nothing worse.
+    let _ = ctrlc::set_handler(stop);
+    &INTERRUPTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    fn plan(arguments: &[&str]) -> Result<Plan, Trouble> {
+        let cli = Cli::try_parse_from(["faultless", "compare"].iter().chain(arguments)).unwrap();
+        let Command::Compare(compare) = cli.command else { unreachable!() };
+        compare.plan()
+    }
+
+    #[test]
+    fn defaults_are_all_designs_on_the_first_scenario() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!(plan.scenarios[0].name, "fork-during-io");
+        assert_eq!((plan.scenarios.len(), plan.designs.len()), (1, designs::ALL.len()));
+        assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 50.0);
+    }
+
+    #[test]
+    fn names_are_taken_once_and_rates_by_name() {
+        let plan =
+            plan(&["--design", "faultless,mmap-lock,faultless", "--rate", "fork=5", "--rate", "fork=7"])
+                .unwrap();
+        let names: Vec<_> = plan.designs.iter().map(|design| design.name).collect();
+        assert_eq!(names, ["faultless", "mmap-lock"]);
+        assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 7.0);
+        assert_eq!(plan.settings.rate(plan.scenarios[0], "bystander"), 500.0);
+    }
+}
