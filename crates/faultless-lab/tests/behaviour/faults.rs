@@ -20,6 +20,7 @@ under_every_design! {
     truncation_takes_pages_and_copies
     a_pending_fault_may_be_dropped
     a_shared_file_shows_one_page
+    a_file_that_grows_shows_what_came
 }
 
 fn anonymous_memory_is_zero_and_takes_a_frame_on_write<D: LockingDesign>() {
@@ -219,5 +220,24 @@ fn a_shared_file_shows_one_page<D: LockingDesign>() {
     assert_eq!(machine.engine.frame_usage().used, 2, "the page of zeros and the file's");
     assert!(a.protect(at(10), PAGE_SIZE, READ_WRITE).is_err());
     drop((a, b, file));
+    machine.end();
+}
+
+fn a_file_that_grows_shows_what_came<D: LockingDesign>() {
+    use std::os::unix::fs::FileExt;
+    let machine = Machine::new();
+    let real = tempfile::tempfile().unwrap();
+    real.write_all_at(&[1; PAGE_SIZE as usize + 16], 0).unwrap();
+    let store = FileStore::from_file(real.try_clone().unwrap()).unwrap();
+    let file = File::open(&machine.engine, Arc::new(store)).unwrap();
+    let space = machine.space::<D>();
+    space.map(of_file(&file, 10, 3, READ_WRITE)).unwrap();
+    let tail = VirtAddr::new(at(11).get() + 16);
+    assert_eq!(space.load_u64(tail).unwrap(), 0, "behind the end of the file");
+    real.write_all_at(&[2; 2 * PAGE_SIZE as usize], PAGE_SIZE + 16).unwrap();
+    file.set_length(3 * PAGE_SIZE);
+    assert_eq!(space.load_u64(tail).unwrap(), word(2));
+    assert_eq!(space.load_u64(at(12)).unwrap(), word(2));
+    drop((space, file));
     machine.end();
 }

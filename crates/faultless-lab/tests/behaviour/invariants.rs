@@ -31,7 +31,7 @@ fn invariant_1_who_would_sleep_in_a_section_is_stopped<D: LockingDesign>() {
     let space = machine.space::<D>();
     let engine = machine.engine.clone();
     let sleeps: [fn(&AddressSpace<Soft, D>); 2] =
-        [|space| drop(space.map(anonymous(10, 1))), |space| drop(space.unmap(at(10), 1))];
+        [|space| _ = space.map(anonymous(10, 1)), |space| _ = space.unmap(at(10), 1)];
     for sleep in sleeps {
         let slept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _section = engine.enter();

@@ -21,6 +21,14 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use index::Index;
 
+/// Pages evicted at once.
+const FEW: u64 = 32;
+/// How often one looks for memory before there is none: others free some, and others take it.
+#[cfg(not(loom))]
+const LOOKS: u32 = 100;
+#[cfg(loom)]
+const LOOKS: u32 = 2;
+
 /// In a word of the index: the page has been in memory before.
 const SEEN: u64 = 1;
 
@@ -311,17 +319,28 @@ impl<H: Host> File<H> {
     fn room_for_one(&self) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
-        let unpinned = account.unpinned.load(Ordering::Acquire);
-        let pins = account.pins.load(Ordering::Relaxed);
-        if pins != 0 && pins >= limit / 2 {
-            return Err(Miss::Queue(unpinned));
+        for look in 0..LOOKS {
+            let unpinned = account.unpinned.load(Ordering::Acquire);
+            let pins = account.pins.load(Ordering::Relaxed);
+            if pins != 0 && pins >= limit / 2 {
+                return Err(Miss::Queue(unpinned));
+            }
+            let over = (account.cached() + 1).saturating_sub(limit);
+            if over > 0 {
+                engine.evict(over);
+            }
+            if account.cached() < limit
+                && let Some(frame) = engine.allocate()
+            {
+                return Ok(frame);
+            }
+            if pins != 0 {
+                return Err(Miss::Queue(unpinned));
+            }
+            // Others evict too, and may have taken what we made free.
+            crate::sync::Park::pause(&**engine, look);
         }
-        let over = (account.cached() + 1).saturating_sub(limit);
-        if over > 0 {
-            engine.evict(over);
-        }
-        let frame = if account.cached() < limit { engine.allocate() } else { None };
-        frame.ok_or(if pins != 0 { Miss::Queue(unpinned) } else { Miss::OutOfMemory })
+        Err(Miss::OutOfMemory)
     }
 
     fn enqueue(&self, page: u64) {
@@ -348,28 +367,25 @@ impl<H: Host> File<H> {
     }
 
     /// The file is `length` bytes long now. Pages behind the end go from the cache and from every space, copies of
-    /// them too; a partial last page is read anew, so that what lies behind the end is zero. When this returns, no
-    /// access reaches what was cut off.
+    /// them too. A partial last page, of before or of now, is read anew, so that what lies behind the end is zero and
+    /// what has grown is there; copies of it stay. When this returns, no access reaches what was cut off.
     pub fn set_length(&self, length: u64) {
         self.engine.assert_may_sleep("truncation");
         let old = self.length.swap(length, Ordering::AcqRel);
-        if length >= old {
-            return;
-        }
         fence(Ordering::SeqCst);
-        let first = length / PAGE_SIZE;
+        let first = old.min(length) / PAGE_SIZE;
         self.index.each_from(first, &mut |page, word| {
             if let Some(frame) = frame_of(word.load(Ordering::Acquire)) {
                 self.detach(page, frame);
             }
         });
         fence(Ordering::SeqCst);
+        let first_copy = length.div_ceil(PAGE_SIZE);
         let mut last = None;
         while let Some((id, space)) = self.space_after(last) {
             last = Some(id);
             if let Some(space) = space.upgrade() {
-                // A partial last page keeps the copies made of it.
-                space.drop_pages_of(self.id, first, length.div_ceil(PAGE_SIZE));
+                space.drop_pages_of(self.id, first, first_copy);
             }
         }
     }
@@ -413,11 +429,19 @@ impl<H: Host> Drop for File<H> {
 impl<H: Host> Engine<H> {
     /// A frame, if need be one that was a clean page of a file.
     pub(crate) fn allocate(&self) -> Option<Frame> {
-        const FEW: u64 = 32;
         self.host().frames().allocate().or_else(|| {
             self.evict(FEW);
             self.host().frames().allocate()
         })
+    }
+
+    /// After an allocation failed for the `look`-th time: evicts, or waits a moment for others to free some. False: that
+    /// has been tried often enough.
+    pub(crate) fn make_room(&self, look: u32) -> bool {
+        if self.evict(FEW) == 0 {
+            crate::sync::Park::pause(self, look);
+        }
+        look < LOOKS
     }
 
     /// Evicts up to `wanted` clean pages that nobody uses; how many it did.

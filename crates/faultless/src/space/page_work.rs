@@ -166,6 +166,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for
         // us; if theirs, the look-up below finds the new mapping.
+        #[cfg(not(mutant = "no_page_fence"))]
         fence(Ordering::SeqCst);
         #[cfg(not(mutant = "vma_before_bit"))]
         let vma = self.tree.view(&section).find(page);

@@ -131,6 +131,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             })?
         };
         // Partner: the fence after the bit in page work.
+        #[cfg(not(mutant = "no_range_fence"))]
         fence(Ordering::SeqCst);
         Ok(retired)
     }

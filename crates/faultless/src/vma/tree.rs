@@ -1,5 +1,5 @@
 //! The tree of VMAs: a B+tree of items by their page ranges, which do not overlap. Nodes are never written once they
-//! are published: a change builds new ones along its way from the leaves to the root ([`draft`]) and swings the root,
+//! are published: a change builds new ones along its way from the leaves to the root (`draft`) and swings the root,
 //! so that readers see all of a change or nothing, and take no lock. What it replaced is freed after a grace period.
 //!
 //! | who | holds | may |

@@ -130,6 +130,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Err(FaultError::NoMapping { address });
         }
         let hold = D::after_io(attempt) == AfterIo::Hold;
+        let (mut counted, mut look) = (attempt.retries > 0, 0);
         loop {
             let worked = space.page_work(page, attempt, Leaves::Make, false, |work| {
                 let step = classify(&work, address, access);
@@ -148,12 +149,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Step::Failed(error) => return Err(error),
                 Step::LookAgain => crate::sync::spin_loop(),
                 Step::NeedMemory => {
-                    if engine.evict(32) == 0 {
+                    look += 1;
+                    if !engine.make_room(look) {
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
                 Step::Read(absent) => {
+                    if !core::mem::replace(&mut counted, true) {
+                        engine.counters().add(Counter::MajorFaults, 1);
+                    }
                     let awaited = match absent.file.read(absent.page, attempt.retries > 0) {
+                        // Read meanwhile.
                         Ok(pin) if !pin.is_reading() && absent.file.is_attached(absent.page, pin.frame()) => {
                             continue;
                         }
@@ -162,9 +168,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
                         Err(Miss::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
                     };
-                    if attempt.retries == 0 {
-                        engine.counters().add(Counter::MajorFaults, 1);
-                    }
                     return Ok(Fault::Pending(PendingFault::new(
                         self, address, access, attempt, awaited, kept,
                     )));
