@@ -30,7 +30,7 @@ pub struct Folio {
     life: Life,
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Folio>() <= 32);
 
 const MAPPING: u64 = 1;

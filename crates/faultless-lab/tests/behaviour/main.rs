@@ -27,10 +27,10 @@ macro_rules! under_every_design {
 }
 pub(crate) use under_every_design;
 
-pub const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
 /// A machine, and the check that nothing is left of what was in it (invariant 11).
-pub struct Machine {
+pub(crate) struct Machine {
     pub engine: Arc<Engine<Soft>>,
 }
 
@@ -78,24 +78,24 @@ fn numbered(pages: u64) -> FileStore {
     FileStore::from_file(file).expect("a store")
 }
 
-pub fn at(page: u64) -> VirtAddr {
+pub(crate) fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
-pub fn anonymous(page: u64, pages: u64) -> MapRequest<Soft> {
+pub(crate) fn anonymous(page: u64, pages: u64) -> MapRequest<Soft> {
     MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)))
 }
 
-pub fn of_file(file: &Arc<File<Soft>>, page: u64, pages: u64, rights: Protection) -> MapRequest<Soft> {
+pub(crate) fn of_file(file: &Arc<File<Soft>>, page: u64, pages: u64, rights: Protection) -> MapRequest<Soft> {
     MapRequest::file(file, 0, pages * PAGE_SIZE, rights).at(Placement::Fixed(at(page)))
 }
 
 /// Eight bytes of `byte`.
-pub fn word(byte: u8) -> u64 {
+pub(crate) fn word(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
-pub fn fault_of<T: std::fmt::Debug>(result: Result<T, AccessError>) -> FaultError {
+pub(crate) fn fault_of<T: std::fmt::Debug>(result: Result<T, AccessError>) -> FaultError {
     match result {
         Err(AccessError::Fault(error)) => error,
         other => panic!("a fault was expected, not {other:?}"),

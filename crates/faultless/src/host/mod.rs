@@ -135,6 +135,11 @@ pub trait FrameSource: Send + Sync + 'static {
     /// The counts and state of a frame that [`FrameSource::allocate`] gave out.
     fn folio(&self, frame: Frame) -> &Folio;
 
+    /// A hint that the frame's folio is about to be written.
+    fn prefetch(&self, frame: Frame) {
+        let _ = frame;
+    }
+
     /// Fills with zeros. The caller has the frame alone.
     fn zero(&self, frame: Frame);
 

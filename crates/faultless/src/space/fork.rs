@@ -14,6 +14,9 @@ use crate::vma::{Backing, Mapping, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+/// How many pages ahead of the one being copied the folio's word is fetched.
+const AHEAD: u64 = 8;
+
 /// Why there is no child; the parent is as before, and nobody has seen half a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForkError {
@@ -48,17 +51,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Err(ForkError::Exited);
         }
         // All memory but the child's tables, before anybody is stopped. The tree stays as it is: we have all of it.
-        let child_map = space.copy_mappings(&lock, &child)?;
+        let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine)?;
+        let child_lock = space.copy_mappings(&lock, &child, child_lock)?;
         drop(lock);
         #[cfg(mutant = "fork_reads_records_early")]
         let early = space.pages_of_records(&taken);
         let frozen = space.freeze(&mut work, &taken);
         #[cfg(not(mutant = "fork_reads_records_early"))]
-        let copied = space.copy_pages(&taken, &child.0, &child_map, None);
+        let copied = space.copy_pages(&taken, (&child.0, &child_taken, &child_lock), None);
         #[cfg(mutant = "fork_reads_records_early")]
-        let copied = space.copy_pages(&taken, &child.0, &child_map, Some(&early[..]));
+        let copied = space.copy_pages(&taken, (&child.0, &child_taken, &child_lock), Some(&early[..]));
         drop(frozen);
-        drop(child_map);
+        drop(child_lock);
+        drop(child_taken);
         drop(taken);
         drop(work);
         copied?;
@@ -81,6 +86,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         lock: &RangesGuard<'_, super::Map>,
         child: &'c AddressSpace<H, D>,
+        mut map: RangesGuard<'c, super::Map>,
     ) -> Result<RangesGuard<'c, super::Map>, OutOfMemory> {
         let view = self.tree.view_locked(&lock.writer);
         let mut copies: Vec<Box<Vma<H, D>>> = Vec::new();
@@ -94,7 +100,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             copies.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
         }
-        let mut map = child.0.map.lock();
         let retired =
             child.0.tree.replace(&mut map.writer, Self::whole(), copies).map_err(|(error, _)| error)?;
         debug_assert!(retired.is_empty());
@@ -122,14 +127,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn copy_pages(
         &self,
         taken: &Taken<'_, H>,
-        child: &Self,
-        child_map: &RangesGuard<'_, super::Map>,
+        (child, child_taken, child_lock): (&Self, &Taken<'_, H>, &RangesGuard<'_, super::Map>),
         early: Option<&[bool]>,
     ) -> Result<(), OutOfMemory> {
         let lock = taken.lock();
         let mut weakened = Removed::new(self);
         let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0));
-        let children = child.tree.view_locked(&child_map.writer).from(PageNumber::new(0));
+        let children = child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0));
         for (i, (vma, copy)) in parents.zip(children).enumerate() {
             let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else { continue };
             debug_assert!(vma.mapping().sharing == Sharing::Private);
@@ -138,7 +142,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 continue;
             }
             new_record.add_page();
-            self.copy_entries(taken, child, vma.range(), new_record.id(), &mut weakened)?;
+            self.copy_entries(taken, (child, child_taken), vma.range(), new_record.id(), &mut weakened)?;
         }
         // No processor writes through an old translation when this has been flushed: here the instant ends.
         weakened.flush();
@@ -148,16 +152,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn copy_entries(
         &self,
         taken: &Taken<'_, H>,
-        child: &Self,
+        (child, child_taken): (&Self, &Taken<'_, H>),
         range: PageRange,
         record: u64,
         weakened: &mut Removed<'_, H, D>,
     ) -> Result<(), OutOfMemory> {
         let mut result = Ok(());
         self.each_leaf(taken, range, |leaf, part| {
+            let mut child_leaf = None;
             for page in part.iter() {
                 if result.is_err() {
                     return;
+                }
+                // Their words were written last by whoever faulted: fetch some while this one is counted.
+                if let Some(ahead) = page.checked_add(AHEAD).filter(|ahead| part.contains(*ahead))
+                    && let Some(frame) = self.table.load(leaf, ahead).frame()
+                {
+                    self.engine.host().frames().prefetch(frame);
                 }
                 let mut look = 0;
                 let entry = loop {
@@ -169,66 +180,49 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         break entry;
                     }
                 };
+                let Some(frame) = entry.frame() else { continue };
                 // The bit is held while the counts change: who comes by the file or the folio waits for it.
-                if let Some(frame) = entry.frame() {
-                    let copied = self.copy_entry(child, page, entry, frame, record);
-                    let shared = entry.without(Entry::WRITE);
-                    result = copied.map(|_| ());
-                    if copied == Ok(true) && shared != entry {
-                        weakened.touch(page);
-                        // Nothing new is mapped: a host needs no memory for this.
-                        if self.table.install(leaf, page, shared).is_err() {
-                            self.table.let_go(leaf, page);
-                        }
-                    } else {
-                        self.table.let_go(leaf, page);
+                let copied = match child_leaf {
+                    Some(_) => Ok(()),
+                    // The child's range is ours: its tables stay.
+                    None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
+                }
+                .and_then(|()| self.share_or_copy(entry, frame, record));
+                result = copied.map(|_| ());
+                if let (Ok((new, _)), Some(child_leaf)) = (copied, child_leaf) {
+                    // Truncation may look at the child already: it lets an empty entry go at once.
+                    while child.table.exchange(child_leaf, page, Entry::EMPTY, new).is_err() {
+                        crate::sync::spin_loop();
                     }
                 }
+                let shared = entry.without(Entry::WRITE);
+                if matches!(copied, Ok((_, true))) && shared != entry {
+                    weakened.touch(page);
+                    // Nothing new is mapped: a host needs no memory for this.
+                    if self.table.install(leaf, page, shared).is_ok() {
+                        continue;
+                    }
+                }
+                self.table.let_go(leaf, page);
             }
         });
         result
     }
 
-    /// Gives the child the page. True: it is shared from now on.
-    fn copy_entry(
-        &self,
-        child: &Self,
-        page: PageNumber,
-        entry: Entry,
-        frame: Frame,
-        record: u64,
-    ) -> Result<bool, OutOfMemory> {
+    /// The child's entry for a page of the parent, its mapping counted, and whether both share it from now on.
+    fn share_or_copy(&self, entry: Entry, frame: Frame, record: u64) -> Result<(Entry, bool), OutOfMemory> {
         let frames = self.engine.host().frames();
         let clean = entry.without(Entry::HARDWARE);
-        let (new, is_shared) = if frame == self.engine.zero_frame() {
-            (clean, true)
-        } else if frames.folio(frame).try_share() {
-            (clean.without(Entry::WRITE), true)
-        } else {
-            // I/O goes on into the page: it stays the parent's alone, the child gets what is in it now.
-            let copy = frames.allocate().ok_or(OutOfMemory)?;
-            frames.copy(frame, copy);
-            frames.folio(copy).begin_anonymous(record);
-            (Entry::mapping(copy, clean.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE)), false)
-        };
-        child.put_entry(page, new)?;
-        Ok(is_shared)
-    }
-
-    /// Puts an entry with its mapping reference into a space that nobody has a handle to yet.
-    fn put_entry(&self, page: PageNumber, new: Entry) -> Result<(), OutOfMemory> {
-        let section = self.engine.enter();
-        let Ok(leaf) = self.table.make_leaf(&section, page) else {
-            drop(section);
-            if let Some(frame) = new.frame() {
-                self.engine.put_mapping(frame);
-            }
-            return Err(OutOfMemory);
-        };
-        // Truncation may look at the child already: it announces only what is there.
-        while self.table.exchange(leaf, page, Entry::EMPTY, new).is_err() {
-            crate::sync::spin_loop();
+        if frame == self.engine.zero_frame() {
+            return Ok((clean, true));
         }
-        Ok(())
+        if frames.folio(frame).try_share() {
+            return Ok((clean.without(Entry::WRITE), true));
+        }
+        // I/O goes on into the page: it stays the parent's alone, the child gets what is in it now.
+        let copy = frames.allocate().ok_or(OutOfMemory)?;
+        frames.copy(frame, copy);
+        frames.folio(copy).begin_anonymous(record);
+        Ok((Entry::mapping(copy, clean.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE)), false))
     }
 }
