@@ -355,6 +355,12 @@ impl PageTable for RadixTable {
         Ok(old.without(Entry::ANNOUNCED))
     }
 
+    fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
+        debug_assert!(self.load(leaf, page) == Entry::EMPTY, "filled over something");
+        // Release, partner: `translate`.
+        leaf.entry(page).store(new.bits(), Ordering::Release);
+    }
+
     fn exchange(&self, leaf: Leaf<'_>, page: PageNumber, seen: Entry, new: Entry) -> Result<(), Entry> {
         debug_assert!(!seen.is_announced() && !new.is_announced());
         swap_if(leaf.entry(page), seen, new)

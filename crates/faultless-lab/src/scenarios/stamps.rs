@@ -20,7 +20,7 @@ use std::time::Duration;
 /// A stamper pauses after so many pages, so that those who are measured find a processor. The same for every design.
 const BURST: u64 = 64;
 /// And so long.
-const PAUSE: Duration = Duration::from_micros(100);
+const PAUSE: Duration = Duration::from_millis(1);
 /// The first and the last word of a page.
 const WORDS: [u64; 2] = [0, PAGE_SIZE - 8];
 

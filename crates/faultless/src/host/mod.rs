@@ -112,6 +112,9 @@ pub trait PageTable: Send + Sync + 'static {
     /// What is there instead.
     fn exchange(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry, new: Entry) -> Result<(), Entry>;
 
+    /// Puts `new` where nothing is. Nobody else changes the entry now: fork fills the child's. Release.
+    fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
+
     /// The first page from `range`'s start on, and inside it, whose leaf table exists.
     fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber>;
 

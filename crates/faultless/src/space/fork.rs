@@ -190,10 +190,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 .and_then(|()| self.share_or_copy(entry, frame, record));
                 result = copied.map(|_| ());
                 if let (Ok((new, _)), Some(child_leaf)) = (copied, child_leaf) {
-                    // Truncation may look at the child already: it lets an empty entry go at once.
-                    while child.table.exchange(child_leaf, page, Entry::EMPTY, new).is_err() {
-                        crate::sync::spin_loop();
-                    }
+                    // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
+                    // there.
+                    child.table.fill(child_leaf, page, new);
                 }
                 let shared = entry.without(Entry::WRITE);
                 if matches!(copied, Ok((_, true))) && shared != entry {

@@ -37,6 +37,9 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
                 let end = end.unwrap_or(part.end()).min(part.end());
                 rest = PageRange::new(end, part.end());
                 for page in PageRange::new(page, end).into_iter().flat_map(PageRange::iter) {
+                    if !self.is_used(page) {
+                        continue;
+                    }
                     let old = self.drop_page(page, file, first, first_copy);
                     removed.add(page, old);
                 }
@@ -46,6 +49,14 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Whether the entry of `page` maps something or is at work. The caller has detached the pages and passed a fence:
+    /// a fault that sets its bit later finds nothing to map. An empty entry is left alone, so that fork may fill it.
+    fn is_used(&self, page: PageNumber) -> bool {
+        let section = self.engine.enter();
+        let leaf = self.table.leaf(&section, page);
+        leaf.map(|leaf| self.table.load(leaf, page)).is_some_and(|entry| entry != Entry::EMPTY)
+    }
+
     /// Clears the entry of `page` if it shows the file from `first` on, or a copy of a page from `first_copy` on.
     fn drop_page(&self, page: PageNumber, file: u64, first: u64, first_copy: u64) -> Entry {
         let attempt = Attempt::first(Purpose::Rmap);
