@@ -1,4 +1,4 @@
-//! The report as JSON, schema 1 (DESIGN.md §7). Fields may be added; none changes its meaning under the same number.
+//! The report as JSON, schema 1. Fields may be added; none changes its meaning under the same number.
 
 use crate::compare::{Outcome, Run};
 use crate::measure::{Latency, Measured, us};

@@ -46,7 +46,7 @@ macro_rules! designs {
 
 designs! {
     MmapLock: "one lock a space; dropped for a fault's first I/O, then retried under it", "Linux up to 6.3";
-    Faultless: "a bit in the page's entry; nothing kept during I/O, the fault resumes", "this project, DESIGN.md §2";
+    Faultless: "a bit in the page's entry; nothing kept during I/O, the fault resumes", "this project, docs/protocol.md";
 }
 
 /// The name of the design whose losses a report names first.

@@ -1,4 +1,4 @@
-//! `fork-during-io` (sources/000): threads fault on cold pages of a file, others stamp private pages in a dependent order,
+//! `fork-during-io` (linux-mm, May 2026, "reduce mmap_lock contention and improve page fault performance"): threads fault on cold pages of a file, others stamp private pages in a dependent order,
 //! one forks at a fixed rate, and a bystander maps, touches and unmaps one page at a fixed rate. It shows what each of them
 //! waits, and for whom.
 

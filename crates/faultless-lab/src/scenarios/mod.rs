@@ -53,7 +53,7 @@ enum Kind {
 pub const ALL: &[Scenario] = &[Scenario {
     name: "fork-during-io",
     about: "fork, and a bystander's mmap and munmap, while other threads' faults read cold file pages",
-    source: "sources/000 (2026): fork waits for every VMA's I/O, and everybody for fork",
+    source: "linux-mm, May 2026, reduce mmap_lock contention: fork waits for every VMA's I/O, and everybody for fork",
     headline: Headline { name: "bystander_p99", latency: "bystander", quantile: 0.99 },
     rates: &[("fork", 50.0), ("bystander", 500.0)],
     kind: Kind::ForkDuringIo,

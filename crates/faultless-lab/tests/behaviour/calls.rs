@@ -19,7 +19,8 @@ under_every_design! {
 }
 
 fn shape<D: LockingDesign>(space: &AddressSpace<Soft, D>) -> Vec<(u64, u64, String)> {
-    let line = |m: &faultless::MappingInfo| (m.range.start().get(), m.range.end().get(), m.protection.to_string());
+    let line =
+        |m: &faultless::MappingInfo| (m.range.start().get(), m.range.end().get(), m.protection.to_string());
     space.mappings().iter().map(line).collect()
 }
 
@@ -151,7 +152,10 @@ fn wrong_ranges_are_typed_errors<D: LockingDesign>() {
     assert!(matches!(space.unmap(unaligned, 1), Err(UnmapError::Range(RangeError::Unaligned { .. }))));
     assert!(matches!(space.unmap(at(1), 0), Err(UnmapError::Range(RangeError::ZeroLength { .. }))));
     assert!(matches!(space.unmap(at(1), u64::MAX), Err(UnmapError::Range(RangeError::Overflow { .. }))));
-    assert!(matches!(space.map(MapRequest::anonymous(0)), Err(MapError::Range(RangeError::ZeroLength { .. }))));
+    assert!(matches!(
+        space.map(MapRequest::anonymous(0)),
+        Err(MapError::Range(RangeError::ZeroLength { .. }))
+    ));
     assert!(matches!(space.map(anonymous(u64::MAX >> 13, 1)), Err(MapError::OutOfBounds { .. })));
     assert!(matches!(space.map(MapRequest::anonymous(1 << 60)), Err(MapError::OutOfBounds { .. })));
     assert!(matches!(space.map(MapRequest::anonymous(1 << 48)), Err(MapError::NoSpace { .. })));

@@ -92,7 +92,8 @@ fn past_the_end_is_an_error<D: LockingDesign>() {
 
 fn a_failed_read_is_an_error_then_read_again<D: LockingDesign>() {
     let machine = Machine::new();
-    let failing = FailingStore::new(numbered(1), Direction::Read, Failure::Once(1), InjectedError::Io { errno: 5 });
+    let failing =
+        FailingStore::new(numbered(1), Direction::Read, Failure::Once(1), InjectedError::Io { errno: 5 });
     let file = File::open(&machine.engine, Arc::new(failing)).unwrap();
     let space = machine.space::<D>();
     space.map(of_file(&file, 10, 1, Protection::READ)).unwrap();
@@ -157,7 +158,8 @@ fn fork_shares_until_written<D: LockingDesign>() {
     parent.store_u64(at(10), 100).unwrap();
     child.store_u64(at(11), 200).unwrap();
     child.store_u64(at(20), 300).unwrap();
-    let read = |space: &AddressSpace<Soft, D>| [10, 11, 12, 20, 21].map(|page| space.load_u64(at(page)).unwrap());
+    let read =
+        |space: &AddressSpace<Soft, D>| [10, 11, 12, 20, 21].map(|page| space.load_u64(at(page)).unwrap());
     assert_eq!(read(&parent), [100, 2, 0, 3, word(2)]);
     assert_eq!(read(&child), [1, 200, 0, 300, word(2)]);
     let grandchild = child.fork().unwrap();

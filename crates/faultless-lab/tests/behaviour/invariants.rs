@@ -88,7 +88,8 @@ fn invariant_4_frames_are_zeroed_before_they_are_mapped<D: LockingDesign>() {
 
 fn invariant_4_a_failed_read_shows_no_bytes<D: LockingDesign>() {
     let machine = Machine::new();
-    let failing = FailingStore::new(numbered(4), Direction::Read, Failure::From(1), InjectedError::Io { errno: 5 });
+    let failing =
+        FailingStore::new(numbered(4), Direction::Read, Failure::From(1), InjectedError::Io { errno: 5 });
     let failing = Arc::new(failing);
     let file = File::open(&machine.engine, failing.clone()).unwrap();
     let space = machine.space::<D>();
@@ -96,7 +97,10 @@ fn invariant_4_a_failed_read_shows_no_bytes<D: LockingDesign>() {
     for page in 10..14 {
         assert!(matches!(fault_of(space.load_u64(at(page))), FaultError::Io { .. }));
         assert!(matches!(fault_of(space.store_u64(at(page), 1)), FaultError::Io { .. }));
-        assert!(space.try_load_u64(at(page)).is_err(), "invariant 4: something is mapped after a failed read");
+        assert!(
+            space.try_load_u64(at(page)).is_err(),
+            "invariant 4: something is mapped after a failed read"
+        );
     }
     failing.set(None);
     for page in 0..4 {
@@ -120,7 +124,10 @@ fn invariant_5_a_write_fault_ends_with_a_private_page<D: LockingDesign>() {
     while let Fault::Pending(pending) = fault {
         fault = pending.wait().unwrap();
     }
-    assert!(space.try_store_u64(at(10), 9).is_ok(), "invariant 5: a write fault ended without a writable page");
+    assert!(
+        space.try_store_u64(at(10), 9).is_ok(),
+        "invariant 5: a write fault ended without a writable page"
+    );
     let pinned = space.pin(at(10), Access::Write).unwrap();
     assert_eq!(pinned.write(0, &[7; 8]), 8);
     assert_eq!((space.load_u64(at(10)).unwrap(), space.load_u64(at(20)).unwrap()), (word(7), word(1)));
@@ -182,7 +189,11 @@ fn invariant_8_a_fork_without_memory_changes_nothing<D: LockingDesign>() {
         assert_eq!(parent.load_u64(at(page)).unwrap(), page);
         parent.store_u64(at(page), page + 100).unwrap();
     }
-    assert_eq!(machine.engine.frame_usage().used, used, "invariant 6: nobody shares the pages after a failed fork");
+    assert_eq!(
+        machine.engine.frame_usage().used,
+        used,
+        "invariant 6: nobody shares the pages after a failed fork"
+    );
     parent.audit().unwrap();
     drop((device, parent));
     machine.end();
@@ -199,7 +210,11 @@ fn invariant_10_exit_waits_for_no_io<D: LockingDesign>() {
     gate.wait_for(1);
     // On one thread, with the read stalled: it would hang.
     space.exit();
-    assert_eq!(machine.engine.frame_usage().used, 2, "all but the page of zeros and what the read has pinned");
+    assert_eq!(
+        machine.engine.frame_usage().used,
+        2,
+        "all but the page of zeros and what the read has pinned"
+    );
     gate.open();
     assert!(matches!(pending.wait(), Err(FaultError::NoMapping { .. })));
     drop((space, file, gate));

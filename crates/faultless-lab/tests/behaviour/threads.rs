@@ -107,7 +107,8 @@ fn invariant_7_a_fork_is_one_instant<D: LockingDesign>() {
             };
             let (first, second) = (stamps(100), stamps(1000));
             for stamps in [&first, &second] {
-                let torn = stamps.windows(2).any(|pair| pair[0] < pair[1]) || stamps[0] > stamps[PAGES as usize - 1] + 1;
+                let torn = stamps.windows(2).any(|pair| pair[0] < pair[1])
+                    || stamps[0] > stamps[PAGES as usize - 1] + 1;
                 assert!(!torn, "invariant 7: a torn child: {stamps:?}");
             }
             let late = first.iter().zip(&second).all(|(first, second)| first >= second);

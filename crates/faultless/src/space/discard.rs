@@ -51,7 +51,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let hole =
             first_hole(range, self.tree.view_locked(&lock.writer).from(range.start()).map(Ranged::range));
         drop(lock);
-        // The mapping stays: no publication, and no leaf table goes (rule 3 of PROTOCOL.md). The sweep alone waits for
+        // The mapping stays: no publication, and no leaf table goes (rule 3). The sweep alone waits for
         // faults at work; one that comes later brings a new page, as it may.
         self.sweep_away(&taken, inside);
         drop(taken);

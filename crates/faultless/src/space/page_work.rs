@@ -124,7 +124,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// One try: PROTOCOL.md's `page_work`.
+    /// One try, step by step as in docs/protocol.md.
     fn announce<R>(
         &self,
         page: PageNumber,

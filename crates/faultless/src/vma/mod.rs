@@ -28,8 +28,8 @@ pub enum Backing<H: Host> {
         /// The page of the file that the mapping begins with.
         first: u64,
     },
-    /// Nothing yet: range work clears the pages of what was here and will publish what comes next (PROTOCOL.md,
-    /// rule 2). Page work that meets it waits for that range.
+    /// Nothing yet: range work clears the pages of what was here and will publish what comes next (docs/protocol.md,
+    /// rule 1). Page work that meets it waits for that range.
     Busy,
 }
 

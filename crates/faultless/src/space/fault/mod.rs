@@ -178,7 +178,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Not announced any more: the old translation goes, then the old frame (rule 6 of PROTOCOL.md).
+    /// Not announced any more: the old translation goes, then the old frame (rule 6).
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(frame) = replaced.and_then(Entry::frame) {
             self.engine.invalidate(&self.table, PageRange::single(address.page()));

@@ -1,0 +1,145 @@
+//! The command as a user has it: exit codes, one line for bad input, JSON that keeps its schema.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn faultless(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_faultless")).args(arguments).output().expect("the command runs")
+}
+
+/// Exit code 2, nothing on standard output, and one line that says `wanted`.
+fn assert_refused(arguments: &[&str], wanted: &str) {
+    let output = faultless(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "{arguments:?}: {errors}");
+    assert!(errors.contains(wanted), "{arguments:?}: {errors}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+}
+
+#[test]
+fn bad_input_gets_one_line_and_exit_code_2() {
+    assert_refused(&["compare", "--design", "nope"], "there are: mmap-lock, faultless");
+    assert_refused(&["compare", "nope"], "there are: fork-during-io");
+    assert_refused(&["compare", "--threads", "0"], "--threads 0");
+    assert_refused(&["compare", "--threads", "1"], "2 threads");
+    assert_refused(&["compare", "--io-latency", "soon"], "'soon'");
+    assert_refused(&["compare", "--seconds", "0"], "'0'");
+    assert_refused(&["compare", "--rate", "fork=never"], "'fork=never'");
+    assert_refused(&["compare", "--rate", "spoon=1"], "spoon");
+    assert_refused(&["compare", "--memory", "99999999999999999999G"], "99999999999999999999G");
+    assert_refused(&["compare", "--memory", "1k"], "--memory");
+    assert_refused(&["compare", "--queue-depth", "0"], "'0'");
+    assert_refused(
+        &["compare", "--json", "/no/such/folder/r.json", "--seconds", "0.1"],
+        "/no/such/folder/r.json",
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_mapped_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path in UTF-8").to_owned();
+    assert_refused(&["compare", "--file", &path("missing")], "missing");
+    assert_refused(&["compare", "--file", folder.path().to_str().expect("UTF-8")], "folder");
+    std::fs::write(path("empty"), b"").expect("an empty file");
+    assert_refused(&["compare", "--file", &path("empty")], "empty");
+    if rustix::process::geteuid().is_root() {
+        println!("skipped: an unreadable file, since root reads everything");
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path("secret"), [1; 8192]).expect("a file");
+    std::fs::set_permissions(path("secret"), std::fs::Permissions::from_mode(0)).expect("its mode");
+    assert_refused(&["compare", "--file", &path("secret")], "secret");
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_mapped_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("shrinks");
+    std::fs::write(&path, vec![7; 4 << 20]).expect("a file");
+    let child = Command::new(env!("CARGO_BIN_EXE_faultless"))
+        .args(["compare", "--design", "faultless", "--seconds", "20", "--file"])
+        .arg(&path)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    // It has read the whole file by then, or it says that the file is too short: the same line.
+    std::thread::sleep(std::time::Duration::from_millis(800));
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(8192))
+        .expect("a shorter file");
+    let output = child.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.lines().count() == 1 && errors.contains("shrunk"), "{errors}");
+}
+
+#[test]
+fn a_short_comparison_keeps_the_schema() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("r.json");
+    let output = faultless(&["compare", "--seconds", "1", "--json", path.to_str().expect("UTF-8")]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.is_empty(), "progress in a pipe: {errors}");
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("| mmap-lock") && table.contains("| faultless"), "{table}");
+    check(&path);
+
+    let output = faultless(&["compare", "--design", "faultless", "--seconds", "1", "--json", "-"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(report["results"].as_array().map(Vec::len), Some(1));
+}
+
+fn check(path: &Path) {
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a report")).expect("a report in JSON");
+    assert_eq!(report["schema"], 1);
+    assert!(report["machine"]["cpus"].as_u64().is_some());
+    let results = report["results"].as_array().expect("results");
+    assert_eq!(results.len(), 2);
+    for result in results {
+        assert_eq!(result["scenario"], "fork-during-io");
+        assert_eq!(result["headline"]["name"], "bystander_p99");
+        assert_eq!(
+            (&result["headline"]["unit"], &result["headline"]["better"]),
+            (&"us".into(), &"lower".into())
+        );
+        for actor in ["fault", "fork", "bystander"] {
+            for figure in ["count", "p50", "p99", "p999", "max"] {
+                assert!(result["latency_us"][actor][figure].is_number(), "{actor} {figure}");
+            }
+        }
+        assert!(result["cpu_us_per_major_fault"].is_number());
+        let counter = |name: &str| result["counters"][name].as_f64().unwrap_or_else(|| panic!("no {name}"));
+        assert!(counter("major_faults") > 0.0 && counter("io_reads") > 0.0);
+        for name in
+            ["mmap_lock_wait_us", "vma_lock_wait_us", "page_bit_wait_us", "range_wait_us", "io_rereads"]
+        {
+            assert!(counter(name) >= 0.0);
+        }
+        if result["design"] == "faultless" {
+            assert_eq!(
+                counter("mmap_lock_read") + counter("mmap_lock_write"),
+                0.0,
+                "faults take no mmap_lock"
+            );
+        } else {
+            assert!(counter("mmap_lock_read") >= counter("major_faults"));
+        }
+    }
+}
+
+#[test]
+fn what_there_is_can_be_listed() {
+    for (list, wanted) in [("designs", "mmap-lock"), ("scenarios", "fork-during-io")] {
+        let output = faultless(&[list]);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains(wanted));
+    }
+}
