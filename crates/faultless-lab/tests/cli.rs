@@ -50,7 +50,7 @@ fn a_file_that_cannot_be_mapped_is_named() {
     }
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path("secret"), [1; 8192]).expect("a file");
-    std::fs::set_permissions(path("secret"), std::fs::Permissions::from_mode(0)).expect("its mode");
+    std::fs::set_permissions(path("secret"), std::fs::Permissions::from_mode(0o000)).expect("its mode");
     assert_refused(&["compare", "--file", &path("secret")], "secret");
 }
 

@@ -397,7 +397,7 @@ impl PageTable for RadixTable {
 }
 
 /// A section of the calling thread, for the tests of this crate.
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
     use faultless::host::{Slots, StdSlots};
     // SAFETY: no two living threads have the same slot; models give their threads different ones.

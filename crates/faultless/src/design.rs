@@ -5,8 +5,8 @@ use crate::address::{PageNumber, PageRange};
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::stats::Counter;
-use crate::sync::Park;
-use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Park, full_fence};
 use crate::vma::Vma;
 use crate::vma::tree::View;
 use alloc::sync::Arc;
@@ -172,7 +172,7 @@ impl Freeze {
         #[cfg(not(mutant = "fork_without_freeze"))]
         {
             self.frozen.store(1, Ordering::Release);
-            fence(Ordering::SeqCst);
+            full_fence();
             engine.grace();
         }
         Frozen { freeze: self, engine }

@@ -13,8 +13,8 @@ use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::sync::{Mutex, plain};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, full_fence, plain};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
@@ -238,7 +238,7 @@ impl<H: Host> File<H> {
                 crate::sync::spin_loop();
                 continue;
             }
-            fence(Ordering::SeqCst);
+            full_fence();
             let pin = Pin::new(engine, frame);
             engine.cache.cached.fetch_add(1, Ordering::Relaxed);
             let counters = engine.counters();
@@ -372,14 +372,14 @@ impl<H: Host> File<H> {
     pub fn set_length(&self, length: u64) {
         self.engine.assert_may_sleep("truncation");
         let old = self.length.swap(length, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
+        full_fence();
         let first = old.min(length) / PAGE_SIZE;
         self.index.each_from(first, &mut |page, word| {
             if let Some(frame) = frame_of(word.load(Ordering::Acquire)) {
                 self.detach(page, frame);
             }
         });
-        fence(Ordering::SeqCst);
+        full_fence();
         let first_copy = length.div_ceil(PAGE_SIZE);
         let mut last = None;
         while let Some((id, space)) = self.space_after(last) {

@@ -6,7 +6,7 @@ use crate::design::{Attempt, Blocked, LockingDesign};
 use crate::engine::Engine;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::full_fence;
 use crate::vma::Vma;
 use core::cell::Cell;
 
@@ -167,7 +167,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for
         // us; if theirs, the look-up below finds the new mapping.
         #[cfg(not(mutant = "no_page_fence"))]
-        fence(Ordering::SeqCst);
+        full_fence();
         #[cfg(not(mutant = "vma_before_bit"))]
         let vma = self.tree.view(&section).find(page);
         #[cfg(mutant = "vma_before_bit")]

@@ -5,8 +5,7 @@ use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::engine::Engine;
 use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
-use crate::sync::atomic::{Ordering, fence};
-use crate::sync::{RangesGuard, Reservation, Retired, try_box};
+use crate::sync::{RangesGuard, Reservation, Retired, full_fence, try_box};
 use crate::vma::tree::Ranged;
 use crate::vma::{Mapping, Vma, edit};
 use alloc::boxed::Box;
@@ -132,7 +131,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // Partner: the fence after the bit in page work.
         #[cfg(not(mutant = "no_range_fence"))]
-        fence(Ordering::SeqCst);
+        full_fence();
         Ok(retired)
     }
 

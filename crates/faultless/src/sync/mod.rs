@@ -25,6 +25,20 @@ pub mod atomic {
     };
 }
 
+/// A SeqCst fence. Under loom a fence is no branch point, so that orders which differ only in which of two fences came
+/// first would not be tried; there a step on one atomic comes with it.
+#[inline]
+pub fn full_fence() {
+    #[cfg(loom)]
+    {
+        loom::lazy_static! {
+            static ref ORDER: atomic::AtomicUsize = atomic::AtomicUsize::new(0);
+        }
+        ORDER.fetch_add(1, atomic::Ordering::Relaxed);
+    }
+    atomic::fence(atomic::Ordering::SeqCst);
+}
+
 /// Counters that order nothing: plain `core` atomics under every back-end, so that models stay small.
 pub mod plain {
     pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

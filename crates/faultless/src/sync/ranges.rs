@@ -22,9 +22,15 @@ pub trait Park: Send + Sync {
 }
 
 /// Proof that no table over its pages is freed meanwhile: a read section, or the range taken.
-pub trait Stable {}
-impl Stable for Section<'_> {}
-impl<T, P: Park> Stable for Reservation<'_, T, P> {}
+///
+/// # Safety
+/// As long as a value lives, no leaf table that a walk finds with it is freed: a section holds grace periods up, and
+/// whoever has taken a range is the only one to unhook its leaf tables.
+pub unsafe trait Stable {}
+// SAFETY: what is unhooked is freed after a grace period, which waits for this section.
+unsafe impl Stable for Section<'_> {}
+// SAFETY: a leaf table is unhooked only by who has taken its whole span, and this range overlaps it.
+unsafe impl<T, P: Park> Stable for Reservation<'_, T, P> {}
 
 struct Claim {
     ticket: u64,

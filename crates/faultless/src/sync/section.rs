@@ -8,7 +8,8 @@
 //! `light` and `heavy` are one SeqCst fence each ([`FenceBarrier`]) or, together, a membarrier. Between them either
 //! the grace period sees the slot odd and waits, or the reader sees everything published before the grace period.
 
-use super::atomic::{AtomicPtr, AtomicUsize, Ordering, fence};
+use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use super::full_fence;
 use crate::stats::Counters;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -59,11 +60,11 @@ pub struct FenceBarrier;
 impl Barrier for FenceBarrier {
     #[inline]
     fn light(&self) {
-        fence(Ordering::SeqCst);
+        full_fence();
     }
 
     fn heavy(&self) {
-        fence(Ordering::SeqCst);
+        full_fence();
     }
 }
 
