@@ -227,7 +227,7 @@ impl<H: Host> Engine<H> {
 }
 
 /// Looks after which a wait is taken to be for a preempted holder; see [`Park::pause`].
-const SPINS: u32 = 100;
+const SPINS: u32 = 64;
 
 impl<H: Host> Park for Engine<H> {
     fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool) {

@@ -58,12 +58,13 @@ impl Park for StdPark {
 
     #[cfg(not(any(loom, shuttle)))]
     fn pause(&self, look: u32) {
-        const SPINS: u32 = 100;
+        const SPINS: u32 = 64;
+        const YIELDS: u32 = 80;
         match look {
             0..SPINS => core::hint::spin_loop(),
-            // 2, 4, … 64 microseconds: the holder was preempted, and needs this processor perhaps. Sleeping gives it up
-            // and gets it back soon; yielding may cost a whole time slice of somebody else.
-            _ => std::thread::sleep(core::time::Duration::from_micros(2 << (look - SPINS).min(5))),
+            SPINS..YIELDS => std::thread::yield_now(),
+            // 2, 4, … 64 microseconds: the holder was preempted, and needs this processor perhaps.
+            _ => std::thread::sleep(core::time::Duration::from_micros(2 << (look - YIELDS).min(5))),
         }
     }
 
