@@ -33,10 +33,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
         return install(work, new);
     }
     // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.
-    let Some(new) = frames.allocate() else { return Step::NeedMemory };
-    frames.copy(frame, new);
-    counters.add(Counter::CowCopies, 1);
-    install_new(work, record, new)
+    copy_of(work, record, frame)
 }
 
 /// The first write to a private mapping's page that is not mapped: a copy of the file's. Gives the work back if the
@@ -59,7 +56,7 @@ pub(super) fn from_file<'a, H: Host, D: LockingDesign>(
     }
 }
 
-/// A private copy of `frame`, which the caller has pinned.
+/// A private copy of `frame`, which a pin or the entry itself keeps meanwhile.
 pub(super) fn copy_of<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     record: &AnonRecord,
