@@ -93,7 +93,9 @@ fn attempt<D: LockingDesign, R>(
 ) -> Result<R, PageFault> {
     let engine = space.engine();
     let section = engine.enter();
-    mmu::access(&section, space.table(), engine.host().frames(), address, access, operation)
+    // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
+    let table = unsafe { space.table() };
+    mmu::access(&section, table, engine.host().frames(), address, access, operation)
 }
 
 /// As many tries as it takes, the faults served between them.
@@ -178,8 +180,10 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
     }
 
     fn is_dirty(&self, address: VirtAddr) -> bool {
-        let (page, table) = (address.page(), self.table());
+        let page = address.page();
         let section = self.engine().enter();
+        // SAFETY: walked in this engine's section; nothing is changed.
+        let table = unsafe { self.table() };
         page.get() < <Soft as Host>::Table::PAGES
             && table
                 .leaf(&section, page)

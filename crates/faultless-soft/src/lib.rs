@@ -52,7 +52,8 @@ impl Soft {
     }
 }
 
-impl Host for Soft {
+// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+unsafe impl Host for Soft {
     type Table = RadixTable;
     type Frames = PhysicalMemory;
     type Park = StdPark;

@@ -271,7 +271,9 @@ fn linger() {
     (0..50).for_each(|_| std::hint::spin_loop());
 }
 
-impl PageTable for RadixTable {
+// SAFETY: entries are single atomic words changed as the methods say; leaves are freed by whoever gets them from `unhook`,
+// after a grace period; translations end with the access sections that `invalidate` waits for.
+unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
     const PAGES: u64 = Root::SPAN;

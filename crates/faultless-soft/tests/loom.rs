@@ -244,7 +244,7 @@ fn a_leaf_table_keeps_its_neighbour() {
 
 /// Rule 6: letting go of a present entry keeps the dirty bit that a processor sets meanwhile.
 #[test]
-fn a_dirty_bit_is_not_lost() {
+fn invariant_9_a_dirty_bit_is_not_lost() {
     model(3, || {
         let engine = machine();
         let space = Space::new(&engine).unwrap();

@@ -9,7 +9,7 @@ use crate::sync::plain;
 /// Counts and state of one frame.
 ///
 /// ```text
-///  0–19 mappings      20–39 short pins (a fault's, a read's)      40–51 pins for I/O into user data
+///  0–23 mappings      24–39 short pins (a fault's, a read's)      40–51 pins for I/O into user data
 ///  52 CACHED: the page cache's reference
 ///  53 EXCLUSIVE: anonymous, one mapping, written in place        54 UPTODATE   55 READING   56 FAILED
 ///  57 REFERENCED: used since the clock hand passed
@@ -34,7 +34,7 @@ pub struct Folio {
 const _: () = assert!(size_of::<Folio>() <= 32);
 
 const MAPPING: u64 = 1;
-const PIN: u64 = 1 << 20;
+const PIN: u64 = 1 << 24;
 const IO_PIN: u64 = 1 << 40;
 const CACHED: u64 = 1 << 52;
 const EXCLUSIVE: u64 = 1 << 53;
@@ -44,6 +44,7 @@ const FAILED: u64 = 1 << 56;
 const REFERENCED: u64 = 1 << 57;
 
 const MAPPINGS: u64 = PIN - 1;
+const PINS: u64 = IO_PIN - PIN;
 const IO_PINS: u64 = CACHED - IO_PIN;
 const REFERENCES: u64 = EXCLUSIVE - 1;
 
@@ -66,6 +67,35 @@ impl Reference {
             Self::IoPin => IO_PIN,
         }
     }
+
+    /// The count's bits.
+    const fn field(self) -> u64 {
+        match self {
+            Self::Mapping => MAPPINGS,
+            Self::Pin => PINS,
+            Self::IoPin => IO_PINS,
+        }
+    }
+}
+
+/// Why there is no further reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The frame is free.
+    Free,
+    /// As many as the count can hold.
+    Full,
+}
+
+/// fork's answer for one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// One more mapping, exclusive no longer.
+    Shared,
+    /// Somebody does I/O into the page through this mapping: the child gets a copy instead.
+    Pinned,
+    /// As many mappings as the count can hold.
+    Full,
 }
 
 impl Folio {
@@ -93,9 +123,17 @@ impl Folio {
         self.word.store(CACHED | READING | REFERENCED | (2 * PIN), Ordering::Relaxed);
     }
 
-    /// Gives up a life that nobody else has seen.
-    pub fn cancel(&self) {
-        self.word.store(0, Ordering::Relaxed);
+    /// Gives up a life begun as an anonymous page that was not mapped after all. As [`Folio::put`]: somebody who looked
+    /// an older life of the frame up may have a reference for a moment, and is the last then.
+    #[must_use]
+    pub fn cancel_anonymous(&self) -> bool {
+        self.drop_references(MAPPING)
+    }
+
+    /// Gives up a life begun by [`Folio::begin_reading`] that was not published after all. As above.
+    #[must_use]
+    pub fn cancel_reading(&self) -> bool {
+        self.drop_references(CACHED + 2 * PIN)
     }
 
     /// The anonymous record or the file that the page belongs to.
@@ -103,23 +141,26 @@ impl Folio {
         self.owner.load(Ordering::Relaxed)
     }
 
-    /// Adds a reference to one that the caller has or that cannot go meanwhile.
-    pub fn get(&self, reference: Reference) {
-        self.word.fetch_add(reference.unit(), Ordering::Relaxed);
-    }
-
-    /// Adds a reference unless the frame is free. Acquire: what the last owner did is seen. The caller checks
-    /// afterwards that the frame is still the one it meant.
-    pub fn try_get(&self, reference: Reference) -> bool {
+    /// Adds a reference unless the frame is free or the count is full. Acquire: what the last owner did is seen. A caller
+    /// without a reference of its own checks afterwards that the frame is still the one it meant.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn try_get(&self, reference: Reference) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & REFERENCES != 0 {
+        loop {
+            if word & REFERENCES == 0 {
+                return Err(Refused::Free);
+            }
+            if word & reference.field() == reference.field() {
+                return Err(Refused::Full);
+            }
             let new = (word + reference.unit()) | REFERENCED;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return Ok(()),
                 Err(now) => word = now,
             }
         }
-        false
     }
 
     /// Drops a reference. True: it was the last, and the caller frees the frame. Release, and Acquire by the last,
@@ -169,17 +210,19 @@ impl Folio {
         }
     }
 
-    /// fork's share of one page, under the entry's bit: one more mapping, exclusive no longer. False: somebody does
-    /// I/O into the page through this mapping, so that the child gets a copy instead.
-    pub fn try_share(&self) -> bool {
+    /// fork's share of one page, under the entry's bit.
+    pub fn try_share(&self) -> Share {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & EXCLUSIVE != 0 && word & IO_PINS != 0 {
-                return false;
+                return Share::Pinned;
+            }
+            if word & MAPPINGS == MAPPINGS {
+                return Share::Full;
             }
             let new = (word + MAPPING) & !EXCLUSIVE;
             match self.word.compare_exchange(word, new, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return Share::Shared,
                 Err(now) => word = now,
             }
         }
@@ -254,8 +297,8 @@ mod tests {
     fn reuse_in_place_counts_pins() {
         let folio = Folio::new();
         folio.begin_anonymous(1);
-        assert!(folio.try_share());
-        folio.get(Reference::IoPin);
+        assert_eq!(folio.try_share(), Share::Shared);
+        assert_eq!(folio.try_get(Reference::IoPin), Ok(()));
         assert!(!folio.put(Reference::Mapping));
         assert!(!folio.try_reuse(), "invariant 6: reused in place while somebody has it pinned");
         assert!(!folio.put(Reference::IoPin));
@@ -273,7 +316,26 @@ mod tests {
         assert!(!folio.put(Reference::Pin));
         assert!(!folio.try_evict() || !folio.is_uptodate(), "used since the last round");
         assert!(folio.try_evict() || folio.is_free());
-        assert!(!folio.try_get(Reference::Pin), "a free frame cannot be pinned");
+        assert_eq!(folio.try_get(Reference::Pin), Err(Refused::Free), "a free frame cannot be pinned");
+    }
+
+    #[test]
+    fn a_full_count_refuses() {
+        let folio = Folio::new();
+        folio.begin_anonymous(1);
+        while folio.try_get(Reference::IoPin).is_ok() {}
+        assert_eq!(folio.try_get(Reference::IoPin), Err(Refused::Full));
+        assert_eq!(folio.mappings(), 1);
+        assert!(folio.is_exclusive() && folio.try_share() == Share::Pinned);
+    }
+
+    #[test]
+    fn a_cancelled_life_leaves_others_their_references() {
+        let folio = Folio::new();
+        folio.begin_reading(1, 0);
+        assert_eq!(folio.try_get(Reference::Pin), Ok(()), "somebody who meant an older life");
+        assert!(!folio.cancel_reading());
+        assert!(folio.put(Reference::Pin), "who comes last frees");
     }
 
     #[test]

@@ -21,6 +21,9 @@ under_every_design! {
     a_pending_fault_may_be_dropped
     a_shared_file_shows_one_page
     a_file_that_grows_shows_what_came
+    pins_are_counted_up_to_a_limit
+    code_can_be_pinned
+    nothing_keeps_a_file_that_nobody_has
 }
 
 fn anonymous_memory_is_zero_and_takes_a_frame_on_write<D: LockingDesign>() {
@@ -242,4 +245,48 @@ fn a_file_that_grows_shows_what_came<D: LockingDesign>() {
     assert_eq!(space.load_u64(at(12)).unwrap(), word(2));
     drop((space, file));
     machine.end();
+}
+
+/// A count that ran over would make a page of the cache look exclusive.
+fn pins_are_counted_up_to_a_limit<D: LockingDesign>() {
+    let machine = Machine::new();
+    let (a, b, file) = (machine.space::<D>(), machine.space::<D>(), machine.file(1));
+    for space in [&a, &b] {
+        space.map(of_file(&file, 10, 1, READ_WRITE)).unwrap();
+        assert_eq!(space.load_u64(at(10)).unwrap(), word(1));
+    }
+    let pins: Vec<_> = (0..4095).map(|_| a.pin(at(10), Access::Read).unwrap()).collect();
+    assert!(matches!(a.pin(at(10), Access::Read), Err(FaultError::TooManyPins { .. })));
+    a.store_u64(at(10), 7).unwrap();
+    assert_eq!(b.load_u64(at(10)).unwrap(), word(1), "invariant 6: a store reached the page cache");
+    drop((pins, a, b, file));
+    machine.end();
+}
+
+fn code_can_be_pinned<D: LockingDesign>() {
+    let machine = Machine::new();
+    let (space, file) = (machine.space::<D>(), machine.file(1));
+    space.map(of_file(&file, 10, 1, Protection::EXECUTE)).unwrap();
+    assert!(space.pin(at(10), Access::Execute).is_ok());
+    assert!(matches!(space.pin(at(10), Access::Read), Err(FaultError::Protection { .. })));
+    drop((space, file));
+    machine.end();
+}
+
+/// What is retired does not keep a file, nor the engine that it names, without an exit.
+fn nothing_keeps_a_file_that_nobody_has<D: LockingDesign>() {
+    let machine = Machine::new();
+    let (file, gate) = machine.gated_file(1);
+    gate.open();
+    let space = machine.space::<D>();
+    space.map(of_file(&file, 10, 1, Protection::READ)).unwrap();
+    assert_eq!(space.load_u64(at(10)).unwrap(), word(1));
+    space.unmap(at(10), PAGE_SIZE).unwrap();
+    let engine = Arc::downgrade(&machine.engine);
+    drop((space, file, machine));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while Arc::strong_count(&gate) != 1 && std::time::Instant::now() < deadline {
+        std::thread::yield_now(); // the completion may be about to let go
+    }
+    assert_eq!((Arc::strong_count(&gate), engine.strong_count()), (1, 0), "invariant 11: something is kept");
 }

@@ -18,7 +18,10 @@ use crate::sync::{Retired, Sections};
 use alloc::sync::Arc;
 
 /// Everything an engine needs from where it runs.
-pub trait Host: Sized + Send + Sync + 'static {
+///
+/// # Safety
+/// What the methods return does what its trait says, and is the same at each call.
+pub unsafe trait Host: Sized + Send + Sync + 'static {
     /// The page table of one space.
     type Table: PageTable;
     /// The physical memory.
@@ -61,7 +64,12 @@ pub trait Host: Sized + Send + Sync + 'static {
 /// [`PageTable::install`] and [`PageTable::exchange`], before the store that clears the bit.
 ///
 /// Upper tables live as long as the space; only leaf tables come and go.
-pub trait PageTable: Send + Sync + 'static {
+///
+/// # Safety
+/// The engine frees frames and tables by what these methods say: an entry changes only as the methods have it, a leaf
+/// found with a proof stays in memory as long as the proof lives, and `invalidate` waits for every older translation.
+/// Callers keep to what each method assumes.
+pub unsafe trait PageTable: Send + Sync + 'static {
     /// A leaf table and where it hangs. Valid for `'s`, the life of the proof it was found with.
     type Leaf<'s>: Copy
     where
@@ -128,7 +136,11 @@ pub trait PageTable: Send + Sync + 'static {
 }
 
 /// Physical memory: frames of one page each, and a [`Folio`] for each frame.
-pub trait FrameSource: Send + Sync + 'static {
+///
+/// # Safety
+/// A frame that is given out is given out once until it comes back, and `memory` names `PAGE_SIZE` bytes of its own.
+/// Callers keep to what each method assumes: the frames in use are the engine's.
+pub unsafe trait FrameSource: Send + Sync + 'static {
     /// A free frame with whatever is in it. Does not sleep: page work calls this while announced.
     fn allocate(&self) -> Option<Frame>;
 

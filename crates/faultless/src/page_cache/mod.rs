@@ -9,12 +9,12 @@ mod index;
 
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
-use crate::frame::Reference;
+use crate::frame::{Reference, Refused};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, full_fence, plain};
+use crate::sync::{Mutex, Ranges, full_fence, plain};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
@@ -119,6 +119,16 @@ impl<H: Host> Drop for Pin<H> {
     }
 }
 
+/// A folio has as many references of a kind as can be counted: like no memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Full;
+
+impl From<Full> for Miss {
+    fn from(_: Full) -> Self {
+        Self::OutOfMemory
+    }
+}
+
 /// Why a page was not found nor its read started.
 #[derive(Debug)]
 pub(crate) enum Miss {
@@ -146,6 +156,8 @@ pub struct File<H: Host> {
     /// either truncation detaches the page, or the reader sees the new length.
     length: AtomicU64,
     index: Index,
+    /// Taken while the length changes.
+    resizing: Ranges<()>,
     /// Held while the word of an attached page is cleared.
     removal: Mutex<()>,
     /// The spaces that map the file, in the order of their first mapping, so that a fork's child stands behind its
@@ -169,6 +181,7 @@ impl<H: Host> File<H> {
             store,
             length: AtomicU64::new(length),
             index: Index::new(),
+            resizing: Ranges::new(()),
             removal: Mutex::new(()),
             spaces: Mutex::new(Vec::new()),
         }))
@@ -190,18 +203,23 @@ impl<H: Host> File<H> {
     }
 
     /// Takes a reference to page `page` if it is attached, read or being read.
-    pub(crate) fn find(&self, page: u64, reference: Reference) -> Option<Frame> {
-        let word = self.index.get(page)?;
+    ///
+    /// # Errors
+    /// [`Full`]: the page has as many references of this kind as can be counted.
+    pub(crate) fn find(&self, page: u64, reference: Reference) -> Result<Option<Frame>, Full> {
+        let Some(word) = self.index.get(page) else { return Ok(None) };
         let seen = word.load(Ordering::Acquire);
-        let frame = frame_of(seen)?;
-        if !self.engine.folio(frame).try_get(reference) {
-            return None; // being evicted
+        let Some(frame) = frame_of(seen) else { return Ok(None) };
+        match self.engine.folio(frame).try_get(reference) {
+            Err(Refused::Full) => return Err(Full),
+            Err(Refused::Free) => return Ok(None), // being evicted
+            Ok(()) => {}
         }
         if word.load(Ordering::Acquire) == seen {
-            return Some(frame);
+            return Ok(Some(frame));
         }
         self.engine.put(frame, reference);
-        None
+        Ok(None)
     }
 
     /// Whether `frame`, which the caller has pinned, is page `page` of the file still, inside its length.
@@ -219,7 +237,7 @@ impl<H: Host> File<H> {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
             }
-            if let Some(frame) = self.find(page, Reference::Pin) {
+            if let Some(frame) = self.find(page, Reference::Pin)? {
                 return Ok(Pin::new(engine, frame));
             }
             if core::mem::take(&mut first_look) && second {
@@ -233,8 +251,9 @@ impl<H: Host> File<H> {
             let attached = frame_of(old).is_none()
                 && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if !attached {
-                folio.cancel();
-                engine.host().frames().free(frame);
+                if folio.cancel_reading() {
+                    engine.host().frames().free(frame);
+                }
                 crate::sync::spin_loop();
                 continue;
             }
@@ -247,7 +266,6 @@ impl<H: Host> File<H> {
                 counters.add(Counter::IoRereads, 1);
             }
             if page < self.pages() {
-                self.enqueue(page);
                 self.submit(page, frame);
             } else {
                 self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
@@ -275,6 +293,7 @@ impl<H: Host> File<H> {
             Ok(bytes) if bytes > 0 && inside > 0 => {
                 self.zero_tail(frame, (bytes as u64).min(inside));
                 folio.finish_read();
+                self.enqueue(page);
             }
             Ok(_) => {
                 self.detach(page, frame);
@@ -371,6 +390,9 @@ impl<H: Host> File<H> {
     /// what has grown is there; copies of it stay. When this returns, no access reaches what was cut off.
     pub fn set_length(&self, length: u64) {
         self.engine.assert_may_sleep("truncation");
+        // One at a time; without memory to queue for it, they may overlap as if they had been called so.
+        let whole = crate::address::PageRange::single(crate::address::PageNumber::new(0));
+        let taken = self.resizing.take(whole, &*self.engine).map(|(taken, _)| taken);
         let old = self.length.swap(length, Ordering::AcqRel);
         full_fence();
         let first = old.min(length) / PAGE_SIZE;
@@ -388,6 +410,7 @@ impl<H: Host> File<H> {
                 space.drop_pages_of(self.id, first, first_copy);
             }
         }
+        drop(taken);
     }
 
     /// The next space behind number `last`, in the order of first mapping.

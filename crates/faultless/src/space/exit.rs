@@ -23,9 +23,10 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // The last handle: no call is under way, and accesses hold a handle too. Truncation may have come by a weak
         // one, but then it had a handle, and this runs in it.
         let whole = Self::whole();
-        let section = self.engine.enter();
         let mut rest = Some(whole);
         while let Some(range) = rest {
+            // A section for each leaf: a large space holds nobody's grace period up.
+            let section = self.engine.enter();
             let Some(page) = self.table.next_leaf(&section, range) else { break };
             let first = page.align_down(H::Table::LEAF_PAGES);
             let Ok(span) = PageRange::with_pages(first, H::Table::LEAF_PAGES) else { break };
@@ -38,6 +39,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
                 }
             }
         }
-        drop(section);
+        // Also what keeps a file, and with it this engine.
+        self.engine.flush();
     }
 }

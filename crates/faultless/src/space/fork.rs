@@ -4,8 +4,9 @@
 
 use super::range_work::{Removed, Taken};
 use super::{AddressSpace, Space};
-use crate::address::{PageNumber, PageRange};
+use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;
+use crate::frame::Share;
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
 use crate::sync::{RangesGuard, try_box};
@@ -132,9 +133,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), OutOfMemory> {
         let lock = taken.lock();
         let mut weakened = Removed::new(self);
-        let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0));
-        let children = child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0));
-        for (i, (vma, copy)) in parents.zip(children).enumerate() {
+        let pairs = || {
+            let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0));
+            parents.zip(child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0)))
+        };
+        let mut pinned = false;
+        for (i, (vma, copy)) in pairs().enumerate() {
             let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else { continue };
             debug_assert!(vma.mapping().sharing == Sharing::Private);
             // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
@@ -142,10 +146,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 continue;
             }
             new_record.add_page();
-            self.copy_entries(taken, (child, child_taken), vma.range(), new_record.id(), &mut weakened)?;
+            pinned |= self.copy_entries(taken, (child, child_taken), vma.range(), &mut weakened)?;
         }
         // No processor writes through an old translation when this has been flushed: here the instant ends.
         weakened.flush();
+        for (vma, copy) in pairs().filter(|_| pinned) {
+            if let Some(record) = copy.record().filter(|record| record.has_pages()) {
+                self.copy_pinned(taken, (child, child_taken), vma.range(), record.id())?;
+            }
+        }
         Ok(())
     }
 
@@ -154,10 +163,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         (child, child_taken): (&Self, &Taken<'_, H>),
         range: PageRange,
-        record: u64,
         weakened: &mut Removed<'_, H, D>,
-    ) -> Result<(), OutOfMemory> {
-        let mut result = Ok(());
+    ) -> Result<bool, OutOfMemory> {
+        let mut result = Ok(false);
         self.each_leaf(taken, range, |leaf, part| {
             let mut child_leaf = None;
             for page in part.iter() {
@@ -170,35 +178,25 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 {
                     self.engine.host().frames().prefetch(frame);
                 }
-                let mut look = 0;
-                let entry = loop {
-                    let entry = self.table.load(leaf, page);
-                    if entry.is_announced() {
-                        self.engine.pause_on_bit(look);
-                        look += 1;
-                    } else if entry.frame().is_none() || self.table.try_announce(leaf, page, entry) {
-                        break entry;
-                    }
-                };
-                let Some(frame) = entry.frame() else { continue };
+                let Some((entry, frame)) = self.announce_mapped(leaf, page) else { continue };
                 // The bit is held while the counts change: who comes by the file or the folio waits for it.
-                let copied = match child_leaf {
+                let shared = match child_leaf {
                     Some(_) => Ok(()),
                     // The child's range is ours: its tables stay.
                     None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
                 }
-                .and_then(|()| self.share_or_copy(entry, frame, record));
-                result = copied.map(|_| ());
-                if let (Ok((new, _)), Some(child_leaf)) = (copied, child_leaf) {
+                .and_then(|()| self.share(entry, frame));
+                match (shared, child_leaf) {
                     // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
                     // there.
-                    child.table.fill(child_leaf, page, new);
+                    (Ok(Some(new)), Some(child_leaf)) => child.table.fill(child_leaf, page, new),
+                    (Ok(_), _) => result = Ok(true),
+                    (Err(error), _) => result = Err(error),
                 }
-                let shared = entry.without(Entry::WRITE);
-                if matches!(copied, Ok((_, true))) && shared != entry {
+                if result.is_ok() && entry.has(Entry::WRITE) {
                     weakened.touch(page);
                     // Nothing new is mapped: a host needs no memory for this.
-                    if self.table.install(leaf, page, shared).is_ok() {
+                    if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
                         continue;
                     }
                 }
@@ -208,20 +206,74 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         result
     }
 
-    /// The child's entry for a page of the parent, its mapping counted, and whether both share it from now on.
-    fn share_or_copy(&self, entry: Entry, frame: Frame, record: u64) -> Result<(Entry, bool), OutOfMemory> {
-        let frames = self.engine.host().frames();
-        let clean = entry.without(Entry::HARDWARE);
+    /// Sets the bit in the entry of `page` if it maps a frame.
+    fn announce_mapped(
+        &self,
+        leaf: <H::Table as PageTable>::Leaf<'_>,
+        page: PageNumber,
+    ) -> Option<(Entry, Frame)> {
+        let mut look = 0;
+        loop {
+            let entry = self.table.load(leaf, page);
+            if entry.is_announced() {
+                self.engine.pause_on_bit(look);
+                look += 1;
+                continue;
+            }
+            let frame = entry.frame()?;
+            if self.table.try_announce(leaf, page, entry) {
+                return Some((entry, frame));
+            }
+        }
+    }
+
+    /// The child's entry for a page that it shares with the parent from now on, its mapping counted. `None`: I/O goes on
+    /// into the page, so that it stays the parent's alone.
+    fn share(&self, entry: Entry, frame: Frame) -> Result<Option<Entry>, OutOfMemory> {
+        let shared = entry.without(Entry::HARDWARE | Entry::WRITE);
         if frame == self.engine.zero_frame() {
-            return Ok((clean, true));
+            return Ok(Some(shared));
         }
-        if frames.folio(frame).try_share() {
-            return Ok((clean.without(Entry::WRITE), true));
+        match self.engine.folio(frame).try_share() {
+            Share::Shared => Ok(Some(shared)),
+            Share::Pinned => Ok(None),
+            Share::Full => Err(OutOfMemory),
         }
-        // I/O goes on into the page: it stays the parent's alone, the child gets what is in it now.
-        let copy = frames.allocate().ok_or(OutOfMemory)?;
-        frames.copy(frame, copy);
-        frames.folio(copy).begin_anonymous(record);
-        Ok((Entry::mapping(copy, clean.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE)), false))
+    }
+
+    /// Gives the child copies of the pages that I/O goes on into, as they are now that no processor writes them. (The
+    /// device may go on writing: what it writes is of no instant.) The parent's next write finds its page exclusive.
+    fn copy_pinned(
+        &self,
+        taken: &Taken<'_, H>,
+        (child, child_taken): (&Self, &Taken<'_, H>),
+        range: PageRange,
+        record: u64,
+    ) -> Result<(), OutOfMemory> {
+        let frames = self.engine.host().frames();
+        let mut result = Ok(());
+        self.each_leaf(taken, range, |leaf, part| {
+            for page in part.iter() {
+                let Some((entry, frame)) = self.announce_mapped(leaf, page) else { continue };
+                let is_shared = frame == self.engine.zero_frame() || !self.engine.folio(frame).is_exclusive();
+                if result.is_err() || is_shared {
+                    self.table.let_go(leaf, page);
+                    continue;
+                }
+                result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
+                    let copy = frames.allocate().ok_or(OutOfMemory)?;
+                    // Word by word: the device may be writing.
+                    let mut bytes = [0; PAGE_SIZE as usize];
+                    frames.read(frame, 0, &mut bytes);
+                    frames.folio(copy).begin_anonymous(record);
+                    frames.write(copy, 0, &bytes);
+                    let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
+                    child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
+                    Ok(())
+                });
+                self.table.let_go(leaf, page);
+            }
+        });
+        result
     }
 }

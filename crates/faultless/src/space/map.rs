@@ -191,7 +191,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, Self::whole());
         self.engine.assert_may_sleep("the tree lock");
         let choose = |map: &Map, claims: &Claims| self.free_place(map, claims, pages);
-        let Some((taken, mut lock)) = self.map.take_chosen(&*self.engine, choose)? else {
+        let Some((taken, mut lock)) = self.map.take_chosen(&*self.engine, Self::whole(), choose)? else {
             return Err(MapError::NoSpace { pages });
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.

@@ -106,7 +106,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     /// Its page table, for the host's own accesses.
-    pub fn table(&self) -> &H::Table {
+    ///
+    /// # Safety
+    /// The caller walks it inside a section of this engine, and changes entries only as a processor does: accessed and
+    /// dirty.
+    pub unsafe fn table(&self) -> &H::Table {
         &self.0.table
     }
 

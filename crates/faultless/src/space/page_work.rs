@@ -1,7 +1,7 @@
 //! Page work: announce in the page's own entry, then look the VMA up.
 
 use super::Space;
-use crate::address::PageNumber;
+use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, LockingDesign};
 use crate::engine::Engine;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
@@ -119,9 +119,24 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     self.engine.pause_on_bit(look);
                     look += 1;
                 }
-                Try::Busy => self.map.wait_for_page(page, &*self.engine),
+                Try::Busy => {
+                    if self.wait_out_busy(page) {
+                        return Err(Refused::Hole);
+                    }
+                }
             }
         }
+    }
+
+    /// Sleeps until range work over `page`, a BUSY page, has let something go. True: there is none, so that what it left
+    /// behind when it ran out of memory for a hole is one.
+    fn wait_out_busy(&self, page: PageNumber) -> bool {
+        if self.map.wait_for_release(page, &*self.engine) {
+            return false;
+        }
+        let lock = self.map.lock();
+        lock.claims().overlapping(PageRange::single(page)).is_none()
+            && self.tree.view_locked(&lock.writer).find(page).is_some_and(Vma::is_busy)
     }
 
     /// One try, step by step as in docs/protocol.md.

@@ -61,15 +61,22 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         #[allow(unused_mut)]
         let mut wanted = access;
         loop {
-            let needed = if wanted == Access::Write { Entry::WRITE } else { Entry::READ };
+            let needed = match wanted {
+                Access::Read => Entry::READ,
+                Access::Write => Entry::WRITE,
+                Access::Execute => Entry::EXECUTE,
+            };
             let attempt = Attempt::first(Purpose::Fault);
             let worked = space.page_work(address.page(), attempt, Leaves::Existing, false, |work| {
                 let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
-                work.engine().folio(frame).get(Reference::IoPin);
-                Some(frame)
+                // The entry keeps the frame; only the count may be full.
+                Some(work.engine().folio(frame).try_get(Reference::IoPin).map(|()| frame))
             });
             match worked.map(|worked| worked.result) {
-                Ok(Some(frame)) => return Ok(PinnedPage { engine: space.engine.clone(), frame, access }),
+                Ok(Some(Ok(frame))) => {
+                    return Ok(PinnedPage { engine: space.engine.clone(), frame, access });
+                }
+                Ok(Some(Err(_))) => return Err(FaultError::TooManyPins { address }),
                 Ok(None) | Err(Refused::NoTable) => {}
                 Err(Refused::Hole) => return Err(no_mapping),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),

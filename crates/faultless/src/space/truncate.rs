@@ -24,7 +24,7 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
                 (mapped.id() == file).then(|| PageRange::new(start, range.end())).flatten()
             });
             drop(section);
-            let Some(range) = next else { return };
+            let Some(range) = next else { break };
             from = range.end();
             let mut removed = Removed::new(self);
             let mut rest = Some(range);
@@ -44,6 +44,11 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
                     removed.add(page, old);
                 }
             }
+        }
+        // Range work that had published a hole over such a page before we looked has swept it when it lets go.
+        if let Ok((taken, lock)) = self.map.take(Self::whole(), &*self.engine) {
+            drop(lock);
+            drop(taken);
         }
     }
 }

@@ -88,7 +88,7 @@ pub struct Ranges<T> {
     releases: AtomicUsize,
 }
 
-/// A range just taken, with the short lock still held. Dropped in this order: the lock first.
+/// A range just taken, with the short lock still held. The lock goes first: bind both, so that it does by itself.
 pub type TakenLocked<'a, T, P> = (Reservation<'a, T, P>, RangesGuard<'a, T>);
 
 impl<T> Ranges<T> {
@@ -122,37 +122,44 @@ impl<T> Ranges<T> {
         Ok((Reservation { ranges: self, park, ticket, range }, guard))
     }
 
-    /// Takes the range that `choose` finds, in one step with the search. `choose` picks one that overlaps no claim;
-    /// where only a claim is in the way it says so, and is asked again when one has been let go.
+    /// Takes the range inside `whole` that `choose` finds, in one step with the search. `choose` picks one that overlaps
+    /// no claim; where only claims are in the way it says so, and is asked again when all that came before have gone.
     ///
     /// # Errors
     /// [`OutOfMemory`]: nothing is taken.
     pub fn take_chosen<'a, P: Park>(
         &'a self,
         park: &'a P,
+        whole: PageRange,
         choose: impl Fn(&T, &Claims) -> Choice,
     ) -> Result<Option<TakenLocked<'a, T, P>>, OutOfMemory> {
         let mut guard = self.lock();
-        loop {
-            match choose(&guard.inner.data, &guard.inner.claims) {
-                Choice::Nothing => return Ok(None),
-                Choice::Claimed => guard = self.wait_release(guard, park),
-                Choice::Range(range) => {
-                    debug_assert!(guard.inner.claims.overlapping(range).is_none());
-                    let ticket = guard.inner.claims.push(range)?;
-                    return Ok(Some((Reservation { ranges: self, park, ticket, range }, guard)));
-                }
-            }
+        let choice = choose(&guard.inner.data, &guard.inner.claims);
+        if let Choice::Range(range) = choice {
+            debug_assert!(guard.inner.claims.overlapping(range).is_none());
+            let ticket = guard.inner.claims.push(range)?;
+            return Ok(Some((Reservation { ranges: self, park, ticket, range }, guard)));
         }
+        if choice == Choice::Nothing {
+            return Ok(None);
+        }
+        drop(guard);
+        // In the queue like everybody else, so that it ends: with all of it taken there is no other claim.
+        let (mut taken, mut guard) = self.take(whole, park)?;
+        let Choice::Range(range) = choose(&guard.inner.data, &Claims::default()) else { return Ok(None) };
+        taken.narrow(range, &mut guard);
+        Ok(Some((taken, guard)))
     }
 
-    /// Waits until no range over `page` is taken. For page work that met BUSY.
-    pub fn wait_for_page(&self, page: PageNumber, park: &impl Park) {
-        let page = PageRange::single(page);
-        let mut guard = self.lock();
-        while guard.inner.claims.overlapping(page).is_some() {
-            guard = self.wait_release(guard, park);
+    /// If a range over `page` is claimed, waits until some claim is let go. For page work that met BUSY and looks
+    /// again then. False: there was no such claim.
+    pub fn wait_for_release(&self, page: PageNumber, park: &impl Park) -> bool {
+        let guard = self.lock();
+        let is_claimed = guard.inner.claims.overlapping(PageRange::single(page)).is_some();
+        if is_claimed {
+            drop(self.wait_release(guard, park));
         }
+        is_claimed
     }
 
     fn wait_release<'a>(&'a self, mut guard: RangesGuard<'a, T>, park: &impl Park) -> RangesGuard<'a, T> {
@@ -232,6 +239,25 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
         }
         self.range = wider;
         true
+    }
+
+    /// Keeps only `range`, a part of what was taken, and lets the rest go.
+    fn narrow(&mut self, range: PageRange, guard: &mut RangesGuard<'_, T>) {
+        debug_assert!(self.range.covers(range));
+        for claim in guard.inner.claims.queue.iter_mut().filter(|claim| claim.ticket == self.ticket) {
+            claim.range = range;
+        }
+        self.range = range;
+        self.released(guard);
+    }
+
+    /// Wakes who waits for a release, later: they take the short lock.
+    fn released(&self, guard: &mut RangesGuard<'_, T>) {
+        let releases = self.ranges.releases.load(Ordering::Relaxed);
+        self.ranges.releases.store(releases.wrapping_add(1), Ordering::Release);
+        if guard.inner.claims.waiting != 0 {
+            self.park.wake_all(self.ranges.key());
+        }
     }
 
     /// The short lock again, for a second publication.

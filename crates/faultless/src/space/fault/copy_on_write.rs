@@ -52,6 +52,7 @@ pub(super) fn from_file<'a, H: Host, D: LockingDesign>(
             Ok(step)
         }
         Found::Absent => Err(work),
+        Found::Full => Ok(Step::NeedMemory),
         Found::PastEnd(error) => Ok(Step::Failed(error)),
     }
 }

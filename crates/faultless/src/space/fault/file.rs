@@ -6,7 +6,7 @@ use crate::address::VirtAddr;
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, Host};
-use crate::page_cache::File;
+use crate::page_cache::{File, Full};
 use crate::space::protect::entry_rights;
 
 /// Maps page `page` of `file` if it is in memory; else gives the work back.
@@ -18,6 +18,7 @@ pub(super) fn map<'a, H: Host, D: LockingDesign>(
     let frame = match find(&work, file, page, Reference::Mapping) {
         Found::Ready(frame) => frame,
         Found::Absent => return Err(work),
+        Found::Full => return Ok(Step::NeedMemory),
         Found::PastEnd(error) => return Ok(Step::Failed(error)),
     };
     Ok(map_frame(work, frame))
@@ -42,6 +43,8 @@ pub(super) enum Found {
     Ready(Frame),
     /// Not there, or being read.
     Absent,
+    /// Mapped or pinned as often as can be counted: like no memory.
+    Full,
     /// The file has no such page.
     PastEnd(FaultError),
 }
@@ -59,11 +62,12 @@ pub(super) fn find<H: Host, D: LockingDesign>(
         return Found::PastEnd(super::past_end(address, file, page));
     }
     match file.find(page, reference) {
-        Some(frame) if work.engine().folio(frame).is_uptodate() => Found::Ready(frame),
-        Some(frame) => {
+        Err(Full) => Found::Full,
+        Ok(None) => Found::Absent,
+        Ok(Some(frame)) if work.engine().folio(frame).is_uptodate() => Found::Ready(frame),
+        Ok(Some(frame)) => {
             work.engine().put(frame, reference);
             Found::Absent
         }
-        None => Found::Absent,
     }
 }

@@ -59,6 +59,12 @@ pub enum FaultError {
         /// What the store said.
         error: StoreError,
     },
+    /// The page is pinned for I/O as often as can be counted: 4,095 times.
+    #[error("the page at {address} is pinned for I/O too often")]
+    TooManyPins {
+        /// The address of the access.
+        address: VirtAddr,
+    },
     /// No frame, and nothing could be evicted.
     #[error("out of memory for the page at {address}")]
     OutOfMemory {
@@ -130,7 +136,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Err(FaultError::NoMapping { address });
         }
         let hold = D::after_io(attempt) == AfterIo::Hold;
-        let (mut counted, mut look) = (attempt.retries > 0, 0);
+        let (mut counted, mut look, mut closed) = (attempt.retries > 0, 0, 0);
         loop {
             let worked = space.page_work(page, attempt, Leaves::Make, false, |work| {
                 let step = classify(&work, address, access);
@@ -147,7 +153,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return Ok(Fault::Done);
                 }
                 Step::Failed(error) => return Err(error),
-                Step::LookAgain => crate::sync::spin_loop(),
+                // Range work is between closing a record and publishing what comes.
+                Step::LookAgain => {
+                    engine.pause_on_bit(closed);
+                    closed += 1;
+                }
                 Step::NeedMemory => {
                     look += 1;
                     if !engine.make_room(look) {
@@ -159,12 +169,22 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         engine.counters().add(Counter::MajorFaults, 1);
                     }
                     let awaited = match absent.file.read(absent.page, attempt.retries > 0) {
-                        // Read meanwhile.
-                        Ok(pin) if !pin.is_reading() && absent.file.is_attached(absent.page, pin.frame()) => {
+                        // Read meanwhile. Who resumes keeps the pin all the same: it must not lose the page again.
+                        Ok(pin)
+                            if D::after_io(attempt) != AfterIo::Resume
+                                && !pin.is_reading()
+                                && absent.file.is_attached(absent.page, pin.frame()) =>
+                        {
                             continue;
                         }
                         Ok(pin) => Awaited::Read { pin, absent },
-                        Err(Miss::Queue(unpinned)) => Awaited::Memory { unpinned },
+                        Err(Miss::Queue(unpinned)) => {
+                            // Nobody waits for others' pins with a lock that they may need to let them go.
+                            drop(kept);
+                            let awaited = Awaited::Memory { unpinned };
+                            let pending = PendingFault::new(self, address, access, attempt, awaited, None);
+                            return Ok(Fault::Pending(pending));
+                        }
                         Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
                         Err(Miss::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
                     };
@@ -288,8 +308,9 @@ fn install_new<H: Host, D: LockingDesign>(
     match work.install(Entry::mapping(frame, rights)) {
         Ok(old) => Step::Done(old.frame().map(|_| old)),
         Err(_) => {
-            folio.cancel();
-            frames.free(frame);
+            if folio.cancel_anonymous() {
+                frames.free(frame);
+            }
             Step::NeedMemory
         }
     }

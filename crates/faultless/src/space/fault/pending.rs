@@ -2,7 +2,7 @@
 
 use super::super::page_work::{Announced, Leaves, Worked};
 use super::super::{AddressSpace, Space};
-use super::{Absent, Fault, FaultError, Step, copy_on_write, file};
+use super::{Absent, Fault, FaultError, Step, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, LockingDesign};
 use crate::engine::Engine;
@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::page_cache::Pin;
 use crate::protection::Access;
 use crate::stats::Counter;
+use crate::store::StoreError;
 use alloc::sync::{Arc, Weak};
 
 /// What it waits for.
@@ -99,8 +100,12 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             }
         };
         let offset = absent.page * crate::address::PAGE_SIZE;
-        if let Some(error) = space.engine().folio(pin.frame()).read_error(offset) {
-            return Err(FaultError::Io { address, error });
+        match space.engine().folio(pin.frame()).read_error(offset) {
+            None => {}
+            Some(StoreError::PastEnd { .. }) if absent.page >= absent.file.pages() => {
+                return Err(past_end(address, &absent.file, absent.page));
+            }
+            Some(error) => return Err(FaultError::Io { address, error }),
         }
         if D::after_io(attempt) == AfterIo::Retry {
             drop((pin, kept));
@@ -140,13 +145,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return None;
             }
             let vma = work.vma;
-            Some(match (access, vma.record()) {
+            let step = match (access, vma.record()) {
                 (Access::Write, Some(record)) => copy_on_write::copy_of(work, record, pin.frame()),
                 _ => {
-                    work.engine().folio(pin.frame()).get(Reference::Mapping);
+                    work.engine().folio(pin.frame()).try_get(Reference::Mapping).ok()?;
                     file::map_frame(work, pin.frame())
                 }
-            })
+            };
+            Some(step)
         });
         match worked {
             Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
