@@ -1,16 +1,17 @@
-//! `fork-during-io` (linux-mm, May 2026, "reduce mmap_lock contention and improve page fault performance"): threads fault on cold pages of a file, others stamp private pages in a dependent order,
-//! one forks at a fixed rate, and a bystander maps, touches and unmaps one page at a fixed rate. It shows what each of them
-//! waits, and for whom.
+//! `fork-during-io` (linux-mm, May 2026, "reduce mmap_lock contention and improve page fault performance"): threads
+//! fault on cold pages of a file, others stamp private pages in a dependent order, one forks at a fixed rate, and a
+//! bystander maps, touches and unmaps one page at a fixed rate. It shows what each of them waits, and for whom.
 
 use super::actors::{Periodic, Round, at_fixed_rate, thread_cpu, wake_precisely};
 use super::contents::{Page, TestFile, mix};
 use super::stamps::{Chain, check_order};
 use super::{Scenario, Settings, Turn, not_forked, not_mapped, not_served, not_unmapped};
-use crate::measure::{Latency, Measured};
+use crate::measure::{IN_MAJOR_FAULTS, Latency, Measured};
 use crate::trouble::Trouble;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::protection::{Access, Protection};
+use faultless::stats::Statistics;
 use faultless::store::{DelayedStore, Store};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
@@ -159,6 +160,8 @@ fn all_given_back(engine: &Engine<Soft>) -> Result<(), Trouble> {
 struct Read {
     faults: Latency,
     cpu: Duration,
+    /// What the engine counted in those faults alone: this thread's other faults, and the stampers', are not in it.
+    counted: [u64; IN_MAJOR_FAULTS.len()],
     pages: u64,
 }
 
@@ -203,9 +206,10 @@ impl<D: LockingDesign> Cast<'_, D> {
 
             let ended = |thread: std::thread::Result<Option<_>>| thread.ok().flatten();
             for read in readers.into_iter().filter_map(|thread| ended(thread.join())) {
-                let Read { faults, cpu, pages } = read;
+                let Read { faults, cpu, counted, pages } = read;
                 measured.faults_timed += faults.count();
                 measured.fault_cpu += cpu;
+                IN_MAJOR_FAULTS.iter().zip(counted).for_each(|((name, _), n)| measured.count(name, n));
                 measured.add_latency("fault", &faults);
                 measured.count("pages_checked", pages);
             }
@@ -262,7 +266,7 @@ impl<D: LockingDesign> Cast<'_, D> {
     /// One access, its fault timed if that has to wait for a read.
     fn touch(&self, address: VirtAddr, result: &mut Read) -> Result<(), Trouble> {
         let explain = |error| self.prepared.file.explain(error);
-        let (cpu, start) = (thread_cpu(), Instant::now());
+        let (cpu, counted, start) = (thread_cpu(), self.counted(), Instant::now());
         if self.space.try_load_u64(address).is_ok() {
             return Ok(());
         }
@@ -274,8 +278,19 @@ impl<D: LockingDesign> Cast<'_, D> {
         if is_major && self.round.measures(start) {
             result.faults.record(start.elapsed());
             result.cpu += thread_cpu() - cpu;
+            let counted = self.counted().since(&counted);
+            for (sum, (_, counter)) in result.counted.iter_mut().zip(IN_MAJOR_FAULTS) {
+                *sum += counted.get(counter);
+            }
         }
         Ok(())
+    }
+
+    /// What the engine has counted for this thread so far.
+    fn counted(&self) -> Statistics {
+        let mut counted = Statistics::default();
+        counted.accumulate(self.space.engine().counters());
+        counted
     }
 
     /// Forks at a fixed rate, and hands the children to the checker. How many it could not hand over is the second.
