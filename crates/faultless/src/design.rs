@@ -7,8 +7,8 @@ use crate::host::Host;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Park, full_fence};
-use crate::vma::Vma;
-use crate::vma::tree::View;
+use crate::vma::tree::{Tree, View};
+use crate::vma::{Mapping, Vma};
 use alloc::sync::Arc;
 
 /// What happens after a fault's I/O.
@@ -31,32 +31,44 @@ pub enum Purpose {
     Rmap,
 }
 
-/// Where a fault stands in its way.
+/// Where page work stands in its way. The engine keeps it; the design alone decides by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// Who asks.
     pub purpose: Purpose,
     /// How often it has waited for I/O and started over.
     pub retries: u32,
-    /// The design's own mark, set in [`LockingDesign::blocked`]: take the slow lock this time.
-    pub fallback: bool,
+    /// The design's mark: it may not let go for I/O again (Linux: `FAULT_FLAG_TRIED`).
+    pub tried: bool,
+    /// The design's mark: take the slow lock this time, since the fast one was not to be had.
+    pub slow: bool,
 }
 
 impl Attempt {
     /// The first one.
     pub const fn first(purpose: Purpose) -> Self {
-        Self { purpose, retries: 0, fallback: false }
-    }
-
-    /// The next one, after I/O.
-    pub const fn again(self) -> Self {
-        Self { retries: self.retries + 1, fallback: false, ..self }
+        Self { purpose, retries: 0, tried: false, slow: false }
     }
 }
 
 /// Page work must not go on now, and must not wait inside its section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked;
+
+/// The call that does range work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// mmap.
+    Map,
+    /// munmap, and the unmapping of everything by exit.
+    Unmap,
+    /// mprotect.
+    Protect,
+    /// madvise(MADV_DONTNEED): mappings stay as they are.
+    Discard,
+    /// fork.
+    Fork,
+}
 
 /// A locking design: a plug-in of the engine.
 ///
@@ -66,15 +78,22 @@ pub struct Blocked;
 pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// The name in commands and reports.
     const NAME: &'static str;
+    /// Whether a fault that finds no frame keeps what it holds while room is made.
+    const KEEPS_WHILE_RECLAIMING: bool = false;
+    /// Whether a fault locks a file's folio while it maps or copies it, and waits for who has locked it.
+    const LOCKS_FOLIOS: bool = false;
+    /// Whether range work excludes page work VMA by VMA: [`LockingDesign::exclude`]. Such a design's `range_work` keeps all
+    /// other changes of mappings away.
+    const LOCKS_VMAS: bool = false;
     /// What it keeps in each space.
     type Space: Default + Send + Sync + 'static;
-    /// What it keeps in each VMA.
-    type Vma: Default + Send + Sync + 'static;
+    /// What it keeps in each VMA; a clone is the same.
+    type Vma: Clone + Default + Send + Sync + 'static;
     /// What page work takes before it enters the section; taking it may sleep.
     type Outside<'s, H: Host>;
     /// What page work takes in the section; taking it does not sleep.
     type Inside<'s, H: Host>;
-    /// What a fault keeps through its I/O, if [`AfterIo::Hold`].
+    /// What a fault keeps while it waits, if [`AfterIo::Hold`].
     type Kept: Send + 'static;
     /// What range work takes.
     type Range<'s, H: Host>;
@@ -92,13 +111,28 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Blocked`]: the engine leaves, calls [`LockingDesign::blocked`], and starts over.
-    fn inside<'o, 's, H: Host>(
+    fn inside<'s, H: Host>(
         space: &'s Arc<Self::Space>,
-        outside: &Self::Outside<'o, H>,
+        engine: &'s Engine<H>,
         view: View<'s, Vma<H, Self>>,
         page: PageNumber,
         attempt: Attempt,
     ) -> Result<Self::Inside<'s, H>, Blocked>;
+
+    /// The VMA that `inside` has found and excludes changes of: it is not looked up again.
+    #[inline]
+    fn found<'s, H: Host>(_inside: &Self::Inside<'s, H>) -> Option<&'s Vma<H, Self>> {
+        None
+    }
+
+    /// The first anonymous page of a mapping is about to be made. Called while announced: does not sleep.
+    ///
+    /// # Errors
+    /// [`Blocked`], as [`LockingDesign::inside`].
+    #[inline]
+    fn first_anonymous<H: Host>(_: &Arc<Self::Space>, _: &Engine<H>, _: Attempt) -> Result<(), Blocked> {
+        Ok(())
+    }
 
     /// Waits for what blocked, or marks the attempt so that it goes another way.
     fn blocked<H: Host>(space: &Arc<Self::Space>, engine: &Engine<H>, attempt: &mut Attempt);
@@ -106,34 +140,60 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// What happens after the I/O of such an attempt.
     fn after_io(attempt: Attempt) -> AfterIo;
 
-    /// Turns what page work holds into what is kept through I/O. Called only where `after_io` says
-    /// [`AfterIo::Hold`].
+    /// What happens after waiting for a folio that is up to date and locked.
+    fn after_lock(attempt: Attempt) -> AfterIo {
+        Self::after_io(attempt)
+    }
+
+    /// The attempt that follows one that has waited. `major`: it started the read itself.
+    fn again(attempt: Attempt, major: bool) -> Attempt {
+        let _ = major;
+        Attempt { retries: attempt.retries + 1, slow: false, ..attempt }
+    }
+
+    /// Turns what page work holds into what is kept while the fault waits. Called only where `after_io` or
+    /// `after_lock` says [`AfterIo::Hold`], or with [`LockingDesign::KEEPS_WHILE_RECLAIMING`].
     fn keep<'o, 's, H: Host>(
         space: &Arc<Self::Space>,
         outside: Self::Outside<'o, H>,
         inside: Self::Inside<'s, H>,
     ) -> Option<Self::Kept>;
 
-    /// Takes what range work on `range` needs. May sleep.
+    /// What is kept is kept through I/O from now on.
+    fn through_io(_kept: &mut Self::Kept) {}
+
+    /// Takes what `call` on `range` needs. May sleep.
     fn range_work<'s, H: Host>(
         space: &'s Arc<Self::Space>,
         engine: &'s Engine<H>,
+        tree: &'s Tree<Vma<H, Self>>,
+        call: Call,
         range: PageRange,
     ) -> Self::Range<'s, H>;
 
-    /// Range work is about to replace `vma`: excludes page work that goes by this VMA.
-    fn exclude<'s, H: Host>(work: &mut Self::Range<'s, H>, engine: &'s Engine<H>, vma: &Vma<H, Self>);
+    /// Excludes page work that goes by a VMA which range work is about to replace or to publish, until that ends. May
+    /// sleep. Called before the range is taken, or, for a neighbour that is merged, without the tree lock.
+    fn exclude<'s, H: Host>(_work: &mut Self::Range<'s, H>, _engine: &'s Engine<H>, _vma: &Self::Vma) {}
 
-    /// Excludes page work from the whole space while fork copies. Called with the whole space taken; the VMAs follow
-    /// one by one in [`LockingDesign::exclude_for_fork`].
+    /// Whether `exclude` has been called for this VMA.
+    fn is_excluded<H: Host>(_work: &Self::Range<'_, H>, _vma: &Self::Vma) -> bool {
+        true
+    }
+
+    /// A VMA leaves the tree in the next step (`gone`), or did not after all.
+    fn detach(_vma: &Self::Vma, _gone: bool) {}
+
+    /// munmap's mappings are out of the tree; only its sweep is left.
+    fn published<H: Host>(_work: &mut Self::Range<'_, H>) {}
+
+    /// Whether fork excludes such a mapping's page work.
+    fn fork_excludes<H: Host>(_mapping: &Mapping<H>) -> bool {
+        true
+    }
+
+    /// Excludes page work from the whole space while fork copies. Called with the whole space taken, and what
+    /// [`LockingDesign::fork_excludes`] names excluded.
     fn fork<'s, H: Host>(space: &'s Arc<Self::Space>, engine: &'s Engine<H>) -> Self::Fork<'s, H>;
-
-    /// As [`LockingDesign::exclude`], for the moment of fork's copy.
-    fn exclude_for_fork<'s, H: Host>(
-        work: &mut Self::Range<'s, H>,
-        engine: &'s Engine<H>,
-        vma: &Vma<H, Self>,
-    );
 }
 
 /// The default design: the entry's bit and nothing else. Faults resume after I/O; a fork freezes the space for the
@@ -167,6 +227,17 @@ impl Freeze {
         core::ptr::from_ref(self).addr()
     }
 
+    /// Whether page work is stopped. Asked in a read section.
+    #[inline]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire) != 0
+    }
+
+    /// Sleeps until page work may go on.
+    pub fn wait<H: Host>(&self, engine: &Engine<H>) {
+        engine.park_until(Counter::FreezeWait, self.key(), || self.is_frozen());
+    }
+
     /// Stops page work in the space and waits until what is under way has ended.
     pub fn freeze<'s, H: Host>(&'s self, engine: &'s Engine<H>) -> Frozen<'s, H> {
         #[cfg(not(mutant = "fork_without_freeze"))]
@@ -194,18 +265,18 @@ impl LockingDesign for Faultless {
     fn outside<'s, H: Host>(_: &'s Arc<Freeze>, _: &'s Engine<H>, _: Attempt) {}
 
     #[inline]
-    fn inside<'o, 's, H: Host>(
+    fn inside<'s, H: Host>(
         space: &'s Arc<Freeze>,
-        (): &(),
+        _: &'s Engine<H>,
         _: View<'s, Vma<H, Self>>,
         _: PageNumber,
         _: Attempt,
     ) -> Result<(), Blocked> {
-        if space.frozen.load(Ordering::Acquire) == 0 { Ok(()) } else { Err(Blocked) }
+        if space.is_frozen() { Err(Blocked) } else { Ok(()) }
     }
 
     fn blocked<H: Host>(space: &Arc<Freeze>, engine: &Engine<H>, _: &mut Attempt) {
-        engine.park_until(Counter::FreezeWait, space.key(), || space.frozen.load(Ordering::Acquire) != 0);
+        space.wait(engine);
     }
 
     fn after_io(_: Attempt) -> AfterIo {
@@ -216,13 +287,16 @@ impl LockingDesign for Faultless {
         None
     }
 
-    fn range_work<'s, H: Host>(_: &'s Arc<Freeze>, _: &'s Engine<H>, _: PageRange) {}
-
-    fn exclude<H: Host>((): &mut (), _: &Engine<H>, _: &Vma<H, Self>) {}
+    fn range_work<'s, H: Host>(
+        _: &'s Arc<Freeze>,
+        _: &'s Engine<H>,
+        _: &'s Tree<Vma<H, Self>>,
+        _: Call,
+        _: PageRange,
+    ) {
+    }
 
     fn fork<'s, H: Host>(space: &'s Arc<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
         space.freeze(engine)
     }
-
-    fn exclude_for_fork<H: Host>((): &mut (), _: &Engine<H>, _: &Vma<H, Self>) {}
 }

@@ -6,7 +6,7 @@ use crate::frame::{Folio, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{Mutex, MutexGuard, Retired, Section, plain};
+use crate::sync::{Mutex, MutexGuard, Retired, Section, full_fence, plain};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -140,6 +140,22 @@ impl<H: Host> Engine<H> {
             self.host.park().park(key, &mut blocked);
         }
         self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
+    }
+
+    /// As [`Engine::park_until`], for a wait that the end of the space cuts short: [`Engine::wake_waiters`] wakes it.
+    pub(crate) fn park_killable(&self, counter: Counter, key: usize, blocked: impl FnMut() -> bool) {
+        let slot = self.host.slots().current();
+        self.host.sections().set_waits_on(slot, key);
+        // Partner: the fence of `wake_waiters`. If ours comes first, it finds the key; if its, `blocked` sees the end.
+        full_fence();
+        self.park_until(counter, key, blocked);
+        self.host.sections().set_waits_on(slot, 0);
+    }
+
+    /// Wakes all who are in [`Engine::park_killable`], to look again. After what they look at was stored.
+    pub(crate) fn wake_waiters(&self) {
+        full_fence();
+        self.host.sections().each_waits_on(|key| self.host.park().wake_all(key));
     }
 
     /// Takes a lock that is held for a few instructions.

@@ -12,7 +12,7 @@ use crate::sync::plain;
 ///  0–23 mappings      24–39 short pins (a fault's, a read's)      40–51 pins for I/O into user data
 ///  52 CACHED: the page cache's reference
 ///  53 EXCLUSIVE: anonymous, one mapping, written in place        54 UPTODATE   55 READING   56 FAILED
-///  57 REFERENCED: used since the clock hand passed
+///  57 REFERENCED: used since the clock hand passed            58 LOCKED: a file system works on it
 /// ```
 /// Bits 0 to 52 are references: when all are gone the frame is free. A word without references is changed only by
 /// whoever has the frame alone.
@@ -42,6 +42,7 @@ const UPTODATE: u64 = 1 << 54;
 const READING: u64 = 1 << 55;
 const FAILED: u64 = 1 << 56;
 const REFERENCED: u64 = 1 << 57;
+const LOCKED: u64 = 1 << 58;
 
 const MAPPINGS: u64 = PIN - 1;
 const PINS: u64 = IO_PIN - PIN;
@@ -243,6 +244,21 @@ impl Folio {
     /// Whether its read is under way. Acquire: when it is not, what was read is seen.
     pub fn is_reading(&self) -> bool {
         self.word.load(Ordering::Acquire) & READING != 0
+    }
+
+    /// Locks it, for whoever has a reference. Acquire. False: somebody else has.
+    pub fn try_lock(&self) -> bool {
+        self.word.fetch_or(LOCKED, Ordering::Acquire) & LOCKED == 0
+    }
+
+    /// Unlocks it. Release. The caller wakes who waits.
+    pub fn unlock(&self) {
+        self.word.fetch_and(!LOCKED, Ordering::Release);
+    }
+
+    /// Whether somebody has locked it. Acquire.
+    pub fn is_locked(&self) -> bool {
+        self.word.load(Ordering::Acquire) & LOCKED != 0
     }
 
     /// Whether it holds what the file has. Acquire, as above.

@@ -82,7 +82,7 @@ pub mod sync;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
-pub use page_cache::{File, Pin};
+pub use page_cache::{File, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
     AddressSpace, AuditError, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage,

@@ -58,12 +58,28 @@ counters! {
     MmapLockRead = "mmap_lock_read",
     /// mmap_lock taken for writing.
     MmapLockWrite = "mmap_lock_write",
-    /// Time waited for mmap_lock.
+    /// Time waited for mmap_lock; the next four are its parts, by what the wait was for when it began.
     MmapLockWait = "mmap_lock_wait_ns",
+    /// For a fault that held it, or held what its holder waited for, through its I/O.
+    MmapLockWaitIo = "mmap_lock_wait_io_ns",
+    /// For a fork.
+    MmapLockWaitFork = "mmap_lock_wait_fork_ns",
+    /// For another change: map, unmap, protect.
+    MmapLockWaitChange = "mmap_lock_wait_change_ns",
+    /// For faults at work.
+    MmapLockWaitFault = "mmap_lock_wait_fault_ns",
     /// VMA locks taken by faults.
     VmaLockRead = "vma_lock_read",
-    /// Time range work waited for VMA locks.
+    /// Faults that found their VMA locked, replaced, or nowhere, and took mmap_lock instead.
+    VmaLockAborts = "vma_lock_aborts",
+    /// Time range work waited for VMA locks; the next two are its parts.
     VmaLockWait = "vma_lock_wait_ns",
+    /// For a fault that held it through its I/O.
+    VmaLockWaitIo = "vma_lock_wait_io_ns",
+    /// For faults at work.
+    VmaLockWaitFault = "vma_lock_wait_fault_ns",
+    /// Time faults waited for a folio that was up to date and locked.
+    FolioLockWait = "folio_lock_wait_ns",
     /// Copy-on-write breaks that copied the page.
     CowCopies = "cow_copies",
     /// Copy-on-write breaks that reused the page in place.

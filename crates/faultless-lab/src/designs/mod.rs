@@ -1,8 +1,27 @@
 //! The designs there are, by name.
 
+mod faultless_retry;
+pub mod locks;
 mod mmap_lock;
+mod mmap_lock_hold;
+pub mod mmap_locked;
+mod vma_lock;
+mod vma_lock_hold;
+mod vma_lock_hold_cow_fork;
+mod vma_lock_resume;
+mod vma_lock_retry;
+mod vma_lock_retry_uptodate;
+pub mod vma_locked;
 
+pub use faultless_retry::FaultlessRetry;
 pub use mmap_lock::MmapLock;
+pub use mmap_lock_hold::MmapLockHold;
+pub use vma_lock::VmaLock;
+pub use vma_lock_hold::VmaLockHold;
+pub use vma_lock_hold_cow_fork::VmaLockHoldCowFork;
+pub use vma_lock_resume::VmaLockResume;
+pub use vma_lock_retry::VmaLockRetry;
+pub use vma_lock_retry_uptodate::VmaLockRetryUptodate;
 
 use faultless::design::{Faultless, LockingDesign};
 
@@ -45,7 +64,15 @@ macro_rules! designs {
 }
 
 designs! {
-    MmapLock: "one lock a space; dropped for a fault's first I/O, then retried under it", "Linux up to 6.3";
+    MmapLockHold: "one lock a space, held through a fault's I/O", "Linux before 2.6.37";
+    MmapLock: "one lock a space; let go for a fault's first I/O, then retried under it", "Linux 2.6.37 to 6.3";
+    VmaLock: "a lock in each VMA; let go for I/O, then retried under mmap_lock", "Linux 6.4 on (6.18)";
+    VmaLockRetry: "the same, retried under the VMA lock", "Song and Liyang, linux-mm, November 2025";
+    VmaLockRetryUptodate: "the same, kept where the page is there but locked", "Song, the same thread";
+    VmaLockHold: "a lock in each VMA, held through I/O", "Wilcox, the same thread";
+    VmaLockHoldCowFork: "the same; fork locks only private VMAs", "Song and Baghdasaryan, linux-mm, May 2026";
+    VmaLockResume: "a lock in each VMA; let go for I/O, taken again, and the fault goes on", "Song, linux-mm, November 2025";
+    FaultlessRetry: "a bit in the page's entry; nothing kept during I/O, the fault starts over", "this project, for comparison";
     Faultless: "a bit in the page's entry; nothing kept during I/O, the fault resumes", "this project, docs/protocol.md";
 }
 

@@ -141,8 +141,10 @@ fn clean_pages_are_evicted_under_the_limit<D: LockingDesign>() {
         }
     }
     let seen = machine.engine.statistics();
-    assert_eq!(seen.get(Counter::IoReads), 96);
-    assert_eq!(seen.get(Counter::IoRereads), 64);
+    // Which four stay depends on when the store's threads let go of theirs: those need no second read.
+    let reads = seen.get(Counter::IoReads);
+    assert!((96 - 2 * 4..=96).contains(&(reads - seen.get(Counter::RetriesPageGone))), "{reads} reads");
+    assert_eq!(seen.get(Counter::IoRereads), reads - 32);
     drop((space, file));
     machine.end();
 }
@@ -208,7 +210,7 @@ fn a_pending_fault_may_be_dropped<D: LockingDesign>() {
     // The space may be gone before the fault comes back.
     drop(space);
     gate.open();
-    assert!(matches!(second.wait(), Err(FaultError::NoMapping { .. })));
+    assert!(matches!(second.wait(), Err(FaultError::Exited { .. })));
     drop((file, gate));
     machine.end();
 }

@@ -16,15 +16,31 @@ use std::sync::Arc;
 
 /// Makes a `#[test]` of each function for each design.
 macro_rules! under_every_design {
+    (@ $($module:ident: $design:ty),*; $names:tt) => {
+        $(mod $module { $crate::tests_of!($design, $names); })*
+    };
     ($($name:ident)*) => {
-        mod faultless_design {
-            $(#[test] fn $name() { super::$name::<::faultless::design::Faultless>(); })*
-        }
-        mod mmap_lock {
-            $(#[test] fn $name() { super::$name::<::faultless_lab::designs::MmapLock>(); })*
-        }
+        $crate::under_every_design!(@
+            faultless_design: ::faultless::design::Faultless,
+            faultless_retry: ::faultless_lab::designs::FaultlessRetry,
+            mmap_lock: ::faultless_lab::designs::MmapLock,
+            mmap_lock_hold: ::faultless_lab::designs::MmapLockHold,
+            vma_lock: ::faultless_lab::designs::VmaLock,
+            vma_lock_hold: ::faultless_lab::designs::VmaLockHold,
+            vma_lock_hold_cow_fork: ::faultless_lab::designs::VmaLockHoldCowFork,
+            vma_lock_resume: ::faultless_lab::designs::VmaLockResume,
+            vma_lock_retry: ::faultless_lab::designs::VmaLockRetry,
+            vma_lock_retry_uptodate: ::faultless_lab::designs::VmaLockRetryUptodate;
+            ($($name)*)
+        );
     };
 }
+macro_rules! tests_of {
+    ($design:ty, ($($name:ident)*)) => {
+        $(#[test] fn $name() { super::$name::<$design>(); })*
+    };
+}
+pub(crate) use tests_of;
 pub(crate) use under_every_design;
 
 pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);

@@ -101,11 +101,35 @@ impl<H: Host> Pin<H> {
         self.engine.folio(self.frame).is_reading()
     }
 
-    /// Sleeps until its read has ended.
-    pub fn wait(&self) {
-        let folio = self.engine.folio(self.frame);
-        let key = core::ptr::from_ref(folio).addr();
-        self.engine.park_until(Counter::IoWait, key, || folio.is_reading());
+    /// Whether a file system has it locked.
+    pub fn is_locked(&self) -> bool {
+        self.engine.folio(self.frame).is_locked()
+    }
+
+    /// Sleeps until its read has ended, or `given_up`.
+    pub(crate) fn wait_for_read(&self, given_up: &impl Fn() -> bool) {
+        self.engine.park_killable(Counter::IoWait, self.key(), || self.is_reading() && !given_up());
+    }
+
+    /// Sleeps until it is unlocked, or `given_up`.
+    pub(crate) fn wait_for_lock(&self, given_up: &impl Fn() -> bool) {
+        self.engine.park_killable(Counter::FolioLockWait, self.key(), || self.is_locked() && !given_up());
+    }
+
+    fn key(&self) -> usize {
+        core::ptr::from_ref(self.engine.folio(self.frame)).addr()
+    }
+}
+
+/// A folio locked as a file system locks it to write it back or to cut it off: faults of a design that says
+/// [`LOCKS_FOLIOS`](crate::design::LockingDesign::LOCKS_FOLIOS) wait for it. Unlocked by dropping it.
+pub struct FolioLock<H: Host>(Pin<H>);
+
+impl<H: Host> Drop for FolioLock<H> {
+    fn drop(&mut self) {
+        let engine = &self.0.engine;
+        engine.folio(self.0.frame).unlock();
+        crate::sync::Park::wake_all(&**engine, self.0.key());
     }
 }
 
@@ -229,8 +253,16 @@ impl<H: Host> File<H> {
         attached && page < self.pages()
     }
 
-    /// Pins page `page`, and starts its read if nobody has. `second` tells of a fault that had its page once.
-    pub(crate) fn read(&self, page: u64, second: bool) -> Result<Pin<H>, Miss> {
+    /// Locks page `page` if it is in memory and nobody has it locked.
+    pub fn try_lock_folio(&self, page: u64) -> Option<FolioLock<H>> {
+        let frame = self.find(page, Reference::Pin).ok().flatten()?;
+        let pin = Pin::new(&self.engine, frame);
+        self.engine.folio(frame).try_lock().then(|| FolioLock(pin))
+    }
+
+    /// Pins page `page`, and starts its read if nobody has; whether it did is the second. `again` tells of a fault that
+    /// had its page once.
+    pub(crate) fn read(&self, page: u64, again: bool) -> Result<(Pin<H>, bool), Miss> {
         let engine = &self.engine;
         let mut first_look = true;
         loop {
@@ -238,9 +270,9 @@ impl<H: Host> File<H> {
                 return Err(Miss::PastEnd);
             }
             if let Some(frame) = self.find(page, Reference::Pin)? {
-                return Ok(Pin::new(engine, frame));
+                return Ok((Pin::new(engine, frame), false));
             }
-            if core::mem::take(&mut first_look) && second {
+            if core::mem::take(&mut first_look) && again {
                 engine.counters().add(Counter::RetriesPageGone, 1);
             }
             let frame = self.room_for_one()?;
@@ -270,7 +302,7 @@ impl<H: Host> File<H> {
             } else {
                 self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
             }
-            return Ok(pin);
+            return Ok((pin, true));
         }
     }
 
@@ -489,9 +521,9 @@ impl<H: Host> Engine<H> {
         account.unpinned.load(Ordering::Acquire) != seen || account.pins.load(Ordering::Relaxed) == 0
     }
 
-    /// Sleeps until then.
-    pub(crate) fn wait_for_unpin(&self, seen: u64) {
-        let account = &self.cache;
-        self.park_until(Counter::MemoryWait, account.key(), || !self.unpinned_since(seen));
+    /// Sleeps until then, or until `given_up`.
+    pub(crate) fn wait_for_unpin(&self, seen: u64, given_up: &impl Fn() -> bool) {
+        let key = self.cache.key();
+        self.park_killable(Counter::MemoryWait, key, || !self.unpinned_since(seen) && !given_up());
     }
 }

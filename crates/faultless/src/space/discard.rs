@@ -2,7 +2,7 @@
 
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::vma::tree::Ranged;
 
@@ -44,7 +44,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn discard(&self, range: PageRange) -> Result<(), DiscardError> {
         let start = range.start().address();
         let inside = range.intersection(Self::whole()).ok_or(DiscardError::Hole { range, address: start })?;
-        let work = D::range_work(&self.lock, &self.engine, inside);
+        let work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) =
             self.map.take(inside, &*self.engine).map_err(|_| DiscardError::OutOfMemory { range })?;

@@ -4,13 +4,18 @@ use super::{AddressSpace, Space};
 use crate::address::PageRange;
 use crate::design::LockingDesign;
 use crate::host::{Host, PageTable};
+use crate::sync::atomic::Ordering;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
-    /// Waits for no I/O: what a read under way has pinned is freed when it completes.
+    /// Waits for no I/O: faults that do are given up ([`FaultError::Exited`](super::fault::FaultError::Exited)), and what
+    /// a read under way has pinned is freed when it completes.
     pub fn exit(&self) {
         let space = &self.0;
         space.engine.assert_may_sleep("exit");
+        // Who waits for I/O lets go of what its design keeps meanwhile; only then can that be taken.
+        space.dying.store(true, Ordering::Release);
+        space.engine.wake_waiters();
         space.map.lock().exited = true;
         // Unmapping everything splits nothing, so it needs no memory but a node's; without it the last handle frees.
         let _ = space.unmap(Space::<H, D>::whole());

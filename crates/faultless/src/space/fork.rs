@@ -5,7 +5,7 @@
 use super::range_work::{Removed, Taken};
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::frame::Share;
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
@@ -45,8 +45,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let space = &*self.0;
         let child = Self::new(&space.engine)?;
         let whole = Space::<H, D>::whole();
-        let mut work = D::range_work(&space.lock, &space.engine, whole);
+        let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Fork, whole);
         space.engine.assert_may_sleep("the tree lock");
+        space.exclude(&mut work, whole, D::fork_excludes)?;
         let (taken, lock) = space.map.take(whole, &*space.engine)?;
         if lock.exited {
             return Err(ForkError::Exited);
@@ -57,7 +58,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         drop(lock);
         #[cfg(mutant = "fork_reads_records_early")]
         let early = space.pages_of_records(&taken);
-        let frozen = space.freeze(&mut work, &taken);
+        let frozen = D::fork(&space.lock, &space.engine);
         #[cfg(not(mutant = "fork_reads_records_early"))]
         let copied = space.copy_pages(&taken, (&child.0, &child_taken, &child_lock), None);
         #[cfg(mutant = "fork_reads_records_early")]
@@ -73,15 +74,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn freeze<'s>(&'s self, work: &mut D::Range<'s, H>, taken: &Taken<'_, H>) -> D::Fork<'s, H> {
-        let lock = taken.lock();
-        for vma in self.tree.view_locked(&lock.writer).from(PageNumber::new(0)) {
-            D::exclude_for_fork(work, &self.engine, vma);
-        }
-        drop(lock);
-        D::fork(&self.lock, &self.engine)
-    }
-
     /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
     fn copy_mappings<'c>(
         &self,

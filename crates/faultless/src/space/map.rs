@@ -1,13 +1,13 @@
 //! mmap.
 
-use super::range_work::Unpublished;
+use super::range_work::{TreeLock, Unpublished};
 use super::{AddressSpace, Map, Space};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::host::{Host, OutOfMemory};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
-use crate::sync::{Choice, Claims};
+use crate::sync::{Choice, Claims, Retired};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Mapping};
 use alloc::sync::Arc;
@@ -188,19 +188,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<PageRange, MapError> {
-        let mut work = D::range_work(&self.lock, &self.engine, Self::whole());
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, Self::whole());
         self.engine.assert_may_sleep("the tree lock");
         let choose = |map: &Map, claims: &Claims| self.free_place(map, claims, pages);
-        let Some((taken, mut lock)) = self.map.take_chosen(&*self.engine, Self::whole(), choose)? else {
+        let Some((taken, lock)) = self.map.take_chosen(&*self.engine, Self::whole(), choose)? else {
             return Err(MapError::NoSpace { pages });
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
-        let retired = self.publish_new(&mut work, &mut lock, range, mapping(range));
-        drop(lock);
+        let published = self.publish_new(&mut work, lock, range, mapping(range)).map(|(_, retired)| retired);
         drop(taken);
         drop(work);
-        self.engine.retire(retired?);
+        self.engine.retire(published?);
         Ok(range)
     }
 
@@ -219,26 +218,29 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
-        let mut work = D::range_work(&self.lock, &self.engine, range);
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
-        let (taken, mut lock) = self.map.take(range, &*self.engine)?;
+        let (taken, lock) = self.map.take(range, &*self.engine)?;
         let existing = self.tree.view_locked(&lock.writer).from(range.start()).next().map(Ranged::range);
-        let retired = match existing {
-            Some(existing) if existing.overlaps(range) => Err(MapError::Exists { range, existing }),
-            _ => self.publish_new(&mut work, &mut lock, range, mapping),
+        let published = match existing {
+            Some(existing) if existing.overlaps(range) => {
+                drop(lock);
+                Err(MapError::Exists { range, existing })
+            }
+            _ => self.publish_new(&mut work, lock, range, mapping).map(|(_, retired)| retired),
         };
-        drop(lock);
         drop(taken);
         drop(work);
-        self.engine.retire(retired?);
+        self.engine.retire(published?);
         Ok(range)
     }
 
     /// Over something: BUSY, sweep, then the new mapping, so that no page faulted into the new one is swept away.
     fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
-        let mut work = D::range_work(&self.lock, &self.engine, range);
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
-        let (taken, mut lock) = self.map.take(range, &*self.engine)?;
+        self.exclude(&mut work, range, |_| true)?;
+        let (taken, lock) = self.map.take(range, &*self.engine)?;
         let over_something = self
             .tree
             .view_locked(&lock.writer)
@@ -246,35 +248,32 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .next()
             .is_some_and(|vma| vma.range().overlaps(range));
         if !over_something || cfg!(mutant = "fixed_without_busy") {
-            let retired = self.publish_new(&mut work, &mut lock, range, mapping);
-            drop(lock);
-            if over_something && retired.is_ok() {
+            let published = self.publish_new(&mut work, lock, range, mapping).map(|(_, retired)| retired);
+            if over_something && published.is_ok() {
                 self.sweep_away(&taken, range);
             }
             drop(taken);
             drop(work);
-            self.engine.retire(retired?);
+            self.engine.retire(published?);
             return Ok(range);
         }
         let busy = Mapping { backing: Backing::Busy, anon: None, ..mapping.clone() };
-        let mut retired = self.publish_new(&mut work, &mut lock, range, busy)?;
+        let (lock, mut retired) = self.publish_new(&mut work, lock, range, busy)?;
         drop(lock);
         self.sweep_away(&taken, range);
         self.unhook_leaves(&taken, &mut retired);
-        let mut lock = taken.lock();
-        let published = match self.publish_new(&mut work, &mut lock, range, mapping) {
-            Ok(more) => {
+        let published = match self.publish_new(&mut work, taken.lock(), range, mapping) {
+            Ok((_, more)) => {
                 retired.extend(more);
                 Ok(range)
             }
             // The old mapping is gone, as Linux leaves it when it fails that late; a hole takes no memory to speak of.
             Err(error) => {
-                let hole = self.publish(&mut work, &mut lock, range, |_| None, None);
-                retired.extend(hole.into_iter().flatten());
+                let hole = self.publish(&mut work, taken.lock(), range, |_| None, None);
+                retired.extend(hole.into_iter().flat_map(|(_, retired)| retired));
                 Err(error)
             }
         };
-        drop(lock);
         drop(taken);
         drop(work);
         self.engine.retire(retired);
@@ -284,10 +283,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn publish_new<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
-        lock: &mut super::range_work::TreeLock<'_>,
+        lock: TreeLock<'s>,
         range: PageRange,
         mapping: Mapping<H>,
-    ) -> Result<Vec<crate::sync::Retired>, MapError> {
+    ) -> Result<(TreeLock<'s>, Vec<Retired>), MapError> {
         if lock.exited {
             return Err(MapError::Exited);
         }

@@ -29,6 +29,7 @@ use crate::engine::Engine;
 use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::Maps;
 use crate::sync::Ranges;
+use crate::sync::atomic::AtomicBool;
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
 use alloc::sync::{Arc, Weak};
@@ -65,6 +66,8 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     map: Ranges<Map>,
     /// What the design keeps here.
     lock: Arc<D::Space>,
+    /// Set by exit, before it takes anything: faults that wait for I/O give up. Atomic; partner: `park_killable`.
+    dying: Arc<AtomicBool>,
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
@@ -77,6 +80,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             tree,
             map: Ranges::new(Map { writer, exited: false }),
             lock: Arc::default(),
+            dying: Arc::new(AtomicBool::new(false)),
         })
     }
 

@@ -8,7 +8,6 @@ use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
 use crate::sync::full_fence;
 use crate::vma::Vma;
-use core::cell::Cell;
 
 /// Why page work did not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +38,10 @@ pub(super) struct Announced<'a, H: Host, D: LockingDesign> {
     pub vma: &'a Vma<H, D>,
     /// The entry when it was announced, without the bit. Accessed and dirty bits may have come since.
     pub entry: Entry,
+    /// The attempt as the design has marked it by now.
+    pub attempt: Attempt,
     leaf: <H::Table as PageTable>::Leaf<'a>,
     section: &'a Section<'a>,
-    keep: &'a Cell<bool>,
     held: bool,
 }
 
@@ -60,11 +60,6 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         self.held = false;
         Ok(old)
     }
-
-    /// Ends the announcement, and asks that what the design took be kept for the I/O that follows.
-    pub fn let_go_for_io(self) {
-        self.keep.set(true);
-    }
 }
 
 impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {
@@ -75,7 +70,7 @@ impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {
     }
 }
 
-/// What page work returned, and what it kept if it asked for that.
+/// What page work returned, and what was kept if that asked for it.
 pub(super) struct Worked<R, K> {
     pub result: R,
     pub kept: Option<K>,
@@ -97,24 +92,25 @@ enum Try<R, K> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Announces `page`, looks its VMA up, and calls `work` once. `holding`: what the design needs is held already,
-    /// since before an I/O.
+    /// since before a wait. `keeps`: whether what came of it asks that this be held on.
     pub(super) fn page_work<R>(
         &self,
         page: PageNumber,
-        mut attempt: Attempt,
+        attempt: &mut Attempt,
         leaves: Leaves,
         holding: bool,
         work: impl FnOnce(Announced<'_, H, D>) -> R,
+        keeps: impl Fn(&R, Attempt) -> bool,
     ) -> Result<Worked<R, D::Kept>, Refused> {
         let mut work = Some(work);
         let mut look = 0;
         loop {
-            let tried = self.announce(page, attempt, leaves, holding, &mut work);
+            let tried = self.announce(page, *attempt, leaves, holding, &mut work, &keeps);
             match tried {
                 Try::Worked(worked) => return Ok(worked),
                 Try::Refused(refused) => return Err(refused),
                 Try::Again => {}
-                Try::Blocked => D::blocked(&self.lock, &self.engine, &mut attempt),
+                Try::Blocked => D::blocked(&self.lock, &self.engine, attempt),
                 Try::Bit => {
                     self.engine.pause_on_bit(look);
                     look += 1;
@@ -147,23 +143,27 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         leaves: Leaves,
         holding: bool,
         work: &mut Option<impl FnOnce(Announced<'_, H, D>) -> R>,
+        keeps: &impl Fn(&R, Attempt) -> bool,
     ) -> Try<R, D::Kept> {
         let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, attempt));
         let section = self.engine.enter();
-        let inside = match &outside {
-            Some(outside) => match D::inside(&self.lock, outside, self.tree.view(&section), page, attempt) {
+        let view = self.tree.view(&section);
+        let inside = match holding {
+            true => None,
+            false => match D::inside(&self.lock, &self.engine, view, page, attempt) {
                 Ok(inside) => Some(inside),
                 Err(Blocked) => return Try::Blocked,
             },
-            None => None,
         };
+        // Of those, the one that a design has looked up and keeps from changing.
+        let found = inside.as_ref().and_then(D::found);
         #[cfg(mutant = "vma_before_bit")]
         let Some(early) = self.tree.view(&section).find(page) else { return Try::Refused(Refused::Hole) };
         let leaf = match self.table.leaf(&section, page) {
             Some(leaf) => leaf,
             None if leaves == Leaves::Existing => return Try::Refused(Refused::NoTable),
             None => {
-                if self.tree.view(&section).find(page).is_none() {
+                if found.or_else(|| view.find(page)).is_none() {
                     return Try::Refused(Refused::Hole);
                 }
                 match self.table.make_leaf(&section, page) {
@@ -184,7 +184,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         #[cfg(not(mutant = "no_page_fence"))]
         full_fence();
         #[cfg(not(mutant = "vma_before_bit"))]
-        let vma = self.tree.view(&section).find(page);
+        let vma = found.or_else(|| self.tree.view(&section).find(page));
         #[cfg(mutant = "vma_before_bit")]
         let vma = Some(early);
         // After the look-up: a leaf that is unhooked was swept before, as part of a hole.
@@ -201,19 +201,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Try::Busy;
         }
         let Some(work) = work.take() else { return Try::Again };
-        let kept = Cell::new(false);
-        let result = work(Announced {
-            space: self,
-            page,
-            vma,
-            entry,
-            leaf,
-            section: &section,
-            keep: &kept,
-            held: true,
-        });
+        let result =
+            work(Announced { space: self, page, vma, entry, attempt, leaf, section: &section, held: true });
         let kept = match (outside, inside) {
-            (Some(outside), Some(inside)) if kept.get() => D::keep(&self.lock, outside, inside),
+            (Some(outside), Some(inside)) if keeps(&result, attempt) => D::keep(&self.lock, outside, inside),
             _ => None,
         };
         Try::Worked(Worked { result, kept })

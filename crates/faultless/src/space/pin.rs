@@ -66,12 +66,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Access::Write => Entry::WRITE,
                 Access::Execute => Entry::EXECUTE,
             };
-            let attempt = Attempt::first(Purpose::Fault);
-            let worked = space.page_work(address.page(), attempt, Leaves::Existing, false, |work| {
-                let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
-                // The entry keeps the frame; only the count may be full.
-                Some(work.engine().folio(frame).try_get(Reference::IoPin).map(|()| frame))
-            });
+            let mut attempt = Attempt::first(Purpose::Fault);
+            let worked = space.page_work(
+                address.page(),
+                &mut attempt,
+                Leaves::Existing,
+                false,
+                |work| {
+                    let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
+                    // The entry keeps the frame; only the count may be full.
+                    Some(work.engine().folio(frame).try_get(Reference::IoPin).map(|()| frame))
+                },
+                |_, _| false,
+            );
             match worked.map(|worked| worked.result) {
                 Ok(Some(Ok(frame))) => {
                     return Ok(PinnedPage { engine: space.engine.clone(), frame, access });

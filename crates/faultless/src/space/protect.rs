@@ -3,7 +3,7 @@
 use super::range_work::{Removed, Unpublished};
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host};
 use crate::protection::{Protection, Sharing};
 use crate::vma::Mapping;
@@ -81,10 +81,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn protect(&self, range: PageRange, protection: Protection) -> Result<(), ProtectError> {
         let none = ProtectError::Hole { range, address: range.start().address() };
         let inside = range.intersection(Self::whole()).ok_or(none)?;
-        let mut work = D::range_work(&self.lock, &self.engine, inside);
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
-        let (taken, mut lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
+        self.exclude(&mut work, inside, |_| true).map_err(|_| out_of_memory)?;
+        let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
         let (end, error) = {
             let view = self.tree.view_locked(&lock.writer);
             let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), vma.mapping().sharing));
@@ -93,13 +94,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
-            retired =
-                self.publish(&mut work, &mut lock, prefix, change, None).map_err(|error| match error {
-                    Unpublished::OutOfMemory => out_of_memory,
-                    Unpublished::TooMany => {
-                        ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
-                    }
-                })?;
+            let published = self.publish(&mut work, lock, prefix, change, None);
+            let (lock, replaced) = published.map_err(|error| match error {
+                Unpublished::OutOfMemory => out_of_memory,
+                Unpublished::TooMany => {
+                    ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
+                }
+            })?;
+            retired = replaced;
             drop(lock);
             self.sweep_rights(&taken, prefix, protection);
         } else {

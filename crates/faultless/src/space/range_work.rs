@@ -28,6 +28,18 @@ impl From<OutOfMemory> for Unpublished {
     }
 }
 
+/// The design's parts of some VMAs.
+fn locks_of<'a, H: Host, D: LockingDesign>(
+    vmas: impl Iterator<Item = &'a Vma<H, D>>,
+) -> Result<Vec<D::Vma>, OutOfMemory> {
+    let mut locks = Vec::new();
+    for vma in vmas {
+        locks.try_reserve(1).map_err(|_| OutOfMemory)?;
+        locks.push(vma.lock().clone());
+    }
+    Ok(locks)
+}
+
 /// Frames between two invalidations.
 const BATCH: usize = 64;
 
@@ -80,23 +92,44 @@ impl<H: Host, D: LockingDesign> Drop for Removed<'_, H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Before the range is
+    /// taken: who has a VMA's lock may wait for ranges.
+    pub(super) fn exclude<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        range: PageRange,
+        wanted: impl Fn(&Mapping<H>) -> bool,
+    ) -> Result<(), OutOfMemory> {
+        if !D::LOCKS_VMAS {
+            return Ok(());
+        }
+        let lock = self.map.lock();
+        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
+        let vmas = vmas.take_while(|vma| vma.range().start() < range.end());
+        let locks = locks_of::<H, D>(vmas.filter(|vma| wanted(vma.mapping())))?;
+        drop(lock);
+        locks.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
+        Ok(())
+    }
+
     /// Publishes, in one step, what `each` makes of every mapping inside `range`, and `insert` if there is something
-    /// new. Splits at the ends, merges with neighbours. The caller has taken `range` and holds the tree lock; it
-    /// sweeps afterwards, and retires what is returned when all is let go.
+    /// new. Splits at the ends, merges with neighbours. The caller has taken `range` and gives the tree lock, which comes
+    /// back with what to retire when all is let go; it sweeps in between.
     ///
     /// # Errors
     /// [`Unpublished`]: the map is as before.
     pub(super) fn publish<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
-        lock: &mut TreeLock<'_>,
+        lock: TreeLock<'s>,
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: Option<Mapping<H>>,
-    ) -> Result<Vec<Retired>, Unpublished> {
+    ) -> Result<(TreeLock<'s>, Vec<Retired>), Unpublished> {
+        let mut lock = self.exclude_neighbours(work, lock, range, &each, &insert)?;
         let mut closed: Vec<&Vma<H, D>> = Vec::new();
         let mut next: Vec<Mapping<H>> = Vec::new();
-        let built = self.build(lock, range, each, insert, &mut closed, &mut next);
+        let built = self.build(&lock, range, &each, &insert, &mut closed, &mut next);
         let built = built.and_then(|hull| {
             let view = self.tree.view_locked(&lock.writer);
             if view.len() + next.len() - closed.len() > self.engine.limits().mappings {
@@ -105,7 +138,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
             new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
             for mapping in next {
-                new.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
+                let vma = try_box(Vma::new(mapping, self.engine.next_serial()))?;
+                // Nobody has it yet: no wait.
+                D::exclude(work, &self.engine, vma.lock());
+                new.push(vma);
             }
             Ok((hull, new))
         });
@@ -116,23 +152,51 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Err(error);
             }
         };
-        for vma in &closed {
-            D::exclude(work, &self.engine, vma);
-        }
+        closed.iter().for_each(|vma| D::detach(vma.lock(), true));
         // What `closed` names goes with the replacement: reopen by position, not by reference, if that fails.
         let retired = {
             let closed_count = closed.len();
             drop(closed);
             self.tree.replace(&mut lock.writer, hull, new).map_err(|_| {
                 let view = self.tree.view_locked(&lock.writer);
-                view.from(hull.start()).take(closed_count).for_each(Vma::reopen);
+                view.from(hull.start()).take(closed_count).for_each(|vma| {
+                    D::detach(vma.lock(), false);
+                    vma.reopen();
+                });
                 Unpublished::OutOfMemory
             })?
         };
         // Partner: the fence after the bit in page work.
         #[cfg(not(mutant = "no_range_fence"))]
         full_fence();
-        Ok(retired)
+        Ok((lock, retired))
+    }
+
+    /// What will be merged with what comes is excluded too, without the tree lock: the design keeps others from changing
+    /// the tree meanwhile.
+    fn exclude_neighbours<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        mut lock: TreeLock<'s>,
+        range: PageRange,
+        each: &impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        insert: &Option<Mapping<H>>,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        while D::LOCKS_VMAS {
+            let (mut closed, mut next) = (Vec::new(), Vec::new());
+            let built = self.build(&lock, range, each, insert, &mut closed, &mut next);
+            closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
+            built?;
+            let missing = closed.into_iter().filter(|vma| !D::is_excluded(work, vma.lock()));
+            let missing = locks_of::<H, D>(missing)?;
+            if missing.is_empty() {
+                break;
+            }
+            drop(lock);
+            missing.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
+            lock = self.map.lock();
+        }
+        Ok(lock)
     }
 
     /// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both.
@@ -140,8 +204,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &'a self,
         lock: &'a TreeLock<'_>,
         range: PageRange,
-        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
-        insert: Option<Mapping<H>>,
+        each: &impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        insert: &Option<Mapping<H>>,
         closed: &mut Vec<&'a Vma<H, D>>,
         next: &mut Vec<Mapping<H>>,
     ) -> Result<PageRange, Unpublished> {
@@ -176,14 +240,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             middle.try_reserve(3).map_err(|_| OutOfMemory)?;
             let before = PageRange::new(vma.range().start(), start);
             middle.extend(before.and_then(|before| edit::cut(&mapping, before)));
-            middle.extend(edit::cut(&mapping, range).and_then(&each));
+            middle.extend(edit::cut(&mapping, range).and_then(each));
             let behind = PageRange::new(range.end(), vma.range().end());
             keep_behind = behind.and_then(|behind| edit::cut(&mapping, behind));
         }
         let place = middle.iter().take_while(|m| m.range.end() <= start).count();
         if let Some(insert) = insert {
             middle.try_reserve(1).map_err(|_| OutOfMemory)?;
-            middle.insert(place, insert);
+            middle.insert(place, insert.clone());
         }
         if let (Some(left), Some(first)) = (left, middle.first())
             && edit::joins(&left.glance(), first)
@@ -204,9 +268,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     && edit::joins(last, &right.glance())
                 {
                     hull = hull.hull(right.range());
-                    closed.try_reserve(1).map_err(|_| OutOfMemory)?;
-                    closed.push(right);
-                    let mapping = right.close();
+                    let mapping = close(right)?;
                     if edit::joins(last, &mapping) {
                         let joined = edit::join(last, &mapping);
                         next.pop();

@@ -64,16 +64,25 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Clears the entry of `page` if it shows the file from `first` on, or a copy of a page from `first_copy` on.
     fn drop_page(&self, page: PageNumber, file: u64, first: u64, first_copy: u64) -> Entry {
-        let attempt = Attempt::first(Purpose::Rmap);
-        let worked = self.page_work(page, attempt, Leaves::Existing, false, |work: Announced<'_, H, D>| {
-            let shows = work.vma.mapping().file_page(page).filter(|(mapped, _)| mapped.id() == file);
-            let (Some((_, shown)), Some(frame)) = (shows, work.entry.frame()) else { return Entry::EMPTY };
-            let is_copy = self.engine.folio(frame).owner() != file;
-            if shown < if is_copy { first_copy } else { first } {
-                return Entry::EMPTY;
-            }
-            work.install(Entry::EMPTY).unwrap_or(Entry::EMPTY)
-        });
+        let mut attempt = Attempt::first(Purpose::Rmap);
+        let worked = self.page_work(
+            page,
+            &mut attempt,
+            Leaves::Existing,
+            false,
+            |work: Announced<'_, H, D>| {
+                let shows = work.vma.mapping().file_page(page).filter(|(mapped, _)| mapped.id() == file);
+                let (Some((_, shown)), Some(frame)) = (shows, work.entry.frame()) else {
+                    return Entry::EMPTY;
+                };
+                let is_copy = self.engine.folio(frame).owner() != file;
+                if shown < if is_copy { first_copy } else { first } {
+                    return Entry::EMPTY;
+                }
+                work.install(Entry::EMPTY).unwrap_or(Entry::EMPTY)
+            },
+            |_, _| false,
+        );
         match worked {
             Ok(worked) => worked.result,
             Err(Refused::Hole | Refused::NoTable | Refused::OutOfMemory) => Entry::EMPTY,

@@ -3,7 +3,7 @@
 use super::range_work::Unpublished;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::host::{Host, OutOfMemory};
 use crate::vma::tree::Ranged;
 
@@ -50,17 +50,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     pub(super) fn unmap(&self, range: PageRange) -> Result<(), Unpublished> {
         let Some(range) = range.intersection(Self::whole()) else { return Ok(()) };
-        let mut work = D::range_work(&self.lock, &self.engine, range);
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
-        let (mut taken, mut lock) =
+        self.exclude(&mut work, range, |_| true)?;
+        let (mut taken, lock) =
             self.map.take(range, &*self.engine).map_err(|OutOfMemory| Unpublished::OutOfMemory)?;
         let view = self.tree.view_locked(&lock.writer);
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());
         }
-        let mut retired = self.publish(&mut work, &mut lock, range, |_| None, None)?;
+        let (mut lock, mut retired) = self.publish(&mut work, lock, range, |_| None, None)?;
         self.widen_to_leaves(&mut taken, &mut lock);
         drop(lock);
+        D::published(&mut work);
         self.sweep_away(&taken, range);
         self.unhook_leaves(&taken, &mut retired);
         drop(taken);

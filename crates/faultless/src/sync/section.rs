@@ -9,7 +9,7 @@
 //! the grace period sees the slot odd and waits, or the reader sees everything published before the grace period.
 
 use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use super::full_fence;
+use super::{full_fence, plain};
 use crate::stats::Counters;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -73,7 +73,10 @@ impl Barrier for FenceBarrier {
 struct Slot {
     /// Odd while in a section. Written by the slot's thread; partner: [`Sections::grace`].
     sequence: AtomicUsize,
-    /// Written by the slot's thread, read by [`Sections::count`].
+    /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
+    /// [`Sections::each_waits_on`], between their fences.
+    waits_on: plain::AtomicUsize,
+    /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
 }
 
@@ -183,12 +186,29 @@ impl Sections {
 
     /// Every slot's counters.
     pub fn each_counters(&self, mut f: impl FnMut(&Counters)) {
+        self.each_slot(|slot| f(&slot.counters));
+    }
+
+    /// Says what the thread of this slot sleeps on; zero for nothing.
+    pub fn set_waits_on(&self, index: SlotIndex, key: usize) {
+        self.slot(index).waits_on.store(key, Ordering::Relaxed);
+    }
+
+    /// What any thread said that it sleeps on.
+    pub fn each_waits_on(&self, mut f: impl FnMut(usize)) {
+        self.each_slot(|slot| match slot.waits_on.load(Ordering::Relaxed) {
+            0 => {}
+            key => f(key),
+        });
+    }
+
+    fn each_slot(&self, mut f: impl FnMut(&Slot)) {
         let used = self.used.load(Ordering::SeqCst);
         for first in (0..used).step_by(CHUNK_SLOTS) {
             let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
             if !chunk.is_null() {
                 // SAFETY: chunks are freed only in Drop.
-                unsafe { &*chunk }.iter().take(used - first).for_each(|slot| f(&slot.counters));
+                unsafe { &*chunk }.iter().take(used - first).for_each(|slot| f(slot));
             }
         }
     }

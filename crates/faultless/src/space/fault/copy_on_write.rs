@@ -1,7 +1,7 @@
 //! Writes to what others may see: reuse in place if the page is this mapping's alone, else a copy.
 
 use super::super::page_work::Announced;
-use super::file::{Found, find};
+use super::file::{Found, NotReady, find};
 use super::{Step, install, install_new};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
@@ -36,14 +36,13 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     copy_of(work, record, frame)
 }
 
-/// The first write to a private mapping's page that is not mapped: a copy of the file's. Gives the work back if the
-/// page is not in memory.
-pub(super) fn from_file<'a, H: Host, D: LockingDesign>(
-    work: Announced<'a, H, D>,
+/// The first write to a private mapping's page that is not mapped: a copy of the file's, if that is in memory.
+pub(super) fn from_file<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
     record: &AnonRecord,
     file: &File<H>,
     page: u64,
-) -> Result<Step<H>, Announced<'a, H, D>> {
+) -> Result<Step<H>, NotReady> {
     match find(&work, file, page, Reference::Pin) {
         Found::Ready(frame) => {
             let engine = work.engine();
@@ -51,7 +50,7 @@ pub(super) fn from_file<'a, H: Host, D: LockingDesign>(
             engine.put(frame, Reference::Pin);
             Ok(step)
         }
-        Found::Absent => Err(work),
+        Found::NotReady { locked } => Err(NotReady { locked }),
         Found::Full => Ok(Step::NeedMemory),
         Found::PastEnd(error) => Ok(Step::Failed(error)),
     }

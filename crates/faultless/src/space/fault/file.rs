@@ -9,15 +9,20 @@ use crate::host::{Entry, Frame, Host};
 use crate::page_cache::{File, Full};
 use crate::space::protect::entry_rights;
 
-/// Maps page `page` of `file` if it is in memory; else gives the work back.
-pub(super) fn map<'a, H: Host, D: LockingDesign>(
-    work: Announced<'a, H, D>,
+/// The page is not in memory, or locked: the fault has to wait.
+pub(super) struct NotReady {
+    pub locked: bool,
+}
+
+/// Maps page `page` of `file` if it is in memory.
+pub(super) fn map<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
     file: &File<H>,
     page: u64,
-) -> Result<Step<H>, Announced<'a, H, D>> {
+) -> Result<Step<H>, NotReady> {
     let frame = match find(&work, file, page, Reference::Mapping) {
         Found::Ready(frame) => frame,
-        Found::Absent => return Err(work),
+        Found::NotReady { locked } => return Err(NotReady { locked }),
         Found::Full => return Ok(Step::NeedMemory),
         Found::PastEnd(error) => return Ok(Step::Failed(error)),
     };
@@ -41,8 +46,11 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, fr
 pub(super) enum Found {
     /// Up to date, with the reference asked for.
     Ready(Frame),
-    /// Not there, or being read.
-    Absent,
+    /// Not there, being read, or locked.
+    NotReady {
+        /// The last.
+        locked: bool,
+    },
     /// Mapped or pinned as often as can be counted: like no memory.
     Full,
     /// The file has no such page.
@@ -63,11 +71,15 @@ pub(super) fn find<H: Host, D: LockingDesign>(
     }
     match file.find(page, reference) {
         Err(Full) => Found::Full,
-        Ok(None) => Found::Absent,
-        Ok(Some(frame)) if work.engine().folio(frame).is_uptodate() => Found::Ready(frame),
+        Ok(None) => Found::NotReady { locked: false },
         Ok(Some(frame)) => {
+            let folio = work.engine().folio(frame);
+            let (ready, locked) = (folio.is_uptodate(), D::LOCKS_FOLIOS && folio.is_locked());
+            if ready && !locked {
+                return Found::Ready(frame);
+            }
             work.engine().put(frame, reference);
-            Found::Absent
+            Found::NotReady { locked: ready }
         }
     }
 }

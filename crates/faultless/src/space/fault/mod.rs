@@ -8,7 +8,7 @@ mod pending;
 
 pub use pending::PendingFault;
 
-use super::page_work::{Announced, Leaves, Refused, Worked};
+use super::page_work::{Announced, Leaves, Refused};
 use super::protect::entry_rights;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, VirtAddr};
@@ -20,6 +20,7 @@ use crate::stats::Counter;
 use crate::store::StoreError;
 use crate::vma::{AnonRecord, Backing};
 use alloc::sync::Arc;
+use file::NotReady;
 use pending::Awaited;
 
 /// Why an access cannot be served. A process would get a signal: SEGV for the first two, BUS for the next two.
@@ -65,6 +66,12 @@ pub enum FaultError {
         /// The address of the access.
         address: VirtAddr,
     },
+    /// The space has exited while the access waited (the process was killed).
+    #[error("the space has exited, and with it the access to {address}")]
+    Exited {
+        /// The address of the access.
+        address: VirtAddr,
+    },
     /// No frame, and nothing could be evicted.
     #[error("out of memory for the page at {address}")]
     OutOfMemory {
@@ -89,17 +96,28 @@ pub(super) enum Step<H: Host> {
     LookAgain,
     /// No frame at hand.
     NeedMemory,
-    /// The page of a file that is not there.
-    Read(Absent<H>),
+    /// The page of a file that is not there, or is locked.
+    Wait(Absent<H>),
+    /// The design wants another lock first.
+    Blocked,
     /// It cannot be served.
     Failed(FaultError),
 }
 
-/// A page of a file that is not there, and the mapping that showed it.
+/// A page of a file that cannot be mapped yet, and the mapping that showed it.
 pub(super) struct Absent<H: Host> {
     pub file: Arc<File<H>>,
     pub page: u64,
     pub serial: u64,
+    /// It is there, and a file system has it locked.
+    pub locked: bool,
+}
+
+impl<H: Host> Absent<H> {
+    /// What happens after the wait for it.
+    pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
+        if self.locked { D::after_lock(attempt) } else { D::after_io(attempt) }
+    }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -128,24 +146,29 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         address: VirtAddr,
         access: Access,
-        attempt: Attempt,
+        mut attempt: Attempt,
     ) -> Result<Fault<H, D>, FaultError> {
         let space = &*self.0;
         let (page, engine) = (address.page(), &space.engine);
         if !Space::<H, D>::whole().contains(page) {
             return Err(FaultError::NoMapping { address });
         }
-        let hold = D::after_io(attempt) == AfterIo::Hold;
         let (mut counted, mut look, mut closed) = (attempt.retries > 0, 0, 0);
+        let mut kept: Option<D::Kept> = None;
         loop {
-            let worked = space.page_work(page, attempt, Leaves::Make, false, |work| {
-                let step = classify(&work, address, access);
-                finish(work, step, hold)
-            });
-            let Worked { result, kept } = match worked {
-                Ok(worked) => worked,
+            let work = |work: Announced<'_, H, D>| {
+                let class = classify(&work, address, access);
+                finish(work, class)
+            };
+            let worked =
+                space.page_work(page, &mut attempt, Leaves::Make, kept.is_some(), work, keeps::<H, D>);
+            let result = match worked {
+                Ok(worked) => {
+                    kept = worked.kept.or(kept);
+                    worked.result
+                }
                 Err(Refused::Hole | Refused::NoTable) => return Err(FaultError::NoMapping { address }),
-                Err(Refused::OutOfMemory) => Worked { result: Step::NeedMemory, kept: None },
+                Err(Refused::OutOfMemory) => Step::NeedMemory,
             };
             match result {
                 Step::Done(replaced) => {
@@ -153,8 +176,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return Ok(Fault::Done);
                 }
                 Step::Failed(error) => return Err(error),
+                Step::Blocked => {
+                    kept = None;
+                    D::blocked(&space.lock, engine, &mut attempt);
+                }
                 // Range work is between closing a record and publishing what comes.
                 Step::LookAgain => {
+                    kept = None;
                     engine.pause_on_bit(closed);
                     closed += 1;
                 }
@@ -164,20 +192,25 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
-                Step::Read(absent) => {
-                    if !core::mem::replace(&mut counted, true) {
+                Step::Wait(absent) => {
+                    if !absent.locked && !core::mem::replace(&mut counted, true) {
                         engine.counters().add(Counter::MajorFaults, 1);
                     }
+                    let after = absent.after::<D>(attempt);
+                    // What was kept while memory was short is not kept through this.
+                    let mut kept = kept.take().filter(|_| after == AfterIo::Hold);
                     let awaited = match absent.file.read(absent.page, attempt.retries > 0) {
-                        // Read meanwhile. Who resumes keeps the pin all the same: it must not lose the page again.
-                        Ok(pin)
-                            if D::after_io(attempt) != AfterIo::Resume
+                        // Read or unlocked meanwhile. Who resumes keeps the pin all the same: it must not lose the page
+                        // again.
+                        Ok((pin, _))
+                            if after != AfterIo::Resume
                                 && !pin.is_reading()
+                                && !(D::LOCKS_FOLIOS && pin.is_locked())
                                 && absent.file.is_attached(absent.page, pin.frame()) =>
                         {
                             continue;
                         }
-                        Ok(pin) => Awaited::Read { pin, absent },
+                        Ok((pin, started)) => Awaited::Page { pin, absent, started },
                         Err(Miss::Queue(unpinned)) => {
                             // Nobody waits for others' pins with a lock that they may need to let them go.
                             drop(kept);
@@ -188,12 +221,23 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
                         Err(Miss::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
                     };
-                    return Ok(Fault::Pending(PendingFault::new(
-                        self, address, access, attempt, awaited, kept,
-                    )));
+                    if let Some(kept) = &mut kept {
+                        D::through_io(kept);
+                    }
+                    let pending = PendingFault::new(self, address, access, attempt, awaited, kept);
+                    return Ok(Fault::Pending(pending));
                 }
             }
         }
+    }
+}
+
+/// Whether what the design took is kept for what comes of this step.
+fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
+    match step {
+        Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
+        Step::NeedMemory => D::KEEPS_WHILE_RECLAIMING,
+        _ => false,
     }
 }
 
@@ -258,15 +302,17 @@ fn classify<'a, H: Host, D: LockingDesign>(
     }
 }
 
-fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>, hold: bool) -> Step<H> {
+fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>) -> Step<H> {
     let serial = work.vma.mapping().serial;
-    let read = |work: Announced<'_, H, D>, file: &Arc<File<H>>, page| {
-        let absent = Absent { file: file.clone(), page, serial };
-        if hold {
-            work.let_go_for_io();
-        }
-        Step::Read(absent)
+    let wait = |file: &Arc<File<H>>, page, NotReady { locked, .. }| {
+        Step::Wait(Absent { file: file.clone(), page, serial, locked })
     };
+    if let Class::Fill(record) | Class::Private(record, ..) | Class::Break(record, _) = class
+        && !record.has_pages()
+        && D::first_anonymous(&work.space.lock, work.engine(), work.attempt).is_err()
+    {
+        return Step::Blocked;
+    }
     match class {
         Class::Step(step) => step,
         Class::Rights => {
@@ -275,14 +321,11 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
         }
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(record) => anonymous::fill(work, record),
-        Class::File(file, page) => match file::map(work, file, page) {
-            Ok(step) => step,
-            Err(work) => read(work, file, page),
-        },
-        Class::Private(record, file, page) => match copy_on_write::from_file(work, record, file, page) {
-            Ok(step) => step,
-            Err(work) => read(work, file, page),
-        },
+        Class::File(file, page) => file::map(work, file, page).unwrap_or_else(|no| wait(file, page, no)),
+        Class::Private(record, file, page) => {
+            let copied = copy_on_write::from_file(work, record, file, page);
+            copied.unwrap_or_else(|no| wait(file, page, no))
+        }
         Class::Break(record, frame) => copy_on_write::break_or_reuse(work, record, frame),
     }
 }

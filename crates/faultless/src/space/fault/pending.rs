@@ -12,12 +12,13 @@ use crate::page_cache::Pin;
 use crate::protection::Access;
 use crate::stats::Counter;
 use crate::store::StoreError;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use alloc::sync::{Arc, Weak};
 
 /// What it waits for.
 pub(super) enum Awaited<H: Host> {
-    /// The read of a folio that it has pinned, so that the page cannot be gone when it comes back.
-    Read { pin: Pin<H>, absent: Absent<H> },
+    /// The read, or the unlocking, of a folio that it has pinned, so that the page cannot be gone when it comes back.
+    Page { pin: Pin<H>, absent: Absent<H>, started: bool },
     /// Other faults' pins: too many folios are pinned for a new read.
     Memory { unpinned: u64 },
 }
@@ -30,6 +31,8 @@ pub(super) enum Awaited<H: Host> {
 pub struct PendingFault<H: Host, D: LockingDesign> {
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
+    /// The space's.
+    dying: Arc<AtomicBool>,
     address: VirtAddr,
     access: Access,
     attempt: Attempt,
@@ -46,8 +49,8 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         awaited: Awaited<H>,
         kept: Option<D::Kept>,
     ) -> Self {
-        let (engine, space) = (space.engine().clone(), space.downgrade());
-        Self { engine, space, address, access, attempt, awaited, kept }
+        let (engine, dying, space) = (space.engine().clone(), space.0.dying.clone(), space.downgrade());
+        Self { engine, space, dying, address, access, attempt, awaited, kept }
     }
 
     /// The address of the access.
@@ -62,20 +65,30 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
 
     /// Whether [`PendingFault::finish`] would go on now. For a host that polls.
     pub fn is_ready(&self) -> bool {
-        match &self.awaited {
-            Awaited::Read { pin, .. } => !pin.is_reading(),
-            Awaited::Memory { unpinned } => self.engine.unpinned_since(*unpinned),
-        }
+        self.is_given_up()
+            || match &self.awaited {
+                Awaited::Page { pin, absent, .. } if absent.locked => !pin.is_locked(),
+                Awaited::Page { pin, .. } => !pin.is_reading(),
+                Awaited::Memory { unpinned } => self.engine.unpinned_since(*unpinned),
+            }
     }
 
-    /// Sleeps until the I/O has ended, and goes on. May come back pending, if the page is needed anew.
+    /// Whether the space has exited.
+    fn is_given_up(&self) -> bool {
+        self.dying.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until the I/O has ended or the space has exited, and goes on. May come back pending, if the page is needed
+    /// anew.
     ///
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`].
     pub fn wait(self) -> Result<Fault<H, D>, FaultError> {
+        let given_up = || self.is_given_up();
         match &self.awaited {
-            Awaited::Read { pin, .. } => pin.wait(),
-            Awaited::Memory { unpinned } => self.engine.wait_for_unpin(*unpinned),
+            Awaited::Page { pin, absent, .. } if absent.locked => pin.wait_for_lock(&given_up),
+            Awaited::Page { pin, .. } => pin.wait_for_read(&given_up),
+            Awaited::Memory { unpinned } => self.engine.wait_for_unpin(*unpinned, &given_up),
         }
         self.finish()
     }
@@ -83,17 +96,18 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     /// Goes on if the I/O has ended; otherwise comes back as it was. Does not sleep for I/O.
     ///
     /// # Errors
-    /// [`FaultError`], as [`AddressSpace::fault`]; `NoMapping` if the space is gone.
+    /// [`FaultError`], as [`AddressSpace::fault`]; `Exited` if the space has.
     pub fn finish(self) -> Result<Fault<H, D>, FaultError> {
         if !self.is_ready() {
             return Ok(Fault::Pending(self));
         }
+        let exited = self.is_given_up();
         let Self { space, address, access, attempt, awaited, kept, .. } = self;
-        let Some(space) = space.upgrade().map(AddressSpace) else {
-            return Err(FaultError::NoMapping { address });
+        let Some(space) = space.upgrade().map(AddressSpace).filter(|_| !exited) else {
+            return Err(FaultError::Exited { address });
         };
-        let (pin, absent) = match awaited {
-            Awaited::Read { pin, absent } => (pin, absent),
+        let (pin, absent, started) = match awaited {
+            Awaited::Page { pin, absent, started } => (pin, absent, started),
             Awaited::Memory { .. } => {
                 drop(kept);
                 return space.fault_from(address, access, attempt);
@@ -107,10 +121,11 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             }
             Some(error) => return Err(FaultError::Io { address, error }),
         }
-        if D::after_io(attempt) == AfterIo::Retry {
+        let again = D::again(attempt, started);
+        if absent.after::<D>(attempt) == AfterIo::Retry {
             drop((pin, kept));
             space.engine().counters().add(Counter::Retries, 1);
-            return space.fault_from(address, access, attempt.again());
+            return space.fault_from(address, access, again);
         }
         if space.0.resume(address, access, attempt, &pin, &absent, kept.is_some()) {
             return Ok(Fault::Done);
@@ -118,7 +133,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         drop(kept);
         // Something else is mapped there, or the page was cut off meanwhile, or there was no memory: from the start. The
         // pin stays until then, so that a page still wanted is found.
-        let fault = space.fault_from(address, access, attempt.again());
+        let fault = space.fault_from(address, access, again);
         drop(pin);
         fault
     }
@@ -131,12 +146,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         address: VirtAddr,
         access: Access,
-        attempt: Attempt,
+        mut attempt: Attempt,
         pin: &Pin<H>,
         absent: &Absent<H>,
         holding: bool,
     ) -> bool {
-        let worked = self.page_work(address.page(), attempt, Leaves::Make, holding, |work| {
+        let map = |work: Announced<'_, H, D>| {
             if !is_unchanged(&work, access, absent) {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
@@ -146,14 +161,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             let vma = work.vma;
             let step = match (access, vma.record()) {
-                (Access::Write, Some(record)) => copy_on_write::copy_of(work, record, pin.frame()),
+                (Access::Write, Some(record)) => {
+                    if !record.has_pages() {
+                        D::first_anonymous(&self.lock, &self.engine, work.attempt).ok()?;
+                    }
+                    copy_on_write::copy_of(work, record, pin.frame())
+                }
                 _ => {
                     work.engine().folio(pin.frame()).try_get(Reference::Mapping).ok()?;
                     file::map_frame(work, pin.frame())
                 }
             };
             Some(step)
-        });
+        };
+        let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
         match worked {
             Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
                 self.after_install(address, replaced);

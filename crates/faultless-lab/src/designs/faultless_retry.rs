@@ -1,0 +1,67 @@
+//! `faultless-retry`: the bit in the entry as `faultless`, but a fault starts over after its I/O and looks the page up
+//! again. It tells apart what the bit brings from what resuming brings. Nothing in Linux is like it.
+//!
+//! Nothing is kept while room is made for a frame, as with `faultless`.
+
+use faultless::Engine;
+use faultless::address::{PageNumber, PageRange};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, Freeze, Frozen, LockingDesign};
+use faultless::host::Host;
+use faultless::vma::Vma;
+use faultless::vma::tree::{Tree, View};
+use std::convert::Infallible;
+use std::sync::Arc;
+
+/// The design; see the module.
+#[derive(Clone, Copy, Debug)]
+pub struct FaultlessRetry;
+
+impl LockingDesign for FaultlessRetry {
+    const NAME: &'static str = "faultless-retry";
+    type Space = Freeze;
+    type Vma = ();
+    type Outside<'s, H: Host> = ();
+    type Inside<'s, H: Host> = ();
+    type Kept = Infallible;
+    type Range<'s, H: Host> = ();
+    type Fork<'s, H: Host> = Frozen<'s, H>;
+
+    #[inline]
+    fn outside<'s, H: Host>(_: &'s Arc<Freeze>, _: &'s Engine<H>, _: Attempt) {}
+
+    #[inline]
+    fn inside<'s, H: Host>(
+        space: &'s Arc<Freeze>,
+        _: &'s Engine<H>,
+        _: View<'s, Vma<H, Self>>,
+        _: PageNumber,
+        _: Attempt,
+    ) -> Result<(), Blocked> {
+        if space.is_frozen() { Err(Blocked) } else { Ok(()) }
+    }
+
+    fn blocked<H: Host>(space: &Arc<Freeze>, engine: &Engine<H>, _: &mut Attempt) {
+        space.wait(engine);
+    }
+
+    fn after_io(_: Attempt) -> AfterIo {
+        AfterIo::Retry
+    }
+
+    fn keep<'o, 's, H: Host>(_: &Arc<Freeze>, (): (), (): ()) -> Option<Infallible> {
+        None
+    }
+
+    fn range_work<'s, H: Host>(
+        _: &'s Arc<Freeze>,
+        _: &'s Engine<H>,
+        _: &'s Tree<Vma<H, Self>>,
+        _: Call,
+        _: PageRange,
+    ) {
+    }
+
+    fn fork<'s, H: Host>(space: &'s Arc<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
+        space.freeze(engine)
+    }
+}

@@ -1,0 +1,133 @@
+//! Designs with one reader-writer lock for the whole space: what `mmap-lock` and `mmap-lock-hold` have in common.
+//!
+//! | here | Linux 6.3 |
+//! |---|---|
+//! | [`outside`](LockingDesign::outside) takes it for reading | `do_user_addr_fault`: `mmap_read_trylock`, then `mmap_read_lock` |
+//! | [`range_work`](LockingDesign::range_work) takes it for writing | `vm_mmap_pgoff`, `__vm_munmap`, `do_mprotect_pkey`: `mmap_write_lock_killable` |
+//! | munmap goes on as a reader when its mappings are out of the tree | `do_mas_align_munmap` with `downgrade`: `mmap_write_downgrade` |
+//! | MADV_DONTNEED takes it for reading | `madvise_need_mmap_write` says no |
+//! | fork is range work on everything | `dup_mmap`: `mmap_write_lock_killable(oldmm)` for the whole copy |
+//! | [`Purpose::Rmap`] takes nothing | truncation and reclaim take `i_mmap_rwsem` or the anon_vma's lock, and the table's |
+//! | a fault that waits for I/O or for the lock's holder ends with its process | `folio_lock_killable`, `mmap_read_lock_killable` |
+//!
+//! Kept while room is made for a frame: the lock for reading, as `alloc_pages` reclaims under mmap_lock.
+//!
+//! Differences that are known:
+//! * The child's own lock is not taken (`mmap_write_lock_nested`): nobody else knows the child yet.
+//! * A writer spins for a while if the lock's owner runs (`rwsem_optimistic_spin`); parking_lot spins a few turns.
+//! * A writer that has waited long is handed the lock after 4 ms in Linux, after 0.5 ms on average here.
+//! * Who waits for the lock itself does not watch for its process's end; but who holds it through I/O does, and lets go.
+//! * A folio is looked at, not locked, while it is mapped: two faults never wait for each other for those few
+//!   instructions. All who wait for one read wake at once; Linux wakes them one by one.
+//! * Below mmap_lock the engine still takes ranges and announces in entries, where Linux has the page table's locks.
+
+use super::locks::{MmapKept, MmapSemaphore, MmapWrite, Policy};
+use faultless::Engine;
+use faultless::address::{PageNumber, PageRange};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
+use faultless::host::Host;
+use faultless::vma::Vma;
+use faultless::vma::tree::{Tree, View};
+use parking_lot::RwLockReadGuard;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// mmap_lock alone, by policy.
+#[derive(Debug)]
+pub struct MmapLocked<P>(PhantomData<P>);
+
+/// What range work holds.
+#[derive(Debug)]
+pub enum Range<'s> {
+    /// The lock for writing.
+    Write(MmapWrite<'s>),
+    /// The lock for reading.
+    Read {
+        /// Dropped with it.
+        _guard: Option<RwLockReadGuard<'s, ()>>,
+    },
+}
+
+impl<P: Policy> LockingDesign for MmapLocked<P> {
+    const NAME: &'static str = P::NAME;
+    const KEEPS_WHILE_RECLAIMING: bool = true;
+    const LOCKS_FOLIOS: bool = true;
+    type Space = MmapSemaphore;
+    type Vma = ();
+    type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
+    type Inside<'s, H: Host> = ();
+    type Kept = MmapKept;
+    type Range<'s, H: Host> = Range<'s>;
+    /// Range work on the whole space has the lock already.
+    type Fork<'s, H: Host> = ();
+
+    fn outside<'s, H: Host>(
+        space: &'s Arc<MmapSemaphore>,
+        engine: &'s Engine<H>,
+        attempt: Attempt,
+    ) -> Option<RwLockReadGuard<'s, ()>> {
+        match attempt.purpose {
+            Purpose::Rmap => None,
+            Purpose::Fault => Some(space.read(engine)),
+        }
+    }
+
+    fn inside<'s, H: Host>(
+        _: &'s Arc<MmapSemaphore>,
+        _: &'s Engine<H>,
+        _: View<'s, Vma<H, Self>>,
+        _: PageNumber,
+        _: Attempt,
+    ) -> Result<(), Blocked> {
+        Ok(())
+    }
+
+    fn blocked<H: Host>(_: &Arc<MmapSemaphore>, _: &Engine<H>, _: &mut Attempt) {}
+
+    fn after_io(attempt: Attempt) -> AfterIo {
+        P::after_io(attempt)
+    }
+
+    fn after_lock(attempt: Attempt) -> AfterIo {
+        P::after_lock(attempt)
+    }
+
+    fn again(attempt: Attempt, major: bool) -> Attempt {
+        P::again(attempt, major)
+    }
+
+    fn keep<'o, 's, H: Host>(
+        space: &Arc<MmapSemaphore>,
+        outside: Option<RwLockReadGuard<'o, ()>>,
+        (): (),
+    ) -> Option<MmapKept> {
+        outside.map(|guard| space.keep(guard))
+    }
+
+    fn through_io(kept: &mut MmapKept) {
+        kept.through_io();
+    }
+
+    fn range_work<'s, H: Host>(
+        space: &'s Arc<MmapSemaphore>,
+        engine: &'s Engine<H>,
+        _: &'s Tree<Vma<H, Self>>,
+        call: Call,
+        _: PageRange,
+    ) -> Range<'s> {
+        match call {
+            Call::Discard => Range::Read { _guard: Some(space.read(engine)) },
+            _ => Range::Write(space.write(engine, call)),
+        }
+    }
+
+    fn published<H: Host>(work: &mut Range<'_>) {
+        let held = std::mem::replace(work, Range::Read { _guard: None });
+        *work = match held {
+            Range::Write(write) => Range::Read { _guard: write.downgrade() },
+            read @ Range::Read { .. } => read,
+        };
+    }
+
+    fn fork<'s, H: Host>(_: &'s Arc<MmapSemaphore>, _: &'s Engine<H>) {}
+}

@@ -1,0 +1,399 @@
+//! Designs with a lock in each VMA beside mmap_lock: what the `vma-lock` presets have in common.
+//!
+//! | here | Linux 6.18 |
+//! |---|---|
+//! | [`inside`](LockingDesign::inside) finds the VMA in the read section and counts itself in it | `lock_vma_under_rcu`, `vma_start_read` on `vm_refcnt` |
+//! | no VMA, or one that is write-locked or replaced: mmap_lock for reading | `lock_vma_under_rcu` returns NULL, `lock_mm_and_find_vma` |
+//! | [`exclude`](LockingDesign::exclude) waits for the readers of a VMA, and marks it with the writer's number | `vma_start_write`: `vm_lock_seq = mm_lock_seq` |
+//! | VMAs stay write-locked until mmap_lock is let go: its number moves on | `vma_end_write_all` in `mmap_write_unlock` and `mmap_write_downgrade` |
+//! | new VMAs are born write-locked | `__mmap_new_vma`, `__split_vma` call `vma_start_write` |
+//! | a replaced VMA takes no reader any more | `vma_mark_detached` |
+//! | the first anonymous page of a VMA tries mmap_lock; only if that fails the fault starts over under it | `__vmf_anon_prepare`: `mmap_read_trylock`, else `VM_FAULT_RETRY` |
+//! | fork locks VMAs one by one under mmap_lock and keeps them locked | `dup_mmap`: `vma_start_write` for each, until `mmap_write_unlock(oldmm)` |
+//! | MADV_DONTNEED inside one VMA takes its lock for reading, else mmap_lock for reading | `madvise_lock` with `MADVISE_VMA_READ_LOCK`, `try_vma_read_lock` |
+//! | munmap goes on as a reader of mmap_lock when its mappings are out of the tree | `vms_complete_munmap_vmas`: `mmap_write_downgrade` |
+//! | a fault that waits for I/O ends with its process | `folio_lock_killable`, `filemap_read_folio` |
+//!
+//! Kept while room is made for a frame: the VMA lock, or mmap_lock for reading if the fault has that.
+//!
+//! Differences that are known:
+//! * Mappings are immutable in this engine: what Linux changes in place is replaced, and the VMA that a fault has counted
+//!   itself in is the one that it works with; so it checks no address again after `vma_start_read`.
+//! * The count lies beside the VMA, one load further, since it must outlive a VMA that is kept.
+//! * A fault does no look-up more than Linux does: the VMA found with its lock is not looked up again.
+//! * With mmap_lock as in [`super::mmap_locked`]: parking_lot's lock, looks at folios, wakes all who wait for a read.
+
+use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
+use faultless::Engine;
+use faultless::address::{PageNumber, PageRange};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
+use faultless::host::{Clock, Host};
+use faultless::stats::Counter;
+use faultless::vma::tree::{Tree, View};
+use faultless::vma::{Mapping, Vma};
+use parking_lot::{Mutex, RwLockReadGuard};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{Thread, current, park};
+
+/// A lock in each VMA, by policy.
+#[derive(Debug)]
+pub struct VmaLocked<P>(PhantomData<P>);
+
+/// What a space has.
+#[derive(Debug)]
+pub struct VmaLocks {
+    mmap_lock: MmapSemaphore,
+    /// The writer's number (`mm_lock_seq`): a VMA that carries it is write-locked. Moved on by each writer of mmap_lock
+    /// before it lets go.
+    writer: AtomicU32,
+    /// The writer that waits for a VMA's readers; there is one, since it has mmap_lock. Protected by its lock.
+    waiting: Mutex<Option<Thread>>,
+}
+
+impl Default for VmaLocks {
+    fn default() -> Self {
+        Self { mmap_lock: MmapSemaphore::default(), writer: AtomicU32::new(1), waiting: Mutex::new(None) }
+    }
+}
+
+/// What a VMA has.
+#[derive(Debug, Default)]
+pub struct VmaLock {
+    /// Readers, and the bits below. Atomic; partner of the readers' counting: the writer's bit, both by read-modify-write.
+    readers: AtomicU32,
+    /// The number of the last writer that locked it (`vm_lock_seq`); none has zero. Written by the writer.
+    locked_by: AtomicU32,
+}
+
+/// A writer waits for the readers to leave: no new ones.
+const WRITER: u32 = 1 << 30;
+/// It is not in the tree any more: no readers, ever.
+const DETACHED: u32 = 1 << 31;
+const READERS: u32 = WRITER - 1;
+
+impl VmaLocks {
+    /// `vma_start_read`: counts the caller in, unless the VMA is write-locked or gone.
+    fn try_read<'s, H: Host>(
+        self: &'s Arc<Self>,
+        engine: &Engine<H>,
+        lock: &'s Arc<VmaLock>,
+    ) -> Option<VmaRead<'s>> {
+        let is_locked = |order| lock.locked_by.load(Ordering::Relaxed) == self.writer.load(order);
+        // Most that cannot be had cost no shared write.
+        if is_locked(Ordering::Relaxed) {
+            return None;
+        }
+        let mut readers = lock.readers.load(Ordering::Relaxed);
+        loop {
+            if readers & !READERS != 0 {
+                return None;
+            }
+            // Acquire: what a writer did before it let new readers in, its number too, is seen below.
+            match lock.readers.compare_exchange_weak(
+                readers,
+                readers + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => readers = now,
+            }
+        }
+        let read = VmaRead { space: self, lock };
+        if is_locked(Ordering::Acquire) {
+            return None;
+        }
+        engine.counters().add(Counter::VmaLockRead, 1);
+        Some(read)
+    }
+
+    /// `vma_end_read`. Release: what the reader did is seen by the writer that waited for it.
+    fn end_read(&self, lock: &VmaLock) {
+        if lock.readers.fetch_sub(1, Ordering::Release) == WRITER | 1
+            && let Some(writer) = &*self.waiting.lock()
+        {
+            writer.unpark();
+        }
+    }
+
+    /// Whether the writer of mmap_lock has locked it, asked by that writer.
+    fn is_write_locked(&self, lock: &VmaLock) -> bool {
+        lock.locked_by.load(Ordering::Relaxed) == self.writer.load(Ordering::Relaxed)
+    }
+
+    /// `vma_start_write`, with mmap_lock held for writing.
+    fn write<H: Host>(&self, engine: &Engine<H>, lock: &VmaLock) {
+        if self.is_write_locked(lock) {
+            return;
+        }
+        if lock.readers.fetch_or(WRITER, Ordering::Acquire) & READERS != 0 {
+            self.wait_for_readers(engine, lock);
+        }
+        lock.locked_by.store(self.writer.load(Ordering::Relaxed), Ordering::Relaxed);
+        lock.readers.fetch_and(!WRITER, Ordering::Release);
+    }
+
+    fn wait_for_readers<H: Host>(&self, engine: &Engine<H>, lock: &VmaLock) {
+        engine.assert_may_sleep("a VMA lock");
+        let cause = match self.mmap_lock.has_io() {
+            true => Counter::VmaLockWaitIo,
+            false => Counter::VmaLockWaitFault,
+        };
+        let start = engine.host().clock().now_ns();
+        // Before the look below: a reader that leaves later finds whom to wake.
+        *self.waiting.lock() = Some(current());
+        while lock.readers.load(Ordering::Acquire) & READERS != 0 {
+            park();
+        }
+        *self.waiting.lock() = None;
+        let waited = engine.host().clock().now_ns().saturating_sub(start);
+        engine.counters().add(Counter::VmaLockWait, waited);
+        engine.counters().add(cause, waited);
+    }
+}
+
+/// A VMA's lock, held for reading.
+#[derive(Debug)]
+pub struct VmaRead<'s> {
+    space: &'s Arc<VmaLocks>,
+    lock: &'s Arc<VmaLock>,
+}
+
+impl VmaRead<'_> {
+    /// The same hold, independent of the borrow.
+    fn keep(self) -> VmaKept {
+        let (space, lock) = (self.space.clone(), self.lock.clone());
+        std::mem::forget(self);
+        let in_io = InIo::new(&space.mmap_lock);
+        VmaKept { space, lock, in_io }
+    }
+}
+
+impl Drop for VmaRead<'_> {
+    fn drop(&mut self) {
+        self.space.end_read(self.lock);
+    }
+}
+
+/// A VMA's lock, held for reading by a fault that waits, or by MADV_DONTNEED.
+#[derive(Debug)]
+pub struct VmaKept {
+    space: Arc<VmaLocks>,
+    lock: Arc<VmaLock>,
+    in_io: InIo,
+}
+
+impl Drop for VmaKept {
+    fn drop(&mut self) {
+        self.space.end_read(&self.lock);
+    }
+}
+
+/// What page work holds in its section.
+pub enum Inside<'s, H: Host, P: Policy> {
+    /// The VMA's lock.
+    Vma(VmaRead<'s>, &'s Vma<H, VmaLocked<P>>),
+    /// Nothing: it has mmap_lock, or comes from the file or the folio.
+    Slow,
+}
+
+/// What a fault keeps while it waits.
+#[derive(Debug)]
+pub enum Kept {
+    /// The VMA's lock.
+    Vma(VmaKept),
+    /// mmap_lock, for reading.
+    Mmap(MmapKept),
+}
+
+/// What range work holds.
+#[derive(Debug)]
+pub enum Range<'s> {
+    /// mmap_lock for writing, and the VMAs locked since.
+    Write(Writer<'s>),
+    /// mmap_lock for reading.
+    Read {
+        /// Dropped with it.
+        _guard: Option<RwLockReadGuard<'s, ()>>,
+    },
+    /// One VMA's lock, for reading.
+    Vma {
+        /// Dropped with it.
+        _kept: VmaKept,
+    },
+}
+
+/// mmap_lock held for writing: when it goes, all VMAs are unlocked at once.
+#[derive(Debug)]
+pub struct Writer<'s> {
+    space: &'s VmaLocks,
+    write: Option<MmapWrite<'s>>,
+}
+
+impl<'s> Writer<'s> {
+    fn end(&mut self) -> Option<MmapWrite<'s>> {
+        let write = self.write.take()?;
+        // Release: who sees the number moved on sees what was done under it.
+        self.space.writer.fetch_add(1, Ordering::Release);
+        Some(write)
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+impl<P: Policy> LockingDesign for VmaLocked<P> {
+    const NAME: &'static str = P::NAME;
+    const KEEPS_WHILE_RECLAIMING: bool = true;
+    const LOCKS_FOLIOS: bool = true;
+    const LOCKS_VMAS: bool = true;
+    type Space = VmaLocks;
+    type Vma = Arc<VmaLock>;
+    /// mmap_lock for reading, where the VMA lock was not to be had.
+    type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
+    type Inside<'s, H: Host> = Inside<'s, H, P>;
+    type Kept = Kept;
+    type Range<'s, H: Host> = Range<'s>;
+    /// The VMAs are locked one by one.
+    type Fork<'s, H: Host> = ();
+
+    #[inline]
+    fn outside<'s, H: Host>(
+        space: &'s Arc<VmaLocks>,
+        engine: &'s Engine<H>,
+        attempt: Attempt,
+    ) -> Option<RwLockReadGuard<'s, ()>> {
+        (attempt.slow && attempt.purpose == Purpose::Fault).then(|| space.mmap_lock.read(engine))
+    }
+
+    #[inline]
+    fn inside<'s, H: Host>(
+        space: &'s Arc<VmaLocks>,
+        engine: &'s Engine<H>,
+        view: View<'s, Vma<H, Self>>,
+        page: PageNumber,
+        attempt: Attempt,
+    ) -> Result<Inside<'s, H, P>, Blocked> {
+        if attempt.slow || attempt.purpose == Purpose::Rmap {
+            return Ok(Inside::Slow);
+        }
+        let vma = view.find(page).ok_or(Blocked)?;
+        let read = space.try_read(engine, vma.lock()).ok_or(Blocked)?;
+        Ok(Inside::Vma(read, vma))
+    }
+
+    #[inline]
+    fn found<'s, H: Host>(inside: &Self::Inside<'s, H>) -> Option<&'s Vma<H, Self>> {
+        match inside {
+            Inside::Vma(_, vma) => Some(vma),
+            Inside::Slow => None,
+        }
+    }
+
+    fn first_anonymous<H: Host>(
+        space: &Arc<VmaLocks>,
+        engine: &Engine<H>,
+        attempt: Attempt,
+    ) -> Result<(), Blocked> {
+        match attempt.slow {
+            true => Ok(()),
+            false => space.mmap_lock.try_read(engine).map(drop).ok_or(Blocked),
+        }
+    }
+
+    fn blocked<H: Host>(_: &Arc<VmaLocks>, engine: &Engine<H>, attempt: &mut Attempt) {
+        engine.counters().add(Counter::VmaLockAborts, 1);
+        attempt.slow = true;
+    }
+
+    fn after_io(attempt: Attempt) -> AfterIo {
+        P::after_io(attempt)
+    }
+
+    fn after_lock(attempt: Attempt) -> AfterIo {
+        P::after_lock(attempt)
+    }
+
+    fn again(attempt: Attempt, major: bool) -> Attempt {
+        P::again(attempt, major)
+    }
+
+    fn keep<'o, 's, H: Host>(
+        space: &Arc<VmaLocks>,
+        outside: Option<RwLockReadGuard<'o, ()>>,
+        inside: Inside<'s, H, P>,
+    ) -> Option<Kept> {
+        match (inside, outside) {
+            (Inside::Vma(read, _), _) => Some(Kept::Vma(read.keep())),
+            (Inside::Slow, Some(guard)) => Some(Kept::Mmap(space.mmap_lock.keep(guard))),
+            (Inside::Slow, None) => None,
+        }
+    }
+
+    fn through_io(kept: &mut Kept) {
+        match kept {
+            Kept::Vma(kept) => kept.in_io.begin(),
+            Kept::Mmap(kept) => kept.through_io(),
+        }
+    }
+
+    fn range_work<'s, H: Host>(
+        space: &'s Arc<VmaLocks>,
+        engine: &'s Engine<H>,
+        tree: &'s Tree<Vma<H, Self>>,
+        call: Call,
+        range: PageRange,
+    ) -> Range<'s> {
+        if call != Call::Discard {
+            let write = Some(space.mmap_lock.write(engine, call));
+            return Range::Write(Writer { space, write });
+        }
+        let section = engine.enter();
+        let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
+        let kept = vma.and_then(|vma| space.try_read(engine, vma.lock())).map(VmaRead::keep);
+        drop(section);
+        match kept {
+            Some(kept) => Range::Vma { _kept: kept },
+            None => Range::Read { _guard: Some(space.mmap_lock.read(engine)) },
+        }
+    }
+
+    fn exclude<'s, H: Host>(work: &mut Range<'s>, engine: &'s Engine<H>, vma: &Arc<VmaLock>) {
+        if let Range::Write(writer) = work {
+            writer.space.write(engine, vma);
+        }
+    }
+
+    fn is_excluded<H: Host>(work: &Range<'_>, vma: &Arc<VmaLock>) -> bool {
+        match work {
+            Range::Write(writer) => writer.space.is_write_locked(vma),
+            Range::Read { .. } | Range::Vma { .. } => true,
+        }
+    }
+
+    fn detach(vma: &Arc<VmaLock>, gone: bool) {
+        // It is write-locked: nobody counts itself in or out.
+        match gone {
+            true => vma.readers.fetch_or(DETACHED, Ordering::Relaxed),
+            false => vma.readers.fetch_and(!DETACHED, Ordering::Relaxed),
+        };
+    }
+
+    fn published<H: Host>(work: &mut Range<'_>) {
+        if let Range::Write(writer) = work {
+            let guard = writer.end().and_then(MmapWrite::downgrade);
+            *work = Range::Read { _guard: guard };
+        }
+    }
+
+    fn fork_excludes<H: Host>(mapping: &Mapping<H>) -> bool {
+        P::fork_locks(mapping)
+    }
+
+    fn fork<'s, H: Host>(_: &'s Arc<VmaLocks>, _: &'s Engine<H>) {}
+}
