@@ -182,7 +182,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: &impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: &Option<Mapping<H>>,
     ) -> Result<TreeLock<'s>, Unpublished> {
-        while D::LOCKS_VMAS {
+        if !D::LOCKS_VMAS {
+            return Ok(lock);
+        }
+        loop {
             let (mut closed, mut next) = (Vec::new(), Vec::new());
             let built = self.build(&lock, range, each, insert, &mut closed, &mut next);
             closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
@@ -190,13 +193,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let missing = closed.into_iter().filter(|vma| !D::is_excluded(work, vma.lock()));
             let missing = locks_of::<H, D>(missing)?;
             if missing.is_empty() {
-                break;
+                return Ok(lock);
             }
             drop(lock);
             missing.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
             lock = self.map.lock();
         }
-        Ok(lock)
     }
 
     /// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both.

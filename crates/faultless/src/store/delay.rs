@@ -355,7 +355,10 @@ mod tests {
     fn a_completion_may_panic_or_drop_the_store() {
         let store = Arc::new(DelayedStore::new(Numbered, Duration::ZERO));
         let (read, _) = transfer(Direction::Read, 0, 0);
-        store.submit(read.intercept(|_, _| panic!("planted by the test")));
+        store.submit(read.intercept(|result, completion| {
+            completion(result);
+            panic!("planted by the test")
+        }));
         assert!(submit(&store, 1).recv().is_ok());
 
         let last = Arc::clone(&store);

@@ -361,7 +361,10 @@ mod tests {
         let file = file(PAGE);
         let one = NonZeroUsize::MIN;
         let store = FileStore::open(file.path()).unwrap().with_threads(one).unwrap();
-        store.submit(transfer(Direction::Read, 0, 0).0.intercept(|_, _| panic!("planted by the test")));
+        store.submit(transfer(Direction::Read, 0, 0).0.intercept(|result, completion| {
+            completion(result);
+            panic!("planted by the test")
+        }));
         assert_eq!(run(&store, Direction::Read, 0, 0).result, Ok(PAGE));
     }
 

@@ -1,0 +1,373 @@
+//! Who waits for whom, edge by edge, under every design: a store is stalled while a fault reads through it, and each
+//! call beside it either goes on or waits until the store answers.
+//!
+//! ```text
+//!   B, pages 10–11        A, pages 100–103 of a file        C, pages 200–201        fresh, page 300
+//!   the first written     page 1 in memory, 3 stalled       the first written       nothing written
+//! ```
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::{Faultless, LockingDesign};
+use faultless::protection::{Access, Protection, Sharing};
+use faultless::stats::Counter;
+use faultless::store::{FileStore, GatedStore};
+use faultless::{
+    AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault, Placement, Source,
+};
+use faultless_lab::designs::{
+    FaultlessRetry, MmapLock, MmapLockHold, VmaLock, VmaLockHold, VmaLockHoldCowFork, VmaLockResume,
+    VmaLockRetry, VmaLockRetryUptodate,
+};
+use faultless_soft::{Cpu, Soft};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::scope;
+use std::time::Duration;
+
+type Gate = Arc<GatedStore<FileStore>>;
+
+/// Long enough for a thread that can go on to have done so.
+const A_WHILE: Duration = Duration::from_millis(150);
+/// No test waits longer.
+const TOO_LONG: Duration = Duration::from_secs(20);
+
+const A: u64 = 100;
+const BELOW: u64 = 10;
+const ABOVE: u64 = 200;
+const FRESH: u64 = 300;
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+/// A space with a file mapping whose reads are stalled.
+struct Stalled<D: LockingDesign> {
+    space: AddressSpace<Soft, D>,
+    file: Arc<File<Soft>>,
+    gate: Gate,
+}
+
+impl<D: LockingDesign> Stalled<D> {
+    fn new(sharing: Sharing) -> Self {
+        let engine = Engine::new(Soft::new(1024).expect("frames"), Limits::default()).expect("an engine");
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(4 * PAGE_SIZE).expect("four pages");
+        let gate = Arc::new(GatedStore::new(FileStore::from_file(file).expect("a store")));
+        let file = File::open(&engine, gate.clone()).expect("a length");
+        let space = AddressSpace::<Soft, D>::new(&engine).expect("a space");
+        for page in [BELOW, ABOVE, FRESH] {
+            let request = MapRequest::anonymous(2 * PAGE_SIZE).at(Placement::Fixed(at(page)));
+            space.map(request).expect("a mapping");
+        }
+        space.store_u64(at(BELOW), 1).expect("a store");
+        space.store_u64(at(ABOVE), 1).expect("a store");
+        let source = Source::File { file: file.clone(), first: 0, sharing };
+        let request = MapRequest { source, ..MapRequest::anonymous(4 * PAGE_SIZE) };
+        space.map(request.with(Protection::READ).at(Placement::Fixed(at(A)))).expect("a mapping");
+        gate.pass(1);
+        space.load_u64(at(A + 1)).expect("a load");
+        // In memory, and no longer mapped.
+        space.discard(at(A + 1), PAGE_SIZE).expect("discarded");
+        Self { space, file, gate }
+    }
+
+    /// A fault that waits for its first read.
+    fn first(&self) -> PendingFault<Soft, D> {
+        pending(self.space.fault(at(A + 3), Access::Read).expect("no error"))
+    }
+
+    /// A fault that waits for its second read: its page was gone when it came back from the first one.
+    fn second(&self) -> PendingFault<Soft, D> {
+        let first = self.first();
+        // Cut off and there again: what was read is not the file's any more.
+        self.file.set_length(3 * PAGE_SIZE);
+        self.file.set_length(4 * PAGE_SIZE);
+        self.gate.pass(1);
+        pending(first.wait().expect("no error"))
+    }
+
+    fn counted(&self, counter: Counter) -> u64 {
+        self.space.engine().statistics().get(counter)
+    }
+}
+
+fn pending<D: LockingDesign>(fault: Fault<Soft, D>) -> PendingFault<Soft, D> {
+    match fault {
+        Fault::Pending(pending) => pending,
+        Fault::Done => panic!("the page was there"),
+    }
+}
+
+/// Waits in a thread of its own, as a fault's thread does, and takes along what it keeps.
+fn finish<D: LockingDesign>(mut fault: Fault<Soft, D>) -> Result<(), FaultError> {
+    while let Fault::Pending(pending) = fault {
+        fault = pending.wait()?;
+    }
+    Ok(())
+}
+
+/// Whether `call` ends before `open` is called; that is called in the end, so that `call` ends anyhow.
+fn goes_on(open: impl FnOnce(), call: impl FnOnce() + Send) -> bool {
+    scope(|scope| {
+        let (ended, end) = channel();
+        scope.spawn(move || {
+            call();
+            let _ = ended.send(());
+        });
+        let goes_on = end.recv_timeout(A_WHILE).is_ok();
+        open();
+        goes_on || end.recv_timeout(TOO_LONG).map(|()| false).expect("it ends when the read has")
+    })
+}
+
+/// Which read is stalled.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    First,
+    Second,
+}
+
+/// What is called beside the stalled fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beside {
+    MapElsewhere,
+    UnmapElsewhere,
+    FaultElsewhere,
+    FaultInTheSameMapping,
+    ProtectIt,
+    UnmapIt,
+    DiscardIt,
+    DiscardElsewhere,
+    Fork,
+    /// When a fork has come to what it waits for, or has gone on.
+    MapBesideFork,
+    FaultBelowBesideFork,
+    FaultAboveBesideFork,
+    FirstWriteBesideFork,
+}
+
+use Beside::*;
+
+const ALL: [Beside; 13] = [
+    MapElsewhere,
+    UnmapElsewhere,
+    FaultElsewhere,
+    FaultInTheSameMapping,
+    ProtectIt,
+    UnmapIt,
+    DiscardIt,
+    DiscardElsewhere,
+    Fork,
+    MapBesideFork,
+    FaultBelowBesideFork,
+    FaultAboveBesideFork,
+    FirstWriteBesideFork,
+];
+
+fn waits<D: LockingDesign>(stage: Stage, sharing: Sharing, beside: Beside) -> bool {
+    let stalled = Stalled::<D>::new(sharing);
+    let fault = match stage {
+        Stage::First => stalled.first(),
+        Stage::Second => stalled.second(),
+    };
+    let space = &stalled.space;
+    let map = || {
+        space.map(MapRequest::anonymous(PAGE_SIZE)).expect("a mapping");
+    };
+    let store = |page| space.store_u64(at(page), 2).expect("a store");
+    let call = || match beside {
+        MapElsewhere | MapBesideFork => map(),
+        UnmapElsewhere => space.unmap(at(BELOW), 2 * PAGE_SIZE).expect("unmapped"),
+        FaultElsewhere | FaultBelowBesideFork => store(BELOW + 1),
+        FaultAboveBesideFork => store(ABOVE + 1),
+        FirstWriteBesideFork => store(FRESH),
+        FaultInTheSameMapping => drop(space.load_u64(at(A + 1)).expect("a load")),
+        ProtectIt => space.protect(at(A), 4 * PAGE_SIZE, Protection::empty()).expect("protected"),
+        UnmapIt => space.unmap(at(A), PAGE_SIZE).expect("unmapped"),
+        DiscardIt => space.discard(at(A), 4 * PAGE_SIZE).expect("discarded"),
+        DiscardElsewhere => space.discard(at(BELOW), PAGE_SIZE).expect("discarded"),
+        Fork => drop(space.fork().expect("a child")),
+    };
+    scope(|scope| {
+        let fault = scope.spawn(move || finish(Fault::Pending(fault)));
+        if [MapBesideFork, FaultBelowBesideFork, FaultAboveBesideFork, FirstWriteBesideFork].contains(&beside)
+        {
+            scope.spawn(|| drop(space.fork().expect("a child")));
+            std::thread::sleep(A_WHILE);
+        }
+        let goes_on = goes_on(|| stalled.gate.open(), call);
+        // Its page may have been taken away meanwhile.
+        let _ = fault.join().expect("no panic");
+        !goes_on
+    })
+}
+
+/// All edges that wait, in the order of [`ALL`]; tried side by side.
+fn edges<D: LockingDesign>(stage: Stage, sharing: Sharing) -> Vec<Beside> {
+    scope(|scope| {
+        let tries = ALL.map(|beside| (beside, scope.spawn(move || waits::<D>(stage, sharing, beside))));
+        let waiting =
+            tries.into_iter().filter_map(|(beside, tried)| tried.join().expect("no panic").then_some(beside));
+        waiting.collect()
+    })
+}
+
+/// What waits where mmap_lock is held for reading by faults alone.
+const BEHIND_MMAP_LOCK: [Beside; 9] = [
+    MapElsewhere,
+    UnmapElsewhere,
+    ProtectIt,
+    UnmapIt,
+    Fork,
+    MapBesideFork,
+    // Faults queue fairly behind the fork that waits.
+    FaultBelowBesideFork,
+    FaultAboveBesideFork,
+    FirstWriteBesideFork,
+];
+
+/// What waits where mmap_lock is held for reading by a fault, and others go by VMA locks.
+const BEHIND_MMAP_LOCK_WITH_VMA_LOCKS: [Beside; 7] =
+    [MapElsewhere, UnmapElsewhere, ProtectIt, UnmapIt, Fork, MapBesideFork, FirstWriteBesideFork];
+
+/// What waits where a VMA's lock is held. fork comes to it with the VMAs below locked, and mmap_lock.
+const BEHIND_THE_VMA: [Beside; 6] =
+    [ProtectIt, UnmapIt, Fork, MapBesideFork, FaultBelowBesideFork, FirstWriteBesideFork];
+
+macro_rules! who_waits {
+    ($($name:ident: $design:ty, $stage:ident, $sharing:ident => $expected:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            let expected: &[Beside] = &$expected;
+            assert_eq!(edges::<$design>(Stage::$stage, Sharing::$sharing), expected);
+        })*
+    };
+}
+
+who_waits! {
+    mmap_lock_hold: MmapLockHold, First, Private => BEHIND_MMAP_LOCK;
+    mmap_lock_hold_again: MmapLockHold, Second, Private => BEHIND_MMAP_LOCK;
+    mmap_lock: MmapLock, First, Private => [];
+    mmap_lock_again: MmapLock, Second, Private => BEHIND_MMAP_LOCK;
+    vma_lock: VmaLock, First, Private => [];
+    vma_lock_again: VmaLock, Second, Private => BEHIND_MMAP_LOCK_WITH_VMA_LOCKS;
+    vma_lock_retry: VmaLockRetry, First, Private => [];
+    vma_lock_retry_again: VmaLockRetry, Second, Private => BEHIND_THE_VMA;
+    vma_lock_retry_uptodate: VmaLockRetryUptodate, First, Private => [];
+    vma_lock_retry_uptodate_again: VmaLockRetryUptodate, Second, Private => BEHIND_THE_VMA;
+    vma_lock_hold: VmaLockHold, First, Private => BEHIND_THE_VMA;
+    vma_lock_hold_of_a_shared_file: VmaLockHold, First, Shared => BEHIND_THE_VMA;
+    vma_lock_hold_again: VmaLockHold, Second, Private => BEHIND_THE_VMA;
+    vma_lock_hold_cow_fork: VmaLockHoldCowFork, First, Private => BEHIND_THE_VMA;
+    vma_lock_hold_cow_fork_of_a_shared_file: VmaLockHoldCowFork, First, Shared => [ProtectIt, UnmapIt];
+    vma_lock_resume: VmaLockResume, First, Private => [];
+    vma_lock_resume_again: VmaLockResume, Second, Private => [];
+    faultless_retry: FaultlessRetry, First, Private => [];
+    faultless_retry_again: FaultlessRetry, Second, Private => [];
+    faultless: Faultless, First, Private => [];
+    faultless_again: Faultless, Second, Private => [];
+}
+
+/// While a file system has the folio locked, up to date: does munmap of the mapping wait for a fault on it?
+fn unmap_waits_for_a_locked_folio<D: LockingDesign>() -> bool {
+    let stalled = Stalled::<D>::new(Sharing::Private);
+    let locked = stalled.file.try_lock_folio(1).expect("in memory");
+    let fault = pending(stalled.space.fault(at(A + 1), Access::Read).expect("no error"));
+    let space = &stalled.space;
+    scope(|scope| {
+        let fault = scope.spawn(move || finish(Fault::Pending(fault)));
+        let unmap = || space.unmap(at(A), PAGE_SIZE).expect("unmapped");
+        let goes_on = goes_on(|| drop(locked), unmap);
+        fault.join().expect("no panic").expect("the page is there");
+        assert!(stalled.counted(Counter::FolioLockWait) > 0);
+        !goes_on
+    })
+}
+
+#[test]
+fn a_locked_folio_that_is_up_to_date() {
+    assert!(!unmap_waits_for_a_locked_folio::<MmapLock>());
+    assert!(!unmap_waits_for_a_locked_folio::<VmaLock>());
+    assert!(!unmap_waits_for_a_locked_folio::<VmaLockRetry>());
+    assert!(unmap_waits_for_a_locked_folio::<VmaLockRetryUptodate>());
+    assert!(unmap_waits_for_a_locked_folio::<VmaLockHold>());
+    assert!(!unmap_waits_for_a_locked_folio::<VmaLockResume>());
+}
+
+/// mmap_lock taken for reading, and starts over, in a major fault that finds its page when it comes back.
+fn counted_for_a_major_fault<D: LockingDesign>() -> (u64, u64) {
+    let stalled = Stalled::<D>::new(Sharing::Private);
+    let before = (stalled.counted(Counter::MmapLockRead), stalled.counted(Counter::Retries));
+    let fault = stalled.first();
+    stalled.gate.open();
+    finish(Fault::Pending(fault)).expect("read");
+    let after = (stalled.counted(Counter::MmapLockRead), stalled.counted(Counter::Retries));
+    (after.0 - before.0, after.1 - before.1)
+}
+
+#[test]
+fn mmap_lock_and_retries_of_a_major_fault() {
+    assert_eq!(counted_for_a_major_fault::<MmapLockHold>(), (1, 0));
+    assert_eq!(counted_for_a_major_fault::<MmapLock>(), (2, 1));
+    assert_eq!(counted_for_a_major_fault::<VmaLock>(), (1, 1));
+    assert_eq!(counted_for_a_major_fault::<VmaLockRetry>(), (0, 1));
+    assert_eq!(counted_for_a_major_fault::<VmaLockRetryUptodate>(), (0, 1));
+    assert_eq!(counted_for_a_major_fault::<VmaLockHold>(), (0, 0));
+    assert_eq!(counted_for_a_major_fault::<VmaLockHoldCowFork>(), (0, 0));
+    assert_eq!(counted_for_a_major_fault::<VmaLockResume>(), (0, 0));
+    assert_eq!(counted_for_a_major_fault::<FaultlessRetry>(), (0, 1));
+    assert_eq!(counted_for_a_major_fault::<Faultless>(), (0, 0));
+}
+
+#[test]
+fn the_first_anonymous_page_of_a_vma_tries_mmap_lock() {
+    let stalled = Stalled::<VmaLock>::new(Sharing::Private);
+    let counted = || {
+        let seen = |counter| stalled.counted(counter);
+        (seen(Counter::MmapLockRead), seen(Counter::VmaLockRead), seen(Counter::VmaLockAborts))
+    };
+    let (mmap, vma, aborts) = counted();
+    stalled.space.store_u64(at(FRESH), 1).expect("a store");
+    assert_eq!(counted(), (mmap + 1, vma + 1, aborts), "the first one");
+    stalled.space.store_u64(at(FRESH + 1), 1).expect("a store");
+    assert_eq!(counted(), (mmap + 1, vma + 2, aborts), "the second one");
+    assert!(stalled.space.load_u64(at(FRESH + 2)).is_err());
+    assert_eq!(counted(), (mmap + 2, vma + 2, aborts + 1), "a hole is looked for under mmap_lock");
+}
+
+#[test]
+fn a_fault_given_up_lets_go() {
+    let stalled = Stalled::<MmapLock>::new(Sharing::Private);
+    drop(stalled.second());
+    let map = || {
+        stalled.space.map(MapRequest::anonymous(PAGE_SIZE)).expect("a mapping");
+    };
+    assert!(goes_on(|| stalled.gate.open(), map), "the lock is still held");
+}
+
+#[test]
+fn waits_are_attributed() {
+    let stalled = Stalled::<VmaLockHold>::new(Sharing::Private);
+    let fault = stalled.first();
+    let space = &stalled.space;
+    scope(|scope| {
+        scope.spawn(move || finish(Fault::Pending(fault)));
+        scope.spawn(|| drop(space.fork().expect("a child")));
+        std::thread::sleep(A_WHILE);
+        let map = || {
+            space.map(MapRequest::anonymous(PAGE_SIZE)).expect("a mapping");
+        };
+        assert!(!goes_on(|| stalled.gate.open(), map));
+    });
+    let seen = |counter| stalled.counted(counter);
+    // fork waited for the VMA, and the bystander for fork; both in the end for the fault's I/O.
+    assert!(seen(Counter::VmaLockWaitIo) > 0 && seen(Counter::MmapLockWaitIo) > 0);
+    assert_eq!(seen(Counter::VmaLockWait), seen(Counter::VmaLockWaitIo) + seen(Counter::VmaLockWaitFault));
+    let parts = [
+        Counter::MmapLockWaitIo,
+        Counter::MmapLockWaitFork,
+        Counter::MmapLockWaitChange,
+        Counter::MmapLockWaitFault,
+    ];
+    assert_eq!(seen(Counter::MmapLockWait), parts.map(seen).iter().sum::<u64>());
+}
