@@ -1,0 +1,234 @@
+//! The file of a scenario as the kernel sees it: one read-only file of a FUSE file system, whose pages come from a
+//! [`Store`]. The kernel caches them as it caches any file's. A read is answered from the store's completion, so any
+//! number of them wait at once and no thread sleeps for one.
+//!
+//! As root the file system is never in the tree of mounts: it is made detached, and is gone with the last descriptor
+//! that knows it, however the process ends. Others mount it by fusermount3 and detach it as soon as the file is open.
+
+use super::sys;
+use crate::trouble::Trouble;
+use faultless::address::PAGE_SIZE;
+use faultless::store::{Store, StoreError};
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen,
+    Request, Session, SessionACL,
+};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+const DEVICE: &str = "/dev/fuse";
+const NAME: &str = "file";
+const FILE: INodeNo = INodeNo(2);
+/// Nothing here ever changes.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+/// How long a session may take to end once the last descriptor of its file is closed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Serves a store as a file, until it is dropped.
+pub struct Server {
+    /// Dropped first: it completes the reads that it holds, so that who waits for them goes on.
+    store: Option<Arc<dyn Store>>,
+    /// The first read that failed.
+    failed: Arc<Mutex<Option<StoreError>>>,
+    /// Keeps the file system alive.
+    file: Option<OwnedFd>,
+    session: Option<BackgroundSession>,
+}
+
+impl Server {
+    /// The first `length` bytes of `store`.
+    ///
+    /// # Errors
+    /// [`Trouble::Cannot`] where FUSE cannot be had.
+    pub fn new(store: Arc<dyn Store>, length: u64) -> Result<Self, Trouble> {
+        let device = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| {
+            let hint = if error.kind() == ErrorKind::NotFound { "; modprobe fuse" } else { "" };
+            Trouble::Cannot(format!("no FUSE: cannot open {DEVICE}: {error}{hint}"))
+        })?;
+        let failed = Arc::default();
+        let files = || Files { store: Arc::downgrade(&store), failed: Arc::clone(&failed), length };
+        let detached = detached(device, files());
+        let (session, file) = match detached {
+            Err(ref error) if error.kind() == ErrorKind::PermissionDenied => mounted(files()),
+            done => done,
+        }
+        .map_err(|error| {
+            let text = error.to_string();
+            Trouble::Cannot(format!(
+                "no FUSE: cannot mount: {}",
+                text.lines().next().unwrap_or("it does not say why")
+            ))
+        })?;
+        Ok(Self { store: Some(store), failed, file: Some(file), session: Some(session) })
+    }
+
+    /// Where a process of the same user can open the file.
+    pub fn path(&self) -> PathBuf {
+        let descriptor = self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        format!("/proc/{}/fd/{descriptor}", std::process::id()).into()
+    }
+
+    /// The first read that failed, if one has: whoever waited for it got SIGBUS.
+    pub fn failed(&self) -> Option<StoreError> {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.store = None;
+        self.file = None;
+        let Some(session) = self.session.take() else { return };
+        // Ends when nobody has the file open or mapped any more. A process that does not let go is not waited for.
+        let deadline = Instant::now() + PATIENCE;
+        while !session.guard.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if session.guard.is_finished() {
+            // How the kernel said goodbye does not matter.
+            let _ = session.join();
+        }
+    }
+}
+
+/// A file system that is mounted nowhere, and its file.
+fn detached(device: File, files: Files) -> io::Result<(BackgroundSession, OwnedFd)> {
+    let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    for (key, value) in [
+        ("source", "faultless".to_owned()),
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", "40555".to_owned()),
+        ("user_id", user.as_raw().to_string()),
+        ("group_id", group.as_raw().to_string()),
+        ("max_read", PAGE_SIZE.to_string()),
+    ] {
+        rustix::mount::fsconfig_set_string(&context, key, value)?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let session = Session::from_fd(files, device.into(), SessionACL::Owner, Config::default())?.spawn()?;
+    let file = rustix::fs::openat(&mount, NAME, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((session, file))
+}
+
+/// A file system that was mounted for a moment, with what helper there is, and its file.
+fn mounted(files: Files) -> io::Result<(BackgroundSession, OwnedFd)> {
+    let folder = tempfile::Builder::new().prefix("faultless-").tempdir()?;
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::FSName("faultless".into()),
+        MountOption::CUSTOM(format!("max_read={PAGE_SIZE}")),
+    ];
+    let session = Session::new(files, folder.path(), &config)?.spawn()?;
+    let file = File::open(folder.path().join(NAME));
+    if rustix::mount::unmount(folder.path(), UnmountFlags::DETACH).is_err() {
+        let mut helper = std::process::Command::new("fusermount3");
+        // What still stands is unmounted when the session is dropped.
+        let _ = helper.args(["-u", "-q", "-z", "--"]).arg(folder.path()).status();
+    }
+    Ok((session, file?.into()))
+}
+
+/// What fuser calls.
+struct Files {
+    /// Gone when the server is being dropped.
+    store: Weak<dyn Store>,
+    failed: Arc<Mutex<Option<StoreError>>>,
+    length: u64,
+}
+
+impl Files {
+    fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
+        let (kind, size, perm, nlink) = match inode {
+            INodeNo::ROOT => (FileType::Directory, 0, 0o555, 2),
+            FILE => (FileType::RegularFile, self.length, 0o444, 1),
+            _ => return None,
+        };
+        Some(FileAttr {
+            ino: inode,
+            size,
+            blocks: size.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm,
+            nlink,
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            rdev: 0,
+            blksize: PAGE_SIZE as u32,
+            flags: 0,
+        })
+    }
+}
+
+impl Filesystem for Files {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // As many reads at once as there are threads that wait for one; a value that is too large is only refused.
+        let _ = config.set_max_background(u16::MAX);
+        let _ = config.set_congestion_threshold(u16::MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.attributes(FILE).filter(|_| parent == INodeNo::ROOT && name == NAME) {
+            Some(attributes) => reply.entry(&FOREVER, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.attributes(inode) {
+            Some(attributes) => reply.attr(&FOREVER, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Not to keep the cache: every round opens the file, and begins with cold pages.
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(store) = self.store.upgrade() else { return reply.error(Errno::EIO) };
+        let (page, failed) = (offset & !(PAGE_SIZE - 1), Arc::clone(&self.failed));
+        let start = (offset - page) as usize;
+        let left = usize::try_from(self.length.saturating_sub(page)).unwrap_or(usize::MAX);
+        // `max_read` keeps a read to one page. A shorter answer is the end of the file.
+        sys::submit_read(&*store, page, move |result, bytes| match result {
+            Ok(filled) => {
+                let end = filled.min(left).min(start + size as usize);
+                reply.data(bytes.get(start..end).unwrap_or_default());
+            }
+            Err(error) => {
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                reply.error(Errno::EIO);
+            }
+        });
+    }
+}
