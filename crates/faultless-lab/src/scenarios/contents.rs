@@ -1,5 +1,6 @@
 //! The file that a scenario maps, and what each of its bytes has to be.
 
+use super::Settings;
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
 use faultless::fault::FaultError;
@@ -8,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// Of a longer file, so much is mapped.
@@ -47,6 +49,12 @@ pub fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
+/// The next page of `pages` that looks random, even over all of them.
+pub fn pick(random: &mut u64, pages: u64) -> u64 {
+    *random = mix(*random);
+    ((u128::from(*random) * u128::from(pages)) >> 64) as u64
+}
+
 /// Each step is a bijection of what was before, so a page with one wrong word never has the right sum.
 fn sum(page: &Page) -> u64 {
     page.chunks_exact(8).fold(0, |sum: u64, word| {
@@ -56,6 +64,23 @@ fn sum(page: &Page) -> u64 {
 }
 
 impl TestFile {
+    /// The file that the settings name, or a temporary one of `length` bytes.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`], as the two below.
+    pub fn of(settings: &Settings, length: u64) -> Result<Arc<Self>, Trouble> {
+        let file = match &settings.file {
+            Some(path) => Self::read(path)?,
+            None => Self::temporary(length, settings.seed)?,
+        };
+        Ok(Arc::new(file))
+    }
+
+    /// The file itself, for a machine that reads it in its own way.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// A temporary file of `length` bytes, filled with a pattern.
     ///
     /// # Errors
