@@ -3,7 +3,9 @@
 use crate::compare::Plan;
 use crate::contender::Contender;
 use crate::json::Report;
-use crate::scenarios::Settings;
+use crate::measure::Measured;
+use crate::native::{self, NativeMachine, Request};
+use crate::scenarios::{Settings, Turn};
 use crate::trouble::Trouble;
 use crate::{parse, report, scenarios};
 use clap::error::ErrorKind;
@@ -67,6 +69,9 @@ enum Command {
     Designs,
     /// List the scenarios there are.
     Scenarios,
+    /// One round on the kernel: `compare` starts it, and nobody else.
+    #[command(name = native::WORKER, hide = true)]
+    NativeRound,
 }
 
 #[derive(Args, Debug)]
@@ -118,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Compare(compare) => compare.run(),
         Command::Designs => say(&report::designs()).map(|()| 0),
         Command::Scenarios => say(&report::scenarios()).map(|()| 0),
+        Command::NativeRound => return native::worker(play),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -126,6 +132,15 @@ pub fn main() -> ExitCode {
             ExitCode::from(trouble.exit_code())
         }
     }
+}
+
+/// What a worker does with its request.
+fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+    let name = &request.scenario;
+    let scenario = scenarios::find(name)
+        .ok_or_else(|| Trouble::Wrong(format!("the worker knows no scenario \"{name}\"")))?;
+    let settings = Settings { served: request.file.clone(), ..request.settings.clone() };
+    scenario.prepare(&settings)?.run(machine, turn)
 }
 
 /// Help is printed as it is; of an error, clap's first line.
@@ -233,6 +248,7 @@ impl Compare {
             queue_depth: self.queue_depth,
             rates: self.rates.clone(),
             file: self.file.clone(),
+            served: None,
             memory: self.memory,
             seed: self.seed,
         };

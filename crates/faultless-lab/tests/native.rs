@@ -52,7 +52,7 @@ fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<M
 
 /// Every page of the file once, by several threads, each page by one of them.
 fn faults(request: &Request, machine: &NativeMachine, threads: u64) -> Result<Measured, Trouble> {
-    let file = TestFile::served(request.file.as_ref().expect("a file"))?;
+    let file = TestFile::of(&Settings { served: request.file.clone(), ..settings() }, 0)?;
     let process = machine.process()?;
     let before = machine.statistics();
     let mut measured = Measured::default();
@@ -229,15 +229,7 @@ fn much_memory(machine: &NativeMachine) -> Result<Measured, Trouble> {
 }
 
 fn settings() -> Settings {
-    Settings {
-        threads: 2,
-        io_latency: Duration::from_millis(1),
-        queue_depth: None,
-        rates: Vec::new(),
-        file: None,
-        memory: 64 << 20,
-        seed: 1,
-    }
+    Settings { io_latency: Duration::from_millis(1), ..Settings::default() }
 }
 
 struct With {
@@ -284,6 +276,7 @@ fn each_page_of_the_file_is_read_once_and_right() {
             assert_eq!(measured.counted("major"), Some(PAGES), "{scenario}, {variant:?}");
             assert_eq!(measured.counted("second_is_minor"), Some(threads));
             assert!(measured.counted("major_faults") >= Some(PAGES));
+            assert_eq!(measured.counted("io_reads"), Some(PAGES));
             assert_eq!(measured.latency["fault"].count(), PAGES);
             match measured.ratio("reads_of_mmap_lock", "major") {
                 None => eprintln!("not counted: {:?}", measured.notes),

@@ -12,7 +12,7 @@ use faultless::store::{Store, StoreError};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen,
-    Request, Session, SessionACL,
+    ReplyXattr, Request, Session, SessionACL,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
@@ -21,12 +21,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 const DEVICE: &str = "/dev/fuse";
 const NAME: &str = "file";
 const FILE: INodeNo = INodeNo(2);
+/// The extended attribute of the file that says how many of its pages were read so far.
+const READS: &str = "user.faultless.reads";
 /// Nothing here ever changes.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 /// How long a session may take to end once the last descriptor of its file is closed.
@@ -54,7 +57,12 @@ impl Server {
             Trouble::Cannot(format!("no FUSE: cannot open {DEVICE}: {error}{hint}"))
         })?;
         let failed = Arc::default();
-        let files = || Files { store: Arc::downgrade(&store), failed: Arc::clone(&failed), length };
+        let files = || Files {
+            store: Arc::downgrade(&store),
+            failed: Arc::clone(&failed),
+            length,
+            reads: AtomicU64::new(0),
+        };
         let detached = detached(device, files());
         let (session, file) = match detached {
             Err(ref error) if error.kind() == ErrorKind::PermissionDenied => mounted(files()),
@@ -97,6 +105,13 @@ impl Drop for Server {
             let _ = session.join();
         }
     }
+}
+
+/// How many pages of a served file were read so far.
+pub fn reads_of(file: &File) -> io::Result<u64> {
+    let mut reads = [0; 8];
+    let length = rustix::fs::fgetxattr(file, READS, &mut reads)?;
+    if length == reads.len() { Ok(u64::from_ne_bytes(reads)) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
 /// A file system that is mounted nowhere, and its file.
@@ -148,6 +163,8 @@ struct Files {
     store: Weak<dyn Store>,
     failed: Arc<Mutex<Option<StoreError>>>,
     length: u64,
+    /// Atomic.
+    reads: AtomicU64,
 }
 
 impl Files {
@@ -204,6 +221,16 @@ impl Filesystem for Files {
         reply.opened(FileHandle(0), FopenFlags::empty());
     }
 
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let reads = self.reads.load(Ordering::Relaxed).to_ne_bytes();
+        match size {
+            _ if inode != FILE || name != READS => reply.error(Errno::ENODATA),
+            0 => reply.size(reads.len() as u32),
+            8.. => reply.data(&reads),
+            _ => reply.error(Errno::ERANGE),
+        }
+    }
+
     fn read(
         &self,
         _: &Request,
@@ -215,6 +242,7 @@ impl Filesystem for Files {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let Some(store) = self.store.upgrade() else { return reply.error(Errno::EIO) };
         let (page, failed) = (offset & !(PAGE_SIZE - 1), Arc::clone(&self.failed));
         let start = (offset - page) as usize;

@@ -1,5 +1,6 @@
 //! The kernel that this runs on as a [`Machine`]: real mmap, munmap, mprotect, madvise, fork, and real faults.
 
+use super::fuse;
 use super::sys;
 use super::trace;
 use super::wire::{Reply, Variant};
@@ -121,6 +122,9 @@ impl Machine for NativeMachine {
         if let Some([reads, writes]) = self.shared.trace.as_ref().ok().and_then(|trace| trace.read().ok()) {
             say(Counter::MmapLockRead, reads);
             say(Counter::MmapLockWrite, writes);
+        }
+        if let Some(reads) = self.shared.file.as_ref().and_then(|mapped| fuse::reads_of(&mapped.file).ok()) {
+            say(Counter::IoReads, reads);
         }
         for (name, n) in vma_locks() {
             let since = n.saturating_sub(self.before.get(&name).copied().unwrap_or(0));

@@ -1,10 +1,11 @@
 //! The file that a scenario maps, and what each of its bytes has to be.
 
 use super::Settings;
+use crate::native::{self, Served};
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
 use faultless::fault::FaultError;
-use faultless::store::{FileStore, OpenError, StoreError};
+use faultless::store::{DelayedStore, FileStore, OpenError, Store, StoreError};
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
@@ -69,9 +70,10 @@ impl TestFile {
     /// # Errors
     /// [`Trouble::Input`], as the two below.
     pub fn of(settings: &Settings, length: u64) -> Result<Arc<Self>, Trouble> {
-        let file = match &settings.file {
-            Some(path) => Self::read(path)?,
-            None => Self::temporary(length, settings.seed)?,
+        let file = match (&settings.served, &settings.file) {
+            (Some(served), _) => Self::served(served)?,
+            (None, Some(path)) => Self::read(path)?,
+            (None, None) => Self::temporary(length, settings.seed)?,
         };
         Ok(Arc::new(file))
     }
@@ -112,6 +114,39 @@ impl TestFile {
         let sums = sums.collect::<io::Result<Vec<u64>>>().map_err(refused)?;
         this.contents = Contents::Sums(sums);
         Ok(this)
+    }
+
+    /// The file of another process, served through `served.path`.
+    fn served(served: &Served) -> Result<Self, Trouble> {
+        match &served.contents {
+            native::Contents::File { path } => Self::read(path),
+            native::Contents::Pattern { seed } => {
+                let file = File::open(&served.path)
+                    .map_err(|error| Trouble::Input(format!("cannot open the temporary file: {error}")))?;
+                let contents = Contents::Pattern { seed: *seed };
+                Ok(Self { file, path: None, length: served.length, contents })
+            }
+        }
+    }
+
+    /// What another process has to know to check it.
+    pub fn contents(&self) -> native::Contents {
+        match (&self.contents, &self.path) {
+            (Contents::Pattern { seed }, _) => native::Contents::Pattern { seed: *seed },
+            (Contents::Sums(_), path) => native::Contents::File { path: path.clone().unwrap_or_default() },
+        }
+    }
+
+    /// A store of it whose reads take as long as the settings say.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`], as when it was first opened.
+    pub fn delayed(&self, settings: &Settings) -> Result<Arc<dyn Store>, Trouble> {
+        let store = DelayedStore::new(self.store()?, settings.io_latency);
+        Ok(match settings.queue_depth {
+            Some(depth) => Arc::new(store.with_queue_depth(depth)),
+            None => Arc::new(store),
+        })
     }
 
     /// Bytes that are mapped.

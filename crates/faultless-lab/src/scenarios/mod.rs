@@ -15,9 +15,11 @@ use crate::contender::Contender;
 use crate::designs::Visitor;
 use crate::machine::{Machine, SoftMachine};
 use crate::measure::Measured;
+use crate::native::{self, Job, Served, Source, Variant};
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
 use faultless::design::LockingDesign;
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,7 +55,7 @@ pub struct Scenario {
 }
 
 /// What all rounds of a run have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// Threads that do a scenario's work; `None`: its own number.
     pub threads: Option<usize>,
@@ -65,6 +67,9 @@ pub struct Settings {
     pub rates: Vec<(String, f64)>,
     /// The file to map; `None`: a temporary one.
     pub file: Option<PathBuf>,
+    /// In a worker of the native machine: that file as its parent serves it.
+    #[serde(skip)]
+    pub served: Option<Served>,
     /// Physical memory of the machine, in bytes.
     pub memory: u64,
     /// What every random choice follows from.
@@ -79,6 +84,7 @@ impl Default for Settings {
             queue_depth: None,
             rates: Vec::new(),
             file: None,
+            served: None,
             memory: 256 << 20,
             seed: 1,
         }
@@ -267,8 +273,23 @@ impl Prepared {
         }
         match contender {
             Contender::Engine(design) => design.visit(Run(self, turn)),
-            // The machine of the kernel that this runs on is called here.
-            Contender::Native { syscall: _ } => Err(Trouble::Cannot("not built in yet".into())),
+            Contender::Native { syscall } => self.on_the_kernel(syscall, turn),
         }
+    }
+
+    /// One round on the kernel that this runs on, in a process of its own.
+    fn on_the_kernel(&self, syscall: bool, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        if self.needs().is_thrashing {
+            return Err(Trouble::Cannot(
+                "the kernel's page cache cannot be kept as small as this is about".into(),
+            ));
+        }
+        let source = |file: &Arc<TestFile>| {
+            let (store, contents) = (file.delayed(turn.settings)?, file.contents());
+            Ok::<_, Trouble>(Source { store, length: file.length(), contents })
+        };
+        let file = self.file().map(source).transpose()?;
+        let variant = if syscall { Variant::SystemCall } else { Variant::Access };
+        native::round(Job { scenario: self.scenario.name, turn, file, variant, memory_limit: None })
     }
 }
