@@ -4,7 +4,7 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::protection::{Access, Sharing};
-use faultless::store::DelayedStore;
+use faultless::store::{DelayedStore, Direction, FailingStore, Failure, InjectedError};
 use faultless_lab::machine::{Child, Machine, Memory, Process, Task, Touched};
 use faultless_lab::measure::{Latency, Measured};
 use faultless_lab::native::{Job, NativeMachine, Request, Source, Variant, round_by, worker};
@@ -234,12 +234,14 @@ fn settings() -> Settings {
 
 struct With {
     file: bool,
+    failing: bool,
     variant: Variant,
     memory_limit: Option<u64>,
     interrupted: bool,
 }
 
-const PLAIN: With = With { file: false, variant: Variant::Access, memory_limit: None, interrupted: false };
+const PLAIN: With =
+    With { file: false, failing: false, variant: Variant::Access, memory_limit: None, interrupted: false };
 
 fn run(scenario: &str, with: &With) -> Result<Measured, Trouble> {
     let (settings, interrupted) = (settings(), AtomicBool::new(with.interrupted));
@@ -247,7 +249,10 @@ fn run(scenario: &str, with: &With) -> Result<Measured, Trouble> {
         Turn { settings: &settings, length: Duration::from_millis(10), seed: 3, interrupted: &interrupted };
     let file = with.file.then(|| {
         let file = TestFile::temporary(PAGES * PAGE_SIZE, 42).expect("a temporary file");
-        let store = Arc::new(DelayedStore::new(file.store().expect("a store"), settings.io_latency));
+        let failure = Failure::From(if with.failing { 10 } else { u64::MAX });
+        let error = InjectedError::Io { errno: 5 };
+        let store = FailingStore::new(file.store().expect("a store"), Direction::Read, failure, error);
+        let store = Arc::new(DelayedStore::new(store, settings.io_latency));
         Source { store, length: file.length(), contents: file.contents() }
     });
     let mut command = Command::new("/proc/self/exe");
@@ -331,6 +336,20 @@ fn a_worker_that_dies_is_one_line() {
     let refused = run("outside", &PLAIN).unwrap_err().to_string();
     assert!(refused.starts_with("a load fails: "), "{refused}");
     assert!(matches!(run("two processes", &PLAIN), Err(Trouble::Cannot(_))));
+}
+
+#[test]
+fn a_read_that_fails_is_one_line() {
+    for variant in [Variant::Access, Variant::SystemCall] {
+        let failed = run("faults", &With { file: true, failing: true, variant, ..PLAIN });
+        match failed.unwrap_err() {
+            Trouble::Cannot(reason) => eprintln!("skipped: {reason}"),
+            other => assert_eq!(
+                other,
+                Trouble::Input("cannot read the file: I/O error (errno 5) at byte 36864".into())
+            ),
+        }
+    }
 }
 
 #[test]

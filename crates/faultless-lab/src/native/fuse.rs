@@ -56,26 +56,22 @@ impl Server {
             let hint = if error.kind() == ErrorKind::NotFound { "; modprobe fuse" } else { "" };
             Trouble::Cannot(format!("no FUSE: cannot open {DEVICE}: {error}{hint}"))
         })?;
-        let failed = Arc::default();
+        let (failed, server) = (Arc::default(), |(session, file)| (Some(session), Some(file)));
         let files = || Files {
             store: Arc::downgrade(&store),
             failed: Arc::clone(&failed),
             length,
             reads: AtomicU64::new(0),
         };
-        let detached = detached(device, files());
-        let (session, file) = match detached {
-            Err(ref error) if error.kind() == ErrorKind::PermissionDenied => mounted(files()),
-            done => done,
+        let first_line = |error: &io::Error| error.to_string().lines().next().unwrap_or("?").to_owned();
+        let (session, file) = match detached(device, files()) {
+            Err(refused) if refused.kind() == ErrorKind::PermissionDenied => mounted(files())
+                .map(server)
+                .map_err(|error| format!("{refused}; nor can fusermount3: {}", first_line(&error))),
+            done => done.map(server).map_err(|error| first_line(&error)),
         }
-        .map_err(|error| {
-            let text = error.to_string();
-            Trouble::Cannot(format!(
-                "no FUSE: cannot mount: {}",
-                text.lines().next().unwrap_or("it does not say why")
-            ))
-        })?;
-        Ok(Self { store: Some(store), failed, file: Some(file), session: Some(session) })
+        .map_err(|reason| Trouble::Cannot(format!("no FUSE: cannot mount: {reason}")))?;
+        Ok(Self { store: Some(store), failed, file, session })
     }
 
     /// Where a process of the same user can open the file.
@@ -258,5 +254,78 @@ impl Filesystem for Files {
                 reply.error(Errno::EIO);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faultless::store::{Direction, FailingStore, Failure, FileStore, InjectedError};
+    use std::io::Read;
+    use std::os::unix::fs::FileExt;
+
+    const LENGTH: usize = 3 * PAGE_SIZE as usize + 5;
+
+    fn stored() -> (Vec<u8>, Arc<dyn Store>) {
+        let bytes: Vec<u8> = (0..LENGTH).map(|i| (i / 7) as u8).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let store = FileStore::from_file(file.reopen().unwrap()).unwrap();
+        (bytes, Arc::new(store))
+    }
+
+    fn skipped<T>(result: Result<T, Trouble>) -> Option<T> {
+        result.map_err(|trouble| eprintln!("skipped: {trouble}")).ok()
+    }
+
+    fn are_mounted() -> bool {
+        std::fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .lines()
+            .any(|line| line.starts_with("faultless "))
+    }
+
+    #[test]
+    fn bytes_come_through_and_are_counted() {
+        let (bytes, store) = stored();
+        let Some(server) = skipped(Server::new(store, LENGTH as u64)) else { return };
+        let (mut file, mut seen) = (File::open(server.path()).unwrap(), Vec::new());
+        assert_eq!(reads_of(&file).unwrap(), 0);
+        file.read_to_end(&mut seen).unwrap();
+        assert_eq!((seen == bytes, reads_of(&file).unwrap()), (true, 4));
+        assert!(server.failed().is_none() && !are_mounted());
+        // Somebody still has the file: dropping waits for that a while only, and page 1 has gone cold.
+        drop(server);
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert!(file.read_at(&mut [0; 8], PAGE_SIZE).is_err());
+    }
+
+    #[test]
+    fn a_mount_that_is_seen_is_seen_for_a_moment_only() {
+        let (bytes, store) = stored();
+        let files = Files {
+            store: Arc::downgrade(&store),
+            failed: Arc::default(),
+            length: LENGTH as u64,
+            reads: AtomicU64::new(0),
+        };
+        let mounted = mounted(files).map_err(|error| Trouble::Cannot(error.to_string()));
+        let Some((session, file)) = skipped(mounted) else { return };
+        assert!(!are_mounted());
+        let (mut file, mut seen) = (File::from(file), Vec::new());
+        file.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen, bytes);
+        drop(file);
+        drop(Server { store: Some(store), failed: Arc::default(), file: None, session: Some(session) });
+    }
+
+    #[test]
+    fn a_failed_read_is_an_error_and_is_kept() {
+        let (_, store) = stored();
+        let failing = FailingStore::new(store, Direction::Read, Failure::From(1), InjectedError::PastEnd);
+        let Some(server) = skipped(Server::new(Arc::new(failing), LENGTH as u64)) else { return };
+        let error = File::open(server.path()).unwrap().read_at(&mut [0; 8], 0).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert!(server.failed().is_some());
     }
 }

@@ -153,6 +153,9 @@ fn vma_locks() -> BTreeMap<String, u64> {
 fn failed(call: &str, error: &io::Error) -> Trouble {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOMEM) => Trouble::Input(format!("{call} fails: {error}; use less --memory")),
+        Some(Errno::MFILE | Errno::NFILE) => {
+            Trouble::Cannot(format!("{call} fails: {error}; raise ulimit -n, or use fewer --threads"))
+        }
         Some(Errno::AGAIN) => Trouble::Input(format!("{call} fails: {error}; use fewer --threads")),
         _ => Trouble::Wrong(format!("{call} fails: {error}")),
     }
@@ -360,5 +363,23 @@ impl Drop for NativeChild {
             let _ = kill_process(pid, Signal::KILL);
             let _ = self.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_counted_is_noted_and_left_out() {
+        let machine = NativeMachine::new(None, Err("no root".into()), Variant::Access).unwrap();
+        let process = machine.process().unwrap();
+        assert_eq!(process.counted(), [None; IN_MAJOR_FAULTS.len()]);
+        let mut measured = Measured::default();
+        machine.annotate(&mut measured);
+        assert_eq!(measured.notes, ["mmap_lock is not counted: no root"]);
+        let statistics = machine.statistics();
+        assert!(statistics.contains_key("faults") && !statistics.contains_key("mmap_lock_read"));
+        assert!(matches!(process.map_file(Sharing::Shared), Err(Trouble::Wrong(_))));
     }
 }

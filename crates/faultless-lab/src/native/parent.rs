@@ -60,19 +60,23 @@ pub fn round_by(command: Command, job: Job<'_>) -> Result<Measured, Trouble> {
     };
     let (worker, socket) = Worker::start(command, server)?;
     let _limit = job.memory_limit.map(|bytes| Limit::new(bytes, worker.pid)).transpose()?;
-    // Ended before its group of limited memory is removed.
+    // Moved, so that it is ended before its cgroup is removed.
     let mut worker = worker;
     let heard = worker.converse(socket, &request, job.turn);
     let failed = worker.server.as_ref().and_then(Server::failed);
     let status = worker.end();
-    match heard? {
+    let result = match heard? {
         Some(reply) => reply.into(),
-        None => Err(match (failed, status) {
-            (Some(error), _) => Trouble::Input(format!("cannot read the file: {error}")),
-            (None, Ok(status)) => died(status, job.memory_limit),
-            (None, Err(error)) => Trouble::Wrong(format!("cannot wait for the worker: {error}")),
+        None => Err(match status {
+            Ok(status) => died(status, job.memory_limit),
+            Err(error) => Trouble::Wrong(format!("cannot wait for the worker: {error}")),
         }),
-    }
+    };
+    // Whoever waited for that read got SIGBUS, or EFAULT from a system call.
+    result.map_err(|trouble| match failed {
+        Some(error) => Trouble::Input(format!("cannot read the file: {error}")),
+        None => trouble,
+    })
 }
 
 /// What it means that a worker ended without a reply.
