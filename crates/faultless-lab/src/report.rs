@@ -219,9 +219,9 @@ pub(crate) mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!(number(3.14159, Unit::Micros), "3.1");
+        assert_eq!(number(2.71, Unit::Micros), "2.7");
         assert_eq!(number(31.4159, Unit::Nanos), "31");
-        assert_eq!(number(3.14159, Unit::Ratio), "3.14");
+        assert_eq!(number(2.712, Unit::Ratio), "2.71");
         assert_eq!(number(271_828.0, Unit::PerSecond), "272k");
         assert_eq!(number(27_182_818.0, Unit::PerSecond), "27.2M");
     }

@@ -129,12 +129,12 @@ pub(super) const CPU_EACH: Figure =
     Figure::time("cpu_a_major_fault", "CPU each", Unit::Micros, Measured::cpu_us_per_major_fault);
 /// How often a major fault took mmap_lock.
 pub(super) const MMAP_LOCK_EACH: Figure =
-    Figure::each("mmap_lock_reads_a_major_fault", "mmap_lock reads each", |m| {
+    Figure::each("mmap_lock_reads_a_major_fault", "mmap_lock / VMA lock reads each", |m| {
         m.per_major_fault(Counter::MmapLockRead)
     });
 /// How often a major fault took a VMA lock.
 pub(super) const VMA_LOCK_EACH: Figure =
-    Figure::each("vma_lock_reads_a_major_fault", "VMA lock reads each", |m| {
+    Figure::each("vma_lock_reads_a_major_fault", "mmap_lock / VMA lock reads each", |m| {
         m.per_major_fault(Counter::VmaLockRead)
     });
 /// How often a major fault started over.

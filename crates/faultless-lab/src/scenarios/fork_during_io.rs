@@ -9,7 +9,7 @@ use super::actors::{Periodic, Round, at_fixed_rate, ended, stand_by, wake_precis
 use super::contents::{Page, TestFile, mix, pick};
 use super::faults::MajorFaults;
 use super::figure::{
-    BYSTANDER_P99, CPU_EACH, FAULT_P50, FAULT_P99, Figure, MMAP_LOCK_EACH, RETRIES_EACH, Unit,
+    BYSTANDER_P99, CPU_EACH, FAULT_P50, FAULT_P99, Figure, MMAP_LOCK_EACH, RETRIES_EACH, Unit, VMA_LOCK_EACH,
 };
 use super::stamps::{Chain, check_order};
 use super::{Kind, Needs, Play, Scenario, Settings, Turn};
@@ -39,6 +39,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Figure::rate("major_faults", "major faults", |m| m.a_second_of_all("major_faults")),
         CPU_EACH,
         MMAP_LOCK_EACH,
+        VMA_LOCK_EACH,
         RETRIES_EACH,
     ],
     checked: &[

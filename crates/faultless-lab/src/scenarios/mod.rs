@@ -2,9 +2,17 @@
 
 mod actors;
 mod contents;
+mod disjoint_change;
 mod faults;
 mod figure;
 mod fork_during_io;
+mod giant_vma;
+mod many_threads;
+mod map_unmap;
+mod page_fault;
+mod retry_storm;
+mod same_folio;
+mod short_process;
 mod stage;
 mod stamps;
 
@@ -231,6 +239,14 @@ macro_rules! scenarios {
 
 scenarios! {
     ForkDuringIo = fork_during_io,
+    RetryStorm = retry_storm,
+    SameFolio = same_folio,
+    GiantVma = giant_vma,
+    DisjointChange = disjoint_change,
+    PageFault = page_fault,
+    MapUnmap = map_unmap,
+    ShortProcess = short_process,
+    ManyThreads = many_threads,
 }
 
 /// The scenario of that name.
