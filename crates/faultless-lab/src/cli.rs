@@ -3,9 +3,13 @@
 use crate::compare::Plan;
 use crate::contender::Contender;
 use crate::json::Report;
+#[cfg(target_os = "linux")]
 use crate::measure::Measured;
+#[cfg(target_os = "linux")]
 use crate::native::{self, NativeMachine, Request};
-use crate::scenarios::{Settings, Turn};
+use crate::scenarios::Settings;
+#[cfg(target_os = "linux")]
+use crate::scenarios::Turn;
 use crate::trouble::Trouble;
 use crate::{parse, report, scenarios};
 use clap::error::ErrorKind;
@@ -70,6 +74,7 @@ enum Command {
     /// List the scenarios there are.
     Scenarios,
     /// One round on the kernel: `compare` starts it, and nobody else.
+    #[cfg(target_os = "linux")]
     #[command(name = native::WORKER, hide = true)]
     NativeRound,
 }
@@ -123,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Compare(compare) => compare.run(),
         Command::Designs => say(&report::designs()).map(|()| 0),
         Command::Scenarios => say(&report::scenarios()).map(|()| 0),
+        #[cfg(target_os = "linux")]
         Command::NativeRound => return native::worker(play),
     };
     match done {
@@ -135,6 +141,7 @@ pub fn main() -> ExitCode {
 }
 
 /// What a worker does with its request.
+#[cfg(target_os = "linux")]
 fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<Measured, Trouble> {
     let name = &request.scenario;
     let scenario = scenarios::find(name)
