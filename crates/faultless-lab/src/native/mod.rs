@@ -11,6 +11,7 @@
 //! [`Trouble::Cannot`](crate::trouble::Trouble::Cannot) with the reason, or a note beside the figures.
 
 mod job;
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 mod wire;
 
 #[cfg(not(target_os = "linux"))]
