@@ -1,10 +1,17 @@
 //! The command line.
 
 use crate::compare::Plan;
+use crate::contender::Contender;
 use crate::json::Report;
+#[cfg(target_os = "linux")]
+use crate::measure::Measured;
+#[cfg(target_os = "linux")]
+use crate::native::{self, NativeMachine, Request};
 use crate::scenarios::Settings;
+#[cfg(target_os = "linux")]
+use crate::scenarios::Turn;
 use crate::trouble::Trouble;
-use crate::{designs, parse, report, scenarios};
+use crate::{parse, report, scenarios};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, Write};
@@ -19,30 +26,36 @@ const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
-  faultless compare                                 the first scenario, all designs, under half a minute
+  faultless compare                                 fork-during-io under the usual designs, under half a minute
+  faultless compare page-fault map-unmap            other scenarios
   faultless compare --seconds 60 --threads 16       longer, and with more threads
   faultless compare --design mmap-lock,faultless --io-latency 10ms --rate fork=20
   faultless compare --file /usr/bin/gdb --json -    on a file of yours, as JSON
   faultless designs                                 what there is to compare, and what it models
-  faultless scenarios                               what it is compared on, and where that comes from";
+  faultless scenarios                               what it is compared on, where that comes from, what it cannot show";
 
 const COMPARE: &str = "\
 Each scenario runs on a software machine: threads of this process are its processors, its memory is --memory, and every
-read of the file takes at least --io-latency. The designs take turns, in rounds of about two seconds. Everything that
-threads see is checked; a wrong byte, a torn child of a fork or a frame that nobody gives back ends the run.
+read of the file takes at least --io-latency. The designs take turns, in rounds of about a second. Everything that
+threads see is checked; a wrong byte, a torn child of a fork or a frame that nobody gives back ends the run. A design
+that cannot run a scenario says so in its row. The native rows are of this kernel, on real memory: other hardware.
 
-What the table says:
+What the tables say:
+  first column     the scenario's headline: the median over the rounds, and the least and the greatest of them
   bystander, fork  from when it was due to when it had ended: who comes late has waited
   fault            from an access to a cold page until the page is there
-  by round         the headline: the median over the rounds, and the best and the worst of them
+  each             for each major fault, counted in those faults alone
+  waited           all threads' waits by their cause: milliseconds in a second of the round, so that two threads that
+                   always wait have waited 2000
 
-Exit codes: 0 done; 1 something was wrong; 2 bad input; 130 ended by Ctrl-C, with a table of what was measured.
+Exit codes: 0 done; 1 something was wrong; 2 bad input, or nothing could run; 130 ended by Ctrl-C, with a table of what
+was measured.
 
 Examples:
-  faultless compare
-  faultless compare fork-during-io --design all --seconds 60 --threads 16
   faultless compare --io-latency 10ms --queue-depth 1 --rate fork=20 --rate bystander=1000
-  faultless compare --file /usr/bin/gdb --memory 64M --json result.json";
+  faultless compare giant-vma disjoint-change --design all --seconds 5
+  faultless compare --file /usr/bin/gdb --memory 64M --json=result.json
+  faultless compare --json --design all             everything, for a program to read";
 
 /// What page faults, forks and their bystanders wait for, under every locking design that is in dispute.
 #[derive(Debug, Parser)]
@@ -60,6 +73,10 @@ enum Command {
     Designs,
     /// List the scenarios there are.
     Scenarios,
+    /// One round on the kernel: `compare` starts it, and nobody else.
+    #[cfg(target_os = "linux")]
+    #[command(name = native::WORKER, hide = true)]
+    NativeRound,
 }
 
 #[derive(Args, Debug)]
@@ -68,13 +85,14 @@ struct Compare {
     /// Scenarios to run [default: fork-during-io]
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
-    /// Designs, separated by commas, or "all"
-    #[arg(long = "design", value_name = "A,B", value_delimiter = ',', default_value = "all")]
+    /// Designs, separated by commas, or "all" [default: mmap-lock, vma-lock, vma-lock-retry, vma-lock-hold, faultless
+    /// and native, as far as they are built in]
+    #[arg(long = "design", value_name = "A,B", value_delimiter = ',')]
     designs: Vec<String>,
-    /// Threads that fault (three in five) or stamp pages
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    threads: usize,
-    /// Seconds for each scenario and design [default: 8, less if there are many]
+    /// Threads that do the scenario's work [default: the scenario's own number]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Seconds for each scenario and design [default: 8, less if there are many designs]
     #[arg(long, value_name = "S", value_parser = parse::seconds)]
     seconds: Option<f64>,
     /// What each read takes at least
@@ -95,8 +113,8 @@ struct Compare {
     /// What random choices follow from
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Write the results as JSON; "-" is standard output, and then no table
-    #[arg(long, value_name = "PATH")]
+    /// Write the results as JSON; "-", or nothing, is standard output, and then no table
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -110,6 +128,8 @@ pub fn main() -> ExitCode {
         Command::Compare(compare) => compare.run(),
         Command::Designs => say(&report::designs()).map(|()| 0),
         Command::Scenarios => say(&report::scenarios()).map(|()| 0),
+        #[cfg(target_os = "linux")]
+        Command::NativeRound => return native::worker(play),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -118,6 +138,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(trouble.exit_code())
         }
     }
+}
+
+/// What a worker does with its request.
+#[cfg(target_os = "linux")]
+fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+    let name = &request.scenario;
+    let scenario = scenarios::find(name)
+        .ok_or_else(|| Trouble::Wrong(format!("the worker knows no scenario \"{name}\"")))?;
+    let settings = Settings { served: request.file.clone(), ..request.settings.clone() };
+    scenario.prepare(&settings)?.run(machine, turn)
 }
 
 /// Help is printed as it is; of an error, clap's first line.
@@ -179,32 +209,42 @@ impl Compare {
         }
         let mut wanted = Vec::new();
         for name in &self.designs {
-            match designs::find(name) {
-                _ if name == "all" => wanted = designs::ALL.iter().collect(),
-                Some(design) if !wanted.iter().any(|other: &&designs::Design| other.name == name) => {
+            match Contender::find(name) {
+                _ if name == "all" => wanted = Contender::all(),
+                Some(design) if !wanted.iter().any(|other: &Contender| other.name() == name) => {
                     wanted.push(design);
                 }
                 Some(_) => {}
                 None => {
                     return input(format!(
                         "there is no design \"{name}\"; there are: {}, all",
-                        designs::names()
+                        Contender::names()
                     ));
                 }
             }
+        }
+        if wanted.is_empty() {
+            wanted = Contender::default_ones();
         }
         for (name, _) in &self.rates {
             let actors: Vec<_> =
                 chosen.iter().flat_map(|scenario| scenario.rates).map(|(name, _)| *name).collect();
             if !actors.contains(&name.as_str()) {
-                return input(format!("there is no rate \"{name}\"; there are: {}", actors.join(", ")));
+                let there = if actors.is_empty() { "none here".into() } else { actors.join(", ") };
+                return input(format!("there is no rate \"{name}\"; there are: {there}"));
             }
         }
-        if self.threads == 0 {
-            return input("--threads 0: somebody has to work".into());
+        match self.threads {
+            Some(0) => return input("--threads 0: somebody has to work".into()),
+            Some(threads) if threads > 10_000 => {
+                return input(format!("--threads {threads}: there can be 10000"));
+            }
+            _ => {}
         }
-        if self.threads > 10_000 {
-            return input(format!("--threads {}: there can be 10000", self.threads));
+        if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
+            && scenarios::find(name).is_some()
+        {
+            return input(format!("--json {name}: would write a file of that name; put the scenario first"));
         }
         if !(LEAST_MEMORY..=MOST_MEMORY).contains(&self.memory) {
             return input("--memory: a machine has 64K at least and 64G at most".into());
@@ -215,10 +255,11 @@ impl Compare {
             queue_depth: self.queue_depth,
             rates: self.rates.clone(),
             file: self.file.clone(),
+            served: None,
             memory: self.memory,
             seed: self.seed,
         };
-        Ok(Plan { scenarios: chosen, designs: wanted, settings, seconds: self.seconds })
+        Ok(Plan { scenarios: chosen, contenders: wanted, settings, seconds: self.seconds })
     }
 
     fn run(&self) -> Result<u8, Trouble> {
@@ -295,10 +336,11 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_all_designs_on_the_first_scenario() {
+    fn defaults_are_the_usual_designs_on_the_first_scenario() {
         let plan = plan(&[]).unwrap();
         assert_eq!(plan.scenarios[0].name, "fork-during-io");
-        assert_eq!((plan.scenarios.len(), plan.designs.len()), (1, designs::ALL.len()));
+        assert_eq!((plan.scenarios.len(), plan.contenders.len()), (1, Contender::default_ones().len()));
+        assert_eq!(plan.settings.threads(plan.scenarios[0]), 5);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 50.0);
     }
 
@@ -307,9 +349,24 @@ mod tests {
         let plan =
             plan(&["--design", "faultless,mmap-lock,faultless", "--rate", "fork=5", "--rate", "fork=7"])
                 .unwrap();
-        let names: Vec<_> = plan.designs.iter().map(|design| design.name).collect();
+        let names: Vec<_> = plan.contenders.iter().map(Contender::name).collect();
         assert_eq!(names, ["faultless", "mmap-lock"]);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 7.0);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "bystander"), 500.0);
+    }
+
+    #[test]
+    fn json_without_a_path_is_standard_output() {
+        let json = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from(["faultless", "compare"].iter().chain(arguments)).unwrap();
+            let Command::Compare(compare) = cli.command else { unreachable!() };
+            compare.json
+        };
+        assert_eq!(json(&["--json", "--design", "all"]), Some("-".into()));
+        assert_eq!(json(&["--json", "r.json"]), Some("r.json".into()));
+        assert_eq!(json(&["--json=r.json"]), Some("r.json".into()));
+        assert_eq!(json(&["--json"]), Some("-".into()));
+        assert_eq!(json(&[]), None);
+        assert!(plan(&["--json", "fork-during-io"]).is_err());
     }
 }

@@ -1,21 +1,25 @@
 //! Runs scenarios under designs, round by round.
 
-use crate::designs::Design;
+use crate::contender::Contender;
 use crate::measure::{Measured, Spread};
 use crate::progress::Progress;
-use crate::scenarios::{Scenario, Settings, Turn};
+use crate::scenarios::{Prepared, Scenario, Settings, Turn};
 use crate::trouble::Trouble;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A round takes about so many seconds.
-const ROUND: f64 = 2.0;
+const ROUND: f64 = 1.0;
 /// A long run has longer rounds, not more of them.
 const MOST_ROUNDS: f64 = 15.0;
-/// Without `--seconds`, all of a run together takes at most about this.
-const ALL_TOGETHER: f64 = 24.0;
-/// And one design under one scenario at most this.
+/// A run that nobody gave a time has at least so many rounds, so that a spread is seen.
+const LEAST_ROUNDS: f64 = 3.0;
+/// Without `--seconds`, all of a run together takes at most about this, warm-ups not counted.
+const ALL_TOGETHER: f64 = 20.0;
+/// And one design under one scenario at most this,
 const EACH: f64 = 8.0;
+/// and at least this, however many there are.
+const LEAST: f64 = 1.5;
 
 /// What is to be run.
 #[derive(Clone, Debug)]
@@ -23,7 +27,7 @@ pub struct Plan {
     /// In this order.
     pub scenarios: Vec<&'static Scenario>,
     /// In this order in reports; each round begins with another one.
-    pub designs: Vec<&'static Design>,
+    pub contenders: Vec<Contender>,
     /// For all of them.
     pub settings: Settings,
     /// For each scenario and design; `None`: as long as is pleasant.
@@ -36,17 +40,19 @@ pub struct Run {
     /// The scenario.
     pub scenario: &'static Scenario,
     /// The design.
-    pub design: &'static Design,
+    pub contender: Contender,
     /// Each round.
     pub rounds: Vec<Measured>,
     /// All rounds together.
     pub total: Measured,
+    /// Why it does not run, or not any more.
+    pub skipped: Option<String>,
 }
 
 /// What came of a plan.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Those of which something was measured.
+    /// Those of which something was measured, and those that cannot run.
     pub runs: Vec<Run>,
     /// Ended by Ctrl-C.
     pub interrupted: bool,
@@ -60,17 +66,19 @@ impl Run {
 
     /// The scenario's one figure, over the rounds.
     pub fn headline(&self) -> Option<Spread> {
-        let headline = self.scenario.headline;
-        self.spread(|round| round.quantile_us(headline.latency, headline.quantile))
+        self.spread(self.scenario.headline.of)
     }
 }
 
 impl Plan {
     /// How many rounds there are for each design, and how long each is.
     pub fn rounds(&self) -> (usize, Duration) {
-        let parts = (self.scenarios.len() * self.designs.len()).max(1);
-        let seconds = self.seconds.unwrap_or(EACH.min(ALL_TOGETHER / parts as f64));
-        let rounds = (seconds / ROUND).round().clamp(1.0, MOST_ROUNDS);
+        let parts = (self.scenarios.len() * self.contenders.len()).max(1);
+        let (seconds, least) = match self.seconds {
+            Some(seconds) => (seconds, 1.0),
+            None => ((ALL_TOGETHER / parts as f64).clamp(LEAST, EACH), LEAST_ROUNDS),
+        };
+        let rounds = (seconds / ROUND).round().clamp(least, MOST_ROUNDS);
         (rounds as usize, Duration::from_secs_f64(seconds / rounds))
     }
 
@@ -78,84 +86,109 @@ impl Plan {
     /// shares between rounds is made once.
     ///
     /// # Errors
-    /// The first [`Trouble`].
+    /// The first [`Trouble`]. [`Trouble::Cannot`] of a design is noted, and ends the run only if no design can.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Outcome, Trouble> {
-        let (rounds, length) = self.rounds();
-        let is_interrupted = || interrupted.load(Ordering::Relaxed);
-        let progress = Progress::new(self.scenarios.len() * self.designs.len() * rounds);
+        let (rounds, _) = self.rounds();
+        let progress = Progress::new(self.scenarios.len() * self.contenders.len() * rounds);
         let mut runs = Vec::new();
         for &scenario in &self.scenarios {
             progress.say(&format!("{}: preparing", scenario.name));
             let prepared = scenario.prepare(&self.settings)?;
-            let first = runs.len();
-            let total = Measured::default();
-            runs.extend(self.designs.iter().map(|&design| {
-                let (rounds, total) = (Vec::new(), total.clone());
-                Run { scenario, design, rounds, total }
-            }));
-            for round in 0..rounds {
-                for turn in 0..self.designs.len() {
-                    if is_interrupted() {
-                        break;
-                    }
-                    let run: &mut Run = &mut runs[first + (round + turn) % self.designs.len()];
-                    progress.say(&format!(
-                        "{} under {}, round {} of {rounds}",
-                        scenario.name,
-                        run.design.name,
-                        round + 1
-                    ));
-                    let seed = self.settings.seed.wrapping_add(round as u64);
-                    let turn = Turn { settings: &self.settings, length, seed, interrupted };
-                    let measured = prepared
-                        .round(run.design, &turn)
-                        .map_err(|trouble| trouble.in_round(scenario.name, run.design.name, round + 1))?;
+            runs.extend(self.run_prepared(&prepared, &progress, interrupted)?);
+        }
+        runs.retain(|run: &Run| !run.rounds.is_empty() || run.skipped.is_some());
+        let interrupted = interrupted.load(Ordering::Relaxed);
+        let nobody_ran = runs.iter().all(|run| run.rounds.is_empty());
+        match runs.iter().find_map(|run| Some((run, run.skipped.as_ref()?))) {
+            Some((run, reason)) if nobody_ran && !interrupted => Err(Trouble::Cannot(format!(
+                "nothing has run: {} under {}: {reason}",
+                run.scenario.name,
+                run.contender.name()
+            ))),
+            _ => Ok(Outcome { runs, interrupted }),
+        }
+    }
+
+    /// All rounds of one scenario.
+    fn run_prepared(
+        &self,
+        prepared: &Prepared,
+        progress: &Progress,
+        interrupted: &AtomicBool,
+    ) -> Result<Vec<Run>, Trouble> {
+        let ((rounds, length), scenario) = (self.rounds(), prepared.scenario());
+        let new = |&contender: &Contender| {
+            let (rounds, total) = (Vec::new(), Measured::default());
+            Run { scenario, contender, rounds, total, skipped: None }
+        };
+        let mut runs: Vec<Run> = self.contenders.iter().map(new).collect();
+        for round in 0..rounds {
+            for turn in 0..runs.len() {
+                if interrupted.load(Ordering::Relaxed) {
+                    return Ok(runs);
+                }
+                let place = (round + turn) % runs.len();
+                let run = &mut runs[place];
+                let name = run.contender.name();
+                progress.say(&format!("{} under {name}, round {} of {rounds}", scenario.name, round + 1));
+                let seed = self.settings.seed.wrapping_add(round as u64);
+                let turn = Turn { settings: &self.settings, length, seed, interrupted };
+                let measured = match run.skipped {
+                    Some(_) => Ok(Measured::default()),
+                    None => prepared.round(run.contender, &turn),
+                };
+                match measured {
                     // Cut short before it began to measure: it says nothing.
-                    if measured.seconds > 0.0 && measured.latency.values().any(|latency| latency.count() != 0)
-                    {
+                    Ok(measured) if (scenario.headline.of)(&measured).is_none() => {}
+                    Ok(measured) => {
                         run.total.add(&measured);
                         run.rounds.push(measured);
                     }
-                    progress.step();
+                    Err(Trouble::Cannot(reason)) => run.skipped = Some(reason),
+                    Err(trouble) => return Err(trouble.in_round(scenario.name, name, round + 1)),
                 }
+                progress.step();
             }
         }
-        runs.retain(|run| !run.rounds.is_empty());
-        Ok(Outcome { runs, interrupted: is_interrupted() })
+        Ok(runs)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{designs, scenarios};
+    use crate::scenarios;
 
-    fn plan(designs: usize, seconds: Option<f64>) -> Plan {
-        let settings = Settings {
-            threads: 5,
-            io_latency: Duration::ZERO,
-            queue_depth: None,
-            rates: Vec::new(),
-            file: None,
-            memory: 1 << 28,
-            seed: 1,
-        };
-        let designs = designs::ALL.iter().cycle().take(designs).collect();
-        Plan { scenarios: vec![&scenarios::ALL[0]], designs, settings, seconds }
+    fn plan(contenders: usize, seconds: Option<f64>) -> Plan {
+        let contenders = Contender::all().into_iter().cycle().take(contenders).collect();
+        Plan { scenarios: vec![&scenarios::ALL[0]], contenders, settings: Settings::default(), seconds }
     }
 
     #[test]
-    fn a_run_without_seconds_is_short_however_many_designs() {
-        assert_eq!(plan(2, None).rounds(), (4, Duration::from_secs(2)));
-        for designs in 1..=12 {
-            let (rounds, length) = plan(designs, None).rounds();
-            assert!(designs as f64 * rounds as f64 * length.as_secs_f64() <= ALL_TOGETHER + 1e-6);
+    fn a_run_without_seconds_is_short_and_has_a_spread() {
+        assert_eq!(plan(2, None).rounds(), (8, Duration::from_secs(1)));
+        for contenders in 1..=13 {
+            let (rounds, length) = plan(contenders, None).rounds();
+            assert!(rounds >= 3);
+            assert!(contenders as f64 * rounds as f64 * length.as_secs_f64() <= ALL_TOGETHER + 1e-6);
         }
+        assert_eq!(plan(100, None).rounds(), (3, Duration::from_secs_f64(0.5)));
     }
 
     #[test]
     fn long_runs_have_long_rounds() {
         assert_eq!(plan(1, Some(1.0)).rounds(), (1, Duration::from_secs(1)));
         assert_eq!(plan(1, Some(600.0)).rounds(), (15, Duration::from_secs(40)));
+    }
+
+    #[test]
+    fn if_nobody_can_run_it_is_said() {
+        let native = Contender::Native { syscall: true };
+        let plan = Plan { contenders: vec![native], ..plan(0, Some(0.1)) };
+        match plan.run(&AtomicBool::new(false)) {
+            Err(trouble) => assert!(trouble.to_string().contains("native-syscall"), "{trouble}"),
+            // Where the kernel's machine is there, it has run.
+            Ok(outcome) => assert!(!outcome.runs[0].rounds.is_empty()),
+        }
     }
 }

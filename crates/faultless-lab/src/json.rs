@@ -2,7 +2,7 @@
 
 use crate::compare::{Outcome, Run};
 use crate::measure::{Latency, Measured, us};
-use crate::scenarios::Settings;
+use crate::scenarios::{self, Settings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -71,6 +71,15 @@ pub struct Entry {
     pub headline: Headline,
     /// By what was waited for; of all rounds together.
     pub latency_us: BTreeMap<String, Quantiles>,
+    /// What else the scenario reports; of all rounds together, but for `min` and `max`. Empty if it did not run.
+    #[serde(default)]
+    pub figures: BTreeMap<String, Figure>,
+    /// Why it did not run, or stopped running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// What has to be known of its machine to read the figures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Processor time of the faulting threads; null without major faults.
     pub cpu_us_per_major_fault: Option<f64>,
     /// Whole numbers, but for those whose name ends in `_us`.
@@ -90,9 +99,24 @@ pub struct Headline {
     pub max: Option<f64>,
     /// How many rounds.
     pub rounds: usize,
-    /// "us".
+    /// "us", "ns", "1/s", "ratio" or "each".
     pub unit: String,
     /// "lower" or "higher".
+    pub better: String,
+}
+
+/// A figure besides.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Figure {
+    /// Of all rounds together; null if it was not measured.
+    pub value: Option<f64>,
+    /// The least of a round.
+    pub min: Option<f64>,
+    /// The greatest of a round.
+    pub max: Option<f64>,
+    /// As in the headline.
+    pub unit: String,
+    /// "lower", "higher" or "neither": designs are not compared by it.
     pub better: String,
 }
 
@@ -168,29 +192,46 @@ fn counters(measured: &Measured) -> BTreeMap<String, serde_json::Number> {
     named.collect()
 }
 
+impl Figure {
+    fn new(run: &Run, figure: &scenarios::Figure) -> Self {
+        let spread = run.spread(figure.of);
+        Self {
+            value: (figure.of)(&run.total),
+            min: spread.map(|spread| spread.min),
+            max: spread.map(|spread| spread.max),
+            unit: figure.unit.name().into(),
+            better: figure.better.name().into(),
+        }
+    }
+}
+
 impl Entry {
     fn new(run: &Run, settings: &Settings) -> Self {
-        let (total, spread) = (&run.total, run.headline());
+        let (total, spread, headline) = (&run.total, run.headline(), run.scenario.headline);
+        let figures = run.scenario.figures.iter().filter(|_| !run.rounds.is_empty());
         Self {
             scenario: run.scenario.name.into(),
-            design: run.design.name.into(),
+            design: run.contender.name().into(),
             rmap: "none".into(),
-            threads: settings.threads,
+            threads: settings.threads(run.scenario),
             seconds: total.seconds,
             headline: Headline {
-                name: run.scenario.headline.name.into(),
+                name: headline.name.into(),
                 value: spread.map(|spread| spread.median),
                 min: spread.map(|spread| spread.min),
                 max: spread.map(|spread| spread.max),
                 rounds: run.rounds.len(),
-                unit: "us".into(),
-                better: "lower".into(),
+                unit: headline.unit.name().into(),
+                better: headline.better.name().into(),
             },
             latency_us: total
                 .latency
                 .iter()
                 .map(|(name, latency)| (name.to_string(), latency.into()))
                 .collect(),
+            figures: figures.map(|figure| (figure.name.into(), Figure::new(run, figure))).collect(),
+            skipped: run.skipped.clone(),
+            notes: total.notes.clone(),
             cpu_us_per_major_fault: total.cpu_us_per_major_fault(),
             counters: counters(total),
         }

@@ -2,22 +2,29 @@
 //! the same work, over the same software machine.
 //!
 //! ```text
-//!  cli ──► compare ── rounds, interleaved over the designs ──► report (a table, a sentence) · json
+//!  cli ──► compare ── rounds, interleaved over the contenders ──► report (tables, a sentence) · json
 //!             │
+//!             ├─ contender   name ─► a design of the engine, or the kernel this runs on
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
-//!             └─ scenarios   name ─► a round: a machine, its threads, what they waited, what they saw
+//!             ├─ machine     what a scenario runs on: processes, memory, fork; in software, under a design
+//!             ├─ native      the same on the kernel itself, in a process of its own for each round
+//!             └─ scenarios   name ─► a round: its threads, what they waited, what they saw; and its figures
 //! ```
 //! A round builds a machine, runs the scenario's threads on it, and checks what they saw: every byte of a file,
 //! the order of stamps in every child, every frame given back. What is wrong ends the run with an error; a design is only
 //! measured while it is right. Designs know no scenario and scenarios no design: a scenario is generic over
-//! [`faultless::design::LockingDesign`].
-#![forbid(unsafe_code)]
+//! [`machine::Machine`]. Reports know neither: what a table shows is a scenario's [`scenarios::Figure`]s.
+// `native::sys` alone has unsafe code: system calls and accesses that Rust cannot check.
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod compare;
+pub mod contender;
 pub mod designs;
 pub mod json;
+pub mod machine;
 pub mod measure;
+pub mod native;
 pub mod parse;
 mod progress;
 pub mod report;

@@ -1,6 +1,6 @@
 //! What a round measured, and several rounds together.
 
-use faultless::stats::{Counter, Statistics};
+use faultless::stats::Counter;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +27,24 @@ impl Latency {
     /// One more.
     pub fn record(&mut self, latency: Duration) {
         self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// `count` more of `nanoseconds` each.
+    pub fn record_n(&mut self, nanoseconds: u64, count: u64) {
+        self.0.saturating_record_n(nanoseconds, count);
+    }
+
+    /// `count` operations that took `all` together: each is recorded with their mean. For what is too short to be timed
+    /// one by one.
+    pub fn record_batch(&mut self, all: Duration, count: u64) {
+        if let Some(each) = u64::try_from(all.as_nanos()).unwrap_or(u64::MAX).checked_div(count) {
+            self.record_n(each, count);
+        }
+    }
+
+    /// Every value that was recorded, in nanoseconds and as exact as it is kept, and how often. Ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value()))
     }
 
     /// How many.
@@ -61,29 +79,40 @@ pub struct Measured {
     /// How long it was measured.
     pub seconds: f64,
     /// By what was waited for: "fault", "fork", "bystander".
-    pub latency: BTreeMap<&'static str, Latency>,
-    /// What the engine counted meanwhile, and the scenario besides.
-    pub counters: BTreeMap<&'static str, u64>,
+    pub latency: BTreeMap<String, Latency>,
+    /// What the machine counted meanwhile, and the scenario besides. A name that ends in `_ns` is a time.
+    pub counters: BTreeMap<String, u64>,
     /// Processor time that faulting threads spent in major faults.
     pub fault_cpu: Duration,
     /// How many major faults that was.
     pub faults_timed: u64,
+    /// What has to be known of this machine to read its figures; each once.
+    pub notes: Vec<String>,
 }
 
 impl Measured {
     /// Adds latencies under a name.
-    pub fn add_latency(&mut self, name: &'static str, latency: &Latency) {
-        self.latency.entry(name).or_default().add(latency);
+    pub fn add_latency(&mut self, name: &str, latency: &Latency) {
+        self.latency.entry(name.into()).or_default().add(latency);
     }
 
     /// Adds to a count.
-    pub fn count(&mut self, name: &'static str, n: u64) {
-        *self.counters.entry(name).or_default() += n;
+    pub fn count(&mut self, name: &str, n: u64) {
+        *self.counters.entry(name.into()).or_default() += n;
     }
 
-    /// Adds what an engine counted.
-    pub fn count_all(&mut self, statistics: &Statistics) {
-        statistics.iter().for_each(|(counter, n)| self.count(counter.name(), n));
+    /// Adds what a machine counted between two moments.
+    pub fn count_since(&mut self, before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
+        for (name, n) in after {
+            self.count(name, n.wrapping_sub(before.get(name).copied().unwrap_or(0)));
+        }
+    }
+
+    /// Notes something, once.
+    pub fn note(&mut self, note: &str) {
+        if !self.notes.iter().any(|old| old == note) {
+            self.notes.push(note.into());
+        }
     }
 
     /// Takes in another round.
@@ -93,16 +122,43 @@ impl Measured {
         other.counters.iter().for_each(|(name, n)| self.count(name, *n));
         self.fault_cpu += other.fault_cpu;
         self.faults_timed += other.faults_timed;
+        other.notes.iter().for_each(|note| self.note(note));
     }
 
-    /// What the engine counted of this.
-    pub fn total(&self, counter: Counter) -> u64 {
-        self.counters.get(counter.name()).copied().unwrap_or(0)
+    /// A count, by its name; `None` if nobody counted it.
+    pub fn counted(&self, name: &str) -> Option<u64> {
+        self.counters.get(name).copied()
+    }
+
+    /// One count over another one, if there is anything to divide by.
+    pub fn ratio(&self, name: &str, by: &str) -> Option<f64> {
+        let (n, by) = (self.counted(name)?, self.counted(by)?);
+        (by != 0).then(|| n as f64 / by as f64)
+    }
+
+    /// How often something happened in a second of a time that is counted in nanoseconds.
+    pub fn a_second(&self, name: &str, time: &str) -> Option<f64> {
+        self.ratio(name, time).map(|each| each * 1e9)
+    }
+
+    /// How often something happened in a second of the round.
+    pub fn a_second_of_all(&self, name: &str) -> Option<f64> {
+        (self.seconds > 0.0).then_some(self.counted(name)? as f64 / self.seconds)
     }
 
     /// A quantile of a latency, in microseconds; `None` if nothing was measured.
     pub fn quantile_us(&self, name: &str, quantile: f64) -> Option<f64> {
         self.latency.get(name).filter(|latency| latency.count() != 0).map(|l| l.quantile_us(quantile))
+    }
+
+    /// A quantile of a latency, in nanoseconds.
+    pub fn quantile_ns(&self, name: &str, quantile: f64) -> Option<f64> {
+        self.quantile_us(name, quantile).map(|us| us * 1e3)
+    }
+
+    /// The longest, in microseconds.
+    pub fn max_us(&self, name: &str) -> Option<f64> {
+        self.latency.get(name).filter(|latency| latency.count() != 0).map(Latency::max_us)
     }
 
     /// Processor microseconds for each major fault.
@@ -113,7 +169,7 @@ impl Measured {
     /// How often a major fault did what is in [`IN_MAJOR_FAULTS`]; of those faults alone that were timed.
     pub fn per_major_fault(&self, counter: Counter) -> Option<f64> {
         let (name, _) = IN_MAJOR_FAULTS.into_iter().find(|(_, counted)| *counted == counter)?;
-        let n = self.counters.get(name).copied()?;
+        let n = self.counted(name)?;
         (self.faults_timed != 0).then(|| n as f64 / self.faults_timed as f64)
     }
 }
@@ -161,9 +217,41 @@ mod tests {
         one.add_latency("fork", &fork);
         one.count("children", 3);
         let mut sum = one.clone();
+        one.note("noted");
         sum.add(&one);
+        sum.note("noted");
+        assert_eq!(sum.notes, ["noted"]);
         assert_eq!((sum.seconds, sum.counters["children"], sum.latency["fork"].count()), (2.0, 6, 2));
         assert!((sum.latency["fork"].quantile_us(0.5) - 10.0).abs() < 0.1);
         assert_eq!(sum.quantile_us("fault", 0.5), None);
+    }
+
+    #[test]
+    fn latencies_can_be_taken_apart_and_rebuilt() {
+        let mut latency = Latency::default();
+        for i in 1..1000_u64 {
+            latency.record(Duration::from_nanos(i * i * 37));
+        }
+        latency.record_n(250, 7);
+        latency.record_batch(Duration::from_micros(64), 64);
+        latency.record_batch(Duration::from_micros(1), 0);
+        let mut again = Latency::default();
+        latency.iter().for_each(|(nanoseconds, count)| again.record_n(nanoseconds, count));
+        assert_eq!(latency.count(), 999 + 7 + 64);
+        assert_eq!(latency.count(), again.count());
+        for quantile in [0.1, 0.5, 0.99, 1.0] {
+            assert_eq!(latency.quantile_us(quantile), again.quantile_us(quantile));
+        }
+    }
+
+    #[test]
+    fn counts_are_differences_and_ratios() {
+        let moment = |faults, reads| BTreeMap::from([("faults".into(), faults), ("reads".into(), reads)]);
+        let mut measured = Measured::default();
+        measured.count_since(&moment(10, 1), &moment(30, 6));
+        assert_eq!((measured.counted("faults"), measured.counted("forks")), (Some(20), None));
+        assert_eq!(measured.ratio("faults", "reads"), Some(4.0));
+        assert_eq!(measured.a_second("faults", "reads"), Some(4e9));
+        assert_eq!(measured.ratio("faults", "forks"), None);
     }
 }

@@ -9,6 +9,10 @@ pub enum Trouble {
     /// What was asked for cannot be done. Exit code 2.
     #[error("{0}")]
     Input(String),
+    /// This machine or this design cannot run the scenario, and says why. The others go on; exit code 2 only if nobody
+    /// is left.
+    #[error("{0}")]
+    Cannot(String),
 }
 
 impl Trouble {
@@ -16,7 +20,7 @@ impl Trouble {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Wrong(_) => 1,
-            Self::Input(_) => 2,
+            Self::Input(_) | Self::Cannot(_) => 2,
         }
     }
 
@@ -24,7 +28,7 @@ impl Trouble {
     pub fn in_round(self, scenario: &str, design: &str, round: usize) -> Self {
         match self {
             Self::Wrong(what) => Self::Wrong(format!("{scenario} under {design}, round {round}: {what}")),
-            input => input,
+            other => other,
         }
     }
 }

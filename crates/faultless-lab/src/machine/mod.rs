@@ -1,6 +1,10 @@
-//! What a scenario runs on: the same threads and calls, once on the engine under a design ([`soft`]) and once on the
+//! What a scenario runs on: the same threads and calls, once on the engine under a design ([`SoftMachine`]) and once on the
 //! kernel that this runs on (`native`). Scenarios are written against these traits alone, and have no branch on which
 //! of the two it is.
+
+mod soft;
+
+pub use soft::SoftMachine;
 
 use crate::measure::IN_MAJOR_FAULTS;
 use crate::scenarios::Page;
@@ -90,8 +94,8 @@ pub trait Task: Send + Sync {
     /// Runs in the child, with nobody else in it.
     ///
     /// # Errors
-    /// What is wrong with what the child sees, in a line.
-    fn run(&self, child: &dyn Memory) -> Result<(), String>;
+    /// [`Trouble::Wrong`]: what is wrong with what the child sees; or what its memory says.
+    fn run(&self, child: &dyn Memory) -> Result<(), Trouble>;
 }
 
 /// A process: its memory, and fork.
@@ -111,7 +115,7 @@ pub trait Child: Send {
     /// Returns when the task is done and the child has exited.
     ///
     /// # Errors
-    /// [`Trouble::Wrong`] with what the task said; [`Trouble::Input`].
+    /// What the task said; [`Trouble::Input`].
     fn join(self) -> Result<(), Trouble>;
 }
 

@@ -1,7 +1,9 @@
 //! The threads of a round: when it is measured, who goes wrong, and actors that work at a fixed rate.
 
-use crate::measure::Latency;
+use crate::machine::{Machine, Memory};
+use crate::measure::{Latency, Measured};
 use crate::trouble::Trouble;
+use faultless::address::PAGE_SIZE;
 use rustix::time::{ClockId, clock_gettime};
 use std::any::Any;
 use std::num::NonZeroU64;
@@ -25,7 +27,7 @@ pub struct Round<'a> {
     /// What is scheduled from here on is measured. Immutable.
     from: Instant,
     /// Immutable.
-    until: Instant,
+    length: Duration,
 }
 
 impl<'a> Round<'a> {
@@ -33,7 +35,7 @@ impl<'a> Round<'a> {
     pub fn new(interrupted: &'a AtomicBool, warm_up: Duration, length: Duration) -> Self {
         let from = Instant::now() + warm_up;
         let (over, trouble) = (OnceLock::new(), Mutex::new(None));
-        Self { interrupted, over, trouble, from, until: from + length }
+        Self { interrupted, over, trouble, from, length }
     }
 
     /// Whether the threads are to end.
@@ -55,6 +57,18 @@ impl<'a> Round<'a> {
     /// What ended it early.
     pub fn into_trouble(self) -> Option<Trouble> {
         self.trouble.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long it is to be measured.
+    pub fn length(&self) -> Duration {
+        self.length
+    }
+
+    /// Ends the round if Ctrl-C was pressed.
+    pub fn look(&self) {
+        if self.interrupted.load(Ordering::Relaxed) {
+            self.end();
+        }
     }
 
     /// Whether what was scheduled for this moment counts.
@@ -79,18 +93,35 @@ impl<'a> Round<'a> {
         let wait = |deadline: Instant| {
             while !self.is_over() && Instant::now() < deadline {
                 self.sleep_until((Instant::now() + LOOK).min(deadline));
-                if self.interrupted.load(Ordering::Relaxed) {
-                    self.end();
-                }
+                self.look();
             }
         };
         wait(self.from);
         begin();
         let start = Instant::now();
-        wait(self.until);
+        wait(self.from + self.length);
         end();
         self.end();
         start.elapsed()
+    }
+
+    /// As [`Round::run`], with what the machine counts meanwhile added to `measured`.
+    pub fn count(&self, machine: &impl Machine, measured: &mut Measured) {
+        let (mut before, mut after) = Default::default();
+        let length = self.run(|| before = machine.statistics(), || after = machine.statistics());
+        measured.seconds = length.as_secs_f64();
+        measured.count_since(&before, &after);
+    }
+
+    /// What came of it: what ended it early, else what was measured.
+    ///
+    /// # Errors
+    /// The first [`Trouble`].
+    pub fn result(self, measured: Result<Measured, Trouble>) -> Result<Measured, Trouble> {
+        match self.into_trouble() {
+            Some(trouble) => Err(trouble),
+            None => measured,
+        }
     }
 
     /// Starts a thread of the round. An error or a panic of it ends the round.
@@ -138,6 +169,33 @@ pub struct Periodic {
     pub done: u64,
     /// Acts that were due before the end of the round and did not begin.
     pub missed: u64,
+}
+
+impl Periodic {
+    /// Adds it to what the round measured: the latency under `name`, what was done and missed as counts.
+    pub fn add_to(&self, measured: &mut Measured, name: &str, [done, missed]: [&str; 2]) {
+        measured.add_latency(name, &self.latency);
+        measured.count(done, self.done);
+        measured.count(missed, self.missed);
+    }
+}
+
+/// A bystander: maps one page, stores to it, unmaps it, at a fixed rate.
+///
+/// # Errors
+/// What the memory says.
+pub fn stand_by(memory: &impl Memory, round: &Round<'_>, hertz: f64) -> Result<Periodic, Trouble> {
+    at_fixed_rate(round, hertz, |_| {
+        let page = memory.map_anonymous(PAGE_SIZE)?;
+        memory.store(page, 1)?;
+        memory.unmap(page, PAGE_SIZE)?;
+        Ok(Instant::now())
+    })
+}
+
+/// What a thread of a round gave, if it ended well.
+pub fn ended<T>(thread: ScopedJoinHandle<'_, Option<T>>) -> Option<T> {
+    thread.join().ok().flatten()
 }
 
 /// Calls `act` `hertz` times a second until the round is over. An act that comes late does not move the ones after

@@ -1,13 +1,16 @@
 //! The file that a scenario maps, and what each of its bytes has to be.
 
+use super::Settings;
+use crate::native::{self, Served};
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
 use faultless::fault::FaultError;
-use faultless::store::{FileStore, OpenError, StoreError};
+use faultless::store::{DelayedStore, FileStore, OpenError, Store, StoreError};
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// Of a longer file, so much is mapped.
@@ -47,6 +50,12 @@ pub fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
+/// The next page of `pages` that looks random, even over all of them.
+pub fn pick(random: &mut u64, pages: u64) -> u64 {
+    *random = mix(*random);
+    ((u128::from(*random) * u128::from(pages)) >> 64) as u64
+}
+
 /// Each step is a bijection of what was before, so a page with one wrong word never has the right sum.
 fn sum(page: &Page) -> u64 {
     page.chunks_exact(8).fold(0, |sum: u64, word| {
@@ -56,6 +65,24 @@ fn sum(page: &Page) -> u64 {
 }
 
 impl TestFile {
+    /// The file that the settings name, or a temporary one of `length` bytes.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`], as the two below.
+    pub fn of(settings: &Settings, length: u64) -> Result<Arc<Self>, Trouble> {
+        let file = match (&settings.served, &settings.file) {
+            (Some(served), _) => Self::served(served)?,
+            (None, Some(path)) => Self::read(path)?,
+            (None, None) => Self::temporary(length, settings.seed)?,
+        };
+        Ok(Arc::new(file))
+    }
+
+    /// The file itself, for a machine that reads it in its own way.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// A temporary file of `length` bytes, filled with a pattern.
     ///
     /// # Errors
@@ -87,6 +114,39 @@ impl TestFile {
         let sums = sums.collect::<io::Result<Vec<u64>>>().map_err(refused)?;
         this.contents = Contents::Sums(sums);
         Ok(this)
+    }
+
+    /// The file of another process, served through `served.path`.
+    fn served(served: &Served) -> Result<Self, Trouble> {
+        match &served.contents {
+            native::Contents::File { path } => Self::read(path),
+            native::Contents::Pattern { seed } => {
+                let file = File::open(&served.path)
+                    .map_err(|error| Trouble::Input(format!("cannot open the temporary file: {error}")))?;
+                let contents = Contents::Pattern { seed: *seed };
+                Ok(Self { file, path: None, length: served.length, contents })
+            }
+        }
+    }
+
+    /// What another process has to know to check it.
+    pub fn contents(&self) -> native::Contents {
+        match (&self.contents, &self.path) {
+            (Contents::Pattern { seed }, _) => native::Contents::Pattern { seed: *seed },
+            (Contents::Sums(_), path) => native::Contents::File { path: path.clone().unwrap_or_default() },
+        }
+    }
+
+    /// A store of it whose reads take as long as the settings say.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`], as when it was first opened.
+    pub fn delayed(&self, settings: &Settings) -> Result<Arc<dyn Store>, Trouble> {
+        let store = DelayedStore::new(self.store()?, settings.io_latency);
+        Ok(match settings.queue_depth {
+            Some(depth) => Arc::new(store.with_queue_depth(depth)),
+            None => Arc::new(store),
+        })
     }
 
     /// Bytes that are mapped.

@@ -9,12 +9,9 @@
 //! On each page the first word is stamped, then the last, so that a page copied half is seen too.
 
 use super::actors::{Round, wake_precisely};
-use super::{not_mapped, not_served};
+use crate::machine::Memory;
 use crate::trouble::Trouble;
 use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::design::LockingDesign;
-use faultless::{AddressSpace, MapRequest};
-use faultless_soft::{Cpu, Soft};
 use std::time::Duration;
 
 /// A stamper pauses after so many pages, so that those who are measured find a processor. The same for every design.
@@ -38,17 +35,13 @@ impl Chain {
     ///
     /// # Errors
     /// [`Trouble`] if that cannot be.
-    pub fn new<D: LockingDesign>(
-        space: &AddressSpace<Soft, D>,
-        stampers: usize,
-        pages: u64,
-    ) -> Result<Self, Trouble> {
-        let map = |_| space.map(MapRequest::anonymous(pages * PAGE_SIZE)).map_err(not_mapped);
+    pub fn new(memory: &impl Memory, stampers: usize, pages: u64) -> Result<Self, Trouble> {
+        let map = |_| memory.map_anonymous(pages * PAGE_SIZE);
         let regions = (0..stampers).map(map).collect::<Result<Vec<_>, _>>()?;
         let chain = Self { regions, pages };
         for stamper in 0..stampers {
             for page in 0..pages {
-                chain.stamp(space, stamper, page, 1)?;
+                chain.stamp(memory, stamper, page, 1)?;
             }
         }
         Ok(chain)
@@ -58,15 +51,15 @@ impl Chain {
         VirtAddr::new(self.regions[stamper].get() + page * PAGE_SIZE + word)
     }
 
-    fn stamp<D: LockingDesign>(
+    fn stamp<M: Memory + ?Sized>(
         &self,
-        space: &AddressSpace<Soft, D>,
+        memory: &M,
         stamper: usize,
         page: u64,
         generation: u64,
     ) -> Result<(), Trouble> {
         for word in WORDS {
-            space.store_u64(self.address(stamper, page, word), generation).map_err(not_served)?;
+            memory.store(self.address(stamper, page, word), generation)?;
         }
         Ok(())
     }
@@ -75,12 +68,7 @@ impl Chain {
     ///
     /// # Errors
     /// [`Trouble::Wrong`] if a stamp is not what this thread has written last.
-    pub fn run<D: LockingDesign>(
-        &self,
-        space: &AddressSpace<Soft, D>,
-        me: usize,
-        round: &Round<'_>,
-    ) -> Result<u64, Trouble> {
+    pub fn run(&self, memory: &impl Memory, me: usize, round: &Round<'_>) -> Result<u64, Trouble> {
         wake_precisely();
         let last = self.regions.len() - 1;
         let mut stamped = 0;
@@ -90,7 +78,7 @@ impl Chain {
             for page in 0..self.pages {
                 let theirs = self.address(before, page, WORDS[1]);
                 let mut look = 0;
-                while space.load_u64(theirs).map_err(not_served)? < needed {
+                while memory.load(theirs)? < needed {
                     if round.is_over() {
                         return Ok(stamped);
                     }
@@ -99,7 +87,7 @@ impl Chain {
                 }
                 for word in WORDS {
                     let address = self.address(me, page, word);
-                    let old = space.load_u64(address).map_err(not_served)?;
+                    let old = memory.load(address)?;
                     if old != generation - 1 {
                         return Err(Trouble::Wrong(format!(
                             "wrong byte: stamper {me} wrote {} at {address}, its page {page}, and reads {old}",
@@ -107,7 +95,7 @@ impl Chain {
                         )));
                     }
                 }
-                self.stamp(space, me, page, generation)?;
+                self.stamp(memory, me, page, generation)?;
                 stamped += 1;
                 if (page + 1).is_multiple_of(BURST) || page + 1 == self.pages {
                     std::thread::sleep(PAUSE);
@@ -124,10 +112,10 @@ impl Chain {
     ///
     /// # Errors
     /// [`Trouble`] if one cannot be read.
-    pub fn snapshot<D: LockingDesign>(&self, space: &AddressSpace<Soft, D>) -> Result<Snapshot, Trouble> {
+    pub fn snapshot<M: Memory + ?Sized>(&self, memory: &M) -> Result<Snapshot, Trouble> {
         let region = |stamper| {
             let words = (0..self.pages).flat_map(|page| WORDS.map(|word| self.address(stamper, page, word)));
-            words.map(|address| space.load_u64(address).map_err(not_served)).collect()
+            words.map(|address| memory.load(address)).collect()
         };
         (0..self.regions.len()).map(region).collect()
     }
@@ -136,7 +124,7 @@ impl Chain {
     ///
     /// # Errors
     /// [`Trouble`] if it cannot be written.
-    pub fn spoil<D: LockingDesign>(&self, child: &AddressSpace<Soft, D>, n: u64) -> Result<(), Trouble> {
+    pub fn spoil<M: Memory + ?Sized>(&self, child: &M, n: u64) -> Result<(), Trouble> {
         let stamper = (n / self.pages) as usize % self.regions.len();
         self.stamp(child, stamper, n % self.pages, u64::MAX)
     }

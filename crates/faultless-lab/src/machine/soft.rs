@@ -1,0 +1,257 @@
+//! The machine in software: an engine under a design, its file behind a store that delays reads.
+
+use super::{Child, Machine, Memory, Process, Task, Touched};
+use crate::measure::IN_MAJOR_FAULTS;
+use crate::scenarios::{Needs, Page, Settings, TestFile};
+use crate::trouble::Trouble;
+use faultless::address::VirtAddr;
+use faultless::design::LockingDesign;
+use faultless::fault::FaultError;
+use faultless::host::OutOfMemory;
+use faultless::protection::{Access, Protection, Sharing};
+use faultless::stats::{Counter, Statistics};
+use faultless::store::{DelayedStore, Store};
+use faultless::{
+    AddressSpace, DiscardError, Engine, Fault, File, ForkError, Limits, MapError, MapRequest, ProtectError,
+    Source, UnmapError,
+};
+use faultless_soft::{AccessError, Cpu, Soft};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long what I/O has pinned may take to come free after the last thread has ended.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// The file of a round: what is in it, and how the engine has it.
+#[derive(Clone)]
+struct Opened {
+    contents: Arc<TestFile>,
+    file: Arc<File<Soft>>,
+}
+
+/// An engine, and what the scenario needs in it.
+pub struct SoftMachine<D> {
+    engine: Arc<Engine<Soft>>,
+    file: Option<Opened>,
+    /// Ranges that were taken when their process ended. Atomic.
+    taken: Arc<AtomicUsize>,
+    design: PhantomData<fn() -> D>,
+}
+
+impl<D: LockingDesign> SoftMachine<D> {
+    /// A machine as the scenario needs it.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`] where the settings do not allow it.
+    pub fn new(needs: &Needs, file: Option<&Arc<TestFile>>, settings: &Settings) -> Result<Self, Trouble> {
+        let host = Soft::new(needs.frames).map_err(|error| too_small(&error))?;
+        let limits = Limits { cached_pages: needs.cached_pages.unwrap_or(u64::MAX), ..Limits::default() };
+        let engine = Engine::new(host, limits).map_err(|error| too_small(&error))?;
+        let open = |contents: &Arc<TestFile>| {
+            let store = DelayedStore::new(contents.store()?, settings.io_latency);
+            let store: Arc<dyn Store> = match settings.queue_depth {
+                Some(depth) => Arc::new(store.with_queue_depth(depth)),
+                None => Arc::new(store),
+            };
+            let file = File::open(&engine, store)
+                .map_err(|error| Trouble::Input(format!("cannot map the file: {error}")))?;
+            Ok::<_, Trouble>(Opened { contents: contents.clone(), file })
+        };
+        let file = file.map(open).transpose()?;
+        Ok(Self { engine, file, taken: Arc::default(), design: PhantomData })
+    }
+}
+
+impl<D: LockingDesign> Machine for SoftMachine<D> {
+    type Process = SoftProcess<D>;
+
+    fn process(&self) -> Result<SoftProcess<D>, Trouble> {
+        let space = AddressSpace::new(&self.engine).map_err(|error: OutOfMemory| too_small(&error))?;
+        Ok(SoftProcess { space, file: self.file.clone(), taken: self.taken.clone() })
+    }
+
+    fn statistics(&self) -> BTreeMap<String, u64> {
+        self.engine.statistics().iter().map(|(counter, n)| (counter.name().to_string(), n)).collect()
+    }
+
+    /// No range is taken, and every frame but the page of zeros is free again, when the last completion has let go of
+    /// what it pinned.
+    fn finish(mut self) -> Result<(), Trouble> {
+        self.file = None;
+        let taken = self.taken.load(Ordering::Relaxed);
+        if taken != 0 {
+            return Err(Trouble::Wrong(format!("{taken} ranges are taken after the last call has returned")));
+        }
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            self.engine.flush();
+            let used = self.engine.frame_usage().used;
+            if used == 1 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let leaked = used.saturating_sub(1);
+                return Err(Trouble::Wrong(format!(
+                    "leaked frames: {leaked} are in use after the last space is gone"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// An address space of the engine.
+pub struct SoftProcess<D: LockingDesign> {
+    space: AddressSpace<Soft, D>,
+    file: Option<Opened>,
+    /// As in [`SoftMachine`].
+    taken: Arc<AtomicUsize>,
+}
+
+impl<D: LockingDesign> Drop for SoftProcess<D> {
+    fn drop(&mut self) {
+        self.taken.fetch_add(self.space.taken_ranges(), Ordering::Relaxed);
+    }
+}
+
+impl<D: LockingDesign> SoftProcess<D> {
+    #[inline]
+    fn served<T>(&self, done: Result<T, AccessError>) -> Result<T, Trouble> {
+        done.map_err(|error| match error {
+            AccessError::Fault(error) => self.not_served(error),
+            error @ AccessError::Unaligned { .. } => refused("an access", &error, false),
+        })
+    }
+
+    #[cold]
+    fn not_served(&self, error: FaultError) -> Trouble {
+        match (&self.file, error) {
+            (Some(file), FaultError::PastEnd { .. } | FaultError::Io { .. }) => file.contents.explain(error),
+            _ => refused("an access", &error, matches!(error, FaultError::OutOfMemory { .. })),
+        }
+    }
+}
+
+impl<D: LockingDesign> Memory for SoftProcess<D> {
+    fn map_anonymous(&self, bytes: u64) -> Result<VirtAddr, Trouble> {
+        self.space.map(MapRequest::anonymous(bytes)).map_err(not_mapped)
+    }
+
+    fn map_file(&self, sharing: Sharing) -> Result<VirtAddr, Trouble> {
+        let Some(Opened { contents, file }) = &self.file else {
+            return Err(Trouble::Wrong("the scenario maps a file and has asked for none".into()));
+        };
+        let source = Source::File { file: file.clone(), first: 0, sharing };
+        let request = MapRequest::file(file, 0, contents.length(), Protection::READ);
+        self.space.map(MapRequest { source, ..request }).map_err(not_mapped)
+    }
+
+    fn unmap_file(&self, start: VirtAddr) -> Result<(), Trouble> {
+        let length = self.file.as_ref().map_or(0, |file| file.contents.length());
+        self.unmap(start, length)
+    }
+
+    fn unmap(&self, start: VirtAddr, bytes: u64) -> Result<(), Trouble> {
+        self.space
+            .unmap(start, bytes)
+            .map_err(|error| refused("unmap", &error, matches!(error, UnmapError::OutOfMemory { .. })))
+    }
+
+    fn protect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Trouble> {
+        self.space
+            .protect(start, bytes, protection)
+            .map_err(|error| refused("protect", &error, matches!(error, ProtectError::OutOfMemory { .. })))
+    }
+
+    fn discard(&self, start: VirtAddr, bytes: u64) -> Result<(), Trouble> {
+        self.space
+            .discard(start, bytes)
+            .map_err(|error| refused("discard", &error, matches!(error, DiscardError::OutOfMemory { .. })))
+    }
+
+    #[inline]
+    fn load(&self, at: VirtAddr) -> Result<u64, Trouble> {
+        self.served(self.space.load_u64(at))
+    }
+
+    #[inline]
+    fn store(&self, at: VirtAddr, value: u64) -> Result<(), Trouble> {
+        self.served(self.space.store_u64(at, value))
+    }
+
+    fn read_page(&self, start: VirtAddr, page: &mut Page) -> Result<(), Trouble> {
+        self.space.read_bytes(start, page).map_err(|error| self.not_served(error))
+    }
+
+    fn touch(&self, at: VirtAddr, access: Access) -> Result<Touched, Trouble> {
+        let there = match access {
+            Access::Write => self.space.try_store_u64(at, 1).is_ok(),
+            Access::Read | Access::Execute => self.space.try_load_u64(at).is_ok(),
+        };
+        if there {
+            return Ok(Touched::Minor);
+        }
+        let not_served = |error| self.not_served(error);
+        let mut touched = Touched::Minor;
+        let mut fault = self.space.fault(at, access).map_err(not_served)?;
+        while let Fault::Pending(pending) = fault {
+            touched = Touched::Major;
+            fault = pending.wait().map_err(not_served)?;
+        }
+        if access == Access::Write {
+            self.store(at, 1)?;
+        }
+        Ok(touched)
+    }
+
+    fn counted(&self) -> [Option<u64>; IN_MAJOR_FAULTS.len()] {
+        let mut counted = Statistics::default();
+        counted.accumulate(self.space.engine().counters());
+        IN_MAJOR_FAULTS.map(|(_, counter): (_, Counter)| Some(counted.get(counter)))
+    }
+}
+
+impl<D: LockingDesign> Process for SoftProcess<D> {
+    type Child = SoftChild<D>;
+
+    fn fork(&self, task: &Arc<dyn Task>) -> Result<SoftChild<D>, Trouble> {
+        let space =
+            self.space.fork().map_err(|error| refused("fork", &error, error == ForkError::OutOfMemory))?;
+        let process = Self { space, file: self.file.clone(), taken: self.taken.clone() };
+        Ok(SoftChild { process, task: task.clone() })
+    }
+}
+
+/// A space that is a copy; its task is done by whoever joins it.
+pub struct SoftChild<D: LockingDesign> {
+    process: SoftProcess<D>,
+    task: Arc<dyn Task>,
+}
+
+impl<D: LockingDesign> Child for SoftChild<D> {
+    fn join(self) -> Result<(), Trouble> {
+        self.task.run(&self.process)?;
+        self.process.space.exit();
+        Ok(())
+    }
+}
+
+fn too_small(error: &dyn Error) -> Trouble {
+    Trouble::Input(format!("--memory: {error}"))
+}
+
+/// A call on the machine that a scenario makes should work; only memory may be too small.
+fn refused(call: &str, error: &dyn Error, no_memory: bool) -> Trouble {
+    match no_memory {
+        true => Trouble::Input(format!("{error}; raise --memory")),
+        false => Trouble::Wrong(format!("{call} fails: {error}")),
+    }
+}
+
+fn not_mapped(error: MapError) -> Trouble {
+    refused("map", &error, error == MapError::OutOfMemory)
+}

@@ -1,0 +1,229 @@
+//! `disjoint-change` (LWN, May 2022, "The ongoing search for mmap_lock scalability": Lespinasse, threads that map or
+//! change protections "block each other more directly, even if they are operating on different parts of the address
+//! space and should be able to work concurrently"): threads change parts of their own. Within a round one changes alone,
+//! all change beside each other, and half of them change while the other half write new pages in parts of their own.
+//!
+//! A change is mprotect of 16 pages inside the thread's own mapping, to read-only and back, and mmap and munmap of 16
+//! pages. Shows who waits for a change that does not concern him. Headline: a change beside other changes. Cannot show
+//! changes of large ranges, whose cost is the sweep of their pages.
+
+use super::actors::{Round, ended};
+use super::figure::{Figure, Unit};
+use super::stage::{Phase, Stage, Step, Until};
+use super::{Kind, Needs, Play, Scenario, Settings, Turn};
+use crate::machine::{Machine, Memory};
+use crate::measure::{Latency, Measured};
+use crate::trouble::Trouble;
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::protection::Protection;
+use std::time::{Duration, Instant};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "disjoint-change",
+    about: "threads map, protect and unmap in parts of their own, beside each other and beside others' faults",
+    source: "LWN, May 2022 (Lespinasse): changes of different parts of the address space block each other",
+    cannot_show: "changes of large ranges, whose cost is the sweep of their pages",
+    headline: Figure::time("change_beside_changes", "a change beside changes", Unit::Nanos, |m| {
+        m.quantile_ns("beside_changes", 0.5)
+    }),
+    figures: &[
+        Figure::time("change_alone", "alone / beside faults", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
+        Figure::time("change_beside_faults", "alone / beside faults", Unit::Nanos, |m| {
+            m.quantile_ns("beside_faults", 0.5)
+        }),
+        Figure::time("protect_beside_changes", "mprotect beside changes / faults", Unit::Nanos, |m| {
+            m.quantile_ns("protect_beside_changes", 0.5)
+        }),
+        Figure::time("protect_beside_faults", "mprotect beside changes / faults", Unit::Nanos, |m| {
+            m.quantile_ns("protect_beside_faults", 0.5)
+        }),
+        Figure::time("fault_beside_changes", "a fault beside changes", Unit::Nanos, |m| {
+            m.quantile_ns("fault_beside_changes", 0.5)
+        }),
+        Figure::time(
+            "change_beside_changes_p99",
+            "a change's p99 beside changes / faults",
+            Unit::Nanos,
+            |m| m.quantile_ns("beside_changes", 0.99),
+        ),
+        Figure::time(
+            "change_beside_faults_p99",
+            "a change's p99 beside changes / faults",
+            Unit::Nanos,
+            |m| m.quantile_ns("beside_faults", 0.99),
+        ),
+    ],
+    checked: &[("words_checked", "words read back")],
+    missed: &[],
+    rates: &[],
+    threads: 2,
+    work: "all change, or half of them change and half write new pages",
+    kind: Kind::DisjointChange,
+};
+
+/// How long each turn is.
+const SLICE: Duration = Duration::from_millis(20);
+/// Pages of a change.
+const PAGES: u64 = 16;
+/// Pages of a thread's own mapping.
+const PART: u64 = 512;
+/// The phases, and what their changes are called.
+const NAMES: [&str; 3] = ["alone", "beside_changes", "beside_faults"];
+const BESIDE_FAULTS: usize = 2;
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+
+/// What all rounds share.
+pub(super) struct Prepared {
+    threads: usize,
+    frames: u64,
+}
+
+impl Play for Prepared {
+    fn new(settings: &Settings) -> Result<Self, Trouble> {
+        let threads = settings.threads(&SCENARIO);
+        if threads < 2 {
+            return Err(Trouble::Input(
+                "disjoint-change takes 2 threads at least: one changes, one faults".into(),
+            ));
+        }
+        settings.share(threads, PART + PAGES, PART + PAGES)?;
+        Ok(Self { threads, frames: settings.frames() })
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { threads: self.threads, ..Needs::new(self.frames) }
+    }
+
+    fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        let process = machine.process()?;
+        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let stage = Stage::new(&round);
+        let mut measured = Measured::default();
+        let changing = self.threads.div_ceil(2);
+        let played = std::thread::scope(|scope| {
+            let workers = (0..self.threads)
+                .map(|me| {
+                    let (stage, round, process) = (&stage, &round, &process);
+                    round.spawn(scope, "changing", move || {
+                        let mut work = Work::new(process, round)?;
+                        stage.work(me, |step| match step.phase {
+                            BESIDE_FAULTS if me >= changing => work.fault(step),
+                            _ => work.change(step),
+                        })?;
+                        Ok(work)
+                    })
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let phases = [1, self.threads, self.threads].map(|active| Phase { active, length: SLICE });
+            stage.count(&phases, machine, &mut measured);
+            for work in workers.into_iter().filter_map(ended) {
+                measured.count("words_checked", work.checked);
+                measured.add_latency("fault_beside_changes", &work.faults);
+                for (name, [any, protect]) in NAMES.iter().zip(&work.changes) {
+                    measured.add_latency(name, any);
+                    measured.add_latency(&format!("protect_{name}"), protect);
+                }
+            }
+            Ok(())
+        });
+        drop(process);
+        round.result(played.map(|()| measured))
+    }
+}
+
+/// A thread and its part.
+struct Work<'a, P> {
+    process: &'a P,
+    round: &'a Round<'a>,
+    /// Its own mapping.
+    part: VirtAddr,
+    /// By phase: of any change, of mprotect.
+    changes: [[Latency; 2]; 3],
+    /// Beside changes: of each fault.
+    faults: Latency,
+    checked: u64,
+    /// Where in its part it is.
+    turn: u64,
+}
+
+impl<'a, P: Memory> Work<'a, P> {
+    fn new(process: &'a P, round: &'a Round<'a>) -> Result<Self, Trouble> {
+        let part = process.map_anonymous(PART * PAGE_SIZE)?;
+        let (changes, faults) = Default::default();
+        Ok(Self { process, round, part, changes, faults, checked: 0, turn: 0 })
+    }
+
+    fn at(&self, page: u64) -> VirtAddr {
+        VirtAddr::new(self.part.get() + page * PAGE_SIZE)
+    }
+
+    /// One change, timed.
+    fn timed<T>(
+        &mut self,
+        step: Step,
+        is_protect: bool,
+        change: impl FnOnce(&P) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let start = Instant::now();
+        let result = change(self.process)?;
+        let time = start.elapsed();
+        if step.measured {
+            let [any, protect] = &mut self.changes[step.phase];
+            any.record(time);
+            if is_protect {
+                protect.record(time);
+            }
+        }
+        Ok(result)
+    }
+
+    fn is_as_written(&mut self, at: VirtAddr, word: u64) -> Result<(), Trouble> {
+        self.checked += 1;
+        match self.process.load(at)? {
+            seen if seen == word => Ok(()),
+            seen => Err(Trouble::Wrong(format!("wrong word at {at}: wrote {word} and read {seen}"))),
+        }
+    }
+
+    /// Four changes after each other, until the step is over.
+    fn change(&mut self, step: Step) -> Result<(), Trouble> {
+        let until = Until::end_of(step);
+        while !until.is_past(Instant::now(), self.round) {
+            self.turn += 1;
+            // Not at the part's ends: what is split off goes together again, and nothing touches others' parts.
+            let at = self.at(PAGES + self.turn % (PART / PAGES - 2) * PAGES);
+            let (bytes, word) = (PAGES * PAGE_SIZE, self.turn);
+            self.process.store(at, word)?;
+            self.timed(step, true, |process| process.protect(at, bytes, Protection::READ))?;
+            self.is_as_written(at, word)?;
+            self.timed(step, true, |process| process.protect(at, bytes, READ_WRITE))?;
+            let new = self.timed(step, false, |process| process.map_anonymous(bytes))?;
+            self.is_as_written(new, 0)?;
+            self.process.store(new, word)?;
+            self.is_as_written(new, word)?;
+            self.timed(step, false, |process| process.unmap(new, bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Writes all pages of its part anew, until the step is over. Only the faults are timed: dropping the pages is a
+    /// change, too, but of its own part.
+    fn fault(&mut self, step: Step) -> Result<(), Trouble> {
+        let until = Until::end_of(step);
+        while !until.is_past(Instant::now(), self.round) {
+            self.process.discard(self.part, PART * PAGE_SIZE)?;
+            self.turn += 1;
+            for batch in (0..PART).step_by(PAGES as usize) {
+                let start = Instant::now();
+                for page in batch..batch + PAGES {
+                    self.process.store(self.at(page), self.turn)?;
+                }
+                if step.measured {
+                    self.faults.record_batch(start.elapsed(), PAGES);
+                }
+            }
+            self.is_as_written(self.at(self.turn % PART), self.turn)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,57 @@
+//! Accesses that may have to wait for a read, measured one by one.
+
+use super::actors::{Round, thread_cpu};
+use crate::machine::{Memory, Touched};
+use crate::measure::{IN_MAJOR_FAULTS, Latency, Measured};
+use crate::trouble::Trouble;
+use faultless::address::VirtAddr;
+use faultless::protection::Access;
+use std::time::{Duration, Instant};
+
+/// The major faults of one thread.
+#[derive(Default)]
+pub struct MajorFaults {
+    latency: Latency,
+    cpu: Duration,
+    /// What was counted in those faults alone: this thread's other faults, and others', are not in it. `None`: the
+    /// machine does not count it.
+    counted: [Option<u64>; IN_MAJOR_FAULTS.len()],
+}
+
+impl MajorFaults {
+    /// One load, its fault measured if that has to wait for a read and the round measures by now.
+    ///
+    /// # Errors
+    /// What the memory says.
+    pub fn load(
+        &mut self,
+        memory: &impl Memory,
+        round: &Round<'_>,
+        at: VirtAddr,
+    ) -> Result<Touched, Trouble> {
+        let (cpu, before, start) = (thread_cpu(), memory.counted(), Instant::now());
+        let touched = memory.touch(at, Access::Read)?;
+        if touched == Touched::Major && round.measures(start) {
+            self.latency.record(start.elapsed());
+            self.cpu += thread_cpu() - cpu;
+            for ((sum, before), after) in self.counted.iter_mut().zip(before).zip(memory.counted()) {
+                if let (Some(before), Some(after)) = (before, after) {
+                    *sum = Some(sum.unwrap_or(0) + after.wrapping_sub(before));
+                }
+            }
+        }
+        Ok(touched)
+    }
+
+    /// Adds them to what the round measured.
+    pub fn add_to(&self, measured: &mut Measured) {
+        measured.faults_timed += self.latency.count();
+        measured.fault_cpu += self.cpu;
+        measured.add_latency("fault", &self.latency);
+        for ((name, _), counted) in IN_MAJOR_FAULTS.iter().zip(self.counted) {
+            if let Some(n) = counted {
+                measured.count(name, n);
+            }
+        }
+    }
+}

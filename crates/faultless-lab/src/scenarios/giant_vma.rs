@@ -1,0 +1,182 @@
+//! `giant-vma` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O":
+//! Baghdasaryan, "there is a large VMA covering most of the address space"; LWN, May 2022: Wilcox "worried about
+//! applications that make terabyte-sized VMAs"): threads write new pages, far from each other, of one mapping of a
+//! terabyte; in turns with it, each in a process of its own, and one thread alone.
+//!
+//! Shows what the threads' faults share when they share only the mapping. Headline: a fault in the giant mapping over
+//! one in a process of its own. Zeroing the page is in both, and makes the ratio smaller. Cannot show more than its
+//! threads: a shared line costs two processors little and fifty-six a lot.
+
+use super::actors::{Round, ended};
+use super::figure::{Figure, Unit};
+use super::stage::{Phase, Stage};
+use super::{Kind, Needs, Play, Scenario, Settings, Turn};
+use crate::machine::{Machine, Memory};
+use crate::measure::{Latency, Measured};
+use crate::trouble::Trouble;
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use std::time::{Duration, Instant};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "giant-vma",
+    about: "threads write new pages far apart in one mapping of a terabyte; or each in a process of its own; or one alone",
+    source: "linux-mm, Nov 2025 (Baghdasaryan) and LWN, May 2022 (Wilcox): one VMA over most of the space",
+    cannot_show: "many processors: a line that two share costs little. Zeroing is part of each fault",
+    headline: Figure::ratio("giant_over_apart", "in one VMA over apart", |m| {
+        Some(m.quantile_ns("giant", 0.5)? / m.quantile_ns("apart", 0.5)?)
+    }),
+    figures: &[
+        Figure::time("fault_giant", "a fault in one VMA", Unit::Nanos, |m| m.quantile_ns("giant", 0.5)),
+        Figure::time("fault_apart", "in a process each", Unit::Nanos, |m| m.quantile_ns("apart", 0.5)),
+        Figure::time("fault_alone", "alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
+        Figure::time("fault_giant_p99", "p99 of batches in one VMA", Unit::Nanos, |m| {
+            m.quantile_ns("giant", 0.99)
+        })
+        .shown(),
+    ],
+    checked: &[("pages_checked", "pages, a word of each, read back")],
+    missed: &[],
+    rates: &[],
+    threads: 2,
+    work: "each writes new pages",
+    kind: Kind::GiantVma,
+};
+
+/// The mapping, in bytes.
+const GIANT: u64 = 1 << 40;
+/// A thread's part begins at a multiple of this: in a leaf table of its own.
+const ALIGNED: u64 = 2 << 20;
+/// What a thread touches in a turn, in pages, if memory is large enough: 16 MiB.
+const MOST: u64 = 4096;
+/// Faults that are timed together.
+const BATCH: u64 = 64;
+/// The phases, and what their figures are called.
+const NAMES: [&str; 3] = ["giant", "apart", "alone"];
+const APART: usize = 1;
+/// Added to a phase: what it touched goes, when nobody touches any more.
+const DISCARD: usize = 4;
+
+/// What all rounds share.
+pub(super) struct Prepared {
+    threads: usize,
+    frames: u64,
+    pages: u64,
+}
+
+impl Play for Prepared {
+    fn new(settings: &Settings) -> Result<Self, Trouble> {
+        let threads = settings.threads(&SCENARIO);
+        Ok(Self { threads, frames: settings.frames(), pages: settings.share(threads, 8, MOST)? })
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { processes: self.threads, threads: self.threads, ..Needs::new(self.frames) }
+    }
+
+    fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        // Each process has such a mapping; the first one's is shared in turns.
+        let processes = (0..self.threads).map(|_| machine.process()).collect::<Result<Vec<_>, _>>()?;
+        let maps = processes.iter().map(|process| process.map_anonymous(GIANT));
+        let maps = maps.collect::<Result<Vec<_>, _>>()?;
+        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let stage = Stage::new(&round);
+        let mut measured = Measured::default();
+        let played = std::thread::scope(|scope| {
+            let workers = (0..self.threads)
+                .map(|me| {
+                    let (stage, processes, maps) = (&stage, &processes, &maps);
+                    round.spawn(scope, "faulting", move || {
+                        let offset = (GIANT / self.threads as u64 * me as u64).next_multiple_of(ALIGNED);
+                        let mut work = Work::default();
+                        stage.work(me, |step| {
+                            let phase = step.phase % DISCARD;
+                            let whose = if phase == APART { me } else { 0 };
+                            let start = VirtAddr::new(maps[whose].get() + offset);
+                            if step.phase >= DISCARD {
+                                return processes[whose].discard(start, self.pages * PAGE_SIZE);
+                            }
+                            work.touch(&processes[whose], start, self.pages, phase, step.measured)
+                        })?;
+                        Ok(work)
+                    })
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut before = machine.statistics();
+            let mut start = Instant::now();
+            let mut passes = 0_u32;
+            // One pass to warm up, then until the time is over.
+            'round: while passes < 2 || start.elapsed() < round.length() {
+                for phase in [0, 1, 2] {
+                    // Who is first changes, so that nobody always follows the same one.
+                    let phase = (phase + passes as usize) % 3;
+                    let active = if phase == 2 { 1 } else { self.threads };
+                    let what = Phase { active, length: Duration::ZERO };
+                    if !stage.step(phase, what, passes > 0) || !stage.step(phase + DISCARD, what, passes > 0)
+                    {
+                        break 'round;
+                    }
+                }
+                passes += 1;
+                if passes == 1 {
+                    before = machine.statistics();
+                    start = Instant::now();
+                }
+            }
+            if passes > 0 {
+                measured.seconds = start.elapsed().as_secs_f64();
+                measured.count_since(&before, &machine.statistics());
+            }
+            round.end();
+            for work in workers.into_iter().filter_map(ended) {
+                measured.count("pages_checked", work.checked);
+                NAMES.iter().zip(&work.faults).for_each(|(name, faults)| measured.add_latency(name, faults));
+            }
+            Ok(())
+        });
+        drop(processes);
+        round.result(played.map(|()| measured))
+    }
+}
+
+/// What a thread measured.
+#[derive(Default)]
+struct Work {
+    /// By phase; of each fault, as the mean of its batch.
+    faults: [Latency; 3],
+    checked: u64,
+}
+
+impl Work {
+    /// Writes new pages, timed, and reads some back, not timed.
+    fn touch(
+        &mut self,
+        process: &impl Memory,
+        start: VirtAddr,
+        pages: u64,
+        phase: usize,
+        measured: bool,
+    ) -> Result<(), Trouble> {
+        let at = |page: u64| VirtAddr::new(start.get() + page * PAGE_SIZE);
+        let word = |page: u64| start.get() ^ page;
+        let mut last = Instant::now();
+        for batch in (0..pages).step_by(BATCH as usize) {
+            let end = pages.min(batch + BATCH);
+            for page in batch..end {
+                process.store(at(page), word(page))?;
+            }
+            let now = Instant::now();
+            if measured {
+                self.faults[phase].record_batch(now - last, end - batch);
+            }
+            last = now;
+        }
+        for page in (0..pages).step_by(BATCH as usize) {
+            let seen = process.load(at(page))?;
+            if seen != word(page) {
+                return Err(Trouble::Wrong(format!("wrong word at {}: read {seen}", at(page))));
+            }
+            self.checked += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! `page-fault` (will-it-scale's `page_fault1`; LWN, May 2022, "The ongoing search for mmap_lock scalability": faults
+//! bounce the lock's cache line): each thread maps private memory, writes a word of every page, and unmaps it, over and
+//! over; one thread alone and all of them take turns within a round.
+//!
+//! Shows what a minor fault costs and how faults of several threads in mappings of their own slow each other down.
+//! Headline: faults a second of all threads. Cannot show what real hardware pays: zeroing a page and the soft MMU's walk
+//! are most of each fault, and more than two processors bounce lines harder than two.
+
+use super::actors::{Round, ended};
+use super::figure::{Figure, Unit};
+use super::stage::{Phase, Stage, Step, Until};
+use super::{Kind, Needs, Play, Scenario, Settings, Turn};
+use crate::machine::{Machine, Memory};
+use crate::measure::{Latency, Measured};
+use crate::trouble::Trouble;
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use std::time::{Duration, Instant};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "page-fault",
+    about: "each thread maps private memory, writes every page and unmaps it; one alone and all in turns",
+    source: "will-it-scale, page_fault1; LWN, May 2022: faults bounce mmap_lock's cache line",
+    cannot_show: "what hardware pays: zeroing and the soft MMU are most of a fault, and two processors bounce little",
+    headline: Figure::rate("faults_a_second", "faults of all", |m| m.a_second("all_faults", "all_wall_ns")),
+    figures: &[
+        Figure::rate("faults_a_second_alone", "of one alone", |m| {
+            m.a_second("alone_faults", "alone_wall_ns")
+        }),
+        Figure::time("fault_alone", "a fault alone / among all", Unit::Nanos, |m| {
+            m.quantile_ns("alone", 0.5)
+        }),
+        Figure::time("fault_among_all", "a fault alone / among all", Unit::Nanos, |m| {
+            m.quantile_ns("all", 0.5)
+        }),
+        Figure::ratio("slowdown", "slowdown", |m| {
+            Some(m.quantile_ns("all", 0.5)? / m.quantile_ns("alone", 0.5)?)
+        }),
+    ],
+    checked: &[("pages_checked", "pages, a word of each, read back")],
+    missed: &[],
+    rates: &[],
+    threads: 2,
+    work: "each maps, writes, unmaps",
+    kind: Kind::PageFault,
+};
+
+/// What a thread maps at a time, in pages, if memory is large enough: 32 MiB.
+const MOST: u64 = 8192;
+/// How long each turn is.
+const SLICE: Duration = Duration::from_millis(40);
+/// Faults that are timed together.
+const BATCH: u64 = 64;
+/// The phases, and what their figures are called.
+const NAMES: [&str; 2] = ["alone", "all"];
+
+/// What all rounds share.
+pub(super) struct Prepared {
+    threads: usize,
+    frames: u64,
+    pages: u64,
+}
+
+impl Play for Prepared {
+    fn new(settings: &Settings) -> Result<Self, Trouble> {
+        let threads = settings.threads(&SCENARIO);
+        Ok(Self { threads, frames: settings.frames(), pages: settings.share(threads, 4, MOST)? })
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { threads: self.threads, ..Needs::new(self.frames) }
+    }
+
+    fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        let process = machine.process()?;
+        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let stage = Stage::new(&round);
+        let mut measured = Measured::default();
+        let played = std::thread::scope(|scope| {
+            let workers = (0..self.threads)
+                .map(|me| {
+                    let (stage, round, process) = (&stage, &round, &process);
+                    round.spawn(scope, "faulting", move || {
+                        let mut work = Work::default();
+                        stage.work(me, |step| work.cycle(process, round, step, self.pages))?;
+                        Ok(work)
+                    })
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let phases = [1, self.threads].map(|active| Phase { active, length: SLICE });
+            stage.count(&phases, machine, &mut measured);
+            for work in workers.into_iter().filter_map(ended) {
+                measured.count("pages_checked", work.checked);
+                for ((name, sum), active) in NAMES.iter().zip(work.sums).zip([1, self.threads as u64]) {
+                    measured.add_latency(name, &sum.fault);
+                    measured.count(&format!("{name}_faults"), sum.faults);
+                    measured.count(&format!("{name}_wall_ns"), sum.time.as_nanos() as u64 / active);
+                }
+            }
+            Ok(())
+        });
+        round.result(played.map(|()| measured))
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    /// Of each fault, as the mean of its batch; neither the map nor the unmap is in it.
+    fault: Latency,
+    faults: u64,
+    /// With map and unmap.
+    time: Duration,
+}
+
+#[derive(Default)]
+struct Work {
+    sums: [Sum; 2],
+    checked: u64,
+}
+
+impl Work {
+    /// Maps, writes, unmaps until the step is over. What was written is read back now and then, not timed.
+    fn cycle(
+        &mut self,
+        process: &impl Memory,
+        round: &Round<'_>,
+        step: Step,
+        pages: u64,
+    ) -> Result<(), Trouble> {
+        let until = Until::end_of(step);
+        loop {
+            let begun = Instant::now();
+            let start = process.map_anonymous(pages * PAGE_SIZE)?;
+            let at = |page: u64| VirtAddr::new(start.get() + page * PAGE_SIZE);
+            let (mut touched, mut last) = (0, Instant::now());
+            let mut is_over = false;
+            while touched < pages && !is_over {
+                let end = pages.min(touched + BATCH);
+                for page in touched..end {
+                    process.store(at(page), page + 1)?;
+                }
+                let now = Instant::now();
+                if step.measured {
+                    self.sums[step.phase].fault.record_batch(now - last, end - touched);
+                }
+                (touched, last) = (end, now);
+                is_over = until.is_past(now, round);
+            }
+            // The first and the last one of the pages, as they are before they go.
+            for page in [0, touched - 1] {
+                let seen = process.load(at(page))?;
+                if seen != page + 1 {
+                    return Err(Trouble::Wrong(format!("wrong word: wrote {} and read {seen}", page + 1)));
+                }
+                self.checked += 1;
+            }
+            process.unmap(start, pages * PAGE_SIZE)?;
+            if step.measured {
+                let sum = &mut self.sums[step.phase];
+                sum.faults += touched;
+                sum.time += begun.elapsed();
+            }
+            if is_over || until.is_past(Instant::now(), round) {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! `retry-storm` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O"): Wilcox
+//! tells of "thousands (maybe tens of thousands) of threads" with "much more mapped" file than memory; when a fault
+//! comes back from its read, the page is gone again, and all the threads only read. Here many threads read random pages
+//! of a file, while the page cache has room for about one page a thread.
+//!
+//! Shows whether what was read is there when the fault that asked for it comes back. Headline: reads for each page that
+//! a thread got to use; 1 is the least. Cannot show reclaim of mapped pages, which the engine does not have: a thread
+//! unmaps each page after its use instead, and those changes meet the others' faults.
+
+use super::actors::{Round, ended, stand_by};
+use super::contents::{Page, TestFile, mix, pick};
+use super::faults::MajorFaults;
+use super::figure::{
+    BYSTANDER_P99, CPU_EACH, FAULT_P50, FAULT_P99, Figure, MMAP_LOCK_EACH, RETRIES_EACH, VMA_LOCK_EACH,
+};
+use super::{Kind, Needs, Play, Scenario, Settings, Turn};
+use crate::machine::{Machine, Memory};
+use crate::measure::Measured;
+use crate::trouble::Trouble;
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::protection::Sharing;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "retry-storm",
+    about: "many threads read random pages of a file, the page cache has room for about one page a thread",
+    source: "linux-mm, Nov 2025 (Wilcox): the page is reclaimed before the fault retries, so that threads only re-read",
+    cannot_show: "reclaim of mapped pages: a thread unmaps each page after its use instead",
+    headline: Figure::ratio("reads_per_page", "reads a used page", |m| m.ratio("io_reads", "pages_used")),
+    figures: &[
+        Figure::rate("pages_used", "pages used", |m| m.a_second_of_all("pages_used")),
+        FAULT_P50,
+        FAULT_P99,
+        BYSTANDER_P99,
+        CPU_EACH,
+        MMAP_LOCK_EACH,
+        VMA_LOCK_EACH,
+        RETRIES_EACH,
+        Figure::each("found_gone_a_major_fault", "found gone each", |m| {
+            m.ratio("retries_page_gone", "major_faults")
+        }),
+    ],
+    checked: &[("pages_checked", "pages of the file, byte by byte")],
+    missed: &[("bystander_missed", "bystander's acts due that did not begin")],
+    rates: &[("bystander", 500.0)],
+    threads: 64,
+    work: "each reads random pages",
+    kind: Kind::RetryStorm,
+};
+
+/// What the temporary file has.
+const FILE: u64 = 64 << 20;
+/// Before each measurement.
+const WARM_UP: Duration = Duration::from_millis(150);
+/// The least that the page cache may be: a page mapped and one being read for two threads.
+const LEAST: u64 = 8;
+
+/// What all rounds share.
+pub(super) struct Prepared {
+    file: Arc<TestFile>,
+    threads: usize,
+    frames: u64,
+    cached: u64,
+}
+
+impl Play for Prepared {
+    fn new(settings: &Settings) -> Result<Self, Trouble> {
+        let (threads, frames) = (settings.threads(&SCENARIO), settings.frames());
+        // A page for each thread: what is mapped and what is being read leave no room for what waits for its retry.
+        let cached = (threads as u64).max(LEAST);
+        if frames < 4 * cached {
+            return Err(settings.too_small(threads, 4 * cached));
+        }
+        let file = TestFile::of(settings, FILE)?;
+        Ok(Self { file, threads, frames, cached })
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            cached_pages: Some(self.cached),
+            file_bytes: Some(self.file.length()),
+            is_thrashing: true,
+            threads: self.threads,
+            ..Needs::new(self.frames)
+        }
+    }
+
+    fn file(&self) -> Option<&Arc<TestFile>> {
+        Some(&self.file)
+    }
+
+    fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        let process = machine.process()?;
+        let round = Round::new(turn.interrupted, WARM_UP, turn.length);
+        let used = AtomicU64::new(0);
+        let mut measured = Measured::default();
+        let played = std::thread::scope(|scope| {
+            let readers = (0..self.threads)
+                .map(|me| {
+                    let (round, process, used) = (&round, &process, &used);
+                    let random = mix(turn.seed ^ mix(me as u64));
+                    round.spawn(scope, "reader", move || self.read(process, round, random, used))
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let rate = turn.settings.rate(&SCENARIO, "bystander");
+            let (standing, stander) = (&round, &process);
+            let bystander = round.spawn(scope, "bystander", move || stand_by(stander, standing, rate))?;
+            let (mut before, mut after) = Default::default();
+            let now = || (used.load(Ordering::Relaxed), machine.statistics());
+            let length = round.run(|| before = now(), || after = now());
+            measured.seconds = length.as_secs_f64();
+            measured.count_since(&before.1, &after.1);
+            measured.count("pages_used", after.0 - before.0);
+            for (faults, pages) in readers.into_iter().filter_map(ended) {
+                faults.add_to(&mut measured);
+                measured.count("pages_checked", pages);
+            }
+            if let Some(acts) = ended(bystander) {
+                acts.add_to(&mut measured, "bystander", ["bystander_acts", "bystander_missed"]);
+            }
+            Ok(())
+        });
+        drop(process);
+        round.result(played.map(|()| measured))
+    }
+}
+
+impl Prepared {
+    /// Maps the file, uses one page of it, unmaps it, over and over.
+    fn read(
+        &self,
+        process: &impl Memory,
+        round: &Round<'_>,
+        mut random: u64,
+        used: &AtomicU64,
+    ) -> Result<(MajorFaults, u64), Trouble> {
+        let (mut faults, mut pages) = (MajorFaults::default(), 0);
+        let mut bytes: Page = [0; PAGE_SIZE as usize];
+        while !round.is_over() {
+            let start = process.map_file(Sharing::Private)?;
+            let page = pick(&mut random, self.file.pages());
+            let at = VirtAddr::new(start.get() + page * PAGE_SIZE);
+            faults.load(process, round, at)?;
+            process.read_page(at, &mut bytes)?;
+            used.fetch_add(1, Ordering::Relaxed);
+            self.file.check(page, &bytes)?;
+            pages += 1;
+            process.unmap_file(start)?;
+        }
+        Ok((faults, pages))
+    }
+}

@@ -1,0 +1,187 @@
+//! `same-folio` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O": Song,
+//! "Tail latency has long been a significant issue […] even with folio_lock, which has much finer granularity than the
+//! VMA lock"): threads, each with a mapping of its own of the same file, touch the same cold page at the same moment,
+//! page after page.
+//!
+//! Shows what those wait who wait for a read that another fault has started, and whether one read serves them all.
+//! Headline: the p99 of the time until the last thread has the page. Cannot show large folios: each is one page here, so
+//! that threads meet only when they want the very same one.
+
+use super::actors::{Round, ended};
+use super::contents::{Page, TestFile};
+use super::faults::MajorFaults;
+use super::figure::{
+    CPU_EACH, FAULT_P50, FAULT_P99, Figure, MMAP_LOCK_EACH, RETRIES_EACH, Unit, VMA_LOCK_EACH,
+};
+use super::stage::{Phase, Stage};
+use super::{Kind, Needs, Play, Scenario, Settings, Turn};
+use crate::machine::{Machine, Memory};
+use crate::measure::{Latency, Measured};
+use crate::trouble::Trouble;
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::protection::Sharing;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "same-folio",
+    about: "threads, each with its own mapping of a file, touch the same cold page at the same moment",
+    source: "linux-mm, Nov 2025 (Song): tail latency comes from waiting for the folio too",
+    cannot_show: "large folios: each is one page, so threads meet only when they want the very same one",
+    headline: Figure::time("last_has_it_p99", "last has it, p99", Unit::Micros, |m| {
+        m.quantile_us("last", 0.99)
+    }),
+    figures: &[
+        Figure::time("last_has_it_p50", "p50", Unit::Micros, |m| m.quantile_us("last", 0.5)),
+        FAULT_P50,
+        FAULT_P99,
+        Figure::ratio("reads_a_page", "reads a page", |m| m.ratio("io_reads", "pages_met")),
+        CPU_EACH,
+        MMAP_LOCK_EACH,
+        VMA_LOCK_EACH,
+        RETRIES_EACH,
+    ],
+    checked: &[("pages_checked", "pages of the file, byte by byte")],
+    missed: &[],
+    rates: &[],
+    threads: 8,
+    work: "each touches the same pages",
+    kind: Kind::SameFolio,
+};
+
+/// What the temporary file has.
+const FILE: u64 = 16 << 20;
+/// Pages before each thread maps anew.
+const WINDOW: u64 = 32;
+/// Phases: touch the page of the step; map anew.
+const TOUCH: usize = 0;
+const REMAP: usize = 1;
+
+/// What all rounds share.
+pub(super) struct Prepared {
+    file: Arc<TestFile>,
+    threads: usize,
+    frames: u64,
+    cached: u64,
+}
+
+impl Play for Prepared {
+    fn new(settings: &Settings) -> Result<Self, Trouble> {
+        let (threads, frames) = (settings.threads(&SCENARIO), settings.frames());
+        let least = 4 * WINDOW;
+        if frames / 4 < least {
+            return Err(settings.too_small(threads, 4 * least));
+        }
+        let file = TestFile::of(settings, FILE)?;
+        // Pages are visited in turn: an old one is evicted long before its turn comes again.
+        let cached = (file.pages() / 8).clamp(least, frames / 4);
+        Ok(Self { file, threads, frames, cached })
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            cached_pages: Some(self.cached),
+            file_bytes: Some(self.file.length()),
+            threads: self.threads,
+            ..Needs::new(self.frames)
+        }
+    }
+
+    fn file(&self) -> Option<&Arc<TestFile>> {
+        Some(&self.file)
+    }
+
+    fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        let process = machine.process()?;
+        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let (stage, page, slowest) = (Stage::new(&round), AtomicU64::new(0), AtomicU64::new(0));
+        let mut measured = Measured::default();
+        let played = std::thread::scope(|scope| {
+            let workers = (0..self.threads)
+                .map(|me| {
+                    let (stage, round, page, slowest, process) = (&stage, &round, &page, &slowest, &process);
+                    round.spawn(scope, "touching", move || {
+                        let mut worker = Worker { process, file: &self.file, start: None, pages: 0 };
+                        let mut faults = MajorFaults::default();
+                        stage.work(me, |step| match step.phase {
+                            TOUCH => {
+                                let begun = Instant::now();
+                                let at = worker.address(page.load(Ordering::Relaxed))?;
+                                faults.load(process, round, at)?;
+                                slowest.fetch_max(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                                worker.check(page.load(Ordering::Relaxed))
+                            }
+                            _ => worker.unmap(),
+                        })?;
+                        worker.unmap()?;
+                        Ok((faults, worker.pages))
+                    })
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let all = Phase { active: self.threads, length: Duration::ZERO };
+            let mut last = Latency::default();
+            let mut next = turn.seed % self.file.pages();
+            let mut step = |met: u64| {
+                page.store(next, Ordering::Relaxed);
+                next = (next + 1) % self.file.pages();
+                slowest.store(0, Ordering::Relaxed);
+                let gone_on = stage.step(TOUCH, all, true);
+                (gone_on && (!(met + 1).is_multiple_of(WINDOW) || stage.step(REMAP, all, true)))
+                    .then(|| Duration::from_nanos(slowest.load(Ordering::Relaxed)))
+            };
+            // The first ones warm up.
+            let warm = (0..2).all(|met| step(met).is_some());
+            let (before, start) = (machine.statistics(), Instant::now());
+            let mut met = 0;
+            while warm && start.elapsed() < round.length() {
+                let Some(slowest) = step(met) else { break };
+                last.record(slowest);
+                met += 1;
+            }
+            measured.seconds = start.elapsed().as_secs_f64();
+            measured.count_since(&before, &machine.statistics());
+            measured.count("pages_met", met);
+            measured.add_latency("last", &last);
+            round.end();
+            for (faults, pages) in workers.into_iter().filter_map(ended) {
+                faults.add_to(&mut measured);
+                measured.count("pages_checked", pages);
+            }
+            Ok(())
+        });
+        drop(process);
+        round.result(played.map(|()| measured))
+    }
+}
+
+/// One thread's mapping.
+struct Worker<'a, P> {
+    process: &'a P,
+    file: &'a TestFile,
+    start: Option<VirtAddr>,
+    pages: u64,
+}
+
+impl<P: Memory> Worker<'_, P> {
+    /// Where it has a page of the file; maps it if it has not.
+    fn address(&mut self, page: u64) -> Result<VirtAddr, Trouble> {
+        let start = match self.start {
+            Some(start) => start,
+            None => *self.start.insert(self.process.map_file(Sharing::Private)?),
+        };
+        Ok(VirtAddr::new(start.get() + page * PAGE_SIZE))
+    }
+
+    fn check(&mut self, page: u64) -> Result<(), Trouble> {
+        let mut bytes: Page = [0; PAGE_SIZE as usize];
+        self.process.read_page(self.address(page)?, &mut bytes)?;
+        self.pages += 1;
+        self.file.check(page, &bytes)
+    }
+
+    /// So that what it has had may turn cold.
+    fn unmap(&mut self) -> Result<(), Trouble> {
+        self.start.take().map_or(Ok(()), |start| self.process.unmap_file(start))
+    }
+}

@@ -1,0 +1,255 @@
+//! Threads that work in steps, all from the same moment on: for scenarios that compare one thing with another within a
+//! round, in turns short enough that both meet the same machine.
+
+use super::actors::Round;
+use crate::machine::Machine;
+use crate::measure::Measured;
+use crate::trouble::Trouble;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long nobody sleeps without looking whether the round is over.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// One step, as a worker sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Counted from 1.
+    pub number: u64,
+    /// What is to be done; the scenario knows.
+    pub phase: usize,
+    /// Workers that take part: the first so many.
+    pub active: usize,
+    /// How long, for a phase that is not over by itself.
+    pub length: Duration,
+    /// Whether it counts; a first pass does not.
+    pub measured: bool,
+}
+
+/// What is done in turns.
+#[derive(Clone, Copy, Debug)]
+pub struct Phase {
+    /// Workers that take part: the first so many.
+    pub active: usize,
+    /// How long, for a phase that is not over by itself.
+    pub length: Duration,
+}
+
+struct State {
+    /// Protected by the lock.
+    step: Option<Step>,
+    /// Workers that have not ended the step yet. Protected by the lock.
+    left: usize,
+}
+
+/// Where the workers of a round meet.
+pub struct Stage<'a> {
+    round: &'a Round<'a>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Workers that are there for the step. Atomic.
+    ready: AtomicUsize,
+}
+
+impl<'a> Stage<'a> {
+    /// For the workers of `round`.
+    pub fn new(round: &'a Round<'a>) -> Self {
+        let state = Mutex::new(State { step: None, left: 0 });
+        Self { round, state, changed: Condvar::new(), ready: AtomicUsize::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sleep<'g>(&self, state: MutexGuard<'g, State>) -> MutexGuard<'g, State> {
+        self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Worker number `me`: does `act` in each step that it takes part in, until the round is over.
+    ///
+    /// # Errors
+    /// What `act` says.
+    pub fn work(&self, me: usize, mut act: impl FnMut(Step) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        let mut seen = 0;
+        while let Some(step) = self.next(seen) {
+            seen = step.number;
+            if me >= step.active {
+                continue;
+            }
+            self.meet(step);
+            let done = act(step);
+            let mut state = self.lock();
+            state.left = state.left.saturating_sub(1);
+            if state.left == 0 {
+                self.changed.notify_all();
+            }
+            drop(state);
+            done?;
+        }
+        Ok(())
+    }
+
+    /// The step after `seen`; `None` when the round is over.
+    fn next(&self, seen: u64) -> Option<Step> {
+        let mut state = self.lock();
+        loop {
+            if self.round.is_over() {
+                return None;
+            }
+            match state.step.filter(|step| step.number > seen) {
+                Some(step) => return Some(step),
+                None => state = self.sleep(state),
+            }
+        }
+    }
+
+    /// Waits awake until all are there, so that nobody has a start.
+    fn meet(&self, step: Step) {
+        self.ready.fetch_add(1, Ordering::AcqRel);
+        let mut look = 0_u32;
+        while self.ready.load(Ordering::Acquire) < step.active && !self.round.is_over() {
+            look += 1;
+            if look > 64 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+
+    /// For the thread that runs the round: one step. Returns when all have ended it, or the round is over: then false.
+    pub fn step(&self, phase: usize, Phase { active, length }: Phase, measured: bool) -> bool {
+        let mut state = self.lock();
+        let number = state.step.map_or(1, |step| step.number + 1);
+        self.ready.store(0, Ordering::Release);
+        state.step = Some(Step { number, phase, active, length, measured });
+        state.left = active;
+        self.changed.notify_all();
+        while state.left != 0 && !self.round.is_over() {
+            state = self.sleep(state);
+            self.round.look();
+        }
+        self.round.look();
+        !self.round.is_over()
+    }
+
+    /// For the thread that runs the round: one pass over the phases to warm up, `begin`, then passes until the round has
+    /// lasted as long as it should, at least one. Each pass goes the other way round. Returns how long it was measured.
+    /// Does not end the round.
+    pub fn take_turns(&self, phases: &[Phase], begin: impl FnOnce()) -> Duration {
+        let pass = |backwards: bool, measured| {
+            let phases = phases.iter().enumerate();
+            let mut step = |(number, phase): (usize, &Phase)| self.step(number, *phase, measured);
+            match backwards {
+                false => phases.into_iter().all(&mut step),
+                true => phases.rev().all(&mut step),
+            }
+        };
+        if !pass(false, false) {
+            return Duration::ZERO;
+        }
+        begin();
+        let start = Instant::now();
+        let mut backwards = false;
+        while pass(backwards, true) && start.elapsed() < self.round.length() {
+            backwards = !backwards;
+        }
+        start.elapsed()
+    }
+
+    /// As [`Stage::take_turns`], with what the machine counts meanwhile added to `measured`; then ends the round.
+    pub fn count(&self, phases: &[Phase], machine: &impl Machine, measured: &mut Measured) {
+        let mut before = BTreeMap::new();
+        let length = self.take_turns(phases, || before = machine.statistics());
+        measured.seconds = length.as_secs_f64();
+        if !length.is_zero() {
+            measured.count_since(&before, &machine.statistics());
+        }
+        self.round.end();
+    }
+}
+
+/// Until when a step of a certain length lasts.
+pub struct Until(Instant);
+
+impl Until {
+    /// The end of `step`, for a worker that has just begun it.
+    pub fn end_of(step: Step) -> Self {
+        Self(Instant::now() + step.length)
+    }
+
+    /// Whether it has come, or the round is over.
+    pub fn is_past(&self, now: Instant, round: &Round<'_>) -> bool {
+        now >= self.0 || round.is_over()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    fn with_workers(
+        workers: usize,
+        act: impl Fn(usize, Step) -> Result<(), Trouble> + Sync,
+        lead: impl FnOnce(&Stage<'_>),
+    ) -> Option<Trouble> {
+        let interrupted = AtomicBool::new(false);
+        let round = Round::new(&interrupted, Duration::ZERO, Duration::from_millis(20));
+        let stage = Stage::new(&round);
+        std::thread::scope(|scope| {
+            for me in 0..workers {
+                let (stage, act) = (&stage, &act);
+                round.spawn(scope, "worker", move || stage.work(me, |step| act(me, step))).unwrap();
+            }
+            lead(&stage);
+            round.end();
+        });
+        round.into_trouble()
+    }
+
+    #[test]
+    fn the_first_workers_of_a_phase_take_part_together() {
+        let seen = Mutex::new(Vec::new());
+        let act = |me, step: Step| {
+            seen.lock().unwrap().push((step.number, step.phase, me));
+            Ok(())
+        };
+        let phase = |active| Phase { active, length: Duration::ZERO };
+        let trouble = with_workers(3, act, |stage| {
+            assert!(stage.step(0, phase(1), true));
+            assert!(stage.step(1, phase(3), true));
+            assert!(stage.step(0, phase(2), true));
+        });
+        assert_eq!(trouble, None);
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, [(1, 0, 0), (2, 1, 0), (2, 1, 1), (2, 1, 2), (3, 0, 0), (3, 0, 1)]);
+    }
+
+    #[test]
+    fn turns_alternate_until_the_time_is_over() {
+        let steps = Mutex::new(Vec::new());
+        let act = |_, step: Step| {
+            steps.lock().unwrap().push((step.phase, step.measured));
+            std::thread::sleep(step.length);
+            Ok(())
+        };
+        let phase = Phase { active: 1, length: Duration::from_millis(3) };
+        let mut begun = 0;
+        with_workers(1, act, |stage| {
+            let measured = stage.take_turns(&[phase, phase], || begun += 1);
+            assert!(measured >= Duration::from_millis(20));
+        });
+        let steps = steps.into_inner().unwrap();
+        assert_eq!(steps[..6], [(0, false), (1, false), (0, true), (1, true), (1, true), (0, true)]);
+        assert!(begun == 1 && steps.len() % 2 == 0);
+    }
+
+    #[test]
+    fn who_goes_wrong_ends_it_for_all() {
+        let act = |me, _| if me == 1 { Err(Trouble::Wrong("bad".into())) } else { Ok(()) };
+        let phase = Phase { active: 2, length: Duration::ZERO };
+        let trouble = with_workers(2, act, |stage| while stage.step(0, phase, true) {});
+        assert_eq!(trouble, Some(Trouble::Wrong("bad".into())));
+    }
+}
