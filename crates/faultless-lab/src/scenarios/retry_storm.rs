@@ -1,7 +1,7 @@
 //! `retry-storm` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O"): Wilcox
 //! tells of "thousands (maybe tens of thousands) of threads" with "much more mapped" file than memory; when a fault
 //! comes back from its read, the page is gone again, and all the threads only read. Here many threads read random pages
-//! of a file, and each keeps its last page mapped; the page cache has no room for each to have a second one.
+//! of a file, and each keeps its last page mapped; the page cache has room for each to have a second one, and for one page more.
 //!
 //! Shows whether what was read is there when the fault that asked for it comes back. Headline: reads for each page that
 //! a thread got to use; 1 is the least. Cannot show reclaim of mapped pages, which the engine does not have: a thread
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "retry-storm",
-    about: "many threads read random pages of a file; the page cache has less than two pages for each",
+    about: "many threads read random pages of a file; the page cache has two pages for each, and one more",
     source: "linux-mm, Nov 2025 (Wilcox): the page is reclaimed before the fault retries, so that threads only re-read",
     cannot_show: "reclaim of mapped pages: a thread lets go of its last page itself, by MADV_DONTNEED",
     headline: Figure::ratio("reads_per_page", "reads a used page", |m| m.ratio("io_reads", "pages_used")),
@@ -54,9 +54,6 @@ pub(super) const SCENARIO: Scenario = Scenario {
 const FILE: u64 = 64 << 20;
 /// Before each measurement.
 const WARM_UP: Duration = Duration::from_millis(150);
-/// The least that the page cache may be: with fewer pages its reads, which have half of it, come one by one.
-const LEAST: u64 = 4;
-
 /// What all rounds share.
 pub(super) struct Prepared {
     file: Arc<TestFile>,
@@ -68,9 +65,10 @@ pub(super) struct Prepared {
 impl Play for Prepared {
     fn new(settings: &Settings) -> Result<Self, Trouble> {
         let (threads, frames) = (settings.threads(&SCENARIO), settings.frames());
-        // One page for each thread is mapped. What is left is not enough for each to have one that is being read or waits
-        // for its retry, so that who needs room takes the latter.
-        let cached = (threads as u64 * 7 / 4).max(LEAST);
+        // Each thread has its last page mapped, and one that is being read, or waits for its retry, or is mapped too until
+        // the last one goes. There is one more, so that room can be made: by the pages that nobody wants any more, which
+        // are few, or by those that wait for their retry.
+        let cached = 2 * threads as u64 + 1;
         if frames < 4 * cached {
             return Err(settings.too_small(threads, 4 * cached));
         }
