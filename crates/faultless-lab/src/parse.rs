@@ -63,7 +63,8 @@ pub fn seconds(text: &str) -> Result<f64, String> {
 /// What is wrong with it.
 pub fn rate(text: &str) -> Result<(String, f64), String> {
     const MOST: f64 = 100_000.0;
-    let (name, hertz) = text.split_once('=').ok_or("write NAME=HZ, as in fork=50")?;
+    let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, hertz) = named.ok_or("write NAME=HZ, as in fork=50")?;
     let (hertz, unit) = split(hertz)?;
     if !matches!(unit, "" | "Hz" | "hz" | "HZ") {
         return Err(format!("\"{unit}\" is no unit of rate; write a number, times a second"));
@@ -129,7 +130,7 @@ mod tests {
         assert_eq!(rate("fork=50"), Ok(("fork".into(), 50.0)));
         assert_eq!(rate("bystander=0.5"), Ok(("bystander".into(), 0.5)));
         for wrong in
-            ["fork", "fork=", "fork=0", "fork=-1", "fork=nan", "fork=1e9", "fork=200000", "fork=5kHz"]
+            ["fork", "=5", "fork=", "fork=0", "fork=-1", "fork=nan", "fork=1e9", "fork=200000", "fork=5kHz"]
         {
             assert!(rate(wrong).is_err(), "{wrong}");
         }

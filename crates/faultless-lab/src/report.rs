@@ -101,7 +101,12 @@ fn heading(runs: &[&Run], plan: &Plan) -> String {
         let _ = write!(text, ", {name} {}/s", settings.rate(scenario, name));
     }
     let rounds = runs.iter().map(|run| run.rounds.len()).max().unwrap_or(0);
-    let _ = write!(text, "; {rounds} round{} of {length:?} a design", if rounds == 1 { "" } else { "s" });
+    let _ = write!(
+        text,
+        "; {rounds} round{} of {} s a design",
+        if rounds == 1 { "" } else { "s" },
+        (length.as_secs_f64() * 100.0).round() / 100.0
+    );
     let checked: Vec<_> =
         scenario.checked.iter().map(|(name, what)| format!("{} {what}", count(name))).collect();
     if !checked.is_empty() {

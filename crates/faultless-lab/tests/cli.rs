@@ -20,7 +20,7 @@ fn assert_refused(arguments: &[&str], wanted: &str) {
 #[test]
 fn bad_input_gets_one_line_and_exit_code_2() {
     assert_refused(&["compare", "--design", "nope"], "there are: mmap-lock");
-    assert_refused(&["compare", "nope"], "there are: fork-during-io");
+    assert_refused(&["compare", "nope"], "there are: fork-during-io, retry-storm");
     assert_refused(&["compare", "--threads", "0"], "--threads 0");
     assert_refused(&["compare", "--threads", "1"], "2 threads");
     assert_refused(&["compare", "--io-latency", "soon"], "'soon'");
@@ -29,7 +29,21 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     assert_refused(&["compare", "--rate", "spoon=1"], "spoon");
     assert_refused(&["compare", "--memory", "99999999999999999999G"], "99999999999999999999G");
     assert_refused(&["compare", "--memory", "1k"], "--memory");
-    assert_refused(&["compare", "--queue-depth", "0"], "'0'");
+    assert_refused(&["compare", "--memory", "lots"], "'lots'");
+    assert_refused(&["compare", "--memory", "0"], "--memory");
+    assert_refused(&["compare", "--memory", "1000G"], "--memory");
+    assert_refused(&["compare", "--memory=-5M"], "'-5M'");
+    for depth in ["0", "many", "1.5", "99999999999999999999999"] {
+        assert_refused(&["compare", "--queue-depth", depth], depth);
+    }
+    assert_refused(&["compare", "--queue-depth=-1"], "'-1'");
+    for rate in ["fork", "fork=", "=5", "fork=-5", "fork=0", "fork=inf", "fork=1e9", "fork=5kHz"] {
+        assert_refused(&["compare", "--rate", rate], rate);
+    }
+    assert_refused(&["compare", "page-fault", "--rate", "fork=5"], "there is no rate \"fork\"");
+    assert_refused(&["compare", "disjoint-change", "--threads", "1"], "2 threads");
+    assert_refused(&["compare", "giant-vma", "--threads", "9999"], "9999 threads, which need");
+    assert_refused(&["compare", "--json", "page-fault"], "put the scenario first");
     assert_refused(
         &["compare", "--json", "/no/such/folder/r.json", "--seconds", "0.1"],
         "/no/such/folder/r.json",
@@ -143,9 +157,108 @@ fn check(path: &Path) {
     }
 }
 
+/// Small enough for a debug build on a busy machine.
+const SMALL: [&str; 8] =
+    ["--design", "mmap-lock,faultless", "--seconds", "0.5", "--memory", "64M", "--io-latency", "200us"];
+
+/// Runs one scenario under two designs; what is wrong in it would be exit code 1.
+fn runs(scenario: &str, more: &[&str]) {
+    let mut arguments = vec!["compare", scenario, "--json"];
+    arguments.extend(SMALL);
+    arguments.extend(more);
+    let output = faultless(&arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    let results = report["results"].as_array().expect("results");
+    assert_eq!(results.len(), 2, "{arguments:?}");
+    for result in results {
+        assert_eq!(result["scenario"], scenario);
+        let headline = &result["headline"];
+        assert!(headline["value"].as_f64().is_some_and(|value| value > 0.0), "{arguments:?}: {result:#}");
+        assert!(headline["min"].as_f64() <= headline["max"].as_f64());
+        assert!(["us", "ns", "ratio", "1/s"].iter().any(|unit| headline["unit"] == *unit), "{headline}");
+        assert!(["lower", "higher"].iter().any(|better| headline["better"] == *better), "{headline}");
+        let figures = result["figures"].as_object().expect("figures");
+        assert!(!figures.is_empty() && figures.values().all(|figure| figure["unit"].is_string()));
+        let counters = result["counters"].as_object().expect("counters");
+        let checked = counters.iter().filter(|(name, _)| name.ends_with("_checked"));
+        assert!(checked.clone().count() > 0, "{arguments:?}: nothing is checked");
+        for (name, n) in checked {
+            assert!(n.as_f64().is_some_and(|n| n > 0.0), "{arguments:?}: {name} is {n}");
+        }
+        assert!(counters.contains_key("io_wait_us") && counters.contains_key("mmap_lock_wait_us"));
+    }
+}
+
+macro_rules! every_scenario_runs {
+    ($($test:ident: $scenario:literal $(, $more:literal)*;)*) => {
+        $(#[test]
+        fn $test() {
+            runs($scenario, &[$($more),*]);
+        })*
+
+        #[test]
+        fn every_scenario_is_run_by_a_test() {
+            let tested = [$($scenario),*];
+            for scenario in faultless_lab::scenarios::ALL {
+                assert!(tested.contains(&scenario.name), "{} has no test", scenario.name);
+            }
+        }
+    };
+}
+
+every_scenario_runs! {
+    fork_during_io: "fork-during-io", "--threads", "3", "--rate", "fork=20";
+    retry_storm: "retry-storm", "--threads", "12";
+    retry_storm_of_one: "retry-storm", "--threads", "1";
+    same_folio: "same-folio", "--threads", "3", "--queue-depth", "2";
+    giant_vma: "giant-vma";
+    giant_vma_of_three: "giant-vma", "--threads", "3";
+    disjoint_change: "disjoint-change", "--threads", "3";
+    page_fault: "page-fault";
+    page_fault_of_one: "page-fault", "--threads", "1";
+    map_unmap: "map-unmap", "--threads", "3";
+    short_process: "short-process", "--threads", "2";
+    many_threads: "many-threads";
+}
+
+/// Where the kernel's machine cannot run, its row says why, and the rest goes on.
+#[test]
+fn a_design_that_cannot_run_says_so_in_its_row() {
+    let arguments = ["compare", "map-unmap", "--design", "native,faultless", "--seconds", "0.2", "--json"];
+    let output = faultless(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let native = &report["results"][0];
+    assert_eq!((&native["design"], &report["results"][1]["design"]), (&"native".into(), &"faultless".into()));
+    assert!(native["skipped"].is_string() != native["headline"]["value"].is_number(), "{native:#}");
+    assert!(report["results"][1]["headline"]["value"].is_number());
+
+    let output = faultless(&arguments[..6]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("| native") && table.contains("| faultless"), "{table}");
+    assert_eq!(table.contains("cannot run: "), native["skipped"].is_string(), "{table}");
+}
+
+#[test]
+fn one_table_for_each_scenario() {
+    let output =
+        faultless(&["compare", "map-unmap", "short-process", "--design", "faultless", "--seconds", "0.2"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("map-unmap: 2 threads"), "{text}");
+    assert!(text.contains("short-process: 1 thread;") && text.contains("faultless ran alone"), "{text}");
+}
+
 #[test]
 fn what_there_is_can_be_listed() {
-    for (list, wanted) in [("designs", "mmap-lock"), ("scenarios", "fork-during-io")] {
+    let lists = [
+        ("designs", "mmap-lock"),
+        ("designs", "native-syscall"),
+        ("scenarios", "fork-during-io"),
+        ("scenarios", "cannot show"),
+    ];
+    for (list, wanted) in lists {
         let output = faultless(&[list]);
         assert!(output.status.success());
         assert!(String::from_utf8_lossy(&output.stdout).contains(wanted));

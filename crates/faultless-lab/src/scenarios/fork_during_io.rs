@@ -197,7 +197,7 @@ impl<M: Machine> Cast<'_, M> {
                 .map(|me| round.spawn(scope, "stamper", move || self.chain.run(self.process, me, round)))
                 .collect::<Result<Vec<_>, _>>()?;
             let checker = round.spawn(scope, "checker", move || check(children))?;
-            let forker = round.spawn(scope, "fork", move || self.fork(rate("fork"), &send))?;
+            let forker = round.spawn(scope, "fork", move || self.fork(rate("fork"), send))?;
             let bystander =
                 round.spawn(scope, "bystander", move || stand_by(self.process, round, rate("bystander")))?;
 
@@ -253,7 +253,7 @@ impl<M: Machine> Cast<'_, M> {
     fn fork(
         &self,
         hertz: f64,
-        children: &SyncSender<<M::Process as Process>::Child>,
+        children: SyncSender<<M::Process as Process>::Child>,
     ) -> Result<(Periodic, u64), Trouble> {
         let (mut unchecked, mut number) = (0, 0);
         let forks = at_fixed_rate(self.round, hertz, |_| {

@@ -26,6 +26,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
         Some(m.quantile_ns("giant", 0.5)? / m.quantile_ns("apart", 0.5)?)
     }),
     figures: &[
+        Figure::ratio("giant_over_alone", "over alone", |m| {
+            Some(m.quantile_ns("giant", 0.5)? / m.quantile_ns("alone", 0.5)?)
+        }),
         Figure::time("fault_giant", "a fault in one VMA", Unit::Nanos, |m| m.quantile_ns("giant", 0.5)),
         Figure::time("fault_apart", "in a process each", Unit::Nanos, |m| m.quantile_ns("apart", 0.5)),
         Figure::time("fault_alone", "alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
@@ -46,15 +49,18 @@ pub(super) const SCENARIO: Scenario = Scenario {
 const GIANT: u64 = 1 << 40;
 /// A thread's part begins at a multiple of this: in a leaf table of its own.
 const ALIGNED: u64 = 2 << 20;
-/// What a thread touches in a turn, in pages, if memory is large enough: 16 MiB.
-const MOST: u64 = 4096;
+/// What a thread touches in a turn, in pages, if memory is large enough: 1 MiB, so that zeroing finds the page in a cache
+/// and is not nearly all of a fault.
+const MOST: u64 = 256;
+/// How often in a turn. All begin together each time, and what they touched goes only when nobody touches any more.
+const PASSES: usize = 96;
+/// Passes that are not measured: the scheduler may take a while to give each thread a processor.
+const UNMEASURED: usize = 32;
 /// Faults that are timed together.
 const BATCH: u64 = 64;
 /// The phases, and what their figures are called.
 const NAMES: [&str; 3] = ["giant", "apart", "alone"];
 const APART: usize = 1;
-/// Added to a phase: what it touched goes, when nobody touches any more.
-const DISCARD: usize = 4;
 
 /// What all rounds share.
 pub(super) struct Prepared {
@@ -89,44 +95,24 @@ impl Play for Prepared {
                         let offset = (GIANT / self.threads as u64 * me as u64).next_multiple_of(ALIGNED);
                         let mut work = Work::default();
                         stage.work(me, |step| {
-                            let phase = step.phase % DISCARD;
-                            let whose = if phase == APART { me } else { 0 };
+                            let whose = if step.phase == APART { me } else { 0 };
                             let start = VirtAddr::new(maps[whose].get() + offset);
-                            if step.phase >= DISCARD {
-                                return processes[whose].discard(start, self.pages * PAGE_SIZE);
+                            for pass in 0..PASSES {
+                                let measured = step.measured && pass >= UNMEASURED;
+                                stage.meet(step, 2 * pass + 2);
+                                work.touch(&processes[whose], start, self.pages, step.phase, measured)?;
+                                stage.meet(step, 2 * pass + 3);
+                                processes[whose].discard(start, self.pages * PAGE_SIZE)?;
                             }
-                            work.touch(&processes[whose], start, self.pages, phase, step.measured)
+                            Ok(())
                         })?;
                         Ok(work)
                     })
                 })
                 .collect::<Result<Vec<_>, _>>()?;
-            let mut before = machine.statistics();
-            let mut start = Instant::now();
-            let mut passes = 0_u32;
-            // One pass to warm up, then until the time is over.
-            'round: while passes < 2 || start.elapsed() < round.length() {
-                for phase in [0, 1, 2] {
-                    // Who is first changes, so that nobody always follows the same one.
-                    let phase = (phase + passes as usize) % 3;
-                    let active = if phase == 2 { 1 } else { self.threads };
-                    let what = Phase { active, length: Duration::ZERO };
-                    if !stage.step(phase, what, passes > 0) || !stage.step(phase + DISCARD, what, passes > 0)
-                    {
-                        break 'round;
-                    }
-                }
-                passes += 1;
-                if passes == 1 {
-                    before = machine.statistics();
-                    start = Instant::now();
-                }
-            }
-            if passes > 0 {
-                measured.seconds = start.elapsed().as_secs_f64();
-                measured.count_since(&before, &machine.statistics());
-            }
-            round.end();
+            let phases = [self.threads, self.threads, 1];
+            let phases = phases.map(|active| Phase { active, length: Duration::ZERO });
+            stage.count(&phases, machine, &mut measured);
             for work in workers.into_iter().filter_map(ended) {
                 measured.count("pages_checked", work.checked);
                 NAMES.iter().zip(&work.faults).for_each(|(name, faults)| measured.add_latency(name, faults));

@@ -118,7 +118,7 @@ impl Settings {
 
     fn too_small(&self, threads: usize, frames: u64) -> Trouble {
         Trouble::Input(format!(
-            "{} KiB of memory are too little for {threads} threads: they need {} KiB",
+            "--memory: {} KiB are too little for {threads} threads, which need {} KiB",
             self.memory >> 10,
             (frames * PAGE_SIZE) >> 10
         ))

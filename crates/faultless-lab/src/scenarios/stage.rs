@@ -79,7 +79,7 @@ impl<'a> Stage<'a> {
             if me >= step.active {
                 continue;
             }
-            self.meet(step);
+            self.meet(step, 1);
             let done = act(step);
             let mut state = self.lock();
             state.left = state.left.saturating_sub(1);
@@ -106,11 +106,13 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Waits awake until all are there, so that nobody has a start.
-    fn meet(&self, step: Step) {
+    /// Inside a step, waits awake until all who take part have come here for the `nth` time, so that nobody has a start;
+    /// the beginning of the step was the first time. Who sleeps instead may wake on another's processor, and they would
+    /// go on one after the other.
+    pub fn meet(&self, step: Step, nth: usize) {
         self.ready.fetch_add(1, Ordering::AcqRel);
         let mut look = 0_u32;
-        while self.ready.load(Ordering::Acquire) < step.active && !self.round.is_over() {
+        while self.ready.load(Ordering::Acquire) < nth * step.active && !self.round.is_over() {
             look += 1;
             if look > 64 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
