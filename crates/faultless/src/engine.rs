@@ -170,7 +170,11 @@ impl<H: Host> Engine<H> {
         let start = self.host.clock().now_ns();
         self.host.park().pause(look);
         let counters = self.counters();
-        counters.add(Counter::PageBitWait, self.host.clock().now_ns().saturating_sub(start));
+        let waited = self.host.clock().now_ns().saturating_sub(start);
+        counters.add(Counter::PageBitWait, waited);
+        if look >= SPINS {
+            counters.add(Counter::PreemptedWait, waited);
+        }
         match look {
             0 => counters.add(Counter::PageBitWaits, 1),
             SPINS => counters.add(Counter::PreemptedWaits, 1),

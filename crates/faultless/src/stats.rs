@@ -46,6 +46,8 @@ counters! {
     PageBitWait = "page_bit_wait_ns",
     /// Of those waits, how many outlasted spinning: the announcer was probably preempted (rule 11).
     PreemptedWaits = "preempted_waits",
+    /// Their time after spinning; part of the time above.
+    PreemptedWait = "preempted_wait_ns",
     /// Time range work waited for overlapping range work, and faults for a range marked BUSY.
     RangeWait = "range_wait_ns",
     /// Time page work waited for a fork's copy to end.
