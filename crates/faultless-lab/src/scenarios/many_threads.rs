@@ -24,7 +24,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "two threads map, write and unmap, or write new pages, while 1, 100 or 10,000 others sleep",
     source: "linux-mm, Nov 2025 (Wilcox): an application with tens of thousands of threads",
     cannot_show: "10,000 threads that work: that would be the scheduler's time",
-    headline: Figure::ratio("map_unmap_10000_over_1", "map-unmap, 10,000 over 1", |m| {
+    headline: Figure::ratio("map_unmap_10000_over_1", "map-unmap among 10,000 over 1", |m| {
         Some(m.quantile_ns("map_unmap_10000", 0.5)? / m.quantile_ns("map_unmap_1", 0.5)?)
     }),
     figures: &[

@@ -21,7 +21,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "each thread maps a page, writes it and unmaps it; one alone and all in turns",
     source: "will-it-scale, mmap1; LWN, May 2022: changes of different parts of a space block each other",
     cannot_show: "what a TLB shootdown costs: here it is a wait for other threads' accesses to end",
-    headline: Figure::time("map_unmap", "a cycle among all", Unit::Nanos, |m| m.quantile_ns("all", 0.5)),
+    headline: Figure::time("map_unmap", "a cycle of map-unmap among all", Unit::Nanos, |m| {
+        m.quantile_ns("all", 0.5)
+    }),
     figures: &[
         Figure::time("map_unmap_alone", "alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
         Figure::ratio("slowdown", "slowdown", |m| {
