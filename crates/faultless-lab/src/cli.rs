@@ -78,7 +78,7 @@ enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = COMPARE)]
 struct Compare {
-    /// Scenarios to run [default: fork-during-io]
+    /// Scenarios to run, or "all" [default: fork-during-io]
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
     /// Designs, separated by commas, or "all" [default: mmap-lock, vma-lock, vma-lock-retry, vma-lock-hold, faultless
@@ -176,13 +176,14 @@ impl Compare {
         let mut chosen = Vec::new();
         for name in &self.scenarios {
             match scenarios::find(name) {
+                _ if name == "all" => chosen = scenarios::ALL.iter().collect(),
                 Some(scenario) if !chosen.iter().any(|other: &&scenarios::Scenario| other.name == name) => {
                     chosen.push(scenario);
                 }
                 Some(_) => {}
                 None => {
                     return input(format!(
-                        "there is no scenario \"{name}\"; there are: {}",
+                        "there is no scenario \"{name}\"; there are: {}, all",
                         scenarios::names()
                     ));
                 }
@@ -325,6 +326,13 @@ mod tests {
         assert_eq!((plan.scenarios.len(), plan.contenders.len()), (1, Contender::default_ones().len()));
         assert_eq!(plan.settings.threads(plan.scenarios[0]), 5);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 50.0);
+    }
+
+    #[test]
+    fn all_is_everything() {
+        let plan = plan(&["map-unmap", "all", "--design", "all"]).unwrap();
+        assert_eq!(plan.scenarios.len(), scenarios::ALL.len());
+        assert_eq!(plan.contenders.len(), Contender::all().len());
     }
 
     #[test]
