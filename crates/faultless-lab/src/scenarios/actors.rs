@@ -252,6 +252,8 @@ pub fn go_first() {
 
 /// Keeps this thread on the `nth` of the processors that it may use, over again from the first if there are fewer.
 pub fn stay_on_processor(nth: usize) {
+    #[cfg(not(target_os = "linux"))]
+    let _ = nth;
     #[cfg(target_os = "linux")]
     if let Ok(allowed) = rustix::thread::sched_getaffinity(None) {
         let there = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
