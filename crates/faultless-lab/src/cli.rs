@@ -26,36 +26,42 @@ const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
-  faultless compare                                 fork-during-io under the usual designs, under half a minute
-  faultless compare page-fault map-unmap            other scenarios
-  faultless compare --seconds 60 --threads 16       longer, and with more threads
+  faultless compare                            fork-during-io under the usual designs,
+                                               in less than half a minute
+  faultless compare page-fault map-unmap       other scenarios
+  faultless compare --seconds 60 --threads 16  longer, and with more threads
   faultless compare --design mmap-lock,faultless --io-latency 10ms --rate fork=20
-  faultless compare --file /usr/bin/gdb --json -    on a file of yours, as JSON
-  faultless designs                                 what there is to compare, and what it models
-  faultless scenarios                               what it is compared on, where that comes from, what it cannot show";
+  faultless compare --file /usr/bin/gdb --json on a file of yours, as JSON
+  faultless designs                            what there is to compare, what it models
+  faultless scenarios                          what it is compared on, where that comes
+                                               from, and what it cannot show";
 
+/// Paragraphs are one line each: clap breaks them as wide as the terminal is.
 const COMPARE: &str = "\
-Each scenario runs on a software machine: threads of this process are its processors, its memory is --memory, and every
-read of the file takes at least --io-latency. The designs take turns, in rounds of about a second. Everything that
-threads see is checked; a wrong byte, a torn child of a fork or a frame that nobody gives back ends the run. A design
-that cannot run a scenario says so in its row. The native rows are of this kernel, on real memory: other hardware.
+Each scenario runs on a software machine: threads of this process are its processors, its memory is --memory, and \
+every read of the file takes at least --io-latency. The designs take turns, in rounds of about a second. Everything \
+that threads see is checked; a wrong byte, a torn child of a fork or a frame that nobody gives back ends the run. A \
+design that cannot run a scenario says so in its row. The native rows are of this kernel, on real memory: other \
+hardware.
 
 What the tables say:
-  first column     the scenario's headline: the median over the rounds, and the least and the greatest of them
-  bystander, fork  from when it was due to when it had ended: who comes late has waited
+  by round         the scenario's headline: the median over the rounds, and the
+                   least and the greatest of them
+  bystander, fork  from when it was due to when it had ended: who comes late has
+                   waited
   fault            from an access to a cold page until the page is there
   each             for each major fault, counted in those faults alone
-  waited           all threads' waits by their cause: milliseconds in a second of the round, so that two threads that
-                   always wait have waited 2000
+  waited           all threads' waits by their cause, in milliseconds a second:
+                   two threads that always wait have waited 2000
 
-Exit codes: 0 done; 1 something was wrong; 2 bad input, or nothing could run; 130 ended by Ctrl-C, with a table of what
-was measured.
+Exit codes: 0 done; 1 something was wrong; 2 bad input, or nothing could run; 130 ended by Ctrl-C, with a table of \
+what was measured.
 
 Examples:
-  faultless compare --io-latency 10ms --queue-depth 1 --rate fork=20 --rate bystander=1000
+  faultless compare --io-latency 10ms --queue-depth 1 --rate fork=20
   faultless compare giant-vma disjoint-change --design all --seconds 5
   faultless compare --file /usr/bin/gdb --memory 64M --json=result.json
-  faultless compare --json --design all             everything, for a program to read";
+  faultless compare --json --design all      everything, for a program to read";
 
 /// What page faults, forks and their bystanders wait for, under every locking design that is in dispute.
 #[derive(Debug, Parser)]
@@ -82,7 +88,7 @@ enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = COMPARE)]
 struct Compare {
-    /// Scenarios to run [default: fork-during-io]
+    /// Scenarios to run, or "all" [default: fork-during-io]
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
     /// Designs, separated by commas, or "all" [default: mmap-lock, vma-lock, vma-lock-retry, vma-lock-hold, faultless
@@ -192,13 +198,14 @@ impl Compare {
         let mut chosen = Vec::new();
         for name in &self.scenarios {
             match scenarios::find(name) {
+                _ if name == "all" => chosen = scenarios::ALL.iter().collect(),
                 Some(scenario) if !chosen.iter().any(|other: &&scenarios::Scenario| other.name == name) => {
                     chosen.push(scenario);
                 }
                 Some(_) => {}
                 None => {
                     return input(format!(
-                        "there is no scenario \"{name}\"; there are: {}",
+                        "there is no scenario \"{name}\"; there are: {}, all",
                         scenarios::names()
                     ));
                 }
@@ -342,6 +349,13 @@ mod tests {
         assert_eq!((plan.scenarios.len(), plan.contenders.len()), (1, Contender::default_ones().len()));
         assert_eq!(plan.settings.threads(plan.scenarios[0]), 5);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 50.0);
+    }
+
+    #[test]
+    fn all_is_everything() {
+        let plan = plan(&["map-unmap", "all", "--design", "all"]).unwrap();
+        assert_eq!(plan.scenarios.len(), scenarios::ALL.len());
+        assert_eq!(plan.contenders.len(), Contender::all().len());
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Plan {
                 };
                 match measured {
                     // Cut short before it began to measure: it says nothing.
-                    Ok(measured) if (scenario.headline.of)(&measured).is_none() => {}
+                    Ok(measured) if !scenario.is_measured(&measured) => {}
                     Ok(measured) => {
                         run.total.add(&measured);
                         run.rounds.push(measured);

@@ -53,8 +53,9 @@ pub fn scenarios() -> String {
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
-            "{name}\n  does         {about}\n  source       {source}\n  headline     {}, {} is better\n  threads      {threads}: {work}\n  cannot show  {cannot_show}",
-            headline.words(),
+            "{name}\n  does         {about}\n  source       {source}\n  headline     {}: {}; {} is better\n  threads      {threads}: {work}\n  cannot show  {cannot_show}",
+            headline.name,
+            headline.column,
             headline.better.name(),
         );
         if !rates.is_empty() {

@@ -146,6 +146,39 @@ fn figures_have_different_names() {
     }
 }
 
+/// A machine without a second process still runs what it can, and says so.
+#[test]
+fn one_process_is_enough_for_a_part_of_giant_vma() {
+    struct One(Inner, AtomicBool);
+    impl Machine for One {
+        type Process = InnerProcess;
+        fn process(&self) -> Result<InnerProcess, Trouble> {
+            match self.1.swap(true, Ordering::Relaxed) {
+                false => self.0.process(),
+                true => Err(Trouble::Cannot("there is one process only".into())),
+            }
+        }
+        fn statistics(&self) -> BTreeMap<String, u64> {
+            self.0.statistics()
+        }
+        fn finish(self) -> Result<(), Trouble> {
+            self.0.finish()
+        }
+    }
+    let scenario = ALL.iter().find(|scenario| scenario.name == "giant-vma").expect("the scenario");
+    let (settings, interrupted) = (settings(), AtomicBool::new(false));
+    let prepared = scenario.prepare(&settings).expect("settings");
+    let inner = Inner::new(&prepared.needs(), None, &settings).expect("a machine");
+    let machine = One(inner, AtomicBool::new(false));
+    let length = Duration::from_millis(50);
+    let turn = Turn { settings: &settings, length, seed: 1, interrupted: &interrupted };
+    let measured = prepared.run(&machine, &turn).expect("a round");
+    machine.finish().expect("nothing is left");
+    assert_eq!((scenario.headline.of)(&measured), None);
+    assert!(scenario.is_measured(&measured));
+    assert_eq!(measured.notes, ["nothing is apart: there is one process only"]);
+}
+
 /// A wrong child is told as the child told it, and one that is not waited for leaves nothing.
 #[test]
 fn children_tell_what_is_wrong_or_go_unheard() {

@@ -4,6 +4,8 @@ use crate::machine::{Machine, Memory};
 use crate::measure::{Latency, Measured};
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
+#[cfg(target_os = "linux")]
+use rustix::thread::CpuSet;
 use rustix::time::{ClockId, clock_gettime};
 use std::any::Any;
 use std::num::NonZeroU64;
@@ -246,6 +248,22 @@ pub fn go_first() {
     // On Linux a thread of its own: zero names the caller.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, -15);
+}
+
+/// Keeps this thread on the `nth` of the processors that it may use, over again from the first if there are fewer.
+pub fn stay_on_processor(nth: usize) {
+    #[cfg(not(target_os = "linux"))]
+    let _ = nth;
+    #[cfg(target_os = "linux")]
+    if let Ok(allowed) = rustix::thread::sched_getaffinity(None) {
+        let there = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        if let Some(cpu) = there.cycle().nth(nth % allowed.count().max(1) as usize) {
+            let mut mine = CpuSet::new();
+            mine.set(cpu);
+            // Where it is not allowed, the scheduler places it.
+            let _ = rustix::thread::sched_setaffinity(None, &mine);
+        }
+    }
 }
 
 /// Processor time of this thread so far.

@@ -4,7 +4,8 @@
 //! all change beside each other, and half of them change while the other half write new pages in parts of their own.
 //!
 //! A change is mprotect of 16 pages inside the thread's own mapping, to read-only and back, and mmap and munmap of 16
-//! pages. Shows who waits for a change that does not concern him. Headline: a change beside other changes. Cannot show
+//! pages. Shows who waits for a change that does not concern him. Headline: changes a second, of all who change
+//! beside each other, of the time that they are in a change. Cannot show
 //! changes of large ranges, whose cost is the sweep of their pages.
 
 use super::actors::{Round, ended};
@@ -23,10 +24,13 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "threads map, protect and unmap in parts of their own, beside each other and beside others' faults",
     source: "LWN, May 2022 (Lespinasse): changes of different parts of the address space block each other",
     cannot_show: "changes of large ranges, whose cost is the sweep of their pages",
-    headline: Figure::time("change_beside_changes", "a change beside changes", Unit::Nanos, |m| {
-        m.quantile_ns("beside_changes", 0.5)
+    headline: Figure::rate("changes_a_second", "changes of all beside each other", |m| {
+        m.a_second("beside_changes_done", "beside_changes_wall_ns")
     }),
     figures: &[
+        Figure::time("change_beside_changes", "a change beside changes", Unit::Nanos, |m| {
+            m.quantile_ns("beside_changes", 0.5)
+        }),
         Figure::time("change_alone", "alone / beside faults", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
         Figure::time("change_beside_faults", "alone / beside faults", Unit::Nanos, |m| {
             m.quantile_ns("beside_faults", 0.5)
@@ -119,7 +123,12 @@ impl Play for Prepared {
             for work in workers.into_iter().filter_map(ended) {
                 measured.count("words_checked", work.checked);
                 measured.add_latency("fault_beside_changes", &work.faults);
-                for (name, [any, protect]) in NAMES.iter().zip(&work.changes) {
+                let active = [1, self.threads, changing];
+                for ((name, [any, protect]), (time, active)) in
+                    NAMES.iter().zip(&work.changes).zip(work.time.iter().zip(active))
+                {
+                    measured.count(&format!("{name}_done"), any.count());
+                    measured.count(&format!("{name}_wall_ns"), time.as_nanos() as u64 / active as u64);
                     measured.add_latency(name, any);
                     measured.add_latency(&format!("protect_{name}"), protect);
                 }
@@ -141,6 +150,8 @@ struct Work<'a, P> {
     changes: [[Latency; 2]; 3],
     /// Beside changes: of each fault.
     faults: Latency,
+    /// By phase: time in changes.
+    time: [Duration; 3],
     checked: u64,
     /// Where in its part it is.
     turn: u64,
@@ -149,8 +160,8 @@ struct Work<'a, P> {
 impl<'a, P: Memory> Work<'a, P> {
     fn new(process: &'a P, round: &'a Round<'a>) -> Result<Self, Trouble> {
         let part = process.map_anonymous(PART * PAGE_SIZE)?;
-        let (changes, faults) = Default::default();
-        Ok(Self { process, round, part, changes, faults, checked: 0, turn: 0 })
+        let (changes, faults, time) = Default::default();
+        Ok(Self { process, round, part, changes, faults, time, checked: 0, turn: 0 })
     }
 
     fn at(&self, page: u64) -> VirtAddr {
@@ -170,6 +181,7 @@ impl<'a, P: Memory> Work<'a, P> {
         if step.measured {
             let [any, protect] = &mut self.changes[step.phase];
             any.record(time);
+            self.time[step.phase] += time;
             if is_protect {
                 protect.record(time);
             }

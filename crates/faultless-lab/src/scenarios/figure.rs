@@ -111,7 +111,7 @@ impl Figure {
 
     /// Its name as words.
     pub fn words(&self) -> String {
-        self.name.replace('_', " ")
+        self.name.replace('_', " ").replace("cpu", "CPU")
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "threads write new pages far apart in one mapping of a terabyte; or each in a process of its own; or one alone",
     source: "linux-mm, Nov 2025 (Baghdasaryan) and LWN, May 2022 (Wilcox): one VMA over most of the space",
     cannot_show: "many processors: a line that two share costs little. Zeroing is part of each fault",
-    headline: Figure::ratio("giant_over_apart", "in one VMA over apart", |m| {
+    headline: Figure::ratio("giant_over_apart", "a fault in one VMA over apart", |m| {
         Some(m.quantile_ns("giant", 0.5)? / m.quantile_ns("apart", 0.5)?)
     }),
     figures: &[
@@ -58,9 +58,11 @@ const PASSES: usize = 96;
 const UNMEASURED: usize = 32;
 /// Faults that are timed together.
 const BATCH: u64 = 64;
-/// The phases, and what their figures are called.
+/// What is done in turns, and what its figures are called.
 const NAMES: [&str; 3] = ["giant", "apart", "alone"];
+const GIANT_VMA: usize = 0;
 const APART: usize = 1;
+const ALONE: usize = 2;
 
 /// What all rounds share.
 pub(super) struct Prepared {
@@ -81,12 +83,25 @@ impl Play for Prepared {
 
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         // Each process has such a mapping; the first one's is shared in turns.
-        let processes = (0..self.threads).map(|_| machine.process()).collect::<Result<Vec<_>, _>>()?;
+        let mut measured = Measured::default();
+        let mut processes = vec![machine.process()?];
+        while processes.len() < self.threads {
+            match machine.process() {
+                Ok(process) => processes.push(process),
+                // What a machine can do of it is worth its row.
+                Err(Trouble::Cannot(reason)) => {
+                    measured.note(&format!("nothing is apart: {reason}"));
+                    break;
+                }
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        let kinds: &[usize] =
+            if processes.len() == self.threads { &[GIANT_VMA, APART, ALONE] } else { &[GIANT_VMA, ALONE] };
         let maps = processes.iter().map(|process| process.map_anonymous(GIANT));
         let maps = maps.collect::<Result<Vec<_>, _>>()?;
         let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
         let stage = Stage::new(&round);
-        let mut measured = Measured::default();
         let played = std::thread::scope(|scope| {
             let workers = (0..self.threads)
                 .map(|me| {
@@ -95,12 +110,13 @@ impl Play for Prepared {
                         let offset = (GIANT / self.threads as u64 * me as u64).next_multiple_of(ALIGNED);
                         let mut work = Work::default();
                         stage.work(me, |step| {
-                            let whose = if step.phase == APART { me } else { 0 };
+                            let kind = kinds[step.phase];
+                            let whose = if kind == APART { me } else { 0 };
                             let start = VirtAddr::new(maps[whose].get() + offset);
                             for pass in 0..PASSES {
                                 let measured = step.measured && pass >= UNMEASURED;
                                 stage.meet(step, 2 * pass + 2);
-                                work.touch(&processes[whose], start, self.pages, step.phase, measured)?;
+                                work.touch(&processes[whose], start, self.pages, kind, measured)?;
                                 stage.meet(step, 2 * pass + 3);
                                 processes[whose].discard(start, self.pages * PAGE_SIZE)?;
                             }
@@ -110,8 +126,9 @@ impl Play for Prepared {
                     })
                 })
                 .collect::<Result<Vec<_>, _>>()?;
-            let phases = [self.threads, self.threads, 1];
-            let phases = phases.map(|active| Phase { active, length: Duration::ZERO });
+            let active = |kind: &usize| if *kind == ALONE { 1 } else { self.threads };
+            let phase = |kind| Phase { active: active(kind), length: Duration::ZERO };
+            let phases: Vec<_> = kinds.iter().map(phase).collect();
             stage.count(&phases, machine, &mut measured);
             for work in workers.into_iter().filter_map(ended) {
                 measured.count("pages_checked", work.checked);
@@ -127,7 +144,7 @@ impl Play for Prepared {
 /// What a thread measured.
 #[derive(Default)]
 struct Work {
-    /// By phase; of each fault, as the mean of its batch.
+    /// By kind; of each fault, as the mean of its batch.
     faults: [Latency; 3],
     checked: u64,
 }
@@ -139,7 +156,7 @@ impl Work {
         process: &impl Memory,
         start: VirtAddr,
         pages: u64,
-        phase: usize,
+        kind: usize,
         measured: bool,
     ) -> Result<(), Trouble> {
         let at = |page: u64| VirtAddr::new(start.get() + page * PAGE_SIZE);
@@ -152,7 +169,7 @@ impl Work {
             }
             let now = Instant::now();
             if measured {
-                self.faults[phase].record_batch(now - last, end - batch);
+                self.faults[kind].record_batch(now - last, end - batch);
             }
             last = now;
         }

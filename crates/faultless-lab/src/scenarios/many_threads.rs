@@ -9,7 +9,7 @@
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
 use super::map_unmap::Cycles;
-use super::stage::{Phase, Stage, Step, Until};
+use super::stage::{Phase, Stage, Step};
 use super::{Kind, Needs, Play, Scenario, Settings, Turn};
 use crate::machine::{Machine, Memory};
 use crate::measure::{Latency, Measured};
@@ -24,7 +24,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "two threads map, write and unmap, or write new pages, while 1, 100 or 10,000 others sleep",
     source: "linux-mm, Nov 2025 (Wilcox): an application with tens of thousands of threads",
     cannot_show: "10,000 threads that work: that would be the scheduler's time",
-    headline: Figure::ratio("map_unmap_10000_over_1", "map-unmap, 10,000 over 1", |m| {
+    headline: Figure::ratio("map_unmap_10000_over_1", "map-unmap among 10,000 over 1", |m| {
         Some(m.quantile_ns("map_unmap_10000", 0.5)? / m.quantile_ns("map_unmap_1", 0.5)?)
     }),
     figures: &[
@@ -59,7 +59,7 @@ const CROWDS: [usize; 3] = [1, 100, 10_000];
 /// What the latencies of each stage are called.
 const NAMES: [[&str; 2]; 3] =
     [["map_unmap_1", "fault_1"], ["map_unmap_100", "fault_100"], ["map_unmap_10000", "fault_10000"]];
-/// How long each turn is.
+/// How long each turn of cycles is.
 const SLICE: Duration = Duration::from_millis(20);
 /// Starting them takes no longer; those there are by then have to do.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -67,8 +67,10 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const STACK: usize = 256 << 10;
 /// Threads that go again where no more can be started, so that others can.
 const SPARE: usize = 16;
-/// Pages that a thread writes in one go, faults timed together.
+/// Pages that a thread writes in one go, faults timed together,
 const PAGES: u64 = 64;
+/// and how often in a turn.
+const PASSES: usize = 256;
 
 /// What all rounds share.
 pub(super) struct Prepared {
@@ -100,7 +102,7 @@ impl Play for Prepared {
                     let (stage, round, process) = (&stage, &round, &process);
                     round.spawn(scope, "working", move || {
                         let mut work = Work::new(process, round)?;
-                        stage.work(me, |step| work.step(step))?;
+                        stage.work(me, |step| work.step(stage, step))?;
                         Ok(work)
                     })
                 })
@@ -174,19 +176,21 @@ impl<'a, P: Memory> Work<'a, P> {
         Ok(Self { process, round, part, cycles, faults, checked: 0 })
     }
 
-    fn step(&mut self, step: Step) -> Result<(), Trouble> {
+    fn step(&mut self, stage: &Stage<'_>, step: Step) -> Result<(), Trouble> {
         let number = step.phase / 2;
         if step.phase.is_multiple_of(2) {
             return self.cycles[number].until_over(self.process, self.round, step);
         }
-        let until = Until::end_of(step);
-        while !until.is_past(Instant::now(), self.round) {
-            let at = |page: u64| VirtAddr::new(self.part.get() + page * PAGE_SIZE);
+        let at = |page: u64| VirtAddr::new(self.part.get() + page * PAGE_SIZE);
+        for pass in 0..PASSES {
+            // What a thread touched goes only when nobody touches any more.
+            stage.meet(step, 2 * pass + 2);
             let start = Instant::now();
             for page in 0..PAGES {
                 self.process.store(at(page), step.number + page)?;
             }
             let time = start.elapsed();
+            stage.meet(step, 2 * pass + 3);
             if step.measured {
                 self.faults[number].record_batch(time, PAGES);
             }

@@ -62,6 +62,14 @@ pub struct Scenario {
     kind: Kind,
 }
 
+impl Scenario {
+    /// Whether a round says anything: the headline or another figure that designs are compared by.
+    pub fn is_measured(&self, measured: &Measured) -> bool {
+        let compared = self.figures.iter().filter(|figure| figure.better != Better::Neither);
+        std::iter::once(&self.headline).chain(compared).any(|figure| (figure.of)(measured).is_some())
+    }
+}
+
 /// What all rounds of a run have in common.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
@@ -118,9 +126,10 @@ impl Settings {
 
     fn too_small(&self, threads: usize, frames: u64) -> Trouble {
         Trouble::Input(format!(
-            "--memory: {} KiB are too little for {threads} threads, which need {} KiB",
+            "--memory: {} KiB are too little for {threads} {}, which need {} KiB",
             self.memory >> 10,
-            (frames * PAGE_SIZE) >> 10
+            if threads == 1 { "thread" } else { "threads" },
+            (frames * PAGE_SIZE) >> 10,
         ))
     }
 

@@ -21,7 +21,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "each thread maps private memory, writes every page and unmaps it; one alone and all in turns",
     source: "will-it-scale, page_fault1; LWN, May 2022: faults bounce mmap_lock's cache line",
     cannot_show: "what hardware pays: zeroing and the soft MMU are most of a fault, and two processors bounce little",
-    headline: Figure::rate("faults_a_second", "faults of all", |m| m.a_second("all_faults", "all_wall_ns")),
+    headline: Figure::rate("faults_a_second", "faults of all threads", |m| {
+        m.a_second("all_faults", "all_wall_ns")
+    }),
     figures: &[
         Figure::rate("faults_a_second_alone", "of one alone", |m| {
             m.a_second("alone_faults", "alone_wall_ns")

@@ -28,7 +28,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "many threads read random pages of a file; the page cache has two pages for each, and one more",
     source: "linux-mm, Nov 2025 (Wilcox): the page is reclaimed before the fault retries, so that threads only re-read",
     cannot_show: "reclaim of mapped pages: a thread lets go of its last page itself, by MADV_DONTNEED",
-    headline: Figure::ratio("reads_per_page", "reads a used page", |m| m.ratio("io_reads", "pages_used")),
+    headline: Figure::ratio("reads_per_page", "reads for a page that is used", |m| {
+        m.ratio("io_reads", "pages_used")
+    }),
     figures: &[
         Figure::rate("pages_used", "pages used", |m| m.a_second_of_all("pages_used")),
         FAULT_P50,

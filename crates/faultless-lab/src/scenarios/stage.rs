@@ -1,7 +1,7 @@
 //! Threads that work in steps, all from the same moment on: for scenarios that compare one thing with another within a
 //! round, in turns short enough that both meet the same machine.
 
-use super::actors::Round;
+use super::actors::{Round, go_first, stay_on_processor};
 use crate::machine::Machine;
 use crate::measure::Measured;
 use crate::trouble::Trouble;
@@ -68,11 +68,16 @@ impl<'a> Stage<'a> {
         self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Worker number `me`: does `act` in each step that it takes part in, until the round is over.
+    /// Worker number `me`: does `act` in each step that it takes part in, until the round is over. Has a
+    /// processor of its own as far as there are enough, and goes before other threads where the system allows it (root):
+    /// the same for every design.
     ///
     /// # Errors
     /// What `act` says.
     pub fn work(&self, me: usize, mut act: impl FnMut(Step) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        // Who sleeps may wake on another's processor, and on a busy machine both stay there: they would never meet.
+        go_first();
+        stay_on_processor(me);
         let mut seen = 0;
         while let Some(step) = self.next(seen) {
             seen = step.number;
@@ -107,8 +112,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Inside a step, waits awake until all who take part have come here for the `nth` time, so that nobody has a start;
-    /// the beginning of the step was the first time. Who sleeps instead may wake on another's processor, and they would
-    /// go on one after the other.
+    /// the beginning of the step was the first time.
     pub fn meet(&self, step: Step, nth: usize) {
         self.ready.fetch_add(1, Ordering::AcqRel);
         let mut look = 0_u32;
