@@ -366,7 +366,7 @@ mod tests {
         let names: Vec<_> = plan.contenders.iter().map(Contender::name).collect();
         assert_eq!(names, ["faultless", "mmap-lock"]);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 7.0);
-        assert_eq!(plan.settings.rate(plan.scenarios[0], "bystander"), 500.0);
+        assert_eq!(plan.settings.rate(plan.scenarios[0], "bystander"), 499.0);
     }
 
     #[test]

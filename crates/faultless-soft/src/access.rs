@@ -92,7 +92,9 @@ fn attempt<D: LockingDesign, R>(
     operation: impl FnOnce(&PhysicalMemory, Frame, u64) -> R,
 ) -> Result<R, PageFault> {
     let engine = space.engine();
-    let section = engine.enter();
+    // SAFETY: only asked for its number.
+    let subject = unsafe { space.table() }.subject(address.page());
+    let section = engine.enter_access(subject);
     // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
     let table = unsafe { space.table() };
     mmu::access(&section, table, engine.host().frames(), address, access, operation)

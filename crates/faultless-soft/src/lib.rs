@@ -33,7 +33,7 @@ pub struct Soft {
     memory: PhysicalMemory,
     /// Of all processors: the engine's read sections and the processors' accesses.
     sections: Arc<Sections>,
-    park: Arc<StdPark>,
+    park: StdPark,
     clock: StdClock,
 }
 
@@ -46,7 +46,7 @@ impl Soft {
         Ok(Self {
             memory: PhysicalMemory::new(frames)?,
             sections: Arc::new(Sections::new()),
-            park: Arc::new(StdPark::default()),
+            park: StdPark::default(),
             clock: StdClock::default(),
         })
     }
@@ -86,6 +86,6 @@ unsafe impl Host for Soft {
     }
 
     fn new_table(&self) -> Result<RadixTable, OutOfMemory> {
-        RadixTable::new(Arc::clone(&self.sections), Arc::clone(&self.park))
+        RadixTable::new(Arc::clone(&self.sections))
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn access<R>(
 mod tests {
     use super::*;
     use crate::Soft;
-    use crate::table::section;
+    use crate::table::{access_section, section};
     use faultless::address::{PageNumber, PageRange};
     use faultless::host::{FrameSource, Host};
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,12 +90,12 @@ mod tests {
     }
 
     fn load(soft: &Soft, table: &RadixTable, address: VirtAddr) -> Result<u64, PageFault> {
-        let section = section(soft.sections());
+        let section = access_section(soft.sections(), table, address.page());
         access(&section, table, soft.frames(), address, Access::Read, PhysicalMemory::load_u64)
     }
 
     fn store(soft: &Soft, table: &RadixTable, address: VirtAddr, value: u64) -> Result<(), PageFault> {
-        let section = section(soft.sections());
+        let section = access_section(soft.sections(), table, address.page());
         access(&section, table, soft.frames(), address, Access::Write, |memory, frame, offset| {
             memory.store_u64(frame, offset, value);
         })
@@ -159,7 +159,7 @@ mod tests {
             }
             for _ in 0..20_000 {
                 let old = put(&soft, &table, Entry::EMPTY).frame().unwrap();
-                table.invalidate(PageRange::single(PageNumber::new(5)));
+                table.invalidate(PageRange::single(PageNumber::new(5)), |_| faultless::sync::spin_loop());
                 soft.frames().store_u64(old, 8, 1);
                 (0..20).for_each(|_| std::hint::spin_loop());
                 let found = soft.frames().load_u64(old, 8);
@@ -181,7 +181,7 @@ mod tests {
 mod models {
     use super::*;
     use crate::Soft;
-    use crate::table::section;
+    use crate::table::{access_section, section};
     use faultless::address::{PageNumber, PageRange};
     use faultless::host::{FrameSource, Host, StdSlots};
     use loom::thread;
@@ -229,12 +229,12 @@ mod models {
     }
 
     fn load(soft: &Soft, table: &RadixTable) -> Result<u64, PageFault> {
-        let section = section(soft.sections());
+        let section = access_section(soft.sections(), table, PAGE);
         access(&section, table, soft.frames(), PAGE.address(), Access::Read, PhysicalMemory::load_u64)
     }
 
     fn store(soft: &Soft, table: &RadixTable, value: u64) -> Result<(), PageFault> {
-        let section = section(soft.sections());
+        let section = access_section(soft.sections(), table, PAGE);
         access(&section, table, soft.frames(), PAGE.address(), Access::Write, |memory, frame, offset| {
             memory.store_u64(frame, offset, value);
         })
@@ -348,7 +348,7 @@ mod models {
                 }
             }
             let retired = table.unhook(PAGE).unwrap();
-            table.invalidate(PageRange::single(PAGE));
+            table.invalidate(PageRange::single(PAGE), |_| faultless::sync::spin_loop());
             soft.frames().free(frame);
             assert_eq!(soft.frames().allocate(), Some(frame));
             soft.frames().store_u64(frame, 0, 7);

@@ -1,9 +1,9 @@
 //! The page table of a software MMU: a radix tree of atomic words, as x86-64 has it.
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::{Entry, FenceBarrier, OutOfMemory, PageTable, Park, Stable, StdPark};
+use faultless::host::{Entry, FenceBarrier, OutOfMemory, PageTable, Stable};
 use faultless::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use faultless::sync::{Life, Retired, Sections};
+use faultless::sync::{Life, Retired, Sections, plain};
 use std::ptr;
 use std::sync::Arc;
 
@@ -205,10 +205,11 @@ impl<C: Walk> Walk for Upper<C> {
 /// A four-level page table: 2^36 pages, leaves of 512.
 pub struct RadixTable {
     root: Box<Root>,
+    /// The upper bits of what accesses through this table call their page; other tables' may be the same, which costs a
+    /// wait. Immutable.
+    tag: u64,
     /// The access sections of all processors; [`PageTable::invalidate`] waits for the older ones. Immutable.
     sections: Arc<Sections>,
-    /// How that waiting is done. Immutable.
-    park: Arc<StdPark>,
 }
 
 /// A leaf table and the place where it hangs.
@@ -225,13 +226,26 @@ impl<'s> Leaf<'s> {
     }
 }
 
+/// Tags of tables, never the last one: no access is to [`u64::MAX`].
+fn next_tag() -> u64 {
+    static NEXT: plain::AtomicU64 = plain::AtomicU64::new(0);
+    const TAGS: u64 = (1 << (64 - RadixTable::PAGES.trailing_zeros())) - 1;
+    (NEXT.fetch_add(1, plain::Ordering::Relaxed) % TAGS) * RadixTable::PAGES
+}
+
 impl RadixTable {
+    /// What an access section of `page` is said to access.
+    #[inline]
+    pub(crate) fn subject(&self, page: PageNumber) -> u64 {
+        self.tag | (page.get() & (Self::PAGES - 1))
+    }
+
     /// An empty table. `sections` are those in which processors access memory through it.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn new(sections: Arc<Sections>, park: Arc<StdPark>) -> Result<Self, OutOfMemory> {
-        Ok(Self { root: make()?, sections, park })
+    pub fn new(sections: Arc<Sections>) -> Result<Self, OutOfMemory> {
+        Ok(Self { root: make()?, tag: next_tag(), sections })
     }
 
     /// The entry as a processor's walk finds it. Acquire, partner: [`PageTable::install`]: what was written into the
@@ -388,13 +402,15 @@ unsafe impl PageTable for RadixTable {
         Some(Retired::new(table))
     }
 
-    fn invalidate(&self, _range: PageRange) {
+    fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         // The mutant (CVE-2018-18281): a processor may go on with the old translation.
         if cfg!(mutant = "no_invalidate") {
             return;
         }
-        // A translation lives as long as its access section, whatever the range.
-        self.sections.grace(&FenceBarrier, |look| self.park.pause(look));
+        // A translation lives as long as its access section, which says what it is of.
+        let first = self.subject(range.start());
+        let of_range = |subject: u64| subject.wrapping_sub(first) < range.pages();
+        self.sections.grace_of(&FenceBarrier, of_range, wait);
     }
 }
 
@@ -404,6 +420,18 @@ pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
     use faultless::host::{Slots, StdSlots};
     // SAFETY: no two living threads have the same slot; models give their threads different ones.
     unsafe { sections.enter(StdSlots.current(), &FenceBarrier) }
+}
+
+/// As `section`, for an access of the calling thread.
+#[cfg(all(test, not(shuttle)))]
+pub(crate) fn access_section<'a>(
+    sections: &'a Sections,
+    table: &RadixTable,
+    page: PageNumber,
+) -> faultless::sync::Section<'a> {
+    use faultless::host::{Slots, StdSlots};
+    // SAFETY: as above.
+    unsafe { sections.enter_access(StdSlots.current(), &FenceBarrier, table.subject(page)) }
 }
 
 /// Frees what was unhooked, after a grace period, for the models.

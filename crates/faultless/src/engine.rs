@@ -103,6 +103,16 @@ impl<H: Host> Engine<H> {
         unsafe { self.host.sections().enter(self.host.slots().current(), self.host.barrier()) }
     }
 
+    /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
+    /// by which its [`PageTable::invalidate`] asks.
+    #[inline]
+    pub fn enter_access(&self, subject: u64) -> Section<'_> {
+        // SAFETY: `Slots::current` gives no two threads the same slot.
+        unsafe {
+            self.host.sections().enter_access(self.host.slots().current(), self.host.barrier(), subject)
+        }
+    }
+
     pub(crate) fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, plain::Ordering::Relaxed)
     }
@@ -185,13 +195,18 @@ impl<H: Host> Engine<H> {
     /// Waits until every section that was entered before has ended.
     pub fn grace(&self) {
         self.assert_may_sleep("a grace period");
+        self.timed(Counter::GraceWait, |wait| self.host.sections().grace(self.host.barrier(), wait));
+    }
+
+    /// Gives `work` what it waits with, and counts from its first wait on. Who need not wait pays for no clock.
+    fn timed(&self, counter: Counter, work: impl FnOnce(&mut dyn FnMut(u32))) {
         let mut start = None;
-        self.host.sections().grace(self.host.barrier(), |look| {
+        work(&mut |look| {
             start.get_or_insert_with(|| self.host.clock().now_ns());
             self.host.park().pause(look);
         });
         if let Some(start) = start {
-            self.counters().add(Counter::GraceWait, self.host.clock().now_ns().saturating_sub(start));
+            self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
         }
     }
 
@@ -242,7 +257,7 @@ impl<H: Host> Engine<H> {
     /// After range work or a copy-on-write break took translations away: returns when no processor uses them.
     pub(crate) fn invalidate(&self, table: &H::Table, range: crate::address::PageRange) {
         self.assert_may_sleep("invalidate");
-        table.invalidate(range);
+        self.timed(Counter::InvalidateWait, |wait| table.invalidate(range, wait));
     }
 }
 

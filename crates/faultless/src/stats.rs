@@ -54,6 +54,8 @@ counters! {
     FreezeWait = "freeze_wait_ns",
     /// Time spent waiting for grace periods: older read and access sections.
     GraceWait = "grace_wait_ns",
+    /// Time range work and copies of pages waited until no processor used an older translation.
+    InvalidateWait = "invalidate_wait_ns",
     /// Time faults waited for memory.
     MemoryWait = "memory_wait_ns",
     /// mmap_lock taken for reading, by faults.

@@ -39,6 +39,8 @@ pub use job::{Job, Source, WORKER};
 pub use machine::{Mapped, NativeChild, NativeMachine, NativeProcess};
 #[cfg(target_os = "linux")]
 pub use parent::{round, round_by};
+#[cfg(target_os = "linux")]
+pub use sys::go_before_others;
 pub use wire::{Contents, Request, Served, Variant};
 #[cfg(target_os = "linux")]
 pub use worker::worker;

@@ -202,6 +202,17 @@ fn faults(who: libc::c_int) -> Faults {
     Faults { minor: usage.ru_minflt as u64, major: usage.ru_majflt as u64 }
 }
 
+/// Puts the calling thread into the class of real-time threads, which run before all others. Its children of fork are
+/// ordinary again.
+pub fn go_before_others() -> io::Result<()> {
+    // SAFETY: zero names the caller; the parameter is read only.
+    let done = unsafe {
+        let lowest = libc::sched_param { sched_priority: 1 };
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const lowest)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// No huge pages in this process: the engine has none either.
 pub fn forbid_huge_pages() -> io::Result<()> {
     // SAFETY: a flag of this process.

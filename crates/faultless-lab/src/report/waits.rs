@@ -6,14 +6,16 @@ use comfy_table::Table;
 use std::collections::BTreeSet;
 
 /// What a cause is called, by the stem of its counter.
-const WORDS: [(&str, &str); 8] = [
+const WORDS: [(&str, &str); 10] = [
     ("io", "I/O"),
     ("mmap_lock", "mmap_lock"),
     ("vma_lock", "VMA locks"),
     ("page_bit", "page bits"),
     ("range", "ranges"),
     ("freeze", "fork's freeze"),
+    ("invalidate", "shootdowns"),
     ("grace", "grace periods"),
+    ("folio_lock", "folio locks"),
     ("memory", "memory"),
 ];
 

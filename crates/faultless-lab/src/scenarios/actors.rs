@@ -211,7 +211,7 @@ pub fn at_fixed_rate(
     mut act: impl FnMut(Instant) -> Result<Instant, Trouble>,
 ) -> Result<Periodic, Trouble> {
     wake_precisely();
-    go_first();
+    go_before_others();
     let mut periodic = Periodic::default();
     let start = Instant::now();
     let due = |n: u64| start + Duration::from_secs_f64(n as f64 / hertz);
@@ -242,8 +242,18 @@ pub fn wake_precisely() {
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
 }
 
-/// Puts this thread before the others, where the system allows it (root): who is measured at a fixed rate is to wait for
-/// the design and not for the scheduler. The same for every design.
+/// Lets this thread run whenever it can, where the system allows it (root): who is measured at a fixed rate is to wait
+/// for the design and not for the scheduler, which lets the thread that runs finish its slice. For threads that
+/// mostly sleep. The same for every design.
+fn go_before_others() {
+    #[cfg(target_os = "linux")]
+    if crate::native::go_before_others().is_ok() {
+        return;
+    }
+    go_first();
+}
+
+/// Gives this thread more of a processor than others, where the system allows it (root). The same for every design.
 pub fn go_first() {
     // On Linux a thread of its own: zero names the caller.
     #[cfg(target_os = "linux")]

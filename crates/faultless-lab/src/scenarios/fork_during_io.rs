@@ -51,7 +51,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("forks_missed", "forks due that did not begin"),
         ("bystander_missed", "bystander's acts due that did not begin"),
     ],
-    rates: &[("fork", 50.0), ("bystander", 500.0)],
+    // No multiple of each other: within a second each comes at every moment of the other's period, whenever they began.
+    rates: &[("fork", 50.0), ("bystander", 499.0)],
     threads: 5,
     work: "three in five fault on the file, the others stamp",
     kind: Kind::ForkDuringIo,

@@ -7,7 +7,7 @@ const RIGHTS: u64 = Entry::READ | Entry::WRITE;
 
 fn table() -> (RadixTable, Arc<Sections>) {
     let sections = Arc::new(Sections::new());
-    (RadixTable::new(Arc::clone(&sections), Arc::default()).unwrap(), sections)
+    (RadixTable::new(Arc::clone(&sections)).unwrap(), sections)
 }
 
 fn page(number: u64) -> PageNumber {
@@ -77,7 +77,7 @@ fn an_unhooked_leaf_hangs_no_longer() {
     let new = table.make_leaf(&proof, page(512)).unwrap();
     assert!(table.hangs(new) && !table.hangs(old));
     drop(proof);
-    table.invalidate(pages(512, 1024));
+    table.invalidate(pages(512, 1024), |_| faultless::sync::spin_loop());
     // SAFETY: unhooked, and a grace period has passed.
     unsafe { retired.free() };
     assert!(table.unhook(page(1 << 30)).is_none(), "no upper table there");

@@ -131,8 +131,9 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     fn unhook(&self, page: PageNumber) -> Option<Retired>;
 
     /// Returns when no processor uses a translation of `range` that is older than the call: a TLB shootdown, or the
-    /// end of older access sections. The caller is in no section and has announced nothing; this may sleep.
-    fn invalidate(&self, range: PageRange);
+    /// end of older access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
+    /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
+    fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
 }
 
 /// Physical memory: frames of one page each, and a [`Folio`] for each frame.

@@ -5,10 +5,13 @@
 //! enter:  slot.store(odd, Release); light          leave:  slot.store(even, Release)
 //! grace:  heavy; for each slot: s = load(Acquire); if odd, until load(Acquire) != s
 //! ```
+//! A section may say which page it accesses as a processor does ([`Sections::enter_access`]); then a shootdown of
+//! other pages need not wait for it ([`Sections::grace_of`]).
+//!
 //! `light` and `heavy` are one SeqCst fence each ([`FenceBarrier`]) or, together, a membarrier. Between them either
 //! the grace period sees the slot odd and waits, or the reader sees everything published before the grace period.
 
-use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::{full_fence, plain};
 use crate::stats::Counters;
 use alloc::boxed::Box;
@@ -69,15 +72,28 @@ impl Barrier for FenceBarrier {
 }
 
 /// What one thread writes and nobody else: two cache lines of its own (the padding's size).
-#[derive(Default)]
 struct Slot {
     /// Odd while in a section. Written by the slot's thread; partner: [`Sections::grace`].
     sequence: AtomicUsize,
+    /// What the section accesses as a processor does; of one that accesses nothing so, what an earlier one did, which may
+    /// cost somebody a wait. Written by the slot's thread before it makes `sequence` odd.
+    subject: AtomicU64,
     /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
     /// [`Sections::each_waits_on`], between their fences.
     waits_on: plain::AtomicUsize,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            sequence: AtomicUsize::new(0),
+            subject: AtomicU64::new(u64::MAX),
+            waits_on: plain::AtomicUsize::new(0),
+            counters: Counters::default(),
+        }
+    }
 }
 
 type Chunk = [CachePadded<Slot>; CHUNK_SLOTS];
@@ -150,9 +166,38 @@ impl Sections {
         Section { slot, not_send: PhantomData }
     }
 
+    /// As [`Sections::enter`], for an access to `subject`, which [`Sections::grace_of`] asks for. Until there is a first one it
+    /// is [`u64::MAX`].
+    ///
+    /// # Safety
+    /// As [`Sections::enter`].
+    #[inline]
+    pub unsafe fn enter_access(&self, index: SlotIndex, barrier: &impl Barrier, subject: u64) -> Section<'_> {
+        self.slot(index).subject.store(subject, Ordering::Relaxed);
+        // SAFETY: by the contract above.
+        unsafe { self.enter(index, barrier) }
+    }
+
     /// Waits until every section that was entered before has ended. `wait` is called between looks with the number
     /// of the look; the caller is in no section.
-    pub fn grace(&self, barrier: &impl Barrier, mut wait: impl FnMut(u32)) {
+    pub fn grace(&self, barrier: &impl Barrier, wait: impl FnMut(u32)) {
+        self.wait_for(barrier, |_| true, wait);
+    }
+
+    /// As [`Sections::grace`], but only for accesses to what is `wanted`.
+    pub fn grace_of(&self, barrier: &impl Barrier, wanted: impl Fn(u64) -> bool, wait: impl FnMut(u32)) {
+        self.wait_for(
+            barrier,
+            |slot| {
+                // Relaxed: stored before the odd number that was read (Acquire). If it is a later section's, the one that was
+                // read has ended.
+                wanted(slot.subject.load(Ordering::Relaxed))
+            },
+            wait,
+        );
+    }
+
+    fn wait_for(&self, barrier: &impl Barrier, concerns: impl Fn(&Slot) -> bool, mut wait: impl FnMut(u32)) {
         barrier.heavy();
         let used = self.used.load(Ordering::SeqCst);
         for first in (0..used).step_by(CHUNK_SLOTS) {
@@ -164,8 +209,11 @@ impl Sections {
             let chunk = unsafe { &*chunk };
             for slot in chunk.iter().take(used - first) {
                 let seen = slot.sequence.load(Ordering::Acquire);
+                if seen & 1 == 0 || !concerns(slot) {
+                    continue;
+                }
                 let mut look = 0;
-                while seen & 1 == 1 && slot.sequence.load(Ordering::Acquire) == seen {
+                while slot.sequence.load(Ordering::Acquire) == seen {
                     wait(look);
                     look += 1;
                 }
