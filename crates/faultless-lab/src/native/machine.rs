@@ -152,7 +152,7 @@ fn vma_locks() -> BTreeMap<String, u64> {
 
 fn failed(call: &str, error: &io::Error) -> Trouble {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOMEM) => Trouble::Input(format!("{call} fails: {error}; use less --memory")),
+        Some(Errno::NOMEM) => Trouble::Cannot(format!("{call} fails: {error}")),
         Some(Errno::MFILE | Errno::NFILE) => {
             Trouble::Cannot(format!("{call} fails: {error}; raise ulimit -n, or use fewer --threads"))
         }

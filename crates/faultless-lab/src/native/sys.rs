@@ -64,7 +64,8 @@ pub fn map(
     file: Option<(BorrowedFd<'_>, Sharing)>,
 ) -> io::Result<()> {
     let (place, length) = (check(start, bytes)?, bytes as usize);
-    let fixed = MapFlags::FIXED_NOREPLACE;
+    // Without a reserve: a scenario maps a terabyte and uses little of it.
+    let fixed = MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE;
     // SAFETY: new pages in the window, where no Rust object is.
     let mapped = unsafe {
         match file {
