@@ -276,6 +276,13 @@ impl<H: Host> Park for Engine<H> {
     fn pause(&self, look: u32) {
         self.host.park().pause(look);
     }
+
+    fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R {
+        let start = self.host.clock().now_ns();
+        let result = wait();
+        self.counters().add(Counter::TreeLockWait, self.host.clock().now_ns().saturating_sub(start));
+        result
+    }
 }
 
 impl<H: Host> Drop for Engine<H> {

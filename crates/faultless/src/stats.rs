@@ -50,6 +50,8 @@ counters! {
     PreemptedWait = "preempted_wait_ns",
     /// Time range work waited for overlapping range work, and faults for a range marked BUSY.
     RangeWait = "range_wait_ns",
+    /// Time range work waited for the short tree lock.
+    TreeLockWait = "tree_lock_wait_ns",
     /// Time page work waited for a fork's copy to end.
     FreezeWait = "freeze_wait_ns",
     /// Time spent waiting for grace periods: older read and access sections.

@@ -6,12 +6,14 @@ use comfy_table::Table;
 use std::collections::BTreeSet;
 
 /// What a cause is called, by the stem of its counter.
-const WORDS: [(&str, &str); 10] = [
+const WORDS: [(&str, &str); 12] = [
     ("io", "I/O"),
     ("mmap_lock", "mmap_lock"),
     ("vma_lock", "VMA locks"),
     ("page_bit", "page bits"),
+    ("preempted", "preempted announcers"),
     ("range", "ranges"),
+    ("tree_lock", "tree lock"),
     ("freeze", "fork's freeze"),
     ("invalidate", "shootdowns"),
     ("grace", "grace periods"),
@@ -25,8 +27,14 @@ fn words(counter: &str) -> Option<(usize, String)> {
     let (stem, rest) = counter.strip_suffix("_ns")?.split_once("_wait")?;
     let known = WORDS.iter().position(|(name, _)| *name == stem);
     let name = known.map_or_else(|| stem.replace('_', " "), |at| WORDS[at].1.to_string());
-    let detail = rest.trim_matches('_').replace('_', " ");
-    let text = if detail.is_empty() { name } else { format!("{name} ({detail})") };
+    let text = match rest.trim_matches('_') {
+        "" => name,
+        "io" => format!("{name}: a fault in I/O"),
+        "fork" => format!("{name}: fork"),
+        "change" => format!("{name}: a change"),
+        "fault" => format!("{name}: faults"),
+        detail => format!("{name}: {}", detail.replace('_', " ")),
+    };
     Some((known.unwrap_or(WORDS.len()), text))
 }
 
@@ -65,7 +73,7 @@ mod tests {
     fn counters_of_waits_have_words() {
         let text = |counter| words(counter).map(|(_, text)| text);
         assert_eq!(text("io_wait_ns").as_deref(), Some("I/O"));
-        assert_eq!(text("mmap_lock_wait_fork_ns").as_deref(), Some("mmap_lock (fork)"));
+        assert_eq!(text("mmap_lock_wait_fork_ns").as_deref(), Some("mmap_lock: fork"));
         assert_eq!(text("swap_slot_wait_ns").as_deref(), Some("swap slot"));
         assert_eq!(text("page_bit_waits"), None);
         assert_eq!(text("giant_wall_ns"), None);

@@ -304,6 +304,12 @@ impl Prepared {
 
     /// One round on the kernel that this runs on, in a process of its own.
     fn on_the_kernel(&self, syscall: bool, turn: &Turn<'_>) -> Result<Measured, Trouble> {
+        let needs = self.needs();
+        if let (true, Some(pages)) = (needs.is_thrashing, needs.cached_pages) {
+            return Err(Trouble::Cannot(format!(
+                "the kernel's page cache cannot be made as small as {pages} pages for one process"
+            )));
+        }
         let source = |file: &Arc<TestFile>| {
             let (store, contents) = (file.delayed(turn.settings)?, file.contents());
             Ok::<_, Trouble>(Source { store, length: file.length(), contents })
@@ -311,10 +317,6 @@ impl Prepared {
         let file = self.file().map(source).transpose()?;
         let variant = if syscall { Variant::SystemCall } else { Variant::Access };
         let job = Job { scenario: self.scenario.name, turn, file, variant, memory_limit: None };
-        let mut measured = native::round(job)?;
-        if self.needs().is_thrashing {
-            measured.note("pages are dropped by posix_fadvise at each munmap, not for want of memory");
-        }
-        Ok(measured)
+        native::round(job)
     }
 }

@@ -16,7 +16,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         // Who waits for I/O lets go of what its design keeps meanwhile; only then can that be taken.
         space.dying.store(true, Ordering::Release);
         space.engine.wake_waiters();
-        space.map.lock().exited = true;
+        space.map.lock_by(&*space.engine).exited = true;
         // Unmapping everything splits nothing, so it needs no memory but a node's; without it the last handle frees.
         let _ = space.unmap(Space::<H, D>::whole());
         space.engine.flush();

@@ -130,7 +130,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if self.map.wait_for_release(page, &*self.engine) {
             return false;
         }
-        let lock = self.map.lock();
+        let lock = self.map.lock_by(&*self.engine);
         lock.claims().overlapping(PageRange::single(page)).is_none()
             && self.tree.view_locked(&lock.writer).find(page).is_some_and(Vma::is_busy)
     }

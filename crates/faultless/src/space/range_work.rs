@@ -103,7 +103,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !D::LOCKS_VMAS {
             return Ok(());
         }
-        let lock = self.map.lock();
+        let lock = self.map.lock_by(&*self.engine);
         let vmas = self.tree.view_locked(&lock.writer).from(range.start());
         let vmas = vmas.take_while(|vma| vma.range().start() < range.end());
         let locks = locks_of::<H, D>(vmas.filter(|vma| wanted(vma.mapping())))?;
@@ -197,7 +197,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             drop(lock);
             missing.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
-            lock = self.map.lock();
+            lock = self.map.lock_by(&*self.engine);
         }
     }
 

@@ -36,6 +36,20 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Takes the lock if nobody has it. Models always wait.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        #[cfg(any(loom, shuttle))]
+        return Some(self.lock());
+        #[cfg(all(feature = "std", not(any(loom, shuttle))))]
+        return match self.inner.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(imp::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(imp::TryLockError::WouldBlock) => None,
+        };
+        #[cfg(not(feature = "std"))]
+        return self.inner.try_lock();
+    }
+
     /// Waits for the lock. A holder that panicked has left nothing half-done that matters here, so a poisoned
     /// lock is taken like any other.
     pub fn lock(&self) -> MutexGuard<'_, T> {

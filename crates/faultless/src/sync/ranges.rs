@@ -19,6 +19,13 @@ pub trait Park: Send + Sync {
     /// Passes a short time: look number `look` of a wait that nobody ends with a wake-up. Spins for the first
     /// looks, then yields, then sleeps in bounded steps.
     fn pause(&self, look: u32);
+    /// Waits for a short lock that somebody has, in `wait`; whoever counts waits counts this one.
+    fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R
+    where
+        Self: Sized,
+    {
+        wait()
+    }
 }
 
 /// Proof that no table over its pages is freed meanwhile: a read section, or the range taken.
@@ -103,6 +110,12 @@ impl<T> Ranges<T> {
         RangesGuard { inner: self.inner.lock() }
     }
 
+    /// As [`Ranges::lock`]; the wait, if there is one, is counted.
+    pub fn lock_by(&self, park: &impl Park) -> RangesGuard<'_, T> {
+        let inner = self.inner.try_lock();
+        RangesGuard { inner: inner.unwrap_or_else(|| park.wait_for_lock(|| self.inner.lock())) }
+    }
+
     /// Waits out overlapping claims that came earlier, takes `range`, and returns with the short lock held.
     /// Several ranges are taken by their hull: they are taken at once, and none of them is waited for while
     /// another is held.
@@ -114,7 +127,7 @@ impl<T> Ranges<T> {
         range: PageRange,
         park: &'a P,
     ) -> Result<TakenLocked<'a, T, P>, OutOfMemory> {
-        let mut guard = self.lock();
+        let mut guard = self.lock_by(park);
         let ticket = guard.inner.claims.push(range)?;
         while !guard.inner.claims.is_first(ticket, range) {
             guard = self.wait_release(guard, park);
@@ -133,7 +146,7 @@ impl<T> Ranges<T> {
         whole: PageRange,
         choose: impl Fn(&T, &Claims) -> Choice,
     ) -> Result<Option<TakenLocked<'a, T, P>>, OutOfMemory> {
-        let mut guard = self.lock();
+        let mut guard = self.lock_by(park);
         let choice = choose(&guard.inner.data, &guard.inner.claims);
         if let Choice::Range(range) = choice {
             debug_assert!(guard.inner.claims.overlapping(range).is_none());
@@ -154,7 +167,7 @@ impl<T> Ranges<T> {
     /// If a range over `page` is claimed, waits until some claim is let go. For page work that met BUSY and looks
     /// again then. False: there was no such claim.
     pub fn wait_for_release(&self, page: PageNumber, park: &impl Park) -> bool {
-        let guard = self.lock();
+        let guard = self.lock_by(park);
         let is_claimed = guard.inner.claims.overlapping(PageRange::single(page)).is_some();
         if is_claimed {
             drop(self.wait_release(guard, park));
@@ -167,7 +180,7 @@ impl<T> Ranges<T> {
         let seen = self.releases.load(Ordering::Relaxed);
         drop(guard);
         park.park(self.key(), &mut || self.releases.load(Ordering::Acquire) == seen);
-        let mut guard = self.lock();
+        let mut guard = self.lock_by(park);
         guard.inner.claims.waiting -= 1;
         guard
     }
@@ -262,13 +275,13 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
 
     /// The short lock again, for a second publication.
     pub fn lock(&self) -> RangesGuard<'a, T> {
-        self.ranges.lock()
+        self.ranges.lock_by(self.park)
     }
 }
 
 impl<T, P: Park> Drop for Reservation<'_, T, P> {
     fn drop(&mut self) {
-        let mut guard = self.ranges.lock();
+        let mut guard = self.ranges.lock_by(self.park);
         let claims = &mut guard.inner.claims;
         claims.queue.retain(|c| c.ticket != self.ticket);
         let waiting = claims.waiting != 0;
