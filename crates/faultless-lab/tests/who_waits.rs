@@ -144,11 +144,13 @@ enum Beside {
     FaultBelowBesideFork,
     FaultAboveBesideFork,
     FirstWriteBesideFork,
+    DiscardBelowBesideFork,
+    DiscardAboveBesideFork,
 }
 
 use Beside::*;
 
-const ALL: [Beside; 13] = [
+const ALL: [Beside; 15] = [
     MapElsewhere,
     UnmapElsewhere,
     FaultElsewhere,
@@ -162,6 +164,18 @@ const ALL: [Beside; 13] = [
     FaultBelowBesideFork,
     FaultAboveBesideFork,
     FirstWriteBesideFork,
+    DiscardBelowBesideFork,
+    DiscardAboveBesideFork,
+];
+
+/// What is called when a fork is under way.
+const BESIDE_FORK: [Beside; 6] = [
+    MapBesideFork,
+    FaultBelowBesideFork,
+    FaultAboveBesideFork,
+    FirstWriteBesideFork,
+    DiscardBelowBesideFork,
+    DiscardAboveBesideFork,
 ];
 
 fn waits<D: LockingDesign>(stage: Stage, sharing: Sharing, beside: Beside) -> bool {
@@ -185,13 +199,13 @@ fn waits<D: LockingDesign>(stage: Stage, sharing: Sharing, beside: Beside) -> bo
         ProtectIt => space.protect(at(A), 4 * PAGE_SIZE, Protection::empty()).expect("protected"),
         UnmapIt => space.unmap(at(A), PAGE_SIZE).expect("unmapped"),
         DiscardIt => space.discard(at(A), 4 * PAGE_SIZE).expect("discarded"),
-        DiscardElsewhere => space.discard(at(BELOW), PAGE_SIZE).expect("discarded"),
+        DiscardElsewhere | DiscardBelowBesideFork => space.discard(at(BELOW), PAGE_SIZE).expect("discarded"),
+        DiscardAboveBesideFork => space.discard(at(ABOVE), PAGE_SIZE).expect("discarded"),
         Fork => drop(space.fork().expect("a child")),
     };
     scope(|scope| {
         let fault = scope.spawn(move || finish(Fault::Pending(fault)));
-        if [MapBesideFork, FaultBelowBesideFork, FaultAboveBesideFork, FirstWriteBesideFork].contains(&beside)
-        {
+        if BESIDE_FORK.contains(&beside) {
             scope.spawn(|| drop(space.fork().expect("a child")));
             std::thread::sleep(A_WHILE);
         }
@@ -213,7 +227,7 @@ fn edges<D: LockingDesign>(stage: Stage, sharing: Sharing) -> Vec<Beside> {
 }
 
 /// What waits where mmap_lock is held for reading by faults alone.
-const BEHIND_MMAP_LOCK: [Beside; 9] = [
+const BEHIND_MMAP_LOCK: [Beside; 11] = [
     MapElsewhere,
     UnmapElsewhere,
     ProtectIt,
@@ -224,6 +238,8 @@ const BEHIND_MMAP_LOCK: [Beside; 9] = [
     FaultBelowBesideFork,
     FaultAboveBesideFork,
     FirstWriteBesideFork,
+    DiscardBelowBesideFork,
+    DiscardAboveBesideFork,
 ];
 
 /// What waits where mmap_lock is held for reading by a fault, and others go by VMA locks.
@@ -231,8 +247,15 @@ const BEHIND_MMAP_LOCK_WITH_VMA_LOCKS: [Beside; 7] =
     [MapElsewhere, UnmapElsewhere, ProtectIt, UnmapIt, Fork, MapBesideFork, FirstWriteBesideFork];
 
 /// What waits where a VMA's lock is held. fork comes to it with the VMAs below locked, and mmap_lock.
-const BEHIND_THE_VMA: [Beside; 6] =
-    [ProtectIt, UnmapIt, Fork, MapBesideFork, FaultBelowBesideFork, FirstWriteBesideFork];
+const BEHIND_THE_VMA: [Beside; 7] = [
+    ProtectIt,
+    UnmapIt,
+    Fork,
+    MapBesideFork,
+    FaultBelowBesideFork,
+    FirstWriteBesideFork,
+    DiscardBelowBesideFork,
+];
 
 macro_rules! who_waits {
     ($($name:ident: $design:ty, $stage:ident, $sharing:ident => $expected:expr;)*) => {
@@ -333,6 +356,50 @@ fn the_first_anonymous_page_of_a_vma_tries_mmap_lock() {
     assert_eq!(counted(), (mmap + 1, vma + 2, aborts), "the second one");
     assert!(stalled.space.load_u64(at(FRESH + 2)).is_err());
     assert_eq!(counted(), (mmap + 2, vma + 2, aborts + 1), "a hole is looked for under mmap_lock");
+}
+
+/// Whether exit ends while a fault sleeps and waits for its read, and the fault with it.
+fn exit_ends<D: LockingDesign>(stage: Stage) {
+    let stalled = Stalled::<D>::new(Sharing::Private);
+    let fault = match stage {
+        Stage::First => stalled.first(),
+        Stage::Second => stalled.second(),
+    };
+    scope(|scope| {
+        let fault = scope.spawn(move || finish(Fault::Pending(fault)));
+        std::thread::sleep(A_WHILE);
+        assert!(goes_on(|| stalled.gate.open(), || stalled.space.exit()), "{}: exit waits", D::NAME);
+        let ended = fault.join().expect("no panic");
+        assert!(matches!(ended, Err(FaultError::Exited { .. })), "{}: {ended:?}", D::NAME);
+    });
+}
+
+#[test]
+fn waits_for_reads_end_with_the_process() {
+    for stage in [Stage::First, Stage::Second] {
+        exit_ends::<MmapLockHold>(stage);
+        exit_ends::<MmapLock>(stage);
+        exit_ends::<VmaLock>(stage);
+        exit_ends::<VmaLockRetry>(stage);
+        exit_ends::<VmaLockRetryUptodate>(stage);
+        exit_ends::<VmaLockHold>(stage);
+        exit_ends::<VmaLockHoldCowFork>(stage);
+        exit_ends::<VmaLockResume>(stage);
+        exit_ends::<FaultlessRetry>(stage);
+        exit_ends::<Faultless>(stage);
+    }
+}
+
+#[test]
+fn discarding_inside_a_vma_takes_its_lock() {
+    let stalled = Stalled::<VmaLock>::new(Sharing::Private);
+    let counted = || (stalled.counted(Counter::MmapLockRead), stalled.counted(Counter::VmaLockRead));
+    let (mmap, vma) = counted();
+    stalled.space.discard(at(BELOW), PAGE_SIZE).expect("discarded");
+    assert_eq!(counted(), (mmap, vma + 1));
+    // Beyond its end: mmap_lock.
+    let _ = stalled.space.discard(at(BELOW), 3 * PAGE_SIZE);
+    assert_eq!(counted(), (mmap + 1, vma + 1));
 }
 
 #[test]

@@ -53,7 +53,12 @@ impl Attempt {
 
 /// Page work must not go on now, and must not wait inside its section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocked;
+pub enum Blocked {
+    /// The engine leaves, calls [`LockingDesign::blocked`], and starts over.
+    Wait,
+    /// Something moved: the engine leaves, and starts over at once.
+    Again,
+}
 
 /// The call that does range work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +85,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether a fault that finds no frame keeps what it holds while room is made.
     const KEEPS_WHILE_RECLAIMING: bool = false;
-    /// Whether a fault locks a file's folio while it maps or copies it, and waits for who has locked it.
+    /// Whether a fault that finds a file's folio locked waits for that.
     const LOCKS_FOLIOS: bool = false;
     /// Whether range work excludes page work VMA by VMA: [`LockingDesign::exclude`]. Such a design's `range_work` keeps all
     /// other changes of mappings away.
@@ -110,7 +115,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// Takes what page work needs inside.
     ///
     /// # Errors
-    /// [`Blocked`]: the engine leaves, calls [`LockingDesign::blocked`], and starts over.
+    /// [`Blocked`]: the engine leaves.
     fn inside<'s, H: Host>(
         space: &'s Arc<Self::Space>,
         engine: &'s Engine<H>,
@@ -272,7 +277,7 @@ impl LockingDesign for Faultless {
         _: PageNumber,
         _: Attempt,
     ) -> Result<(), Blocked> {
-        if space.is_frozen() { Err(Blocked) } else { Ok(()) }
+        if space.is_frozen() { Err(Blocked::Wait) } else { Ok(()) }
     }
 
     fn blocked<H: Host>(space: &Arc<Freeze>, engine: &Engine<H>, _: &mut Attempt) {

@@ -60,13 +60,13 @@ counters! {
     InvalidateWait = "invalidate_wait_ns",
     /// Time faults waited for memory.
     MemoryWait = "memory_wait_ns",
-    /// mmap_lock taken for reading, by faults.
+    /// mmap_lock taken for reading, by faults and by madvise.
     MmapLockRead = "mmap_lock_read",
     /// mmap_lock taken for writing.
     MmapLockWrite = "mmap_lock_write",
     /// Time waited for mmap_lock; the next four are its parts, by what the wait was for when it began.
     MmapLockWait = "mmap_lock_wait_ns",
-    /// For a fault that held it, or held what its holder waited for, through its I/O.
+    /// While some fault of the space held a lock through its I/O.
     MmapLockWaitIo = "mmap_lock_wait_io_ns",
     /// For a fork.
     MmapLockWaitFork = "mmap_lock_wait_fork_ns",
@@ -74,13 +74,14 @@ counters! {
     MmapLockWaitChange = "mmap_lock_wait_change_ns",
     /// For faults at work.
     MmapLockWaitFault = "mmap_lock_wait_fault_ns",
-    /// VMA locks taken by faults.
+    /// VMA locks taken for reading, by faults and by madvise.
     VmaLockRead = "vma_lock_read",
-    /// Faults that found their VMA locked, replaced, or nowhere, and took mmap_lock instead.
+    /// Faults that found their VMA locked or nowhere, or could not try mmap_lock for a first anonymous page, and took
+    /// mmap_lock instead.
     VmaLockAborts = "vma_lock_aborts",
     /// Time range work waited for VMA locks; the next two are its parts.
     VmaLockWait = "vma_lock_wait_ns",
-    /// For a fault that held it through its I/O.
+    /// While some fault of the space held a lock through its I/O.
     VmaLockWaitIo = "vma_lock_wait_io_ns",
     /// For faults at work.
     VmaLockWaitFault = "vma_lock_wait_fault_ns",

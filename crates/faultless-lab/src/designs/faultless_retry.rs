@@ -37,7 +37,7 @@ impl LockingDesign for FaultlessRetry {
         _: PageNumber,
         _: Attempt,
     ) -> Result<(), Blocked> {
-        if space.is_frozen() { Err(Blocked) } else { Ok(()) }
+        if space.is_frozen() { Err(Blocked::Wait) } else { Ok(()) }
     }
 
     fn blocked<H: Host>(space: &Arc<Freeze>, engine: &Engine<H>, _: &mut Attempt) {

@@ -1,5 +1,7 @@
 //! `mmap-lock`: one lock a space, let go of for a fault's first I/O: Linux from 2.6.37 to 6.3.
 //!
+//! Until 5.1 only the wait for a page that somebody else was reading let go of it; this is the later one.
+//!
 //! What both designs of mmap_lock alone do, and where they differ from Linux, stands in [`super::mmap_locked`].
 //!
 //! | here | there (6.3) |

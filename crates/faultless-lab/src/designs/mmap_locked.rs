@@ -4,13 +4,15 @@
 //! |---|---|
 //! | [`outside`](LockingDesign::outside) takes it for reading | `do_user_addr_fault`: `mmap_read_trylock`, then `mmap_read_lock` |
 //! | [`range_work`](LockingDesign::range_work) takes it for writing | `vm_mmap_pgoff`, `__vm_munmap`, `do_mprotect_pkey`: `mmap_write_lock_killable` |
-//! | munmap goes on as a reader when its mappings are out of the tree | `do_mas_align_munmap` with `downgrade`: `mmap_write_downgrade` |
+//! | munmap goes on as a reader when its mappings are out of the tree | `do_vmi_align_munmap` with `downgrade`: `mmap_write_downgrade` |
 //! | MADV_DONTNEED takes it for reading | `madvise_need_mmap_write` says no |
 //! | fork is range work on everything | `dup_mmap`: `mmap_write_lock_killable(oldmm)` for the whole copy |
 //! | [`Purpose::Rmap`] takes nothing | truncation and reclaim take `i_mmap_rwsem` or the anon_vma's lock, and the table's |
-//! | a fault that waits for I/O or for the lock's holder ends with its process | `folio_lock_killable`, `mmap_read_lock_killable` |
+//! | a fault that waits for I/O ends with its process | `folio_lock_killable` |
 //!
-//! Kept while room is made for a frame: the lock for reading, as `alloc_pages` reclaims under mmap_lock.
+//! Kept while room is made for an anonymous page or a copy: the lock for reading, as `alloc_pages` reclaims under
+//! mmap_lock. A page of a file gets its frame after a first attempt has let go, as after read-ahead; without read-ahead
+//! Linux allocates it under the lock. A missing leaf table is made room for with nothing held.
 //!
 //! Differences that are known:
 //! * The child's own lock is not taken (`mmap_write_lock_nested`): nobody else knows the child yet.
@@ -19,7 +21,12 @@
 //! * Who waits for the lock itself does not watch for its process's end; but who holds it through I/O does, and lets go.
 //! * A folio is looked at, not locked, while it is mapped: two faults never wait for each other for those few
 //!   instructions. All who wait for one read wake at once; Linux wakes them one by one.
-//! * Below mmap_lock the engine still takes ranges and announces in entries, where Linux has the page table's locks.
+//! * A fault that finds too many pages of the cache pinned waits with nothing held and starts over; Linux stays in reclaim
+//!   with the lock. This shields the attempts that hold it, under a tight limit.
+//! * A fault that meets another's bit in its entry takes the lock anew; Linux waits for the page table's lock under it.
+//! * Below mmap_lock the engine still takes ranges, announces in entries, and passes a fence for its section and one after
+//!   the bit, where Linux has the page table's locks: the same under every design.
+//! * No fault-around, no read-ahead, no large folios; exit takes what munmap takes.
 
 use super::locks::{MmapKept, MmapSemaphore, MmapWrite, Policy};
 use faultless::Engine;

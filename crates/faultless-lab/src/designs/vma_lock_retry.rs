@@ -13,7 +13,8 @@
 //!
 //! Difference that is known: the patch sets `VM_FAULT_RETRY_VMA` where a folio's lock was waited for, as after read-ahead.
 //! A fault that submitted the read itself (`page_not_uptodate`: a file mapped with `MADV_RANDOM`) goes under mmap_lock
-//! still. Modelled is what the authors measured, faults with read-ahead.
+//! still: as posted, the patch would be like `vma-lock` in these scenarios, which have no read-ahead. Modelled is what
+//! its authors intend and measured, faults with read-ahead.
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;

@@ -3,7 +3,8 @@
 //! | here | Linux 6.18 |
 //! |---|---|
 //! | [`inside`](LockingDesign::inside) finds the VMA in the read section and counts itself in it | `lock_vma_under_rcu`, `vma_start_read` on `vm_refcnt` |
-//! | no VMA, or one that is write-locked or replaced: mmap_lock for reading | `lock_vma_under_rcu` returns NULL, `lock_mm_and_find_vma` |
+//! | no VMA, or one that is write-locked: mmap_lock for reading | `lock_vma_under_rcu` returns NULL, `lock_mm_and_find_vma` |
+//! | one that was replaced since it was found: looks again | `vma_start_read` gives -EAGAIN, `lock_vma_under_rcu` tries again |
 //! | [`exclude`](LockingDesign::exclude) waits for the readers of a VMA, and marks it with the writer's number | `vma_start_write`: `vm_lock_seq = mm_lock_seq` |
 //! | VMAs stay write-locked until mmap_lock is let go: its number moves on | `vma_end_write_all` in `mmap_write_unlock` and `mmap_write_downgrade` |
 //! | new VMAs are born write-locked | `__mmap_new_vma`, `__split_vma` call `vma_start_write` |
@@ -14,16 +15,27 @@
 //! | munmap goes on as a reader of mmap_lock when its mappings are out of the tree | `vms_complete_munmap_vmas`: `mmap_write_downgrade` |
 //! | a fault that waits for I/O ends with its process | `folio_lock_killable`, `filemap_read_folio` |
 //!
-//! Kept while room is made for a frame: the VMA lock, or mmap_lock for reading if the fault has that.
+//! Kept while room is made for an anonymous page or a copy: the VMA lock, or mmap_lock for reading if the fault has that.
+//! A page of a file gets its frame after a first attempt has let go, as after read-ahead (`do_sync_mmap_readahead`);
+//! without read-ahead Linux allocates it under the lock. A missing leaf table is made room for with nothing held, where
+//! `pte_alloc` keeps the lock.
 //!
 //! Differences that are known:
 //! * Mappings are immutable in this engine: what Linux changes in place is replaced, and the VMA that a fault has counted
 //!   itself in is the one that it works with; so it checks no address again after `vma_start_read`.
-//! * The count lies beside the VMA, one load further, since it must outlive a VMA that is kept.
+//! * The count lies beside the VMA, one load further, on a cache line of its own.
+//! * A fault that finds too many pages of the cache pinned waits with nothing held, whatever the preset keeps, and starts
+//!   over; Linux stays in reclaim with the lock. This shields those that hold under a tight limit.
+//! * `__vmf_anon_prepare` is remembered in Linux from before the I/O; here a private write that starts over after its
+//!   read tries mmap_lock again.
+//! * Below the lock the engine still announces in entries, and passes a fence for its section and one after the bit, where
+//!   Linux has RCU and the page table's lock: two fences more for each fault, the same under every design.
+//! * No fault-around, no read-ahead, no large folios; exit takes what munmap takes.
 //! * A fault does no look-up more than Linux does: the VMA found with its lock is not looked up again.
 //! * With mmap_lock as in [`super::mmap_locked`]: parking_lot's lock, looks at folios, wakes all who wait for a read.
 
 use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
+use crossbeam_utils::CachePadded;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
@@ -67,6 +79,9 @@ pub struct VmaLock {
     locked_by: AtomicU32,
 }
 
+/// On a cache line of its own, as `vm_refcnt` is: what bounces is the count and nothing beside it.
+type VmaState = Arc<CachePadded<VmaLock>>;
+
 /// A writer waits for the readers to leave: no new ones.
 const WRITER: u32 = 1 << 30;
 /// It is not in the tree any more: no readers, ever.
@@ -74,21 +89,24 @@ const DETACHED: u32 = 1 << 31;
 const READERS: u32 = WRITER - 1;
 
 impl VmaLocks {
-    /// `vma_start_read`: counts the caller in, unless the VMA is write-locked or gone.
+    /// `vma_start_read`: counts the caller in, unless the VMA is write-locked (wait) or gone (look again).
     fn try_read<'s, H: Host>(
         self: &'s Arc<Self>,
         engine: &Engine<H>,
-        lock: &'s Arc<VmaLock>,
-    ) -> Option<VmaRead<'s>> {
+        lock: &'s VmaState,
+    ) -> Result<VmaRead<'s>, Blocked> {
         let is_locked = |order| lock.locked_by.load(Ordering::Relaxed) == self.writer.load(order);
         // Most that cannot be had cost no shared write.
         if is_locked(Ordering::Relaxed) {
-            return None;
+            return Err(Blocked::Wait);
         }
         let mut readers = lock.readers.load(Ordering::Relaxed);
         loop {
-            if readers & !READERS != 0 {
-                return None;
+            if readers & DETACHED != 0 {
+                return Err(Blocked::Again);
+            }
+            if readers & WRITER != 0 {
+                return Err(Blocked::Wait);
             }
             // Acquire: what a writer did before it let new readers in, its number too, is seen below.
             match lock.readers.compare_exchange_weak(
@@ -103,10 +121,15 @@ impl VmaLocks {
         }
         let read = VmaRead { space: self, lock };
         if is_locked(Ordering::Acquire) {
-            return None;
+            return Err(Blocked::Wait);
+        }
+        // A writer may have come and gone between the look and the count, and the VMA with it. The number that is no
+        // longer the VMA's was read with Acquire: what was marked before it moved on is seen.
+        if lock.readers.load(Ordering::Relaxed) & DETACHED != 0 {
+            return Err(Blocked::Again);
         }
         engine.counters().add(Counter::VmaLockRead, 1);
-        Some(read)
+        Ok(read)
     }
 
     /// `vma_end_read`. Release: what the reader did is seen by the writer that waited for it.
@@ -158,7 +181,7 @@ impl VmaLocks {
 #[derive(Debug)]
 pub struct VmaRead<'s> {
     space: &'s Arc<VmaLocks>,
-    lock: &'s Arc<VmaLock>,
+    lock: &'s VmaState,
 }
 
 impl VmaRead<'_> {
@@ -181,7 +204,7 @@ impl Drop for VmaRead<'_> {
 #[derive(Debug)]
 pub struct VmaKept {
     space: Arc<VmaLocks>,
-    lock: Arc<VmaLock>,
+    lock: VmaState,
     in_io: InIo,
 }
 
@@ -253,7 +276,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     const LOCKS_FOLIOS: bool = true;
     const LOCKS_VMAS: bool = true;
     type Space = VmaLocks;
-    type Vma = Arc<VmaLock>;
+    type Vma = VmaState;
     /// mmap_lock for reading, where the VMA lock was not to be had.
     type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
     type Inside<'s, H: Host> = Inside<'s, H, P>;
@@ -282,8 +305,8 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         if attempt.slow || attempt.purpose == Purpose::Rmap {
             return Ok(Inside::Slow);
         }
-        let vma = view.find(page).ok_or(Blocked)?;
-        let read = space.try_read(engine, vma.lock()).ok_or(Blocked)?;
+        let vma = view.find(page).ok_or(Blocked::Wait)?;
+        let read = space.try_read(engine, vma.lock())?;
         Ok(Inside::Vma(read, vma))
     }
 
@@ -302,7 +325,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     ) -> Result<(), Blocked> {
         match attempt.slow {
             true => Ok(()),
-            false => space.mmap_lock.try_read(engine).map(drop).ok_or(Blocked),
+            false => space.mmap_lock.try_read(engine).map(drop).ok_or(Blocked::Wait),
         }
     }
 
@@ -355,7 +378,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
         let section = engine.enter();
         let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
-        let kept = vma.and_then(|vma| space.try_read(engine, vma.lock())).map(VmaRead::keep);
+        let kept = vma.and_then(|vma| space.try_read(engine, vma.lock()).ok()).map(VmaRead::keep);
         drop(section);
         match kept {
             Some(kept) => Range::Vma { _kept: kept },
@@ -363,21 +386,21 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
     }
 
-    fn exclude<'s, H: Host>(work: &mut Range<'s>, engine: &'s Engine<H>, vma: &Arc<VmaLock>) {
+    fn exclude<'s, H: Host>(work: &mut Range<'s>, engine: &'s Engine<H>, vma: &VmaState) {
         if let Range::Write(writer) = work {
             writer.space.write(engine, vma);
         }
     }
 
-    fn is_excluded<H: Host>(work: &Range<'_>, vma: &Arc<VmaLock>) -> bool {
+    fn is_excluded<H: Host>(work: &Range<'_>, vma: &VmaState) -> bool {
         match work {
             Range::Write(writer) => writer.space.is_write_locked(vma),
             Range::Read { .. } | Range::Vma { .. } => true,
         }
     }
 
-    fn detach(vma: &Arc<VmaLock>, gone: bool) {
-        // It is write-locked: nobody counts itself in or out.
+    fn detach(vma: &VmaState, gone: bool) {
+        // It is write-locked. Who counts itself in now sees that, or this mark, and counts itself out again.
         match gone {
             true => vma.readers.fetch_or(DETACHED, Ordering::Relaxed),
             false => vma.readers.fetch_and(!DETACHED, Ordering::Relaxed),

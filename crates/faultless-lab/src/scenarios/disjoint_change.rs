@@ -159,7 +159,9 @@ struct Work<'a, P> {
 
 impl<'a, P: Memory> Work<'a, P> {
     fn new(process: &'a P, round: &'a Round<'a>) -> Result<Self, Trouble> {
-        let part = process.map_anonymous(PART * PAGE_SIZE)?;
+        // With a hole behind it: neighbours would be one mapping, and changes of different parts changes of one.
+        let part = process.map_anonymous((PART + 1) * PAGE_SIZE)?;
+        process.unmap(VirtAddr::new(part.get() + PART * PAGE_SIZE), PAGE_SIZE)?;
         let (changes, faults, time) = Default::default();
         Ok(Self { process, round, part, changes, faults, time, checked: 0, turn: 0 })
     }

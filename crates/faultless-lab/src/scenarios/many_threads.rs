@@ -2,9 +2,11 @@
 //! "thousands (maybe tens of thousands) of threads"): two threads map, write and unmap, and write new pages, while 1,
 //! 100 and 10,000 others that have used the memory once sleep.
 //!
-//! Shows what a mechanism with a place for each thread costs those that work. Headline: a map-unmap cycle among 10,000
-//! over one among 1. Cannot show 10,000 threads that work: that would be the scheduler's time. Where the system does not
-//! start as many threads, it is said how many there were.
+//! Shows what a mechanism with a place for each thread costs those that work. Headline: a fault among 10,000
+//! over one among 1. Cannot show 10,000 threads that work: that would be the scheduler's time; nor what a kernel pays for a
+//! map-unmap cycle: the software machine's shootdown looks at the slot of each thread that has ever used it, with the design's
+//! locks held, where a kernel asks its processors (`native` stays flat). So designs are not compared by that. Where the
+//! system does not start as many threads, it is said how many there were.
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -23,23 +25,27 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "many-threads",
     about: "two threads map, write and unmap, or write new pages, while 1, 100 or 10,000 others sleep",
     source: "linux-mm, Nov 2025 (Wilcox): an application with tens of thousands of threads",
-    cannot_show: "10,000 threads that work: that would be the scheduler's time",
-    headline: Figure::ratio("map_unmap_10000_over_1", "map-unmap among 10,000 over 1", |m| {
-        Some(m.quantile_ns("map_unmap_10000", 0.5)? / m.quantile_ns("map_unmap_1", 0.5)?)
+    cannot_show: "a kernel's map-unmap: there a shootdown asks processors, here each thread's slot, with the design's locks held. 10,000 threads that work",
+    headline: Figure::ratio("fault_10000_over_1", "a fault among 10,000 over 1", |m| {
+        Some(m.quantile_ns("fault_10000", 0.5)? / m.quantile_ns("fault_1", 0.5)?)
     }),
     figures: &[
-        Figure::ratio("fault_10000_over_1", "fault, 10,000 over 1", |m| {
-            Some(m.quantile_ns("fault_10000", 0.5)? / m.quantile_ns("fault_1", 0.5)?)
-        }),
+        Figure::ratio("map_unmap_10000_over_1", "map-unmap, 10,000 over 1", |m| {
+            Some(m.quantile_ns("map_unmap_10000", 0.5)? / m.quantile_ns("map_unmap_1", 0.5)?)
+        })
+        .shown(),
         Figure::time("map_unmap_1", "map-unmap 1 / 100 / 10,000", Unit::Nanos, |m| {
             m.quantile_ns("map_unmap_1", 0.5)
-        }),
+        })
+        .shown(),
         Figure::time("map_unmap_100", "map-unmap 1 / 100 / 10,000", Unit::Nanos, |m| {
             m.quantile_ns("map_unmap_100", 0.5)
-        }),
+        })
+        .shown(),
         Figure::time("map_unmap_10000", "map-unmap 1 / 100 / 10,000", Unit::Nanos, |m| {
             m.quantile_ns("map_unmap_10000", 0.5)
-        }),
+        })
+        .shown(),
         Figure::time("fault_1", "fault 1 / 100 / 10,000", Unit::Nanos, |m| m.quantile_ns("fault_1", 0.5)),
         Figure::time("fault_100", "fault 1 / 100 / 10,000", Unit::Nanos, |m| m.quantile_ns("fault_100", 0.5)),
         Figure::time("fault_10000", "fault 1 / 100 / 10,000", Unit::Nanos, |m| {
@@ -109,7 +115,6 @@ impl Play for Prepared {
                 .collect::<Result<Vec<_>, _>>()?;
             let mut lead = || {
                 let mut there = 0;
-                let before = machine.statistics();
                 for (number, &wanted) in CROWDS.iter().enumerate() {
                     let came = crowd.grow(scope, &round, there, wanted, || process.load(shared))?;
                     there += came;
@@ -118,9 +123,10 @@ impl Play for Prepared {
                             .note(&format!("{there} threads slept, not {wanted}: the system starts no more"));
                     }
                     let length = round.length() / CROWDS.len() as u32;
+                    let before = machine.statistics();
                     measured.seconds += self.one_stage(&stage, number, length).as_secs_f64();
+                    measured.count_since(&before, &machine.statistics());
                 }
-                measured.count_since(&before, &machine.statistics());
                 measured.count("sleepers", there as u64);
                 Ok(())
             };

@@ -95,24 +95,33 @@ impl Play for Prepared {
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         let process = machine.process()?;
         let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
-        let (stage, page, slowest) = (Stage::new(&round), AtomicU64::new(0), AtomicU64::new(0));
+        let (stage, page) = (Stage::new(&round), AtomicU64::new(0));
+        // Nanoseconds since `base`: when the first thread touched the page of the step, and when the last one had it.
+        let (base, first, last_has) = (Instant::now(), AtomicU64::new(u64::MAX), AtomicU64::new(0));
         let mut measured = Measured::default();
         let played = std::thread::scope(|scope| {
             let workers = (0..self.threads)
                 .map(|me| {
-                    let (stage, round, page, slowest, process) = (&stage, &round, &page, &slowest, &process);
+                    let (stage, round, page, process) = (&stage, &round, &page, &process);
+                    let (first, last_has) = (&first, &last_has);
                     round.spawn(scope, "touching", move || {
                         let mut worker = Worker { process, file: &self.file, start: None, pages: 0 };
                         let mut faults = MajorFaults::default();
+                        worker.address(0)?;
                         stage.work(me, |step| match step.phase {
                             TOUCH => {
-                                let begun = Instant::now();
                                 let at = worker.address(page.load(Ordering::Relaxed))?;
-                                faults.load(process, round, at)?;
-                                slowest.fetch_max(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                                let now = || base.elapsed().as_nanos() as u64;
+                                first.fetch_min(now(), Ordering::Relaxed);
+                                match step.measured {
+                                    true => faults.load(process, round, at)?,
+                                    false => MajorFaults::default().load(process, round, at)?,
+                                };
+                                last_has.fetch_max(now(), Ordering::Relaxed);
                                 worker.check(page.load(Ordering::Relaxed))
                             }
-                            _ => worker.unmap(),
+                            // Mapped before it is timed.
+                            _ => worker.unmap().and_then(|()| worker.address(0).map(drop)),
                         })?;
                         worker.unmap()?;
                         Ok((faults, worker.pages))
@@ -122,20 +131,22 @@ impl Play for Prepared {
             let all = Phase { active: self.threads, length: Duration::ZERO };
             let mut last = Latency::default();
             let mut next = turn.seed % self.file.pages();
-            let mut step = |met: u64| {
+            let mut step = |met: u64, measured: bool| {
                 page.store(next, Ordering::Relaxed);
                 next = (next + 1) % self.file.pages();
-                slowest.store(0, Ordering::Relaxed);
-                let gone_on = stage.step(TOUCH, all, true);
-                (gone_on && (!(met + 1).is_multiple_of(WINDOW) || stage.step(REMAP, all, true)))
-                    .then(|| Duration::from_nanos(slowest.load(Ordering::Relaxed)))
+                first.store(u64::MAX, Ordering::Relaxed);
+                last_has.store(0, Ordering::Relaxed);
+                let gone_on = stage.step(TOUCH, all, measured);
+                let time = last_has.load(Ordering::Relaxed).saturating_sub(first.load(Ordering::Relaxed));
+                (gone_on && (!(met + 1).is_multiple_of(WINDOW) || stage.step(REMAP, all, measured)))
+                    .then(|| Duration::from_nanos(time))
             };
             // The first ones warm up.
-            let warm = (0..2).all(|met| step(met).is_some());
+            let warm = (0..2).all(|met| step(met, false).is_some());
             let (before, start) = (machine.statistics(), Instant::now());
             let mut met = 0;
             while warm && start.elapsed() < round.length() {
-                let Some(slowest) = step(met) else { break };
+                let Some(slowest) = step(met, true) else { break };
                 last.record(slowest);
                 met += 1;
             }

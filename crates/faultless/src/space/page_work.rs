@@ -152,7 +152,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             true => None,
             false => match D::inside(&self.lock, &self.engine, view, page, attempt) {
                 Ok(inside) => Some(inside),
-                Err(Blocked) => return Try::Blocked,
+                Err(Blocked::Wait) => return Try::Blocked,
+                Err(Blocked::Again) => return Try::Again,
             },
         };
         // Of those, the one that a design has looked up and keeps from changing.

@@ -173,7 +173,8 @@ impl Sections {
     /// As [`Sections::enter`].
     #[inline]
     pub unsafe fn enter_access(&self, index: SlotIndex, barrier: &impl Barrier, subject: u64) -> Section<'_> {
-        self.slot(index).subject.store(subject, Ordering::Relaxed);
+        // Release: who reads this one sees all that older sections of this thread did, so that they have ended for it.
+        self.slot(index).subject.store(subject, Ordering::Release);
         // SAFETY: by the contract above.
         unsafe { self.enter(index, barrier) }
     }
@@ -189,9 +190,9 @@ impl Sections {
         self.wait_for(
             barrier,
             |slot| {
-                // Relaxed: stored before the odd number that was read (Acquire). If it is a later section's, the one that was
-                // read has ended.
-                wanted(slot.subject.load(Ordering::Relaxed))
+                // Stored before the odd number that was read. Acquire: if it is a later section's, the one that was read has
+                // ended, and what it did is seen.
+                wanted(slot.subject.load(Ordering::Acquire))
             },
             wait,
         );

@@ -162,7 +162,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let vma = work.vma;
             let step = match (access, vma.record()) {
                 (Access::Write, Some(record)) => {
-                    if !record.has_pages() {
+                    // What is held since before the I/O was good enough then.
+                    if !record.has_pages() && !holding {
                         D::first_anonymous(&self.lock, &self.engine, work.attempt).ok()?;
                     }
                     copy_on_write::copy_of(work, record, pin.frame())
