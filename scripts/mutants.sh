@@ -19,6 +19,7 @@ no_invalidate            | faultless-soft | loom | an_access_against_unmap | (in
 vma_before_bit           | faultless-soft | loom | page_work_against_unmap | invariant 3
 fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed | invariant 3
 install_loses_dirty      | faultless-soft | loom | invariant_9_a_dirty_bit_is_not_lost | invariant 9
+subject_relaxed          | faultless-soft | loom | accesses_after_each_other_against_unmap | (invariant 3|Causality violation)
 leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | rule 7
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3

@@ -179,6 +179,30 @@ fn an_access_against_unmap() {
     });
 }
 
+/// Invariant 3: so it is for an access that its thread has followed by one to another page, which the shootdown does not
+/// wait for.
+#[test]
+fn accesses_after_each_other_against_unmap() {
+    model(2, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 1);
+        space.store_u64(at(1), 7).unwrap();
+        let other = space.clone();
+        let accesses = spawn(1, move || {
+            if let Ok(value) = other.try_load_u64(at(1)) {
+                assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
+            }
+            assert!(other.try_load_u64(at(3)).is_err());
+        });
+        space.unmap(at(1), PAGE_SIZE).unwrap();
+        map(&space, 2, 1);
+        space.store_u64(at(2), 9).unwrap();
+        accesses.join().unwrap();
+        end(&engine, space);
+    });
+}
+
 /// A page faulted into the new mapping is not swept away with the old one.
 #[test]
 fn page_work_against_map_fixed() {

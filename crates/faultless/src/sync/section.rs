@@ -174,7 +174,8 @@ impl Sections {
     #[inline]
     pub unsafe fn enter_access(&self, index: SlotIndex, barrier: &impl Barrier, subject: u64) -> Section<'_> {
         // Release: who reads this one sees all that older sections of this thread did, so that they have ended for it.
-        self.slot(index).subject.store(subject, Ordering::Release);
+        let order = if cfg!(mutant = "subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        self.slot(index).subject.store(subject, order);
         // SAFETY: by the contract above.
         unsafe { self.enter(index, barrier) }
     }
