@@ -62,7 +62,7 @@ pub fn round_by(command: Command, job: Job<'_>) -> Result<Measured, Trouble> {
     let _limit = job.memory_limit.map(|bytes| Limit::new(bytes, worker.pid)).transpose()?;
     // Moved, so that it is ended before its cgroup is removed.
     let mut worker = worker;
-    let heard = worker.converse(socket, &request, job.turn, last_reads(job.scenario, &job.turn.settings));
+    let heard = worker.converse(socket, &request, job.turn, last_reads(job.scenario, job.turn.settings));
     let failed = worker.server.as_ref().and_then(Server::failed);
     let status = worker.end();
     let result = match heard? {
