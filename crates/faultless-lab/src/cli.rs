@@ -14,10 +14,12 @@ use crate::trouble::Trouble;
 use crate::{parse, report, scenarios};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -31,7 +33,8 @@ Examples:
   faultless compare page-fault map-unmap       other scenarios
   faultless compare --seconds 60 --threads 16  longer, and with more threads
   faultless compare --design mmap-lock,faultless --io-latency 10ms --rate fork=20
-  faultless compare --file /usr/bin/gdb --json on a file of yours, as JSON
+  faultless compare --file /usr/bin/gdb --json=result.json
+                                               on a file of yours, as JSON
   faultless designs                            what there is to compare, what it models
   faultless scenarios                          what it is compared on, where that comes
                                                from, and what it cannot show";
@@ -96,7 +99,7 @@ struct Compare {
     #[arg(long = "design", value_name = "A,B", value_delimiter = ',')]
     designs: Vec<String>,
     /// Threads that do the scenario's work [default: the scenario's own number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Seconds for each scenario and design [default: 8, less if there are many designs]
     #[arg(long, value_name = "S", value_parser = parse::seconds)]
@@ -105,23 +108,47 @@ struct Compare {
     #[arg(long, value_name = "TIME", value_parser = parse::latency, default_value = "2ms")]
     io_latency: Duration,
     /// Reads that the device serves at a time [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = queue_depth, allow_negative_numbers = true)]
     queue_depth: Option<NonZeroUsize>,
     /// How often a second an actor of the scenario acts; may be repeated
     #[arg(long = "rate", value_name = "NAME=HZ", value_parser = parse::rate)]
     rates: Vec<(String, f64)>,
-    /// The file to map, of which the first GiB counts [default: a temporary one of 64 MiB]
+    /// The file to map, of which the first GiB counts [default: a temporary one of 16 to 64
+    /// MiB]
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// Memory of the software machine
+    /// Memory of the software machine; native rows have all of this one's
     #[arg(long, value_name = "SIZE", value_parser = parse::size, default_value = "256M")]
     memory: u64,
     /// What random choices follow from
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, default_value_t = 1)]
     seed: u64,
     /// Write the results as JSON; "-", or nothing, is standard output, and then no table
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
+}
+
+/// A whole number; `least` is what is said of one that is too small.
+fn whole<T: FromStr>(text: &str, least: &str) -> Result<T, String> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    text.parse().map_err(|_| match digits {
+        "" => "write a whole number".into(),
+        _ if !digits.bytes().all(|byte| byte.is_ascii_digit()) => "write a whole number".into(),
+        _ if digits.len() == text.len() && digits.bytes().any(|byte| byte != b'0') => "it is too much".into(),
+        _ => least.into(),
+    })
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    whole(text, "somebody has to work")
+}
+
+fn queue_depth(text: &str) -> Result<NonZeroUsize, String> {
+    whole(text, "one read at a time is the least")
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    whole(text, "0 is the least")
 }
 
 /// The command: parses the arguments, runs, and says how it went.
@@ -205,7 +232,7 @@ impl Compare {
                 Some(_) => {}
                 None => {
                     return input(format!(
-                        "there is no scenario \"{name}\"; there are: {}, all",
+                        "there is no scenario {name:?}; there are: {}, all",
                         scenarios::names()
                     ));
                 }
@@ -224,7 +251,7 @@ impl Compare {
                 Some(_) => {}
                 None => {
                     return input(format!(
-                        "there is no design \"{name}\"; there are: {}, all",
+                        "there is no design {name:?}; there are: {}, all",
                         Contender::names()
                     ));
                 }
@@ -238,7 +265,7 @@ impl Compare {
                 chosen.iter().flat_map(|scenario| scenario.rates).map(|(name, _)| *name).collect();
             if !actors.contains(&name.as_str()) {
                 let there = if actors.is_empty() { "none here".into() } else { actors.join(", ") };
-                return input(format!("there is no rate \"{name}\"; there are: {there}"));
+                return input(format!("there is no rate {name:?}; there are: {there}"));
             }
         }
         match self.threads {
@@ -249,7 +276,7 @@ impl Compare {
             _ => {}
         }
         if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
-            && scenarios::find(name).is_some()
+            && (name == "all" || scenarios::find(name).is_some())
         {
             return input(format!("--json {name}: would write a file of that name; put the scenario first"));
         }
@@ -290,7 +317,7 @@ impl Compare {
 /// Where the JSON goes.
 enum Output<'a> {
     Stdout,
-    File(std::fs::File, &'a Path),
+    File(File, &'a Path),
 }
 
 impl<'a> Output<'a> {
@@ -298,7 +325,8 @@ impl<'a> Output<'a> {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
         }
-        match std::fs::File::create(path) {
+        // What is there stays until there is something to write instead: the run may yet be refused.
+        match File::options().write(true).create(true).truncate(false).open(path) {
             Ok(file) => Ok(Self::File(file, path)),
             Err(error) => Err(Trouble::Input(format!("cannot write {}: {error}", path.display()))),
         }
@@ -307,10 +335,16 @@ impl<'a> Output<'a> {
     fn write(self, text: &str) -> Result<(), Trouble> {
         match self {
             Self::Stdout => say(text),
-            Self::File(mut file, path) => writeln!(file, "{text}")
+            Self::File(mut file, path) => empty(&file)
+                .and_then(|()| writeln!(file, "{text}"))
                 .map_err(|error| Trouble::Input(format!("cannot write {}: {error}", path.display()))),
         }
     }
+}
+
+/// Throws away what a file has. A pipe or a device has nothing, and cannot be made shorter.
+fn empty(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
 }
 
 /// Set by the first Ctrl-C (or SIGTERM); the second one ends the process at once.
@@ -382,5 +416,7 @@ mod tests {
         assert_eq!(json(&["--json"]), Some("-".into()));
         assert_eq!(json(&[]), None);
         assert!(plan(&["--json", "fork-during-io"]).is_err());
+        assert!(plan(&["--json", "all"]).is_err());
+        assert!(plan(&["--json", "all.json"]).is_ok());
     }
 }

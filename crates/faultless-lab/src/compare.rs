@@ -5,6 +5,7 @@ use crate::measure::{Measured, Spread};
 use crate::progress::Progress;
 use crate::scenarios::{Prepared, Scenario, Settings, Turn};
 use crate::trouble::Trouble;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ const LEAST: f64 = 1.5;
 pub struct Plan {
     /// In this order.
     pub scenarios: Vec<&'static Scenario>,
-    /// In this order in reports; each round begins with another one.
+    /// In this order in reports; each round has an order of its own.
     pub contenders: Vec<Contender>,
     /// For all of them.
     pub settings: Settings,
@@ -56,6 +57,8 @@ pub struct Outcome {
     pub runs: Vec<Run>,
     /// Ended by Ctrl-C.
     pub interrupted: bool,
+    /// How long each round was to be measured.
+    pub round: Duration,
 }
 
 impl Run {
@@ -88,12 +91,15 @@ impl Plan {
     /// # Errors
     /// The first [`Trouble`]. [`Trouble::Cannot`] of a design is noted, and ends the run only if no design can.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Outcome, Trouble> {
-        let (rounds, _) = self.rounds();
+        let (rounds, round) = self.rounds();
         let progress = Progress::new(self.scenarios.len() * self.contenders.len() * rounds);
-        let mut runs = Vec::new();
+        let (mut ready, mut runs) = (Vec::new(), Vec::new());
+        // One that refuses does so before another one has run for minutes.
         for &scenario in &self.scenarios {
             progress.say(&format!("{}: preparing", scenario.name));
-            let prepared = scenario.prepare(&self.settings)?;
+            ready.push(scenario.prepare(&self.settings)?);
+        }
+        for prepared in ready {
             runs.extend(self.run_prepared(&prepared, &progress, interrupted)?);
         }
         runs.retain(|run: &Run| !run.rounds.is_empty() || run.skipped.is_some());
@@ -105,7 +111,7 @@ impl Plan {
                 run.scenario.name,
                 run.contender.name()
             ))),
-            _ => Ok(Outcome { runs, interrupted }),
+            _ => Ok(Outcome { runs, interrupted, round }),
         }
     }
 
@@ -123,15 +129,14 @@ impl Plan {
         };
         let mut runs: Vec<Run> = self.contenders.iter().map(new).collect();
         for round in 0..rounds {
-            for turn in 0..runs.len() {
+            let seed = self.settings.seed.wrapping_add(round as u64);
+            for place in order(runs.len(), seed) {
                 if interrupted.load(Ordering::Relaxed) {
                     return Ok(runs);
                 }
-                let place = (round + turn) % runs.len();
                 let run = &mut runs[place];
                 let name = run.contender.name();
                 progress.say(&format!("{} under {name}, round {} of {rounds}", scenario.name, round + 1));
-                let seed = self.settings.seed.wrapping_add(round as u64);
                 let turn = Turn { settings: &self.settings, length, seed, interrupted };
                 let measured = match run.skipped {
                     Some(_) => Ok(Measured::default()),
@@ -140,6 +145,10 @@ impl Plan {
                 match measured {
                     // Cut short before it began to measure: it says nothing.
                     Ok(measured) if !scenario.is_measured(&measured) => {}
+                    // What it has seen is not what a whole round sees.
+                    Ok(measured)
+                        if interrupted.load(Ordering::Relaxed)
+                            && measured.seconds < length.as_secs_f64() / 2.0 => {}
                     Ok(measured) => {
                         run.total.add(&measured);
                         run.rounds.push(measured);
@@ -152,6 +161,19 @@ impl Plan {
         }
         Ok(runs)
     }
+}
+
+/// A round's order of so many designs: any of them, so that none always follows the same other one, whose pages and
+/// threads it would have to clear away.
+fn order(designs: usize, seed: u64) -> Vec<usize> {
+    let place_of = |design: &usize| {
+        let mut hasher = DefaultHasher::new();
+        (seed, *design).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut order: Vec<usize> = (0..designs).collect();
+    order.sort_by_cached_key(place_of);
+    order
 }
 
 #[cfg(test)]
@@ -179,6 +201,30 @@ mod tests {
     fn long_runs_have_long_rounds() {
         assert_eq!(plan(1, Some(1.0)).rounds(), (1, Duration::from_secs(1)));
         assert_eq!(plan(1, Some(600.0)).rounds(), (15, Duration::from_secs(40)));
+    }
+
+    #[test]
+    fn no_design_always_follows_the_same_one() {
+        assert_eq!(order(5, 7), order(5, 7));
+        let mut before = std::collections::BTreeSet::new();
+        for seed in 1..=15 {
+            let order = order(5, seed);
+            before.insert(order.iter().position(|design| *design == 3).map(|at| order[(at + 4) % 5]));
+            let mut sorted = order;
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2, 3, 4]);
+        }
+        assert!(before.len() > 2, "{before:?}");
+    }
+
+    #[test]
+    fn who_refuses_does_so_before_anybody_runs() {
+        let settings = Settings { threads: Some(1), ..Settings::default() };
+        let scenarios = ["short-process", "disjoint-change"].map(|name| scenarios::find(name).unwrap());
+        let plan = Plan { scenarios: scenarios.into(), settings, ..plan(1, Some(60.0)) };
+        let start = std::time::Instant::now();
+        assert!(matches!(plan.run(&AtomicBool::new(false)), Err(Trouble::Input(_))));
+        assert!(start.elapsed() < Duration::from_secs(20));
     }
 
     #[test]

@@ -65,6 +65,15 @@ pub struct Entry {
     pub rmap: String,
     /// Threads that do the scenario's work.
     pub threads: usize,
+    /// How often a second each of its actors at a fixed rate acted, by the scenario or by `--rate`.
+    #[serde(default)]
+    pub rates: BTreeMap<String, f64>,
+    /// How many rounds measured something.
+    #[serde(default)]
+    pub rounds: usize,
+    /// How long each was to be measured.
+    #[serde(default)]
+    pub round_seconds: f64,
     /// How long it was measured, all rounds together.
     pub seconds: f64,
     /// The scenario's one figure.
@@ -82,7 +91,8 @@ pub struct Entry {
     pub notes: Vec<String>,
     /// Processor time of the faulting threads; null without major faults.
     pub cpu_us_per_major_fault: Option<f64>,
-    /// Whole numbers, but for those whose name ends in `_us`.
+    /// Whole numbers, but for those whose name ends in `_us`. What a machine does not count is absent, not zero: the
+    /// kernel tells native rows little of what the engine counts.
     pub counters: BTreeMap<String, serde_json::Number>,
 }
 
@@ -206,7 +216,7 @@ impl Figure {
 }
 
 impl Entry {
-    fn new(run: &Run, settings: &Settings) -> Self {
+    fn new(run: &Run, outcome: &Outcome, settings: &Settings) -> Self {
         let (total, spread, headline) = (&run.total, run.headline(), run.scenario.headline);
         let figures = run.scenario.figures.iter().filter(|_| !run.rounds.is_empty());
         Self {
@@ -214,6 +224,11 @@ impl Entry {
             design: run.contender.name().into(),
             rmap: "none".into(),
             threads: settings.threads(run.scenario),
+            rates: (run.scenario.rates.iter())
+                .map(|(name, _)| (name.to_string(), settings.rate(run.scenario, name)))
+                .collect(),
+            rounds: run.rounds.len(),
+            round_seconds: outcome.round.as_secs_f64(),
             seconds: total.seconds,
             headline: Headline {
                 name: headline.name.into(),
@@ -246,7 +261,7 @@ impl Report {
             machine: Machine::this(),
             settings: settings.into(),
             interrupted: outcome.interrupted,
-            results: outcome.runs.iter().map(|run| Entry::new(run, settings)).collect(),
+            results: outcome.runs.iter().map(|run| Entry::new(run, outcome, settings)).collect(),
         }
     }
 }

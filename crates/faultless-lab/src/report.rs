@@ -74,7 +74,11 @@ pub fn table(outcome: &Outcome, plan: &Plan) -> String {
         if runs.is_empty() {
             continue;
         }
-        let _ = writeln!(text, "{}\n\n{}\n", heading(&runs, plan), rows(&runs));
+        let _ = writeln!(text, "{}\n\n{}", heading(&runs, plan), rows(&runs));
+        for line in refusals(&runs) {
+            let _ = writeln!(text, "{line}");
+        }
+        text.push('\n');
         if let Some(waits) = waits::table(&runs) {
             let _ = writeln!(text, "{waits}\n");
         }
@@ -119,20 +123,35 @@ fn heading(runs: &[&Run], plan: &Plan) -> String {
     text
 }
 
+/// Why designs have not run at all. Not in the table: a reason is longer than any number.
+fn refusals(runs: &[&Run]) -> Vec<String> {
+    let refused = runs.iter().filter(|run| run.rounds.is_empty());
+    let lines = refused
+        .filter_map(|run| Some(format!("{} cannot run: {}", run.contender.name(), run.skipped.as_ref()?)));
+    lines.collect()
+}
+
 /// What is to be known of a machine, once, and of designs that stopped.
 fn notes(runs: &[&Run]) -> Vec<String> {
-    let mut notes: Vec<String> = Vec::new();
-    for run in runs {
-        let stopped = run.skipped.iter().filter(|_| !run.rounds.is_empty());
-        let stopped = stopped.map(|reason| format!("stopped: {reason}"));
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut ran: Vec<&str> = Vec::new();
+    for run in runs.iter().filter(|run| !run.rounds.is_empty()) {
+        let name = run.contender.name();
+        ran.push(name);
+        let stopped = run.skipped.iter().map(|reason| format!("stopped: {reason}"));
         for note in run.total.notes.iter().cloned().chain(stopped) {
-            let note = format!("{}: {note}", run.contender.name());
-            if !notes.contains(&note) {
-                notes.push(note);
+            match notes.iter_mut().find(|(other, _)| *other == note) {
+                Some((_, names)) if names.contains(&name) => {}
+                Some((_, names)) => names.push(name),
+                None => notes.push((note, vec![name])),
             }
         }
     }
-    notes
+    let said = notes.into_iter().map(|(note, names)| {
+        // What is true of all of them is true of the machine.
+        if names.len() > 1 && names == ran { note } else { format!("{}: {note}", names.join(", ")) }
+    });
+    said.collect()
 }
 
 /// The figures that share a column, one after the other.
@@ -158,8 +177,8 @@ fn rows(runs: &[&Run]) -> Table {
         new_table(["design".to_string(), format!("{} by round", title(headline))].into_iter().chain(titles));
     for run in runs {
         let name = run.contender.name().to_string();
-        if let (Some(reason), []) = (&run.skipped, &run.rounds[..]) {
-            table.add_row([name, format!("cannot run: {reason}")]);
+        if run.skipped.is_some() && run.rounds.is_empty() {
+            table.add_row([name, "cannot run".into()]);
             continue;
         }
         let cell = |figures: &&[Figure]| {
@@ -206,10 +225,15 @@ pub(crate) mod tests {
     #[test]
     fn every_design_has_a_row() {
         let skipped = Run { skipped: Some("no such device".into()), ..run("native", &[], 0) };
-        let text = rows(&[&run("mmap-lock", &[100], 1), &run("faultless", &[100], 1), &skipped]).to_string();
+        let (theirs, ours) = (run("mmap-lock", &[100], 1), run("faultless", &[100], 1));
+        let text = rows(&[&theirs, &ours, &skipped]).to_string();
         assert_eq!(text.lines().count(), 5, "{text}");
         assert!(text.lines().all(|line| line.starts_with('|')), "{text}");
-        assert!(text.contains("| native") && text.contains("cannot run: no such device"), "{text}");
+        assert!(
+            text.contains("| native") && text.contains("cannot run") && !text.contains("no such device"),
+            "{text}"
+        );
+        assert_eq!(refusals(&[&theirs, &ours, &skipped]), ["native cannot run: no such device"]);
         assert!(!text.contains('\u{1b}'));
     }
 
@@ -220,7 +244,15 @@ pub(crate) mod tests {
         native.total.note("mmap_lock is not counted: no tracefs");
         let text = rows(&[&native]).to_string();
         assert!(text.contains("–") && text.contains("100"), "{text}");
-        assert_eq!(notes(&[&native, &native]), ["native: mmap_lock is not counted: no tracefs"]);
+        let note = "mmap_lock is not counted: no tracefs";
+        assert_eq!(notes(&[&native, &native]), [format!("native: {note}")]);
+        let mut ours = run("faultless", &[100], 1);
+        ours.total.note(note);
+        assert_eq!(notes(&[&native, &ours]), [note]);
+        assert_eq!(
+            notes(&[&run("mmap-lock", &[100], 1), &native, &ours]),
+            [format!("native, faultless: {note}")]
+        );
     }
 
     #[test]

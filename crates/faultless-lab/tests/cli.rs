@@ -37,6 +37,14 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         assert_refused(&["compare", "--queue-depth", depth], depth);
     }
     assert_refused(&["compare", "--queue-depth=-1"], "'-1'");
+    assert_refused(&["compare", "--queue-depth", "0"], "one read at a time is the least");
+    assert_refused(&["compare", "--threads", "abc"], "write a whole number");
+    assert_refused(&["compare", "--threads", "99999999999999999999999"], "it is too much");
+    assert_refused(&["compare", "--seed", "-1"], "0 is the least");
+    for name in [&["one\ntwo"][..], &["--design", "one\ntwo"], &["--rate", "one\ntwo=1"]] {
+        assert_refused(&[&["compare"], name].concat(), "\\ntwo");
+    }
+    assert_refused(&["compare", "--json", "all"], "put the scenario first");
     for rate in ["fork", "fork=", "=5", "fork=-5", "fork=0", "fork=inf", "fork=1e9", "fork=5kHz"] {
         assert_refused(&["compare", "--rate", rate], rate);
     }
@@ -48,6 +56,25 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         &["compare", "--json", "/no/such/folder/r.json", "--seconds", "0.1"],
         "/no/such/folder/r.json",
     );
+}
+
+#[test]
+fn a_report_that_is_there_outlives_a_refused_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("r.json");
+    let name = path.to_str().expect("UTF-8");
+    let old = "the result of an hour, longer than any report of a short run ".repeat(1000);
+    std::fs::write(&path, &old).expect("a report");
+    // Refused before the run, and by it.
+    assert_refused(&["compare", "--json", name, "--threads", "0"], "--threads 0");
+    assert_refused(&["compare", "--json", name, "--file", "/no/such/file"], "/no/such/file");
+    assert_eq!(std::fs::read_to_string(&path).expect("the report"), old);
+
+    let output =
+        faultless(&["compare", "map-unmap", "--design", "faultless", "--seconds", "0.2", "--json", name]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = std::fs::read_to_string(&path).expect("a report");
+    assert!(serde_json::from_str::<serde_json::Value>(&report).is_ok(), "nothing of the old one is left");
 }
 
 #[test]
@@ -138,6 +165,8 @@ fn check(path: &Path) {
             }
         }
         assert!(result["cpu_us_per_major_fault"].is_number());
+        assert_eq!(result["rates"], serde_json::json!({ "bystander": 499.0, "fork": 50.0 }));
+        assert_eq!((&result["rounds"], &result["round_seconds"]), (&1.into(), &1.0.into()));
         let counter = |name: &str| result["counters"][name].as_f64().unwrap_or_else(|| panic!("no {name}"));
         assert!(counter("major_faults") > 0.0 && counter("io_reads") > 0.0);
         for name in

@@ -150,15 +150,16 @@ fn vma_locks() -> BTreeMap<String, u64> {
     of_vmas.filter_map(|(name, n)| Some((name.to_owned(), n.trim().parse().ok()?))).collect()
 }
 
+/// What the kernel refuses is no fault of the design's, nor of who has asked: limits differ from one machine to the next.
 fn failed(call: &str, error: &io::Error) -> Trouble {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOMEM) => Trouble::Cannot(format!("{call} fails: {error}")),
-        Some(Errno::MFILE | Errno::NFILE) => {
-            Trouble::Cannot(format!("{call} fails: {error}; raise ulimit -n, or use fewer --threads"))
-        }
-        Some(Errno::AGAIN) => Trouble::Input(format!("{call} fails: {error}; use fewer --threads")),
-        _ => Trouble::Wrong(format!("{call} fails: {error}")),
-    }
+    let hint = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::AGAIN) => "; use fewer --threads",
+        Some(Errno::MFILE | Errno::NFILE) => "; raise ulimit -n, or use fewer --threads",
+        Some(Errno::PERM | Errno::ACCESS) => "; needs root",
+        Some(Errno::NOMEM | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOSPC | Errno::NOBUFS) => "",
+        _ => return Trouble::Wrong(format!("{call} fails: {error}")),
+    };
+    Trouble::Cannot(format!("{call} fails: {error}{hint}"))
 }
 
 fn whole_pages(bytes: u64) -> u64 {
@@ -381,5 +382,13 @@ mod tests {
         let statistics = machine.statistics();
         assert!(statistics.contains_key("faults") && !statistics.contains_key("mmap_lock_read"));
         assert!(matches!(process.map_file(Sharing::Shared), Err(Trouble::Wrong(_))));
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_nobodys_fault() {
+        for refused in [Errno::AGAIN, Errno::NOMEM, Errno::PERM, Errno::NOSYS, Errno::MFILE] {
+            assert!(matches!(failed("fork", &refused.into()), Trouble::Cannot(_)), "{refused}");
+        }
+        assert!(matches!(failed("munmap", &Errno::INVAL.into()), Trouble::Wrong(_)));
     }
 }

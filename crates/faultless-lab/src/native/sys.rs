@@ -188,9 +188,11 @@ pub fn thread_faults() -> Faults {
     faults(libc::RUSAGE_THREAD)
 }
 
-/// The faults of all threads of this process.
+/// The faults of all threads of this process, and of its children of fork that were waited for: the engine counts
+/// both too.
 pub fn process_faults() -> Faults {
-    faults(libc::RUSAGE_SELF)
+    let (own, children) = (faults(libc::RUSAGE_SELF), faults(libc::RUSAGE_CHILDREN));
+    Faults { minor: own.minor + children.minor, major: own.major + children.major }
 }
 
 fn faults(who: libc::c_int) -> Faults {

@@ -39,7 +39,7 @@ pub fn worker(
     });
     let result = match watch {
         Ok(_) => round(&request, &INTERRUPTED, play),
-        Err(error) => Err(Trouble::Input(format!("cannot start a thread: {error}"))),
+        Err(error) => Err(Trouble::Cannot(format!("cannot start a thread: {error}"))),
     };
     let mut line = serde_json::to_vec(&Reply::from(result)).unwrap_or_default();
     line.push(b'\n');

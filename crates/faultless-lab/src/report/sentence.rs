@@ -11,6 +11,9 @@ use std::fmt::Write;
 /// A difference below this is noise on the machines we measure on (BASELINES.md).
 const NOISE: f64 = 1.3;
 
+/// Of fewer rounds nobody knows the spread, and a verdict would be luck.
+const LEAST_ROUNDS: usize = 3;
+
 /// How ours compares with the best of the others in one figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Verdict {
@@ -44,27 +47,37 @@ fn mmap_lock_reads(measured: &Measured) -> Option<f64> {
 pub fn sentence(runs: &[&Run]) -> String {
     let (ours, rivals) = split(runs);
     let Some(ours) = ours.filter(|_| !rivals.is_empty()) else { return without_comparison(runs) };
-    let (mut losses, mut wins, mut level) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut losses, mut wins, mut level, mut few) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let scenario = ours.scenario;
     let compared = std::iter::once(&scenario.headline).chain(scenario.figures);
     for figure in compared.filter(|figure| figure.better != Better::Neither) {
         let Some(mine) = ours.spread(figure.of) else { continue };
-        let best = rivals.iter().filter_map(|run| Some((run.contender.name(), run.spread(figure.of)?)));
-        let Some((name, theirs)) = best_of(best, figure.better) else { continue };
+        let best = rivals.iter().filter_map(|run| Some((*run, run.spread(figure.of)?)));
+        let Some((rival, theirs)) = best_of(best, figure.better) else { continue };
+        let name = rival.contender.name();
+        let rounds = |run: &Run| run.rounds.iter().filter_map(figure.of).count();
+        if rounds(ours).min(rounds(rival)) < LEAST_ROUNDS {
+            few.push(figure.words());
+            continue;
+        }
         let (mine_text, theirs_text) = (text_of(figure, mine.median), text_of(figure, theirs.median));
         let compared = format!("{} ({mine_text} against {theirs_text} of {name})", figure.words());
         match verdict(mine, theirs, figure.better) {
             Verdict::Loss => losses.push(compared),
             Verdict::Win => wins.push(compared),
-            Verdict::Level => level.push(figure.words()),
+            Verdict::Level if theirs.median > 0.0 => {
+                let ratio = mine.median / theirs.median;
+                level.push(format!("{} ({ratio:.2} of {name}'s)", figure.words()));
+            }
+            Verdict::Level => level.push(compared),
         }
     }
     let name = ours.contender.name();
     let mut parts = Vec::new();
-    if losses.is_empty() {
-        parts.push(format!("{name} loses in nothing that was measured here"));
-    } else {
-        parts.push(format!("{name} loses in {}", losses.join(", ")));
+    if !losses.is_empty() {
+        parts.push(format!("by medians over the rounds, {name} loses in {}", losses.join(", ")));
+    } else if !(wins.is_empty() && level.is_empty()) {
+        parts.push(format!("by medians over the rounds, {name} loses in nothing that is compared here"));
     }
     if !wins.is_empty() {
         parts.push(format!("wins in {}", wins.join(", ")));
@@ -75,12 +88,22 @@ pub fn sentence(runs: &[&Run]) -> String {
             level.join(", ")
         ));
     }
+    match (parts.is_empty(), few.is_empty()) {
+        (_, true) => {}
+        (true, false) => parts.push(format!("{name}: too few rounds to compare")),
+        (false, false) => parts.push(format!("too few rounds to compare {}", few.join(", "))),
+    }
     let mut text = parts.join(", ");
-    let reads = rivals.iter().filter_map(|run| Some((run.contender.name(), mmap_lock_reads(&run.total)?)));
-    let most = reads.max_by(|a, b| a.1.total_cmp(&b.1));
-    if let (Some(mine), Some((rival, theirs))) = (mmap_lock_reads(&ours.total), most) {
-        let _ =
-            write!(text, "; a major fault took mmap_lock {mine:.2} times, under {rival} {theirs:.2} times");
+    let mut reads: Vec<_> =
+        rivals.iter().filter_map(|run| Some((run.contender.name(), mmap_lock_reads(&run.total)?))).collect();
+    reads.sort_by(|a, b| a.1.total_cmp(&b.1));
+    if let (Some(mine), [(least, of_least), others @ ..]) = (mmap_lock_reads(&ours.total), &reads[..]) {
+        // Of all rounds together, as in the table.
+        let _ = write!(text, "; a major fault took mmap_lock {mine:.2} times, under {least} {of_least:.2}");
+        if let [.., (most, of_most)] = others {
+            let _ = write!(text, " and under {most} {of_most:.2}");
+        }
+        text.push_str(" times");
     }
     text.push('.');
     text
@@ -93,10 +116,7 @@ fn split<'a>(runs: &[&'a Run]) -> (Option<&'a Run>, Vec<&'a Run>) {
     (ours.first().copied(), others.into_iter().filter(|run| run.contender.is_rival()).collect())
 }
 
-fn best_of<'a>(
-    spreads: impl Iterator<Item = (&'a str, Spread)>,
-    better: Better,
-) -> Option<(&'a str, Spread)> {
+fn best_of<T>(spreads: impl Iterator<Item = (T, Spread)>, better: Better) -> Option<(T, Spread)> {
     spreads.reduce(|a, b| if (b.1.median < a.1.median) != (better == Better::Higher) { b } else { a })
 }
 
@@ -107,13 +127,13 @@ fn without_comparison(runs: &[&Run]) -> String {
     let words = figure.words();
     match (best_of(spreads, figure.better), &ran[..]) {
         (Some((name, spread)), [_]) => {
-            format!("{name} ran alone: {words} {}.", text_of(figure, spread.median))
+            format!("{name} ran alone: {words} {}, median over the rounds.", text_of(figure, spread.median))
         }
         (Some(_), ran) if ran.iter().any(|run| run.contender.is_ours()) => {
             format!("No rival of {} ran.", designs::OURS)
         }
         (Some((name, spread)), _) => format!(
-            "{} did not run; the best {words} is that of {name}, {}.",
+            "{} did not run; the best {words} is that of {name}, {}, median over the rounds.",
             designs::OURS,
             text_of(figure, spread.median)
         ),
@@ -128,30 +148,52 @@ mod tests {
 
     #[test]
     fn losses_come_first() {
-        let (ours, theirs) = (run("faultless", &[200, 220], 0), run("mmap-lock", &[100, 110], 20));
+        let (ours, theirs) = (run("faultless", &[200, 210, 220], 0), run("mmap-lock", &[100, 105, 110], 10));
         let text = sentence(&[&theirs, &ours]);
+        let begins = "by medians over the rounds, faultless loses in bystander p99 (210 µs against 105 µs of mmap-lock), is level";
+        assert!(text.starts_with(begins), "{text}");
         assert!(
-            text.starts_with(
-                "faultless loses in bystander p99 (210 µs against 105 µs of mmap-lock), is level"
-            ),
+            text.ends_with("; a major fault took mmap_lock 0.00 times, under mmap-lock 1.00 times."),
             "{text}"
         );
+        let text = sentence(&[&run("mmap-lock", &[300, 305, 310], 0), &ours]);
         assert!(
-            text.ends_with("a major fault took mmap_lock 0.00 times, under mmap-lock 2.00 times."),
-            "{text}"
-        );
-        let text = sentence(&[&run("mmap-lock", &[300, 310], 0), &ours]);
-        assert!(
-            text.starts_with("faultless loses in nothing that was measured here, wins in bystander p99"),
+            text.contains("faultless loses in nothing that is compared here, wins in bystander p99"),
             "{text}"
         );
     }
 
     #[test]
+    fn the_rivals_that_took_mmap_lock_least_and_most_are_named() {
+        let rounds = [200, 210, 220];
+        let (ours, few) = (run("faultless", &rounds, 0), run("vma-lock-hold", &rounds, 1));
+        let (some, most) = (run("vma-lock", &rounds, 10), run("mmap-lock", &rounds, 20));
+        let text = sentence(&[&most, &some, &few, &ours]);
+        assert!(
+            text.ends_with(" 0.00 times, under vma-lock-hold 0.10 and under mmap-lock 2.00 times."),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_level_has_its_ratio() {
+        let (ours, theirs) = (run("faultless", &[190, 200, 210], 0), run("mmap-lock", &[195, 220, 230], 30));
+        let text = sentence(&[&theirs, &ours]);
+        assert!(text.contains("bystander p99 (0.91 of mmap-lock's)"), "{text}");
+    }
+
+    #[test]
+    fn few_rounds_give_no_verdict() {
+        let (ours, theirs) = (run("faultless", &[200, 210], 0), run("mmap-lock", &[100, 105], 20));
+        let text = sentence(&[&theirs, &ours]);
+        assert!(text.starts_with("faultless: too few rounds to compare; a major fault"), "{text}");
+    }
+
+    #[test]
     fn other_hardware_is_no_rival() {
-        let (ours, native) = (run("faultless", &[200, 220], 0), run("native", &[1, 1], 20));
+        let (ours, native) = (run("faultless", &[200, 210, 220], 0), run("native", &[1, 1, 1], 20));
         assert_eq!(sentence(&[&ours, &native]), "No rival of faultless ran.");
-        let theirs = run("mmap-lock", &[200, 220], 20);
+        let theirs = run("mmap-lock", &[200, 210, 220], 20);
         let text = sentence(&[&ours, &native, &theirs]);
         assert!(text.contains("loses in nothing") && !text.contains("native"), "{text}");
     }
@@ -170,6 +212,6 @@ mod tests {
     #[test]
     fn one_design_alone_is_not_compared() {
         let text = sentence(&[&run("mmap-lock", &[100], 1)]);
-        assert_eq!(text, "mmap-lock ran alone: bystander p99 100 µs.");
+        assert_eq!(text, "mmap-lock ran alone: bystander p99 100 µs, median over the rounds.");
     }
 }

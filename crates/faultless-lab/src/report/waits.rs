@@ -6,12 +6,11 @@ use comfy_table::Table;
 use std::collections::BTreeSet;
 
 /// What a cause is called, by the stem of its counter.
-const WORDS: [(&str, &str); 12] = [
+const WORDS: [(&str, &str); 11] = [
     ("io", "I/O"),
     ("mmap_lock", "mmap_lock"),
     ("vma_lock", "VMA locks"),
     ("page_bit", "page bits"),
-    ("preempted", "preempted announcers"),
     ("range", "ranges"),
     ("tree_lock", "tree lock"),
     ("freeze", "fork's freeze"),
@@ -21,21 +20,28 @@ const WORDS: [(&str, &str); 12] = [
     ("memory", "memory"),
 ];
 
-/// The place in the order of columns, and the words, of a counter that counts waits; `None` for any other one.
-/// `mmap_lock_wait_fork_ns` is the wait for mmap_lock in a fork.
-fn words(counter: &str) -> Option<(usize, String)> {
-    let (stem, rest) = counter.strip_suffix("_ns")?.split_once("_wait")?;
-    let known = WORDS.iter().position(|(name, _)| *name == stem);
-    let name = known.map_or_else(|| stem.replace('_', " "), |at| WORDS[at].1.to_string());
-    let text = match rest.trim_matches('_') {
-        "" => name,
-        "io" => format!("{name}: a fault in I/O"),
-        "fork" => format!("{name}: fork"),
-        "change" => format!("{name}: a change"),
-        "fault" => format!("{name}: faults"),
-        detail => format!("{name}: {}", detail.replace('_', " ")),
+/// Where a column stands: its cause's place, the cause, and the part of it that this is, if it is one. What a part is
+/// of stands before it.
+type Place<'a> = (usize, &'a str, &'a str);
+
+/// The place and the title of a counter that counts waits; `None` for any other one. `mmap_lock_wait_fork_ns` is the
+/// part of the waits for mmap_lock that was in a fork.
+fn words(counter: &str) -> Option<(Place<'_>, String)> {
+    let (stem, part) = counter.strip_suffix("_ns")?.split_once("_wait")?;
+    let (stem, part) = match (stem, part.trim_matches('_')) {
+        // Who waits for a page bit may wait for an announcer that does not run.
+        ("preempted", "") => ("page_bit", "preempted"),
+        other => other,
     };
-    Some((known.unwrap_or(WORDS.len()), text))
+    let known = WORDS.iter().position(|(name, _)| *name == stem);
+    let title = match part {
+        "" => known.map_or_else(|| stem.replace('_', " "), |at| WORDS[at].1.to_string()),
+        "io" => "of it while a fault in I/O holds".into(),
+        "change" => "of it a change".into(),
+        "fault" => "of it faults".into(),
+        part => format!("of it {}", part.replace('_', " ")),
+    };
+    Some(((known.unwrap_or(WORDS.len()), stem, part), title))
 }
 
 /// Milliseconds waited in a second of the round, over all threads; only causes that somebody has waited for. `None` if
@@ -73,7 +79,7 @@ mod tests {
     fn counters_of_waits_have_words() {
         let text = |counter| words(counter).map(|(_, text)| text);
         assert_eq!(text("io_wait_ns").as_deref(), Some("I/O"));
-        assert_eq!(text("mmap_lock_wait_fork_ns").as_deref(), Some("mmap_lock: fork"));
+        assert_eq!(text("mmap_lock_wait_fork_ns").as_deref(), Some("of it fork"));
         assert_eq!(text("swap_slot_wait_ns").as_deref(), Some("swap slot"));
         assert_eq!(text("page_bit_waits"), None);
         assert_eq!(text("giant_wall_ns"), None);
@@ -81,6 +87,25 @@ mod tests {
         for counter in faultless::stats::Counter::ALL.iter().map(|counter| counter.name()) {
             assert_eq!(text(counter).is_some(), counter.contains("_wait") && counter.ends_with("_ns"));
         }
+    }
+
+    #[test]
+    fn parts_stand_behind_what_they_are_of() {
+        let counters = [
+            "tree_lock_wait_fork_ns",
+            "preempted_wait_ns",
+            "range_wait_ns",
+            "mmap_lock_wait_fault_ns",
+            "page_bit_wait_ns",
+            "mmap_lock_wait_io_ns",
+            "tree_lock_wait_ns",
+            "mmap_lock_wait_ns",
+        ];
+        let columns: BTreeSet<_> = counters.iter().filter_map(|counter| words(counter)).collect();
+        let titles: Vec<_> = columns.iter().map(|(_, title)| title.as_str()).collect();
+        let mmap_lock = ["mmap_lock", "of it faults", "of it while a fault in I/O holds"];
+        let others = ["page bits", "of it preempted", "ranges", "tree lock", "of it fork"];
+        assert_eq!(titles, [&mmap_lock[..], &others[..]].concat());
     }
 
     #[test]

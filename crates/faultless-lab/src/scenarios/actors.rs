@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 /// How long nobody sleeps without looking whether the round is over.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How long an actor that cannot keep its rate sleeps before it goes on. As a real-time thread that never sleeps it
+/// would have a processor for itself, and threads that it waits for might never run.
+const BREATH: Duration = Duration::from_micros(20);
+
 /// One round's time, and its end.
 pub struct Round<'a> {
     /// Set by Ctrl-C.
@@ -171,6 +175,8 @@ pub struct Periodic {
     pub done: u64,
     /// Acts that were due before the end of the round and did not begin.
     pub missed: u64,
+    /// Whether the system has refused to run it before others.
+    pub is_ordinary: bool,
 }
 
 impl Periodic {
@@ -179,6 +185,9 @@ impl Periodic {
         measured.add_latency(name, &self.latency);
         measured.count(done, self.done);
         measured.count(missed, self.missed);
+        if self.is_ordinary {
+            measured.note("actors at a fixed rate run as ordinary threads: run as root for steadier figures");
+        }
     }
 }
 
@@ -211,12 +220,17 @@ pub fn at_fixed_rate(
     mut act: impl FnMut(Instant) -> Result<Instant, Trouble>,
 ) -> Result<Periodic, Trouble> {
     wake_precisely();
-    go_before_others();
-    let mut periodic = Periodic::default();
+    let mut periodic = Periodic { is_ordinary: !go_before_others(), ..Periodic::default() };
+    let mut was_late = false;
     let start = Instant::now();
     let due = |n: u64| start + Duration::from_secs_f64(n as f64 / hertz);
     for n in 0.. {
         let scheduled = due(n);
+        let is_late = Instant::now() > scheduled;
+        if is_late && was_late {
+            std::thread::sleep(BREATH);
+        }
+        was_late = is_late;
         round.sleep_until(scheduled);
         if let Some(end) = round.over.get() {
             for scheduled in (n..).map(due).take_while(|scheduled| scheduled < end) {
@@ -244,13 +258,14 @@ pub fn wake_precisely() {
 
 /// Lets this thread run whenever it can, where the system allows it (root): who is measured at a fixed rate is to wait
 /// for the design and not for the scheduler, which lets the thread that runs finish its slice. For threads that
-/// mostly sleep. The same for every design.
-fn go_before_others() {
+/// mostly sleep. The same for every design. Whether it is allowed.
+fn go_before_others() -> bool {
     #[cfg(target_os = "linux")]
     if crate::native::go_before_others().is_ok() {
-        return;
+        return true;
     }
     go_first();
+    false
 }
 
 /// Gives this thread more of a processor than others, where the system allows it (root). The same for every design.
@@ -313,6 +328,35 @@ mod tests {
         assert!(waited >= 40, "{periodic:?}");
         let tenth_longest = 1.0 - 10.0 / waited as f64;
         assert!(periodic.latency.quantile_us(tenth_longest) >= 9_000.0);
+    }
+
+    #[test]
+    fn an_actor_that_cannot_keep_its_rate_lets_others_run() {
+        let interrupted = AtomicBool::new(false);
+        let round = round(&interrupted, 100);
+        let (cpu, done) = std::thread::scope(|scope| {
+            let actor = round.spawn(scope, "actor", || {
+                let before = thread_cpu();
+                let periodic = at_fixed_rate(&round, 1e6, |_| Ok(Instant::now()))?;
+                Ok((thread_cpu() - before, periodic.done))
+            });
+            round.run(|| {}, || {});
+            actor.unwrap().join().unwrap().unwrap()
+        });
+        // Of a million acts a second, fifty thousand at most.
+        assert!(done < 10_000 && cpu < Duration::from_millis(100), "{done} acts took {cpu:?}");
+    }
+
+    #[test]
+    fn an_actor_without_real_time_says_so() {
+        let note = |is_ordinary| {
+            let mut measured = Measured::default();
+            let periodic = Periodic { is_ordinary, ..Periodic::default() };
+            periodic.add_to(&mut measured, "fork", ["forks", "forks_missed"]);
+            measured.notes
+        };
+        assert!(note(false).is_empty());
+        assert!(note(true)[0].contains("ordinary threads"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! bystander maps, touches and unmaps one page at a fixed rate.
 //!
 //! Shows what each of them waits, and for whom. Headline: the bystander's p99. Cannot show what retries cost: designs
-//! that let go of everything for I/O are level here, and only those that hold lose.
+//! that let go of everything for I/O are level here, and only those that hold lose. Nor what a fork gains that locks
+//! only what it copies: the file's mappings are private, which `vma-lock-hold-cow-fork` locks like the others.
 
 use super::actors::{Periodic, Round, at_fixed_rate, ended, stand_by, wake_precisely};
 use super::contents::{Page, TestFile, mix, pick};
@@ -26,7 +27,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "fork-during-io",
     about: "fork, and a bystander's mmap and munmap, while other threads' faults read cold file pages",
     source: "linux-mm, May 2026, reduce mmap_lock contention: fork waits for every VMA's I/O, and everybody for fork",
-    cannot_show: "what retries cost: designs that let go of everything for I/O are level here",
+    cannot_show: "what retries cost: designs that let go of everything for I/O are level here; nor forks that need not wait \
+                  for file mappings: these are private, and vma-lock-hold-cow-fork locks them like the others",
     headline: BYSTANDER_P99,
     figures: &[
         Figure::time("bystander_p50", "its p50 / max", Unit::Micros, |m| m.quantile_us("bystander", 0.5))

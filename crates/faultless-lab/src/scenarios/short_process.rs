@@ -19,7 +19,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
     name: "short-process",
     about: "a small process forks, the child touches and maps a little and exits; one after the other",
     source: "LWN, May 2022: hackbench shows a 4 % regression with speculative page faults",
-    cannot_show: "exec, scheduling and signals, which are most of hackbench",
+    cannot_show: "exec, scheduling and signals, which are most of hackbench; on the engine a child runs in its parent's thread",
     headline: Figure::time("life_p50", "a life", Unit::Micros, |m| m.quantile_us("life", 0.5)),
     figures: &[
         Figure::time("life_p99", "p99", Unit::Micros, |m| m.quantile_us("life", 0.99)),
