@@ -23,8 +23,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where scenarios map: below everything that x86-64 and arm64 (48 bits) place by themselves, above what is linked at
-/// a fixed address.
-pub const WINDOW: Range<u64> = 0x1000_0000_0000..0x5000_0000_0000;
+/// a fixed address, and above what AddressSanitizer keeps for itself.
+pub const WINDOW: Range<u64> = 0x2000_0000_0000..0x5000_0000_0000;
 
 type Page64 = [u64; PAGE_SIZE as usize / 8];
 
