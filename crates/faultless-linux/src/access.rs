@@ -1,0 +1,1 @@
+//! Loads and stores of real memory that come back with the signal instead of dying of it.
