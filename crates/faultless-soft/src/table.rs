@@ -234,6 +234,9 @@ fn next_tag() -> u64 {
 }
 
 impl RadixTable {
+    /// Pages that it can address.
+    pub const PAGES: u64 = Root::SPAN;
+
     /// What an access section of `page` is said to access.
     #[inline]
     pub(crate) fn subject(&self, page: PageNumber) -> u64 {
@@ -290,8 +293,11 @@ fn linger() {
 unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
-    const PAGES: u64 = Root::SPAN;
     const LEAF_PAGES: u64 = LeafTable::SPAN;
+
+    fn pages(&self) -> u64 {
+        Self::PAGES
+    }
 
     fn leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
         debug_assert!(page.get() < Self::PAGES);

@@ -34,6 +34,7 @@ impl fmt::Debug for Frame {
 ///  1 WRITE     stores allowed              9 ANNOUNCED  page work is under way
 ///  2 READ      loads allowed              10 EXECUTE    fetches allowed (x86-64: the opposite, in bit 63)
 ///  5 ACCESSED  a processor has used it    12–51 the frame
+/// 11 the host's own, which the engine never sees
 /// ```
 /// `MAPPED` without rights is PROT_NONE over a page that stays (x86-64: not present, by a software bit).
 #[derive(Clone, Copy, PartialEq, Eq, Default)]

@@ -13,7 +13,7 @@ use super::protect::entry_rights;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
-use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
 use crate::page_cache::{File, Miss};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
@@ -150,7 +150,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ) -> Result<Fault<H, D>, FaultError> {
         let space = &*self.0;
         let (page, engine) = (address.page(), &space.engine);
-        if !Space::<H, D>::whole().contains(page) {
+        if !space.whole().contains(page) {
             return Err(FaultError::NoMapping { address });
         }
         let (mut counted, mut look, mut closed) = (attempt.retries > 0, 0, 0);
@@ -254,10 +254,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 /// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
 enum Class<'a, H: Host> {
     Step(Step<H>),
+    /// It has the right: somebody was quicker, or the processor's own table lags behind.
+    Served,
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
-    Fill(&'a AnonRecord),
+    Fill(&'a AnonRecord, Access),
     File(&'a Arc<File<H>>, u64),
     Private(&'a AnonRecord, &'a Arc<File<H>>, u64),
     Break(&'a AnonRecord, Frame),
@@ -281,17 +283,17 @@ fn classify<'a, H: Host, D: LockingDesign>(
     };
     let record = || vma.record().map(|record| &**record);
     match (entry.frame(), access, &mapping.backing) {
-        (Some(_), _, _) if entry.has(needed) => Class::Step(Step::Done(None)),
+        (Some(_), _, _) if entry.has(needed) => Class::Served,
         (Some(frame), Access::Write, _) => match record() {
             Some(record) => Class::Break(record, frame),
             None => Class::Step(Step::LookAgain), // shared mappings are not writable: protection said so above
         },
         (Some(_), _, _) => Class::Rights,
         (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
-        (None, Access::Write, Backing::Anonymous) => {
-            record().map_or(Class::Step(Step::LookAgain), Class::Fill)
+        (None, Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
+        (None, _, Backing::Anonymous) => {
+            record().map_or(Class::Step(Step::LookAgain), |record| Class::Fill(record, access))
         }
-        (None, _, Backing::Anonymous) => Class::Zero,
         (None, access, Backing::File { file, first }) => {
             let page = first + (work.page.get() - mapping.range.start().get());
             match (access, mapping.sharing, record()) {
@@ -307,7 +309,7 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
     let wait = |file: &Arc<File<H>>, page, NotReady { locked, .. }| {
         Step::Wait(Absent { file: file.clone(), page, serial, locked })
     };
-    if let Class::Fill(record) | Class::Private(record, ..) | Class::Break(record, _) = class
+    if let Class::Fill(record, _) | Class::Private(record, ..) | Class::Break(record, _) = class
         && !record.has_pages()
         && D::first_anonymous(&work.space.lock, work.engine(), work.attempt).is_err()
     {
@@ -315,12 +317,16 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
     }
     match class {
         Class::Step(step) => step,
+        Class::Served => {
+            let entry = work.entry;
+            install(work, entry)
+        }
         Class::Rights => {
             let new = work.entry.with(entry_rights(work.vma.mapping().protection));
             install(work, new)
         }
         Class::Zero => anonymous::map_zero(work),
-        Class::Fill(record) => anonymous::fill(work, record),
+        Class::Fill(record, access) => anonymous::fill(work, record, access),
         Class::File(file, page) => file::map(work, file, page).unwrap_or_else(|no| wait(file, page, no)),
         Class::Private(record, file, page) => {
             let copied = copy_on_write::from_file(work, record, file, page);
@@ -338,17 +344,19 @@ fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> 
     }
 }
 
-/// Installs a frame that this fault took and has alone; gives it back where that fails.
+/// Installs a frame that this fault took and has alone, with `bits` besides what the mapping allows; gives it back where
+/// that fails.
 fn install_new<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     record: &AnonRecord,
     frame: Frame,
+    bits: u64,
 ) -> Step<H> {
     let frames = work.engine().host().frames();
     let folio = frames.folio(frame);
     folio.begin_anonymous(record.id());
-    let rights = entry_rights(work.vma.mapping().protection) | Entry::WRITE;
-    match work.install(Entry::mapping(frame, rights)) {
+    let rights = entry_rights(work.vma.mapping().protection);
+    match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => Step::Done(old.frame().map(|_| old)),
         Err(_) => {
             if folio.cancel_anonymous() {

@@ -63,6 +63,15 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         self.access
     }
 
+    /// What [`PendingFault::wait`] sleeps on: when [`PendingFault::is_ready`] may have become true, the host's
+    /// [`Park::wake_all`](crate::host::Park::wake_all) is called with it, except for the end of the space. For a host that serves many at once.
+    pub fn waits_on(&self) -> usize {
+        match &self.awaited {
+            Awaited::Page { pin, .. } => pin.key(),
+            Awaited::Memory { .. } => self.engine.cache.key(),
+        }
+    }
+
     /// Whether [`PendingFault::finish`] would go on now. For a host that polls.
     pub fn is_ready(&self) -> bool {
         self.is_given_up()
