@@ -4,7 +4,7 @@ use crate::mmu::{self, PageFault};
 use crate::{PhysicalMemory, RadixTable, Soft};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
-use faultless::host::{Entry, Frame, FrameSource, PageTable};
+use faultless::host::{Entry, Frame, FrameSource, Host, PageTable};
 use faultless::protection::Access;
 use faultless::{AddressSpace, FaultError};
 
