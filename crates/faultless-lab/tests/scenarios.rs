@@ -211,6 +211,7 @@ fn a_leak_is_found() {
     let at = process.map_anonymous(4096).expect("a mapping");
     process.store(at, 1).expect("a store");
     assert_eq!(process.touch(at, Access::Write).expect("a store"), Touched::Minor);
-    std::mem::forget(process);
-    assert!(matches!(machine.finish(), Err(Trouble::Wrong(text)) if text.contains("leaked frames")));
+    let end = machine.finish();
+    assert!(matches!(end, Err(Trouble::Wrong(text)) if text.contains("leaked frames")));
+    drop(process);
 }
