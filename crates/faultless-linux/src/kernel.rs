@@ -105,13 +105,8 @@ impl Userfault {
     pub fn copy(&self, to: usize, from: usize, protected: bool) -> Result<(), Errno> {
         let mode = if protected { COPY_WP } else { 0 };
         loop {
-            let mut copy = abi::uffdio_copy {
-                dst: to as u64,
-                src: from as u64,
-                len: PAGE_SIZE,
-                mode,
-                copy: 0,
-            };
+            let mut copy =
+                abi::uffdio_copy { dst: to as u64, src: from as u64, len: PAGE_SIZE, mode, copy: 0 };
             // SAFETY: the kernel reads a page at `from`, or says EFAULT, and writes one of a window, where no Rust object
             // is.
             let done = unsafe {
@@ -168,9 +163,8 @@ impl Userfault {
         loop {
             let mut poison = abi::uffdio_poison { range: range(at, PAGE), mode: 0, updated: 0 };
             // SAFETY: a page of a window; accesses to it are signals from now on.
-            let done = unsafe {
-                rustix::ioctl::ioctl(&self.fd, Updater::<UFFDIO_POISON, _>::new(&mut poison))
-            };
+            let done =
+                unsafe { rustix::ioctl::ioctl(&self.fd, Updater::<UFFDIO_POISON, _>::new(&mut poison)) };
             match done {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 done => return done,

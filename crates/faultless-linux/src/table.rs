@@ -11,10 +11,15 @@
 //! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
 //! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
 
+use crate::Linux;
 use crate::frames::{Frames, Home};
 use crate::kernel::{Userfault, Window};
+use faultless::AddressSpace;
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
-use faultless::host::{Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Slots, Stable, StdSlots};
+use faultless::design::LockingDesign;
+use faultless::host::{
+    Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Slots, Stable, StdSlots,
+};
 use faultless::protection::Protection;
 use faultless::sync::{Retired, Section, Sections};
 use faultless_soft::{Leaf, RadixTable};
@@ -34,6 +39,12 @@ pub struct Table {
     userfault: Arc<Userfault>,
     frames: Arc<Frames>,
     sections: Arc<Sections>,
+}
+
+/// The table of a space, to be asked for its window.
+pub(crate) fn table<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> &Table {
+    // SAFETY: entries are changed by the engine alone: this crate walks no table that it gets here.
+    unsafe { space.table() }
 }
 
 /// The entry as the engine sees it.
@@ -71,14 +82,15 @@ impl Table {
         &self.window
     }
 
-    /// Where the space's address `address` is in this process; `None` outside of the window.
-    pub fn address_of(&self, address: VirtAddr) -> Option<usize> {
+    /// Where the space's `address` is in this process; `None` outside of the window.
+    pub(crate) fn pointer(&self, address: VirtAddr) -> Option<*mut u8> {
         let inside = address.get() < self.window.pages() * PAGE_SIZE;
-        inside.then(|| self.window.start() + address.get() as usize)
+        // In the window, by the line above.
+        inside.then(|| self.window.pointer().as_ptr().wrapping_add(address.get() as usize))
     }
 
     /// The space's address that is at `address` of this process.
-    pub fn address_at(&self, address: usize) -> Option<VirtAddr> {
+    pub(crate) fn address_at(&self, address: usize) -> Option<VirtAddr> {
         let offset = address.checked_sub(self.window.start())? as u64;
         (offset < self.window.pages() * PAGE_SIZE).then(|| VirtAddr::new(offset))
     }
@@ -88,16 +100,25 @@ impl Table {
         self.window.drop_pages(PageRange::single(page)).map_err(no_memory)
     }
 
-    /// Before the kernel's page at `at` goes, of an announced entry: if it is the home of a frame that others have too, its
-    /// bytes move.
+    /// Before the kernel's page at `at` goes, of an announced entry that goes too: if it is the home of a frame that others
+    /// have, its bytes move.
     fn save(&self, raw: Entry, at: usize) -> Result<(), OutOfMemory> {
-        let Some(frame) = raw.frame().filter(|_| raw.has(LOADED)) else { return Ok(()) };
+        match raw.frame() {
+            Some(frame) if !self.frames.folio(frame).has_one_mapping_only() => {
+                self.bring_home(raw, frame, at)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the bytes of `frame` out of the kernel's page at `at`, if that is where they are.
+    fn bring_home(&self, raw: Entry, frame: Frame, at: usize) -> Result<(), OutOfMemory> {
         let mut home = self.frames.home(frame);
-        if *home != Home::Page(at) || self.frames.folio(frame).has_one_mapping_only() {
+        if *home != Home::Page(at) || !raw.has(LOADED) {
             return Ok(());
         }
         if raw.has(Entry::WRITE) {
-            // Pinned, and mapped by this entry alone.
+            // Mapped by this entry alone, and pinned: the process writes it until it is gone.
             self.userfault.write_protect(at, PAGE, true).map_err(no_memory)?;
         }
         self.frames.bring_home(frame, &mut home).map_err(no_memory)
@@ -184,7 +205,8 @@ impl Table {
         };
         for page in part.iter().take_while(|page| wait != Some(*page)) {
             let raw = self.entries.load(leaf, page);
-            if raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::WRITE) && !raw.has(Entry::REFUSED) {
+            if raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::WRITE) && !raw.has(Entry::REFUSED)
+            {
                 protected.add(page, protect_run);
             } else {
                 protected.end(protect_run);
@@ -219,7 +241,9 @@ impl Run {
     }
 
     fn end(&mut self, end: impl FnOnce(PageRange)) {
-        self.0.take().into_iter().for_each(|run| end(run));
+        if let Some(run) = self.0.take() {
+            end(run);
+        }
     }
 }
 
@@ -280,7 +304,7 @@ unsafe impl PageTable for Table {
                         self.save(raw, at)?;
                         self.unload(page)?;
                         // Should loading fail, the entry says what is there.
-                        let _ = self.entries.exchange_announced(leaf, page, raw, raw.without(LOADED | Entry::REFUSED));
+                        self.entries.clear(leaf, page, LOADED | Entry::REFUSED);
                     }
                     self.load_page(frame, at, new)?;
                 }
@@ -321,12 +345,10 @@ unsafe impl PageTable for Table {
 
     fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
-        let gone = !raw.has(LOADED) || self.save(raw, at).and_then(|()| self.unload(page)).is_ok();
-        let next = if gone && self.userfault.poison(at).is_ok() {
-            raw.with(LOADED | Entry::REFUSED)
-        } else {
-            raw
-        };
+        let home = raw.frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
+        let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
+        let next =
+            if gone && self.userfault.poison(at).is_ok() { raw.with(LOADED | Entry::REFUSED) } else { raw };
         let _ = self.entries.install(leaf, page, next.without(Entry::ANNOUNCED));
     }
 
@@ -347,7 +369,8 @@ unsafe impl PageTable for Table {
                 let section = unsafe { self.sections.enter(StdSlots.current(), &FenceBarrier) };
                 let Some(page) = self.entries.next_leaf(&section, range) else { break };
                 let first = page.align_down(Self::LEAF_PAGES);
-                let span = PageRange::with_pages(first, Self::LEAF_PAGES).expect("the table's pages have addresses");
+                let span =
+                    PageRange::with_pages(first, Self::LEAF_PAGES).expect("the table's pages have addresses");
                 let Some(part) = span.intersection(range) else { break };
                 rest = PageRange::new(part.end(), range.end());
                 self.follow_entries(&section, part)

@@ -257,6 +257,11 @@ impl RadixTable {
         Entry::from_bits(leaf.entry(page).load(Ordering::Acquire))
     }
 
+    /// Clears `bits` of a host's own in an entry that the caller has announced.
+    pub fn clear(&self, leaf: Leaf<'_>, page: PageNumber, bits: u64) {
+        leaf.entry(page).fetch_and(!bits, Ordering::Relaxed);
+    }
+
     /// A processor sets `bits` of [`Entry::HARDWARE`], if the entry is still `seen`, announced or not. AcqRel, as the
     /// walk; partners: let_go, install and exchange, each of which takes these bits along or fails.
     ///

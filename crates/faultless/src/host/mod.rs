@@ -133,6 +133,13 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// [`OutOfMemory`] of a host that needs memory to map a page: the entry is as before, announced.
     fn install(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory>;
 
+    /// The access that this page work is for cannot be served: the page cannot be read, or there is no memory for it.
+    /// Clears the bit. A host that is not there when the access is tried again sees to its signal now, and sets
+    /// [`Entry::REFUSED`], for all accesses until the entry is installed anew or swept.
+    fn refuse(&self, leaf: Self::Leaf<'_>, page: PageNumber) {
+        self.let_go(leaf, page);
+    }
+
     /// Range work's step: puts `new` in the place of `seen` (neither has the bit) if the entry is still that. AcqRel.
     ///
     /// # Errors

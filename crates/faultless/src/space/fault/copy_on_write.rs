@@ -52,7 +52,10 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
         }
         Found::NotReady { locked } => Err(NotReady { locked }),
         Found::Full => Ok(Step::NeedMemory),
-        Found::PastEnd(error) => Ok(Step::Failed(error)),
+        Found::PastEnd(error) => {
+            work.refuse();
+            Ok(Step::Failed(error))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ pub use pending::PendingFault;
 use super::page_work::{Announced, Leaves, Refused};
 use super::protect::entry_rights;
 use super::{AddressSpace, Space};
-use crate::address::{PageRange, VirtAddr};
+use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
 use crate::page_cache::{File, Miss};
@@ -114,6 +114,18 @@ pub(super) struct Absent<H: Host> {
 }
 
 impl<H: Host> Absent<H> {
+    /// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
+    pub fn is_wanted<D: LockingDesign>(&self, work: &Announced<'_, H, D>, access: Access) -> bool {
+        let mapping = work.vma.mapping();
+        let same_page = mapping
+            .file_page(work.page)
+            .is_some_and(|(file, page)| Arc::ptr_eq(file, &self.file) && page == self.page);
+        same_page
+            && mapping.serial == self.serial
+            && mapping.protection.allows(access)
+            && work.entry.frame().is_none()
+    }
+
     /// What happens after the wait for it.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
         if self.locked { D::after_lock(attempt) } else { D::after_io(attempt) }
@@ -189,6 +201,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Step::NeedMemory => {
                     look += 1;
                     if !engine.make_room(look) {
+                        space.refuse(page, |_| true);
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
@@ -218,8 +231,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             let pending = PendingFault::new(self, address, access, attempt, awaited, None);
                             return Ok(Fault::Pending(pending));
                         }
-                        Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
-                        Err(Miss::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
+                        Err(Miss::PastEnd) => {
+                            space.refuse(page, |work| absent.is_wanted(work, access));
+                            return Err(past_end(address, &absent.file, absent.page));
+                        }
+                        Err(Miss::OutOfMemory) => {
+                            space.refuse(page, |work| absent.is_wanted(work, access));
+                            return Err(FaultError::OutOfMemory { address });
+                        }
                     };
                     if let Some(kept) = &mut kept {
                         D::through_io(kept);
@@ -242,6 +261,18 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Tells the host that an access to `page` cannot be served, if that is so still.
+    fn refuse(&self, page: PageNumber, is_so: impl FnOnce(&Announced<'_, H, D>) -> bool) {
+        let refuse = |work: Announced<'_, H, D>| {
+            if is_so(&work) {
+                work.refuse();
+            }
+        };
+        let mut attempt = Attempt::first(Purpose::Fault);
+        // A hole, or no memory for a table: the access is tried again, and finds the one or the other.
+        let _ = self.page_work(page, &mut attempt, Leaves::Make, false, refuse, |(), _| false);
+    }
+
     /// Not announced any more: the old translation goes, then the old frame (rule 6).
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(frame) = replaced.and_then(Entry::frame) {

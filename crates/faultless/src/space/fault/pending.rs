@@ -125,10 +125,16 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
-            Some(StoreError::PastEnd { .. }) if absent.page >= absent.file.pages() => {
-                return Err(past_end(address, &absent.file, absent.page));
+            Some(error) => {
+                drop(kept);
+                space.0.refuse(address.page(), |work| absent.is_wanted(work, access));
+                return Err(match error {
+                    StoreError::PastEnd { .. } if absent.page >= absent.file.pages() => {
+                        past_end(address, &absent.file, absent.page)
+                    }
+                    error => FaultError::Io { address, error },
+                });
             }
-            Some(error) => return Err(FaultError::Io { address, error }),
         }
         let again = D::again(attempt, started);
         if absent.after::<D>(attempt) == AfterIo::Retry {
@@ -161,7 +167,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
     ) -> bool {
         let map = |work: Announced<'_, H, D>| {
-            if !is_unchanged(&work, access, absent) {
+            if !absent.is_wanted(&work, access) {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
@@ -193,20 +199,4 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             _ => false,
         }
     }
-}
-
-/// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
-fn is_unchanged<H: Host, D: LockingDesign>(
-    work: &Announced<'_, H, D>,
-    access: Access,
-    absent: &Absent<H>,
-) -> bool {
-    let mapping = work.vma.mapping();
-    let same_page = mapping
-        .file_page(work.page)
-        .is_some_and(|(file, page)| Arc::ptr_eq(file, &absent.file) && page == absent.page);
-    same_page
-        && mapping.serial == absent.serial
-        && mapping.protection.allows(access)
-        && work.entry.frame().is_none()
 }
