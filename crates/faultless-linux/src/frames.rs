@@ -34,7 +34,7 @@ pub(crate) enum Home {
 }
 
 /// The frames of one machine.
-pub(crate) struct Frames {
+pub struct Frames {
     /// Buffers, folios, and which frames are free.
     memory: PhysicalMemory,
     /// By frame. Whoever moves a home, or copies from one, holds its lock, perhaps through a call of the kernel: two faults
@@ -44,7 +44,7 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    pub fn new(frames: u64, userfault: &Arc<Userfault>) -> Result<Self, MemoryError> {
+    pub(crate) fn new(frames: u64, userfault: &Arc<Userfault>) -> Result<Self, MemoryError> {
         let memory = PhysicalMemory::new(frames)?;
         let chunks = (frames as usize).div_ceil(CHUNK);
         let homes = (0..chunks).map(|_| OnceLock::new()).collect();
@@ -58,17 +58,23 @@ impl Frames {
     }
 
     /// The frame's home, which stays where it is as long as the guard lives.
-    pub fn home(&self, frame: Frame) -> MutexGuard<'_, Home> {
+    pub(crate) fn home(&self, frame: Frame) -> MutexGuard<'_, Home> {
         self.place(frame).lock()
     }
 
     /// Where the buffer is.
-    pub fn buffer(&self, frame: Frame) -> NonNull<u8> {
+    pub(crate) fn buffer(&self, frame: Frame) -> NonNull<u8> {
         self.memory.memory(frame)
     }
 
     /// Fills the page at `to`, where nothing is, with the bytes of the frame whose home is `home`.
-    pub fn copy_out(&self, frame: Frame, home: &Home, to: usize, protected: bool) -> Result<(), Errno> {
+    pub(crate) fn copy_out(
+        &self,
+        frame: Frame,
+        home: &Home,
+        to: usize,
+        protected: bool,
+    ) -> Result<(), Errno> {
         match *home {
             Home::Zeros => self.userfault.copy_zeros(to, protected),
             Home::Buffer => {
@@ -92,7 +98,7 @@ impl Frames {
     }
 
     /// Moves the frame's bytes into its buffer: the page that has them is about to go, or to become another's.
-    pub fn bring_home(&self, frame: Frame, home: &mut Home) -> Result<(), Errno> {
+    pub(crate) fn bring_home(&self, frame: Frame, home: &mut Home) -> Result<(), Errno> {
         let mut bytes = [0; PAGE];
         self.bytes(frame, home, 0, &mut bytes)?;
         self.memory.write(frame, 0, &bytes);

@@ -42,6 +42,7 @@ mod table;
 mod wake;
 
 pub use error::{OpenError, RegionError};
+pub use frames::Frames;
 pub use host::Linux;
 pub use pager::{Options, Pager, Serving};
 pub use region::Region;

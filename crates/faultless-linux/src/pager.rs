@@ -48,6 +48,14 @@ impl<D: LockingDesign> Clone for Pager<D> {
 }
 
 impl Pager {
+    /// A pager of its own memory.
+    ///
+    /// # Errors
+    /// [`OpenError`]: above all, userfaultfd is not for everybody.
+    pub fn new(options: Options) -> Result<Self, OpenError> {
+        Self::with_design(options)
+    }
+
     /// The process's own pager, with default [`Options`]; made at the first call, and there until the process ends.
     ///
     /// # Errors
@@ -59,11 +67,11 @@ impl Pager {
 }
 
 impl<D: LockingDesign> Pager<D> {
-    /// A pager of its own memory.
+    /// A pager under another locking design.
     ///
     /// # Errors
-    /// [`OpenError`]: above all, userfaultfd is not for everybody.
-    pub fn new(options: Options) -> Result<Self, OpenError> {
+    /// [`OpenError`].
+    pub fn with_design(options: Options) -> Result<Self, OpenError> {
         let userfault = Arc::new(Userfault::open()?);
         let bell = Bell::new()
             .map_err(|errno| OpenError::System { call: "eventfd", errno: errno.raw_os_error() })?;
