@@ -33,13 +33,15 @@ pub(crate) enum Home {
     CopyOf(Frame),
 }
 
+type Homes = Box<[Mutex<Home>]>;
+
 /// The frames of one machine.
 pub struct Frames {
     /// Buffers, folios, and which frames are free.
     memory: PhysicalMemory,
     /// By frame. Whoever moves a home, or copies from one, holds its lock, perhaps through a call of the kernel: two faults
     /// meet in one only if they are faults on the same page, or on its copies.
-    homes: Box<[OnceLock<Box<[Mutex<Home>]>>]>,
+    homes: Box<[OnceLock<Homes>]>,
     userfault: Arc<Userfault>,
 }
 
