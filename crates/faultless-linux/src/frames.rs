@@ -53,6 +53,11 @@ impl Frames {
         Ok(Self { memory, homes, userfault: Arc::clone(userfault) })
     }
 
+    /// From the `nth` allocation on there is no frame; with `None` there is again. For tests.
+    pub fn fail_from(&self, nth: Option<u64>) {
+        self.memory.fail_from(nth);
+    }
+
     fn place(&self, frame: Frame) -> &Mutex<Home> {
         let number = frame.get() as usize;
         let chunk = self.homes[number / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Mutex::default()).collect());

@@ -1,9 +1,9 @@
-//! The thread that serves page faults: it reads them as a stream, hands each to the engine, and puts aside what waits
+//! The threads that serve page faults: each reads them as a stream, hands them to the engine, and puts aside what waits
 //! for I/O, any number at a time.
 
 use crate::host::Linux;
 use crate::kernel::{EVENTS, Event, Userfault};
-use crate::table::table;
+use crate::table::{Table, table};
 use crate::wake::Bell;
 use faultless::address::PAGE_SIZE;
 use faultless::design::LockingDesign;
@@ -18,54 +18,106 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// The spaces that are served, by their windows' first addresses.
-pub(crate) struct Served<D: LockingDesign> {
-    pub userfault: Arc<Userfault>,
-    pub bell: Arc<Bell>,
-    /// Read by a handler for each fault; written when a space comes or goes.
-    spaces: RwLock<BTreeMap<usize, AddressSpace<Linux, D>>>,
+/// The spaces whose faults are served, whatever their design, and the faults that wait.
+pub(crate) struct Served {
+    userfault: Arc<Userfault>,
+    bell: Arc<Bell>,
+    /// By their windows' first addresses. Read by a handler for each fault; written when a space comes or goes.
+    spaces: RwLock<BTreeMap<usize, Arc<dyn Faults>>>,
     /// Faults that wait, by what for.
-    pending: Mutex<HashMap<usize, Vec<Waiting<D>>>>,
-    /// Why a page was refused, until its window goes or it is refused for another reason.
+    pending: Mutex<HashMap<usize, Vec<PutAside>>>,
+    /// Why a page was refused the last time, until its window goes.
     refused: Mutex<BTreeMap<usize, FaultError>>,
     stop: AtomicBool,
 }
 
+/// A space to its handler.
+trait Faults: Send + Sync {
+    /// Serves an access to `at`, an address of this process. `None`: that is not in the space's window.
+    fn fault(&self, at: usize, access: Access) -> Option<Outcome>;
+}
+
+/// A fault that waits, to its handler.
+trait Waits: Send {
+    fn waits_on(&self) -> usize;
+    fn is_ready(&self) -> bool;
+    fn finish(self: Box<Self>) -> Outcome;
+}
+
+/// How a fault went.
+enum Outcome {
+    /// Whoever installed the page has woken who waits for it.
+    Done,
+    Wait(Box<dyn Waits>),
+    Refused(FaultError),
+}
+
 /// A fault put aside, and the address that its thread waits at.
-struct Waiting<D: LockingDesign> {
-    fault: PendingFault<Linux, D>,
+struct PutAside {
+    fault: Box<dyn Waits>,
     at: usize,
 }
 
-/// Where a space's window is.
-fn window_of<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> Range<usize> {
-    let window = table(space).window();
-    window.start()..window.start() + (window.pages() * PAGE_SIZE) as usize
+impl<D: LockingDesign> From<Result<Fault<Linux, D>, FaultError>> for Outcome {
+    fn from(result: Result<Fault<Linux, D>, FaultError>) -> Self {
+        match result {
+            Ok(Fault::Done) => Self::Done,
+            Ok(Fault::Pending(fault)) => Self::Wait(Box::new(fault)),
+            Err(error) => Self::Refused(error),
+        }
+    }
 }
 
-impl<D: LockingDesign> Served<D> {
+impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
+    fn fault(&self, at: usize, access: Access) -> Option<Outcome> {
+        let address = table(self).address_at(at)?;
+        Some(AddressSpace::fault(self, address, access).into())
+    }
+}
+
+impl<D: LockingDesign> Waits for PendingFault<Linux, D> {
+    fn waits_on(&self) -> usize {
+        PendingFault::waits_on(self)
+    }
+
+    fn is_ready(&self) -> bool {
+        PendingFault::is_ready(self)
+    }
+
+    fn finish(self: Box<Self>) -> Outcome {
+        PendingFault::finish(*self).into()
+    }
+}
+
+/// The addresses of a table's window.
+fn window(table: &Table) -> Range<usize> {
+    let start = table.window().start();
+    start..start + (table.window().pages() * PAGE_SIZE) as usize
+}
+
+impl Served {
     pub fn new(userfault: Arc<Userfault>, bell: Arc<Bell>) -> Self {
         let (spaces, pending, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
         Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
     }
 
     /// From now on faults in the space's window are served.
-    pub fn add(&self, space: &AddressSpace<Linux, D>) {
-        self.spaces.write().insert(window_of(space).start, space.clone());
+    pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
+        self.spaces.write().insert(window(table(space)).start, Arc::new(space.clone()));
     }
 
-    /// From now on they are not; who waits is woken.
-    pub fn remove(&self, space: &AddressSpace<Linux, D>) {
-        self.spaces.write().remove(&window_of(space).start);
+    /// Ends the space: from now on they are not; who waits is woken.
+    pub fn end<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
+        let window = window(table(space));
+        self.spaces.write().remove(&window.start);
         space.exit();
-        // What is pending of it is given up by whoever looks.
+        // Its pending faults are given up; by which key they wait is nobody's business any more.
         let given_up: Vec<_> = {
             let mut pending = self.pending.lock();
             let keys: Vec<usize> = pending.keys().copied().collect();
             keys.into_iter().flat_map(|key| take_ready(&mut pending, key)).collect()
         };
-        given_up.into_iter().for_each(|waiting| self.go_on(waiting));
-        let window = window_of(space);
+        given_up.into_iter().for_each(|fault| self.go_on(fault));
         self.refused.lock().retain(|at, _| !window.contains(at));
     }
 
@@ -79,11 +131,10 @@ impl<D: LockingDesign> Served<D> {
                 Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(errno) => panic!("poll of a userfaultfd: {errno}"),
             }
-            let rung = sources[1].revents().contains(PollFlags::IN);
-            if rung {
+            if sources[1].revents().contains(PollFlags::IN) {
                 for key in self.bell.take() {
                     let ready = take_ready(&mut self.pending.lock(), key);
-                    ready.into_iter().for_each(|waiting| self.go_on(waiting));
+                    ready.into_iter().for_each(|fault| self.go_on(fault));
                 }
             }
             match self.userfault.read(&mut events) {
@@ -98,36 +149,28 @@ impl<D: LockingDesign> Served<D> {
     fn serve(&self, event: Event) {
         let space = {
             let spaces = self.spaces.read();
-            spaces.range(..=event.address).next_back().map(|(_, space)| space.clone())
-        };
-        let found = space.and_then(|space| {
-            let address = table(&space).address_at(event.address)?;
-            Some((space, address))
-        });
-        let Some((space, address)) = found else {
-            // It went while this was on its way.
-            let _ = self.userfault.wake(event.address);
-            return;
+            spaces.range(..=event.address).next_back().map(|(_, space)| Arc::clone(space))
         };
         let access = if event.write { Access::Write } else { Access::Read };
-        match space.fault(address, access) {
-            // Whoever installs a page wakes who waits for it.
-            Ok(Fault::Done) => {}
-            Ok(Fault::Pending(fault)) => self.put_aside(Waiting { fault, at: event.address }),
-            Err(error) => self.refuse(event.address, error),
+        match space.and_then(|space| space.fault(event.address, access)) {
+            Some(outcome) => self.settle(outcome, event.address),
+            // It went while this was on its way.
+            None => self.wake(event.address),
         }
     }
 
-    /// Tried again, the access meets what the kernel has been told: no rights, no mapping, SIGBUS.
-    fn refuse(&self, at: usize, error: FaultError) {
-        if matches!(
-            error,
-            FaultError::Io { .. } | FaultError::PastEnd { .. } | FaultError::OutOfMemory { .. }
-        ) {
-            self.refused.lock().insert(at & !(PAGE_SIZE as usize - 1), error);
+    fn settle(&self, outcome: Outcome, at: usize) {
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Wait(fault) => self.put_aside(PutAside { fault, at }),
+            // Tried again, the access meets what the kernel has been told: no rights, no mapping, SIGBUS.
+            Outcome::Refused(error) => {
+                if is_bus(&error) {
+                    self.refused.lock().insert(at & !(PAGE_SIZE as usize - 1), error);
+                }
+                self.wake(at);
+            }
         }
-        // The window may be gone by now, and those who waited with it.
-        let _ = self.userfault.wake(at);
     }
 
     /// Why accesses to the page at `at` get SIGBUS.
@@ -135,49 +178,51 @@ impl<D: LockingDesign> Served<D> {
         self.refused.lock().get(&(at & !(PAGE_SIZE as usize - 1))).copied()
     }
 
-    fn put_aside(&self, waiting: Waiting<D>) {
-        let key = waiting.fault.waits_on();
+    fn put_aside(&self, fault: PutAside) {
+        let key = fault.fault.waits_on();
         self.bell.expect();
         let ready = {
             let mut pending = self.pending.lock();
-            pending.entry(key).or_default().push(waiting);
+            pending.entry(key).or_default().push(fault);
             take_ready(&mut pending, key)
         };
-        ready.into_iter().for_each(|waiting| self.go_on(waiting));
+        ready.into_iter().for_each(|fault| self.go_on(fault));
     }
 
-    fn go_on(&self, waiting: Waiting<D>) {
+    fn go_on(&self, PutAside { fault, at }: PutAside) {
         self.bell.expect_no_more();
-        let Waiting { fault, at } = waiting;
-        match fault.finish() {
-            Ok(Fault::Done) => {}
-            Ok(Fault::Pending(fault)) => self.put_aside(Waiting { fault, at }),
-            Err(error) => self.refuse(at, error),
-        }
+        self.settle(fault.finish(), at);
+    }
+
+    fn wake(&self, at: usize) {
+        // The window may be gone by now, and those who waited with it.
+        let _ = self.userfault.wake(at);
     }
 }
 
+/// Whether the kernel has been told to send SIGBUS.
+fn is_bus(error: &FaultError) -> bool {
+    matches!(error, FaultError::Io { .. } | FaultError::PastEnd { .. } | FaultError::OutOfMemory { .. })
+}
+
 /// Takes out the faults that wait on `key` and can go on.
-fn take_ready<D: LockingDesign>(
-    pending: &mut HashMap<usize, Vec<Waiting<D>>>,
-    key: usize,
-) -> Vec<Waiting<D>> {
+fn take_ready(pending: &mut HashMap<usize, Vec<PutAside>>, key: usize) -> Vec<PutAside> {
     let Some(waiting) = pending.remove(&key) else { return Vec::new() };
-    let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|waiting| waiting.fault.is_ready());
+    let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|aside| aside.fault.is_ready());
     if !rest.is_empty() {
         pending.insert(key, rest);
     }
     ready
 }
 
-/// Handler threads; stopped and joined when dropped.
-pub(crate) struct Handlers<D: LockingDesign> {
-    pub served: Arc<Served<D>>,
+/// Handler threads; stopped when dropped, and joined, but for the one that drops them.
+pub(crate) struct Handlers {
+    pub served: Arc<Served>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl<D: LockingDesign> Handlers<D> {
-    pub fn start(served: Served<D>, count: usize) -> std::io::Result<Self> {
+impl Handlers {
+    pub fn start(served: Served, count: usize) -> std::io::Result<Self> {
         let mut handlers = Self { served: Arc::new(served), threads: Vec::new() };
         for _ in 0..count {
             let served = Arc::clone(&handlers.served);
@@ -201,12 +246,14 @@ impl Drop for AbortOnPanic {
     }
 }
 
-impl<D: LockingDesign> Drop for Handlers<D> {
+impl Drop for Handlers {
     fn drop(&mut self) {
         self.served.stop.store(true, Ordering::Release);
         self.served.bell.ring();
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
         }
     }
 }

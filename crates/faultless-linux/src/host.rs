@@ -1,12 +1,14 @@
 //! What the engine needs of a Linux process.
 
 use crate::frames::Frames;
+use crate::handler::{Handlers, Served};
 use crate::kernel::Userfault;
 use crate::table::Table;
-use crate::wake::WakingPark;
+use crate::wake::{Bell, WakingPark};
+use crate::{OpenError, Options};
+use faultless::address::PAGE_SIZE;
 use faultless::host::{FenceBarrier, Host, OutOfMemory, StdClock, StdSlots};
 use faultless::sync::Sections;
-use faultless_soft::MemoryError;
 use std::sync::Arc;
 
 /// A Linux process as the engine's host: frames are memory of this process, tables make its pages.
@@ -18,18 +20,35 @@ pub struct Linux {
     clock: StdClock,
     /// Of a space that is made without a table: pages.
     default_pages: u64,
+    handlers: Handlers,
 }
 
 impl Linux {
-    pub(crate) fn new(
-        frames: u64,
-        default_pages: u64,
-        userfault: Arc<Userfault>,
-        park: WakingPark,
-    ) -> Result<Self, MemoryError> {
-        let frames = Arc::new(Frames::new(frames, &userfault)?);
-        let (sections, clock) = (Arc::new(Sections::new()), StdClock::default());
-        Ok(Self { frames, userfault, sections, park, clock, default_pages })
+    /// A host that serves faults already, as soon as there are spaces to serve.
+    pub(crate) fn start(options: &Options) -> Result<Self, OpenError> {
+        let userfault = Arc::new(Userfault::open()?);
+        let bell = Bell::new()
+            .map_err(|errno| OpenError::System { call: "eventfd", errno: errno.raw_os_error() })?;
+        let bell = Arc::new(bell);
+        let frames = Arc::new(Frames::new(options.memory.div_ceil(PAGE_SIZE), &userfault)?);
+        let park = WakingPark::new(&bell);
+        let served = Served::new(Arc::clone(&userfault), bell);
+        let handlers = Handlers::start(served, options.handlers.get())
+            .map_err(|error| OpenError::Thread { errno: error.raw_os_error().unwrap_or(0) })?;
+        Ok(Self {
+            frames,
+            userfault,
+            sections: Arc::new(Sections::new()),
+            park,
+            clock: StdClock::default(),
+            default_pages: options.window.div_ceil(PAGE_SIZE),
+            handlers,
+        })
+    }
+
+    /// The spaces that are served.
+    pub(crate) fn served(&self) -> &Arc<Served> {
+        &self.handlers.served
     }
 
     /// A table over a new window of `pages` pages.

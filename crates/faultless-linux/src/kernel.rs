@@ -27,11 +27,12 @@ const FEATURES: u32 = abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP | abi::UFFD_FEATURE_PO
 const USERFAULTFD_IOC_NEW: Opcode = opcode::none(0xaa, 0);
 const UFFDIO_POISON: Opcode = opcode::read_write::<abi::uffdio_poison>(0xaa, abi::_UFFDIO_POISON as u8);
 
-/// See the register call: not in the bindings as ioctl arguments.
+/// Modes of the calls, which the bindings leave out.
 const REGISTER_MISSING: u64 = 1;
 const REGISTER_WP: u64 = 2;
 const COPY_WP: u64 = 2;
 const WRITEPROTECT_WP: u64 = 1;
+const POISON_DONTWAKE: u64 = 1;
 
 /// A page of zeros to copy from.
 #[repr(align(4096))]
@@ -158,10 +159,10 @@ impl Userfault {
         }
     }
 
-    /// Where nothing is: whoever touches the page from now on gets SIGBUS. Wakes.
+    /// Where nothing is: whoever touches the page from now on gets SIGBUS. Who waits is woken by whoever has asked for it.
     pub fn poison(&self, at: usize) -> Result<(), Errno> {
         loop {
-            let mut poison = abi::uffdio_poison { range: range(at, PAGE), mode: 0, updated: 0 };
+            let mut poison = abi::uffdio_poison { range: range(at, PAGE), mode: POISON_DONTWAKE, updated: 0 };
             // SAFETY: a page of a window; accesses to it are signals from now on.
             let done =
                 unsafe { rustix::ioctl::ioctl(&self.fd, Updater::<UFFDIO_POISON, _>::new(&mut poison)) };

@@ -4,7 +4,7 @@ use crate::pager::{Pager, Serving};
 use crate::table::Table;
 use crate::{Linux, RegionError};
 use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::design::{Faultless, LockingDesign};
+use faultless::design::Faultless;
 use faultless::host::OutOfMemory;
 use faultless::protection::Protection;
 use faultless::store::{FileStore, Store};
@@ -18,16 +18,16 @@ use std::sync::Arc;
 /// What cannot be read reaches the thread that touches it as SIGBUS, as with a file mapped by the kernel;
 /// [`Region::refusal`] says why, and [`Region::discard`] lets it be tried again. A child of fork(2) does not have the
 /// region. Dropped, the region's memory is gone.
-pub struct Region<D: LockingDesign = Faultless> {
-    serving: Serving<D>,
+pub struct Region {
+    serving: Serving,
     start: NonNull<u8>,
     length: usize,
 }
 
 // SAFETY: the bytes are the region's own; references to them follow the borrow of the region.
-unsafe impl<D: LockingDesign> Send for Region<D> {}
+unsafe impl Send for Region {}
 // SAFETY: as above; all other methods may be called by any number of threads.
-unsafe impl<D: LockingDesign> Sync for Region<D> {}
+unsafe impl Sync for Region {}
 
 impl Region {
     /// `length` zeros, served by the process's own pager.
@@ -47,12 +47,12 @@ impl Region {
     }
 }
 
-impl<D: LockingDesign> Pager<D> {
+impl Pager {
     /// A region of `length` zeros.
     ///
     /// # Errors
     /// [`RegionError`].
-    pub fn anonymous(&self, length: usize) -> Result<Region<D>, RegionError> {
+    pub fn anonymous(&self, length: usize) -> Result<Region, RegionError> {
         Region::map(self, length, MapRequest::anonymous(length as u64))
     }
 
@@ -60,7 +60,7 @@ impl<D: LockingDesign> Pager<D> {
     ///
     /// # Errors
     /// [`RegionError`].
-    pub fn file(&self, file: std::fs::File) -> Result<Region<D>, RegionError> {
+    pub fn file(&self, file: std::fs::File) -> Result<Region, RegionError> {
         self.store(Arc::new(FileStore::from_file(file)?))
     }
 
@@ -68,7 +68,7 @@ impl<D: LockingDesign> Pager<D> {
     ///
     /// # Errors
     /// [`RegionError`].
-    pub fn store(&self, store: Arc<dyn Store>) -> Result<Region<D>, RegionError> {
+    pub fn store(&self, store: Arc<dyn Store>) -> Result<Region, RegionError> {
         let bytes = store.length()?;
         let length = usize::try_from(bytes).map_err(|_| RegionError::NoRoom { length: usize::MAX })?;
         let file = File::open(self.engine(), store)?;
@@ -77,8 +77,8 @@ impl<D: LockingDesign> Pager<D> {
     }
 }
 
-impl<D: LockingDesign> Region<D> {
-    fn map(pager: &Pager<D>, length: usize, request: MapRequest<Linux>) -> Result<Self, RegionError> {
+impl Region {
+    fn map(pager: &Pager, length: usize, request: MapRequest<Linux>) -> Result<Self, RegionError> {
         if length == 0 {
             return Err(RegionError::Empty);
         }
@@ -86,7 +86,7 @@ impl<D: LockingDesign> Region<D> {
         let table: Table = table.map_err(|OutOfMemory| RegionError::NoRoom { length })?;
         let start = table.window().pointer();
         let space = AddressSpace::with_table(pager.engine(), table);
-        let serving = pager.serve(&space);
+        let serving = Serving::of(&space);
         space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
         Ok(Self { serving, start, length })
     }
@@ -98,7 +98,7 @@ impl<D: LockingDesign> Region<D> {
     }
 
     /// The address space behind it.
-    pub fn space(&self) -> &AddressSpace<Linux, D> {
+    pub fn space(&self) -> &AddressSpace<Linux, Faultless> {
         self.serving.space()
     }
 
@@ -110,7 +110,7 @@ impl<D: LockingDesign> Region<D> {
     pub fn snapshot(&self) -> Result<Self, RegionError> {
         let child = self.space().fork()?;
         let start = crate::table::table(&child).window().pointer();
-        Ok(Self { serving: self.serving.pager().serve(&child), start, length: self.length })
+        Ok(Self { serving: Serving::of(&child), start, length: self.length })
     }
 
     /// Drops the pages of `part`: it reads as zeros or as the file afterwards.
@@ -200,7 +200,7 @@ impl<D: LockingDesign> Region<D> {
     }
 }
 
-impl<D: LockingDesign> Deref for Region<D> {
+impl Deref for Region {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -210,7 +210,7 @@ impl<D: LockingDesign> Deref for Region<D> {
     }
 }
 
-impl<D: LockingDesign> DerefMut for Region<D> {
+impl DerefMut for Region {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self`.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }

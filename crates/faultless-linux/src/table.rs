@@ -20,7 +20,7 @@ use faultless::design::LockingDesign;
 use faultless::host::{
     Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Slots, Stable, StdSlots,
 };
-use faultless::protection::Protection;
+use faultless::protection::{Access, Protection};
 use faultless::sync::{Retired, Section, Sections};
 use faultless_soft::{Leaf, RadixTable};
 use rustix::io::Errno;
@@ -93,6 +93,17 @@ impl Table {
     pub(crate) fn address_at(&self, address: usize) -> Option<VirtAddr> {
         let offset = address.checked_sub(self.window.start())? as u64;
         (offset < self.window.pages() * PAGE_SIZE).then(|| VirtAddr::new(offset))
+    }
+
+    /// Whether an access to `page` would find it.
+    pub(crate) fn is_there(&self, proof: &impl Stable, page: PageNumber, access: Access) -> bool {
+        let needed = match access {
+            Access::Read => Entry::READ,
+            Access::Write => Entry::WRITE,
+            Access::Execute => Entry::EXECUTE,
+        };
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.is_some_and(|raw| raw.has(needed | LOADED) && !raw.has(Entry::REFUSED))
     }
 
     /// Drops what the kernel has at `page`, whose entry is announced.

@@ -12,7 +12,7 @@ use faultless::protection::Protection;
 use faultless::store::{FileStore, GatedStore};
 use faultless::{Engine, FaultError, File, Limits, MapRequest, Placement};
 use faultless_soft::AccessError;
-use stand::{FailingFrames, PinsShareMemory, Ran, Space, Stand, report};
+use stand::{Ran, Space, Stand, report};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,29 +35,19 @@ macro_rules! under_every_design {
         );
     };
 }
-/// The functions of a file that make sense on real memory too.
-///
-/// That stand is still to come: until then the list is only checked to need nothing that not every stand has. With
-/// `stand/linux.rs` there, the body becomes
-/// ```text
-/// mod real_memory {
-///     use super::*;
-///     $crate::tests_on!($crate::stand::Linux;
-///         faultless_design: ::faultless::design::Faultless,
-///         mmap_lock: ::faultless_lab::designs::MmapLock,
-///         vma_lock: ::faultless_lab::designs::VmaLock;
-///         ($($name)*)
-///     );
-/// }
-/// ```
+/// The functions of a file that make sense on real memory too, there, under a design of each family.
 macro_rules! on_real_memory {
     ($($name:ident)*) => {
-        #[allow(dead_code)]
-        const _: () = {
-            fn on_any_stand<S: $crate::Stand, D: $crate::LockingDesign>() -> Vec<fn() -> $crate::Ran<S>> {
-                vec![$($name::<S, D>),*]
-            }
-        };
+        #[cfg(target_os = "linux")]
+        mod real_memory {
+            use super::*;
+            $crate::tests_on!($crate::stand::Linux;
+                faultless_design: ::faultless::design::Faultless,
+                mmap_lock: ::faultless_lab::designs::MmapLock,
+                vma_lock: ::faultless_lab::designs::VmaLock;
+                ($($name)*)
+            );
+        }
     };
 }
 macro_rules! tests_on {

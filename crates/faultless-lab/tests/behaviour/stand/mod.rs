@@ -1,19 +1,22 @@
 //! Where the tests run: what a test needs of a machine, and nothing of which machine it is.
-//!
-//! A test that needs no more than a [`Stand`] is generic over it and runs everywhere; what only some can do is a trait
-//! of its own ([`FailingFrames`], [`PinsShareMemory`]), so that a list of tests that asks too much does not compile.
 
+#[cfg(target_os = "linux")]
+mod linux;
 mod soft;
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::Linux;
 
 use faultless::address::VirtAddr;
 use faultless::design::LockingDesign;
 use faultless::host::{Host, OutOfMemory};
-use faultless::{AddressSpace, Engine, FaultError, ForkError, Limits};
+use faultless::{AddressSpace, AuditError, Engine, FaultError, ForkError, Limits};
 use faultless_soft::{AccessError, Cpu, PageFault};
 use std::fmt::Display;
 use std::io::Write;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A host on which tests run, and what they have to know of it.
 pub(crate) trait Stand: Host {
@@ -46,16 +49,10 @@ pub(crate) trait Stand: Host {
     /// Called once for each space, a fork's child too, before anything touches its memory. The processor is dropped
     /// after the test's own handle of the space.
     fn attach<D: LockingDesign>(space: &AddressSpace<Self, D>) -> Self::Processor<D>;
-}
 
-/// A stand whose frames can be made to run out.
-pub(crate) trait FailingFrames: Stand {
     /// From the `nth` allocation on there is no frame; with `None` there is again.
     fn fail_frames_from(&self, nth: Option<u64>);
 }
-
-/// A stand where a pinned page's bytes are those that the processors load and store.
-pub(crate) trait PinsShareMemory: Stand {}
 
 /// How a test ended that did not fail: done, or refused a machine.
 pub(crate) type Ran<S> = Result<(), <S as Stand>::Refused>;
@@ -81,6 +78,17 @@ impl<S: Stand, D: LockingDesign> Space<S, D> {
 
     pub fn fork(&self) -> Result<Self, ForkError> {
         self.space.fork().map(Self::attached)
+    }
+
+    /// As the space's own, for a stand where an access can be done before the thread that served it has let go.
+    pub fn audit(&self) -> Result<(), AuditError> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.space.audit() {
+                Err(AuditError::Announced { .. }) if Instant::now() < deadline => std::thread::yield_now(),
+                audited => return audited,
+            }
+        }
     }
 
     fn attached(space: AddressSpace<S, D>) -> Self {

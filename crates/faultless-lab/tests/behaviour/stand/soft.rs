@@ -1,6 +1,6 @@
 //! The software machine: every test runs on it.
 
-use super::{FailingFrames, PinsShareMemory, Stand};
+use super::Stand;
 use faultless::address::VirtAddr;
 use faultless::design::LockingDesign;
 use faultless::host::Host;
@@ -29,12 +29,8 @@ impl Stand for Soft {
     fn attach<D: LockingDesign>(space: &AddressSpace<Soft, D>) -> AddressSpace<Soft, D> {
         space.clone()
     }
-}
 
-impl FailingFrames for Soft {
     fn fail_frames_from(&self, nth: Option<u64>) {
         self.frames().fail_from(nth);
     }
 }
-
-impl PinsShareMemory for Soft {}
