@@ -2,7 +2,7 @@
 //! for I/O, any number at a time.
 
 use crate::host::Linux;
-use crate::kernel::{EVENTS, Event, Userfault};
+use crate::kernel::{EVENTS, Event, Userfault, block_signals};
 use crate::table::{Table, table};
 use crate::wake::Bell;
 use faultless::address::PAGE_SIZE;
@@ -229,6 +229,7 @@ impl Handlers {
             let run = move || {
                 // Threads would wait for ever for one that is gone, and some of them hold locks.
                 let abort = AbortOnPanic;
+                block_signals();
                 served.run();
                 std::mem::forget(abort);
             };

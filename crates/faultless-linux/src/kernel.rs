@@ -218,6 +218,17 @@ impl AsFd for Userfault {
     }
 }
 
+/// Keeps signals from the calling thread: a program's own handler must not run where faults are served, since it may
+/// touch a region.
+pub(crate) fn block_signals() {
+    // SAFETY: a set of plain bits, filled before it is used; the mask is this thread's.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+    }
+}
+
 /// Events read at once.
 pub(crate) const EVENTS: usize = 64;
 const MESSAGE: usize = size_of::<abi::uffd_msg>();
@@ -338,8 +349,14 @@ impl Window {
     /// Drops the pages of `range`, or what stands for them: the next access to each faults.
     pub fn drop_pages(&self, range: PageRange) -> Result<(), Errno> {
         let Some((start, bytes)) = self.part(range) else { return Ok(()) };
+        // Also what the program has locked in memory, which MADV_DONTNEED refuses (Linux 5.18).
         // SAFETY: the window's own pages, whose bytes are kept elsewhere or wanted by nobody.
-        unsafe { rustix::mm::madvise(start, bytes, Advice::LinuxDontNeed) }
+        let done = unsafe { libc::madvise(start, bytes, abi::MADV_DONTNEED_LOCKED as i32) };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+        }
     }
 }
 

@@ -288,6 +288,45 @@ fn a_region_may_go_while_faults_are_in_flight() {
 }
 
 #[test]
+fn locked_pages_can_be_discarded() {
+    let Some(pager) = pager() else { return };
+    let mut region = pager.anonymous(4 * PAGE).unwrap();
+    region.fill(1);
+    // SAFETY: the region's own pages.
+    if let Err(errno) = unsafe { rustix::mm::mlock(region.as_ptr().cast(), 4 * PAGE) } {
+        let _ = writeln!(std::io::stderr(), "skipped: mlock: {errno}");
+        return;
+    }
+    region.discard(..).unwrap();
+    assert!(region.iter().all(|byte| *byte == 0));
+    drop(region);
+    end(&pager);
+}
+
+#[test]
+fn a_child_of_fork_gets_a_signal_and_no_zeros() {
+    let Some(pager) = pager() else { return };
+    let mut region = pager.anonymous(4 * PAGE).unwrap();
+    region[0] = 1;
+    let start = region.as_ptr();
+    // SAFETY: the child does nothing but one access, to an address that it has nothing at, and leaves.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            std::ptr::read_volatile(start);
+            libc::_exit(0);
+        }
+    }
+    let mut status = 0;
+    // SAFETY: a child of this process, and a number to write.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV, "{status:#x}");
+    drop(region);
+    end(&pager);
+}
+
+#[test]
 fn wrong_lengths_are_typed_errors() {
     let Some(_) = pager() else { return };
     assert!(matches!(Region::anonymous(0), Err(RegionError::Empty)));
