@@ -71,6 +71,7 @@ extern crate alloc;
 pub mod address;
 pub mod design;
 mod engine;
+pub mod errno;
 pub mod frame;
 pub mod host;
 mod page_cache;

@@ -3,6 +3,7 @@
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
+use crate::errno;
 use crate::host::Host;
 use crate::vma::tree::Ranged;
 
@@ -26,6 +27,16 @@ pub enum DiscardError {
         /// What was asked for.
         range: PageRange,
     },
+}
+
+impl DiscardError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) => errno::EINVAL,
+            Self::Hole { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
+        }
+    }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {

@@ -4,12 +4,13 @@ use super::range_work::{Taken, TreeLock, Unpublished};
 use super::{AddressSpace, Map, Space};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
+use crate::errno;
 use crate::host::{Host, OutOfMemory};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Mapping};
+use crate::vma::{Backing, Flags, Mapping};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -49,6 +50,8 @@ pub struct MapRequest<H: Host> {
     pub source: Source<H>,
     /// Where it goes.
     pub placement: Placement,
+    /// What else holds for it.
+    pub flags: Flags,
 }
 
 impl<H: Host> MapRequest<H> {
@@ -59,13 +62,14 @@ impl<H: Host> MapRequest<H> {
             protection: Protection::READ | Protection::WRITE,
             source: Source::Anonymous,
             placement: Placement::Anywhere,
+            flags: Flags::empty(),
         }
     }
 
     /// `length` bytes of `file` from page `first` on, private, anywhere.
     pub fn file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
-        Self { length, protection, source, placement: Placement::Anywhere }
+        Self { length, protection, source, placement: Placement::Anywhere, flags: Flags::empty() }
     }
 
     /// The same elsewhere.
@@ -132,6 +136,23 @@ pub enum MapError {
     Exited,
 }
 
+impl MapError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) => errno::EINVAL,
+            Self::FileOffset { .. } => errno::EOVERFLOW,
+            Self::Exists { .. } => errno::EEXIST,
+            Self::SharedWrite => errno::EACCES,
+            Self::OutOfBounds { .. }
+            | Self::NoSpace { .. }
+            | Self::TooManyMappings { .. }
+            | Self::OutOfMemory
+            | Self::Exited => errno::ENOMEM,
+        }
+    }
+}
+
 impl From<OutOfMemory> for MapError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
@@ -172,9 +193,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 (Backing::File { file, first }, sharing)
             }
         };
-        let serial = self.engine.next_serial();
-        let mapping =
-            |range| Mapping { range, protection: request.protection, sharing, backing, serial, anon: None };
+        let (serial, flags) = (self.engine.next_serial(), request.flags);
+        let mapping = |range| Mapping {
+            range,
+            protection: request.protection,
+            sharing,
+            flags,
+            backing,
+            serial,
+            anon: None,
+        };
         match request.placement {
             Placement::Anywhere => self.map_anywhere(asked.pages(), mapping),
             Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),

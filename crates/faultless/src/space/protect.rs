@@ -4,6 +4,7 @@ use super::range_work::{Removed, Unpublished};
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
+use crate::errno;
 use crate::host::{Entry, Host};
 use crate::protection::{Protection, Sharing};
 use crate::vma::Mapping;
@@ -45,6 +46,17 @@ pub enum ProtectError {
         /// What was asked for.
         range: PageRange,
     },
+}
+
+impl ProtectError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) => errno::EINVAL,
+            Self::SharedWrite { .. } => errno::EACCES,
+            Self::Hole { .. } | Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
+        }
+    }
 }
 
 /// The rights that an entry may have under `protection`; a write right is given by a fault only, which knows whether

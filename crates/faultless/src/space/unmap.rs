@@ -4,6 +4,7 @@ use super::range_work::Unpublished;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
+use crate::errno;
 use crate::host::{Host, OutOfMemory};
 use crate::vma::tree::Ranged;
 
@@ -27,6 +28,16 @@ pub enum UnmapError {
         /// What was asked for.
         range: PageRange,
     },
+}
+
+impl UnmapError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) => errno::EINVAL,
+            Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
+        }
+    }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {

@@ -43,6 +43,31 @@ impl<H: Host> Clone for Backing<H> {
     }
 }
 
+bitflags::bitflags! {
+    /// What else holds for a mapping, besides its rights. Mappings with different flags do not merge.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    pub struct Flags: u16 {
+        /// Its pages stay in memory once they are there (mlock).
+        const LOCKED = 1 << 0;
+        /// With `LOCKED`: pages are not fetched ahead of the first touch (MLOCK_ONFAULT).
+        const LOCKED_ON_FAULT = 1 << 1;
+        /// A child of fork does not get it (MADV_DONTFORK).
+        const DONT_FORK = 1 << 2;
+        /// A child of fork gets it empty (MADV_WIPEONFORK).
+        const WIPE_ON_FORK = 1 << 3;
+        /// A fault just below makes it longer (MAP_GROWSDOWN).
+        const GROWS_DOWN = 1 << 4;
+        /// Pages will be read in order (MADV_SEQUENTIAL).
+        const SEQUENTIAL = 1 << 5;
+        /// Pages will be read in no order (MADV_RANDOM).
+        const RANDOM = 1 << 6;
+        /// It cannot be unmapped, moved or changed (mseal).
+        const SEALED = 1 << 7;
+        /// No memory is set aside for it (MAP_NORESERVE).
+        const NO_RESERVE = 1 << 8;
+    }
+}
+
 /// A mapping as a value: what splitting and merging work with.
 pub struct Mapping<H: Host> {
     /// The pages.
@@ -51,6 +76,8 @@ pub struct Mapping<H: Host> {
     pub protection: Protection,
     /// Whether stores stay in this space.
     pub sharing: Sharing,
+    /// What else holds for it.
+    pub flags: Flags,
     /// Where pages come from.
     pub backing: Backing<H>,
     /// Which map call made it; split parts keep it. A fault that comes back from I/O compares it.
