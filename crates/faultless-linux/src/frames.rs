@@ -19,6 +19,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// Homes that are made at once.
 const CHUNK: usize = 4096;
 
+type Chunk = Box<[Mutex<Home>]>;
+
 /// Where a frame's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Home {
@@ -39,7 +41,7 @@ pub struct Frames {
     memory: PhysicalMemory,
     /// By frame. Whoever moves a home, or copies from one, holds its lock, perhaps through a call of the kernel: two faults
     /// meet in one only if they are faults on the same page, or on its copies.
-    homes: Box<[OnceLock<Box<[Mutex<Home>]>>]>,
+    homes: Box<[OnceLock<Chunk>]>,
     userfault: Arc<Userfault>,
 }
 

@@ -313,7 +313,7 @@ unsafe impl PageTable for Table {
         if raw.has(LOADED) || new.frame().is_some() {
             next = next.with(LOADED);
         }
-        self.entries.install(leaf, page, next).map(|old| seen(old))
+        self.entries.install(leaf, page, next).map(seen)
     }
 
     fn exchange(&self, leaf: Leaf<'_>, page: PageNumber, entry: Entry, new: Entry) -> Result<(), Entry> {
