@@ -34,7 +34,7 @@ impl Contender for Bare {
         "bare"
     }
 
-    fn prepare(&mut self, case: Case, setting: &Setting) -> Result<Prepared, Trouble> {
+    fn prepare(&mut self, case: Case, _: usize, setting: &Setting) -> Result<Prepared, Trouble> {
         let pages = setting.pages;
         let mapping = Mapping::anonymous(pages, false)?;
         let touched = mapping.touched();

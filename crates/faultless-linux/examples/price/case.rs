@@ -76,6 +76,8 @@ pub struct Setting {
     pub pages: usize,
     /// Whether memory that a contender needs beside the pages was used before.
     pub warm: bool,
+    /// Whether threads and handlers run wherever the scheduler puts them.
+    pub free: bool,
     /// So many pages, page `n` full of `memory::byte_of(n)`.
     pub file: File,
 }
@@ -117,6 +119,6 @@ impl Prepared {
 pub trait Contender {
     fn name(&self) -> &'static str;
 
-    /// Does everything up to what is timed.
-    fn prepare(&mut self, case: Case, setting: &Setting) -> Result<Prepared, Trouble>;
+    /// Does everything up to what is timed, for so many threads.
+    fn prepare(&mut self, case: Case, threads: usize, setting: &Setting) -> Result<Prepared, Trouble>;
 }

@@ -37,13 +37,16 @@ Cases:
 
 What the table says:
   faultless / bare  the headline: within each round, then the median (least–greatest)
+  by CPU time       the same of processor time, which a busy machine disturbs less
   ns                wall time a page, over all threads: the median (least–greatest)
-  CPU ns            processor time of the whole process a page, the kernel's included
-  p99 µs            of single touches, of which one in eight is timed
+  CPU ns            processor time of the whole process a page, the kernel's
+                    included: faultless / bare / native
+  p99 µs            of single touches, of which one in eight is timed: likewise
 
 Bias: the clock around one touch in eight costs all three the same few ns. The kernel maps file pages around the one \
-that is touched; no handler here does. Native pages are 4 KiB, never huge. Where threads and handler run is the \
-scheduler's choice; `taskset -c 0` in front keeps them on one processor. A snapshot made by fork is of the whole process.
+that is touched; no handler here does. Native pages are 4 KiB, never huge. With one thread, it and the handler share one \
+processor: a wake-up on another one can cost ten times a fault on a virtual machine, now and then, and hides what is \
+compared. --free leaves that to the scheduler, as two threads always do. A snapshot made by fork is of the whole process.
 
 Exit codes: 0 done; 1 a page had wrong bytes; 2 bad input, or there is no userfaultfd here, with the reason.";
 
@@ -65,6 +68,9 @@ struct Cli {
     /// Keep the pager over all rounds, so that its own memory was used before; the bare handler's too
     #[arg(long)]
     warm: bool,
+    /// Let the scheduler place one thread and its handler too
+    #[arg(long)]
+    free: bool,
     /// Write the figures as JSON, to standard output if PATH is "-"
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
@@ -92,7 +98,11 @@ fn not_understood(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
-    let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
+    // What may stand there is on a line of its own.
+    let values = lines.find(|line| line.starts_with('[')).map(|values| format!(" {values}"));
+    let line = format!("{first}{}", values.unwrap_or_default());
     eprintln!("price: {line}; see --help");
     ExitCode::from(2)
 }
@@ -106,7 +116,7 @@ fn run(cli: &Cli) -> Result<(), Trouble> {
         Some(path) => Some(Box::new(std::fs::File::create(path).map_err(|error| unwritable(path, &error))?)),
     };
     let (pages, rounds) = (cli.pages as usize, cli.rounds as usize);
-    let setting = Setting { pages, warm: cli.warm, file: file(pages)? };
+    let setting = Setting { pages, warm: cli.warm, free: cli.free, file: file(pages)? };
     let mut contenders: [Box<dyn Contender>; 3] =
         [Box::new(Native), Box::new(Bare), Box::new(Faultless::default())];
     debug_assert_eq!(contenders.each_ref().map(|contender| contender.name()), report::NAMES);

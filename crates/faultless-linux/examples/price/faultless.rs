@@ -8,18 +8,19 @@ use ::faultless::protection::Protection;
 use ::faultless::store::FileStore;
 use ::faultless::{AddressSpace, File, MapRequest, Placement};
 use faultless_linux::{Options, Pager, Region, Serving};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// `faultless_linux::Region`.
 #[derive(Default)]
 pub struct Faultless {
-    /// Where memory is to have been used before.
-    kept: Option<Pager>,
+    /// Where memory is to have been used before; by threads, since handlers stay where they were started.
+    kept: BTreeMap<usize, Pager>,
 }
 
 impl Faultless {
-    fn pager(&mut self, setting: &Setting) -> Result<Pager, Trouble> {
-        if let Some(pager) = &self.kept {
+    fn pager(&mut self, threads: usize, setting: &Setting) -> Result<Pager, Trouble> {
+        if let Some(pager) = self.kept.get(&threads) {
             return Ok(pager.clone());
         }
         let bytes = (setting.pages * PAGE) as u64;
@@ -27,13 +28,9 @@ impl Faultless {
         let pager =
             Pager::new(Options { memory: 3 * bytes + (16 << 20), window: bytes, ..Options::default() })?;
         if setting.warm {
-            self.kept = Some(pager.clone());
+            self.kept.insert(threads, pager.clone());
         }
         Ok(pager)
-    }
-
-    fn region(&mut self, setting: &Setting) -> Result<Region, Trouble> {
-        Ok(self.pager(setting)?.anonymous(setting.pages * PAGE)?)
     }
 }
 
@@ -42,10 +39,10 @@ impl Contender for Faultless {
         "faultless"
     }
 
-    fn prepare(&mut self, case: Case, setting: &Setting) -> Result<Prepared, Trouble> {
+    fn prepare(&mut self, case: Case, threads: usize, setting: &Setting) -> Result<Prepared, Trouble> {
         let pages = setting.pages;
+        let pager = self.pager(threads, setting)?;
         if case == Case::CachedRead {
-            let pager = self.pager(setting)?;
             let file = File::open(pager.engine(), Arc::new(FileStore::from_file(setting.reopen()?)?))?;
             let first = mapped(&pager, &file, setting)?;
             for page in 0..pages {
@@ -55,10 +52,10 @@ impl Contender for Faultless {
             return Ok(Prepared::touch(second.1, (first.0, second.0)));
         }
         if matches!(case, Case::FileRead | Case::FileWrite) {
-            let region = self.pager(setting)?.file(setting.reopen()?)?;
+            let region = pager.file(setting.reopen()?)?;
             return Ok(Prepared::touch(Touched::new(region.as_ptr()), region));
         }
-        let mut region = self.region(setting)?;
+        let mut region: Region = pager.anonymous(pages * PAGE)?;
         let touched = Touched::new(region.as_ptr());
         if matches!(case, Case::SnapshotWrite | Case::Snapshot | Case::Discard) {
             touched.fill(pages);

@@ -3,6 +3,7 @@
 use crate::case::{Case, Contender, Prepared, Setting, Work};
 use crate::memory::shuffled;
 use crate::trouble::Trouble;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::time::{Duration, Instant};
 
 /// One case, one contender, one round: nanoseconds a page.
@@ -66,17 +67,20 @@ pub fn measure(
     let with_threads = cases.iter().flat_map(|case| case.threads().iter().map(|threads| (*case, *threads)));
     let mut measured: Vec<Measured> =
         with_threads.map(|(case, threads)| Measured { case, threads, rounds: Vec::new() }).collect();
+    let placement = Placement::new()?;
     for round in 0..=rounds {
         let order = shuffled(setting.pages, round as u64 + 1);
         for measured in &mut measured {
             said(measured.case);
+            // Threads made from now on, the handlers too, run where this one does.
+            placement.set(measured.threads == 1 && !setting.free)?;
             let mut samples = vec![None; contenders.len()];
             for turn in 0..contenders.len() {
                 // Another one begins in each round.
                 let who = (turn + round) % contenders.len();
                 let name = contenders[who].name();
                 let done = contenders[who]
-                    .prepare(measured.case, setting)
+                    .prepare(measured.case, measured.threads, setting)
                     .and_then(|prepared| time(prepared, measured, &order));
                 samples[who] = Some(done.map_err(|trouble| match trouble {
                     Trouble::Wrong(what) => {
@@ -91,6 +95,29 @@ pub fn measure(
         }
     }
     Ok(measured)
+}
+
+/// The processors that this process may use.
+struct Placement {
+    all: CpuSet,
+    one: CpuSet,
+}
+
+impl Placement {
+    fn new() -> Result<Self, Trouble> {
+        let all = sched_getaffinity(None).map_err(|errno| Trouble::system("sched_getaffinity", errno))?;
+        let mut one = CpuSet::new();
+        // The last: the first is where most of a machine's interrupts go.
+        if let Some(last) = (0..CpuSet::MAX_CPU).rev().find(|cpu| all.is_set(*cpu)) {
+            one.set(last);
+        }
+        Ok(Self { all, one })
+    }
+
+    fn set(&self, one: bool) -> Result<(), Trouble> {
+        sched_setaffinity(None, if one { &self.one } else { &self.all })
+            .map_err(|errno| Trouble::system("sched_setaffinity", errno))
+    }
 }
 
 fn time(prepared: Prepared, measured: &Measured, order: &[usize]) -> Result<Sample, Trouble> {

@@ -12,7 +12,7 @@ impl Contender for Native {
         "native"
     }
 
-    fn prepare(&mut self, case: Case, setting: &Setting) -> Result<Prepared, Trouble> {
+    fn prepare(&mut self, case: Case, _: usize, setting: &Setting) -> Result<Prepared, Trouble> {
         let pages = setting.pages;
         if matches!(case, Case::FileRead | Case::CachedRead | Case::FileWrite) {
             let mapping = Mapping::file(pages, &setting.file)?;

@@ -28,15 +28,19 @@ pub struct Row {
     ratio_to_bare: f64,
     ratio_least: f64,
     ratio_greatest: f64,
+    cpu_ratio_to_bare: f64,
 }
 
 pub fn rows(measured: &[Measured]) -> Vec<Row> {
     let mut rows = Vec::new();
     for one in measured {
         for (who, contender) in NAMES.into_iter().enumerate() {
-            let (Some(wall), Some(cpu), Some(ratio)) =
-                (one.spread(who, wall), one.spread(who, cpu), one.ratio(who, BARE, |sample| sample.wall))
-            else {
+            let (Some(wall), Some(cpu), Some(ratio), Some(cpu_ratio)) = (
+                one.spread(who, wall),
+                one.spread(who, cpu),
+                one.ratio(who, BARE, |sample| sample.wall),
+                one.ratio(who, BARE, |sample| sample.cpu),
+            ) else {
                 continue;
             };
             rows.push(Row {
@@ -48,9 +52,10 @@ pub fn rows(measured: &[Measured]) -> Vec<Row> {
                 greatest: rounded(wall.greatest),
                 cpu_ns: rounded(cpu.median),
                 p99_ns: one.spread(who, |sample| sample.p99).map(|p99| rounded(p99.median)),
-                ratio_to_bare: (ratio.median * 1000.0).round() / 1000.0,
-                ratio_least: (ratio.least * 1000.0).round() / 1000.0,
-                ratio_greatest: (ratio.greatest * 1000.0).round() / 1000.0,
+                ratio_to_bare: thousandths(ratio.median),
+                ratio_least: thousandths(ratio.least),
+                ratio_greatest: thousandths(ratio.greatest),
+                cpu_ratio_to_bare: thousandths(cpu_ratio.median),
             });
         }
     }
@@ -59,6 +64,10 @@ pub fn rows(measured: &[Measured]) -> Vec<Row> {
 
 fn rounded(ns: f64) -> f64 {
     (ns * 10.0).round() / 10.0
+}
+
+fn thousandths(ratio: f64) -> f64 {
+    (ratio * 1000.0).round() / 1000.0
 }
 
 fn wall(sample: &Sample) -> Option<f64> {
@@ -77,16 +86,18 @@ pub fn table(measured: &[Measured]) -> String {
         "case",
         "threads",
         "faultless / bare",
+        "by CPU time",
         "faultless ns",
         "bare ns",
         "native ns",
-        "CPU ns: faultless / bare / native",
-        "p99 µs: faultless / bare / native",
+        "CPU ns of the three",
+        "p99 µs of the three",
     ]);
     for one in measured {
         let ns = |who| one.spread(who, wall).map_or("–".into(), |ns| spread(ns, 0));
-        let ratio =
-            one.ratio(OURS, BARE, |sample| sample.wall).map_or("–".into(), |ratio| spread(ratio, 2));
+        let ratio = |figure: fn(&Sample) -> f64| {
+            one.ratio(OURS, BARE, figure).map_or("–".into(), |ratio| spread(ratio, 2))
+        };
         let each = |figure: &dyn Fn(&Sample) -> Option<f64>, digits: usize| {
             let texts = [OURS, BARE, NATIVE].map(|who| {
                 one.spread(who, figure).map_or("–".into(), |figure| format!("{:.digits$}", figure.median))
@@ -96,7 +107,8 @@ pub fn table(measured: &[Measured]) -> String {
         table.add_row([
             one.case.name().to_string(),
             one.threads.to_string(),
-            ratio,
+            ratio(|sample| sample.wall),
+            ratio(|sample| sample.cpu),
             ns(OURS),
             ns(BARE),
             ns(NATIVE),
