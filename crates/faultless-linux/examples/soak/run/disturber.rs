@@ -180,7 +180,7 @@ impl Disturber<'_> {
         if self.shared.snapshots.read().len() >= SNAPSHOTS {
             self.drop_a_snapshot();
         }
-        let (number, whole) = (self.random.below(2), self.random.permille(30));
+        let (number, whole) = (self.random.below(2), self.random.permille(10));
         let snapshot = Snapshot::take(self.shared, number, whole, &mut self.random, self.progress)?;
         self.shared.snapshots.write().push(Arc::new(snapshot));
         Ok(())

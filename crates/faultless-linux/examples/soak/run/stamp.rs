@@ -52,7 +52,7 @@ struct Key(u64);
 
 impl Key {
     fn hash(self, word: usize) -> u64 {
-        mix(self.0.wrapping_add(word as u64 * 0x9e37_79b9_7f4a_7c15))
+        mix(self.0.wrapping_add((word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
     fn low(self, word: usize) -> u32 {
