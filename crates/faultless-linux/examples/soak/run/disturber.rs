@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct Disturber<'s> {
     shared: &'s Shared,
@@ -149,8 +149,9 @@ impl Disturber<'_> {
     fn snapshot_protected(&mut self, number: usize, part: &Range<usize>) -> Result<(), End> {
         let arena = &self.shared.arenas[number];
         self.progress.begin(Doing::Snapshot, number, part.start);
+        let start = Instant::now();
         let region = arena.region.snapshot().map_err(|error| wrong("snapshot", &error))?;
-        count(&self.shared.counts.snapshots, 1);
+        self.shared.counts.count_snapshot(start.elapsed());
         let page = part.start + self.random.below(part.len());
         let at: *mut u64 = region.as_ptr().wrapping_add(page * PAGE).cast();
         // SAFETY: the region's own memory, which nobody has references into.

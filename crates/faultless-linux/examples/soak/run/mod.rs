@@ -139,6 +139,9 @@ pub struct Counts {
     pub discards: AtomicU64,
     pub protects: AtomicU64,
     pub snapshots: AtomicU64,
+    /// How long taking one took: together, and the longest, in nanoseconds.
+    pub snapshot_time: AtomicU64,
+    pub longest_snapshot: AtomicU64,
     /// Pages of snapshots compared.
     pub compared: AtomicU64,
     /// Links of snapshots followed.
@@ -149,6 +152,15 @@ pub struct Counts {
 
 pub fn count(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Relaxed);
+}
+
+impl Counts {
+    pub fn count_snapshot(&self, time: Duration) {
+        let time = time.as_nanos() as u64;
+        count(&self.snapshots, 1);
+        count(&self.snapshot_time, time);
+        self.longest_snapshot.fetch_max(time, Relaxed);
+    }
 }
 
 /// One of the two regions, and what is known of it.
@@ -244,7 +256,13 @@ impl Display for Report {
         writeln!(f, "  reuses              {}", rate(stat(Counter::CowReuses)))?;
         let (compared, links) = (get(&counts.compared), get(&counts.links));
         let snapshots = get(&counts.snapshots);
-        writeln!(f, "  snapshots           {snapshots}; {compared} pages compared, {links} links followed")?;
+        let milliseconds = |counter: &AtomicU64| get(counter) as f64 / 1e6;
+        let (mean, longest) = (
+            milliseconds(&counts.snapshot_time) / snapshots.max(1) as f64,
+            milliseconds(&counts.longest_snapshot),
+        );
+        writeln!(f, "  snapshots           {snapshots}; {mean:.2} ms each, {longest:.2} ms the longest")?;
+        writeln!(f, "    looked at         {compared} pages, {links} links followed")?;
         writeln!(f, "  discards            {}", rate(get(&counts.discards)))?;
         writeln!(f, "  protects            {}", rate(get(&counts.protects)))?;
         writeln!(f, "  brief regions       {}", get(&counts.brief))?;

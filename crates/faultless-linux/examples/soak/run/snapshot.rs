@@ -9,6 +9,7 @@ use faultless_linux::{Region, access};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
 
 /// Pages looked at by chance.
 const BY_CHANCE: usize = 64;
@@ -129,13 +130,14 @@ impl Snapshot {
         let arena = &shared.arenas[number];
         progress.begin(Doing::Snapshot, number, 0);
         let before: Vec<Before> = arena.pages.iter().map(super::page::Page::before).collect();
+        let start = Instant::now();
         let region = arena.region.snapshot();
         let region = region.map_err(|error| End::Wrong(format!("the {} snapshot: {error}", arena.name)))?;
         let bounds: Vec<Bounds> =
             arena.pages.iter().zip(before).map(|(page, before)| page.bounds(before)).collect();
         let last = arena.last_of.iter().chain([&arena.last]);
         let newest: Vec<Link> = last.map(|last| unpack(last.load(SeqCst))).collect();
-        count(&shared.counts.snapshots, 1);
+        shared.counts.count_snapshot(start.elapsed());
         let mut look = Look { shared, arena, region: &region, bounds: &bounds, found: BTreeMap::new() };
         look.follow(newest, progress, number)?;
         for _ in 0..BY_CHANCE {
@@ -218,10 +220,11 @@ impl Snapshot {
     /// A snapshot of it. By the disturber.
     pub fn again(&self, shared: &Shared, progress: &Progress) -> Result<Self, End> {
         progress.begin(Doing::SnapshotAgain, self.arena, 0);
+        let start = Instant::now();
         let region = self.region.snapshot();
         let region = region
             .map_err(|error| End::Wrong(format!("a snapshot of the {}: {error}", self.name(shared))))?;
-        count(&shared.counts.snapshots, 1);
+        shared.counts.count_snapshot(start.elapsed());
         let pages = self.pages.iter().map(|(page, words)| (*page, RwLock::new(words.read().clone())));
         Ok(Self { region, arena: self.arena, pages: pages.collect() })
     }
