@@ -26,6 +26,8 @@ pub(crate) struct Served<D: LockingDesign> {
     spaces: RwLock<BTreeMap<usize, AddressSpace<Linux, D>>>,
     /// Faults that wait, by what for.
     pending: Mutex<HashMap<usize, Vec<Waiting<D>>>>,
+    /// Held for reading while a fault is at work, until its refusal is noted: the kernel sends SIGBUS before that.
+    at_work: RwLock<()>,
     /// Why a page was refused, until its window goes or it is refused for another reason.
     refused: Mutex<BTreeMap<usize, FaultError>>,
     stop: AtomicBool,
@@ -46,7 +48,8 @@ fn window_of<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> Range<usize> {
 impl<D: LockingDesign> Served<D> {
     pub fn new(userfault: Arc<Userfault>, bell: Arc<Bell>) -> Self {
         let (spaces, pending, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
-        Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
+        let at_work = RwLock::default();
+        Self { userfault, bell, spaces, pending, at_work, refused, stop: AtomicBool::new(false) }
     }
 
     /// From now on faults in the space's window are served.
@@ -110,11 +113,26 @@ impl<D: LockingDesign> Served<D> {
             return;
         };
         let access = if event.write { Access::Write } else { Access::Read };
-        match space.fault(address, access) {
+        if let Some(fault) = self.work(event.address, || space.fault(address, access)) {
+            self.put_aside(Waiting { fault, at: event.address });
+        }
+    }
+
+    /// Works at a fault, and returns it if it has to be put aside.
+    fn work(
+        &self,
+        at: usize,
+        fault: impl FnOnce() -> Result<Fault<Linux, D>, FaultError>,
+    ) -> Option<PendingFault<Linux, D>> {
+        let _at_work = self.at_work.read();
+        match fault() {
             // Whoever installs a page wakes who waits for it.
-            Ok(Fault::Done) => {}
-            Ok(Fault::Pending(fault)) => self.put_aside(Waiting { fault, at: event.address }),
-            Err(error) => self.refuse(event.address, error),
+            Ok(Fault::Done) => None,
+            Ok(Fault::Pending(fault)) => Some(fault),
+            Err(error) => {
+                self.refuse(at, error);
+                None
+            }
         }
     }
 
@@ -132,6 +150,8 @@ impl<D: LockingDesign> Served<D> {
 
     /// Why accesses to the page at `at` get SIGBUS.
     pub fn refused(&self, at: usize) -> Option<FaultError> {
+        // The caller may have been sent SIGBUS by a fault that is still at work.
+        drop(self.at_work.write());
         self.refused.lock().get(&(at & !(PAGE_SIZE as usize - 1))).copied()
     }
 
@@ -149,10 +169,8 @@ impl<D: LockingDesign> Served<D> {
     fn go_on(&self, waiting: Waiting<D>) {
         self.bell.expect_no_more();
         let Waiting { fault, at } = waiting;
-        match fault.finish() {
-            Ok(Fault::Done) => {}
-            Ok(Fault::Pending(fault)) => self.put_aside(Waiting { fault, at }),
-            Err(error) => self.refuse(at, error),
+        if let Some(fault) = self.work(at, || fault.finish()) {
+            self.put_aside(Waiting { fault, at });
         }
     }
 }
