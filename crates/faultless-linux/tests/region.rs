@@ -267,27 +267,6 @@ fn the_kernel_reads_and_writes_regions() {
 }
 
 #[test]
-fn a_region_may_go_while_faults_are_in_flight() {
-    let Some(pager) = pager() else { return };
-    let gate = Arc::new(GatedStore::new(FileStore::from_file(numbered(16)).unwrap()));
-    let region = pager.store(gate.clone()).unwrap();
-    let start = region.as_ptr() as usize;
-    let readers: Vec<_> = (0..4)
-        .map(|page| {
-            // SAFETY: an address that was a region's: nothing that Rust knows lives there.
-            std::thread::spawn(move || unsafe { access::load_u8((start + page * PAGE) as *const u8) })
-        })
-        .collect();
-    gate.wait_for(4);
-    drop(region);
-    for reader in readers {
-        assert!(reader.join().unwrap().unwrap_err().is_segv());
-    }
-    gate.open();
-    end(&pager);
-}
-
-#[test]
 fn locked_pages_can_be_discarded() {
     let Some(pager) = pager() else { return };
     let mut region = pager.anonymous(4 * PAGE).unwrap();
