@@ -216,9 +216,13 @@ impl Table {
         };
         for page in part.iter().take_while(|page| wait != Some(*page)) {
             let raw = self.entries.load(leaf, page);
+            if raw.frame().is_none() && !raw.has(LOADED) {
+                // Nothing there: one call takes what is on both sides of it.
+                continue;
+            }
             if raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::WRITE) && !raw.has(Entry::REFUSED)
             {
-                protected.add(page, protect_run);
+                protected.stretch(page);
             } else {
                 protected.end(protect_run);
             }
@@ -249,6 +253,12 @@ impl Run {
                 self.0 = Some(page);
             }
         }
+    }
+
+    /// Up to `page`, whatever lies between.
+    fn stretch(&mut self, page: PageNumber) {
+        let page = PageRange::single(page);
+        self.0 = Some(self.0.map_or(page, |run| run.hull(page)));
     }
 
     fn end(&mut self, end: impl FnOnce(PageRange)) {
