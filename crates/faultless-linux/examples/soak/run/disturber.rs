@@ -170,7 +170,8 @@ impl Disturber<'_> {
         let words = read_plain(&region, &format!("{} snapshot", arena.name), page)?;
         let bounds = arena.pages[page].bounds(arena.pages[page].before());
         let checked = bounds.check_instant(&arena.formula, page as u32, &words);
-        checked.map_err(|found| wrong_word(arena.name, page as u32, &words, &found))?;
+        checked
+            .map_err(|found| wrong_word(&format!("{} snapshot", arena.name), page as u32, &words, &found))?;
         count(&self.shared.counts.compared, 1);
         // SAFETY: as above.
         unsafe { access::store_u64(at, 1) }
@@ -251,7 +252,7 @@ impl Disturber<'_> {
             let expected = if written.contains(&page) { stamps } else { file.base(page) };
             if let Some(word) = (0..words.len()).find(|word| words[*word] != expected[*word]) {
                 let found = Wrong { word, expected: format!("{:#018x}", expected[word]) };
-                return Err(wrong_word("second file", page, &words, &found));
+                return Err(wrong_word("second region of the file", page, &words, &found));
             }
             if self.random.permille(300) {
                 let bytes: Vec<u8> = stamps.iter().flat_map(|word| word.to_ne_bytes()).collect();

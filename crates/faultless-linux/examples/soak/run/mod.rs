@@ -275,6 +275,8 @@ impl Display for Report {
             "  resident            {first} MiB before, {high} at most, {last} after: growth {} KiB",
             growth >> 10
         )?;
+        let (first, last) = (before.allocated >> 10, after.allocated >> 10);
+        writeln!(f, "  allocated           {first} KiB before, {last} after")?;
         writeln!(
             f,
             "  open files          {} before, {} at most, {} after",

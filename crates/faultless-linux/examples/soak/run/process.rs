@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+/// What may stay allocated: what libraries and the runtime make once.
+const ALLOCATED_BYTES: u64 = 256 << 10;
 /// What the allocator may keep in memory, with the stacks of threads that are gone.
 const KEPT_BYTES: u64 = 32 << 20;
 
@@ -12,10 +14,30 @@ fn kept_maps() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from) * 16 + 2 * 20 + 8
 }
 
+/// What the allocator has and nobody uses, as far as the C library can do that.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes nothing that anybody has.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+fn allocated() -> u64 {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only looks.
+    let bytes = unsafe { libc::mallinfo2() }.uordblks as u64;
+    #[cfg(not(target_env = "gnu"))]
+    let bytes = 0;
+    bytes
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Process {
     /// Bytes in memory.
     pub resident: u64,
+    /// Bytes allocated; zero where the C library does not say.
+    pub allocated: u64,
     /// Open file descriptors.
     pub files: usize,
     /// Mappings.
@@ -39,11 +61,12 @@ impl Process {
         let files = fs::read_dir("/proc/self/fd").map_or(0, |files| files.count().saturating_sub(1));
         let maps = fs::read("/proc/self/maps").unwrap_or_default();
         let maps = maps.iter().filter(|byte| **byte == b'\n').count();
-        Self { resident: pages * super::PAGE as u64, files, maps, windows: 0 }
+        Self { allocated: allocated(), resident: pages * super::PAGE as u64, files, maps, windows: 0 }
     }
 
     /// As it is when threads that end meanwhile are gone.
     pub fn settled(before: &Self) -> Self {
+        give_back();
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let now = Self { windows: windows(), ..Self::now() };
@@ -62,6 +85,8 @@ impl Process {
             Some(format!("{} windows, though all regions are gone", after.windows))
         } else if after.maps > self.maps + kept_maps() {
             Some(format!("{} mappings before, {} after", self.maps, after.maps))
+        } else if after.allocated > self.allocated + ALLOCATED_BYTES {
+            Some(format!("{} bytes allocated before, {} after", self.allocated, after.allocated))
         } else if after.resident > self.resident + KEPT_BYTES {
             let kib = (after.resident - self.resident) >> 10;
             Some(format!("{kib} KiB more in memory than before"))

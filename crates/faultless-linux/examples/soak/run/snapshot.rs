@@ -44,7 +44,7 @@ impl Look<'_> {
     }
 
     fn wrong(&self, page: u32, words: &Words, wrong: &Wrong) -> End {
-        wrong_word(&format!("{} snapshot of the", self.arena.name), page, words, wrong)
+        wrong_word(&format!("{} snapshot", self.arena.name), page, words, wrong)
     }
 
     fn look(&mut self, page: u32) -> Result<(), End> {

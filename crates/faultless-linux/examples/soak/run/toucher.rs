@@ -20,7 +20,7 @@ fn unpack(packed: u64) -> Link {
 pub fn wrong_word(name: &str, page: u32, words: &Words, wrong: &Wrong) -> End {
     let Wrong { word, expected } = wrong;
     End::Wrong(format!(
-        "page {page} of the {name} region, byte {}: expected {expected}, found {:#018x}",
+        "page {page} of the {name}, byte {}: expected {expected}, found {:#018x}",
         word * 8,
         words[*word]
     ))
@@ -120,7 +120,7 @@ impl Arena {
         fence(SeqCst);
         let begun = state.begun.load(SeqCst);
         let checked = record.check(&self.formula, page as u32, &words, ended..=begun);
-        checked.map_err(|wrong| wrong_word(self.name, page as u32, &words, &wrong))
+        checked.map_err(|wrong| wrong_word(&format!("{} region", self.name), page as u32, &words, &wrong))
     }
 
     /// Reads and checks a page that another thread owns.
@@ -130,7 +130,9 @@ impl Arena {
         fence(SeqCst);
         let bounds = self.pages[page].bounds(before);
         let checked = bounds.check(&self.formula, page as u32, &words);
-        checked.map(drop).map_err(|wrong| wrong_word(self.name, page as u32, &words, &wrong))
+        checked
+            .map(drop)
+            .map_err(|wrong| wrong_word(&format!("{} region", self.name), page as u32, &words, &wrong))
     }
 
     /// Fills a page with its next stamps, if it may be written when this begins.
