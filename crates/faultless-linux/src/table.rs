@@ -106,6 +106,12 @@ impl Table {
         raw.is_some_and(|raw| raw.has(needed | LOADED) && !raw.has(Entry::REFUSED))
     }
 
+    /// Whether an access to `page` gets SIGBUS.
+    pub(crate) fn is_refused(&self, proof: &impl Stable, page: PageNumber) -> bool {
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.is_some_and(|raw| raw.has(Entry::REFUSED))
+    }
+
     /// Drops what the kernel has at `page`, whose entry is announced.
     fn unload(&self, page: PageNumber) -> Result<(), OutOfMemory> {
         self.window.drop_pages(PageRange::single(page)).map_err(no_memory)

@@ -177,6 +177,7 @@ fn a_failed_read_is_a_signal_and_never_zeros() {
     // SAFETY: as above.
     assert!(unsafe { access::store_u8(page, 1) }.unwrap_err().is_bus(), "until it is discarded");
     region.discard(2 * PAGE..3 * PAGE).unwrap();
+    assert_eq!(region.refusal(2 * PAGE), None);
     assert_eq!(region[2 * PAGE + 5], 3);
     drop(region);
     end(&pager);
