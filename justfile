@@ -35,8 +35,16 @@ mutants *NAMES:
 
 # Engine and tests under AddressSanitizer (needs a nightly toolchain). Signals are left alone: some tests die by them.
 asan:
-    ASAN_OPTIONS=handle_segv=0:handle_sigbus=0 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
+    ASAN_OPTIONS=handle_segv=0:handle_sigbus=0 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-linux -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
 
 # Ten minutes of `compare` with 16 threads: no wrong byte, no torn child, no leaked frame.
 soak:
     cargo run --release -- compare --threads 16 --seconds 300
+
+# Ten minutes of real memory: 4 threads touch it at random, a fifth discards, protects and snapshots it; every byte is checked.
+soak-real *ARGS:
+    cargo run --release -p faultless-linux --example soak -- {{ARGS}}
+
+# What a page costs on real memory, beside the barest userfaultfd handler and the kernel.
+price *ARGS:
+    cargo run --release -p faultless-linux --example price -- {{ARGS}}

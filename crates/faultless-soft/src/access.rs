@@ -1,7 +1,7 @@
 //! Loads and stores as a program makes them: each try is one access section; a page fault is served between tries.
 
 use crate::mmu::{self, PageFault};
-use crate::{PhysicalMemory, Soft};
+use crate::{PhysicalMemory, RadixTable, Soft};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::host::{Entry, Frame, FrameSource, Host, PageTable};
@@ -186,7 +186,7 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
         let section = self.engine().enter();
         // SAFETY: walked in this engine's section; nothing is changed.
         let table = unsafe { self.table() };
-        page.get() < <Soft as Host>::Table::PAGES
+        page.get() < RadixTable::PAGES
             && table
                 .leaf(&section, page)
                 .is_some_and(|leaf| table.translate(leaf, page).has(Entry::MAPPED | Entry::DIRTY))

@@ -234,6 +234,9 @@ fn next_tag() -> u64 {
 }
 
 impl RadixTable {
+    /// Pages that it can address.
+    pub const PAGES: u64 = Root::SPAN;
+
     /// What an access section of `page` is said to access.
     #[inline]
     pub(crate) fn subject(&self, page: PageNumber) -> u64 {
@@ -252,6 +255,11 @@ impl RadixTable {
     /// frame before it was mapped is seen.
     pub fn translate(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
         Entry::from_bits(leaf.entry(page).load(Ordering::Acquire))
+    }
+
+    /// Clears `bits` of a host's own in an entry that the caller has announced.
+    pub fn clear(&self, leaf: Leaf<'_>, page: PageNumber, bits: u64) {
+        leaf.entry(page).fetch_and(!bits, Ordering::Relaxed);
     }
 
     /// A processor sets `bits` of [`Entry::HARDWARE`], if the entry is still `seen`, announced or not. AcqRel, as the
@@ -290,8 +298,11 @@ fn linger() {
 unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
-    const PAGES: u64 = Root::SPAN;
     const LEAF_PAGES: u64 = LeafTable::SPAN;
+
+    fn pages(&self) -> u64 {
+        Self::PAGES
+    }
 
     fn leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
         debug_assert!(page.get() < Self::PAGES);

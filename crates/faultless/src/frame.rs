@@ -299,6 +299,12 @@ impl Folio {
         self.owner.store(record, Ordering::Relaxed);
     }
 
+    /// Whether it is anonymous and one entry is all that refers to it. Certain while that entry is announced: nobody comes
+    /// to the page but through it.
+    pub fn has_one_mapping_only(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & REFERENCES == MAPPING
+    }
+
     /// Whether nobody has any reference.
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == 0

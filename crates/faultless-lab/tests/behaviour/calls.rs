@@ -18,14 +18,27 @@ under_every_design! {
     an_exited_space_maps_nothing
 }
 
-fn shape<D: LockingDesign>(space: &AddressSpace<Soft, D>) -> Vec<(u64, u64, String)> {
+// All of them: each call is the engine's, and what it did is seen by loads and stores.
+on_real_memory! {
+    map_goes_top_down
+    fixed_replaces_and_no_replace_does_not
+    unmap_of_the_middle_splits
+    neighbours_merge_unless_both_have_pages
+    protect_on_parts
+    discard_keeps_the_mapping
+    wrong_ranges_are_typed_errors
+    the_limit_of_mappings_holds
+    an_exited_space_maps_nothing
+}
+
+fn shape<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64, String)> {
     let line =
         |m: &faultless::MappingInfo| (m.range.start().get(), m.range.end().get(), m.protection.to_string());
     space.mappings().iter().map(line).collect()
 }
 
-fn map_goes_top_down<D: LockingDesign>() {
-    let machine = Machine::new();
+fn map_goes_top_down<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     let first = space.map(MapRequest::anonymous(3 * PAGE_SIZE)).unwrap();
     let second = space.map(MapRequest::anonymous(1)).unwrap();
@@ -34,11 +47,11 @@ fn map_goes_top_down<D: LockingDesign>() {
     let third = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
     assert_eq!(third, first, "the highest hole that fits");
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn fixed_replaces_and_no_replace_does_not<D: LockingDesign>() {
-    let machine = Machine::new();
+fn fixed_replaces_and_no_replace_does_not<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 4)).unwrap();
     space.store_u64(at(11), 7).unwrap();
@@ -49,11 +62,11 @@ fn fixed_replaces_and_no_replace_does_not<D: LockingDesign>() {
     assert_eq!(space.load_u64(at(11)).unwrap(), 0, "the old page went");
     space.map(anonymous(20, 1).at(Placement::FixedNoReplace(at(20)))).unwrap();
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn unmap_of_the_middle_splits<D: LockingDesign>() {
-    let machine = Machine::new();
+fn unmap_of_the_middle_splits<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 5)).unwrap();
     for page in 10..15 {
@@ -70,13 +83,13 @@ fn unmap_of_the_middle_splits<D: LockingDesign>() {
     space.unmap(at(100), PAGE_SIZE).unwrap();
     space.unmap(at(0), 64 * PAGE_SIZE).unwrap();
     assert!(space.mappings().is_empty());
-    assert_eq!(machine.engine.frame_usage().used, 1);
+    assert_eq!(machine.frames(), 0);
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn neighbours_merge_unless_both_have_pages<D: LockingDesign>() {
-    let machine = Machine::new();
+fn neighbours_merge_unless_both_have_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 1)).unwrap();
     space.map(anonymous(12, 1)).unwrap();
@@ -98,11 +111,11 @@ fn neighbours_merge_unless_both_have_pages<D: LockingDesign>() {
     assert_eq!(shape(&space)[0], (10, 13, "rw-".into()));
     space.audit().unwrap();
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn protect_on_parts<D: LockingDesign>() {
-    let machine = Machine::new();
+fn protect_on_parts<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 4)).unwrap();
     for page in 10..14 {
@@ -125,11 +138,11 @@ fn protect_on_parts<D: LockingDesign>() {
     assert_eq!(shape(&space), [(10, 12, "r--".into()), (13, 14, "rw-".into())]);
     space.audit().unwrap();
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn discard_keeps_the_mapping<D: LockingDesign>() {
-    let machine = Machine::new();
+fn discard_keeps_the_mapping<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     let file = machine.file(1);
     space.map(anonymous(10, 2)).unwrap();
@@ -142,11 +155,11 @@ fn discard_keeps_the_mapping<D: LockingDesign>() {
     assert_eq!(space.load_u64(at(10)).unwrap(), 0);
     assert_eq!(space.load_u64(at(13)).unwrap(), word(1), "the file's page again");
     drop((space, file));
-    machine.end();
+    machine.end()
 }
 
-fn wrong_ranges_are_typed_errors<D: LockingDesign>() {
-    let machine = Machine::new();
+fn wrong_ranges_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     let unaligned = VirtAddr::new(4097);
     assert!(matches!(space.unmap(unaligned, 1), Err(UnmapError::Range(RangeError::Unaligned { .. }))));
@@ -157,8 +170,10 @@ fn wrong_ranges_are_typed_errors<D: LockingDesign>() {
         Err(MapError::Range(RangeError::ZeroLength { .. }))
     ));
     assert!(matches!(space.map(anonymous(u64::MAX >> 13, 1)), Err(MapError::OutOfBounds { .. })));
+    let too_long = MapRequest::anonymous(S::PAGES * PAGE_SIZE + 1);
+    assert!(matches!(space.map(too_long), Err(MapError::OutOfBounds { .. })));
     assert!(matches!(space.map(MapRequest::anonymous(1 << 60)), Err(MapError::OutOfBounds { .. })));
-    assert!(matches!(space.map(MapRequest::anonymous(1 << 48)), Err(MapError::NoSpace { .. })));
+    assert!(matches!(space.map(MapRequest::anonymous(S::PAGES * PAGE_SIZE)), Err(MapError::NoSpace { .. })));
     assert!(space.protect(unaligned, 1, READ_WRITE).is_err());
     assert!(space.discard(unaligned, 1).is_err());
     let file = machine.file(1);
@@ -168,14 +183,14 @@ fn wrong_ranges_are_typed_errors<D: LockingDesign>() {
     let source = Source::File { file: file.clone(), first: u64::MAX, sharing: Sharing::Private };
     let request = MapRequest { source, ..MapRequest::anonymous(1) };
     assert!(matches!(space.map(request), Err(MapError::FileOffset { .. })));
-    assert!(matches!(fault_of(space.load_u64(VirtAddr::new(u64::MAX - 7))), FaultError::NoMapping { .. }));
+    assert!(matches!(fault_of(space.load_u64(S::LAST_WORD)), FaultError::NoMapping { .. }));
     assert!(space.mappings().is_empty());
     drop((space, file));
-    machine.end();
+    machine.end()
 }
 
-fn the_limit_of_mappings_holds<D: LockingDesign>() {
-    let machine = Machine::with(64, Limits { mappings: 3, ..Limits::default() });
+fn the_limit_of_mappings_holds<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::with(64, Limits { mappings: 3, ..Limits::default() })?;
     let space = machine.space::<D>();
     for page in [10, 20, 30] {
         space.map(anonymous(page, 3)).unwrap();
@@ -187,19 +202,19 @@ fn the_limit_of_mappings_holds<D: LockingDesign>() {
     space.map(anonymous(13, 4)).unwrap();
     assert_eq!(space.mappings().len(), 3, "joined, so no more than before");
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn an_exited_space_maps_nothing<D: LockingDesign>() {
-    let machine = Machine::new();
+fn an_exited_space_maps_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 4)).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.exit();
-    assert_eq!(machine.engine.frame_usage().used, 1, "its memory came free at once");
+    assert_eq!(machine.frames(), 0, "its memory came free at once");
     assert!(matches!(fault_of(space.load_u64(at(10))), FaultError::NoMapping { .. }));
     assert_eq!(space.map(anonymous(10, 1)), Err(MapError::Exited));
     assert!(matches!(space.fork(), Err(faultless::ForkError::Exited)));
     drop(space);
-    machine.end();
+    machine.end()
 }

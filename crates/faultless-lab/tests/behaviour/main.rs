@@ -3,24 +3,24 @@
 mod calls;
 mod faults;
 mod invariants;
+mod stand;
 mod threads;
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::protection::Protection;
 use faultless::store::{FileStore, GatedStore};
-use faultless::{AddressSpace, Engine, FaultError, File, Limits, MapRequest, Placement};
-use faultless_soft::{AccessError, Soft};
+use faultless::{Engine, FaultError, File, Limits, MapRequest, Placement};
+use faultless_soft::AccessError;
+use stand::{Ran, Space, Stand, report};
 use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Makes a `#[test]` of each function for each design.
+/// Makes a `#[test]` of each function for each design, on the software machine.
 macro_rules! under_every_design {
-    (@ $($module:ident: $design:ty),*; $names:tt) => {
-        $(mod $module { $crate::tests_of!($design, $names); })*
-    };
     ($($name:ident)*) => {
-        $crate::under_every_design!(@
+        $crate::tests_on!(::faultless_soft::Soft;
             faultless_design: ::faultless::design::Faultless,
             faultless_retry: ::faultless_lab::designs::FaultlessRetry,
             mmap_lock: ::faultless_lab::designs::MmapLock,
@@ -35,54 +35,82 @@ macro_rules! under_every_design {
         );
     };
 }
-macro_rules! tests_of {
-    ($design:ty, ($($name:ident)*)) => {
-        $(#[test] fn $name() { super::$name::<$design>(); })*
+/// The functions of a file that make sense on real memory too, there, under a design of each family.
+macro_rules! on_real_memory {
+    ($($name:ident)*) => {
+        #[cfg(target_os = "linux")]
+        mod real_memory {
+            use super::*;
+            $crate::tests_on!($crate::stand::Linux;
+                faultless_design: ::faultless::design::Faultless,
+                mmap_lock: ::faultless_lab::designs::MmapLock,
+                vma_lock: ::faultless_lab::designs::VmaLock;
+                ($($name)*)
+            );
+        }
     };
 }
+macro_rules! tests_on {
+    ($stand:ty; $($module:ident: $design:ty),*; $names:tt) => {
+        $(mod $module { $crate::tests_of!($stand, $design, $names); })*
+    };
+}
+macro_rules! tests_of {
+    ($stand:ty, $design:ty, ($($name:ident)*)) => {
+        $(#[test] fn $name() { $crate::report::<$stand>(super::$name::<$stand, $design>()); })*
+    };
+}
+pub(crate) use on_real_memory;
 pub(crate) use tests_of;
+pub(crate) use tests_on;
 pub(crate) use under_every_design;
 
 pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
 /// A machine, and the check that nothing is left of what was in it (invariant 11).
-pub(crate) struct Machine {
-    pub engine: Arc<Engine<Soft>>,
+pub(crate) struct Machine<S: Stand> {
+    pub engine: Arc<Engine<S>>,
 }
 
-impl Machine {
-    pub fn new() -> Self {
+impl<S: Stand> Machine<S> {
+    pub fn new() -> Result<Self, S::Refused> {
         Self::with(4096, Limits::default())
     }
 
-    pub fn with(frames: u64, limits: Limits) -> Self {
-        let soft = Soft::new(frames).expect("frames");
-        Self { engine: Engine::new(soft, limits).expect("an engine") }
+    pub fn with(frames: u64, limits: Limits) -> Result<Self, S::Refused> {
+        Ok(Self { engine: S::engine(frames, limits)? })
     }
 
-    pub fn space<D: LockingDesign>(&self) -> AddressSpace<Soft, D> {
-        AddressSpace::new(&self.engine).expect("a space")
+    pub fn space<D: LockingDesign>(&self) -> Space<S, D> {
+        Space::new(&self.engine).expect("a space")
     }
 
     /// A file of `pages` pages, page `n` full of byte `n + 1`, and the gate that its reads pass.
-    pub fn gated_file(&self, pages: u64) -> (Arc<File<Soft>>, Arc<GatedStore<FileStore>>) {
+    pub fn gated_file(&self, pages: u64) -> (Arc<File<S>>, Arc<GatedStore<FileStore>>) {
         let gate = Arc::new(GatedStore::new(numbered(pages)));
         (File::open(&self.engine, gate.clone()).expect("a length"), gate)
     }
 
     /// The same with the gate open.
-    pub fn file(&self, pages: u64) -> Arc<File<Soft>> {
+    pub fn file(&self, pages: u64) -> Arc<File<S>> {
         File::open(&self.engine, Arc::new(numbered(pages))).expect("a length")
     }
 
-    /// Everything that could be used has been dropped by now: one frame is left, the page of zeros.
-    pub fn end(self) {
+    /// Frames in use, but for those that always are.
+    pub fn frames(&self) -> u64 {
+        let used = self.engine.frame_usage().used;
+        used.checked_sub(S::IDLE_FRAMES).expect("invariant 11: a frame was given back twice")
+    }
+
+    /// Everything that could be used has been dropped by now, so no frame is in use. A test's last word.
+    pub fn end(self) -> Ran<S> {
         self.engine.flush();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while self.engine.frame_usage().used != 1 && std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.frames() != 0 && Instant::now() < deadline {
             std::thread::yield_now(); // a read under way holds its frame until it completes
         }
-        assert_eq!(self.engine.frame_usage().used, 1, "invariant 11: frames are left");
+        assert_eq!(self.frames(), 0, "invariant 11: frames are left");
+        Ok(())
     }
 }
 
@@ -98,11 +126,16 @@ pub(crate) fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
-pub(crate) fn anonymous(page: u64, pages: u64) -> MapRequest<Soft> {
+pub(crate) fn anonymous<S: Stand>(page: u64, pages: u64) -> MapRequest<S> {
     MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)))
 }
 
-pub(crate) fn of_file(file: &Arc<File<Soft>>, page: u64, pages: u64, rights: Protection) -> MapRequest<Soft> {
+pub(crate) fn of_file<S: Stand>(
+    file: &Arc<File<S>>,
+    page: u64,
+    pages: u64,
+    rights: Protection,
+) -> MapRequest<S> {
     MapRequest::file(file, 0, pages * PAGE_SIZE, rights).at(Placement::Fixed(at(page)))
 }
 

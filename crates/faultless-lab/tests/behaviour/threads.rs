@@ -3,9 +3,16 @@
 use crate::*;
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 under_every_design! {
+    invariant_3_no_access_reaches_what_is_gone
+    invariant_7_a_fork_is_one_instant
+    faults_maps_and_forks_side_by_side
+    a_file_under_a_tight_limit_shows_its_bytes
+}
+
+// All of them: a crowd needs nothing but spaces, loads and stores.
+on_real_memory! {
     invariant_3_no_access_reaches_what_is_gone
     invariant_7_a_fork_is_one_instant
     faults_maps_and_forks_side_by_side
@@ -29,8 +36,8 @@ impl Random {
 
 /// Readers go on while a writer unmaps and maps anew: what they see is zero or what was stored in this mapping, never a
 /// freed frame's poison, another page's bytes, or an older mapping's.
-fn invariant_3_no_access_reaches_what_is_gone<D: LockingDesign>() {
-    let machine = Machine::with(256, Limits::default());
+fn invariant_3_no_access_reaches_what_is_gone<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::with(256, Limits::default())?;
     let space = machine.space::<D>();
     let (stop, mapped) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -67,13 +74,13 @@ fn invariant_3_no_access_reaches_what_is_gone<D: LockingDesign>() {
     });
     space.audit().unwrap();
     drop(space);
-    machine.end();
+    machine.end()
 }
 
 /// Two threads stamp pages in a dependent order; every child has them as of one instant.
-fn invariant_7_a_fork_is_one_instant<D: LockingDesign>() {
+fn invariant_7_a_fork_is_one_instant<S: Stand, D: LockingDesign>() -> Ran<S> {
     const PAGES: u64 = 24;
-    let machine = Machine::new();
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(100, PAGES)).unwrap();
     space.map(anonymous(1000, PAGES)).unwrap();
@@ -119,13 +126,13 @@ fn invariant_7_a_fork_is_one_instant<D: LockingDesign>() {
     });
     space.audit().unwrap();
     drop(space);
-    machine.end();
+    machine.end()
 }
 
 /// Threads that map, write, protect, discard and unmap pages of their own, check each byte, and one that forks.
-fn faults_maps_and_forks_side_by_side<D: LockingDesign>() {
+fn faults_maps_and_forks_side_by_side<S: Stand, D: LockingDesign>() -> Ran<S> {
     const OWN: u64 = 64;
-    let machine = Machine::with(4096, Limits::default());
+    let machine = Machine::<S>::with(4096, Limits::default())?;
     let space = machine.space::<D>();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -177,7 +184,7 @@ fn faults_maps_and_forks_side_by_side<D: LockingDesign>() {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let child = space.fork().unwrap();
-                let sum = |child: &AddressSpace<Soft, D>| -> u64 {
+                let sum = |child: &Space<S, D>| -> u64 {
                     (1000..1000 + 4 * OWN).filter_map(|page| child.load_u64(at(page)).ok()).sum()
                 };
                 assert_eq!(sum(&child), sum(&child));
@@ -191,12 +198,12 @@ fn faults_maps_and_forks_side_by_side<D: LockingDesign>() {
     space.audit().unwrap();
     assert_eq!(space.taken_ranges(), 0);
     drop(space);
-    machine.end();
+    machine.end()
 }
 
-fn a_file_under_a_tight_limit_shows_its_bytes<D: LockingDesign>() {
+fn a_file_under_a_tight_limit_shows_its_bytes<S: Stand, D: LockingDesign>() -> Ran<S> {
     const PAGES: u64 = 64;
-    let machine = Machine::with(512, Limits { cached_pages: 12, ..Limits::default() });
+    let machine = Machine::<S>::with(512, Limits { cached_pages: 12, ..Limits::default() })?;
     let (space, file) = (machine.space::<D>(), machine.file(PAGES));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -223,5 +230,5 @@ fn a_file_under_a_tight_limit_shows_its_bytes<D: LockingDesign>() {
     });
     space.audit().unwrap();
     drop((space, file));
-    machine.end();
+    machine.end()
 }

@@ -34,6 +34,7 @@ impl fmt::Debug for Frame {
 ///  1 WRITE     stores allowed              9 ANNOUNCED  page work is under way
 ///  2 READ      loads allowed              10 EXECUTE    fetches allowed (x86-64: the opposite, in bit 63)
 ///  5 ACCESSED  a processor has used it    12–51 the frame
+///  8 REFUSED    the process was told that it cannot have it    11 the host's own, which the engine never sees
 /// ```
 /// `MAPPED` without rights is PROT_NONE over a page that stays (x86-64: not present, by a software bit).
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +53,8 @@ impl Entry {
     pub const ACCESSED: u64 = 1 << 5;
     /// Stored to since the bit was last cleared.
     pub const DIRTY: u64 = 1 << 6;
+    /// The host has told the process that the page cannot be had; see [`super::PageTable::refuse`].
+    pub const REFUSED: u64 = 1 << 8;
     /// Page work is under way on this page.
     pub const ANNOUNCED: u64 = 1 << 9;
     /// Instruction fetches allowed.

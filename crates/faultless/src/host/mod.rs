@@ -14,6 +14,7 @@ pub use standard::{StdClock, StdPark, StdSlots};
 
 use crate::address::{PageNumber, PageRange};
 use crate::frame::Folio;
+use crate::protection::Protection;
 use crate::sync::{Retired, Sections};
 use alloc::sync::Arc;
 
@@ -54,6 +55,15 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`OutOfMemory`].
     fn new_table(&self) -> Result<Self::Table, OutOfMemory>;
+
+    /// An empty table for the child of a space that has `parent`, with as many pages.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn child_table(&self, parent: &Self::Table) -> Result<Self::Table, OutOfMemory> {
+        let _ = parent;
+        self.new_table()
+    }
 }
 
 /// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.
@@ -75,10 +85,16 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     where
         Self: 's;
 
-    /// Pages that the table can address; a power of two.
-    const PAGES: u64;
     /// Pages of one leaf table; a power of two.
     const LEAF_PAGES: u64;
+    /// Whether [`PageTable::follow`] does anything: processors have mappings of their own beside this table.
+    const FOLLOWS: bool = false;
+    /// Whether the page of zeros can be mapped for reading such that a store faults. Where not, a read of untouched
+    /// memory gets a frame of its own.
+    const MAPS_ZEROS: bool = true;
+
+    /// Pages that the table can address: page 0 up to this, a multiple of [`PageTable::LEAF_PAGES`]. Always the same.
+    fn pages(&self) -> u64;
 
     /// The leaf table over `page`, if there is one. Acquire: what was written into a new leaf is seen.
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Self::Leaf<'s>>;
@@ -110,9 +126,19 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// Returns what was there, with the accessed and dirty bits of the last moment. Where `new` keeps the frame, those
     /// bits are kept in it too. Release. May copy one page; does not sleep.
     ///
+    /// A host whose processors walk another table makes that follow, also where `new` is what was there: the processor
+    /// has faulted, so what it has is not what the entry says, after [`PageTable::fill`] or because others were quicker.
+    ///
     /// # Errors
     /// [`OutOfMemory`] of a host that needs memory to map a page: the entry is as before, announced.
     fn install(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory>;
+
+    /// The access that this page work is for cannot be served: the page cannot be read, or there is no memory for it.
+    /// Clears the bit. A host that is not there when the access is tried again sees to its signal now, and sets
+    /// [`Entry::REFUSED`], for all accesses until the entry is installed anew or swept.
+    fn refuse(&self, leaf: Self::Leaf<'_>, page: PageNumber) {
+        self.let_go(leaf, page);
+    }
 
     /// Range work's step: puts `new` in the place of `seen` (neither has the bit) if the entry is still that. AcqRel.
     ///
@@ -120,7 +146,8 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// What is there instead.
     fn exchange(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry, new: Entry) -> Result<(), Entry>;
 
-    /// Puts `new` where nothing is. Nobody else changes the entry now: fork fills the child's. Release.
+    /// Puts `new` where nothing is. Nobody else changes the entry now: fork fills the child's. Release. A host whose
+    /// processors walk another table leaves that for the first access.
     fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
 
     /// The first page from `range`'s start on, and inside it, whose leaf table exists.
@@ -134,6 +161,18 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// end of older access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
     /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
+
+    /// From now on `range` is mapped with these rights, or not at all: what a host whose processors have mappings of their
+    /// own does to those. The caller has taken the range and publishes the same next; it is in no section, has announced
+    /// nothing, and this may sleep. An access between the two is served, or meets a fault that finds nothing and is tried
+    /// again. Called only if [`PageTable::FOLLOWS`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: as before, or in part; the caller says again what holds.
+    fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
+        let _ = (range, rights);
+        Ok(())
+    }
 }
 
 /// Physical memory: frames of one page each, and a [`Folio`] for each frame.
@@ -159,11 +198,12 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     /// Fills with zeros. The caller has the frame alone.
     fn zero(&self, frame: Frame);
 
-    /// Copies a page. The caller has `to` alone; `from` is written by nobody.
+    /// Copies a page, or remembers to: `from` stays and is written by nobody until `to` is installed, and the caller has
+    /// `to` alone until then.
     fn copy(&self, from: Frame, to: Frame);
 
     /// The frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE` of them,
-    /// aligned to eight.
+    /// aligned to eight. The caller has the frame alone, or a page of a file that nobody may write.
     fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
     /// Copies bytes out of a frame that processors may be using, each byte at once; up to the page's end. Returns how

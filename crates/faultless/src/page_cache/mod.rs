@@ -74,7 +74,7 @@ impl<H: Host> Account<H> {
         self.cached.load(Ordering::Relaxed)
     }
 
-    fn key(&self) -> usize {
+    pub(crate) fn key(&self) -> usize {
         core::ptr::from_ref(&self.unpinned).addr()
     }
 }
@@ -116,7 +116,7 @@ impl<H: Host> Pin<H> {
         self.engine.park_killable(Counter::FolioLockWait, self.key(), || self.is_locked() && !given_up());
     }
 
-    fn key(&self) -> usize {
+    pub(crate) fn key(&self) -> usize {
         core::ptr::from_ref(self.engine.folio(self.frame)).addr()
     }
 }

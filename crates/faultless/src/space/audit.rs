@@ -56,7 +56,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// The first page that is wrong.
     pub fn audit(&self) -> Result<(), AuditError> {
         let space = &self.0;
-        let mut rest = Some(super::Space::<H, D>::whole());
+        let mut rest = Some(space.whole());
         while let Some(range) = rest {
             let section = space.engine.enter();
             let Some(page) = space.table.next_leaf(&section, range) else { return Ok(()) };

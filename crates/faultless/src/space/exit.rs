@@ -3,7 +3,7 @@
 use super::{AddressSpace, Space};
 use crate::address::PageRange;
 use crate::design::LockingDesign;
-use crate::host::{Host, PageTable};
+use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -18,7 +18,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         space.engine.wake_waiters();
         space.map.lock_by(&*space.engine).exited = true;
         // Unmapping everything splits nothing, so it needs no memory but a node's; without it the last handle frees.
-        let _ = space.unmap(Space::<H, D>::whole());
+        let _ = space.unmap(space.whole());
         space.engine.flush();
     }
 }
@@ -27,7 +27,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
     fn drop(&mut self) {
         // The last handle: no call is under way, and accesses hold a handle too. Truncation may have come by a weak
         // one, but then it had a handle, and this runs in it.
-        let whole = Self::whole();
+        let whole = self.whole();
         let mut rest = Some(whole);
         while let Some(range) = rest {
             // A section for each leaf: a large space holds nobody's grace period up.
@@ -39,7 +39,10 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             let Some(leaf) = self.table.leaf(&section, page) else { continue };
             for page in span.iter() {
                 let entry = self.table.load(leaf, page);
-                if let Some(frame) = entry.frame() {
+                // As the sweep does it: the child may have the page still.
+                if let Some(frame) = entry.frame()
+                    && self.table.exchange(leaf, page, entry, Entry::EMPTY).is_ok()
+                {
                     self.engine.put_mapping(frame);
                 }
             }

@@ -43,8 +43,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`ForkError`]; the parent is as before.
     pub fn fork(&self) -> Result<Self, ForkError> {
         let space = &*self.0;
-        let child = Self::new(&space.engine)?;
-        let whole = Space::<H, D>::whole();
+        let table = space.engine.host().child_table(&space.table)?;
+        let child = Self::with_table(&space.engine, table);
+        let whole = space.whole();
         let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Fork, whole);
         space.engine.assert_may_sleep("the tree lock");
         space.exclude(&mut work, whole, D::fork_excludes)?;
@@ -65,10 +66,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let copied = space.copy_pages(&taken, (&child.0, &child_taken, &child_lock), Some(&early[..]));
         drop(frozen);
         drop(child_lock);
+        let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
         drop(taken);
         drop(work);
-        copied?;
+        copied.and(followed)?;
         Ok(child)
     }
 }
@@ -94,7 +96,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             copies.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
         }
         let retired =
-            child.0.tree.replace(&mut map.writer, Self::whole(), copies).map_err(|(error, _)| error)?;
+            child.0.tree.replace(&mut map.writer, self.whole(), copies).map_err(|(error, _)| error)?;
         debug_assert!(retired.is_empty());
         #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {

@@ -1,6 +1,6 @@
 //! mmap.
 
-use super::range_work::{TreeLock, Unpublished};
+use super::range_work::{Taken, TreeLock, Unpublished};
 use super::{AddressSpace, Map, Space};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -155,8 +155,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
         };
         let asked = PageRange::from_bytes(at, request.length)?;
-        if !Self::is_addressable(asked) {
-            return Err(MapError::OutOfBounds { range: asked, end: Self::whole().end().address() });
+        if !self.whole().covers(asked) {
+            return Err(MapError::OutOfBounds { range: asked, end: self.whole().end().address() });
         }
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
@@ -188,15 +188,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<PageRange, MapError> {
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, Self::whole());
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, self.whole());
         self.engine.assert_may_sleep("the tree lock");
         let choose = |map: &Map, claims: &Claims| self.free_place(map, claims, pages);
-        let Some((taken, lock)) = self.map.take_chosen(&*self.engine, Self::whole(), choose)? else {
+        let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose)? else {
             return Err(MapError::NoSpace { pages });
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
-        let published = self.publish_new(&mut work, lock, range, mapping(range)).map(|(_, retired)| retired);
+        let published = self.map_hole(&mut work, &taken, lock, mapping(range));
         drop(taken);
         drop(work);
         self.engine.retire(published?);
@@ -207,7 +207,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
         let view = self.tree.view_locked(&map.writer);
         let mut otherwise = Choice::Nothing;
-        let mut within = PageRange::new(PageNumber::new(1), Self::whole().end());
+        let mut within = PageRange::new(PageNumber::new(1), self.whole().end());
         while let Some(start) = within.and_then(|within| view.highest_gap(pages, within)) {
             let Ok(range) = PageRange::with_pages(start, pages) else { break };
             let Some(claimed) = claims.overlapping(range) else { return Choice::Range(range) };
@@ -227,7 +227,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 drop(lock);
                 Err(MapError::Exists { range, existing })
             }
-            _ => self.publish_new(&mut work, lock, range, mapping).map(|(_, retired)| retired),
+            _ => self.map_hole(&mut work, &taken, lock, mapping),
         };
         drop(taken);
         drop(work);
@@ -248,7 +248,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .next()
             .is_some_and(|vma| vma.range().overlaps(range));
         if !over_something || cfg!(mutant = "fixed_without_busy") {
-            let published = self.publish_new(&mut work, lock, range, mapping).map(|(_, retired)| retired);
+            let published = self.map_hole(&mut work, &taken, lock, mapping);
             if over_something && published.is_ok() {
                 self.sweep_away(&taken, range);
             }
@@ -262,8 +262,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(lock);
         self.sweep_away(&taken, range);
         self.unhook_leaves(&taken, &mut retired);
-        let published = match self.publish_new(&mut work, taken.lock(), range, mapping) {
-            Ok((_, more)) => {
+        let published = match self.map_hole(&mut work, &taken, self.map.lock_by(&*self.engine), mapping) {
+            Ok(more) => {
                 retired.extend(more);
                 Ok(range)
             }
@@ -278,6 +278,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(work);
         self.engine.retire(retired);
         published
+    }
+
+    /// Has the host follow, and publishes what comes where nothing is, or BUSY.
+    fn map_hole<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        taken: &Taken<'_, H>,
+        lock: TreeLock<'s>,
+        mapping: Mapping<H>,
+    ) -> Result<Vec<Retired>, MapError> {
+        let range = mapping.range;
+        let lock = self.follow(taken, lock, range, Some(mapping.protection))?;
+        let published = self.publish_new(work, lock, range, mapping);
+        published.map(|(_, retired)| retired).inspect_err(|_| self.follow_back(taken, range))
     }
 
     fn publish_new<'s>(

@@ -71,27 +71,22 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
+    fn new(engine: &Arc<Engine<H>>, table: H::Table) -> Self {
         let (tree, writer) = Tree::new();
-        Ok(Self {
+        Self {
             id: engine.next_serial(),
             engine: engine.clone(),
-            table: engine.host().new_table()?,
+            table,
             tree,
             map: Ranges::new(Map { writer, exited: false }),
             lock: Arc::default(),
             dying: Arc::new(AtomicBool::new(false)),
-        })
+        }
     }
 
     /// Every page that the table can address.
-    fn whole() -> PageRange {
-        // PAGES is a power of two, so not zero.
-        PageRange::new(PageNumber::new(0), PageNumber::new(H::Table::PAGES)).expect("a table has pages")
-    }
-
-    fn is_addressable(range: PageRange) -> bool {
-        Self::whole().covers(range)
+    fn whole(&self) -> PageRange {
+        PageRange::new(PageNumber::new(0), PageNumber::new(self.table.pages())).expect("a table has pages")
     }
 }
 
@@ -101,7 +96,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
-        Ok(Self(Arc::new(Space::new(engine)?)))
+        Ok(Self::with_table(engine, engine.host().new_table()?))
+    }
+
+    /// An empty space with a table that the embedder has made for it. The table is empty and of this engine's host.
+    pub fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Self {
+        Self(Arc::new(Space::new(engine, table)))
     }
 
     /// The machine it lives in.

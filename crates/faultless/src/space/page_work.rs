@@ -60,6 +60,12 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         self.held = false;
         Ok(old)
     }
+
+    /// Ends the announcement of an access that cannot be served.
+    pub fn refuse(mut self) {
+        self.space.table.refuse(self.leaf, self.page);
+        self.held = false;
+    }
 }
 
 impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {

@@ -55,7 +55,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
         let space = &*self.0;
         let no_mapping = FaultError::NoMapping { address };
-        if !super::Space::<H, D>::whole().contains(address.page()) {
+        if !space.whole().contains(address.page()) {
             return Err(no_mapping);
         }
         #[allow(unused_mut)]

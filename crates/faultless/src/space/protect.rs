@@ -80,7 +80,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     fn protect(&self, range: PageRange, protection: Protection) -> Result<(), ProtectError> {
         let none = ProtectError::Hole { range, address: range.start().address() };
-        let inside = range.intersection(Self::whole()).ok_or(none)?;
+        let inside = range.intersection(self.whole()).ok_or(none)?;
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
@@ -94,7 +94,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
+            let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None);
+            let published = published.inspect_err(|_| self.follow_back(&taken, prefix));
             let (lock, replaced) = published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
                 Unpublished::TooMany => {

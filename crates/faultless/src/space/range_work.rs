@@ -5,6 +5,7 @@ use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::engine::Engine;
 use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
+use crate::protection::Protection;
 use crate::sync::{RangesGuard, Reservation, Retired, full_fence, try_box};
 use crate::vma::tree::Ranged;
 use crate::vma::{Mapping, Vma, edit};
@@ -110,6 +111,54 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(lock);
         locks.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
         Ok(())
+    }
+
+    /// Has a host with mappings of its own follow what is about to be published. The range is taken, so nobody else
+    /// changes its map while the tree lock is let go.
+    pub(super) fn follow<'s>(
+        &'s self,
+        taken: &Taken<'_, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        rights: Option<Protection>,
+    ) -> Result<TreeLock<'s>, OutOfMemory> {
+        debug_assert!(taken.range().covers(range));
+        if !H::Table::FOLLOWS {
+            return Ok(lock);
+        }
+        drop(lock);
+        match self.table.follow(range, rights) {
+            Ok(()) => Ok(self.map.lock_by(&*self.engine)),
+            Err(error) => {
+                self.follow_back(taken, range);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has it follow the map as it is, since what was about to be published was not. What it refuses now it has refused
+    /// before, and that part is as it was.
+    pub(super) fn follow_back(&self, taken: &Taken<'_, H>, range: PageRange) {
+        let _ = self.follow_map(taken, range);
+    }
+
+    /// Has it follow the map as it is.
+    pub(super) fn follow_map(&self, taken: &Taken<'_, H>, range: PageRange) -> Result<(), OutOfMemory> {
+        if !H::Table::FOLLOWS {
+            return Ok(());
+        }
+        let mut parts = Vec::new();
+        {
+            let lock = taken.lock();
+            let vmas = self.tree.view_locked(&lock.writer).from(range.start());
+            for vma in vmas.take_while(|vma| vma.range().start() < range.end()) {
+                parts.try_reserve(1).map_err(|_| OutOfMemory)?;
+                let rights = (!vma.is_busy()).then_some(vma.mapping().protection);
+                parts.extend(vma.range().intersection(range).map(|part| (part, rights)));
+            }
+        }
+        self.table.follow(range, None)?;
+        parts.into_iter().try_for_each(|(part, rights)| self.table.follow(part, rights))
     }
 
     /// Publishes, in one step, what `each` makes of every mapping inside `range`, and `insert` if there is something

@@ -46,7 +46,7 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
             }
         }
         // Range work that had published a hole over such a page before we looked has swept it when it lets go.
-        if let Ok((taken, lock)) = self.map.take(Self::whole(), &*self.engine) {
+        if let Ok((taken, lock)) = self.map.take(self.whole(), &*self.engine) {
             drop(lock);
             drop(taken);
         }

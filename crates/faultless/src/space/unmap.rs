@@ -49,7 +49,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     pub(super) fn unmap(&self, range: PageRange) -> Result<(), Unpublished> {
-        let Some(range) = range.intersection(Self::whole()) else { return Ok(()) };
+        let Some(range) = range.intersection(self.whole()) else { return Ok(()) };
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true)?;
@@ -59,7 +59,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());
         }
-        let (mut lock, mut retired) = self.publish(&mut work, lock, range, |_| None, None)?;
+        let lock = self.follow(&taken, lock, range, None)?;
+        let published = self.publish(&mut work, lock, range, |_| None, None);
+        let (mut lock, mut retired) = published.inspect_err(|_| self.follow_back(&taken, range))?;
         self.widen_to_leaves(&mut taken, &mut lock);
         drop(lock);
         D::published(&mut work);

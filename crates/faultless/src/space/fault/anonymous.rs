@@ -4,6 +4,7 @@ use super::super::page_work::Announced;
 use super::{Step, install, install_new};
 use crate::design::LockingDesign;
 use crate::host::{Entry, FrameSource, Host};
+use crate::protection::{Access, Protection};
 use crate::space::protect::entry_rights;
 use crate::vma::AnonRecord;
 
@@ -13,13 +14,23 @@ pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> 
     install(work, new)
 }
 
-/// The first write.
-pub(super) fn fill<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, record: &AnonRecord) -> Step<H> {
+/// The first write; or the first access, where the page of zeros cannot be mapped.
+pub(super) fn fill<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    record: &AnonRecord,
+    access: Access,
+) -> Step<H> {
     if !record.add_page() {
         return Step::LookAgain;
     }
     let frames = work.engine().host().frames();
     let Some(frame) = frames.allocate() else { return Step::NeedMemory };
     frames.zero(frame);
-    install_new(work, record, frame)
+    let bits = match access {
+        // The store comes next: no need for the processor to find the page clean.
+        Access::Write => Entry::WRITE | Entry::HARDWARE,
+        _ if work.vma.mapping().protection.contains(Protection::WRITE) => Entry::WRITE,
+        _ => 0,
+    };
+    install_new(work, record, frame, bits)
 }

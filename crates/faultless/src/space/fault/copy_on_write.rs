@@ -24,7 +24,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     if frame == engine.zero_frame() {
         let Some(new) = frames.allocate() else { return Step::NeedMemory };
         frames.zero(new);
-        return install_new(work, record, new);
+        return install_new(work, record, new, Entry::WRITE);
     }
     if engine.folio(frame).try_reuse() {
         engine.folio(frame).set_owner(record.id());
@@ -52,7 +52,10 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
         }
         Found::NotReady { locked } => Err(NotReady { locked }),
         Found::Full => Ok(Step::NeedMemory),
-        Found::PastEnd(error) => Ok(Step::Failed(error)),
+        Found::PastEnd(error) => {
+            work.refuse();
+            Ok(Step::Failed(error))
+        }
     }
 }
 
@@ -69,5 +72,5 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
     let Some(new) = frames.allocate() else { return Step::NeedMemory };
     frames.copy(frame, new);
     work.section().counters().add(Counter::CowCopies, 1);
-    install_new(work, record, new)
+    install_new(work, record, new, Entry::WRITE)
 }

@@ -24,7 +24,10 @@ pub(super) fn map<H: Host, D: LockingDesign>(
         Found::Ready(frame) => frame,
         Found::NotReady { locked } => return Err(NotReady { locked }),
         Found::Full => return Ok(Step::NeedMemory),
-        Found::PastEnd(error) => return Ok(Step::Failed(error)),
+        Found::PastEnd(error) => {
+            work.refuse();
+            return Ok(Step::Failed(error));
+        }
     };
     Ok(map_frame(work, frame))
 }

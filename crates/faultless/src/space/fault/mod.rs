@@ -11,9 +11,9 @@ pub use pending::PendingFault;
 use super::page_work::{Announced, Leaves, Refused};
 use super::protect::entry_rights;
 use super::{AddressSpace, Space};
-use crate::address::{PageRange, VirtAddr};
+use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
-use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
 use crate::page_cache::{File, Miss};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
@@ -114,6 +114,18 @@ pub(super) struct Absent<H: Host> {
 }
 
 impl<H: Host> Absent<H> {
+    /// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
+    pub fn is_wanted<D: LockingDesign>(&self, work: &Announced<'_, H, D>, access: Access) -> bool {
+        let mapping = work.vma.mapping();
+        let same_page = mapping
+            .file_page(work.page)
+            .is_some_and(|(file, page)| Arc::ptr_eq(file, &self.file) && page == self.page);
+        same_page
+            && mapping.serial == self.serial
+            && mapping.protection.allows(access)
+            && work.entry.frame().is_none()
+    }
+
     /// What happens after the wait for it.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
         if self.locked { D::after_lock(attempt) } else { D::after_io(attempt) }
@@ -150,7 +162,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ) -> Result<Fault<H, D>, FaultError> {
         let space = &*self.0;
         let (page, engine) = (address.page(), &space.engine);
-        if !Space::<H, D>::whole().contains(page) {
+        if !space.whole().contains(page) {
             return Err(FaultError::NoMapping { address });
         }
         let (mut counted, mut look, mut closed) = (attempt.retries > 0, 0, 0);
@@ -189,6 +201,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Step::NeedMemory => {
                     look += 1;
                     if !engine.make_room(look) {
+                        space.refuse(page, |_| true);
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
@@ -218,8 +231,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             let pending = PendingFault::new(self, address, access, attempt, awaited, None);
                             return Ok(Fault::Pending(pending));
                         }
-                        Err(Miss::PastEnd) => return Err(past_end(address, &absent.file, absent.page)),
-                        Err(Miss::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
+                        Err(Miss::PastEnd) => {
+                            space.refuse(page, |work| absent.is_wanted(work, access));
+                            return Err(past_end(address, &absent.file, absent.page));
+                        }
+                        Err(Miss::OutOfMemory) => {
+                            space.refuse(page, |work| absent.is_wanted(work, access));
+                            return Err(FaultError::OutOfMemory { address });
+                        }
                     };
                     if let Some(kept) = &mut kept {
                         D::through_io(kept);
@@ -242,6 +261,18 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Tells the host that an access to `page` cannot be served, if that is so still.
+    fn refuse(&self, page: PageNumber, is_so: impl FnOnce(&Announced<'_, H, D>) -> bool) {
+        let refuse = |work: Announced<'_, H, D>| {
+            if is_so(&work) {
+                work.refuse();
+            }
+        };
+        let mut attempt = Attempt::first(Purpose::Fault);
+        // A hole, or no memory for a table: the access is tried again, and finds the one or the other.
+        let _ = self.page_work(page, &mut attempt, Leaves::Make, false, refuse, |(), _| false);
+    }
+
     /// Not announced any more: the old translation goes, then the old frame (rule 6).
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(frame) = replaced.and_then(Entry::frame) {
@@ -254,10 +285,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 /// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
 enum Class<'a, H: Host> {
     Step(Step<H>),
+    /// It has the right: somebody was quicker, or the processor's own table lags behind.
+    Served,
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
-    Fill(&'a AnonRecord),
+    Fill(&'a AnonRecord, Access),
     File(&'a Arc<File<H>>, u64),
     Private(&'a AnonRecord, &'a Arc<File<H>>, u64),
     Break(&'a AnonRecord, Frame),
@@ -281,17 +314,17 @@ fn classify<'a, H: Host, D: LockingDesign>(
     };
     let record = || vma.record().map(|record| &**record);
     match (entry.frame(), access, &mapping.backing) {
-        (Some(_), _, _) if entry.has(needed) => Class::Step(Step::Done(None)),
+        (Some(_), _, _) if entry.has(needed) => Class::Served,
         (Some(frame), Access::Write, _) => match record() {
             Some(record) => Class::Break(record, frame),
             None => Class::Step(Step::LookAgain), // shared mappings are not writable: protection said so above
         },
         (Some(_), _, _) => Class::Rights,
         (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
-        (None, Access::Write, Backing::Anonymous) => {
-            record().map_or(Class::Step(Step::LookAgain), Class::Fill)
+        (None, Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
+        (None, _, Backing::Anonymous) => {
+            record().map_or(Class::Step(Step::LookAgain), |record| Class::Fill(record, access))
         }
-        (None, _, Backing::Anonymous) => Class::Zero,
         (None, access, Backing::File { file, first }) => {
             let page = first + (work.page.get() - mapping.range.start().get());
             match (access, mapping.sharing, record()) {
@@ -307,7 +340,7 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
     let wait = |file: &Arc<File<H>>, page, NotReady { locked, .. }| {
         Step::Wait(Absent { file: file.clone(), page, serial, locked })
     };
-    if let Class::Fill(record) | Class::Private(record, ..) | Class::Break(record, _) = class
+    if let Class::Fill(record, _) | Class::Private(record, ..) | Class::Break(record, _) = class
         && !record.has_pages()
         && D::first_anonymous(&work.space.lock, work.engine(), work.attempt).is_err()
     {
@@ -315,12 +348,16 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
     }
     match class {
         Class::Step(step) => step,
+        Class::Served => {
+            let entry = work.entry;
+            install(work, entry)
+        }
         Class::Rights => {
             let new = work.entry.with(entry_rights(work.vma.mapping().protection));
             install(work, new)
         }
         Class::Zero => anonymous::map_zero(work),
-        Class::Fill(record) => anonymous::fill(work, record),
+        Class::Fill(record, access) => anonymous::fill(work, record, access),
         Class::File(file, page) => file::map(work, file, page).unwrap_or_else(|no| wait(file, page, no)),
         Class::Private(record, file, page) => {
             let copied = copy_on_write::from_file(work, record, file, page);
@@ -338,17 +375,19 @@ fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> 
     }
 }
 
-/// Installs a frame that this fault took and has alone; gives it back where that fails.
+/// Installs a frame that this fault took and has alone, with `bits` besides what the mapping allows; gives it back where
+/// that fails.
 fn install_new<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     record: &AnonRecord,
     frame: Frame,
+    bits: u64,
 ) -> Step<H> {
     let frames = work.engine().host().frames();
     let folio = frames.folio(frame);
     folio.begin_anonymous(record.id());
-    let rights = entry_rights(work.vma.mapping().protection) | Entry::WRITE;
-    match work.install(Entry::mapping(frame, rights)) {
+    let rights = entry_rights(work.vma.mapping().protection);
+    match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => Step::Done(old.frame().map(|_| old)),
         Err(_) => {
             if folio.cancel_anonymous() {

@@ -63,6 +63,15 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         self.access
     }
 
+    /// What [`PendingFault::wait`] sleeps on: when [`PendingFault::is_ready`] may have become true, the host's
+    /// [`Park::wake_all`](crate::host::Park::wake_all) is called with it, except for the end of the space. For a host that serves many at once.
+    pub fn waits_on(&self) -> usize {
+        match &self.awaited {
+            Awaited::Page { pin, .. } => pin.key(),
+            Awaited::Memory { .. } => self.engine.cache.key(),
+        }
+    }
+
     /// Whether [`PendingFault::finish`] would go on now. For a host that polls.
     pub fn is_ready(&self) -> bool {
         self.is_given_up()
@@ -116,10 +125,16 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
-            Some(StoreError::PastEnd { .. }) if absent.page >= absent.file.pages() => {
-                return Err(past_end(address, &absent.file, absent.page));
+            Some(error) => {
+                drop(kept);
+                space.0.refuse(address.page(), |work| absent.is_wanted(work, access));
+                return Err(match error {
+                    StoreError::PastEnd { .. } if absent.page >= absent.file.pages() => {
+                        past_end(address, &absent.file, absent.page)
+                    }
+                    error => FaultError::Io { address, error },
+                });
             }
-            Some(error) => return Err(FaultError::Io { address, error }),
         }
         let again = D::again(attempt, started);
         if absent.after::<D>(attempt) == AfterIo::Retry {
@@ -152,7 +167,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
     ) -> bool {
         let map = |work: Announced<'_, H, D>| {
-            if !is_unchanged(&work, access, absent) {
+            if !absent.is_wanted(&work, access) {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
@@ -184,20 +199,4 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             _ => false,
         }
     }
-}
-
-/// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
-fn is_unchanged<H: Host, D: LockingDesign>(
-    work: &Announced<'_, H, D>,
-    access: Access,
-    absent: &Absent<H>,
-) -> bool {
-    let mapping = work.vma.mapping();
-    let same_page = mapping
-        .file_page(work.page)
-        .is_some_and(|(file, page)| Arc::ptr_eq(file, &absent.file) && page == absent.page);
-    same_page
-        && mapping.serial == absent.serial
-        && mapping.protection.allows(access)
-        && work.entry.frame().is_none()
 }

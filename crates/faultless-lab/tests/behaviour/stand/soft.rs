@@ -1,0 +1,36 @@
+//! The software machine: every test runs on it.
+
+use super::Stand;
+use faultless::address::VirtAddr;
+use faultless::design::LockingDesign;
+use faultless::host::Host;
+use faultless::{AddressSpace, Engine, Limits};
+use faultless_soft::Soft;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+impl Stand for Soft {
+    type Refused = Infallible;
+    type Processor<D: LockingDesign> = AddressSpace<Soft, D>;
+
+    /// The page of zeros.
+    const IDLE_FRAMES: u64 = 1;
+    const FRAMES_OF_A_LOAD: u64 = 0;
+    /// Four levels of 512 entries.
+    const PAGES: u64 = 1 << 36;
+    /// Far above the last page: a fault like any other.
+    const LAST_WORD: VirtAddr = VirtAddr::new(u64::MAX - 7);
+
+    fn engine(frames: u64, limits: Limits) -> Result<Arc<Engine<Soft>>, Infallible> {
+        let soft = Soft::new(frames).expect("frames");
+        Ok(Engine::new(soft, limits).expect("an engine"))
+    }
+
+    fn attach<D: LockingDesign>(space: &AddressSpace<Soft, D>) -> AddressSpace<Soft, D> {
+        space.clone()
+    }
+
+    fn fail_frames_from(&self, nth: Option<u64>) {
+        self.frames().fail_from(nth);
+    }
+}

@@ -1,0 +1,27 @@
+//! A file in memory, changed there, and a snapshot of it. Needs userfaultfd.
+
+use faultless_linux::{Region, RegionError};
+
+fn run() -> Result<(), RegionError> {
+    let source = std::fs::File::open("Cargo.toml").expect("run it in the workspace's folder");
+    // Ordinary memory: pages come when they are touched, and stores stay here.
+    let mut text = Region::file(source)?;
+    println!("{:?}", String::from_utf8_lossy(&text[..11]));
+
+    // The same bytes at other addresses; whoever writes gets a copy of the page.
+    let before = text.snapshot()?;
+    text[..11].make_ascii_uppercase();
+    println!("{:?}, was {:?}", String::from_utf8_lossy(&text[..11]), String::from_utf8_lossy(&before[..11]));
+
+    // Dropped pages are the file's again.
+    text.discard(..)?;
+    println!("{:?}", String::from_utf8_lossy(&text[..11]));
+    Ok(())
+}
+
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(2);
+    }
+}

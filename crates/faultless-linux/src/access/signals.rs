@@ -1,0 +1,168 @@
+//! The handler of SIGSEGV and SIGBUS: of an access it makes a result, all else it passes on.
+//!
+//! What runs in it is async-signal-safe: no lock, no allocation, nothing of the thread's own.
+
+use super::Signal;
+use super::instructions::{self, Outcome};
+use libc::{c_int, c_void, mcontext_t, sigaction, siginfo_t, sigset_t};
+use std::mem::{MaybeUninit, transmute};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Once, OnceLock};
+
+/// Who had a signal before. Written once by `take`; the handler only looks, which takes no lock.
+struct Previous {
+    /// Who had it just before ours took its place.
+    seen: OnceLock<sigaction>,
+    /// Whose place ours took.
+    replaced: OnceLock<sigaction>,
+    /// Atomic; whether a handler that is for once (SA_RESETHAND) was called.
+    spent: AtomicBool,
+}
+
+impl Previous {
+    const fn unknown() -> Self {
+        Self { seen: OnceLock::new(), replaced: OnceLock::new(), spent: AtomicBool::new(false) }
+    }
+}
+
+static SEGV: Previous = Previous::unknown();
+static BUS: Previous = Previous::unknown();
+
+/// Catches both signals from now on; all but the first call do nothing.
+#[inline]
+pub fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        take(libc::SIGSEGV, &SEGV);
+        take(libc::SIGBUS, &BUS);
+    });
+}
+
+/// Puts our handler before whoever has the signal.
+fn take(number: c_int, previous: &Previous) {
+    let mut ours = default_action();
+    ours.sa_sigaction = caught as *const () as usize;
+    // On the stack for signals if there is one: the program's own handler may be there for a stack that is full. The
+    // signal is blocked meanwhile: if the handler itself faults, the process dies instead of going round.
+    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    let mut theirs = default_action();
+    // SAFETY: both structures are whole; `caught` keeps to what a handler may do. The kernel refuses neither call, and if
+    // something else does, signals are as deadly as they were.
+    unsafe {
+        // Known before ours is there: a signal may come at once.
+        libc::sigaction(number, ptr::null(), &raw mut theirs);
+        _ = previous.seen.set(theirs);
+        // And again: somebody may have come in between.
+        if libc::sigaction(number, &raw const ours, &raw mut theirs) == 0 {
+            _ = previous.replaced.set(theirs);
+        }
+    }
+}
+
+/// SIG_DFL, no flags, no mask.
+fn default_action() -> sigaction {
+    // SAFETY: integers and a pointer that may be null.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+/// The handler.
+extern "C" fn caught(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: SA_SIGINFO: the kernel made both for this call.
+    let (code, address, registers) = unsafe {
+        let context: *mut libc::ucontext_t = context.cast();
+        ((*info).si_code, (*info).si_addr().addr(), &mut (*context).uc_mcontext)
+    };
+    // Somebody's kill(2), or memory that broke without an access to it, may come while an access runs: it is not that
+    // access's.
+    let by_instruction = code > 0 && !(number == libc::SIGBUS && code == libc::BUS_MCEERR_AO);
+    if by_instruction && instructions::is_access(counter(registers)) {
+        leave_with(registers, Outcome::of(Signal { number, code, address }));
+    } else {
+        pass_on(number, info, context, by_instruction);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn counter(registers: &mcontext_t) -> usize {
+    registers.gregs[libc::REG_RIP as usize] as usize
+}
+
+#[cfg(target_arch = "aarch64")]
+fn counter(registers: &mcontext_t) -> usize {
+    registers.pc as usize
+}
+
+/// Returns from the access as if it had left this.
+#[cfg(target_arch = "x86_64")]
+fn leave_with(registers: &mut mcontext_t, outcome: Outcome) {
+    registers.gregs[libc::REG_RAX as usize] = outcome.value as _;
+    registers.gregs[libc::REG_RDX as usize] = outcome.signal as _;
+    registers.gregs[libc::REG_RIP as usize] = (instructions::leave as *const ()).addr() as _;
+}
+
+/// Returns from the access as if it had left this.
+#[cfg(target_arch = "aarch64")]
+fn leave_with(registers: &mut mcontext_t, outcome: Outcome) {
+    registers.regs[0] = outcome.value;
+    registers.regs[1] = outcome.signal;
+    registers.pc = (instructions::leave as *const ()).addr() as _;
+}
+
+/// Does what would have been done without us.
+fn pass_on(number: c_int, info: *mut siginfo_t, context: *mut c_void, by_instruction: bool) {
+    let previous = if number == libc::SIGBUS { &BUS } else { &SEGV };
+    let Some(action) = previous.replaced.get().or(previous.seen.get()) else {
+        return by_default(number, info, by_instruction);
+    };
+    match action.sa_sigaction {
+        // The kernel lets nobody ignore what an instruction does: it would do it for ever.
+        libc::SIG_IGN if !by_instruction => return,
+        libc::SIG_IGN | libc::SIG_DFL => return by_default(number, info, by_instruction),
+        _ => {}
+    }
+    if action.sa_flags & libc::SA_RESETHAND != 0 && previous.spent.swap(true, Ordering::Relaxed) {
+        return by_default(number, info, by_instruction);
+    }
+    block_as(action, number);
+    let handler: *const () = ptr::with_exposed_provenance(action.sa_sigaction);
+    // SAFETY: somebody gave the kernel this function for this signal, of the type that the flag says; the arguments are
+    // the kernel's.
+    unsafe {
+        if action.sa_flags & libc::SA_SIGINFO != 0 {
+            let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = transmute(handler);
+            handler(number, info, context);
+        } else {
+            let handler: extern "C" fn(c_int) = transmute(handler);
+            handler(number);
+        }
+    }
+}
+
+/// Blocks what the kernel would have blocked for this action. It takes the mask back by itself, when we return.
+fn block_as(action: &sigaction, number: c_int) {
+    // SAFETY: only the calling thread's mask changes, to what the handler was made for.
+    unsafe {
+        if action.sa_flags & libc::SA_NODEFER != 0 {
+            let mut this = MaybeUninit::<sigset_t>::uninit();
+            libc::sigemptyset(this.as_mut_ptr());
+            libc::sigaddset(this.as_mut_ptr(), number);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, this.as_ptr(), ptr::null_mut());
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const action.sa_mask, ptr::null_mut());
+    }
+}
+
+/// Lets the process die of the signal.
+fn by_default(number: c_int, info: *mut siginfo_t, by_instruction: bool) {
+    let default = default_action();
+    // SAFETY: the structures are whole. The second call is this thread's own signal, once more.
+    unsafe {
+        libc::sigaction(number, &raw const default, ptr::null_mut());
+        // An instruction does it again when we return; nothing else would.
+        if !by_instruction {
+            let (process, thread) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
+            libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, number, info);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Frames whose bytes may be in the process's own page.
+//!
+//! A frame has a buffer in an arena, which no process maps. Once a page can be written, its bytes are in the page, and
+//! the frame only knows where: its *home*. There is at most one such page, since a frame that can be written has one
+//! mapping; pages that are mapped for reading are copies of the home, and equal to it.
+
+use crate::kernel::Userfault;
+use faultless::address::PAGE_SIZE;
+use faultless::frame::Folio;
+use faultless::host::{Frame, FrameSource, FrameUsage};
+use faultless_soft::{MemoryError, PhysicalMemory};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::io::Errno;
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// Homes that are made at once.
+const CHUNK: usize = 4096;
+
+/// Where a frame's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum Home {
+    /// In its buffer.
+    #[default]
+    Buffer,
+    /// They are zeros.
+    Zeros,
+    /// In the page at this address, which a process writes or has written.
+    Page(usize),
+    /// They are another frame's, which stays as it is until this one is installed.
+    CopyOf(Frame),
+}
+
+type Homes = Box<[Mutex<Home>]>;
+
+/// The frames of one machine.
+pub struct Frames {
+    /// Buffers, folios, and which frames are free.
+    memory: PhysicalMemory,
+    /// By frame. Whoever moves a home, or copies from one, holds its lock, perhaps through a call of the kernel: two faults
+    /// meet in one only if they are faults on the same page, or on its copies.
+    homes: Box<[OnceLock<Homes>]>,
+    userfault: Arc<Userfault>,
+}
+
+impl Frames {
+    pub(crate) fn new(frames: u64, userfault: &Arc<Userfault>) -> Result<Self, MemoryError> {
+        let memory = PhysicalMemory::new(frames)?;
+        let chunks = (frames as usize).div_ceil(CHUNK);
+        let homes = (0..chunks).map(|_| OnceLock::new()).collect();
+        Ok(Self { memory, homes, userfault: Arc::clone(userfault) })
+    }
+
+    /// From the `nth` allocation on there is no frame; with `None` there is again. For tests.
+    pub fn fail_from(&self, nth: Option<u64>) {
+        self.memory.fail_from(nth);
+    }
+
+    fn place(&self, frame: Frame) -> &Mutex<Home> {
+        let number = frame.get() as usize;
+        let chunk = self.homes[number / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Mutex::default()).collect());
+        &chunk[number % CHUNK]
+    }
+
+    /// The frame's home, which stays where it is as long as the guard lives.
+    pub(crate) fn home(&self, frame: Frame) -> MutexGuard<'_, Home> {
+        self.place(frame).lock()
+    }
+
+    /// Where the buffer is.
+    pub(crate) fn buffer(&self, frame: Frame) -> NonNull<u8> {
+        self.memory.memory(frame)
+    }
+
+    /// Fills the page at `to`, where nothing is, with the bytes of the frame whose home is `home`.
+    pub(crate) fn copy_out(
+        &self,
+        frame: Frame,
+        home: &Home,
+        to: usize,
+        protected: bool,
+    ) -> Result<(), Errno> {
+        match *home {
+            Home::Zeros => self.userfault.copy_zeros(to, protected),
+            Home::Buffer => {
+                let from = self.buffer(frame).as_ptr().expose_provenance();
+                self.userfault.copy(to, from, protected)
+            }
+            Home::Page(from) => match self.userfault.copy(to, from, protected) {
+                // A page that may not be read now has its bytes all the same.
+                Err(Errno::FAULT) => {
+                    let mut bytes = [0; PAGE];
+                    self.userfault.peek(from, &mut bytes)?;
+                    self.userfault.copy(to, bytes.as_ptr().expose_provenance(), protected)
+                }
+                done => done,
+            },
+            Home::CopyOf(other) => {
+                let home = self.home(other);
+                self.copy_out(other, &home, to, protected)
+            }
+        }
+    }
+
+    /// Moves the frame's bytes into its buffer: the page that has them is about to go, or to become another's.
+    pub(crate) fn bring_home(&self, frame: Frame, home: &mut Home) -> Result<(), Errno> {
+        let mut bytes = [0; PAGE];
+        self.bytes(frame, home, 0, &mut bytes)?;
+        self.memory.write(frame, 0, &bytes);
+        *home = Home::Buffer;
+        Ok(())
+    }
+
+    fn bytes(&self, frame: Frame, home: &Home, offset: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        match *home {
+            Home::Zeros => bytes.fill(0),
+            Home::Buffer => {
+                self.memory.read(frame, offset, bytes);
+            }
+            Home::Page(at) => self.userfault.peek(at + offset, bytes)?,
+            Home::CopyOf(other) => {
+                let home = self.home(other);
+                self.bytes(other, &home, offset, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: frames are `PhysicalMemory`'s, each with a buffer of its own.
+unsafe impl FrameSource for Frames {
+    fn allocate(&self) -> Option<Frame> {
+        self.memory.allocate()
+    }
+
+    fn free(&self, frame: Frame) {
+        *self.home(frame) = Home::Buffer;
+        self.memory.free(frame);
+    }
+
+    fn folio(&self, frame: Frame) -> &Folio {
+        self.memory.folio(frame)
+    }
+
+    fn prefetch(&self, frame: Frame) {
+        self.memory.prefetch(frame);
+    }
+
+    fn zero(&self, frame: Frame) {
+        *self.home(frame) = Home::Zeros;
+    }
+
+    fn copy(&self, from: Frame, to: Frame) {
+        *self.home(to) = Home::CopyOf(from);
+    }
+
+    fn memory(&self, frame: Frame) -> NonNull<u8> {
+        let mut home = self.home(frame);
+        if *home != Home::Buffer {
+            // A page of zeros at most: the caller has the frame alone, or a file's, which is never elsewhere.
+            let moved = self.bring_home(frame, &mut home);
+            debug_assert!(moved.is_ok());
+        }
+        self.buffer(frame)
+    }
+
+    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+        let count = bytes.len().min(PAGE.saturating_sub(offset));
+        let home = self.home(frame);
+        match self.bytes(frame, &home, offset, &mut bytes[..count]) {
+            Ok(()) => count,
+            Err(_) => 0,
+        }
+    }
+
+    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(PAGE.saturating_sub(offset));
+        let mut home = self.home(frame);
+        if let Home::Page(at) = *home {
+            // It may be protected from its process's stores, which this is none of. Protected afterwards, whether it was or
+            // not: a store that is allowed then costs a fault.
+            let page = at & !(PAGE - 1);
+            let written = self.userfault.write_protect(page, PAGE, false).and_then(|()| {
+                let written = self.userfault.poke(at + offset, &bytes[..count]);
+                self.userfault.write_protect(page, PAGE, true).and(written)
+            });
+            return if written.is_ok() { count } else { 0 };
+        }
+        if *home != Home::Buffer && self.bring_home(frame, &mut home).is_err() {
+            return 0;
+        }
+        self.memory.write(frame, offset, &bytes[..count])
+    }
+
+    fn usage(&self) -> FrameUsage {
+        self.memory.usage()
+    }
+}

@@ -1,0 +1,260 @@
+//! The threads that serve page faults: each reads them as a stream, hands them to the engine, and puts aside what waits
+//! for I/O, any number at a time.
+
+use crate::host::Linux;
+use crate::kernel::{EVENTS, Event, Userfault, block_signals};
+use crate::table::{Table, table};
+use crate::wake::Bell;
+use faultless::address::PAGE_SIZE;
+use faultless::design::LockingDesign;
+use faultless::protection::Access;
+use faultless::{AddressSpace, Fault, FaultError, PendingFault};
+use parking_lot::{Mutex, RwLock};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// The spaces whose faults are served, whatever their design, and the faults that wait.
+pub(crate) struct Served {
+    userfault: Arc<Userfault>,
+    bell: Arc<Bell>,
+    /// By their windows' first addresses. Read by a handler for each fault; written when a space comes or goes.
+    spaces: RwLock<BTreeMap<usize, Arc<dyn Faults>>>,
+    /// Faults that wait, by what for.
+    pending: Mutex<HashMap<usize, Vec<PutAside>>>,
+    /// Why a page was refused the last time, until its window goes.
+    refused: Mutex<BTreeMap<usize, FaultError>>,
+    stop: AtomicBool,
+}
+
+/// A space to its handler.
+trait Faults: Send + Sync {
+    /// Serves an access to `at`, an address of this process. `None`: that is not in the space's window.
+    fn fault(&self, at: usize, access: Access) -> Option<Outcome>;
+}
+
+/// A fault that waits, to its handler.
+trait Waits: Send {
+    fn waits_on(&self) -> usize;
+    fn is_ready(&self) -> bool;
+    fn finish(self: Box<Self>) -> Outcome;
+}
+
+/// How a fault went.
+enum Outcome {
+    /// Whoever installed the page has woken who waits for it.
+    Done,
+    Wait(Box<dyn Waits>),
+    Refused(FaultError),
+}
+
+/// A fault put aside, and the address that its thread waits at.
+struct PutAside {
+    fault: Box<dyn Waits>,
+    at: usize,
+}
+
+impl<D: LockingDesign> From<Result<Fault<Linux, D>, FaultError>> for Outcome {
+    fn from(result: Result<Fault<Linux, D>, FaultError>) -> Self {
+        match result {
+            Ok(Fault::Done) => Self::Done,
+            Ok(Fault::Pending(fault)) => Self::Wait(Box::new(fault)),
+            Err(error) => Self::Refused(error),
+        }
+    }
+}
+
+impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
+    fn fault(&self, at: usize, access: Access) -> Option<Outcome> {
+        let address = table(self).address_at(at)?;
+        Some(AddressSpace::fault(self, address, access).into())
+    }
+}
+
+impl<D: LockingDesign> Waits for PendingFault<Linux, D> {
+    fn waits_on(&self) -> usize {
+        PendingFault::waits_on(self)
+    }
+
+    fn is_ready(&self) -> bool {
+        PendingFault::is_ready(self)
+    }
+
+    fn finish(self: Box<Self>) -> Outcome {
+        PendingFault::finish(*self).into()
+    }
+}
+
+/// The addresses of a table's window.
+fn window(table: &Table) -> Range<usize> {
+    let start = table.window().start();
+    start..start + (table.window().pages() * PAGE_SIZE) as usize
+}
+
+impl Served {
+    pub fn new(userfault: Arc<Userfault>, bell: Arc<Bell>) -> Self {
+        let (spaces, pending, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
+        Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
+    }
+
+    /// From now on faults in the space's window are served.
+    pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
+        self.spaces.write().insert(window(table(space)).start, Arc::new(space.clone()));
+    }
+
+    /// Ends the space: from now on they are not; who waits is woken.
+    pub fn end<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
+        let window = window(table(space));
+        self.spaces.write().remove(&window.start);
+        space.exit();
+        // Its pending faults are given up; by which key they wait is nobody's business any more.
+        let given_up: Vec<_> = {
+            let mut pending = self.pending.lock();
+            let keys: Vec<usize> = pending.keys().copied().collect();
+            keys.into_iter().flat_map(|key| take_ready(&mut pending, key)).collect()
+        };
+        given_up.into_iter().for_each(|fault| self.go_on(fault));
+        self.refused.lock().retain(|at, _| !window.contains(at));
+    }
+
+    /// Serves faults until told to stop.
+    fn run(&self) {
+        let mut events = [Event { address: 0, write: false }; EVENTS];
+        while !self.stop.load(Ordering::Acquire) {
+            let mut sources =
+                [PollFd::new(&*self.userfault, PollFlags::IN), PollFd::new(&*self.bell, PollFlags::IN)];
+            match poll(&mut sources, None) {
+                Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(errno) => panic!("poll of a userfaultfd: {errno}"),
+            }
+            if sources[1].revents().contains(PollFlags::IN) {
+                for key in self.bell.take() {
+                    let ready = take_ready(&mut self.pending.lock(), key);
+                    ready.into_iter().for_each(|fault| self.go_on(fault));
+                }
+            }
+            match self.userfault.read(&mut events) {
+                Ok(events) => events.iter().for_each(|event| self.serve(*event)),
+                Err(errno) => panic!("read of a userfaultfd: {errno}"),
+            }
+        }
+        // For the next handler: one look answers any number of rings.
+        self.bell.ring();
+    }
+
+    fn serve(&self, event: Event) {
+        let space = {
+            let spaces = self.spaces.read();
+            spaces.range(..=event.address).next_back().map(|(_, space)| Arc::clone(space))
+        };
+        let access = if event.write { Access::Write } else { Access::Read };
+        match space.and_then(|space| space.fault(event.address, access)) {
+            Some(outcome) => self.settle(outcome, event.address),
+            // It went while this was on its way.
+            None => self.wake(event.address),
+        }
+    }
+
+    fn settle(&self, outcome: Outcome, at: usize) {
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Wait(fault) => self.put_aside(PutAside { fault, at }),
+            // Tried again, the access meets what the kernel has been told: no rights, no mapping, SIGBUS.
+            Outcome::Refused(error) => {
+                if is_bus(&error) {
+                    self.refused.lock().insert(at & !(PAGE_SIZE as usize - 1), error);
+                }
+                self.wake(at);
+            }
+        }
+    }
+
+    /// Why accesses to the page at `at` get SIGBUS.
+    pub fn refused(&self, at: usize) -> Option<FaultError> {
+        self.refused.lock().get(&(at & !(PAGE_SIZE as usize - 1))).copied()
+    }
+
+    fn put_aside(&self, fault: PutAside) {
+        let key = fault.fault.waits_on();
+        self.bell.expect();
+        let ready = {
+            let mut pending = self.pending.lock();
+            pending.entry(key).or_default().push(fault);
+            take_ready(&mut pending, key)
+        };
+        ready.into_iter().for_each(|fault| self.go_on(fault));
+    }
+
+    fn go_on(&self, PutAside { fault, at }: PutAside) {
+        self.bell.expect_no_more();
+        self.settle(fault.finish(), at);
+    }
+
+    fn wake(&self, at: usize) {
+        // The window may be gone by now, and those who waited with it.
+        let _ = self.userfault.wake(at);
+    }
+}
+
+/// Whether the kernel has been told to send SIGBUS.
+fn is_bus(error: &FaultError) -> bool {
+    matches!(error, FaultError::Io { .. } | FaultError::PastEnd { .. } | FaultError::OutOfMemory { .. })
+}
+
+/// Takes out the faults that wait on `key` and can go on.
+fn take_ready(pending: &mut HashMap<usize, Vec<PutAside>>, key: usize) -> Vec<PutAside> {
+    let Some(waiting) = pending.remove(&key) else { return Vec::new() };
+    let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|aside| aside.fault.is_ready());
+    if !rest.is_empty() {
+        pending.insert(key, rest);
+    }
+    ready
+}
+
+/// Handler threads; stopped when dropped, and joined, but for the one that drops them.
+pub(crate) struct Handlers {
+    pub served: Arc<Served>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Handlers {
+    pub fn start(served: Served, count: usize) -> std::io::Result<Self> {
+        let mut handlers = Self { served: Arc::new(served), threads: Vec::new() };
+        for _ in 0..count {
+            let served = Arc::clone(&handlers.served);
+            let run = move || {
+                // Threads would wait for ever for one that is gone, and some of them hold locks.
+                let abort = AbortOnPanic;
+                block_signals();
+                served.run();
+                std::mem::forget(abort);
+            };
+            handlers.threads.push(std::thread::Builder::new().name("faultless-faults".into()).spawn(run)?);
+        }
+        Ok(handlers)
+    }
+}
+
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+impl Drop for Handlers {
+    fn drop(&mut self) {
+        self.served.stop.store(true, Ordering::Release);
+        self.served.bell.ring();
+        for thread in self.threads.drain(..) {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the engine needs of a Linux process.
+
+use crate::frames::Frames;
+use crate::handler::{Handlers, Served};
+use crate::kernel::Userfault;
+use crate::table::Table;
+use crate::wake::{Bell, WakingPark};
+use crate::{OpenError, Options};
+use faultless::address::PAGE_SIZE;
+use faultless::host::{FenceBarrier, Host, OutOfMemory, StdClock, StdSlots};
+use faultless::sync::Sections;
+use std::sync::Arc;
+
+/// A Linux process as the engine's host: frames are memory of this process, tables make its pages.
+pub struct Linux {
+    frames: Arc<Frames>,
+    userfault: Arc<Userfault>,
+    sections: Arc<Sections>,
+    park: WakingPark,
+    clock: StdClock,
+    /// Of a space that is made without a table: pages.
+    default_pages: u64,
+    handlers: Handlers,
+}
+
+impl Linux {
+    /// A host that serves faults already, as soon as there are spaces to serve.
+    pub(crate) fn start(options: &Options) -> Result<Self, OpenError> {
+        let userfault = Arc::new(Userfault::open()?);
+        let bell = Bell::new()
+            .map_err(|errno| OpenError::System { call: "eventfd", errno: errno.raw_os_error() })?;
+        let bell = Arc::new(bell);
+        let frames = Arc::new(Frames::new(options.memory.div_ceil(PAGE_SIZE), &userfault)?);
+        let park = WakingPark::new(&bell);
+        let served = Served::new(Arc::clone(&userfault), bell);
+        let handlers = Handlers::start(served, options.handlers.get())
+            .map_err(|error| OpenError::Thread { errno: error.raw_os_error().unwrap_or(0) })?;
+        Ok(Self {
+            frames,
+            userfault,
+            sections: Arc::new(Sections::new()),
+            park,
+            clock: StdClock::default(),
+            default_pages: options.window.div_ceil(PAGE_SIZE),
+            handlers,
+        })
+    }
+
+    /// The spaces that are served.
+    pub(crate) fn served(&self) -> &Arc<Served> {
+        &self.handlers.served
+    }
+
+    /// A table over a new window of `pages` pages.
+    pub(crate) fn table(&self, pages: u64) -> Result<Table, OutOfMemory> {
+        Table::new(&self.userfault, &self.frames, &self.sections, pages)
+    }
+}
+
+// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+unsafe impl Host for Linux {
+    type Table = Table;
+    type Frames = Frames;
+    type Park = WakingPark;
+    type Clock = StdClock;
+    type Barrier = FenceBarrier;
+    type Slots = StdSlots;
+
+    fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    fn park(&self) -> &WakingPark {
+        &self.park
+    }
+
+    fn clock(&self) -> &StdClock {
+        &self.clock
+    }
+
+    fn barrier(&self) -> &FenceBarrier {
+        &FenceBarrier
+    }
+
+    fn slots(&self) -> &StdSlots {
+        &StdSlots
+    }
+
+    fn sections(&self) -> &Arc<Sections> {
+        &self.sections
+    }
+
+    fn new_table(&self) -> Result<Table, OutOfMemory> {
+        self.table(self.default_pages)
+    }
+
+    fn child_table(&self, parent: &Table) -> Result<Table, OutOfMemory> {
+        self.table(parent.window().pages())
+    }
+}

@@ -1,0 +1,403 @@
+//! The system calls that Rust cannot check: userfaultfd, and the windows of addresses that it serves. With
+//! [`crate::access`] the only module of this crate with unsafe code of its own.
+//!
+//! A window is memory that no Rust object lives in: what a [`crate::Region`] gives out of one are plain bytes.
+
+use crate::OpenError;
+use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
+use faultless::protection::Protection;
+use linux_raw_sys::general as abi;
+use linux_raw_sys::ioctl;
+use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, opcode};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, UserfaultfdFlags};
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// What the kernel has to offer: to be told whether a fault was stopped by write protection (Linux 5.7), and to send
+/// SIGBUS to whoever touches a page (6.6).
+const FEATURES: u32 = abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP | abi::UFFD_FEATURE_POISON;
+
+/// `_IO(0xaa, 0)` on /dev/userfaultfd.
+const USERFAULTFD_IOC_NEW: Opcode = opcode::none(0xaa, 0);
+const UFFDIO_POISON: Opcode = opcode::read_write::<abi::uffdio_poison>(0xaa, abi::_UFFDIO_POISON as u8);
+
+/// Modes of the calls, which the bindings leave out.
+const REGISTER_MISSING: u64 = 1;
+const REGISTER_WP: u64 = 2;
+const COPY_WP: u64 = 2;
+const WRITEPROTECT_WP: u64 = 1;
+const POISON_DONTWAKE: u64 = 1;
+
+/// No `USER_MODE_ONLY`: read(2) into memory that is not there is served too.
+const FLAGS: UserfaultfdFlags = UserfaultfdFlags::CLOEXEC.union(UserfaultfdFlags::NONBLOCK);
+
+/// A page of zeros to copy from.
+#[repr(align(4096))]
+struct Zeros([u8; PAGE]);
+static ZEROS: Zeros = Zeros([0; PAGE]);
+
+/// A userfaultfd of this process. Closed with its last user: a window that is registered holds it, since memory whose
+/// userfaultfd is closed reads as zeros.
+pub(crate) struct Userfault {
+    fd: OwnedFd,
+    /// /proc/self/mem: this process's memory whatever its protection.
+    memory: OwnedFd,
+}
+
+/// A page fault, as the kernel tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// The address of the access, or of its page.
+    pub address: usize,
+    /// Whether it was a store.
+    pub write: bool,
+}
+
+impl Userfault {
+    /// Opens one that serves accesses by the kernel too.
+    pub fn open() -> Result<Self, OpenError> {
+        Self::with(new_fd()?)
+    }
+
+    fn with(fd: OwnedFd) -> Result<Self, OpenError> {
+        let mut api = abi::uffdio_api { api: abi::UFFD_API.into(), features: FEATURES.into(), ioctls: 0 };
+        // SAFETY: the argument that UFFDIO_API takes.
+        let agreed = unsafe {
+            rustix::ioctl::ioctl(&fd, Updater::<{ ioctl::UFFDIO_API as Opcode }, _>::new(&mut api))
+        };
+        agreed.map_err(|errno| match errno {
+            Errno::INVAL => OpenError::TooOld,
+            errno => OpenError::System { call: "UFFDIO_API", errno: errno.raw_os_error() },
+        })?;
+        let memory = rustix::fs::open("/proc/self/mem", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let memory = memory.map_err(|errno| OpenError::System {
+            call: "open of /proc/self/mem",
+            errno: errno.raw_os_error(),
+        })?;
+        Ok(Self { fd, memory })
+    }
+
+    /// Reads what has happened; none if nothing has. Does not block.
+    pub fn read<'e>(&self, events: &'e mut [Event; EVENTS]) -> Result<&'e [Event], Errno> {
+        let mut buffer = [0_u8; EVENTS * MESSAGE];
+        let bytes = match rustix::io::read(&self.fd, &mut buffer) {
+            Ok(bytes) => bytes,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(errno) => return Err(errno),
+        };
+        let mut count = 0;
+        for message in buffer[..bytes].chunks_exact(MESSAGE) {
+            // SAFETY: a whole message, of plain numbers, wherever it is aligned.
+            let message = unsafe { message.as_ptr().cast::<abi::uffd_msg>().read_unaligned() };
+            if u32::from(message.event) != abi::UFFD_EVENT_PAGEFAULT {
+                continue; // no other was asked for
+            }
+            // SAFETY: the event says that it is of this kind.
+            let fault = unsafe { message.arg.pagefault };
+            let stores = abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP;
+            events[count] =
+                Event { address: fault.address as usize, write: fault.flags & u64::from(stores) != 0 };
+            count += 1;
+        }
+        Ok(&events[..count])
+    }
+
+    /// Puts a copy of the page at `from` where nothing is, write-protected or not, and wakes who waits for it.
+    pub fn copy(&self, to: usize, from: usize, protected: bool) -> Result<(), Errno> {
+        let mode = if protected { COPY_WP } else { 0 };
+        loop {
+            let mut copy =
+                abi::uffdio_copy { dst: to as u64, src: from as u64, len: PAGE_SIZE, mode, copy: 0 };
+            // SAFETY: the kernel reads a page at `from`, or says EFAULT, and writes one of a window, where no Rust object
+            // is.
+            let done = unsafe {
+                let copy = Updater::<{ ioctl::UFFDIO_COPY as Opcode }, _>::new(&mut copy);
+                rustix::ioctl::ioctl(&self.fd, copy)
+            };
+            match done {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// The same with zeros.
+    pub fn copy_zeros(&self, to: usize, protected: bool) -> Result<(), Errno> {
+        self.copy(to, ZEROS.0.as_ptr().expose_provenance(), protected)
+    }
+
+    /// Puts the kernel's page of zeros where nothing is; a store gets a page of its own, without a fault that we see. Wakes.
+    pub fn zero(&self, to: usize) -> Result<(), Errno> {
+        loop {
+            let mut zero = abi::uffdio_zeropage { range: range(to, PAGE), mode: 0, zeropage: 0 };
+            // SAFETY: fills a page of a window, where no Rust object is.
+            let done = unsafe {
+                let zero = Updater::<{ ioctl::UFFDIO_ZEROPAGE as Opcode }, _>::new(&mut zero);
+                rustix::ioctl::ioctl(&self.fd, zero)
+            };
+            match done {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Makes stores to the pages that are there fault, or no longer; the latter wakes.
+    pub fn write_protect(&self, at: usize, bytes: usize, protected: bool) -> Result<(), Errno> {
+        let mode = if protected { WRITEPROTECT_WP } else { 0 };
+        loop {
+            let mut protect = abi::uffdio_writeprotect { range: range(at, bytes), mode };
+            // SAFETY: changes what stores to a window do: they work, or fault.
+            let done = unsafe {
+                let protect = Updater::<{ ioctl::UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut protect);
+                rustix::ioctl::ioctl(&self.fd, protect)
+            };
+            match done {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Where nothing is: whoever touches the page from now on gets SIGBUS. Who waits is woken by whoever has asked for it.
+    pub fn poison(&self, at: usize) -> Result<(), Errno> {
+        loop {
+            let mut poison = abi::uffdio_poison { range: range(at, PAGE), mode: POISON_DONTWAKE, updated: 0 };
+            // SAFETY: a page of a window; accesses to it are signals from now on.
+            let done =
+                unsafe { rustix::ioctl::ioctl(&self.fd, Updater::<UFFDIO_POISON, _>::new(&mut poison)) };
+            match done {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Wakes who waits for the page, to try again.
+    pub fn wake(&self, at: usize) -> Result<(), Errno> {
+        let mut pages = range(at & !(PAGE - 1), PAGE);
+        // SAFETY: wakes threads, nothing else.
+        unsafe {
+            let wake = Updater::<{ ioctl::UFFDIO_WAKE as Opcode }, _>::new(&mut pages);
+            rustix::ioctl::ioctl(&self.fd, wake)
+        }
+    }
+
+    /// Copies bytes out of this process's memory, whatever its protection.
+    pub fn peek(&self, from: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match rustix::io::pread(&self.memory, &mut bytes[done..], (from + done) as u64) {
+                Ok(0) => return Err(Errno::FAULT),
+                Ok(more) => done += more,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into a window, whatever its protection.
+    pub fn poke(&self, to: usize, bytes: &[u8]) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match rustix::io::pwrite(&self.memory, &bytes[done..], (to + done) as u64) {
+                Ok(0) => return Err(Errno::FAULT),
+                Ok(more) => done += more,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Keeps signals from the calling thread: a program's own handler must not run where faults are served, since it may
+/// touch a region.
+pub(crate) fn block_signals() {
+    // SAFETY: a set of plain bits, filled before it is used; the mask is this thread's.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+    }
+}
+
+/// Events read at once.
+pub(crate) const EVENTS: usize = 64;
+const MESSAGE: usize = size_of::<abi::uffd_msg>();
+
+fn range(start: usize, bytes: usize) -> abi::uffdio_range {
+    abi::uffdio_range { start: start as u64, len: bytes as u64 }
+}
+
+/// By the system call, or by /dev/userfaultfd where that is what this user may do.
+fn new_fd() -> Result<OwnedFd, OpenError> {
+    // SAFETY: a new descriptor, which does nothing until memory is registered.
+    match unsafe { rustix::mm::userfaultfd(FLAGS) } {
+        Ok(fd) => Ok(fd),
+        Err(Errno::NOSYS) => Err(OpenError::Absent),
+        Err(Errno::PERM | Errno::ACCESS) => by_device(),
+        Err(errno) => Err(OpenError::System { call: "userfaultfd", errno: errno.raw_os_error() }),
+    }
+}
+
+fn by_device() -> Result<OwnedFd, OpenError> {
+    let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let device = device.map_err(|_| OpenError::Forbidden)?;
+    // SAFETY: USERFAULTFD_IOC_NEW takes flags by value and returns a new descriptor.
+    let fd = unsafe { libc::ioctl(raw(&device), USERFAULTFD_IOC_NEW as libc::Ioctl, FLAGS.bits()) };
+    if fd < 0 {
+        return Err(OpenError::Forbidden);
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: &OwnedFd) -> i32 {
+    use rustix::fd::AsRawFd;
+    fd.as_raw_fd()
+}
+
+/// Addresses of this process that are served through userfaultfd: reserved, inaccessible at first. Unmapped when
+/// dropped.
+pub(crate) struct Window {
+    start: NonNull<u8>,
+    bytes: usize,
+    userfault: Arc<Userfault>,
+}
+
+// SAFETY: only addresses; who may use the memory is the business of whoever gives them out.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Reserves `pages` pages and registers them.
+    pub fn reserve(userfault: &Arc<Userfault>, pages: u64) -> Result<Self, Errno> {
+        let bytes = usize::try_from(pages).ok().and_then(|pages| pages.checked_mul(PAGE));
+        let bytes = bytes.filter(|bytes| *bytes > 0 && *bytes <= isize::MAX as usize).ok_or(Errno::NOMEM)?;
+        let (none, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: new pages, wherever the kernel finds room.
+        let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, none, flags) }?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        let window = Self { start, bytes, userfault: Arc::clone(userfault) };
+        let mut register = abi::uffdio_register {
+            range: range(window.start(), bytes),
+            mode: REGISTER_MISSING | REGISTER_WP,
+            ioctls: 0,
+        };
+        // A child of fork(2) has no handler: it gets a signal, not zeros.
+        // SAFETY: the window's own pages.
+        unsafe { rustix::mm::madvise(window.start.as_ptr().cast(), bytes, Advice::LinuxDontFork) }?;
+        // SAFETY: the window's own pages, in which nobody has anything yet.
+        unsafe {
+            let register = Updater::<{ ioctl::UFFDIO_REGISTER as Opcode }, _>::new(&mut register);
+            rustix::ioctl::ioctl(&window.userfault.fd, register)
+        }?;
+        Ok(window)
+    }
+
+    /// Its first address.
+    pub fn start(&self) -> usize {
+        self.start.as_ptr().expose_provenance()
+    }
+
+    /// The same to be used.
+    pub fn pointer(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// How long it is.
+    pub fn pages(&self) -> u64 {
+        (self.bytes / PAGE) as u64
+    }
+
+    /// Where `page` is.
+    pub fn address(&self, page: PageNumber) -> usize {
+        debug_assert!(page.get() < self.pages());
+        self.start() + page.get() as usize * PAGE
+    }
+
+    /// The part of `range` that lies in the window, as the kernel's calls take it.
+    fn part(&self, range: PageRange) -> Option<(*mut c_void, usize)> {
+        let (first, end) = (range.start().get(), range.end().get().min(self.pages()));
+        let pages = end.checked_sub(first).filter(|pages| *pages > 0)? as usize;
+        // In the window, by the line above.
+        let start = self.start.as_ptr().wrapping_add(first as usize * PAGE);
+        Some((start.cast(), pages * PAGE))
+    }
+
+    /// What accesses to `range` may do.
+    pub fn protect(&self, range: PageRange, rights: Option<Protection>) -> Result<(), Errno> {
+        let Some((start, bytes)) = self.part(range) else { return Ok(()) };
+        let rights = rights.unwrap_or(Protection::empty());
+        let mut flags = MprotectFlags::empty();
+        flags.set(MprotectFlags::READ, rights.intersects(Protection::READ | Protection::WRITE));
+        flags.set(MprotectFlags::WRITE, rights.contains(Protection::WRITE));
+        flags.set(MprotectFlags::EXEC, rights.contains(Protection::EXECUTE));
+        // SAFETY: the window's own pages; whoever has references into them keeps to what `Region` asks.
+        unsafe { rustix::mm::mprotect(start, bytes, flags) }
+    }
+
+    /// Drops the pages of `range`, or what stands for them: the next access to each faults.
+    pub fn drop_pages(&self, range: PageRange) -> Result<(), Errno> {
+        let Some((start, bytes)) = self.part(range) else { return Ok(()) };
+        // Also what the program has locked in memory, which MADV_DONTNEED refuses (Linux 5.18).
+        // SAFETY: the window's own pages, whose bytes are kept elsewhere or wanted by nobody.
+        let done = unsafe { libc::madvise(start, bytes, abi::MADV_DONTNEED_LOCKED as i32) };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the window's own pages; whoever had access to them has given that up.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_gives_what_the_call_gives() {
+        match by_device().and_then(Userfault::with) {
+            Ok(userfault) => {
+                let window = Window::reserve(&Arc::new(userfault), 4).unwrap();
+                assert_eq!(window.pages(), 4);
+            }
+            Err(reason) => {
+                let _ =
+                    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_windows_are_refused() {
+        let Ok(userfault) = Userfault::open() else { return };
+        let userfault = Arc::new(userfault);
+        for pages in [0, u64::MAX, 1 << 50] {
+            assert!(Window::reserve(&userfault, pages).is_err(), "{pages} pages");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `faultless` on real memory: the page faults of a Linux process, served by the engine through userfaultfd.
+//!
+//! ```text
+//!  a load or a store ──► the kernel: nothing there ──► userfaultfd ──► handler thread ──► AddressSpace::fault
+//!          ▲                                                                  │ page work: set the bit, look up
+//!          └────────── woken ◄── UFFDIO_COPY, ZEROPAGE, WRITEPROTECT ◄── Table::install, which clears the bit
+//! ```
+//! A fault that needs I/O is put aside, and the handler goes on with the next; when the read has ended it resumes. The
+//! engine's entries are in a table of its own (`table.rs`), which the kernel's page table follows; where a frame's bytes
+//! are is in `frames.rs`.
+//!
+//! ```
+//! # use faultless_linux::{OpenError, Region, RegionError};
+//! # fn main() -> Result<(), RegionError> {
+//! let mut region = match Region::anonymous(64 << 20) {
+//!     Err(RegionError::Open(error)) => return Ok(eprintln!("skipped: {error}")),
+//!     region => region?,
+//! };
+//! region[5] = 7;
+//! let snapshot = region.snapshot()?;
+//! region[5] = 8;
+//! assert_eq!((snapshot[5], region[5], region[1 << 20]), (7, 8, 0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Limits
+//! A page that is mapped from a file is there twice, in the engine's cache and in the process. Memory is not given back to
+//! the operating system before the pager ends. Nothing is evicted while it is mapped, and nothing swapped: when
+//! [`Options::memory`] is used up, an access that needs more gets SIGBUS.
+#![cfg(target_os = "linux")]
+
+pub mod access;
+mod error;
+mod frames;
+mod handler;
+mod host;
+mod kernel;
+mod pager;
+mod region;
+mod table;
+mod wake;
+
+pub use error::{OpenError, RegionError};
+pub use frames::Frames;
+pub use host::Linux;
+pub use pager::{Options, Pager, Serving};
+pub use region::Region;
+pub use table::Table;
+pub use wake::WakingPark;

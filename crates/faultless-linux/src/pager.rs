@@ -1,0 +1,116 @@
+//! A machine of this process's own: memory, an engine, and the threads that serve its faults.
+
+use crate::handler::Served;
+use crate::host::Linux;
+use crate::{OpenError, table};
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::{Faultless, LockingDesign};
+use faultless::protection::Access;
+use faultless::{AddressSpace, Engine, FaultError, Limits};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, OnceLock};
+
+/// What a pager may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Memory, in bytes; rounded up to whole pages. The operating system backs it when it is first used. A page that is
+    /// mapped counts, whoever has its bytes.
+    pub memory: u64,
+    /// Threads that serve faults.
+    pub handlers: NonZeroUsize,
+    /// Limits of the engine.
+    pub limits: Limits,
+    /// Bytes of the window that a space gets which is made without a region.
+    pub window: u64,
+}
+
+impl Default for Options {
+    /// 1 GiB, served by one thread.
+    fn default() -> Self {
+        Self { memory: 1 << 30, handlers: NonZeroUsize::MIN, limits: Limits::default(), window: 1 << 30 }
+    }
+}
+
+/// Serves the page faults of [`Region`](crate::Region)s. A handle: clones are the same pager, which ends with its last
+/// handle and its last region.
+#[derive(Clone)]
+pub struct Pager(Arc<Engine<Linux>>);
+
+impl Pager {
+    /// A pager of its own memory.
+    ///
+    /// # Errors
+    /// [`OpenError`]: above all, userfaultfd is not for everybody.
+    pub fn new(options: Options) -> Result<Self, OpenError> {
+        let linux = Linux::start(&options)?;
+        let no_frame =
+            faultless_soft::MemoryError::OutOfMemory { frames: options.memory.div_ceil(PAGE_SIZE) };
+        Ok(Self(Engine::new(linux, options.limits).map_err(|_| no_frame)?))
+    }
+
+    /// The process's own pager, with default [`Options`]; made at the first call, and there until the process ends.
+    ///
+    /// # Errors
+    /// [`OpenError`], each time the same.
+    pub fn shared() -> Result<&'static Self, OpenError> {
+        static SHARED: OnceLock<Result<Pager, OpenError>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::new(Options::default())).as_ref().map_err(Clone::clone)
+    }
+
+    /// The engine: statistics, and spaces made without a region.
+    pub fn engine(&self) -> &Arc<Engine<Linux>> {
+        &self.0
+    }
+}
+
+/// As long as it lives, its space's faults are served. Dropped, it ends the space: whoever still accesses its memory gets
+/// SIGSEGV, until the addresses are used for something else.
+pub struct Serving<D: LockingDesign = Faultless> {
+    space: AddressSpace<Linux, D>,
+}
+
+impl<D: LockingDesign> Serving<D> {
+    /// Serves a space, under whatever design, that was made without a [`Region`](crate::Region). Once for each space.
+    pub fn of(space: &AddressSpace<Linux, D>) -> Self {
+        let serving = Self { space: space.clone() };
+        serving.served().add(space);
+        serving
+    }
+
+    fn served(&self) -> &Served {
+        self.space.engine().host().served()
+    }
+
+    /// The space.
+    pub fn space(&self) -> &AddressSpace<Linux, D> {
+        &self.space
+    }
+
+    /// Where the space's `address` is in this process; `None` outside of its window.
+    pub fn pointer(&self, address: VirtAddr) -> Option<*mut u8> {
+        table::table(&self.space).pointer(address)
+    }
+
+    /// Whether an access to `address` would find its page and not fault.
+    pub fn is_there(&self, address: VirtAddr, access: Access) -> bool {
+        let section = self.space.engine().enter();
+        let table = table::table(&self.space);
+        table.pointer(address).is_some() && table.is_there(&section, address.page(), access)
+    }
+
+    /// Why accesses to the page at `address` get SIGBUS, if they do. The refusal stays until the page is discarded,
+    /// unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
+    pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
+        let at = self.pointer(address)?.addr();
+        let section = self.space.engine().enter();
+        let is_refused = table::table(&self.space).is_refused(&section, address.page());
+        drop(section);
+        self.served().refused(at).filter(|_| is_refused)
+    }
+}
+
+impl<D: LockingDesign> Drop for Serving<D> {
+    fn drop(&mut self) {
+        self.served().end(&self.space);
+    }
+}

@@ -1,0 +1,218 @@
+//! Memory of this process whose faults the engine serves.
+
+use crate::pager::{Pager, Serving};
+use crate::table::Table;
+use crate::{Linux, RegionError};
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::host::OutOfMemory;
+use faultless::protection::Protection;
+use faultless::store::{FileStore, Store};
+use faultless::{AddressSpace, FaultError, File, MapRequest, Placement};
+use std::ops::{Bound, Deref, DerefMut, RangeBounds};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Bytes that come when they are first touched: zeros, or a file's, privately. Derefs to `[u8]`.
+///
+/// What cannot be read reaches the thread that touches it as SIGBUS, as with a file mapped by the kernel;
+/// [`Region::refusal`] says why, and [`Region::discard`] lets it be tried again. A child of fork(2) does not have the
+/// region. Dropped, the region's memory is gone.
+pub struct Region {
+    serving: Serving,
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the bytes are the region's own; references to them follow the borrow of the region.
+unsafe impl Send for Region {}
+// SAFETY: as above; all other methods may be called by any number of threads.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// `length` zeros, served by the process's own pager.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn anonymous(length: usize) -> Result<Self, RegionError> {
+        Pager::shared()?.anonymous(length)
+    }
+
+    /// The bytes of `file` as long as it is now, served by the process's own pager. Stores stay in the region.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn file(file: std::fs::File) -> Result<Self, RegionError> {
+        Pager::shared()?.file(file)
+    }
+}
+
+impl Pager {
+    /// A region of `length` zeros.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn anonymous(&self, length: usize) -> Result<Region, RegionError> {
+        Region::map(self, length, MapRequest::anonymous(length as u64))
+    }
+
+    /// A region of the bytes of `file` as long as it is now. Stores stay in the region.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn file(&self, file: std::fs::File) -> Result<Region, RegionError> {
+        self.store(Arc::new(FileStore::from_file(file)?))
+    }
+
+    /// A region of what a store holds. Stores to the region stay in it.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn store(&self, store: Arc<dyn Store>) -> Result<Region, RegionError> {
+        let bytes = store.length()?;
+        let length = usize::try_from(bytes).map_err(|_| RegionError::NoRoom { length: usize::MAX })?;
+        let file = File::open(self.engine(), store)?;
+        let rights = Protection::READ | Protection::WRITE;
+        Region::map(self, length, MapRequest::file(&file, 0, bytes, rights))
+    }
+}
+
+impl Region {
+    fn map(pager: &Pager, length: usize, request: MapRequest<Linux>) -> Result<Self, RegionError> {
+        if length == 0 {
+            return Err(RegionError::Empty);
+        }
+        let table = pager.engine().host().table((length as u64).div_ceil(PAGE_SIZE));
+        let table: Table = table.map_err(|OutOfMemory| RegionError::NoRoom { length })?;
+        let start = table.window().pointer();
+        let space = AddressSpace::with_table(pager.engine(), table);
+        let serving = Serving::of(&space);
+        space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
+        Ok(Self { serving, start, length })
+    }
+
+    /// Its address, for accesses that take no reference: to a region that other threads change, or parts of which are
+    /// unmapped. Valid as long as the region lives; race as on the kernel's own memory.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The address space behind it.
+    pub fn space(&self) -> &AddressSpace<Linux, Faultless> {
+        self.serving.space()
+    }
+
+    /// The region as it is now: the same bytes at other addresses, shared until either side writes. One instant: what
+    /// threads write meanwhile is in it or is not, in the order in which they wrote.
+    ///
+    /// # Errors
+    /// [`RegionError::Snapshot`]; nothing has changed.
+    pub fn snapshot(&self) -> Result<Self, RegionError> {
+        let child = self.space().fork()?;
+        let start = crate::table::table(&child).window().pointer();
+        Ok(Self { serving: Serving::of(&child), start, length: self.length })
+    }
+
+    /// Drops the pages of `part`: it reads as zeros or as the file afterwards.
+    ///
+    /// # Errors
+    /// [`RegionError::Part`]; nothing has changed.
+    pub fn discard(&mut self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
+        // SAFETY: no reference into the region lives, by `&mut self`.
+        unsafe { self.discard_shared(part) }
+    }
+
+    /// [`Region::discard`] while other threads use the region by [`Region::as_ptr`].
+    ///
+    /// # Safety
+    /// No reference into `part` lives.
+    ///
+    /// # Errors
+    /// As there.
+    pub unsafe fn discard_shared(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
+        let (at, bytes) = self.part(part)?;
+        if bytes != 0 {
+            self.space().discard(at, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Changes what may be done with `part`. An access that is not allowed gets SIGSEGV.
+    ///
+    /// # Safety
+    /// As long as `part` does not allow it, no reference into it lives: the region is used by [`Region::as_ptr`].
+    ///
+    /// # Errors
+    /// [`RegionError::Part`], [`RegionError::Protect`].
+    pub unsafe fn protect(
+        &self,
+        part: impl RangeBounds<usize>,
+        protection: Protection,
+    ) -> Result<(), RegionError> {
+        let (at, bytes) = self.part(part)?;
+        if bytes != 0 {
+            self.space().protect(at, bytes, protection)?;
+        }
+        Ok(())
+    }
+
+    /// Unmaps `part` for good: its memory goes, and an access gets SIGSEGV. The addresses stay the region's.
+    ///
+    /// # Safety
+    /// No reference into `part` lives or will: the region is used by [`Region::as_ptr`].
+    ///
+    /// # Errors
+    /// [`RegionError::Part`], [`RegionError::Unmap`].
+    pub unsafe fn unmap(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
+        let (at, bytes) = self.part(part)?;
+        if bytes != 0 {
+            self.space().unmap(at, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Why an access to the byte at `offset` gets SIGBUS, if it does.
+    pub fn refusal(&self, offset: usize) -> Option<FaultError> {
+        self.serving.refusal(VirtAddr::new(offset as u64))
+    }
+
+    /// Where `part` begins and how long it is, rounded up to a page at the region's end.
+    fn part(&self, part: impl RangeBounds<usize>) -> Result<(VirtAddr, u64), RegionError> {
+        let start = match part.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match part.end_bound() {
+            Bound::Included(end) => end.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => self.length,
+        };
+        let page = PAGE_SIZE as usize;
+        let whole = start <= end
+            && end <= self.length
+            && start.is_multiple_of(page)
+            && (end.is_multiple_of(page) || end == self.length);
+        if !whole {
+            return Err(RegionError::Part { part: start..end, length: self.length });
+        }
+        Ok((VirtAddr::new(start as u64), ((end - start) as u64).next_multiple_of(PAGE_SIZE)))
+    }
+}
+
+impl Deref for Region {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: mapped for reading but where `protect` or `unmap` was called, whose callers see to references; written
+        // only by who has the region mutably, or by `discard_shared`, whose caller does the same.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Region {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}

@@ -1,0 +1,416 @@
+//! The page table of one window: the engine's entries, which the kernel's page table is made to follow.
+//!
+//! | entry | the kernel has |
+//! |---|---|
+//! | a frame, with `LOADED` | its page: the frame's home, or a copy that stores fault on |
+//! | a frame without | nothing: the first access faults, and the engine installs what is there once more |
+//! | nothing, with `LOADED` | a page that nobody wants any more, until `invalidate` |
+//! | nothing | nothing |
+//! | `REFUSED` | what sends SIGBUS |
+//!
+//! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
+//! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
+
+use crate::Linux;
+use crate::frames::{Frames, Home};
+use crate::kernel::{Userfault, Window};
+use faultless::AddressSpace;
+use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
+use faultless::design::LockingDesign;
+use faultless::host::{
+    Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Slots, Stable, StdSlots,
+};
+use faultless::protection::{Access, Protection};
+use faultless::sync::{Retired, Section, Sections};
+use faultless_soft::{Leaf, RadixTable};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// The host's bit of an entry: the kernel has something there.
+const LOADED: u64 = 1 << 11;
+
+/// See the module.
+pub struct Table {
+    /// Entries by the page's number in the window.
+    entries: RadixTable,
+    window: Window,
+    userfault: Arc<Userfault>,
+    frames: Arc<Frames>,
+    sections: Arc<Sections>,
+}
+
+/// The table of a space, to be asked for its window.
+pub(crate) fn table<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> &Table {
+    // SAFETY: entries are changed by the engine alone: this crate walks no table that it gets here.
+    unsafe { space.table() }
+}
+
+/// The entry as the engine sees it.
+fn seen(raw: Entry) -> Entry {
+    raw.without(LOADED)
+}
+
+/// The engine has no word for the kernel's other refusals: it lets go and makes room, or gives the access up.
+fn no_memory(errno: Errno) -> OutOfMemory {
+    debug_assert!(errno == Errno::NOMEM, "userfaultfd says {errno}");
+    OutOfMemory
+}
+
+impl Table {
+    /// An empty table over a new window of at least `pages` pages.
+    pub(crate) fn new(
+        userfault: &Arc<Userfault>,
+        frames: &Arc<Frames>,
+        sections: &Arc<Sections>,
+        pages: u64,
+    ) -> Result<Self, OutOfMemory> {
+        let pages = pages.checked_next_multiple_of(Self::LEAF_PAGES).filter(|n| *n <= RadixTable::PAGES);
+        let window = Window::reserve(userfault, pages.ok_or(OutOfMemory)?).map_err(|_| OutOfMemory)?;
+        Ok(Self {
+            entries: RadixTable::new(Arc::clone(sections))?,
+            window,
+            userfault: Arc::clone(userfault),
+            frames: Arc::clone(frames),
+            sections: Arc::clone(sections),
+        })
+    }
+
+    /// The addresses of this process that the space's pages are at.
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Where the space's `address` is in this process; `None` outside of the window.
+    pub(crate) fn pointer(&self, address: VirtAddr) -> Option<*mut u8> {
+        let inside = address.get() < self.window.pages() * PAGE_SIZE;
+        // In the window, by the line above.
+        inside.then(|| self.window.pointer().as_ptr().wrapping_add(address.get() as usize))
+    }
+
+    /// The space's address that is at `address` of this process.
+    pub(crate) fn address_at(&self, address: usize) -> Option<VirtAddr> {
+        let offset = address.checked_sub(self.window.start())? as u64;
+        (offset < self.window.pages() * PAGE_SIZE).then(|| VirtAddr::new(offset))
+    }
+
+    /// Whether an access to `page` would find it.
+    pub(crate) fn is_there(&self, proof: &impl Stable, page: PageNumber, access: Access) -> bool {
+        let needed = match access {
+            Access::Read => Entry::READ,
+            Access::Write => Entry::WRITE,
+            Access::Execute => Entry::EXECUTE,
+        };
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.is_some_and(|raw| raw.has(needed | LOADED) && !raw.has(Entry::REFUSED))
+    }
+
+    /// Whether an access to `page` gets SIGBUS.
+    pub(crate) fn is_refused(&self, proof: &impl Stable, page: PageNumber) -> bool {
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.is_some_and(|raw| raw.has(Entry::REFUSED))
+    }
+
+    /// Drops what the kernel has at `page`, whose entry is announced.
+    fn unload(&self, page: PageNumber) -> Result<(), OutOfMemory> {
+        self.window.drop_pages(PageRange::single(page)).map_err(no_memory)
+    }
+
+    /// Before the kernel's page at `at` goes, of an announced entry that goes too: if it is the home of a frame that others
+    /// have, its bytes move.
+    fn save(&self, raw: Entry, at: usize) -> Result<(), OutOfMemory> {
+        match raw.frame() {
+            Some(frame) if !self.frames.folio(frame).has_one_mapping_only() => {
+                self.bring_home(raw, frame, at)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the bytes of `frame` out of the kernel's page at `at`, if that is where they are.
+    fn bring_home(&self, raw: Entry, frame: Frame, at: usize) -> Result<(), OutOfMemory> {
+        let mut home = self.frames.home(frame);
+        if *home != Home::Page(at) || !raw.has(LOADED) {
+            return Ok(());
+        }
+        if raw.has(Entry::WRITE) {
+            // Mapped by this entry alone, and pinned: the process writes it until it is gone.
+            self.userfault.write_protect(at, PAGE, true).map_err(no_memory)?;
+        }
+        self.frames.bring_home(frame, &mut home).map_err(no_memory)
+    }
+
+    /// Loads the page of `frame` at `at`, where nothing is, for the rights of `new`.
+    fn load_page(&self, frame: Frame, at: usize, new: Entry) -> Result<(), OutOfMemory> {
+        let mut home = self.frames.home(frame);
+        let writable = new.has(Entry::WRITE);
+        if !writable && matches!(*home, Home::CopyOf(_)) {
+            self.frames.bring_home(frame, &mut home).map_err(no_memory)?;
+        }
+        if *home == Home::Zeros && writable && !new.has(Entry::DIRTY) {
+            self.userfault.zero(at).map_err(no_memory)?;
+        } else {
+            self.frames.copy_out(frame, &home, at, !writable).map_err(no_memory)?;
+        }
+        if writable {
+            *home = Home::Page(at);
+        }
+        Ok(())
+    }
+
+    /// The page at `at` shows the bytes of `frame`, and may be written from now on.
+    fn settle(&self, frame: Frame, at: usize) -> Result<(), OutOfMemory> {
+        *self.frames.home(frame) = Home::Page(at);
+        self.userfault.write_protect(at, PAGE, false).map_err(no_memory)
+    }
+
+    /// If `new` is a copy of the frame that is loaded at `at`, for writing: the page becomes the copy, and the frame keeps
+    /// its bytes elsewhere. Nothing is copied but what somebody else still wants.
+    fn turn_into_copy(&self, raw: Entry, new: Entry, at: usize) -> Result<bool, OutOfMemory> {
+        let (Some(old), Some(frame)) = (raw.frame(), new.frame()) else { return Ok(false) };
+        let is_copy = *self.frames.home(frame) == Home::CopyOf(old);
+        if !is_copy || !new.has(Entry::WRITE) || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
+            return Ok(false);
+        }
+        self.save(raw, at)?;
+        self.settle(frame, at)?;
+        Ok(true)
+    }
+
+    /// Announces what is left of a page that nobody wants, for `invalidate` to drop it.
+    fn claim(&self, leaf: Leaf<'_>, page: PageNumber) -> Claim {
+        let raw = self.entries.load(leaf, page);
+        if raw.frame().is_some() || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
+            Claim::Nothing
+        } else if raw.is_announced() || !self.entries.try_announce(leaf, page, raw) {
+            Claim::Wait
+        } else {
+            Claim::Claimed
+        }
+    }
+
+    /// Has the kernel follow the entries of `part`, which one leaf table covers, up to one that somebody else is at work on.
+    fn follow_entries(&self, section: &Section<'_>, part: PageRange) -> Option<PageNumber> {
+        let leaf = self.entries.leaf(section, part.start())?;
+        let mut dropped = Run::default();
+        let mut wait = None;
+        let drop_run = |run: PageRange| {
+            // Nothing in a window's own pages makes this fail; if it does, the pages stay for `install` to drop.
+            let done = self.window.drop_pages(run).is_ok();
+            for page in run.iter() {
+                let left = if done { Entry::EMPTY } else { Entry::from_bits(LOADED) };
+                let _ = self.entries.install(leaf, page, left);
+            }
+        };
+        for page in part.iter() {
+            match self.claim(leaf, page) {
+                Claim::Claimed => dropped.add(page, drop_run),
+                Claim::Nothing => dropped.end(drop_run),
+                Claim::Wait => {
+                    wait = Some(page);
+                    break;
+                }
+            }
+        }
+        dropped.end(drop_run);
+        let mut protected = Run::default();
+        let protect_run = |run: PageRange| {
+            let (at, bytes) = (self.window.address(run.start()), run.pages() as usize * PAGE);
+            let protected = self.userfault.write_protect(at, bytes, true);
+            debug_assert!(protected.is_ok());
+        };
+        for page in part.iter().take_while(|page| wait != Some(*page)) {
+            let raw = self.entries.load(leaf, page);
+            if raw.frame().is_none() && !raw.has(LOADED) {
+                // Nothing there: one call takes what is on both sides of it.
+                continue;
+            }
+            if raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::WRITE) && !raw.has(Entry::REFUSED)
+            {
+                protected.stretch(page);
+            } else {
+                protected.end(protect_run);
+            }
+        }
+        protected.end(protect_run);
+        wait
+    }
+}
+
+/// See [`Table::claim`].
+enum Claim {
+    Nothing,
+    Claimed,
+    Wait,
+}
+
+/// Pages beside each other that one call of the kernel takes.
+#[derive(Default)]
+struct Run(Option<PageRange>);
+
+impl Run {
+    fn add(&mut self, page: PageNumber, end: impl FnOnce(PageRange)) {
+        let page = PageRange::single(page);
+        match self.0 {
+            Some(run) if run.end() == page.start() => self.0 = Some(run.hull(page)),
+            _ => {
+                self.end(end);
+                self.0 = Some(page);
+            }
+        }
+    }
+
+    /// Up to `page`, whatever lies between.
+    fn stretch(&mut self, page: PageNumber) {
+        let page = PageRange::single(page);
+        self.0 = Some(self.0.map_or(page, |run| run.hull(page)));
+    }
+
+    fn end(&mut self, end: impl FnOnce(PageRange)) {
+        if let Some(run) = self.0.take() {
+            end(run);
+        }
+    }
+}
+
+// SAFETY: the entries are `RadixTable`'s, changed as its methods have it; the kernel's pages follow as the module says.
+unsafe impl PageTable for Table {
+    type Leaf<'s> = Leaf<'s>;
+
+    const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
+    const FOLLOWS: bool = true;
+    const MAPS_ZEROS: bool = false;
+
+    fn pages(&self) -> u64 {
+        self.window.pages()
+    }
+
+    fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
+        self.entries.leaf(proof, page)
+    }
+
+    fn make_leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
+        self.entries.make_leaf(proof, page)
+    }
+
+    fn hangs(&self, leaf: Leaf<'_>) -> bool {
+        self.entries.hangs(leaf)
+    }
+
+    fn load(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
+        seen(self.entries.load(leaf, page))
+    }
+
+    fn try_announce(&self, leaf: Leaf<'_>, page: PageNumber, entry: Entry) -> bool {
+        let raw = self.entries.load(leaf, page);
+        seen(raw) == entry && self.entries.try_announce(leaf, page, raw)
+    }
+
+    fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+        self.entries.let_go(leaf, page);
+    }
+
+    fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+        let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
+        let refused = raw.has(Entry::REFUSED);
+        let mut next = new.without(Entry::ANNOUNCED | Entry::REFUSED | LOADED);
+        match new.frame() {
+            None => self.save(raw, at)?,
+            Some(frame) if raw.frame() == Some(frame) && raw.has(LOADED) && !refused => {
+                if new.has(Entry::WRITE) {
+                    self.settle(frame, at)?;
+                } else if !raw.has(Entry::WRITE) {
+                    // Another fault was quicker. A right that goes is `invalidate`'s.
+                    self.userfault.wake(at).map_err(no_memory)?;
+                }
+            }
+            Some(frame) => {
+                if !self.turn_into_copy(raw, new, at)? {
+                    if raw.has(LOADED) {
+                        self.save(raw, at)?;
+                        self.unload(page)?;
+                        // Should loading fail, the entry says what is there.
+                        self.entries.clear(leaf, page, LOADED | Entry::REFUSED);
+                    }
+                    self.load_page(frame, at, new)?;
+                }
+            }
+        }
+        if raw.has(LOADED) || new.frame().is_some() {
+            next = next.with(LOADED);
+        }
+        self.entries.install(leaf, page, next).map(seen)
+    }
+
+    fn exchange(&self, leaf: Leaf<'_>, page: PageNumber, entry: Entry, new: Entry) -> Result<(), Entry> {
+        let raw = self.entries.load(leaf, page);
+        if seen(raw) != entry {
+            return Err(seen(raw));
+        }
+        if new.frame().is_some() || !raw.has(LOADED) {
+            let new = new.with(raw.bits() & LOADED);
+            return self.entries.exchange(leaf, page, raw, new).map_err(seen);
+        }
+        // What the kernel has goes later, but where a frame's bytes are is settled now: whoever comes after this puts
+        // another page there. The bit keeps others away meanwhile.
+        if !self.entries.try_announce(leaf, page, raw) {
+            return Err(self.load(leaf, page));
+        }
+        let refused = raw.has(Entry::REFUSED);
+        let saved = self.save(raw, self.window.address(page));
+        debug_assert!(saved.is_ok(), "this process's own memory can be read");
+        let gone = !refused || self.unload(page).is_ok();
+        let left = if refused && gone { Entry::EMPTY } else { Entry::from_bits(LOADED) };
+        let _ = self.entries.install(leaf, page, left);
+        Ok(())
+    }
+
+    fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
+        self.entries.fill(leaf, page, new);
+    }
+
+    fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
+        let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
+        let home = raw.frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
+        let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
+        let next =
+            if gone && self.userfault.poison(at).is_ok() { raw.with(LOADED | Entry::REFUSED) } else { raw };
+        let _ = self.entries.install(leaf, page, next.without(Entry::ANNOUNCED));
+    }
+
+    fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber> {
+        self.entries.next_leaf(proof, range)
+    }
+
+    fn unhook(&self, page: PageNumber) -> Option<Retired> {
+        self.entries.unhook(page)
+    }
+
+    fn invalidate(&self, range: PageRange, mut wait: impl FnMut(u32)) {
+        let mut rest = Some(range);
+        let mut look = 0;
+        while let Some(range) = rest {
+            let waits_at = {
+                // SAFETY: `StdSlots` gives no two threads the same slot, and the caller is in no section.
+                let section = unsafe { self.sections.enter(StdSlots.current(), &FenceBarrier) };
+                let Some(page) = self.entries.next_leaf(&section, range) else { break };
+                let first = page.align_down(Self::LEAF_PAGES);
+                let span =
+                    PageRange::with_pages(first, Self::LEAF_PAGES).expect("the table's pages have addresses");
+                let Some(part) = span.intersection(range) else { break };
+                rest = PageRange::new(part.end(), range.end());
+                self.follow_entries(&section, part)
+            };
+            if let Some(page) = waits_at {
+                rest = PageRange::new(page, range.end());
+                wait(look);
+                look += 1;
+            }
+        }
+    }
+
+    fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
+        self.window.protect(range, rights).map_err(|_| OutOfMemory)
+    }
+}
