@@ -40,3 +40,11 @@ asan:
 # Ten minutes of `compare` with 16 threads: no wrong byte, no torn child, no leaked frame.
 soak:
     cargo run --release -- compare --threads 16 --seconds 300
+
+# Ten minutes of real memory: 4 threads touch it at random, a fifth discards, protects and snapshots it; every byte is checked.
+soak-real *ARGS:
+    cargo run --release -p faultless-linux --example soak -- {{ARGS}}
+
+# What a page costs on real memory, beside the barest userfaultfd handler and the kernel.
+price *ARGS:
+    cargo run --release -p faultless-linux --example price -- {{ARGS}}

@@ -1,8 +1,8 @@
-//! A file larger than what is read of it, changed in memory, and a snapshot of it. Needs userfaultfd.
+//! A file in memory, changed there, and a snapshot of it. Needs userfaultfd.
 
 use faultless_linux::{Region, RegionError};
 
-fn main() -> Result<(), RegionError> {
+fn run() -> Result<(), RegionError> {
     let source = std::fs::File::open("Cargo.toml").expect("run it in the workspace's folder");
     // Ordinary memory: pages come when they are touched, and stores stay here.
     let mut text = Region::file(source)?;
@@ -17,4 +17,11 @@ fn main() -> Result<(), RegionError> {
     text.discard(..)?;
     println!("{:?}", String::from_utf8_lossy(&text[..11]));
     Ok(())
+}
+
+fn main() {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        std::process::exit(2);
+    }
 }

@@ -34,6 +34,9 @@ const COPY_WP: u64 = 2;
 const WRITEPROTECT_WP: u64 = 1;
 const POISON_DONTWAKE: u64 = 1;
 
+/// No `USER_MODE_ONLY`: read(2) into memory that is not there is served too.
+const FLAGS: UserfaultfdFlags = UserfaultfdFlags::CLOEXEC.union(UserfaultfdFlags::NONBLOCK);
+
 /// A page of zeros to copy from.
 #[repr(align(4096))]
 struct Zeros([u8; PAGE]);
@@ -59,7 +62,10 @@ pub(crate) struct Event {
 impl Userfault {
     /// Opens one that serves accesses by the kernel too.
     pub fn open() -> Result<Self, OpenError> {
-        let fd = new_fd()?;
+        Self::with(new_fd()?)
+    }
+
+    fn with(fd: OwnedFd) -> Result<Self, OpenError> {
         let mut api = abi::uffdio_api { api: abi::UFFD_API.into(), features: FEATURES.into(), ioctls: 0 };
         // SAFETY: the argument that UFFDIO_API takes.
         let agreed = unsafe {
@@ -239,20 +245,20 @@ fn range(start: usize, bytes: usize) -> abi::uffdio_range {
 
 /// By the system call, or by /dev/userfaultfd where that is what this user may do.
 fn new_fd() -> Result<OwnedFd, OpenError> {
-    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
     // SAFETY: a new descriptor, which does nothing until memory is registered.
-    match unsafe { rustix::mm::userfaultfd(flags) } {
-        Ok(fd) => return Ok(fd),
-        Err(Errno::NOSYS) => return Err(OpenError::Absent),
-        Err(Errno::PERM | Errno::ACCESS) => {}
-        Err(errno) => {
-            return Err(OpenError::System { call: "userfaultfd", errno: errno.raw_os_error() });
-        }
+    match unsafe { rustix::mm::userfaultfd(FLAGS) } {
+        Ok(fd) => Ok(fd),
+        Err(Errno::NOSYS) => Err(OpenError::Absent),
+        Err(Errno::PERM | Errno::ACCESS) => by_device(),
+        Err(errno) => Err(OpenError::System { call: "userfaultfd", errno: errno.raw_os_error() }),
     }
+}
+
+fn by_device() -> Result<OwnedFd, OpenError> {
     let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let device = device.map_err(|_| OpenError::Forbidden)?;
     // SAFETY: USERFAULTFD_IOC_NEW takes flags by value and returns a new descriptor.
-    let fd = unsafe { libc::ioctl(raw(&device), USERFAULTFD_IOC_NEW as libc::Ioctl, flags.bits()) };
+    let fd = unsafe { libc::ioctl(raw(&device), USERFAULTFD_IOC_NEW as libc::Ioctl, FLAGS.bits()) };
     if fd < 0 {
         return Err(OpenError::Forbidden);
     }
@@ -365,5 +371,33 @@ impl Drop for Window {
         // SAFETY: the window's own pages; whoever had access to them has given that up.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_gives_what_the_call_gives() {
+        match by_device().and_then(Userfault::with) {
+            Ok(userfault) => {
+                let window = Window::reserve(&Arc::new(userfault), 4).unwrap();
+                assert_eq!(window.pages(), 4);
+            }
+            Err(reason) => {
+                let _ =
+                    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_windows_are_refused() {
+        let Ok(userfault) = Userfault::open() else { return };
+        let userfault = Arc::new(userfault);
+        for pages in [0, u64::MAX, 1 << 50] {
+            assert!(Window::reserve(&userfault, pages).is_err(), "{pages} pages");
+        }
     }
 }

@@ -64,7 +64,7 @@ impl Pager {
 }
 
 /// As long as it lives, its space's faults are served. Dropped, it ends the space: whoever still accesses its memory gets
-/// SIGSEGV.
+/// SIGSEGV, until the addresses are used for something else.
 pub struct Serving<D: LockingDesign = Faultless> {
     space: AddressSpace<Linux, D>,
 }
@@ -99,9 +99,13 @@ impl<D: LockingDesign> Serving<D> {
     }
 
     /// Why accesses to the page at `address` get SIGBUS, if they do. The refusal stays until the page is discarded,
-    /// unmapped or mapped over.
+    /// unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
-        self.served().refused(self.pointer(address)?.addr())
+        let at = self.pointer(address)?.addr();
+        let section = self.space.engine().enter();
+        let is_refused = table::table(&self.space).is_refused(&section, address.page());
+        drop(section);
+        self.served().refused(at).filter(|_| is_refused)
     }
 }
 

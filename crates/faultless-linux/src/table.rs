@@ -106,6 +106,12 @@ impl Table {
         raw.is_some_and(|raw| raw.has(needed | LOADED) && !raw.has(Entry::REFUSED))
     }
 
+    /// Whether an access to `page` gets SIGBUS.
+    pub(crate) fn is_refused(&self, proof: &impl Stable, page: PageNumber) -> bool {
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.is_some_and(|raw| raw.has(Entry::REFUSED))
+    }
+
     /// Drops what the kernel has at `page`, whose entry is announced.
     fn unload(&self, page: PageNumber) -> Result<(), OutOfMemory> {
         self.window.drop_pages(PageRange::single(page)).map_err(no_memory)
@@ -216,9 +222,13 @@ impl Table {
         };
         for page in part.iter().take_while(|page| wait != Some(*page)) {
             let raw = self.entries.load(leaf, page);
+            if raw.frame().is_none() && !raw.has(LOADED) {
+                // Nothing there: one call takes what is on both sides of it.
+                continue;
+            }
             if raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::WRITE) && !raw.has(Entry::REFUSED)
             {
-                protected.add(page, protect_run);
+                protected.stretch(page);
             } else {
                 protected.end(protect_run);
             }
@@ -249,6 +259,12 @@ impl Run {
                 self.0 = Some(page);
             }
         }
+    }
+
+    /// Up to `page`, whatever lies between.
+    fn stretch(&mut self, page: PageNumber) {
+        let page = PageRange::single(page);
+        self.0 = Some(self.0.map_or(page, |run| run.hull(page)));
     }
 
     fn end(&mut self, end: impl FnOnce(PageRange)) {

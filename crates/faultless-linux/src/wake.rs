@@ -63,7 +63,7 @@ impl AsFd for Bell {
     }
 }
 
-/// [`StdPark`], which also rings the [`Bell`] while the handler has faults put aside.
+/// [`StdPark`], which also rings a bell while the handler has faults put aside.
 pub struct WakingPark {
     park: StdPark,
     bell: Arc<Bell>,

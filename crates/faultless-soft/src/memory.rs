@@ -343,6 +343,12 @@ unsafe impl FrameSource for PhysicalMemory {
         let count = inside_page(offset, bytes.len());
         self.step(frame, Ordering::Acquire);
         let mut done = 0;
+        if offset.is_multiple_of(8) {
+            for whole in bytes[..count].as_chunks_mut().0 {
+                *whole = self.word(frame, (offset + done) as u64).load(Ordering::Acquire).to_ne_bytes();
+                done += whole.len();
+            }
+        }
         while done < count {
             let (at, within) = ((offset + done) as u64, (offset + done) % 8);
             // Acquire, and a store's Release: as with whole words.
@@ -358,6 +364,13 @@ unsafe impl FrameSource for PhysicalMemory {
         let count = inside_page(offset, bytes.len());
         self.step(frame, Ordering::Release);
         let mut done = 0;
+        if offset.is_multiple_of(8) {
+            for whole in bytes[..count].as_chunks().0 {
+                let word = self.word(frame, (offset + done) as u64);
+                word.store(u64::from_ne_bytes(*whole), Ordering::Release);
+                done += whole.len();
+            }
+        }
         while done < count {
             let (at, within) = ((offset + done) as u64, (offset + done) % 8);
             let part = &bytes[done..count.min(done + 8 - within)];

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::threads::Pool;
+#[cfg(target_os = "linux")]
+use super::threads::survive;
 use super::{Direction, Store, StoreError, Transfer};
 use std::fmt;
 use std::fs::{self, File, Metadata};
@@ -71,6 +73,9 @@ pub enum OpenError {
 
 /// Pages of a regular file, by positioned reads and writes on a pool of threads named "faultless-io".
 ///
+/// On Linux, a page that the kernel has in its cache is read at once by the thread that asks, if the file system can say
+/// so (`RWF_NOWAIT`): handing it to another thread costs several times the read.
+///
 /// The file keeps its size, as behind a shared mapping: a write of the last page ends with the file, and moves fewer bytes
 /// than a page then; a write behind the end is [`StoreError::PastEnd`]. Somebody else may resize the file at any
 /// time.
@@ -81,6 +86,9 @@ pub struct FileStore {
     file: Arc<File>,
     /// Immutable.
     pool: Pool,
+    /// Whether the file system can say that a read would wait. Atomic; goes from true to false once.
+    #[cfg(target_os = "linux")]
+    says_cached: std::sync::atomic::AtomicBool,
 }
 
 impl FileStore {
@@ -119,7 +127,12 @@ impl FileStore {
         check(path, &file.metadata().map_err(|source| refused_to_open(path, access, source))?)?;
         let file = Arc::new(file);
         let pool = start_pool(&file, DEFAULT_THREADS)?;
-        Ok(Self { file, pool })
+        Ok(Self {
+            file,
+            pool,
+            #[cfg(target_os = "linux")]
+            says_cached: true.into(),
+        })
     }
 
     /// With that many threads instead of four: so many transfers go on at the same time.
@@ -130,6 +143,29 @@ impl FileStore {
         self.pool = start_pool(&self.file, threads)?;
         Ok(self)
     }
+
+    /// Does a read that need not wait; gives back any other. A page that ends with the file is one of the others.
+    #[cfg(target_os = "linux")]
+    fn read_cached(&self, mut transfer: Transfer) -> Option<Transfer> {
+        use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+        use std::sync::atomic::Ordering::Relaxed;
+
+        if transfer.direction() != Direction::Read || !self.says_cached.load(Relaxed) {
+            return Some(transfer);
+        }
+        let (offset, bytes) = (transfer.offset(), transfer.bytes());
+        let length = bytes.len();
+        match preadv2(&self.file, &mut [IoSliceMut::new(bytes)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(moved) if moved == length => {
+                survive(|| transfer.complete(Ok(moved)));
+                return None;
+            }
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => self.says_cached.store(false, Relaxed),
+            // Not cached, or the end of the file, or an error: the pool meets it again.
+            Ok(_) | Err(_) => {}
+        }
+        Some(transfer)
+    }
 }
 
 impl Store for FileStore {
@@ -138,6 +174,8 @@ impl Store for FileStore {
     }
 
     fn submit(&self, transfer: Transfer) {
+        #[cfg(target_os = "linux")]
+        let Some(transfer) = self.read_cached(transfer) else { return };
         self.pool.submit(transfer);
     }
 }
@@ -357,6 +395,38 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn what_the_kernel_has_is_read_at_once() {
+        let file = file(PAGE + 5);
+        // The kernel has what was just written.
+        let store = FileStore::open(file.path()).unwrap();
+        let ended = submit(&store, Direction::Read, 0, 0).try_recv();
+        if store.says_cached.load(std::sync::atomic::Ordering::Relaxed) {
+            let read = ended.expect("ended before `submit` returned");
+            assert_eq!((read.result, *read.page), (Ok(PAGE), [1; PAGE]));
+        } else {
+            eprintln!("skipped: this file system cannot say whether a read would wait");
+        }
+        // The last page, and what has none, are the pool's.
+        let read = run(&store, Direction::Read, PAGE, 7);
+        assert_eq!((read.result, read.page[4], read.page[5]), (Ok(5), 2, 7));
+        let gone = Err(StoreError::PastEnd { offset: 2 * PAGE_SIZE });
+        assert_eq!(run(&store, Direction::Read, 2 * PAGE, 0).result, gone);
+        // A panic of a completion stays where it would in the pool.
+        store.submit(transfer(Direction::Read, 0, 0).0.intercept(|_, _| panic!("planted by the test")));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn where_nobody_can_say_the_pool_reads() {
+        let file = file(PAGE);
+        let store = FileStore::open(file.path()).unwrap();
+        store.says_cached.store(false, std::sync::atomic::Ordering::Relaxed);
+        let read = run(&store, Direction::Read, 0, 0);
+        assert_eq!((read.result, *read.page), (Ok(PAGE), [1; PAGE]));
+    }
+
+    #[test]
     fn a_panic_in_a_completion_leaves_the_pool_alive() {
         let file = file(PAGE);
         let one = NonZeroUsize::MIN;
@@ -382,11 +452,12 @@ mod tests {
     #[test]
     fn a_completion_may_drop_the_store() {
         let file = file(PAGE);
-        let store = Arc::new(FileStore::open(file.path()).unwrap());
+        let store = Arc::new(FileStore::open_rw(file.path()).unwrap());
         let last = Arc::clone(&store);
-        let (read, ended) = transfer(Direction::Read, 0, 0);
+        // Not a read, which may be done before `submit` returns.
+        let (write, ended) = transfer(Direction::Write, 0, 0);
         let (go, gate) = std::sync::mpsc::channel::<()>();
-        store.submit(read.intercept(move |result, completion| {
+        store.submit(write.intercept(move |result, completion| {
             gate.recv().unwrap();
             drop(last);
             completion(result);
