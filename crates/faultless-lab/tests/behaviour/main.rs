@@ -1,5 +1,6 @@
 //! What an address space does, under every locking design: the same source, one instance a design.
 
+mod advice;
 mod calls;
 mod faults;
 mod invariants;
