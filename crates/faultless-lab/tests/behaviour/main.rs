@@ -4,6 +4,7 @@ mod advice;
 mod calls;
 mod faults;
 mod invariants;
+mod locks;
 mod stand;
 mod threads;
 
