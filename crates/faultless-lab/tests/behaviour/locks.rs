@@ -7,8 +7,8 @@ use faultless::errno;
 use faultless::protection::Access;
 use faultless::vma::Flags;
 use faultless::{
-    Advice, DiscardError, Fault, LockAll, LockError, LockMode, MapError, ProtectError, ResidentError,
-    SealError, UnmapError,
+    Advice, AdviseError, DiscardError, Fault, LockAll, LockError, LockMode, MapError, ProtectError,
+    ResidentError, SealError, UnmapError,
 };
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +27,7 @@ under_every_design! {
     remote_memory_goes_by_rights
     usage_tells_whose_pages_are
     listings_wait_for_nobody
+    what_runs_out_is_said
 }
 
 // All but `usage_tells_whose_pages_are`, which counts as dirty and used what a processor said: userfaultfd does not.
@@ -43,6 +44,7 @@ on_real_memory! {
     sealed_memory_keeps_what_nobody_could_write
     remote_memory_goes_by_rights
     listings_wait_for_nobody
+    what_runs_out_is_said
 }
 
 fn locks_split_merge_and_fetch<S: Stand, D: LockingDesign>() -> Ran<S> {
@@ -529,5 +531,38 @@ fn listings_wait_for_nobody<S: Stand, D: LockingDesign>() -> Ran<S> {
     gate.open();
     drop(fault);
     drop((space, file, gate));
+    machine.end()
+}
+
+fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::with(S::IDLE_FRAMES + 4, Limits { mappings: 2, ..Limits::default() })?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 8)).unwrap();
+    // Mappings: nothing is done. A guard splits none.
+    let error = space.advise(at(12), 1, Advice::Random).unwrap_err();
+    assert_eq!(error.errno(), errno::EAGAIN, "{error:?}");
+    for error in [
+        space.lock(at(12), 1, LockMode::Now).unwrap_err(),
+        space.lock(at(12), 1, LockMode::OnFault).unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, LockError::TooManyMappings { limit: 2, .. }) && error.errno() == errno::ENOMEM
+        );
+    }
+    let error = space.seal(at(12), 1).unwrap_err();
+    assert!(matches!(error, SealError::TooManyMappings { .. }) && error.errno() == errno::ENOMEM);
+    assert_eq!(flags(&space), [(10, 18, Flags::empty())]);
+    space.advise(at(17), 1, Advice::GuardInstall).unwrap();
+    space.advise(at(17), 1, Advice::GuardRemove).unwrap();
+    // Frames: what was fetched before stays.
+    let error = space.advise(at(10), pages(8), Advice::PopulateWrite).unwrap_err();
+    assert!(matches!(error, AdviseError::Fault(FaultError::OutOfMemory { .. })));
+    assert_eq!((resident(&space, 10, 8), error.errno()), ("11110000".into(), errno::ENOMEM));
+    let error = space.lock(at(10), pages(8), LockMode::Now).unwrap_err();
+    assert!(matches!(error, LockError::Fault(FaultError::OutOfMemory { .. })));
+    assert_eq!((flags(&space), error.errno()), (vec![(10, 18, Flags::LOCKED)], errno::EAGAIN));
+    space.audit().unwrap();
+    assert_eq!(space.taken_ranges(), 0);
+    drop(space);
     machine.end()
 }
