@@ -5,7 +5,7 @@
 //! | a frame, with `LOADED` | its page: the frame's home, or a copy that stores fault on |
 //! | a frame without | nothing: the first access faults, and the engine installs what is there once more |
 //! | nothing, with `LOADED` | a page that nobody wants any more, until `invalidate` |
-//! | nothing | nothing |
+//! | nothing, or a guard | nothing |
 //! | `REFUSED` | what sends SIGBUS |
 //!
 //! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
@@ -199,7 +199,8 @@ impl Table {
             // Nothing in a window's own pages makes this fail; if it does, the pages stay for `install` to drop.
             let done = self.window.drop_pages(run).is_ok();
             for page in run.iter() {
-                let left = if done { Entry::EMPTY } else { Entry::from_bits(LOADED) };
+                let kept = self.entries.load(leaf, page).dropped();
+                let left = if done { kept } else { kept.with(LOADED) };
                 let _ = self.entries.install(leaf, page, left);
             }
         };
@@ -361,7 +362,7 @@ unsafe impl PageTable for Table {
         let saved = self.save(raw, self.window.address(page));
         debug_assert!(saved.is_ok(), "this process's own memory can be read");
         let gone = !refused || self.unload(page).is_ok();
-        let left = if refused && gone { Entry::EMPTY } else { Entry::from_bits(LOADED) };
+        let left = if refused && gone { new } else { new.with(LOADED) };
         let _ = self.entries.install(leaf, page, left);
         Ok(())
     }

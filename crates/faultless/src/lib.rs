@@ -34,6 +34,7 @@
 //! * *Range work*: what changes mappings; it holds a *reservation*, [`sync::Reservation`].
 //! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
 //!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
+//! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages.
 //!
 //! # Lock order
@@ -86,8 +87,9 @@ pub use engine::{Engine, Limits};
 pub use page_cache::{File, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
-    AddressSpace, AuditError, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage,
-    Placement, ProtectError, Source, UnmapError,
+    AddressSpace, Advice, AdviseError, AuditError, DiscardError, ForkError, LockAll, LockError, LockMode,
+    MapError, MapRequest, MappingInfo, MappingUsage, PinnedPage, Placement, ProtectError, RemoteError,
+    ResidentError, SealError, Source, UnknownAdvice, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

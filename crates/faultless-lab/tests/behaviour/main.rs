@@ -1,8 +1,10 @@
 //! What an address space does, under every locking design: the same source, one instance a design.
 
+mod advice;
 mod calls;
 mod faults;
 mod invariants;
+mod locks;
 mod stand;
 mod threads;
 

@@ -5,6 +5,7 @@
 //! reference unless the frame is free, load the word again. Detaching (eviction, truncation, a failed read) is done
 //! under the file's `removal` lock, so that the cache's reference has one owner.
 
+mod ahead;
 mod index;
 
 use crate::address::PAGE_SIZE;

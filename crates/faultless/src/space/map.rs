@@ -1,8 +1,9 @@
 //! mmap.
 
+use super::populate::Goal;
 use super::range_work::{Taken, TreeLock, Unpublished};
 use super::{AddressSpace, Map, Space};
-use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
+use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory};
@@ -50,8 +51,10 @@ pub struct MapRequest<H: Host> {
     pub source: Source<H>,
     /// Where it goes.
     pub placement: Placement,
-    /// What else holds for it.
+    /// What else holds for it. With [`Flags::LOCKED`] its pages are fetched too, as with `populate`.
     pub flags: Flags,
+    /// Its pages are fetched before the call returns (MAP_POPULATE), as far as they can be.
+    pub populate: bool,
 }
 
 impl<H: Host> MapRequest<H> {
@@ -63,13 +66,14 @@ impl<H: Host> MapRequest<H> {
             source: Source::Anonymous,
             placement: Placement::Anywhere,
             flags: Flags::empty(),
+            populate: false,
         }
     }
 
     /// `length` bytes of `file` from page `first` on, private, anywhere.
     pub fn file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
-        Self { length, protection, source, placement: Placement::Anywhere, flags: Flags::empty() }
+        Self { length, protection, source, ..Self::anonymous(length) }
     }
 
     /// The same elsewhere.
@@ -116,6 +120,23 @@ pub enum MapError {
     /// Shared files are read-only in this version (EACCES).
     #[error("a shared mapping of a file cannot be writable")]
     SharedWrite,
+    /// What is mapped at `address`, and would go, is sealed (EPERM).
+    #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
+    Sealed {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that is sealed.
+        address: VirtAddr,
+    },
+    /// It is to be locked, and the limit is zero (EPERM).
+    #[error("locking memory is not permitted")]
+    LockNotPermitted,
+    /// More than the limit would be locked (EAGAIN).
+    #[error("more than the limit of {limit} bytes would be locked")]
+    LockLimit {
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// No free place of that size (ENOMEM).
     #[error("no free place for {pages} pages")]
     NoSpace {
@@ -144,6 +165,8 @@ impl MapError {
             Self::FileOffset { .. } => errno::EOVERFLOW,
             Self::Exists { .. } => errno::EEXIST,
             Self::SharedWrite => errno::EACCES,
+            Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
+            Self::LockLimit { .. } => errno::EAGAIN,
             Self::OutOfBounds { .. }
             | Self::NoSpace { .. }
             | Self::TooManyMappings { .. }
@@ -160,17 +183,29 @@ impl From<OutOfMemory> for MapError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Maps something; returns its first address. Waits for other range work on the same pages, for no I/O.
+    /// Maps something; returns its first address. Waits for other range work on the same pages; for I/O only if its
+    /// pages are to be fetched, and then holds nothing. That a page cannot be fetched is no error, and what somebody
+    /// else has mapped over it meanwhile is left alone.
     ///
     /// # Errors
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
-        self.0.map(self, request)
+        let is_locked = request.flags.contains(Flags::LOCKED);
+        let (flags, populate) = (request.flags | self.0.flags_to_come(is_locked)?, request.populate);
+        let pages = request.length.div_ceil(PAGE_SIZE);
+        let (start, serial) = self.0.map(self, MapRequest { flags, ..request })?;
+        if flags.is_fetched() || populate && !flags.contains(Flags::LOCKED_ON_FAULT) {
+            let goal = if flags.is_fetched() { Goal::Lock } else { Goal::New(serial) };
+            let range = PageRange::with_pages(start.page(), pages)?;
+            let _ = self.populate(range, goal);
+        }
+        Ok(start)
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
+    /// Returns the first address and the serial too.
+    fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<(VirtAddr, u64), MapError> {
         let at = match request.placement {
             Placement::Anywhere => VirtAddr::default(),
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
@@ -208,7 +243,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
             Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
         }
-        .map(|range| range.start().address())
+        .map(|range| (range.start().address(), serial))
     }
 
     fn map_anywhere(
@@ -269,6 +304,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true)?;
         let (taken, lock) = self.map.take(range, &*self.engine)?;
+        if let Some(sealed) = self.first_sealed(&lock, range) {
+            return Err(MapError::Sealed { range, address: sealed.address() });
+        }
         let over_something = self
             .tree
             .view_locked(&lock.writer)
@@ -332,6 +370,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if lock.exited {
             return Err(MapError::Exited);
         }
+        self.may_map_locked(&lock, range, mapping.flags).map_err(|limit| MapError::LockLimit { limit })?;
         self.publish(work, lock, range, |_| None, Some(mapping)).map_err(|error| match error {
             Unpublished::OutOfMemory => MapError::OutOfMemory,
             Unpublished::TooMany => MapError::TooManyMappings { limit: self.engine.limits().mappings },

@@ -1,27 +1,42 @@
 //! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
 
+mod advise;
 mod audit;
 mod discard;
 mod exit;
 pub mod fault;
+mod flags;
 mod fork;
+mod guard;
 mod listing;
+mod lock;
 mod map;
 mod page_work;
 mod pin;
+mod populate;
 pub(crate) mod protect;
 mod range_work;
+mod remote;
+mod resident;
+mod seal;
 mod truncate;
 mod unmap;
+mod usage;
 
+pub use advise::{Advice, AdviseError, UnknownAdvice};
 pub use audit::AuditError;
 pub use discard::DiscardError;
 pub use fork::ForkError;
 pub use listing::MappingInfo;
+pub use lock::{LockAll, LockError, LockMode};
 pub use map::{MapError, MapRequest, Placement, Source};
 pub use pin::PinnedPage;
 pub use protect::ProtectError;
+pub use remote::RemoteError;
+pub use resident::ResidentError;
+pub use seal::SealError;
 pub use unmap::UnmapError;
+pub use usage::MappingUsage;
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -51,6 +66,8 @@ pub(crate) struct Map {
     writer: Writer,
     /// Set by exit: nothing is mapped any more.
     exited: bool,
+    /// What is locked as it comes, and up to how much.
+    locks: lock::Locks,
 }
 
 pub(crate) struct Space<H: Host, D: LockingDesign> {
@@ -78,7 +95,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             engine: engine.clone(),
             table,
             tree,
-            map: Ranges::new(Map { writer, exited: false }),
+            map: Ranges::new(Map { writer, exited: false, locks: lock::Locks::default() }),
             lock: Arc::default(),
             dying: Arc::new(AtomicBool::new(false)),
         }

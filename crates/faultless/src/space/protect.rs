@@ -32,6 +32,12 @@ pub enum ProtectError {
         /// The first address of the mapping.
         address: VirtAddr,
     },
+    /// The mapping at `address` is sealed; everything below it has been changed (EPERM).
+    #[error("what is mapped at {address} is sealed; what lies below it has changed")]
+    Sealed {
+        /// The first address that is sealed.
+        address: VirtAddr,
+    },
     /// Splitting a mapping would make more than the limit (ENOMEM).
     #[error("protecting {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
@@ -54,6 +60,7 @@ impl ProtectError {
         match self {
             Self::Range(_) => errno::EINVAL,
             Self::SharedWrite { .. } => errno::EACCES,
+            Self::Sealed { .. } => errno::EPERM,
             Self::Hole { .. } | Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
         }
     }
@@ -77,7 +84,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// now succeeds. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// [`ProtectError`]. After `Hole` and `SharedWrite` the part below has changed, as on Linux.
+    /// [`ProtectError`]. After `Hole`, `SharedWrite` and `Sealed` the part below has changed, as on Linux.
     pub fn protect(
         &self,
         address: VirtAddr,
@@ -101,7 +108,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (end, error) = {
             let view = self.tree.view_locked(&lock.writer);
             let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), vma.mapping().sharing));
-            protectable(range, protection, &mut vmas)
+            let (end, error) = protectable(range, protection, &mut vmas);
+            match self.first_sealed(&lock, range).filter(|sealed| *sealed < end) {
+                Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
+                None => (end, error),
+            }
         };
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {

@@ -5,7 +5,7 @@ use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
-use crate::host::{Host, OutOfMemory};
+use crate::host::Host;
 use crate::vma::tree::Ranged;
 
 /// Why nothing was unmapped; the space is as before.
@@ -14,6 +14,14 @@ pub enum UnmapError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
+    /// A part is sealed (EPERM).
+    #[error("what is mapped at {address}, inside the {range} to unmap, is sealed")]
+    Sealed {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that is sealed.
+        address: VirtAddr,
+    },
     /// Splitting a mapping would make more than the limit (ENOMEM).
     #[error("unmapping {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
@@ -35,6 +43,7 @@ impl UnmapError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) => errno::EINVAL,
+            Self::Sealed { .. } => errno::EPERM,
             Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
         }
     }
@@ -49,30 +58,35 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`UnmapError`]; the space is as before.
     pub fn unmap(&self, address: VirtAddr, length: u64) -> Result<(), UnmapError> {
         let range = PageRange::from_bytes(address, length)?;
-        self.0.unmap(range).map_err(|error| match error {
-            Unpublished::OutOfMemory => UnmapError::OutOfMemory { range },
-            Unpublished::TooMany => {
-                UnmapError::TooManyMappings { range, limit: self.0.engine.limits().mappings }
-            }
-        })
+        self.0.unmap(range)
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    pub(super) fn unmap(&self, range: PageRange) -> Result<(), Unpublished> {
-        let Some(range) = range.intersection(self.whole()) else { return Ok(()) };
+    pub(super) fn unmap(&self, asked: PageRange) -> Result<(), UnmapError> {
+        let Some(range) = asked.intersection(self.whole()) else { return Ok(()) };
+        let out_of_memory = UnmapError::OutOfMemory { range: asked };
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, range, |_| true)?;
-        let (mut taken, lock) =
-            self.map.take(range, &*self.engine).map_err(|OutOfMemory| Unpublished::OutOfMemory)?;
+        self.exclude(&mut work, range, |_| true).map_err(|_| out_of_memory)?;
+        let (mut taken, lock) = self.map.take(range, &*self.engine).map_err(|_| out_of_memory)?;
         let view = self.tree.view_locked(&lock.writer);
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());
         }
-        let lock = self.follow(&taken, lock, range, None)?;
+        // The end of the space breaks seals.
+        if let Some(sealed) = self.first_sealed(&lock, range).filter(|_| !lock.exited) {
+            return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
+        }
+        let lock = self.follow(&taken, lock, range, None).map_err(|_| out_of_memory)?;
         let published = self.publish(&mut work, lock, range, |_| None, None);
-        let (mut lock, mut retired) = published.inspect_err(|_| self.follow_back(&taken, range))?;
+        let published = published.inspect_err(|_| self.follow_back(&taken, range));
+        let (mut lock, mut retired) = published.map_err(|error| match error {
+            Unpublished::OutOfMemory => out_of_memory,
+            Unpublished::TooMany => {
+                UnmapError::TooManyMappings { range: asked, limit: self.engine.limits().mappings }
+            }
+        })?;
         self.widen_to_leaves(&mut taken, &mut lock);
         drop(lock);
         D::published(&mut work);

@@ -42,6 +42,7 @@ pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
 pub fn join<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> Mapping<H> {
     let mut new = left.clone();
     new.range = left.range.hull(right.range);
+    new.serial = left.serial.max(right.serial);
     if new.anon.is_none() {
         new.anon = right.anon.clone();
     }

@@ -68,6 +68,16 @@ bitflags::bitflags! {
     }
 }
 
+impl Flags {
+    /// Both flags of locking.
+    pub const LOCKS: Self = Self::LOCKED.union(Self::LOCKED_ON_FAULT);
+
+    /// Whether its pages are locked and fetched ahead of the first touch.
+    pub fn is_fetched(self) -> bool {
+        self.contains(Self::LOCKED) && !self.contains(Self::LOCKED_ON_FAULT)
+    }
+}
+
 /// A mapping as a value: what splitting and merging work with.
 pub struct Mapping<H: Host> {
     /// The pages.
@@ -80,7 +90,8 @@ pub struct Mapping<H: Host> {
     pub flags: Flags,
     /// Where pages come from.
     pub backing: Backing<H>,
-    /// Which map call made it; split parts keep it. A fault that comes back from I/O compares it.
+    /// Which map call made it; split parts keep it, and what joined has the newest. A fault that comes back from I/O
+    /// compares it, and what populates a new mapping.
     pub serial: u64,
     /// The record of its anonymous pages, once it has some.
     pub anon: Option<Arc<AnonRecord>>,

@@ -23,7 +23,7 @@ use alloc::sync::Arc;
 use file::NotReady;
 use pending::Awaited;
 
-/// Why an access cannot be served. A process would get a signal: SEGV for the first two, BUS for the next two.
+/// Why an access cannot be served. A process would get a signal: SEGV for the first three, BUS for the next two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
     /// Nothing is mapped there (SEGV_MAPERR).
@@ -41,6 +41,12 @@ pub enum FaultError {
         access: Access,
         /// What the mapping allows.
         protection: Protection,
+    },
+    /// It is a guard page (SEGV_MAPERR, as Linux has it).
+    #[error("{address} is a guard page")]
+    Guard {
+        /// The address of the access.
+        address: VirtAddr,
     },
     /// The page lies past the end of the file (BUS_ADRERR).
     #[error("{address} shows page {page} of a file of {length} bytes")]
@@ -124,6 +130,7 @@ impl<H: Host> Absent<H> {
             && mapping.serial == self.serial
             && mapping.protection.allows(access)
             && work.entry.frame().is_none()
+            && (!work.entry.is_guard() || cfg!(mutant = "resume_over_guard"))
     }
 
     /// What happens after the wait for it.
@@ -154,7 +161,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    fn fault_from(
+    pub(super) fn fault_from(
         &self,
         address: VirtAddr,
         access: Access,
@@ -169,6 +176,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let mut kept: Option<D::Kept> = None;
         loop {
             let work = |work: Announced<'_, H, D>| {
+                if !work.attempt.only.admits(work.vma.mapping()) {
+                    return Step::Done(None);
+                }
                 let class = classify(&work, address, access);
                 finish(work, class)
             };
@@ -287,6 +297,8 @@ enum Class<'a, H: Host> {
     Step(Step<H>),
     /// It has the right: somebody was quicker, or the processor's own table lags behind.
     Served,
+    /// It is a guard page.
+    Guard(VirtAddr),
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
@@ -306,6 +318,9 @@ fn classify<'a, H: Host, D: LockingDesign>(
     if !mapping.protection.allows(access) {
         let protection = mapping.protection;
         return Class::Step(Step::Failed(FaultError::Protection { address, access, protection }));
+    }
+    if entry.is_guard() {
+        return Class::Guard(address);
     }
     let needed = match access {
         Access::Read => Entry::READ,
@@ -348,6 +363,10 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
     }
     match class {
         Class::Step(step) => step,
+        Class::Guard(address) => {
+            work.refuse();
+            Step::Failed(FaultError::Guard { address })
+        }
         Class::Served => {
             let entry = work.entry;
             install(work, entry)

@@ -167,7 +167,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
     ) -> bool {
         let map = |work: Announced<'_, H, D>| {
-            if !absent.is_wanted(&work, access) {
+            if !absent.is_wanted(&work, access) || !work.attempt.only.admits(work.vma.mapping()) {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
