@@ -201,7 +201,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Step::NeedMemory => {
                     look += 1;
                     if !engine.make_room(look) {
-                        space.refuse(page, |_| true);
+                        space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
@@ -282,6 +282,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
+/// The right that an entry needs for an access.
+fn needed(access: Access) -> u64 {
+    match access {
+        Access::Read => Entry::READ,
+        Access::Write => Entry::WRITE,
+        Access::Execute => Entry::EXECUTE,
+    }
+}
+
+/// Whether the mapping allows the access, and the entry does not yet.
+fn is_lacking<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Access) -> bool {
+    work.vma.mapping().protection.allows(access) && !work.entry.has(needed(access))
+}
+
 /// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
 enum Class<'a, H: Host> {
     Step(Step<H>),
@@ -307,11 +321,7 @@ fn classify<'a, H: Host, D: LockingDesign>(
         let protection = mapping.protection;
         return Class::Step(Step::Failed(FaultError::Protection { address, access, protection }));
     }
-    let needed = match access {
-        Access::Read => Entry::READ,
-        Access::Write => Entry::WRITE,
-        Access::Execute => Entry::EXECUTE,
-    };
+    let needed = needed(access);
     let record = || vma.record().map(|record| &**record);
     match (entry.frame(), access, &mapping.backing) {
         (Some(_), _, _) if entry.has(needed) => Class::Served,
