@@ -168,7 +168,7 @@ fn a_failed_read_is_a_signal_and_never_zeros() {
     let Some(pager) = pager() else { return };
     let store = FileStore::from_file(numbered(4)).unwrap();
     let store = FailingStore::new(store, Direction::Read, Failure::Once(2), EIO);
-    let mut region = pager.store(Arc::new(store)).unwrap();
+    let region = pager.store(Arc::new(store)).unwrap();
     assert_eq!(region[0], 1);
     let page = region.as_ptr().wrapping_add(2 * PAGE);
     // SAFETY: the region's own memory.
