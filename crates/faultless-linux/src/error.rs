@@ -22,6 +22,18 @@ pub enum OpenError {
     /// The kernel has an older one.
     #[error("userfaultfd lacks write protection or poisoning here: both need Linux 6.6 or newer")]
     TooOld,
+    /// Pages are not 4 KiB here.
+    #[error("pages have {bytes} bytes here; only 4096 are known")]
+    PageSize {
+        /// A page's bytes.
+        bytes: usize,
+    },
+    /// /proc/self/mem does not show protected pages.
+    #[error(
+        "/proc/self/mem does not show pages that may not be read: start the kernel with \
+         proc_mem.force_override=always, or mount /proc"
+    )]
+    NoForce,
     /// A call failed that should not.
     #[error("{call} failed (errno {errno})")]
     System {

@@ -2,7 +2,7 @@
 //! for I/O, any number at a time.
 
 use crate::host::Linux;
-use crate::kernel::{EVENTS, Event, Userfault, block_signals};
+use crate::kernel::{BlockedSignals, EVENTS, Event, Userfault};
 use crate::table::{Table, table};
 use crate::wake::Bell;
 use faultless::address::PAGE_SIZE;
@@ -12,7 +12,8 @@ use faultless::{AddressSpace, Fault, FaultError, PendingFault};
 use parking_lot::{Mutex, RwLock};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +72,14 @@ impl<D: LockingDesign> From<Result<Fault<Linux, D>, FaultError>> for Outcome {
 impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
     fn fault(&self, at: usize, access: Access) -> Option<Outcome> {
         let address = table(self).address_at(at)?;
-        Some(AddressSpace::fault(self, address, access).into())
+        let served = match AddressSpace::fault(self, address, access) {
+            // The kernel does not say which reads are fetches; and what may be fetched may be read, as on x86-64.
+            Err(FaultError::Protection { access: Access::Read, .. }) => {
+                AddressSpace::fault(self, address, Access::Execute)
+            }
+            served => served,
+        };
+        Some(served.into())
     }
 }
 
@@ -101,9 +109,15 @@ impl Served {
         Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
     }
 
-    /// From now on faults in the space's window are served.
-    pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
-        self.spaces.write().insert(window(table(space)).start, Arc::new(space.clone()));
+    /// From now on faults in the space's window are served. False: they are already.
+    pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) -> bool {
+        match self.spaces.write().entry(window(table(space)).start) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(Arc::new(space.clone()));
+                true
+            }
+        }
     }
 
     /// Ends the space: from now on they are not; who waits is woken.
@@ -230,12 +244,13 @@ pub(crate) struct Handlers {
 impl Handlers {
     pub fn start(served: Served, count: usize) -> std::io::Result<Self> {
         let mut handlers = Self { served: Arc::new(served), threads: Vec::new() };
+        // A program's own handler of a signal must not run where faults are served: it may touch a region.
+        let _blocked = BlockedSignals::new();
         for _ in 0..count {
             let served = Arc::clone(&handlers.served);
             let run = move || {
                 // Threads would wait for ever for one that is gone, and some of them hold locks.
                 let abort = AbortOnPanic;
-                block_signals();
                 served.run();
                 std::mem::forget(abort);
             };

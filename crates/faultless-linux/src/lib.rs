@@ -25,9 +25,13 @@
 //! ```
 //!
 //! # Limits
+//! A handler waits for no I/O, but it does wait a moment for a snapshot under way, for a part that is being mapped over, and
+//! for memory; all regions of its pager wait with it ([`Options::handlers`]). A child of fork(2) has no handlers: it must not
+//! touch or drop regions and pagers.
+//!
 //! A page that is mapped from a file is there twice, in the engine's cache and in the process. Memory is not given back to
 //! the operating system before the pager ends. Nothing is evicted while it is mapped, and nothing swapped: when
-//! [`Options::memory`] is used up, an access that needs more gets SIGBUS.
+//! [`Options::memory`] is used up, an access that needs more gets SIGBUS, and can be tried again ([`Region::retry`]).
 #![cfg(target_os = "linux")]
 
 pub mod access;
@@ -44,7 +48,7 @@ mod wake;
 pub use error::{OpenError, RegionError};
 pub use frames::Frames;
 pub use host::Linux;
-pub use pager::{Options, Pager, Serving};
+pub use pager::{Options, Pager, ServeError, Serving};
 pub use region::Region;
 pub use table::Table;
 pub use wake::WakingPark;

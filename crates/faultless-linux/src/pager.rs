@@ -3,10 +3,12 @@
 use crate::handler::Served;
 use crate::host::Linux;
 use crate::{OpenError, table};
-use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::address::{PAGE_SIZE, PageRange, VirtAddr};
 use faultless::design::{Faultless, LockingDesign};
 use faultless::protection::Access;
 use faultless::{AddressSpace, Engine, FaultError, Limits};
+use std::any::TypeId;
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
@@ -63,6 +65,21 @@ impl Pager {
     }
 }
 
+/// Why a space is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServeError {
+    /// Faults of this design keep locks through I/O. A handler serves many threads' faults: it would wait for a lock that
+    /// a fault has which it has put aside itself.
+    #[error("the design {design} keeps locks while a page is read, and one handler serves many faults")]
+    KeepsLocks {
+        /// The design.
+        design: &'static str,
+    },
+    /// It is served already.
+    #[error("the space is served already")]
+    Served,
+}
+
 /// As long as it lives, its space's faults are served. Dropped, it ends the space: whoever still accesses its memory gets
 /// SIGSEGV, until the addresses are used for something else.
 pub struct Serving<D: LockingDesign = Faultless> {
@@ -70,11 +87,19 @@ pub struct Serving<D: LockingDesign = Faultless> {
 }
 
 impl<D: LockingDesign> Serving<D> {
-    /// Serves a space, under whatever design, that was made without a [`Region`](crate::Region). Once for each space.
-    pub fn of(space: &AddressSpace<Linux, D>) -> Self {
-        let serving = Self { space: space.clone() };
-        serving.served().add(space);
-        serving
+    /// Serves a space that was made without a [`Region`](crate::Region). Its end is this one's: a call to
+    /// [`AddressSpace::exit`] leaves threads that wait for I/O to the end of that.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn of(space: &AddressSpace<Linux, D>) -> Result<Self, ServeError> {
+        if TypeId::of::<D::Kept>() != TypeId::of::<Infallible>() {
+            return Err(ServeError::KeepsLocks { design: D::NAME });
+        }
+        if !space.engine().host().served().add(space) {
+            return Err(ServeError::Served);
+        }
+        Ok(Self { space: space.clone() })
     }
 
     fn served(&self) -> &Served {
@@ -98,8 +123,16 @@ impl<D: LockingDesign> Serving<D> {
         table.pointer(address).is_some() && table.is_there(&section, address.page(), access)
     }
 
-    /// Why accesses to the page at `address` get SIGBUS, if they do. The refusal stays until the page is discarded,
-    /// unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
+    /// Serves accesses to the `bytes` from `address` on anew, where they got SIGBUS.
+    pub fn retry(&self, address: VirtAddr, bytes: u64) {
+        if let Ok(range) = PageRange::from_bytes(address, bytes) {
+            let section = self.space.engine().enter();
+            table::table(&self.space).forgive(&section, range);
+        }
+    }
+
+    /// Why accesses to the page at `address` get SIGBUS, if they do. The refusal stays until [`Serving::retry`], or until the
+    /// page is discarded, unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
         let at = self.pointer(address)?.addr();
         let section = self.space.engine().enter();

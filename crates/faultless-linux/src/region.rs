@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Bytes that come when they are first touched: zeros, or a file's, privately. Derefs to `[u8]`.
 ///
 /// What cannot be read reaches the thread that touches it as SIGBUS, as with a file mapped by the kernel;
-/// [`Region::refusal`] says why, and [`Region::discard`] lets it be tried again. A child of fork(2) does not have the
+/// [`Region::refusal`] says why, and [`Region::retry`] lets it be tried again. A child of fork(2) does not have the
 /// region. Dropped, the region's memory is gone.
 pub struct Region {
     serving: Serving,
@@ -86,7 +86,7 @@ impl Region {
         let table: Table = table.map_err(|OutOfMemory| RegionError::NoRoom { length })?;
         let start = table.window().pointer();
         let space = AddressSpace::with_table(pager.engine(), table);
-        let serving = Serving::of(&space);
+        let serving = Serving::of(&space).map_err(|_| RegionError::NoRoom { length })?;
         space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
         Ok(Self { serving, start, length })
     }
@@ -97,20 +97,23 @@ impl Region {
         self.start.as_ptr()
     }
 
-    /// The address space behind it.
-    pub fn space(&self) -> &AddressSpace<Linux, Faultless> {
+    /// The address space behind it. Not for everybody: its calls change the region whoever has references into it.
+    pub(crate) fn space(&self) -> &AddressSpace<Linux, Faultless> {
         self.serving.space()
     }
 
     /// The region as it is now: the same bytes at other addresses, shared until either side writes. One instant: what
-    /// threads write meanwhile is in it or is not, in the order in which they wrote.
+    /// threads write meanwhile is in it or is not, in the order in which they wrote. As after fork(2), a page of a file that
+    /// was never written here is the file's, read when it is first touched; and what a device writes into memory that the
+    /// kernel has pinned for it (O_DIRECT, io_uring) is of no instant.
     ///
     /// # Errors
     /// [`RegionError::Snapshot`]; nothing has changed.
     pub fn snapshot(&self) -> Result<Self, RegionError> {
         let child = self.space().fork()?;
         let start = crate::table::table(&child).window().pointer();
-        Ok(Self { serving: Serving::of(&child), start, length: self.length })
+        let serving = Serving::of(&child).map_err(|_| RegionError::NoRoom { length: self.length })?;
+        Ok(Self { serving, start, length: self.length })
     }
 
     /// Drops the pages of `part`: it reads as zeros or as the file afterwards.
@@ -168,6 +171,17 @@ impl Region {
         if bytes != 0 {
             self.space().unmap(at, bytes)?;
         }
+        Ok(())
+    }
+
+    /// Serves accesses to `part` anew that got SIGBUS. Bytes that were there before are there still: a store that found no
+    /// memory has changed nothing.
+    ///
+    /// # Errors
+    /// [`RegionError::Part`].
+    pub fn retry(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
+        let (at, bytes) = self.part(part)?;
+        self.serving.retry(at, bytes);
         Ok(())
     }
 

@@ -112,6 +112,31 @@ impl Table {
         raw.is_some_and(|raw| raw.has(Entry::REFUSED))
     }
 
+    /// Takes refusals back: the next access to each page of `range` faults.
+    pub(crate) fn forgive(&self, section: &Section<'_>, range: PageRange) {
+        let inside = PageRange::with_pages(PageNumber::new(0), self.window.pages());
+        let mut rest = inside.ok().and_then(|inside| inside.intersection(range));
+        while let Some(range) = rest {
+            let Some(first) = self.entries.next_leaf(section, range) else { return };
+            let span = PageRange::with_pages(first.align_down(Self::LEAF_PAGES), Self::LEAF_PAGES);
+            let Some(part) = span.ok().and_then(|span| span.intersection(range)) else { return };
+            rest = PageRange::new(part.end(), range.end());
+            let Some(leaf) = self.entries.leaf(section, first) else { continue };
+            for page in part.iter() {
+                let raw = self.entries.load(leaf, page);
+                // Somebody at work on the page does the same, or has refused it again.
+                if raw.has(Entry::REFUSED)
+                    && !raw.is_announced()
+                    && self.entries.try_announce(leaf, page, raw)
+                {
+                    let gone = self.unload(page).is_ok();
+                    let left = if gone { raw.without(LOADED | Entry::REFUSED) } else { raw };
+                    let _ = self.entries.install(leaf, page, left);
+                }
+            }
+        }
+    }
+
     /// Drops what the kernel has at `page`, whose entry is announced.
     fn unload(&self, page: PageNumber) -> Result<(), OutOfMemory> {
         self.window.drop_pages(PageRange::single(page)).map_err(no_memory)
@@ -359,8 +384,11 @@ unsafe impl PageTable for Table {
             return Err(self.load(leaf, page));
         }
         let refused = raw.has(Entry::REFUSED);
-        let saved = self.save(raw, self.window.address(page));
-        debug_assert!(saved.is_ok(), "this process's own memory can be read");
+        if self.save(raw, self.window.address(page)).is_err() {
+            // No memory for a moment: what others need is not dropped.
+            self.entries.let_go(leaf, page);
+            return Err(seen(raw));
+        }
         let gone = !refused || self.unload(page).is_ok();
         let left = if refused && gone { new } else { new.with(LOADED) };
         let _ = self.entries.install(leaf, page, left);
@@ -375,8 +403,12 @@ unsafe impl PageTable for Table {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
         let home = raw.frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
         let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
-        let next =
-            if gone && self.userfault.poison(at).is_ok() { raw.with(LOADED | Entry::REFUSED) } else { raw };
+        let next = match gone {
+            true if self.userfault.poison(at).is_ok() => raw.with(LOADED | Entry::REFUSED),
+            // The access is tried again.
+            true => raw.without(LOADED | Entry::REFUSED),
+            false => raw,
+        };
         let _ = self.entries.install(leaf, page, next.without(Entry::ANNOUNCED));
     }
 

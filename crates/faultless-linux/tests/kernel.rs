@@ -62,7 +62,7 @@ fn invariant_13_the_kernel_follows_the_entries() {
         pager => pager.expect("a pager"),
     };
     let space: AddressSpace<Linux, Faultless> = AddressSpace::new(pager.engine()).expect("a space");
-    let parent = Serving::of(&space);
+    let parent = Serving::of(&space).expect("served once");
     let read_write = Protection::READ | Protection::WRITE;
     let at = |page: u64| VirtAddr::new(page * PAGE_SIZE);
     space.map(MapRequest::anonymous(PAGES * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
@@ -70,7 +70,7 @@ fn invariant_13_the_kernel_follows_the_entries() {
     (0..40).for_each(|page| touch(&parent, page, if page % 3 == 0 { Access::Read } else { Access::Write }));
     assert_follows(&parent, "loads and stores");
     let child_space = space.fork().unwrap();
-    let child = Serving::of(&child_space);
+    let child = Serving::of(&child_space).expect("served once");
     assert_follows(&parent, "fork");
     assert_follows(&child, "fork, the child");
     (0..10).for_each(|page| touch(&parent, page, Access::Write));

@@ -1,10 +1,11 @@
 //! Regions: ordinary loads and stores, served by the engine.
 
 use faultless::address::PAGE_SIZE;
+use faultless::design::Faultless;
 use faultless::protection::Protection;
 use faultless::store::{Direction, FailingStore, Failure, FileStore, GatedStore, InjectedError};
-use faultless::{FaultError, Limits};
-use faultless_linux::{OpenError, Options, Pager, Region, RegionError, access};
+use faultless::{AddressSpace, FaultError, Limits};
+use faultless_linux::{Linux, OpenError, Options, Pager, Region, RegionError, ServeError, Serving, access};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -167,7 +168,7 @@ fn a_failed_read_is_a_signal_and_never_zeros() {
     let Some(pager) = pager() else { return };
     let store = FileStore::from_file(numbered(4)).unwrap();
     let store = FailingStore::new(store, Direction::Read, Failure::Once(2), EIO);
-    let mut region = pager.store(Arc::new(store)).unwrap();
+    let region = pager.store(Arc::new(store)).unwrap();
     assert_eq!(region[0], 1);
     let page = region.as_ptr().wrapping_add(2 * PAGE);
     // SAFETY: the region's own memory.
@@ -175,8 +176,8 @@ fn a_failed_read_is_a_signal_and_never_zeros() {
     assert!(signal.is_bus() && signal.address == page.addr(), "{signal}");
     assert!(matches!(region.refusal(2 * PAGE), Some(FaultError::Io { .. })));
     // SAFETY: as above.
-    assert!(unsafe { access::store_u8(page, 1) }.unwrap_err().is_bus(), "until it is discarded");
-    region.discard(2 * PAGE..3 * PAGE).unwrap();
+    assert!(unsafe { access::store_u8(page, 1) }.unwrap_err().is_bus(), "until it is tried again");
+    region.retry(2 * PAGE..3 * PAGE).unwrap();
     assert_eq!(region.refusal(2 * PAGE), None);
     assert_eq!(region[2 * PAGE + 5], 3);
     drop(region);
@@ -213,6 +214,62 @@ fn used_up_memory_is_a_signal() {
     assert!(matches!(region.refusal(9 * PAGE), Some(FaultError::OutOfMemory { .. })));
     assert_eq!((region[0], region[8 * PAGE]), (1, 1));
     drop(region);
+    end(&pager);
+}
+
+#[test]
+fn a_store_that_found_no_memory_has_lost_nothing() {
+    let Some(_) = pager() else { return };
+    let pager = Pager::new(Options { memory: 10 * PAGE_SIZE, ..Options::default() }).unwrap();
+    let mut region = pager.anonymous(8 * PAGE).unwrap();
+    region.fill(7);
+    let snapshot = region.snapshot().unwrap();
+    let at = |page: usize| region.as_ptr().wrapping_add(page * PAGE);
+    // SAFETY: the region's own memory.
+    unsafe {
+        access::store_u8(at(0), 1).unwrap();
+        assert!(access::store_u8(at(1), 1).unwrap_err().is_bus(), "the last frame has been taken");
+        assert!(matches!(region.refusal(PAGE), Some(FaultError::OutOfMemory { .. })));
+        region.retry(PAGE..2 * PAGE).unwrap();
+        assert_eq!(access::load_u8(at(1)), Ok(7));
+        assert!(access::store_u8(at(1), 1).unwrap_err().is_bus(), "there is none still");
+        drop(snapshot);
+        region.retry(..).unwrap();
+        assert_eq!(access::store_u8(at(1), 1), Ok(()));
+    }
+    assert_eq!((region[0], region[1], region[PAGE], region[PAGE + 1]), (1, 7, 1, 7));
+    drop(region);
+    end(&pager);
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn what_may_only_be_fetched_is_fetched() {
+    let Some(pager) = pager() else { return };
+    let mut file = tempfile::tempfile().unwrap();
+    let ret = 0xc3;
+    file.write_all(&[ret; PAGE]).unwrap();
+    let region = pager.file(file).unwrap();
+    // SAFETY: no reference into the region; the bytes are a function that returns.
+    unsafe {
+        region.protect(.., Protection::EXECUTE).unwrap();
+        let returns: extern "C" fn() = std::mem::transmute(region.as_ptr());
+        returns();
+        // As on Linux, where the processor has no way to forbid it.
+        assert_eq!(access::load_u8(region.as_ptr()), Ok(ret));
+        assert!(access::store_u8(region.as_ptr(), 1).unwrap_err().is_segv());
+    }
+    drop(region);
+    end(&pager);
+}
+
+#[test]
+fn a_space_is_served_once() {
+    let Some(pager) = pager() else { return };
+    let space: AddressSpace<Linux, Faultless> = AddressSpace::new(pager.engine()).unwrap();
+    let serving = Serving::of(&space).unwrap();
+    assert_eq!(Serving::of(&space).err(), Some(ServeError::Served));
+    drop((serving, space));
     end(&pager);
 }
 

@@ -37,7 +37,8 @@ macro_rules! under_every_design {
         );
     };
 }
-/// The functions of a file that make sense on real memory too, there, under a design of each family.
+/// The functions of a file that make sense on real memory too, there, under the designs that keep nothing through I/O:
+/// one handler serves many faults.
 macro_rules! on_real_memory {
     ($($name:ident)*) => {
         #[cfg(target_os = "linux")]
@@ -45,8 +46,7 @@ macro_rules! on_real_memory {
             use super::*;
             $crate::tests_on!($crate::stand::Linux;
                 faultless_design: ::faultless::design::Faultless,
-                mmap_lock: ::faultless_lab::designs::MmapLock,
-                vma_lock: ::faultless_lab::designs::VmaLock;
+                faultless_retry: ::faultless_lab::designs::FaultlessRetry;
                 ($($name)*)
             );
         }

@@ -90,7 +90,7 @@ fn mapped(
     let bytes = (setting.pages * PAGE) as u64;
     let space = AddressSpace::new(pager.engine());
     let space = space.map_err(|_| Trouble::Cannot("no memory for an address space".into()))?;
-    let serving = Serving::of(&space);
+    let serving = Serving::of(&space).expect("served once");
     let request = MapRequest::file(file, 0, bytes, Protection::READ | Protection::WRITE);
     space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
     let start = serving.pointer(VirtAddr::new(0)).ok_or(Trouble::Cannot("a space has no pages".into()))?;

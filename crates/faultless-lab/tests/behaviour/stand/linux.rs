@@ -35,7 +35,7 @@ impl Stand for Linux {
     }
 
     fn attach<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> Window<D> {
-        Window(Serving::of(space))
+        Window(Serving::of(space).expect("a design that keeps nothing, and one serving"))
     }
 
     fn fail_frames_from(&self, nth: Option<u64>) {
@@ -65,15 +65,12 @@ impl<D: LockingDesign> Window<D> {
 
     /// The error behind a signal; none if the access is to be tried again.
     fn why(&self, address: VirtAddr, access: Access, signal: Signal) -> Result<(), FaultError> {
-        let space = self.0.space();
         if signal.is_segv() {
-            return space.fault_and_wait(address, access);
+            return self.0.space().fault_and_wait(address, access);
         }
         let refusal = self.0.refusal(address);
         // The next access is to be served anew.
-        space
-            .discard(VirtAddr::new(address.get() & !(PAGE_SIZE - 1)), PAGE_SIZE)
-            .expect("a page with a mapping");
+        self.0.retry(address.page().address(), PAGE_SIZE);
         refusal.map_or(Ok(()), Err)
     }
 

@@ -211,7 +211,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Step::NeedMemory => {
                     look += 1;
                     if !engine.make_room(look) {
-                        space.refuse(page, |_| true);
+                        space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
                 }
@@ -292,6 +292,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
+/// The right that an entry needs for an access.
+fn needed(access: Access) -> u64 {
+    match access {
+        Access::Read => Entry::READ,
+        Access::Write => Entry::WRITE,
+        Access::Execute => Entry::EXECUTE,
+    }
+}
+
+/// Whether the mapping allows the access, and the entry does not yet.
+fn is_lacking<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Access) -> bool {
+    work.vma.mapping().protection.allows(access) && !work.entry.has(needed(access))
+}
+
 /// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
 enum Class<'a, H: Host> {
     Step(Step<H>),
@@ -322,11 +336,7 @@ fn classify<'a, H: Host, D: LockingDesign>(
     if entry.is_guard() {
         return Class::Guard(address);
     }
-    let needed = match access {
-        Access::Read => Entry::READ,
-        Access::Write => Entry::WRITE,
-        Access::Execute => Entry::EXECUTE,
-    };
+    let needed = needed(access);
     let record = || vma.record().map(|record| &**record);
     match (entry.frame(), access, &mapping.backing) {
         (Some(_), _, _) if entry.has(needed) => Class::Served,
