@@ -86,8 +86,9 @@ pub use engine::{Engine, Limits};
 pub use page_cache::{File, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
-    AddressSpace, AuditError, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage,
-    Placement, ProtectError, Source, UnmapError,
+    AddressSpace, AuditError, BrkError, DiscardError, ForkError, LimitError, MapError, MapRequest,
+    MappingInfo, PinnedPage, Placement, ProtectError, RemapError, RemapFlags, RemapRequest, Source,
+    SpaceLimits, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

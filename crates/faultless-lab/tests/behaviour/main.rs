@@ -3,6 +3,7 @@
 mod calls;
 mod faults;
 mod invariants;
+mod moves;
 mod stand;
 mod threads;
 

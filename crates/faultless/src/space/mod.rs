@@ -1,26 +1,34 @@
 //! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
 
 mod audit;
+mod brk;
 mod discard;
 mod exit;
 pub mod fault;
 mod fork;
+mod grow;
+mod limits;
 mod listing;
 mod map;
+mod moving;
 mod page_work;
 mod pin;
 pub(crate) mod protect;
 mod range_work;
+mod remap;
 mod truncate;
 mod unmap;
 
 pub use audit::AuditError;
+pub use brk::BrkError;
 pub use discard::DiscardError;
 pub use fork::ForkError;
+pub use limits::{LimitError, SpaceLimits};
 pub use listing::MappingInfo;
 pub use map::{MapError, MapRequest, Placement, Source};
 pub use pin::PinnedPage;
 pub use protect::ProtectError;
+pub use remap::{RemapError, RemapFlags, RemapRequest};
 pub use unmap::UnmapError;
 
 use crate::address::{PageNumber, PageRange};
@@ -51,6 +59,12 @@ pub(crate) struct Map {
     writer: Writer,
     /// Set by exit: nothing is mapped any more.
     exited: bool,
+    /// What the mappings come to; changed with them.
+    usage: limits::Usage,
+    limits: SpaceLimits,
+    heap: Option<brk::Heap>,
+    /// How often pages have been moved: who goes through all mappings, and not at once, looks again if it has changed.
+    moves: u64,
 }
 
 pub(crate) struct Space<H: Host, D: LockingDesign> {
@@ -78,7 +92,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             engine: engine.clone(),
             table,
             tree,
-            map: Ranges::new(Map { writer, exited: false }),
+            map: Ranges::new(Map {
+                writer,
+                exited: false,
+                usage: limits::Usage::default(),
+                limits: SpaceLimits::default(),
+                heap: None,
+                moves: 0,
+            }),
             lock: Arc::default(),
             dying: Arc::new(AtomicBool::new(false)),
         }

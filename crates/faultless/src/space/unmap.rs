@@ -52,7 +52,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         self.0.unmap(range).map_err(|error| match error {
             Unpublished::OutOfMemory => UnmapError::OutOfMemory { range },
             Unpublished::TooMany => {
-                UnmapError::TooManyMappings { range, limit: self.0.engine.limits().mappings }
+                let limit = self.0.mapping_limit(&self.0.map.lock_by(&*self.0.engine));
+                UnmapError::TooManyMappings { range, limit }
             }
         })
     }
