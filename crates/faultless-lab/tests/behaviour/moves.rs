@@ -224,7 +224,9 @@ fn moved_memory_joins_by_where_it_came_from<S: Stand, D: LockingDesign>() -> Ran
 fn memory_without_pages_joins_wherever_it_is<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    [(10, 4), (18, 2), (24, 2)].map(|(page, pages)| space.map(anonymous(page, pages)).unwrap());
+    for (page, pages) in [(10, 4), (18, 2), (24, 2)] {
+        space.map(anonymous(page, pages)).unwrap();
+    }
     assert_eq!(space.load_u64(at(10)).unwrap(), 0, "read, not written");
     remap(&space, (10, 4), 4, FIXED, 20).unwrap();
     assert_eq!(shape(&space), [(18, 26)]);
@@ -432,9 +434,9 @@ fn truncation_reaches_moved_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
     let stop = AtomicBool::new(false);
     for round in 0..40 {
         (0..4).for_each(|i| assert_eq!(space.load_u64(at(10 + i)).unwrap(), word(i as u8 + 1)));
+        stop.store(false, Ordering::Relaxed);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                stop.store(false, Ordering::Relaxed);
                 while !stop.load(Ordering::Relaxed) {
                     remap(&space, (10, 4), 4, FIXED, 40).unwrap();
                     remap(&space, (40, 4), 4, FIXED, 10).unwrap();
@@ -477,7 +479,7 @@ fn a_child_has_what_was_moved<S: Stand, D: LockingDesign>() -> Ran<S> {
     second.map(anonymous(14, 1)).unwrap();
     assert_eq!(shape(&second)[0].0, 10);
     assert!(is_hole(&second, 20));
-    [&space, &first, &second].map(|space| space.audit().unwrap());
+    [&space, &first, &second].into_iter().for_each(|space| space.audit().unwrap());
     drop((space, first, second));
     machine.end()
 }
