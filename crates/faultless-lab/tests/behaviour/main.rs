@@ -2,6 +2,7 @@
 
 mod calls;
 mod faults;
+mod growth;
 mod invariants;
 mod moves;
 mod stand;
