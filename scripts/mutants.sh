@@ -15,6 +15,7 @@ merge_reads_record       | faultless-soft | loom | a_merge_against_a_first_page 
 fork_reads_records_early | faultless-soft | loom | forks_cut_of_first_pages | invariant 7
 stackrot                 | faultless      | loom_tree | | (invariant 3|Causality violation)
 fork_links_early         | faultless-soft | loom | truncation_during_fork | invariant 3
+moved_without_invalidate | faultless-soft | loom | an_access_against_remap | (invariant 3|Causality violation)
 no_invalidate            | faultless-soft | loom | an_access_against_unmap | (invariant 3|Causality violation)
 vma_before_bit           | faultless-soft | loom | page_work_against_unmap | invariant 3
 fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed | invariant 3

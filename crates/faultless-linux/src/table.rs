@@ -374,6 +374,16 @@ unsafe impl PageTable for Table {
         if seen(raw) != entry {
             return Err(seen(raw));
         }
+        if new.frame().is_some() && raw.frame().is_none() && raw.has(LOADED) {
+            // Moved to where something is still that nobody wants any more: that goes first.
+            if !self.entries.try_announce(leaf, page, raw) {
+                return Err(self.load(leaf, page));
+            }
+            let gone = self.unload(page);
+            debug_assert!(gone.is_ok(), "a window's own page can be dropped");
+            let _ = self.entries.install(leaf, page, new);
+            return Ok(());
+        }
         if new.frame().is_some() || !raw.has(LOADED) {
             let new = new.with(raw.bits() & LOADED);
             return self.entries.exchange(leaf, page, raw, new).map_err(seen);

@@ -9,7 +9,7 @@ use faultless::design::Faultless;
 use faultless::host::StdSlots;
 use faultless::protection::{Access, Protection};
 use faultless::store::{Store, StoreError, Transfer};
-use faultless::{AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, Placement};
+use faultless::{AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
 use loom::thread;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -323,6 +323,54 @@ fn resume_against_truncation() {
         let _ = other.join().unwrap();
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped again");
         close(file);
+        end(&engine, space);
+    });
+}
+
+/// A fault on what is being moved: its page goes along, or it finds a hole.
+#[test]
+fn page_work_against_remap() {
+    model(2, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 2);
+        space.store_u64(at(0), 1).unwrap();
+        let other = space.clone();
+        let store = spawn(1, move || other.store_u64(at(1), 2).is_ok());
+        space.remap(RemapRequest::to(at(0), 2 * PAGE_SIZE, at(2))).unwrap();
+        assert!(space.try_load_u64(at(0)).is_err(), "invariant 3: an access succeeds at the old place");
+        let expected = if store.join().unwrap() { 2 } else { 0 };
+        assert!(is_unmapped(space.load_u64(at(1))), "invariant 3: an access succeeds at the old place");
+        assert_eq!(space.load_u64(at(2)).unwrap(), 1, "a page was lost on the way");
+        assert_eq!(space.load_u64(at(3)).unwrap(), expected, "a page was lost on the way");
+        end(&engine, space);
+    });
+}
+
+/// CVE-2018-18281: what has moved is freed only when no access by the old place can reach it.
+#[test]
+fn an_access_against_remap() {
+    model(2, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 2);
+        map(&space, 3, 1);
+        space.store_u64(at(1), 7).unwrap();
+        let (first, second) = (space.clone(), space.clone());
+        let access = spawn(1, move || {
+            if let Ok(value) = first.try_load_u64(at(1)) {
+                assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
+            }
+        });
+        // Another thread: what the call itself retires at its end waits for all accesses.
+        let discard = spawn(2, move || {
+            let _ = second.discard(at(2), PAGE_SIZE);
+            // The frame's next life.
+            second.store_u64(at(3), 9).unwrap();
+        });
+        space.remap(RemapRequest::to(at(1), PAGE_SIZE, at(2))).unwrap();
+        access.join().unwrap();
+        discard.join().unwrap();
         end(&engine, space);
     });
 }

@@ -96,6 +96,12 @@ pub enum Call {
     Protect,
     /// madvise(MADV_DONTNEED): mappings stay as they are.
     Discard,
+    /// mremap.
+    Remap,
+    /// brk.
+    Brk,
+    /// A fault below a mapping that grows down.
+    Grow,
     /// fork.
     Fork,
 }

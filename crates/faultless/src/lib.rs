@@ -87,9 +87,10 @@ pub use engine::{Engine, Limits};
 pub use page_cache::{File, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
-    AddressSpace, Advice, AdviseError, AuditError, DiscardError, ForkError, LockAll, LockError, LockMode,
-    MapError, MapRequest, MappingInfo, MappingUsage, PinnedPage, Placement, ProtectError, RemoteError,
-    ResidentError, SealError, Source, UnknownAdvice, UnmapError,
+    AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,
+    LockError, LockMode, MapError, MapRequest, MappingInfo, MappingUsage, PinnedPage, Placement,
+    ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
+    SpaceLimits, UnknownAdvice, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

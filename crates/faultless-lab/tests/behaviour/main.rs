@@ -3,8 +3,10 @@
 mod advice;
 mod calls;
 mod faults;
+mod growth;
 mod invariants;
 mod locks;
+mod moves;
 mod stand;
 mod threads;
 

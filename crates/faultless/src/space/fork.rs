@@ -2,6 +2,7 @@
 //! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
 //! processor uses an older translation does page work go on.
 
+use super::limits::Usage;
 use super::range_work::{Removed, Taken};
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -95,9 +96,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut copies: Vec<Box<Vma<H, D>>> = Vec::new();
         copies.try_reserve_exact(view.len()).map_err(|_| OutOfMemory)?;
         for vma in view.from(PageNumber::new(0)).filter(is_inherited) {
+            let mapping = vma.glance();
             // Locks are not inherited.
-            let flags = vma.mapping().flags.difference(Flags::LOCKS);
-            let mapping = Mapping { anon: None, flags, ..vma.mapping().clone() };
+            let flags = mapping.flags.difference(Flags::LOCKS);
+            let mapping = Mapping { anon: None, flags, ..mapping };
             // CVE-2024-27022: linked before it is set up, and found by a truncation that is under way.
             #[cfg(mutant = "fork_links_early")]
             if let Backing::File { file, .. } = &mapping.backing {
@@ -108,6 +110,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let retired =
             child.0.tree.replace(&mut map.writer, self.whole(), copies).map_err(|(error, _)| error)?;
         debug_assert!(retired.is_empty());
+        let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
+        map.usage = Usage::default().with(copied);
+        (map.limits, map.heap) = (lock.limits, lock.heap);
         #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {
             if let Backing::File { file, .. } = &vma.mapping().backing {

@@ -38,7 +38,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     Backing::File { file, first } => Some((file.id(), *first)),
                     _ => None,
                 };
-                let (protection, sharing, flags) = (mapping.protection, mapping.sharing, mapping.flags);
+                let (protection, sharing) = (mapping.protection, mapping.sharing);
+                let flags = mapping.flags - Flags::MOVING;
                 MappingInfo { range: vma.range(), protection, sharing, flags, file }
             });
             drop(section);

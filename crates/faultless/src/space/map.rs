@@ -1,8 +1,9 @@
 //! mmap.
 
+use super::grow::guarded;
 use super::populate::Goal;
 use super::range_work::{Taken, TreeLock, Unpublished};
-use super::{AddressSpace, Map, Space};
+use super::{AddressSpace, LimitError, Map, Space};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
@@ -143,6 +144,12 @@ pub enum MapError {
         /// How many pages were asked for.
         pages: u64,
     },
+    /// What grows down is private and anonymous (EINVAL).
+    #[error("a mapping of a file cannot grow down")]
+    GrowingFile,
+    /// A limit of the space (ENOMEM).
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// The space has its limit of mappings (ENOMEM).
     #[error("the space has its limit of {limit} mappings")]
     TooManyMappings {
@@ -161,7 +168,8 @@ impl MapError {
     /// Linux's number.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Range(_) => errno::EINVAL,
+            Self::Range(_) | Self::GrowingFile => errno::EINVAL,
+            Self::Limit(error) => error.errno(),
             Self::FileOffset { .. } => errno::EOVERFLOW,
             Self::Exists { .. } => errno::EEXIST,
             Self::SharedWrite => errno::EACCES,
@@ -216,6 +224,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
+            Source::File { .. } if request.flags.contains(Flags::GROWS_DOWN) => {
+                return Err(MapError::GrowingFile);
+            }
             Source::File { file, first, sharing } => {
                 if first.checked_add(asked.pages()).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) {
                     return Err(MapError::FileOffset { first, pages: asked.pages() });
@@ -236,6 +247,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             flags,
             backing,
             serial,
+            shift: 0,
             anon: None,
         };
         match request.placement {
@@ -259,20 +271,44 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
-        let published = self.map_hole(&mut work, &taken, lock, mapping(range));
+        let mapping = mapping(range);
+        self.check_limits(&lock, &mapping)?;
+        let published = self.map_hole(&mut work, &taken, lock, mapping);
         drop(taken);
         drop(work);
         self.engine.retire(published?);
         Ok(range)
     }
 
+    /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
+    pub(super) fn free_place_at(
+        &self,
+        map: &Map,
+        claims: &Claims,
+        at: Option<PageRange>,
+        pages: u64,
+    ) -> Choice {
+        let view = self.tree.view_locked(&map.writer);
+        let is_free = |at: &PageRange| {
+            at.start().get() != 0
+                && view.from(at.start()).next().is_none_or(|next| guarded(next).start() >= at.end())
+                && claims.overlapping(*at).is_none()
+        };
+        at.filter(is_free).map_or_else(|| self.free_place(map, claims, pages), Choice::Range)
+    }
+
     /// The highest free place that nobody has claimed. The first page stays free, so that null is never mapped.
-    fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
+    pub(super) fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
         let view = self.tree.view_locked(&map.writer);
         let mut otherwise = Choice::Nothing;
         let mut within = PageRange::new(PageNumber::new(1), self.whole().end());
         while let Some(start) = within.and_then(|within| view.highest_gap(pages, within)) {
             let Ok(range) = PageRange::with_pages(start, pages) else { break };
+            let guard = view.from(range.end()).next().map(guarded).filter(|guard| guard.overlaps(range));
+            if let Some(guard) = guard {
+                within = PageRange::new(PageNumber::new(1), guard.start());
+                continue;
+            }
             let Some(claimed) = claims.overlapping(range) else { return Choice::Range(range) };
             otherwise = Choice::Claimed;
             within = PageRange::new(PageNumber::new(1), claimed.start());
@@ -289,6 +325,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Some(existing) if existing.overlaps(range) => {
                 drop(lock);
                 Err(MapError::Exists { range, existing })
+            }
+            _ if let Err(error) = self.check_limits(&lock, &mapping) => {
+                drop(lock);
+                Err(error.into())
             }
             _ => self.map_hole(&mut work, &taken, lock, mapping),
         };
@@ -307,6 +347,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(sealed) = self.first_sealed(&lock, range) {
             return Err(MapError::Sealed { range, address: sealed.address() });
         }
+        self.check_limits(&lock, &mapping)?;
         let over_something = self
             .tree
             .view_locked(&lock.writer)
@@ -373,7 +414,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.may_map_locked(&lock, range, mapping.flags).map_err(|limit| MapError::LockLimit { limit })?;
         self.publish(work, lock, range, |_| None, Some(mapping)).map_err(|error| match error {
             Unpublished::OutOfMemory => MapError::OutOfMemory,
-            Unpublished::TooMany => MapError::TooManyMappings { limit: self.engine.limits().mappings },
+            Unpublished::TooMany => {
+                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                MapError::TooManyMappings { limit }
+            }
         })
     }
 }

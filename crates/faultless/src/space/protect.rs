@@ -1,7 +1,7 @@
 //! mprotect.
 
-use super::range_work::{Removed, Unpublished};
-use super::{AddressSpace, Space};
+use super::range_work::{Removed, TreeLock, Unpublished};
+use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
@@ -46,6 +46,20 @@ pub enum ProtectError {
         /// The limit.
         limit: usize,
     },
+    /// Private memory that becomes writable would pass the limit of data; everything below it has been changed (ENOMEM).
+    #[error("{error}; what lies below {address} has changed")]
+    Limit {
+        /// Where that memory begins.
+        address: VirtAddr,
+        /// The limit.
+        error: LimitError,
+    },
+    /// With [`AddressSpace::protect_down`]: the mapping does not grow down (EINVAL).
+    #[error("the mapping at {address} does not grow down")]
+    NotGrowing {
+        /// Where it begins.
+        address: VirtAddr,
+    },
     /// No memory for nodes (ENOMEM).
     #[error("out of memory to protect {range}")]
     OutOfMemory {
@@ -58,10 +72,13 @@ impl ProtectError {
     /// Linux's number.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Range(_) => errno::EINVAL,
+            Self::Range(_) | Self::NotGrowing { .. } => errno::EINVAL,
             Self::SharedWrite { .. } => errno::EACCES,
             Self::Sealed { .. } => errno::EPERM,
-            Self::Hole { .. } | Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
+            Self::Hole { .. }
+            | Self::Limit { .. }
+            | Self::TooManyMappings { .. }
+            | Self::OutOfMemory { .. } => errno::ENOMEM,
         }
     }
 }
@@ -92,20 +109,39 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         protection: Protection,
     ) -> Result<(), ProtectError> {
         let range = PageRange::from_bytes(address, length)?;
-        self.0.protect(range, protection)
+        self.0.protect(range, protection, |_| true).unwrap_or(Ok(()))
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn protect(&self, range: PageRange, protection: Protection) -> Result<(), ProtectError> {
+    /// None: `still`, asked when the range is taken, said no.
+    pub(super) fn protect(
+        &self,
+        range: PageRange,
+        protection: Protection,
+        still: impl Fn(&TreeLock<'_>) -> bool,
+    ) -> Option<Result<(), ProtectError>> {
         let none = ProtectError::Hole { range, address: range.start().address() };
-        let inside = range.intersection(self.whole()).ok_or(none)?;
+        let Some(inside) = range.intersection(self.whole()) else { return Some(Err(none)) };
+        self.protect_inside(range, inside, protection, still).transpose()
+    }
+
+    fn protect_inside(
+        &self,
+        range: PageRange,
+        inside: PageRange,
+        protection: Protection,
+        still: impl Fn(&TreeLock<'_>) -> bool,
+    ) -> Result<Option<()>, ProtectError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
         self.exclude(&mut work, inside, |_| true).map_err(|_| out_of_memory)?;
         let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
-        let (end, error) = {
+        if !still(&lock) {
+            return Ok(None);
+        }
+        let (mut end, mut error) = {
             let view = self.tree.view_locked(&lock.writer);
             let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), vma.mapping().sharing));
             let (end, error) = protectable(range, protection, &mut vmas);
@@ -114,6 +150,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 None => (end, error),
             }
         };
+        if let Some(prefix) = PageRange::new(inside.start(), end)
+            && let Err((page, limit)) = self.protectable_data(&lock, prefix, protection)
+        {
+            (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
+        }
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
@@ -123,7 +164,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let (lock, replaced) = published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
                 Unpublished::TooMany => {
-                    ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
+                    let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                    ProtectError::TooManyMappings { range, limit }
                 }
             })?;
             retired = replaced;
@@ -135,7 +177,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(taken);
         drop(work);
         self.engine.retire(retired);
-        error.map_or(Ok(()), Err)
+        error.map_or(Ok(Some(())), Err)
     }
 
     fn sweep_rights(

@@ -7,10 +7,34 @@ use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, Host, PageTable};
 use crate::page_cache::Maps;
+use crate::vma::Vma;
 use crate::vma::tree::Ranged;
 
 impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
     fn drop_pages_of(&self, file: u64, first: u64, first_copy: u64) {
+        let moves = self.map.lock_by(&*self.engine).moves;
+        self.drop_mapped_pages_of(file, (first, first_copy), |_| true);
+        // Range work that had published a hole over such a page before we looked has swept it when it lets go. What has
+        // moved one meanwhile, perhaps from where we had not been to where we had, makes us look again, with all of it taken.
+        if let Ok((taken, lock)) = self.map.take(self.whole(), &*self.engine) {
+            let has_moved = lock.moves != moves;
+            drop(lock);
+            if has_moved {
+                // Nobody is at work on a mapping that is busy all the same: it has no pages.
+                self.drop_mapped_pages_of(file, (first, first_copy), |vma| !vma.is_busy());
+            }
+            drop(taken);
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn drop_mapped_pages_of(
+        &self,
+        file: u64,
+        (first, first_copy): (u64, u64),
+        wanted: impl Fn(&Vma<H, D>) -> bool,
+    ) {
         let mut from = PageNumber::new(0);
         loop {
             // The next mapping of the file that shows something behind `first`, by value: it may be gone when we come
@@ -21,7 +45,7 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
                 let (mapped, page) = vma.mapping().file_page(range.start())?;
                 let skip = first.saturating_sub(page);
                 let start = range.start().checked_add(skip)?;
-                (mapped.id() == file).then(|| PageRange::new(start, range.end())).flatten()
+                (mapped.id() == file && wanted(vma)).then(|| PageRange::new(start, range.end())).flatten()
             });
             drop(section);
             let Some(range) = next else { break };
@@ -45,15 +69,8 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
                 }
             }
         }
-        // Range work that had published a hole over such a page before we looked has swept it when it lets go.
-        if let Ok((taken, lock)) = self.map.take(self.whole(), &*self.engine) {
-            drop(lock);
-            drop(taken);
-        }
     }
-}
 
-impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Whether the entry of `page` maps something or is at work. The caller has detached the pages and passed a fence:
     /// a fault that sets its bit later finds nothing to map. An empty entry is left alone, so that fork may fill it.
     fn is_used(&self, page: PageNumber) -> bool {

@@ -84,7 +84,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (mut lock, mut retired) = published.map_err(|error| match error {
             Unpublished::OutOfMemory => out_of_memory,
             Unpublished::TooMany => {
-                UnmapError::TooManyMappings { range: asked, limit: self.engine.limits().mappings }
+                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                UnmapError::TooManyMappings { range: asked, limit }
             }
         })?;
         self.widen_to_leaves(&mut taken, &mut lock);

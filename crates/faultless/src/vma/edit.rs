@@ -16,7 +16,7 @@ pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>
     Some(new)
 }
 
-/// Whether `left` and `right`, which lie side by side, are one mapping to all who look: same rights, sharing and flags,
+/// Whether `left` and `right`, which lie side by side, are one mapping to all who look: same rights, sharing, flags and shift,
 /// the file going on where it stopped, and anonymous pages on one side at most, or of one record (Linux's rule).
 pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let backing = match (&left.backing, &right.backing) {
@@ -36,6 +36,7 @@ pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
         && left.protection == right.protection
         && left.sharing == right.sharing
         && left.flags == right.flags
+        && left.shift == right.shift
 }
 
 /// The one mapping that `left` and `right` are if they join.

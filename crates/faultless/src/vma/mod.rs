@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::Life;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use alloc::sync::Arc;
 use core::fmt;
 use tree::Ranged;
@@ -65,6 +65,8 @@ bitflags::bitflags! {
         const SEALED = 1 << 7;
         /// No memory is set aside for it (MAP_NORESERVE).
         const NO_RESERVE = 1 << 8;
+        /// The engine's own, and never asked for: mremap moves its pages, see [`Vma::settle`].
+        const MOVING = 1 << 15;
     }
 }
 
@@ -93,6 +95,9 @@ pub struct Mapping<H: Host> {
     /// Which map call made it; split parts keep it, and what joined has the newest. A fault that comes back from I/O
     /// compares it, and what populates a new mapping.
     pub serial: u64,
+    /// How many pages lower it lies than where its anonymous pages came into being (modulo 2^64): zero until mremap moves
+    /// them. Linux merges anonymous memory by it (`vm_pgoff`).
+    pub shift: u64,
     /// The record of its anonymous pages, once it has some.
     pub anon: Option<Arc<AnonRecord>>,
 }
@@ -196,6 +201,9 @@ pub struct Vma<H: Host, D: LockingDesign> {
     record: Option<Arc<AnonRecord>>,
     /// What the design keeps in each VMA.
     lock: D::Vma,
+    /// Whether mremap moves its pages: page work that meets it waits, as for [`Backing::Busy`]. Atomic; set from the
+    /// beginning, cleared by who has taken the range, with Release; partner: the Acquire of [`Vma::is_busy`].
+    moving: AtomicBool,
     life: Life,
 }
 
@@ -209,7 +217,8 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
             }
             (None, _) => None,
         };
-        Self { mapping, record, lock: D::Vma::default(), life: Life::new() }
+        let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
+        Self { mapping, record, lock: D::Vma::default(), moving, life: Life::new() }
     }
 
     /// What is mapped. Its `anon` is what was known when the VMA was made; see [`Vma::record`].
@@ -232,21 +241,35 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
         &self.lock
     }
 
-    /// Whether it stands for a range whose next mapping is not published yet.
+    /// Whether it stands for a range whose next mapping is not published yet, or whose pages are being moved.
     pub fn is_busy(&self) -> bool {
-        matches!(self.mapping.backing, Backing::Busy)
+        matches!(self.mapping.backing, Backing::Busy) || self.moving.load(Ordering::Acquire)
+    }
+
+    /// Its pages are where they belong: page work may go on. Takes no memory, unlike a publication, so that nothing can go
+    /// wrong any more once pages have begun to move.
+    pub(crate) fn settle(&self) {
+        self.moving.store(false, Ordering::Release);
+    }
+
+    /// What else holds for the mapping, as it is now.
+    pub fn flags(&self) -> Flags {
+        match self.moving.load(Ordering::Relaxed) {
+            true => self.mapping.flags,
+            false => self.mapping.flags - Flags::MOVING,
+        }
     }
 
     /// The mapping as it is now, its record closed if it had no pages: range work is about to replace it.
     pub(crate) fn close(&self) -> Mapping<H> {
         let anon = self.record.as_ref().filter(|record| !record.close()).cloned();
-        Mapping { anon, ..self.mapping.clone() }
+        Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
     /// The mapping as it seems now, nothing closed.
     pub(crate) fn glance(&self) -> Mapping<H> {
         let anon = self.record.as_ref().filter(|record| record.has_pages()).cloned();
-        Mapping { anon, ..self.mapping.clone() }
+        Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
     /// Takes [`Vma::close`] back.

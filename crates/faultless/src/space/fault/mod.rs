@@ -189,7 +189,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     kept = worked.kept.or(kept);
                     worked.result
                 }
-                Err(Refused::Hole | Refused::NoTable) => return Err(FaultError::NoMapping { address }),
+                Err(Refused::Hole | Refused::NoTable) => {
+                    // Nothing is held while a mapping above is made longer.
+                    kept = None;
+                    if space.grow_down(page) {
+                        continue;
+                    }
+                    return Err(FaultError::NoMapping { address });
+                }
                 Err(Refused::OutOfMemory) => Step::NeedMemory,
             };
             match result {
