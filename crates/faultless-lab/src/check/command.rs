@@ -41,6 +41,10 @@ pub struct Check {
     /// The locking design that the engine runs under
     #[arg(long, value_name = "NAME", default_value = designs::OURS)]
     design: String,
+    /// Do not compare where a mapping ends and the next, which looks the same, begins: which neighbours become one mapping
+    /// changes from one Linux to the next
+    #[arg(long)]
+    merged: bool,
     /// Write the summary as JSON; "-", or nothing, is standard output, and then no table
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -105,6 +109,6 @@ impl Check {
                 designs::names()
             )));
         };
-        Ok(Plan { design, operations: self.ops, seed: self.seed, plant: None })
+        Ok(Plan { design, operations: self.ops, seed: self.seed, merged: self.merged, plant: None })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::generate::Episode;
 use super::operation::{At, FILES, Object, Operation, PAGES, Place};
-use super::step::{Caught, Line, Outcome, Seen, Step, contents, number_of};
+use super::step::{Caught, Line, Outcome, Seen, Step, contents, merged, number_of};
 use crate::designs::{Design, Visitor};
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::LockingDesign;
@@ -106,6 +106,7 @@ struct Machine<D: LockingDesign> {
     files: Vec<Held>,
     /// The one that acts is the last; below it are its parents.
     spaces: Vec<Space<D>>,
+    merged: bool,
     plant: Option<Plant>,
 }
 
@@ -120,7 +121,13 @@ impl<D: LockingDesign> Machine<D> {
             files.push(Held { bytes, file });
         }
         let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
-        Ok(Self { engine, files, spaces: vec![Space { space, said: Vec::new() }], plant })
+        Ok(Self {
+            engine,
+            files,
+            spaces: vec![Space { space, said: Vec::new() }],
+            merged: episode.merged,
+            plant,
+        })
     }
 
     fn space(&self) -> &AddressSpace<Soft, D> {
@@ -231,7 +238,13 @@ impl<D: LockingDesign> Machine<D> {
             Ok(()) => {}
             Err(error) => return Outcome::Broken(format!("the engine's audit: {error}")),
         }
-        let flags = self.space().mappings().iter().map(|line| line.flags.bits()).collect();
+        let mut flags = vec![0; PAGES as usize];
+        for info in self.space().mappings() {
+            let line = self.line(&info);
+            if let Some(pages) = flags.get_mut(line.start as usize..line.end as usize) {
+                pages.fill(info.flags.bits());
+            }
+        }
         Outcome::Looked(pages, flags)
     }
 
@@ -270,7 +283,10 @@ impl<D: LockingDesign> Subject for Machine<D> {
             Planted::Instead(other) => self.perform(&other),
             Planted::Forgotten => Outcome::Done(0),
         };
-        let map: Vec<Line> = self.space().mappings().iter().map(|info| self.line(info)).collect();
+        let mut map: Vec<Line> = self.space().mappings().iter().map(|info| self.line(info)).collect();
+        if self.merged {
+            map = merged(map);
+        }
         let said = self.said();
         if *said == map {
             return Step(outcome, None);

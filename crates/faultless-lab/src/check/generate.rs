@@ -22,6 +22,8 @@ pub struct Episode {
     pub seed: u64,
     /// How long the files are at first, in bytes.
     pub files: [u64; FILES],
+    /// Whether the map is told as if all that looks alike had merged.
+    pub merged: bool,
     /// What is done.
     pub operations: Vec<Operation>,
 }
@@ -105,7 +107,7 @@ impl Episode {
             operations.push(generator.operation());
         }
         operations.push(Operation::Look);
-        Self { seed, files: lengths, operations }
+        Self { seed, files: lengths, merged: false, operations }
     }
 }
 
@@ -134,7 +136,11 @@ impl Generator {
                 Operation::Protect { at, length, rights }
             }
             Kind::Discard => {
-                let (at, length) = self.range();
+                let (at, mut length) = self.range();
+                // A range that has an end would be the whole process, its stack too.
+                if length.0 >> 57 != 0 {
+                    length = Length(u64::MAX - self.draw.below(2) * (PAGE_SIZE - 1));
+                }
                 Operation::Discard { at, length }
             }
             Kind::Load => Operation::Load { at: self.word(1) },
@@ -228,14 +234,14 @@ impl Generator {
         let page = if self.draw.percent(70) { self.page(0) } else { self.any_page() };
         let pages = self.draw.few(65, 12).min(PAGES - page);
         let (mut at, mut length) = (At::page(page), Length::pages(pages));
-        match self.draw.below(100) {
-            0 => at.0 += 1 + self.draw.below(PAGE_SIZE - 1),
-            1 => length = Length(0),
-            2 => {
+        match self.draw.below(400) {
+            0..4 => at.0 += 1 + self.draw.below(PAGE_SIZE - 1),
+            4..8 => length = Length(0),
+            8 => {
                 length =
                     Length(self.draw.one_of(&[u64::MAX, u64::MAX - 4094, u64::MAX - 4095, 1 << 63, 1 << 58]))
             }
-            3..10 => length.0 -= self.draw.below(PAGE_SIZE),
+            9..40 => length.0 -= self.draw.below(PAGE_SIZE),
             _ => {}
         }
         (at, length)

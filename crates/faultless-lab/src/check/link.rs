@@ -84,6 +84,8 @@ impl Oracle {
         match self.answers.read_until(b'\n', &mut self.line) {
             Ok(_) if self.line.ends_with(b"\n") => Ok(&self.line[..self.line.len() - 1]),
             Ok(_) => Err(self.end()),
+            // It has ended with a request unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(self.end()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 let _ = self.end();
                 Err(format!("the process has said nothing for {} s: it hangs", PATIENCE.as_secs()))

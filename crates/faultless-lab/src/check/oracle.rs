@@ -2,7 +2,7 @@
 
 use super::generate::Episode;
 use super::operation::{At, FILES, Length, Object, Operation, PAGES, WINDOW, exit_of};
-use super::step::{Caught, Line, Outcome, Page, Seen, Step, contents, number_of};
+use super::step::{Caught, Line, Outcome, Page, Seen, Step, contents, merged, number_of};
 use super::sys;
 use crate::native;
 use faultless::address::PAGE_SIZE;
@@ -79,6 +79,7 @@ struct Process {
     socket: UnixStream,
     collected: Vec<u8>,
     at_once: bool,
+    merged: bool,
     files: Vec<Handles>,
     maps: Maps,
     /// The map as it was said last.
@@ -89,7 +90,15 @@ impl Process {
     fn new(socket: UnixStream) -> io::Result<Self> {
         let files = (0..FILES).map(|_| Handles::new()).collect::<io::Result<_>>()?;
         let maps = Maps::of_this_process()?;
-        Ok(Self { socket, collected: Vec::new(), at_once: false, files, maps, said: Vec::new() })
+        Ok(Self {
+            socket,
+            collected: Vec::new(),
+            at_once: false,
+            merged: false,
+            files,
+            maps,
+            said: Vec::new(),
+        })
     }
 
     fn run(&mut self, request: &Request) -> io::Result<()> {
@@ -97,6 +106,7 @@ impl Process {
         sys::unmap(At(0), window).map_err(io::Error::from_raw_os_error)?;
         self.said.clear();
         self.at_once = request.at_once;
+        self.merged = request.episode.merged;
         for (number, handles) in self.files.iter().enumerate() {
             let bytes = contents(request.episode.seed, number, request.episode.files[number]);
             handles.both.set_len(0)?;
@@ -204,7 +214,10 @@ impl Process {
 
     /// Says how an operation ended.
     fn say(&mut self, outcome: Outcome) -> io::Result<()> {
-        let map = self.maps.window(&self.files)?;
+        let mut map = self.maps.window(&self.files)?;
+        if self.merged {
+            map = merged(map);
+        }
         let step = if map == self.said {
             Step(outcome, None)
         } else {
@@ -300,18 +313,19 @@ fn range_of(line: &str) -> Option<(u64, u64)> {
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
 
-/// The flags of each line of the window, as the engine has them.
+/// The flags of each page of the window, as the engine has them.
 fn flags() -> io::Result<Vec<u16>> {
-    let mut flags = Vec::new();
-    let mut is_inside = false;
+    let mut flags = vec![0; PAGES as usize];
+    let mut pages = 0..0;
     for line in BufReader::new(File::open("/proc/self/smaps")?).lines() {
         let line = line?;
-        if let Some((start, _)) = range_of(&line) {
-            is_inside = inside(start);
+        if let Some((start, end)) = range_of(&line) {
+            let page = |address: u64| (address.saturating_sub(WINDOW) / PAGE_SIZE).min(PAGES) as usize;
+            pages = page(start)..page(end);
             if start >= WINDOW + PAGES * PAGE_SIZE {
                 break;
             }
-        } else if let Some(names) = line.strip_prefix("VmFlags:").filter(|_| is_inside) {
+        } else if let Some(names) = line.strip_prefix("VmFlags:") {
             let known = names.split_ascii_whitespace().map(|name| match name {
                 "lo" => Flags::LOCKED,
                 // The one that has no name.
@@ -325,7 +339,7 @@ fn flags() -> io::Result<Vec<u16>> {
                 "nr" => Flags::NO_RESERVE,
                 _ => Flags::empty(),
             });
-            flags.push(known.fold(Flags::empty(), |all, flag| all | flag).bits());
+            flags[pages.clone()].fill(known.fold(Flags::empty(), |all, flag| all | flag).bits());
         }
     }
     Ok(flags)

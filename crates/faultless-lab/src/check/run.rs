@@ -23,6 +23,8 @@ pub struct Plan {
     pub operations: u64,
     /// What all follows from.
     pub seed: u64,
+    /// Whether to leave alone where alike neighbours are cut.
+    pub merged: bool,
     /// A planted difference, for tests.
     pub plant: Option<Plant>,
 }
@@ -86,7 +88,7 @@ impl Plan {
 
     fn episode(&self, number: u64) -> Episode {
         let length = (self.operations - number * EPISODE).min(EPISODE);
-        Episode::new(seed_of(self.seed, number), length)
+        Episode { merged: self.merged, ..Episode::new(seed_of(self.seed, number), length) }
     }
 
     /// Runs an episode that the oracle has been asked for.
@@ -112,12 +114,23 @@ impl Plan {
                 Err(lost) => Some(Step(Outcome::Broken(lost), None)),
             };
             if let Some(linux) = linux {
-                let by_intention = known(operation, &step, &linux);
-                match (by_intention, &mut summary) {
-                    (Some(known), Some(summary)) => {
-                        *summary.known.entry(known.name.into()).or_default() += 1;
+                match (known(operation, &step, &linux), &mut summary) {
+                    (Some(known), summary) => {
+                        if let Some(summary) = summary {
+                            *summary.known.entry(known.name.into()).or_default() += 1;
+                        }
+                        if known.parts_them {
+                            // What is lost is found by those who shrink.
+                            for after in place + 1..episode.operations.len() {
+                                if let Err(lost) = oracle.answer() {
+                                    let linux = Step(Outcome::Broken(lost), None);
+                                    let difference = Difference { place: after, engine: step, linux };
+                                    return Ok(Ended::Different(difference));
+                                }
+                            }
+                            return Ok(Ended::Same);
+                        }
                     }
-                    (Some(_), None) => {}
                     (None, _) if interrupted.load(Ordering::Relaxed) => return Ok(Ended::Interrupted),
                     (None, _) => {
                         return Ok(Ended::Different(Difference { place, engine: step, linux }));
@@ -149,7 +162,10 @@ impl Plan {
         commands: Commands<'_>,
         interrupted: &AtomicBool,
     ) -> Result<Found, Trouble> {
-        let upto = episode.operations.iter().take(difference.place + 1);
+        // Of a process that died, answers were lost: it may have been anywhere.
+        let died = matches!(difference.linux.0, Outcome::Broken(_));
+        let last = if died { episode.operations.len() } else { difference.place + 1 };
+        let upto = episode.operations.iter().take(last);
         let operations = upto.filter(|operation| operation.counts()).count() as u64;
         let mut again = Again { plan: self, commands, oracle: None };
         let (episode, difference) =
@@ -174,8 +190,10 @@ impl Plan {
             list,
             said: difference.lines(),
             command: format!(
-                "faultless check --design {} --seed {} --ops {operations}",
-                self.design.name, episode.seed
+                "faultless check --design {} --seed {} --ops {operations}{}",
+                self.design.name,
+                episode.seed,
+                if self.merged { " --merged" } else { "" }
             ),
         })
     }

@@ -20,8 +20,8 @@ struct Shrinking<'a> {
     best: Episode,
     difference: Difference,
     differs: Differs<'a>,
-    /// It ends with a process that died or hung: every try costs one.
-    is_death: bool,
+    /// Whether it ends with a process that died or hung, once that is sure: of one that died, answers were lost.
+    is_death: Option<bool>,
     give_up: Box<dyn Fn() -> bool + 'a>,
 }
 
@@ -36,9 +36,8 @@ pub fn shrink(
     differs: Differs<'_>,
 ) -> Result<(Episode, Difference), Trouble> {
     let start = Instant::now();
-    let is_death = matches!(difference.linux.0, Outcome::Broken(_));
     let give_up = Box::new(move || interrupted.load(Ordering::Relaxed) || start.elapsed() > PATIENCE);
-    let mut shrinking = Shrinking { best: episode, difference, differs, is_death, give_up };
+    let mut shrinking = Shrinking { best: episode, difference, differs, is_death: None, give_up };
     // As it was: one that does not come again is told as it is.
     let whole = shrinking.best.operations.clone();
     if !shrinking.attempt(whole)? {
@@ -63,7 +62,8 @@ impl Shrinking<'_> {
             return Ok(false);
         }
         let Some(difference) = (self.differs)(&episode)? else { return Ok(false) };
-        if self.is_death != matches!(difference.linux.0, Outcome::Broken(_)) {
+        let is_death = matches!(difference.linux.0, Outcome::Broken(_));
+        if *self.is_death.get_or_insert(is_death) != is_death {
             return Ok(false);
         }
         episode.operations.truncate(difference.place + 1);

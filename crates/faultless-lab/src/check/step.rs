@@ -61,7 +61,7 @@ pub enum Outcome {
     /// Pages were read: the number of their bytes, how many bytes there were, and what ended it.
     #[serde(rename = "r")]
     Read(u64, u64, Option<Caught>),
-    /// The window: each page, and the flags of each line of the map.
+    /// The window: each page, and the flags of each page's mapping; zero where there is none.
     #[serde(rename = "l")]
     Looked(Vec<Seen>, Vec<u16>),
     /// Its process died, or the engine broke a rule of its own.
@@ -155,6 +155,14 @@ pub struct Line {
     pub file: Option<(usize, u64)>,
 }
 
+impl Line {
+    /// Whether the two look like one.
+    pub fn goes_on_with(&self, next: &Self) -> bool {
+        let file = self.file.map(|(file, first)| (file, first + self.end - self.start));
+        (self.end, self.rights, self.shared, file) == (next.start, next.rights, next.shared, next.file)
+    }
+}
+
 impl Display for Line {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "p{}-p{} ", self.start, self.end)?;
@@ -164,6 +172,18 @@ impl Display for Line {
         f.write_str(if self.shared { "s" } else { "p" })?;
         self.file.map_or(Ok(()), |(file, first)| write!(f, " file{file}+{first}"))
     }
+}
+
+/// The map if everything that looks alike merged.
+pub fn merged(lines: Vec<Line>) -> Vec<Line> {
+    let mut merged: Vec<Line> = Vec::with_capacity(lines.len());
+    for line in lines {
+        match merged.last_mut() {
+            Some(last) if last.goes_on_with(&line) => last.end = line.end,
+            _ => merged.push(line),
+        }
+    }
+    merged
 }
 
 /// How an operation ended, and the map after it if that is another one than after the operation before it.

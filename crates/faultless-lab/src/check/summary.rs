@@ -38,7 +38,7 @@ pub struct Summary {
     pub interrupted: bool,
     /// For each kind of operation how often it gave what.
     pub results: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Differences by intention, by name.
+    /// Known differences, by name.
     pub known: BTreeMap<String, u64>,
     /// The difference that ended it, if there was one.
     pub difference: Option<Found>,
@@ -115,7 +115,7 @@ impl Summary {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{table}\n");
         for (name, times) in &self.known {
-            let _ = writeln!(text, "different by intention, {times} times: {name} (docs/check.md)");
+            let _ = writeln!(text, "known to differ (docs/check.md), {times} times: {name}");
         }
         for line in self.seldom() {
             let _ = writeln!(text, "{line}");

@@ -93,6 +93,8 @@ pub fn protect(at: At, length: Length, rights: Rights) -> Result<u64, i32> {
 
 /// madvise.
 pub fn advise(at: At, length: Length, advice: i32) -> Result<u64, i32> {
+    // It goes on behind holes: up to the stack.
+    assert!(length.0 < NOWHERE || at.address().checked_add(length.0).is_none(), "madvise of all memory");
     // SAFETY: in the window, where no Rust object is.
     done(unsafe { libc::madvise(place(at, length), length.0 as usize, advice) })
 }
