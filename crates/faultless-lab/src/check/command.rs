@@ -109,6 +109,6 @@ impl Check {
                 designs::names()
             )));
         };
-        Ok(Plan { design, operations: self.ops, seed: self.seed, merged: self.merged, plant: None })
+        Ok(Plan { design, operations: self.ops, seed: self.seed, merged: self.merged, ..Plan::new(design) })
     }
 }

@@ -295,7 +295,7 @@ impl Generator {
 impl Model {
     fn change(&mut self, at: At, length: Length, to: impl Fn(Option<u8>) -> Option<u8>) {
         let pages = length.0.div_ceil(PAGE_SIZE);
-        if at.0 % PAGE_SIZE != 0 || pages > PAGES {
+        if !at.0.is_multiple_of(PAGE_SIZE) || pages > PAGES {
             return;
         }
         let start = (at.0 / PAGE_SIZE) as usize;

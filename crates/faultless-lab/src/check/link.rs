@@ -1,6 +1,6 @@
 //! The parent's end of the line to an oracle.
 
-use super::oracle::{ORACLE, Request};
+use super::oracle::{ORACLE, READY, Request};
 use crate::native::name_of;
 use crate::trouble::Trouble;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -13,7 +13,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 /// An oracle that says nothing for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How oracles are made.
 pub type Commands<'a> = &'a dyn Fn() -> Command;
@@ -33,14 +33,15 @@ pub struct Oracle {
     requests: Sender<Vec<u8>>,
     answers: BufReader<UnixStream>,
     line: Vec<u8>,
+    patience: Duration,
 }
 
 impl Oracle {
-    /// A new one.
+    /// A new one, which hangs if it says nothing for so long.
     ///
     /// # Errors
     /// [`Trouble::Cannot`].
-    pub fn start(commands: Commands<'_>) -> Result<Self, Trouble> {
+    pub fn start(commands: Commands<'_>, patience: Duration) -> Result<Self, Trouble> {
         let refused =
             |error: io::Error| Trouble::Cannot(format!("cannot start a process to check against: {error}"));
         let (ours, theirs) = UnixStream::pair().map_err(refused)?;
@@ -48,7 +49,7 @@ impl Oracle {
         // A group of its own: Ctrl-C is for the parent, and children of fork are found with it.
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).process_group(0);
         let mut out = ours.try_clone().map_err(refused)?;
-        ours.set_read_timeout(Some(PATIENCE)).map_err(refused)?;
+        ours.set_read_timeout(Some(patience)).map_err(refused)?;
         let (requests, queue) = channel::<Vec<u8>>();
         let send = move || {
             while let Ok(request) = queue.recv() {
@@ -59,12 +60,15 @@ impl Oracle {
         };
         std::thread::Builder::new().name("requests".into()).spawn(send).map_err(refused)?;
         let child = command.spawn().map_err(refused)?;
-        Ok(Self {
-            child: Some(child),
-            requests,
-            answers: BufReader::with_capacity(64 << 10, ours),
-            line: Vec::new(),
-        })
+        // It has the other end of the socket, and is to be the only one.
+        drop(command);
+        let answers = BufReader::with_capacity(64 << 10, ours);
+        let mut oracle = Self { child: Some(child), requests, answers, line: Vec::new(), patience };
+        match oracle.answer() {
+            Ok(answer) if answer == READY => Ok(oracle),
+            Ok(_) => Err(Trouble::Cannot("the process to check against is none of ours".into())),
+            Err(lost) => Err(Trouble::Cannot(format!("cannot start a process to check against: {lost}"))),
+        }
     }
 
     /// Asks it for an episode; the answers come in the order of the requests.
@@ -88,7 +92,7 @@ impl Oracle {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(self.end()),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 let _ = self.end();
-                Err(format!("the process has said nothing for {} s: it hangs", PATIENCE.as_secs()))
+                Err(format!("the process has said nothing for {} s: it hangs", self.patience.as_secs_f32()))
             }
             Err(error) => Err(format!("cannot hear the process: {error}")),
         }

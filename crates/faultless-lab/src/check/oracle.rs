@@ -19,6 +19,9 @@ use std::process::ExitCode;
 /// The command of this executable that is an oracle.
 pub const ORACLE: &str = "check-oracle";
 
+/// What an oracle says first.
+pub const READY: &[u8] = b"ready";
+
 /// What is said is collected up to so many bytes.
 const COLLECTED: usize = 16 << 10;
 
@@ -40,6 +43,9 @@ pub fn oracle() -> ExitCode {
         let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         let mut requests = BufReader::new(socket.try_clone()?);
         let mut process = Process::new(socket)?;
+        process.collected.extend(READY);
+        process.collected.push(b'\n');
+        process.flush()?;
         let mut line = String::new();
         while requests.read_line(&mut line)? != 0 {
             let request: Request = serde_json::from_str(&line)?;

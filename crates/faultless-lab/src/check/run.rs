@@ -3,7 +3,7 @@
 use super::differences::{Difference, known};
 use super::engine::{Plant, subject};
 use super::generate::{EPISODE, Episode, seed_of};
-use super::link::{Commands, Oracle};
+use super::link::{Commands, Oracle, PATIENCE};
 use super::oracle::Request;
 use super::shrink::shrink;
 use super::step::{Outcome, Step};
@@ -12,7 +12,7 @@ use crate::designs::Design;
 use crate::progress::Progress;
 use crate::trouble::Trouble;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is to be checked.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub struct Plan {
     pub seed: u64,
     /// Whether to leave alone where alike neighbours are cut.
     pub merged: bool,
+    /// How long a process to check against may say nothing.
+    pub patience: Duration,
     /// A planted difference, for tests.
     pub plant: Option<Plant>,
 }
@@ -37,6 +39,11 @@ enum Ended {
 }
 
 impl Plan {
+    /// A hundred thousand operations under `design`, from seed 1.
+    pub fn new(design: &'static Design) -> Self {
+        Self { design, operations: 100_000, seed: 1, merged: false, patience: PATIENCE, plant: None }
+    }
+
     /// Runs it, with oracles by `commands`.
     ///
     /// # Errors
@@ -54,7 +61,7 @@ impl Plan {
         let progress = Progress::new(usize::try_from(episodes).unwrap_or(usize::MAX));
         progress.say(&format!("checking {} against {}", self.design.name, summary.kernel));
         let start = Instant::now();
-        let mut oracle = Oracle::start(commands)?;
+        let mut oracle = Oracle::start(commands, self.patience)?;
         let ask = |oracle: &Oracle, number: u64| {
             let episode = self.episode(number);
             let request = Request { episode, at_once: false };
@@ -210,7 +217,7 @@ impl Again<'_> {
     fn differs(&mut self, episode: &Episode) -> Result<Option<Difference>, Trouble> {
         let mut oracle = match self.oracle.take() {
             Some(oracle) => oracle,
-            None => Oracle::start(self.commands)?,
+            None => Oracle::start(self.commands, self.plan.patience)?,
         };
         let request = Request { episode: episode.clone(), at_once: true };
         oracle.ask(&request);

@@ -129,7 +129,7 @@ fn simpler(operation: &Operation) -> Vec<Operation> {
         let pages = length.0.div_ceil(PAGE_SIZE);
         let fits = pages < 1 << 20;
         let lengths = [1, pages / 2, pages.saturating_sub(1), pages].map(Length::pages);
-        lengths.into_iter().filter(move |new| fits && *new < length || fits && length.0 % PAGE_SIZE != 0)
+        lengths.into_iter().filter(move |new| fits && (*new < length || !length.0.is_multiple_of(PAGE_SIZE)))
     };
     match *operation {
         Operation::Map { at, length, rights, object, place } => {

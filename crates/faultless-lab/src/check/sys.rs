@@ -20,7 +20,7 @@ const NOWHERE: u64 = 1 << 57;
 /// The place of a call that changes memory: in the window, or refused by every kernel.
 fn place(at: At, length: Length) -> *mut c_void {
     let inside = at.0.checked_add(length.0).is_some_and(|end| end.div_ceil(PAGE_SIZE) <= PAGES);
-    let refused = at.0 % PAGE_SIZE != 0 || length.0 == 0 || length.0 >= NOWHERE;
+    let refused = !at.0.is_multiple_of(PAGE_SIZE) || length.0 == 0 || length.0 >= NOWHERE;
     assert!(inside || refused, "{length} at {at} reach out of the window");
     without_provenance_mut(at.address() as usize)
 }
@@ -71,8 +71,8 @@ pub fn map(
     };
     match mapped {
         -1 => Err(errno()),
-        // SAFETY: what this call has just mapped, and nobody knows.
         mapped if how == Place::Anywhere => {
+            // SAFETY: what this call has just mapped, and nobody knows.
             done(unsafe { libc::munmap(without_provenance_mut(mapped as usize), length.0 as usize) })
         }
         mapped => Ok(mapped as u64),
