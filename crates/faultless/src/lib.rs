@@ -83,11 +83,11 @@ pub mod sync;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
-pub use page_cache::{File, FolioLock, Pin};
+pub use page_cache::{File, FileError, FileHandle, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
     AddressSpace, AuditError, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage,
-    Placement, ProtectError, Source, UnmapError,
+    Placement, ProtectError, Source, SyncError, SyncFlags, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

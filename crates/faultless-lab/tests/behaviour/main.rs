@@ -3,6 +3,7 @@
 mod calls;
 mod faults;
 mod invariants;
+mod shared;
 mod stand;
 mod threads;
 

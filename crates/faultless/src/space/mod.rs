@@ -11,6 +11,7 @@ mod page_work;
 mod pin;
 pub(crate) mod protect;
 mod range_work;
+mod sync_file;
 mod truncate;
 mod unmap;
 
@@ -21,6 +22,7 @@ pub use listing::MappingInfo;
 pub use map::{MapError, MapRequest, Placement, Source};
 pub use pin::PinnedPage;
 pub use protect::ProtectError;
+pub use sync_file::{SyncError, SyncFlags};
 pub use unmap::UnmapError;
 
 use crate::address::{PageNumber, PageRange};

@@ -50,8 +50,8 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
             engine.put(frame, Reference::Pin);
             Ok(step)
         }
-        Found::NotReady { locked } => Err(NotReady { locked }),
-        Found::Full => Ok(Step::NeedMemory),
+        Found::NotReady(why) => Err(why),
+        Found::NoMemory => Ok(Step::NeedMemory),
         Found::PastEnd(error) => {
             work.refuse();
             Ok(Step::Failed(error))
