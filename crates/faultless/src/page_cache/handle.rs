@@ -200,6 +200,7 @@ impl<H: Host> File<H> {
     /// Pins page `page`, up to date. `None`: the file has no such page any more.
     fn wait_for_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
         loop {
+            let cuts = self.cuts();
             let pin = match self.read(page, false) {
                 Ok((pin, _)) => pin,
                 Err(Miss::PastEnd) => return Ok(None),
@@ -212,8 +213,8 @@ impl<H: Host> File<H> {
             pin.wait_for_read(&|| false);
             match self.engine.folio(pin.frame()).read_error(page * PAGE_SIZE) {
                 None => return Ok(Some(pin)),
-                // Cut off, or a hole has come while it was read.
                 Some(_) if page >= self.pages() => return Ok(None),
+                Some(error) if self.is_cut_since(cuts, page, error) => {}
                 Some(error) => return Err(error.into()),
             }
         }

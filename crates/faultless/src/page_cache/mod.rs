@@ -73,6 +73,9 @@ pub struct File<H: Host> {
     /// How many holes are being punched: no new read begins meanwhile. Raised before pages are detached (SeqCst fence);
     /// read again after a page was attached (SeqCst fence).
     punching: AtomicU64,
+    /// Counts the beginnings and ends of cuts: a read that found nothing behind the end says little if the file was cut
+    /// off, and has grown, meanwhile. Atomic; changed while `resizing` is taken.
+    cuts: AtomicU64,
     /// Writes that failed. Protected by its lock.
     errors: Mutex<Errors>,
     /// Held while the word of an attached page is cleared.
@@ -125,6 +128,7 @@ impl<H: Host> File<H> {
             index: Index::new(),
             resizing: Ranges::new(()),
             punching: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
             errors: Mutex::default(),
             removal: Mutex::new(()),
             spaces: Mutex::new(Vec::new()),
@@ -154,6 +158,16 @@ impl<H: Host> File<H> {
     /// How many pages it has; the last may be partial.
     pub fn pages(&self) -> u64 {
         self.length().div_ceil(PAGE_SIZE)
+    }
+
+    /// To be asked before a page is looked for, and given to [`File::is_cut_since`] when its read has failed.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Acquire)
+    }
+
+    /// Whether that the read of `page` ended with `error` means nothing: the file has the page, and was cut off meanwhile.
+    pub(crate) fn is_cut_since(&self, cuts: u64, page: u64, error: StoreError) -> bool {
+        matches!(error, StoreError::PastEnd { .. }) && page < self.pages() && self.cuts() != cuts
     }
 
     /// Takes a reference to page `page` if it is attached, read or being read.

@@ -62,6 +62,7 @@ impl<H: Host> File<H> {
         if how == Resize::Grow {
             return Ok(());
         }
+        self.cuts.fetch_add(1, Ordering::AcqRel);
         self.length.store(length, Ordering::Release);
         full_fence();
         let first_copy = length.div_ceil(PAGE_SIZE);
@@ -76,6 +77,7 @@ impl<H: Host> File<H> {
             self.zero_behind(length);
         }
         self.each_attached(first..index::PAGES, |page, frame, _lock| self.detach(page, frame));
+        self.cuts.fetch_add(1, Ordering::AcqRel);
         full_fence();
         self.each_space(|space| space.drop_pages_of(self.id, first..u64::MAX, first_copy..u64::MAX));
         drop(taken);

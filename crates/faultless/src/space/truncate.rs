@@ -59,12 +59,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let start = range.start().checked_add(pages.start.saturating_sub(page))?;
                 let end = range.start().get().saturating_add(pages.end.saturating_sub(page));
                 let end = range.end().min(PageNumber::new(end));
-                (mapped.id() == file).then(|| PageRange::new(start, end)).flatten()
+                let shown = (mapped.id() == file).then(|| PageRange::new(start, end)).flatten();
+                shown.map(|shown| (shown, range.end()))
             });
             drop(section);
-            let Some(range) = next else { break };
-            from = range.end();
-            f(range);
+            let Some((shown, end)) = next else { break };
+            from = end;
+            f(shown);
         }
     }
 
