@@ -255,8 +255,12 @@ impl Folio {
             return false;
         }
         // Neither dirty nor under writeback, nor in use.
-        word == CACHED | UPTODATE
-            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        #[cfg(mutant = "evicts_dirty")]
+        return word & !(DIRTY | WRITEBACK) == CACHED | UPTODATE
+            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        #[cfg(not(mutant = "evicts_dirty"))]
+        return word == CACHED | UPTODATE
+            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok();
     }
 
     /// Whether its read is under way. Acquire: when it is not, what was read is seen.

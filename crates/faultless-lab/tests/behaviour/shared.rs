@@ -181,7 +181,9 @@ fn msync_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.unmap(at(14), PAGE_SIZE).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.store_u64(at(17), 2).unwrap();
-    assert!(matches!(space.sync(at(10), 8 * PAGE_SIZE, SYNC), Err(SyncError::Hole { address }) if address == at(14)));
+    assert!(
+        matches!(space.sync(at(10), 8 * PAGE_SIZE, SYNC), Err(SyncError::Hole { address }) if address == at(14))
+    );
     assert_eq!((real.word(0), real.word(7)), (1, 2));
     assert_eq!(call(at(10), 8 * PAGE_SIZE, SyncFlags::ASYNC), 12);
     assert_eq!(call(at(10), 8 * PAGE_SIZE, SyncFlags::INVALIDATE), 12);
@@ -213,7 +215,10 @@ fn reads_and_writes_by_handle_go_through_the_cache<S: Stand, D: LockingDesign>()
     assert_eq!((&bytes[..8], &bytes[8..]), (&7_u64.to_ne_bytes()[..], &[1; 4][..]));
     // Over the border of two pages.
     assert_eq!(handle.write_at(PAGE_SIZE - 8, &[9; 16]), Ok(16));
-    assert_eq!((space.load_u64(byte(10, PAGE_SIZE - 8)).unwrap(), space.load_u64(at(11)).unwrap()), (word(9), word(9)));
+    assert_eq!(
+        (space.load_u64(byte(10, PAGE_SIZE - 8)).unwrap(), space.load_u64(at(11)).unwrap()),
+        (word(9), word(9))
+    );
     assert_eq!(handle.read_at(2 * PAGE_SIZE - 4, &mut bytes), Ok(4), "up to the end");
     assert_eq!(handle.read_at(2 * PAGE_SIZE, &mut bytes), Ok(0));
     assert_eq!(handle.read_at(u64::MAX, &mut bytes), Ok(0));
@@ -371,7 +376,8 @@ fn memory_files_are_cut_off_like_any<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-fn invariant_9_a_failed_write_stays_dirty_and_is_told_once_to_each_handle<S: Stand, D: LockingDesign>() -> Ran<S> {
+fn invariant_9_a_failed_write_stays_dirty_and_is_told_once_to_each_handle<S: Stand, D: LockingDesign>()
+-> Ran<S> {
     let machine = Machine::<S>::new()?;
     let real = Real::with(&machine, 2, |store| {
         FailingStore::new(store, Direction::Write, Failure::Once(1), InjectedError::Io { errno: 5 })
@@ -423,7 +429,11 @@ fn invariant_9_eviction_drops_nothing_dirty<S: Stand, D: LockingDesign>() -> Ran
         for page in 0..64 {
             let mut bytes = [0; 8];
             handle.read_at(page * PAGE_SIZE, &mut bytes).unwrap();
-            assert_eq!(u64::from_ne_bytes(bytes), round * 100 + page, "invariant 9: a dirty page was dropped");
+            assert_eq!(
+                u64::from_ne_bytes(bytes),
+                round * 100 + page,
+                "invariant 9: a dirty page was dropped"
+            );
         }
     }
     handle.sync().unwrap();
@@ -447,7 +457,11 @@ fn invariant_9_a_file_that_goes_is_written<S: Stand, D: LockingDesign>() -> Ran<
     machine.end()?;
     let bytes = std::fs::read(on_disk.path()).unwrap();
     let at = |page: usize| u64::from_ne_bytes(bytes[page * 4096..page * 4096 + 8].try_into().unwrap());
-    assert_eq!((at(0), at(1), at(2), at(3)), (word(1), 5, word(3), 6), "invariant 9: dirty pages went with the file");
+    assert_eq!(
+        (at(0), at(1), at(2), at(3)),
+        (word(1), 5, word(3), 6),
+        "invariant 9: dirty pages went with the file"
+    );
     Ok(())
 }
 
@@ -525,7 +539,8 @@ fn a_crowd_of_stores_syncs_and_truncations<S: Stand, D: LockingDesign>() -> Ran<
                         let address = byte(base + page, 64 * thread as u64);
                         match space.store_u64(address, round) {
                             Ok(()) => {}
-                            Err(faultless_soft::AccessError::Fault(FaultError::PastEnd { .. })) if page >= STAYS => {}
+                            Err(faultless_soft::AccessError::Fault(FaultError::PastEnd { .. }))
+                                if page >= STAYS => {}
                             Err(error) => panic!("{error}"),
                         }
                         if page < STAYS {

@@ -185,7 +185,6 @@ impl From<OutOfMemory> for Miss {
     }
 }
 
-
 impl<H: Host> Engine<H> {
     /// A frame, if need be one that was a clean page of a file.
     pub(crate) fn allocate(&self) -> Option<Frame> {

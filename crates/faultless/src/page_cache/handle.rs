@@ -94,6 +94,12 @@ impl<H: Host> FileHandle<H> {
         Ok(result.and(flushed)?)
     }
 
+    /// Starts to write all that is dirty, and waits for nothing (sync_file_range). Errors are told by the next
+    /// [`FileHandle::sync`].
+    pub fn start_sync(&self) {
+        self.file.start_writeback(0..index::PAGES);
+    }
+
     /// Makes the file `length` bytes long (ftruncate), its store too; see [`File::set_length`].
     ///
     /// # Errors
@@ -144,7 +150,9 @@ impl<H: Host> File<H> {
             let Some(at) = offset.checked_add(done as u64) else { break };
             let left = self.length().saturating_sub(at);
             let within = (at % PAGE_SIZE) as usize;
-            let part = (bytes.len() - done).min(PAGE_SIZE as usize - within).min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part = (bytes.len() - done)
+                .min(PAGE_SIZE as usize - within)
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
             if part == 0 {
                 break;
             }
@@ -214,7 +222,7 @@ impl<H: Host> File<H> {
             match self.engine.folio(pin.frame()).read_error(page * PAGE_SIZE) {
                 None => return Ok(Some(pin)),
                 Some(_) if page >= self.pages() => return Ok(None),
-                Some(error) if self.is_cut_since(cuts, page, error) => {}
+                Some(error) if self.is_cut_since(cuts, error) => {}
                 Some(error) => return Err(error.into()),
             }
         }

@@ -110,12 +110,7 @@ impl<H: Host> File<H> {
         Self::new(engine, None, length, true)
     }
 
-    fn new(
-        engine: &Arc<Engine<H>>,
-        store: Option<Arc<dyn Store>>,
-        length: u64,
-        writable: bool,
-    ) -> Arc<Self> {
+    fn new(engine: &Arc<Engine<H>>, store: Option<Arc<dyn Store>>, length: u64, writable: bool) -> Arc<Self> {
         let id = engine.next_serial();
         let engine = engine.clone();
         Arc::new_cyclic(|this| Self {
@@ -165,9 +160,10 @@ impl<H: Host> File<H> {
         self.cuts.load(Ordering::Acquire)
     }
 
-    /// Whether that the read of `page` ended with `error` means nothing: the file has the page, and was cut off meanwhile.
-    pub(crate) fn is_cut_since(&self, cuts: u64, page: u64, error: StoreError) -> bool {
-        matches!(error, StoreError::PastEnd { .. }) && page < self.pages() && self.cuts() != cuts
+    /// Whether a read that ended with `error` says nothing of the file as it is now: it was cut off meanwhile, and may have
+    /// grown since. Then one looks again.
+    pub(crate) fn is_cut_since(&self, cuts: u64, error: StoreError) -> bool {
+        matches!(error, StoreError::PastEnd { .. }) && self.cuts() != cuts
     }
 
     /// Takes a reference to page `page` if it is attached, read or being read.

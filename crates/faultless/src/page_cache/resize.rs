@@ -170,7 +170,8 @@ impl<H: Host> File<H> {
             full_fence();
             self.each_space(|space| space.drop_pages_of(self.id, pages.clone(), 0..0));
             let bytes = (pages.end - pages.start) * PAGE_SIZE;
-            let punched = self.store.as_ref().map_or(Ok(()), |store| store.punch(pages.start * PAGE_SIZE, bytes));
+            let punched =
+                self.store.as_ref().map_or(Ok(()), |store| store.punch(pages.start * PAGE_SIZE, bytes));
             drop(held);
             punched?;
         }
@@ -181,9 +182,10 @@ impl<H: Host> File<H> {
     fn write_zeros(&self, mut from: u64, end: u64) -> Result<(), FileError> {
         while from < end {
             let part = (PAGE_SIZE - from % PAGE_SIZE).min(end - from);
-            let has_page = self.index.get(from / PAGE_SIZE).is_some_and(|word| {
-                frame_of(word.load(Ordering::Acquire)).is_some()
-            });
+            let has_page = self
+                .index
+                .get(from / PAGE_SIZE)
+                .is_some_and(|word| frame_of(word.load(Ordering::Acquire)).is_some());
             if self.is_in_memory() && !has_page {
                 from += part;
                 continue;

@@ -7,8 +7,8 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
-use crate::vma::{Backing, Mapping};
 use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Mapping};
 use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
@@ -100,9 +100,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
         let (end, error) = {
             let view = self.tree.view_locked(&lock.writer);
-            let mut vmas = view.from(inside.start()).map(|vma| {
-                (vma.range(), may_write::<H>(vma.mapping()))
-            });
+            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), may_write::<H>(vma.mapping())));
             protectable(range, protection, &mut vmas)
         };
         let mut retired = Vec::new();

@@ -61,7 +61,8 @@ impl Claims {
 
     /// The first claimed range from `page` on, without what lies below.
     pub fn first_from(&self, page: PageNumber) -> Option<PageRange> {
-        let above = self.queue.iter().filter_map(|c| PageRange::new(c.range.start().max(page), c.range.end()));
+        let above =
+            self.queue.iter().filter_map(|c| PageRange::new(c.range.start().max(page), c.range.end()));
         above.min_by_key(|range| range.start())
     }
 

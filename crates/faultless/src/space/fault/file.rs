@@ -50,8 +50,7 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
 ) -> Result<Step<H>, NotReady> {
     let engine = work.engine();
     let mapping = work.vma.mapping();
-    let shared_write =
-        mapping.sharing == Sharing::Shared && mapping.protection.contains(Protection::WRITE);
+    let shared_write = mapping.sharing == Sharing::Shared && mapping.protection.contains(Protection::WRITE);
     let mut rights = entry_rights(mapping.protection);
     // Nobody asks when a file in memory is written: its pages need not be found clean.
     if shared_write && (access == Access::Write || file.is_in_memory()) {

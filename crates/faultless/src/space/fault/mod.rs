@@ -350,10 +350,9 @@ fn classify<'a, H: Host, D: LockingDesign>(
 
 fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>) -> Step<H> {
     let serial = work.vma.mapping().serial;
-    let wait =
-        |file: &Arc<File<H>>, page, why| {
-            Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
-        };
+    let wait = |file: &Arc<File<H>>, page, why| {
+        Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
+    };
     if let Class::Fill(record, _) | Class::Private(record, ..) | Class::Break(record, _) = class
         && !record.has_pages()
         && D::first_anonymous(&work.space.lock, work.engine(), work.attempt).is_err()

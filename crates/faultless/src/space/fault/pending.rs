@@ -132,7 +132,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
-            Some(error) if absent.file.is_cut_since(absent.cuts, absent.page, error) => {
+            Some(error) if absent.file.is_cut_since(absent.cuts, error) => {
                 drop(kept);
                 return space.fault_from(address, access, D::again(attempt, started));
             }
