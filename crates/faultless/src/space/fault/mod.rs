@@ -14,7 +14,7 @@ use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
-use crate::page_cache::{File, Miss};
+use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::store::StoreError;
@@ -127,6 +127,13 @@ impl<H: Host> Absent<H> {
             && work.entry.frame().is_none()
     }
 
+    /// Whether it has to be waited for still.
+    fn is_busy<D: LockingDesign>(&self, pin: &Pin<H>) -> bool {
+        pin.is_reading()
+            || D::LOCKS_FOLIOS && pin.is_locked()
+            || self.why == NotReady::Writeback && pin.is_writeback()
+    }
+
     /// What happens after the wait for it.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
         if self.why == NotReady::Absent { D::after_io(attempt) } else { D::after_lock(attempt) }
@@ -226,9 +233,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         // again.
                         Ok((pin, _))
                             if after != AfterIo::Resume
-                                && !pin.is_reading()
-                                && !(D::LOCKS_FOLIOS && pin.is_locked())
-                                && !(absent.why == NotReady::Writeback && pin.is_writeback())
+                                && !absent.is_busy::<D>(&pin)
                                 && absent.file.is_attached(absent.page, pin.frame()) =>
                         {
                             continue;
