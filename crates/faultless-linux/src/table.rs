@@ -307,6 +307,8 @@ unsafe impl PageTable for Table {
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
     const FOLLOWS: bool = true;
     const MAPS_ZEROS: bool = false;
+    /// userfaultfd copies pages in: what two entries map are two pages of the kernel's.
+    const SHARES_WRITES: bool = false;
 
     fn pages(&self) -> u64 {
         self.window.pages()

@@ -23,6 +23,8 @@ pub const EEXIST: i32 = 17;
 pub const ENODEV: i32 = 19;
 /// An argument is wrong.
 pub const EINVAL: i32 = 22;
+/// A file would become too long.
+pub const EFBIG: i32 = 27;
 /// No space left.
 pub const ENOSPC: i32 = 28;
 /// A file offset is too large.

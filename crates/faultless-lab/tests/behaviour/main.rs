@@ -7,6 +7,7 @@ mod growth;
 mod invariants;
 mod locks;
 mod moves;
+mod shared;
 mod stand;
 mod threads;
 

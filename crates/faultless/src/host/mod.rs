@@ -93,6 +93,10 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// Whether the page of zeros can be mapped for reading such that a store faults. Where not, a read of untouched
     /// memory gets a frame of its own.
     const MAPS_ZEROS: bool = true;
+    /// Whether a page that several entries map is one page, so that stores through one are seen through all. Where not, no
+    /// shared mapping can be writable: [`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported); and
+    /// what is written by a [`FileHandle`](crate::FileHandle) is seen where the page is mapped afterwards.
+    const SHARES_WRITES: bool = true;
 
     /// Pages that the table can address: page 0 up to this, a multiple of [`PageTable::LEAF_PAGES`]. Always the same.
     fn pages(&self) -> u64;

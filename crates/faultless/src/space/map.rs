@@ -7,7 +7,7 @@ use super::{AddressSpace, LimitError, Map, Space};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
-use crate::host::{Host, OutOfMemory};
+use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
@@ -20,6 +20,8 @@ use alloc::vec::Vec;
 pub enum Source<H: Host> {
     /// Zeros, private.
     Anonymous,
+    /// Zeros, shared with the children of fork: a file in memory of its own, which goes with the last mapping.
+    AnonymousShared,
     /// A file from its page `first` on. Pages past its end can be mapped; touching them is an error.
     File {
         /// The file.
@@ -77,6 +79,17 @@ impl<H: Host> MapRequest<H> {
         Self { length, protection, source, ..Self::anonymous(length) }
     }
 
+    /// `length` bytes of zeros, readable and writable, shared with the children of fork, anywhere.
+    pub fn shared_anonymous(length: u64) -> Self {
+        Self { source: Source::AnonymousShared, ..Self::anonymous(length) }
+    }
+
+    /// `length` bytes of `file` from page `first` on, shared, anywhere.
+    pub fn shared_file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+        let source = Source::File { file: file.clone(), first, sharing: Sharing::Shared };
+        Self { source, ..Self::file(file, first, length, protection) }
+    }
+
     /// The same elsewhere.
     pub fn at(self, placement: Placement) -> Self {
         Self { placement, ..self }
@@ -118,8 +131,8 @@ pub enum MapError {
         /// The first mapping in the way.
         existing: PageRange,
     },
-    /// Shared files are read-only in this version (EACCES).
-    #[error("a shared mapping of a file cannot be writable")]
+    /// A writable shared mapping of a file that was opened to be read only (EACCES).
+    #[error("a shared mapping of a file that was not opened for writing cannot be writable")]
     SharedWrite,
     /// What is mapped at `address`, and would go, is sealed (EPERM).
     #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
@@ -138,6 +151,10 @@ pub enum MapError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The host cannot show one page in two places (EOPNOTSUPP): see
+    /// [`PageTable::SHARES_WRITES`](crate::host::PageTable::SHARES_WRITES).
+    #[error("this host has no writable shared mappings")]
+    SharedWriteUnsupported,
     /// No free place of that size (ENOMEM).
     #[error("no free place for {pages} pages")]
     NoSpace {
@@ -175,6 +192,7 @@ impl MapError {
             Self::SharedWrite => errno::EACCES,
             Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
             Self::LockLimit { .. } => errno::EAGAIN,
+            Self::SharedWriteUnsupported => errno::EOPNOTSUPP,
             Self::OutOfBounds { .. }
             | Self::NoSpace { .. }
             | Self::TooManyMappings { .. }
@@ -224,15 +242,29 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
-            Source::File { .. } if request.flags.contains(Flags::GROWS_DOWN) => {
+            Source::File { .. } | Source::AnonymousShared if request.flags.contains(Flags::GROWS_DOWN) => {
                 return Err(MapError::GrowingFile);
+            }
+            Source::AnonymousShared => {
+                if !H::Table::SHARES_WRITES {
+                    return Err(MapError::SharedWriteUnsupported);
+                }
+                let bytes = asked.pages() * PAGE_SIZE;
+                let file = File::in_memory(&self.engine, bytes);
+                file.register(self.id, handle.as_maps())?;
+                (Backing::File { file, first: 0 }, Sharing::Shared)
             }
             Source::File { file, first, sharing } => {
                 if first.checked_add(asked.pages()).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) {
                     return Err(MapError::FileOffset { first, pages: asked.pages() });
                 }
                 if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
-                    return Err(MapError::SharedWrite);
+                    if !file.is_writable() {
+                        return Err(MapError::SharedWrite);
+                    }
+                    if !H::Table::SHARES_WRITES {
+                        return Err(MapError::SharedWriteUnsupported);
+                    }
                 }
                 // Before its first page can be mapped.
                 file.register(self.id, handle.as_maps())?;

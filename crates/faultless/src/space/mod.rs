@@ -24,6 +24,7 @@ mod remap;
 mod remote;
 mod resident;
 mod seal;
+mod sync_file;
 mod truncate;
 mod unmap;
 mod usage;
@@ -43,6 +44,7 @@ pub use remap::{RemapError, RemapFlags, RemapRequest};
 pub use remote::RemoteError;
 pub use resident::ResidentError;
 pub use seal::SealError;
+pub use sync_file::{SyncError, SyncFlags};
 pub use unmap::UnmapError;
 pub use usage::MappingUsage;
 

@@ -210,7 +210,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     } else if self.pick_up(leaf, page, seen) {
                         weakened.touch(page);
                         if moves_along(seen) {
-                            self.put_down(both.target(), part.to(page), seen.without(Entry::REFUSED));
+                            self.put_down(both.target(), part.to(page), self.as_moved(seen));
                         }
                         break;
                     }
@@ -220,6 +220,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if cfg!(mutant = "moved_without_invalidate") {
             core::mem::forget(weakened);
         }
+    }
+
+    /// An entry where it goes. A page that others store into too loses the write right: writeback, which takes it from every
+    /// entry that it finds, does not find one that is on its way.
+    fn as_moved(&self, entry: Entry) -> Entry {
+        let is_shared = entry.frame().is_some_and(|frame| !self.engine.folio(frame).is_exclusive());
+        entry.without(Entry::REFUSED | if is_shared { Entry::WRITE } else { 0 })
     }
 
     /// Takes an entry out of the source, if it is still `seen`.

@@ -5,10 +5,10 @@ use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
-use crate::host::{Entry, Host};
+use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
-use crate::vma::Mapping;
 use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Mapping};
 use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
@@ -25,8 +25,8 @@ pub enum ProtectError {
         /// The first address of the hole.
         address: VirtAddr,
     },
-    /// A shared mapping of a file cannot become writable in this version; everything below it has been changed
-    /// (EACCES).
+    /// A shared mapping of a file that was opened to be read only, or on a host where none can be writable, cannot become
+    /// writable; everything below it has been changed (EACCES).
     #[error("the shared mapping at {address} cannot become writable; what lies below it has changed")]
     SharedWrite {
         /// The first address of the mapping.
@@ -143,7 +143,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (mut end, mut error) = {
             let view = self.tree.view_locked(&lock.writer);
-            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), vma.mapping().sharing));
+            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), may_write::<H>(vma.mapping())));
             let (end, error) = protectable(range, protection, &mut vmas);
             match self.first_sealed(&lock, range).filter(|sealed| *sealed < end) {
                 Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
@@ -208,17 +208,27 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
+/// Whether the mapping can be made writable.
+fn may_write<H: Host>(mapping: &Mapping<H>) -> bool {
+    match &mapping.backing {
+        Backing::File { file, .. } if mapping.sharing == Sharing::Shared => {
+            file.is_writable() && H::Table::SHARES_WRITES
+        }
+        _ => true,
+    }
+}
+
 /// Up to where the protection can be changed, and what is in the way there.
 fn protectable(
     range: PageRange,
     protection: Protection,
-    vmas: &mut dyn Iterator<Item = (PageRange, Sharing)>,
+    vmas: &mut dyn Iterator<Item = (PageRange, bool)>,
 ) -> (PageNumber, Option<ProtectError>) {
     let mut end = range.start();
     while end < range.end() {
         match vmas.next() {
-            Some((vma, sharing)) if vma.start() <= end => {
-                if sharing == Sharing::Shared && protection.contains(Protection::WRITE) {
+            Some((vma, may_write)) if vma.start() <= end => {
+                if !may_write && protection.contains(Protection::WRITE) {
                     return (end, Some(ProtectError::SharedWrite { address: end.address() }));
                 }
                 end = vma.end().min(range.end());
@@ -241,7 +251,7 @@ mod tests {
     fn the_prefix_before_a_hole_is_changed() {
         //   asked   [2 . . . . . 8)
         //   mapped [0 . . 4)  [6 . .
-        let mapped = [(range(0, 4), Sharing::Private), (range(6, 9), Sharing::Private)];
+        let mapped = [(range(0, 4), true), (range(6, 9), true)];
         let (end, error) = protectable(range(2, 8), Protection::READ, &mut mapped.into_iter());
         assert_eq!(end.get(), 4);
         assert!(matches!(error, Some(ProtectError::Hole { address, .. }) if address.get() == 0x4000));
@@ -249,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_range_that_is_all_mapped_is_changed() {
-        let mapped = [(range(0, 4), Sharing::Private), (range(4, 9), Sharing::Shared)];
+        let mapped = [(range(0, 4), true), (range(4, 9), false)];
         let (end, error) = protectable(range(2, 8), Protection::READ, &mut mapped.into_iter());
         assert_eq!((end.get(), error), (8, None));
     }

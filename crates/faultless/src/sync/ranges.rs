@@ -59,6 +59,13 @@ impl Claims {
         self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
     }
 
+    /// The first claimed range from `page` on, without what lies below.
+    pub fn first_from(&self, page: PageNumber) -> Option<PageRange> {
+        let above =
+            self.queue.iter().filter_map(|c| PageRange::new(c.range.start().max(page), c.range.end()));
+        above.min_by_key(|range| range.start())
+    }
+
     fn push(&mut self, range: PageRange) -> Result<u64, OutOfMemory> {
         self.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
         let ticket = self.next_ticket;

@@ -14,7 +14,7 @@ use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
-use crate::page_cache::{File, Miss};
+use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::store::StoreError;
@@ -115,8 +115,9 @@ pub(super) struct Absent<H: Host> {
     pub file: Arc<File<H>>,
     pub page: u64,
     pub serial: u64,
-    /// It is there, and a file system has it locked.
-    pub locked: bool,
+    pub why: NotReady,
+    /// The file's [`File::cuts`] before it was looked for again.
+    pub cuts: u64,
 }
 
 impl<H: Host> Absent<H> {
@@ -133,9 +134,16 @@ impl<H: Host> Absent<H> {
             && (!work.entry.is_guard() || cfg!(mutant = "resume_over_guard"))
     }
 
+    /// Whether it has to be waited for still.
+    fn is_busy<D: LockingDesign>(&self, pin: &Pin<H>) -> bool {
+        pin.is_reading()
+            || D::LOCKS_FOLIOS && pin.is_locked()
+            || self.why == NotReady::Writeback && pin.is_writeback()
+    }
+
     /// What happens after the wait for it.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
-        if self.locked { D::after_lock(attempt) } else { D::after_io(attempt) }
+        if self.why == NotReady::Absent { D::after_io(attempt) } else { D::after_lock(attempt) }
     }
 }
 
@@ -217,13 +225,21 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
                 Step::NeedMemory => {
                     look += 1;
+                    let writes = engine.wait_for_writes();
                     if !engine.make_room(look) {
                         space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
+                    if let Some(unpinned) = writes {
+                        // What is being written can be evicted then.
+                        drop(kept);
+                        let awaited = Awaited::Memory { unpinned };
+                        let pending = PendingFault::new(self, address, access, attempt, awaited, None);
+                        return Ok(Fault::Pending(pending));
+                    }
                 }
                 Step::Wait(absent) => {
-                    if !absent.locked && !core::mem::replace(&mut counted, true) {
+                    if absent.why == NotReady::Absent && !core::mem::replace(&mut counted, true) {
                         engine.counters().add(Counter::MajorFaults, 1);
                     }
                     let after = absent.after::<D>(attempt);
@@ -234,8 +250,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         // again.
                         Ok((pin, _))
                             if after != AfterIo::Resume
-                                && !pin.is_reading()
-                                && !(D::LOCKS_FOLIOS && pin.is_locked())
+                                && !absent.is_busy::<D>(&pin)
                                 && absent.file.is_attached(absent.page, pin.frame()) =>
                         {
                             continue;
@@ -324,9 +339,11 @@ enum Class<'a, H: Host> {
     Rights,
     Zero,
     Fill(&'a AnonRecord, Access),
-    File(&'a Arc<File<H>>, u64),
+    File(&'a Arc<File<H>>, u64, Access),
     Private(&'a AnonRecord, &'a Arc<File<H>>, u64),
     Break(&'a AnonRecord, Frame),
+    /// The first store to a page of a shared mapping, since it was mapped or written back.
+    Dirty(&'a Arc<File<H>>, u64, Frame),
 }
 
 fn classify<'a, H: Host, D: LockingDesign>(
@@ -347,9 +364,10 @@ fn classify<'a, H: Host, D: LockingDesign>(
     let record = || vma.record().map(|record| &**record);
     match (entry.frame(), access, &mapping.backing) {
         (Some(_), _, _) if entry.has(needed) => Class::Served,
-        (Some(frame), Access::Write, _) => match record() {
-            Some(record) => Class::Break(record, frame),
-            None => Class::Step(Step::LookAgain), // shared mappings are not writable: protection said so above
+        (Some(frame), Access::Write, _) => match (record(), mapping.file_page(work.page)) {
+            (Some(record), _) => Class::Break(record, frame),
+            (None, Some((file, page))) => Class::Dirty(file, page, frame),
+            (None, None) => Class::Step(Step::LookAgain),
         },
         (Some(_), _, _) => Class::Rights,
         (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
@@ -361,7 +379,7 @@ fn classify<'a, H: Host, D: LockingDesign>(
             let page = first + (work.page.get() - mapping.range.start().get());
             match (access, mapping.sharing, record()) {
                 (Access::Write, Sharing::Private, Some(record)) => Class::Private(record, file, page),
-                _ => Class::File(file, page),
+                _ => Class::File(file, page, access),
             }
         }
     }
@@ -369,8 +387,8 @@ fn classify<'a, H: Host, D: LockingDesign>(
 
 fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>) -> Step<H> {
     let serial = work.vma.mapping().serial;
-    let wait = |file: &Arc<File<H>>, page, NotReady { locked, .. }| {
-        Step::Wait(Absent { file: file.clone(), page, serial, locked })
+    let wait = |file: &Arc<File<H>>, page, why| {
+        Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
     };
     if let Class::Fill(record, _) | Class::Private(record, ..) | Class::Break(record, _) = class
         && !record.has_pages()
@@ -394,7 +412,12 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
         }
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(record, access) => anonymous::fill(work, record, access),
-        Class::File(file, page) => file::map(work, file, page).unwrap_or_else(|no| wait(file, page, no)),
+        Class::File(file, page, access) => {
+            file::map(work, file, page, access).unwrap_or_else(|no| wait(file, page, no))
+        }
+        Class::Dirty(file, page, frame) => {
+            file::make_writable(work, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
+        }
         Class::Private(record, file, page) => {
             let copied = copy_on_write::from_file(work, record, file, page);
             copied.unwrap_or_else(|no| wait(file, page, no))
