@@ -585,6 +585,29 @@ fn a_store_against_writeback() {
     });
 }
 
+/// The mapping is being taken away: a hole is published, the entry is there still, and processors store through it. What
+/// they stored is written by the writeback that made the page clean, or by the next.
+#[test]
+fn a_store_against_writeback_and_unmap() {
+    model(2, || {
+        let (engine, file, kept, space) = stored(6);
+        let (other, written, store) = (space.clone(), file.clone(), kept.clone());
+        let writeback = spawn(1, move || {
+            written.handle().start_sync();
+            store.end();
+        });
+        let store = spawn(2, move || other.try_store_u64(at(1), 2).is_ok());
+        space.unmap(at(1), PAGE_SIZE).unwrap();
+        writeback.join().unwrap();
+        let last = if store.join().unwrap() { 2 } else { 1 };
+        file.handle().start_sync();
+        kept.end();
+        assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
+        close(file);
+        end(&engine, space);
+    });
+}
+
 /// fsyncgate: a page whose write has failed is written by the next writeback, with what was stored since.
 #[test]
 fn a_failed_write_stays_dirty() {

@@ -35,7 +35,7 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
         // page has its entry still, and what it has taken out a processor may use until it invalidates; it claims its range
         // until then.
         let mut from = PageNumber::new(0);
-        loop {
+        while !cfg!(mutant = "writeback_ignores_claims") {
             let claimed = self.map.lock_by(&*self.engine).claims().first_from(from);
             let Some(range) = claimed.and_then(|range| range.intersection(self.whole())) else { break };
             from = range.end();
