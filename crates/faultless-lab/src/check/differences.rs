@@ -3,7 +3,6 @@
 use super::operation::{Object, Operation};
 use super::step::{Caught, Line, Outcome, Step, merged};
 use faultless::address::PAGE_SIZE;
-use faultless::errno;
 use faultless::vma::Flags;
 
 /// A difference that is known.
@@ -32,26 +31,6 @@ pub const KNOWN: &[Known] = &[
                     && engine.at.0 / PAGE_SIZE == linux.at.0 / PAGE_SIZE
             }
             _ => false,
-        },
-    },
-    Known {
-        name: "no length",
-        by_intention: false,
-        parts_them: false,
-        is_it: |operation, Step(engine, _), Step(linux, _)| {
-            let none = match operation {
-                Operation::Protect { length, .. } | Operation::Discard { length, .. } => length.0 == 0,
-                _ => false,
-            };
-            none && *engine == Outcome::Error(errno::EINVAL) && *linux == Outcome::Done(0)
-        },
-    },
-    Known {
-        name: "munmap beyond all addresses",
-        by_intention: false,
-        parts_them: true,
-        is_it: |operation, Step(engine, _), Step(linux, _)| {
-            matches!(operation, Operation::Unmap { length, .. } if length.0 >= 1 << 57) && engine != linux
         },
     },
     Known {

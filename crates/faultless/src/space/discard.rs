@@ -61,8 +61,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`DiscardError`]; a hole does not keep the rest from being discarded, a locked or sealed mapping does.
     pub fn discard(&self, address: VirtAddr, length: u64) -> Result<(), DiscardError> {
-        let range = PageRange::from_bytes(address, length)?;
-        self.0.discard(range)
+        match PageRange::from_bytes(address, length) {
+            Err(RangeError::ZeroLength { .. }) => Ok(()),
+            range => self.0.discard(range?),
+        }
     }
 }
 

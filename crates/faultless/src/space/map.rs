@@ -185,7 +185,8 @@ impl MapError {
     /// Linux's number.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Range(_) | Self::GrowingFile => errno::EINVAL,
+            Self::Range(error) => error.errno(),
+            Self::GrowingFile => errno::EINVAL,
             Self::Limit(error) => error.errno(),
             Self::FileOffset { .. } => errno::EOVERFLOW,
             Self::Exists { .. } => errno::EEXIST,

@@ -72,7 +72,8 @@ impl ProtectError {
     /// Linux's number.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Range(_) | Self::NotGrowing { .. } => errno::EINVAL,
+            Self::Range(error) => error.errno(),
+            Self::NotGrowing { .. } => errno::EINVAL,
             Self::SharedWrite { .. } => errno::EACCES,
             Self::Sealed { .. } => errno::EPERM,
             Self::Hole { .. }
@@ -108,7 +109,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         length: u64,
         protection: Protection,
     ) -> Result<(), ProtectError> {
-        let range = PageRange::from_bytes(address, length)?;
+        let range = match PageRange::from_bytes(address, length) {
+            Err(RangeError::ZeroLength { .. }) => return Ok(()),
+            range => range?,
+        };
         self.0.protect(range, protection, |_| true).unwrap_or(Ok(()))
     }
 }

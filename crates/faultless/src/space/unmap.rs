@@ -22,6 +22,14 @@ pub enum UnmapError {
         /// The first address that is sealed.
         address: VirtAddr,
     },
+    /// The range reaches past what the table can address (EINVAL).
+    #[error("{range} reaches past the end of the address space, {end}")]
+    OutOfBounds {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that cannot be mapped.
+        end: VirtAddr,
+    },
     /// Splitting a mapping would make more than the limit (ENOMEM).
     #[error("unmapping {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
@@ -42,7 +50,7 @@ impl UnmapError {
     /// Linux's number.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Range(_) => errno::EINVAL,
+            Self::Range(_) | Self::OutOfBounds { .. } => errno::EINVAL,
             Self::Sealed { .. } => errno::EPERM,
             Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
         }
@@ -58,6 +66,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`UnmapError`]; the space is as before.
     pub fn unmap(&self, address: VirtAddr, length: u64) -> Result<(), UnmapError> {
         let range = PageRange::from_bytes(address, length)?;
+        let whole = self.0.whole();
+        if !whole.covers(range) {
+            return Err(UnmapError::OutOfBounds { range, end: whole.end().address() });
+        }
         self.0.unmap(range)
     }
 }
