@@ -201,6 +201,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Step::NeedMemory => {
                     look += 1;
                     if !engine.make_room(look) {
+                        // Before what it keeps is asked for once more.
+                        drop(kept);
                         space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
@@ -232,10 +234,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             return Ok(Fault::Pending(pending));
                         }
                         Err(Miss::PastEnd) => {
+                            drop(kept);
                             space.refuse(page, |work| absent.is_wanted(work, access));
                             return Err(past_end(address, &absent.file, absent.page));
                         }
                         Err(Miss::OutOfMemory) => {
+                            drop(kept);
                             space.refuse(page, |work| absent.is_wanted(work, access));
                             return Err(FaultError::OutOfMemory { address });
                         }
