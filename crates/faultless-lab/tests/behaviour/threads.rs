@@ -5,6 +5,7 @@ use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 under_every_design! {
+    no_memory_beside_changes_is_an_error_and_no_hang
     invariant_3_no_access_reaches_what_is_gone
     invariant_7_a_fork_is_one_instant
     faults_maps_and_forks_side_by_side
@@ -230,5 +231,29 @@ fn a_file_under_a_tight_limit_shows_its_bytes<S: Stand, D: LockingDesign>() -> R
     });
     space.audit().unwrap();
     drop((space, file));
+    machine.end()
+}
+
+/// A fault that keeps a lock while it looks for memory, and finds none, does not ask for the lock again behind a writer.
+fn no_memory_beside_changes_is_an_error_and_no_hang<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::with(S::IDLE_FRAMES + 2, Limits::default())?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 3)).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.store_u64(at(11), 1).unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                space.map(anonymous(20, 1)).unwrap();
+                space.unmap(at(20), PAGE_SIZE).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            assert!(matches!(fault_of(space.store_u64(at(12), 1)), FaultError::OutOfMemory { .. }));
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    drop(space);
     machine.end()
 }

@@ -227,6 +227,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     look += 1;
                     let writes = engine.wait_for_writes();
                     if !engine.make_room(look) {
+                        // Before what it keeps is asked for once more.
+                        drop(kept);
                         space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
@@ -264,10 +266,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             return Ok(Fault::Pending(pending));
                         }
                         Err(Miss::PastEnd) => {
+                            drop(kept);
                             space.refuse(page, |work| absent.is_wanted(work, access));
                             return Err(past_end(address, &absent.file, absent.page));
                         }
                         Err(Miss::OutOfMemory) => {
+                            drop(kept);
                             space.refuse(page, |work| absent.is_wanted(work, access));
                             return Err(FaultError::OutOfMemory { address });
                         }
