@@ -4,6 +4,14 @@
 compare *ARGS:
     cargo run --release -- compare {{ARGS}}
 
+# A million operations on the engine and on this Linux, compared step by step.
+check:
+    cargo run --release -- check --ops 1000000
+
+# As many as one asks, with any of check's options: `just check-long --ops 10000000 --seed 7 --design vma-lock`.
+check-long *ARGS:
+    cargo run --release -- check {{ARGS}}
+
 # What CI runs.
 ci:
     .ci/run

@@ -1,5 +1,8 @@
 //! The command line.
 
+#[cfg(target_os = "linux")]
+use crate::check;
+use crate::check::Check;
 use crate::compare::Plan;
 use crate::contender::Contender;
 use crate::json::Report;
@@ -24,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Ctrl-C, as a shell reports it.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +38,7 @@ Examples:
   faultless compare --design mmap-lock,faultless --io-latency 10ms --rate fork=20
   faultless compare --file /usr/bin/gdb --json=result.json
                                                on a file of yours, as JSON
+  faultless check                              the engine against this Linux, call by call
   faultless designs                            what there is to compare, what it models
   faultless scenarios                          what it is compared on, where that comes
                                                from, and what it cannot show";
@@ -78,6 +82,8 @@ struct Cli {
 enum Command {
     /// Run scenarios under locking designs, and print what was waited.
     Compare(Compare),
+    /// Compare the engine with the Linux this runs on, operation by operation.
+    Check(Check),
     /// List the locking designs there are.
     Designs,
     /// List the scenarios there are.
@@ -86,6 +92,10 @@ enum Command {
     #[cfg(target_os = "linux")]
     #[command(name = native::WORKER, hide = true)]
     NativeRound,
+    /// The process that `check` compares with: `check` starts it, and nobody else.
+    #[cfg(target_os = "linux")]
+    #[command(name = check::ORACLE, hide = true)]
+    CheckOracle,
 }
 
 #[derive(Args, Debug)]
@@ -129,7 +139,7 @@ struct Compare {
 }
 
 /// A whole number; `least` is what is said of one that is too small.
-fn whole<T: FromStr>(text: &str, least: &str) -> Result<T, String> {
+pub(crate) fn whole<T: FromStr>(text: &str, least: &str) -> Result<T, String> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     text.parse().map_err(|_| match digits {
         "" => "write a whole number".into(),
@@ -159,10 +169,13 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Compare(compare) => compare.run(),
+        Command::Check(check) => check.run(interrupts()),
         Command::Designs => say(&report::designs()).map(|()| 0),
         Command::Scenarios => say(&report::scenarios()).map(|()| 0),
         #[cfg(target_os = "linux")]
         Command::NativeRound => return native::worker(play),
+        #[cfg(target_os = "linux")]
+        Command::CheckOracle => return check::oracle(),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -207,7 +220,7 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn say(text: &str) -> Result<(), Trouble> {
+pub(crate) fn say(text: &str) -> Result<(), Trouble> {
     match writeln!(io::stdout(), "{text}") {
         // Nobody reads on, as behind `| head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -315,13 +328,13 @@ impl Compare {
 }
 
 /// Where the JSON goes.
-enum Output<'a> {
+pub(crate) enum Output<'a> {
     Stdout,
     File(File, &'a Path),
 }
 
 impl<'a> Output<'a> {
-    fn open(path: &'a Path) -> Result<Self, Trouble> {
+    pub(crate) fn open(path: &'a Path) -> Result<Self, Trouble> {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
         }
@@ -332,7 +345,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    fn write(self, text: &str) -> Result<(), Trouble> {
+    pub(crate) fn write(self, text: &str) -> Result<(), Trouble> {
         match self {
             Self::Stdout => say(text),
             Self::File(mut file, path) => empty(&file)

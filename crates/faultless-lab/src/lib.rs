@@ -2,7 +2,8 @@
 //! the same work, over the same software machine.
 //!
 //! ```text
-//!  cli ──► compare ── rounds, interleaved over the contenders ──► report (tables, a sentence) · json
+//!  cli ──► check: the same operations on the engine and on Linux; a subsystem of its own
+//!   └───► compare ── rounds, interleaved over the contenders ──► report (tables, a sentence) · json
 //!             │
 //!             ├─ contender   name ─► a design of the engine, or the kernel this runs on
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
@@ -14,9 +15,10 @@
 //! the order of stamps in every child, every frame given back. What is wrong ends the run with an error; a design is only
 //! measured while it is right. Designs know no scenario and scenarios no design: a scenario is generic over
 //! [`machine::Machine`]. Reports know neither: what a table shows is a scenario's [`scenarios::Figure`]s.
-// `native::sys` alone has unsafe code: system calls and accesses that Rust cannot check.
+// `native::sys` and `check::sys` alone have unsafe code: system calls and accesses that Rust cannot check.
 #![deny(unsafe_code)]
 
+pub mod check;
 pub mod cli;
 pub mod compare;
 pub mod contender;

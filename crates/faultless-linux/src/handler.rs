@@ -216,7 +216,13 @@ impl Served {
 
 /// Whether the kernel has been told to send SIGBUS.
 fn is_bus(error: &FaultError) -> bool {
-    matches!(error, FaultError::Io { .. } | FaultError::PastEnd { .. } | FaultError::OutOfMemory { .. })
+    matches!(
+        error,
+        FaultError::Guard { .. }
+            | FaultError::Io { .. }
+            | FaultError::PastEnd { .. }
+            | FaultError::OutOfMemory { .. }
+    )
 }
 
 /// Takes out the faults that wait on `key` and can go on.

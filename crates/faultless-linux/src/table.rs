@@ -5,7 +5,7 @@
 //! | a frame, with `LOADED` | its page: the frame's home, or a copy that stores fault on |
 //! | a frame without | nothing: the first access faults, and the engine installs what is there once more |
 //! | nothing, with `LOADED` | a page that nobody wants any more, until `invalidate` |
-//! | nothing | nothing |
+//! | nothing, or a guard | nothing |
 //! | `REFUSED` | what sends SIGBUS |
 //!
 //! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
@@ -224,7 +224,8 @@ impl Table {
             // Nothing in a window's own pages makes this fail; if it does, the pages stay for `install` to drop.
             let done = self.window.drop_pages(run).is_ok();
             for page in run.iter() {
-                let left = if done { Entry::EMPTY } else { Entry::from_bits(LOADED) };
+                let kept = self.entries.load(leaf, page).dropped();
+                let left = if done { kept } else { kept.with(LOADED) };
                 let _ = self.entries.install(leaf, page, left);
             }
         };
@@ -306,6 +307,8 @@ unsafe impl PageTable for Table {
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
     const FOLLOWS: bool = true;
     const MAPS_ZEROS: bool = false;
+    /// userfaultfd copies pages in: what two entries map are two pages of the kernel's.
+    const SHARES_WRITES: bool = false;
 
     fn pages(&self) -> u64 {
         self.window.pages()
@@ -373,6 +376,16 @@ unsafe impl PageTable for Table {
         if seen(raw) != entry {
             return Err(seen(raw));
         }
+        if new.frame().is_some() && raw.frame().is_none() && raw.has(LOADED) {
+            // Moved to where something is still that nobody wants any more: that goes first.
+            if !self.entries.try_announce(leaf, page, raw) {
+                return Err(self.load(leaf, page));
+            }
+            let gone = self.unload(page);
+            debug_assert!(gone.is_ok(), "a window's own page can be dropped");
+            let _ = self.entries.install(leaf, page, new);
+            return Ok(());
+        }
         if new.frame().is_some() || !raw.has(LOADED) {
             let new = new.with(raw.bits() & LOADED);
             return self.entries.exchange(leaf, page, raw, new).map_err(seen);
@@ -389,7 +402,7 @@ unsafe impl PageTable for Table {
             return Err(seen(raw));
         }
         let gone = !refused || self.unload(page).is_ok();
-        let left = if refused && gone { Entry::EMPTY } else { Entry::from_bits(LOADED) };
+        let left = if refused && gone { new } else { new.with(LOADED) };
         let _ = self.entries.install(leaf, page, left);
         Ok(())
     }

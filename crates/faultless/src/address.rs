@@ -231,6 +231,16 @@ pub enum RangeError {
     },
 }
 
+impl RangeError {
+    /// Linux's number, where a range that overflows is ENOMEM.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Unaligned { .. } | Self::ZeroLength { .. } => crate::errno::EINVAL,
+            Self::Overflow { .. } => crate::errno::ENOMEM,
+        }
+    }
+}
+
 #[cfg(all(test, not(loom), not(shuttle)))]
 mod tests {
     use super::*;

@@ -31,6 +31,29 @@ pub enum Purpose {
     Rmap,
 }
 
+/// Which mapping page work is for, if not for whatever it finds: on another it does nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// Whatever is mapped.
+    Any,
+    /// What one map call made, by its serial.
+    Mapping(u64),
+    /// What is locked, and not only on fault.
+    Locked,
+}
+
+impl Only {
+    /// Whether it is for `mapping`.
+    pub(crate) fn admits<H: Host>(self, mapping: &Mapping<H>) -> bool {
+        match self {
+            _ if cfg!(mutant = "populate_what_is_there") => true,
+            Self::Any => true,
+            Self::Mapping(serial) => mapping.serial == serial,
+            Self::Locked => mapping.flags.is_fetched(),
+        }
+    }
+}
+
 /// Where page work stands in its way. The engine keeps it; the design alone decides by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
@@ -42,12 +65,14 @@ pub struct Attempt {
     pub tried: bool,
     /// The design's mark: take the slow lock this time, since the fast one was not to be had.
     pub slow: bool,
+    /// The engine's: which mapping it is for.
+    pub only: Only,
 }
 
 impl Attempt {
     /// The first one.
     pub const fn first(purpose: Purpose) -> Self {
-        Self { purpose, retries: 0, tried: false, slow: false }
+        Self { purpose, retries: 0, tried: false, slow: false, only: Only::Any }
     }
 }
 
@@ -71,6 +96,12 @@ pub enum Call {
     Protect,
     /// madvise(MADV_DONTNEED): mappings stay as they are.
     Discard,
+    /// mremap.
+    Remap,
+    /// brk.
+    Brk,
+    /// A fault below a mapping that grows down.
+    Grow,
     /// fork.
     Fork,
 }

@@ -13,6 +13,7 @@ use crate::sync::plain;
 ///  52 CACHED: the page cache's reference
 ///  53 EXCLUSIVE: anonymous, one mapping, written in place        54 UPTODATE   55 READING   56 FAILED
 ///  57 REFERENCED: used since the clock hand passed            58 LOCKED: a file system works on it
+///  59 DIRTY: the store has not what it holds                  60 WRITEBACK: a write of it is under way
 /// ```
 /// Bits 0 to 52 are references: when all are gone the frame is free. A word without references is changed only by
 /// whoever has the frame alone.
@@ -43,6 +44,8 @@ const READING: u64 = 1 << 55;
 const FAILED: u64 = 1 << 56;
 const REFERENCED: u64 = 1 << 57;
 const LOCKED: u64 = 1 << 58;
+const DIRTY: u64 = 1 << 59;
+const WRITEBACK: u64 = 1 << 60;
 
 const MAPPINGS: u64 = PIN - 1;
 const PINS: u64 = IO_PIN - PIN;
@@ -122,6 +125,20 @@ impl Folio {
         self.owner.store(file, Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | READING | REFERENCED | (2 * PIN), Ordering::Relaxed);
+    }
+
+    /// Begins a life as page `index` of a file that has no store: up to date, and dirty for good, so that nobody takes it
+    /// back; with one `reference`. The caller has the frame alone and publishes it afterwards (Release).
+    pub fn begin_in_memory(&self, file: u64, index: u64, reference: Reference) {
+        self.owner.store(file, Ordering::Relaxed);
+        self.index.store(index, Ordering::Relaxed);
+        self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
+    }
+
+    /// Gives up a life begun by [`Folio::begin_in_memory`] that was not published after all; as the next.
+    #[must_use]
+    pub fn cancel_in_memory(&self, reference: Reference) -> bool {
+        self.drop_references(CACHED + reference.unit())
     }
 
     /// Gives up a life begun as an anonymous page that was not mapped after all. As [`Folio::put`]: somebody who looked
@@ -237,8 +254,13 @@ impl Folio {
             self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
             return false;
         }
-        word == CACHED | UPTODATE
-            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        // Neither dirty nor under writeback, nor in use.
+        #[cfg(mutant = "evicts_dirty")]
+        return word & !(DIRTY | WRITEBACK) == CACHED | UPTODATE
+            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        #[cfg(not(mutant = "evicts_dirty"))]
+        return word == CACHED | UPTODATE
+            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok();
     }
 
     /// Whether its read is under way. Acquire: when it is not, what was read is seen.
@@ -259,6 +281,62 @@ impl Folio {
     /// Whether somebody has locked it. Acquire.
     pub fn is_locked(&self) -> bool {
         self.word.load(Ordering::Acquire) & LOCKED != 0
+    }
+
+    /// Somebody is about to store into it: makes it dirty, if no write of it is under way. `None`: one is. `Some(false)`:
+    /// it was dirty before. AcqRel; partner: [`Folio::begin_writeback`].
+    pub fn try_dirty(&self) -> Option<bool> {
+        let mut word = self.word.load(Ordering::Acquire);
+        loop {
+            if word & WRITEBACK != 0 {
+                return None;
+            }
+            if word & DIRTY != 0 {
+                return Some(false);
+            }
+            match self.word.compare_exchange(word, word | DIRTY, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(true),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Begins a write of it, if it is dirty and none is under way: from now on nobody makes it dirty. The caller takes
+    /// the write rights away before it reads the bytes. AcqRel: who made it dirty before, and has a right or is about to
+    /// give one, is found by that.
+    pub fn begin_writeback(&self) -> bool {
+        let mut word = self.word.load(Ordering::Acquire);
+        while word & (DIRTY | WRITEBACK) == DIRTY {
+            let new = word & !DIRTY | WRITEBACK;
+            match self.word.compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Ends the write; `dirty`: it has failed, or the page has changed meanwhile. Release.
+    pub fn end_writeback(&self, dirty: bool) {
+        if dirty {
+            self.word.fetch_or(DIRTY, Ordering::Relaxed);
+        }
+        self.word.fetch_and(!WRITEBACK, Ordering::Release);
+    }
+
+    /// Whether the store has not what it holds. Acquire.
+    pub fn is_dirty(&self) -> bool {
+        self.word.load(Ordering::Acquire) & DIRTY != 0
+    }
+
+    /// Whether a write of it is under way. Acquire.
+    pub fn is_writeback(&self) -> bool {
+        self.word.load(Ordering::Acquire) & WRITEBACK != 0
+    }
+
+    /// Whether somebody has it pinned for I/O into it, and may write it at any time.
+    pub fn is_pinned_for_io(&self) -> bool {
+        self.word.load(Ordering::Acquire) & IO_PINS != 0
     }
 
     /// Whether it holds what the file has. Acquire, as above.
@@ -339,6 +417,26 @@ mod tests {
         assert!(!folio.try_evict() || !folio.is_uptodate(), "used since the last round");
         assert!(folio.try_evict() || folio.is_free());
         assert_eq!(folio.try_get(Reference::Pin), Err(Refused::Free), "a free frame cannot be pinned");
+    }
+
+    #[test]
+    fn what_is_dirty_or_being_written_is_not_evicted() {
+        let folio = Folio::new();
+        folio.begin_reading(1, 0);
+        folio.finish_read();
+        assert_eq!((folio.try_dirty(), folio.try_dirty()), (Some(true), Some(false)));
+        assert!(!folio.put(Reference::Pin));
+        assert!(!folio.put(Reference::Pin));
+        let evicted = || folio.try_evict() || folio.try_evict();
+        assert!(!evicted());
+        assert!(folio.begin_writeback() && !folio.begin_writeback());
+        assert_eq!(folio.try_dirty(), None, "the bytes stand still");
+        assert!(!evicted());
+        folio.end_writeback(true);
+        assert!(folio.is_dirty() && !evicted(), "invariant 9: a failed write keeps it dirty");
+        assert!(folio.begin_writeback());
+        folio.end_writeback(false);
+        assert!(evicted());
     }
 
     #[test]

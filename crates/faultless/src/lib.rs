@@ -24,6 +24,9 @@
 //!    `space/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs.
 //! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
 //!    `copy_on_write.rs`, each a page long. No frame at hand: let go, evict, start over.
+//!
+//!    A store into a shared mapping makes the file's folio dirty, and only then gets the right; writeback takes the
+//!    right away before it reads the bytes (`page_cache/writeback.rs`). While a page is on its way, a store waits as in 3.
 //! 3. What needs I/O pins the folio, starts the read (`page_cache/mod.rs`), and becomes a [`PendingFault`]: a value that
 //!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
 //!    (`space/fault/pending.rs`).
@@ -34,11 +37,14 @@
 //! * *Range work*: what changes mappings; it holds a *reservation*, [`sync::Reservation`].
 //! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
 //!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
+//! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages.
 //!
 //! # Lock order
 //!
 //! ```text
+//! a file's length, taken to change it                 sleeps: until writes of what is cut off have ended
+//!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
 //! a design's own lock (none in the default design)
 //!   a range taken                                     sleeps: other range work on the same pages
 //!     the tree lock                                   a few instructions; fork holds it while it copies
@@ -58,6 +64,7 @@
 //! | tables | read; make a missing leaf | the same | the same; unhook a leaf all inside a hole | – |
 //! | an entry without the bit | announce | – | exchange, after publication | – |
 //! | an entry with the bit | – | install, by who set it | wait | – |
+//! | a folio's state | dirty, before it gives the write right | dirty | – | – |
 //! | a frame's bytes | through an entry, as a processor | fill a new one, copy | – | – |
 //! | a folio's word | take a reference unless free | count, reuse, share | drop, after `invalidate` | – |
 //!
@@ -71,6 +78,7 @@ extern crate alloc;
 pub mod address;
 pub mod design;
 mod engine;
+pub mod errno;
 pub mod frame;
 pub mod host;
 mod page_cache;
@@ -82,11 +90,13 @@ pub mod sync;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
-pub use page_cache::{File, FolioLock, Pin};
+pub use page_cache::{File, FileError, FileHandle, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
-    AddressSpace, AuditError, DiscardError, ForkError, MapError, MapRequest, MappingInfo, PinnedPage,
-    Placement, ProtectError, Source, UnmapError,
+    AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,
+    LockError, LockMode, MapError, MapRequest, MappingInfo, MappingUsage, PinnedPage, Placement,
+    ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
+    SpaceLimits, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

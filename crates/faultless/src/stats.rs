@@ -36,6 +36,12 @@ counters! {
     IoReads = "io_reads",
     /// Reads of a page that had been read before and was evicted.
     IoRereads = "io_rereads",
+    /// Writes of dirty pages started.
+    IoWrites = "io_writes",
+    /// Writes of dirty pages that failed.
+    WritebackErrors = "writeback_errors",
+    /// Time that stores, syncs and truncations waited for writes of dirty pages.
+    WritebackWait = "writeback_wait_ns",
     /// Clean folios evicted from the page cache.
     Evictions = "evictions",
     /// Time faults waited for I/O.

@@ -41,13 +41,15 @@ pub use machine::{Mapped, NativeChild, NativeMachine, NativeProcess};
 pub use parent::{round, round_by};
 #[cfg(target_os = "linux")]
 pub use sys::go_before_others;
+#[cfg(target_os = "linux")]
+pub(crate) use sys::{forbid_huge_pages, fork};
 pub use wire::{Contents, Request, Served, Variant};
 #[cfg(target_os = "linux")]
 pub use worker::worker;
 
 /// A signal, as people know it.
 #[cfg(target_os = "linux")]
-fn name_of(signal: i32) -> String {
+pub(crate) fn name_of(signal: i32) -> String {
     let name = match signal {
         libc::SIGABRT => "SIGABRT",
         libc::SIGBUS => "SIGBUS",

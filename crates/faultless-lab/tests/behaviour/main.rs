@@ -1,8 +1,13 @@
 //! What an address space does, under every locking design: the same source, one instance a design.
 
+mod advice;
 mod calls;
 mod faults;
+mod growth;
 mod invariants;
+mod locks;
+mod moves;
+mod shared;
 mod stand;
 mod threads;
 

@@ -34,6 +34,7 @@ impl fmt::Debug for Frame {
 ///  1 WRITE     stores allowed              9 ANNOUNCED  page work is under way
 ///  2 READ      loads allowed              10 EXECUTE    fetches allowed (x86-64: the opposite, in bit 63)
 ///  5 ACCESSED  a processor has used it    12–51 the frame
+///  7 GUARD     of an entry that names no frame: accesses are refused
 ///  8 REFUSED    the process was told that it cannot have it    11 the host's own, which the engine never sees
 /// ```
 /// `MAPPED` without rights is PROT_NONE over a page that stays (x86-64: not present, by a software bit).
@@ -53,6 +54,8 @@ impl Entry {
     pub const ACCESSED: u64 = 1 << 5;
     /// Stored to since the bit was last cleared.
     pub const DIRTY: u64 = 1 << 6;
+    /// Accesses are refused, though the mapping allows them (MADV_GUARD_INSTALL). In entries that name no frame.
+    pub const GUARD: u64 = 1 << 7;
     /// The host has told the process that the page cannot be had; see [`super::PageTable::refuse`].
     pub const REFUSED: u64 = 1 << 8;
     /// Page work is under way on this page.
@@ -83,6 +86,16 @@ impl Entry {
     /// Whether all of `bits` are set.
     pub const fn has(self, bits: u64) -> bool {
         self.0 & bits == bits
+    }
+
+    /// Whether it is a guard page.
+    pub const fn is_guard(self) -> bool {
+        self.0 & (Self::MAPPED | Self::GUARD) == Self::GUARD
+    }
+
+    /// What a sweep that drops pages leaves here: nothing, or the guard.
+    pub const fn dropped(self) -> Self {
+        if self.is_guard() { Self(Self::GUARD) } else { Self::EMPTY }
     }
 
     /// With `bits` too.

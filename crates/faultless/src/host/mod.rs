@@ -69,7 +69,8 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 /// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.
 ///
 /// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit; all others leave it alone, except
-/// that a processor may set the accessed and dirty bits of any present entry at any time. A host whose hardware
+/// that a processor may set the accessed and dirty bits of any present entry at any time. An entry that names no frame may
+/// have [`Entry::GUARD`], which a host keeps as it keeps a frame. A host whose hardware
 /// tables take no compare-and-swap keeps these words in tables of its own and makes the hardware follow: in
 /// [`PageTable::install`] and [`PageTable::exchange`], before the store that clears the bit.
 ///
@@ -92,6 +93,10 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// Whether the page of zeros can be mapped for reading such that a store faults. Where not, a read of untouched
     /// memory gets a frame of its own.
     const MAPS_ZEROS: bool = true;
+    /// Whether a page that several entries map is one page, so that stores through one are seen through all. Where not, no
+    /// shared mapping can be writable: [`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported); and
+    /// what is written by a [`FileHandle`](crate::FileHandle) is seen where the page is mapped afterwards.
+    const SHARES_WRITES: bool = true;
 
     /// Pages that the table can address: page 0 up to this, a multiple of [`PageTable::LEAF_PAGES`]. Always the same.
     fn pages(&self) -> u64;

@@ -1,10 +1,12 @@
 //! A file's index: page number to frame, a radix tree of atomic words. Looked up without a lock; nodes live as long as
-//! the file, words come and go.
+//! the file, words come and go. Beside its words each leaf has a bit a page that says dirty, and one that says under
+//! writeback, so that nobody looks at every page to find those.
 
 use crate::sync::OutOfMemory;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::sync::try_box;
 use alloc::boxed::Box;
+use core::ops::Range;
 use core::ptr;
 
 #[cfg(not(loom))]
@@ -21,7 +23,48 @@ const UPPER_LEVELS: u32 = 1;
 pub(super) const PAGES: u64 = 1 << (BITS * (UPPER_LEVELS + 1));
 
 struct Upper([AtomicPtr<()>; FANOUT]);
-struct Leaf([AtomicU64; FANOUT]);
+
+/// Words of bits for one leaf.
+const BIT_WORDS: usize = FANOUT.div_ceil(64);
+
+struct Leaf {
+    words: [AtomicU64; FANOUT],
+    /// A bit a page for each [`Tag`]: who looks for tagged pages reads one word for 64 of them.
+    tags: [[AtomicU64; BIT_WORDS]; 2],
+}
+
+/// What a page is looked for by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tag {
+    /// It may be dirty.
+    Dirty,
+    /// A write of it may be under way.
+    Writing,
+}
+
+impl Leaf {
+    fn new() -> Self {
+        Self {
+            words: core::array::from_fn(|_| AtomicU64::new(0)),
+            tags: core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+
+    /// The first page from `from` on and before `end`, both counted from the leaf's first, that has the tag.
+    fn next_tagged(&self, tag: Tag, from: usize, end: usize) -> Option<usize> {
+        let mut at = from;
+        while at < end {
+            // Acquire, partner: `Index::tag`.
+            let bits = self.tags[tag as usize][at / 64].load(Ordering::Acquire) >> (at % 64);
+            if bits != 0 {
+                let found = at + bits.trailing_zeros() as usize;
+                return (found < end).then_some(found);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+}
 
 impl Upper {
     fn new() -> Self {
@@ -45,6 +88,66 @@ impl Index {
 
     /// The word of `page`, if its node exists.
     pub(super) fn get(&self, page: u64) -> Option<&AtomicU64> {
+        Some(&self.leaf(page)?.words[page as usize % FANOUT])
+    }
+
+    /// Sets the page's tag, with what made it so (Release). Only of a page that has a word.
+    pub(super) fn tag(&self, page: u64, tag: Tag) {
+        let Some(leaf) = self.leaf(page) else { return };
+        let at = page as usize % FANOUT;
+        leaf.tags[tag as usize][at / 64].fetch_or(1 << (at % 64), Ordering::AcqRel);
+    }
+
+    /// Clears the page's tag. Acquire: what made it so is seen.
+    pub(super) fn untag(&self, page: u64, tag: Tag) {
+        let Some(leaf) = self.leaf(page) else { return };
+        let at = page as usize % FANOUT;
+        leaf.tags[tag as usize][at / 64].fetch_and(!(1 << (at % 64)), Ordering::AcqRel);
+    }
+
+    /// Whether the page has the tag.
+    pub(super) fn is_tagged(&self, page: u64, tag: Tag) -> bool {
+        let at = page as usize % FANOUT;
+        self.leaf(page).is_some_and(|leaf| leaf.next_tagged(tag, at, at + 1).is_some())
+    }
+
+    /// The first page of `pages` that has the tag.
+    pub(super) fn next_tagged(&self, pages: Range<u64>, tag: Tag) -> Option<u64> {
+        Self::next(&self.root, UPPER_LEVELS, 0, &pages, tag)
+    }
+
+    fn next(upper: &Upper, level: u32, base: u64, pages: &Range<u64>, tag: Tag) -> Option<u64> {
+        let span = 1 << (BITS * level);
+        for (i, place) in upper.0.iter().enumerate() {
+            let base = base + i as u64 * span;
+            if base + span <= pages.start {
+                continue;
+            }
+            if base >= pages.end {
+                return None;
+            }
+            let child = place.load(Ordering::Acquire);
+            if child.is_null() {
+                continue;
+            }
+            let found = if level > 1 {
+                // SAFETY: higher levels point to upper nodes, which live as long as the index.
+                Self::next(unsafe { &*child.cast::<Upper>() }, level - 1, base, pages, tag)
+            } else {
+                let from = pages.start.saturating_sub(base) as usize;
+                let end = (pages.end - base).min(FANOUT as u64) as usize;
+                // SAFETY: level 1 points to leaves, which live as long as the index.
+                let leaf = unsafe { &*child.cast::<Leaf>() };
+                leaf.next_tagged(tag, from, end).map(|at| base + at as u64)
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
+    fn leaf(&self, page: u64) -> Option<&Leaf> {
         if page >= PAGES {
             return None;
         }
@@ -56,7 +159,7 @@ impl Index {
             }
             if level == 1 {
                 // SAFETY: level 1 points to leaves, which live as long as `self`.
-                return Some(unsafe { &(*child.cast::<Leaf>()).0[page as usize % FANOUT] });
+                return Some(unsafe { &*child.cast::<Leaf>() });
             }
             // SAFETY: higher levels point to upper nodes, which live as long as `self`.
             upper = unsafe { &*child.cast::<Upper>() };
@@ -72,11 +175,9 @@ impl Index {
             // SAFETY: higher levels point to upper nodes, which live as long as `self`.
             upper = unsafe { &*child.cast::<Upper>() };
         }
-        let leaf = Self::make_child(Self::place(upper, page, 1), || {
-            Leaf(core::array::from_fn(|_| AtomicU64::new(0)))
-        })?;
+        let leaf = Self::make_child(Self::place(upper, page, 1), Leaf::new)?;
         // SAFETY: level 1 points to leaves, which live as long as `self`.
-        Ok(unsafe { &(*leaf.cast::<Leaf>()).0[page as usize % FANOUT] })
+        Ok(unsafe { &(*leaf.cast::<Leaf>()).words[page as usize % FANOUT] })
     }
 
     fn make_child<T>(place: &AtomicPtr<()>, new: impl FnOnce() -> T) -> Result<*mut (), OutOfMemory> {
@@ -114,7 +215,7 @@ impl Index {
             }
             // SAFETY: level 1 points to leaves, which live as long as the index.
             let leaf = unsafe { &*child.cast::<Leaf>() };
-            for (i, word) in leaf.0.iter().enumerate() {
+            for (i, word) in leaf.words.iter().enumerate() {
                 if base + i as u64 >= first {
                     f(base + i as u64, word);
                 }
@@ -165,5 +266,29 @@ mod tests {
         });
         assert_eq!(seen, [5, 511, 512, 1 << 20, PAGES - 1]);
         assert_eq!(index.get(512).map(|word| word.load(Ordering::Relaxed)), Some(513));
+    }
+    #[test]
+    fn tagged_pages_are_found() {
+        let index = Index::new();
+        let pages = [0, 63, 64, 511, 512, 1 << 20];
+        for page in pages {
+            index.make(page).unwrap();
+            index.tag(page, Tag::Dirty);
+        }
+        let all = |from| {
+            let mut from = from;
+            let next = || {
+                let found = index.next_tagged(from..PAGES, Tag::Dirty)?;
+                from = found + 1;
+                Some(found)
+            };
+            core::iter::from_fn(next).collect::<alloc::vec::Vec<_>>()
+        };
+        assert_eq!(all(0), pages);
+        assert_eq!(index.next_tagged(65..511, Tag::Dirty), None);
+        assert_eq!(index.next_tagged(0..PAGES, Tag::Writing), None);
+        index.untag(64, Tag::Dirty);
+        assert!(!index.is_tagged(64, Tag::Dirty) && index.is_tagged(63, Tag::Dirty));
+        assert_eq!(all(1), [63, 511, 512, 1 << 20]);
     }
 }

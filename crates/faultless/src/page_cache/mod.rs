@@ -4,8 +4,20 @@
 //! A word of the index names the frame of a page while the page is *attached*. Looking up: load the word, take a
 //! reference unless the frame is free, load the word again. Detaching (eviction, truncation, a failed read) is done
 //! under the file's `removal` lock, so that the cache's reference has one owner.
+//!
+//! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
+//! `writeback.rs`.
 
+mod account;
+mod ahead;
+mod handle;
 mod index;
+mod resize;
+mod writeback;
+
+pub(crate) use account::{Account, Full, Miss};
+pub use account::{FolioLock, Pin};
+pub use handle::{FileError, FileHandle};
 
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
@@ -14,20 +26,14 @@ use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, Ranges, full_fence, plain};
+use crate::sync::{Mutex, Park, Ranges, full_fence};
+use account::{Evicted, LOOKS};
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::ops::Range;
 use index::Index;
-
-/// Pages evicted at once.
-const FEW: u64 = 32;
-/// How often one looks for memory before there is none: others free some, and others take it.
-#[cfg(not(loom))]
-const LOOKS: u32 = 100;
-#[cfg(loom)]
-const LOOKS: u32 = 2;
+use writeback::Errors;
 
 /// In a word of the index: the page has been in memory before.
 const SEEN: u64 = 1;
@@ -42,132 +48,12 @@ fn frame_of(word: u64) -> Option<Frame> {
 
 /// A space that may map pages of a file; what truncation needs to know of it.
 pub(crate) trait Maps: Send + Sync {
-    /// Takes away every page from `first` on that the space shows of file `file`, and every copy made of a page from
-    /// `first_copy` on.
-    fn drop_pages_of(&self, file: u64, first: u64, first_copy: u64);
-}
+    /// Takes away every page of `pages` that the space shows of file `file`, and every copy made of a page of `copies`.
+    fn drop_pages_of(&self, file: u64, pages: Range<u64>, copies: Range<u64>);
 
-/// The page cache's account, one an engine.
-pub(crate) struct Account<H: Host> {
-    /// Cached pages, oldest first, in the order of the clock's hand. Protected by its lock.
-    queue: Mutex<VecDeque<(Weak<File<H>>, u64)>>,
-    cached: plain::AtomicU64,
-    /// Folios pinned by faults that wait.
-    pins: plain::AtomicU64,
-    /// Counts pins let go; what a queued miss sleeps on.
-    unpinned: AtomicU64,
-}
-
-impl<H: Host> Default for Account<H> {
-    fn default() -> Self {
-        Self {
-            queue: Mutex::new(VecDeque::new()),
-            cached: plain::AtomicU64::new(0),
-            pins: plain::AtomicU64::new(0),
-            unpinned: AtomicU64::new(0),
-        }
-    }
-}
-
-impl<H: Host> Account<H> {
-    pub(crate) fn cached(&self) -> u64 {
-        self.cached.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn key(&self) -> usize {
-        core::ptr::from_ref(&self.unpinned).addr()
-    }
-}
-
-/// A fault's pin on a folio: it is not evicted, and its frame is not used for anything else.
-pub struct Pin<H: Host> {
-    engine: Arc<Engine<H>>,
-    frame: Frame,
-}
-
-impl<H: Host> Pin<H> {
-    fn new(engine: &Arc<Engine<H>>, frame: Frame) -> Self {
-        engine.cache.pins.fetch_add(1, Ordering::Relaxed);
-        Self { engine: engine.clone(), frame }
-    }
-
-    /// The frame.
-    pub fn frame(&self) -> Frame {
-        self.frame
-    }
-
-    /// Whether its read is under way.
-    pub fn is_reading(&self) -> bool {
-        self.engine.folio(self.frame).is_reading()
-    }
-
-    /// Whether a file system has it locked.
-    pub fn is_locked(&self) -> bool {
-        self.engine.folio(self.frame).is_locked()
-    }
-
-    /// Sleeps until its read has ended, or `given_up`.
-    pub(crate) fn wait_for_read(&self, given_up: &impl Fn() -> bool) {
-        self.engine.park_killable(Counter::IoWait, self.key(), || self.is_reading() && !given_up());
-    }
-
-    /// Sleeps until it is unlocked, or `given_up`.
-    pub(crate) fn wait_for_lock(&self, given_up: &impl Fn() -> bool) {
-        self.engine.park_killable(Counter::FolioLockWait, self.key(), || self.is_locked() && !given_up());
-    }
-
-    pub(crate) fn key(&self) -> usize {
-        core::ptr::from_ref(self.engine.folio(self.frame)).addr()
-    }
-}
-
-/// A folio locked as a file system locks it to write it back or to cut it off: faults of a design that says
-/// [`LOCKS_FOLIOS`](crate::design::LockingDesign::LOCKS_FOLIOS) wait for it. Unlocked by dropping it.
-pub struct FolioLock<H: Host>(Pin<H>);
-
-impl<H: Host> Drop for FolioLock<H> {
-    fn drop(&mut self) {
-        let engine = &self.0.engine;
-        engine.folio(self.0.frame).unlock();
-        crate::sync::Park::wake_all(&**engine, self.0.key());
-    }
-}
-
-impl<H: Host> Drop for Pin<H> {
-    fn drop(&mut self) {
-        self.engine.put(self.frame, Reference::Pin);
-        let account = &self.engine.cache;
-        account.pins.fetch_sub(1, Ordering::Relaxed);
-        account.unpinned.fetch_add(1, Ordering::Release);
-        crate::sync::Park::wake_all(&*self.engine, account.key());
-    }
-}
-
-/// A folio has as many references of a kind as can be counted: like no memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Full;
-
-impl From<Full> for Miss {
-    fn from(_: Full) -> Self {
-        Self::OutOfMemory
-    }
-}
-
-/// Why a page was not found nor its read started.
-#[derive(Debug)]
-pub(crate) enum Miss {
-    /// The file has no such page.
-    PastEnd,
-    /// Too many folios are pinned: wait until [`Engine::wait_for_unpin`] with this number, then start over.
-    Queue(u64),
-    /// No memory, and nothing to evict.
-    OutOfMemory,
-}
-
-impl From<OutOfMemory> for Miss {
-    fn from(_: OutOfMemory) -> Self {
-        Self::OutOfMemory
-    }
+    /// Takes the write right away from every entry that maps a folio of `pages` of file `file` that is under writeback.
+    /// When it returns, no processor stores into these.
+    fn protect_pages_of(&self, file: u64, pages: Range<u64>);
 }
 
 /// A file's pages in memory.
@@ -175,13 +61,24 @@ pub struct File<H: Host> {
     id: u64,
     this: Weak<Self>,
     engine: Arc<Engine<H>>,
-    store: Arc<dyn Store>,
+    /// Immutable; `None` for memory only.
+    store: Option<Arc<dyn Store>>,
+    /// Whether it was opened for writing. Immutable.
+    writable: bool,
     /// Bytes. Lowered before pages are detached (SeqCst fence); read again after a page was attached (SeqCst fence):
     /// either truncation detaches the page, or the reader sees the new length.
     length: AtomicU64,
     index: Index,
-    /// Taken while the length changes.
+    /// Taken while the length changes or a hole is punched.
     resizing: Ranges<()>,
+    /// How many holes are being punched: no new read begins meanwhile. Raised before pages are detached (SeqCst fence);
+    /// read again after a page was attached (SeqCst fence).
+    punching: AtomicU64,
+    /// Counts the beginnings and ends of cuts: a read that found nothing behind the end says little if the file was cut
+    /// off, and has grown, meanwhile. Atomic; changed while `resizing` is taken.
+    cuts: AtomicU64,
+    /// Writes that failed. Protected by its lock.
+    errors: Mutex<Errors>,
     /// Held while the word of an attached page is cleared.
     removal: Mutex<()>,
     /// The spaces that map the file, in the order of their first mapping, so that a fork's child stands behind its
@@ -190,25 +87,58 @@ pub struct File<H: Host> {
 }
 
 impl<H: Host> File<H> {
-    /// The file that `store` holds.
+    /// The file that `store` holds, to be read only: shared mappings of it cannot be writable.
     ///
     /// # Errors
     /// What the store says of its length.
     pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
         let length = store.length()?;
+        Ok(Self::new(engine, Some(store), length, false))
+    }
+
+    /// The file that `store` holds, to be read and written: by shared mappings and by [`FileHandle`]s.
+    ///
+    /// # Errors
+    /// What the store says of its length.
+    pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+        let length = store.length()?;
+        Ok(Self::new(engine, Some(store), length, true))
+    }
+
+    /// `length` bytes of zeros that have no store (memfd; what is behind shared anonymous memory). Pages come with their
+    /// first touch, without I/O, and stay until they are cut off or the file goes; they are not counted as cached.
+    pub fn in_memory(engine: &Arc<Engine<H>>, length: u64) -> Arc<Self> {
+        Self::new(engine, None, length, true)
+    }
+
+    fn new(engine: &Arc<Engine<H>>, store: Option<Arc<dyn Store>>, length: u64, writable: bool) -> Arc<Self> {
         let id = engine.next_serial();
         let engine = engine.clone();
-        Ok(Arc::new_cyclic(|this| Self {
+        Arc::new_cyclic(|this| Self {
             id,
             this: this.clone(),
             engine,
             store,
+            writable,
             length: AtomicU64::new(length),
             index: Index::new(),
             resizing: Ranges::new(()),
+            punching: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
+            errors: Mutex::default(),
             removal: Mutex::new(()),
             spaces: Mutex::new(Vec::new()),
-        }))
+        })
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether it has no store: nothing of it is ever read, written back or evicted.
+    pub fn is_in_memory(&self) -> bool {
+        self.store.is_none()
     }
 
     /// A number that no other file of the engine has.
@@ -224,6 +154,17 @@ impl<H: Host> File<H> {
     /// How many pages it has; the last may be partial.
     pub fn pages(&self) -> u64 {
         self.length().div_ceil(PAGE_SIZE)
+    }
+
+    /// To be asked before a page is looked for, and given to [`File::is_cut_since`] when its read has failed.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Acquire)
+    }
+
+    /// Whether a read that ended with `error` says nothing of the file as it is now: it was cut off meanwhile, and may have
+    /// grown since. Then one looks again.
+    pub(crate) fn is_cut_since(&self, cuts: u64, error: StoreError) -> bool {
+        matches!(error, StoreError::PastEnd { .. }) && self.cuts() != cuts
     }
 
     /// Takes a reference to page `page` if it is attached, read or being read.
@@ -272,6 +213,13 @@ impl<H: Host> File<H> {
             if let Some(frame) = self.find(page, Reference::Pin)? {
                 return Ok((Pin::new(engine, frame), false));
             }
+            if self.is_in_memory() {
+                let frame = self.make_page(page, Reference::Pin)?;
+                return Ok((Pin::new(engine, frame), false));
+            }
+            if self.punching.load(Ordering::Acquire) != 0 {
+                return Err(Miss::Queue(engine.cache.unpinned.load(Ordering::Acquire)));
+            }
             if core::mem::take(&mut first_look) && again {
                 engine.counters().add(Counter::RetriesPageGone, 1);
             }
@@ -297,6 +245,10 @@ impl<H: Host> File<H> {
             if old & SEEN != 0 {
                 counters.add(Counter::IoRereads, 1);
             }
+            if self.punching.load(Ordering::Acquire) != 0 {
+                // The hole may have come too early to find it. What is read is not the file's any more, then.
+                self.detach(page, frame);
+            }
             if page < self.pages() {
                 self.submit(page, frame);
             } else {
@@ -306,14 +258,51 @@ impl<H: Host> File<H> {
         }
     }
 
+    /// Takes a reference to page `page` of a file that has no store, made of zeros where it is missing. Does not sleep.
+    ///
+    /// # Errors
+    /// [`Miss`], but not `Queue`.
+    pub(crate) fn make_page(&self, page: u64, reference: Reference) -> Result<Frame, Miss> {
+        let frames = self.engine.host().frames();
+        loop {
+            if page >= self.pages() || page >= index::PAGES {
+                return Err(Miss::PastEnd);
+            }
+            if let Some(frame) = self.find(page, reference)? {
+                return Ok(frame);
+            }
+            let frame = frames.allocate().ok_or(Miss::OutOfMemory)?;
+            frames.zero(frame);
+            let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
+            let folio = self.engine.folio(frame);
+            folio.begin_in_memory(self.id, page, reference);
+            let old = word.load(Ordering::Acquire);
+            let attached = frame_of(old).is_none()
+                && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            if !attached {
+                if folio.cancel_in_memory(reference) {
+                    frames.free(frame);
+                }
+                continue;
+            }
+            // Partner: the fence of who lowered the length.
+            full_fence();
+            if page < self.pages() {
+                return Ok(frame);
+            }
+            self.detach(page, frame);
+            self.engine.put(frame, reference);
+        }
+    }
+
     fn submit(&self, page: u64, frame: Frame) {
-        let Some(this) = self.this.upgrade() else { return };
+        let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
         let memory = self.engine.host().frames().memory(frame);
         let completion = Box::new(move |result| this.end_read(page, frame, result));
         // SAFETY: the read's own pin keeps the frame until the completion, and nobody touches the bytes of a folio
         // that is being read.
         let transfer = unsafe { Transfer::new(Direction::Read, page * PAGE_SIZE, memory, completion) };
-        self.store.submit(transfer);
+        store.submit(transfer);
     }
 
     /// The read of `page` into `frame` has ended. On any thread.
@@ -336,7 +325,7 @@ impl<H: Host> File<H> {
                 folio.fail_read(error);
             }
         }
-        crate::sync::Park::wake_all(&**engine, core::ptr::from_ref(folio).addr());
+        engine.wake_all(core::ptr::from_ref(folio).addr());
         engine.put(frame, Reference::Pin);
     }
 
@@ -360,7 +349,9 @@ impl<H: Host> File<H> {
     }
 
     fn forget(&self, frame: Frame) {
-        self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+        if !self.is_in_memory() {
+            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+        }
         if self.engine.folio(frame).put_cached() {
             self.engine.host().frames().free(frame);
         }
@@ -389,7 +380,7 @@ impl<H: Host> File<H> {
                 return Err(Miss::Queue(unpinned));
             }
             // Others evict too, and may have taken what we made free.
-            crate::sync::Park::pause(&**engine, look);
+            engine.pause(look);
         }
         Err(Miss::OutOfMemory)
     }
@@ -402,47 +393,21 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Evicts `page` if nobody uses it. `None`: it is not in memory at all.
-    fn evict(&self, page: u64) -> Option<bool> {
-        let word = self.index.get(page)?;
+    /// Evicts `page` if nobody uses it.
+    fn evict(&self, page: u64) -> Evicted {
+        let Some(word) = self.index.get(page) else { return Evicted::Absent };
         let guard = self.removal.lock();
-        let frame = frame_of(word.load(Ordering::Relaxed))?;
-        if !self.engine.folio(frame).try_evict() {
-            return Some(false);
+        let Some(frame) = frame_of(word.load(Ordering::Relaxed)) else { return Evicted::Absent };
+        let folio = self.engine.folio(frame);
+        if !folio.try_evict() {
+            let unused = folio.is_dirty() && folio.mappings() == 0;
+            return if unused { Evicted::Dirty } else { Evicted::InUse };
         }
         word.store(SEEN, Ordering::Release);
         drop(guard);
         self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         self.engine.host().frames().free(frame);
-        Some(true)
-    }
-
-    /// The file is `length` bytes long now. Pages behind the end go from the cache and from every space, copies of
-    /// them too. A partial last page, of before or of now, is read anew, so that what lies behind the end is zero and
-    /// what has grown is there; copies of it stay. When this returns, no access reaches what was cut off.
-    pub fn set_length(&self, length: u64) {
-        self.engine.assert_may_sleep("truncation");
-        // One at a time; without memory to queue for it, they may overlap as if they had been called so.
-        let whole = crate::address::PageRange::single(crate::address::PageNumber::new(0));
-        let taken = self.resizing.take(whole, &*self.engine).map(|(taken, _)| taken);
-        let old = self.length.swap(length, Ordering::AcqRel);
-        full_fence();
-        let first = old.min(length) / PAGE_SIZE;
-        self.index.each_from(first, &mut |page, word| {
-            if let Some(frame) = frame_of(word.load(Ordering::Acquire)) {
-                self.detach(page, frame);
-            }
-        });
-        full_fence();
-        let first_copy = length.div_ceil(PAGE_SIZE);
-        let mut last = None;
-        while let Some((id, space)) = self.space_after(last) {
-            last = Some(id);
-            if let Some(space) = space.upgrade() {
-                space.drop_pages_of(self.id, first, first_copy);
-            }
-        }
-        drop(taken);
+        Evicted::Done
     }
 
     /// The next space behind number `last`, in the order of first mapping.
@@ -467,63 +432,13 @@ impl<H: Host> File<H> {
 
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
-        // No reader is left: reads under way and mappings hold the file.
-        let engine = self.engine.clone();
+        // No reader is left: reads and writes under way and mappings hold the file.
+        self.write_the_last();
         self.index.each_from(0, &mut |_, word| {
             if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
                 word.store(0, Ordering::Relaxed);
-                engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-                if engine.folio(frame).put_cached() {
-                    engine.host().frames().free(frame);
-                }
+                self.forget(frame);
             }
         });
-    }
-}
-
-impl<H: Host> Engine<H> {
-    /// A frame, if need be one that was a clean page of a file.
-    pub(crate) fn allocate(&self) -> Option<Frame> {
-        self.host().frames().allocate().or_else(|| {
-            self.evict(FEW);
-            self.host().frames().allocate()
-        })
-    }
-
-    /// After an allocation failed for the `look`-th time: evicts, or waits a moment for others to free some. False: that
-    /// has been tried often enough.
-    pub(crate) fn make_room(&self, look: u32) -> bool {
-        if self.evict(FEW) == 0 {
-            crate::sync::Park::pause(self, look);
-        }
-        look < LOOKS
-    }
-
-    /// Evicts up to `wanted` clean pages that nobody uses; how many it did.
-    pub(crate) fn evict(&self, wanted: u64) -> u64 {
-        let (mut evicted, mut looks) = (0, 2 * self.lock(&self.cache.queue).len());
-        while evicted < wanted && looks > 0 {
-            looks -= 1;
-            let Some((file, page)) = self.lock(&self.cache.queue).pop_front() else { break };
-            match file.upgrade().and_then(|file| file.evict(page)) {
-                Some(true) => evicted += 1,
-                Some(false) => self.lock(&self.cache.queue).push_back((file, page)),
-                None => {}
-            }
-        }
-        self.counters().add(Counter::Evictions, evicted);
-        evicted
-    }
-
-    /// Whether a pin has been let go since `seen`, or none is left.
-    pub(crate) fn unpinned_since(&self, seen: u64) -> bool {
-        let account = &self.cache;
-        account.unpinned.load(Ordering::Acquire) != seen || account.pins.load(Ordering::Relaxed) == 0
-    }
-
-    /// Sleeps until then, or until `given_up`.
-    pub(crate) fn wait_for_unpin(&self, seen: u64, given_up: &impl Fn() -> bool) {
-        let key = self.cache.key();
-        self.park_killable(Counter::MemoryWait, key, || !self.unpinned_since(seen) && !given_up());
     }
 }

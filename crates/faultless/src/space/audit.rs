@@ -83,10 +83,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if entry.is_announced() {
             return Err(AuditError::Announced { page });
         }
-        let Some(frame) = entry.frame() else { return Ok(()) };
-        let Some(vma) = space.tree.view(section).find(page) else {
+        let found = space.tree.view(section).find(page);
+        if entry.is_guard() && found.is_none() {
             return Err(AuditError::NotMapped { page });
-        };
+        }
+        let Some(frame) = entry.frame() else { return Ok(()) };
+        let Some(vma) = found else { return Err(AuditError::NotMapped { page }) };
         let protection = vma.mapping().protection;
         let readable = protection.intersects(Protection::READ | Protection::WRITE);
         if entry.has(Entry::WRITE) && !protection.contains(Protection::WRITE)

@@ -1,10 +1,13 @@
 //! madvise(MADV_DONTNEED): the pages go, the mapping stays.
 
+use super::advise::{Advice, Refusal, refuses};
+use super::flags::{Holes, Wrong};
+use super::range_work::Removed;
 use super::{AddressSpace, Space};
-use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
+use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
+use crate::errno;
 use crate::host::Host;
-use crate::vma::tree::Ranged;
 
 /// Why not everything was discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +23,18 @@ pub enum DiscardError {
         /// The first address that is not mapped.
         address: VirtAddr,
     },
+    /// The mapping at `address` is locked; what lies below it has been discarded (EINVAL).
+    #[error("what is mapped at {address} is locked")]
+    Locked {
+        /// Its first address, or the range's in it.
+        address: VirtAddr,
+    },
+    /// The mapping at `address` is sealed and not writable; what lies below it has been discarded (EPERM).
+    #[error("what is mapped at {address} is sealed")]
+    Sealed {
+        /// Its first address, or the range's in it.
+        address: VirtAddr,
+    },
     /// No memory to take the range (ENOMEM).
     #[error("out of memory to discard {range}")]
     OutOfMemory {
@@ -28,15 +43,28 @@ pub enum DiscardError {
     },
 }
 
+impl DiscardError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) | Self::Locked { .. } => errno::EINVAL,
+            Self::Sealed { .. } => errno::EPERM,
+            Self::Hole { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
+        }
+    }
+}
+
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Drops the pages of `length` bytes at `address`: private memory reads as zeros or as the file afterwards. When
-    /// this returns, no access reaches the old pages. Waits as [`AddressSpace::unmap`].
+    /// this returns, no access reaches the old pages. Guard pages stay. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// [`DiscardError`]; a hole does not keep the rest from being discarded.
+    /// [`DiscardError`]; a hole does not keep the rest from being discarded, a locked or sealed mapping does.
     pub fn discard(&self, address: VirtAddr, length: u64) -> Result<(), DiscardError> {
-        let range = PageRange::from_bytes(address, length)?;
-        self.0.discard(range)
+        match PageRange::from_bytes(address, length) {
+            Err(RangeError::ZeroLength { .. }) => Ok(()),
+            range => self.0.discard(range?),
+        }
     }
 }
 
@@ -48,28 +76,24 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) =
             self.map.take(inside, &*self.engine).map_err(|_| DiscardError::OutOfMemory { range })?;
-        let hole =
-            first_hole(range, self.tree.view_locked(&lock.writer).from(range.start()).map(Ranged::range));
+        let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, Advice::DontNeed));
         drop(lock);
         // The mapping stays: no publication, and no leaf table goes (rule 3). The sweep alone waits for
         // faults at work; one that comes later brings a new page, as it may.
-        self.sweep_away(&taken, inside);
+        if let Some(part) = PageRange::new(inside.start(), reach.end.min(inside.end())) {
+            let mut removed = Removed::new(self);
+            self.sweep(&taken, part, |_, old| old.dropped(), |page, old, _| removed.add(page, old));
+        }
         drop(taken);
         drop(work);
-        match hole {
-            Some(page) => Err(DiscardError::Hole { range, address: page.address() }),
+        match reach.error {
             None => Ok(()),
+            Some(Wrong::Refused(address, Refusal::Sealed)) => Err(DiscardError::Sealed { address }),
+            Some(Wrong::Refused(address, _)) => Err(DiscardError::Locked { address }),
+            Some(Wrong::Hole(address)) => Err(DiscardError::Hole { range, address }),
+            Some(Wrong::All(_) | Wrong::TooMany | Wrong::OutOfMemory) => {
+                Err(DiscardError::OutOfMemory { range })
+            }
         }
     }
-}
-
-fn first_hole(range: PageRange, mapped: impl Iterator<Item = PageRange>) -> Option<PageNumber> {
-    let mut end = range.start();
-    for part in mapped {
-        if part.start() > end || end >= range.end() {
-            break;
-        }
-        end = part.end();
-    }
-    (end < range.end()).then_some(end)
 }

@@ -2,6 +2,7 @@
 //! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
 //! processor uses an older translation does page work go on.
 
+use super::limits::Usage;
 use super::range_work::{Removed, Taken};
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -11,7 +12,7 @@ use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
 use crate::sync::{RangesGuard, try_box};
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Mapping, Vma};
+use crate::vma::{Backing, Flags, Mapping, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -38,6 +39,8 @@ impl From<OutOfMemory> for ForkError {
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// A child with the same mappings, its private memory as the parent's is at one instant during the call. Waits for
     /// other range work and for faults at work, for no I/O; faults of the parent wait while entries are copied.
+    /// A mapping with [`Flags::DONT_FORK`] is not there in the child, one with [`Flags::WIPE_ON_FORK`] is empty, and nothing
+    /// is locked in it.
     ///
     /// # Errors
     /// [`ForkError`]; the parent is as before.
@@ -55,7 +58,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         }
         // All memory but the child's tables, before anybody is stopped. The tree stays as it is: we have all of it.
         let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine)?;
-        let child_lock = space.copy_mappings(&lock, &child, child_lock)?;
+        let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
+        child_lock.locks = lock.locks.of_child();
         drop(lock);
         #[cfg(mutant = "fork_reads_records_early")]
         let early = space.pages_of_records(&taken);
@@ -75,6 +79,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
+/// Whether a child has such a mapping.
+fn is_inherited<H: Host, D: LockingDesign>(vma: &&Vma<H, D>) -> bool {
+    !vma.mapping().flags.contains(Flags::DONT_FORK)
+}
+
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
     fn copy_mappings<'c>(
@@ -86,8 +95,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let view = self.tree.view_locked(&lock.writer);
         let mut copies: Vec<Box<Vma<H, D>>> = Vec::new();
         copies.try_reserve_exact(view.len()).map_err(|_| OutOfMemory)?;
-        for vma in view.from(PageNumber::new(0)) {
-            let mapping = Mapping { anon: None, ..vma.mapping().clone() };
+        for vma in view.from(PageNumber::new(0)).filter(is_inherited) {
+            let mapping = vma.glance();
+            // Locks are not inherited.
+            let flags = mapping.flags.difference(Flags::LOCKS);
+            let mapping = Mapping { anon: None, flags, ..mapping };
             // CVE-2024-27022: linked before it is set up, and found by a truncation that is under way.
             #[cfg(mutant = "fork_links_early")]
             if let Backing::File { file, .. } = &mapping.backing {
@@ -98,6 +110,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let retired =
             child.0.tree.replace(&mut map.writer, self.whole(), copies).map_err(|(error, _)| error)?;
         debug_assert!(retired.is_empty());
+        let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
+        map.usage = Usage::default().with(copied);
+        (map.limits, map.heap) = (lock.limits, lock.heap);
         #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {
             if let Backing::File { file, .. } = &vma.mapping().backing {
@@ -113,6 +128,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = taken.lock();
         let view = self.tree.view_locked(&lock.writer);
         view.from(PageNumber::new(0))
+            .filter(is_inherited)
             .map(|vma| vma.record().is_some_and(|record| record.has_pages()))
             .collect()
     }
@@ -128,12 +144,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = taken.lock();
         let mut weakened = Removed::new(self);
         let pairs = || {
-            let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0));
+            let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0)).filter(is_inherited);
             parents.zip(child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0)))
         };
         let mut pinned = false;
         for (i, (vma, copy)) in pairs().enumerate() {
-            let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else { continue };
+            if vma.mapping().flags.contains(Flags::WIPE_ON_FORK) {
+                continue;
+            }
+            let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else {
+                if lock.locks.shared_guards {
+                    self.copy_guards(taken, (child, child_taken), vma.range())?;
+                }
+                continue;
+            };
             debug_assert!(vma.mapping().sharing == Sharing::Private);
             // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
             if !early.map_or(record.has_pages(), |early| early[i]) {
@@ -172,7 +196,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 {
                     self.engine.host().frames().prefetch(frame);
                 }
-                let Some((entry, frame)) = self.announce_mapped(leaf, page) else { continue };
+                let Some((entry, frame)) = self.announce_mapped(leaf, page) else {
+                    if self.table.load(leaf, page).is_guard() {
+                        result = child.fill_guard(child_taken, page).and(result);
+                    }
+                    continue;
+                };
                 // The bit is held while the counts change: who comes by the file or the folio waits for it.
                 let shared = match child_leaf {
                     Some(_) => Ok(()),

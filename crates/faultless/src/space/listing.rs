@@ -5,8 +5,8 @@ use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
-use crate::vma::Backing;
 use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Flags};
 use alloc::vec::Vec;
 
 /// One line of the listing.
@@ -18,6 +18,8 @@ pub struct MappingInfo {
     pub protection: Protection,
     /// Whether stores stay in the space.
     pub sharing: Sharing,
+    /// What else holds for it.
+    pub flags: Flags,
     /// The file's number and the page of the file that the mapping begins with.
     pub file: Option<(u64, u64)>,
 }
@@ -37,7 +39,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     _ => None,
                 };
                 let (protection, sharing) = (mapping.protection, mapping.sharing);
-                MappingInfo { range: vma.range(), protection, sharing, file }
+                let flags = mapping.flags - Flags::MOVING;
+                MappingInfo { range: vma.range(), protection, sharing, flags, file }
             });
             drop(section);
             let Some(info) = info else { return lines };

@@ -1,15 +1,18 @@
 //! mmap.
 
+use super::grow::guarded;
+use super::populate::Goal;
 use super::range_work::{Taken, TreeLock, Unpublished};
-use super::{AddressSpace, Map, Space};
-use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
+use super::{AddressSpace, LimitError, Map, Space};
+use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
-use crate::host::{Host, OutOfMemory};
+use crate::errno;
+use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Mapping};
+use crate::vma::{Backing, Flags, Mapping};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -17,6 +20,8 @@ use alloc::vec::Vec;
 pub enum Source<H: Host> {
     /// Zeros, private.
     Anonymous,
+    /// Zeros, shared with the children of fork: a file in memory of its own, which goes with the last mapping.
+    AnonymousShared,
     /// A file from its page `first` on. Pages past its end can be mapped; touching them is an error.
     File {
         /// The file.
@@ -49,6 +54,10 @@ pub struct MapRequest<H: Host> {
     pub source: Source<H>,
     /// Where it goes.
     pub placement: Placement,
+    /// What else holds for it. With [`Flags::LOCKED`] its pages are fetched too, as with `populate`.
+    pub flags: Flags,
+    /// Its pages are fetched before the call returns (MAP_POPULATE), as far as they can be.
+    pub populate: bool,
 }
 
 impl<H: Host> MapRequest<H> {
@@ -59,13 +68,26 @@ impl<H: Host> MapRequest<H> {
             protection: Protection::READ | Protection::WRITE,
             source: Source::Anonymous,
             placement: Placement::Anywhere,
+            flags: Flags::empty(),
+            populate: false,
         }
     }
 
     /// `length` bytes of `file` from page `first` on, private, anywhere.
     pub fn file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
-        Self { length, protection, source, placement: Placement::Anywhere }
+        Self { length, protection, source, ..Self::anonymous(length) }
+    }
+
+    /// `length` bytes of zeros, readable and writable, shared with the children of fork, anywhere.
+    pub fn shared_anonymous(length: u64) -> Self {
+        Self { source: Source::AnonymousShared, ..Self::anonymous(length) }
+    }
+
+    /// `length` bytes of `file` from page `first` on, shared, anywhere.
+    pub fn shared_file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+        let source = Source::File { file: file.clone(), first, sharing: Sharing::Shared };
+        Self { source, ..Self::file(file, first, length, protection) }
     }
 
     /// The same elsewhere.
@@ -109,15 +131,42 @@ pub enum MapError {
         /// The first mapping in the way.
         existing: PageRange,
     },
-    /// Shared files are read-only in this version (EACCES).
-    #[error("a shared mapping of a file cannot be writable")]
+    /// A writable shared mapping of a file that was opened to be read only (EACCES).
+    #[error("a shared mapping of a file that was not opened for writing cannot be writable")]
     SharedWrite,
+    /// What is mapped at `address`, and would go, is sealed (EPERM).
+    #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
+    Sealed {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that is sealed.
+        address: VirtAddr,
+    },
+    /// It is to be locked, and the limit is zero (EPERM).
+    #[error("locking memory is not permitted")]
+    LockNotPermitted,
+    /// More than the limit would be locked (EAGAIN).
+    #[error("more than the limit of {limit} bytes would be locked")]
+    LockLimit {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The host cannot show one page in two places (EOPNOTSUPP): see
+    /// [`PageTable::SHARES_WRITES`](crate::host::PageTable::SHARES_WRITES).
+    #[error("this host has no writable shared mappings")]
+    SharedWriteUnsupported,
     /// No free place of that size (ENOMEM).
     #[error("no free place for {pages} pages")]
     NoSpace {
         /// How many pages were asked for.
         pages: u64,
     },
+    /// What grows down is private and anonymous (EINVAL).
+    #[error("a mapping of a file cannot grow down")]
+    GrowingFile,
+    /// A limit of the space (ENOMEM).
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// The space has its limit of mappings (ENOMEM).
     #[error("the space has its limit of {limit} mappings")]
     TooManyMappings {
@@ -132,6 +181,28 @@ pub enum MapError {
     Exited,
 }
 
+impl MapError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(error) => error.errno(),
+            Self::GrowingFile => errno::EINVAL,
+            Self::Limit(error) => error.errno(),
+            Self::FileOffset { .. } => errno::EOVERFLOW,
+            Self::Exists { .. } => errno::EEXIST,
+            Self::SharedWrite => errno::EACCES,
+            Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
+            Self::LockLimit { .. } => errno::EAGAIN,
+            Self::SharedWriteUnsupported => errno::EOPNOTSUPP,
+            Self::OutOfBounds { .. }
+            | Self::NoSpace { .. }
+            | Self::TooManyMappings { .. }
+            | Self::OutOfMemory
+            | Self::Exited => errno::ENOMEM,
+        }
+    }
+}
+
 impl From<OutOfMemory> for MapError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
@@ -139,17 +210,29 @@ impl From<OutOfMemory> for MapError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Maps something; returns its first address. Waits for other range work on the same pages, for no I/O.
+    /// Maps something; returns its first address. Waits for other range work on the same pages; for I/O only if its
+    /// pages are to be fetched, and then holds nothing. That a page cannot be fetched is no error, and what somebody
+    /// else has mapped over it meanwhile is left alone.
     ///
     /// # Errors
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
-        self.0.map(self, request)
+        let is_locked = request.flags.contains(Flags::LOCKED);
+        let (flags, populate) = (request.flags | self.0.flags_to_come(is_locked)?, request.populate);
+        let pages = request.length.div_ceil(PAGE_SIZE);
+        let (start, serial) = self.0.map(self, MapRequest { flags, ..request })?;
+        if flags.is_fetched() || populate && !flags.contains(Flags::LOCKED_ON_FAULT) {
+            let goal = if flags.is_fetched() { Goal::Lock } else { Goal::New(serial) };
+            let range = PageRange::with_pages(start.page(), pages)?;
+            let _ = self.populate(range, goal);
+        }
+        Ok(start)
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
+    /// Returns the first address and the serial too.
+    fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<(VirtAddr, u64), MapError> {
         let at = match request.placement {
             Placement::Anywhere => VirtAddr::default(),
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
@@ -160,27 +243,52 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
+            Source::File { .. } | Source::AnonymousShared if request.flags.contains(Flags::GROWS_DOWN) => {
+                return Err(MapError::GrowingFile);
+            }
+            Source::AnonymousShared => {
+                if !H::Table::SHARES_WRITES {
+                    return Err(MapError::SharedWriteUnsupported);
+                }
+                let bytes = asked.pages() * PAGE_SIZE;
+                let file = File::in_memory(&self.engine, bytes);
+                file.register(self.id, handle.as_maps())?;
+                (Backing::File { file, first: 0 }, Sharing::Shared)
+            }
             Source::File { file, first, sharing } => {
                 if first.checked_add(asked.pages()).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) {
                     return Err(MapError::FileOffset { first, pages: asked.pages() });
                 }
                 if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
-                    return Err(MapError::SharedWrite);
+                    if !file.is_writable() {
+                        return Err(MapError::SharedWrite);
+                    }
+                    if !H::Table::SHARES_WRITES {
+                        return Err(MapError::SharedWriteUnsupported);
+                    }
                 }
                 // Before its first page can be mapped.
                 file.register(self.id, handle.as_maps())?;
                 (Backing::File { file, first }, sharing)
             }
         };
-        let serial = self.engine.next_serial();
-        let mapping =
-            |range| Mapping { range, protection: request.protection, sharing, backing, serial, anon: None };
+        let (serial, flags) = (self.engine.next_serial(), request.flags);
+        let mapping = |range| Mapping {
+            range,
+            protection: request.protection,
+            sharing,
+            flags,
+            backing,
+            serial,
+            shift: 0,
+            anon: None,
+        };
         match request.placement {
             Placement::Anywhere => self.map_anywhere(asked.pages(), mapping),
             Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
             Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
         }
-        .map(|range| range.start().address())
+        .map(|range| (range.start().address(), serial))
     }
 
     fn map_anywhere(
@@ -196,20 +304,44 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
-        let published = self.map_hole(&mut work, &taken, lock, mapping(range));
+        let mapping = mapping(range);
+        self.check_limits(&lock, &mapping)?;
+        let published = self.map_hole(&mut work, &taken, lock, mapping);
         drop(taken);
         drop(work);
         self.engine.retire(published?);
         Ok(range)
     }
 
+    /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
+    pub(super) fn free_place_at(
+        &self,
+        map: &Map,
+        claims: &Claims,
+        at: Option<PageRange>,
+        pages: u64,
+    ) -> Choice {
+        let view = self.tree.view_locked(&map.writer);
+        let is_free = |at: &PageRange| {
+            at.start().get() != 0
+                && view.from(at.start()).next().is_none_or(|next| guarded(next).start() >= at.end())
+                && claims.overlapping(*at).is_none()
+        };
+        at.filter(is_free).map_or_else(|| self.free_place(map, claims, pages), Choice::Range)
+    }
+
     /// The highest free place that nobody has claimed. The first page stays free, so that null is never mapped.
-    fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
+    pub(super) fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
         let view = self.tree.view_locked(&map.writer);
         let mut otherwise = Choice::Nothing;
         let mut within = PageRange::new(PageNumber::new(1), self.whole().end());
         while let Some(start) = within.and_then(|within| view.highest_gap(pages, within)) {
             let Ok(range) = PageRange::with_pages(start, pages) else { break };
+            let guard = view.from(range.end()).next().map(guarded).filter(|guard| guard.overlaps(range));
+            if let Some(guard) = guard {
+                within = PageRange::new(PageNumber::new(1), guard.start());
+                continue;
+            }
             let Some(claimed) = claims.overlapping(range) else { return Choice::Range(range) };
             otherwise = Choice::Claimed;
             within = PageRange::new(PageNumber::new(1), claimed.start());
@@ -227,6 +359,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 drop(lock);
                 Err(MapError::Exists { range, existing })
             }
+            _ if let Err(error) = self.check_limits(&lock, &mapping) => {
+                drop(lock);
+                Err(error.into())
+            }
             _ => self.map_hole(&mut work, &taken, lock, mapping),
         };
         drop(taken);
@@ -241,6 +377,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true)?;
         let (taken, lock) = self.map.take(range, &*self.engine)?;
+        if let Some(sealed) = self.first_sealed(&lock, range) {
+            return Err(MapError::Sealed { range, address: sealed.address() });
+        }
+        self.check_limits(&lock, &mapping)?;
         let over_something = self
             .tree
             .view_locked(&lock.writer)
@@ -304,9 +444,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if lock.exited {
             return Err(MapError::Exited);
         }
+        self.may_map_locked(&lock, range, mapping.flags).map_err(|limit| MapError::LockLimit { limit })?;
         self.publish(work, lock, range, |_| None, Some(mapping)).map_err(|error| match error {
             Unpublished::OutOfMemory => MapError::OutOfMemory,
-            Unpublished::TooMany => MapError::TooManyMappings { limit: self.engine.limits().mappings },
+            Unpublished::TooMany => {
+                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                MapError::TooManyMappings { limit }
+            }
         })
     }
 }

@@ -1,27 +1,52 @@
 //! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
 
+mod advise;
 mod audit;
+mod brk;
 mod discard;
 mod exit;
 pub mod fault;
+mod flags;
 mod fork;
+mod grow;
+mod guard;
+mod limits;
 mod listing;
+mod lock;
 mod map;
+mod moving;
 mod page_work;
 mod pin;
+mod populate;
 pub(crate) mod protect;
 mod range_work;
+mod remap;
+mod remote;
+mod resident;
+mod seal;
+mod sync_file;
 mod truncate;
 mod unmap;
+mod usage;
 
+pub use advise::{Advice, AdviseError, UnknownAdvice};
 pub use audit::AuditError;
+pub use brk::BrkError;
 pub use discard::DiscardError;
 pub use fork::ForkError;
+pub use limits::{LimitError, SpaceLimits};
 pub use listing::MappingInfo;
+pub use lock::{LockAll, LockError, LockMode};
 pub use map::{MapError, MapRequest, Placement, Source};
 pub use pin::PinnedPage;
 pub use protect::ProtectError;
+pub use remap::{RemapError, RemapFlags, RemapRequest};
+pub use remote::RemoteError;
+pub use resident::ResidentError;
+pub use seal::SealError;
+pub use sync_file::{SyncError, SyncFlags};
 pub use unmap::UnmapError;
+pub use usage::MappingUsage;
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -51,6 +76,14 @@ pub(crate) struct Map {
     writer: Writer,
     /// Set by exit: nothing is mapped any more.
     exited: bool,
+    /// What is locked as it comes, and up to how much.
+    locks: lock::Locks,
+    /// What the mappings come to; changed with them.
+    usage: limits::Usage,
+    limits: SpaceLimits,
+    heap: Option<brk::Heap>,
+    /// How often pages have been moved: who goes through all mappings, and not at once, looks again if it has changed.
+    moves: u64,
 }
 
 pub(crate) struct Space<H: Host, D: LockingDesign> {
@@ -78,7 +111,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             engine: engine.clone(),
             table,
             tree,
-            map: Ranges::new(Map { writer, exited: false }),
+            map: Ranges::new(Map {
+                writer,
+                exited: false,
+                locks: lock::Locks::default(),
+                usage: limits::Usage::default(),
+                limits: SpaceLimits::default(),
+                heap: None,
+                moves: 0,
+            }),
             lock: Arc::default(),
             dying: Arc::new(AtomicBool::new(false)),
         }

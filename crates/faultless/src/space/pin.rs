@@ -8,7 +8,7 @@ use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, Host};
-use crate::protection::Access;
+use crate::protection::{Access, Protection};
 use alloc::sync::Arc;
 
 /// A page pinned for I/O: its frame stays, whatever happens to the mapping. While a page pinned for writing is
@@ -53,6 +53,16 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`FaultError`].
     pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
+        self.pin_with(address, access, Protection::empty())
+    }
+
+    /// As [`AddressSpace::pin`], where the mapping must give `rights` by name: a processor reads what can be written.
+    pub(super) fn pin_with(
+        &self,
+        address: VirtAddr,
+        access: Access,
+        rights: Protection,
+    ) -> Result<PinnedPage<H>, FaultError> {
         let space = &*self.0;
         let no_mapping = FaultError::NoMapping { address };
         if !space.whole().contains(address.page()) {
@@ -73,9 +83,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Leaves::Existing,
                 false,
                 |work| {
+                    let protection = work.vma.mapping().protection;
+                    if !protection.contains(rights) {
+                        return Some(Err(FaultError::Protection { address, access, protection }));
+                    }
                     let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
                     // The entry keeps the frame; only the count may be full.
-                    Some(work.engine().folio(frame).try_get(Reference::IoPin).map(|()| frame))
+                    let pinned = work.engine().folio(frame).try_get(Reference::IoPin);
+                    Some(pinned.map(|()| frame).map_err(|_| FaultError::TooManyPins { address }))
                 },
                 |_, _| false,
             );
@@ -83,7 +98,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(Some(Ok(frame))) => {
                     return Ok(PinnedPage { engine: space.engine.clone(), frame, access });
                 }
-                Ok(Some(Err(_))) => return Err(FaultError::TooManyPins { address }),
+                Ok(Some(Err(error))) => return Err(error),
                 Ok(None) | Err(Refused::NoTable) => {}
                 Err(Refused::Hole) => return Err(no_mapping),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),

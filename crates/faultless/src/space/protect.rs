@@ -1,13 +1,14 @@
 //! mprotect.
 
-use super::range_work::{Removed, Unpublished};
-use super::{AddressSpace, Space};
+use super::range_work::{Removed, TreeLock, Unpublished};
+use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
-use crate::host::{Entry, Host};
+use crate::errno;
+use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
-use crate::vma::Mapping;
 use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Mapping};
 use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
@@ -24,11 +25,17 @@ pub enum ProtectError {
         /// The first address of the hole.
         address: VirtAddr,
     },
-    /// A shared mapping of a file cannot become writable in this version; everything below it has been changed
-    /// (EACCES).
+    /// A shared mapping of a file that was opened to be read only, or on a host where none can be writable, cannot become
+    /// writable; everything below it has been changed (EACCES).
     #[error("the shared mapping at {address} cannot become writable; what lies below it has changed")]
     SharedWrite {
         /// The first address of the mapping.
+        address: VirtAddr,
+    },
+    /// The mapping at `address` is sealed; everything below it has been changed (EPERM).
+    #[error("what is mapped at {address} is sealed; what lies below it has changed")]
+    Sealed {
+        /// The first address that is sealed.
         address: VirtAddr,
     },
     /// Splitting a mapping would make more than the limit (ENOMEM).
@@ -39,12 +46,42 @@ pub enum ProtectError {
         /// The limit.
         limit: usize,
     },
+    /// Private memory that becomes writable would pass the limit of data; everything below it has been changed (ENOMEM).
+    #[error("{error}; what lies below {address} has changed")]
+    Limit {
+        /// Where that memory begins.
+        address: VirtAddr,
+        /// The limit.
+        error: LimitError,
+    },
+    /// With [`AddressSpace::protect_down`]: the mapping does not grow down (EINVAL).
+    #[error("the mapping at {address} does not grow down")]
+    NotGrowing {
+        /// Where it begins.
+        address: VirtAddr,
+    },
     /// No memory for nodes (ENOMEM).
     #[error("out of memory to protect {range}")]
     OutOfMemory {
         /// What was asked for.
         range: PageRange,
     },
+}
+
+impl ProtectError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(error) => error.errno(),
+            Self::NotGrowing { .. } => errno::EINVAL,
+            Self::SharedWrite { .. } => errno::EACCES,
+            Self::Sealed { .. } => errno::EPERM,
+            Self::Hole { .. }
+            | Self::Limit { .. }
+            | Self::TooManyMappings { .. }
+            | Self::OutOfMemory { .. } => errno::ENOMEM,
+        }
+    }
 }
 
 /// The rights that an entry may have under `protection`; a write right is given by a fault only, which knows whether
@@ -65,32 +102,63 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// now succeeds. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// [`ProtectError`]. After `Hole` and `SharedWrite` the part below has changed, as on Linux.
+    /// [`ProtectError`]. After `Hole`, `SharedWrite` and `Sealed` the part below has changed, as on Linux.
     pub fn protect(
         &self,
         address: VirtAddr,
         length: u64,
         protection: Protection,
     ) -> Result<(), ProtectError> {
-        let range = PageRange::from_bytes(address, length)?;
-        self.0.protect(range, protection)
+        let range = match PageRange::from_bytes(address, length) {
+            Err(RangeError::ZeroLength { .. }) => return Ok(()),
+            range => range?,
+        };
+        self.0.protect(range, protection, |_| true).unwrap_or(Ok(()))
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn protect(&self, range: PageRange, protection: Protection) -> Result<(), ProtectError> {
+    /// None: `still`, asked when the range is taken, said no.
+    pub(super) fn protect(
+        &self,
+        range: PageRange,
+        protection: Protection,
+        still: impl Fn(&TreeLock<'_>) -> bool,
+    ) -> Option<Result<(), ProtectError>> {
         let none = ProtectError::Hole { range, address: range.start().address() };
-        let inside = range.intersection(self.whole()).ok_or(none)?;
+        let Some(inside) = range.intersection(self.whole()) else { return Some(Err(none)) };
+        self.protect_inside(range, inside, protection, still).transpose()
+    }
+
+    fn protect_inside(
+        &self,
+        range: PageRange,
+        inside: PageRange,
+        protection: Protection,
+        still: impl Fn(&TreeLock<'_>) -> bool,
+    ) -> Result<Option<()>, ProtectError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
         self.exclude(&mut work, inside, |_| true).map_err(|_| out_of_memory)?;
         let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
-        let (end, error) = {
+        if !still(&lock) {
+            return Ok(None);
+        }
+        let (mut end, mut error) = {
             let view = self.tree.view_locked(&lock.writer);
-            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), vma.mapping().sharing));
-            protectable(range, protection, &mut vmas)
+            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), may_write::<H>(vma.mapping())));
+            let (end, error) = protectable(range, protection, &mut vmas);
+            match self.first_sealed(&lock, range).filter(|sealed| *sealed < end) {
+                Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
+                None => (end, error),
+            }
         };
+        if let Some(prefix) = PageRange::new(inside.start(), end)
+            && let Err((page, limit)) = self.protectable_data(&lock, prefix, protection)
+        {
+            (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
+        }
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
@@ -100,7 +168,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let (lock, replaced) = published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
                 Unpublished::TooMany => {
-                    ProtectError::TooManyMappings { range, limit: self.engine.limits().mappings }
+                    let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                    ProtectError::TooManyMappings { range, limit }
                 }
             })?;
             retired = replaced;
@@ -112,7 +181,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(taken);
         drop(work);
         self.engine.retire(retired);
-        error.map_or(Ok(()), Err)
+        error.map_or(Ok(Some(())), Err)
     }
 
     fn sweep_rights(
@@ -143,17 +212,27 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
+/// Whether the mapping can be made writable.
+fn may_write<H: Host>(mapping: &Mapping<H>) -> bool {
+    match &mapping.backing {
+        Backing::File { file, .. } if mapping.sharing == Sharing::Shared => {
+            file.is_writable() && H::Table::SHARES_WRITES
+        }
+        _ => true,
+    }
+}
+
 /// Up to where the protection can be changed, and what is in the way there.
 fn protectable(
     range: PageRange,
     protection: Protection,
-    vmas: &mut dyn Iterator<Item = (PageRange, Sharing)>,
+    vmas: &mut dyn Iterator<Item = (PageRange, bool)>,
 ) -> (PageNumber, Option<ProtectError>) {
     let mut end = range.start();
     while end < range.end() {
         match vmas.next() {
-            Some((vma, sharing)) if vma.start() <= end => {
-                if sharing == Sharing::Shared && protection.contains(Protection::WRITE) {
+            Some((vma, may_write)) if vma.start() <= end => {
+                if !may_write && protection.contains(Protection::WRITE) {
                     return (end, Some(ProtectError::SharedWrite { address: end.address() }));
                 }
                 end = vma.end().min(range.end());
@@ -176,7 +255,7 @@ mod tests {
     fn the_prefix_before_a_hole_is_changed() {
         //   asked   [2 . . . . . 8)
         //   mapped [0 . . 4)  [6 . .
-        let mapped = [(range(0, 4), Sharing::Private), (range(6, 9), Sharing::Private)];
+        let mapped = [(range(0, 4), true), (range(6, 9), true)];
         let (end, error) = protectable(range(2, 8), Protection::READ, &mut mapped.into_iter());
         assert_eq!(end.get(), 4);
         assert!(matches!(error, Some(ProtectError::Hole { address, .. }) if address.get() == 0x4000));
@@ -184,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_range_that_is_all_mapped_is_changed() {
-        let mapped = [(range(0, 4), Sharing::Private), (range(4, 9), Sharing::Shared)];
+        let mapped = [(range(0, 4), true), (range(4, 9), false)];
         let (end, error) = protectable(range(2, 8), Protection::READ, &mut mapped.into_iter());
         assert_eq!((end.get(), error), (8, None));
     }

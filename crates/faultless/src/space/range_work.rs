@@ -29,6 +29,14 @@ impl From<OutOfMemory> for Unpublished {
     }
 }
 
+/// With which neighbours what is published joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Joins {
+    BothSides,
+    /// With the one above: a mapping that grows down meets another one and stays beside it, as on Linux.
+    Above,
+}
+
 /// The design's parts of some VMAs.
 fn locks_of<'a, H: Host, D: LockingDesign>(
     vmas: impl Iterator<Item = &'a Vma<H, D>>,
@@ -175,15 +183,29 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: Option<Mapping<H>>,
     ) -> Result<(TreeLock<'s>, Vec<Retired>), Unpublished> {
-        let mut lock = self.exclude_neighbours(work, lock, range, &each, &insert)?;
+        self.publish_joining(work, lock, range, each, insert, Joins::BothSides)
+    }
+
+    /// The same; `joins`: with which neighbours.
+    pub(super) fn publish_joining<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        insert: Option<Mapping<H>>,
+        joins: Joins,
+    ) -> Result<(TreeLock<'s>, Vec<Retired>), Unpublished> {
+        let mut lock = self.exclude_neighbours(work, lock, range, &each, &insert, joins)?;
         let mut closed: Vec<&Vma<H, D>> = Vec::new();
         let mut next: Vec<Mapping<H>> = Vec::new();
-        let built = self.build(&lock, range, &each, &insert, &mut closed, &mut next);
+        let built = self.build(&lock, range, &each, &insert, joins, (&mut closed, &mut next));
         let built = built.and_then(|hull| {
             let view = self.tree.view_locked(&lock.writer);
-            if view.len() + next.len() - closed.len() > self.engine.limits().mappings {
+            if view.len() + next.len() - closed.len() > self.mapping_limit(&lock) {
                 return Err(Unpublished::TooMany);
             }
+            let used = lock.usage.without(closed.iter().map(|vma| vma.mapping())).with(&next);
             let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
             new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
             for mapping in next {
@@ -192,9 +214,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 D::exclude(work, &self.engine, vma.lock());
                 new.push(vma);
             }
-            Ok((hull, new))
+            Ok((hull, new, used))
         });
-        let (hull, new) = match built {
+        let (hull, new, used) = match built {
             Ok(built) => built,
             Err(error) => {
                 closed.iter().for_each(|vma| vma.reopen());
@@ -215,6 +237,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Unpublished::OutOfMemory
             })?
         };
+        lock.usage = used;
         // Partner: the fence after the bit in page work.
         #[cfg(not(mutant = "no_range_fence"))]
         full_fence();
@@ -230,13 +253,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         each: &impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: &Option<Mapping<H>>,
+        joins: Joins,
     ) -> Result<TreeLock<'s>, Unpublished> {
         if !D::LOCKS_VMAS {
             return Ok(lock);
         }
         loop {
             let (mut closed, mut next) = (Vec::new(), Vec::new());
-            let built = self.build(&lock, range, each, insert, &mut closed, &mut next);
+            let built = self.build(&lock, range, each, insert, joins, (&mut closed, &mut next));
             closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
             built?;
             let missing = closed.into_iter().filter(|vma| !D::is_excluded(work, vma.lock()));
@@ -257,8 +281,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         each: &impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: &Option<Mapping<H>>,
-        closed: &mut Vec<&'a Vma<H, D>>,
-        next: &mut Vec<Mapping<H>>,
+        joins: Joins,
+        (closed, next): (&mut Vec<&'a Vma<H, D>>, &mut Vec<Mapping<H>>),
     ) -> Result<PageRange, Unpublished> {
         let view = self.tree.view_locked(&lock.writer);
         let mut hull = range;
@@ -279,7 +303,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Ok(vma.close())
         };
         let start = range.start();
-        let left = view.before(start).filter(|vma| vma.range().end() == start);
+        let left = view.before(start).filter(|vma| joins == Joins::BothSides && vma.range().end() == start);
         let old = view.from(start).take_while(|vma| vma.range().start() < range.end());
 
         // The first mapping that comes decides whether the neighbour on the left joins.
@@ -386,7 +410,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// The pages of the leaf table over `page`.
-    fn leaf_span(&self, page: PageNumber) -> PageRange {
+    pub(super) fn leaf_span(&self, page: PageNumber) -> PageRange {
         let pages = H::Table::LEAF_PAGES;
         let start = page.align_down(pages);
         PageRange::with_pages(start, pages).expect("the table's pages have addresses")
@@ -419,9 +443,37 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
+    /// What has become a hole of what is taken, and was swept, loses its leaf tables: those that lie wholly inside, or in more
+    /// that is a hole and that nobody else has claimed.
+    pub(super) fn retire_leaves(
+        &self,
+        taken: &mut Taken<'_, H>,
+        hole: PageRange,
+        retired: &mut Vec<Retired>,
+    ) {
+        let mut lock = taken.lock();
+        let view = self.tree.view_locked(&lock.writer);
+        let is_hole = |part: &PageRange| {
+            view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end())
+        };
+        let first = hole.hull(self.leaf_span(hole.start()));
+        let last = hole.hull(self.leaf_span(PageNumber::new(hole.end().get() - 1)));
+        let head = PageRange::new(first.start(), hole.end()).filter(is_hole).unwrap_or(hole);
+        let tail = PageRange::new(hole.start(), last.end()).filter(is_hole).unwrap_or(hole);
+        let wider = head.hull(tail);
+        let more = taken.range().hull(wider);
+        let is_taken = taken.range().covers(wider) || taken.widen(more, &mut lock);
+        drop(lock);
+        self.unhook_leaves_of(taken, if is_taken { wider } else { hole }, retired);
+    }
+
     /// Takes out the leaf tables that lie wholly inside the range, a hole or BUSY, and swept (rule 7).
     pub(super) fn unhook_leaves(&self, taken: &Taken<'_, H>, retired: &mut Vec<Retired>) {
-        let range = taken.range();
+        self.unhook_leaves_of(taken, taken.range(), retired);
+    }
+
+    fn unhook_leaves_of(&self, taken: &Taken<'_, H>, range: PageRange, retired: &mut Vec<Retired>) {
+        debug_assert!(taken.range().covers(range));
         let mut rest = Some(range);
         while let Some(part) = rest {
             let Some(page) = self.table.next_leaf(taken, part) else { break };

@@ -1,59 +1,167 @@
-//! What truncation asks of a space that maps the file.
+//! What truncation and writeback ask of a space that maps the file.
 
 use super::Space;
 use super::page_work::{Announced, Leaves, Refused};
 use super::range_work::Removed;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
-use crate::host::{Entry, Host, PageTable};
+use crate::host::{Entry, Frame, Host, PageTable};
 use crate::page_cache::Maps;
+use crate::vma::Vma;
 use crate::vma::tree::Ranged;
+use core::ops::Range;
 
 impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
-    fn drop_pages_of(&self, file: u64, first: u64, first_copy: u64) {
-        let mut from = PageNumber::new(0);
-        loop {
-            // The next mapping of the file that shows something behind `first`, by value: it may be gone when we come
-            // to its pages, which look their mapping up themselves.
-            let section = self.engine.enter();
-            let next = self.tree.view(&section).from(from).find_map(|vma| {
-                let range = vma.range();
-                let (mapped, page) = vma.mapping().file_page(range.start())?;
-                let skip = first.saturating_sub(page);
-                let start = range.start().checked_add(skip)?;
-                (mapped.id() == file).then(|| PageRange::new(start, range.end())).flatten()
-            });
-            drop(section);
-            let Some(range) = next else { break };
-            from = range.end();
-            let mut removed = Removed::new(self);
-            let mut rest = Some(range);
-            while let Some(part) = rest {
-                let section = self.engine.enter();
-                let page = self.table.next_leaf(&section, part);
-                drop(section);
-                let Some(page) = page else { break };
-                let end = page.align_down(H::Table::LEAF_PAGES).checked_add(H::Table::LEAF_PAGES);
-                let end = end.unwrap_or(part.end()).min(part.end());
-                rest = PageRange::new(end, part.end());
-                for page in PageRange::new(page, end).into_iter().flat_map(PageRange::iter) {
-                    if !self.is_used(page) {
-                        continue;
-                    }
-                    let old = self.drop_page(page, file, first, first_copy);
-                    removed.add(page, old);
-                }
-            }
-        }
-        // Range work that had published a hole over such a page before we looked has swept it when it lets go.
+    fn drop_pages_of(&self, file: u64, pages: Range<u64>, copies: Range<u64>) {
+        let moves = self.map.lock_by(&*self.engine).moves;
+        self.drop_mapped_pages_of(file, (&pages, &copies), |_| true);
+        // Range work that had published a hole over such a page before we looked has swept it when it lets go. What has
+        // moved one meanwhile, perhaps from where we had not been to where we had, makes us look again, with all of it taken.
         if let Ok((taken, lock)) = self.map.take(self.whole(), &*self.engine) {
+            let has_moved = lock.moves != moves;
             drop(lock);
+            if has_moved {
+                // Nobody is at work on a mapping that is busy all the same: it has no pages.
+                self.drop_mapped_pages_of(file, (&pages, &copies), |vma| !vma.is_busy());
+            }
             drop(taken);
+        }
+    }
+
+    fn protect_pages_of(&self, file: u64, pages: Range<u64>) {
+        self.each_showing(file, &pages, |_| true, |range| self.protect_entries(range, file));
+        // What moves meanwhile has lost the right by that.
+        // Not waited for, since who waits for us may hold what they need. Range work that has published a hole over such a
+        // page has its entry still, and what it has taken out a processor may use until it invalidates; it claims its range
+        // until then.
+        let mut from = PageNumber::new(0);
+        while !cfg!(mutant = "writeback_ignores_claims") {
+            let claimed = self.map.lock_by(&*self.engine).claims().first_from(from);
+            let Some(range) = claimed.and_then(|range| range.intersection(self.whole())) else { break };
+            from = range.end();
+            self.protect_entries(range, file);
+            self.engine.invalidate(&self.table, range);
         }
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn drop_mapped_pages_of(
+        &self,
+        file: u64,
+        (pages, copies): (&Range<u64>, &Range<u64>),
+        wanted: impl Fn(&Vma<H, D>) -> bool,
+    ) {
+        self.each_showing(file, pages, wanted, |range| {
+            let mut removed = Removed::new(self);
+            self.each_leaf_part(range, |part| {
+                for page in part.iter() {
+                    if self.is_used(page) {
+                        let old = self.drop_page(page, file, pages, copies);
+                        removed.add(page, old);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Calls `f` for the range of every mapping that shows one of `pages` of the file, by value: the mapping may be gone
+    /// when one comes to its pages.
+    fn each_showing(
+        &self,
+        file: u64,
+        pages: &Range<u64>,
+        wanted: impl Fn(&Vma<H, D>) -> bool,
+        f: impl Fn(PageRange),
+    ) {
+        let mut from = PageNumber::new(0);
+        loop {
+            let section = self.engine.enter();
+            let next = self.tree.view(&section).from(from).find_map(|vma| {
+                let range = vma.range();
+                let (mapped, page) = vma.mapping().file_page(range.start())?;
+                let start = range.start().checked_add(pages.start.saturating_sub(page))?;
+                let end = range.start().get().saturating_add(pages.end.saturating_sub(page));
+                let end = range.end().min(PageNumber::new(end));
+                let shown =
+                    (mapped.id() == file && wanted(vma)).then(|| PageRange::new(start, end)).flatten();
+                shown.map(|shown| (shown, range.end()))
+            });
+            drop(section);
+            let Some((shown, end)) = next else { break };
+            from = end;
+            f(shown);
+        }
+    }
+
+    /// Calls `f` for the parts of `range` that have a leaf table.
+    fn each_leaf_part(&self, range: PageRange, mut f: impl FnMut(PageRange)) {
+        let mut rest = Some(range);
+        while let Some(part) = rest {
+            let section = self.engine.enter();
+            let page = self.table.next_leaf(&section, part);
+            drop(section);
+            let Some(page) = page else { break };
+            let end = page.align_down(H::Table::LEAF_PAGES).checked_add(H::Table::LEAF_PAGES);
+            let end = end.unwrap_or(part.end()).min(part.end());
+            rest = PageRange::new(end, part.end());
+            PageRange::new(page, end).into_iter().for_each(&mut f);
+        }
+    }
+
+    /// Takes the write right from the entries of `range` that map a folio of the file that is under writeback, whatever is
+    /// mapped there: less is always right, and a store that was allowed faults. When it returns, no processor has the old
+    /// right of one that it changed.
+    fn protect_entries(&self, range: PageRange, file: u64) {
+        let mut weakened = Removed::new(self);
+        self.each_leaf_part(range, |part| {
+            let (mut rest, mut look) = (Some(part), 0);
+            while let Some(part) = rest {
+                let at = self.protect_up_to_a_bit(part, file, &mut weakened);
+                rest = at.and_then(|at| PageRange::new(at, part.end()));
+                if rest.is_some() {
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                }
+            }
+        });
+    }
+
+    /// As above, up to the first entry that somebody is at work on: he may be about to give the right.
+    fn protect_up_to_a_bit(
+        &self,
+        part: PageRange,
+        file: u64,
+        weakened: &mut Removed<'_, H, D>,
+    ) -> Option<PageNumber> {
+        let section = self.engine.enter();
+        // Unhooked: swept, so that nothing is there.
+        let leaf = self.table.leaf(&section, part.start())?;
+        for page in part.iter() {
+            let mut entry = self.table.load(leaf, page);
+            loop {
+                if entry.is_announced() {
+                    return Some(page);
+                }
+                let is_meant = |frame: &Frame| {
+                    let folio = self.engine.folio(*frame);
+                    folio.owner() == file && folio.is_writeback()
+                };
+                if !entry.has(Entry::WRITE) || !entry.frame().is_some_and(|frame| is_meant(&frame)) {
+                    break;
+                }
+                match self.table.exchange(leaf, page, entry, entry.without(Entry::WRITE)) {
+                    Ok(()) => {
+                        weakened.touch(page);
+                        break;
+                    }
+                    Err(now) => entry = now,
+                }
+            }
+        }
+        None
+    }
+
     /// Whether the entry of `page` maps something or is at work. The caller has detached the pages and passed a fence:
     /// a fault that sets its bit later finds nothing to map. An empty entry is left alone, so that fork may fill it.
     fn is_used(&self, page: PageNumber) -> bool {
@@ -62,8 +170,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         leaf.map(|leaf| self.table.load(leaf, page)).is_some_and(|entry| entry != Entry::EMPTY)
     }
 
-    /// Clears the entry of `page` if it shows the file from `first` on, or a copy of a page from `first_copy` on.
-    fn drop_page(&self, page: PageNumber, file: u64, first: u64, first_copy: u64) -> Entry {
+    /// Clears the entry of `page` if it shows one of `pages` of the file, or a copy of one of `copies`.
+    fn drop_page(&self, page: PageNumber, file: u64, pages: &Range<u64>, copies: &Range<u64>) -> Entry {
         let mut attempt = Attempt::first(Purpose::Rmap);
         let worked = self.page_work(
             page,
@@ -76,7 +184,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Entry::EMPTY;
                 };
                 let is_copy = self.engine.folio(frame).owner() != file;
-                if shown < if is_copy { first_copy } else { first } {
+                if !(if is_copy { copies } else { pages }).contains(&shown) {
                     return Entry::EMPTY;
                 }
                 work.install(Entry::EMPTY).unwrap_or(Entry::EMPTY)

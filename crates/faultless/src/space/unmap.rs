@@ -4,7 +4,8 @@ use super::range_work::Unpublished;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
-use crate::host::{Host, OutOfMemory};
+use crate::errno;
+use crate::host::Host;
 use crate::vma::tree::Ranged;
 
 /// Why nothing was unmapped; the space is as before.
@@ -13,6 +14,22 @@ pub enum UnmapError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
+    /// A part is sealed (EPERM).
+    #[error("what is mapped at {address}, inside the {range} to unmap, is sealed")]
+    Sealed {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that is sealed.
+        address: VirtAddr,
+    },
+    /// The range reaches past what the table can address (EINVAL).
+    #[error("{range} reaches past the end of the address space, {end}")]
+    OutOfBounds {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that cannot be mapped.
+        end: VirtAddr,
+    },
     /// Splitting a mapping would make more than the limit (ENOMEM).
     #[error("unmapping {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
@@ -29,6 +46,17 @@ pub enum UnmapError {
     },
 }
 
+impl UnmapError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) | Self::OutOfBounds { .. } => errno::EINVAL,
+            Self::Sealed { .. } => errno::EPERM,
+            Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::ENOMEM,
+        }
+    }
+}
+
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Unmaps `length` bytes at `address`; holes among them are no error. When this returns, no access to them
     /// succeeds and their frames are free. Waits for other range work on the same pages and for faults on them that
@@ -38,30 +66,40 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`UnmapError`]; the space is as before.
     pub fn unmap(&self, address: VirtAddr, length: u64) -> Result<(), UnmapError> {
         let range = PageRange::from_bytes(address, length)?;
-        self.0.unmap(range).map_err(|error| match error {
-            Unpublished::OutOfMemory => UnmapError::OutOfMemory { range },
-            Unpublished::TooMany => {
-                UnmapError::TooManyMappings { range, limit: self.0.engine.limits().mappings }
-            }
-        })
+        let whole = self.0.whole();
+        if !whole.covers(range) {
+            return Err(UnmapError::OutOfBounds { range, end: whole.end().address() });
+        }
+        self.0.unmap(range)
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    pub(super) fn unmap(&self, range: PageRange) -> Result<(), Unpublished> {
-        let Some(range) = range.intersection(self.whole()) else { return Ok(()) };
+    pub(super) fn unmap(&self, asked: PageRange) -> Result<(), UnmapError> {
+        let Some(range) = asked.intersection(self.whole()) else { return Ok(()) };
+        let out_of_memory = UnmapError::OutOfMemory { range: asked };
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, range, |_| true)?;
-        let (mut taken, lock) =
-            self.map.take(range, &*self.engine).map_err(|OutOfMemory| Unpublished::OutOfMemory)?;
+        self.exclude(&mut work, range, |_| true).map_err(|_| out_of_memory)?;
+        let (mut taken, lock) = self.map.take(range, &*self.engine).map_err(|_| out_of_memory)?;
         let view = self.tree.view_locked(&lock.writer);
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());
         }
-        let lock = self.follow(&taken, lock, range, None)?;
+        // The end of the space breaks seals.
+        if let Some(sealed) = self.first_sealed(&lock, range).filter(|_| !lock.exited) {
+            return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
+        }
+        let lock = self.follow(&taken, lock, range, None).map_err(|_| out_of_memory)?;
         let published = self.publish(&mut work, lock, range, |_| None, None);
-        let (mut lock, mut retired) = published.inspect_err(|_| self.follow_back(&taken, range))?;
+        let published = published.inspect_err(|_| self.follow_back(&taken, range));
+        let (mut lock, mut retired) = published.map_err(|error| match error {
+            Unpublished::OutOfMemory => out_of_memory,
+            Unpublished::TooMany => {
+                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                UnmapError::TooManyMappings { range: asked, limit }
+            }
+        })?;
         self.widen_to_leaves(&mut taken, &mut lock);
         drop(lock);
         D::published(&mut work);

@@ -120,6 +120,18 @@ impl<S: Store> Store for DelayedStore<S> {
         };
         self.timer.begin(&*self.inner, started);
     }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        self.inner.set_length(length)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        self.inner.punch(offset, length)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.inner.flush()
+    }
 }
 
 impl<S: Store> Drop for DelayedStore<S> {

@@ -102,6 +102,18 @@ impl<S: Store> Store for FailingStore<S> {
             self.inner.submit(transfer);
         }
     }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        self.inner.set_length(length)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        self.inner.punch(offset, length)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.inner.flush()
+    }
 }
 
 #[cfg(all(test, not(loom), not(shuttle)))]

@@ -5,6 +5,7 @@ use super::threads::Pool;
 #[cfg(target_os = "linux")]
 use super::threads::survive;
 use super::{Direction, Store, StoreError, Transfer};
+use crate::address::PAGE_SIZE;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -12,6 +13,8 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+const PAGE: usize = PAGE_SIZE as usize;
 
 const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
@@ -76,7 +79,7 @@ pub enum OpenError {
 /// On Linux, a page that the kernel has in its cache is read at once by the thread that asks, if the file system can say
 /// so (`RWF_NOWAIT`): handing it to another thread costs several times the read.
 ///
-/// The file keeps its size, as behind a shared mapping: a write of the last page ends with the file, and moves fewer bytes
+/// Writes keep its size, as behind a shared mapping: a write of the last page ends with the file, and moves fewer bytes
 /// than a page then; a write behind the end is [`StoreError::PastEnd`]. Somebody else may resize the file at any
 /// time.
 ///
@@ -178,6 +181,18 @@ impl Store for FileStore {
         let Some(transfer) = self.read_cached(transfer) else { return };
         self.pool.submit(transfer);
     }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        self.file.set_len(length).map_err(|error| refused(&error, length))
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        punch(&self.file, offset, length)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(|error| refused(&error, 0))
+    }
 }
 
 impl fmt::Debug for FileStore {
@@ -244,6 +259,22 @@ fn write(file: &File, offset: u64, bytes: &[u8]) -> Result<usize, StoreError> {
     if moved < bytes.len() { Err(StoreError::Io { offset, errno: EIO }) } else { Ok(moved) }
 }
 
+/// Zeros, written: the standard library has no call for holes.
+fn punch(file: &File, offset: u64, length: u64) -> Result<(), StoreError> {
+    let end = offset.saturating_add(length).min(length_at(file, offset)?);
+    let zeros = [0; PAGE];
+    let mut at = offset;
+    while at < end {
+        let part = usize::try_from(end - at).unwrap_or(PAGE).min(PAGE);
+        let moved = whole(part, |done| file.write_at(&zeros[done..part], at + done as u64), at)?;
+        if moved == 0 {
+            return Err(StoreError::Io { offset: at, errno: EIO });
+        }
+        at += moved as u64;
+    }
+    Ok(())
+}
+
 /// Calls `part`, with what is done so far, until `length` bytes have moved or none does.
 fn whole(
     length: usize,
@@ -273,14 +304,11 @@ fn refused(error: &io::Error, offset: u64) -> StoreError {
 mod tests {
     use super::super::testing::{Ended, transfer};
     use super::*;
-    use crate::address::PAGE_SIZE;
     use std::error::Error;
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::mpsc::Receiver;
     use std::time::Duration;
-
-    const PAGE: usize = PAGE_SIZE as usize;
 
     fn file(length: usize) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -322,6 +350,23 @@ mod tests {
         let store = FileStore::open_rw(file.path()).unwrap();
         assert_eq!(run(&store, Direction::Write, PAGE, 8).result, Ok(5));
         assert_eq!(fs::read(file.path()).unwrap()[PAGE..], [8; 5]);
+    }
+
+    #[test]
+    fn it_can_be_resized_and_have_holes() {
+        let file = file(3 * PAGE);
+        let store = FileStore::open_rw(file.path()).unwrap();
+        assert_eq!(store.punch(PAGE_SIZE, PAGE_SIZE), Ok(()));
+        assert_eq!(store.set_length(4 * PAGE_SIZE), Ok(()));
+        assert_eq!(store.flush(), Ok(()));
+        let bytes = fs::read(file.path()).unwrap();
+        let firsts: Vec<u8> = bytes.chunks(PAGE).map(|page| page[PAGE - 1]).collect();
+        assert_eq!(firsts, [1, 0, 3, 0]);
+        assert_eq!(store.set_length(5), Ok(()));
+        assert_eq!(store.punch(0, PAGE_SIZE), Ok(()));
+        assert_eq!(fs::read(file.path()).unwrap(), [0; 5]);
+        let read_only = FileStore::open(file.path()).unwrap();
+        assert!(matches!(read_only.set_length(1), Err(StoreError::Io { .. })));
     }
 
     #[test]

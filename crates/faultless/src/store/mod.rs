@@ -21,6 +21,7 @@ pub use file::{FileStore, OpenError};
 pub use gate::GatedStore;
 
 use crate::address::PAGE_SIZE;
+use crate::errno;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ptr::NonNull;
@@ -48,6 +49,12 @@ pub enum StoreError {
         /// The offset of the page, in bytes.
         offset: u64,
     },
+    /// The store cannot do it: be resized, or have holes.
+    #[error("the store cannot do that (byte {offset})")]
+    Unsupported {
+        /// The offset asked for, in bytes.
+        offset: u64,
+    },
     /// The store was dropped with the transfer in it.
     #[error("the store was closed before the page at byte {offset} was transferred")]
     Closed {
@@ -60,10 +67,21 @@ impl StoreError {
     /// The error without its offset, as a folio keeps it.
     pub(crate) fn code(self) -> u32 {
         match self {
-            Self::Io { errno, .. } => 3 + (errno as u32 & 0xffff),
+            Self::Io { errno, .. } => 4 + (errno as u32 & 0xffff),
             Self::PastEnd { .. } => 0,
             Self::NoSpace { .. } => 1,
             Self::Closed { .. } => 2,
+            Self::Unsupported { .. } => 3,
+        }
+    }
+
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Io { errno, .. } => *errno,
+            Self::PastEnd { .. } | Self::Closed { .. } => errno::EIO,
+            Self::NoSpace { .. } => errno::ENOSPC,
+            Self::Unsupported { .. } => errno::EOPNOTSUPP,
         }
     }
 
@@ -73,7 +91,8 @@ impl StoreError {
             0 => Self::PastEnd { offset },
             1 => Self::NoSpace { offset },
             2 => Self::Closed { offset },
-            errno => Self::Io { offset, errno: (errno - 3) as i32 },
+            3 => Self::Unsupported { offset },
+            errno => Self::Io { offset, errno: (errno - 4) as i32 },
         }
     }
 }
@@ -172,6 +191,32 @@ pub trait Store: Send + Sync + 'static {
 
     /// Starts a transfer and returns at once; it completes later, on any thread, or before this returns.
     fn submit(&self, transfer: Transfer);
+
+    /// Makes it `length` bytes long; what it has more is zeros. May wait. No transfer of what goes is under way.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] where that cannot be; what the file system said.
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported { offset: length })
+    }
+
+    /// Makes zeros of `length` bytes from `offset` on, both multiples of the page size, and gives their place back. The
+    /// length stays. May wait. No transfer of them is under way.
+    ///
+    /// # Errors
+    /// As [`Store::set_length`].
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        let _ = length;
+        Err(StoreError::Unsupported { offset })
+    }
+
+    /// Returns when what writes have moved has reached the device. Waits. A store without buffers has nothing to do.
+    ///
+    /// # Errors
+    /// What the file system said.
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 impl<S: Store + ?Sized> Store for Arc<S> {
@@ -181,6 +226,18 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     fn submit(&self, transfer: Transfer) {
         (**self).submit(transfer);
+    }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        (**self).set_length(length)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        (**self).punch(offset, length)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        (**self).flush()
     }
 }
 

@@ -59,6 +59,13 @@ impl Claims {
         self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
     }
 
+    /// The first claimed range from `page` on, without what lies below.
+    pub fn first_from(&self, page: PageNumber) -> Option<PageRange> {
+        let above =
+            self.queue.iter().filter_map(|c| PageRange::new(c.range.start().max(page), c.range.end()));
+        above.min_by_key(|range| range.start())
+    }
+
     fn push(&mut self, range: PageRange) -> Result<u64, OutOfMemory> {
         self.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
         let ticket = self.next_ticket;
@@ -98,6 +105,9 @@ pub struct Ranges<T> {
 /// A range just taken, with the short lock still held. The lock goes first: bind both, so that it does by itself.
 pub type TakenLocked<'a, T, P> = (Reservation<'a, T, P>, RangesGuard<'a, T>);
 
+/// The same of two ranges.
+pub type TakenBothLocked<'a, T, P> = ((Reservation<'a, T, P>, Reservation<'a, T, P>), RangesGuard<'a, T>);
+
 impl<T> Ranges<T> {
     /// Nothing taken.
     pub fn new(data: T) -> Self {
@@ -133,6 +143,45 @@ impl<T> Ranges<T> {
             guard = self.wait_release(guard, park);
         }
         Ok((Reservation { ranges: self, park, ticket, range }, guard))
+    }
+
+    /// As [`Ranges::take`], of two ranges apart: both are asked for at once, so that nobody who came later is waited for while
+    /// one of them is held.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: nothing is taken.
+    pub fn take_both<'a, P: Park>(
+        &'a self,
+        first: PageRange,
+        second: PageRange,
+        park: &'a P,
+    ) -> Result<TakenBothLocked<'a, T, P>, OutOfMemory> {
+        debug_assert!(!first.overlaps(second));
+        let mut guard = self.lock_by(park);
+        guard.inner.claims.queue.try_reserve(2).map_err(|_| OutOfMemory)?;
+        let tickets = (guard.inner.claims.push(first)?, guard.inner.claims.push(second)?);
+        while !guard.inner.claims.is_first(tickets.0, first)
+            || !guard.inner.claims.is_first(tickets.1, second)
+        {
+            guard = self.wait_release(guard, park);
+        }
+        let first = Reservation { ranges: self, park, ticket: tickets.0, range: first };
+        Ok(((first, Reservation { ranges: self, park, ticket: tickets.1, range: second }), guard))
+    }
+
+    /// Takes `range`, of which nobody has claimed anything, at once; for somebody who has taken another one.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: it is not taken.
+    pub fn take_free<'a, P: Park>(
+        &'a self,
+        range: PageRange,
+        park: &'a P,
+        guard: &mut RangesGuard<'a, T>,
+    ) -> Result<Reservation<'a, T, P>, OutOfMemory> {
+        debug_assert!(guard.inner.claims.overlapping(range).is_none());
+        let ticket = guard.inner.claims.push(range)?;
+        Ok(Reservation { ranges: self, park, ticket, range })
     }
 
     /// Takes the range inside `whole` that `choose` finds, in one step with the search. `choose` picks one that overlaps
@@ -255,7 +304,7 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
     }
 
     /// Keeps only `range`, a part of what was taken, and lets the rest go.
-    fn narrow(&mut self, range: PageRange, guard: &mut RangesGuard<'_, T>) {
+    pub fn narrow(&mut self, range: PageRange, guard: &mut RangesGuard<'_, T>) {
         debug_assert!(self.range.covers(range));
         for claim in guard.inner.claims.queue.iter_mut().filter(|claim| claim.ticket == self.ticket) {
             claim.range = range;
@@ -335,6 +384,30 @@ mod tests {
         let (b, guard) = ranges.take(range(4, 8), &park).unwrap();
         drop(guard);
         assert_eq!((a.range(), b.range(), ranges.claimed()), (range(0, 4), range(4, 8), 2));
+    }
+
+    #[test]
+    fn two_ranges_are_waited_for_together() {
+        let (ranges, park) = (Ranges::new(Vec::new()), StdPark::default());
+        let (held, guard) = ranges.take(range(8, 9), &park).unwrap();
+        drop(guard);
+        std::thread::scope(|scope| {
+            // Each has something that the other wants, and the first waits for one of its own.
+            let pairs = [(range(0, 4), range(8, 12)), (range(10, 12), range(2, 3))];
+            for (n, (first, second)) in pairs.into_iter().enumerate() {
+                let (ranges, park) = (&ranges, &park);
+                scope.spawn(move || {
+                    let ((_first, _second), mut log) = ranges.take_both(first, second, park).unwrap();
+                    log.push(n);
+                });
+                while ranges.claimed() < 2 * n + 3 {
+                    std::thread::yield_now();
+                }
+            }
+            drop(held);
+        });
+        assert_eq!(*ranges.lock(), [0, 1]);
+        assert_eq!(ranges.claimed(), 0);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>
     Some(new)
 }
 
-/// Whether `left` and `right`, which lie side by side, are one mapping to all who look: same rights, same sharing,
+/// Whether `left` and `right`, which lie side by side, are one mapping to all who look: same rights, sharing, flags and shift,
 /// the file going on where it stopped, and anonymous pages on one side at most, or of one record (Linux's rule).
 pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let backing = match (&left.backing, &right.backing) {
@@ -35,12 +35,15 @@ pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
         && left.range.end() == right.range.start()
         && left.protection == right.protection
         && left.sharing == right.sharing
+        && left.flags == right.flags
+        && left.shift == right.shift
 }
 
 /// The one mapping that `left` and `right` are if they join.
 pub fn join<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> Mapping<H> {
     let mut new = left.clone();
     new.range = left.range.hull(right.range);
+    new.serial = left.serial.max(right.serial);
     if new.anon.is_none() {
         new.anon = right.anon.clone();
     }

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::Life;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use alloc::sync::Arc;
 use core::fmt;
 use tree::Ranged;
@@ -43,6 +43,43 @@ impl<H: Host> Clone for Backing<H> {
     }
 }
 
+bitflags::bitflags! {
+    /// What else holds for a mapping, besides its rights. Mappings with different flags do not merge.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    pub struct Flags: u16 {
+        /// Its pages stay in memory once they are there (mlock).
+        const LOCKED = 1 << 0;
+        /// With `LOCKED`: pages are not fetched ahead of the first touch (MLOCK_ONFAULT).
+        const LOCKED_ON_FAULT = 1 << 1;
+        /// A child of fork does not get it (MADV_DONTFORK).
+        const DONT_FORK = 1 << 2;
+        /// A child of fork gets it empty (MADV_WIPEONFORK).
+        const WIPE_ON_FORK = 1 << 3;
+        /// A fault just below makes it longer (MAP_GROWSDOWN).
+        const GROWS_DOWN = 1 << 4;
+        /// Pages will be read in order (MADV_SEQUENTIAL).
+        const SEQUENTIAL = 1 << 5;
+        /// Pages will be read in no order (MADV_RANDOM).
+        const RANDOM = 1 << 6;
+        /// It cannot be unmapped, moved or changed (mseal).
+        const SEALED = 1 << 7;
+        /// No memory is set aside for it (MAP_NORESERVE).
+        const NO_RESERVE = 1 << 8;
+        /// The engine's own, and never asked for: mremap moves its pages, see [`Vma::settle`].
+        const MOVING = 1 << 15;
+    }
+}
+
+impl Flags {
+    /// Both flags of locking.
+    pub const LOCKS: Self = Self::LOCKED.union(Self::LOCKED_ON_FAULT);
+
+    /// Whether its pages are locked and fetched ahead of the first touch.
+    pub fn is_fetched(self) -> bool {
+        self.contains(Self::LOCKED) && !self.contains(Self::LOCKED_ON_FAULT)
+    }
+}
+
 /// A mapping as a value: what splitting and merging work with.
 pub struct Mapping<H: Host> {
     /// The pages.
@@ -51,10 +88,16 @@ pub struct Mapping<H: Host> {
     pub protection: Protection,
     /// Whether stores stay in this space.
     pub sharing: Sharing,
+    /// What else holds for it.
+    pub flags: Flags,
     /// Where pages come from.
     pub backing: Backing<H>,
-    /// Which map call made it; split parts keep it. A fault that comes back from I/O compares it.
+    /// Which map call made it; split parts keep it, and what joined has the newest. A fault that comes back from I/O
+    /// compares it, and what populates a new mapping.
     pub serial: u64,
+    /// How many pages lower it lies than where its anonymous pages came into being (modulo 2^64): zero until mremap moves
+    /// them. Linux merges anonymous memory by it (`vm_pgoff`).
+    pub shift: u64,
     /// The record of its anonymous pages, once it has some.
     pub anon: Option<Arc<AnonRecord>>,
 }
@@ -158,6 +201,9 @@ pub struct Vma<H: Host, D: LockingDesign> {
     record: Option<Arc<AnonRecord>>,
     /// What the design keeps in each VMA.
     lock: D::Vma,
+    /// Whether mremap moves its pages: page work that meets it waits, as for [`Backing::Busy`]. Atomic; set from the
+    /// beginning, cleared by who has taken the range, with Release; partner: the Acquire of [`Vma::is_busy`].
+    moving: AtomicBool,
     life: Life,
 }
 
@@ -171,7 +217,8 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
             }
             (None, _) => None,
         };
-        Self { mapping, record, lock: D::Vma::default(), life: Life::new() }
+        let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
+        Self { mapping, record, lock: D::Vma::default(), moving, life: Life::new() }
     }
 
     /// What is mapped. Its `anon` is what was known when the VMA was made; see [`Vma::record`].
@@ -194,21 +241,35 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
         &self.lock
     }
 
-    /// Whether it stands for a range whose next mapping is not published yet.
+    /// Whether it stands for a range whose next mapping is not published yet, or whose pages are being moved.
     pub fn is_busy(&self) -> bool {
-        matches!(self.mapping.backing, Backing::Busy)
+        matches!(self.mapping.backing, Backing::Busy) || self.moving.load(Ordering::Acquire)
+    }
+
+    /// Its pages are where they belong: page work may go on. Takes no memory, unlike a publication, so that nothing can go
+    /// wrong any more once pages have begun to move.
+    pub(crate) fn settle(&self) {
+        self.moving.store(false, Ordering::Release);
+    }
+
+    /// What else holds for the mapping, as it is now.
+    pub fn flags(&self) -> Flags {
+        match self.moving.load(Ordering::Relaxed) {
+            true => self.mapping.flags,
+            false => self.mapping.flags - Flags::MOVING,
+        }
     }
 
     /// The mapping as it is now, its record closed if it had no pages: range work is about to replace it.
     pub(crate) fn close(&self) -> Mapping<H> {
         let anon = self.record.as_ref().filter(|record| !record.close()).cloned();
-        Mapping { anon, ..self.mapping.clone() }
+        Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
     /// The mapping as it seems now, nothing closed.
     pub(crate) fn glance(&self) -> Mapping<H> {
         let anon = self.record.as_ref().filter(|record| record.has_pages()).cloned();
-        Mapping { anon, ..self.mapping.clone() }
+        Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
     /// Takes [`Vma::close`] back.

@@ -3,6 +3,7 @@
 use super::super::page_work::Announced;
 use super::file::{Found, NotReady, find};
 use super::{Step, install, install_new};
+use crate::address::PAGE_SIZE;
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, Host};
@@ -50,8 +51,8 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
             engine.put(frame, Reference::Pin);
             Ok(step)
         }
-        Found::NotReady { locked } => Err(NotReady { locked }),
-        Found::Full => Ok(Step::NeedMemory),
+        Found::NotReady(why) => Err(why),
+        Found::NoMemory => Ok(Step::NeedMemory),
         Found::PastEnd(error) => {
             work.refuse();
             Ok(Step::Failed(error))
@@ -70,7 +71,16 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
     }
     let frames = work.engine().host().frames();
     let Some(new) = frames.allocate() else { return Step::NeedMemory };
-    frames.copy(frame, new);
+    let shown = work.vma.mapping().file_page(work.page);
+    match shown.is_some_and(|(file, _)| file.is_writable()) {
+        false => frames.copy(frame, new),
+        // Others may be storing into it: word by word.
+        true => {
+            let mut bytes = [0; PAGE_SIZE as usize];
+            frames.read(frame, 0, &mut bytes);
+            frames.write(new, 0, &bytes);
+        }
+    }
     work.section().counters().add(Counter::CowCopies, 1);
     install_new(work, record, new, Entry::WRITE)
 }

@@ -1,4 +1,4 @@
-//! A file's page, read-only, from the page cache.
+//! A file's page from the page cache: read-only, or, of a shared mapping, dirty and with the write right.
 
 use super::super::page_work::Announced;
 use super::{FaultError, Step};
@@ -6,43 +6,91 @@ use crate::address::VirtAddr;
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, Host};
-use crate::page_cache::{File, Full};
+use crate::page_cache::{File, Full, Miss};
+use crate::protection::{Access, Protection, Sharing};
 use crate::space::protect::entry_rights;
 
-/// The page is not in memory, or locked: the fault has to wait.
-pub(super) struct NotReady {
-    pub locked: bool,
+/// Why the fault has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum NotReady {
+    /// The page is not in memory, or being read.
+    Absent,
+    /// A file system has it locked.
+    Locked,
+    /// It is being written, and the fault is for a store.
+    Writeback,
 }
 
-/// Maps page `page` of `file` if it is in memory.
+/// Maps page `page` of `file` if it is in memory; for a store, if it is not being written.
 pub(super) fn map<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     file: &File<H>,
     page: u64,
+    access: Access,
 ) -> Result<Step<H>, NotReady> {
     let frame = match find(&work, file, page, Reference::Mapping) {
         Found::Ready(frame) => frame,
-        Found::NotReady { locked } => return Err(NotReady { locked }),
-        Found::Full => return Ok(Step::NeedMemory),
+        Found::NotReady(why) => return Err(why),
+        Found::NoMemory => return Ok(Step::NeedMemory),
         Found::PastEnd(error) => {
             work.refuse();
             return Ok(Step::Failed(error));
         }
     };
-    Ok(map_frame(work, frame))
+    map_frame(work, file, page, access, frame)
 }
 
 /// Maps a frame whose mapping reference this fault has taken.
-pub(super) fn map_frame<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
+pub(super) fn map_frame<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    file: &File<H>,
+    page: u64,
+    access: Access,
+    frame: Frame,
+) -> Result<Step<H>, NotReady> {
     let engine = work.engine();
-    let new = Entry::mapping(frame, entry_rights(work.vma.mapping().protection));
-    match work.install(new) {
+    let mapping = work.vma.mapping();
+    let shared_write = mapping.sharing == Sharing::Shared && mapping.protection.contains(Protection::WRITE);
+    let mut rights = entry_rights(mapping.protection);
+    // Nobody asks when a file in memory is written: its pages need not be found clean.
+    if shared_write && (access == Access::Write || file.is_in_memory()) {
+        if !file.make_dirty(page, frame) {
+            engine.put(frame, Reference::Mapping);
+            return Err(NotReady::Writeback);
+        }
+        rights |= Entry::WRITE;
+    }
+    let new = Entry::mapping(frame, rights);
+    Ok(match work.install(new) {
         Ok(_) => Step::Done(None),
         Err(_) => {
             engine.put(frame, Reference::Mapping);
             Step::NeedMemory
         }
+    })
+}
+
+/// Lets the mapping store into the page of the file that it maps already.
+pub(super) fn make_writable<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    file: &File<H>,
+    page: u64,
+    frame: Frame,
+) -> Result<Step<H>, NotReady> {
+    if page >= file.pages() {
+        // Being cut off: truncation comes to this entry too.
+        let error = super::past_end(work.page.address(), file, page);
+        work.refuse();
+        return Ok(Step::Failed(error));
     }
+    if D::LOCKS_FOLIOS && work.engine().folio(frame).is_locked() {
+        return Err(NotReady::Locked);
+    }
+    if !file.make_dirty(page, frame) {
+        return Err(NotReady::Writeback);
+    }
+    let new = work.entry.with(Entry::WRITE | entry_rights(work.vma.mapping().protection));
+    Ok(super::install(work, new))
 }
 
 /// What the page cache has.
@@ -50,12 +98,9 @@ pub(super) enum Found {
     /// Up to date, with the reference asked for.
     Ready(Frame),
     /// Not there, being read, or locked.
-    NotReady {
-        /// The last.
-        locked: bool,
-    },
-    /// Mapped or pinned as often as can be counted: like no memory.
-    Full,
+    NotReady(NotReady),
+    /// No frame for it; or mapped or pinned as often as can be counted, which is like that.
+    NoMemory,
     /// The file has no such page.
     PastEnd(FaultError),
 }
@@ -72,9 +117,16 @@ pub(super) fn find<H: Host, D: LockingDesign>(
     if page >= file.pages() {
         return Found::PastEnd(super::past_end(address, file, page));
     }
+    if file.is_in_memory() {
+        return match file.make_page(page, reference) {
+            Ok(frame) => Found::Ready(frame),
+            Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
+            Err(Miss::OutOfMemory | Miss::Queue(_)) => Found::NoMemory,
+        };
+    }
     match file.find(page, reference) {
-        Err(Full) => Found::Full,
-        Ok(None) => Found::NotReady { locked: false },
+        Err(Full) => Found::NoMemory,
+        Ok(None) => Found::NotReady(NotReady::Absent),
         Ok(Some(frame)) => {
             let folio = work.engine().folio(frame);
             let (ready, locked) = (folio.is_uptodate(), D::LOCKS_FOLIOS && folio.is_locked());
@@ -82,7 +134,7 @@ pub(super) fn find<H: Host, D: LockingDesign>(
                 return Found::Ready(frame);
             }
             work.engine().put(frame, reference);
-            Found::NotReady { locked: ready }
+            Found::NotReady(if ready { NotReady::Locked } else { NotReady::Absent })
         }
     }
 }

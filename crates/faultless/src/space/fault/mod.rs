@@ -14,7 +14,7 @@ use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
-use crate::page_cache::{File, Miss};
+use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::store::StoreError;
@@ -23,7 +23,7 @@ use alloc::sync::Arc;
 use file::NotReady;
 use pending::Awaited;
 
-/// Why an access cannot be served. A process would get a signal: SEGV for the first two, BUS for the next two.
+/// Why an access cannot be served. A process would get a signal: SEGV for the first three, BUS for the next two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
     /// Nothing is mapped there (SEGV_MAPERR).
@@ -41,6 +41,12 @@ pub enum FaultError {
         access: Access,
         /// What the mapping allows.
         protection: Protection,
+    },
+    /// It is a guard page (SEGV_MAPERR, as Linux has it).
+    #[error("{address} is a guard page")]
+    Guard {
+        /// The address of the access.
+        address: VirtAddr,
     },
     /// The page lies past the end of the file (BUS_ADRERR).
     #[error("{address} shows page {page} of a file of {length} bytes")]
@@ -109,8 +115,9 @@ pub(super) struct Absent<H: Host> {
     pub file: Arc<File<H>>,
     pub page: u64,
     pub serial: u64,
-    /// It is there, and a file system has it locked.
-    pub locked: bool,
+    pub why: NotReady,
+    /// The file's [`File::cuts`] before it was looked for again.
+    pub cuts: u64,
 }
 
 impl<H: Host> Absent<H> {
@@ -124,11 +131,19 @@ impl<H: Host> Absent<H> {
             && mapping.serial == self.serial
             && mapping.protection.allows(access)
             && work.entry.frame().is_none()
+            && (!work.entry.is_guard() || cfg!(mutant = "resume_over_guard"))
+    }
+
+    /// Whether it has to be waited for still.
+    fn is_busy<D: LockingDesign>(&self, pin: &Pin<H>) -> bool {
+        pin.is_reading()
+            || D::LOCKS_FOLIOS && pin.is_locked()
+            || self.why == NotReady::Writeback && pin.is_writeback()
     }
 
     /// What happens after the wait for it.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
-        if self.locked { D::after_lock(attempt) } else { D::after_io(attempt) }
+        if self.why == NotReady::Absent { D::after_io(attempt) } else { D::after_lock(attempt) }
     }
 }
 
@@ -154,7 +169,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    fn fault_from(
+    pub(super) fn fault_from(
         &self,
         address: VirtAddr,
         access: Access,
@@ -169,6 +184,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let mut kept: Option<D::Kept> = None;
         loop {
             let work = |work: Announced<'_, H, D>| {
+                if !work.attempt.only.admits(work.vma.mapping()) {
+                    return Step::Done(None);
+                }
                 let class = classify(&work, address, access);
                 finish(work, class)
             };
@@ -179,7 +197,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     kept = worked.kept.or(kept);
                     worked.result
                 }
-                Err(Refused::Hole | Refused::NoTable) => return Err(FaultError::NoMapping { address }),
+                Err(Refused::Hole | Refused::NoTable) => {
+                    // Nothing is held while a mapping above is made longer.
+                    kept = None;
+                    if space.grow_down(page) {
+                        continue;
+                    }
+                    return Err(FaultError::NoMapping { address });
+                }
                 Err(Refused::OutOfMemory) => Step::NeedMemory,
             };
             match result {
@@ -200,15 +225,23 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
                 Step::NeedMemory => {
                     look += 1;
+                    let writes = engine.wait_for_writes();
                     if !engine.make_room(look) {
                         // Before what it keeps is asked for once more.
                         drop(kept);
                         space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
+                    if let Some(unpinned) = writes {
+                        // What is being written can be evicted then.
+                        drop(kept);
+                        let awaited = Awaited::Memory { unpinned };
+                        let pending = PendingFault::new(self, address, access, attempt, awaited, None);
+                        return Ok(Fault::Pending(pending));
+                    }
                 }
                 Step::Wait(absent) => {
-                    if !absent.locked && !core::mem::replace(&mut counted, true) {
+                    if absent.why == NotReady::Absent && !core::mem::replace(&mut counted, true) {
                         engine.counters().add(Counter::MajorFaults, 1);
                     }
                     let after = absent.after::<D>(attempt);
@@ -219,8 +252,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         // again.
                         Ok((pin, _))
                             if after != AfterIo::Resume
-                                && !pin.is_reading()
-                                && !(D::LOCKS_FOLIOS && pin.is_locked())
+                                && !absent.is_busy::<D>(&pin)
                                 && absent.file.is_attached(absent.page, pin.frame()) =>
                         {
                             continue;
@@ -305,13 +337,17 @@ enum Class<'a, H: Host> {
     Step(Step<H>),
     /// It has the right: somebody was quicker, or the processor's own table lags behind.
     Served,
+    /// It is a guard page.
+    Guard(VirtAddr),
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
     Fill(&'a AnonRecord, Access),
-    File(&'a Arc<File<H>>, u64),
+    File(&'a Arc<File<H>>, u64, Access),
     Private(&'a AnonRecord, &'a Arc<File<H>>, u64),
     Break(&'a AnonRecord, Frame),
+    /// The first store to a page of a shared mapping, since it was mapped or written back.
+    Dirty(&'a Arc<File<H>>, u64, Frame),
 }
 
 fn classify<'a, H: Host, D: LockingDesign>(
@@ -325,13 +361,17 @@ fn classify<'a, H: Host, D: LockingDesign>(
         let protection = mapping.protection;
         return Class::Step(Step::Failed(FaultError::Protection { address, access, protection }));
     }
+    if entry.is_guard() {
+        return Class::Guard(address);
+    }
     let needed = needed(access);
     let record = || vma.record().map(|record| &**record);
     match (entry.frame(), access, &mapping.backing) {
         (Some(_), _, _) if entry.has(needed) => Class::Served,
-        (Some(frame), Access::Write, _) => match record() {
-            Some(record) => Class::Break(record, frame),
-            None => Class::Step(Step::LookAgain), // shared mappings are not writable: protection said so above
+        (Some(frame), Access::Write, _) => match (record(), mapping.file_page(work.page)) {
+            (Some(record), _) => Class::Break(record, frame),
+            (None, Some((file, page))) => Class::Dirty(file, page, frame),
+            (None, None) => Class::Step(Step::LookAgain),
         },
         (Some(_), _, _) => Class::Rights,
         (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
@@ -343,7 +383,7 @@ fn classify<'a, H: Host, D: LockingDesign>(
             let page = first + (work.page.get() - mapping.range.start().get());
             match (access, mapping.sharing, record()) {
                 (Access::Write, Sharing::Private, Some(record)) => Class::Private(record, file, page),
-                _ => Class::File(file, page),
+                _ => Class::File(file, page, access),
             }
         }
     }
@@ -351,8 +391,8 @@ fn classify<'a, H: Host, D: LockingDesign>(
 
 fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>) -> Step<H> {
     let serial = work.vma.mapping().serial;
-    let wait = |file: &Arc<File<H>>, page, NotReady { locked, .. }| {
-        Step::Wait(Absent { file: file.clone(), page, serial, locked })
+    let wait = |file: &Arc<File<H>>, page, why| {
+        Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
     };
     if let Class::Fill(record, _) | Class::Private(record, ..) | Class::Break(record, _) = class
         && !record.has_pages()
@@ -362,6 +402,10 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
     }
     match class {
         Class::Step(step) => step,
+        Class::Guard(address) => {
+            work.refuse();
+            Step::Failed(FaultError::Guard { address })
+        }
         Class::Served => {
             let entry = work.entry;
             install(work, entry)
@@ -372,7 +416,12 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
         }
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(record, access) => anonymous::fill(work, record, access),
-        Class::File(file, page) => file::map(work, file, page).unwrap_or_else(|no| wait(file, page, no)),
+        Class::File(file, page, access) => {
+            file::map(work, file, page, access).unwrap_or_else(|no| wait(file, page, no))
+        }
+        Class::Dirty(file, page, frame) => {
+            file::make_writable(work, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
+        }
         Class::Private(record, file, page) => {
             let copied = copy_on_write::from_file(work, record, file, page);
             copied.unwrap_or_else(|no| wait(file, page, no))

@@ -2,6 +2,7 @@
 
 use super::super::page_work::{Announced, Leaves, Worked};
 use super::super::{AddressSpace, Space};
+use super::file::NotReady;
 use super::{Absent, Fault, FaultError, Step, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, LockingDesign};
@@ -76,8 +77,11 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     pub fn is_ready(&self) -> bool {
         self.is_given_up()
             || match &self.awaited {
-                Awaited::Page { pin, absent, .. } if absent.locked => !pin.is_locked(),
-                Awaited::Page { pin, .. } => !pin.is_reading(),
+                Awaited::Page { pin, absent, .. } => !match absent.why {
+                    NotReady::Absent => pin.is_reading(),
+                    NotReady::Locked => pin.is_locked(),
+                    NotReady::Writeback => pin.is_writeback(),
+                },
                 Awaited::Memory { unpinned } => self.engine.unpinned_since(*unpinned),
             }
     }
@@ -95,8 +99,11 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     pub fn wait(self) -> Result<Fault<H, D>, FaultError> {
         let given_up = || self.is_given_up();
         match &self.awaited {
-            Awaited::Page { pin, absent, .. } if absent.locked => pin.wait_for_lock(&given_up),
-            Awaited::Page { pin, .. } => pin.wait_for_read(&given_up),
+            Awaited::Page { pin, absent, .. } => match absent.why {
+                NotReady::Absent => pin.wait_for_read(&given_up),
+                NotReady::Locked => pin.wait_for_lock(&given_up),
+                NotReady::Writeback => pin.wait_for_write(&given_up),
+            },
             Awaited::Memory { unpinned } => self.engine.wait_for_unpin(*unpinned, &given_up),
         }
         self.finish()
@@ -125,6 +132,10 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
+            Some(error) if absent.file.is_cut_since(absent.cuts, error) => {
+                drop(kept);
+                return space.fault_from(address, access, D::again(attempt, started));
+            }
             Some(error) => {
                 drop(kept);
                 space.0.refuse(address.page(), |work| absent.is_wanted(work, access));
@@ -137,6 +148,13 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             }
         }
         let again = D::again(attempt, started);
+        if absent.why == NotReady::Writeback {
+            // The entry may have the page already, so that there is nothing to compare.
+            drop(kept);
+            let fault = space.fault_from(address, access, again);
+            drop(pin);
+            return fault;
+        }
         if absent.after::<D>(attempt) == AfterIo::Retry {
             drop((pin, kept));
             space.engine().counters().add(Counter::Retries, 1);
@@ -167,7 +185,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
     ) -> bool {
         let map = |work: Announced<'_, H, D>| {
-            if !absent.is_wanted(&work, access) {
+            if !absent.is_wanted(&work, access) || !work.attempt.only.admits(work.vma.mapping()) {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
@@ -185,7 +203,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
                 _ => {
                     work.engine().folio(pin.frame()).try_get(Reference::Mapping).ok()?;
-                    file::map_frame(work, pin.frame())
+                    file::map_frame(work, &absent.file, absent.page, access, pin.frame()).ok()?
                 }
             };
             Some(step)

@@ -1,0 +1,114 @@
+//! What differs from Linux, by intention or not mended yet: counted apart, each with its reason in docs/check.md.
+
+use super::operation::{Object, Operation};
+use super::step::{Caught, Line, Outcome, Step, merged};
+use faultless::address::PAGE_SIZE;
+use faultless::vma::Flags;
+
+/// A difference that is known.
+#[derive(Debug)]
+pub struct Known {
+    /// Its name in reports and in docs/check.md, where its reason stands.
+    pub name: &'static str,
+    /// Whether it is by intention, or only not mended yet.
+    pub by_intention: bool,
+    /// Whether the two sides are in different states after it: then the episode ends with it.
+    pub parts_them: bool,
+    /// Whether it is this one: the operation, the engine's step, Linux's step.
+    is_it: fn(&Operation, &Step, &Step) -> bool,
+}
+
+/// All there are.
+pub const KNOWN: &[Known] = &[
+    Known {
+        name: "the address of a SIGBUS",
+        by_intention: false,
+        parts_them: false,
+        is_it: |_, Step(engine, _), Step(linux, _)| match (engine, linux) {
+            (Outcome::Signal(engine), Outcome::Signal(linux)) => {
+                engine.number == Caught::BUS
+                    && (engine.number, engine.code) == (linux.number, linux.code)
+                    && engine.at.0 / PAGE_SIZE == linux.at.0 / PAGE_SIZE
+            }
+            _ => false,
+        },
+    },
+    Known {
+        name: "a page of a file beyond all lengths",
+        by_intention: false,
+        parts_them: true,
+        is_it: |operation, Step(engine, _), Step(linux, _)| {
+            matches!(operation, Operation::Map { object: Object::File { first, .. }, .. } if *first >= 1 << 40)
+                && engine != linux
+        },
+    },
+    Known {
+        name: "which of two errors",
+        by_intention: false,
+        parts_them: false,
+        is_it: |_, Step(engine, _), Step(linux, _)| matches!((engine, linux), (Outcome::Error(engine), Outcome::Error(linux)) if engine != linux),
+    },
+    Known {
+        name: "which neighbours merge",
+        by_intention: false,
+        parts_them: true,
+        is_it: |_, Step(engine, my_map), Step(linux, their_map)| match (my_map, their_map) {
+            (Some(my_map), Some(their_map)) => {
+                engine == linux && merged(my_map.clone()) == merged(their_map.clone())
+            }
+            (Some(_), None) | (None, Some(_)) => engine == linux,
+            (None, None) => false,
+        },
+    },
+];
+
+/// The one that this is, if it is one.
+pub fn known(operation: &Operation, engine: &Step, linux: &Step) -> Option<&'static Known> {
+    let broken = [engine, linux].iter().any(|step| matches!(step.0, Outcome::Broken(_)));
+    KNOWN.iter().filter(|_| !broken).find(|known| (known.is_it)(operation, engine, linux))
+}
+
+/// Two sides that disagree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Which operation it was, from 0.
+    pub place: usize,
+    /// What the engine said.
+    pub engine: Step,
+    /// What Linux said.
+    pub linux: Step,
+}
+
+impl Difference {
+    /// What is different, in a few lines.
+    pub fn lines(&self) -> Vec<String> {
+        let (Step(mine, my_map), Step(theirs, their_map)) = (&self.engine, &self.linux);
+        let mut lines = Vec::new();
+        if let (Outcome::Looked(my_pages, my_flags), Outcome::Looked(pages, flags)) = (mine, theirs) {
+            for (page, (mine, theirs)) in my_pages.iter().zip(pages).enumerate() {
+                if mine != theirs {
+                    lines.push(format!("p{page}: engine {mine}, Linux {theirs}"));
+                }
+            }
+            for (page, (mine, theirs)) in my_flags.iter().zip(flags).enumerate() {
+                if mine != theirs {
+                    let [mine, theirs] = [mine, theirs].map(|bits| Flags::from_bits_truncate(*bits));
+                    lines.push(format!("p{page}: engine has the flags {mine:?}, Linux {theirs:?}"));
+                }
+            }
+        } else if mine != theirs {
+            lines.push(format!("engine  {mine}"));
+            lines.push(format!("Linux   {theirs}"));
+        }
+        if my_map != their_map {
+            let map = |map: &Option<Vec<Line>>| match map {
+                None => "as before".to_string(),
+                Some(lines) if lines.is_empty() => "empty".to_string(),
+                Some(lines) => lines.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            };
+            lines.push(format!("map of the engine  {}", map(my_map)));
+            lines.push(format!("map of Linux       {}", map(their_map)));
+        }
+        lines
+    }
+}

@@ -1,0 +1,42 @@
+//! `faultless check`: the same random operations on the engine and on the Linux that this runs on, compared step by step.
+//!
+//! ```text
+//!  seed ──► generate: episodes of operations ──┬──► engine: a space of the software machine ──► steps ─┐
+//!                                              │                                                    equal?
+//!                                              └─ socket ──► oracle: a process of its own ──► steps ─┘ │
+//!                                                             (its children by fork, too)              │ no
+//!                                              the list a person reads ◄── shrink: again, with less ◄──┘
+//! ```
+//! A step is what an operation gave (a number, an error, a signal), and the map if it has changed. Both sides say it as a
+//! line of JSON; equal lines are equal steps. How an operation is added stands in `docs/check.md`.
+
+mod command;
+mod differences;
+mod draw;
+mod engine;
+mod generate;
+mod operation;
+mod step;
+mod summary;
+
+#[cfg(target_os = "linux")]
+mod link;
+#[cfg(target_os = "linux")]
+mod oracle;
+#[cfg(target_os = "linux")]
+mod run;
+#[cfg(target_os = "linux")]
+mod shrink;
+#[cfg(target_os = "linux")]
+mod sys;
+
+pub use command::Check;
+pub use engine::{Plant, Planted};
+#[cfg(target_os = "linux")]
+pub use link::{Commands, own_command};
+pub use operation::{At, Length, Object, Operation, PAGES, Place, Rights};
+#[cfg(target_os = "linux")]
+pub use oracle::{ORACLE, oracle};
+#[cfg(target_os = "linux")]
+pub use run::Plan;
+pub use summary::{Found, SCHEMA, Summary};

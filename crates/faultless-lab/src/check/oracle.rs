@@ -1,0 +1,352 @@
+//! The oracle: a process of its own that does an episode's operations on the Linux it runs on, and says what they gave.
+
+use super::generate::Episode;
+use super::operation::{At, FILES, Length, Object, Operation, PAGES, WINDOW, exit_of};
+use super::step::{Caught, Line, Outcome, Page, Seen, Step, contents, merged, number_of};
+use super::sys;
+use crate::native;
+use faultless::address::PAGE_SIZE;
+use faultless::vma::Flags;
+use rustix::process::{Signal, WaitOptions, set_parent_process_death_signal, waitpid};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+/// The command of this executable that is an oracle.
+pub const ORACLE: &str = "check-oracle";
+
+/// What an oracle says first.
+pub const READY: &[u8] = b"ready";
+
+/// What is said is collected up to so many bytes.
+const COLLECTED: usize = 16 << 10;
+
+/// What the oracle is asked, in one line of JSON; it answers a line for each operation.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// What to do.
+    pub episode: Episode,
+    /// Says each answer at once, so that a death leaves no doubt where it was.
+    pub at_once: bool,
+}
+
+/// What an oracle does: takes episodes from the socket that is its standard input until nothing comes any more.
+pub fn oracle() -> ExitCode {
+    // What is missed here, the end of the socket says.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let run = || -> io::Result<()> {
+        native::forbid_huge_pages()?;
+        let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let mut requests = BufReader::new(socket.try_clone()?);
+        let mut process = Process::new(socket)?;
+        process.collected.extend(READY);
+        process.collected.push(b'\n');
+        process.flush()?;
+        let mut line = String::new();
+        while requests.read_line(&mut line)? != 0 {
+            let request: Request = serde_json::from_str(&line)?;
+            process.run(&request)?;
+            line.clear();
+        }
+        Ok(())
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("faultless: an oracle is started by check, not by hand: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// A file, by its two handles.
+struct Handles {
+    both: File,
+    /// For mappings.
+    read_only: File,
+    inode: u64,
+}
+
+impl Handles {
+    fn new() -> io::Result<Self> {
+        let both = tempfile::tempfile()?;
+        let read_only = File::open(format!("/proc/self/fd/{}", both.as_raw_fd()))?;
+        let inode = both.metadata()?.ino();
+        Ok(Self { both, read_only, inode })
+    }
+}
+
+/// A process whose window is used: the oracle, or a child of fork.
+struct Process {
+    socket: UnixStream,
+    collected: Vec<u8>,
+    at_once: bool,
+    merged: bool,
+    files: Vec<Handles>,
+    maps: Maps,
+    /// The map as it was said last.
+    said: Vec<Line>,
+}
+
+impl Process {
+    fn new(socket: UnixStream) -> io::Result<Self> {
+        let files = (0..FILES).map(|_| Handles::new()).collect::<io::Result<_>>()?;
+        let maps = Maps::of_this_process()?;
+        Ok(Self {
+            socket,
+            collected: Vec::new(),
+            at_once: false,
+            merged: false,
+            files,
+            maps,
+            said: Vec::new(),
+        })
+    }
+
+    fn run(&mut self, request: &Request) -> io::Result<()> {
+        let window = Length::pages(PAGES);
+        sys::unmap(At(0), window).map_err(io::Error::from_raw_os_error)?;
+        self.said.clear();
+        self.at_once = request.at_once;
+        self.merged = request.episode.merged;
+        for (number, handles) in self.files.iter().enumerate() {
+            let bytes = contents(request.episode.seed, number, request.episode.files[number]);
+            handles.both.set_len(0)?;
+            handles.both.write_all_at(&bytes, 0)?;
+        }
+        self.perform_all(&request.episode.operations)?;
+        self.flush()
+    }
+
+    fn perform_all(&mut self, operations: &[Operation]) -> io::Result<()> {
+        let mut next = 0;
+        while let Some(operation) = operations.get(next) {
+            next = match operation {
+                Operation::Fork => {
+                    let exit = exit_of(operations, next);
+                    self.fork(&operations[next + 1..exit], exit < operations.len())?;
+                    exit + 1
+                }
+                _ => {
+                    let outcome = self.perform(operation)?;
+                    self.say(outcome)?;
+                    next + 1
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// The child says what fork gave and what its operations give; the parent says what its exit gave, if that is one of
+    /// the operations.
+    fn fork(&mut self, operations: &[Operation], exits: bool) -> io::Result<()> {
+        self.flush()?;
+        let child = native::fork(|| {
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            let mut run = || {
+                self.maps = Maps::of_this_process()?;
+                self.say(Outcome::Done(0))?;
+                self.perform_all(operations)?;
+                self.flush()
+            };
+            i32::from(run().is_err())
+        })?;
+        let status = loop {
+            match waitpid(Some(child), WaitOptions::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                waited => break waited?.map(|(_, status)| status),
+            }
+        };
+        match status {
+            Some(status) if status.exit_status() == Some(0) => {
+                if exits {
+                    self.say(Outcome::Done(0))
+                } else {
+                    Ok(())
+                }
+            }
+            status => self.say(Outcome::Broken(format!("the child of fork died: {status:?}"))),
+        }
+    }
+
+    fn perform(&self, operation: &Operation) -> io::Result<Outcome> {
+        Ok(match *operation {
+            Operation::Map { at, length, rights, object, place } => {
+                let file = match object {
+                    Object::Anonymous => None,
+                    Object::File { file, first, shared } => {
+                        Some((self.files[file].read_only.as_fd(), first.wrapping_mul(PAGE_SIZE), shared))
+                    }
+                };
+                called(sys::map((at, length), rights, file, place))
+            }
+            Operation::Unmap { at, length } => called(sys::unmap(at, length)),
+            Operation::Protect { at, length, rights } => called(sys::protect(at, length, rights)),
+            Operation::Discard { at, length } => called(sys::advise(at, length, libc::MADV_DONTNEED)),
+            Operation::Load { at } => accessed(sys::load(at)),
+            Operation::LoadByte { at } => accessed(sys::load_byte(at)),
+            Operation::Store { at, value } => accessed(sys::store(at, value)),
+            Operation::StoreByte { at, value } => accessed(sys::store_byte(at, value)),
+            Operation::Add { at, value } => accessed(sys::add(at, value)),
+            Operation::Read { at, pages } => {
+                let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
+                match sys::read(at, &mut bytes) {
+                    Ok(()) => Outcome::Read(number_of(&bytes), bytes.len() as u64, None),
+                    Err((done, signal)) => {
+                        Outcome::Read(number_of(&bytes[..done]), done as u64, Some(signal))
+                    }
+                }
+            }
+            Operation::Truncate { file, length } => {
+                self.files[file].both.set_len(length)?;
+                Outcome::Done(0)
+            }
+            Operation::Look => {
+                let mut bytes: Page = [0; PAGE_SIZE as usize];
+                let mut see = |page| match sys::read(At::page(page), &mut bytes) {
+                    Ok(()) => Seen::Bytes(number_of(&bytes)),
+                    Err((_, signal)) => Seen::Signal(signal),
+                };
+                Outcome::Looked((0..PAGES).map(&mut see).collect(), flags()?)
+            }
+            // The parent's and the child's; one without the other is nothing.
+            Operation::Fork | Operation::Exit => Outcome::Done(0),
+        })
+    }
+
+    /// Says how an operation ended.
+    fn say(&mut self, outcome: Outcome) -> io::Result<()> {
+        let mut map = self.maps.window(&self.files)?;
+        if self.merged {
+            map = merged(map);
+        }
+        let step = if map == self.said {
+            Step(outcome, None)
+        } else {
+            self.said.clone_from(&map);
+            Step(outcome, Some(map))
+        };
+        serde_json::to_writer(&mut self.collected, &step)?;
+        self.collected.push(b'\n');
+        if self.at_once || self.collected.len() >= COLLECTED { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.write_all(&self.collected)?;
+        self.collected.clear();
+        Ok(())
+    }
+}
+
+fn called(result: Result<u64, i32>) -> Outcome {
+    result.map_or_else(Outcome::Error, Outcome::Done)
+}
+
+fn accessed(result: Result<u64, Caught>) -> Outcome {
+    result.map_or_else(Outcome::Signal, Outcome::Done)
+}
+
+/// The map of a process, for itself.
+enum Maps {
+    /// By PROCMAP_QUERY.
+    Queried(File),
+    /// By reading all of it: before Linux 6.11.
+    Read,
+}
+
+impl Maps {
+    fn of_this_process() -> io::Result<Self> {
+        let file = File::open("/proc/self/maps")?;
+        match sys::mapping_from(&file, 0) {
+            Ok(_) => Ok(Self::Queried(file)),
+            Err(_) => Ok(Self::Read),
+        }
+    }
+
+    /// The lines of the window.
+    fn window(&self, files: &[Handles]) -> io::Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        let mut add = |(start, end): (u64, u64), flags: u64, offset: u64, inode: u64| {
+            let file = files.iter().position(|handles| handles.inode == inode);
+            lines.push(Line {
+                start: start.wrapping_sub(WINDOW) / PAGE_SIZE,
+                end: end.wrapping_sub(WINDOW) / PAGE_SIZE,
+                rights: (flags & 7) as u8,
+                shared: flags & 8 != 0,
+                file: (inode != 0).then(|| (file.unwrap_or(usize::MAX), offset / PAGE_SIZE)),
+            });
+        };
+        match self {
+            Self::Queried(maps) => {
+                let mut from = WINDOW;
+                while let Some(line) = sys::mapping_from(maps, from)?.filter(|line| inside(line.start)) {
+                    add((line.start, line.end), line.flags, line.offset, line.inode);
+                    from = line.end;
+                }
+            }
+            Self::Read => {
+                for line in BufReader::new(File::open("/proc/self/maps")?).lines() {
+                    let line = line?;
+                    let Some(range) = range_of(&line) else { continue };
+                    if inside(range.0) || inside(range.1 - 1) {
+                        let mut words = line.split_ascii_whitespace().skip(1);
+                        let mut next = || words.next().unwrap_or_default();
+                        let (rights, offset, _, inode) = (next().as_bytes(), next(), next(), next());
+                        let set = b"rwxs".iter().enumerate();
+                        let flags = set.filter(|(i, letter)| rights.get(*i) == Some(letter));
+                        let flags = flags.fold(0, |flags, (i, _)| flags | 1 << i);
+                        let offset = u64::from_str_radix(offset, 16).unwrap_or_default();
+                        add(range, flags, offset, inode.parse().unwrap_or_default());
+                    }
+                }
+            }
+        }
+        Ok(lines)
+    }
+}
+
+fn inside(address: u64) -> bool {
+    (WINDOW..WINDOW + PAGES * PAGE_SIZE).contains(&address)
+}
+
+/// The addresses that a line of maps or smaps begins with.
+fn range_of(line: &str) -> Option<(u64, u64)> {
+    let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
+    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
+
+/// The flags of each page of the window, as the engine has them.
+fn flags() -> io::Result<Vec<u16>> {
+    let mut flags = vec![0; PAGES as usize];
+    let mut pages = 0..0;
+    for line in BufReader::new(File::open("/proc/self/smaps")?).lines() {
+        let line = line?;
+        if let Some((start, end)) = range_of(&line) {
+            let page = |address: u64| (address.saturating_sub(WINDOW) / PAGE_SIZE).min(PAGES) as usize;
+            pages = page(start)..page(end);
+            if start >= WINDOW + PAGES * PAGE_SIZE {
+                break;
+            }
+        } else if let Some(names) = line.strip_prefix("VmFlags:") {
+            let known = names.split_ascii_whitespace().map(|name| match name {
+                "lo" => Flags::LOCKED,
+                // The one that has no name.
+                "??" => Flags::LOCKED_ON_FAULT,
+                "dc" => Flags::DONT_FORK,
+                "wf" => Flags::WIPE_ON_FORK,
+                "gd" => Flags::GROWS_DOWN,
+                "sr" => Flags::SEQUENTIAL,
+                "rr" => Flags::RANDOM,
+                "sl" => Flags::SEALED,
+                "nr" => Flags::NO_RESERVE,
+                _ => Flags::empty(),
+            });
+            flags[pages.clone()].fill(known.fold(Flags::empty(), |all, flag| all | flag).bits());
+        }
+    }
+    Ok(flags)
+}

@@ -1,0 +1,245 @@
+//! The run: episodes on both sides, step by step, until all is done or something differs.
+
+use super::differences::{Difference, known};
+use super::engine::{Plant, subject};
+use super::generate::{EPISODE, Episode, seed_of};
+use super::link::{Commands, Oracle, PATIENCE};
+use super::oracle::Request;
+use super::shrink::shrink;
+use super::step::{Outcome, Step};
+use super::summary::{Found, SCHEMA, Summary};
+use crate::designs::Design;
+use crate::progress::Progress;
+use crate::trouble::Trouble;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What is to be checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The engine's design.
+    pub design: &'static Design,
+    /// How many operations.
+    pub operations: u64,
+    /// What all follows from.
+    pub seed: u64,
+    /// Whether to leave alone where alike neighbours are cut.
+    pub merged: bool,
+    /// How long a process to check against may say nothing.
+    pub patience: Duration,
+    /// A planted difference, for tests.
+    pub plant: Option<Plant>,
+}
+
+/// How an episode went.
+enum Ended {
+    Same,
+    Different(Difference),
+    Interrupted,
+}
+
+impl Plan {
+    /// A hundred thousand operations under `design`, from seed 1.
+    pub fn new(design: &'static Design) -> Self {
+        Self { design, operations: 100_000, seed: 1, merged: false, patience: PATIENCE, plant: None }
+    }
+
+    /// Runs it, with oracles by `commands`.
+    ///
+    /// # Errors
+    /// [`Trouble::Cannot`] if no process can be made to check against.
+    pub fn run(&self, commands: Commands<'_>, interrupted: &AtomicBool) -> Result<Summary, Trouble> {
+        let mut summary = Summary {
+            schema: SCHEMA,
+            design: self.design.name.into(),
+            kernel: kernel(),
+            seed: self.seed,
+            threads: 1,
+            ..Summary::default()
+        };
+        let episodes = self.operations.div_ceil(EPISODE);
+        let progress = Progress::new(usize::try_from(episodes).unwrap_or(usize::MAX));
+        progress.say(&format!("checking {} against {}", self.design.name, summary.kernel));
+        let start = Instant::now();
+        let mut oracle = Oracle::start(commands, self.patience)?;
+        let ask = |oracle: &Oracle, number: u64| {
+            let episode = self.episode(number);
+            let request = Request { episode, at_once: false };
+            oracle.ask(&request);
+            request.episode
+        };
+        let mut next = (episodes > 0).then(|| ask(&oracle, 0));
+        for number in 0..episodes {
+            let Some(episode) = next.take() else { break };
+            // While we compare this one, the oracle can go on with the next.
+            next = (number + 1 < episodes).then(|| ask(&oracle, number + 1));
+            match self.play(&episode, &mut oracle, Some(&mut summary), interrupted)? {
+                Ended::Same => summary.episodes += 1,
+                Ended::Interrupted => {
+                    summary.interrupted = true;
+                    break;
+                }
+                Ended::Different(difference) => {
+                    drop(oracle);
+                    progress.say("shrinking a difference");
+                    summary.seconds = start.elapsed().as_secs_f64();
+                    summary.difference = Some(self.found(&episode, difference, commands, interrupted)?);
+                    return Ok(summary);
+                }
+            }
+            progress.step();
+        }
+        summary.seconds = start.elapsed().as_secs_f64();
+        Ok(summary)
+    }
+
+    fn episode(&self, number: u64) -> Episode {
+        let length = (self.operations - number * EPISODE).min(EPISODE);
+        Episode { merged: self.merged, ..Episode::new(seed_of(self.seed, number), length) }
+    }
+
+    /// Runs an episode that the oracle has been asked for.
+    fn play(
+        &self,
+        episode: &Episode,
+        oracle: &mut Oracle,
+        mut summary: Option<&mut Summary>,
+        interrupted: &AtomicBool,
+    ) -> Result<Ended, Trouble> {
+        let mut engine = subject(self.design, episode, self.plant).map_err(Trouble::Cannot)?;
+        let mut line = Vec::new();
+        for (place, operation) in episode.operations.iter().enumerate() {
+            let step = engine.step(operation);
+            line.clear();
+            serde_json::to_writer(&mut line, &step)
+                .map_err(|error| Trouble::Cannot(format!("cannot say a step: {error}")))?;
+            let linux = match oracle.answer() {
+                Ok(answer) if answer == line => None,
+                Ok(answer) => Some(serde_json::from_slice(answer).unwrap_or_else(|error| {
+                    Step(Outcome::Broken(format!("an answer that is none ({error})")), None)
+                })),
+                Err(lost) => Some(Step(Outcome::Broken(lost), None)),
+            };
+            if let Some(linux) = linux {
+                match (known(operation, &step, &linux), &mut summary) {
+                    (Some(known), summary) => {
+                        if let Some(summary) = summary {
+                            *summary.known.entry(known.name.into()).or_default() += 1;
+                        }
+                        if known.parts_them {
+                            // What is lost is found by those who shrink.
+                            for after in place + 1..episode.operations.len() {
+                                if let Err(lost) = oracle.answer() {
+                                    let linux = Step(Outcome::Broken(lost), None);
+                                    let difference = Difference { place: after, engine: step, linux };
+                                    return Ok(Ended::Different(difference));
+                                }
+                            }
+                            return Ok(Ended::Same);
+                        }
+                    }
+                    (None, _) if interrupted.load(Ordering::Relaxed) => return Ok(Ended::Interrupted),
+                    (None, _) => {
+                        return Ok(Ended::Different(Difference { place, engine: step, linux }));
+                    }
+                }
+            }
+            if let Some(summary) = &mut summary {
+                summary.count(operation, step.0.class());
+                if interrupted.load(Ordering::Relaxed) {
+                    return Ok(Ended::Interrupted);
+                }
+            }
+        }
+        match engine.finish() {
+            Ok(()) => Ok(Ended::Same),
+            Err(what) => {
+                let place = episode.operations.len() - 1;
+                let (engine, linux) = (Step(Outcome::Broken(what), None), Step(Outcome::Done(0), None));
+                Ok(Ended::Different(Difference { place, engine, linux }))
+            }
+        }
+    }
+
+    /// The difference of an episode, shrunk and told.
+    fn found(
+        &self,
+        episode: &Episode,
+        difference: Difference,
+        commands: Commands<'_>,
+        interrupted: &AtomicBool,
+    ) -> Result<Found, Trouble> {
+        // Of a process that died, answers were lost: it may have been anywhere.
+        let died = matches!(difference.linux.0, Outcome::Broken(_));
+        let last = if died { episode.operations.len() } else { difference.place + 1 };
+        let upto = episode.operations.iter().take(last);
+        let operations = upto.filter(|operation| operation.counts()).count() as u64;
+        let mut again = Again { plan: self, commands, oracle: None };
+        let (episode, difference) =
+            shrink(episode.clone(), difference, interrupted, &mut |episode| again.differs(episode))?;
+        let shown = &episode.operations[..=difference.place.min(episode.operations.len() - 1)];
+        let mut depth = 0;
+        let list = shown.iter().map(|operation| {
+            use super::operation::Operation::{Exit, Fork};
+            depth -= usize::from(matches!(operation, Exit) && depth > 0);
+            let line = format!("{:1$}{operation}", "", 4 * depth);
+            depth += usize::from(matches!(operation, Fork));
+            line
+        });
+        let mut list: Vec<String> = list.collect();
+        if shown.iter().any(|o| o.file().is_some()) {
+            let [a, b] = episode.files;
+            list.insert(0, format!("file0 has {a:#x} bytes, file1 {b:#x}"));
+        }
+        Ok(Found {
+            seed: episode.seed,
+            operations,
+            list,
+            said: difference.lines(),
+            command: format!(
+                "faultless check --design {} --seed {} --ops {operations}{}",
+                self.design.name,
+                episode.seed,
+                if self.merged { " --merged" } else { "" }
+            ),
+        })
+    }
+}
+
+/// Runs parts of an episode again.
+struct Again<'a> {
+    plan: &'a Plan,
+    commands: Commands<'a>,
+    oracle: Option<Oracle>,
+}
+
+impl Again<'_> {
+    fn differs(&mut self, episode: &Episode) -> Result<Option<Difference>, Trouble> {
+        let mut oracle = match self.oracle.take() {
+            Some(oracle) => oracle,
+            None => Oracle::start(self.commands, self.plan.patience)?,
+        };
+        let request = Request { episode: episode.clone(), at_once: true };
+        oracle.ask(&request);
+        match self.plan.play(episode, &mut oracle, None, &AtomicBool::new(false))? {
+            // With all of its answers read, it can be asked again.
+            Ended::Same | Ended::Interrupted => {
+                self.oracle = Some(oracle);
+                Ok(None)
+            }
+            Ended::Different(difference) => {
+                let left = episode.operations.len() - 1 - difference.place;
+                if (0..left).all(|_| oracle.answer().is_ok()) {
+                    self.oracle = Some(oracle);
+                }
+                Ok(Some(difference))
+            }
+        }
+    }
+}
+
+/// The kernel's name and release.
+pub fn kernel() -> String {
+    let name = rustix::system::uname();
+    format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy())
+}

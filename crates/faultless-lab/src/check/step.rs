@@ -1,0 +1,247 @@
+//! What an operation gave, as both sides say it: equal values are equal lines of JSON.
+
+use super::operation::At;
+use faultless::address::PAGE_SIZE;
+use faultless::errno;
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Display, Formatter};
+use std::hash::{DefaultHasher, Hasher};
+
+/// A signal that an access met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caught {
+    /// SIGSEGV or SIGBUS.
+    pub number: i32,
+    /// `si_code`.
+    pub code: i32,
+    /// `si_addr`.
+    pub at: At,
+}
+
+impl Caught {
+    /// SIGSEGV, on all that Linux runs on here.
+    pub const SEGV: i32 = 11;
+    /// SIGBUS.
+    pub const BUS: i32 = 7;
+
+    /// Its name in reports.
+    pub fn name(&self) -> String {
+        match (self.number, self.code) {
+            (Self::SEGV, 1) => "SEGV_MAPERR".into(),
+            (Self::SEGV, 2) => "SEGV_ACCERR".into(),
+            (Self::BUS, 1) => "BUS_ADRALN".into(),
+            (Self::BUS, 2) => "BUS_ADRERR".into(),
+            (number, code) => format!("signal {number} code {code}"),
+        }
+    }
+}
+
+/// What a page of the window showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seen {
+    /// A number that its bytes have.
+    #[serde(rename = "b")]
+    Bytes(u64),
+    /// The signal that its first byte met.
+    #[serde(rename = "s")]
+    Signal(Caught),
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Well, and with this number: what was loaded, or an address.
+    #[serde(rename = "d")]
+    Done(u64),
+    /// With this error number.
+    #[serde(rename = "e")]
+    Error(i32),
+    /// With this signal.
+    #[serde(rename = "s")]
+    Signal(Caught),
+    /// Pages were read: the number of their bytes, how many bytes there were, and what ended it.
+    #[serde(rename = "r")]
+    Read(u64, u64, Option<Caught>),
+    /// The window: each page, and the flags of each page's mapping; zero where there is none.
+    #[serde(rename = "l")]
+    Looked(Vec<Seen>, Vec<u16>),
+    /// Its process died, or the engine broke a rule of its own.
+    #[serde(rename = "x")]
+    Broken(String),
+}
+
+/// Linux's name of an error.
+pub fn errno_name(number: i32) -> String {
+    let name = match number {
+        errno::EPERM => "EPERM",
+        errno::EIO => "EIO",
+        errno::EBADF => "EBADF",
+        errno::EAGAIN => "EAGAIN",
+        errno::ENOMEM => "ENOMEM",
+        errno::EACCES => "EACCES",
+        errno::EFAULT => "EFAULT",
+        errno::EBUSY => "EBUSY",
+        errno::EEXIST => "EEXIST",
+        errno::ENODEV => "ENODEV",
+        errno::EINVAL => "EINVAL",
+        errno::ENOSPC => "ENOSPC",
+        errno::EOVERFLOW => "EOVERFLOW",
+        errno::EOPNOTSUPP => "EOPNOTSUPP",
+        _ => return format!("errno {number}"),
+    };
+    name.into()
+}
+
+impl Outcome {
+    /// What a report counts it as.
+    pub fn class(&self) -> String {
+        match self {
+            Self::Done(_) | Self::Looked(..) | Self::Read(_, _, None) => "ok".into(),
+            Self::Error(number) => errno_name(*number),
+            Self::Signal(signal) | Self::Read(_, _, Some(signal)) => signal.name(),
+            Self::Broken(_) => "broken".into(),
+        }
+    }
+}
+
+impl Display for Caught {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name(), self.at)
+    }
+}
+
+impl Display for Seen {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(number) => write!(f, "bytes #{:04x}", number & 0xffff),
+            Self::Signal(signal) => f.write_str(&signal.name()),
+        }
+    }
+}
+
+impl Display for Outcome {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done(0) => f.write_str("0"),
+            Self::Done(value) => write!(f, "{value:#x}"),
+            Self::Error(number) => f.write_str(&errno_name(*number)),
+            Self::Signal(signal) => signal.fmt(f),
+            Self::Read(number, bytes, ended) => {
+                write!(f, "{bytes} bytes #{:04x}", number & 0xffff)?;
+                ended.map_or(Ok(()), |signal| write!(f, ", then {signal}"))
+            }
+            Self::Looked(..) => f.write_str("the window's bytes"),
+            Self::Broken(what) => f.write_str(what),
+        }
+    }
+}
+
+/// A line of the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its first page.
+    #[serde(rename = "a")]
+    pub start: u64,
+    /// The page behind its last.
+    #[serde(rename = "z")]
+    pub end: u64,
+    /// PROT_READ, PROT_WRITE, PROT_EXEC.
+    #[serde(rename = "r")]
+    pub rights: u8,
+    /// MAP_SHARED.
+    #[serde(rename = "s")]
+    pub shared: bool,
+    /// The file and its page, unless it is anonymous.
+    #[serde(rename = "f")]
+    pub file: Option<(usize, u64)>,
+}
+
+impl Line {
+    /// Whether the two look like one.
+    pub fn goes_on_with(&self, next: &Self) -> bool {
+        let file = self.file.map(|(file, first)| (file, first + self.end - self.start));
+        (self.end, self.rights, self.shared, file) == (next.start, next.rights, next.shared, next.file)
+    }
+}
+
+impl Display for Line {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "p{}-p{} ", self.start, self.end)?;
+        for (bit, letter) in [(1, 'r'), (2, 'w'), (4, 'x')] {
+            write!(f, "{}", if self.rights & bit != 0 { letter } else { '-' })?;
+        }
+        f.write_str(if self.shared { "s" } else { "p" })?;
+        self.file.map_or(Ok(()), |(file, first)| write!(f, " file{file}+{first}"))
+    }
+}
+
+/// The map if everything that looks alike merged.
+pub fn merged(lines: Vec<Line>) -> Vec<Line> {
+    let mut merged: Vec<Line> = Vec::with_capacity(lines.len());
+    for line in lines {
+        match merged.last_mut() {
+            Some(last) if last.goes_on_with(&line) => last.end = line.end,
+            _ => merged.push(line),
+        }
+    }
+    merged
+}
+
+/// How an operation ended, and the map after it if that is another one than after the operation before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step(pub Outcome, pub Option<Vec<Line>>);
+
+/// A number of so many bytes, which others hardly have. Both sides are the same program, so it is the same there.
+pub fn number_of(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// What `file` has in it when an episode begins.
+pub fn contents(seed: u64, file: usize, length: u64) -> Vec<u8> {
+    let mut draw = super::draw::Draw::new(seed ^ (file as u64 + 1).wrapping_mul(0xa076_1d64_78bd_642f));
+    let mut bytes = Vec::with_capacity(length as usize + 8);
+    while bytes.len() < length as usize {
+        bytes.extend(draw.word().to_le_bytes());
+    }
+    bytes.truncate(length as usize);
+    bytes
+}
+
+/// A page of bytes.
+pub type Page = [u8; PAGE_SIZE as usize];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_come_through_json() {
+        let signal = Caught { number: Caught::BUS, code: 2, at: At(0x2008) };
+        let line = Line { start: 1, end: 3, rights: 5, shared: true, file: Some((1, 7)) };
+        for outcome in [
+            Outcome::Done(u64::MAX),
+            Outcome::Error(12),
+            Outcome::Read(1, 4096, Some(signal)),
+            Outcome::Looked(vec![Seen::Bytes(5), Seen::Signal(signal)], vec![3]),
+        ] {
+            let step = Step(outcome, Some(vec![line]));
+            let text = serde_json::to_string(&step).unwrap();
+            assert_eq!(serde_json::from_str::<Step>(&text).unwrap(), step);
+        }
+        assert_eq!(line.to_string(), "p1-p3 r-xs file1+7");
+        assert_eq!(signal.to_string(), "BUS_ADRERR at p2+0x8");
+    }
+
+    #[test]
+    fn other_bytes_have_other_numbers() {
+        let mut page = [0; 4096];
+        let zeros = number_of(&page);
+        page[4095] = 1;
+        assert_ne!(number_of(&page), zeros);
+        assert_ne!(number_of(&page[..4095]), zeros);
+        assert_eq!(contents(1, 0, 100)[..50], contents(1, 0, 50));
+        assert_ne!(contents(1, 0, 100), contents(1, 1, 100));
+    }
+}

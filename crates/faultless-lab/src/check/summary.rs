@@ -1,0 +1,178 @@
+//! What was checked: counts of each kind of operation by what it gave, as a table and as JSON.
+
+use super::differences::KNOWN;
+use super::operation::Operation;
+use comfy_table::presets::ASCII_MARKDOWN;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// From so many operations on, what was seldom seen is said.
+const MANY: u64 = 1_000_000;
+/// So often each kind and each error is to be seen then.
+const OFTEN: u64 = 1_000;
+
+/// The schema's number.
+pub const SCHEMA: u32 = 1;
+
+/// A run, or what there was of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The design that the engine ran under.
+    pub design: String,
+    /// The kernel that it was checked against.
+    pub kernel: String,
+    /// The seed of the first episode, from which those of the others follow.
+    pub seed: u64,
+    /// Threads that did operations at the same time.
+    pub threads: usize,
+    /// Operations done on both sides and compared.
+    pub operations: u64,
+    /// Episodes; each has a seed of its own.
+    pub episodes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Whether Ctrl-C ended it early.
+    pub interrupted: bool,
+    /// For each kind of operation how often it gave what.
+    pub results: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Known differences, by name.
+    pub known: BTreeMap<String, u64>,
+    /// The difference that ended it, if there was one.
+    pub difference: Option<Found>,
+}
+
+/// A difference, shrunk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// The seed of its episode: the run with this seed shows it in its first episode.
+    pub seed: u64,
+    /// How many operations this run has to have.
+    pub operations: u64,
+    /// The shortest list found.
+    pub list: Vec<String>,
+    /// What each side said of the last of them.
+    pub said: Vec<String>,
+    /// The command that repeats it.
+    pub command: String,
+}
+
+impl Summary {
+    /// One operation more.
+    pub fn count(&mut self, operation: &Operation, class: String) {
+        if operation.counts() {
+            self.operations += 1;
+        }
+        let results = match self.results.get_mut(operation.kind()) {
+            Some(results) => results,
+            None => self.results.entry(operation.kind().into()).or_default(),
+        };
+        match results.get_mut(&class) {
+            Some(count) => *count += 1,
+            None => _ = results.insert(class, 1),
+        }
+    }
+
+    /// Operations a second.
+    pub fn rate(&self) -> f64 {
+        self.operations as f64 / self.seconds.max(1e-9)
+    }
+
+    /// What was seen too seldom in a long run.
+    pub fn seldom(&self) -> Vec<String> {
+        if self.operations < MANY {
+            return Vec::new();
+        }
+        let kinds = Operation::KINDS.iter().map(|kind| {
+            let times = self.results.get(*kind).map_or(0, |results| results.values().sum());
+            ((*kind).to_string(), times)
+        });
+        let each = self.results.iter().flat_map(|(kind, results)| {
+            results.iter().map(move |(class, times)| (format!("{kind}: {class}"), *times))
+        });
+        let seldom = kinds.chain(each).filter(|(_, times)| *times < OFTEN);
+        seldom.map(|(what, times)| format!("warning: {what} was seen {times} times only")).collect()
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut classes: Vec<&String> = self.results.values().flat_map(BTreeMap::keys).collect();
+        // "ok" first, then errors, then signals.
+        classes.sort_by_key(|class| (class.as_str() != "ok", class.contains('_'), class.as_str()));
+        classes.dedup();
+        let mut table = Table::new();
+        table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(std::iter::once("operation").chain(classes.iter().map(|class| class.as_str())));
+        for kind in Operation::KINDS {
+            let Some(results) = self.results.get(kind) else { continue };
+            let cells = classes.iter().map(|class| results.get(*class).map_or(String::new(), u64::to_string));
+            table.add_row(std::iter::once(kind.to_string()).chain(cells));
+        }
+        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{table}\n");
+        for (name, times) in &self.known {
+            let intended = KNOWN.iter().any(|known| known.name == name && known.by_intention);
+            let why = if intended { "different by intention" } else { "different, and still to be mended" };
+            let _ = writeln!(text, "{why} (docs/check.md), {times} times: {name}");
+        }
+        for line in self.seldom() {
+            let _ = writeln!(text, "{line}");
+        }
+        let Self { operations, episodes, seconds, design, kernel, seed, .. } = self;
+        let _ = write!(
+            text,
+            "{operations} operations in {episodes} episodes, each with its own seed (the first {seed}), \
+             under {design} and on {kernel}: {} in {seconds:.1} s, {:.0} operations a second.",
+            match (&self.difference, self.interrupted) {
+                (Some(_), _) => "a difference",
+                (None, true) => "no difference until it was interrupted,",
+                (None, false) => "no difference",
+            },
+            self.rate(),
+        );
+        text
+    }
+}
+
+impl Found {
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = String::from(
+            "A difference between the engine and Linux. P is a page; p0 is the window's first.\n\n",
+        );
+        for (number, line) in self.list.iter().enumerate() {
+            let _ = writeln!(text, "  {:>3}  {line}", number + 1);
+        }
+        text.push('\n');
+        for line in &self.said {
+            let _ = writeln!(text, "       {line}");
+        }
+        let _ = write!(text, "\nSeed {}. Again: {}", self.seed, self.command);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_run_says_what_it_has_not_seen() {
+        let mut summary = Summary { operations: MANY, ..Summary::default() };
+        for _ in 0..OFTEN {
+            summary.count(&Operation::Exit, "ok".into());
+        }
+        summary.count(&Operation::Exit, "EINVAL".into());
+        let seldom = summary.seldom();
+        assert!(seldom.contains(&"warning: exit: EINVAL was seen 1 times only".into()), "{seldom:?}");
+        assert!(seldom.contains(&"warning: mmap was seen 0 times only".into()), "{seldom:?}");
+        assert!(!seldom.iter().any(|line| line.contains("exit: ok")), "{seldom:?}");
+        summary.operations = 5;
+        assert!(summary.seldom().is_empty());
+    }
+}

@@ -1,0 +1,273 @@
+//! brk, mappings that grow down, and limits of a space. What is expected was seen on Linux 6.18.
+
+use crate::moves::{FIXED, HERE, KEEP, errno, is_hole, remap, shape};
+use crate::*;
+use faultless::errno::{EAGAIN, EINVAL, ENOMEM};
+use faultless::vma::Flags;
+use faultless::{BrkError, MapError, ProtectError, SpaceLimits};
+use faultless_soft::Cpu;
+
+under_every_design! {
+    the_heap_grows_and_shrinks
+    the_heap_meets_what_is_mapped
+    stacks_grow_down
+    stacks_keep_their_gap
+    protection_down_to_the_start
+    limits_of_a_space
+    stacks_grow_under_a_crowd
+}
+
+on_real_memory! {
+    the_heap_grows_and_shrinks
+    the_heap_meets_what_is_mapped
+    stacks_grow_down
+    stacks_keep_their_gap
+    protection_down_to_the_start
+    limits_of_a_space
+    stacks_grow_under_a_crowd
+}
+
+fn stack<S: Stand>(page: u64, pages: u64) -> MapRequest<S> {
+    MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(page, pages) }
+}
+
+fn the_heap_grows_and_shrinks<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let byte = |pages: u64, bytes: u64| VirtAddr::new(at(100 + pages).get() + bytes);
+    assert_eq!(space.brk(at(5)), VirtAddr::default());
+    assert_eq!(space.set_break(at(5)), Err(BrkError::NoHeap));
+    space.set_heap(at(100));
+    assert_eq!(space.brk(VirtAddr::default()), at(100));
+    assert_eq!(space.brk(byte(0, 1)), byte(0, 1));
+    assert_eq!(shape(&space), [(100, 101)]);
+    space.store_u64(at(100), 5).unwrap();
+    assert_eq!(space.brk(byte(1, 900)), byte(1, 900));
+    assert_eq!(shape(&space), [(100, 102)]);
+    assert_eq!(space.brk(byte(0, 100)), byte(0, 100));
+    assert_eq!(shape(&space), [(100, 101)]);
+    assert_eq!(space.load_u64(at(100)).unwrap(), 5);
+    assert_eq!(space.brk(at(99)), byte(0, 100), "below the start");
+    assert!(matches!(space.set_break(at(99)), Err(BrkError::BelowStart { .. })));
+    assert_eq!(space.brk(at(100)), at(100));
+    assert!(space.mappings().is_empty());
+    // With a hole in it.
+    space.brk(at(110));
+    space.unmap(at(103), 3 * PAGE_SIZE).unwrap();
+    assert_eq!(space.brk(at(105)), at(105));
+    assert_eq!(space.brk(at(104)), at(105), "nothing is mapped of what would go");
+    assert_eq!(space.brk(at(102)), at(102));
+    assert_eq!(space.brk(at(110)), at(110));
+    assert_eq!(shape(&space), [(100, 110)]);
+    // What was put into it goes too.
+    space.map(anonymous(103, 1).with(Protection::READ)).unwrap();
+    let child = space.fork().unwrap();
+    assert_eq!(child.brk(at(111)), at(111));
+    assert_eq!(space.brk(at(100)), at(100));
+    assert!(space.mappings().is_empty());
+    drop((space, child));
+    machine.end()
+}
+
+fn the_heap_meets_what_is_mapped<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.set_heap(at(100));
+    space.map(anonymous(110, 1)).unwrap();
+    assert_eq!(space.brk(at(109)), at(109), "a page stays free");
+    assert_eq!(space.brk(at(110)), at(109));
+    assert_eq!(space.brk(at(120)), at(109));
+    assert!(matches!(space.set_break(at(110)), Err(BrkError::NoRoom { .. })));
+    space.unmap(at(110), PAGE_SIZE).unwrap();
+    space.map(stack(1100, 1)).unwrap();
+    assert_eq!(space.brk(at(844)), at(109));
+    assert_eq!(space.brk(at(843)), at(843), "below the gap of what grows down");
+    assert_eq!(space.brk(at(S::PAGES + 1)), at(843));
+    let limits = SpaceLimits { data: 745 * PAGE_SIZE, ..SpaceLimits::default() };
+    space.unmap(at(1100), PAGE_SIZE).unwrap();
+    space.set_limits(limits);
+    assert!(matches!(space.set_break(at(846)), Err(BrkError::Limit(_))));
+    assert_eq!(space.brk(at(845)), at(845));
+    space.set_limits(SpaceLimits { address_space: 746 * PAGE_SIZE, ..SpaceLimits::default() });
+    assert_eq!(space.brk(at(847)), at(845));
+    assert_eq!(space.brk(at(846)), at(846));
+    drop(space);
+    machine.end()
+}
+
+fn stacks_grow_down<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(stack(3000, 4)).unwrap();
+    space.store_u64(at(2999), 1).unwrap();
+    space.store_u64(at(2990), 2).unwrap();
+    assert_eq!(space.load_u64(at(2980)).unwrap(), 0);
+    assert_eq!(shape(&space), [(2980, 3004)]);
+    // 8 MiB, all of it.
+    space.store_u64(at(3004 - 2048), 3).unwrap();
+    assert!(is_hole(&space, 3003 - 2048));
+    assert_eq!(shape(&space), [(956, 3004)]);
+    space.set_limits(SpaceLimits { stack: 16 * PAGE_SIZE, ..SpaceLimits::default() });
+    space.map(stack(5000, 4)).unwrap();
+    assert!(is_hole(&space, 4987));
+    space.store_u64(at(4988), 1).unwrap();
+    assert_eq!(shape(&space), [(956, 3004), (4988, 5004)]);
+    // Rights do not matter to that, and those of its lowest part are what it grows by.
+    space.map(stack(6000, 4)).unwrap();
+    space.protect(at(6000), PAGE_SIZE, Protection::READ).unwrap();
+    assert!(matches!(fault_of(space.store_u64(at(5999), 1)), FaultError::Protection { .. }));
+    assert_eq!(space.load_u64(at(5998)).unwrap(), 0);
+    assert_eq!(shape(&space)[2..], [(5998, 6001), (6001, 6004)]);
+    // It moves, and grows there.
+    remap(&space, (6001, 3), 3, FIXED, 7000).unwrap();
+    space.store_u64(at(6999), 1).unwrap();
+    assert_eq!(shape(&space)[3..], [(6999, 7003)]);
+    let child = space.fork().unwrap();
+    child.store_u64(at(6998), 1).unwrap();
+    assert!(matches!(
+        space.map(MapRequest { flags: Flags::GROWS_DOWN, ..of_file(&machine.file(1), 20, 1, READ_WRITE) }),
+        Err(MapError::GrowingFile)
+    ));
+    space.audit().unwrap();
+    drop((space, child));
+    machine.end()
+}
+
+fn stacks_keep_their_gap<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let grows = |below: MapRequest<S>| {
+        space.unmap(at(0), S::PAGES * PAGE_SIZE).unwrap();
+        space.map(stack(1000, 4)).unwrap();
+        space.map(below).unwrap();
+        [860, 859, 604, 603].map(|page| space.store_u64(at(page), 1).is_ok())
+    };
+    assert_eq!(grows(anonymous(600, 4).with(Protection::READ)), [true, false, false, false]);
+    assert_eq!(shape(&space), [(600, 604), (860, 1004)]);
+    assert_eq!(grows(anonymous(600, 4).with(Protection::empty())), [true, true, true, false]);
+    assert_eq!(grows(stack(600, 4)), [true, true, true, true]);
+    assert_eq!(shape(&space), [(600, 604), (604, 1004)], "two stacks stay two");
+    // Nothing is placed into the gap, but may be put there.
+    space.unmap(at(0), S::PAGES * PAGE_SIZE).unwrap();
+    let top = MapRequest { flags: Flags::GROWS_DOWN, ..MapRequest::anonymous(PAGE_SIZE) };
+    let top = space.map(top).unwrap().page().get();
+    let next = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap().page().get();
+    assert_eq!(top - next, 257);
+    space.map(anonymous(10, 1)).unwrap();
+    assert_eq!(remap(&space, (10, 1), 1, KEEP, top - 256), Ok(next - 1));
+    space.map(anonymous(top - 1, 1).at(Placement::FixedNoReplace(at(top - 1)))).unwrap();
+    assert!(is_hole(&space, top - 2));
+    drop(space);
+    machine.end()
+}
+
+fn protection_down_to_the_start<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let down = |page, pages, rights| space.protect_down(at(page), pages * PAGE_SIZE, rights);
+    space.map(stack(1000, 8)).unwrap();
+    down(1004, 1, Protection::READ).unwrap();
+    assert_eq!(shape(&space), [(1000, 1005), (1005, 1008)]);
+    down(998, 4, READ_WRITE).unwrap();
+    assert_eq!(shape(&space), [(1000, 1002), (1002, 1005), (1005, 1008)]);
+    assert!(matches!(down(996, 2, READ_WRITE), Err(ProtectError::Hole { .. })));
+    assert!(matches!(down(1006, 4, Protection::READ), Err(ProtectError::Hole { .. })));
+    assert_eq!(shape(&space), [(1000, 1002), (1002, 1008)]);
+    space.map(anonymous(2000, 2)).unwrap();
+    let error = down(2001, 1, Protection::READ).unwrap_err();
+    assert!(matches!(error, ProtectError::NotGrowing { .. }) && error.errno() == EINVAL);
+    drop(space);
+    machine.end()
+}
+
+fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let pages = |n: u64| n * PAGE_SIZE + 100;
+    space.map(anonymous(10, 4)).unwrap();
+    space.set_limits(SpaceLimits { address_space: pages(10), ..SpaceLimits::default() });
+    assert_eq!(errno(remap(&space, (10, 4), 11, HERE, 0)), ENOMEM);
+    remap(&space, (10, 4), 10, HERE, 0).unwrap();
+    remap(&space, (10, 10), 5, HERE, 0).unwrap();
+    remap(&space, (10, 5), 5, KEEP | FIXED, 40).unwrap();
+    assert_eq!(errno(remap(&space, (10, 5), 5, KEEP | FIXED, 50)), ENOMEM);
+    remap(&space, (10, 5), 5, FIXED, 60).unwrap();
+    assert!(matches!(space.map(anonymous(100, 1)), Err(MapError::Limit(_))));
+    assert!(matches!(space.map(MapRequest::anonymous(1)), Err(MapError::Limit(_))));
+    space.map(anonymous(60, 5)).unwrap();
+    assert_eq!(space.map(anonymous(60, 6)).unwrap_err().errno(), ENOMEM);
+    space.map(stack(1000, 0).at(Placement::Anywhere)).unwrap_err();
+    assert_eq!(errno(remap(&space, (40, 5), 7, FIXED, 60)), ENOMEM);
+    assert_eq!(shape(&space), [(40, 45), (60, 65)]);
+
+    // Data: private, writable, no stack.
+    space.unmap(at(0), 200 * PAGE_SIZE).unwrap();
+    space.map(anonymous(10, 4)).unwrap();
+    space.map(anonymous(100, 20).with(Protection::READ)).unwrap_err();
+    space.set_limits(SpaceLimits { data: pages(10), ..SpaceLimits::default() });
+    space.map(anonymous(100, 20).with(Protection::READ)).unwrap();
+    remap(&space, (10, 4), 10, HERE, 0).unwrap();
+    assert_eq!(space.map(anonymous(40, 1)).unwrap_err().errno(), ENOMEM);
+    assert!(matches!(space.protect(at(100), PAGE_SIZE, READ_WRITE), Err(ProtectError::Limit { .. })));
+    space.protect(at(10), 5 * PAGE_SIZE, Protection::READ).unwrap();
+    space.protect(at(100), PAGE_SIZE, READ_WRITE).unwrap();
+    assert!(space.protect(at(100), 6 * PAGE_SIZE, READ_WRITE).is_err());
+    assert_eq!(shape(&space), [(10, 15), (15, 20), (100, 101), (101, 120)]);
+    space.map(stack(300, 30)).unwrap();
+    space.map(anonymous(200, 1).with(Protection::empty())).unwrap();
+    // In the place of what is mapped, as many pages as that has are free to take.
+    space.map(anonymous(101, 19)).unwrap();
+    assert!(space.map(anonymous(400, 1)).is_err());
+    let child = space.fork().unwrap();
+    assert!(child.map(anonymous(400, 1)).is_err(), "inherited");
+    child.set_limits(SpaceLimits::default());
+    child.map(anonymous(400, 1)).unwrap();
+
+    // Locked memory.
+    let locked = MapRequest { flags: Flags::LOCKED, ..anonymous(500, 4) };
+    space.set_limits(SpaceLimits { locked: pages(5), ..SpaceLimits::default() });
+    space.map(locked).unwrap();
+    assert_eq!(errno(remap(&space, (500, 4), 6, HERE, 0)), EAGAIN);
+    remap(&space, (500, 4), 5, HERE, 0).unwrap();
+    remap(&space, (500, 5), 5, KEEP | FIXED, 600).unwrap();
+    let flags = |page| {
+        let found = space.mappings().into_iter().find(|m| m.range.start().get() == page);
+        found.expect("a mapping").flags
+    };
+    assert_eq!((flags(500), flags(600)), (Flags::empty(), Flags::LOCKED));
+
+    // Mappings.
+    let now = space.mappings().len();
+    space.set_limits(SpaceLimits { mappings: now, ..SpaceLimits::default() });
+    assert_eq!(space.map(anonymous(700, 1)), Err(MapError::TooManyMappings { limit: now }));
+    drop((space, child));
+    machine.end()
+}
+
+/// CVE-2023-3269: faults find their mapping while another one grows beside it.
+fn stacks_grow_under_a_crowd<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    for thread in 0..4_u64 {
+        space.map(stack(2000 * (thread + 1), 1)).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let space = &space;
+            scope.spawn(move || {
+                // Two threads a stack: both fault at the same pages.
+                let top = 2000 * (thread / 2 + 1);
+                for page in (top - 300..top).rev() {
+                    space.fetch_add_u64(at(page), 1).unwrap();
+                }
+            });
+        }
+    });
+    for top in [2000, 4000] {
+        (top - 300..top).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), 2));
+    }
+    assert_eq!(shape(&space), [(1700, 2001), (3700, 4001), (6000, 6001), (8000, 8001)]);
+    space.audit().unwrap();
+    drop(space);
+    machine.end()
+}

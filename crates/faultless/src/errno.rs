@@ -1,0 +1,33 @@
+//! Linux's numbers for errors, which each error of a call has one of: for embedders who return them, and for the check
+//! against Linux.
+
+/// Operation not permitted: a sealed mapping, or a limit that only the privileged may pass.
+pub const EPERM: i32 = 1;
+/// Input/output error.
+pub const EIO: i32 = 5;
+/// No such file.
+pub const EBADF: i32 = 9;
+/// Try again.
+pub const EAGAIN: i32 = 11;
+/// Out of memory, address space or mappings; or nothing is mapped there.
+pub const ENOMEM: i32 = 12;
+/// Permission denied: the file's rights do not allow it.
+pub const EACCES: i32 = 13;
+/// Bad address.
+pub const EFAULT: i32 = 14;
+/// Busy: locked pages that were to be invalidated.
+pub const EBUSY: i32 = 16;
+/// Something is there already.
+pub const EEXIST: i32 = 17;
+/// No such device.
+pub const ENODEV: i32 = 19;
+/// An argument is wrong.
+pub const EINVAL: i32 = 22;
+/// A file would become too long.
+pub const EFBIG: i32 = 27;
+/// No space left.
+pub const ENOSPC: i32 = 28;
+/// A file offset is too large.
+pub const EOVERFLOW: i32 = 75;
+/// Not supported.
+pub const EOPNOTSUPP: i32 = 95;

@@ -1,0 +1,368 @@
+//! Dirty pages and their way to the store.
+//!
+//! ```text
+//! store fault (entry announced)                  writeback of a page (folio locked for a moment)
+//! ─────────────────────────────                  ───────────────────────────────────────────────
+//! folio: DIRTY, unless WRITEBACK (then it waits)  tag Writing, untag Dirty
+//! tag Dirty                                       folio: DIRTY becomes WRITEBACK
+//! install with the write right                    take the write right from every entry, invalidate
+//!                                                 submit; at its end: untag Writing, WRITEBACK ends
+//! ```
+//! Who makes a folio dirty has announced the entry before, with a fence between; who begins a writeback looks at the
+//! entries after the folio, with a fence between. If the fault's step on the folio comes first, writeback finds the
+//! announcement or the right; if the other's, the fault finds WRITEBACK and waits. So an entry with the write right is
+//! of a dirty folio, or writeback is about to take it; and while a page is on its way nobody stores into it.
+//!
+//! The tags say which pages to look at. Dirty is set after the folio is; Writing is set before Dirty is cleared, so that
+//! who waits for a range misses no write. They may be set for nothing.
+//!
+//! The folio's lock keeps writers by handle, truncation and others' writeback away, for the moment in which the state
+//! changes; it is not held while entries are looked at, and nobody waits for one while a batch is not submitted.
+
+use super::account::Pin;
+use super::index::{self, Tag};
+use super::{File, SEEN, frame_of};
+use crate::address::PAGE_SIZE;
+use crate::engine::Engine;
+use crate::frame::Reference;
+use crate::host::{Frame, FrameSource, Host};
+use crate::stats::Counter;
+use crate::store::{Direction, Store, StoreError, Transfer};
+use crate::sync::atomic::Ordering;
+use crate::sync::{Park, full_fence};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::ops::Range;
+use core::ptr::NonNull;
+
+/// Pages whose entries are looked at together.
+#[cfg(not(loom))]
+const BATCH: usize = 64;
+#[cfg(loom)]
+const BATCH: usize = 2;
+
+/// A file's failed writes: sticky, and reported once to each who asks.
+#[derive(Debug, Default)]
+pub(super) struct Errors {
+    /// How many.
+    count: u64,
+    /// The last.
+    last: Option<StoreError>,
+    /// How many there were when one was last reported to anybody.
+    reported: u64,
+    /// How many there were when the file itself was last asked: by its mappings' msync and by [`File::sync`].
+    pub(super) file: u64,
+}
+
+impl Errors {
+    /// What a new handle has seen: all, but for an error that nobody has been told of.
+    pub(super) fn sample(&self) -> u64 {
+        self.reported
+    }
+
+    fn record(&mut self, error: StoreError) {
+        self.count += 1;
+        self.last = Some(error);
+    }
+
+    /// The last error, if one came since `seen`, and what has been seen then.
+    pub(super) fn report(&mut self, seen: u64) -> (Result<(), StoreError>, u64) {
+        match self.last {
+            Some(error) if self.count != seen => {
+                self.reported = self.count;
+                (Err(error), self.count)
+            }
+            _ => (Ok(()), self.count),
+        }
+    }
+}
+
+/// What came of beginning a page's writeback.
+enum Begun<H: Host> {
+    Started(Pin<H>),
+    /// There is nothing to write.
+    Clean,
+    /// Locked, or a write of it is under way.
+    Busy(Pin<H>),
+    /// Pinned as often as can be counted.
+    Full,
+}
+
+/// Pages that are under writeback and not submitted.
+struct Batch<H: Host> {
+    pages: [Option<(u64, Pin<H>)>; BATCH],
+    count: usize,
+}
+
+impl<H: Host> File<H> {
+    /// Somebody stores into page `page`, whose `frame` is pinned, mapped or about to be: the file remembers. False: a write
+    /// of it is under way, and has to end first.
+    ///
+    /// The caller has the page's entry announced, or the folio locked.
+    pub(crate) fn make_dirty(&self, page: u64, frame: Frame) -> bool {
+        match self.engine.folio(frame).try_dirty() {
+            None => false,
+            Some(_) if self.is_in_memory() => true,
+            Some(newly) => {
+                // Always where it is new: a tag seen now may be of before an untag that saw a clean folio.
+                if newly || !self.index.is_tagged(page, Tag::Dirty) {
+                    self.index.tag(page, Tag::Dirty);
+                }
+                true
+            }
+        }
+    }
+
+    /// Starts to write back the dirty pages of `pages`. Waits for no I/O; passes over pages that are locked or being
+    /// written.
+    pub(crate) fn start_writeback(&self, pages: Range<u64>) {
+        self.write_back(pages, false);
+    }
+
+    /// Writes the dirty pages of `pages` back, and waits until that and what was under way before has ended. The caller
+    /// holds nothing.
+    pub(crate) fn finish_writeback(&self, pages: Range<u64>) {
+        self.write_back(pages.clone(), true);
+        let mut rest = pages;
+        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Writing) {
+            match self.find(page, Reference::Pin) {
+                Ok(Some(frame)) => Pin::new(&self.engine, frame).wait_for_write(&|| false),
+                // Who cut it off has waited.
+                Ok(None) => {}
+                Err(_) => {
+                    crate::sync::spin_loop();
+                    continue;
+                }
+            }
+            rest.start = page + 1;
+        }
+    }
+
+    /// The last failed write, if the file itself has not told of it: to its mappings' msync, or here.
+    pub(crate) fn report_error(&self) -> Result<(), StoreError> {
+        let mut errors = self.engine.lock(&self.errors);
+        let before = errors.file;
+        let (result, seen) = errors.report(before);
+        errors.file = seen;
+        result
+    }
+
+    /// What the store keeps in buffers of its own goes to its device.
+    pub(crate) fn flush_store(&self) -> Result<(), StoreError> {
+        self.store.as_ref().map_or(Ok(()), |store| store.flush())
+    }
+
+    fn write_back(&self, pages: Range<u64>, wait: bool) {
+        self.engine.assert_may_sleep("writeback");
+        if self.is_in_memory() {
+            return;
+        }
+        let mut batch = Batch { pages: [const { None }; BATCH], count: 0 };
+        let mut rest = pages;
+        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) {
+            match self.begin_writeback(page) {
+                Begun::Started(pin) => {
+                    batch.pages[batch.count] = Some((page, pin));
+                    batch.count += 1;
+                    if batch.count == BATCH {
+                        self.submit_batch(&mut batch);
+                    }
+                }
+                Begun::Clean => {}
+                Begun::Busy(pin) if wait => {
+                    // Its holder may wait for a page of ours.
+                    self.submit_batch(&mut batch);
+                    pin.wait_for_lock(&|| false);
+                    pin.wait_for_write(&|| false);
+                    continue;
+                }
+                Begun::Full if wait => {
+                    self.submit_batch(&mut batch);
+                    crate::sync::spin_loop();
+                    continue;
+                }
+                Begun::Busy(_) | Begun::Full => {}
+            }
+            rest.start = page + 1;
+        }
+        self.submit_batch(&mut batch);
+    }
+
+    /// The page's state on its way from dirty to being written.
+    fn begin_writeback(&self, page: u64) -> Begun<H> {
+        let frame = match self.find(page, Reference::Pin) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => {
+                self.index.untag(page, Tag::Dirty);
+                // It may have come, and become dirty, since the look.
+                let word = self.index.get(page).map_or(0, |word| word.load(Ordering::Acquire));
+                if frame_of(word).is_some() {
+                    self.index.tag(page, Tag::Dirty);
+                }
+                return Begun::Clean;
+            }
+            Err(_) => return Begun::Full,
+        };
+        let lock = match Pin::new(&self.engine, frame).try_lock() {
+            Ok(lock) => lock,
+            Err(pin) => return Begun::Busy(pin),
+        };
+        if lock.0.is_writeback() {
+            return Begun::Busy(Pin::again(&lock.0));
+        }
+        // Asked with the lock: who cuts pages off lowers the length first, and locks each page then.
+        if !self.is_attached(page, frame) {
+            return Begun::Clean;
+        }
+        self.index.tag(page, Tag::Writing);
+        self.index.untag(page, Tag::Dirty);
+        if self.engine.folio(frame).begin_writeback() {
+            return Begun::Started(Pin::again(&lock.0));
+        }
+        self.index.untag(page, Tag::Writing);
+        Begun::Clean
+    }
+
+    /// Takes the write rights of the batch's pages away, and then submits them.
+    fn submit_batch(&self, batch: &mut Batch<H>) {
+        let count = core::mem::take(&mut batch.count);
+        let pages = || batch.pages[..count].iter().flatten().map(|(page, _)| *page);
+        let (Some(first), Some(last)) = (pages().min(), pages().max()) else { return };
+        // Partner: the fence after the bit in page work.
+        full_fence();
+        #[cfg(not(mutant = "writeback_keeps_rights"))]
+        self.each_space(|space| space.protect_pages_of(self.id, first..last + 1));
+        let _ = (first, last);
+        for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
+            self.submit_write(page, pin);
+        }
+    }
+
+    fn submit_write(&self, page: u64, pin: Pin<H>) {
+        let (engine, offset) = (&self.engine, page * PAGE_SIZE);
+        let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
+        let frames = engine.host().frames();
+        let inside = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
+        // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
+        frames.write(pin.frame(), inside, &[0; PAGE_SIZE as usize][inside..]);
+        engine.counters().add(Counter::IoWrites, 1);
+        engine.cache.writes.fetch_add(1, Ordering::Relaxed);
+        let mut moving = None;
+        if engine.folio(pin.frame()).is_pinned_for_io() {
+            // Somebody may write it at any time: the store gets a copy, and the page stays dirty.
+            let mut copy = Box::new([0; PAGE_SIZE as usize]);
+            frames.read(pin.frame(), 0, &mut copy[..]);
+            moving = Some(Moving(NonNull::from(Box::leak(copy))));
+        }
+        let memory = match &moving {
+            Some(moving) => moving.0.cast(),
+            None => frames.memory(pin.frame()),
+        };
+        let completion = Box::new(move |result| {
+            let stays_dirty = moving.is_some();
+            drop(moving);
+            this.end_write(page, pin, stays_dirty, result);
+        });
+        // SAFETY: the pin keeps the frame until the completion, and nobody stores into it: no entry has the write right,
+        // and none gets it while the folio is under writeback; who writes by handle waits for the same. A copy is the
+        // completion's own.
+        let transfer = unsafe { Transfer::new(Direction::Write, offset, memory, completion) };
+        store.submit(transfer);
+    }
+
+    /// The write of `page` has ended. On any thread.
+    fn end_write(&self, page: u64, pin: Pin<H>, stays_dirty: bool, result: Result<usize, StoreError>) {
+        let engine = &self.engine;
+        let offset = page * PAGE_SIZE;
+        let wanted = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
+        let failed = match result {
+            Ok(moved) if moved < wanted => Some(StoreError::PastEnd { offset: offset + moved as u64 }),
+            Ok(_) => None,
+            // Cut off meanwhile.
+            Err(_) if wanted == 0 => None,
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
+            engine.counters().add(Counter::WritebackErrors, 1);
+            self.errors.lock().record(error);
+        }
+        #[cfg(not(mutant = "failed_write_is_clean"))]
+        let dirty = failed.is_some() || stays_dirty;
+        #[cfg(mutant = "failed_write_is_clean")]
+        let dirty = stays_dirty;
+        if dirty {
+            self.index.tag(page, Tag::Dirty);
+        }
+        self.index.untag(page, Tag::Writing);
+        engine.folio(pin.frame()).end_writeback(dirty);
+        engine.cache.writes.fetch_sub(1, Ordering::Relaxed);
+        engine.wake_all(pin.key());
+    }
+
+    /// The file goes, and nobody can be told of errors any more: what is dirty is written all the same, and the store, the
+    /// engine and the frames stay until that has ended. A write that fails now is counted, and lost.
+    pub(super) fn write_the_last(&mut self) {
+        let Some(store) = &self.store else { return };
+        let length = self.length();
+        let mut rest = 0..index::PAGES;
+        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) {
+            rest.start = page + 1;
+            let Some(word) = self.index.get(page) else { continue };
+            let Some(frame) = frame_of(word.load(Ordering::Relaxed)) else { continue };
+            let offset = page * PAGE_SIZE;
+            if offset >= length || !self.engine.folio(frame).begin_writeback() {
+                continue;
+            }
+            word.store(SEEN, Ordering::Relaxed);
+            let engine = self.engine.clone();
+            let frames = engine.host().frames();
+            let inside = (length - offset).min(PAGE_SIZE) as usize;
+            frames.write(frame, inside, &[0; PAGE_SIZE as usize][inside..]);
+            engine.counters().add(Counter::IoWrites, 1);
+            engine.cache.writes.fetch_add(1, Ordering::Relaxed);
+            let memory = frames.memory(frame);
+            let last = Last { engine, frame, store: store.clone() };
+            let completion = Box::new(move |result| last.end(result));
+            // SAFETY: the cache's reference keeps the frame until the completion, and nobody else knows it: the file is
+            // gone, and with it every mapping.
+            let transfer = unsafe { Transfer::new(Direction::Write, offset, memory, completion) };
+            store.submit(transfer);
+        }
+    }
+}
+
+/// A copy of a page on its way.
+struct Moving(NonNull<[u8; PAGE_SIZE as usize]>);
+
+// SAFETY: the pointer came out of a Box and is this value's alone.
+unsafe impl Send for Moving {}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        // SAFETY: it came out of a Box, once; the transfer that read it has ended.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// A page of a file that is gone, on its way.
+struct Last<H: Host> {
+    engine: Arc<Engine<H>>,
+    frame: Frame,
+    store: Arc<dyn Store>,
+}
+
+impl<H: Host> Last<H> {
+    fn end(self, result: Result<usize, StoreError>) {
+        let Self { engine, frame, store } = self;
+        if result.is_err() {
+            engine.counters().add(Counter::WritebackErrors, 1);
+        }
+        engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+        engine.cache.writes.fetch_sub(1, Ordering::Relaxed);
+        engine.folio(frame).end_writeback(false);
+        if engine.folio(frame).put_cached() {
+            engine.host().frames().free(frame);
+        }
+        drop(store);
+    }
+}

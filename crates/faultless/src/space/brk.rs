@@ -1,0 +1,223 @@
+//! brk: the heap, a place that grows from a fixed start.
+
+use super::grow::guarded;
+use super::range_work::{Joins, TreeLock, Unpublished};
+use super::{AddressSpace, LimitError, Space};
+use crate::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
+use crate::design::{Call, LockingDesign};
+use crate::errno;
+use crate::host::{Host, OutOfMemory};
+use crate::protection::{Protection, Sharing};
+use crate::sync::Retired;
+use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Flags, Mapping};
+use alloc::vec::Vec;
+
+/// Where the heap is; addresses, of which whole pages are mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heap {
+    start: VirtAddr,
+    end: VirtAddr,
+}
+
+/// Why the break stays where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrkError {
+    /// The space has no heap, see [`AddressSpace::set_heap`] (ENOMEM).
+    #[error("the space has no heap")]
+    NoHeap,
+    /// Below the heap's start (ENOMEM).
+    #[error("{address} lies below the heap, which starts at {start}")]
+    BelowStart {
+        /// What was asked for.
+        address: VirtAddr,
+        /// The heap's start.
+        start: VirtAddr,
+    },
+    /// Something is mapped there, or in the page behind, or what is mapped there grows down and needs its gap; or the space
+    /// ends there (ENOMEM).
+    #[error("no room for a heap up to {address}")]
+    NoRoom {
+        /// What was asked for.
+        address: VirtAddr,
+    },
+    /// Nothing is mapped any more of what was to go (ENOMEM).
+    #[error("nothing is mapped between {address} and the break")]
+    Hole {
+        /// What was asked for.
+        address: VirtAddr,
+    },
+    /// Part of what was to go is sealed (EPERM).
+    #[error("the mapping at {address} is sealed")]
+    Sealed {
+        /// Where it begins.
+        address: VirtAddr,
+    },
+    /// A limit of the space (ENOMEM, EAGAIN).
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// The space has its limit of mappings (ENOMEM).
+    #[error("the space has its limit of {limit} mappings")]
+    TooManyMappings {
+        /// The limit.
+        limit: usize,
+    },
+    /// No memory for nodes (ENOMEM).
+    #[error("out of memory for the heap")]
+    OutOfMemory,
+}
+
+impl BrkError {
+    /// Linux's number, had its brk one.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Sealed { .. } => errno::EPERM,
+            Self::Limit(error) => error.errno(),
+            _ => errno::ENOMEM,
+        }
+    }
+}
+
+impl From<OutOfMemory> for BrkError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// The page behind the last one of a heap that ends at `address`.
+fn page_end(address: VirtAddr) -> Option<PageNumber> {
+    Some(address.checked_add(PAGE_SIZE - 1)?.page())
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Says where the heap of [`AddressSpace::brk`] starts: empty, its break at `start`. Unmaps nothing of an older one.
+    /// Whoever loads a program does this; a child of fork inherits it.
+    pub fn set_heap(&self, start: VirtAddr) {
+        self.engine().assert_may_sleep("the tree lock");
+        self.0.map.lock_by(&**self.engine()).heap = Some(Heap { start, end: start });
+    }
+
+    /// brk: sets the break, and returns it; where that cannot be, the break as it was, and address 0 where there is no
+    /// heap. So `brk(0)` asks for it.
+    pub fn brk(&self, address: VirtAddr) -> VirtAddr {
+        // The answer says it all, as on Linux.
+        let _ = self.set_break(address);
+        self.engine().assert_may_sleep("the tree lock");
+        self.0.map.lock_by(&**self.engine()).heap.map_or(VirtAddr::default(), |heap| heap.end)
+    }
+
+    /// Sets the break: maps whole pages of zeros up to it, private, readable and writable, or unmaps what lies above. What
+    /// else has been mapped into the heap goes too when it shrinks, and what has been unmapped does not come back. Waits as
+    /// [`AddressSpace::unmap`].
+    ///
+    /// # Errors
+    /// [`BrkError`]; the space is as before.
+    pub fn set_break(&self, address: VirtAddr) -> Result<(), BrkError> {
+        let space = &self.0;
+        let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
+        space.engine.assert_may_sleep("the tree lock");
+        let mut retired = Vec::new();
+        let result = space.set_break(&mut work, address, &mut retired);
+        drop(work);
+        space.engine.retire(retired);
+        result
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn set_break<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        address: VirtAddr,
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), BrkError> {
+        let no_room = BrkError::NoRoom { address };
+        let new = page_end(address).ok_or(no_room)?;
+        loop {
+            let seen = self.map.lock_by(&*self.engine).heap.ok_or(BrkError::NoHeap)?;
+            if address < seen.start {
+                return Err(BrkError::BelowStart { address, start: seen.start });
+            }
+            let old = page_end(seen.end).ok_or(no_room)?;
+            // From the start on: changes of one heap go one after the other.
+            let end = new.max(old).get().max(seen.start.page().get() + 1);
+            let claim = PageRange::new(seen.start.page(), PageNumber::new(end));
+            let claim = claim.filter(|claim| self.whole().covers(*claim)).ok_or(no_room)?;
+            if let Some(goes) = PageRange::new(new, old) {
+                self.exclude(work, goes, |_| true)?;
+            }
+            let (mut taken, mut lock) = self.map.take(claim, &*self.engine)?;
+            let heap = lock.heap.ok_or(BrkError::NoHeap)?;
+            if (heap.start, heap.end) != (seen.start, seen.end) {
+                continue;
+            }
+            if address > heap.end {
+                // As Linux asks: by bytes, whatever is mapped already.
+                let limit = lock.limits.data;
+                if address.get() - heap.start.get() > limit {
+                    let pages = (address.get() - heap.end.get()).div_ceil(PAGE_SIZE);
+                    return Err(LimitError::Data { pages, limit }.into());
+                }
+            }
+            if let Some(goes) = PageRange::new(new, old) {
+                self.check_shrink(&lock, address, goes)?;
+                let unmapped = self.unmap_taken(work, &mut taken, lock, goes, retired);
+                unmapped.map_err(|error| self.not_mapped(error))?;
+                lock = taken.lock();
+            } else if let Some(range) = PageRange::new(old, new) {
+                let mapping = self.heap_part(range);
+                let next = self.tree.view_locked(&lock.writer).from(range.start()).next();
+                let behind = next.map(|next| next.range().start().min(guarded(next).start()));
+                if behind.is_some_and(|behind| behind.get() < new.get() + 1) {
+                    return Err(no_room);
+                }
+                lock.check_room(&mapping, range.pages())?;
+                let limit = self.mapping_limit(&lock);
+                if self.tree.view_locked(&lock.writer).len() >= limit {
+                    return Err(BrkError::TooManyMappings { limit });
+                }
+                let more = self.extend(work, &taken, lock, mapping, Joins::BothSides);
+                retired.extend(more.map_err(|error| self.not_mapped(error))?);
+                lock = taken.lock();
+            }
+            lock.heap = Some(Heap { end: address, ..heap });
+            drop(lock);
+            drop(taken);
+            return Ok(());
+        }
+    }
+
+    /// Whether what lies between the new break and the old one can go.
+    fn check_shrink(&self, lock: &TreeLock<'_>, address: VirtAddr, goes: PageRange) -> Result<(), BrkError> {
+        let vmas = self.tree.view_locked(&lock.writer).from(goes.start());
+        let mut vmas = vmas.take_while(|vma| vma.range().start() < goes.end()).peekable();
+        vmas.peek().ok_or(BrkError::Hole { address })?;
+        match vmas.find(|vma| vma.flags().contains(Flags::SEALED)) {
+            Some(vma) => Err(BrkError::Sealed { address: vma.range().start().address() }),
+            None => Ok(()),
+        }
+    }
+
+    fn heap_part(&self, range: PageRange) -> Mapping<H> {
+        Mapping {
+            range,
+            protection: Protection::READ | Protection::WRITE,
+            sharing: Sharing::Private,
+            flags: Flags::empty(),
+            backing: Backing::Anonymous,
+            serial: self.engine.next_serial(),
+            shift: 0,
+            anon: None,
+        }
+    }
+
+    fn not_mapped(&self, error: Unpublished) -> BrkError {
+        match error {
+            Unpublished::OutOfMemory => BrkError::OutOfMemory,
+            Unpublished::TooMany => {
+                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                BrkError::TooManyMappings { limit }
+            }
+        }
+    }
+}

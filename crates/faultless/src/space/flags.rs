@@ -1,0 +1,211 @@
+//! Changing what else holds for mappings, for madvise, mlock and mseal: publish, and sweep without editing an entry, so
+//! that whoever looked an old mapping up has finished when the call returns (docs/protocol.md, rule 4).
+
+use super::range_work::{TreeLock, Unpublished};
+use super::{Map, Space};
+use crate::address::{PageNumber, PageRange, VirtAddr};
+use crate::design::{Call, LockingDesign};
+use crate::host::Host;
+use crate::protection::{Protection, Sharing};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Backing, Flags, Mapping, Vma};
+use alloc::vec::Vec;
+
+/// What a call does about pages of its range that are not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holes {
+    /// Passes over them and says so in the end.
+    Skip,
+    /// Does what lies below and stops there.
+    Stop,
+    /// Does nothing at all.
+    Refuse,
+}
+
+/// How far into a range a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach<R> {
+    /// Everything that is mapped below this.
+    pub end: PageNumber,
+    /// What is wrong then.
+    pub error: Option<Wrong<R>>,
+}
+
+/// Why a call does not do its work, or not everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wrong<R> {
+    /// Nothing is mapped here.
+    Hole(VirtAddr),
+    /// The mapping, or the part of it, that begins here is refused; what lies below it is done.
+    Refused(VirtAddr, R),
+    /// Nothing is done, whatever is mapped.
+    All(R),
+    /// Too many mappings: nothing is done.
+    TooMany,
+    /// Nothing is done.
+    OutOfMemory,
+}
+
+impl<R> From<Unpublished> for Wrong<R> {
+    fn from(error: Unpublished) -> Self {
+        match error {
+            Unpublished::OutOfMemory => Self::OutOfMemory,
+            Unpublished::TooMany => Self::TooMany,
+        }
+    }
+}
+
+/// How far a call goes in `range`, by what is mapped there, upwards.
+pub(super) fn reach<M, R>(
+    range: PageRange,
+    holes: Holes,
+    mapped: impl Iterator<Item = (PageRange, M)>,
+    refuse: impl Fn(M) -> Option<R>,
+) -> Reach<R> {
+    let (mut at, mut hole) = (range.start(), None);
+    let stop = |at: PageNumber| {
+        let end = if holes == Holes::Refuse { range.start() } else { at };
+        Reach { end, error: Some(Wrong::Hole(at.address())) }
+    };
+    for (part, mapping) in mapped {
+        if part.start() >= range.end() {
+            break;
+        }
+        if part.start() > at {
+            if holes != Holes::Skip {
+                return stop(at);
+            }
+            hole = hole.or(Some(at));
+        }
+        let start = part.start().max(range.start());
+        if let Some(refusal) = refuse(mapping) {
+            return Reach { end: start, error: Some(Wrong::Refused(start.address(), refusal)) };
+        }
+        at = part.end();
+    }
+    if at < range.end() {
+        if holes != Holes::Skip {
+            return stop(at);
+        }
+        hole = hole.or(Some(at));
+    }
+    Reach { end: range.end(), error: hole.map(|hole| Wrong::Hole(hole.address())) }
+}
+
+impl<H: Host> Mapping<H> {
+    /// Whether mseal forbids what loses the contents: what its owner could not overwrite.
+    pub(super) fn keeps_contents(&self) -> bool {
+        self.flags.contains(Flags::SEALED)
+            && self.sharing == Sharing::Private
+            && matches!(self.backing, Backing::Anonymous)
+            && !self.protection.contains(Protection::WRITE)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// As [`reach`], of the tree. The part of `range` that no table can address is a hole.
+    pub(super) fn reach<R>(
+        &self,
+        map: &Map,
+        range: PageRange,
+        holes: Holes,
+        refuse: impl Fn(&Mapping<H>) -> Option<R>,
+    ) -> Reach<R> {
+        let vmas = self.tree.view_locked(&map.writer).from(range.start());
+        reach(range, holes, vmas.map(|vma| (vma.range(), vma.mapping())), refuse)
+    }
+
+    /// The start of the first sealed part of `range`.
+    pub(super) fn first_sealed(&self, map: &Map, range: PageRange) -> Option<PageNumber> {
+        let vmas = self.tree.view_locked(&map.writer).from(range.start());
+        let sealed = vmas
+            .take_while(|vma| vma.range().start() < range.end())
+            .find(|vma| vma.mapping().flags.contains(Flags::SEALED));
+        sealed.map(|vma| vma.range().start().max(range.start()))
+    }
+
+    /// Publishes flags that `change` makes of each mapping's in `range`, as far as `refuse` lets it. `before` decides on
+    /// the whole, in the same step.
+    pub(super) fn change_flags<R>(
+        &self,
+        range: PageRange,
+        holes: Holes,
+        before: impl FnOnce(View<'_, Vma<H, D>>) -> Result<(), R>,
+        refuse: impl Fn(&Mapping<H>) -> Option<R>,
+        change: impl Fn(Flags) -> Flags,
+    ) -> Result<(), Wrong<R>> {
+        let none = Wrong::Hole(range.start().address());
+        let inside = range.intersection(self.whole()).ok_or(none)?;
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
+        self.engine.assert_may_sleep("the tree lock");
+        self.exclude(&mut work, inside, |_| true).map_err(|_| Wrong::OutOfMemory)?;
+        let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| Wrong::OutOfMemory)?;
+        before(self.tree.view_locked(&lock.writer)).map_err(Wrong::All)?;
+        let reach = self.reach(&lock, range, holes, refuse);
+        let mut retired = Vec::new();
+        let part = PageRange::new(inside.start(), reach.end.min(inside.end()));
+        if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
+            let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
+            let (lock, replaced) = self.publish(&mut work, lock, part, each, None)?;
+            retired = replaced;
+            drop(lock);
+            self.sweep(&taken, part, |_, entry| entry, |_, _, _| {});
+        } else {
+            drop(lock);
+        }
+        drop(taken);
+        drop(work);
+        self.engine.retire(retired);
+        reach.error.map_or(Ok(()), Err)
+    }
+
+    fn changes(&self, lock: &TreeLock<'_>, part: PageRange, change: &impl Fn(Flags) -> Flags) -> bool {
+        let vmas = self.tree.view_locked(&lock.writer).from(part.start());
+        let mut flags =
+            vmas.take_while(|vma| vma.range().start() < part.end()).map(|vma| vma.mapping().flags);
+        flags.any(|flags| change(flags) != flags)
+    }
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> PageRange {
+        PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
+    }
+
+    fn at(page: u64) -> VirtAddr {
+        PageNumber::new(page).address()
+    }
+
+    //   asked     [2 . . . . . . . 10)
+    //   mapped   [0 . . 4)  [6 . 8)[8 . .
+    fn reached(holes: Holes, refused: u64) -> Reach<()> {
+        let mapped = [(range(0, 4), 0), (range(6, 8), 6), (range(8, 12), 8)];
+        reach(range(2, 10), holes, mapped.into_iter(), |start| (start == refused).then_some(()))
+    }
+
+    #[test]
+    fn holes_are_skipped_or_end_it() {
+        let hole = Some(Wrong::Hole(at(4)));
+        assert_eq!(reached(Holes::Skip, 99), Reach { end: PageNumber::new(10), error: hole });
+        assert_eq!(reached(Holes::Stop, 99), Reach { end: PageNumber::new(4), error: hole });
+        assert_eq!(reached(Holes::Refuse, 99), Reach { end: PageNumber::new(2), error: hole });
+    }
+
+    #[test]
+    fn what_is_refused_ends_it_and_hides_a_hole() {
+        let refused = |page| Some(Wrong::Refused(at(page), ()));
+        assert_eq!(reached(Holes::Skip, 8), Reach { end: PageNumber::new(8), error: refused(8) });
+        assert_eq!(reached(Holes::Skip, 0), Reach { end: PageNumber::new(2), error: refused(2) });
+    }
+
+    #[test]
+    fn nothing_mapped_is_a_hole_from_the_start() {
+        let nothing = reach(range(2, 10), Holes::Skip, [].into_iter(), |()| None::<()>);
+        assert_eq!(nothing, Reach { end: PageNumber::new(10), error: Some(Wrong::Hole(at(2))) });
+        let all = reach(range(2, 3), Holes::Stop, [(range(0, 4), ())].into_iter(), |()| None::<()>);
+        assert_eq!(all, Reach { end: PageNumber::new(3), error: None });
+    }
+}

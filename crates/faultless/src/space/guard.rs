@@ -1,0 +1,110 @@
+//! Guard pages: entries that name no frame and refuse every access, in the middle of a mapping that stays one. They
+//! go with the mapping, or when they are removed; dropping pages leaves them, and a child of fork has them too.
+
+use super::Space;
+use super::advise::{Advice, AdviseError, refuses};
+use super::flags::Holes;
+use super::range_work::{Removed, Taken};
+use crate::address::{PageNumber, PageRange};
+use crate::design::{Call, LockingDesign};
+use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::protection::Sharing;
+use crate::vma::tree::Ranged;
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// madvise(MADV_GUARD_INSTALL). A page at work is waited for; the mapping stays, so nothing is published.
+    pub(super) fn install_guards(&self, range: PageRange) -> Result<(), AdviseError> {
+        self.guard_work(range, Advice::GuardInstall, |taken, part| {
+            // The tables first: then nothing can fail. Ours is the range, so that they stay.
+            let mut rest = Some(part);
+            while let Some(pages) = rest {
+                self.table.make_leaf(taken, pages.start())?;
+                let leaf = pages.start().align_down(H::Table::LEAF_PAGES);
+                let end = leaf.checked_add(H::Table::LEAF_PAGES).unwrap_or(part.end());
+                rest = PageRange::new(end, part.end());
+            }
+            self.mark_guarded(taken, part);
+            let mut removed = Removed::new(self);
+            let guard = Entry::from_bits(Entry::GUARD);
+            self.sweep(taken, part, |_, _| guard, |page, old, _| removed.add(page, old));
+            Ok(())
+        })
+    }
+
+    /// madvise(MADV_GUARD_REMOVE).
+    pub(super) fn remove_guards(&self, range: PageRange) -> Result<(), AdviseError> {
+        self.guard_work(range, Advice::GuardRemove, |taken, part| {
+            let step = |_, old: Entry| if old.is_guard() { Entry::EMPTY } else { old };
+            self.sweep(taken, part, step, |_, _, _| {});
+            Ok(())
+        })
+    }
+
+    /// Does `work` on each part of a mapping in `range`, as far as advice goes.
+    fn guard_work(
+        &self,
+        range: PageRange,
+        advice: Advice,
+        work: impl Fn(&Taken<'_, H>, PageRange) -> Result<(), OutOfMemory>,
+    ) -> Result<(), AdviseError> {
+        let hole = AdviseError::Hole { range, advice, address: range.start().address() };
+        let inside = range.intersection(self.whole()).ok_or(hole)?;
+        let held = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
+        self.engine.assert_may_sleep("the tree lock");
+        let out_of_memory = AdviseError::OutOfMemory { range, advice };
+        let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
+        let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice));
+        drop(lock);
+        let mut rest = PageRange::new(inside.start(), reach.end.min(inside.end()));
+        let mut done = Ok(());
+        // The range is ours: its mappings may grow beyond it meanwhile, and are the same in it.
+        while let (Some(part), Ok(())) = (rest, done) {
+            let lock = taken.lock();
+            let next = self.tree.view_locked(&lock.writer).from(part.start()).next();
+            let Some(mapped) = next.and_then(|vma| vma.range().intersection(part)) else { break };
+            drop(lock);
+            rest = PageRange::new(mapped.end(), part.end());
+            done = work(&taken, mapped);
+        }
+        drop(taken);
+        drop(held);
+        done.map_err(|OutOfMemory| out_of_memory)?;
+        reach.error.map_or(Ok(()), |wrong| Err(self.advise_error(range, advice, wrong)))
+    }
+
+    /// Has fork look for guards: a private mapping counts as one with anonymous pages from now on, as on Linux, where
+    /// one sees it in what merges; for shared ones the space remembers it.
+    fn mark_guarded(&self, taken: &Taken<'_, H>, part: PageRange) {
+        let mut lock = taken.lock();
+        let Some(vma) = self.tree.view_locked(&lock.writer).find(part.start()) else { return };
+        let is_shared = vma.mapping().sharing == Sharing::Shared;
+        // Records are closed and opened under this lock, so that it is not closed.
+        let _ = vma.record().is_some_and(|record| record.add_page());
+        lock.locks.shared_guards |= is_shared;
+    }
+
+    /// The guards of a shared mapping, for fork: nothing else is copied of it.
+    pub(super) fn copy_guards(
+        &self,
+        taken: &Taken<'_, H>,
+        (child, child_taken): (&Self, &Taken<'_, H>),
+        range: PageRange,
+    ) -> Result<(), OutOfMemory> {
+        let mut result = Ok(());
+        self.each_leaf(taken, range, |leaf, part| {
+            for page in part.iter() {
+                if result.is_ok() && self.table.load(leaf, page).is_guard() {
+                    result = child.fill_guard(child_taken, page);
+                }
+            }
+        });
+        result
+    }
+
+    /// A child's guard.
+    pub(super) fn fill_guard(&self, taken: &Taken<'_, H>, page: PageNumber) -> Result<(), OutOfMemory> {
+        let leaf = self.table.make_leaf(taken, page)?;
+        self.table.fill(leaf, page, Entry::from_bits(Entry::GUARD));
+        Ok(())
+    }
+}

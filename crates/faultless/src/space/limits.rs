@@ -1,0 +1,210 @@
+//! What a space may use (RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, vm.max_map_count), and what it uses.
+
+use super::range_work::TreeLock;
+use super::{AddressSpace, Map, Space};
+use crate::address::{PAGE_SHIFT, PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::errno;
+use crate::host::Host;
+use crate::protection::{Protection, Sharing};
+use crate::vma::tree::Ranged;
+use crate::vma::{Flags, Mapping};
+
+/// What a space may use; a child of fork inherits it. Bytes, of which whole pages count.
+///
+/// As on Linux, a limit is asked when a call wants more: what is there already stays when a limit is lowered. A call that
+/// goes on while another one is under way may find its pages counted in both places for that time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceLimits {
+    /// All that is mapped (RLIMIT_AS).
+    pub address_space: u64,
+    /// Private memory that can be written and does not grow down (RLIMIT_DATA); the heap of [`AddressSpace::brk`] for
+    /// itself, too.
+    pub data: u64,
+    /// One mapping that grows down (RLIMIT_STACK).
+    pub stack: u64,
+    /// What is locked (RLIMIT_MEMLOCK).
+    pub locked: u64,
+    /// Mappings (vm.max_map_count); never more than [`Limits::mappings`](crate::Limits::mappings).
+    pub mappings: usize,
+}
+
+impl Default for SpaceLimits {
+    /// 65,530 mappings and 8 MiB for each that grows down, as Linux sets out; otherwise no limits.
+    fn default() -> Self {
+        Self { address_space: u64::MAX, data: u64::MAX, stack: 8 << 20, locked: u64::MAX, mappings: 65_530 }
+    }
+}
+
+/// A limit that a call would pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// The whole space (ENOMEM).
+    #[error("{pages} more pages would pass the space's limit of {limit} bytes")]
+    AddressSpace {
+        /// What was to come.
+        pages: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Private memory that can be written (ENOMEM).
+    #[error("{pages} more pages would pass the limit of {limit} bytes of private writable memory")]
+    Data {
+        /// What was to come.
+        pages: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Locked memory (EAGAIN; ENOMEM where a call locks).
+    #[error("{pages} more pages would pass the limit of {limit} bytes of locked memory")]
+    Locked {
+        /// What was to come.
+        pages: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+}
+
+impl LimitError {
+    /// Linux's number, for calls that map.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::AddressSpace { .. } | Self::Data { .. } => errno::ENOMEM,
+            Self::Locked { .. } => errno::EAGAIN,
+        }
+    }
+}
+
+/// What mappings come to, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Usage {
+    pub pages: u64,
+    pub data: u64,
+    pub locked: u64,
+}
+
+impl Usage {
+    fn of<H: Host>(mapping: &Mapping<H>) -> Self {
+        let pages = mapping.range.pages();
+        let data = is_data(mapping.protection, mapping.sharing, mapping.flags);
+        let locked = mapping.flags.contains(Flags::LOCKED);
+        Self { pages, data: if data { pages } else { 0 }, locked: if locked { pages } else { 0 } }
+    }
+
+    /// With these mappings too.
+    pub fn with<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
+        mappings.into_iter().map(Self::of).fold(self, |sum, more| Self {
+            pages: sum.pages + more.pages,
+            data: sum.data + more.data,
+            locked: sum.locked + more.locked,
+        })
+    }
+
+    /// Without these, which were counted.
+    pub fn without<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
+        mappings.into_iter().map(Self::of).fold(self, |sum, less| Self {
+            pages: sum.pages - less.pages,
+            data: sum.data - less.data,
+            locked: sum.locked - less.locked,
+        })
+    }
+}
+
+/// Whether such memory counts against the limit of data: private, writable, and no stack.
+pub(super) fn is_data(protection: Protection, sharing: Sharing, flags: Flags) -> bool {
+    sharing == Sharing::Private
+        && protection.contains(Protection::WRITE)
+        && !flags.contains(Flags::GROWS_DOWN)
+}
+
+impl Map {
+    /// Whether `pages` more of memory like that of `mapping` may come.
+    pub(super) fn check_room<H: Host>(&self, mapping: &Mapping<H>, pages: u64) -> Result<(), LimitError> {
+        let limit = self.limits.address_space;
+        if self.usage.pages.saturating_add(pages) > limit >> PAGE_SHIFT {
+            return Err(LimitError::AddressSpace { pages, limit });
+        }
+        match is_data(mapping.protection, mapping.sharing, mapping.flags) {
+            true => self.check_data(pages),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether `pages` may become data.
+    pub(super) fn check_data(&self, pages: u64) -> Result<(), LimitError> {
+        let limit = self.limits.data;
+        match self.usage.data.saturating_add(pages) > limit >> PAGE_SHIFT {
+            true => Err(LimitError::Data { pages, limit }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a mapping with these flags may become `pages` longer as far as locked memory goes.
+    pub(super) fn check_locked(&self, flags: Flags, pages: u64) -> Result<(), LimitError> {
+        let limit = self.limits.locked;
+        let passes = self.usage.locked.saturating_add(pages) > limit >> PAGE_SHIFT;
+        match flags.contains(Flags::LOCKED) && passes {
+            true => Err(LimitError::Locked { pages, limit }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Sets what the space may use. What it uses already stays.
+    pub fn set_limits(&self, limits: SpaceLimits) {
+        self.engine().assert_may_sleep("the tree lock");
+        self.0.map.lock_by(&**self.engine()).limits = limits;
+    }
+
+    /// What the space may use.
+    pub fn limits(&self) -> SpaceLimits {
+        self.engine().assert_may_sleep("the tree lock");
+        self.0.map.lock_by(&**self.engine()).limits
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// How many mappings there may be.
+    pub(super) fn mapping_limit(&self, map: &Map) -> usize {
+        map.limits.mappings.min(self.engine.limits().mappings)
+    }
+
+    /// Whether `mapping` may come, in the place of what is mapped there.
+    pub(super) fn check_limits(&self, lock: &TreeLock<'_>, mapping: &Mapping<H>) -> Result<(), LimitError> {
+        let limits = &lock.limits;
+        if limits.address_space == u64::MAX && limits.data == u64::MAX {
+            return Ok(());
+        }
+        let goes = self.mapped_pages(lock, mapping.range);
+        lock.check_room(mapping, mapping.range.pages() - goes)
+    }
+
+    fn mapped_pages(&self, lock: &TreeLock<'_>, range: PageRange) -> u64 {
+        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
+        vmas.map_while(|vma| vma.range().intersection(range)).map(PageRange::pages).sum()
+    }
+
+    /// Up to where `range` may get these rights: what becomes data by them counts, mapping by mapping.
+    pub(super) fn protectable_data(
+        &self,
+        lock: &TreeLock<'_>,
+        range: PageRange,
+        protection: Protection,
+    ) -> Result<(), (PageNumber, LimitError)> {
+        if lock.limits.data == u64::MAX {
+            return Ok(());
+        }
+        let mut becomes = 0;
+        for vma in self.tree.view_locked(&lock.writer).from(range.start()) {
+            let Some(part) = vma.range().intersection(range) else { break };
+            let mapping = vma.mapping();
+            let (sharing, flags) = (mapping.sharing, mapping.flags);
+            if !is_data(mapping.protection, sharing, flags) && is_data(protection, sharing, flags) {
+                lock.check_data(becomes + part.pages()).map_err(|error| (part.start(), error))?;
+                becomes += part.pages();
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! mlock, munlock, mlockall, munlockall: the flag first, by range work; then ordinary faults, that hold nothing across
+//! I/O (sources: Lespinasse 2012).
+
+use super::flags::{Holes, Wrong};
+use super::populate::{Goal, Unpopulated};
+use super::{AddressSpace, Map, MapError, Space, fault::FaultError};
+use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
+use crate::design::LockingDesign;
+use crate::errno;
+use crate::host::Host;
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Flags, Vma};
+
+/// When the pages of a locked mapping come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Before the call returns (mlock).
+    Now,
+    /// With their first touch (MLOCK_ONFAULT).
+    OnFault,
+}
+
+bitflags::bitflags! {
+    /// What [`AddressSpace::lock_all`] locks.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct LockAll: u8 {
+        /// What is mapped now (MCL_CURRENT).
+        const CURRENT = 1;
+        /// What will be mapped, until a call without this (MCL_FUTURE).
+        const FUTURE = 2;
+        /// Pages come with their first touch (MCL_ONFAULT).
+        const ON_FAULT = 4;
+    }
+}
+
+/// Why nothing was locked, or not everything fetched. What lies below the address that an error names is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LockError {
+    /// The range reaches past the last address (EINVAL).
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// Neither what is mapped nor what will be was asked for (EINVAL).
+    #[error("neither what is mapped now nor what will be is to be locked")]
+    Nothing,
+    /// The limit is zero (EPERM).
+    #[error("locking memory is not permitted")]
+    NotPermitted,
+    /// More than the limit would be locked; nothing is (ENOMEM).
+    #[error("more than the limit of {limit} bytes would be locked")]
+    Limit {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Nothing is mapped at `address`; what lies below it is locked, and not fetched (ENOMEM).
+    #[error("nothing is mapped at {address}, inside the {range} to lock")]
+    Hole {
+        /// What was asked for.
+        range: PageRange,
+        /// The first address that is not mapped.
+        address: VirtAddr,
+    },
+    /// All is locked; the pages from `address` on were not fetched, because the mapping there allows nothing (ENOMEM).
+    #[error("the mapping at {address} allows nothing, so its pages were not fetched")]
+    NotAllowed {
+        /// The first address of the mapping, or of the range in it.
+        address: VirtAddr,
+    },
+    /// All is locked; this page and those behind it were not fetched (ENOMEM; EAGAIN without memory).
+    #[error("not every page was fetched: {0}")]
+    Fault(FaultError),
+    /// Splitting a mapping would make more than the limit (ENOMEM).
+    #[error("locking {range} would split a mapping, and the space has its limit of {limit}")]
+    TooManyMappings {
+        /// What was asked for.
+        range: PageRange,
+        /// The limit.
+        limit: usize,
+    },
+    /// No memory for nodes (ENOMEM).
+    #[error("out of memory to lock")]
+    OutOfMemory,
+}
+
+impl LockError {
+    /// Linux's number.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Range(_) | Self::Nothing => errno::EINVAL,
+            Self::NotPermitted => errno::EPERM,
+            Self::Fault(FaultError::OutOfMemory { .. }) => errno::EAGAIN,
+            Self::Limit { .. }
+            | Self::Hole { .. }
+            | Self::NotAllowed { .. }
+            | Self::Fault(_)
+            | Self::TooManyMappings { .. }
+            | Self::OutOfMemory => errno::ENOMEM,
+        }
+    }
+}
+
+/// What the tree lock guards of locking and of guards.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Locks {
+    /// What new mappings get: [`Flags::LOCKS`] or a part of them.
+    pub future: Flags,
+    /// Bytes that may be locked; `None`: any.
+    pub limit: Option<u64>,
+    /// Whether a shared mapping may have guards: never goes back to no.
+    pub shared_guards: bool,
+}
+
+impl Locks {
+    /// A child of fork has the limit, and no locks.
+    pub(super) fn of_child(self) -> Self {
+        Self { future: Flags::empty(), ..self }
+    }
+}
+
+/// The pages that the bytes touch: locking takes any address, and rounds it down.
+fn touched(address: VirtAddr, length: u64) -> Result<Option<PageRange>, RangeError> {
+    let offset = address.offset_in_page();
+    let overflow = RangeError::Overflow { address, length };
+    match length.checked_add(offset).ok_or(overflow)? {
+        0 => Ok(None),
+        length => PageRange::from_bytes(VirtAddr::new(address.get() - offset), length).map(Some),
+    }
+}
+
+/// How many pages of `view` are locked, in all or inside `range`.
+fn locked_pages<H: Host, D: LockingDesign>(view: View<'_, Vma<H, D>>, range: PageRange) -> u64 {
+    let vmas = view.from(range.start()).take_while(|vma| vma.range().start() < range.end());
+    let locked = vmas.filter(|vma| vma.mapping().flags.contains(Flags::LOCKED));
+    locked.filter_map(|vma| vma.range().intersection(range)).map(PageRange::pages).sum()
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Sets how many bytes may be locked (RLIMIT_MEMLOCK of somebody without CAP_IPC_LOCK); `None`, as it is at first,
+    /// for somebody privileged. What is locked stays. A child of fork has the same.
+    pub fn set_lock_limit(&self, bytes: Option<u64>) {
+        self.0.map.lock_by(self.engine().as_ref()).locks.limit = bytes;
+    }
+
+    /// mlock, mlock2: the pages that `length` bytes at `address` touch stay in memory; with [`LockMode::Now`] they are
+    /// fetched before this returns. The flag is set as [`AddressSpace::unmap`] waits; then the pages come by ordinary
+    /// faults, and nothing is held while they wait for I/O. A mapping that is unlocked or replaced meanwhile is not
+    /// fetched. Pages of a private mapping that can be written are had for writing.
+    ///
+    /// Nothing is evicted from a mapping in this version, locked or not.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn lock(&self, address: VirtAddr, length: u64, mode: LockMode) -> Result<(), LockError> {
+        let set = match mode {
+            LockMode::Now => Flags::LOCKED,
+            LockMode::OnFault => Flags::LOCKS,
+        };
+        let limit = self.0.may_lock()?;
+        let Some(range) = touched(address, length)? else { return Ok(()) };
+        self.0.set_locks(range, Holes::Stop, set, limit)?;
+        match mode {
+            LockMode::OnFault => Ok(()),
+            LockMode::Now => self.populate(range, Goal::Lock).map_err(|error| match error {
+                Unpopulated::Hole(address) => LockError::Hole { range, address },
+                Unpopulated::NotAllowed(address, _) => LockError::NotAllowed { address },
+                Unpopulated::Fault(error) => LockError::Fault(error),
+            }),
+        }
+    }
+
+    /// munlock: takes [`AddressSpace::lock`] back. Waits as [`AddressSpace::unmap`].
+    ///
+    /// # Errors
+    /// `Range`, `Hole`, `TooManyMappings`, `OutOfMemory` of [`LockError`]; after `Hole` the part below is unlocked.
+    pub fn unlock(&self, address: VirtAddr, length: u64) -> Result<(), LockError> {
+        let Some(range) = touched(address, length)? else { return Ok(()) };
+        self.0.set_locks(range, Holes::Stop, Flags::empty(), None)
+    }
+
+    /// mlockall. What cannot be fetched of what is mapped now is no error, as on Linux.
+    ///
+    /// # Errors
+    /// [`LockError`]: `Nothing`, `NotPermitted`; `Limit` if more than that is mapped now, and is to be locked;
+    /// `OutOfMemory`.
+    pub fn lock_all(&self, what: LockAll) -> Result<(), LockError> {
+        if !what.intersects(LockAll::CURRENT | LockAll::FUTURE) {
+            return Err(LockError::Nothing);
+        }
+        let space = &*self.0;
+        let limit = space.may_lock()?;
+        let set = if what.contains(LockAll::ON_FAULT) { Flags::LOCKS } else { Flags::LOCKED };
+        {
+            let mut lock = space.map.lock_by(&*space.engine);
+            let mapped = || space.tree.view_locked(&lock.writer).from(space.whole().start());
+            let pages: u64 = mapped().map(|vma| vma.range().pages()).sum();
+            if let Some(limit) =
+                limit.filter(|limit| what.contains(LockAll::CURRENT) && pages > limit / PAGE_SIZE)
+            {
+                return Err(LockError::Limit { limit });
+            }
+            lock.locks.future = if what.contains(LockAll::FUTURE) { set } else { Flags::empty() };
+        }
+        if what.contains(LockAll::CURRENT) {
+            space.set_locks(space.whole(), Holes::Skip, set, None)?;
+            let _ = self.populate(space.whole(), Goal::LockAll);
+        }
+        Ok(())
+    }
+
+    /// munlockall: nothing is locked, and nothing will be.
+    ///
+    /// # Errors
+    /// [`LockError::OutOfMemory`]: what will be mapped will not be locked, what is stays so.
+    pub fn unlock_all(&self) -> Result<(), LockError> {
+        let space = &*self.0;
+        space.map.lock_by(&*space.engine).locks.future = Flags::empty();
+        space.set_locks(space.whole(), Holes::Skip, Flags::empty(), None)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// The limit, if there is one.
+    fn may_lock(&self) -> Result<Option<u64>, LockError> {
+        match self.map.lock_by(&*self.engine).locks.limit {
+            Some(0) => Err(LockError::NotPermitted),
+            limit => Ok(limit),
+        }
+    }
+
+    /// Gives all of `range` the flags `set` of locking, under `limit`. Splitting at the ends of the whole is none.
+    fn set_locks(
+        &self,
+        range: PageRange,
+        holes: Holes,
+        set: Flags,
+        limit: Option<u64>,
+    ) -> Result<(), LockError> {
+        let before = |view: View<'_, Vma<H, D>>| match limit {
+            // What is locked already in the range counts once.
+            Some(limit) => {
+                let others = locked_pages(view, self.whole()) - locked_pages(view, range);
+                let too_many = others.saturating_add(range.pages()) > limit / PAGE_SIZE;
+                if too_many { Err(LockError::Limit { limit }) } else { Ok(()) }
+            }
+            None => Ok(()),
+        };
+        let change = |flags: Flags| flags.difference(Flags::LOCKS) | set;
+        let changed = self.change_flags(range, holes, before, |_| None, change);
+        changed.or_else(|wrong| match wrong {
+            Wrong::Hole(_) if holes == Holes::Skip => Ok(()),
+            Wrong::Hole(address) => Err(LockError::Hole { range, address }),
+            Wrong::Refused(_, error) | Wrong::All(error) => Err(error),
+            Wrong::TooMany => Err(LockError::TooManyMappings { range, limit: self.engine.limits().mappings }),
+            Wrong::OutOfMemory => Err(LockError::OutOfMemory),
+        })
+    }
+
+    /// What a new mapping gets besides what was asked for.
+    pub(super) fn flags_to_come(&self, is_locked: bool) -> Result<Flags, MapError> {
+        let locks = self.map.lock_by(&*self.engine).locks;
+        if is_locked && locks.limit == Some(0) {
+            return Err(MapError::LockNotPermitted);
+        }
+        Ok(locks.future)
+    }
+
+    /// Whether a new mapping of `range` may be locked, besides all that is: what it replaces counts too, as on Linux.
+    /// What stands for the range already, while it is BUSY, does not. The error is the limit.
+    pub(super) fn may_map_locked(&self, map: &Map, range: PageRange, flags: Flags) -> Result<(), u64> {
+        let Some(limit) = map.locks.limit.filter(|_| flags.contains(Flags::LOCKED)) else { return Ok(()) };
+        let view = self.tree.view_locked(&map.writer);
+        let stands_for_it = view.find(range.start()).is_some_and(Vma::is_busy);
+        let locked = locked_pages(view, self.whole());
+        let added = if stands_for_it { 0 } else { range.pages() };
+        if locked.saturating_add(added) > limit / PAGE_SIZE { Err(limit) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,345 @@
+//! Moving pages to another place of the space: what mremap does when it is decided what goes where.
+//!
+//! ```text
+//!   take both ranges
+//!   target: BUSY over what was there, swept               fails: as before
+//!   source: MOVING                                        faults on it wait from here on
+//!   target: what comes, MOVING                            fails: MOVING is taken back, which needs no memory
+//!   source: wait at each bit; leaf tables for the target  fails: the same
+//!   source: a hole, or what stays, MOVING                 fails: the same
+//!   each entry: out of the source, into the target        nothing fails from here on
+//!   invalidate the source                                 before anybody can free what has moved (CVE-2018-18281)
+//!   settle: what was MOVING is not; then join neighbours, if there is memory for that
+//!   let both ranges go, and wake who waits
+//! ```
+//! A processor may use a target's entry before the target is settled: it finds the page that it asked for. Page work may not:
+//! it waits, and so nobody frees or copies the page while a processor uses its old translation.
+
+use super::Space;
+use super::range_work::{Removed, Taken, TreeLock, Unpublished};
+use super::remap::RemapError;
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::frame::Reference;
+use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::protection::{Protection, Sharing};
+use crate::sync::Retired;
+use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Flags, Mapping, edit};
+use alloc::vec::Vec;
+
+/// What a call has taken.
+pub(super) struct Both<'a, H: Host> {
+    pub source: Taken<'a, H>,
+    /// None: the source's covers it.
+    pub target: Option<Taken<'a, H>>,
+}
+
+impl<'a, H: Host> Both<'a, H> {
+    pub fn target(&self) -> &Taken<'a, H> {
+        self.target.as_ref().unwrap_or(&self.source)
+    }
+
+    fn target_mut(&mut self) -> &mut Taken<'a, H> {
+        self.target.as_mut().unwrap_or(&mut self.source)
+    }
+}
+
+/// Pages of one mapping, and where they go. The target is as long or longer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub source: PageRange,
+    pub target: PageRange,
+    /// The source stays mapped, empty (MREMAP_DONTUNMAP).
+    pub keeps: bool,
+}
+
+impl Part {
+    /// Where `page` goes.
+    fn to(&self, page: PageNumber) -> PageNumber {
+        PageNumber::new(self.target.start().get() + (page.get() - self.source.start().get()))
+    }
+}
+
+/// Whether an entry goes where its page goes: a frame, or a guard.
+fn moves_along(entry: Entry) -> bool {
+    entry.frame().is_some() || entry.is_guard()
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Moves one part. What was at the target goes first, and stays away if the rest fails; otherwise, on failure, all is as
+    /// before.
+    pub(super) fn move_part<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        both: &mut Both<'s, H>,
+        part: Part,
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), RemapError> {
+        self.vacate(work, both, part.target, retired)?;
+        if let Err(error) = self.prepare_move(work, both, part, retired) {
+            self.give_up_move(work, both, Some(part.source), part.target, retired);
+            return Err(error);
+        }
+        self.carry(both, part);
+        self.end_move(work, both, part, retired);
+        Ok(())
+    }
+
+    /// What is mapped at the target goes; a fault there waits for what comes.
+    pub(super) fn vacate<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        both: &mut Both<'s, H>,
+        target: PageRange,
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), RemapError> {
+        let lock = both.target().lock();
+        match self.tree.view_locked(&lock.writer).from(target.start()).next() {
+            Some(vma) if vma.range().overlaps(target) && !(vma.is_busy() && vma.range() == target) => {}
+            _ => return Ok(()),
+        }
+        self.refuse_sealed(&lock, target)?;
+        let busy = Mapping {
+            range: target,
+            protection: Protection::empty(),
+            sharing: Sharing::Shared,
+            flags: Flags::empty(),
+            backing: Backing::Busy,
+            serial: 0,
+            shift: 0,
+            anon: None,
+        };
+        let published = self.publish(work, lock, target, |_| None, Some(busy));
+        let (lock, more) = published.map_err(|error| self.unpublished(error))?;
+        drop(lock);
+        retired.extend(more);
+        self.sweep_away(both.target(), target);
+        Ok(())
+    }
+
+    /// Everything that can fail.
+    fn prepare_move<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        both: &mut Both<'s, H>,
+        part: Part,
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), RemapError> {
+        let Part { source, target, keeps } = part;
+        let mut publish =
+            |range, lock: TreeLock<'s>, each: &dyn Fn(Mapping<H>) -> Option<Mapping<H>>, insert| {
+                let published = self.publish(work, lock, range, each, insert);
+                published.map(|(lock, more)| {
+                    retired.extend(more);
+                    lock
+                })
+            };
+        let lock = both.source.lock();
+        let hole = RemapError::Hole { address: source.start().address() };
+        let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
+        let is_whole = vma.range() == source;
+        if keeps {
+            lock.check_room(vma.mapping(), target.pages())?;
+        }
+        let moving = |mapping: Mapping<H>| {
+            let flags = mapping.flags | Flags::MOVING;
+            Some(Mapping { flags, ..mapping })
+        };
+        let lock = publish(source, lock, &moving, None).map_err(|error| self.unpublished(error))?;
+        let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
+        let arrives = arriving(vma.glance(), part);
+        let lock = self.follow(both.target(), lock, target, Some(arrives.protection))?;
+        let lock =
+            publish(target, lock, &|_| None, Some(arrives)).map_err(|error| self.unpublished(error))?;
+        drop(lock);
+        self.make_leaves(both, part)?;
+        let stays = |mapping: Mapping<H>| {
+            let anon = mapping.anon.filter(|_| !is_whole);
+            let flags = mapping.flags - Flags::LOCKED - Flags::LOCKED_ON_FAULT;
+            keeps.then_some(Mapping { flags, anon, ..mapping })
+        };
+        let mut lock = both.source.lock();
+        if !keeps {
+            lock = self.follow(&both.source, lock, source, None)?;
+        }
+        publish(source, lock, &stays, None).map_err(|error| self.unpublished(error))?;
+        Ok(())
+    }
+
+    /// Waits until nobody is at work on the source any more, and makes the leaf tables that its pages will need. Nobody
+    /// makes a new page there: the mapping is MOVING.
+    fn make_leaves(&self, both: &Both<'_, H>, part: Part) -> Result<(), OutOfMemory> {
+        let mut result = Ok(());
+        self.each_leaf(&both.source, part.source, |leaf, pages| {
+            let mut made = None;
+            for page in pages.iter() {
+                let mut look = 0;
+                let entry = loop {
+                    let entry = self.table.load(leaf, page);
+                    if !entry.is_announced() {
+                        break entry;
+                    }
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                };
+                let first = part.to(page).align_down(H::Table::LEAF_PAGES);
+                if result.is_ok() && moves_along(entry) && made != Some(first) {
+                    result = self.table.make_leaf(both.target(), part.to(page)).map(|_| ());
+                    made = Some(first);
+                }
+            }
+        });
+        result
+    }
+
+    /// Moves the entries, with their frames and all that is known of them: nothing is copied, and no count changes.
+    fn carry(&self, both: &Both<'_, H>, part: Part) {
+        let mut weakened = Removed::new(self);
+        self.each_leaf(&both.source, part.source, |leaf, pages| {
+            for page in pages.iter() {
+                let mut look = 0;
+                loop {
+                    let seen = self.table.load(leaf, page);
+                    if seen == Entry::EMPTY {
+                        break;
+                    }
+                    if seen.is_announced() {
+                        self.engine.pause_on_bit(look);
+                        look += 1;
+                    } else if self.pick_up(leaf, page, seen) {
+                        weakened.touch(page);
+                        if moves_along(seen) {
+                            self.put_down(both.target(), part.to(page), self.as_moved(seen));
+                        }
+                        break;
+                    }
+                }
+            }
+        });
+        if cfg!(mutant = "moved_without_invalidate") {
+            core::mem::forget(weakened);
+        }
+    }
+
+    /// An entry where it goes. A page that others store into too loses the write right: writeback, which takes it from every
+    /// entry that it finds, does not find one that is on its way.
+    fn as_moved(&self, entry: Entry) -> Entry {
+        let is_shared = entry.frame().is_some_and(|frame| !self.engine.folio(frame).is_exclusive());
+        entry.without(Entry::REFUSED | if is_shared { Entry::WRITE } else { 0 })
+    }
+
+    /// Takes an entry out of the source, if it is still `seen`.
+    fn pick_up(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
+        // A host that has the bytes in the processor's own page keeps them where somebody else wants the frame: we do.
+        let kept = seen
+            .frame()
+            .filter(|frame| H::Table::FOLLOWS && self.engine.folio(*frame).try_get(Reference::Pin).is_ok());
+        let picked = self.table.exchange(leaf, page, seen, Entry::EMPTY).is_ok();
+        if let Some(frame) = kept {
+            self.engine.put(frame, Reference::Pin);
+        }
+        picked
+    }
+
+    /// Puts an entry in the target, where others announce for a moment, see that it is MOVING, and let go.
+    fn put_down(&self, taken: &Taken<'_, H>, page: PageNumber, entry: Entry) {
+        let leaf = self.table.leaf(taken, page).expect("a leaf table made before");
+        let mut look = 0;
+        loop {
+            let there = self.table.load(leaf, page);
+            if there.is_announced() {
+                self.engine.pause_on_bit(look);
+                look += 1;
+                continue;
+            }
+            debug_assert!(there.frame().is_none(), "moved over something");
+            if self.table.exchange(leaf, page, there, entry).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Everything is where it belongs and no processor uses an old translation.
+    fn end_move<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        both: &mut Both<'s, H>,
+        part: Part,
+        retired: &mut Vec<Retired>,
+    ) {
+        both.target().lock().moves += 1;
+        self.settle(work, both.target(), part.target, retired);
+        if part.keeps {
+            self.settle(work, &both.source, part.source, retired);
+        } else {
+            self.retire_leaves(&mut both.source, part.source, retired);
+        }
+    }
+
+    /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that.
+    fn settle<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        taken: &Taken<'s, H>,
+        range: PageRange,
+        retired: &mut Vec<Retired>,
+    ) {
+        let lock = taken.lock();
+        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
+        vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
+        let joined = self.publish(work, lock, range, Some, None);
+        retired.extend(joined.into_iter().flat_map(|(_, more)| more));
+    }
+
+    /// The source, if it was touched, is as it was; the target becomes a hole.
+    pub(super) fn give_up_move<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        both: &mut Both<'s, H>,
+        source: Option<PageRange>,
+        target: PageRange,
+        retired: &mut Vec<Retired>,
+    ) {
+        if let Some(source) = source {
+            self.settle(work, &both.source, source, retired);
+            self.follow_back(&both.source, source);
+        }
+        let hole = self.publish(work, both.target().lock(), target, |_| None, None);
+        // Without memory for a hole BUSY stays, which is one when it is let go.
+        retired.extend(hole.into_iter().flat_map(|(_, more)| more));
+        self.follow_back(both.target(), target);
+        self.retire_leaves(both.target_mut(), target, retired);
+    }
+
+    /// As munmap, by somebody who has taken more and given the tree lock.
+    pub(super) fn unmap_taken<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        taken: &mut Taken<'s, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), Unpublished> {
+        let lock = self.follow(taken, lock, range, None)?;
+        let published = self.publish(work, lock, range, |_| None, None);
+        let (lock, more) = published.inspect_err(|_| self.follow_back(taken, range))?;
+        drop(lock);
+        retired.extend(more);
+        self.sweep_away(taken, range);
+        self.retire_leaves(taken, range, retired);
+        Ok(())
+    }
+}
+
+/// The mapping at the target: the source's, moved, and longer perhaps. If there are anonymous pages they keep their record and
+/// say where they came from; if not, nothing tells it from one that was mapped there.
+fn arriving<H: Host>(source: Mapping<H>, part: Part) -> Mapping<H> {
+    let mapping = edit::cut(&source, part.source).unwrap_or(source);
+    let down = part.source.start().get().wrapping_sub(part.target.start().get());
+    let shift = match (&mapping.backing, &mapping.anon) {
+        (Backing::Anonymous, Some(_)) => mapping.shift.wrapping_add(down),
+        _ => 0,
+    };
+    Mapping { range: part.target, shift, ..mapping }
+}

@@ -1,0 +1,145 @@
+//! Fetching pages ahead of their first touch, for MAP_POPULATE, mlock and madvise: by ordinary faults, one page after the
+//! other, holding nothing across I/O. What is mapped is looked up anew for each mapping, and compared again under each
+//! page's announcement ([`Only`]): a range that is replaced meanwhile is not populated by mistake.
+
+use super::AddressSpace;
+use super::fault::{Fault, FaultError};
+use crate::address::{PageNumber, PageRange, VirtAddr};
+use crate::design::{Attempt, LockingDesign, Only, Purpose};
+use crate::host::Host;
+use crate::page_cache::File;
+use crate::protection::{Access, Protection, Sharing};
+use crate::vma::tree::Ranged;
+use alloc::sync::Arc;
+
+/// How many reads of a file are begun before the first is waited for.
+const AHEAD: u64 = 32;
+
+/// What pages are fetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// This access: MADV_POPULATE_READ and MADV_POPULATE_WRITE. The first error ends it.
+    Access(Access),
+    /// To be there while they are locked. The first error ends it.
+    Lock,
+    /// As `Lock`, where an error ends only the mapping that it is in: mlockall.
+    LockAll,
+    /// To be there in what the map call of this serial made. An error ends the mapping that it is in.
+    New(u64),
+}
+
+/// Why it ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unpopulated {
+    /// Nothing is mapped there.
+    Hole(VirtAddr),
+    /// The mapping allows no such access.
+    NotAllowed(VirtAddr, Access),
+    /// The fault failed.
+    Fault(FaultError),
+}
+
+/// What is mapped, by value.
+struct Part<H: Host> {
+    range: PageRange,
+    protection: Protection,
+    sharing: Sharing,
+    file: Option<(Arc<File<H>>, u64)>,
+    is_wanted: bool,
+}
+
+impl Goal {
+    fn only(self) -> Only {
+        match self {
+            Self::Access(_) => Only::Any,
+            Self::Lock | Self::LockAll => Only::Locked,
+            Self::New(serial) => Only::Mapping(serial),
+        }
+    }
+
+    /// The access to fetch for: what an owner may do who locks is not asked, but for a mapping without any rights. A
+    /// private page that can be written is had for writing, so that the first store needs no copy.
+    fn access(self, protection: Protection, sharing: Sharing) -> Result<Access, Access> {
+        let allowed = |access, right| if protection.contains(right) { Ok(access) } else { Err(access) };
+        match self {
+            Self::Access(Access::Read) => allowed(Access::Read, Protection::READ),
+            Self::Access(Access::Write) => allowed(Access::Write, Protection::WRITE),
+            Self::Access(Access::Execute) => allowed(Access::Execute, Protection::EXECUTE),
+            _ if sharing == Sharing::Private && protection.contains(Protection::WRITE) => Ok(Access::Write),
+            _ if protection.allows(Access::Read) => Ok(Access::Read),
+            _ if protection.allows(Access::Execute) => Ok(Access::Execute),
+            _ => Err(Access::Read),
+        }
+    }
+
+    fn stops_at_errors(self) -> bool {
+        matches!(self, Self::Access(_) | Self::Lock)
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Fetches the pages of `range`.
+    pub(super) fn populate(&self, range: PageRange, goal: Goal) -> Result<(), Unpopulated> {
+        let mut at = range.start();
+        while let Some(rest) = PageRange::new(at, range.end()) {
+            let Some(part) = self.next_part(rest, goal) else {
+                return if goal.stops_at_errors() { Err(Unpopulated::Hole(at.address())) } else { Ok(()) };
+            };
+            if part.range.start() > at && goal.stops_at_errors() {
+                return Err(Unpopulated::Hole(at.address()));
+            }
+            at = part.range.end();
+            if part.is_wanted
+                && let Err(error) = self.populate_part(&part, goal)
+                && goal.stops_at_errors()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn next_part(&self, rest: PageRange, goal: Goal) -> Option<Part<H>> {
+        let section = self.engine().enter();
+        let vma = self.0.tree.view(&section).from(rest.start()).next()?;
+        let (range, mapping) = (vma.range().intersection(rest)?, vma.mapping());
+        let file = mapping.file_page(range.start()).map(|(file, page)| (file.clone(), page));
+        let is_wanted = goal.only().admits(mapping);
+        Some(Part { range, protection: mapping.protection, sharing: mapping.sharing, file, is_wanted })
+    }
+
+    fn populate_part(&self, part: &Part<H>, goal: Goal) -> Result<(), Unpopulated> {
+        let access = goal
+            .access(part.protection, part.sharing)
+            .map_err(|access| Unpopulated::NotAllowed(part.range.start().address(), access))?;
+        for page in part.range.iter() {
+            if let Some((file, first)) = &part.file {
+                self.read_ahead(file, *first, page.get() - part.range.start().get(), part.range.pages());
+            }
+            self.fetch(page, access, goal).map_err(|error| match error {
+                FaultError::NoMapping { address } => Unpopulated::Hole(address),
+                FaultError::Protection { address, access, .. } => Unpopulated::NotAllowed(address, access),
+                error => Unpopulated::Fault(error),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// At every page that is a multiple of a few: begins the reads of the next few, as many as a small cache keeps.
+    fn read_ahead(&self, file: &Arc<File<H>>, first: u64, index: u64, pages: u64) {
+        let few = AHEAD.min(self.engine().limits().cached_pages / 4).max(1);
+        if few > 1 && index.is_multiple_of(few) {
+            let _ = (index..pages.min(index + few)).all(|index| file.start_read(first + index));
+        }
+    }
+
+    /// One page; nothing, if what is mapped there now is not what this is for.
+    fn fetch(&self, page: PageNumber, access: Access, goal: Goal) -> Result<(), FaultError> {
+        let attempt = Attempt { only: goal.only(), ..Attempt::first(Purpose::Fault) };
+        let mut fault = self.fault_from(page.address(), access, attempt)?;
+        while let Fault::Pending(pending) = fault {
+            fault = pending.wait()?;
+        }
+        Ok(())
+    }
+}
