@@ -7,8 +7,8 @@ use faultless::errno;
 use faultless::protection::Access;
 use faultless::vma::Flags;
 use faultless::{
-    Advice, AdviseError, DiscardError, Fault, LockAll, LockError, LockMode, MapError, ProtectError,
-    ResidentError, SealError, UnmapError,
+    Advice, AdviseError, DiscardError, Fault, LimitError, LockAll, LockError, LockMode, MapError,
+    ProtectError, RemapError, RemapRequest, ResidentError, SealError, SpaceLimits, UnmapError,
 };
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -128,7 +128,7 @@ fn locks_stop_where_they_cannot_go_on<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn locks_are_limited<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    space.set_lock_limit(Some(pages(8) + 1));
+    space.set_limits(SpaceLimits { locked: pages(8) + 1, ..SpaceLimits::default() });
     space.map(anonymous(10, 20)).unwrap();
     space.lock(at(10), pages(8), LockMode::Now).unwrap();
     space.lock(at(10), pages(8), LockMode::Now).unwrap();
@@ -141,17 +141,24 @@ fn locks_are_limited<S: Stand, D: LockingDesign>() -> Ran<S> {
     // What would be replaced counts, as on Linux.
     for page in [40, 10] {
         let error = space.map(locked(page)).unwrap_err();
-        assert!(matches!(error, MapError::LockLimit { .. }) && error.errno() == errno::EAGAIN);
+        assert!(
+            matches!(error, MapError::Limit(LimitError::Locked { .. })) && error.errno() == errno::EAGAIN
+        );
     }
     let error = space.lock_all(LockAll::CURRENT).unwrap_err();
     assert!(matches!(error, LockError::Limit { .. }));
     space.lock_all(LockAll::FUTURE).unwrap();
-    assert!(matches!(space.map(anonymous(40, 1)), Err(MapError::LockLimit { .. })));
+    assert!(matches!(space.map(anonymous(40, 1)), Err(MapError::Limit(LimitError::Locked { .. }))));
     space.unlock_all().unwrap();
     space.map(anonymous(40, 1)).unwrap();
     space.map(locked(41)).unwrap();
     space.map(locked(41)).unwrap();
-    space.set_lock_limit(Some(0));
+    // The one limit holds for what becomes longer, too.
+    space.unlock(at(10), pages(20)).unwrap();
+    space.lock(at(41), pages(1), LockMode::Now).unwrap();
+    let longer = space.remap(RemapRequest::resize(at(41), pages(1), pages(10))).unwrap_err();
+    assert!(matches!(longer, RemapError::Limit(LimitError::Locked { .. })), "{longer}");
+    space.set_limits(SpaceLimits { locked: 0, ..SpaceLimits::default() });
     for error in [
         space.lock(at(10), 1, LockMode::Now).unwrap_err(),
         space.lock(at(10), 0, LockMode::Now).unwrap_err(),

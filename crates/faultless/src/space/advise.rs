@@ -313,7 +313,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Refusal::NotYet => AdviseError::NotYet { advice },
             },
             Wrong::TooMany => {
-                AdviseError::TooManyMappings { range, advice, limit: self.engine.limits().mappings }
+                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
+                AdviseError::TooManyMappings { range, advice, limit }
             }
             Wrong::All(_) | Wrong::OutOfMemory => AdviseError::OutOfMemory { range, advice },
         }

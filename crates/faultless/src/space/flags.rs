@@ -7,8 +7,8 @@ use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
-use crate::vma::tree::{Ranged, View};
-use crate::vma::{Backing, Flags, Mapping, Vma};
+use crate::vma::tree::Ranged;
+use crate::vma::{Backing, Flags, Mapping};
 use alloc::vec::Vec;
 
 /// What a call does about pages of its range that are not mapped.
@@ -130,7 +130,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         range: PageRange,
         holes: Holes,
-        before: impl FnOnce(View<'_, Vma<H, D>>) -> Result<(), R>,
+        before: impl FnOnce(&Map) -> Result<(), R>,
         refuse: impl Fn(&Mapping<H>) -> Option<R>,
         change: impl Fn(Flags) -> Flags,
     ) -> Result<(), Wrong<R>> {
@@ -140,7 +140,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, inside, |_| true).map_err(|_| Wrong::OutOfMemory)?;
         let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| Wrong::OutOfMemory)?;
-        before(self.tree.view_locked(&lock.writer)).map_err(Wrong::All)?;
+        before(&lock).map_err(Wrong::All)?;
         let reach = self.reach(&lock, range, holes, refuse);
         let mut retired = Vec::new();
         let part = PageRange::new(inside.start(), reach.end.min(inside.end()));

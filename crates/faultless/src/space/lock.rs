@@ -3,7 +3,7 @@
 
 use super::flags::{Holes, Wrong};
 use super::populate::{Goal, Unpopulated};
-use super::{AddressSpace, Map, MapError, Space, fault::FaultError};
+use super::{AddressSpace, LimitError, Map, MapError, Space, fault::FaultError};
 use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
@@ -103,14 +103,12 @@ impl LockError {
 pub(super) struct Locks {
     /// What new mappings get: [`Flags::LOCKS`] or a part of them.
     pub future: Flags,
-    /// Bytes that may be locked; `None`: any.
-    pub limit: Option<u64>,
     /// Whether a shared mapping may have guards: never goes back to no.
     pub shared_guards: bool,
 }
 
 impl Locks {
-    /// A child of fork has the limit, and no locks.
+    /// A child of fork has no locks.
     pub(super) fn of_child(self) -> Self {
         Self { future: Flags::empty(), ..self }
     }
@@ -126,7 +124,7 @@ fn touched(address: VirtAddr, length: u64) -> Result<Option<PageRange>, RangeErr
     }
 }
 
-/// How many pages of `view` are locked, in all or inside `range`.
+/// How many pages of `view` are locked inside `range`.
 fn locked_pages<H: Host, D: LockingDesign>(view: View<'_, Vma<H, D>>, range: PageRange) -> u64 {
     let vmas = view.from(range.start()).take_while(|vma| vma.range().start() < range.end());
     let locked = vmas.filter(|vma| vma.mapping().flags.contains(Flags::LOCKED));
@@ -134,12 +132,6 @@ fn locked_pages<H: Host, D: LockingDesign>(view: View<'_, Vma<H, D>>, range: Pag
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Sets how many bytes may be locked (RLIMIT_MEMLOCK of somebody without CAP_IPC_LOCK); `None`, as it is at first,
-    /// for somebody privileged. What is locked stays. A child of fork has the same.
-    pub fn set_lock_limit(&self, bytes: Option<u64>) {
-        self.0.map.lock_by(self.engine().as_ref()).locks.limit = bytes;
-    }
-
     /// mlock, mlock2: the pages that `length` bytes at `address` touch stay in memory; with [`LockMode::Now`] they are
     /// fetched before this returns. The flag is set as [`AddressSpace::unmap`] waits; then the pages come by ordinary
     /// faults, and nothing is held while they wait for I/O. A mapping that is unlocked or replaced meanwhile is not
@@ -154,9 +146,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             LockMode::Now => Flags::LOCKED,
             LockMode::OnFault => Flags::LOCKS,
         };
-        let limit = self.0.may_lock()?;
+        self.0.may_lock()?;
         let Some(range) = touched(address, length)? else { return Ok(()) };
-        self.0.set_locks(range, Holes::Stop, set, limit)?;
+        self.0.set_locks(range, Holes::Stop, set)?;
         match mode {
             LockMode::OnFault => Ok(()),
             LockMode::Now => self.populate(range, Goal::Lock).map_err(|error| match error {
@@ -173,7 +165,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// `Range`, `Hole`, `TooManyMappings`, `OutOfMemory` of [`LockError`]; after `Hole` the part below is unlocked.
     pub fn unlock(&self, address: VirtAddr, length: u64) -> Result<(), LockError> {
         let Some(range) = touched(address, length)? else { return Ok(()) };
-        self.0.set_locks(range, Holes::Stop, Flags::empty(), None)
+        self.0.set_locks(range, Holes::Stop, Flags::empty())
     }
 
     /// mlockall. What cannot be fetched of what is mapped now is no error, as on Linux.
@@ -186,21 +178,18 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Err(LockError::Nothing);
         }
         let space = &*self.0;
-        let limit = space.may_lock()?;
+        space.may_lock()?;
         let set = if what.contains(LockAll::ON_FAULT) { Flags::LOCKS } else { Flags::LOCKED };
         {
             let mut lock = space.map.lock_by(&*space.engine);
-            let mapped = || space.tree.view_locked(&lock.writer).from(space.whole().start());
-            let pages: u64 = mapped().map(|vma| vma.range().pages()).sum();
-            if let Some(limit) =
-                limit.filter(|limit| what.contains(LockAll::CURRENT) && pages > limit / PAGE_SIZE)
-            {
+            let limit = lock.limits.locked;
+            if what.contains(LockAll::CURRENT) && lock.usage.pages > limit / PAGE_SIZE {
                 return Err(LockError::Limit { limit });
             }
             lock.locks.future = if what.contains(LockAll::FUTURE) { set } else { Flags::empty() };
         }
         if what.contains(LockAll::CURRENT) {
-            space.set_locks(space.whole(), Holes::Skip, set, None)?;
+            space.set_locks(space.whole(), Holes::Skip, set)?;
             let _ = self.populate(space.whole(), Goal::LockAll);
         }
         Ok(())
@@ -213,35 +202,31 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn unlock_all(&self) -> Result<(), LockError> {
         let space = &*self.0;
         space.map.lock_by(&*space.engine).locks.future = Flags::empty();
-        space.set_locks(space.whole(), Holes::Skip, Flags::empty(), None)
+        space.set_locks(space.whole(), Holes::Skip, Flags::empty())
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// The limit, if there is one.
-    fn may_lock(&self) -> Result<Option<u64>, LockError> {
-        match self.map.lock_by(&*self.engine).locks.limit {
-            Some(0) => Err(LockError::NotPermitted),
-            limit => Ok(limit),
+    /// Whether anything may be locked.
+    fn may_lock(&self) -> Result<(), LockError> {
+        match self.map.lock_by(&*self.engine).limits.locked {
+            0 => Err(LockError::NotPermitted),
+            _ => Ok(()),
         }
     }
 
-    /// Gives all of `range` the flags `set` of locking, under `limit`. Splitting at the ends of the whole is none.
-    fn set_locks(
-        &self,
-        range: PageRange,
-        holes: Holes,
-        set: Flags,
-        limit: Option<u64>,
-    ) -> Result<(), LockError> {
-        let before = |view: View<'_, Vma<H, D>>| match limit {
-            // What is locked already in the range counts once.
-            Some(limit) => {
-                let others = locked_pages(view, self.whole()) - locked_pages(view, range);
-                let too_many = others.saturating_add(range.pages()) > limit / PAGE_SIZE;
-                if too_many { Err(LockError::Limit { limit }) } else { Ok(()) }
+    /// Gives all of `range` the flags `set` of locking, holes or not: those of mlockall are of the whole, whose limit it has
+    /// asked for itself.
+    fn set_locks(&self, range: PageRange, holes: Holes, set: Flags) -> Result<(), LockError> {
+        let before = |map: &Map| {
+            if set.is_empty() || holes == Holes::Skip {
+                return Ok(());
             }
-            None => Ok(()),
+            // What is locked already in the range counts once.
+            let others = map.usage.locked - locked_pages(self.tree.view_locked(&map.writer), range);
+            let limit = map.limits.locked;
+            let too_many = others.saturating_add(range.pages()) > limit / PAGE_SIZE;
+            if too_many { Err(LockError::Limit { limit }) } else { Ok(()) }
         };
         let change = |flags: Flags| flags.difference(Flags::LOCKS) | set;
         let changed = self.change_flags(range, holes, before, |_| None, change);
@@ -249,28 +234,30 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Wrong::Hole(_) if holes == Holes::Skip => Ok(()),
             Wrong::Hole(address) => Err(LockError::Hole { range, address }),
             Wrong::Refused(_, error) | Wrong::All(error) => Err(error),
-            Wrong::TooMany => Err(LockError::TooManyMappings { range, limit: self.engine.limits().mappings }),
+            Wrong::TooMany => Err(LockError::TooManyMappings {
+                range,
+                limit: self.mapping_limit(&self.map.lock_by(&*self.engine)),
+            }),
             Wrong::OutOfMemory => Err(LockError::OutOfMemory),
         })
     }
 
     /// What a new mapping gets besides what was asked for.
     pub(super) fn flags_to_come(&self, is_locked: bool) -> Result<Flags, MapError> {
-        let locks = self.map.lock_by(&*self.engine).locks;
-        if is_locked && locks.limit == Some(0) {
+        let (locks, limits) = {
+            let lock = self.map.lock_by(&*self.engine);
+            (lock.locks, lock.limits)
+        };
+        if is_locked && limits.locked == 0 {
             return Err(MapError::LockNotPermitted);
         }
         Ok(locks.future)
     }
 
     /// Whether a new mapping of `range` may be locked, besides all that is: what it replaces counts too, as on Linux.
-    /// What stands for the range already, while it is BUSY, does not. The error is the limit.
-    pub(super) fn may_map_locked(&self, map: &Map, range: PageRange, flags: Flags) -> Result<(), u64> {
-        let Some(limit) = map.locks.limit.filter(|_| flags.contains(Flags::LOCKED)) else { return Ok(()) };
-        let view = self.tree.view_locked(&map.writer);
-        let stands_for_it = view.find(range.start()).is_some_and(Vma::is_busy);
-        let locked = locked_pages(view, self.whole());
-        let added = if stands_for_it { 0 } else { range.pages() };
-        if locked.saturating_add(added) > limit / PAGE_SIZE { Err(limit) } else { Ok(()) }
+    /// What stands for the range already, while it is BUSY, does not.
+    pub(super) fn may_map_locked(&self, map: &Map, range: PageRange, flags: Flags) -> Result<(), LimitError> {
+        let stands_for_it = self.tree.view_locked(&map.writer).find(range.start()).is_some_and(Vma::is_busy);
+        map.check_locked(flags, if stands_for_it { 0 } else { range.pages() })
     }
 }

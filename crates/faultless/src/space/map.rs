@@ -145,12 +145,6 @@ pub enum MapError {
     /// It is to be locked, and the limit is zero (EPERM).
     #[error("locking memory is not permitted")]
     LockNotPermitted,
-    /// More than the limit would be locked (EAGAIN).
-    #[error("more than the limit of {limit} bytes would be locked")]
-    LockLimit {
-        /// The limit in bytes.
-        limit: u64,
-    },
     /// The host cannot show one page in two places (EOPNOTSUPP): see
     /// [`PageTable::SHARES_WRITES`](crate::host::PageTable::SHARES_WRITES).
     #[error("this host has no writable shared mappings")]
@@ -192,7 +186,6 @@ impl MapError {
             Self::Exists { .. } => errno::EEXIST,
             Self::SharedWrite => errno::EACCES,
             Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
-            Self::LockLimit { .. } => errno::EAGAIN,
             Self::SharedWriteUnsupported => errno::EOPNOTSUPP,
             Self::OutOfBounds { .. }
             | Self::NoSpace { .. }
@@ -444,7 +437,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if lock.exited {
             return Err(MapError::Exited);
         }
-        self.may_map_locked(&lock, range, mapping.flags).map_err(|limit| MapError::LockLimit { limit })?;
+        self.may_map_locked(&lock, range, mapping.flags)?;
         self.publish(work, lock, range, |_| None, Some(mapping)).map_err(|error| match error {
             Unpublished::OutOfMemory => MapError::OutOfMemory,
             Unpublished::TooMany => {

@@ -156,7 +156,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.make_leaves(both, part)?;
         let stays = |mapping: Mapping<H>| {
             let anon = mapping.anon.filter(|_| !is_whole);
-            let flags = mapping.flags - Flags::LOCKED - Flags::LOCKED_ON_FAULT;
+            let flags = mapping.flags - Flags::LOCKS;
             keeps.then_some(Mapping { flags, anon, ..mapping })
         };
         let mut lock = both.source.lock();

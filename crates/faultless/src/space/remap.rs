@@ -118,10 +118,10 @@ pub enum RemapError {
         /// Where the mapping ends.
         end: VirtAddr,
     },
-    /// A sealed mapping (EPERM).
-    #[error("the mapping at {address} is sealed")]
+    /// Something sealed (EPERM).
+    #[error("what is mapped at {address} is sealed")]
     Sealed {
-        /// Where it begins.
+        /// The first address that is.
         address: VirtAddr,
     },
     /// Something is in the way, and it may not move (ENOMEM).
@@ -349,13 +349,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     pub(super) fn refuse_sealed(&self, lock: &TreeLock<'_>, range: PageRange) -> Result<(), RemapError> {
-        let mut vmas = self.tree.view_locked(&lock.writer).from(range.start());
-        let sealed = vmas
-            .by_ref()
-            .take_while(|vma| vma.range().start() < range.end())
-            .find(|vma| vma.flags().contains(Flags::SEALED));
-        match sealed {
-            Some(vma) => Err(RemapError::Sealed { address: vma.range().start().address() }),
+        match self.first_sealed(lock, range) {
+            Some(sealed) => Err(RemapError::Sealed { address: sealed.address() }),
             None => Ok(()),
         }
     }
