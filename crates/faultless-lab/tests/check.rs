@@ -2,10 +2,11 @@
 //! process can be made runs no tests either.
 #![cfg(target_os = "linux")]
 
-use faultless_lab::check::{At, Length, ORACLE, Operation, Plan, Plant, Planted, Summary};
+use faultless_lab::check::{At, Length, Move, ORACLE, Operation, Plan, Planted, Summary, With};
 use faultless_lab::designs;
 use faultless_lab::trouble::Trouble;
 use std::process::{Command, Output};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -58,78 +59,170 @@ fn so_it_does_under_a_rival() {
 }
 
 /// The same with its last page left out, if there are others.
-fn one_page_less(length: Length) -> Length {
-    if length.0 > PAGE && length.0 < 1 << 30 { Length(length.0.div_ceil(PAGE) * PAGE - PAGE) } else { length }
+fn one_page_less(operation: &Operation) -> Planted {
+    let mut less = *operation;
+    if let Some(length) = less.length_mut().filter(|length| length.0 > PAGE && length.0 < 1 << 30) {
+        length.0 = length.0.div_ceil(PAGE) * PAGE - PAGE;
+    }
+    Planted::Instead(less)
 }
 
-/// A planted difference in each kind of operation.
-fn plants() -> Vec<(&'static str, Plant)> {
-    use Operation::{
-        Add, Discard, Exit, Fork, Load, LoadByte, Look, Map, Protect, Read, Store, StoreByte, Truncate, Unmap,
-    };
+/// A planted difference in an operation of this kind.
+fn plant(kind: &str) -> fn(&Operation) -> Planted {
+    use Operation::*;
     use Planted::{Forgotten, Instead, Nothing};
-    vec![
-        ("mmap", |operation| match *operation {
-            Map { at, length, rights, object, place } => {
-                Instead(Map { at, length: one_page_less(length), rights, object, place })
+    match kind {
+        "mmap LOCKED" => |operation| match *operation {
+            Map { at, length, rights, object, place, with } => {
+                Instead(Map { at, length, rights, object, place, with: with - With::LOCKED })
             }
             _ => Nothing,
-        }),
-        ("munmap", |operation| match *operation {
-            Unmap { at, length } => Instead(Unmap { at, length: one_page_less(length) }),
+        },
+        "mmap GROWSDOWN" => |operation| match *operation {
+            Map { at, length, rights, object, place, with } => {
+                Instead(Map { at, length, rights, object, place, with: with - With::GROWSDOWN })
+            }
             _ => Nothing,
-        }),
-        ("mprotect", |operation| match *operation {
-            Protect { at, length, rights } => Instead(Protect { at, length: one_page_less(length), rights }),
+        },
+        "mprotect GROWSDOWN" => |operation| match *operation {
+            Protect { at, length, rights, .. } => Instead(Protect { at, length, rights, down: false }),
             _ => Nothing,
-        }),
-        ("madvise DONTNEED", |operation| match *operation {
-            Discard { at, length } => Instead(Discard { at, length: one_page_less(length) }),
+        },
+        "mremap" => |operation| match *operation {
+            Remap { at, length, new_length, moves } if new_length.0 > PAGE => {
+                Instead(Remap { at, length, new_length: Length(new_length.0 - PAGE), moves })
+            }
             _ => Nothing,
-        }),
-        ("load", |operation| match *operation {
+        },
+        "mremap MAYMOVE" => |operation| match *operation {
+            Remap { at, length, new_length, .. } => {
+                Instead(Remap { at, length, new_length, moves: Move::No })
+            }
+            _ => Nothing,
+        },
+        // The old place stays.
+        "mremap FIXED" => |operation| match *operation {
+            Remap { at, length, new_length, moves: Move::To(to) } if length == new_length => {
+                Instead(Remap { at, length, new_length, moves: Move::Leaving(to) })
+            }
+            _ => Nothing,
+        },
+        "mremap DONTUNMAP" => |operation| match *operation {
+            Remap { at, length, new_length, moves: Move::Leaving(to) } => {
+                Instead(Remap { at, length, new_length, moves: Move::To(to) })
+            }
+            _ => Nothing,
+        },
+        "brk" => |operation| match *operation {
+            Break { at } => Instead(Break { at: At(at.0 & !(PAGE - 1)) }),
+            _ => Nothing,
+        },
+        // Nothing but what all advice does.
+        "madvise RANDOM"
+        | "madvise SEQUENTIAL"
+        | "madvise DONTFORK"
+        | "madvise DOFORK"
+        | "madvise WIPEONFORK"
+        | "madvise KEEPONFORK"
+        | "madvise GUARD_REMOVE" => |operation| match *operation {
+            Advise { at, length, .. } => Instead(Advise { at, length, advice: 0 }),
+            _ => Nothing,
+        },
+        "munlock" => |operation| match *operation {
+            Unlock { at, length } => Instead(Lock { at, length, on_fault: true }),
+            _ => Nothing,
+        },
+        // The pages go at once.
+        "madvise FREE" => |operation| match *operation {
+            Advise { at, length, .. } => Instead(Advise { at, length, advice: 4 }),
+            _ => Nothing,
+        },
+        // Readable, and not writable.
+        "madvise POPULATE_WRITE" => |operation| match *operation {
+            Advise { at, length, .. } => Instead(Advise { at, length, advice: 22 }),
+            _ => Nothing,
+        },
+        "mlock" => |operation| match *operation {
+            Lock { at, length, .. } => Instead(Lock { at, length, on_fault: true }),
+            _ => Nothing,
+        },
+        "mlock2 ONFAULT" => |operation| match *operation {
+            Lock { at, length, .. } => Instead(Lock { at, length, on_fault: false }),
+            _ => Nothing,
+        },
+        "mlockall" => |operation| match *operation {
+            LockAll { flags } => Instead(LockAll { flags: flags ^ 4 }),
+            _ => Nothing,
+        },
+        "load" => |operation| match *operation {
             Load { at } => Instead(Load { at: At(at.0 ^ 8) }),
             _ => Nothing,
-        }),
-        ("load byte", |operation| match *operation {
+        },
+        "load byte" => |operation| match *operation {
             LoadByte { at } => Instead(LoadByte { at: At(at.0 ^ 1) }),
             _ => Nothing,
-        }),
-        ("store", |operation| match *operation {
+        },
+        "store" => |operation| match *operation {
             Store { at, value } => Instead(Store { at, value: value ^ 1 << 63 }),
             _ => Nothing,
-        }),
-        ("store byte", |operation| match *operation {
+        },
+        "store byte" => |operation| match *operation {
             StoreByte { at, value } => Instead(StoreByte { at, value: value ^ 1 }),
             _ => Nothing,
-        }),
-        ("add", |operation| match *operation {
+        },
+        "add" => |operation| match *operation {
             Add { at, value } => Instead(Add { at, value: value + 1 }),
             _ => Nothing,
-        }),
-        ("read pages", |operation| match *operation {
+        },
+        "read pages" => |operation| match *operation {
             Read { at, pages } if pages > 1 => Instead(Read { at, pages: pages - 1 }),
             _ => Nothing,
-        }),
+        },
+        "process_vm_writev" => |operation| match *operation {
+            WriteRemote { at, length, value } => Instead(WriteRemote { at, length, value: value ^ 1 }),
+            _ => Nothing,
+        },
+        "pwrite" => |operation| match *operation {
+            WriteFile { file, offset, length, value } => {
+                Instead(WriteFile { file, offset, length, value: value ^ 1 })
+            }
+            _ => Nothing,
+        },
         // The rest of the last page stays.
-        ("ftruncate", |operation| match *operation {
+        "ftruncate" => |operation| match *operation {
             Truncate { file, length } => Instead(Truncate { file, length: length.next_multiple_of(PAGE) }),
             _ => Nothing,
-        }),
-        // The child has the parent's own memory.
-        ("fork", |operation| if *operation == Fork { Forgotten } else { Nothing }),
-        // The child goes on in its parent's place.
-        ("exit", |operation| if *operation == Exit { Forgotten } else { Nothing }),
-        ("look", |operation| if *operation == Look { Forgotten } else { Nothing }),
-    ]
+        },
+        "mmap"
+        | "mmap shared"
+        | "mmap POPULATE"
+        | "munmap"
+        | "mprotect"
+        | "mincore"
+        | "madvise DONTNEED"
+        | "madvise GUARD_INSTALL"
+        | "madvise REMOVE"
+        | "process_vm_readv"
+        | "pread"
+        | "punch hole" => one_page_less,
+        // A fork that is forgotten: the child has its parent's own memory. An exit: it goes on in its place.
+        _ => |_| Forgotten,
+    }
+}
+
+/// The kind whose plant is planted. The tests of one process share it, so only one test plants.
+static KIND: Mutex<&str> = Mutex::new("");
+
+fn planted(operation: &Operation) -> Planted {
+    let kind = *KIND.lock().unwrap();
+    if operation.kind() == kind { plant(kind)(operation) } else { Planted::Nothing }
 }
 
 #[test]
 fn a_difference_in_any_operation_is_found_and_shrunk() {
-    let plants = plants();
     for kind in Operation::KINDS {
-        let (_, plant) = plants.iter().find(|(name, _)| *name == kind).expect("every kind has its plant");
-        let plan = Plan { plant: Some(*plant), ..plan("faultless", 100_000, true) };
+        *KIND.lock().unwrap() = kind;
+        let plan = Plan { plant: Some(planted), ..plan("faultless", 100_000, true) };
         let summary = run(&plan).unwrap();
         let Some(found) = &summary.difference else { panic!("{kind}: nothing found") };
         println!("{kind}: after {} operations\n{}\n", summary.operations, found.text());

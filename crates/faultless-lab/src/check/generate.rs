@@ -4,7 +4,9 @@
 //! operation gives, the two sides say.
 
 use super::draw::{Draw, mix};
-use super::operation::{At, FILES, Length, Object, Operation, PAGES, Place, Rights};
+use super::operation::{
+    ADVICE, At, FILES, HEAP, IN_MEMORY, Length, Move, Object, Operation, PAGES, Place, Rights, STORED, With,
+};
 use faultless::address::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
@@ -38,18 +40,32 @@ pub fn seed_of(seed: u64, number: u64) -> u64 {
 }
 
 /// How often each kind of operation comes: out of the sum of all. Each has an arm in [`Generator::operation`].
-const WEIGHTS: [(Kind, u64); 12] = [
-    (Kind::Map, 170),
-    (Kind::Unmap, 70),
-    (Kind::Protect, 130),
-    (Kind::Discard, 60),
-    (Kind::Load, 70),
-    (Kind::LoadByte, 60),
-    (Kind::Store, 120),
-    (Kind::StoreByte, 100),
-    (Kind::Add, 40),
-    (Kind::Read, 50),
-    (Kind::Truncate, 25),
+const WEIGHTS: [(Kind, u64); 26] = [
+    (Kind::Map, 150),
+    (Kind::Unmap, 55),
+    (Kind::Protect, 90),
+    (Kind::Remap, 50),
+    (Kind::Break, 15),
+    (Kind::Advise, 110),
+    (Kind::Lock, 20),
+    (Kind::Unlock, 15),
+    (Kind::LockAll, 1),
+    (Kind::UnlockAll, 2),
+    (Kind::Sync, 15),
+    (Kind::Resident, 12),
+    (Kind::Seal, 1),
+    (Kind::Load, 60),
+    (Kind::LoadByte, 40),
+    (Kind::Store, 100),
+    (Kind::StoreByte, 80),
+    (Kind::Add, 30),
+    (Kind::Read, 40),
+    (Kind::ReadRemote, 15),
+    (Kind::WriteRemote, 15),
+    (Kind::ReadFile, 10),
+    (Kind::WriteFile, 15),
+    (Kind::Truncate, 20),
+    (Kind::Punch, 12),
     (Kind::Fork, 7),
 ];
 
@@ -58,16 +74,33 @@ enum Kind {
     Map,
     Unmap,
     Protect,
-    Discard,
+    Remap,
+    Break,
+    Advise,
+    Lock,
+    Unlock,
+    LockAll,
+    UnlockAll,
+    Sync,
+    Resident,
+    Seal,
     Load,
     LoadByte,
     Store,
     StoreByte,
     Add,
     Read,
+    ReadRemote,
+    WriteRemote,
+    ReadFile,
+    WriteFile,
     Truncate,
+    Punch,
     Fork,
 }
+
+/// How often each advice of [`ADVICE`] is given.
+const ADVICE_WEIGHTS: [u64; ADVICE.len()] = [4, 2, 2, 5, 40, 6, 0, 4, 3, 4, 3, 10, 10, 4, 5];
 
 /// What the generator takes to be mapped.
 #[derive(Clone)]
@@ -86,6 +119,8 @@ struct Generator {
     span: u64,
     /// How likely a mapping is of a file, in percent.
     files: u64,
+    /// Whether memory is locked. If so, nothing is moved with MREMAP_DONTUNMAP, see docs/check.md.
+    locks: bool,
 }
 
 impl Episode {
@@ -96,9 +131,10 @@ impl Episode {
         // Over the border of the two leaf tables.
         let first = (PAGES / 2 - span / 2).saturating_sub(draw.below(span / 2));
         let files = draw.one_of(&[0, 20, 40, 40, 70, 100]);
+        let locks = draw.percent(60);
         let lengths = [(); FILES].map(|()| draw.below(FILE_PAGES * PAGE_SIZE) + 1);
         let model = Model { pages: vec![None; PAGES as usize] };
-        let mut generator = Generator { draw, model, parents: Vec::new(), first, span, files };
+        let mut generator = Generator { draw, model, parents: Vec::new(), first, span, files, locks };
         let mut operations = Vec::with_capacity((length + length / LOOK + 1) as usize);
         for done in 0..length {
             if done % LOOK == LOOK - 1 {
@@ -133,16 +169,40 @@ impl Generator {
             Kind::Protect => {
                 let ((at, length), rights) = (self.range(), self.rights());
                 self.model.change(at, length, |old| old.map(|_| rights.0));
-                Operation::Protect { at, length, rights }
+                Operation::Protect { at, length, rights, down: self.draw.percent(4) }
             }
-            Kind::Discard => {
-                let (at, mut length) = self.range();
-                // A range that has an end would be the whole process, its stack too.
-                if length.0 >> 57 != 0 {
-                    length = Length(u64::MAX - self.draw.below(2) * (PAGE_SIZE - 1));
+            Kind::Remap => self.remap(),
+            Kind::Break => self.set_break(),
+            Kind::Advise => self.advise(),
+            Kind::Lock | Kind::LockAll if !self.locks => Operation::LoadByte { at: self.byte(1) },
+            Kind::Lock => {
+                let (at, length) = self.range();
+                Operation::Lock { at, length, on_fault: self.draw.percent(40) }
+            }
+            Kind::Unlock => {
+                let (at, length) = self.range();
+                Operation::Unlock { at, length }
+            }
+            Kind::LockAll => Operation::LockAll { flags: self.draw.one_of(&[1, 1, 5, 4, 0, 8]) },
+            Kind::UnlockAll => Operation::UnlockAll,
+            Kind::Sync => {
+                let (at, length) = self.reaching_range();
+                Operation::Sync {
+                    at,
+                    length,
+                    flags: self.draw.one_of(&[0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8]),
                 }
-                Operation::Discard { at, length }
             }
+            Kind::Resident => {
+                let (at, length) = self.range();
+                Operation::Resident { at, length }
+            }
+            Kind::Seal if !self.parents.is_empty() || self.draw.percent(20) => {
+                let (at, length) = self.range();
+                Operation::Seal { at, length }
+            }
+            // For ever: more often than not only a child has seals.
+            Kind::Seal => Operation::Load { at: self.word(1) },
             Kind::Load => Operation::Load { at: self.word(1) },
             Kind::LoadByte => Operation::LoadByte { at: self.byte(1) },
             Kind::Store => Operation::Store { at: self.word(2), value: self.draw.word() },
@@ -152,7 +212,31 @@ impl Generator {
                 let (page, pages) = (self.page(1), self.draw.few(50, 6));
                 Operation::Read { at: At::page(page), pages: pages.min(PAGES - page) }
             }
+            Kind::ReadRemote => {
+                let (at, length) = self.bytes(1);
+                Operation::ReadRemote { at, length }
+            }
+            Kind::WriteRemote => {
+                let (at, length) = self.bytes(2);
+                Operation::WriteRemote { at, length, value: self.draw.word() as u8 }
+            }
+            Kind::ReadFile => {
+                let (file, offset, length) = self.part_of_file();
+                Operation::ReadFile { file, offset, length }
+            }
+            Kind::WriteFile => {
+                let (file, offset, length) = self.part_of_file();
+                Operation::WriteFile { file, offset, length, value: self.draw.word() as u8 }
+            }
             Kind::Truncate => self.truncate(),
+            Kind::Punch => {
+                let (file, mut offset, mut length) = self.part_of_file();
+                if self.draw.percent(60) {
+                    offset -= offset % PAGE_SIZE;
+                    length = Length(length.0.next_multiple_of(PAGE_SIZE));
+                }
+                Operation::Punch { file, offset, length }
+            }
             Kind::Fork if self.parents.len() == 2 => Operation::Load { at: self.word(1) },
             Kind::Fork => {
                 let operations = self.draw.few(90, 40);
@@ -182,20 +266,29 @@ impl Generator {
         };
         let (at, length) = self.new_range(place);
         let mut rights = self.rights();
-        if matches!(object, Object::File { shared: true, .. }) && self.draw.percent(85) {
+        if matches!(object, Object::File { shared: true, file, .. } if file < STORED) && self.draw.percent(85)
+        {
             rights.0 &= !2;
         }
+        let with = match self.draw.below(100) {
+            0..5 => With::POPULATE,
+            5..10 if self.locks => With::LOCKED,
+            10..14 => With::NORESERVE,
+            14..22 => With::GROWSDOWN,
+            22 if self.locks => With::from_bits_truncate(self.draw.word() as u8),
+            _ => With::empty(),
+        };
         let over = place == Place::Fixed;
         match place {
             Place::Anywhere => {}
             _ => self.model.change(at, length, |old| old.filter(|_| !over).or(Some(rights.0))),
         }
-        Operation::Map { at, length, rights, object, place }
+        Operation::Map { at, length, rights, object, place, with }
     }
 
     fn object(&mut self) -> Object {
         if !self.draw.percent(self.files) {
-            return Object::Anonymous;
+            return Object::Anonymous { shared: self.draw.percent(12) };
         }
         let first = match self.draw.below(200) {
             0 => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
@@ -245,6 +338,111 @@ impl Generator {
             _ => {}
         }
         (at, length)
+    }
+
+    /// As [`Self::range`], for calls that go on behind holes: one that has an end would be the whole process, its stack too.
+    fn reaching_range(&mut self) -> (At, Length) {
+        let (at, mut length) = self.range();
+        if length.0 >> 57 != 0 {
+            length = Length(u64::MAX - self.draw.below(2) * (PAGE_SIZE - 1));
+        }
+        (at, length)
+    }
+
+    fn advise(&mut self) -> Operation {
+        let (at, length) = self.reaching_range();
+        let mut place = self.draw.below(ADVICE_WEIGHTS.iter().sum::<u64>() + 1);
+        for ((advice, _), weight) in ADVICE.into_iter().zip(ADVICE_WEIGHTS) {
+            match place.checked_sub(weight) {
+                None => return Operation::Advise { at, length, advice },
+                Some(rest) => place = rest,
+            }
+        }
+        Operation::Advise { at, length, advice: self.draw.one_of(&[5, 7, 99, -1]) }
+    }
+
+    fn remap(&mut self) -> Operation {
+        let (at, mut length) = self.range();
+        // None: a shared mapping once more.
+        if self.draw.percent(8) {
+            length = Length(0);
+        }
+        let old_pages = length.0.min(PAGES * PAGE_SIZE).div_ceil(PAGE_SIZE);
+        let mut pages = match self.draw.below(10) {
+            0..4 => old_pages,
+            4..8 => old_pages + self.draw.few(60, 8),
+            _ => old_pages.saturating_sub(self.draw.few(40, 8)),
+        };
+        let page = at.0 / PAGE_SIZE;
+        let to = self.any_page();
+        let moves = match self.draw.below(100) {
+            0..25 => Move::No,
+            25..40 => Move::May,
+            _ if self.locks => Move::To(At::page(to)),
+            40..65 => Move::To(At::page(to)),
+            _ => {
+                // As many as before, or it is refused.
+                pages = if self.draw.percent(90) { old_pages } else { pages };
+                Move::Leaving(At::page(to))
+            }
+        };
+        let start = if matches!(moves, Move::No | Move::May) { page } else { to };
+        let pages = pages.min(PAGES - start);
+        let mut new_length = Length::pages(pages);
+        match self.draw.below(200) {
+            0 => new_length = Length(self.draw.one_of(&[u64::MAX, u64::MAX - 4095, 1 << 63, 1 << 58])),
+            1..20 => new_length.0 -= self.draw.below(PAGE_SIZE).min(new_length.0),
+            _ => {}
+        }
+        let moves = match moves {
+            Move::To(mut to) if self.draw.percent(1) => {
+                to.0 += 1 + self.draw.below(PAGE_SIZE - 1);
+                // Refused; and if not, it would reach out of the window.
+                new_length = Length(new_length.0.min(PAGE_SIZE));
+                Move::To(to)
+            }
+            moves => moves,
+        };
+        let rights = self.model.pages.get(page as usize).copied().flatten();
+        if !matches!(moves, Move::No | Move::May) && rights.is_some() {
+            if let Move::To(_) = moves {
+                self.model.change(at, length, |_| None);
+            }
+            self.model.change(At::page(to), new_length, |_| rights);
+        } else if pages < old_pages {
+            self.model.change(At::page(page + pages), Length::pages(old_pages - pages), |_| None);
+        } else if rights.is_some() {
+            let behind = At::page(page + old_pages);
+            self.model.change(behind, Length::pages(pages - old_pages), |old| old.or(rights));
+        }
+        Operation::Remap { at, length, new_length, moves }
+    }
+
+    fn set_break(&mut self) -> Operation {
+        let pages = self.draw.below(24);
+        let rest = if self.draw.percent(50) { self.draw.below(PAGE_SIZE) } else { 0 };
+        let at = match self.draw.below(20) {
+            0 => At::page(HEAP - 1),
+            _ => At((HEAP + pages) * PAGE_SIZE + rest),
+        };
+        self.model
+            .change(At::page(HEAP), Length(at.0.saturating_sub(HEAP * PAGE_SIZE)), |old| old.or(Some(3)));
+        Operation::Break { at }
+    }
+
+    /// Bytes inside of the window, from a page on that has these rights, most often.
+    fn bytes(&mut self, rights: u8) -> (At, Length) {
+        let at = self.byte(rights);
+        let length = self.draw.one_of(&[1, 8, 100, PAGE_SIZE, 2 * PAGE_SIZE + 17, 5 * PAGE_SIZE, 0]);
+        (at, Length(length.min(PAGES * PAGE_SIZE - at.0)))
+    }
+
+    /// Bytes of a file that can be written.
+    fn part_of_file(&mut self) -> (usize, u64, Length) {
+        let file = self.draw.one_of(&[STORED, IN_MEMORY]);
+        let offset = self.draw.below(FILE_PAGES) * PAGE_SIZE + self.offset();
+        let length = self.draw.one_of(&[1, 8, 100, 1000, PAGE_SIZE, 2 * PAGE_SIZE + 17, 0]);
+        (file, offset, Length(length))
     }
 
     /// Any page that the episode uses.

@@ -16,6 +16,7 @@ mod draw;
 mod engine;
 mod generate;
 mod operation;
+mod print;
 mod step;
 mod summary;
 
@@ -34,7 +35,7 @@ pub use command::Check;
 pub use engine::{Plant, Planted};
 #[cfg(target_os = "linux")]
 pub use link::{Commands, own_command};
-pub use operation::{At, Length, Object, Operation, PAGES, Place, Rights};
+pub use operation::{ADVICE, At, Length, Move, Object, Operation, PAGES, Place, Rights, With};
 #[cfg(target_os = "linux")]
 pub use oracle::{ORACLE, oracle};
 #[cfg(target_os = "linux")]

@@ -5,15 +5,20 @@
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Protection;
 use serde::{Deserialize, Serialize};
-use std::fmt::{self, Display, Formatter};
 
 /// Pages of the window in which everything is mapped.
 pub const PAGES: u64 = 128;
 /// Where the window is: half of it on each side of a multiple of 2 MiB, so that it has two leaf tables; below all that a
 /// program or AddressSanitizer has, above what is linked at fixed addresses.
 pub const WINDOW: u64 = 0x2000_0020_0000 - PAGES / 2 * PAGE_SIZE;
-/// How many files each side has.
-pub const FILES: usize = 2;
+/// The page of the window at which the heap starts.
+pub const HEAP: u64 = PAGES / 2 + 4;
+/// How many files each side has: two that may only be read, one that may be written, and one in memory that may.
+pub const FILES: usize = 4;
+/// The file that lies in a folder and may be written.
+pub const STORED: usize = 2;
+/// The file in memory.
+pub const IN_MEMORY: usize = 3;
 
 /// An address: bytes from the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,17 +61,25 @@ impl From<Rights> for Protection {
 /// What is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
-    /// Zeros, private.
-    Anonymous,
+    /// Zeros.
+    Anonymous {
+        /// MAP_SHARED.
+        shared: bool,
+    },
     /// A file, from its page `first` on.
     File {
         /// Which.
         file: usize,
         /// Its page.
         first: u64,
-        /// MAP_SHARED, by a handle that may only read.
+        /// MAP_SHARED.
         shared: bool,
     },
+}
+
+impl Object {
+    /// Zeros that are nobody else's.
+    pub const ZEROS: Self = Self::Anonymous { shared: false };
 }
 
 /// Where it goes.
@@ -78,6 +91,35 @@ pub enum Place {
     NoReplace,
     /// Wherever there is room; it is unmapped again at once.
     Anywhere,
+}
+
+bitflags::bitflags! {
+    /// What else mmap is told.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+    #[serde(transparent)]
+    pub struct With: u8 {
+        /// MAP_POPULATE.
+        const POPULATE = 1;
+        /// MAP_LOCKED.
+        const LOCKED = 2;
+        /// MAP_NORESERVE.
+        const NORESERVE = 4;
+        /// MAP_GROWSDOWN.
+        const GROWSDOWN = 8;
+    }
+}
+
+/// Flags of mremap that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Move {
+    /// None: it stays where it is.
+    No,
+    /// MREMAP_MAYMOVE. What goes out of the window is unmapped again at once.
+    May,
+    /// MREMAP_MAYMOVE and MREMAP_FIXED.
+    To(At),
+    /// MREMAP_MAYMOVE, MREMAP_FIXED and MREMAP_DONTUNMAP.
+    Leaving(At),
 }
 
 /// One operation.
@@ -95,6 +137,8 @@ pub enum Operation {
         object: Object,
         /// How firmly it goes there.
         place: Place,
+        /// How else.
+        with: With,
     },
     /// munmap.
     Unmap {
@@ -111,9 +155,75 @@ pub enum Operation {
         length: Length,
         /// To which rights.
         rights: Rights,
+        /// PROT_GROWSDOWN.
+        down: bool,
     },
-    /// madvise(MADV_DONTNEED).
-    Discard {
+    /// mremap.
+    Remap {
+        /// Where it is.
+        at: At,
+        /// How much.
+        length: Length,
+        /// How much it becomes.
+        new_length: Length,
+        /// Whether it may move.
+        moves: Move,
+    },
+    /// brk: the heap starts at page [`HEAP`].
+    Break {
+        /// The new break.
+        at: At,
+    },
+    /// madvise.
+    Advise {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+        /// Linux's number of the advice.
+        advice: i32,
+    },
+    /// mlock, or mlock2 with MLOCK_ONFAULT.
+    Lock {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+        /// MLOCK_ONFAULT.
+        on_fault: bool,
+    },
+    /// munlock.
+    Unlock {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+    },
+    /// mlockall.
+    LockAll {
+        /// MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT: 1, 2, 4.
+        flags: u8,
+    },
+    /// munlockall.
+    UnlockAll,
+    /// msync.
+    Sync {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+        /// MS_ASYNC, MS_INVALIDATE, MS_SYNC: 1, 2, 4.
+        flags: u8,
+    },
+    /// mincore. Of what is in a file of a folder it says nothing.
+    Resident {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+    },
+    /// mseal.
+    Seal {
         /// Where.
         at: At,
         /// How much.
@@ -157,12 +267,57 @@ pub enum Operation {
         /// How many pages.
         pages: u64,
     },
+    /// process_vm_readv, as another process would.
+    ReadRemote {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+    },
+    /// process_vm_writev: the same byte everywhere.
+    WriteRemote {
+        /// Where.
+        at: At,
+        /// How much.
+        length: Length,
+        /// What.
+        value: u8,
+    },
+    /// pread.
+    ReadFile {
+        /// Which file.
+        file: usize,
+        /// From which byte on.
+        offset: u64,
+        /// How much.
+        length: Length,
+    },
+    /// pwrite: the same byte everywhere.
+    WriteFile {
+        /// Which file, one that can be written.
+        file: usize,
+        /// From which byte on.
+        offset: u64,
+        /// How much.
+        length: Length,
+        /// What.
+        value: u8,
+    },
     /// ftruncate: shorter, or longer with zeros.
     Truncate {
         /// Which file.
         file: usize,
         /// Its new length in bytes.
         length: u64,
+    },
+    /// fallocate with FALLOC_FL_PUNCH_HOLE.
+    Punch {
+        /// Which file, one that can be written.
+        file: usize,
+        /// From which byte on.
+        offset: u64,
+        /// How much.
+        length: Length,
     },
     /// fork. What follows, up to the exit that belongs to it or the end, is done by the child.
     Fork,
@@ -172,39 +327,123 @@ pub enum Operation {
     Look,
 }
 
+/// The advice that is given, by Linux's numbers, with its name.
+pub const ADVICE: [(i32, &str); 15] = [
+    (0, "madvise NORMAL"),
+    (1, "madvise RANDOM"),
+    (2, "madvise SEQUENTIAL"),
+    (3, "madvise WILLNEED"),
+    (4, "madvise DONTNEED"),
+    (8, "madvise FREE"),
+    (9, "madvise REMOVE"),
+    (10, "madvise DONTFORK"),
+    (11, "madvise DOFORK"),
+    (18, "madvise WIPEONFORK"),
+    (19, "madvise KEEPONFORK"),
+    (22, "madvise POPULATE_READ"),
+    (23, "madvise POPULATE_WRITE"),
+    (102, "madvise GUARD_INSTALL"),
+    (103, "madvise GUARD_REMOVE"),
+];
+
+/// [`Operation::KINDS`] besides [`ADVICE`].
+const OTHERS: [&str; 38] = [
+    "mmap",
+    "mmap shared",
+    "mmap POPULATE",
+    "mmap LOCKED",
+    "mmap GROWSDOWN",
+    "munmap",
+    "mprotect",
+    "mprotect GROWSDOWN",
+    "mremap",
+    "mremap MAYMOVE",
+    "mremap FIXED",
+    "mremap DONTUNMAP",
+    "brk",
+    "mlock",
+    "mlock2 ONFAULT",
+    "munlock",
+    "mlockall",
+    "munlockall",
+    "msync ASYNC",
+    "msync SYNC",
+    "mincore",
+    "mseal",
+    "load",
+    "load byte",
+    "store",
+    "store byte",
+    "add",
+    "read pages",
+    "process_vm_readv",
+    "process_vm_writev",
+    "pread",
+    "pwrite",
+    "ftruncate",
+    "punch hole",
+    "fork",
+    "exit",
+    "look",
+    "madvise unknown",
+];
+
 impl Operation {
     /// Every kind, in the order of reports.
-    pub const KINDS: [&str; 14] = [
-        "mmap",
-        "munmap",
-        "mprotect",
-        "madvise DONTNEED",
-        "load",
-        "load byte",
-        "store",
-        "store byte",
-        "add",
-        "read pages",
-        "ftruncate",
-        "fork",
-        "exit",
-        "look",
-    ];
+    pub const KINDS: [&str; OTHERS.len() + ADVICE.len()] = {
+        let mut kinds = [""; OTHERS.len() + ADVICE.len()];
+        let mut place = 0;
+        while place < kinds.len() {
+            kinds[place] = if place < OTHERS.len() { OTHERS[place] } else { ADVICE[place - OTHERS.len()].1 };
+            place += 1;
+        }
+        kinds
+    };
 
     /// Its name in reports: one of [`KINDS`](Self::KINDS).
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Map { .. } => "mmap",
+            Self::Map { with, .. } if with.contains(With::GROWSDOWN) => "mmap GROWSDOWN",
+            Self::Map { with, .. } if with.contains(With::LOCKED) => "mmap LOCKED",
+            Self::Map { with, .. } if with.contains(With::POPULATE) => "mmap POPULATE",
+            Self::Map { object: Object::Anonymous { shared } | Object::File { shared, .. }, .. } => {
+                if *shared { "mmap shared" } else { "mmap" }
+            }
             Self::Unmap { .. } => "munmap",
-            Self::Protect { .. } => "mprotect",
-            Self::Discard { .. } => "madvise DONTNEED",
+            Self::Protect { down: false, .. } => "mprotect",
+            Self::Protect { down: true, .. } => "mprotect GROWSDOWN",
+            Self::Remap { moves, .. } => match moves {
+                Move::No => "mremap",
+                Move::May => "mremap MAYMOVE",
+                Move::To(_) => "mremap FIXED",
+                Move::Leaving(_) => "mremap DONTUNMAP",
+            },
+            Self::Break { .. } => "brk",
+            Self::Advise { advice, .. } => {
+                let known = ADVICE.iter().find(|(number, _)| number == advice);
+                known.map_or("madvise unknown", |(_, name)| name)
+            }
+            Self::Lock { on_fault: false, .. } => "mlock",
+            Self::Lock { on_fault: true, .. } => "mlock2 ONFAULT",
+            Self::Unlock { .. } => "munlock",
+            Self::LockAll { .. } => "mlockall",
+            Self::UnlockAll => "munlockall",
+            Self::Sync { flags, .. } if flags & 4 != 0 => "msync SYNC",
+            Self::Sync { .. } => "msync ASYNC",
+            Self::Resident { .. } => "mincore",
+            Self::Seal { .. } => "mseal",
             Self::Load { .. } => "load",
             Self::LoadByte { .. } => "load byte",
             Self::Store { .. } => "store",
             Self::StoreByte { .. } => "store byte",
             Self::Add { .. } => "add",
             Self::Read { .. } => "read pages",
+            Self::ReadRemote { .. } => "process_vm_readv",
+            Self::WriteRemote { .. } => "process_vm_writev",
+            Self::ReadFile { .. } => "pread",
+            Self::WriteFile { .. } => "pwrite",
             Self::Truncate { .. } => "ftruncate",
+            Self::Punch { .. } => "punch hole",
             Self::Fork => "fork",
             Self::Exit => "exit",
             Self::Look => "look",
@@ -214,7 +453,33 @@ impl Operation {
     /// The file that it names, if it does.
     pub fn file(&self) -> Option<usize> {
         match self {
-            Self::Map { object: Object::File { file, .. }, .. } | Self::Truncate { file, .. } => Some(*file),
+            Self::Map { object: Object::File { file, .. }, .. }
+            | Self::ReadFile { file, .. }
+            | Self::WriteFile { file, .. }
+            | Self::Truncate { file, .. }
+            | Self::Punch { file, .. } => Some(*file),
+            _ => None,
+        }
+    }
+
+    /// How much it is about, if it is about a range.
+    pub fn length_mut(&mut self) -> Option<&mut Length> {
+        match self {
+            Self::Map { length, .. }
+            | Self::Unmap { length, .. }
+            | Self::Protect { length, .. }
+            | Self::Remap { length, .. }
+            | Self::Advise { length, .. }
+            | Self::Lock { length, .. }
+            | Self::Unlock { length, .. }
+            | Self::Sync { length, .. }
+            | Self::Resident { length, .. }
+            | Self::Seal { length, .. }
+            | Self::ReadRemote { length, .. }
+            | Self::WriteRemote { length, .. }
+            | Self::ReadFile { length, .. }
+            | Self::WriteFile { length, .. }
+            | Self::Punch { length, .. } => Some(length),
             _ => None,
         }
     }
@@ -239,114 +504,9 @@ pub fn exit_of(operations: &[Operation], fork: usize) -> usize {
     operations.len()
 }
 
-/// Bytes as pages and a rest: `p3`, `p3+0x10`.
-fn pages_of(f: &mut Formatter<'_>, bytes: u64) -> fmt::Result {
-    match (bytes / PAGE_SIZE, bytes % PAGE_SIZE) {
-        _ if bytes as i64 <= 0 && bytes != 0 => write!(f, "{:#x}", bytes),
-        (0, 0) => f.write_str("0"),
-        (0, rest) => write!(f, "{rest:#x}"),
-        (pages, 0) => write!(f, "{pages}*P"),
-        (pages, rest) => write!(f, "{pages}*P+{rest:#x}"),
-    }
-}
-
-impl Display for At {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match (self.0 / PAGE_SIZE, self.0 % PAGE_SIZE) {
-            (page, 0) => write!(f, "p{page}"),
-            (page, rest) => write!(f, "p{page}+{rest:#x}"),
-        }
-    }
-}
-
-impl Display for Length {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        pages_of(f, self.0)
-    }
-}
-
-impl Display for Rights {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let names = [(1, "PROT_READ"), (2, "PROT_WRITE"), (4, "PROT_EXEC")];
-        let mut names = names.iter().filter(|(bit, _)| self.0 & bit != 0).map(|(_, name)| name);
-        match names.next() {
-            None => f.write_str("PROT_NONE"),
-            Some(first) => {
-                f.write_str(first)?;
-                names.try_for_each(|name| write!(f, "|{name}"))
-            }
-        }
-    }
-}
-
-impl Display for Operation {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Map { at, length, rights, object, place } => {
-                let place_name = match place {
-                    Place::Fixed => "|MAP_FIXED",
-                    Place::NoReplace => "|MAP_FIXED_NOREPLACE",
-                    Place::Anywhere => "",
-                };
-                match place {
-                    Place::Anywhere => write!(f, "munmap(mmap(NULL, {length}, {rights}, ")?,
-                    _ => write!(f, "mmap({at}, {length}, {rights}, ")?,
-                }
-                match object {
-                    Object::Anonymous => write!(f, "MAP_PRIVATE|MAP_ANONYMOUS{place_name}, -1, 0)")?,
-                    Object::File { file, first, shared } => {
-                        let sharing = if *shared { "MAP_SHARED" } else { "MAP_PRIVATE" };
-                        write!(f, "{sharing}{place_name}, file{file}, ")?;
-                        pages_of(f, first.wrapping_mul(PAGE_SIZE))?;
-                        f.write_str(")")?;
-                    }
-                }
-                match place {
-                    Place::Anywhere => write!(f, ", {length})"),
-                    _ => Ok(()),
-                }
-            }
-            Self::Unmap { at, length } => write!(f, "munmap({at}, {length})"),
-            Self::Protect { at, length, rights } => write!(f, "mprotect({at}, {length}, {rights})"),
-            Self::Discard { at, length } => write!(f, "madvise({at}, {length}, MADV_DONTNEED)"),
-            Self::Load { at } => write!(f, "load *(u64 *){at}"),
-            Self::LoadByte { at } => write!(f, "load *(u8 *){at}"),
-            Self::Store { at, value } => write!(f, "*(u64 *){at} = {value:#x}"),
-            Self::StoreByte { at, value } => write!(f, "*(u8 *){at} = {value:#x}"),
-            Self::Add { at, value } => write!(f, "atomic_fetch_add((u64 *){at}, {value:#x})"),
-            Self::Read { at, pages } => write!(f, "read all bytes of {at}, {pages}*P"),
-            Self::Truncate { file, length } => {
-                write!(f, "ftruncate(file{file}, ")?;
-                pages_of(f, *length)?;
-                f.write_str(")")
-            }
-            Self::Fork => f.write_str("fork()              // the child:"),
-            Self::Exit => f.write_str("_exit(0)            // back in its parent"),
-            Self::Look => f.write_str("read all of the window and its flags"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn operations_read_like_c() {
-        let object = Object::File { file: 1, first: 2, shared: true };
-        let (at, length, rights) = (At::page(3), Length(5 * PAGE_SIZE + 1), Rights(3));
-        let map = Operation::Map { at, length, rights, object, place: Place::Fixed };
-        assert_eq!(
-            map.to_string(),
-            "mmap(p3, 5*P+0x1, PROT_READ|PROT_WRITE, MAP_SHARED|MAP_FIXED, file1, 2*P)"
-        );
-        let store = Operation::StoreByte { at: At(0x1005), value: 7 };
-        assert_eq!(store.to_string(), "*(u8 *)p1+0x5 = 0x7");
-        assert_eq!(
-            Operation::Unmap { at, length: Length(u64::MAX) }.to_string(),
-            "munmap(p3, 0xffffffffffffffff)"
-        );
-    }
 
     #[test]
     fn each_fork_has_its_exit() {

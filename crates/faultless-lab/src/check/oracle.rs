@@ -1,12 +1,13 @@
 //! The oracle: a process of its own that does an episode's operations on the Linux it runs on, and says what they gave.
 
 use super::generate::Episode;
-use super::operation::{At, FILES, Length, Object, Operation, PAGES, WINDOW, exit_of};
+use super::operation::{At, FILES, HEAP, IN_MEMORY, Object, Operation, PAGES, STORED, WINDOW, exit_of};
 use super::step::{Caught, Line, Outcome, Page, Seen, Step, contents, merged, number_of};
 use super::sys;
 use crate::native;
 use faultless::address::PAGE_SIZE;
 use faultless::vma::Flags;
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::process::{Signal, WaitOptions, set_parent_process_death_signal, waitpid};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -63,20 +64,28 @@ pub fn oracle() -> ExitCode {
     }
 }
 
-/// A file, by its two handles.
+/// A file, by its handles.
 struct Handles {
     both: File,
-    /// For mappings.
-    read_only: File,
+    /// For mappings: may only read, unless the file may be written.
+    mapped: File,
     inode: u64,
 }
 
 impl Handles {
-    fn new() -> io::Result<Self> {
-        let both = tempfile::tempfile()?;
-        let read_only = File::open(format!("/proc/self/fd/{}", both.as_raw_fd()))?;
+    /// The file of this number, as it is when `episode` begins.
+    fn new(episode: &Episode, number: usize) -> io::Result<Self> {
+        let both = match number {
+            IN_MEMORY => File::from(memfd_create("file", MemfdFlags::CLOEXEC)?),
+            _ => tempfile::tempfile()?,
+        };
+        both.write_all_at(&contents(episode.seed, number, episode.files[number]), 0)?;
+        let mapped = match number {
+            STORED | IN_MEMORY => both.try_clone()?,
+            _ => File::open(format!("/proc/self/fd/{}", both.as_raw_fd()))?,
+        };
         let inode = both.metadata()?.ino();
-        Ok(Self { both, read_only, inode })
+        Ok(Self { both, mapped, inode })
     }
 }
 
@@ -88,37 +97,37 @@ struct Process {
     merged: bool,
     files: Vec<Handles>,
     maps: Maps,
+    heap: sys::Heap,
+    /// The break of the heap in the window.
+    heap_end: At,
     /// The map as it was said last.
     said: Vec<Line>,
 }
 
 impl Process {
     fn new(socket: UnixStream) -> io::Result<Self> {
-        let files = (0..FILES).map(|_| Handles::new()).collect::<io::Result<_>>()?;
-        let maps = Maps::of_this_process()?;
         Ok(Self {
             socket,
             collected: Vec::new(),
             at_once: false,
             merged: false,
-            files,
-            maps,
+            files: Vec::new(),
+            maps: Maps::of_this_process()?,
+            heap: sys::Heap::of_this_process()?,
+            heap_end: At::page(HEAP),
             said: Vec::new(),
         })
     }
 
+    /// Does an episode in a child of its own: what is locked or sealed goes with it. Files are new ones, so that none is old
+    /// enough to be written back meanwhile, which zeroes what lies behind its end.
     fn run(&mut self, request: &Request) -> io::Result<()> {
-        let window = Length::pages(PAGES);
-        sys::unmap(At(0), window).map_err(io::Error::from_raw_os_error)?;
-        self.said.clear();
-        self.at_once = request.at_once;
-        self.merged = request.episode.merged;
-        for (number, handles) in self.files.iter().enumerate() {
-            let bytes = contents(request.episode.seed, number, request.episode.files[number]);
-            handles.both.set_len(0)?;
-            handles.both.write_all_at(&bytes, 0)?;
+        let Request { episode, at_once } = request;
+        (self.at_once, self.merged) = (*at_once, episode.merged);
+        self.files = (0..FILES).map(|number| Handles::new(episode, number)).collect::<io::Result<_>>()?;
+        if let Some(died) = self.child(&episode.operations, None)? {
+            self.say(died)?;
         }
-        self.perform_all(&request.episode.operations)?;
         self.flush()
     }
 
@@ -144,16 +153,31 @@ impl Process {
     /// The child says what fork gave and what its operations give; the parent says what its exit gave, if that is one of
     /// the operations.
     fn fork(&mut self, operations: &[Operation], exits: bool) -> io::Result<()> {
+        match self.child(operations, Some(Outcome::Done(0)))? {
+            Some(died) => self.say(died),
+            None if exits => self.say(Outcome::Done(0)),
+            None => Ok(()),
+        }
+    }
+
+    /// A child does operations, after it has said what there is to say `first`. Waits for its end, and says if it died.
+    fn child(&mut self, operations: &[Operation], first: Option<Outcome>) -> io::Result<Option<Outcome>> {
         self.flush()?;
         let child = native::fork(|| {
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
-            let mut run = || {
+            let run = || {
                 self.maps = Maps::of_this_process()?;
-                self.say(Outcome::Done(0))?;
+                first.map_or(Ok(()), |outcome| self.say(outcome))?;
                 self.perform_all(operations)?;
                 self.flush()
             };
-            i32::from(run().is_err())
+            match run() {
+                Ok(()) => 0,
+                Err(error) => {
+                    eprintln!("faultless: the process to check against: {error}");
+                    1
+                }
+            }
         })?;
         let status = loop {
             match waitpid(Some(child), WaitOptions::empty()) {
@@ -162,31 +186,43 @@ impl Process {
             }
         };
         match status {
-            Some(status) if status.exit_status() == Some(0) => {
-                if exits {
-                    self.say(Outcome::Done(0))
-                } else {
-                    Ok(())
-                }
-            }
-            status => self.say(Outcome::Broken(format!("the child of fork died: {status:?}"))),
+            Some(status) if status.exit_status() == Some(0) => Ok(None),
+            status => Ok(Some(Outcome::Broken(format!("the process died: {status:?}")))),
         }
     }
 
-    fn perform(&self, operation: &Operation) -> io::Result<Outcome> {
+    fn perform(&mut self, operation: &Operation) -> io::Result<Outcome> {
         Ok(match *operation {
-            Operation::Map { at, length, rights, object, place } => {
-                let file = match object {
-                    Object::Anonymous => None,
+            Operation::Map { at, length, rights, object, place, with } => {
+                let source = match object {
+                    Object::Anonymous { shared } => (shared, None),
                     Object::File { file, first, shared } => {
-                        Some((self.files[file].read_only.as_fd(), first.wrapping_mul(PAGE_SIZE), shared))
+                        (shared, Some((self.files[file].mapped.as_fd(), first.wrapping_mul(PAGE_SIZE))))
                     }
                 };
-                called(sys::map((at, length), rights, file, place))
+                called(sys::map((at, length), rights, source, place, with))
             }
             Operation::Unmap { at, length } => called(sys::unmap(at, length)),
-            Operation::Protect { at, length, rights } => called(sys::protect(at, length, rights)),
-            Operation::Discard { at, length } => called(sys::advise(at, length, libc::MADV_DONTNEED)),
+            Operation::Protect { at, length, rights, down } => called(sys::protect(at, length, rights, down)),
+            Operation::Remap { at, length, new_length, moves } => {
+                called(sys::remap(at, length, new_length, moves))
+            }
+            Operation::Break { at } => {
+                let new = self.heap.set_break(self.heap_end, at)?;
+                self.heap_end = At(new - WINDOW);
+                Outcome::Done(new)
+            }
+            Operation::Advise { at, length, advice } => called(sys::advise(at, length, advice)),
+            Operation::Lock { at, length, on_fault } => called(sys::lock(at, length, on_fault)),
+            Operation::Unlock { at, length } => called(sys::unlock(at, length)),
+            Operation::LockAll { flags } => called(sys::lock_all(flags)),
+            Operation::UnlockAll => called(sys::unlock_all()),
+            Operation::Sync { at, length, flags } => called(sys::sync(at, length, flags)),
+            Operation::Resident { at, length } => match sys::resident(at, length) {
+                Ok(pages) => Outcome::resident(at, pages, &self.said),
+                Err(error) => Outcome::Error(error),
+            },
+            Operation::Seal { at, length } => called(sys::seal(at, length)),
             Operation::Load { at } => accessed(sys::load(at)),
             Operation::LoadByte { at } => accessed(sys::load_byte(at)),
             Operation::Store { at, value } => accessed(sys::store(at, value)),
@@ -201,9 +237,35 @@ impl Process {
                     }
                 }
             }
+            Operation::ReadRemote { at, length } => {
+                let mut bytes = vec![0; length.0 as usize];
+                match sys::read_remote(at, &mut bytes) {
+                    Ok(done) => Outcome::read(&bytes[..done]),
+                    Err(error) => Outcome::Error(error),
+                }
+            }
+            Operation::WriteRemote { at, length, value } => {
+                called(sys::write_remote(at, &mut vec![value; length.0 as usize]))
+            }
+            Operation::ReadFile { file, offset, length } => {
+                let mut bytes = vec![0; length.0 as usize];
+                let done = self.files[file].both.read_at(&mut bytes, offset)?;
+                Outcome::read(&bytes[..done])
+            }
+            Operation::WriteFile { file, offset, length, value } => {
+                let done = self.files[file].both.write_at(&vec![value; length.0 as usize], offset)?;
+                Outcome::Done(done as u64)
+            }
             Operation::Truncate { file, length } => {
                 self.files[file].both.set_len(length)?;
                 Outcome::Done(0)
+            }
+            Operation::Punch { file, offset, length } => {
+                let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match fallocate(&self.files[file].both, how, offset, length.0) {
+                    Ok(()) => Outcome::Done(0),
+                    Err(error) => Outcome::Error(error.raw_os_error()),
+                }
             }
             Operation::Look => {
                 let mut bytes: Page = [0; PAGE_SIZE as usize];
@@ -334,8 +396,8 @@ fn flags() -> io::Result<Vec<u16>> {
         } else if let Some(names) = line.strip_prefix("VmFlags:") {
             let known = names.split_ascii_whitespace().map(|name| match name {
                 "lo" => Flags::LOCKED,
-                // The one that has no name.
-                "??" => Flags::LOCKED_ON_FAULT,
+                // Older kernels had no name for it.
+                "lf" | "??" => Flags::LOCKED_ON_FAULT,
                 "dc" => Flags::DONT_FORK,
                 "wf" => Flags::WIPE_ON_FORK,
                 "gd" => Flags::GROWS_DOWN,

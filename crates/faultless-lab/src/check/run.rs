@@ -4,6 +4,7 @@ use super::differences::{Difference, known};
 use super::engine::{Plant, subject};
 use super::generate::{EPISODE, Episode, seed_of};
 use super::link::{Commands, Oracle, PATIENCE};
+use super::operation::FILES;
 use super::oracle::Request;
 use super::shrink::shrink;
 use super::step::{Outcome, Step};
@@ -188,8 +189,11 @@ impl Plan {
         });
         let mut list: Vec<String> = list.collect();
         if shown.iter().any(|o| o.file().is_some()) {
-            let [a, b] = episode.files;
-            list.insert(0, format!("file0 has {a:#x} bytes, file1 {b:#x}"));
+            let named = |number: &usize| shown.iter().any(|operation| operation.file() == Some(*number));
+            let files = (0..FILES)
+                .filter(named)
+                .map(|file| format!("file{file} has {:#x} bytes", episode.files[file]));
+            list.insert(0, files.collect::<Vec<_>>().join(", "));
         }
         Ok(Found {
             seed: episode.seed,

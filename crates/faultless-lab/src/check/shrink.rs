@@ -131,26 +131,28 @@ fn simpler(operation: &Operation) -> Vec<Operation> {
         let lengths = [1, pages / 2, pages.saturating_sub(1), pages].map(Length::pages);
         lengths.into_iter().filter(move |new| fits && (*new < length || !length.0.is_multiple_of(PAGE_SIZE)))
     };
+    let mut other = *operation;
+    if let Some(length) = other.length_mut() {
+        for length in shorter(*length).filter(|length| length.0 != 0) {
+            let mut other = *operation;
+            other.length_mut().into_iter().for_each(|old| *old = length);
+            simpler.push(other);
+        }
+    }
     match *operation {
-        Operation::Map { at, length, rights, object, place } => {
-            let lengths = shorter(length).filter(|length| length.0 != 0);
-            simpler.extend(lengths.map(|length| Operation::Map { at, length, rights, object, place }));
+        Operation::Map { at, length, rights, object, place, with } => {
             if !matches!(rights.0, 1 | 3) {
                 let rights = Rights(rights.0 & 2 | 1);
-                simpler.push(Operation::Map { at, length, rights, object, place });
+                simpler.push(Operation::Map { at, length, rights, object, place, with });
             }
+            let without = with.iter().map(|flag| with - flag);
+            simpler.extend(without.map(|with| Operation::Map { at, length, rights, object, place, with }));
         }
-        Operation::Unmap { at, length } => {
-            let lengths = shorter(length).filter(|length| length.0 != 0);
-            simpler.extend(lengths.map(|length| Operation::Unmap { at, length }));
+        Operation::WriteRemote { at, length, value } if value != 1 => {
+            simpler.push(Operation::WriteRemote { at, length, value: 1 });
         }
-        Operation::Protect { at, length, rights } => {
-            let lengths = shorter(length).filter(|length| length.0 != 0);
-            simpler.extend(lengths.map(|length| Operation::Protect { at, length, rights }));
-        }
-        Operation::Discard { at, length } => {
-            let lengths = shorter(length).filter(|length| length.0 != 0);
-            simpler.extend(lengths.map(|length| Operation::Discard { at, length }));
+        Operation::WriteFile { file, offset, length, value } if value != 1 => {
+            simpler.push(Operation::WriteFile { file, offset, length, value: 1 });
         }
         Operation::Store { at, value } if value != 1 => simpler.push(Operation::Store { at, value: 1 }),
         Operation::StoreByte { at, value } if value != 1 => {

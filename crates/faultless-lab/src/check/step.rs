@@ -1,6 +1,6 @@
 //! What an operation gave, as both sides say it: equal values are equal lines of JSON.
 
-use super::operation::At;
+use super::operation::{At, IN_MEMORY};
 use faultless::address::PAGE_SIZE;
 use faultless::errno;
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,29 @@ pub fn errno_name(number: i32) -> String {
 }
 
 impl Outcome {
+    /// What moved went out of the window: where, each side decides for itself.
+    pub const ELSEWHERE: u64 = 1;
+
+    /// Bytes that were read, all that there were.
+    pub fn read(bytes: &[u8]) -> Self {
+        Self::Read(number_of(bytes), bytes.len() as u64, None)
+    }
+
+    /// mincore's answer for the pages from `at` on, as a number's bits; how much of a file that lies in a folder is in
+    /// memory says nothing, so those pages of `map` are left out.
+    pub fn resident(at: At, pages: impl IntoIterator<Item = bool>, map: &[Line]) -> Self {
+        let mut bits = 0_u64;
+        for (number, page) in
+            (at.0 / PAGE_SIZE..).enumerate().zip(pages).filter(|(_, is_in)| *is_in).map(|(page, _)| page)
+        {
+            let line = map.iter().find(|line| (line.start..line.end).contains(&page));
+            if line.is_some_and(|line| line.file.is_none_or(|(file, _)| file >= IN_MEMORY)) {
+                bits |= 1 << (number % 64);
+            }
+        }
+        Self::Done(bits)
+    }
+
     /// What a report counts it as.
     pub fn class(&self) -> String {
         match self {

@@ -4,8 +4,8 @@
 //! unless the kernel is sure to refuse it: such calls are part of the check.
 #![allow(unsafe_code)]
 
-use super::operation::{At, Length, PAGES, Place, Rights, WINDOW};
-use super::step::Caught;
+use super::operation::{At, HEAP, Length, Move, PAGES, Place, Rights, WINDOW, With};
+use super::step::{Caught, Outcome};
 use faultless::address::PAGE_SIZE;
 use faultless_linux::access::{self, Signal};
 use std::ffi::c_void;
@@ -37,24 +37,32 @@ fn errno() -> i32 {
 pub fn map(
     (at, length): (At, Length),
     rights: Rights,
-    file: Option<(BorrowedFd<'_>, u64, bool)>,
+    (shared, file): (bool, Option<(BorrowedFd<'_>, u64)>),
     how: Place,
+    with: With,
 ) -> Result<u64, i32> {
     let mut flags = match how {
         Place::Fixed => libc::MAP_FIXED,
         Place::NoReplace => libc::MAP_FIXED_NOREPLACE,
         Place::Anywhere => 0,
     };
+    flags |= if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    flags |= with.iter().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                With::POPULATE => libc::MAP_POPULATE,
+                With::LOCKED => libc::MAP_LOCKED,
+                With::NORESERVE => libc::MAP_NORESERVE,
+                _ => libc::MAP_GROWSDOWN,
+            }
+    });
     let wanted = if how == Place::Anywhere { std::ptr::null_mut() } else { place(at, length) };
     let (descriptor, offset) = match file {
         None => {
-            flags |= libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+            flags |= libc::MAP_ANONYMOUS;
             (-1, 0)
         }
-        Some((file, offset, shared)) => {
-            flags |= if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-            (file.as_raw_fd(), offset)
-        }
+        Some((file, offset)) => (file.as_raw_fd(), offset),
     };
     // SAFETY: new pages in the window, or where nothing is; the system call's own number of arguments and their types,
     // which libc's function cannot have: an offset may be too large for its type.
@@ -85,10 +93,183 @@ pub fn unmap(at: At, length: Length) -> Result<u64, i32> {
     done(unsafe { libc::munmap(place(at, length), length.0 as usize) })
 }
 
-/// mprotect.
-pub fn protect(at: At, length: Length, rights: Rights) -> Result<u64, i32> {
+/// mprotect, with PROT_GROWSDOWN perhaps.
+pub fn protect(at: At, length: Length, rights: Rights, down: bool) -> Result<u64, i32> {
+    let rights = i32::from(rights.0) | if down { libc::PROT_GROWSDOWN } else { 0 };
     // SAFETY: in the window, where no Rust object is.
-    done(unsafe { libc::mprotect(place(at, length), length.0 as usize, rights.0.into()) })
+    done(unsafe { libc::mprotect(place(at, length), length.0 as usize, rights) })
+}
+
+/// mremap. What goes out of the window is unmapped again.
+pub fn remap(at: At, length: Length, new_length: Length, moves: Move) -> Result<u64, i32> {
+    let (flags, to) = match moves {
+        Move::No => (0, at),
+        Move::May => (libc::MREMAP_MAYMOVE, at),
+        Move::To(to) => (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to),
+        Move::Leaving(to) => (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP, to),
+    };
+    // SAFETY: in the window, where no Rust object is; or where nothing is.
+    let mapped = unsafe {
+        libc::mremap(
+            place(at, length),
+            length.0 as usize,
+            new_length.0 as usize,
+            flags,
+            place(to, new_length),
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(errno());
+    }
+    match mapped.addr() as u64 {
+        inside if (WINDOW..WINDOW + PAGES * PAGE_SIZE).contains(&inside) => Ok(inside),
+        _ => {
+            // SAFETY: what this call has just mapped, and nobody knows.
+            done(unsafe { libc::munmap(mapped, new_length.0 as usize) }).map(|_| Outcome::ELSEWHERE)
+        }
+    }
+}
+
+/// Where this process's heap was when it began: `struct prctl_mm_map`, as far as it changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Heap(MemoryMap);
+
+/// `struct prctl_mm_map` of linux/prctl.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct MemoryMap {
+    /// The code, the data: start and end of each.
+    segments: [u64; 4],
+    heap_start: u64,
+    heap_end: u64,
+    stack_start: u64,
+    /// The arguments, the environment: start and end of each.
+    strings: [u64; 4],
+    auxv: u64,
+    auxv_size: u32,
+    executable: u32,
+}
+
+impl Heap {
+    /// As /proc/self/stat has it.
+    ///
+    /// # Errors
+    /// It cannot be read, or this kernel lets nobody set it.
+    pub fn of_this_process() -> io::Result<Self> {
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let numbers: Vec<u64> = behind_name.split(' ').map(|word| word.trim().parse().unwrap_or(0)).collect();
+        // Fields as proc(5) counts them, from 1; the first two are cut off.
+        let field = |number: usize| numbers.get(number - 3).copied().unwrap_or(0);
+        let heap_start = field(47);
+        let map = MemoryMap {
+            segments: [field(26), field(27), field(45), field(46)],
+            heap_start,
+            heap_end: heap_start,
+            stack_start: field(28),
+            strings: [field(48), field(49), field(50), field(51)],
+            auxv: 0,
+            auxv_size: 0,
+            executable: u32::MAX,
+        };
+        Ok(Self(map))
+    }
+
+    /// brk, of a heap in the window that ends at `end`; the process has its own one back afterwards.
+    ///
+    /// # Errors
+    /// This kernel lets nobody set where the heap is.
+    pub fn set_break(&self, end: At, to: At) -> io::Result<u64> {
+        // SAFETY: asks where the break is.
+        let own = unsafe { libc::syscall(libc::SYS_brk, 0) } as u64;
+        self.become_heap(At::page(HEAP).address(), end.address())?;
+        assert!(to.0 <= PAGES * PAGE_SIZE, "a heap up to {to}, out of the window");
+        // SAFETY: pages of the window come and go, where no Rust object is.
+        let new = unsafe { libc::syscall(libc::SYS_brk, to.address() as usize) } as u64;
+        self.become_heap(self.0.heap_start, own)?;
+        Ok(new)
+    }
+
+    fn become_heap(&self, heap_start: u64, heap_end: u64) -> io::Result<()> {
+        let map = MemoryMap { heap_start, heap_end, ..self.0 };
+        // SAFETY: the kernel reads this structure, whose size it knows. It maps and unmaps nothing.
+        let set = unsafe {
+            libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, &raw const map, size_of::<MemoryMap>(), 0)
+        };
+        if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// mlock, or mlock2 with MLOCK_ONFAULT.
+pub fn lock(at: At, length: Length, on_fault: bool) -> Result<u64, i32> {
+    let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
+    // SAFETY: in the window; nothing changes but what stays in memory.
+    done(unsafe { libc::mlock2(place(at, length), length.0 as usize, flags) })
+}
+
+/// munlock.
+pub fn unlock(at: At, length: Length) -> Result<u64, i32> {
+    // SAFETY: as `lock`.
+    done(unsafe { libc::munlock(place(at, length), length.0 as usize) })
+}
+
+/// mlockall.
+pub fn lock_all(flags: u8) -> Result<u64, i32> {
+    // SAFETY: as `lock`.
+    done(unsafe { libc::mlockall(flags.into()) })
+}
+
+/// munlockall.
+pub fn unlock_all() -> Result<u64, i32> {
+    // SAFETY: as `lock`.
+    done(unsafe { libc::munlockall() })
+}
+
+/// msync.
+pub fn sync(at: At, length: Length, flags: u8) -> Result<u64, i32> {
+    // SAFETY: no memory changes.
+    done(unsafe { libc::msync(place(at, length), length.0 as usize, flags.into()) })
+}
+
+/// mincore.
+pub fn resident(at: At, length: Length) -> Result<Vec<bool>, i32> {
+    let pages = length.0.min(PAGES * PAGE_SIZE).div_ceil(PAGE_SIZE);
+    let mut answers = vec![0_u8; pages as usize];
+    // SAFETY: a byte for each page of a range that is not refused.
+    done(unsafe { libc::mincore(place(at, length), length.0 as usize, answers.as_mut_ptr()) })?;
+    Ok(answers.into_iter().map(|answer| answer & 1 != 0).collect())
+}
+
+/// mseal.
+pub fn seal(at: At, length: Length) -> Result<u64, i32> {
+    // SAFETY: the rights of the window become fast, no memory changes.
+    done(unsafe { libc::syscall(libc::SYS_mseal, place(at, length), length.0 as usize, 0_usize) } as i32)
+}
+
+/// What process_vm_readv and process_vm_writev are told: one piece here, one there.
+fn pieces(bytes: &mut [u8], at: At) -> [libc::iovec; 2] {
+    let iov_len = bytes.len();
+    [
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len },
+        libc::iovec { iov_base: without_provenance_mut(at.address() as usize), iov_len },
+    ]
+}
+
+/// process_vm_readv of this process.
+pub fn read_remote(at: At, bytes: &mut [u8]) -> Result<usize, i32> {
+    let [here, there] = pieces(bytes, at);
+    // SAFETY: the kernel writes these bytes.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &here, 1, &there, 1, 0) };
+    usize::try_from(read).map_err(|_| errno())
+}
+
+/// process_vm_writev of this process.
+pub fn write_remote(at: At, bytes: &mut [u8]) -> Result<u64, i32> {
+    assert!(at.0 + bytes.len() as u64 <= PAGES * PAGE_SIZE, "a write at {at}, out of the window");
+    let [here, there] = pieces(bytes, at);
+    // SAFETY: in the window, where no Rust object is.
+    let written = unsafe { libc::process_vm_writev(libc::getpid(), &here, 1, &there, 1, 0) };
+    u64::try_from(written).map_err(|_| errno())
 }
 
 /// madvise.

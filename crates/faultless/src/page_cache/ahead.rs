@@ -15,7 +15,8 @@ impl<H: Host> File<H> {
             let word = self.index.get(page)?;
             frame_of(word.load(Ordering::Acquire))
         };
-        if is_there().is_some() {
+        // What has no store is not read.
+        if is_there().is_some() || self.is_in_memory() {
             return true;
         }
         let (account, limit) = (&self.engine.cache, self.engine.limits().cached_pages);

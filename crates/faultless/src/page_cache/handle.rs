@@ -156,9 +156,14 @@ impl<H: Host> File<H> {
             if part == 0 {
                 break;
             }
-            let Some(pin) = self.wait_for_page(at / PAGE_SIZE)? else { break };
-            self.engine.host().frames().read(pin.frame(), within, &mut bytes[done..done + part]);
-            done += part;
+            let part = &mut bytes[done..done + part];
+            if self.is_hole(at / PAGE_SIZE) {
+                part.fill(0);
+            } else {
+                let Some(pin) = self.wait_for_page(at / PAGE_SIZE)? else { break };
+                self.engine.host().frames().read(pin.frame(), within, part);
+            }
+            done += part.len();
         }
         Ok(done)
     }

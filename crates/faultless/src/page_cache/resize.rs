@@ -179,14 +179,16 @@ impl<H: Host> File<H> {
         Ok(())
     }
 
+    /// Whether `page` is one of a file in memory that nobody has touched: zeros without a frame.
+    pub(super) fn is_hole(&self, page: u64) -> bool {
+        let word = || self.index.get(page).map(|word| word.load(Ordering::Acquire));
+        self.is_in_memory() && word().and_then(frame_of).is_none()
+    }
+
     fn write_zeros(&self, mut from: u64, end: u64) -> Result<(), FileError> {
         while from < end {
             let part = (PAGE_SIZE - from % PAGE_SIZE).min(end - from);
-            let has_page = self
-                .index
-                .get(from / PAGE_SIZE)
-                .is_some_and(|word| frame_of(word.load(Ordering::Acquire)).is_some());
-            if self.is_in_memory() && !has_page {
+            if self.is_hole(from / PAGE_SIZE) {
                 from += part;
                 continue;
             }

@@ -4,7 +4,7 @@ use super::protect::ProtectError;
 use super::range_work::Joins;
 use super::remap::extension;
 use super::{AddressSpace, Space};
-use crate::address::{PAGE_SHIFT, PageNumber, PageRange, VirtAddr};
+use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::Protection;
@@ -34,7 +34,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         length: u64,
         protection: Protection,
     ) -> Result<(), ProtectError> {
-        let range = PageRange::from_bytes(address, length)?;
+        let range = match PageRange::from_bytes(address, length) {
+            Err(RangeError::ZeroLength { .. }) => return Ok(()),
+            range => range?,
+        };
         let space = &self.0;
         let hole = ProtectError::Hole { range, address };
         loop {
@@ -50,7 +53,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             }
             let wider = PageRange::new(mapped.start(), range.end()).ok_or(hole)?;
             let is_still = |start| start == Some(mapped.start());
-            let protected = space.protect(wider, protection, |lock| {
+            let protected = self.protect_range(wider, protection, |lock| {
                 let now = above(space.tree.view_locked(&lock.writer), range.start());
                 is_still(now.filter(|(_, grows)| *grows).map(|(mapped, _)| mapped.start()))
             });

@@ -114,11 +114,11 @@ impl Locks {
     }
 }
 
-/// The pages that the bytes touch: locking takes any address, and rounds it down.
+/// The pages that the bytes touch: locking takes any address, and rounds it down. A length that wraps around when it is
+/// rounded up is what is left of it then, as on Linux.
 fn touched(address: VirtAddr, length: u64) -> Result<Option<PageRange>, RangeError> {
     let offset = address.offset_in_page();
-    let overflow = RangeError::Overflow { address, length };
-    match length.checked_add(offset).ok_or(overflow)? {
+    match length.wrapping_add(offset).wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1) {
         0 => Ok(None),
         length => PageRange::from_bytes(VirtAddr::new(address.get() - offset), length).map(Some),
     }

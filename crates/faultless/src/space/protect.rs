@@ -1,5 +1,6 @@
 //! mprotect.
 
+use super::populate::Goal;
 use super::range_work::{Removed, TreeLock, Unpublished};
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
@@ -113,29 +114,37 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Err(RangeError::ZeroLength { .. }) => return Ok(()),
             range => range?,
         };
-        self.0.protect(range, protection, |_| true).unwrap_or(Ok(()))
+        self.protect_range(range, protection, |_| true).unwrap_or(Ok(()))
     }
-}
 
-impl<H: Host, D: LockingDesign> Space<H, D> {
     /// None: `still`, asked when the range is taken, said no.
-    pub(super) fn protect(
+    pub(super) fn protect_range(
         &self,
         range: PageRange,
         protection: Protection,
         still: impl Fn(&TreeLock<'_>) -> bool,
     ) -> Option<Result<(), ProtectError>> {
         let none = ProtectError::Hole { range, address: range.start().address() };
-        let Some(inside) = range.intersection(self.whole()) else { return Some(Err(none)) };
-        self.protect_inside(range, inside, protection, still).transpose()
+        let Some(inside) = range.intersection(self.0.whole()) else { return Some(Err(none)) };
+        let mut fetched = None;
+        let protected = self.0.protect(range, inside, protection, still, &mut fetched).transpose();
+        if let Some(fetched) = fetched {
+            // Locked pages are had for writing at once; what cannot be fetched is no error of this call.
+            let _ = self.populate(fetched, Goal::LockAll);
+        }
+        protected
     }
+}
 
-    fn protect_inside(
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// As [`AddressSpace::protect_range`]; `fetched` becomes what locked private memory has become writable.
+    fn protect(
         &self,
         range: PageRange,
         inside: PageRange,
         protection: Protection,
         still: impl Fn(&TreeLock<'_>) -> bool,
+        fetched: &mut Option<PageRange>,
     ) -> Result<Option<()>, ProtectError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
@@ -161,6 +170,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
+            let wanted = self.becomes_writable(&lock, prefix, protection);
             let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None);
@@ -175,6 +185,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             retired = replaced;
             drop(lock);
             self.sweep_rights(&taken, prefix, protection);
+            *fetched = wanted;
         } else {
             drop(lock);
         }
@@ -182,6 +193,26 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(work);
         self.engine.retire(retired);
         error.map_or(Ok(Some(())), Err)
+    }
+
+    /// From the first to the last mapping in `range` that is locked, private and not writable yet.
+    fn becomes_writable(
+        &self,
+        lock: &TreeLock<'_>,
+        range: PageRange,
+        protection: Protection,
+    ) -> Option<PageRange> {
+        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
+        let wanted = |mapping: &Mapping<H>| {
+            mapping.flags.is_fetched()
+                && mapping.sharing == Sharing::Private
+                && protection.contains(Protection::WRITE)
+                && !mapping.protection.contains(Protection::WRITE)
+        };
+        vmas.take_while(|vma| vma.range().start() < range.end())
+            .filter(|vma| wanted(vma.mapping()))
+            .filter_map(|vma| vma.range().intersection(range))
+            .reduce(|all, part| PageRange::new(all.start(), part.end()).unwrap_or(all))
     }
 
     fn sweep_rights(

@@ -17,7 +17,8 @@ bitflags::bitflags! {
     /// What msync does. Nothing at all is allowed, and checks only whether all is mapped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct SyncFlags: u8 {
-        /// Starts the writes and returns (MS_ASYNC). Linux does not even start them.
+        /// Only asks whether all is mapped (MS_ASYNC), as on Linux: what is dirty is written sooner or later anyway, see
+        /// [`FileHandle::start_sync`](crate::FileHandle::start_sync).
         const ASYNC = 1;
         /// Refuses locked mappings (MS_INVALIDATE); all who map a file see the same page anyway.
         const INVALIDATE = 2;
@@ -32,8 +33,8 @@ pub enum SyncError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Both `SYNC` and `ASYNC` (EINVAL).
-    #[error("msync is either synchronous or not")]
+    /// Both `SYNC` and `ASYNC`, or a flag that is not known (EINVAL).
+    #[error("msync is either synchronous or not, and has no flags but those of SyncFlags")]
     Flags,
     /// Nothing is mapped at `address`; what is mapped in the range has been written (ENOMEM).
     #[error("nothing is mapped at {address}, inside the range to write back; the rest was written")]
@@ -83,7 +84,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`SyncError`]. A hole does not keep the rest from being written.
     pub fn sync(&self, address: VirtAddr, length: u64, flags: SyncFlags) -> Result<(), SyncError> {
-        if flags.contains(SyncFlags::SYNC | SyncFlags::ASYNC) {
+        if flags.contains(SyncFlags::SYNC | SyncFlags::ASYNC) || !SyncFlags::all().contains(flags) {
             return Err(SyncError::Flags);
         }
         if address.offset_in_page() != 0 {
@@ -119,8 +120,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     file.finish_writeback(pages);
                     let flushed = file.flush_store();
                     file.report_error().and(flushed)?;
-                } else if flags.contains(SyncFlags::ASYNC) {
-                    file.start_writeback(pages);
                 }
             }
             at = part.pages.end();
