@@ -3,7 +3,7 @@
 use super::super::page_work::Announced;
 use super::file::{Found, NotReady, find};
 use super::{Step, install, install_new};
-use crate::address::PAGE_SIZE;
+use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, Host};
@@ -40,11 +40,12 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
 /// The first write to a private mapping's page that is not mapped: a copy of the file's, if that is in memory.
 pub(super) fn from_file<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
+    address: VirtAddr,
     record: &AnonRecord,
     file: &File<H>,
     page: u64,
 ) -> Result<Step<H>, NotReady> {
-    match find(&work, file, page, Reference::Pin) {
+    match find(&work, address, file, page, Reference::Pin) {
         Found::Ready(frame) => {
             let engine = work.engine();
             let step = copy_of(work, record, frame);

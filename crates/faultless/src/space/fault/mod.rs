@@ -188,7 +188,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return Step::Done(None);
                 }
                 let class = classify(&work, address, access);
-                finish(work, class)
+                finish(work, class, address)
             };
             let worked =
                 space.page_work(page, &mut attempt, Leaves::Make, kept.is_some(), work, keeps::<H, D>);
@@ -389,7 +389,11 @@ fn classify<'a, H: Host, D: LockingDesign>(
     }
 }
 
-fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>) -> Step<H> {
+fn finish<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    class: Class<'_, H>,
+    address: VirtAddr,
+) -> Step<H> {
     let serial = work.vma.mapping().serial;
     let wait = |file: &Arc<File<H>>, page, why| {
         Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
@@ -417,13 +421,13 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(record, access) => anonymous::fill(work, record, access),
         Class::File(file, page, access) => {
-            file::map(work, file, page, access).unwrap_or_else(|no| wait(file, page, no))
+            file::map(work, address, file, page, access).unwrap_or_else(|no| wait(file, page, no))
         }
         Class::Dirty(file, page, frame) => {
-            file::make_writable(work, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
+            file::make_writable(work, address, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
         }
         Class::Private(record, file, page) => {
-            let copied = copy_on_write::from_file(work, record, file, page);
+            let copied = copy_on_write::from_file(work, address, record, file, page);
             copied.unwrap_or_else(|no| wait(file, page, no))
         }
         Class::Break(record, frame) => copy_on_write::break_or_reuse(work, record, frame),
