@@ -248,7 +248,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if asked.contains(Flags::LOCKED) && lock.limits.locked == 0 {
             return Err(MapError::LockNotPermitted);
         }
-        let flags = asked.difference(Flags::MOVING) | lock.locks.future;
+        let flags = asked.difference(Flags::OWN) | lock.locks.future;
         // It will be asked again when the mapping comes; here for Linux's order of errors.
         lock.check_locked(flags, pages)?;
         Ok(flags)

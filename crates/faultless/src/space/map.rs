@@ -12,7 +12,7 @@ use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
 use crate::vma::tree::{Ranged, View};
-use crate::vma::{Backing, Flags, Mapping, Vma};
+use crate::vma::{Backing, Flags, Mapping, Vma, edit};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -293,7 +293,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 (Backing::File { file, first }, sharing)
             }
         };
-        let (serial, flags) = (self.engine.next_serial(), request.flags);
+        let serial = self.engine.next_serial();
+        let flags = edit::accounted(request.protection, sharing, request.flags);
         let mapping = |range| Mapping {
             range,
             protection: request.protection,
