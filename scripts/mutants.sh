@@ -12,6 +12,7 @@ table='
 dirty_cow                | faultless-soft | loom | a_pin_for_writing_against_discard | invariant 5
 reuse_ignores_pins       | faultless-soft | loom | reuse_in_place_counts_pins | invariant 6
 merge_reads_record       | faultless-soft | loom | a_merge_against_a_first_page | records:
+adopts_while_closed      | faultless-soft | loom | a_first_page_against_a_merge | records:
 fork_reads_records_early | faultless-soft | loom | forks_cut_of_first_pages | invariant 7
 stackrot                 | faultless      | loom_tree | | (invariant 3|Causality violation)
 fork_links_early         | faultless-soft | loom | truncation_during_fork | invariant 3

@@ -498,6 +498,53 @@ fn a_merge_against_a_first_page() {
     });
 }
 
+/// CVE-2024-1312: a first page takes over a neighbour's number while its own mapping becomes part of another one. Whichever
+/// comes first, its page has the number of the mapping that it ends in.
+#[test]
+fn a_first_page_against_a_merge() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        //   0 rw, pages    1 rwx, none    2 rw, pages of its own
+        map(&space, 0, 1);
+        map(&space, 2, 1);
+        space.store_u64(at(0), 1).unwrap();
+        space.store_u64(at(2), 1).unwrap();
+        let all = READ_WRITE | Protection::EXECUTE;
+        space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
+        let other = space.clone();
+        let fault = spawn(1, move || other.store_u64(at(1), 1).unwrap());
+        // Joins what lies above if the page is there already, else what lies below.
+        space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
+        fault.join().unwrap();
+        assert_eq!(space.mappings().len(), 2);
+        end(&engine, space);
+    });
+}
+
+/// CVE-2024-1312: so it is while the neighbour goes, and another one comes in its place.
+#[test]
+fn a_first_page_beside_unmap() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 1);
+        space.store_u64(at(0), 1).unwrap();
+        let all = READ_WRITE | Protection::EXECUTE;
+        space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
+        let other = space.clone();
+        let fault = spawn(1, move || other.store_u64(at(1), 1).unwrap());
+        space.unmap(at(0), PAGE_SIZE).unwrap();
+        map(&space, 0, 1);
+        fault.join().unwrap();
+        // One of them is new, so they join: both have a page, of one number.
+        space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
+        space.store_u64(at(0), 1).unwrap();
+        assert_eq!(space.mappings().len(), 1);
+        end(&engine, space);
+    });
+}
+
 /// CVE-2016-5195: a pin for writing is on a private page, whatever is discarded meanwhile.
 #[test]
 fn a_pin_for_writing_against_discard() {

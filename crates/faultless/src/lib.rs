@@ -38,7 +38,8 @@
 //! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
 //!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
-//! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages.
+//! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
+//!   and the number that they carry.
 //!
 //! # Lock order
 //!

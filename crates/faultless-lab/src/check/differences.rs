@@ -1,8 +1,7 @@
 //! What differs from Linux, by intention or not mended yet: counted apart, each with its reason in docs/check.md.
 
-use super::operation::{Object, Operation};
-use super::step::{Caught, Line, Outcome, Step, merged};
-use faultless::address::PAGE_SIZE;
+use super::operation::Operation;
+use super::step::{Line, Outcome, Step};
 use faultless::vma::Flags;
 
 /// A difference that is known.
@@ -18,49 +17,8 @@ pub struct Known {
     is_it: fn(&Operation, &Step, &Step) -> bool,
 }
 
-/// All there are.
-pub const KNOWN: &[Known] = &[
-    Known {
-        name: "the address of a SIGBUS",
-        by_intention: false,
-        parts_them: false,
-        is_it: |_, Step(engine, _), Step(linux, _)| match (engine, linux) {
-            (Outcome::Signal(engine), Outcome::Signal(linux)) => {
-                engine.number == Caught::BUS
-                    && (engine.number, engine.code) == (linux.number, linux.code)
-                    && engine.at.0 / PAGE_SIZE == linux.at.0 / PAGE_SIZE
-            }
-            _ => false,
-        },
-    },
-    Known {
-        name: "a page of a file beyond all lengths",
-        by_intention: false,
-        parts_them: true,
-        is_it: |operation, Step(engine, _), Step(linux, _)| {
-            matches!(operation, Operation::Map { object: Object::File { first, .. }, .. } if *first >= 1 << 40)
-                && engine != linux
-        },
-    },
-    Known {
-        name: "which of two errors",
-        by_intention: false,
-        parts_them: false,
-        is_it: |_, Step(engine, _), Step(linux, _)| matches!((engine, linux), (Outcome::Error(engine), Outcome::Error(linux)) if engine != linux),
-    },
-    Known {
-        name: "which neighbours merge",
-        by_intention: false,
-        parts_them: true,
-        is_it: |_, Step(engine, my_map), Step(linux, their_map)| match (my_map, their_map) {
-            (Some(my_map), Some(their_map)) => {
-                engine == linux && merged(my_map.clone()) == merged(their_map.clone())
-            }
-            (Some(_), None) | (None, Some(_)) => engine == linux,
-            (None, None) => false,
-        },
-    },
-];
+/// All there are: none.
+pub const KNOWN: &[Known] = &[];
 
 /// The one that this is, if it is one.
 pub fn known(operation: &Operation, engine: &Step, linux: &Step) -> Option<&'static Known> {

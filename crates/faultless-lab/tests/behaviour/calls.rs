@@ -3,7 +3,7 @@
 use crate::*;
 use faultless::address::RangeError;
 use faultless::protection::{Access, Sharing};
-use faultless::{DiscardError, MapError, ProtectError, Source, UnmapError};
+use faultless::{DiscardError, MapError, ProtectError, RemapRequest, Source, UnmapError, errno};
 use faultless_soft::Cpu;
 
 under_every_design! {
@@ -14,6 +14,8 @@ under_every_design! {
     protect_on_parts
     discard_keeps_the_mapping
     wrong_ranges_are_typed_errors
+    the_first_of_several_errors_is_linuxs
+    a_mapping_of_a_file_ends_where_a_length_can
     the_limit_of_mappings_holds
     an_exited_space_maps_nothing
 }
@@ -27,6 +29,8 @@ on_real_memory! {
     protect_on_parts
     discard_keeps_the_mapping
     wrong_ranges_are_typed_errors
+    the_first_of_several_errors_is_linuxs
+    a_mapping_of_a_file_ends_where_a_length_can
     the_limit_of_mappings_holds
     an_exited_space_maps_nothing
 }
@@ -185,6 +189,63 @@ fn wrong_ranges_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(space.map(request), Err(MapError::FileOffset { .. })));
     assert!(matches!(fault_of(space.load_u64(S::LAST_WORD)), FaultError::NoMapping { .. }));
     assert!(space.mappings().is_empty());
+    drop((space, file));
+    machine.end()
+}
+
+/// Where several things are wrong, Linux 6.18 was seen to tell these.
+fn the_first_of_several_errors_is_linuxs<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(1));
+    space.map(anonymous(10, 1)).unwrap();
+    let unaligned = VirtAddr::new(10 * PAGE_SIZE + 1);
+    let map = |at, length, first| {
+        let source = Source::File { file: file.clone(), first, sharing: Sharing::Shared };
+        let request =
+            MapRequest { source, ..MapRequest::anonymous(length).at(Placement::FixedNoReplace(at)) };
+        space.map(request).unwrap_err()
+    };
+    // Length, end, address, what is there, the place in the file, rights.
+    assert_eq!(map(unaligned, 0, u64::MAX).errno(), errno::EINVAL);
+    for length in [u64::MAX, u64::MAX - 4095, 1 << 63, S::PAGES * PAGE_SIZE] {
+        assert_eq!(map(unaligned, length, u64::MAX).errno(), errno::ENOMEM);
+    }
+    assert!(matches!(map(unaligned, 1, u64::MAX), MapError::Range(RangeError::Unaligned { .. })));
+    assert!(matches!(map(at(10), 1, u64::MAX), MapError::Exists { .. }));
+    assert!(matches!(map(at(20), 1, u64::MAX), MapError::FileOffset { .. }));
+    assert_eq!(map(at(20), 1, 0), MapError::SharedWrite);
+
+    let protect = |at, length| space.protect(at, length, READ_WRITE).map_err(|error| error.errno());
+    assert_eq!(protect(unaligned, 0), Err(errno::EINVAL));
+    assert_eq!(protect(at(10), 0), Ok(()));
+    assert_eq!(protect(at(10), u64::MAX), Err(errno::ENOMEM));
+    assert_eq!(protect(at(S::PAGES), 1), Err(errno::ENOMEM));
+    for length in [0, S::PAGES * PAGE_SIZE, u64::MAX] {
+        assert_eq!(space.unmap(at(10), length).map_err(|error| error.errno()), Err(errno::EINVAL));
+    }
+    drop((space, file));
+    machine.end()
+}
+
+/// Up to byte 2^63 - 4096, as on Linux; mremap makes it longer.
+fn a_mapping_of_a_file_ends_where_a_length_can<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(1));
+    let map = |first, pages| {
+        let request = MapRequest::file(&file, first, pages * PAGE_SIZE, Protection::READ);
+        space.map(request.at(Placement::Fixed(at(10))))
+    };
+    let end = (1 << 51) - 1;
+    for (first, pages) in [(end - 1, 2), (end, 1), (end + 1, 1), ((1 << 52) - 1, 1)] {
+        let error = map(first, pages).unwrap_err();
+        assert!(matches!(error, MapError::FileOffset { .. }), "{error:?}");
+        assert_eq!(error.errno(), errno::EOVERFLOW);
+    }
+    map(end - 2, 2).unwrap();
+    space.remap(RemapRequest::resize(at(10), 2 * PAGE_SIZE, 5 * PAGE_SIZE)).unwrap();
+    for page in 10..15 {
+        assert!(matches!(fault_of(space.load_u64(at(page))), FaultError::PastEnd { .. }));
+    }
     drop((space, file));
     machine.end()
 }

@@ -13,6 +13,7 @@ under_every_design! {
     a_file_is_read_and_its_private_copy_written
     one_read_however_many_ask
     past_the_end_is_an_error
+    what_lies_past_the_end_has_an_address
     a_failed_read_is_an_error_then_read_again
     memory_runs_out_with_a_typed_error
     clean_pages_are_evicted_under_the_limit
@@ -97,6 +98,21 @@ fn one_read_however_many_ask<S: Stand, D: LockingDesign>() -> Ran<S> {
     }
     assert_eq!(machine.engine.statistics().get(Counter::IoReads), 1);
     drop((spaces, file, gate));
+    machine.end()
+}
+
+/// A signal says where the access went, wherever its page lies.
+fn what_lies_past_the_end_has_an_address<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(2));
+    space.map(of_file(&file, 10, 4, READ_WRITE)).unwrap();
+    let places = [at(12), VirtAddr::new(12 * PAGE_SIZE + 8), VirtAddr::new(13 * PAGE_SIZE + 4088)];
+    for place in places {
+        for result in [space.load_u64(place).map(|_| ()), space.store_u64(place, 1)] {
+            assert!(matches!(fault_of(result), FaultError::PastEnd { address, .. } if address == place));
+        }
+    }
+    drop((space, file));
     machine.end()
 }
 

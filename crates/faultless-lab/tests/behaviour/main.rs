@@ -6,6 +6,7 @@ mod faults;
 mod growth;
 mod invariants;
 mod locks;
+mod merging;
 mod moves;
 mod shared;
 mod stand;

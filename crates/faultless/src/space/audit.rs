@@ -7,6 +7,7 @@ use crate::design::LockingDesign;
 use crate::frame::Folio;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::Protection;
+use crate::vma::AnonId;
 
 /// What is wrong with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,7 +103,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         }
         match vma.record() {
             Some(record) if folio.is_exclusive() && frame != space.engine.zero_frame() => {
-                let (owner, record) = (folio.owner(), record.id());
+                let (owner, record) = (folio.owner(), record.id().map_or(0, AnonId::get));
                 if owner == record { Ok(()) } else { Err(AuditError::Record { page, owner, record }) }
             }
             _ => Ok(()),

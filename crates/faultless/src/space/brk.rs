@@ -203,7 +203,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             range,
             protection: Protection::READ | Protection::WRITE,
             sharing: Sharing::Private,
-            flags: Flags::empty(),
+            flags: Flags::ACCOUNT,
             backing: Backing::Anonymous,
             serial: self.engine.next_serial(),
             shift: 0,

@@ -12,7 +12,7 @@ use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
 use crate::sync::{RangesGuard, try_box};
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Flags, Mapping, Vma};
+use crate::vma::{AnonId, AnonRecord, Backing, Flags, Mapping, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -105,7 +105,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if let Backing::File { file, .. } = &mapping.backing {
                 file.register(0, child.as_maps())?;
             }
-            copies.push(try_box(Vma::new(mapping, self.engine.next_serial()))?);
+            copies.push(try_box(Vma::new(mapping))?);
         }
         let retired =
             child.0.tree.replace(&mut map.writer, self.whole(), copies).map_err(|(error, _)| error)?;
@@ -129,7 +129,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let view = self.tree.view_locked(&lock.writer);
         view.from(PageNumber::new(0))
             .filter(is_inherited)
-            .map(|vma| vma.record().is_some_and(|record| record.has_pages()))
+            .map(|vma| vma.record().is_some_and(|record| record.id().is_some()))
             .collect()
     }
 
@@ -160,17 +160,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             };
             debug_assert!(vma.mapping().sharing == Sharing::Private);
             // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
-            if !early.map_or(record.has_pages(), |early| early[i]) {
+            if !early.map_or(record.id().is_some(), |early| early[i]) {
                 continue;
             }
-            new_record.add_page();
+            new_record.begin(AnonId::inherited(self.engine.next_serial()));
             pinned |= self.copy_entries(taken, (child, child_taken), vma.range(), &mut weakened)?;
         }
         // No processor writes through an old translation when this has been flushed: here the instant ends.
         weakened.flush();
         for (vma, copy) in pairs().filter(|_| pinned) {
-            if let Some(record) = copy.record().filter(|record| record.has_pages()) {
-                self.copy_pinned(taken, (child, child_taken), vma.range(), record.id())?;
+            if let Some(anon) = copy.record().and_then(AnonRecord::id) {
+                self.copy_pinned(taken, (child, child_taken), vma.range(), anon)?;
             }
         }
         Ok(())
@@ -271,7 +271,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         (child, child_taken): (&Self, &Taken<'_, H>),
         range: PageRange,
-        record: u64,
+        anon: AnonId,
     ) -> Result<(), OutOfMemory> {
         let frames = self.engine.host().frames();
         let mut result = Ok(());
@@ -288,7 +288,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     // Word by word: the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
                     frames.read(frame, 0, &mut bytes);
-                    frames.folio(copy).begin_anonymous(record);
+                    frames.folio(copy).begin_anonymous(anon.get());
                     frames.write(copy, 0, &bytes);
                     let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));

@@ -79,7 +79,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let Some(vma) = self.tree.view_locked(&lock.writer).find(part.start()) else { return };
         let is_shared = vma.mapping().sharing == Sharing::Shared;
         // Records are closed and opened under this lock, so that it is not closed.
-        let _ = vma.record().is_some_and(|record| record.add_page());
+        let _ = self.begin_record(self.tree.view_locked(&lock.writer), vma);
         lock.locks.shared_guards |= is_shared;
     }
 

@@ -39,7 +39,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     _ => None,
                 };
                 let (protection, sharing) = (mapping.protection, mapping.sharing);
-                let flags = mapping.flags - Flags::MOVING;
+                let flags = mapping.flags - Flags::OWN;
                 MappingInfo { range: vma.range(), protection, sharing, flags, file }
             });
             drop(section);

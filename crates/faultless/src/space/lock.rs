@@ -242,16 +242,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         })
     }
 
-    /// What a new mapping gets besides what was asked for.
-    pub(super) fn flags_to_come(&self, is_locked: bool) -> Result<Flags, MapError> {
-        let (locks, limits) = {
-            let lock = self.map.lock_by(&*self.engine);
-            (lock.locks, lock.limits)
-        };
-        if is_locked && limits.locked == 0 {
+    /// The flags of a new mapping: those asked for, and what mlockall has said of what is to come.
+    pub(super) fn flags_to_come(&self, asked: Flags, pages: u64) -> Result<Flags, MapError> {
+        let lock = self.map.lock_by(&*self.engine);
+        if asked.contains(Flags::LOCKED) && lock.limits.locked == 0 {
             return Err(MapError::LockNotPermitted);
         }
-        Ok(locks.future)
+        let flags = asked.difference(Flags::OWN) | lock.locks.future;
+        // It will be asked again when the mapping comes; here for Linux's order of errors.
+        lock.check_locked(flags, pages)?;
+        Ok(flags)
     }
 
     /// Whether a new mapping of `range` may be locked, besides all that is: what it replaces counts too, as on Linux.

@@ -11,10 +11,14 @@ use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
-use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Flags, Mapping};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Backing, Flags, Mapping, Vma, edit};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+/// The page with the greatest offset that a signed number of 64 bits can say: no mapping is made of it or of what lies
+/// behind it. One that is there may become that long (mremap).
+const LAST_FILE_PAGE: u64 = i64::MAX as u64 >> PAGE_SHIFT;
 
 /// What is mapped.
 pub enum Source<H: Host> {
@@ -115,8 +119,10 @@ pub enum MapError {
         /// The first address that cannot be mapped.
         end: VirtAddr,
     },
-    /// The mapping would reach past the last page a file can have (EOVERFLOW).
-    #[error("the mapping would reach past page {first} + {pages} of a file")]
+    /// The mapping would reach the page with the last byte a file can have, number 2^63 - 1 (EOVERFLOW).
+    #[error(
+        "{pages} pages of a file from page {first} on reach past what a file can have, {LAST_FILE_PAGE} pages"
+    )]
     FileOffset {
         /// The first page asked for.
         first: u64,
@@ -210,13 +216,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
-        let is_locked = request.flags.contains(Flags::LOCKED);
-        let (flags, populate) = (request.flags | self.0.flags_to_come(is_locked)?, request.populate);
-        let pages = request.length.div_ceil(PAGE_SIZE);
-        let (start, serial) = self.0.map(self, MapRequest { flags, ..request })?;
+        let asked = self.0.asked(request.placement, request.length)?;
+        let flags = self.0.flags_to_come(request.flags, asked.pages())?;
+        let populate = request.populate;
+        let (start, serial) = self.0.map(self, MapRequest { flags, ..request }, asked)?;
         if flags.is_fetched() || populate && !flags.contains(Flags::LOCKED_ON_FAULT) {
             let goal = if flags.is_fetched() { Goal::Lock } else { Goal::New(serial) };
-            let range = PageRange::with_pages(start.page(), pages)?;
+            let range = PageRange::with_pages(start.page(), asked.pages())?;
             let _ = self.populate(range, goal);
         }
         Ok(start)
@@ -224,22 +230,41 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Returns the first address and the serial too.
-    fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<(VirtAddr, u64), MapError> {
-        let at = match request.placement {
+    /// The pages that are asked for. What is wrong with several things at once is told in Linux's order: length, end,
+    /// address, what is there already; and the rest after that.
+    fn asked(&self, placement: Placement, length: u64) -> Result<PageRange, MapError> {
+        let at = match placement {
             Placement::Anywhere => VirtAddr::default(),
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
         };
-        let asked = PageRange::from_bytes(at, request.length)?;
-        if !self.whole().covers(asked) {
-            return Err(MapError::OutOfBounds { range: asked, end: self.whole().end().address() });
+        let range = PageRange::from_bytes(at.page().address(), length)?;
+        let end = self.whole().end().address();
+        if end.get().checked_sub(range.bytes()).is_none_or(|last| at.get() > last) {
+            return Err(MapError::OutOfBounds { range, end });
         }
+        if at.offset_in_page() != 0 {
+            return Err(RangeError::Unaligned { address: at }.into());
+        }
+        if matches!(placement, Placement::FixedNoReplace(_)) {
+            let section = self.engine.enter();
+            refuse_existing(self.tree.view(&section), range)?;
+        }
+        Ok(range)
+    }
+
+    /// Returns the first address and the serial too.
+    fn map(
+        &self,
+        handle: &AddressSpace<H, D>,
+        request: MapRequest<H>,
+        asked: PageRange,
+    ) -> Result<(VirtAddr, u64), MapError> {
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
-            Source::File { .. } | Source::AnonymousShared if request.flags.contains(Flags::GROWS_DOWN) => {
-                return Err(MapError::GrowingFile);
-            }
             Source::AnonymousShared => {
+                if request.flags.contains(Flags::GROWS_DOWN) {
+                    return Err(MapError::GrowingFile);
+                }
                 if !H::Table::SHARES_WRITES {
                     return Err(MapError::SharedWriteUnsupported);
                 }
@@ -249,7 +274,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 (Backing::File { file, first: 0 }, Sharing::Shared)
             }
             Source::File { file, first, sharing } => {
-                if first.checked_add(asked.pages()).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) {
+                if first.checked_add(asked.pages()).is_none_or(|end| end > LAST_FILE_PAGE) {
                     return Err(MapError::FileOffset { first, pages: asked.pages() });
                 }
                 if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
@@ -260,12 +285,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         return Err(MapError::SharedWriteUnsupported);
                     }
                 }
+                if request.flags.contains(Flags::GROWS_DOWN) {
+                    return Err(MapError::GrowingFile);
+                }
                 // Before its first page can be mapped.
                 file.register(self.id, handle.as_maps())?;
                 (Backing::File { file, first }, sharing)
             }
         };
-        let (serial, flags) = (self.engine.next_serial(), request.flags);
+        let serial = self.engine.next_serial();
+        let flags = edit::accounted(request.protection, sharing, request.flags);
         let mapping = |range| Mapping {
             range,
             protection: request.protection,
@@ -346,18 +375,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) = self.map.take(range, &*self.engine)?;
-        let existing = self.tree.view_locked(&lock.writer).from(range.start()).next().map(Ranged::range);
-        let published = match existing {
-            Some(existing) if existing.overlaps(range) => {
-                drop(lock);
-                Err(MapError::Exists { range, existing })
-            }
-            _ if let Err(error) = self.check_limits(&lock, &mapping) => {
-                drop(lock);
-                Err(error.into())
-            }
-            _ => self.map_hole(&mut work, &taken, lock, mapping),
-        };
+        refuse_existing(self.tree.view_locked(&lock.writer), range)?;
+        self.check_limits(&lock, &mapping)?;
+        let published = self.map_hole(&mut work, &taken, lock, mapping);
         drop(taken);
         drop(work);
         self.engine.retire(published?);
@@ -445,5 +465,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 MapError::TooManyMappings { limit }
             }
         })
+    }
+}
+
+/// Whether nothing is mapped in `range`.
+fn refuse_existing<H: Host, D: LockingDesign>(
+    view: View<'_, Vma<H, D>>,
+    range: PageRange,
+) -> Result<(), MapError> {
+    match view.from(range.start()).next().map(Ranged::range).filter(|existing| existing.overlaps(range)) {
+        Some(existing) => Err(MapError::Exists { range, existing }),
+        None => Ok(()),
     }
 }

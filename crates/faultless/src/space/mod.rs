@@ -6,6 +6,7 @@ mod brk;
 mod discard;
 mod exit;
 pub mod fault;
+mod first_page;
 mod flags;
 mod fork;
 mod grow;

@@ -9,7 +9,7 @@ use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Mapping};
+use crate::vma::{Backing, Mapping, edit};
 use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
@@ -171,7 +171,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let wanted = self.becomes_writable(&lock, prefix, protection);
-            let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
+            let change = |mapping: Mapping<H>| Some(edit::protected(mapping, protection));
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None);
             let published = published.inspect_err(|_| self.follow_back(&taken, prefix));

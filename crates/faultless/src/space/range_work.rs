@@ -209,7 +209,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
             new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
             for mapping in next {
-                let vma = try_box(Vma::new(mapping, self.engine.next_serial()))?;
+                let vma = try_box(Vma::new(mapping))?;
                 // Nobody has it yet: no wait.
                 D::exclude(work, &self.engine, vma.lock());
                 new.push(vma);

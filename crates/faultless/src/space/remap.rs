@@ -600,9 +600,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// What `vma` is in a range beside it that has no pages yet.
+/// What `vma` is in a range beside it that has no pages yet: it joins, also where fork has passed pages on.
 pub(super) fn extension<H: Host, D: LockingDesign>(vma: &Vma<H, D>, range: PageRange) -> Mapping<H> {
-    let mapping = vma.mapping();
+    let mapping = vma.glance();
     let backing = match &mapping.backing {
         Backing::File { file, first } => {
             let behind = range.start().get().wrapping_sub(mapping.range.start().get());
@@ -610,5 +610,5 @@ pub(super) fn extension<H: Host, D: LockingDesign>(vma: &Vma<H, D>, range: PageR
         }
         other => other.clone(),
     };
-    Mapping { range, backing, anon: None, flags: vma.flags(), ..mapping.clone() }
+    Mapping { range, backing, ..mapping }
 }

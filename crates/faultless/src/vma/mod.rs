@@ -4,7 +4,10 @@
 //! work is whether it has anonymous pages, and that stands in a record beside it, see [`AnonRecord`].
 
 pub mod edit;
+mod record;
 pub mod tree;
+
+pub use record::{AnonId, AnonRecord};
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -12,7 +15,7 @@ use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::Life;
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use alloc::sync::Arc;
 use core::fmt;
 use tree::Ranged;
@@ -65,12 +68,17 @@ bitflags::bitflags! {
         const SEALED = 1 << 7;
         /// No memory is set aside for it (MAP_NORESERVE).
         const NO_RESERVE = 1 << 8;
+        /// The engine's own, and never asked for: it counts as memory that is promised (VM_ACCOUNT, "ac" in smaps).
+        const ACCOUNT = 1 << 14;
         /// The engine's own, and never asked for: mremap moves its pages, see [`Vma::settle`].
         const MOVING = 1 << 15;
     }
 }
 
 impl Flags {
+    /// Those that nobody asks for, nor is told of.
+    pub const OWN: Self = Self::ACCOUNT.union(Self::MOVING);
+
     /// Both flags of locking.
     pub const LOCKS: Self = Self::LOCKED.union(Self::LOCKED_ON_FAULT);
 
@@ -98,13 +106,13 @@ pub struct Mapping<H: Host> {
     /// How many pages lower it lies than where its anonymous pages came into being (modulo 2^64): zero until mremap moves
     /// them. Linux merges anonymous memory by it (`vm_pgoff`).
     pub shift: u64,
-    /// The record of its anonymous pages, once it has some.
-    pub anon: Option<Arc<AnonRecord>>,
+    /// What its anonymous pages carry, once it has some.
+    pub anon: Option<AnonId>,
 }
 
 impl<H: Host> Clone for Mapping<H> {
     fn clone(&self) -> Self {
-        Self { backing: self.backing.clone(), anon: self.anon.clone(), ..*self }
+        Self { backing: self.backing.clone(), ..*self }
     }
 }
 
@@ -130,75 +138,11 @@ impl<H: Host> fmt::Debug for Mapping<H> {
     }
 }
 
-/// Whether a private mapping has anonymous pages: never goes back to no. Linux decides merges by it.
-///
-/// A record without pages belongs to one VMA. Range work that replaces this VMA closes the record first, so that a
-/// fault that looked the VMA up before cannot add a page to it any more and looks again; a record with pages
-/// passes on to all that its VMA becomes. So the decision rests on what cannot change (c46000458d57).
-#[derive(Debug)]
-pub struct AnonRecord {
-    id: u64,
-    /// FRESH to HAS_PAGES by page work, FRESH to CLOSED and back by range work; each by compare-and-swap.
-    state: AtomicU32,
-}
-
-const FRESH: u32 = 0;
-const HAS_PAGES: u32 = 1;
-const CLOSED: u32 = 2;
-
-impl AnonRecord {
-    /// A record without pages. `id` is unique in the engine.
-    pub fn new(id: u64) -> Self {
-        Self { id, state: AtomicU32::new(FRESH) }
-    }
-
-    /// The number that its folios carry.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Whether there are anonymous pages.
-    pub fn has_pages(&self) -> bool {
-        // loom remembers one last access of each thread kind: a plain load here would hide behind the other's load, and
-        // the interleaving with its store would not be tried.
-        #[cfg(loom)]
-        return self.state.fetch_add(0, Ordering::AcqRel) == HAS_PAGES;
-        #[cfg(not(loom))]
-        return self.state.load(Ordering::Acquire) == HAS_PAGES;
-    }
-
-    /// Page work is about to add a page. False: closed, look the VMA up again.
-    #[inline]
-    pub fn add_page(&self) -> bool {
-        match self.state.load(Ordering::Acquire) {
-            HAS_PAGES => true,
-            CLOSED => false,
-            _ => match self.state.compare_exchange(FRESH, HAS_PAGES, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => true,
-                Err(now) => now == HAS_PAGES,
-            },
-        }
-    }
-
-    /// Range work is about to replace its VMA. False: it has pages, and what comes next inherits it.
-    pub fn close(&self) -> bool {
-        #[cfg(mutant = "merge_reads_record")]
-        return self.state.load(Ordering::Acquire) == FRESH;
-        #[cfg(not(mutant = "merge_reads_record"))]
-        self.state.compare_exchange(FRESH, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// Range work could not replace its VMA after all.
-    pub fn reopen(&self) {
-        let _ = self.state.compare_exchange(CLOSED, FRESH, Ordering::AcqRel, Ordering::Relaxed);
-    }
-}
-
 /// A mapping in the tree. Immutable; freed a grace period after it was replaced.
 pub struct Vma<H: Host, D: LockingDesign> {
     mapping: Mapping<H>,
     /// The record of a private mapping, with pages or without.
-    record: Option<Arc<AnonRecord>>,
+    record: Option<AnonRecord>,
     /// What the design keeps in each VMA.
     lock: D::Vma,
     /// Whether mremap moves its pages: page work that meets it waits, as for [`Backing::Busy`]. Atomic; set from the
@@ -208,15 +152,10 @@ pub struct Vma<H: Host, D: LockingDesign> {
 }
 
 impl<H: Host, D: LockingDesign> Vma<H, D> {
-    /// The VMA of `mapping`. A private mapping without anonymous pages gets a record of its own, number `record`.
-    pub fn new(mapping: Mapping<H>, record: u64) -> Self {
-        let record = match (&mapping.anon, mapping.sharing) {
-            (Some(anon), _) => Some(anon.clone()),
-            (None, Sharing::Private) if !matches!(mapping.backing, Backing::Busy) => {
-                Some(Arc::new(AnonRecord::new(record)))
-            }
-            (None, _) => None,
-        };
+    /// The VMA of `mapping`.
+    pub fn new(mapping: Mapping<H>) -> Self {
+        let is_private = mapping.sharing == Sharing::Private && !matches!(mapping.backing, Backing::Busy);
+        let record = is_private.then(|| AnonRecord::new(mapping.anon));
         let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
         Self { mapping, record, lock: D::Vma::default(), moving, life: Life::new() }
     }
@@ -232,7 +171,7 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
     }
 
     /// The record of its anonymous pages; `None` for a shared mapping.
-    pub fn record(&self) -> Option<&Arc<AnonRecord>> {
+    pub fn record(&self) -> Option<&AnonRecord> {
         self.record.as_ref()
     }
 
@@ -262,13 +201,13 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
 
     /// The mapping as it is now, its record closed if it had no pages: range work is about to replace it.
     pub(crate) fn close(&self) -> Mapping<H> {
-        let anon = self.record.as_ref().filter(|record| !record.close()).cloned();
+        let anon = self.record.as_ref().and_then(AnonRecord::close);
         Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
     /// The mapping as it seems now, nothing closed.
     pub(crate) fn glance(&self) -> Mapping<H> {
-        let anon = self.record.as_ref().filter(|record| record.has_pages()).cloned();
+        let anon = self.record.as_ref().and_then(AnonRecord::id);
         Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 

@@ -3,51 +3,49 @@
 use super::super::page_work::Announced;
 use super::file::{Found, NotReady, find};
 use super::{Step, install, install_new};
-use crate::address::PAGE_SIZE;
+use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, Host};
 use crate::page_cache::File;
 use crate::stats::Counter;
-use crate::vma::AnonRecord;
+use crate::vma::AnonId;
 
 /// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros.
 pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
-    record: &AnonRecord,
+    anon: AnonId,
     frame: Frame,
 ) -> Step<H> {
-    if !record.add_page() {
-        return Step::LookAgain;
-    }
     let engine = work.engine();
     let (frames, counters) = (engine.host().frames(), work.section().counters());
     if frame == engine.zero_frame() {
         let Some(new) = frames.allocate() else { return Step::NeedMemory };
         frames.zero(new);
-        return install_new(work, record, new, Entry::WRITE);
+        return install_new(work, anon, new, Entry::WRITE);
     }
     if engine.folio(frame).try_reuse() {
-        engine.folio(frame).set_owner(record.id());
+        engine.folio(frame).set_owner(anon.get());
         counters.add(Counter::CowReuses, 1);
         let new = work.entry.with(Entry::WRITE);
         return install(work, new);
     }
     // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.
-    copy_of(work, record, frame)
+    copy_of(work, anon, frame)
 }
 
 /// The first write to a private mapping's page that is not mapped: a copy of the file's, if that is in memory.
 pub(super) fn from_file<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
-    record: &AnonRecord,
+    address: VirtAddr,
+    anon: AnonId,
     file: &File<H>,
     page: u64,
 ) -> Result<Step<H>, NotReady> {
-    match find(&work, file, page, Reference::Pin) {
+    match find(&work, address, file, page, Reference::Pin) {
         Found::Ready(frame) => {
             let engine = work.engine();
-            let step = copy_of(work, record, frame);
+            let step = copy_of(work, anon, frame);
             engine.put(frame, Reference::Pin);
             Ok(step)
         }
@@ -63,12 +61,9 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
 /// A private copy of `frame`, which a pin or the entry itself keeps meanwhile.
 pub(super) fn copy_of<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
-    record: &AnonRecord,
+    anon: AnonId,
     frame: Frame,
 ) -> Step<H> {
-    if !record.add_page() {
-        return Step::LookAgain;
-    }
     let frames = work.engine().host().frames();
     let Some(new) = frames.allocate() else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
@@ -82,5 +77,5 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
         }
     }
     work.section().counters().add(Counter::CowCopies, 1);
-    install_new(work, record, new, Entry::WRITE)
+    install_new(work, anon, new, Entry::WRITE)
 }

@@ -24,11 +24,12 @@ pub(in crate::space) enum NotReady {
 /// Maps page `page` of `file` if it is in memory; for a store, if it is not being written.
 pub(super) fn map<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
+    address: VirtAddr,
     file: &File<H>,
     page: u64,
     access: Access,
 ) -> Result<Step<H>, NotReady> {
-    let frame = match find(&work, file, page, Reference::Mapping) {
+    let frame = match find(&work, address, file, page, Reference::Mapping) {
         Found::Ready(frame) => frame,
         Found::NotReady(why) => return Err(why),
         Found::NoMemory => return Ok(Step::NeedMemory),
@@ -73,13 +74,14 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
 /// Lets the mapping store into the page of the file that it maps already.
 pub(super) fn make_writable<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
+    address: VirtAddr,
     file: &File<H>,
     page: u64,
     frame: Frame,
 ) -> Result<Step<H>, NotReady> {
     if page >= file.pages() {
         // Being cut off: truncation comes to this entry too.
-        let error = super::past_end(work.page.address(), file, page);
+        let error = super::past_end(address, file, page);
         work.refuse();
         return Ok(Step::Failed(error));
     }
@@ -106,14 +108,14 @@ pub(super) enum Found {
 }
 
 /// Looks for a page while announced: after the fence that follows the bit, so that truncation, which lowers the
-/// length and detaches before it looks at the entry, either is seen here or finds the bit.
+/// length and detaches before it looks at the entry, either is seen here or finds the bit. `address`: the access's.
 pub(super) fn find<H: Host, D: LockingDesign>(
     work: &Announced<'_, H, D>,
+    address: VirtAddr,
     file: &File<H>,
     page: u64,
     reference: Reference,
 ) -> Found {
-    let address: VirtAddr = work.page.address();
     if page >= file.pages() {
         return Found::PastEnd(super::past_end(address, file, page));
     }

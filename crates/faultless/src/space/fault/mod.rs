@@ -18,7 +18,7 @@ use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::store::StoreError;
-use crate::vma::{AnonRecord, Backing};
+use crate::vma::{AnonId, AnonRecord, Backing};
 use alloc::sync::Arc;
 use file::NotReady;
 use pending::Awaited;
@@ -187,8 +187,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 if !work.attempt.only.admits(work.vma.mapping()) {
                     return Step::Done(None);
                 }
-                let class = classify(&work, address, access);
-                finish(work, class)
+                match classify(&work, address, access) {
+                    Ok(class) => finish(work, class, address),
+                    Err(step) => step,
+                }
             };
             let worked =
                 space.page_work(page, &mut attempt, Leaves::Make, kept.is_some(), work, keeps::<H, D>);
@@ -334,7 +336,6 @@ fn is_lacking<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Acc
 
 /// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
 enum Class<'a, H: Host> {
-    Step(Step<H>),
     /// It has the right: somebody was quicker, or the processor's own table lags behind.
     Served,
     /// It is a guard page.
@@ -342,10 +343,10 @@ enum Class<'a, H: Host> {
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
-    Fill(&'a AnonRecord, Access),
+    Fill(AnonId, Access),
     File(&'a Arc<File<H>>, u64, Access),
-    Private(&'a AnonRecord, &'a Arc<File<H>>, u64),
-    Break(&'a AnonRecord, Frame),
+    Private(AnonId, &'a Arc<File<H>>, u64),
+    Break(AnonId, Frame),
     /// The first store to a page of a shared mapping, since it was mapped or written back.
     Dirty(&'a Arc<File<H>>, u64, Frame),
 }
@@ -354,54 +355,69 @@ fn classify<'a, H: Host, D: LockingDesign>(
     work: &Announced<'a, H, D>,
     address: VirtAddr,
     access: Access,
-) -> Class<'a, H> {
+) -> Result<Class<'a, H>, Step<H>> {
     let (vma, entry) = (work.vma, work.entry);
     let mapping = vma.mapping();
     if !mapping.protection.allows(access) {
         let protection = mapping.protection;
-        return Class::Step(Step::Failed(FaultError::Protection { address, access, protection }));
+        return Err(Step::Failed(FaultError::Protection { address, access, protection }));
     }
     if entry.is_guard() {
-        return Class::Guard(address);
+        return Ok(Class::Guard(address));
     }
     let needed = needed(access);
-    let record = || vma.record().map(|record| &**record);
-    match (entry.frame(), access, &mapping.backing) {
+    Ok(match (entry.frame(), access, &mapping.backing) {
         (Some(_), _, _) if entry.has(needed) => Class::Served,
-        (Some(frame), Access::Write, _) => match (record(), mapping.file_page(work.page)) {
-            (Some(record), _) => Class::Break(record, frame),
+        (Some(frame), Access::Write, _) => match (vma.record(), mapping.file_page(work.page)) {
+            (Some(record), _) => Class::Break(anon_of(work, record)?, frame),
             (None, Some((file, page))) => Class::Dirty(file, page, frame),
-            (None, None) => Class::Step(Step::LookAgain),
+            (None, None) => return Err(Step::LookAgain),
         },
         (Some(_), _, _) => Class::Rights,
-        (None, _, Backing::Busy) => Class::Step(Step::LookAgain),
+        (None, _, Backing::Busy) => return Err(Step::LookAgain),
         (None, Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
         (None, _, Backing::Anonymous) => {
-            record().map_or(Class::Step(Step::LookAgain), |record| Class::Fill(record, access))
+            Class::Fill(anon_of(work, vma.record().ok_or(Step::LookAgain)?)?, access)
         }
         (None, access, Backing::File { file, first }) => {
             let page = first + (work.page.get() - mapping.range.start().get());
-            match (access, mapping.sharing, record()) {
-                (Access::Write, Sharing::Private, Some(record)) => Class::Private(record, file, page),
+            match (access, mapping.sharing, vma.record()) {
+                (Access::Write, Sharing::Private, Some(record)) => {
+                    Class::Private(anon_of(work, record)?, file, page)
+                }
                 _ => Class::File(file, page, access),
             }
         }
-    }
+    })
 }
 
-fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_, H>) -> Step<H> {
+/// The number that a mapping's anonymous pages carry. The first to ask for it makes the record: as on Linux before its
+/// page is looked for.
+#[inline]
+fn anon_of<H: Host, D: LockingDesign>(
+    work: &Announced<'_, H, D>,
+    record: &AnonRecord,
+) -> Result<AnonId, Step<H>> {
+    record.id().map_or_else(|| first_page(work), Ok)
+}
+
+#[cold]
+fn first_page<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> Result<AnonId, Step<H>> {
+    let space = work.space;
+    D::first_anonymous(&space.lock, &space.engine, work.attempt).map_err(|_| Step::Blocked)?;
+    space.begin_record(space.tree.view(work.section()), work.vma).ok_or(Step::LookAgain)
+}
+
+fn finish<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    class: Class<'_, H>,
+    address: VirtAddr,
+) -> Step<H> {
     let serial = work.vma.mapping().serial;
     let wait = |file: &Arc<File<H>>, page, why| {
         Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
     };
-    if let Class::Fill(record, _) | Class::Private(record, ..) | Class::Break(record, _) = class
-        && !record.has_pages()
-        && D::first_anonymous(&work.space.lock, work.engine(), work.attempt).is_err()
-    {
-        return Step::Blocked;
-    }
     match class {
-        Class::Step(step) => step,
         Class::Guard(address) => {
             work.refuse();
             Step::Failed(FaultError::Guard { address })
@@ -415,18 +431,18 @@ fn finish<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, class: Class<'_,
             install(work, new)
         }
         Class::Zero => anonymous::map_zero(work),
-        Class::Fill(record, access) => anonymous::fill(work, record, access),
+        Class::Fill(anon, access) => anonymous::fill(work, anon, access),
         Class::File(file, page, access) => {
-            file::map(work, file, page, access).unwrap_or_else(|no| wait(file, page, no))
+            file::map(work, address, file, page, access).unwrap_or_else(|no| wait(file, page, no))
         }
         Class::Dirty(file, page, frame) => {
-            file::make_writable(work, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
+            file::make_writable(work, address, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
         }
-        Class::Private(record, file, page) => {
-            let copied = copy_on_write::from_file(work, record, file, page);
+        Class::Private(anon, file, page) => {
+            let copied = copy_on_write::from_file(work, address, anon, file, page);
             copied.unwrap_or_else(|no| wait(file, page, no))
         }
-        Class::Break(record, frame) => copy_on_write::break_or_reuse(work, record, frame),
+        Class::Break(anon, frame) => copy_on_write::break_or_reuse(work, anon, frame),
     }
 }
 
@@ -442,13 +458,13 @@ fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> 
 /// that fails.
 fn install_new<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
-    record: &AnonRecord,
+    anon: AnonId,
     frame: Frame,
     bits: u64,
 ) -> Step<H> {
     let frames = work.engine().host().frames();
     let folio = frames.folio(frame);
-    folio.begin_anonymous(record.id());
+    folio.begin_anonymous(anon.get());
     let rights = entry_rights(work.vma.mapping().protection);
     match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => Step::Done(old.frame().map(|_| old)),

@@ -3,7 +3,7 @@
 use super::super::page_work::{Announced, Leaves, Worked};
 use super::super::{AddressSpace, Space};
 use super::file::NotReady;
-use super::{Absent, Fault, FaultError, Step, copy_on_write, file, past_end};
+use super::{Absent, Fault, FaultError, Step, anon_of, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, LockingDesign};
 use crate::engine::Engine;
@@ -195,11 +195,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let vma = work.vma;
             let step = match (access, vma.record()) {
                 (Access::Write, Some(record)) => {
-                    // What is held since before the I/O was good enough then.
-                    if !record.has_pages() && !holding {
-                        D::first_anonymous(&self.lock, &self.engine, work.attempt).ok()?;
-                    }
-                    copy_on_write::copy_of(work, record, pin.frame())
+                    let anon = anon_of(&work, record).ok()?;
+                    copy_on_write::copy_of(work, anon, pin.frame())
                 }
                 _ => {
                     work.engine().folio(pin.frame()).try_get(Reference::Mapping).ok()?;

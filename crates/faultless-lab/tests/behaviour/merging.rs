@@ -1,0 +1,178 @@
+//! Which neighbours merge, by what Linux 6.18 does: by their rights, by what counts as promised, and by whose their
+//! anonymous pages are.
+
+use crate::*;
+use faultless::vma::Flags;
+use faultless_soft::Cpu;
+
+under_every_design! {
+    a_first_page_takes_over_the_record_of_a_neighbour
+    a_first_page_looks_above_first
+    what_counts_as_promised_merges_with_nothing_else
+    what_a_child_has_inherited_merges_with_nothing_new
+    what_a_child_has_inherited_grows
+    a_store_that_fails_past_the_end_makes_a_record
+}
+
+on_real_memory! {
+    a_first_page_takes_over_the_record_of_a_neighbour
+    a_first_page_looks_above_first
+    what_counts_as_promised_merges_with_nothing_else
+    what_a_child_has_inherited_merges_with_nothing_new
+    what_a_child_has_inherited_grows
+    a_store_that_fails_past_the_end_makes_a_record
+}
+
+const ALL: Protection = READ_WRITE.union(Protection::EXECUTE);
+
+/// Where the mappings begin and end.
+fn shape<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64)> {
+    space.mappings().iter().map(|m| (m.range.start().get(), m.range.end().get())).collect()
+}
+
+fn a_first_page_takes_over_the_record_of_a_neighbour<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(2));
+    // They differ in rights alone: the second one's first page belongs to the first one's record.
+    space.map(anonymous(10, 2)).unwrap();
+    space.protect(at(11), PAGE_SIZE, Protection::WRITE).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.store_u64(at(11), 2).unwrap();
+    space.protect(at(10), 2 * PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&space), [(10, 12)]);
+    assert_eq!((space.load_u64(at(10)).unwrap(), space.load_u64(at(11)).unwrap()), (1, 2));
+    // So it is where a file goes on.
+    space.map(of_file(&file, 20, 2, READ_WRITE)).unwrap();
+    space.protect(at(21), PAGE_SIZE, Protection::WRITE).unwrap();
+    space.store_u64(at(20), 1).unwrap();
+    space.store_u64(at(21), 2).unwrap();
+    space.protect(at(21), PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&space)[1..], [(20, 22)]);
+    // Not where something else differs too: then both have a record of their own.
+    for (page, flags) in [(30, Flags::empty()), (31, Flags::SEQUENTIAL)] {
+        space.map(MapRequest { flags, ..anonymous(page, 1) }).unwrap();
+        space.store_u64(at(page), 1).unwrap();
+    }
+    space.map(anonymous(31, 1)).unwrap();
+    space.store_u64(at(31), 1).unwrap();
+    assert_eq!(shape(&space)[2..], [(30, 32)], "what has no page joins");
+    space.audit().unwrap();
+    drop((space, file));
+    machine.end()
+}
+
+fn a_first_page_looks_above_first<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    //   10 rw, a page    11 rwx    12 rw, a page of its own
+    for page in [10, 12] {
+        space.map(anonymous(page, 1)).unwrap();
+        space.store_u64(at(page), 1).unwrap();
+    }
+    space.map(anonymous(11, 1).with(ALL)).unwrap();
+    space.store_u64(at(11), 1).unwrap();
+    space.protect(at(11), PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&space), [(10, 11), (11, 13)]);
+    space.audit().unwrap();
+    drop(space);
+    machine.end()
+}
+
+fn what_counts_as_promised_merges_with_nothing_else<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(4));
+    // One without pages loses it with the right to be written, one with a page does not.
+    space.map(anonymous(10, 2)).unwrap();
+    space.map(anonymous(12, 2).with(ALL)).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.protect(at(10), 4 * PAGE_SIZE, Protection::READ).unwrap();
+    assert_eq!(shape(&space), [(10, 12), (12, 14)]);
+    // Both have it again.
+    space.protect(at(10), 4 * PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&space), [(10, 14)]);
+
+    // A file's mapping gets it with the right, and keeps it without.
+    let read = Protection::READ;
+    space.map(of_file(&file, 20, 4, read)).unwrap();
+    space.protect(at(21), PAGE_SIZE, READ_WRITE).unwrap();
+    space.protect(at(21), PAGE_SIZE, read).unwrap();
+    assert_eq!(shape(&space)[1..], [(20, 21), (21, 22), (22, 24)]);
+
+    // What nobody wants memory set aside for never has it.
+    let flags = Flags::NO_RESERVE;
+    space.map(MapRequest { flags, ..anonymous(30, 2) }).unwrap();
+    space.store_u64(at(30), 1).unwrap();
+    space.protect(at(30), PAGE_SIZE, read).unwrap();
+    space.map(MapRequest { flags, ..anonymous(31, 1).with(read) }).unwrap();
+    assert_eq!(shape(&space)[4..], [(30, 32)]);
+    space.audit().unwrap();
+    drop((space, file));
+    machine.end()
+}
+
+fn what_a_child_has_inherited_merges_with_nothing_new<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 3)).unwrap();
+    space.map(anonymous(20, 3)).unwrap();
+    space.store_u64(at(12), 1).unwrap();
+    let child = space.fork().unwrap();
+    for space in [&space, &child] {
+        for page in [12, 22] {
+            space.map(anonymous(page, 1)).unwrap();
+        }
+        space.audit().unwrap();
+    }
+    assert_eq!(shape(&space), [(10, 13), (20, 23)]);
+    assert_eq!(shape(&child), [(10, 12), (12, 13), (20, 23)], "that had no page in the parent");
+    // Nor does a first page take its record over.
+    child.protect(at(12), PAGE_SIZE, ALL).unwrap();
+    child.store_u64(at(12), 1).unwrap();
+    child.protect(at(12), PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&child), [(10, 12), (12, 13), (20, 23)]);
+    // Its own parts join again.
+    child.protect(at(10), PAGE_SIZE, Protection::READ).unwrap();
+    child.protect(at(10), PAGE_SIZE, READ_WRITE).unwrap();
+    assert_eq!(shape(&child), [(10, 12), (12, 13), (20, 23)]);
+    child.audit().unwrap();
+    drop((space, child));
+    machine.end()
+}
+
+fn what_a_child_has_inherited_grows<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 2)).unwrap();
+    let flags = Flags::GROWS_DOWN;
+    space.map(MapRequest { flags, ..anonymous(1000, 2) }).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.store_u64(at(1000), 1).unwrap();
+    let child = space.fork().unwrap();
+    // As mremap makes it longer, and as a stack's fault does: one mapping.
+    child.remap(faultless::RemapRequest::resize(at(10), 2 * PAGE_SIZE, 4 * PAGE_SIZE)).unwrap();
+    child.store_u64(at(998), 1).unwrap();
+    assert_eq!(shape(&child), [(10, 14), (998, 1002)]);
+    child.audit().unwrap();
+    drop((space, child));
+    machine.end()
+}
+
+fn a_store_that_fails_past_the_end_makes_a_record<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(1));
+    // Two mappings of a file, apart; in each a store past its end.
+    space.map(of_file(&file, 10, 4, READ_WRITE)).unwrap();
+    space.unmap(at(12), PAGE_SIZE).unwrap();
+    for page in [11, 13] {
+        assert!(matches!(fault_of(space.store_u64(at(page), 1)), FaultError::PastEnd { .. }));
+    }
+    let source = faultless::Source::File {
+        file: file.clone(),
+        first: 2,
+        sharing: faultless::protection::Sharing::Private,
+    };
+    space.map(MapRequest { source, ..anonymous(12, 1) }).unwrap();
+    assert_eq!(shape(&space), [(10, 13), (13, 14)], "two records, as on Linux, and no page");
+    drop((space, file));
+    machine.end()
+}
