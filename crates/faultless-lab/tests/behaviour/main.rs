@@ -3,6 +3,7 @@
 mod advice;
 mod calls;
 mod faults;
+mod files;
 mod growth;
 mod invariants;
 mod locks;
