@@ -14,7 +14,6 @@ under_every_design! {
     protect_on_parts
     discard_keeps_the_mapping
     wrong_ranges_are_typed_errors
-    the_limit_of_mappings_holds
     an_exited_space_maps_nothing
 }
 
@@ -27,7 +26,6 @@ on_real_memory! {
     protect_on_parts
     discard_keeps_the_mapping
     wrong_ranges_are_typed_errors
-    the_limit_of_mappings_holds
     an_exited_space_maps_nothing
 }
 
@@ -186,22 +184,6 @@ fn wrong_ranges_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(fault_of(space.load_u64(S::LAST_WORD)), FaultError::NoMapping { .. }));
     assert!(space.mappings().is_empty());
     drop((space, file));
-    machine.end()
-}
-
-fn the_limit_of_mappings_holds<S: Stand, D: LockingDesign>() -> Ran<S> {
-    let machine = Machine::<S>::with(64, Limits { mappings: 3, ..Limits::default() })?;
-    let space = machine.space::<D>();
-    for page in [10, 20, 30] {
-        space.map(anonymous(page, 3)).unwrap();
-    }
-    assert_eq!(space.map(anonymous(40, 1)), Err(MapError::TooManyMappings { limit: 3 }));
-    assert!(matches!(space.unmap(at(11), PAGE_SIZE), Err(UnmapError::TooManyMappings { limit: 3, .. })));
-    space.store_u64(at(11), 1).unwrap();
-    space.unmap(at(10), PAGE_SIZE).unwrap();
-    space.map(anonymous(13, 4)).unwrap();
-    assert_eq!(space.mappings().len(), 3, "joined, so no more than before");
-    drop(space);
     machine.end()
 }
 

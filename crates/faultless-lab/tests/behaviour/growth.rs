@@ -238,8 +238,8 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
 
     // Mappings.
     let now = space.mappings().len();
-    space.set_limits(SpaceLimits { mappings: now, ..SpaceLimits::default() });
-    assert_eq!(space.map(anonymous(700, 1)), Err(MapError::TooManyMappings { limit: now }));
+    space.set_limits(SpaceLimits { mappings: now - 1, ..SpaceLimits::default() });
+    assert_eq!(space.map(anonymous(700, 1)), Err(MapError::TooManyMappings { limit: now - 1 }));
     drop((space, child));
     machine.end()
 }

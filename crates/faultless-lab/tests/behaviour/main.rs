@@ -1,6 +1,7 @@
 //! What an address space does, under every locking design: the same source, one instance a design.
 
 mod advice;
+mod border;
 mod calls;
 mod faults;
 mod files;

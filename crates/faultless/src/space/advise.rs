@@ -148,7 +148,7 @@ pub enum AdviseError {
     /// A page cannot be populated: past the end of its file, not readable, a guard (EFAULT); or no memory (ENOMEM).
     #[error("a page could not be populated: {0}")]
     Fault(FaultError),
-    /// Splitting a mapping would make more than the limit; nothing was done (EAGAIN).
+    /// Splitting a mapping would make more than the limit; what lies below that mapping has been done (EAGAIN).
     #[error("{advice:?} on {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -239,8 +239,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// madvise: takes `advice` on `length` bytes at `address`. Length 0 is no error. Populating waits for I/O, and
     /// holds nothing then; all else waits as [`AddressSpace::unmap`], or not at all.
     ///
-    /// Differs from Linux where splitting would make too many mappings, or memory for nodes runs out: nothing is done
-    /// then, where Linux has done what lies below.
+    /// Differs from Linux where memory for nodes runs out: nothing is done then, where Linux has done what lies below. Where
+    /// there is room for one of the two cuts that a mapping needs, Linux makes that one; here it stays whole.
     ///
     /// # Errors
     /// [`AdviseError`]. Holes do not keep the rest from being done, except from being populated; an error of a mapping

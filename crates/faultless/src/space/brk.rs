@@ -1,6 +1,7 @@
 //! brk: the heap, a place that grows from a fixed start.
 
 use super::grow::guarded;
+use super::limits::TooMany;
 use super::range_work::{Joins, TreeLock, Unpublished};
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
@@ -75,6 +76,12 @@ impl BrkError {
             Self::Limit(error) => error.errno(),
             _ => errno::ENOMEM,
         }
+    }
+}
+
+impl From<TooMany> for BrkError {
+    fn from(TooMany { limit }: TooMany) -> Self {
+        Self::TooManyMappings { limit }
     }
 }
 
@@ -172,10 +179,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(no_room);
                 }
                 lock.check_room(&mapping, range.pages())?;
-                let limit = self.mapping_limit(&lock);
-                if self.tree.view_locked(&lock.writer).len() >= limit {
-                    return Err(BrkError::TooManyMappings { limit });
-                }
+                self.may_map_more(&lock)?;
                 let more = self.extend(work, &taken, lock, mapping, Joins::BothSides);
                 retired.extend(more.map_err(|error| self.not_mapped(error))?);
                 lock = taken.lock();

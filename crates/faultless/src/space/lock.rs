@@ -68,7 +68,7 @@ pub enum LockError {
     /// All is locked; this page and those behind it were not fetched (ENOMEM; EAGAIN without memory).
     #[error("not every page was fetched: {0}")]
     Fault(FaultError),
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// Splitting a mapping would make more than the limit; what lies below that mapping is locked, and not fetched (ENOMEM).
     #[error("locking {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -242,10 +242,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         })
     }
 
-    /// What a new mapping gets besides what was asked for.
+    /// Whether there is room for a new mapping, and what it gets besides what was asked for.
     pub(super) fn flags_to_come(&self, is_locked: bool) -> Result<Flags, MapError> {
         let (locks, limits) = {
             let lock = self.map.lock_by(&*self.engine);
+            self.may_map_more(&lock)?;
             (lock.locks, lock.limits)
         };
         if is_locked && limits.locked == 0 {

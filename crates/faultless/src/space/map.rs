@@ -1,6 +1,7 @@
 //! mmap.
 
 use super::grow::guarded;
+use super::limits::TooMany;
 use super::populate::Goal;
 use super::range_work::{Taken, TreeLock, Unpublished};
 use super::{AddressSpace, LimitError, Map, Space};
@@ -193,6 +194,12 @@ impl MapError {
             | Self::OutOfMemory
             | Self::Exited => errno::ENOMEM,
         }
+    }
+}
+
+impl From<TooMany> for MapError {
+    fn from(TooMany { limit }: TooMany) -> Self {
+        Self::TooManyMappings { limit }
     }
 }
 

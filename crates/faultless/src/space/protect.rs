@@ -38,7 +38,7 @@ pub enum ProtectError {
         /// The first address that is sealed.
         address: VirtAddr,
     },
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// Splitting a mapping would make more than the limit; everything below that mapping has been changed (ENOMEM).
     #[error("protecting {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -102,7 +102,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// now succeeds. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// [`ProtectError`]. After `Hole`, `SharedWrite` and `Sealed` the part below has changed, as on Linux.
+    /// [`ProtectError`]. After `Hole`, `SharedWrite`, `Sealed`, `Limit` and `TooManyMappings` the part below has changed, as on
+    /// Linux; which also leaves a mapping split where there was room for one of two cuts.
     pub fn protect(
         &self,
         address: VirtAddr,
@@ -159,9 +160,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         {
             (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
         }
+        let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
+        if let Some(prefix) = PageRange::new(inside.start(), end)
+            && let Err(page) = self.splittable(&lock, prefix, change)
+        {
+            let limit = self.mapping_limit(&lock);
+            (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
+        }
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
-            let change = |mapping: Mapping<H>| Some(Mapping { protection, ..mapping });
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None);
             let published = published.inspect_err(|_| self.follow_back(&taken, prefix));

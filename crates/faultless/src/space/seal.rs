@@ -23,7 +23,7 @@ pub enum SealError {
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// Splitting a mapping would make more than the limit; what lies below that mapping is sealed, as on Linux (ENOMEM).
     #[error("sealing {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -58,7 +58,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`Advice`](super::Advice) that loses contents.
     ///
     /// # Errors
-    /// [`SealError`]; nothing is sealed.
+    /// [`SealError`]; unless it is `TooManyMappings`, nothing is sealed.
     pub fn seal(&self, address: VirtAddr, length: u64) -> Result<(), SealError> {
         let range = match PageRange::from_bytes(address, length) {
             Err(RangeError::ZeroLength { .. }) => return Ok(()),
