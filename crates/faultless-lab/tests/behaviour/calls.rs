@@ -3,11 +3,13 @@
 use crate::*;
 use faultless::address::RangeError;
 use faultless::protection::{Access, Sharing};
+use faultless::vma::Flags;
 use faultless::{DiscardError, MapError, ProtectError, Source, UnmapError};
 use faultless_soft::Cpu;
 
 under_every_design! {
     map_goes_top_down
+    a_hint_is_taken_where_it_is_free
     fixed_replaces_and_no_replace_does_not
     unmap_of_the_middle_splits
     neighbours_merge_unless_both_have_pages
@@ -20,6 +22,7 @@ under_every_design! {
 // All of them: each call is the engine's, and what it did is seen by loads and stores.
 on_real_memory! {
     map_goes_top_down
+    a_hint_is_taken_where_it_is_free
     fixed_replaces_and_no_replace_does_not
     unmap_of_the_middle_splits
     neighbours_merge_unless_both_have_pages
@@ -44,6 +47,40 @@ fn map_goes_top_down<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.unmap(first, PAGE_SIZE).unwrap();
     let third = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
     assert_eq!(third, first, "the highest hole that fits");
+    drop(space);
+    machine.end()
+}
+
+fn a_hint_is_taken_where_it_is_free<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let hint = |address: u64, pages: u64| {
+        let request = MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Hint(VirtAddr::new(address)));
+        space.map(request).unwrap().page().get()
+    };
+    let page = |page: u64| page * PAGE_SIZE;
+    let highest = S::PAGES - 1;
+    assert_eq!(hint(page(10), 1), 10);
+    assert_eq!(hint(page(10), 1), highest, "taken");
+    assert_eq!(hint(page(20) + 1, 1), 20, "rounded down");
+    assert_eq!(hint(page(31) - 1, 1), 30);
+    assert_eq!(hint(page(9), 2), highest - 2, "the end is taken");
+    assert_eq!(hint(page(8), 2), 8);
+    assert_eq!(hint(0, 1), highest - 3);
+    assert_eq!(hint(100, 1), highest - 4, "the first page is not given away");
+    assert_eq!(hint(page(1), 1), 1);
+    assert_eq!(hint(page(highest), 2), highest - 6, "past the end");
+    assert_eq!(hint(u64::MAX, 1), highest - 7);
+    // The gap below what grows down.
+    space.map(MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(1000, 1) }).unwrap();
+    assert_eq!(hint(page(743), 1), 743);
+    assert_eq!(hint(page(744), 1), highest - 8);
+    assert_eq!(hint(page(1001), 1), 1001);
+    // A stack itself may be put right above something.
+    let down = MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(1002, 1) };
+    assert_eq!(space.map(down.at(Placement::Hint(at(1002)))).unwrap(), at(1002));
+    let too_long = MapRequest::anonymous((S::PAGES + 1) * PAGE_SIZE).at(Placement::Hint(at(5)));
+    assert_eq!(space.map(too_long).unwrap_err().errno(), 12);
     drop(space);
     machine.end()
 }

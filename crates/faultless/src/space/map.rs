@@ -39,6 +39,9 @@ pub enum Source<H: Host> {
 pub enum Placement {
     /// The highest free place, as Linux does it.
     Anywhere,
+    /// There if that is free, in the page of the address; else anywhere (an address without MAP_FIXED). The first page is no
+    /// hint. As on Linux, the gap that a mapping which grows down keeps below it is not free.
+    Hint(VirtAddr),
     /// Just there; what is mapped there goes (MAP_FIXED).
     Fixed(VirtAddr),
     /// Just there, if nothing is (MAP_FIXED_NOREPLACE).
@@ -234,7 +237,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Returns the first address and the serial too.
     fn map(&self, handle: &AddressSpace<H, D>, request: MapRequest<H>) -> Result<(VirtAddr, u64), MapError> {
         let at = match request.placement {
-            Placement::Anywhere => VirtAddr::default(),
+            Placement::Anywhere | Placement::Hint(_) => VirtAddr::default(),
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
         };
         let asked = PageRange::from_bytes(at, request.length)?;
@@ -284,7 +287,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             anon: None,
         };
         match request.placement {
-            Placement::Anywhere => self.map_anywhere(asked.pages(), mapping),
+            Placement::Anywhere => self.map_anywhere(None, asked.pages(), mapping),
+            Placement::Hint(at) => {
+                let hint = PageRange::with_pages(at.page(), asked.pages()).ok();
+                let hint = hint.filter(|hint| self.whole().covers(*hint));
+                self.map_anywhere(hint, asked.pages(), mapping)
+            }
             Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
             Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
         }
@@ -293,12 +301,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     fn map_anywhere(
         &self,
+        hint: Option<PageRange>,
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<PageRange, MapError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, self.whole());
         self.engine.assert_may_sleep("the tree lock");
-        let choose = |map: &Map, claims: &Claims| self.free_place(map, claims, pages);
+        let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, hint, pages);
         let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose)? else {
             return Err(MapError::NoSpace { pages });
         };

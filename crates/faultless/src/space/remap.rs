@@ -5,6 +5,7 @@ mod plan;
 pub use plan::{RemapError, RemapFlags, RemapRequest};
 
 use super::moving::{Both, Part};
+use super::populate::Goal;
 use super::range_work::{Joins, Taken, TreeLock, Unpublished};
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
@@ -22,15 +23,21 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Pages move by their entries: nothing is copied, read or faulted in. When this returns, no access reaches them at the
     /// old place, and none has met a hole at the new one that was not there before. Several mappings, with holes between
     /// them, can be moved together only to a fixed place and as long as they are. Waits for other range work on either place
-    /// and for faults on them that are at work, for no I/O.
+    /// and for faults on them that are at work; for I/O only where locked memory becomes longer, whose new pages are fetched,
+    /// as far as they can be, with nothing held.
     ///
-    /// Differs from Linux: locked memory that becomes longer is not fetched; with `DONT_UNMAP` a part of a locked mapping
+    /// Differs from Linux: with `DONT_UNMAP` a part of a locked mapping
     /// loses its lock, where Linux takes it from the whole mapping.
     ///
     /// # Errors
     /// [`RemapError`].
     pub fn remap(&self, request: RemapRequest) -> Result<VirtAddr, RemapError> {
-        self.0.remap(&Plan::new(&request, self.0.whole())?)
+        let plan = Plan::new(&request, self.0.whole())?;
+        let start = self.0.remap(&plan)?;
+        if let Some(more) = plan.growth(start) {
+            let _ = self.populate(more, Goal::Lock);
+        }
+        Ok(start.address())
     }
 }
 
@@ -38,7 +45,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 const HEADROOM: usize = 3;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn remap(&self, plan: &Plan) -> Result<VirtAddr, RemapError> {
+    fn remap(&self, plan: &Plan) -> Result<PageNumber, RemapError> {
         let whole = self.whole();
         if !whole.contains(plan.start) {
             return Err(RemapError::Hole { address: plan.address() });
@@ -56,7 +63,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         drop(work);
         self.engine.retire(retired);
-        result.map(PageNumber::address)
+        result
     }
 
     pub(super) fn unpublished(&self, error: Unpublished) -> RemapError {

@@ -241,6 +241,12 @@ impl Plan {
         PageRange::new(self.start, PageNumber::new(end))
     }
 
+    /// What has come, if it has become longer and is at `start` now.
+    pub fn growth(&self, start: PageNumber) -> Option<PageRange> {
+        let end = |pages| start.checked_add(pages);
+        PageRange::new(end(self.old_pages)?, end(self.new_pages)?)
+    }
+
     /// What is cut off, if it becomes shorter.
     pub fn tail(&self, whole: PageRange) -> Result<Option<PageRange>, RemapError> {
         if self.old_pages <= self.new_pages {
