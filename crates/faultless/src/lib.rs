@@ -90,7 +90,7 @@ pub mod sync;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
-pub use page_cache::{File, FileError, FileHandle, FolioLock, Pin};
+pub use page_cache::{File, FileError, FileHandle, FileRights, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
     AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,

@@ -9,7 +9,7 @@ use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, V
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
-use crate::page_cache::File;
+use crate::page_cache::{File, FileHandle, FileRights};
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
 use crate::vma::tree::Ranged;
@@ -30,6 +30,16 @@ pub enum Source<H: Host> {
         /// The page of the file that the mapping begins with.
         first: u64,
         /// Whether stores stay in the space.
+        sharing: Sharing,
+    },
+    /// A file by a handle, whose rights bound the mapping's for ever: one that may not read is not mapped at all; what is shared
+    /// by one that may not write never becomes writable. The mapping keeps the file, and not the handle.
+    Handle {
+        /// The handle.
+        handle: Arc<FileHandle<H>>,
+        /// As above.
+        first: u64,
+        /// As above.
         sharing: Sharing,
     },
 }
@@ -94,6 +104,18 @@ impl<H: Host> MapRequest<H> {
         Self { source, ..Self::file(file, first, length, protection) }
     }
 
+    /// `length` bytes of the file behind `handle` from page `first` on, anywhere.
+    pub fn handle(
+        handle: &Arc<FileHandle<H>>,
+        first: u64,
+        length: u64,
+        protection: Protection,
+        sharing: Sharing,
+    ) -> Self {
+        let source = Source::Handle { handle: handle.clone(), first, sharing };
+        Self { source, protection, ..Self::anonymous(length) }
+    }
+
     /// The same elsewhere.
     pub fn at(self, placement: Placement) -> Self {
         Self { placement, ..self }
@@ -135,9 +157,12 @@ pub enum MapError {
         /// The first mapping in the way.
         existing: PageRange,
     },
-    /// A writable shared mapping of a file that was opened to be read only (EACCES).
+    /// A writable shared mapping of a file that was opened to be read only, or by a handle that was (EACCES).
     #[error("a shared mapping of a file that was not opened for writing cannot be writable")]
     SharedWrite,
+    /// A mapping of whatever rights by a handle that was opened to write only (EACCES).
+    #[error("a file that was not opened for reading cannot be mapped")]
+    NotReadable,
     /// What is mapped at `address`, and would go, is sealed (EPERM).
     #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
     Sealed {
@@ -188,7 +213,7 @@ impl MapError {
             Self::Limit(error) => error.errno(),
             Self::FileOffset { .. } => errno::EOVERFLOW,
             Self::Exists { .. } => errno::EEXIST,
-            Self::SharedWrite => errno::EACCES,
+            Self::SharedWrite | Self::NotReadable => errno::EACCES,
             Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
             Self::SharedWriteUnsupported => errno::EOPNOTSUPP,
             Self::OutOfBounds { .. }
@@ -221,7 +246,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
         let is_locked = request.flags.contains(Flags::LOCKED);
-        let (flags, populate) = (request.flags | self.0.flags_to_come(is_locked)?, request.populate);
+        let asked = request.flags - (Flags::READ_ONLY | Flags::MOVING);
+        let (flags, populate) = (asked | self.0.flags_to_come(is_locked)?, request.populate);
         let pages = request.length.div_ceil(PAGE_SIZE);
         let (start, serial) = self.0.map(self, MapRequest { flags, ..request })?;
         if flags.is_fetched() || populate && !flags.contains(Flags::LOCKED_ON_FAULT) {
@@ -246,7 +272,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
-            Source::File { .. } | Source::AnonymousShared if request.flags.contains(Flags::GROWS_DOWN) => {
+            Source::File { .. } | Source::Handle { .. } | Source::AnonymousShared
+                if request.flags.contains(Flags::GROWS_DOWN) =>
+            {
                 return Err(MapError::GrowingFile);
             }
             Source::AnonymousShared => {
@@ -258,12 +286,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 file.register(self.id, handle.as_maps())?;
                 (Backing::File { file, first: 0 }, Sharing::Shared)
             }
+            Source::Handle { handle: by, first, sharing } => {
+                let rights = by.rights();
+                if !rights.contains(FileRights::READ) {
+                    return Err(MapError::NotReadable);
+                }
+                let is_bound = sharing == Sharing::Shared && !rights.contains(FileRights::WRITE);
+                let flags = request.flags | if is_bound { Flags::READ_ONLY } else { Flags::empty() };
+                let source = Source::File { file: by.file().clone(), first, sharing };
+                return self.map(handle, MapRequest { source, flags, ..request });
+            }
             Source::File { file, first, sharing } => {
                 if first.checked_add(asked.pages()).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) {
                     return Err(MapError::FileOffset { first, pages: asked.pages() });
                 }
                 if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
-                    if !file.is_writable() {
+                    if !file.is_writable() || request.flags.contains(Flags::READ_ONLY) {
                         return Err(MapError::SharedWrite);
                     }
                     if !H::Table::SHARES_WRITES {

@@ -7,8 +7,8 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
+use crate::vma::Mapping;
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Mapping};
 use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
@@ -25,7 +25,7 @@ pub enum ProtectError {
         /// The first address of the hole.
         address: VirtAddr,
     },
-    /// A shared mapping of a file that was opened to be read only, or on a host where none can be writable, cannot become
+    /// A shared mapping of a file that was opened to be read only, or by a handle that was, or on a host where none can be writable, cannot become
     /// writable; everything below it has been changed (EACCES).
     #[error("the shared mapping at {address} cannot become writable; what lies below it has changed")]
     SharedWrite {
@@ -148,7 +148,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (mut end, mut error) = {
             let view = self.tree.view_locked(&lock.writer);
-            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), may_write::<H>(vma.mapping())));
+            let mut vmas =
+                view.from(inside.start()).map(|vma| (vma.range(), may_become_writable(vma.mapping())));
             let (end, error) = protectable(range, protection, &mut vmas);
             match self.first_sealed(&lock, range).filter(|sealed| *sealed < end) {
                 Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
@@ -220,13 +221,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 /// Whether the mapping can be made writable.
-fn may_write<H: Host>(mapping: &Mapping<H>) -> bool {
-    match &mapping.backing {
-        Backing::File { file, .. } if mapping.sharing == Sharing::Shared => {
-            file.is_writable() && H::Table::SHARES_WRITES
-        }
-        _ => true,
-    }
+fn may_become_writable<H: Host>(mapping: &Mapping<H>) -> bool {
+    mapping.sharing == Sharing::Private || mapping.reaches_its_file() && H::Table::SHARES_WRITES
 }
 
 /// Up to where the protection can be changed, and what is in the way there.
