@@ -4,7 +4,10 @@ use crate::*;
 use faultless::address::RangeError;
 use faultless::protection::{Access, Sharing};
 use faultless::vma::Flags;
-use faultless::{DiscardError, MapError, ProtectError, Source, UnmapError};
+use faultless::{
+    DiscardError, LockAll, LockError, MapError, ProtectError, RemapError, RemapFlags, RemapRequest,
+    ResidentError, Source, SyncError, SyncFlags, UnmapError,
+};
 use faultless_soft::Cpu;
 
 under_every_design! {
@@ -16,6 +19,7 @@ under_every_design! {
     protect_on_parts
     discard_keeps_the_mapping
     wrong_ranges_are_typed_errors
+    unknown_flags_are_refused_or_not_looked_at
     an_exited_space_maps_nothing
 }
 
@@ -29,6 +33,7 @@ on_real_memory! {
     protect_on_parts
     discard_keeps_the_mapping
     wrong_ranges_are_typed_errors
+    unknown_flags_are_refused_or_not_looked_at
     an_exited_space_maps_nothing
 }
 
@@ -221,6 +226,35 @@ fn wrong_ranges_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(fault_of(space.load_u64(S::LAST_WORD)), FaultError::NoMapping { .. }));
     assert!(space.mappings().is_empty());
     drop((space, file));
+    machine.end()
+}
+
+fn unknown_flags_are_refused_or_not_looked_at<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 2)).unwrap();
+    let synced = space.sync(at(10), 1, SyncFlags::from_bits_retain(8)).unwrap_err();
+    assert_eq!((synced, synced.errno()), (SyncError::Flags, 22));
+    let flags = RemapFlags::from_bits_retain(8) | RemapFlags::MAY_MOVE;
+    let remapped = space.remap(RemapRequest { flags, ..RemapRequest::resize(at(10), 1, 1) }).unwrap_err();
+    assert!(matches!(remapped, RemapError::Flags { .. }) && remapped.errno() == 22);
+    for unknown in [LockAll::CURRENT | LockAll::from_bits_retain(8), LockAll::ON_FAULT, LockAll::empty()] {
+        let locked = space.lock_all(unknown).unwrap_err();
+        assert_eq!((locked, locked.errno()), (LockError::Nothing, 22));
+    }
+    // Those of mmap: what is the engine's own has no effect either, nor keeps neighbours apart.
+    let unknown = Flags::from_bits_retain(1 << 13) | Flags::MOVING | Flags::READ_ONLY;
+    space.map(MapRequest { flags: unknown, ..anonymous(12, 1) }).unwrap();
+    space.store_u64(at(12), 1).unwrap();
+    assert_eq!(shape(&space), [(10, 13, "rw-".into())]);
+    // No memory is set aside for anything; but the flag is kept, as in Linux's map.
+    space.map(MapRequest { flags: Flags::NO_RESERVE, ..anonymous(13, 1) }).unwrap();
+    let kept: Vec<_> = space.mappings().iter().map(|m| m.flags).collect();
+    assert_eq!(kept, [Flags::empty(), Flags::NO_RESERVE]);
+    let resident = space.resident(at(13), 2 * PAGE_SIZE).unwrap_err();
+    assert!(matches!(resident, ResidentError::Hole { address, .. } if address == at(14)));
+    assert_eq!(resident.errno(), 12);
+    drop(space);
     machine.end()
 }
 

@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Vma};
 
-/// When the pages of a locked mapping come.
+/// When the pages of a locked mapping come. mlock2 knows no other flag than MLOCK_ONFAULT, and refuses the rest (EINVAL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockMode {
     /// Before the call returns (mlock).
@@ -39,8 +39,8 @@ pub enum LockError {
     /// The range reaches past the last address (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Neither what is mapped nor what will be was asked for (EINVAL).
-    #[error("neither what is mapped now nor what will be is to be locked")]
+    /// Neither what is mapped nor what will be was asked for, or something that is unknown (EINVAL).
+    #[error("neither what is mapped now nor what will be is to be locked, or something unknown")]
     Nothing,
     /// The limit is zero (EPERM).
     #[error("locking memory is not permitted")]
@@ -174,7 +174,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`LockError`]: `Nothing`, `NotPermitted`; `Limit` if more than that is mapped now, and is to be locked;
     /// `OutOfMemory`.
     pub fn lock_all(&self, what: LockAll) -> Result<(), LockError> {
-        if !what.intersects(LockAll::CURRENT | LockAll::FUTURE) {
+        if !what.intersects(LockAll::CURRENT | LockAll::FUTURE) || !LockAll::all().contains(what) {
             return Err(LockError::Nothing);
         }
         let space = &*self.0;

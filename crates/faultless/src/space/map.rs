@@ -59,6 +59,9 @@ pub enum Placement {
 }
 
 /// A mapping to be made.
+///
+/// Of mmap's flags there is no MAP_SHARED_VALIDATE, which only has unknown flags refused (EOPNOTSUPP): whoever has them as a
+/// number asks [`Flags::from_bits`]. There is no MAP_HUGETLB, MAP_SYNC or MAP_32BIT.
 pub struct MapRequest<H: Host> {
     /// Bytes; rounded up to whole pages.
     pub length: u64,
@@ -246,7 +249,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
         let is_locked = request.flags.contains(Flags::LOCKED);
-        let asked = request.flags - (Flags::READ_ONLY | Flags::MOVING);
+        let asked = (request.flags & Flags::all()) - (Flags::READ_ONLY | Flags::MOVING);
         let (flags, populate) = (asked | self.0.flags_to_come(is_locked)?, request.populate);
         let pages = request.length.div_ceil(PAGE_SIZE);
         let (start, serial) = self.0.map(self, MapRequest { flags, ..request })?;

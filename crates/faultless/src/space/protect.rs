@@ -98,7 +98,9 @@ pub(super) fn entry_rights(protection: Protection) -> u64 {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Changes what may be done with `length` bytes at `address`. When this returns, no access that is forbidden
+    /// mprotect: changes what may be done with `length` bytes at `address`. PROT_GROWSDOWN is
+    /// [`AddressSpace::protect_down`]; nothing grows up, so that PROT_GROWSUP, which is EINVAL then, cannot be said. Bits that
+    /// [`Protection`] has not are the caller's to refuse. When this returns, no access that is forbidden
     /// now succeeds. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors

@@ -50,7 +50,7 @@ impl SealError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mseal: seals `length` bytes at `address`, for ever; length 0 is no error, nor is sealing what is sealed. A child
+    /// mseal, which has no flags (any is EINVAL): seals `length` bytes at `address`, for ever; length 0 is no error, nor is sealing what is sealed. A child
     /// of fork has the seals. Only the end of the space takes a sealed mapping away. Waits as [`AddressSpace::unmap`].
     ///
     /// What it refuses: unmapping and mapping over any part of it, of which nothing is done then; changing its

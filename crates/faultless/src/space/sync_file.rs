@@ -32,8 +32,8 @@ pub enum SyncError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Both `SYNC` and `ASYNC` (EINVAL).
-    #[error("msync is either synchronous or not")]
+    /// Both `SYNC` and `ASYNC`, or something that is unknown (EINVAL).
+    #[error("msync is either synchronous or not, and knows no other flags")]
     Flags,
     /// Nothing is mapped at `address`; what is mapped in the range has been written (ENOMEM).
     #[error("nothing is mapped at {address}, inside the range to write back; the rest was written")]
@@ -83,7 +83,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`SyncError`]. A hole does not keep the rest from being written.
     pub fn sync(&self, address: VirtAddr, length: u64, flags: SyncFlags) -> Result<(), SyncError> {
-        if flags.contains(SyncFlags::SYNC | SyncFlags::ASYNC) {
+        if flags.contains(SyncFlags::SYNC | SyncFlags::ASYNC) || !SyncFlags::all().contains(flags) {
             return Err(SyncError::Flags);
         }
         if address.offset_in_page() != 0 {

@@ -58,7 +58,7 @@ pub enum RemapError {
     /// An address is wrong, a length is zero or too long (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Flags that do not go together (EINVAL).
+    /// Flags that do not go together, or are unknown (EINVAL).
     #[error("{flags:?} do not go together, or not with {old_length} bytes that become {new_length}")]
     Flags {
         /// What was asked for.
@@ -189,6 +189,9 @@ impl Plan {
     pub fn new(request: &RemapRequest, whole: PageRange) -> Result<Self, RemapError> {
         let RemapRequest { old, old_length, new_length, flags, new } = *request;
         let nonsense = RemapError::Flags { flags, old_length, new_length };
+        if !RemapFlags::all().contains(flags) {
+            return Err(nonsense);
+        }
         let page = PageRange::from_bytes(old, 1)?;
         let old_pages = match old_length {
             0 => 0,
