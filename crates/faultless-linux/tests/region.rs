@@ -373,5 +373,7 @@ fn wrong_lengths_are_typed_errors() {
     let none = Pager::new(Options { memory: 0, ..Options::default() });
     assert!(matches!(none, Err(OpenError::Memory(_))));
     let tight = Options { limits: Limits { mappings: 0, ..Limits::default() }, ..Options::default() };
-    assert!(matches!(Pager::new(tight).unwrap().anonymous(PAGE), Err(RegionError::Map(_))));
+    let region = Pager::new(tight).unwrap().anonymous(3 * PAGE).unwrap();
+    // SAFETY: nothing is unmapped, since there is no room for two mappings; and nobody has a reference.
+    assert!(matches!(unsafe { region.unmap(PAGE..2 * PAGE) }, Err(RegionError::Unmap(_))));
 }

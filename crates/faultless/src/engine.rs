@@ -21,7 +21,7 @@ const BATCH: usize = 1;
 pub struct Limits {
     /// Pages of files kept in memory, at most. A page that is mapped or being read counts, and is not evicted.
     pub cached_pages: u64,
-    /// Mappings in one space, at most (Linux: 65,530).
+    /// Mappings in one space (vm.max_map_count, 65,530): see [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
     pub mappings: usize,
 }
 

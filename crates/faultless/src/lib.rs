@@ -31,6 +31,33 @@
 //!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
 //!    (`space/fault/pending.rs`).
 //!
+//! # Where each call is
+//!
+//! All in `space/`, one verb a file; `range_work.rs` is what those that change mappings share.
+//!
+//! | call | file |
+//! |---|---|
+//! | mmap, munmap | `map.rs`, `unmap.rs` |
+//! | mprotect; downwards to the start of a stack | `protect.rs`; `grow.rs` |
+//! | mremap: what is asked and refused; in place, or where to; the pages on their way | `remap/plan.rs`; `remap.rs`; `moving.rs` |
+//! | brk; a fault below a mapping that grows down | `brk.rs`; `grow.rs` |
+//! | madvise: which advice is for what | `advise.rs` |
+//! | … DONTNEED; REMOVE; guards; POPULATE, and what mlock and MAP_POPULATE fetch | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
+//! | mlock, mlockall; mseal; what they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
+//! | mincore; msync | `resident.rs`; `sync_file.rs` |
+//! | fork; exit | `fork.rs`; `exit.rs` |
+//! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
+//! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
+//! | what a space may use | `limits.rs` |
+//! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `truncate.rs` |
+//!
+//! mremap moves pages by their entries. While they are on their way the mapping says so at both places, and page work that
+//! meets it waits, as it does for what is mapped over something (`moving.rs` has the steps).
+//!
+//! Each call's errors name what they are about, and have Linux's number by their `errno`. Flags that Linux refuses as unknown
+//! cannot be said here where an enumeration stands for them; where a set of bits does, bits that are none of it are refused
+//! ([`AddressSpace::sync`], [`AddressSpace::remap`], [`AddressSpace::lock_all`]) or, of mmap's, not looked at.
+//!
 //! # Words
 //!
 //! * *Announcement*: the bit [`host::Entry::ANNOUNCED`]. *Page work*: what is done under it.
@@ -91,7 +118,7 @@ pub mod sync;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
-pub use page_cache::{File, FileError, FileHandle, FolioLock, Pin};
+pub use page_cache::{File, FileError, FileHandle, FileRights, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault};
 pub use space::{
     AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,

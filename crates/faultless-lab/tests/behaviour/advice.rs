@@ -130,7 +130,8 @@ fn advice_is_for_its_kind<S: Stand, D: LockingDesign>() -> Ran<S> {
     use Advice::*;
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(2));
-    // The columns of a table of what Linux says: private anonymous memory; that, locked; a private file; a shared file.
+    // The columns of a table of what Linux says: private anonymous memory; that, locked; a private file; a shared
+    // file that was opened to be read.
     space.map(anonymous(10, 2)).unwrap();
     space.map(anonymous(20, 2)).unwrap();
     space.lock(at(20), pages(2), LockMode::OnFault).unwrap();
@@ -142,7 +143,7 @@ fn advice_is_for_its_kind<S: Stand, D: LockingDesign>() -> Ran<S> {
         (WillNeed, [ok; 4]),
         (DontNeed, [ok, inval, ok, ok]),
         (Free, [ok, inval, inval, inval]),
-        (Remove, [inval, inval, acces, later]),
+        (Remove, [inval, inval, acces, acces]),
         (DontFork, [ok; 4]),
         (DoFork, [ok; 4]),
         (WipeOnFork, [ok, ok, inval, inval]),

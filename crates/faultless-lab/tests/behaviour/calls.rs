@@ -3,11 +3,16 @@
 use crate::*;
 use faultless::address::RangeError;
 use faultless::protection::{Access, Sharing};
-use faultless::{DiscardError, MapError, ProtectError, RemapRequest, Source, UnmapError, errno};
+use faultless::vma::Flags;
+use faultless::{
+    DiscardError, LockAll, LockError, MapError, ProtectError, RemapError, RemapFlags, RemapRequest,
+    ResidentError, Source, SyncError, SyncFlags, UnmapError, errno,
+};
 use faultless_soft::Cpu;
 
 under_every_design! {
     map_goes_top_down
+    a_hint_is_taken_where_it_is_free
     fixed_replaces_and_no_replace_does_not
     unmap_of_the_middle_splits
     neighbours_merge_unless_both_have_pages
@@ -16,13 +21,14 @@ under_every_design! {
     wrong_ranges_are_typed_errors
     the_first_of_several_errors_is_linuxs
     a_mapping_of_a_file_ends_where_a_length_can
-    the_limit_of_mappings_holds
+    unknown_flags_are_refused_or_not_looked_at
     an_exited_space_maps_nothing
 }
 
 // All of them: each call is the engine's, and what it did is seen by loads and stores.
 on_real_memory! {
     map_goes_top_down
+    a_hint_is_taken_where_it_is_free
     fixed_replaces_and_no_replace_does_not
     unmap_of_the_middle_splits
     neighbours_merge_unless_both_have_pages
@@ -31,7 +37,7 @@ on_real_memory! {
     wrong_ranges_are_typed_errors
     the_first_of_several_errors_is_linuxs
     a_mapping_of_a_file_ends_where_a_length_can
-    the_limit_of_mappings_holds
+    unknown_flags_are_refused_or_not_looked_at
     an_exited_space_maps_nothing
 }
 
@@ -50,6 +56,40 @@ fn map_goes_top_down<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.unmap(first, PAGE_SIZE).unwrap();
     let third = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
     assert_eq!(third, first, "the highest hole that fits");
+    drop(space);
+    machine.end()
+}
+
+fn a_hint_is_taken_where_it_is_free<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let hint = |address: u64, pages: u64| {
+        let request = MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Hint(VirtAddr::new(address)));
+        space.map(request).unwrap().page().get()
+    };
+    let page = |page: u64| page * PAGE_SIZE;
+    let highest = S::PAGES - 1;
+    assert_eq!(hint(page(10), 1), 10);
+    assert_eq!(hint(page(10), 1), highest, "taken");
+    assert_eq!(hint(page(20) + 1, 1), 20, "rounded down");
+    assert_eq!(hint(page(31) - 1, 1), 30);
+    assert_eq!(hint(page(9), 2), highest - 2, "the end is taken");
+    assert_eq!(hint(page(8), 2), 8);
+    assert_eq!(hint(0, 1), highest - 3);
+    assert_eq!(hint(100, 1), highest - 4, "the first page is not given away");
+    assert_eq!(hint(page(1), 1), 1);
+    assert_eq!(hint(page(highest), 2), highest - 6, "past the end");
+    assert_eq!(hint(u64::MAX, 1), highest - 7);
+    // The gap below what grows down.
+    space.map(MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(1000, 1) }).unwrap();
+    assert_eq!(hint(page(743), 1), 743);
+    assert_eq!(hint(page(744), 1), highest - 8);
+    assert_eq!(hint(page(1001), 1), 1001);
+    // A stack itself may be put right above something.
+    let down = MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(1002, 1) };
+    assert_eq!(space.map(down.at(Placement::Hint(at(1002)))).unwrap(), at(1002));
+    let too_long = MapRequest::anonymous((S::PAGES + 1) * PAGE_SIZE).at(Placement::Hint(at(5)));
+    assert_eq!(space.map(too_long).unwrap_err().errno(), 12);
     drop(space);
     machine.end()
 }
@@ -250,18 +290,31 @@ fn a_mapping_of_a_file_ends_where_a_length_can<S: Stand, D: LockingDesign>() -> 
     machine.end()
 }
 
-fn the_limit_of_mappings_holds<S: Stand, D: LockingDesign>() -> Ran<S> {
-    let machine = Machine::<S>::with(64, Limits { mappings: 3, ..Limits::default() })?;
+fn unknown_flags_are_refused_or_not_looked_at<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    for page in [10, 20, 30] {
-        space.map(anonymous(page, 3)).unwrap();
+    space.map(anonymous(10, 2)).unwrap();
+    let synced = space.sync(at(10), 1, SyncFlags::from_bits_retain(8)).unwrap_err();
+    assert_eq!((synced, synced.errno()), (SyncError::Flags, 22));
+    let flags = RemapFlags::from_bits_retain(8) | RemapFlags::MAY_MOVE;
+    let remapped = space.remap(RemapRequest { flags, ..RemapRequest::resize(at(10), 1, 1) }).unwrap_err();
+    assert!(matches!(remapped, RemapError::Flags { .. }) && remapped.errno() == 22);
+    for unknown in [LockAll::CURRENT | LockAll::from_bits_retain(8), LockAll::ON_FAULT, LockAll::empty()] {
+        let locked = space.lock_all(unknown).unwrap_err();
+        assert_eq!((locked, locked.errno()), (LockError::Nothing, 22));
     }
-    assert_eq!(space.map(anonymous(40, 1)), Err(MapError::TooManyMappings { limit: 3 }));
-    assert!(matches!(space.unmap(at(11), PAGE_SIZE), Err(UnmapError::TooManyMappings { limit: 3, .. })));
-    space.store_u64(at(11), 1).unwrap();
-    space.unmap(at(10), PAGE_SIZE).unwrap();
-    space.map(anonymous(13, 4)).unwrap();
-    assert_eq!(space.mappings().len(), 3, "joined, so no more than before");
+    // Those of mmap: what is the engine's own has no effect either, nor keeps neighbours apart.
+    let unknown = Flags::from_bits_retain(1 << 13) | Flags::MOVING | Flags::READ_ONLY;
+    space.map(MapRequest { flags: unknown, ..anonymous(12, 1) }).unwrap();
+    space.store_u64(at(12), 1).unwrap();
+    assert_eq!(shape(&space), [(10, 13, "rw-".into())]);
+    // No memory is set aside for anything; but the flag is kept, as in Linux's map.
+    space.map(MapRequest { flags: Flags::NO_RESERVE, ..anonymous(13, 1) }).unwrap();
+    let kept: Vec<_> = space.mappings().iter().map(|m| m.flags).collect();
+    assert_eq!(kept, [Flags::empty(), Flags::NO_RESERVE]);
+    let resident = space.resident(at(13), 2 * PAGE_SIZE).unwrap_err();
+    assert!(matches!(resident, ResidentError::Hole { address, .. } if address == at(14)));
+    assert_eq!(resident.errno(), 12);
     drop(space);
     machine.end()
 }

@@ -1,15 +1,20 @@
 //! brk, mappings that grow down, and limits of a space. What is expected was seen on Linux 6.18.
 
+use crate::advice::{flags, resident};
 use crate::moves::{FIXED, HERE, KEEP, errno, is_hole, remap, shape};
 use crate::*;
 use faultless::errno::{EAGAIN, EINVAL, ENOMEM};
 use faultless::vma::Flags;
-use faultless::{BrkError, MapError, ProtectError, SpaceLimits};
+use faultless::{BrkError, LimitError, LockAll, LockMode, MapError, ProtectError, SpaceLimits};
 use faultless_soft::Cpu;
 
 under_every_design! {
     the_heap_grows_and_shrinks
     the_heap_meets_what_is_mapped
+    the_heap_is_locked_as_it_comes
+    locked_memory_grows_with_its_pages
+    growth_holds_nothing_while_it_is_fetched
+    a_locked_stack_grows_without_pages
     stacks_grow_down
     stacks_keep_their_gap
     protection_down_to_the_start
@@ -20,6 +25,10 @@ under_every_design! {
 on_real_memory! {
     the_heap_grows_and_shrinks
     the_heap_meets_what_is_mapped
+    the_heap_is_locked_as_it_comes
+    locked_memory_grows_with_its_pages
+    growth_holds_nothing_while_it_is_fetched
+    a_locked_stack_grows_without_pages
     stacks_grow_down
     stacks_keep_their_gap
     protection_down_to_the_start
@@ -91,6 +100,105 @@ fn the_heap_meets_what_is_mapped<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.set_limits(SpaceLimits { address_space: 746 * PAGE_SIZE, ..SpaceLimits::default() });
     assert_eq!(space.brk(at(847)), at(845));
     assert_eq!(space.brk(at(846)), at(846));
+    drop(space);
+    machine.end()
+}
+
+fn the_heap_is_locked_as_it_comes<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.set_heap(at(100));
+    space.brk(at(102));
+    space.lock_all(LockAll::FUTURE).unwrap();
+    space.brk(VirtAddr::new(at(103).get() + 1));
+    assert_eq!(flags(&space), [(100, 102, Flags::empty()), (102, 104, Flags::LOCKED)]);
+    assert_eq!(resident(&space, 100, 4), "0011");
+    assert_eq!(space.brk(at(104)), at(104), "nothing to map");
+    space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
+    space.brk(at(106));
+    assert_eq!(resident(&space, 104, 2), "00");
+    assert_eq!(flags(&space)[2], (104, 106, Flags::LOCKS));
+    // The limit counts all that is locked; without it the heap would be as long as one likes.
+    let limits = SpaceLimits { locked: 6 * PAGE_SIZE, ..SpaceLimits::default() };
+    space.set_limits(limits);
+    let error = space.set_break(at(109)).unwrap_err();
+    assert!(matches!(error, BrkError::Limit(LimitError::Locked { pages: 3, .. })) && error.errno() == EAGAIN);
+    assert_eq!(space.brk(at(109)), at(106), "the old one");
+    assert_eq!(space.brk(at(108)), at(108));
+    space.unlock_all().unwrap();
+    assert_eq!(space.brk(at(120)), at(120));
+    assert_eq!(resident(&space, 108, 12), "000000000000");
+    // No memory for the pages is no error, as on Linux.
+    space.lock_all(LockAll::FUTURE).unwrap();
+    space.set_limits(SpaceLimits::default());
+    machine.engine.host().fail_frames_from(Some(0));
+    assert_eq!(space.brk(at(121)), at(121));
+    machine.engine.host().fail_frames_from(None);
+    drop(space);
+    machine.end()
+}
+
+fn locked_memory_grows_with_its_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 2)).unwrap();
+    space.lock(at(10), 2 * PAGE_SIZE, LockMode::Now).unwrap();
+    remap(&space, (10, 2), 4, HERE, 0).unwrap();
+    assert_eq!(resident(&space, 10, 4), "1111");
+    remap(&space, (10, 4), 6, FIXED, 100).unwrap();
+    assert_eq!(resident(&space, 100, 6), "111111");
+    // The middle of a mapping moves away, and grows there.
+    let new = remap(&space, (100, 2), 3, crate::moves::MOVE, 0).unwrap();
+    assert_eq!(resident(&space, new, 3), "111");
+    assert_eq!(flags(&space).iter().filter(|line| line.2 == Flags::LOCKED).count(), 2);
+    space.lock(at(102), 4 * PAGE_SIZE, LockMode::OnFault).unwrap();
+    remap(&space, (102, 4), 6, HERE, 0).unwrap();
+    assert_eq!(resident(&space, 102, 6), "111100");
+    // What cannot be fetched is no error.
+    let file = machine.file(3);
+    space.map(of_file(&file, 200, 2, READ_WRITE)).unwrap();
+    space.lock(at(200), 2 * PAGE_SIZE, LockMode::Now).unwrap();
+    remap(&space, (200, 2), 5, HERE, 0).unwrap();
+    assert_eq!(resident(&space, 200, 5), "11100");
+    drop((space, file));
+    machine.end()
+}
+
+fn growth_holds_nothing_while_it_is_fetched<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, (file, gate)) = (machine.space::<D>(), machine.gated_file(4));
+    space.map(of_file(&file, 10, 1, Protection::READ)).unwrap();
+    std::thread::scope(|scope| {
+        let lock = scope.spawn(|| space.lock(at(10), PAGE_SIZE, LockMode::Now).unwrap());
+        gate.wait_for(1);
+        gate.pass(1);
+        lock.join().unwrap();
+        let grow = scope.spawn(|| remap(&space, (10, 1), 4, HERE, 0).unwrap());
+        gate.wait_for(1);
+        // A design that holds a lock through the read lets this through after it only.
+        let unmap = scope.spawn(|| space.unmap(at(10), 4 * PAGE_SIZE).unwrap());
+        if D::NAME.starts_with("faultless") {
+            unmap.join().unwrap();
+        }
+        gate.open();
+        assert_eq!(grow.join().unwrap(), 10);
+    });
+    assert!(space.mappings().is_empty());
+    drop((space, file, gate));
+    machine.end()
+}
+
+fn a_locked_stack_grows_without_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(stack(1000, 2)).unwrap();
+    space.lock(at(1000), 2 * PAGE_SIZE, LockMode::Now).unwrap();
+    space.store_u64(at(995), 1).unwrap();
+    assert_eq!(flags(&space), [(995, 1002, Flags::LOCKED | Flags::GROWS_DOWN)]);
+    assert_eq!(resident(&space, 995, 7), "1000011");
+    space.set_limits(SpaceLimits { locked: 8 * PAGE_SIZE, ..SpaceLimits::default() });
+    assert!(is_hole(&space, 993));
+    space.store_u64(at(994), 1).unwrap();
     drop(space);
     machine.end()
 }
@@ -238,8 +346,8 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
 
     // Mappings.
     let now = space.mappings().len();
-    space.set_limits(SpaceLimits { mappings: now, ..SpaceLimits::default() });
-    assert_eq!(space.map(anonymous(700, 1)), Err(MapError::TooManyMappings { limit: now }));
+    space.set_limits(SpaceLimits { mappings: now - 1, ..SpaceLimits::default() });
+    assert_eq!(space.map(anonymous(700, 1)), Err(MapError::TooManyMappings { limit: now - 1 }));
     drop((space, child));
     machine.end()
 }

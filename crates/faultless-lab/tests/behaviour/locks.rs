@@ -545,7 +545,7 @@ fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::with(S::IDLE_FRAMES + 4, Limits { mappings: 2, ..Limits::default() })?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 8)).unwrap();
-    // Mappings: nothing is done. A guard splits none.
+    // Mappings: nothing is done below. A guard splits none.
     let error = space.advise(at(12), 1, Advice::Random).unwrap_err();
     assert_eq!(error.errno(), errno::EAGAIN, "{error:?}");
     for error in [

@@ -1,8 +1,10 @@
 //! What an address space does, under every locking design: the same source, one instance a design.
 
 mod advice;
+mod border;
 mod calls;
 mod faults;
+mod files;
 mod growth;
 mod invariants;
 mod locks;

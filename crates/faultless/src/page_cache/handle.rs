@@ -11,10 +11,24 @@ use crate::store::StoreError;
 use crate::sync::Mutex;
 use alloc::sync::Arc;
 
+bitflags::bitflags! {
+    /// What a handle was opened for (O_RDONLY, O_WRONLY, O_RDWR). What the file itself was not opened for, no handle may.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct FileRights: u8 {
+        /// To read, and to map: also what is mapped without the right to read.
+        const READ = 1;
+        /// To write, to resize, to punch holes, and to map shared and writable.
+        const WRITE = 2;
+    }
+}
+
 /// Why a file was not read, written or resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
-    /// It was opened to be read only (EBADF).
+    /// The handle was opened to write only (EBADF).
+    #[error("the file was not opened for reading")]
+    NotReadable,
+    /// The file or the handle was opened to be read only (EBADF; Linux's ftruncate says EINVAL).
     #[error("the file was not opened for writing")]
     NotWritable,
     /// A hole of no bytes (EINVAL).
@@ -38,7 +52,7 @@ impl FileError {
     /// Linux's number.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::NotWritable => errno::EBADF,
+            Self::NotReadable | Self::NotWritable => errno::EBADF,
             Self::EmptyHole => errno::EINVAL,
             Self::TooLong { .. } => errno::EFBIG,
             Self::Store(error) => error.errno(),
@@ -53,6 +67,8 @@ impl FileError {
 /// Dropping it starts nothing and waits for nothing: [`FileHandle::sync`] is the promise.
 pub struct FileHandle<H: Host> {
     file: Arc<File<H>>,
+    /// Immutable.
+    rights: FileRights,
     /// The errors that it has been told of. Protected by its lock.
     seen: Mutex<u64>,
 }
@@ -63,11 +79,24 @@ impl<H: Host> FileHandle<H> {
         &self.file
     }
 
+    /// What it was opened for, and the file too.
+    pub fn rights(&self) -> FileRights {
+        match self.file.writable {
+            true => self.rights,
+            false => self.rights - FileRights::WRITE,
+        }
+    }
+
+    fn may(&self, right: FileRights, otherwise: FileError) -> Result<(), FileError> {
+        if self.rights.contains(right) { Ok(()) } else { Err(otherwise) }
+    }
+
     /// Reads from byte `offset` on, up to the end of the file; returns how many bytes. Waits for I/O.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
+        self.may(FileRights::READ, FileError::NotReadable)?;
         self.file.read_at(offset, bytes)
     }
 
@@ -77,6 +106,7 @@ impl<H: Host> FileHandle<H> {
     /// # Errors
     /// [`FileError`]; the pages before the one that failed are written.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, FileError> {
+        self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.write_at(offset, bytes)
     }
 
@@ -105,6 +135,7 @@ impl<H: Host> FileHandle<H> {
     /// # Errors
     /// [`FileError`]; the file is as before.
     pub fn set_length(&self, length: u64) -> Result<(), FileError> {
+        self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.set_store_length(length, Resize::Set)
     }
 
@@ -113,15 +144,21 @@ impl<H: Host> FileHandle<H> {
     /// # Errors
     /// [`FileError`].
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
+        self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.punch_hole(offset, length)
     }
 }
 
 impl<H: Host> File<H> {
-    /// A handle of its own account of errors.
+    /// A handle of its own account of errors, for all that the file allows.
     pub fn handle(self: &Arc<Self>) -> FileHandle<H> {
+        self.handle_for(FileRights::all())
+    }
+
+    /// A handle for these rights only.
+    pub fn handle_for(self: &Arc<Self>, rights: FileRights) -> FileHandle<H> {
         let seen = self.engine.lock(&self.errors).sample();
-        FileHandle { file: self.clone(), seen: Mutex::new(seen) }
+        FileHandle { file: self.clone(), rights, seen: Mutex::new(seen) }
     }
 
     /// As [`FileHandle::sync`], with the account that the file's mappings have together: what msync was told of is not told

@@ -17,7 +17,7 @@ mod writeback;
 
 pub(crate) use account::{Account, Full, Miss};
 pub use account::{FolioLock, Pin};
-pub use handle::{FileError, FileHandle};
+pub use handle::{FileError, FileHandle, FileRights};
 
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;

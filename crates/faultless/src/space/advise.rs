@@ -7,6 +7,7 @@ use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::Host;
+use crate::page_cache::FileError;
 use crate::protection::{Access, Sharing};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags, Mapping};
@@ -26,7 +27,8 @@ pub enum Advice {
     DontNeed,
     /// The pages of private anonymous memory may go when memory is short. None do in this version.
     Free,
-    /// A hole is punched in the file. Not in this version.
+    /// A hole is punched in the file, or in memory that is shared without one: whole pages of it become zeros for all, and
+    /// their place is given back.
     Remove,
     /// Pages are made readable now.
     PopulateRead,
@@ -137,6 +139,15 @@ pub enum AdviseError {
         /// As above.
         address: VirtAddr,
     },
+    /// A hole can be punched only by who may write the file (EACCES).
+    #[error("the file at {address} was not opened for writing: no hole is punched in it")]
+    ReadOnly {
+        /// As above.
+        address: VirtAddr,
+    },
+    /// The hole could not be punched, or not all of it; what lies below its mapping has been done.
+    #[error("no hole could be punched: {0}")]
+    File(FileError),
     /// The mapping at `address` does not allow the access to populate for (EINVAL).
     #[error("the mapping at {address} does not allow a {access}")]
     NotAllowed {
@@ -148,7 +159,7 @@ pub enum AdviseError {
     /// A page cannot be populated: past the end of its file, not readable, a guard (EFAULT); or no memory (ENOMEM).
     #[error("a page could not be populated: {0}")]
     Fault(FaultError),
-    /// Splitting a mapping would make more than the limit; nothing was done (EAGAIN).
+    /// Splitting a mapping would make more than the limit; what lies below that mapping has been done (EAGAIN).
     #[error("{advice:?} on {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -183,7 +194,8 @@ impl AdviseError {
             }
             Self::Hole { .. } | Self::Fault(FaultError::OutOfMemory { .. }) => errno::ENOMEM,
             Self::Sealed { .. } => errno::EPERM,
-            Self::Private { .. } => errno::EACCES,
+            Self::Private { .. } | Self::ReadOnly { .. } => errno::EACCES,
+            Self::File(error) => error.errno(),
             Self::Fault(_) => errno::EFAULT,
             Self::TooManyMappings { .. } | Self::OutOfMemory { .. } => errno::EAGAIN,
             Self::NotYet { .. } => errno::EOPNOTSUPP,
@@ -198,6 +210,7 @@ pub(super) enum Refusal {
     Locked,
     Sealed,
     Private,
+    ReadOnly,
     NotYet,
 }
 
@@ -230,17 +243,18 @@ pub(super) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -> Option<R
         Advice::Free | Advice::WipeOnFork if !is_anonymous => Some(Refusal::Kind),
         Advice::Remove if is_anonymous => Some(Refusal::Kind),
         Advice::Remove if is_private => Some(Refusal::Private),
-        Advice::Remove | Advice::Cold | Advice::PageOut => Some(Refusal::NotYet),
+        Advice::Remove if !mapping.reaches_its_file() => Some(Refusal::ReadOnly),
+        Advice::Cold | Advice::PageOut => Some(Refusal::NotYet),
         _ => None,
     }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// madvise: takes `advice` on `length` bytes at `address`. Length 0 is no error. Populating waits for I/O, and
-    /// holds nothing then; all else waits as [`AddressSpace::unmap`], or not at all.
+    /// madvise: takes `advice` on `length` bytes at `address`. Length 0 is no error. Populating and removing wait for I/O,
+    /// and hold nothing then; all else waits as [`AddressSpace::unmap`], or not at all.
     ///
-    /// Differs from Linux where splitting would make too many mappings, or memory for nodes runs out: nothing is done
-    /// then, where Linux has done what lies below.
+    /// Differs from Linux where memory for nodes runs out: nothing is done then, where Linux has done what lies below. Where
+    /// there is room for one of the two cuts that a mapping needs, Linux makes that one; here it stays whole.
     ///
     /// # Errors
     /// [`AdviseError`]. Holes do not keep the rest from being done, except from being populated; an error of a mapping
@@ -274,7 +288,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 DiscardError::Sealed { address } => AdviseError::Sealed { advice, address },
                 DiscardError::OutOfMemory { range } => AdviseError::OutOfMemory { range, advice },
             }),
-            Advice::Free | Advice::Remove | Advice::Cold | Advice::PageOut => space.ask(range, advice),
+            Advice::Free | Advice::Cold | Advice::PageOut => space.ask(range, advice),
+            Advice::Remove => space.remove(range),
             Advice::PopulateRead => self.advise_to_populate(range, advice, Access::Read),
             Advice::PopulateWrite => self.advise_to_populate(range, advice, Access::Write),
             Advice::GuardInstall => space.install_guards(range),
@@ -310,6 +325,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Refusal::Locked => AdviseError::Locked { advice, address },
                 Refusal::Sealed => AdviseError::Sealed { advice, address },
                 Refusal::Private => AdviseError::Private { address },
+                Refusal::ReadOnly => AdviseError::ReadOnly { address },
                 Refusal::NotYet => AdviseError::NotYet { advice },
             },
             Wrong::TooMany => {

@@ -1,6 +1,8 @@
 //! brk: the heap, a place that grows from a fixed start.
 
 use super::grow::guarded;
+use super::limits::TooMany;
+use super::populate::Goal;
 use super::range_work::{Joins, TreeLock, Unpublished};
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
@@ -78,6 +80,12 @@ impl BrkError {
     }
 }
 
+impl From<TooMany> for BrkError {
+    fn from(TooMany { limit }: TooMany) -> Self {
+        Self::TooManyMappings { limit }
+    }
+}
+
 impl From<OutOfMemory> for BrkError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
@@ -108,7 +116,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 
     /// Sets the break: maps whole pages of zeros up to it, private, readable and writable, or unmaps what lies above. What
     /// else has been mapped into the heap goes too when it shrinks, and what has been unmapped does not come back. Waits as
-    /// [`AddressSpace::unmap`].
+    /// [`AddressSpace::unmap`]. After mlockall for what is to come, what comes is locked, and fetched before this returns, as
+    /// far as there is memory; nothing is held then.
     ///
     /// # Errors
     /// [`BrkError`]; the space is as before.
@@ -120,17 +129,21 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let result = space.set_break(&mut work, address, &mut retired);
         drop(work);
         space.engine.retire(retired);
-        result
+        if let Some(locked) = result? {
+            let _ = self.populate(locked, Goal::Lock);
+        }
+        Ok(())
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Returns what is to be fetched.
     fn set_break<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
         address: VirtAddr,
         retired: &mut Vec<Retired>,
-    ) -> Result<(), BrkError> {
+    ) -> Result<Option<PageRange>, BrkError> {
         let no_room = BrkError::NoRoom { address };
         let new = page_end(address).ok_or(no_room)?;
         loop {
@@ -159,23 +172,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(LimitError::Data { pages, limit }.into());
                 }
             }
+            let mut fetched = None;
             if let Some(goes) = PageRange::new(new, old) {
                 self.check_shrink(&lock, address, goes)?;
                 let unmapped = self.unmap_taken(work, &mut taken, lock, goes, retired);
                 unmapped.map_err(|error| self.not_mapped(error))?;
                 lock = taken.lock();
             } else if let Some(range) = PageRange::new(old, new) {
-                let mapping = self.heap_part(range);
+                let mapping = self.heap_part(range, lock.locks.future);
+                fetched = Some(range).filter(|_| mapping.flags.is_fetched());
                 let next = self.tree.view_locked(&lock.writer).from(range.start()).next();
                 let behind = next.map(|next| next.range().start().min(guarded(next).start()));
                 if behind.is_some_and(|behind| behind.get() < new.get() + 1) {
                     return Err(no_room);
                 }
+                lock.check_locked(mapping.flags, range.pages())?;
                 lock.check_room(&mapping, range.pages())?;
-                let limit = self.mapping_limit(&lock);
-                if self.tree.view_locked(&lock.writer).len() >= limit {
-                    return Err(BrkError::TooManyMappings { limit });
-                }
+                self.may_map_more(&lock)?;
                 let more = self.extend(work, &taken, lock, mapping, Joins::BothSides);
                 retired.extend(more.map_err(|error| self.not_mapped(error))?);
                 lock = taken.lock();
@@ -183,7 +196,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             lock.heap = Some(Heap { end: address, ..heap });
             drop(lock);
             drop(taken);
-            return Ok(());
+            return Ok(fetched);
         }
     }
 
@@ -198,12 +211,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    fn heap_part(&self, range: PageRange) -> Mapping<H> {
+    fn heap_part(&self, range: PageRange, flags: Flags) -> Mapping<H> {
         Mapping {
             range,
             protection: Protection::READ | Protection::WRITE,
             sharing: Sharing::Private,
-            flags: Flags::ACCOUNT,
+            flags: flags | Flags::ACCOUNT,
             backing: Backing::Anonymous,
             serial: self.engine.next_serial(),
             shift: 0,

@@ -40,7 +40,7 @@ pub(super) enum Wrong<R> {
     Refused(VirtAddr, R),
     /// Nothing is done, whatever is mapped.
     All(R),
-    /// Too many mappings: nothing is done.
+    /// There is no room to split a mapping: what lies below it is done.
     TooMany,
     /// Nothing is done.
     OutOfMemory,
@@ -141,11 +141,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.exclude(&mut work, inside, |_| true).map_err(|_| Wrong::OutOfMemory)?;
         let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| Wrong::OutOfMemory)?;
         before(&lock).map_err(Wrong::All)?;
-        let reach = self.reach(&lock, range, holes, refuse);
+        let mut reach = self.reach(&lock, range, holes, refuse);
+        let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
+        let part = |reach: &Reach<R>| PageRange::new(inside.start(), reach.end.min(inside.end()));
+        if let Some(part) = part(&reach)
+            && let Err(end) = self.splittable(&lock, part, each)
+        {
+            reach = Reach { end, error: Some(Wrong::TooMany) };
+        }
+        let part = part(&reach);
         let mut retired = Vec::new();
-        let part = PageRange::new(inside.start(), reach.end.min(inside.end()));
         if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
-            let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
             let (lock, replaced) = self.publish(&mut work, lock, part, each, None)?;
             retired = replaced;
             drop(lock);

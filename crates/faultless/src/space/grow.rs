@@ -1,4 +1,5 @@
-//! Mappings that grow down (MAP_GROWSDOWN): a fault just below makes them longer.
+//! Mappings that grow down (MAP_GROWSDOWN): a fault below makes them longer. If they are locked, what lies between comes
+//! with its first touch, as on Linux.
 
 use super::protect::ProtectError;
 use super::range_work::Joins;

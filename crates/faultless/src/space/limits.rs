@@ -8,7 +8,7 @@ use crate::errno;
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::Ranged;
-use crate::vma::{Flags, Mapping};
+use crate::vma::{Flags, Mapping, Vma, edit};
 
 /// What a space may use; a child of fork inherits it. Bytes, of which whole pages count.
 ///
@@ -25,7 +25,8 @@ pub struct SpaceLimits {
     pub stack: u64,
     /// What is locked (RLIMIT_MEMLOCK).
     pub locked: u64,
-    /// Mappings (vm.max_map_count); never more than [`Limits::mappings`](crate::Limits::mappings).
+    /// Mappings (vm.max_map_count); never more than [`Limits::mappings`](crate::Limits::mappings). As on Linux a call that
+    /// maps is refused when there are more than that, and one that splits when there are that many: so there can be one more.
     pub mappings: usize,
 }
 
@@ -63,6 +64,12 @@ pub enum LimitError {
         /// The limit in bytes.
         limit: u64,
     },
+}
+
+/// The space has its limit of mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooMany {
+    pub limit: usize,
 }
 
 impl LimitError {
@@ -168,6 +175,55 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// How many mappings there may be.
     pub(super) fn mapping_limit(&self, map: &Map) -> usize {
         map.limits.mappings.min(self.engine.limits().mappings)
+    }
+
+    /// Whether a call may map something, wherever it goes and whatever it joins.
+    pub(super) fn may_map_more(&self, map: &Map) -> Result<(), TooMany> {
+        let limit = self.mapping_limit(map);
+        if self.tree.view_locked(&map.writer).len() > limit { Err(TooMany { limit }) } else { Ok(()) }
+    }
+
+    /// Up to where there is room for what `each` makes of the mappings in `range`, mapping by mapping upwards, as Linux asks:
+    /// where a part changes that joins no neighbour, it is split off at each end.
+    pub(super) fn splittable(
+        &self,
+        lock: &TreeLock<'_>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+    ) -> Result<(), PageNumber> {
+        let (view, limit) = (self.tree.view_locked(&lock.writer), self.mapping_limit(lock));
+        let mut count = view.len();
+        // Only two ends are cut.
+        if count.saturating_add(2) <= limit {
+            return Ok(());
+        }
+        let mut left = view.before(range.start()).map(Vma::glance);
+        let mut old = view.from(range.start()).map(Vma::glance).peekable();
+        while let Some(whole) = old.next_if(|old| old.range.start() < range.end()) {
+            let Some(part) = edit::cut(&whole, range) else { break };
+            let is_like_it = |new: &Mapping<H>| (new.protection, new.flags) == (part.protection, part.flags);
+            let Some(new) = each(part.clone()).filter(|new| !is_like_it(new)) else {
+                left = Some(whole);
+                continue;
+            };
+            let cuts = [part.range.start() > whole.range.start(), part.range.end() < whole.range.end()];
+            let on_the_left = left.filter(|left| !cuts[0] && edit::joins(left, &new));
+            let joins_left = on_the_left.is_some();
+            let joined = on_the_left.map_or(new.clone(), |left| edit::join(&left, &new));
+            let joins_right = !cuts[1] && old.peek().is_some_and(|right| edit::joins(&joined, right));
+            if !joins_left && !joins_right {
+                for _ in cuts.iter().filter(|cut| **cut) {
+                    if count >= limit {
+                        return Err(part.range.start());
+                    }
+                    count += 1;
+                }
+            } else if cuts == [false, false] {
+                count -= usize::from(joins_left) + usize::from(joins_right);
+            }
+            left = Some(joined);
+        }
+        Ok(())
     }
 
     /// Whether `mapping` may come, in the place of what is mapped there.

@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Vma};
 
-/// When the pages of a locked mapping come.
+/// When the pages of a locked mapping come. mlock2 knows no other flag than MLOCK_ONFAULT, and refuses the rest (EINVAL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockMode {
     /// Before the call returns (mlock).
@@ -39,8 +39,8 @@ pub enum LockError {
     /// The range reaches past the last address (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Neither what is mapped nor what will be was asked for (EINVAL).
-    #[error("neither what is mapped now nor what will be is to be locked")]
+    /// Neither what is mapped nor what will be was asked for, or something that is unknown (EINVAL).
+    #[error("neither what is mapped now nor what will be is to be locked, or something unknown")]
     Nothing,
     /// The limit is zero (EPERM).
     #[error("locking memory is not permitted")]
@@ -68,7 +68,7 @@ pub enum LockError {
     /// All is locked; this page and those behind it were not fetched (ENOMEM; EAGAIN without memory).
     #[error("not every page was fetched: {0}")]
     Fault(FaultError),
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// Splitting a mapping would make more than the limit; what lies below that mapping is locked, and not fetched (ENOMEM).
     #[error("locking {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -174,7 +174,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`LockError`]: `Nothing`, `NotPermitted`; `Limit` if more than that is mapped now, and is to be locked;
     /// `OutOfMemory`.
     pub fn lock_all(&self, what: LockAll) -> Result<(), LockError> {
-        if !what.intersects(LockAll::CURRENT | LockAll::FUTURE) {
+        if !what.intersects(LockAll::CURRENT | LockAll::FUTURE) || !LockAll::all().contains(what) {
             return Err(LockError::Nothing);
         }
         let space = &*self.0;
@@ -248,7 +248,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if asked.contains(Flags::LOCKED) && lock.limits.locked == 0 {
             return Err(MapError::LockNotPermitted);
         }
-        let flags = asked.difference(Flags::OWN) | lock.locks.future;
+        // What is unknown is ignored, as on Linux.
+        let asked = (asked & Flags::all()) - Flags::OWN - Flags::READ_ONLY;
+        let flags = asked | lock.locks.future;
         // It will be asked again when the mapping comes; here for Linux's order of errors.
         lock.check_locked(flags, pages)?;
         Ok(flags)

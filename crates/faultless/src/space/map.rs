@@ -1,6 +1,7 @@
 //! mmap.
 
 use super::grow::guarded;
+use super::limits::TooMany;
 use super::populate::Goal;
 use super::range_work::{Taken, TreeLock, Unpublished};
 use super::{AddressSpace, LimitError, Map, Space};
@@ -8,7 +9,7 @@ use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, V
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
-use crate::page_cache::File;
+use crate::page_cache::{File, FileHandle, FileRights};
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Retired};
 use crate::vma::tree::{Ranged, View};
@@ -35,6 +36,16 @@ pub enum Source<H: Host> {
         /// Whether stores stay in the space.
         sharing: Sharing,
     },
+    /// A file by a handle, whose rights bound the mapping's for ever: one that may not read is not mapped at all; what is shared
+    /// by one that may not write never becomes writable. The mapping keeps the file, and not the handle.
+    Handle {
+        /// The handle.
+        handle: Arc<FileHandle<H>>,
+        /// As above.
+        first: u64,
+        /// As above.
+        sharing: Sharing,
+    },
 }
 
 /// Where it goes.
@@ -42,6 +53,9 @@ pub enum Source<H: Host> {
 pub enum Placement {
     /// The highest free place, as Linux does it.
     Anywhere,
+    /// There if that is free, in the page of the address; else anywhere (an address without MAP_FIXED). The first page is no
+    /// hint. As on Linux, the gap that a mapping which grows down keeps below it is not free.
+    Hint(VirtAddr),
     /// Just there; what is mapped there goes (MAP_FIXED).
     Fixed(VirtAddr),
     /// Just there, if nothing is (MAP_FIXED_NOREPLACE).
@@ -49,6 +63,9 @@ pub enum Placement {
 }
 
 /// A mapping to be made.
+///
+/// Of mmap's flags there is no MAP_SHARED_VALIDATE, which only has unknown flags refused (EOPNOTSUPP): whoever has them as a
+/// number asks [`Flags::from_bits`]. There is no MAP_HUGETLB, MAP_SYNC or MAP_32BIT.
 pub struct MapRequest<H: Host> {
     /// Bytes; rounded up to whole pages.
     pub length: u64,
@@ -94,6 +111,18 @@ impl<H: Host> MapRequest<H> {
         Self { source, ..Self::file(file, first, length, protection) }
     }
 
+    /// `length` bytes of the file behind `handle` from page `first` on, anywhere.
+    pub fn handle(
+        handle: &Arc<FileHandle<H>>,
+        first: u64,
+        length: u64,
+        protection: Protection,
+        sharing: Sharing,
+    ) -> Self {
+        let source = Source::Handle { handle: handle.clone(), first, sharing };
+        Self { source, protection, ..Self::anonymous(length) }
+    }
+
     /// The same elsewhere.
     pub fn at(self, placement: Placement) -> Self {
         Self { placement, ..self }
@@ -137,9 +166,12 @@ pub enum MapError {
         /// The first mapping in the way.
         existing: PageRange,
     },
-    /// A writable shared mapping of a file that was opened to be read only (EACCES).
+    /// A writable shared mapping of a file that was opened to be read only, or by a handle that was (EACCES).
     #[error("a shared mapping of a file that was not opened for writing cannot be writable")]
     SharedWrite,
+    /// A mapping of whatever rights by a handle that was opened to write only (EACCES).
+    #[error("a file that was not opened for reading cannot be mapped")]
+    NotReadable,
     /// What is mapped at `address`, and would go, is sealed (EPERM).
     #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
     Sealed {
@@ -190,7 +222,7 @@ impl MapError {
             Self::Limit(error) => error.errno(),
             Self::FileOffset { .. } => errno::EOVERFLOW,
             Self::Exists { .. } => errno::EEXIST,
-            Self::SharedWrite => errno::EACCES,
+            Self::SharedWrite | Self::NotReadable => errno::EACCES,
             Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
             Self::SharedWriteUnsupported => errno::EOPNOTSUPP,
             Self::OutOfBounds { .. }
@@ -199,6 +231,12 @@ impl MapError {
             | Self::OutOfMemory
             | Self::Exited => errno::ENOMEM,
         }
+    }
+}
+
+impl From<TooMany> for MapError {
+    fn from(TooMany { limit }: TooMany) -> Self {
+        Self::TooManyMappings { limit }
     }
 }
 
@@ -230,14 +268,15 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// The pages that are asked for. What is wrong with several things at once is told in Linux's order: length, end,
-    /// address, what is there already; and the rest after that.
+    /// The pages that are asked for. What is wrong with several things at once is told in Linux's order: length, how much is
+    /// mapped already, end, address, what is there already; and the rest after that.
     fn asked(&self, placement: Placement, length: u64) -> Result<PageRange, MapError> {
         let at = match placement {
-            Placement::Anywhere => VirtAddr::default(),
+            Placement::Anywhere | Placement::Hint(_) => VirtAddr::default(),
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
         };
         let range = PageRange::from_bytes(at.page().address(), length)?;
+        self.may_map_more(&self.map.lock_by(&*self.engine))?;
         let end = self.whole().end().address();
         if end.get().checked_sub(range.bytes()).is_none_or(|last| at.get() > last) {
             return Err(MapError::OutOfBounds { range, end });
@@ -273,12 +312,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 file.register(self.id, handle.as_maps())?;
                 (Backing::File { file, first: 0 }, Sharing::Shared)
             }
+            Source::Handle { handle: by, first, sharing } => {
+                let rights = by.rights();
+                if !rights.contains(FileRights::READ) {
+                    return Err(MapError::NotReadable);
+                }
+                let is_bound = sharing == Sharing::Shared && !rights.contains(FileRights::WRITE);
+                let flags = request.flags | if is_bound { Flags::READ_ONLY } else { Flags::empty() };
+                let source = Source::File { file: by.file().clone(), first, sharing };
+                return self.map(handle, MapRequest { source, flags, ..request }, asked);
+            }
             Source::File { file, first, sharing } => {
                 if first.checked_add(asked.pages()).is_none_or(|end| end > LAST_FILE_PAGE) {
                     return Err(MapError::FileOffset { first, pages: asked.pages() });
                 }
                 if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
-                    if !file.is_writable() {
+                    if !file.is_writable() || request.flags.contains(Flags::READ_ONLY) {
                         return Err(MapError::SharedWrite);
                     }
                     if !H::Table::SHARES_WRITES {
@@ -306,7 +355,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             anon: None,
         };
         match request.placement {
-            Placement::Anywhere => self.map_anywhere(asked.pages(), mapping),
+            Placement::Anywhere => self.map_anywhere(None, asked.pages(), mapping),
+            Placement::Hint(at) => {
+                let hint = PageRange::with_pages(at.page(), asked.pages()).ok();
+                let hint = hint.filter(|hint| self.whole().covers(*hint));
+                self.map_anywhere(hint, asked.pages(), mapping)
+            }
             Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
             Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
         }
@@ -315,12 +369,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     fn map_anywhere(
         &self,
+        hint: Option<PageRange>,
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<PageRange, MapError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, self.whole());
         self.engine.assert_may_sleep("the tree lock");
-        let choose = |map: &Map, claims: &Claims| self.free_place(map, claims, pages);
+        let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, hint, pages);
         let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose)? else {
             return Err(MapError::NoSpace { pages });
         };

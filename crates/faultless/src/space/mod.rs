@@ -23,6 +23,7 @@ pub(crate) mod protect;
 mod range_work;
 mod remap;
 mod remote;
+mod remove;
 mod resident;
 mod seal;
 mod sync_file;

@@ -9,7 +9,7 @@ use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Mapping, edit};
+use crate::vma::{Mapping, edit};
 use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
@@ -26,7 +26,7 @@ pub enum ProtectError {
         /// The first address of the hole.
         address: VirtAddr,
     },
-    /// A shared mapping of a file that was opened to be read only, or on a host where none can be writable, cannot become
+    /// A shared mapping of a file that was opened to be read only, or by a handle that was, or on a host where none can be writable, cannot become
     /// writable; everything below it has been changed (EACCES).
     #[error("the shared mapping at {address} cannot become writable; what lies below it has changed")]
     SharedWrite {
@@ -39,7 +39,7 @@ pub enum ProtectError {
         /// The first address that is sealed.
         address: VirtAddr,
     },
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// Splitting a mapping would make more than the limit; everything below that mapping has been changed (ENOMEM).
     #[error("protecting {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -99,11 +99,14 @@ pub(super) fn entry_rights(protection: Protection) -> u64 {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Changes what may be done with `length` bytes at `address`. When this returns, no access that is forbidden
+    /// mprotect: changes what may be done with `length` bytes at `address`. PROT_GROWSDOWN is
+    /// [`AddressSpace::protect_down`]; nothing grows up, so that PROT_GROWSUP, which is EINVAL then, cannot be said. Bits that
+    /// [`Protection`] has not are the caller's to refuse. When this returns, no access that is forbidden
     /// now succeeds. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// [`ProtectError`]. After `Hole`, `SharedWrite` and `Sealed` the part below has changed, as on Linux.
+    /// [`ProtectError`]. After `Hole`, `SharedWrite`, `Sealed`, `Limit` and `TooManyMappings` the part below has changed, as on
+    /// Linux; which also leaves a mapping split where there was room for one of two cuts.
     pub fn protect(
         &self,
         address: VirtAddr,
@@ -156,7 +159,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (mut end, mut error) = {
             let view = self.tree.view_locked(&lock.writer);
-            let mut vmas = view.from(inside.start()).map(|vma| (vma.range(), may_write::<H>(vma.mapping())));
+            let mut vmas =
+                view.from(inside.start()).map(|vma| (vma.range(), may_become_writable(vma.mapping())));
             let (end, error) = protectable(range, protection, &mut vmas);
             match self.first_sealed(&lock, range).filter(|sealed| *sealed < end) {
                 Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
@@ -168,10 +172,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         {
             (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
         }
+        let change = |mapping: Mapping<H>| Some(edit::protected(mapping, protection));
+        if let Some(prefix) = PageRange::new(inside.start(), end)
+            && let Err(page) = self.splittable(&lock, prefix, change)
+        {
+            let limit = self.mapping_limit(&lock);
+            (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
+        }
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let wanted = self.becomes_writable(&lock, prefix, protection);
-            let change = |mapping: Mapping<H>| Some(edit::protected(mapping, protection));
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None);
             let published = published.inspect_err(|_| self.follow_back(&taken, prefix));
@@ -244,13 +254,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 /// Whether the mapping can be made writable.
-fn may_write<H: Host>(mapping: &Mapping<H>) -> bool {
-    match &mapping.backing {
-        Backing::File { file, .. } if mapping.sharing == Sharing::Shared => {
-            file.is_writable() && H::Table::SHARES_WRITES
-        }
-        _ => true,
-    }
+fn may_become_writable<H: Host>(mapping: &Mapping<H>) -> bool {
+    mapping.sharing == Sharing::Private || mapping.reaches_its_file() && H::Table::SHARES_WRITES
 }
 
 /// Up to where the protection can be changed, and what is in the way there.

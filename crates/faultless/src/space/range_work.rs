@@ -201,9 +201,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut next: Vec<Mapping<H>> = Vec::new();
         let built = self.build(&lock, range, &each, &insert, joins, (&mut closed, &mut next));
         let built = built.and_then(|hull| {
-            let view = self.tree.view_locked(&lock.writer);
-            if view.len() + next.len() - closed.len() > self.mapping_limit(&lock) {
-                return Err(Unpublished::TooMany);
+            if next.len() > closed.len() {
+                // One more than the limit where something new comes: Linux asks before it does.
+                let most = self.mapping_limit(&lock).saturating_add(usize::from(insert.is_some()));
+                let count = self.tree.view_locked(&lock.writer).len();
+                if count + next.len() - closed.len() > most {
+                    return Err(Unpublished::TooMany);
+                }
             }
             let used = lock.usage.without(closed.iter().map(|vma| vma.mapping())).with(&next);
             let mut new: Vec<Box<Vma<H, D>>> = Vec::new();

@@ -23,7 +23,7 @@ pub enum SealError {
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// Splitting a mapping would make more than the limit; what lies below that mapping is sealed, as on Linux (ENOMEM).
     #[error("sealing {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
         /// What was asked for.
@@ -50,7 +50,7 @@ impl SealError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mseal: seals `length` bytes at `address`, for ever; length 0 is no error, nor is sealing what is sealed. A child
+    /// mseal, which has no flags (any is EINVAL): seals `length` bytes at `address`, for ever; length 0 is no error, nor is sealing what is sealed. A child
     /// of fork has the seals. Only the end of the space takes a sealed mapping away. Waits as [`AddressSpace::unmap`].
     ///
     /// What it refuses: unmapping and mapping over any part of it, of which nothing is done then; changing its
@@ -58,7 +58,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`Advice`](super::Advice) that loses contents.
     ///
     /// # Errors
-    /// [`SealError`]; nothing is sealed.
+    /// [`SealError`]; unless it is `TooManyMappings`, nothing is sealed.
     pub fn seal(&self, address: VirtAddr, length: u64) -> Result<(), SealError> {
         let range = match PageRange::from_bytes(address, length) {
             Err(RangeError::ZeroLength { .. }) => return Ok(()),

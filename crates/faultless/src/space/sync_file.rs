@@ -33,8 +33,8 @@ pub enum SyncError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Both `SYNC` and `ASYNC`, or a flag that is not known (EINVAL).
-    #[error("msync is either synchronous or not, and has no flags but those of SyncFlags")]
+    /// Both `SYNC` and `ASYNC`, or something that is unknown (EINVAL).
+    #[error("msync is either synchronous or not, and knows no other flags")]
     Flags,
     /// Nothing is mapped at `address`; what is mapped in the range has been written (ENOMEM).
     #[error("nothing is mapped at {address}, inside the range to write back; the rest was written")]

@@ -6,6 +6,8 @@ use super::threads::Pool;
 use super::threads::survive;
 use super::{Direction, Store, StoreError, Transfer};
 use crate::address::PAGE_SIZE;
+#[cfg(target_os = "linux")]
+use rustix::io::Errno;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -150,7 +152,7 @@ impl FileStore {
     /// Does a read that need not wait; gives back any other. A page that ends with the file is one of the others.
     #[cfg(target_os = "linux")]
     fn read_cached(&self, mut transfer: Transfer) -> Option<Transfer> {
-        use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+        use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
         use std::sync::atomic::Ordering::Relaxed;
 
         if transfer.direction() != Direction::Read || !self.says_cached.load(Relaxed) {
@@ -259,8 +261,30 @@ fn write(file: &File, offset: u64, bytes: &[u8]) -> Result<usize, StoreError> {
     if moved < bytes.len() { Err(StoreError::Io { offset, errno: EIO }) } else { Ok(moved) }
 }
 
-/// Zeros, written: the standard library has no call for holes.
+/// Gives the place back where the file system can do that; elsewhere zeros are written.
 fn punch(file: &File, offset: u64, length: u64) -> Result<(), StoreError> {
+    #[cfg(target_os = "linux")]
+    match give_back(file, offset, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+        punched => return punched.map_err(|error| refused(&error.into(), offset)),
+    }
+    write_zeros(file, offset, length)
+}
+
+#[cfg(target_os = "linux")]
+fn give_back(file: &File, offset: u64, length: u64) -> Result<(), Errno> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    // Behind what an offset with a sign can say there is nothing.
+    let length = length.min((i64::MAX as u64).saturating_sub(offset));
+    if length == 0 {
+        return Ok(());
+    }
+    rustix::io::retry_on_intr(|| {
+        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)
+    })
+}
+
+fn write_zeros(file: &File, offset: u64, length: u64) -> Result<(), StoreError> {
     let end = offset.saturating_add(length).min(length_at(file, offset)?);
     let zeros = [0; PAGE];
     let mut at = offset;
@@ -367,6 +391,36 @@ mod tests {
         assert_eq!(fs::read(file.path()).unwrap(), [0; 5]);
         let read_only = FileStore::open(file.path()).unwrap();
         assert!(matches!(read_only.set_length(1), Err(StoreError::Io { .. })));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_hole_gives_its_place_back_and_zeros_do_without() {
+        use std::os::unix::fs::MetadataExt;
+        let file = file(16 * PAGE + 5);
+        let blocks = || {
+            file.as_file().sync_all().unwrap();
+            file.as_file().metadata().unwrap().blocks()
+        };
+        let before = blocks();
+        let store = FileStore::open_rw(file.path()).unwrap();
+        // Where a file system has no holes there is nothing to be seen here.
+        if give_back(file.as_file(), 0, PAGE_SIZE) == Err(Errno::OPNOTSUPP) {
+            eprintln!("skipped: this file system has no holes");
+        } else {
+            assert_eq!(store.punch(PAGE_SIZE, 8 * PAGE_SIZE), Ok(()));
+            assert!(blocks() + 9 * PAGE_SIZE / 512 <= before, "{} of {before} blocks", blocks());
+        }
+        assert_eq!(store.punch(15 * PAGE_SIZE, 8 * PAGE_SIZE), Ok(()));
+        assert_eq!(store.punch(u64::MAX - (PAGE_SIZE - 1), PAGE_SIZE), Ok(()));
+        assert_eq!(write_zeros(file.as_file(), 10 * PAGE_SIZE, 2 * PAGE_SIZE), Ok(()));
+        assert_eq!(write_zeros(file.as_file(), 16 * PAGE_SIZE, 2 * PAGE_SIZE), Ok(()));
+        let bytes = fs::read(file.path()).unwrap();
+        assert_eq!(bytes.len(), 16 * PAGE + 5, "as long as it was");
+        let firsts: Vec<u8> = bytes.chunks(PAGE).map(|page| page[0]).collect();
+        assert_eq!(firsts[9..], [10, 0, 0, 13, 14, 15, 0, 0]);
+        let read_only = FileStore::open(file.path()).unwrap();
+        assert_eq!(read_only.punch(0, PAGE_SIZE), Err(StoreError::Io { offset: 0, errno: 9 }));
     }
 
     #[test]

@@ -68,6 +68,8 @@ bitflags::bitflags! {
         const SEALED = 1 << 7;
         /// No memory is set aside for it (MAP_NORESERVE).
         const NO_RESERVE = 1 << 8;
+        /// Never asked for: it is shared by a handle that may only read, and never becomes writable (no VM_MAYWRITE).
+        const READ_ONLY = 1 << 9;
         /// The engine's own, and never asked for: it counts as memory that is promised (VM_ACCOUNT, "ac" in smaps).
         const ACCOUNT = 1 << 14;
         /// The engine's own, and never asked for: mremap moves its pages, see [`Vma::settle`].
@@ -123,6 +125,17 @@ impl<H: Host> Mapping<H> {
             Backing::File { file, first } => Some((file, first + (page.get() - self.range.start().get()))),
             _ => None,
         }
+    }
+}
+
+impl<H: Host> Mapping<H> {
+    /// Whether stores into it, if its rights allow them or are made to, go to its file.
+    pub fn reaches_its_file(&self) -> bool {
+        let is_writable = match &self.backing {
+            Backing::File { file, .. } => file.is_writable(),
+            Backing::Anonymous | Backing::Busy => false,
+        };
+        is_writable && self.sharing == Sharing::Shared && !self.flags.contains(Flags::READ_ONLY)
     }
 }
 
