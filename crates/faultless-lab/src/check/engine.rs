@@ -1,19 +1,20 @@
-//! The engine's side: an episode's operations on a space of their own, and on its children.
+//! The engine's side: an episode's operations on a space of their own, or in a window of a shared one, and on its children.
 
 use super::generate::Episode;
 use super::operation::{At, FILES, Object, Operation, PAGES, Place};
 use super::step::{Caught, Line, Outcome, Seen, Step, contents, merged, number_of};
 use crate::designs::{Design, Visitor};
-use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
+use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::protection::{Protection, Sharing};
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{DelayedStore, Direction, Store, StoreError, Transfer};
 use faultless::{
     AddressSpace, DiscardError, Engine, FaultError, File, Limits, MapError, MapRequest, MappingInfo,
     Placement, ProtectError, Source, UnmapError,
 };
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Frames of the machine: more than all pages that parents and children can have, so that memory is never short.
 const FRAMES: u64 = 2048;
@@ -28,6 +29,8 @@ pub enum Planted {
     Nothing,
     /// Something else.
     Instead(Operation),
+    /// What was asked for, and then this, of which nothing is said.
+    And(Operation),
     /// Nothing is done, and 0 returned.
     Forgotten,
 }
@@ -90,6 +93,9 @@ impl Store for Bytes {
     }
 }
 
+/// A read takes so long at least where threads are to meet during it; up to twice that.
+const SLOW: Duration = Duration::from_micros(20);
+
 struct Held {
     bytes: Bytes,
     file: Arc<File<Soft>>,
@@ -101,33 +107,72 @@ struct Space<D: LockingDesign> {
     said: Vec<Line>,
 }
 
-struct Machine<D: LockingDesign> {
+/// Files and spaces of an episode.
+pub struct Machine<D: LockingDesign> {
     engine: Arc<Engine<Soft>>,
     files: Vec<Held>,
     /// The one that acts is the last; below it are its parents.
     spaces: Vec<Space<D>>,
     merged: bool,
     plant: Option<Plant>,
+    /// How many bytes its window lies above `WINDOW`.
+    offset: u64,
+    /// Whether others are at work in the first space, outside of the window.
+    is_shared: bool,
 }
 
 impl<D: LockingDesign> Machine<D> {
-    fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
+    /// One with a space of its own.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
         let host = Soft::new(FRAMES).map_err(|error| error.to_string())?;
         let engine = Engine::new(host, Limits::default()).map_err(|error| error.to_string())?;
+        let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
+        Self::in_space(space, episode, plant, |bytes| Arc::new(bytes))
+    }
+
+    /// One with the window `offset` bytes above `WINDOW` in a space where others are at work.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn beside_others(
+        space: AddressSpace<Soft, D>,
+        offset: u64,
+        episode: &Episode,
+        plant: Option<Plant>,
+    ) -> Result<Self, String> {
+        let slow = |bytes| -> Arc<dyn Store> {
+            Arc::new(DelayedStore::new(bytes, SLOW).with_jitter(SLOW, episode.seed))
+        };
+        Ok(Self { offset, is_shared: true, ..Self::in_space(space, episode, plant, slow)? })
+    }
+
+    fn in_space(
+        space: AddressSpace<Soft, D>,
+        episode: &Episode,
+        plant: Option<Plant>,
+        store: impl Fn(Bytes) -> Arc<dyn Store>,
+    ) -> Result<Self, String> {
+        let engine = space.engine().clone();
         let mut files = Vec::new();
         for file in 0..FILES {
             let bytes = Bytes(Arc::new(Mutex::new(contents(episode.seed, file, episode.files[file]))));
-            let file = File::open(&engine, Arc::new(bytes.clone())).map_err(|error| error.to_string())?;
+            let file = File::open(&engine, store(bytes.clone())).map_err(|error| error.to_string())?;
             files.push(Held { bytes, file });
         }
-        let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
-        Ok(Self {
-            engine,
-            files,
-            spaces: vec![Space { space, said: Vec::new() }],
-            merged: episode.merged,
-            plant,
-        })
+        let spaces = vec![Space { space, said: Vec::new() }];
+        Ok(Self { engine, files, spaces, merged: episode.merged, plant, offset: 0, is_shared: false })
+    }
+
+    /// The children by fork that there are now, the eldest first.
+    pub fn children(&self) -> Vec<AddressSpace<Soft, D>> {
+        self.spaces[1..].iter().map(|held| held.space.clone()).collect()
+    }
+
+    fn address(&self, at: At) -> VirtAddr {
+        VirtAddr::new(at.address() + self.offset)
     }
 
     fn space(&self) -> &AddressSpace<Soft, D> {
@@ -135,7 +180,8 @@ impl<D: LockingDesign> Machine<D> {
     }
 
     fn perform(&mut self, operation: &Operation) -> Outcome {
-        let space = self.space();
+        let (space, offset) = (self.space(), self.offset);
+        let address = |at| self.address(at);
         match *operation {
             Operation::Map { at, length, rights, object, place } => {
                 let source = match object {
@@ -157,7 +203,7 @@ impl<D: LockingDesign> Machine<D> {
                     Ok(at) if place == Place::Anywhere => {
                         result(space.unmap(at, length.0).map(|()| 0), UnmapError::errno)
                     }
-                    Ok(at) => Outcome::Done(at.get()),
+                    Ok(at) => Outcome::Done(at.get() - offset),
                 }
             }
             Operation::Unmap { at, length } => {
@@ -196,6 +242,10 @@ impl<D: LockingDesign> Machine<D> {
                 1 => Outcome::Done(0),
                 _ => {
                     let child = self.spaces.pop().expect("there are two");
+                    if self.is_shared {
+                        child.space.exit();
+                        return Outcome::Done(0);
+                    }
                     end(child.space).map_or_else(Outcome::Broken, |()| Outcome::Done(0))
                 }
             },
@@ -212,7 +262,7 @@ impl<D: LockingDesign> Machine<D> {
         let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
         for (number, page) in bytes.chunks_mut(PAGE_SIZE as usize).enumerate() {
             let done = number as u64 * PAGE_SIZE;
-            if let Err(error) = self.space().read_bytes(address(At(at.0 + done)), page) {
+            if let Err(error) = self.space().read_bytes(self.address(At(at.0 + done)), page) {
                 return match caught(&error) {
                     Ok(signal) => Outcome::Read(number_of(&bytes[..done as usize]), done, Some(signal)),
                     Err(what) => Outcome::Broken(what),
@@ -226,7 +276,7 @@ impl<D: LockingDesign> Machine<D> {
         let mut pages = Vec::with_capacity(PAGES as usize);
         let mut bytes = [0; PAGE_SIZE as usize];
         for page in 0..PAGES {
-            pages.push(match self.space().read_bytes(address(At::page(page)), &mut bytes) {
+            pages.push(match self.space().read_bytes(self.address(At::page(page)), &mut bytes) {
                 Ok(()) => Seen::Bytes(number_of(&bytes)),
                 Err(error) => match caught(&error) {
                     Ok(signal) => Seen::Signal(signal),
@@ -234,9 +284,11 @@ impl<D: LockingDesign> Machine<D> {
                 },
             });
         }
-        match self.space().audit() {
-            Ok(()) => {}
-            Err(error) => return Outcome::Broken(format!("the engine's audit: {error}")),
+        // Only of what stands still.
+        if !self.is_shared
+            && let Err(error) = self.space().audit()
+        {
+            return Outcome::Broken(format!("the engine's audit: {error}"));
         }
         let mut flags = vec![0; PAGES as usize];
         for info in self.space().mappings() {
@@ -249,7 +301,7 @@ impl<D: LockingDesign> Machine<D> {
     }
 
     fn line(&self, info: &MappingInfo) -> Line {
-        let window = PageNumber::new(super::operation::WINDOW / PAGE_SIZE).get();
+        let window = self.address(At(0)).page().get();
         Line {
             start: info.range.start().get().wrapping_sub(window),
             end: info.range.end().get().wrapping_sub(window),
@@ -266,13 +318,8 @@ impl<D: LockingDesign> Machine<D> {
 impl Held {
     /// As ftruncate does it: what is cut off is gone, what is new is zeros.
     fn resize(&self, length: u64) {
-        if length >= self.file.length() {
-            self.bytes.lock().resize(length as usize, 0);
-            self.file.set_length(length);
-        } else {
-            self.file.set_length(length);
-            self.bytes.lock().resize(length as usize, 0);
-        }
+        self.bytes.lock().resize(length as usize, 0);
+        self.file.set_length(length);
     }
 }
 
@@ -281,9 +328,18 @@ impl<D: LockingDesign> Subject for Machine<D> {
         let outcome = match self.plant.map_or(Planted::Nothing, |plant| plant(operation)) {
             Planted::Nothing => self.perform(operation),
             Planted::Instead(other) => self.perform(&other),
+            Planted::And(other) => {
+                let outcome = self.perform(operation);
+                self.perform(&other);
+                outcome
+            }
             Planted::Forgotten => Outcome::Done(0),
         };
+        let outcome = outcome.seen_from(self.offset);
         let mut map: Vec<Line> = self.space().mappings().iter().map(|info| self.line(info)).collect();
+        if self.is_shared {
+            map.retain(|line| line.start < PAGES);
+        }
         if self.merged {
             map = merged(map);
         }
@@ -300,27 +356,33 @@ impl<D: LockingDesign> Subject for Machine<D> {
             end(space.space)?;
         }
         self.files.clear();
-        self.engine.flush();
-        // The page of zeros stays.
-        match self.engine.frame_usage().used {
-            1 => Ok(()),
-            used => Err(format!("{} frames are in use after the last space has gone", used - 1)),
-        }
+        balance(&self.engine)
     }
 }
 
-/// Audits a space and ends it.
-fn end<D: LockingDesign>(space: AddressSpace<Soft, D>) -> Result<(), String> {
+/// Whether all frames are back but the page of zeros, which stays. No space and no file is left.
+///
+/// # Errors
+/// How many are not.
+pub fn balance(engine: &Engine<Soft>) -> Result<(), String> {
+    engine.flush();
+    match engine.frame_usage().used {
+        1 => Ok(()),
+        used => Err(format!("{} frames are in use after the last space has gone", used - 1)),
+    }
+}
+
+/// Audits a space and ends it. No other call on it is under way.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn end<D: LockingDesign>(space: AddressSpace<Soft, D>) -> Result<(), String> {
     space.audit().map_err(|error| format!("the engine's audit: {error}"))?;
     match space.taken_ranges() {
         0 => space.exit(),
         taken => return Err(format!("{taken} ranges are taken while no call is under way")),
     }
     Ok(())
-}
-
-fn address(at: At) -> VirtAddr {
-    VirtAddr::new(at.address())
 }
 
 fn result<E>(result: Result<u64, E>, errno: impl Fn(&E) -> i32) -> Outcome {

@@ -9,6 +9,8 @@
 //! ```
 //! A step is what an operation gave (a number, an error, a signal), and the map if it has changed. Both sides say it as a
 //! line of JSON; equal lines are equal steps. How an operation is added stands in `docs/check.md`.
+//!
+//! With `--threads` both sides are the engine: `threads` says how.
 
 mod command;
 mod differences;
@@ -16,8 +18,11 @@ mod draw;
 mod engine;
 mod generate;
 mod operation;
+mod shrink;
 mod step;
 mod summary;
+mod threads;
+mod touch;
 
 #[cfg(target_os = "linux")]
 mod link;
@@ -25,8 +30,6 @@ mod link;
 mod oracle;
 #[cfg(target_os = "linux")]
 mod run;
-#[cfg(target_os = "linux")]
-mod shrink;
 #[cfg(target_os = "linux")]
 mod sys;
 
@@ -39,4 +42,5 @@ pub use operation::{At, Length, Object, Operation, PAGES, Place, Rights};
 pub use oracle::{ORACLE, oracle};
 #[cfg(target_os = "linux")]
 pub use run::Plan;
-pub use summary::{Found, SCHEMA, Summary};
+pub use summary::{Found, From, SCHEMA, Summary};
+pub use threads::{STRIDE, Together};

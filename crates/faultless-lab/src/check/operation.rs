@@ -219,6 +219,27 @@ impl Operation {
         }
     }
 
+    /// Whether what it gives depends on its own thread's window and files alone, and so is the same whatever other threads
+    /// do in theirs. Threads leave the others out.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Map { .. }
+            | Self::Unmap { .. }
+            | Self::Protect { .. }
+            | Self::Discard { .. }
+            | Self::Load { .. }
+            | Self::LoadByte { .. }
+            | Self::Store { .. }
+            | Self::StoreByte { .. }
+            | Self::Add { .. }
+            | Self::Read { .. }
+            | Self::Truncate { .. }
+            | Self::Fork
+            | Self::Exit
+            | Self::Look => true,
+        }
+    }
+
     /// Whether it counts as one of the operations that were asked for.
     pub fn counts(&self) -> bool {
         !matches!(self, Self::Look)
