@@ -12,6 +12,10 @@ check:
 check-long *ARGS:
     cargo run --release -- check {{ARGS}}
 
+# Operations by four threads in one space, against each of them alone; with any other of check's options.
+check-threads *ARGS:
+    cargo run --release -- check --threads 4 {{ARGS}}
+
 # What CI runs.
 ci:
     .ci/run

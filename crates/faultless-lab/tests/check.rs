@@ -2,7 +2,9 @@
 //! process can be made runs no tests either.
 #![cfg(target_os = "linux")]
 
-use faultless_lab::check::{At, Length, Move, ORACLE, Operation, Plan, Planted, Summary, With};
+use faultless_lab::check::{
+    At, Found, From, Length, Move, ORACLE, Operation, Plan, Plant, Planted, STRIDE, Summary, Together, With,
+};
 use faultless_lab::designs;
 use faultless_lab::trouble::Trouble;
 use std::process::{Command, Output};
@@ -290,6 +292,85 @@ fn interrupted_it_says_what_there_was() {
     assert!(summary.text().contains("interrupted"));
 }
 
+fn together(design: &str, threads: usize, operations: u64) -> Together {
+    Together { operations, ..Together::new(designs::find(design).unwrap(), threads) }
+}
+
+/// What is found by four threads of which the first does what `plant` says.
+fn found_together(plant: Plant, patience: Duration) -> Found {
+    let plan = Together { plant: Some(plant), patience, ..together("faultless", 4, 100_000) };
+    let found = plan.run(&AtomicBool::new(false)).unwrap().difference.expect("it is found");
+    println!("{}\n", found.text());
+    assert!(found.command.contains(&format!("--threads 4 --design faultless --seed {}", found.seed)));
+    found
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn threads_give_together_what_each_gives_alone() {
+    for (design, threads) in [("faultless", 4), ("faultless", 9), ("vma-lock", 4), ("mmap-lock-hold", 3)] {
+        let summary = together(design, threads, 5_000).run(&AtomicBool::new(false)).unwrap();
+        if let Some(found) = &summary.difference {
+            panic!("{design}: {}", found.text());
+        }
+        assert_eq!(summary.threads, threads);
+        assert!(summary.operations >= 5_000 && summary.episodes >= 6, "{summary:?}");
+    }
+}
+
+#[test]
+fn a_call_that_one_thread_forgets_is_found_and_shrunk() {
+    let forget: Plant = |operation| match operation {
+        Operation::Unmap { .. } => Planted::Forgotten,
+        _ => Planted::Nothing,
+    };
+    let found = found_together(forget, LONG);
+    assert_eq!(found.from, From::Place { thread: 0 });
+    assert!(found.list.len() <= 4, "{found:?}");
+}
+
+#[test]
+fn what_one_thread_does_to_the_next_one_s_window_is_found() {
+    let harm: Plant = |operation| match *operation {
+        Operation::Unmap { at, .. } => {
+            let there = At(at.0 / PAGE * PAGE + STRIDE);
+            Planted::And(Operation::Advise { at: there, length: Length::pages(1), advice: 4 })
+        }
+        _ => Planted::Nothing,
+    };
+    let found = found_together(harm, LONG);
+    assert!(matches!(found.from, From::Alone { thread: 1, .. }), "{found:?}");
+    assert!(!found.list.is_empty() && found.text().contains("several runs"));
+}
+
+#[test]
+fn a_thread_that_panics_or_hangs_is_told_with_the_seed() {
+    let panic: Plant = |operation| match operation {
+        Operation::Fork => panic!("planted"),
+        _ => Planted::Nothing,
+    };
+    let hang: Plant = |operation| {
+        if *operation == Operation::Look {
+            std::thread::sleep(LONG);
+        }
+        Planted::Nothing
+    };
+    for (plant, patience, said) in
+        [(panic, LONG, "panicked: planted"), (hang, Duration::from_millis(500), "thread 0 is at read all")]
+    {
+        let found = found_together(plant, patience);
+        assert_eq!(found.from, From::Rules);
+        assert!(found.said.iter().any(|line| line.contains(said)), "{found:?}");
+    }
+}
+
+#[test]
+fn threads_that_are_interrupted_say_what_there_was() {
+    let summary = together("faultless", 2, 1_000_000).run(&AtomicBool::new(true)).unwrap();
+    assert!(summary.interrupted && summary.difference.is_none() && summary.operations <= 2000);
+}
+
 fn faultless(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_faultless")).args(arguments).output().expect("the command runs")
 }
@@ -303,6 +384,9 @@ fn the_command_prints_a_table_or_json() {
     let json = faultless(&["check", "--ops", "500", "--merged", "--json", "-"]);
     let summary: Summary = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((summary.operations, summary.seed), (500, 1));
+    let json = faultless(&["check", "--ops", "500", "--threads", "2", "--json"]);
+    let summary: Summary = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((summary.operations, summary.threads, summary.kernel.as_str()), (500, 2, ""));
 }
 
 #[test]
@@ -312,6 +396,8 @@ fn bad_values_get_one_line() {
         (["--ops", "many"], "'many'"),
         (["--ops", "-3"], "'-3'"),
         (["--seed", "-1"], "0 is the least"),
+        (["--threads", "0"], "somebody has to work"),
+        (["--threads", "33"], "there can be 32"),
         (["--design", "nope"], "there are: mmap-lock"),
         (["--json", "/no/such/folder/r.json"], "/no/such/folder"),
     ] {

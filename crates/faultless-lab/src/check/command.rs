@@ -2,8 +2,10 @@
 
 #[cfg(target_os = "linux")]
 use super::run::Plan;
+use super::summary::Summary;
+use super::threads::{MOST, Together};
 use crate::cli::{Output, say, whole};
-use crate::designs;
+use crate::designs::{self, Design};
 use crate::trouble::Trouble;
 use clap::Args;
 use std::path::PathBuf;
@@ -19,6 +21,10 @@ map's flags. A thousand operations make an episode, which has a seed of its own.
 A difference is shrunk to the shortest list of operations that shows it, printed with what each side said and the \
 command that repeats it. What differs by intention stands in docs/check.md, and is counted apart.
 
+With --threads that many threads do an episode each, at the same time, in windows of their own of one space, while others \
+touch all windows. Each step has to be what it is when the same episode is done alone; there is no Linux in this. Who \
+comes first does not follow from the seed: a difference may take several runs to come again.
+
 Exit codes: 0 no difference; 1 a difference; 2 bad input, or there is no Linux to check against; 130 ended by Ctrl-C, \
 with a summary so far.
 
@@ -26,6 +32,7 @@ Examples:
   faultless check                            a hundred thousand operations
   faultless check --ops 10000000 --seed 7    more of them, and other ones
   faultless check --design vma-lock          the engine under a rival's locking
+  faultless check --threads 4                four threads at once, against each alone
   faultless check --json - | jq .results     for a program to read";
 
 /// Arguments of `faultless check`.
@@ -41,6 +48,9 @@ pub struct Check {
     /// The locking design that the engine runs under
     #[arg(long, value_name = "NAME", default_value = designs::OURS)]
     design: String,
+    /// Have so many threads work at once, each in its part of one space, and compare with what each does alone
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
+    threads: Option<usize>,
     /// Do not compare where a mapping ends and the next, which looks the same, begins: which neighbours become one mapping
     /// changes from one Linux to the next
     #[arg(long)]
@@ -61,18 +71,32 @@ fn seed(text: &str) -> Result<u64, String> {
     whole(text, "0 is the least")
 }
 
+fn threads(text: &str) -> Result<usize, String> {
+    match whole(text, "somebody has to work")? {
+        0 => Err("somebody has to work".into()),
+        threads if threads > MOST => Err(format!("there can be {MOST}")),
+        threads => Ok(threads),
+    }
+}
+
 impl Check {
     /// Runs it. Returns the exit code.
     ///
     /// # Errors
-    /// Bad input; no Linux, or no process to check against.
-    #[cfg(target_os = "linux")]
+    /// Bad input; no Linux, or no process to check against; no memory.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<u8, Trouble> {
-        let plan = self.plan()?;
+        let design = self.design()?;
         // Before the work, not after it.
         let json = self.json.as_deref().map(Output::open).transpose()?;
         let to_stdout = matches!(json, Some(Output::Stdout));
-        let summary = plan.run(&super::own_command, interrupted)?;
+        let (operations, seed, merged) = (self.ops, self.seed, self.merged);
+        let summary = match self.threads {
+            Some(threads) => {
+                let plan = Together { operations, seed, merged, ..Together::new(design, threads) };
+                plan.run(interrupted)?
+            }
+            None => self.against_linux(design, interrupted)?,
+        };
         if let Some(json) = json {
             let text = serde_json::to_string_pretty(&summary)
                 .map_err(|error| Trouble::Input(format!("cannot write the JSON: {error}")))?;
@@ -91,24 +115,22 @@ impl Check {
         })
     }
 
-    /// Says that there is nothing to check against.
-    ///
-    /// # Errors
-    /// Always.
-    #[cfg(not(target_os = "linux"))]
-    pub fn run(&self, _interrupted: &AtomicBool) -> Result<u8, Trouble> {
-        Err(Trouble::Cannot("check compares with the Linux that it runs on, and this is none".into()))
+    #[cfg(target_os = "linux")]
+    fn against_linux(&self, design: &'static Design, interrupted: &AtomicBool) -> Result<Summary, Trouble> {
+        let (operations, seed, merged) = (self.ops, self.seed, self.merged);
+        Plan { operations, seed, merged, ..Plan::new(design) }.run(&super::own_command, interrupted)
     }
 
-    #[cfg(target_os = "linux")]
-    fn plan(&self) -> Result<Plan, Trouble> {
-        let Some(design) = designs::find(&self.design) else {
-            return Err(Trouble::Input(format!(
-                "there is no design {:?}; there are: {}",
-                self.design,
-                designs::names()
-            )));
-        };
-        Ok(Plan { design, operations: self.ops, seed: self.seed, merged: self.merged, ..Plan::new(design) })
+    #[cfg(not(target_os = "linux"))]
+    fn against_linux(&self, _: &'static Design, _: &AtomicBool) -> Result<Summary, Trouble> {
+        let why =
+            "check compares with the Linux that it runs on, and this is none; with --threads it needs none";
+        Err(Trouble::Cannot(why.into()))
+    }
+
+    fn design(&self) -> Result<&'static Design, Trouble> {
+        designs::find(&self.design).ok_or_else(|| {
+            Trouble::Input(format!("there is no design {:?}; there are: {}", self.design, designs::names()))
+        })
     }
 }

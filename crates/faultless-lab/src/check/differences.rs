@@ -31,32 +31,51 @@ pub fn known(operation: &Operation, engine: &Step, linux: &Step) -> Option<&'sta
 pub struct Difference {
     /// Which operation it was, from 0.
     pub place: usize,
-    /// What the engine said.
+    /// What the engine said; with threads, among others.
     pub engine: Step,
-    /// What Linux said.
+    /// What Linux said; with threads, the engine alone.
     pub linux: Step,
 }
 
+/// What the two sides are called.
+#[derive(Clone, Copy, Debug)]
+pub struct Sides {
+    mine: &'static str,
+    theirs: &'static str,
+    my_map: &'static str,
+    their_map: &'static str,
+}
+
+/// The engine and Linux.
+pub const AGAINST_LINUX: Sides =
+    Sides { mine: "engine", theirs: "Linux", my_map: "map of the engine", their_map: "map of Linux" };
+/// A thread among others, and the same episode alone.
+pub const AGAINST_ALONE: Sides =
+    Sides { mine: "together", theirs: "alone", my_map: "map together", their_map: "map alone" };
+
 impl Difference {
     /// What is different, in a few lines.
-    pub fn lines(&self) -> Vec<String> {
+    pub fn lines(&self, sides: Sides) -> Vec<String> {
+        let width = sides.mine.len().max(sides.theirs.len());
+        let map_width = sides.my_map.len().max(sides.their_map.len());
         let (Step(mine, my_map), Step(theirs, their_map)) = (&self.engine, &self.linux);
         let mut lines = Vec::new();
         if let (Outcome::Looked(my_pages, my_flags), Outcome::Looked(pages, flags)) = (mine, theirs) {
             for (page, (mine, theirs)) in my_pages.iter().zip(pages).enumerate() {
                 if mine != theirs {
-                    lines.push(format!("p{page}: engine {mine}, Linux {theirs}"));
+                    lines.push(format!("p{page}: {} {mine}, {} {theirs}", sides.mine, sides.theirs));
                 }
             }
             for (page, (mine, theirs)) in my_flags.iter().zip(flags).enumerate() {
                 if mine != theirs {
                     let [mine, theirs] = [mine, theirs].map(|bits| Flags::from_bits_truncate(*bits));
-                    lines.push(format!("p{page}: engine has the flags {mine:?}, Linux {theirs:?}"));
+                    let Sides { mine: me, theirs: they, .. } = sides;
+                    lines.push(format!("p{page}: {me} has the flags {mine:?}, {they} {theirs:?}"));
                 }
             }
         } else if mine != theirs {
-            lines.push(format!("engine  {mine}"));
-            lines.push(format!("Linux   {theirs}"));
+            lines.push(format!("{:width$}  {mine}", sides.mine));
+            lines.push(format!("{:width$}  {theirs}", sides.theirs));
         }
         if my_map != their_map {
             let map = |map: &Option<Vec<Line>>| match map {
@@ -64,8 +83,8 @@ impl Difference {
                 Some(lines) if lines.is_empty() => "empty".to_string(),
                 Some(lines) => lines.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             };
-            lines.push(format!("map of the engine  {}", map(my_map)));
-            lines.push(format!("map of Linux       {}", map(their_map)));
+            lines.push(format!("{:map_width$}  {}", sides.my_map, map(my_map)));
+            lines.push(format!("{:map_width$}  {}", sides.their_map, map(their_map)));
         }
         lines
     }

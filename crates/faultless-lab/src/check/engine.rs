@@ -1,22 +1,26 @@
-//! The engine's side: an episode's operations on a space of their own, and on its children.
+//! The engine's side: an episode's operations on a space of their own, or in a window of a shared one, and on its children.
 
 mod files;
 mod perform;
 
 use super::generate::Episode;
-use super::operation::{At, FILES, HEAP, Operation};
+use super::operation::{At, FILES, HEAP, Operation, PAGES};
 use super::step::{Line, Outcome, Step, merged};
 use crate::designs::{Design, Visitor};
-use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
+use faultless::address::VirtAddr;
 use faultless::design::LockingDesign;
 use faultless::protection::Sharing;
 use faultless::{AddressSpace, Engine, Limits, MappingInfo};
 use faultless_soft::Soft;
 use files::Held;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Frames of the machine: more than all pages that parents and children can have, so that memory is never short.
 const FRAMES: u64 = 2048;
+
+/// A read takes so long at least where threads are to meet during it; up to twice that.
+const SLOW: Duration = Duration::from_micros(20);
 
 /// What the engine is made to do instead of an operation, or nothing at all: a planted difference, for tests.
 pub type Plant = fn(&Operation) -> Planted;
@@ -28,6 +32,8 @@ pub enum Planted {
     Nothing,
     /// Something else.
     Instead(Operation),
+    /// What was asked for, and then this, of which nothing is said.
+    And(Operation),
     /// Nothing is done, and 0 returned.
     Forgotten,
 }
@@ -65,29 +71,66 @@ struct Space<D: LockingDesign> {
     said: Vec<Line>,
 }
 
-struct Machine<D: LockingDesign> {
+/// Files and spaces of an episode.
+pub struct Machine<D: LockingDesign> {
     engine: Arc<Engine<Soft>>,
     files: Vec<Held>,
     /// The one that acts is the last; below it are its parents.
     spaces: Vec<Space<D>>,
     merged: bool,
     plant: Option<Plant>,
+    /// How many bytes its window lies above `WINDOW`.
+    offset: u64,
+    /// Whether others are at work in the first space, outside of the window.
+    is_shared: bool,
 }
 
 impl<D: LockingDesign> Machine<D> {
-    fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
+    /// One with a space of its own.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
         let host = Soft::new(FRAMES).map_err(|error| error.to_string())?;
         let engine = Engine::new(host, Limits::default()).map_err(|error| error.to_string())?;
-        let files = (0..FILES).map(|number| Held::new(&engine, episode, number)).collect::<Result<_, _>>()?;
         let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
         space.set_heap(VirtAddr::new(At::page(HEAP).address()));
-        Ok(Self {
-            engine,
-            files,
-            spaces: vec![Space { space, said: Vec::new() }],
-            merged: episode.merged,
-            plant,
-        })
+        Self::in_space(space, episode, plant, None)
+    }
+
+    /// One with the window `offset` bytes above `WINDOW` in a space where others are at work.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn beside_others(
+        space: AddressSpace<Soft, D>,
+        offset: u64,
+        episode: &Episode,
+        plant: Option<Plant>,
+    ) -> Result<Self, String> {
+        Ok(Self { offset, is_shared: true, ..Self::in_space(space, episode, plant, Some(SLOW))? })
+    }
+
+    fn in_space(
+        space: AddressSpace<Soft, D>,
+        episode: &Episode,
+        plant: Option<Plant>,
+        delay: Option<Duration>,
+    ) -> Result<Self, String> {
+        let engine = space.engine().clone();
+        let file = |number| Held::new(&engine, episode, number, delay);
+        let files = (0..FILES).map(file).collect::<Result<_, _>>()?;
+        let spaces = vec![Space { space, said: Vec::new() }];
+        Ok(Self { engine, files, spaces, merged: episode.merged, plant, offset: 0, is_shared: false })
+    }
+
+    /// The children by fork that there are now, the eldest first.
+    pub fn children(&self) -> Vec<AddressSpace<Soft, D>> {
+        self.spaces[1..].iter().map(|held| held.space.clone()).collect()
+    }
+
+    fn address(&self, at: At) -> VirtAddr {
+        VirtAddr::new(at.address() + self.offset)
     }
 
     fn space(&self) -> &AddressSpace<Soft, D> {
@@ -99,7 +142,7 @@ impl<D: LockingDesign> Machine<D> {
     }
 
     fn line(&self, info: &MappingInfo) -> Line {
-        let window = PageNumber::new(super::operation::WINDOW / PAGE_SIZE).get();
+        let window = self.address(At(0)).page().get();
         Line {
             start: info.range.start().get().wrapping_sub(window),
             end: info.range.end().get().wrapping_sub(window),
@@ -118,9 +161,18 @@ impl<D: LockingDesign> Subject for Machine<D> {
         let outcome = match self.plant.map_or(Planted::Nothing, |plant| plant(operation)) {
             Planted::Nothing => self.perform(operation),
             Planted::Instead(other) => self.perform(&other),
+            Planted::And(other) => {
+                let outcome = self.perform(operation);
+                self.perform(&other);
+                outcome
+            }
             Planted::Forgotten => Outcome::Done(0),
         };
+        let outcome = outcome.seen_from(self.offset);
         let mut map: Vec<Line> = self.space().mappings().iter().map(|info| self.line(info)).collect();
+        if self.is_shared {
+            map.retain(|line| line.start < PAGES);
+        }
         if self.merged {
             map = merged(map);
         }
@@ -137,17 +189,27 @@ impl<D: LockingDesign> Subject for Machine<D> {
             end(space.space)?;
         }
         self.files.clear();
-        self.engine.flush();
-        // The page of zeros stays.
-        match self.engine.frame_usage().used {
-            1 => Ok(()),
-            used => Err(format!("{} frames are in use after the last space has gone", used - 1)),
-        }
+        balance(&self.engine)
     }
 }
 
-/// Audits a space and ends it.
-fn end<D: LockingDesign>(space: AddressSpace<Soft, D>) -> Result<(), String> {
+/// Whether all frames are back but the page of zeros, which stays. No space and no file is left.
+///
+/// # Errors
+/// How many are not.
+pub fn balance(engine: &Engine<Soft>) -> Result<(), String> {
+    engine.flush();
+    match engine.frame_usage().used {
+        1 => Ok(()),
+        used => Err(format!("{} frames are in use after the last space has gone", used - 1)),
+    }
+}
+
+/// Audits a space and ends it. No other call on it is under way.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn end<D: LockingDesign>(space: AddressSpace<Soft, D>) -> Result<(), String> {
     space.audit().map_err(|error| format!("the engine's audit: {error}"))?;
     match space.taken_ranges() {
         0 => space.exit(),

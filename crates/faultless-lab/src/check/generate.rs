@@ -100,7 +100,7 @@ enum Kind {
 }
 
 /// How often each advice of [`ADVICE`] is given.
-const ADVICE_WEIGHTS: [u64; ADVICE.len()] = [4, 2, 2, 5, 40, 6, 0, 4, 3, 4, 3, 10, 10, 4, 5];
+const ADVICE_WEIGHTS: [u64; ADVICE.len()] = [4, 2, 2, 5, 40, 6, 6, 4, 3, 4, 3, 10, 10, 4, 5];
 
 /// What the generator takes to be mapped.
 #[derive(Clone)]
@@ -183,7 +183,9 @@ impl Generator {
                 let (at, length) = self.range();
                 Operation::Unlock { at, length }
             }
-            Kind::LockAll => Operation::LockAll { flags: self.draw.one_of(&[1, 1, 5, 4, 0, 8]) },
+            Kind::LockAll => {
+                Operation::LockAll { flags: self.draw.one_of(&[1, 1, 2, 2, 3, 5, 6, 7, 4, 0, 8]) }
+            }
             Kind::UnlockAll => Operation::UnlockAll,
             Kind::Sync => {
                 let (at, length) = self.reaching_range();

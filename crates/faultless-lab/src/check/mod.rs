@@ -9,6 +9,8 @@
 //! ```
 //! A step is what an operation gave (a number, an error, a signal), and the map if it has changed. Both sides say it as a
 //! line of JSON; equal lines are equal steps. How an operation is added stands in `docs/check.md`.
+//!
+//! With `--threads` both sides are the engine: `threads` says how.
 
 mod command;
 mod differences;
@@ -17,8 +19,11 @@ mod engine;
 mod generate;
 mod operation;
 mod print;
+mod shrink;
 mod step;
 mod summary;
+mod threads;
+mod touch;
 
 #[cfg(target_os = "linux")]
 mod link;
@@ -26,8 +31,6 @@ mod link;
 mod oracle;
 #[cfg(target_os = "linux")]
 mod run;
-#[cfg(target_os = "linux")]
-mod shrink;
 #[cfg(target_os = "linux")]
 mod sys;
 
@@ -40,4 +43,5 @@ pub use operation::{ADVICE, At, Length, Move, Object, Operation, PAGES, Place, R
 pub use oracle::{ORACLE, oracle};
 #[cfg(target_os = "linux")]
 pub use run::Plan;
-pub use summary::{Found, SCHEMA, Summary};
+pub use summary::{Found, From, SCHEMA, Summary};
+pub use threads::{STRIDE, Together};

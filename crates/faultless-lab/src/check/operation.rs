@@ -484,6 +484,40 @@ impl Operation {
         }
     }
 
+    /// Whether what it gives depends on its own thread's window and files alone, and so is the same whatever other threads
+    /// do in theirs. Threads leave the others out.
+    pub fn is_local(&self) -> bool {
+        match self {
+            // Others who touch what grows make it grow.
+            Self::Map { with, .. } => !with.contains(With::GROWSDOWN),
+            Self::Unmap { .. }
+            | Self::Protect { .. }
+            | Self::Remap { .. }
+            | Self::Advise { .. }
+            | Self::Lock { .. }
+            | Self::Unlock { .. }
+            | Self::Sync { .. }
+            | Self::Seal { .. }
+            | Self::Load { .. }
+            | Self::LoadByte { .. }
+            | Self::Store { .. }
+            | Self::StoreByte { .. }
+            | Self::Add { .. }
+            | Self::Read { .. }
+            | Self::ReadRemote { .. }
+            | Self::WriteRemote { .. }
+            | Self::ReadFile { .. }
+            | Self::WriteFile { .. }
+            | Self::Truncate { .. }
+            | Self::Punch { .. }
+            | Self::Fork
+            | Self::Exit
+            | Self::Look => true,
+            // There is one heap, and one lock of everything; a page that others touch is in memory.
+            Self::Break { .. } | Self::LockAll { .. } | Self::UnlockAll | Self::Resident { .. } => false,
+        }
+    }
+
     /// Whether it counts as one of the operations that were asked for.
     pub fn counts(&self) -> bool {
         !matches!(self, Self::Look)

@@ -1,14 +1,13 @@
 //! The run: episodes on both sides, step by step, until all is done or something differs.
 
-use super::differences::{Difference, known};
+use super::differences::{AGAINST_LINUX, Difference, known};
 use super::engine::{Plant, subject};
 use super::generate::{EPISODE, Episode, seed_of};
 use super::link::{Commands, Oracle, PATIENCE};
-use super::operation::FILES;
 use super::oracle::Request;
 use super::shrink::shrink;
 use super::step::{Outcome, Step};
-use super::summary::{Found, SCHEMA, Summary};
+use super::summary::{Found, From, SCHEMA, Summary, list};
 use crate::designs::Design;
 use crate::progress::Progress;
 use crate::trouble::Trouble;
@@ -178,28 +177,12 @@ impl Plan {
         let mut again = Again { plan: self, commands, oracle: None };
         let (episode, difference) =
             shrink(episode.clone(), difference, interrupted, &mut |episode| again.differs(episode))?;
-        let shown = &episode.operations[..=difference.place.min(episode.operations.len() - 1)];
-        let mut depth = 0;
-        let list = shown.iter().map(|operation| {
-            use super::operation::Operation::{Exit, Fork};
-            depth -= usize::from(matches!(operation, Exit) && depth > 0);
-            let line = format!("{:1$}{operation}", "", 4 * depth);
-            depth += usize::from(matches!(operation, Fork));
-            line
-        });
-        let mut list: Vec<String> = list.collect();
-        if shown.iter().any(|o| o.file().is_some()) {
-            let named = |number: &usize| shown.iter().any(|operation| operation.file() == Some(*number));
-            let files = (0..FILES)
-                .filter(named)
-                .map(|file| format!("file{file} has {:#x} bytes", episode.files[file]));
-            list.insert(0, files.collect::<Vec<_>>().join(", "));
-        }
         Ok(Found {
+            from: From::Linux,
             seed: episode.seed,
             operations,
-            list,
-            said: difference.lines(),
+            list: list(&episode, difference.place),
+            said: difference.lines(AGAINST_LINUX),
             command: format!(
                 "faultless check --design {} --seed {} --ops {operations}{}",
                 self.design.name,

@@ -116,6 +116,20 @@ impl Outcome {
         Self::Done(bits)
     }
 
+    /// The same of a window that lies `offset` bytes lower. Addresses that calls return are not changed.
+    pub fn seen_from(mut self, offset: u64) -> Self {
+        let lower = |signal: &mut Caught| signal.at.0 = signal.at.0.wrapping_sub(offset);
+        match &mut self {
+            Self::Signal(signal) | Self::Read(_, _, Some(signal)) => lower(signal),
+            Self::Looked(pages, _) => pages.iter_mut().for_each(|page| match page {
+                Seen::Signal(signal) => lower(signal),
+                Seen::Bytes(_) => {}
+            }),
+            Self::Done(_) | Self::Error(_) | Self::Read(_, _, None) | Self::Broken(_) => {}
+        }
+        self
+    }
+
     /// What a report counts it as.
     pub fn class(&self) -> String {
         match self {
@@ -253,6 +267,8 @@ mod tests {
             let text = serde_json::to_string(&step).unwrap();
             assert_eq!(serde_json::from_str::<Step>(&text).unwrap(), step);
         }
+        let lower = Outcome::Signal(signal).seen_from(0x2000);
+        assert_eq!(lower, Outcome::Signal(Caught { at: At(8), ..signal }));
         assert_eq!(line.to_string(), "p1-p3 r-xs file1+7");
         assert_eq!(signal.to_string(), "BUS_ADRERR at p2+0x8");
     }

@@ -1,7 +1,8 @@
 //! What was checked: counts of each kind of operation by what it gave, as a table and as JSON.
 
 use super::differences::KNOWN;
-use super::operation::Operation;
+use super::generate::Episode;
+use super::operation::{FILES, Operation};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::{Deserialize, Serialize};
@@ -23,13 +24,13 @@ pub struct Summary {
     pub schema: u32,
     /// The design that the engine ran under.
     pub design: String,
-    /// The kernel that it was checked against.
+    /// The kernel that it was checked against; empty if it was not: with threads.
     pub kernel: String,
     /// The seed of the first episode, from which those of the others follow.
     pub seed: u64,
     /// Threads that did operations at the same time.
     pub threads: usize,
-    /// Operations done on both sides and compared.
+    /// Operations done on both sides and compared; those of all threads.
     pub operations: u64,
     /// Episodes; each has a seed of its own.
     pub episodes: u64,
@@ -48,11 +49,13 @@ pub struct Summary {
 /// A difference, shrunk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
-    /// The seed of its episode: the run with this seed shows it in its first episode.
+    /// What differs from what.
+    pub from: From,
+    /// The seed of its episode, or of its round of threads: the run with this seed shows it in its first one.
     pub seed: u64,
     /// How many operations this run has to have.
     pub operations: u64,
-    /// The shortest list found.
+    /// The shortest list found, or a thread's last operations.
     pub list: Vec<String>,
     /// What each side said of the last of them.
     pub said: Vec<String>,
@@ -60,7 +63,64 @@ pub struct Found {
     pub command: String,
 }
 
+/// What differs from what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum From {
+    /// The engine from Linux.
+    #[default]
+    Linux,
+    /// A thread in a space of its own from the same at the place that others have: the list is the shortest found.
+    Place {
+        /// Which thread it was.
+        thread: usize,
+    },
+    /// A thread among others from the same episode alone: the list is what it did last.
+    Alone {
+        /// Which thread it was.
+        thread: usize,
+        /// The seed of its episode.
+        seed: u64,
+        /// How many operations it had done.
+        done: usize,
+    },
+    /// The engine from its own rules, when threads have worked.
+    Rules,
+}
+
+/// An episode up to the operation at `place`, a line each; what children of fork do is set in.
+pub fn list(episode: &Episode, place: usize) -> Vec<String> {
+    let shown = &episode.operations[..=place.min(episode.operations.len() - 1)];
+    let mut depth = 0;
+    let lines = shown.iter().map(|operation| {
+        depth -= usize::from(matches!(operation, Operation::Exit) && depth > 0);
+        let line = format!("{:1$}{operation}", "", 4 * depth);
+        depth += usize::from(matches!(operation, Operation::Fork));
+        line
+    });
+    let mut lines: Vec<String> = lines.collect();
+    let is_named = |file: &usize| shown.iter().any(|operation| operation.file() == Some(*file));
+    let files = (0..FILES).filter(is_named);
+    let files: Vec<_> =
+        files.map(|file| format!("file{file} has {:#x} bytes", episode.files[file])).collect();
+    if !files.is_empty() {
+        lines.insert(0, files.join(", "));
+    }
+    lines
+}
+
 impl Summary {
+    /// What another thread has counted.
+    pub fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        for (kind, results) in other.results {
+            let sums = self.results.entry(kind).or_default();
+            for (class, times) in results {
+                *sums.entry(class).or_default() += times;
+            }
+        }
+    }
+
     /// One operation more.
     pub fn count(&mut self, operation: &Operation, class: String) {
         if operation.counts() {
@@ -90,10 +150,11 @@ impl Summary {
             let times = self.results.get(*kind).map_or(0, |results| results.values().sum());
             ((*kind).to_string(), times)
         });
-        let each = self.results.iter().flat_map(|(kind, results)| {
-            results.iter().map(move |(class, times)| (format!("{kind}: {class}"), *times))
-        });
-        let seldom = kinds.chain(each).filter(|(_, times)| *times < OFTEN);
+        let mut classes = BTreeMap::<_, u64>::new();
+        for (class, times) in self.results.values().flatten() {
+            *classes.entry(class.clone()).or_default() += times;
+        }
+        let seldom = kinds.chain(classes).filter(|(_, times)| *times < OFTEN);
         seldom.map(|(what, times)| format!("warning: {what} was seen {times} times only")).collect()
     }
 
@@ -123,11 +184,15 @@ impl Summary {
         for line in self.seldom() {
             let _ = writeln!(text, "{line}");
         }
-        let Self { operations, episodes, seconds, design, kernel, seed, .. } = self;
+        let Self { operations, episodes, seconds, design, kernel, seed, threads, .. } = self;
+        let sides = match kernel.as_str() {
+            "" => format!("by {threads} threads, and by each alone"),
+            kernel => format!("and on {kernel}"),
+        };
         let _ = write!(
             text,
             "{operations} operations in {episodes} episodes, each with its own seed (the first {seed}), \
-             under {design} and on {kernel}: {} in {seconds:.1} s, {:.0} operations a second.",
+             under {design} {sides}: {} in {seconds:.1} s, {:.0} operations a second.",
             match (&self.difference, self.interrupted) {
                 (Some(_), _) => "a difference",
                 (None, true) => "no difference until it was interrupted,",
@@ -142,17 +207,34 @@ impl Summary {
 impl Found {
     /// For people.
     pub fn text(&self) -> String {
-        let mut text = String::from(
-            "A difference between the engine and Linux. P is a page; p0 is the window's first.\n\n",
-        );
+        let mut text = match self.from {
+            From::Linux => "A difference between the engine and Linux.".to_string(),
+            From::Place { thread } => format!(
+                "A difference between thread {thread}'s window and the first one; it shows without other threads, too."
+            ),
+            From::Alone { thread, seed, done } => format!(
+                "A difference between thread {thread} among others and the same operations alone. It had done {done} \
+                 operations of seed {seed}; these are the last ones."
+            ),
+            From::Rules => "The engine breaks a rule of its own while threads work together.".to_string(),
+        };
+        match self.list.is_empty() {
+            true => text.push_str("\n\n"),
+            false => text.push_str(" P is a page; p0 is the window's first.\n\n"),
+        }
         for (number, line) in self.list.iter().enumerate() {
             let _ = writeln!(text, "  {:>3}  {line}", number + 1);
         }
-        text.push('\n');
+        if !self.list.is_empty() {
+            text.push('\n');
+        }
         for line in &self.said {
             let _ = writeln!(text, "       {line}");
         }
         let _ = write!(text, "\nSeed {}. Again: {}", self.seed, self.command);
+        if matches!(self.from, From::Alone { .. } | From::Rules) {
+            text.push_str("\nIt depends on who comes first, so that it may take several runs.");
+        }
         text
     }
 }
@@ -169,9 +251,9 @@ mod tests {
         }
         summary.count(&Operation::Exit, "EINVAL".into());
         let seldom = summary.seldom();
-        assert!(seldom.contains(&"warning: exit: EINVAL was seen 1 times only".into()), "{seldom:?}");
+        assert!(seldom.contains(&"warning: EINVAL was seen 1 times only".into()), "{seldom:?}");
         assert!(seldom.contains(&"warning: mmap was seen 0 times only".into()), "{seldom:?}");
-        assert!(!seldom.iter().any(|line| line.contains("exit: ok")), "{seldom:?}");
+        assert!(!seldom.iter().any(|line| line.contains(": ok ")), "{seldom:?}");
         summary.operations = 5;
         assert!(summary.seldom().is_empty());
     }

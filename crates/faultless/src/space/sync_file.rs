@@ -115,12 +115,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if flags.contains(SyncFlags::INVALIDATE) && part.flags.contains(Flags::LOCKED) {
                 return Err(SyncError::Locked { address: part.pages.start().address() });
             }
-            if let Some((file, pages)) = part.file {
-                if flags.contains(SyncFlags::SYNC) {
-                    file.finish_writeback(pages);
-                    let flushed = file.flush_store();
-                    file.report_error().and(flushed)?;
-                }
+            if let Some((file, pages)) = part.file.filter(|_| flags.contains(SyncFlags::SYNC)) {
+                file.finish_writeback(pages);
+                let flushed = file.flush_store();
+                file.report_error().and(flushed)?;
             }
             at = part.pages.end();
         }

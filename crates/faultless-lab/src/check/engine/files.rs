@@ -4,10 +4,11 @@ use super::super::generate::Episode;
 use super::super::operation::{IN_MEMORY, STORED};
 use super::super::step::contents;
 use faultless::address::PAGE_SIZE;
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{DelayedStore, Direction, Store, StoreError, Transfer};
 use faultless::{Engine, File, FileError, FileHandle};
 use faultless_soft::Soft;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Bytes that have a length: where a file lies.
 #[derive(Clone)]
@@ -64,11 +65,20 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// The file of this number, as it is when `episode` begins.
-    pub fn new(engine: &Arc<Engine<Soft>>, episode: &Episode, number: usize) -> Result<Self, String> {
+    /// The file of this number, as it is when `episode` begins. With a `delay` each transfer takes that at least, up to
+    /// twice that.
+    pub fn new(
+        engine: &Arc<Engine<Soft>>,
+        episode: &Episode,
+        number: usize,
+        delay: Option<Duration>,
+    ) -> Result<Self, String> {
         let contents = contents(episode.seed, number, episode.files[number]);
         let bytes = Bytes(Arc::new(Mutex::new(contents.clone())));
-        let store = Arc::new(bytes.clone());
+        let store: Arc<dyn Store> = match delay {
+            Some(delay) => Arc::new(DelayedStore::new(bytes.clone(), delay).with_jitter(delay, episode.seed)),
+            None => Arc::new(bytes.clone()),
+        };
         let file = match number {
             STORED => File::open_rw(engine, store).map_err(|error| error.to_string())?,
             IN_MEMORY => File::in_memory(engine, 0),
@@ -86,14 +96,9 @@ impl Held {
         if self.file.is_writable() {
             return self.handle.set_length(length);
         }
-        // Somebody else cuts it off, or makes it longer.
-        if length >= self.file.length() {
-            self.bytes.lock().resize(length as usize, 0);
-            self.file.set_length(length);
-        } else {
-            self.file.set_length(length);
-            self.bytes.lock().resize(length as usize, 0);
-        }
+        // Somebody else has cut it off, or made it longer.
+        self.bytes.lock().resize(length as usize, 0);
+        self.file.set_length(length);
         Ok(())
     }
 }

@@ -16,14 +16,15 @@ use faultless_soft::{AccessError, Cpu, Soft};
 
 impl<D: LockingDesign> Machine<D> {
     pub(super) fn perform(&mut self, operation: &Operation) -> Outcome {
-        let space = self.space();
+        let (space, offset) = (self.space(), self.offset);
+        let address = |at| self.address(at);
         match *operation {
             Operation::Map { place, length, .. } => match space.map(self.request(operation)) {
                 Err(error) => Outcome::Error(MapError::errno(&error)),
                 Ok(at) if place == Place::Anywhere => {
                     result(space.unmap(at, length.0).map(|()| 0), UnmapError::errno)
                 }
-                Ok(at) => Outcome::Done(at.get()),
+                Ok(at) => Outcome::Done(at.get() - offset),
             },
             Operation::Unmap { at, length } => {
                 result(space.unmap(address(at), length.0).map(|()| 0), UnmapError::errno)
@@ -45,8 +46,8 @@ impl<D: LockingDesign> Machine<D> {
                 let (old, old_length, new_length) = (address(at), length.0, new_length.0);
                 match space.remap(RemapRequest { old, old_length, new_length, flags, new }) {
                     Err(error) => Outcome::Error(RemapError::errno(&error)),
-                    Ok(to) if (WINDOW..WINDOW + PAGES * PAGE_SIZE).contains(&to.get()) => {
-                        Outcome::Done(to.get())
+                    Ok(to) if (address(At(0))..address(At::page(PAGES))).contains(&to) => {
+                        Outcome::Done(to.get() - offset)
                     }
                     Ok(to) => {
                         result(space.unmap(to, new_length).map(|()| Outcome::ELSEWHERE), UnmapError::errno)
@@ -135,6 +136,10 @@ impl<D: LockingDesign> Machine<D> {
                 1 => Outcome::Done(0),
                 _ => {
                     let child = self.spaces.pop().expect("there are two");
+                    if self.is_shared {
+                        child.space.exit();
+                        return Outcome::Done(0);
+                    }
                     end(child.space).map_or_else(Outcome::Broken, |()| Outcome::Done(0))
                 }
             },
@@ -157,8 +162,8 @@ impl<D: LockingDesign> Machine<D> {
             },
         };
         let placement = match place {
-            Place::Fixed => Placement::Fixed(address(at)),
-            Place::NoReplace => Placement::FixedNoReplace(address(at)),
+            Place::Fixed => Placement::Fixed(self.address(at)),
+            Place::NoReplace => Placement::FixedNoReplace(self.address(at)),
             Place::Anywhere => Placement::Anywhere,
         };
         let flags = [
@@ -182,7 +187,7 @@ impl<D: LockingDesign> Machine<D> {
         let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
         for (number, page) in bytes.chunks_mut(PAGE_SIZE as usize).enumerate() {
             let done = number as u64 * PAGE_SIZE;
-            if let Err(error) = self.space().read_bytes(address(At(at.0 + done)), page) {
+            if let Err(error) = self.space().read_bytes(self.address(At(at.0 + done)), page) {
                 return match caught(&error) {
                     Ok(signal) => Outcome::Read(number_of(&bytes[..done as usize]), done, Some(signal)),
                     Err(what) => Outcome::Broken(what),
@@ -196,7 +201,7 @@ impl<D: LockingDesign> Machine<D> {
         let mut pages = Vec::with_capacity(PAGES as usize);
         let mut bytes = [0; PAGE_SIZE as usize];
         for page in 0..PAGES {
-            pages.push(match self.space().read_bytes(address(At::page(page)), &mut bytes) {
+            pages.push(match self.space().read_bytes(self.address(At::page(page)), &mut bytes) {
                 Ok(()) => Seen::Bytes(number_of(&bytes)),
                 Err(error) => match caught(&error) {
                     Ok(signal) => Seen::Signal(signal),
@@ -204,9 +209,11 @@ impl<D: LockingDesign> Machine<D> {
                 },
             });
         }
-        match self.space().audit() {
-            Ok(()) => {}
-            Err(error) => return Outcome::Broken(format!("the engine's audit: {error}")),
+        // Only of what stands still.
+        if !self.is_shared
+            && let Err(error) = self.space().audit()
+        {
+            return Outcome::Broken(format!("the engine's audit: {error}"));
         }
         let mut flags = vec![0; PAGES as usize];
         for info in self.space().mappings() {
@@ -217,10 +224,6 @@ impl<D: LockingDesign> Machine<D> {
         }
         Outcome::Looked(pages, flags)
     }
-}
-
-fn address(at: At) -> VirtAddr {
-    VirtAddr::new(at.address())
 }
 
 fn result<E>(result: Result<u64, E>, errno: impl Fn(&E) -> i32) -> Outcome {
