@@ -8,6 +8,7 @@ mod models;
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Access;
 use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::sync::Shared;
 use faultless::{Engine, Fault, File, Limits, MapRequest, Placement, SyncFlags};
 use faultless_soft::{Cpu, Soft};
 use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
@@ -43,7 +44,7 @@ impl Kept {
 }
 
 /// A file of one page, and a space with a shared mapping of it at page 1, in which 1 has been stored.
-fn stored(frames: u64) -> (Arc<Engine<Soft>>, Arc<File<Soft>>, Arc<Kept>, Space) {
+fn stored(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
     let soft = Soft::new(frames).expect("frames");
     let engine = Engine::new(soft, Limits::default()).expect("memory for an engine");
     let kept = Arc::new(Kept(Mutex::new((Vec::new(), 0))));

@@ -8,6 +8,7 @@ use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::protection::{Protection, Sharing};
 use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::sync::Shared;
 use faultless::{
     AddressSpace, DiscardError, Engine, FaultError, File, Limits, MapError, MapRequest, MappingInfo,
     Placement, ProtectError, Source, UnmapError,
@@ -92,7 +93,7 @@ impl Store for Bytes {
 
 struct Held {
     bytes: Bytes,
-    file: Arc<File<Soft>>,
+    file: Shared<File<Soft>>,
 }
 
 struct Space<D: LockingDesign> {

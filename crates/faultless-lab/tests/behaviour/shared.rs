@@ -4,6 +4,7 @@ use crate::*;
 use faultless::protection::{Access, Sharing};
 use faultless::stats::Counter;
 use faultless::store::{Direction, FailingStore, Failure, InjectedError, Store, StoreError};
+use faultless::sync::Shared;
 use faultless::vma::Flags;
 use faultless::{FileError, MapError, ProtectError, Source, SyncError, SyncFlags};
 use faultless_soft::Cpu;
@@ -34,7 +35,7 @@ on_real_memory! {
 
 /// A real file, and what the engine has of it.
 struct Real<S: Stand, T> {
-    file: Arc<File<S>>,
+    file: Shared<File<S>>,
     store: Arc<T>,
     on_disk: tempfile::NamedTempFile,
 }
@@ -68,7 +69,7 @@ impl<S: Stand> Real<S, FileStore> {
     }
 }
 
-fn shared<S: Stand>(file: &Arc<File<S>>, page: u64, pages: u64, rights: Protection) -> MapRequest<S> {
+fn shared<S: Stand>(file: &Shared<File<S>>, page: u64, pages: u64, rights: Protection) -> MapRequest<S> {
     MapRequest::shared_file(file, 0, pages * PAGE_SIZE, rights).at(Placement::Fixed(at(page)))
 }
 
@@ -348,7 +349,7 @@ fn shared_anonymous_memory_is_the_childrens_too<S: Stand, D: LockingDesign>() ->
 
 fn memory_files_are_cut_off_like_any<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
-    let file = File::in_memory(&machine.engine, 4 * PAGE_SIZE);
+    let file = File::in_memory(&machine.engine, 4 * PAGE_SIZE).unwrap();
     let (one, other) = (machine.space::<D>(), machine.space::<D>());
     one.map(shared(&file, 10, 4, READ_WRITE)).unwrap();
     other.map(shared(&file, 20, 4, Protection::READ)).unwrap();

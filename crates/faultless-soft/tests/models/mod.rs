@@ -4,6 +4,7 @@ use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::StdSlots;
 use faultless::protection::Protection;
+use faultless::sync::Shared;
 use faultless::{AddressSpace, Engine, File, MapRequest, Placement};
 use faultless_soft::Soft;
 use loom::thread;
@@ -56,6 +57,6 @@ pub fn end(engine: &Engine<Soft>, space: Space) {
 }
 
 /// A model frees no fields of what it frees, so a file's pages have to go before the count.
-pub fn close(file: Arc<File<Soft>>) {
+pub fn close(file: Shared<File<Soft>>) {
     file.set_length(0);
 }

@@ -8,8 +8,7 @@ use crate::address::PAGE_SIZE;
 use crate::errno;
 use crate::host::{FrameSource, Host};
 use crate::store::StoreError;
-use crate::sync::Mutex;
-use alloc::sync::Arc;
+use crate::sync::{Mutex, Shared};
 
 /// Why a file was not read, written or resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,14 +51,14 @@ impl FileError {
 ///
 /// Dropping it starts nothing and waits for nothing: [`FileHandle::sync`] is the promise.
 pub struct FileHandle<H: Host> {
-    file: Arc<File<H>>,
+    file: Shared<File<H>>,
     /// The errors that it has been told of. Protected by its lock.
     seen: Mutex<u64>,
 }
 
 impl<H: Host> FileHandle<H> {
     /// The file.
-    pub fn file(&self) -> &Arc<File<H>> {
+    pub fn file(&self) -> &Shared<File<H>> {
         &self.file
     }
 
@@ -119,9 +118,10 @@ impl<H: Host> FileHandle<H> {
 
 impl<H: Host> File<H> {
     /// A handle of its own account of errors.
-    pub fn handle(self: &Arc<Self>) -> FileHandle<H> {
+    pub fn handle(&self) -> FileHandle<H> {
         let seen = self.engine.lock(&self.errors).sample();
-        FileHandle { file: self.clone(), seen: Mutex::new(seen) }
+        let file = self.this.upgrade().expect("whoever calls this keeps the file");
+        FileHandle { file, seen: Mutex::new(seen) }
     }
 
     /// As [`FileHandle::sync`], with the account that the file's mappings have together: what msync was told of is not told

@@ -3,7 +3,7 @@
 use super::{Backing, Mapping};
 use crate::address::PageRange;
 use crate::host::Host;
-use alloc::sync::Arc;
+use crate::sync::Shared;
 
 /// The part of `mapping` inside `range`, with its place in the file moved along.
 pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>> {
@@ -22,12 +22,12 @@ pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let backing = match (&left.backing, &right.backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
         (Backing::File { file: a, first: x }, Backing::File { file: b, first: y }) => {
-            Arc::ptr_eq(a, b) && x.checked_add(left.range.pages()) == Some(*y)
+            Shared::ptr_eq(a, b) && x.checked_add(left.range.pages()) == Some(*y)
         }
         _ => false,
     };
     let anon = match (&left.anon, &right.anon) {
-        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (Some(a), Some(b)) => Shared::ptr_eq(a, b),
         _ => true,
     };
     backing

@@ -11,9 +11,8 @@ use crate::design::LockingDesign;
 use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
-use crate::sync::Life;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use alloc::sync::Arc;
+use crate::sync::{Life, OutOfMemory, Shared};
 use core::fmt;
 use tree::Ranged;
 
@@ -24,7 +23,7 @@ pub enum Backing<H: Host> {
     /// A file, from its page `first` on.
     File {
         /// The file.
-        file: Arc<File<H>>,
+        file: Shared<File<H>>,
         /// The page of the file that the mapping begins with.
         first: u64,
     },
@@ -99,7 +98,7 @@ pub struct Mapping<H: Host> {
     /// them. Linux merges anonymous memory by it (`vm_pgoff`).
     pub shift: u64,
     /// The record of its anonymous pages, once it has some.
-    pub anon: Option<Arc<AnonRecord>>,
+    pub anon: Option<Shared<AnonRecord>>,
 }
 
 impl<H: Host> Clone for Mapping<H> {
@@ -110,7 +109,7 @@ impl<H: Host> Clone for Mapping<H> {
 
 impl<H: Host> Mapping<H> {
     /// The page of the file that `page` shows, for a file's mapping.
-    pub fn file_page(&self, page: PageNumber) -> Option<(&Arc<File<H>>, u64)> {
+    pub fn file_page(&self, page: PageNumber) -> Option<(&Shared<File<H>>, u64)> {
         match &self.backing {
             Backing::File { file, first } => Some((file, first + (page.get() - self.range.start().get()))),
             _ => None,
@@ -198,7 +197,7 @@ impl AnonRecord {
 pub struct Vma<H: Host, D: LockingDesign> {
     mapping: Mapping<H>,
     /// The record of a private mapping, with pages or without.
-    record: Option<Arc<AnonRecord>>,
+    record: Option<Shared<AnonRecord>>,
     /// What the design keeps in each VMA.
     lock: D::Vma,
     /// Whether mremap moves its pages: page work that meets it waits, as for [`Backing::Busy`]. Atomic; set from the
@@ -209,16 +208,19 @@ pub struct Vma<H: Host, D: LockingDesign> {
 
 impl<H: Host, D: LockingDesign> Vma<H, D> {
     /// The VMA of `mapping`. A private mapping without anonymous pages gets a record of its own, number `record`.
-    pub fn new(mapping: Mapping<H>, record: u64) -> Self {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(mapping: Mapping<H>, record: u64) -> Result<Self, OutOfMemory> {
         let record = match (&mapping.anon, mapping.sharing) {
             (Some(anon), _) => Some(anon.clone()),
             (None, Sharing::Private) if !matches!(mapping.backing, Backing::Busy) => {
-                Some(Arc::new(AnonRecord::new(record)))
+                Some(Shared::try_new(AnonRecord::new(record))?)
             }
             (None, _) => None,
         };
         let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
-        Self { mapping, record, lock: D::Vma::default(), moving, life: Life::new() }
+        Ok(Self { mapping, record, lock: D::new_vma()?, moving, life: Life::new() })
     }
 
     /// What is mapped. Its `anon` is what was known when the VMA was made; see [`Vma::record`].
@@ -232,7 +234,7 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
     }
 
     /// The record of its anonymous pages; `None` for a shared mapping.
-    pub fn record(&self) -> Option<&Arc<AnonRecord>> {
+    pub fn record(&self) -> Option<&Shared<AnonRecord>> {
         self.record.as_ref()
     }
 
