@@ -16,6 +16,10 @@ fork_reads_records_early | faultless-soft | loom | forks_cut_of_first_pages | in
 stackrot                 | faultless      | loom_tree | | (invariant 3|Causality violation)
 fork_links_early         | faultless-soft | loom | truncation_during_fork | invariant 3
 moved_without_invalidate | faultless-soft | loom | an_access_against_remap | (invariant 3|Causality violation)
+moves_past_the_bit       | faultless-soft | loom | page_work_against_remap | (a page was lost|invariant (3|11))
+discard_without_invalidate | faultless-soft | loom | an_access_against_discard | (invariant 3|Causality violation)
+populate_what_is_there   | faultless-soft | loom | populating_against_map_fixed | populated by mistake
+failed_fork_stays        | faultless-soft | loom | a_fork_that_fails | invariant 11
 no_invalidate            | faultless-soft | loom | an_access_against_unmap | (invariant 3|Causality violation)
 vma_before_bit           | faultless-soft | loom | page_work_against_unmap | invariant 3
 fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed | invariant 3

@@ -8,8 +8,10 @@
 mod models;
 
 use faultless::address::PAGE_SIZE;
+use faultless::host::Host;
 use faultless::protection::{Access, Protection};
 use faultless::store::{Store, StoreError, Transfer};
+use faultless::sync::Shared;
 use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
 use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
@@ -49,7 +51,7 @@ impl Fives {
     }
 }
 
-fn file(engine: &Arc<Engine<Soft>>) -> (Arc<File<Soft>>, Arc<Fives>) {
+fn file(engine: &Arc<Engine<Soft>>) -> (Shared<File<Soft>>, Arc<Fives>) {
     let fives = Arc::<Fives>::default();
     (File::open(engine, fives.clone()).expect("a store with a length"), fives)
 }
@@ -62,7 +64,7 @@ fn bring(space: &Space, page: u64, access: Access, fives: &Fives) {
     }
 }
 
-fn map_file(space: &Space, file: &Arc<File<Soft>>, page: u64, rights: Protection) {
+fn map_file(space: &Space, file: &Shared<File<Soft>>, page: u64, rights: Protection) {
     let request = MapRequest::file(file, 0, PAGE_SIZE, rights).at(Placement::Fixed(at(page)));
     space.map(request).expect("a mapping");
 }
@@ -321,6 +323,73 @@ fn an_access_against_remap() {
         space.remap(RemapRequest::to(at(1), PAGE_SIZE, at(2))).unwrap();
         access.join().unwrap();
         discard.join().unwrap();
+        end(&engine, space);
+    });
+}
+
+/// 60bae7370896: a page that is discarded is freed only when no access by the old entry can reach it.
+#[test]
+fn an_access_against_discard() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 2);
+        space.store_u64(at(1), 7).unwrap();
+        let other = space.clone();
+        let access = spawn(1, move || {
+            if let Ok(value) = other.try_load_u64(at(1)) {
+                assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
+            }
+        });
+        space.discard(at(1), PAGE_SIZE).unwrap();
+        // The frame's next life.
+        space.store_u64(at(2), 9).unwrap();
+        access.join().unwrap();
+        end(&engine, space);
+    });
+}
+
+/// Lespinasse 2012: a range that is replaced while it is populated is not populated by mistake.
+#[test]
+fn populating_against_map_fixed() {
+    model(2, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        let other = space.clone();
+        let replace = spawn(1, move || map(&other, 1, 1));
+        let request = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ).at(Placement::Fixed(at(1)));
+        space.map(MapRequest { populate: true, ..request }).unwrap();
+        replace.join().unwrap();
+        if space.mappings()[0].protection == READ_WRITE {
+            let resident = space.resident(at(1), PAGE_SIZE).unwrap();
+            assert_eq!(resident, [false], "populated by mistake");
+        }
+        end(&engine, space);
+    });
+}
+
+/// dup_mmap's error path: a fork that fails beside stores leaves nobody whom its files find.
+#[test]
+fn a_fork_that_fails() {
+    model(2, || {
+        let engine = machine();
+        let (file, fives) = file(&engine);
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 1);
+        map_file(&space, &file, 1, READ_WRITE);
+        bring(&space, 1, Access::Write, &fives);
+        // I/O goes on into it, so that fork needs a frame for a copy, and there is none.
+        let pinned = space.pin(at(0), Access::Write).unwrap();
+        engine.host().frames().fail_from(Some(1));
+        let other = space.clone();
+        let store = spawn(1, move || other.try_store_u64(at(0), 2).is_ok());
+        assert!(space.fork().is_err());
+        store.join().unwrap();
+        engine.host().frames().fail_from(None);
+        drop(pinned);
+        assert_eq!(file.spaces(), 1, "invariant 11: a fork that failed is found by its file");
+        close(file);
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: the parent maps a page that was cut off");
         end(&engine, space);
     });
 }
