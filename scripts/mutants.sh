@@ -17,6 +17,10 @@ fork_reads_records_early | faultless-soft | loom | forks_cut_of_first_pages | in
 stackrot                 | faultless      | loom_tree | | (invariant 3|Causality violation)
 fork_links_early         | faultless-soft | loom | truncation_during_fork | invariant 3
 moved_without_invalidate | faultless-soft | loom | an_access_against_remap | (invariant 3|Causality violation)
+moves_past_the_bit       | faultless-soft | loom | page_work_against_remap | (a page was lost|invariant (3|11))
+discard_without_invalidate | faultless-soft | loom | an_access_against_discard | (invariant 3|Causality violation)
+populate_what_is_there   | faultless-soft | loom | populating_against_map_fixed | populated by mistake
+failed_fork_stays        | faultless-soft | loom | a_fork_that_fails | invariant 11
 no_invalidate            | faultless-soft | loom | an_access_against_unmap | (invariant 3|Causality violation)
 vma_before_bit           | faultless-soft | loom | page_work_against_unmap | invariant 3
 fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed | invariant 3
@@ -24,10 +28,10 @@ install_loses_dirty      | faultless-soft | loom | invariant_9_a_dirty_bit_is_no
 subject_relaxed          | faultless-soft | loom | accesses_after_each_other_against_unmap | (invariant 3|Causality violation)
 leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | rule 7
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
-writeback_keeps_rights   | faultless-soft | loom | a_store_against_writeback$ | invariant 9
-writeback_ignores_claims | faultless-soft | loom | a_store_against_writeback_and_unmap | invariant 9
-evicts_dirty             | faultless-soft | loom | eviction_against_writeback | invariant 9
-failed_write_is_clean    | faultless-soft | loom | a_failed_write_stays_dirty | invariant 9
+writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
+writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
+evicts_dirty             | faultless-soft | loom_shared | eviction_against_writeback | invariant 9
+failed_write_is_clean    | faultless-soft | loom_shared | a_failed_write_stays_dirty | invariant 9
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

@@ -11,6 +11,7 @@ use faultless::design::{Faultless, LockingDesign};
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::stats::Counter;
 use faultless::store::{FileStore, GatedStore};
+use faultless::sync::Shared;
 use faultless::{
     AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault, Placement, Source,
 };
@@ -43,7 +44,7 @@ fn at(page: u64) -> VirtAddr {
 /// A space with a file mapping whose reads are stalled.
 struct Stalled<D: LockingDesign> {
     space: AddressSpace<Soft, D>,
-    file: Arc<File<Soft>>,
+    file: Shared<File<Soft>>,
     gate: Gate,
 }
 

@@ -83,9 +83,10 @@ impl Region {
             return Err(RegionError::Empty);
         }
         let table = pager.engine().host().table((length as u64).div_ceil(PAGE_SIZE));
-        let table: Table = table.map_err(|OutOfMemory| RegionError::NoRoom { length })?;
+        let no_room = |OutOfMemory| RegionError::NoRoom { length };
+        let table: Table = table.map_err(no_room)?;
         let start = table.window().pointer();
-        let space = AddressSpace::with_table(pager.engine(), table);
+        let space = AddressSpace::with_table(pager.engine(), table).map_err(no_room)?;
         let serving = Serving::of(&space).map_err(|_| RegionError::NoRoom { length })?;
         space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
         Ok(Self { serving, start, length })

@@ -14,6 +14,7 @@
 compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");
 
 mod access;
+mod arena;
 mod free_list;
 mod memory;
 mod mmu;

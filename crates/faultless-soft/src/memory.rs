@@ -1,14 +1,13 @@
-//! Physical memory: one arena, a folio for each frame, and lists of free frames.
+//! Physical memory: an arena, a folio for each frame, and lists of free frames.
 
+use crate::arena::Arena;
 use crate::free_list::FreeList;
-use faultless::address::PAGE_SIZE;
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage, Slots, StdSlots};
 #[cfg(loom)]
 use faultless::sync::atomic::AtomicU64;
 use faultless::sync::atomic::Ordering;
 use faultless::sync::plain;
-use std::alloc::Layout;
 use std::ptr::NonNull;
 
 /// The most frames that a memory can have: list heads keep a frame's number, plus one, in 32 bits.
@@ -28,11 +27,6 @@ const RUN: u64 = 1;
 /// How often the lists are looked through while frames seem to be left.
 const LOOKS: u32 = if LISTS == 1 { 1 } else { 8 };
 
-/// What free frames are filled with in debug builds, so that old bytes do not pass for zeros.
-const POISON: u8 = 0xa5;
-
-const PAGE: usize = PAGE_SIZE as usize;
-
 /// Why there is no physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
@@ -51,44 +45,6 @@ pub enum MemoryError {
         /// The frames asked for.
         frames: u64,
     },
-}
-
-/// One allocation, page-aligned inside.
-struct Arena {
-    allocation: NonNull<u8>,
-    layout: Layout,
-    first_page: NonNull<u8>,
-}
-
-// SAFETY: only memory; who may use which part of it is the business of whoever uses it.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
-
-impl Arena {
-    fn new(frames: u64) -> Result<Self, MemoryError> {
-        let too_many = MemoryError::TooManyFrames { frames };
-        // A page more, aligned here: the allocator leaves zeroing to the operating system, page by page at the first
-        // touch, only for a layout of small alignment.
-        let bytes = frames.checked_add(1).and_then(|n| n.checked_mul(PAGE_SIZE)).ok_or(too_many)?;
-        let bytes = usize::try_from(bytes).map_err(|_| too_many)?;
-        let layout = Layout::from_size_align(bytes, align_of::<u64>()).map_err(|_| too_many)?;
-        // SAFETY: the layout has a size.
-        let allocation = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
-            .ok_or(MemoryError::OutOfMemory { frames })?;
-        let gap = allocation.align_offset(PAGE);
-        debug_assert!(gap < PAGE);
-        // SAFETY: less than a page, and there is a page more than `frames`.
-        let first_page = unsafe { allocation.add(gap) };
-        Ok(Self { allocation, layout, first_page })
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and freed once.
-        unsafe { std::alloc::dealloc(self.allocation.as_ptr(), self.layout) }
-    }
 }
 
 /// Set in [`PhysicalMemory::failing`]: all later allocations fail too.
@@ -126,7 +82,7 @@ impl PhysicalMemory {
             return Err(MemoryError::TooManyFrames { frames });
         }
         Ok(Self {
-            arena: Arena::new(frames)?,
+            arena: Arena::new(frames).ok_or(MemoryError::OutOfMemory { frames })?,
             #[cfg(loom)]
             steps: each_frame(frames, || AtomicU64::new(0))?,
             folios: each_frame(frames, Folio::new)?,
@@ -197,7 +153,7 @@ impl PhysicalMemory {
         };
         // Before the others can be found.
         for frame in first..end {
-            self.poison(frame);
+            self.arena.poison(frame);
         }
         if first + 1 < end {
             for frame in first + 1..end - 1 {
@@ -209,22 +165,6 @@ impl PhysicalMemory {
         Some(first)
     }
 
-    /// In debug builds: spoils what is in a frame that nobody has.
-    fn poison(&self, frame: u64) {
-        if cfg!(debug_assertions) {
-            let memory = self.address(frame, 0);
-            // SAFETY: a page of the arena, which nobody else has.
-            unsafe { memory.write_bytes(POISON, PAGE) };
-        }
-    }
-
-    /// Where byte `offset` of a frame is. Checked in release builds too: anybody can make a `Frame`.
-    fn address(&self, frame: u64, offset: u64) -> NonNull<u8> {
-        assert!(frame < self.folios.len() as u64 && offset < PAGE_SIZE, "frame {frame} offset {offset}");
-        // SAFETY: inside the arena, by the assertion.
-        unsafe { self.arena.first_page.add(frame as usize * PAGE + offset as usize) }
-    }
-
     /// Begins a guest's access: a model stops here, and its order is `ordering`'s.
     #[inline]
     fn step(&self, frame: Frame, ordering: Ordering) {
@@ -234,21 +174,12 @@ impl PhysicalMemory {
         let _ = ordering;
     }
 
-    /// The word that has byte `offset` of the frame in it.
-    #[inline]
-    fn word(&self, frame: Frame, offset: u64) -> &plain::AtomicU64 {
-        let word = self.address(frame.get(), offset & !7).cast::<u64>();
-        // SAFETY: aligned and inside the arena, which lives as long as `self`. All accesses of guests are atomic and of
-        // this size; the others (zero, copy, stores' transfers) are by whoever has the frame alone.
-        unsafe { plain::AtomicU64::from_ptr(word.as_ptr()) }
-    }
-
     /// A guest's load of the word at byte `offset`, a multiple of eight. Acquire.
     #[inline]
     pub fn load_u64(&self, frame: Frame, offset: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
         self.step(frame, Ordering::Acquire);
-        self.word(frame, offset).load(Ordering::Acquire)
+        self.arena.word(frame.get(), offset).load(Ordering::Acquire)
     }
 
     /// A guest's store to the word at byte `offset`, a multiple of eight. Release.
@@ -256,7 +187,7 @@ impl PhysicalMemory {
     pub fn store_u64(&self, frame: Frame, offset: u64, value: u64) {
         debug_assert!(offset.is_multiple_of(8));
         self.step(frame, Ordering::Release);
-        self.word(frame, offset).store(value, Ordering::Release);
+        self.arena.word(frame.get(), offset).store(value, Ordering::Release);
     }
 
     /// A guest's addition to the word at byte `offset`, a multiple of eight; wraps; returns what was there. AcqRel.
@@ -264,13 +195,8 @@ impl PhysicalMemory {
     pub fn fetch_add_u64(&self, frame: Frame, offset: u64, value: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
         self.step(frame, Ordering::AcqRel);
-        self.word(frame, offset).fetch_add(value, Ordering::AcqRel)
+        self.arena.word(frame.get(), offset).fetch_add(value, Ordering::AcqRel)
     }
-}
-
-/// How many bytes a copy of `length` bytes moves that begins at `offset` in a page.
-fn inside_page(offset: usize, length: usize) -> usize {
-    length.min(PAGE.saturating_sub(offset))
 }
 
 /// One `T` a frame.
@@ -298,7 +224,7 @@ unsafe impl FrameSource for PhysicalMemory {
         let folio = self.folio(frame);
         debug_assert!(folio.is_free(), "{frame:?} is freed while somebody has a reference to it");
         folio.life().end();
-        self.poison(frame.get());
+        self.arena.poison(frame.get());
         let list = &self.lists[self.home()];
         list.used.fetch_sub(1, Ordering::Relaxed);
         list.push(&self.next, frame.get(), frame.get());
@@ -322,73 +248,27 @@ unsafe impl FrameSource for PhysicalMemory {
             return;
         }
         self.folio(frame).life().own();
-        // SAFETY: a page of the arena, which the caller has alone.
-        unsafe { self.address(frame.get(), 0).write_bytes(0, PAGE) };
+        self.arena.zero(frame.get());
     }
 
     fn copy(&self, from: Frame, to: Frame) {
-        assert_ne!(from, to);
         self.folio(from).life().touch();
         self.folio(to).life().own();
-        let (from, to) = (self.address(from.get(), 0), self.address(to.get(), 0));
-        // SAFETY: two pages of the arena; the caller has `to` alone, and nobody writes `from`.
-        unsafe { to.copy_from_nonoverlapping(from, PAGE) };
+        self.arena.copy(from.get(), to.get());
     }
 
     fn memory(&self, frame: Frame) -> NonNull<u8> {
-        self.address(frame.get(), 0)
+        self.arena.page(frame.get())
     }
 
     fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
-        let count = inside_page(offset, bytes.len());
         self.step(frame, Ordering::Acquire);
-        let mut done = 0;
-        if offset.is_multiple_of(8) {
-            for whole in bytes[..count].as_chunks_mut().0 {
-                *whole = self.word(frame, (offset + done) as u64).load(Ordering::Acquire).to_ne_bytes();
-                done += whole.len();
-            }
-        }
-        while done < count {
-            let (at, within) = ((offset + done) as u64, (offset + done) % 8);
-            // Acquire, and a store's Release: as with whole words.
-            let word = self.word(frame, at).load(Ordering::Acquire).to_ne_bytes();
-            let now = (count - done).min(8 - within);
-            bytes[done..done + now].copy_from_slice(&word[within..within + now]);
-            done += now;
-        }
-        count
+        self.arena.read(frame.get(), offset, bytes)
     }
 
     fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
-        let count = inside_page(offset, bytes.len());
         self.step(frame, Ordering::Release);
-        let mut done = 0;
-        if offset.is_multiple_of(8) {
-            for whole in bytes[..count].as_chunks().0 {
-                let word = self.word(frame, (offset + done) as u64);
-                word.store(u64::from_ne_bytes(*whole), Ordering::Release);
-                done += whole.len();
-            }
-        }
-        while done < count {
-            let (at, within) = ((offset + done) as u64, (offset + done) % 8);
-            let part = &bytes[done..count.min(done + 8 - within)];
-            let word = self.word(frame, at);
-            if let Ok(whole) = part.try_into() {
-                word.store(u64::from_ne_bytes(whole), Ordering::Release);
-            } else {
-                // The whole word at once: atomic accesses of different sizes to the same bytes must not meet.
-                let splice = |old: u64| {
-                    let mut all = old.to_ne_bytes();
-                    all[within..within + part.len()].copy_from_slice(part);
-                    Some(u64::from_ne_bytes(all))
-                };
-                let _always_ok = word.fetch_update(Ordering::Release, Ordering::Relaxed, splice);
-            }
-            done += part.len();
-        }
-        count
+        self.arena.write(frame.get(), offset, bytes)
     }
 
     /// Adds up the lists' counts: exact when nobody allocates or frees meanwhile. Not for every fault.
@@ -403,6 +283,8 @@ unsafe impl FrameSource for PhysicalMemory {
 #[cfg(all(test, not(loom), not(shuttle)))]
 mod tests {
     use super::*;
+    use crate::arena::{PAGE, POISON};
+    use faultless::address::PAGE_SIZE;
     use std::collections::HashSet;
     use std::sync::Barrier;
 
@@ -515,32 +397,6 @@ mod tests {
         assert_eq!(memory.read(a, 0, &mut bytes), PAGE);
         assert_eq!(bytes, [0; PAGE]);
         assert!(memory.memory(b).addr().get().is_multiple_of(PAGE));
-    }
-
-    #[test]
-    fn bytes_at_any_place() {
-        let memory = memory(1);
-        let frame = memory.allocate().unwrap();
-        memory.zero(frame);
-        let mut expected = [0u8; PAGE];
-        for (round, (offset, length)) in
-            [(0, 8), (3, 2), (5, 11), (4091, 5), (16, 0), (7, 4089), (9, 1)].into_iter().enumerate()
-        {
-            let bytes = vec![round as u8 + 1; length];
-            assert_eq!(memory.write(frame, offset, &bytes), length);
-            expected[offset..offset + length].copy_from_slice(&bytes);
-            let mut all = [0; PAGE];
-            memory.read(frame, 0, &mut all);
-            assert_eq!(all, expected);
-            let mut some = vec![0; length];
-            memory.read(frame, offset, &mut some);
-            assert_eq!(some, bytes);
-        }
-        // Only what the page has.
-        assert_eq!(memory.write(frame, PAGE - 3, &[9; 8]), 3);
-        assert_eq!(memory.read(frame, PAGE - 1, &mut [0; 8]), 1);
-        assert_eq!(memory.read(frame, PAGE, &mut [0; 8]), 0);
-        assert_eq!(memory.write(frame, usize::MAX, &[0; 8]), 0);
     }
 
     #[test]

@@ -1,68 +1,25 @@
 //! The protocol on the real code, every interleaving up to a bound: engine, tree, tables and folios under loom, with
 //! tables of two entries. Each model says what may not happen; CONTRIBUTING.md names the mutant that it kills.
+//! `loom_shared.rs` has those of shared memory that is written.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom`
 #![cfg(loom)]
 
-use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::design::Faultless;
-use faultless::host::StdSlots;
+mod models;
+
+use faultless::address::PAGE_SIZE;
+use faultless::host::Host;
 use faultless::protection::{Access, Protection};
-use faultless::store::{Direction, Store, StoreError, Transfer};
-use faultless::{
-    AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest, SyncFlags,
-};
+use faultless::store::{Store, StoreError, Transfer};
+use faultless::sync::Shared;
+use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
-use loom::thread;
-use std::sync::atomic::{AtomicU64, Ordering};
+use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
 use std::sync::{Arc, Mutex};
-
-type Space = AddressSpace<Soft, Faultless>;
-
-/// Runs a model with its usual preemption bound, or the one that LOOM_MAX_PREEMPTIONS names.
-fn model(bound: usize, f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = builder.preemption_bound.or(Some(bound));
-    builder.max_branches = 50_000;
-    let runs = Arc::new(AtomicU64::new(0));
-    let count = runs.clone();
-    builder.check(move || {
-        count.fetch_add(1, Ordering::Relaxed);
-        StdSlots::set_current(0);
-        f();
-    });
-    println!("{} interleavings", runs.load(Ordering::Relaxed));
-}
-
-/// A thread of the model, with a slot of its own.
-fn spawn<R: 'static>(slot: u32, f: impl FnOnce() -> R + 'static) -> thread::JoinHandle<R> {
-    thread::spawn(move || {
-        StdSlots::set_current(slot);
-        f()
-    })
-}
-
-fn at(page: u64) -> VirtAddr {
-    VirtAddr::new(page * PAGE_SIZE)
-}
 
 fn machine() -> Arc<Engine<Soft>> {
     let soft = Soft::new(6).expect("six frames");
     Engine::new(soft, Limits::default()).expect("memory for an engine")
-}
-
-fn map(space: &Space, page: u64, pages: u64) {
-    let request = MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)));
-    space.map(request).expect("a mapping");
-}
-
-/// Everything is given back with the last space (invariant 11).
-fn end(engine: &Engine<Soft>, space: Space) {
-    space.audit().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(space.taken_ranges(), 0, "invariant 11: a range is taken and nobody is at work");
-    drop(space);
-    engine.flush();
-    assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left when the last space is gone");
 }
 
 fn is_unmapped(result: Result<u64, AccessError>) -> bool {
@@ -94,36 +51,7 @@ impl Fives {
     }
 }
 
-/// A store of one page that keeps what is written; transfers end when the test says so.
-struct Kept(Mutex<(Vec<Transfer>, u64)>);
-
-impl Store for Kept {
-    fn length(&self) -> Result<u64, StoreError> {
-        Ok(PAGE_SIZE)
-    }
-
-    fn submit(&self, transfer: Transfer) {
-        self.0.lock().unwrap().0.push(transfer);
-    }
-}
-
-impl Kept {
-    fn end(&self) {
-        let transfers = std::mem::take(&mut self.0.lock().unwrap().0);
-        for mut transfer in transfers {
-            let direction = transfer.direction();
-            let first = &mut transfer.bytes()[..8];
-            let kept = &mut self.0.lock().unwrap().1;
-            match direction {
-                Direction::Read => first.copy_from_slice(&kept.to_ne_bytes()),
-                Direction::Write => *kept = u64::from_ne_bytes(first.try_into().expect("eight bytes")),
-            }
-            transfer.complete(Ok(PAGE_SIZE as usize));
-        }
-    }
-}
-
-fn file(engine: &Arc<Engine<Soft>>) -> (Arc<File<Soft>>, Arc<Fives>) {
+fn file(engine: &Arc<Engine<Soft>>) -> (Shared<File<Soft>>, Arc<Fives>) {
     let fives = Arc::<Fives>::default();
     (File::open(engine, fives.clone()).expect("a store with a length"), fives)
 }
@@ -136,17 +64,10 @@ fn bring(space: &Space, page: u64, access: Access, fives: &Fives) {
     }
 }
 
-/// A model frees no fields of what it frees, so a file's pages have to go before the count.
-fn close(file: Arc<File<Soft>>) {
-    file.set_length(0);
-}
-
-fn map_file(space: &Space, file: &Arc<File<Soft>>, page: u64, rights: Protection) {
+fn map_file(space: &Space, file: &Shared<File<Soft>>, page: u64, rights: Protection) {
     let request = MapRequest::file(file, 0, PAGE_SIZE, rights).at(Placement::Fixed(at(page)));
     space.map(request).expect("a mapping");
 }
-
-const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
 /// Invariant 3: no access succeeds after unmap has returned, whatever a fault on the way does.
 #[test]
@@ -406,6 +327,73 @@ fn an_access_against_remap() {
     });
 }
 
+/// 60bae7370896: a page that is discarded is freed only when no access by the old entry can reach it.
+#[test]
+fn an_access_against_discard() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 1, 2);
+        space.store_u64(at(1), 7).unwrap();
+        let other = space.clone();
+        let access = spawn(1, move || {
+            if let Ok(value) = other.try_load_u64(at(1)) {
+                assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
+            }
+        });
+        space.discard(at(1), PAGE_SIZE).unwrap();
+        // The frame's next life.
+        space.store_u64(at(2), 9).unwrap();
+        access.join().unwrap();
+        end(&engine, space);
+    });
+}
+
+/// Lespinasse 2012: a range that is replaced while it is populated is not populated by mistake.
+#[test]
+fn populating_against_map_fixed() {
+    model(2, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        let other = space.clone();
+        let replace = spawn(1, move || map(&other, 1, 1));
+        let request = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ).at(Placement::Fixed(at(1)));
+        space.map(MapRequest { populate: true, ..request }).unwrap();
+        replace.join().unwrap();
+        if space.mappings()[0].protection == READ_WRITE {
+            let resident = space.resident(at(1), PAGE_SIZE).unwrap();
+            assert_eq!(resident, [false], "populated by mistake");
+        }
+        end(&engine, space);
+    });
+}
+
+/// dup_mmap's error path: a fork that fails beside stores leaves nobody whom its files find.
+#[test]
+fn a_fork_that_fails() {
+    model(2, || {
+        let engine = machine();
+        let (file, fives) = file(&engine);
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 1);
+        map_file(&space, &file, 1, READ_WRITE);
+        bring(&space, 1, Access::Write, &fives);
+        // I/O goes on into it, so that fork needs a frame for a copy, and there is none.
+        let pinned = space.pin(at(0), Access::Write).unwrap();
+        engine.host().frames().fail_from(Some(1));
+        let other = space.clone();
+        let store = spawn(1, move || other.try_store_u64(at(0), 2).is_ok());
+        assert!(space.fork().is_err());
+        store.join().unwrap();
+        engine.host().frames().fail_from(None);
+        drop(pinned);
+        assert_eq!(file.spaces(), 1, "invariant 11: a fork that failed is found by its file");
+        close(file);
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: the parent maps a page that was cut off");
+        end(&engine, space);
+    });
+}
+
 /// Invariant 7: the child never sees the second store without the first.
 #[test]
 fn forks_cut() {
@@ -589,124 +577,6 @@ fn reuse_in_place_counts_pins() {
             "invariant 6: written in place while the child has it pinned"
         );
         drop((pinned, child));
-        end(&engine, space);
-    });
-}
-
-/// A file of one page, and a space with a shared mapping of it at page 1, in which 1 has been stored.
-fn stored(frames: u64) -> (Arc<Engine<Soft>>, Arc<File<Soft>>, Arc<Kept>, Space) {
-    let soft = Soft::new(frames).expect("frames");
-    let engine = Engine::new(soft, Limits::default()).expect("memory for an engine");
-    let kept = Arc::new(Kept(Mutex::new((Vec::new(), 0))));
-    let file = File::open_rw(&engine, kept.clone()).expect("a store with a length");
-    let space = Space::new(&engine).unwrap();
-    let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(1)));
-    space.map(request).expect("a mapping");
-    if let Fault::Pending(pending) = space.fault(at(1), Access::Write).unwrap() {
-        kept.end();
-        assert!(matches!(pending.wait(), Ok(Fault::Done)));
-    }
-    space.store_u64(at(1), 1).unwrap();
-    (engine, file, kept, space)
-}
-
-/// A store that comes while its page is made clean is written by that writeback or by the next.
-#[test]
-fn a_store_against_writeback() {
-    model(2, || {
-        let (engine, file, kept, space) = stored(6);
-        let other = space.clone();
-        let store = spawn(1, move || {
-            other.try_store_u64(at(1), 2).is_ok()
-                || matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
-                    && other.try_store_u64(at(1), 2).is_ok()
-        });
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
-        kept.end();
-        let last = if store.join().unwrap() { 2 } else { 1 };
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
-        kept.end();
-        assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
-        close(file);
-        end(&engine, space);
-    });
-}
-
-/// The mapping is being taken away: a hole is published, the entry is there still, and processors store through it. What
-/// they stored is written by the writeback that made the page clean, or by the next.
-#[test]
-fn a_store_against_writeback_and_unmap() {
-    model(2, || {
-        let (engine, file, kept, space) = stored(6);
-        let (other, written, store) = (space.clone(), file.clone(), kept.clone());
-        let writeback = spawn(1, move || {
-            written.handle().start_sync();
-            store.end();
-        });
-        let store = spawn(2, move || other.try_store_u64(at(1), 2).is_ok());
-        space.unmap(at(1), PAGE_SIZE).unwrap();
-        writeback.join().unwrap();
-        let last = if store.join().unwrap() { 2 } else { 1 };
-        file.handle().start_sync();
-        kept.end();
-        assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
-        close(file);
-        end(&engine, space);
-    });
-}
-
-/// fsyncgate: a page whose write has failed is written by the next writeback, with what was stored since.
-#[test]
-fn a_failed_write_stays_dirty() {
-    model(2, || {
-        let (engine, file, kept, space) = stored(6);
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
-        let transfers = std::mem::take(&mut kept.0.lock().unwrap().0);
-        let other = space.clone();
-        let store = spawn(1, move || {
-            matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
-                && other.try_store_u64(at(1), 2).is_ok()
-        });
-        // Dropped, they fail.
-        drop(transfers);
-        let last = if store.join().unwrap() { 2 } else { 1 };
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
-        kept.end();
-        assert_eq!(
-            kept.0.lock().unwrap().1,
-            last,
-            "invariant 9: a page whose write failed is not written again"
-        );
-        close(file);
-        end(&engine, space);
-    });
-}
-
-/// Whoever needs its frame gets it when the page has been written, and not before.
-#[test]
-fn eviction_against_writeback() {
-    model(2, || {
-        // The page of zeros, and the file's.
-        let (engine, file, kept, space) = stored(2);
-        space.unmap(at(1), PAGE_SIZE).unwrap();
-        map(&space, 2, 1);
-        let other = space.clone();
-        let fault = spawn(1, move || {
-            let _ = other.fault(at(2), Access::Write);
-        });
-        file.handle().start_sync();
-        kept.end();
-        fault.join().unwrap();
-        space.unmap(at(2), PAGE_SIZE).unwrap();
-        kept.end();
-        let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(1)));
-        space.map(request).expect("a mapping");
-        if let Fault::Pending(pending) = space.fault(at(1), Access::Read).unwrap() {
-            kept.end();
-            assert!(matches!(pending.wait(), Ok(Fault::Done)));
-        }
-        assert_eq!(space.load_u64(at(1)).unwrap(), 1, "invariant 9: a dirty page was evicted");
-        close(file);
         end(&engine, space);
     });
 }

@@ -6,10 +6,9 @@ use crate::engine::Engine;
 use crate::host::Host;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{Park, full_fence};
+use crate::sync::{OutOfMemory, Park, Shared, full_fence};
 use crate::vma::tree::{Tree, View};
 use crate::vma::{Mapping, Vma};
-use alloc::sync::Arc;
 
 /// What happens after a fault's I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +123,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// What it keeps in each space.
     type Space: Default + Send + Sync + 'static;
     /// What it keeps in each VMA; a clone is the same.
-    type Vma: Clone + Default + Send + Sync + 'static;
+    type Vma: Clone + Send + Sync + 'static;
     /// What page work takes before it enters the section; taking it may sleep.
     type Outside<'s, H: Host>;
     /// What page work takes in the section; taking it does not sleep.
@@ -136,9 +135,15 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// What fork takes besides, for the moment of the copy.
     type Fork<'s, H: Host>;
 
+    /// What a new VMA gets.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn new_vma() -> Result<Self::Vma, OutOfMemory>;
+
     /// Takes what page work needs before its section.
     fn outside<'s, H: Host>(
-        space: &'s Arc<Self::Space>,
+        space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
         attempt: Attempt,
     ) -> Self::Outside<'s, H>;
@@ -148,7 +153,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`Blocked`]: the engine leaves.
     fn inside<'s, H: Host>(
-        space: &'s Arc<Self::Space>,
+        space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
         view: View<'s, Vma<H, Self>>,
         page: PageNumber,
@@ -166,12 +171,12 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`Blocked`], as [`LockingDesign::inside`].
     #[inline]
-    fn first_anonymous<H: Host>(_: &Arc<Self::Space>, _: &Engine<H>, _: Attempt) -> Result<(), Blocked> {
+    fn first_anonymous<H: Host>(_: &Shared<Self::Space>, _: &Engine<H>, _: Attempt) -> Result<(), Blocked> {
         Ok(())
     }
 
     /// Waits for what blocked, or marks the attempt so that it goes another way.
-    fn blocked<H: Host>(space: &Arc<Self::Space>, engine: &Engine<H>, attempt: &mut Attempt);
+    fn blocked<H: Host>(space: &Shared<Self::Space>, engine: &Engine<H>, attempt: &mut Attempt);
 
     /// What happens after the I/O of such an attempt.
     fn after_io(attempt: Attempt) -> AfterIo;
@@ -190,7 +195,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// Turns what page work holds into what is kept while the fault waits. Called only where `after_io` or
     /// `after_lock` says [`AfterIo::Hold`], or with [`LockingDesign::KEEPS_WHILE_RECLAIMING`].
     fn keep<'o, 's, H: Host>(
-        space: &Arc<Self::Space>,
+        space: &Shared<Self::Space>,
         outside: Self::Outside<'o, H>,
         inside: Self::Inside<'s, H>,
     ) -> Option<Self::Kept>;
@@ -200,7 +205,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
 
     /// Takes what `call` on `range` needs. May sleep.
     fn range_work<'s, H: Host>(
-        space: &'s Arc<Self::Space>,
+        space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
         tree: &'s Tree<Vma<H, Self>>,
         call: Call,
@@ -229,7 +234,7 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
 
     /// Excludes page work from the whole space while fork copies. Called with the whole space taken, and what
     /// [`LockingDesign::fork_excludes`] names excluded.
-    fn fork<'s, H: Host>(space: &'s Arc<Self::Space>, engine: &'s Engine<H>) -> Self::Fork<'s, H>;
+    fn fork<'s, H: Host>(space: &'s Shared<Self::Space>, engine: &'s Engine<H>) -> Self::Fork<'s, H>;
 }
 
 /// The default design: the entry's bit and nothing else. Faults resume after I/O; a fork freezes the space for the
@@ -297,12 +302,16 @@ impl LockingDesign for Faultless {
     type Range<'s, H: Host> = ();
     type Fork<'s, H: Host> = Frozen<'s, H>;
 
+    fn new_vma() -> Result<(), OutOfMemory> {
+        Ok(())
+    }
+
     #[inline]
-    fn outside<'s, H: Host>(_: &'s Arc<Freeze>, _: &'s Engine<H>, _: Attempt) {}
+    fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: Attempt) {}
 
     #[inline]
     fn inside<'s, H: Host>(
-        space: &'s Arc<Freeze>,
+        space: &'s Shared<Freeze>,
         _: &'s Engine<H>,
         _: View<'s, Vma<H, Self>>,
         _: PageNumber,
@@ -311,7 +320,7 @@ impl LockingDesign for Faultless {
         if space.is_frozen() { Err(Blocked::Wait) } else { Ok(()) }
     }
 
-    fn blocked<H: Host>(space: &Arc<Freeze>, engine: &Engine<H>, _: &mut Attempt) {
+    fn blocked<H: Host>(space: &Shared<Freeze>, engine: &Engine<H>, _: &mut Attempt) {
         space.wait(engine);
     }
 
@@ -319,12 +328,12 @@ impl LockingDesign for Faultless {
         AfterIo::Resume
     }
 
-    fn keep<'o, 's, H: Host>(_: &Arc<Freeze>, (): (), (): ()) -> Option<Self::Kept> {
+    fn keep<'o, 's, H: Host>(_: &Shared<Freeze>, (): (), (): ()) -> Option<Self::Kept> {
         None
     }
 
     fn range_work<'s, H: Host>(
-        _: &'s Arc<Freeze>,
+        _: &'s Shared<Freeze>,
         _: &'s Engine<H>,
         _: &'s Tree<Vma<H, Self>>,
         _: Call,
@@ -332,7 +341,7 @@ impl LockingDesign for Faultless {
     ) {
     }
 
-    fn fork<'s, H: Host>(space: &'s Arc<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
+    fn fork<'s, H: Host>(space: &'s Shared<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
         space.freeze(engine)
     }
 }

@@ -213,8 +213,15 @@ impl<H: Host> Engine<H> {
     // ---- retiring
 
     /// Takes what was unhooked. Called after everything is let go; may wait for a grace period and free a batch.
-    pub fn retire(&self, things: impl IntoIterator<Item = Retired>) {
+    pub fn retire(&self, things: Vec<Retired>) {
+        if things.is_empty() {
+            return;
+        }
         let mut retired = self.lock(&self.retired);
+        if retired.try_reserve(things.len()).is_err() {
+            drop(retired);
+            return self.free_retired(things);
+        }
         retired.extend(things);
         let batch = if retired.len() >= BATCH { core::mem::take(&mut *retired) } else { Vec::new() };
         drop(retired);

@@ -82,7 +82,7 @@ fn pairs(view: View<'_, Item>) -> Vec<(u64, u64)> {
 
 #[expect(clippy::vec_box, reason = "as the tree takes them")]
 fn replace_alone(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: Vec<Box<Item>>) {
-    for retired in tree.replace(writer, place, new).ok().unwrap() {
+    if let Some(retired) = tree.replace(writer, place, new).ok().unwrap() {
         // SAFETY: there are no readers.
         unsafe { retired.free() };
     }
@@ -153,7 +153,7 @@ fn readers_beside_a_writer() {
             }
             let retired = tree.replace(&mut writer, hull, new).ok().unwrap();
             sections.grace(&FenceBarrier, |look| park.pause(look));
-            for retired in retired {
+            if let Some(retired) = retired {
                 // SAFETY: after a grace period.
                 unsafe { retired.free() };
             }

@@ -6,11 +6,11 @@
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Blocked, Call, Freeze, Frozen, LockingDesign};
-use faultless::host::Host;
+use faultless::host::{Host, OutOfMemory};
+use faultless::sync::Shared;
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
 use std::convert::Infallible;
-use std::sync::Arc;
 
 /// The design; see the module.
 #[derive(Clone, Copy, Debug)]
@@ -26,12 +26,16 @@ impl LockingDesign for FaultlessRetry {
     type Range<'s, H: Host> = ();
     type Fork<'s, H: Host> = Frozen<'s, H>;
 
+    fn new_vma() -> Result<(), OutOfMemory> {
+        Ok(())
+    }
+
     #[inline]
-    fn outside<'s, H: Host>(_: &'s Arc<Freeze>, _: &'s Engine<H>, _: Attempt) {}
+    fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: Attempt) {}
 
     #[inline]
     fn inside<'s, H: Host>(
-        space: &'s Arc<Freeze>,
+        space: &'s Shared<Freeze>,
         _: &'s Engine<H>,
         _: View<'s, Vma<H, Self>>,
         _: PageNumber,
@@ -40,7 +44,7 @@ impl LockingDesign for FaultlessRetry {
         if space.is_frozen() { Err(Blocked::Wait) } else { Ok(()) }
     }
 
-    fn blocked<H: Host>(space: &Arc<Freeze>, engine: &Engine<H>, _: &mut Attempt) {
+    fn blocked<H: Host>(space: &Shared<Freeze>, engine: &Engine<H>, _: &mut Attempt) {
         space.wait(engine);
     }
 
@@ -48,12 +52,12 @@ impl LockingDesign for FaultlessRetry {
         AfterIo::Retry
     }
 
-    fn keep<'o, 's, H: Host>(_: &Arc<Freeze>, (): (), (): ()) -> Option<Infallible> {
+    fn keep<'o, 's, H: Host>(_: &Shared<Freeze>, (): (), (): ()) -> Option<Infallible> {
         None
     }
 
     fn range_work<'s, H: Host>(
-        _: &'s Arc<Freeze>,
+        _: &'s Shared<Freeze>,
         _: &'s Engine<H>,
         _: &'s Tree<Vma<H, Self>>,
         _: Call,
@@ -61,7 +65,7 @@ impl LockingDesign for FaultlessRetry {
     ) {
     }
 
-    fn fork<'s, H: Host>(space: &'s Arc<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
+    fn fork<'s, H: Host>(space: &'s Shared<Freeze>, engine: &'s Engine<H>) -> Frozen<'s, H> {
         space.freeze(engine)
     }
 }

@@ -32,12 +32,12 @@ use super::locks::{MmapKept, MmapSemaphore, MmapWrite, Policy};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
-use faultless::host::Host;
+use faultless::host::{Host, OutOfMemory};
+use faultless::sync::Shared;
 use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
 use parking_lot::RwLockReadGuard;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 /// mmap_lock alone, by policy.
 #[derive(Debug)]
@@ -68,8 +68,12 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     /// Range work on the whole space has the lock already.
     type Fork<'s, H: Host> = ();
 
+    fn new_vma() -> Result<(), OutOfMemory> {
+        Ok(())
+    }
+
     fn outside<'s, H: Host>(
-        space: &'s Arc<MmapSemaphore>,
+        space: &'s Shared<MmapSemaphore>,
         engine: &'s Engine<H>,
         attempt: Attempt,
     ) -> Option<RwLockReadGuard<'s, ()>> {
@@ -80,7 +84,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     }
 
     fn inside<'s, H: Host>(
-        _: &'s Arc<MmapSemaphore>,
+        _: &'s Shared<MmapSemaphore>,
         _: &'s Engine<H>,
         _: View<'s, Vma<H, Self>>,
         _: PageNumber,
@@ -89,7 +93,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
         Ok(())
     }
 
-    fn blocked<H: Host>(_: &Arc<MmapSemaphore>, _: &Engine<H>, _: &mut Attempt) {}
+    fn blocked<H: Host>(_: &Shared<MmapSemaphore>, _: &Engine<H>, _: &mut Attempt) {}
 
     fn after_io(attempt: Attempt) -> AfterIo {
         P::after_io(attempt)
@@ -104,7 +108,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     }
 
     fn keep<'o, 's, H: Host>(
-        space: &Arc<MmapSemaphore>,
+        space: &Shared<MmapSemaphore>,
         outside: Option<RwLockReadGuard<'o, ()>>,
         (): (),
     ) -> Option<MmapKept> {
@@ -116,7 +120,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     }
 
     fn range_work<'s, H: Host>(
-        space: &'s Arc<MmapSemaphore>,
+        space: &'s Shared<MmapSemaphore>,
         engine: &'s Engine<H>,
         _: &'s Tree<Vma<H, Self>>,
         call: Call,
@@ -136,5 +140,5 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
         };
     }
 
-    fn fork<'s, H: Host>(_: &'s Arc<MmapSemaphore>, _: &'s Engine<H>) {}
+    fn fork<'s, H: Host>(_: &'s Shared<MmapSemaphore>, _: &'s Engine<H>) {}
 }

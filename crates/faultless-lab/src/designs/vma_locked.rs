@@ -39,13 +39,13 @@ use crossbeam_utils::CachePadded;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
 use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
-use faultless::host::{Clock, Host};
+use faultless::host::{Clock, Host, OutOfMemory};
 use faultless::stats::Counter;
+use faultless::sync::Shared;
 use faultless::vma::tree::{Tree, View};
 use faultless::vma::{Mapping, Vma};
 use parking_lot::{Mutex, RwLockReadGuard};
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Thread, current, park};
 
@@ -80,7 +80,7 @@ pub struct VmaLock {
 }
 
 /// On a cache line of its own, as `vm_refcnt` is: what bounces is the count and nothing beside it.
-type VmaState = Arc<CachePadded<VmaLock>>;
+type VmaState = Shared<CachePadded<VmaLock>>;
 
 /// A writer waits for the readers to leave: no new ones.
 const WRITER: u32 = 1 << 30;
@@ -91,11 +91,11 @@ const READERS: u32 = WRITER - 1;
 impl VmaLocks {
     /// `vma_start_read`: counts the caller in, unless the VMA is write-locked (wait) or gone (look again).
     fn try_read<'s, H: Host>(
-        self: &'s Arc<Self>,
+        this: &'s Shared<Self>,
         engine: &Engine<H>,
         lock: &'s VmaState,
     ) -> Result<VmaRead<'s>, Blocked> {
-        let is_locked = |order| lock.locked_by.load(Ordering::Relaxed) == self.writer.load(order);
+        let is_locked = |order| lock.locked_by.load(Ordering::Relaxed) == this.writer.load(order);
         // Most that cannot be had cost no shared write.
         if is_locked(Ordering::Relaxed) {
             return Err(Blocked::Wait);
@@ -119,7 +119,7 @@ impl VmaLocks {
                 Err(now) => readers = now,
             }
         }
-        let read = VmaRead { space: self, lock };
+        let read = VmaRead { space: this, lock };
         if is_locked(Ordering::Acquire) {
             return Err(Blocked::Wait);
         }
@@ -180,7 +180,7 @@ impl VmaLocks {
 /// A VMA's lock, held for reading.
 #[derive(Debug)]
 pub struct VmaRead<'s> {
-    space: &'s Arc<VmaLocks>,
+    space: &'s Shared<VmaLocks>,
     lock: &'s VmaState,
 }
 
@@ -203,7 +203,7 @@ impl Drop for VmaRead<'_> {
 /// A VMA's lock, held for reading by a fault that waits, or by MADV_DONTNEED.
 #[derive(Debug)]
 pub struct VmaKept {
-    space: Arc<VmaLocks>,
+    space: Shared<VmaLocks>,
     lock: VmaState,
     in_io: InIo,
 }
@@ -285,9 +285,13 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     /// The VMAs are locked one by one.
     type Fork<'s, H: Host> = ();
 
+    fn new_vma() -> Result<VmaState, OutOfMemory> {
+        Shared::try_new(CachePadded::default())
+    }
+
     #[inline]
     fn outside<'s, H: Host>(
-        space: &'s Arc<VmaLocks>,
+        space: &'s Shared<VmaLocks>,
         engine: &'s Engine<H>,
         attempt: Attempt,
     ) -> Option<RwLockReadGuard<'s, ()>> {
@@ -296,7 +300,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
 
     #[inline]
     fn inside<'s, H: Host>(
-        space: &'s Arc<VmaLocks>,
+        space: &'s Shared<VmaLocks>,
         engine: &'s Engine<H>,
         view: View<'s, Vma<H, Self>>,
         page: PageNumber,
@@ -306,7 +310,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
             return Ok(Inside::Slow);
         }
         let vma = view.find(page).ok_or(Blocked::Wait)?;
-        let read = space.try_read(engine, vma.lock())?;
+        let read = VmaLocks::try_read(space, engine, vma.lock())?;
         Ok(Inside::Vma(read, vma))
     }
 
@@ -319,7 +323,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn first_anonymous<H: Host>(
-        space: &Arc<VmaLocks>,
+        space: &Shared<VmaLocks>,
         engine: &Engine<H>,
         attempt: Attempt,
     ) -> Result<(), Blocked> {
@@ -329,7 +333,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
     }
 
-    fn blocked<H: Host>(_: &Arc<VmaLocks>, engine: &Engine<H>, attempt: &mut Attempt) {
+    fn blocked<H: Host>(_: &Shared<VmaLocks>, engine: &Engine<H>, attempt: &mut Attempt) {
         engine.counters().add(Counter::VmaLockAborts, 1);
         attempt.slow = true;
     }
@@ -347,7 +351,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn keep<'o, 's, H: Host>(
-        space: &Arc<VmaLocks>,
+        space: &Shared<VmaLocks>,
         outside: Option<RwLockReadGuard<'o, ()>>,
         inside: Inside<'s, H, P>,
     ) -> Option<Kept> {
@@ -366,7 +370,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn range_work<'s, H: Host>(
-        space: &'s Arc<VmaLocks>,
+        space: &'s Shared<VmaLocks>,
         engine: &'s Engine<H>,
         tree: &'s Tree<Vma<H, Self>>,
         call: Call,
@@ -378,7 +382,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
         let section = engine.enter();
         let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
-        let kept = vma.and_then(|vma| space.try_read(engine, vma.lock()).ok()).map(VmaRead::keep);
+        let kept = vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).map(VmaRead::keep);
         drop(section);
         match kept {
             Some(kept) => Range::Vma { _kept: kept },
@@ -418,5 +422,5 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         P::fork_locks(mapping)
     }
 
-    fn fork<'s, H: Host>(_: &'s Arc<VmaLocks>, _: &'s Engine<H>) {}
+    fn fork<'s, H: Host>(_: &'s Shared<VmaLocks>, _: &'s Engine<H>) {}
 }

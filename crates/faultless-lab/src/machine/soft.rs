@@ -11,6 +11,7 @@ use faultless::host::OutOfMemory;
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::stats::{Counter, Statistics};
 use faultless::store::{DelayedStore, Store};
+use faultless::sync::Shared;
 use faultless::{
     AddressSpace, DiscardError, Engine, Fault, File, ForkError, Limits, MapError, MapRequest, ProtectError,
     Source, UnmapError,
@@ -30,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 struct Opened {
     contents: Arc<TestFile>,
-    file: Arc<File<Soft>>,
+    file: Shared<File<Soft>>,
 }
 
 /// An engine, and what the scenario needs in it.

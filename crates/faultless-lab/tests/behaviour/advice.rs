@@ -4,6 +4,7 @@ use crate::*;
 use faultless::address::RangeError;
 use faultless::errno;
 use faultless::protection::{Access, Sharing};
+use faultless::sync::Shared;
 use faultless::vma::Flags;
 use faultless::{Advice, AdviseError, DiscardError, Fault, LockAll, LockMode, Source};
 use faultless_soft::Cpu;
@@ -61,7 +62,7 @@ pub(crate) fn resident<S: Stand, D: LockingDesign>(space: &Space<S, D>, page: u6
     space.resident(at(page), pages(n)).unwrap().iter().map(|r| if *r { '1' } else { '0' }).collect()
 }
 
-pub(crate) fn shared<S: Stand>(file: &Arc<File<S>>, page: u64, n: u64) -> MapRequest<S> {
+pub(crate) fn shared<S: Stand>(file: &Shared<File<S>>, page: u64, n: u64) -> MapRequest<S> {
     let source = Source::File { file: file.clone(), first: 0, sharing: Sharing::Shared };
     MapRequest { source, ..anonymous(page, n) }.with(Protection::READ)
 }

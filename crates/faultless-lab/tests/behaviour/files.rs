@@ -138,7 +138,7 @@ fn a_hole_is_zeros_and_private_copies_stay<S: Stand, D: LockingDesign>() -> Ran<
 
 fn memory_files_are_cut_off_like_any<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
-    let file = File::in_memory(&machine.engine, 4 * PAGE_SIZE);
+    let file = File::in_memory(&machine.engine, 4 * PAGE_SIZE).unwrap();
     let (one, other) = (machine.space::<D>(), machine.space::<D>());
     one.map(shared(&file, 10, 4, READ_WRITE)).unwrap();
     other.map(shared(&file, 20, 4, Protection::READ)).unwrap();
@@ -300,7 +300,7 @@ fn removing_holds_nothing_while_it_waits<S: Stand, D: LockingDesign>() -> Ran<S>
     machine.end()
 }
 
-fn opened<S: Stand>(file: &Arc<File<S>>, rights: FileRights) -> Arc<FileHandle<S>> {
+fn opened<S: Stand>(file: &Shared<File<S>>, rights: FileRights) -> Arc<FileHandle<S>> {
     Arc::new(file.handle_for(rights))
 }
 

@@ -18,6 +18,7 @@ use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::protection::Protection;
 use faultless::store::{FileStore, GatedStore};
+use faultless::sync::Shared;
 use faultless::{Engine, FaultError, File, Limits, MapRequest, Placement};
 use faultless_soft::AccessError;
 use stand::{Ran, Space, Stand, report};
@@ -94,13 +95,13 @@ impl<S: Stand> Machine<S> {
     }
 
     /// A file of `pages` pages, page `n` full of byte `n + 1`, and the gate that its reads pass.
-    pub fn gated_file(&self, pages: u64) -> (Arc<File<S>>, Arc<GatedStore<FileStore>>) {
+    pub fn gated_file(&self, pages: u64) -> (Shared<File<S>>, Arc<GatedStore<FileStore>>) {
         let gate = Arc::new(GatedStore::new(numbered(pages)));
         (File::open(&self.engine, gate.clone()).expect("a length"), gate)
     }
 
     /// The same with the gate open.
-    pub fn file(&self, pages: u64) -> Arc<File<S>> {
+    pub fn file(&self, pages: u64) -> Shared<File<S>> {
         File::open(&self.engine, Arc::new(numbered(pages))).expect("a length")
     }
 
@@ -139,7 +140,7 @@ pub(crate) fn anonymous<S: Stand>(page: u64, pages: u64) -> MapRequest<S> {
 }
 
 pub(crate) fn of_file<S: Stand>(
-    file: &Arc<File<S>>,
+    file: &Shared<File<S>>,
     page: u64,
     pages: u64,
     rights: Protection,

@@ -4,6 +4,7 @@ use crate::*;
 use faultless::protection::{Access, Sharing};
 use faultless::stats::Counter;
 use faultless::store::{Direction, FailingStore, Failure, InjectedError, Store, StoreError};
+use faultless::sync::Shared;
 use faultless::vma::Flags;
 use faultless::{FileError, MapError, ProtectError, Source, SyncError, SyncFlags};
 use faultless_soft::Cpu;
@@ -30,7 +31,7 @@ on_real_memory! {
 
 /// A real file, and what the engine has of it.
 pub(crate) struct Real<S: Stand, T> {
-    pub file: Arc<File<S>>,
+    pub file: Shared<File<S>>,
     pub store: Arc<T>,
     pub on_disk: tempfile::NamedTempFile,
 }
@@ -65,7 +66,7 @@ impl<S: Stand> Real<S, FileStore> {
 }
 
 pub(crate) fn shared<S: Stand>(
-    file: &Arc<File<S>>,
+    file: &Shared<File<S>>,
     page: u64,
     pages: u64,
     rights: Protection,

@@ -6,6 +6,7 @@ use crate::trouble::Trouble;
 use ::faultless::address::VirtAddr;
 use ::faultless::protection::Protection;
 use ::faultless::store::FileStore;
+use ::faultless::sync::Shared;
 use ::faultless::{AddressSpace, File, MapRequest, Placement};
 use faultless_linux::{Options, Pager, Region, Serving};
 use std::collections::BTreeMap;
@@ -84,7 +85,7 @@ impl Contender for Faultless {
 /// The file in a space of its own: two regions have nothing in common, not even of the same store.
 fn mapped(
     pager: &Pager,
-    file: &Arc<File<faultless_linux::Linux>>,
+    file: &Shared<File<faultless_linux::Linux>>,
     setting: &Setting,
 ) -> Result<(Serving, Touched), Trouble> {
     let bytes = (setting.pages * PAGE) as u64;

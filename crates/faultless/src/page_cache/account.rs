@@ -6,9 +6,9 @@ use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, Park, plain};
+use crate::sync::{Mutex, Park, Shared, Weak, plain};
 use alloc::collections::VecDeque;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 
 /// Pages evicted at once.
 const FEW: u64 = 32;
@@ -50,6 +50,14 @@ impl<H: Host> Account<H> {
 
     pub(crate) fn key(&self) -> usize {
         core::ptr::from_ref(&self.unpinned).addr()
+    }
+
+    /// Puts a page at the end of the clock's way. Without memory for the queue the page stays until the file goes.
+    pub(super) fn enqueue(&self, engine: &Engine<H>, file: Weak<File<H>>, page: u64) {
+        let mut queue = engine.lock(&self.queue);
+        if queue.try_reserve(1).is_ok() {
+            queue.push_back((file, page));
+        }
     }
 
     /// Says that memory may have come free.
@@ -207,7 +215,7 @@ impl<H: Host> Engine<H> {
     /// to write some back: they can be evicted when that has ended.
     pub(crate) fn evict(&self, wanted: u64) -> u64 {
         let (mut evicted, mut looks) = (0, 2 * self.lock(&self.cache.queue).len());
-        let mut dirty: [Option<(Arc<File<H>>, u64)>; FEW as usize] = [const { None }; FEW as usize];
+        let mut dirty: [Option<(Shared<File<H>>, u64)>; FEW as usize] = [const { None }; FEW as usize];
         let mut count = 0;
         while evicted < wanted && looks > 0 {
             looks -= 1;
@@ -217,7 +225,7 @@ impl<H: Host> Engine<H> {
             match found {
                 Evicted::Done => evicted += 1,
                 Evicted::Absent => {}
-                Evicted::InUse | Evicted::Dirty => self.lock(&self.cache.queue).push_back((weak, page)),
+                Evicted::InUse | Evicted::Dirty => self.cache.enqueue(self, weak, page),
             }
             if found == Evicted::Dirty && count < dirty.len() {
                 dirty[count] = Some((file, page));

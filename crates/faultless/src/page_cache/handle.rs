@@ -8,8 +8,7 @@ use crate::address::PAGE_SIZE;
 use crate::errno;
 use crate::host::{FrameSource, Host};
 use crate::store::StoreError;
-use crate::sync::Mutex;
-use alloc::sync::Arc;
+use crate::sync::{Mutex, Shared};
 
 bitflags::bitflags! {
     /// What a handle was opened for (O_RDONLY, O_WRONLY, O_RDWR). What the file itself was not opened for, no handle may.
@@ -66,7 +65,7 @@ impl FileError {
 ///
 /// Dropping it starts nothing and waits for nothing: [`FileHandle::sync`] is the promise.
 pub struct FileHandle<H: Host> {
-    file: Arc<File<H>>,
+    file: Shared<File<H>>,
     /// Immutable.
     rights: FileRights,
     /// The errors that it has been told of. Protected by its lock.
@@ -75,7 +74,7 @@ pub struct FileHandle<H: Host> {
 
 impl<H: Host> FileHandle<H> {
     /// The file.
-    pub fn file(&self) -> &Arc<File<H>> {
+    pub fn file(&self) -> &Shared<File<H>> {
         &self.file
     }
 
@@ -151,14 +150,15 @@ impl<H: Host> FileHandle<H> {
 
 impl<H: Host> File<H> {
     /// A handle of its own account of errors, for all that the file allows.
-    pub fn handle(self: &Arc<Self>) -> FileHandle<H> {
+    pub fn handle(&self) -> FileHandle<H> {
         self.handle_for(FileRights::all())
     }
 
     /// A handle for these rights only.
-    pub fn handle_for(self: &Arc<Self>, rights: FileRights) -> FileHandle<H> {
+    pub fn handle_for(&self, rights: FileRights) -> FileHandle<H> {
         let seen = self.engine.lock(&self.errors).sample();
-        FileHandle { file: self.clone(), rights, seen: Mutex::new(seen) }
+        let file = self.this.upgrade().expect("whoever calls this keeps the file");
+        FileHandle { file, rights, seen: Mutex::new(seen) }
     }
 
     /// As [`FileHandle::sync`], with the account that the file's mappings have together: what msync was told of is not told

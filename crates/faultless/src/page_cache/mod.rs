@@ -21,17 +21,18 @@ pub use handle::{FileError, FileHandle, FileRights};
 
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
+use crate::errno;
 use crate::frame::{Reference, Refused};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
-use crate::store::{Direction, Store, StoreError, Transfer};
+use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, Park, Ranges, full_fence};
+use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, full_fence, try_box};
 use account::{Evicted, LOOKS};
-use alloc::boxed::Box;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::ptr::NonNull;
 use index::Index;
 use writeback::Errors;
 
@@ -54,6 +55,19 @@ pub(crate) trait Maps: Send + Sync {
     /// Takes the write right away from every entry that maps a folio of `pages` of file `file` that is under writeback.
     /// When it returns, no processor stores into these.
     fn protect_pages_of(&self, file: u64, pages: Range<u64>);
+}
+
+impl dyn Maps {
+    /// A space of any design.
+    pub(crate) fn of<S: Maps + 'static>(space: Weak<S>) -> Weak<Self> {
+        // SAFETY: the pointer that comes in.
+        unsafe { space.unsize(|counted| counted as NonNull<Counted<Self>>) }
+    }
+}
+
+/// Of a transfer that could not be begun.
+fn no_memory(offset: u64) -> StoreError {
+    StoreError::Io { offset, errno: errno::ENOMEM }
 }
 
 /// A file's pages in memory.
@@ -91,30 +105,39 @@ impl<H: Host> File<H> {
     ///
     /// # Errors
     /// What the store says of its length.
-    pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+    pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Shared<Self>, StoreError> {
         let length = store.length()?;
-        Ok(Self::new(engine, Some(store), length, false))
+        Self::new(engine, Some(store), length, false).map_err(|_| no_memory(0))
     }
 
     /// The file that `store` holds, to be read and written: by shared mappings and by [`FileHandle`]s.
     ///
     /// # Errors
     /// What the store says of its length.
-    pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Arc<Self>, StoreError> {
+    pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Shared<Self>, StoreError> {
         let length = store.length()?;
-        Ok(Self::new(engine, Some(store), length, true))
+        Self::new(engine, Some(store), length, true).map_err(|_| no_memory(0))
     }
 
     /// `length` bytes of zeros that have no store (memfd; what is behind shared anonymous memory). Pages come with their
     /// first touch, without I/O, and stay until they are cut off or the file goes; they are not counted as cached.
-    pub fn in_memory(engine: &Arc<Engine<H>>, length: u64) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn in_memory(engine: &Arc<Engine<H>>, length: u64) -> Result<Shared<Self>, OutOfMemory> {
         Self::new(engine, None, length, true)
     }
 
-    fn new(engine: &Arc<Engine<H>>, store: Option<Arc<dyn Store>>, length: u64, writable: bool) -> Arc<Self> {
+    fn new(
+        engine: &Arc<Engine<H>>,
+        store: Option<Arc<dyn Store>>,
+        length: u64,
+        writable: bool,
+    ) -> Result<Shared<Self>, OutOfMemory> {
         let id = engine.next_serial();
         let engine = engine.clone();
-        Arc::new_cyclic(|this| Self {
+        let resizing = Ranges::try_new(())?;
+        Shared::try_new_cyclic(|this| Self {
             id,
             this: this.clone(),
             engine,
@@ -122,7 +145,7 @@ impl<H: Host> File<H> {
             writable,
             length: AtomicU64::new(length),
             index: Index::new(),
-            resizing: Ranges::new(()),
+            resizing,
             punching: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
             errors: Mutex::default(),
@@ -224,7 +247,8 @@ impl<H: Host> File<H> {
                 engine.counters().add(Counter::RetriesPageGone, 1);
             }
             let frame = self.room_for_one()?;
-            let word = self.index.make(page).inspect_err(|_| engine.host().frames().free(frame))?;
+            let memory = self.index.make(page).and_then(|word| Ok((word, self.completion(page, frame)?)));
+            let (word, completion) = memory.inspect_err(|_| engine.host().frames().free(frame))?;
             let folio = engine.folio(frame);
             folio.begin_reading(self.id, page);
             let old = word.load(Ordering::Acquire);
@@ -250,7 +274,7 @@ impl<H: Host> File<H> {
                 self.detach(page, frame);
             }
             if page < self.pages() {
-                self.submit(page, frame);
+                self.submit(page, frame, completion);
             } else {
                 self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
             }
@@ -295,10 +319,15 @@ impl<H: Host> File<H> {
         }
     }
 
-    fn submit(&self, page: u64, frame: Frame) {
-        let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
+    /// What the end of a read calls; had before anybody waits for the read.
+    fn completion(&self, page: u64, frame: Frame) -> Result<Completion, OutOfMemory> {
+        let this = self.this.upgrade().ok_or(OutOfMemory)?;
+        Ok(try_box(move |result| this.end_read(page, frame, result))?)
+    }
+
+    fn submit(&self, page: u64, frame: Frame, completion: Completion) {
+        let Some(store) = &self.store else { return };
         let memory = self.engine.host().frames().memory(frame);
-        let completion = Box::new(move |result| this.end_read(page, frame, result));
         // SAFETY: the read's own pin keeps the frame until the completion, and nobody touches the bytes of a folio
         // that is being read.
         let transfer = unsafe { Transfer::new(Direction::Read, page * PAGE_SIZE, memory, completion) };
@@ -386,11 +415,7 @@ impl<H: Host> File<H> {
     }
 
     fn enqueue(&self, page: u64) {
-        let mut queue = self.engine.lock(&self.engine.cache.queue);
-        // Without memory for the queue the page stays until the file goes.
-        if queue.try_reserve(1).is_ok() {
-            queue.push_back((self.this.clone(), page));
-        }
+        self.engine.cache.enqueue(&self.engine, self.this.clone(), page);
     }
 
     /// Evicts `page` if nobody uses it.
@@ -408,6 +433,12 @@ impl<H: Host> File<H> {
         self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         self.engine.host().frames().free(frame);
         Evicted::Done
+    }
+
+    /// How many spaces that have mapped it are there still.
+    pub fn spaces(&self) -> usize {
+        let spaces = self.engine.lock(&self.spaces);
+        spaces.iter().filter(|(_, space)| space.strong_count() != 0).count()
     }
 
     /// The next space behind number `last`, in the order of first mapping.

@@ -47,9 +47,9 @@ impl<H: Host> File<H> {
         store: impl FnOnce(u64) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         self.engine.assert_may_sleep("truncation");
-        // One at a time; without memory to queue for it, they may overlap as if they had been called so.
+        // One at a time.
         let whole = PageRange::single(PageNumber::new(0));
-        let taken = self.resizing.take(whole, &*self.engine).map(|(taken, _)| taken);
+        let taken = self.resizing.take(whole, &*self.engine).0;
         let old = self.length();
         if length > old && self.writable {
             store(length)?;
@@ -150,7 +150,7 @@ impl<H: Host> File<H> {
         }
         let hole_end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
         let whole = PageRange::single(PageNumber::new(0));
-        let taken = self.resizing.take(whole, &*self.engine).map(|(taken, _)| taken);
+        let taken = self.resizing.take(whole, &*self.engine).0;
         let end = hole_end.min(self.length());
         if offset >= end {
             return Ok(());

@@ -21,7 +21,7 @@
 
 use super::account::Pin;
 use super::index::{self, Tag};
-use super::{File, SEEN, frame_of};
+use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::frame::Reference;
@@ -29,7 +29,7 @@ use crate::host::{Frame, FrameSource, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
-use crate::sync::{Park, full_fence};
+use crate::sync::{Park, full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -247,22 +247,30 @@ impl<H: Host> File<H> {
         frames.write(pin.frame(), inside, &[0; PAGE_SIZE as usize][inside..]);
         engine.counters().add(Counter::IoWrites, 1);
         engine.cache.writes.fetch_add(1, Ordering::Relaxed);
-        let mut moving = None;
+        let (mut moving, mut has_memory) = (None, true);
         if engine.folio(pin.frame()).is_pinned_for_io() {
             // Somebody may write it at any time: the store gets a copy, and the page stays dirty.
-            let mut copy = Box::new([0; PAGE_SIZE as usize]);
-            frames.read(pin.frame(), 0, &mut copy[..]);
-            moving = Some(Moving(NonNull::from(Box::leak(copy))));
+            if let Ok(mut copy) = try_box([0; PAGE_SIZE as usize]) {
+                frames.read(pin.frame(), 0, &mut copy[..]);
+                moving = Some(Moving(NonNull::from(Box::leak(copy))));
+            } else {
+                has_memory = false;
+            }
         }
         let memory = match &moving {
             Some(moving) => moving.0.cast(),
             None => frames.memory(pin.frame()),
         };
-        let completion = Box::new(move |result| {
+        let end = move |result| {
             let stays_dirty = moving.is_some();
             drop(moving);
             this.end_write(page, pin, stays_dirty, result);
-        });
+        };
+        // A write that finds no memory has failed like any other: the page stays dirty.
+        let completion = match if has_memory { try_box_or_back(end) } else { Err(end) } {
+            Ok(completion) => completion,
+            Err(end) => return end(Err(no_memory(offset))),
+        };
         // SAFETY: the pin keeps the frame until the completion, and nobody stores into it: no entry has the write right,
         // and none gets it while the folio is under writeback; who writes by handle waits for the same. A copy is the
         // completion's own.
@@ -322,7 +330,13 @@ impl<H: Host> File<H> {
             engine.cache.writes.fetch_add(1, Ordering::Relaxed);
             let memory = frames.memory(frame);
             let last = Last { engine, frame, store: store.clone() };
-            let completion = Box::new(move |result| last.end(result));
+            let completion = match try_box_or_back(move |result| last.end(result)) {
+                Ok(completion) => completion,
+                Err(end) => {
+                    end(Err(no_memory(offset)));
+                    continue;
+                }
+            };
             // SAFETY: the cache's reference keeps the frame until the completion, and nobody else knows it: the file is
             // gone, and with it every mapping.
             let transfer = unsafe { Transfer::new(Direction::Write, offset, memory, completion) };

@@ -157,9 +157,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let claim = PageRange::new(seen.start.page(), PageNumber::new(end));
             let claim = claim.filter(|claim| self.whole().covers(*claim)).ok_or(no_room)?;
             if let Some(goes) = PageRange::new(new, old) {
-                self.exclude(work, goes, |_| true)?;
+                self.exclude(work, goes, |_| true);
             }
-            let (mut taken, mut lock) = self.map.take(claim, &*self.engine)?;
+            let (mut taken, mut lock) = self.map.take(claim, &*self.engine);
             let heap = lock.heap.ok_or(BrkError::NoHeap)?;
             if (heap.start, heap.end) != (seen.start, seen.end) {
                 continue;
@@ -189,8 +189,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 lock.check_locked(mapping.flags, range.pages())?;
                 lock.check_room(&mapping, range.pages())?;
                 self.may_map_more(&lock)?;
-                let more = self.extend(work, &taken, lock, mapping, Joins::BothSides);
-                retired.extend(more.map_err(|error| self.not_mapped(error))?);
+                let more = self.extend(work, &taken, lock, mapping, (Joins::BothSides, retired));
+                more.map_err(|error| self.not_mapped(error))?;
                 lock = taken.lock();
             }
             lock.heap = Some(Heap { end: address, ..heap });

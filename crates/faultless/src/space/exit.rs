@@ -1,10 +1,13 @@
 //! exit, and the end of a space with its last handle.
 
+use super::limits::Usage;
 use super::{AddressSpace, Space};
 use crate::address::PageRange;
-use crate::design::LockingDesign;
+use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
+use crate::sync::full_fence;
+use alloc::vec::Vec;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
@@ -17,9 +20,38 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         space.dying.store(true, Ordering::Release);
         space.engine.wake_waiters();
         space.map.lock_by(&*space.engine).exited = true;
-        // Unmapping everything splits nothing, so it needs no memory but a node's; without it the last handle frees.
-        let _ = space.unmap(space.whole());
+        space.clear();
         space.engine.flush();
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Unmaps everything, sealed or not. Needs no memory: the tree goes as a whole, after a grace period of its own.
+    fn clear(&self) {
+        let whole = self.whole();
+        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, whole);
+        self.engine.assert_may_sleep("the tree lock");
+        self.exclude(&mut work, whole, |_| true);
+        let taken = self.map.take(whole, &*self.engine).0;
+        // A host that has no memory to follow keeps mappings without pages, until its table goes.
+        let _ = self.table.follow(whole, None);
+        let mut lock = taken.lock();
+        let vmas = self.tree.view_locked(&lock.writer).from(whole.start());
+        vmas.for_each(|vma| D::detach(vma.lock(), true));
+        let old = self.tree.take_all(&mut lock.writer);
+        lock.usage = Usage::default();
+        drop(lock);
+        // Partner: the fence after the bit in page work.
+        full_fence();
+        D::published(&mut work);
+        self.sweep_away(&taken, whole);
+        let mut retired = Vec::new();
+        self.unhook_leaves(&taken, &mut retired);
+        drop(taken);
+        drop(work);
+        self.engine.grace();
+        drop(old);
+        self.engine.retire(retired);
     }
 }
 

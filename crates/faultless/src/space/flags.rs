@@ -138,8 +138,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let inside = range.intersection(self.whole()).ok_or(none)?;
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, inside, |_| true).map_err(|_| Wrong::OutOfMemory)?;
-        let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| Wrong::OutOfMemory)?;
+        self.exclude(&mut work, inside, |_| true);
+        let (taken, lock) = self.map.take(inside, &*self.engine);
         before(&lock).map_err(Wrong::All)?;
         let mut reach = self.reach(&lock, range, holes, refuse);
         let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
@@ -152,9 +152,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let part = part(&reach);
         let mut retired = Vec::new();
         if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
-            let (lock, replaced) = self.publish(&mut work, lock, part, each, None)?;
-            retired = replaced;
-            drop(lock);
+            drop(self.publish(&mut work, lock, part, each, None, &mut retired)?);
             self.sweep(&taken, part, |_, entry| entry, |_, _, _| {});
         } else {
             drop(lock);

@@ -47,17 +47,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn fork(&self) -> Result<Self, ForkError> {
         let space = &*self.0;
         let table = space.engine.host().child_table(&space.table)?;
-        let child = Self::with_table(&space.engine, table);
+        let child = Self::with_table(&space.engine, table)?;
         let whole = space.whole();
         let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Fork, whole);
         space.engine.assert_may_sleep("the tree lock");
-        space.exclude(&mut work, whole, D::fork_excludes)?;
-        let (taken, lock) = space.map.take(whole, &*space.engine)?;
+        space.exclude(&mut work, whole, D::fork_excludes);
+        let (taken, lock) = space.map.take(whole, &*space.engine);
         if lock.exited {
             return Err(ForkError::Exited);
         }
         // All memory but the child's tables, before anybody is stopped. The tree stays as it is: we have all of it.
-        let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine)?;
+        let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
         let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
         child_lock.locks = lock.locks.of_child();
         drop(lock);
@@ -74,7 +74,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         drop(child_taken);
         drop(taken);
         drop(work);
-        copied.and(followed)?;
+        let made = copied.and(followed);
+        // dup_mmap's error path: what is half made stays where the files find it.
+        #[cfg(mutant = "failed_fork_stays")]
+        if made.is_err() {
+            core::mem::forget(child.clone());
+        }
+        made?;
         Ok(child)
     }
 }
@@ -105,11 +111,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if let Backing::File { file, .. } = &mapping.backing {
                 file.register(0, child.as_maps())?;
             }
-            copies.push(try_box(Vma::new(mapping))?);
+            copies.push(try_box(Vma::new(mapping)?)?);
         }
         let retired =
             child.0.tree.replace(&mut map.writer, self.whole(), copies).map_err(|(error, _)| error)?;
-        debug_assert!(retired.is_empty());
+        debug_assert!(retired.is_none());
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
         map.usage = Usage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);

@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::protection::Protection;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Vma};
+use alloc::vec::Vec;
 
 /// Pages that stay free between a mapping that grows down and what can be used below it (Linux: stack_guard_gap).
 const GUARD_GAP: u64 = 256;
@@ -87,15 +88,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Grow, self.whole());
         self.engine.assert_may_sleep("the tree lock");
-        let mut retired = None;
+        let mut retired = Vec::new();
         let grown = loop {
             let Some((mapped, true)) = look() else { break false };
             // Somebody was quicker.
             let Some(range) = PageRange::new(page, mapped.start()) else { break true };
-            if self.exclude(&mut work, range.hull(mapped), |_| true).is_err() {
-                break false;
-            }
-            let Ok((taken, lock)) = self.map.take(range, &*self.engine) else { break false };
+            self.exclude(&mut work, range.hull(mapped), |_| true);
+            let (taken, lock) = self.map.take(range, &*self.engine);
             let view = self.tree.view_locked(&lock.writer);
             if above(view, page) != Some((mapped, true)) {
                 continue;
@@ -114,14 +113,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 break vma.is_busy();
             }
             let more = extension(vma, range);
-            let published = self.extend(&mut work, &taken, lock, more, Joins::Above);
+            let published = self.extend(&mut work, &taken, lock, more, (Joins::Above, &mut retired));
             drop(taken);
-            let grown = published.is_ok();
-            retired = published.ok();
-            break grown;
+            break published.is_ok();
         };
         drop(work);
-        self.engine.retire(retired.into_iter().flatten());
+        self.engine.retire(retired);
         grown
     }
 }

@@ -52,7 +52,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let held = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = AdviseError::OutOfMemory { range, advice };
-        let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
+        let (taken, lock) = self.map.take(inside, &*self.engine);
         let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice));
         drop(lock);
         let mut rest = PageRange::new(inside.start(), reach.end.min(inside.end()));

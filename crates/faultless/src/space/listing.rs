@@ -8,6 +8,7 @@ use crate::protection::{Protection, Sharing};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags};
 use alloc::vec::Vec;
+use core::iter;
 
 /// One line of the listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,26 +27,32 @@ pub struct MappingInfo {
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// The mappings, upwards. Each line was true at some moment during the call; the space does not stand still.
+    ///
+    /// Aborts where there is no memory for the list, as any `collect`; [`AddressSpace::mapping_from`] needs none.
     pub fn mappings(&self) -> Vec<MappingInfo> {
-        let mut lines = Vec::new();
         let mut from = PageNumber::new(0);
-        loop {
-            // One at a time: making room for a line does not happen in the section.
-            let section = self.engine().enter();
-            let info = self.0.tree.view(&section).from(from).next().map(|vma| {
-                let mapping = vma.mapping();
-                let file = match &mapping.backing {
-                    Backing::File { file, first } => Some((file.id(), *first)),
-                    _ => None,
-                };
-                let (protection, sharing) = (mapping.protection, mapping.sharing);
-                let flags = mapping.flags - Flags::OWN;
-                MappingInfo { range: vma.range(), protection, sharing, flags, file }
-            });
-            drop(section);
-            let Some(info) = info else { return lines };
+        let next = || {
+            let info = self.mapping_from(from)?;
             from = info.range.end();
-            lines.push(info);
-        }
+            Some(info)
+        };
+        // Making room for a line does not happen in the section.
+        iter::from_fn(next).collect()
+    }
+
+    /// The first mapping that ends above `page`.
+    pub fn mapping_from(&self, page: PageNumber) -> Option<MappingInfo> {
+        let section = self.engine().enter();
+        // What stands for a place that mremap empties is no mapping.
+        let mut vmas = self.0.tree.view(&section).from(page);
+        let vma = vmas.find(|vma| !matches!(vma.mapping().backing, Backing::Busy))?;
+        let mapping = vma.mapping();
+        let file = match &mapping.backing {
+            Backing::File { file, first } => Some((file.id(), *first)),
+            _ => None,
+        };
+        let (protection, sharing) = (mapping.protection, mapping.sharing);
+        let flags = mapping.flags - Flags::OWN;
+        Some(MappingInfo { range: vma.range(), protection, sharing, flags, file })
     }
 }

@@ -11,7 +11,7 @@ use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, FileHandle, FileRights};
 use crate::protection::{Protection, Sharing};
-use crate::sync::{Choice, Claims, Retired};
+use crate::sync::{Choice, Claims, Retired, Shared};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Flags, Mapping, Vma, edit};
 use alloc::sync::Arc;
@@ -30,7 +30,7 @@ pub enum Source<H: Host> {
     /// A file from its page `first` on. Pages past its end can be mapped; touching them is an error.
     File {
         /// The file.
-        file: Arc<File<H>>,
+        file: Shared<File<H>>,
         /// The page of the file that the mapping begins with.
         first: u64,
         /// Whether stores stay in the space.
@@ -95,7 +95,7 @@ impl<H: Host> MapRequest<H> {
     }
 
     /// `length` bytes of `file` from page `first` on, private, anywhere.
-    pub fn file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+    pub fn file(file: &Shared<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
         Self { length, protection, source, ..Self::anonymous(length) }
     }
@@ -106,7 +106,7 @@ impl<H: Host> MapRequest<H> {
     }
 
     /// `length` bytes of `file` from page `first` on, shared, anywhere.
-    pub fn shared_file(file: &Arc<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+    pub fn shared_file(file: &Shared<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Shared };
         Self { source, ..Self::file(file, first, length, protection) }
     }
@@ -308,7 +308,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(MapError::SharedWriteUnsupported);
                 }
                 let bytes = asked.pages() * PAGE_SIZE;
-                let file = File::in_memory(&self.engine, bytes);
+                let file = File::in_memory(&self.engine, bytes)?;
                 file.register(self.id, handle.as_maps())?;
                 (Backing::File { file, first: 0 }, Sharing::Shared)
             }
@@ -376,18 +376,19 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, self.whole());
         self.engine.assert_may_sleep("the tree lock");
         let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, hint, pages);
-        let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose)? else {
+        let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose) else {
             return Err(MapError::NoSpace { pages });
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
         let mapping = mapping(range);
         self.check_limits(&lock, &mapping)?;
-        let published = self.map_hole(&mut work, &taken, lock, mapping);
+        let mut retired = Vec::new();
+        let published = self.map_hole(&mut work, &taken, lock, mapping, &mut retired);
         drop(taken);
         drop(work);
-        self.engine.retire(published?);
-        Ok(range)
+        self.engine.retire(retired);
+        published.map(|()| range)
     }
 
     /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
@@ -429,22 +430,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
-        let (taken, lock) = self.map.take(range, &*self.engine)?;
+        let (taken, lock) = self.map.take(range, &*self.engine);
         refuse_existing(self.tree.view_locked(&lock.writer), range)?;
         self.check_limits(&lock, &mapping)?;
-        let published = self.map_hole(&mut work, &taken, lock, mapping);
+        let mut retired = Vec::new();
+        let published = self.map_hole(&mut work, &taken, lock, mapping, &mut retired);
         drop(taken);
         drop(work);
-        self.engine.retire(published?);
-        Ok(range)
+        self.engine.retire(retired);
+        published.map(|()| range)
     }
 
-    /// Over something: BUSY, sweep, then the new mapping, so that no page faulted into the new one is swept away.
+    /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
     fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, range, |_| true)?;
-        let (taken, lock) = self.map.take(range, &*self.engine)?;
+        self.exclude(&mut work, range, |_| true);
+        let (taken, lock) = self.map.take(range, &*self.engine);
         if let Some(sealed) = self.first_sealed(&lock, range) {
             return Err(MapError::Sealed { range, address: sealed.address() });
         }
@@ -455,37 +457,35 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .from(range.start())
             .next()
             .is_some_and(|vma| vma.range().overlaps(range));
+        let mut retired = Vec::new();
         if !over_something || cfg!(mutant = "fixed_without_busy") {
-            let published = self.map_hole(&mut work, &taken, lock, mapping);
+            let published = self.map_hole(&mut work, &taken, lock, mapping, &mut retired);
             if over_something && published.is_ok() {
                 self.sweep_away(&taken, range);
             }
             drop(taken);
             drop(work);
-            self.engine.retire(published?);
-            return Ok(range);
+            self.engine.retire(retired);
+            return published.map(|()| range);
         }
-        let busy = Mapping { backing: Backing::Busy, anon: None, ..mapping.clone() };
-        let (lock, mut retired) = self.publish_new(&mut work, lock, range, busy)?;
-        drop(lock);
+        // Page work waits until it is settled, which takes no memory.
+        let (protection, flags) = (mapping.protection, mapping.flags | Flags::MOVING);
+        drop(self.publish_new(&mut work, lock, range, Mapping { flags, ..mapping }, &mut retired)?);
         self.sweep_away(&taken, range);
         self.unhook_leaves(&taken, &mut retired);
-        let published = match self.map_hole(&mut work, &taken, self.map.lock_by(&*self.engine), mapping) {
-            Ok(more) => {
-                retired.extend(more);
-                Ok(range)
-            }
-            // The old mapping is gone, as Linux leaves it when it fails that late; a hole takes no memory to speak of.
-            Err(error) => {
-                let hole = self.publish(&mut work, taken.lock(), range, |_| None, None);
-                retired.extend(hole.into_iter().flat_map(|(_, retired)| retired));
-                Err(error)
-            }
-        };
+        let followed = self.table.follow(range, Some(protection));
+        if followed.is_ok() {
+            self.settle(&mut work, &taken, range, &mut retired);
+        } else {
+            // The old mapping is gone, as Linux leaves it when it fails that late. Without memory for a hole what stands
+            // there is one when it is let go.
+            let _ = self.publish(&mut work, taken.lock(), range, |_| None, None, &mut retired);
+            self.follow_back(&taken, range);
+        }
         drop(taken);
         drop(work);
         self.engine.retire(retired);
-        published
+        followed.map(|()| range).map_err(MapError::from)
     }
 
     /// Has the host follow, and publishes what comes where nothing is, or BUSY.
@@ -495,11 +495,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         lock: TreeLock<'s>,
         mapping: Mapping<H>,
-    ) -> Result<Vec<Retired>, MapError> {
+        retired: &mut Vec<Retired>,
+    ) -> Result<(), MapError> {
         let range = mapping.range;
         let lock = self.follow(taken, lock, range, Some(mapping.protection))?;
-        let published = self.publish_new(work, lock, range, mapping);
-        published.map(|(_, retired)| retired).inspect_err(|_| self.follow_back(taken, range))
+        let published = self.publish_new(work, lock, range, mapping, retired);
+        published.map(drop).inspect_err(|_| self.follow_back(taken, range))
     }
 
     fn publish_new<'s>(
@@ -508,12 +509,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         lock: TreeLock<'s>,
         range: PageRange,
         mapping: Mapping<H>,
-    ) -> Result<(TreeLock<'s>, Vec<Retired>), MapError> {
+        retired: &mut Vec<Retired>,
+    ) -> Result<TreeLock<'s>, MapError> {
         if lock.exited {
             return Err(MapError::Exited);
         }
         self.may_map_locked(&lock, range, mapping.flags)?;
-        self.publish(work, lock, range, |_| None, Some(mapping)).map_err(|error| match error {
+        self.publish(work, lock, range, |_| None, Some(mapping), retired).map_err(|error| match error {
             Unpublished::OutOfMemory => MapError::OutOfMemory,
             Unpublished::TooMany => {
                 let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));

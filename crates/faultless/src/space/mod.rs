@@ -55,17 +55,17 @@ use crate::design::LockingDesign;
 use crate::engine::Engine;
 use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::Maps;
-use crate::sync::Ranges;
 use crate::sync::atomic::AtomicBool;
+use crate::sync::{Ranges, Shared, Weak};
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 
 /// A virtual address space. A handle: clones are the same space, whose last handle ends it.
 ///
 /// Every method may be called by any number of threads at once. What a method waits for is said there; no method but
 /// [`fault::PendingFault::wait`] and those that contain it ever waits for I/O.
-pub struct AddressSpace<H: Host, D: LockingDesign>(pub(crate) Arc<Space<H, D>>);
+pub struct AddressSpace<H: Host, D: LockingDesign>(pub(crate) Shared<Space<H, D>>);
 
 impl<H: Host, D: LockingDesign> Clone for AddressSpace<H, D> {
     fn clone(&self) -> Self {
@@ -100,20 +100,21 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     /// The short tree lock, and the ranges taken under it.
     map: Ranges<Map>,
     /// What the design keeps here.
-    lock: Arc<D::Space>,
+    lock: Shared<D::Space>,
     /// Set by exit, before it takes anything: faults that wait for I/O give up. Atomic; partner: `park_killable`.
-    dying: Arc<AtomicBool>,
+    dying: Shared<AtomicBool>,
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn new(engine: &Arc<Engine<H>>, table: H::Table) -> Self {
+    fn new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+        let lock = Shared::try_new(D::Space::default())?;
         let (tree, writer) = Tree::new();
-        Self {
+        Ok(Self {
             id: engine.next_serial(),
             engine: engine.clone(),
             table,
             tree,
-            map: Ranges::new(Map {
+            map: Ranges::try_new(Map {
                 writer,
                 exited: false,
                 locks: lock::Locks::default(),
@@ -121,10 +122,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 limits: SpaceLimits::default(),
                 heap: None,
                 moves: 0,
-            }),
-            lock: Arc::default(),
-            dying: Arc::new(AtomicBool::new(false)),
-        }
+            })?,
+            lock,
+            dying: Shared::try_new(AtomicBool::new(false))?,
+        })
     }
 
     /// Every page that the table can address.
@@ -139,12 +140,15 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
-        Ok(Self::with_table(engine, engine.host().new_table()?))
+        Self::with_table(engine, engine.host().new_table()?)
     }
 
     /// An empty space with a table that the embedder has made for it. The table is empty and of this engine's host.
-    pub fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Self {
-        Self(Arc::new(Space::new(engine, table)))
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; the table is dropped.
+    pub fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+        Ok(Self(Shared::try_new(Space::new(engine, table)?)?))
     }
 
     /// The machine it lives in.
@@ -167,11 +171,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     pub(crate) fn downgrade(&self) -> Weak<Space<H, D>> {
-        Arc::downgrade(&self.0)
+        Shared::downgrade(&self.0)
     }
 
     pub(crate) fn as_maps(&self) -> Weak<dyn Maps> {
-        let weak: Weak<Space<H, D>> = self.downgrade();
-        weak
+        <dyn Maps>::of(self.downgrade())
     }
 }

@@ -4,9 +4,9 @@
 //!   take both ranges
 //!   target: BUSY over what was there, swept               fails: as before
 //!   source: MOVING                                        faults on it wait from here on
-//!   target: what comes, MOVING                            fails: MOVING is taken back, which needs no memory
-//!   source: wait at each bit; leaf tables for the target  fails: the same
-//!   source: a hole, or what stays, MOVING                 fails: the same
+//!   source: wait at each bit; leaf tables for the target  fails: MOVING is taken back, which needs no memory
+//!   target: what comes, MOVING                            fails: the same
+//!   source: a hole, or what stays, MOVING                 fails: the same; the target becomes a hole, or stays MOVING
 //!   each entry: out of the source, into the target        nothing fails from here on
 //!   invalidate the source                                 before anybody can free what has moved (CVE-2018-18281)
 //!   settle: what was MOVING is not; then join neighbours, if there is memory for that
@@ -110,10 +110,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             shift: 0,
             anon: None,
         };
-        let published = self.publish(work, lock, target, |_| None, Some(busy));
-        let (lock, more) = published.map_err(|error| self.unpublished(error))?;
-        drop(lock);
-        retired.extend(more);
+        let published = self.publish(work, lock, target, |_| None, Some(busy), retired);
+        drop(published.map_err(|error| self.unpublished(error))?);
         self.sweep_away(both.target(), target);
         Ok(())
     }
@@ -129,11 +127,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let Part { source, target, keeps } = part;
         let mut publish =
             |range, lock: TreeLock<'s>, each: &dyn Fn(Mapping<H>) -> Option<Mapping<H>>, insert| {
-                let published = self.publish(work, lock, range, each, insert);
-                published.map(|(lock, more)| {
-                    retired.extend(more);
-                    lock
-                })
+                self.publish(work, lock, range, each, insert, retired)
             };
         let lock = both.source.lock();
         let hole = RemapError::Hole { address: source.start().address() };
@@ -149,11 +143,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = publish(source, lock, &moving, None).map_err(|error| self.unpublished(error))?;
         let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
         let arrives = arriving(vma.glance(), part);
+        drop(lock);
+        self.make_leaves(both, part)?;
+        let lock = both.target().lock();
         let lock = self.follow(both.target(), lock, target, Some(arrives.protection))?;
         let lock =
             publish(target, lock, &|_| None, Some(arrives)).map_err(|error| self.unpublished(error))?;
         drop(lock);
-        self.make_leaves(both, part)?;
         let stays = |mapping: Mapping<H>| {
             let anon = mapping.anon.filter(|_| !is_whole);
             let flags = mapping.flags - Flags::LOCKS;
@@ -177,7 +173,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let mut look = 0;
                 let entry = loop {
                     let entry = self.table.load(leaf, page);
-                    if !entry.is_announced() {
+                    if !entry.is_announced() || cfg!(mutant = "moves_past_the_bit") {
                         break entry;
                     }
                     self.engine.pause_on_bit(look);
@@ -201,7 +197,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let mut look = 0;
                 loop {
                     let seen = self.table.load(leaf, page);
-                    if seen == Entry::EMPTY {
+                    // As CVE-2024-50066: what is read once, at the wrong time, is taken for what is there.
+                    if seen == Entry::EMPTY || cfg!(mutant = "moves_past_the_bit") && seen.is_announced() {
                         break;
                     }
                     if seen.is_announced() {
@@ -278,7 +275,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that.
-    fn settle<'s>(
+    pub(super) fn settle<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
         taken: &Taken<'s, H>,
@@ -288,8 +285,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = taken.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(range.start());
         vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
-        let joined = self.publish(work, lock, range, Some, None);
-        retired.extend(joined.into_iter().flat_map(|(_, more)| more));
+        let _ = self.publish(work, lock, range, Some, None, retired);
     }
 
     /// The source, if it was touched, is as it was; the target becomes a hole.
@@ -305,9 +301,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.settle(work, &both.source, source, retired);
             self.follow_back(&both.source, source);
         }
-        let hole = self.publish(work, both.target().lock(), target, |_| None, None);
-        // Without memory for a hole BUSY stays, which is one when it is let go.
-        retired.extend(hole.into_iter().flat_map(|(_, more)| more));
+        // Without memory for a hole what stands there stays, and is one for every access when it is let go.
+        drop(self.publish(work, both.target().lock(), target, |_| None, None, retired));
         self.follow_back(both.target(), target);
         self.retire_leaves(both.target_mut(), target, retired);
     }
@@ -322,10 +317,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         retired: &mut Vec<Retired>,
     ) -> Result<(), Unpublished> {
         let lock = self.follow(taken, lock, range, None)?;
-        let published = self.publish(work, lock, range, |_| None, None);
-        let (lock, more) = published.inspect_err(|_| self.follow_back(taken, range))?;
-        drop(lock);
-        retired.extend(more);
+        let published = self.publish(work, lock, range, |_| None, None, retired);
+        drop(published.inspect_err(|_| self.follow_back(taken, range))?);
         self.sweep_away(taken, range);
         self.retire_leaves(taken, range, retired);
         Ok(())

@@ -9,8 +9,8 @@ use crate::design::{Attempt, LockingDesign, Only, Purpose};
 use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::{Access, Protection, Sharing};
+use crate::sync::Shared;
 use crate::vma::tree::Ranged;
-use alloc::sync::Arc;
 
 /// How many reads of a file are begun before the first is waited for.
 const AHEAD: u64 = 32;
@@ -44,7 +44,7 @@ struct Part<H: Host> {
     range: PageRange,
     protection: Protection,
     sharing: Sharing,
-    file: Option<(Arc<File<H>>, u64)>,
+    file: Option<(Shared<File<H>>, u64)>,
     is_wanted: bool,
 }
 
@@ -126,7 +126,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     /// At every page that is a multiple of a few: begins the reads of the next few, as many as a small cache keeps.
-    fn read_ahead(&self, file: &Arc<File<H>>, first: u64, index: u64, pages: u64) {
+    fn read_ahead(&self, file: &Shared<File<H>>, first: u64, index: u64, pages: u64) {
         let few = AHEAD.min(self.engine().limits().cached_pages / 4).max(1);
         if few > 1 && index.is_multiple_of(few) {
             let _ = (index..pages.min(index + few)).all(|index| file.start_read(first + index));

@@ -152,8 +152,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
-        self.exclude(&mut work, inside, |_| true).map_err(|_| out_of_memory)?;
-        let (taken, lock) = self.map.take(inside, &*self.engine).map_err(|_| out_of_memory)?;
+        self.exclude(&mut work, inside, |_| true);
+        let (taken, lock) = self.map.take(inside, &*self.engine);
         if !still(&lock) {
             return Ok(None);
         }
@@ -183,16 +183,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let wanted = self.becomes_writable(&lock, prefix, protection);
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
-            let published = self.publish(&mut work, lock, prefix, change, None);
+            let published = self.publish(&mut work, lock, prefix, change, None, &mut retired);
             let published = published.inspect_err(|_| self.follow_back(&taken, prefix));
-            let (lock, replaced) = published.map_err(|error| match error {
+            let lock = published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
                 Unpublished::TooMany => {
                     let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
                     ProtectError::TooManyMappings { range, limit }
                 }
             })?;
-            retired = replaced;
             drop(lock);
             self.sweep_rights(&taken, prefix, protection);
             *fetched = wanted;

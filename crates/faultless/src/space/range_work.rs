@@ -37,17 +37,8 @@ pub(super) enum Joins {
     Above,
 }
 
-/// The design's parts of some VMAs.
-fn locks_of<'a, H: Host, D: LockingDesign>(
-    vmas: impl Iterator<Item = &'a Vma<H, D>>,
-) -> Result<Vec<D::Vma>, OutOfMemory> {
-    let mut locks = Vec::new();
-    for vma in vmas {
-        locks.try_reserve(1).map_err(|_| OutOfMemory)?;
-        locks.push(vma.lock().clone());
-    }
-    Ok(locks)
-}
+/// VMAs that are excluded for one look at the tree.
+const FEW: usize = 16;
 
 /// Frames between two invalidations.
 const BATCH: usize = 64;
@@ -83,6 +74,12 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
         self.range = Some(self.range.map_or(page, |range| range.hull(page)));
     }
 
+    /// For a mutant: what was taken out can still be reached when it is freed.
+    #[cfg(mutant = "discard_without_invalidate")]
+    pub fn forget_range(&mut self) {
+        self.range = None;
+    }
+
     /// Invalidates, then drops the references (rule 6).
     pub fn flush(&mut self) {
         if let Some(range) = self.range.take() {
@@ -102,23 +99,31 @@ impl<H: Host, D: LockingDesign> Drop for Removed<'_, H, D> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Before the range is
-    /// taken: who has a VMA's lock may wait for ranges.
+    /// taken: who has a VMA's lock may wait for ranges. The design keeps others from changing the tree meanwhile.
     pub(super) fn exclude<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
         range: PageRange,
         wanted: impl Fn(&Mapping<H>) -> bool,
-    ) -> Result<(), OutOfMemory> {
-        if !D::LOCKS_VMAS {
-            return Ok(());
+    ) {
+        let mut rest = D::LOCKS_VMAS.then_some(range);
+        while let Some(part) = rest.take() {
+            // Some at a time: exit needs no memory for this.
+            let mut locks: [Option<D::Vma>; FEW] = [const { None }; FEW];
+            let mut places = locks.iter_mut();
+            let lock = self.map.lock_by(&*self.engine);
+            let vmas = self.tree.view_locked(&lock.writer).from(part.start());
+            let vmas = vmas.take_while(|vma| vma.range().start() < part.end());
+            for vma in vmas.filter(|vma| wanted(vma.mapping())) {
+                let Some(place) = places.next() else {
+                    rest = PageRange::new(vma.range().start().max(part.start()), part.end());
+                    break;
+                };
+                *place = Some(vma.lock().clone());
+            }
+            drop(lock);
+            locks.iter().flatten().for_each(|vma| D::exclude(work, &self.engine, vma));
         }
-        let lock = self.map.lock_by(&*self.engine);
-        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
-        let vmas = vmas.take_while(|vma| vma.range().start() < range.end());
-        let locks = locks_of::<H, D>(vmas.filter(|vma| wanted(vma.mapping())))?;
-        drop(lock);
-        locks.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
-        Ok(())
     }
 
     /// Has a host with mappings of its own follow what is about to be published. The range is taken, so nobody else
@@ -171,7 +176,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Publishes, in one step, what `each` makes of every mapping inside `range`, and `insert` if there is something
     /// new. Splits at the ends, merges with neighbours. The caller has taken `range` and gives the tree lock, which comes
-    /// back with what to retire when all is let go; it sweeps in between.
+    /// back. What it replaced comes to `retired`, for when all is let go; the caller sweeps in between.
     ///
     /// # Errors
     /// [`Unpublished`]: the map is as before.
@@ -182,8 +187,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: Option<Mapping<H>>,
-    ) -> Result<(TreeLock<'s>, Vec<Retired>), Unpublished> {
-        self.publish_joining(work, lock, range, each, insert, Joins::BothSides)
+        retired: &mut Vec<Retired>,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        self.publish_joining(work, lock, range, each, insert, (Joins::BothSides, retired))
     }
 
     /// The same; `joins`: with which neighbours.
@@ -194,8 +200,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: Option<Mapping<H>>,
-        joins: Joins,
-    ) -> Result<(TreeLock<'s>, Vec<Retired>), Unpublished> {
+        (joins, retired): (Joins, &mut Vec<Retired>),
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        retired.try_reserve(1).map_err(|_| OutOfMemory)?;
         let mut lock = self.exclude_neighbours(work, lock, range, &each, &insert, joins)?;
         let mut closed: Vec<&Vma<H, D>> = Vec::new();
         let mut next: Vec<Mapping<H>> = Vec::new();
@@ -213,7 +220,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
             new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
             for mapping in next {
-                let vma = try_box(Vma::new(mapping))?;
+                let vma = try_box(Vma::new(mapping)?)?;
                 // Nobody has it yet: no wait.
                 D::exclude(work, &self.engine, vma.lock());
                 new.push(vma);
@@ -229,7 +236,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         closed.iter().for_each(|vma| D::detach(vma.lock(), true));
         // What `closed` names goes with the replacement: reopen by position, not by reference, if that fails.
-        let retired = {
+        let replaced = {
             let closed_count = closed.len();
             drop(closed);
             self.tree.replace(&mut lock.writer, hull, new).map_err(|_| {
@@ -241,11 +248,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Unpublished::OutOfMemory
             })?
         };
+        retired.extend(replaced);
         lock.usage = used;
         // Partner: the fence after the bit in page work.
         #[cfg(not(mutant = "no_range_fence"))]
         full_fence();
-        Ok((lock, retired))
+        Ok(lock)
     }
 
     /// What will be merged with what comes is excluded too, without the tree lock: the design keeps others from changing
@@ -267,13 +275,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let built = self.build(&lock, range, each, insert, joins, (&mut closed, &mut next));
             closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
             built?;
-            let missing = closed.into_iter().filter(|vma| !D::is_excluded(work, vma.lock()));
-            let missing = locks_of::<H, D>(missing)?;
-            if missing.is_empty() {
-                return Ok(lock);
-            }
+            // One a look: the neighbours are two at most, the rest has been excluded before.
+            let missing = closed.into_iter().find(|vma| !D::is_excluded(work, vma.lock()));
+            let Some(missing) = missing.map(|vma| vma.lock().clone()) else { return Ok(lock) };
             drop(lock);
-            missing.iter().for_each(|vma| D::exclude(work, &self.engine, vma));
+            D::exclude(work, &self.engine, &missing);
             lock = self.map.lock_by(&*self.engine);
         }
     }

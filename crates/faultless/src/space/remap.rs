@@ -54,7 +54,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.assert_may_sleep("the tree lock");
         let here = plan.here(plan.old_pages.max(1), whole);
         for range in here.into_iter().chain(plan.fixed()) {
-            self.exclude(&mut work, range, |_| true)?;
+            self.exclude(&mut work, range, |_| true);
         }
         let mut retired = Vec::new();
         let result = match plan.fixed() {
@@ -120,10 +120,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let source = plan.here(plan.old_pages.max(1), whole).unwrap_or(target);
         let (mut both, lock) = if source.overlaps(target) {
             // Mapped a second time, over its own end.
-            let (source, lock) = self.map.take(source.hull(target), &*self.engine)?;
+            let (source, lock) = self.map.take(source.hull(target), &*self.engine);
             (Both { source, target: None }, lock)
         } else {
-            let ((source, target), lock) = self.map.take_both(source, target, &*self.engine)?;
+            let ((source, target), lock) = self.map.take_both(source, target, &*self.engine);
             (Both { source, target: Some(target) }, lock)
         };
         self.examine(&lock, plan)?;
@@ -225,8 +225,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
         let mapped = match again {
             Some(again) => {
-                let more = self.extend(work, both.target(), lock, again, Joins::BothSides);
-                more.map(|more| retired.extend(more)).map_err(|error| self.unpublished(error))
+                let more = self.extend(work, both.target(), lock, again, (Joins::BothSides, &mut *retired));
+                more.map_err(|error| self.unpublished(error))
             }
             None => {
                 drop(lock);
@@ -247,7 +247,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let here = plan.here(plan.old_pages.max(plan.new_pages), whole).unwrap_or(whole);
         let mut claim = here;
         loop {
-            let (mut source, mut lock) = self.map.take(claim, &*self.engine)?;
+            let (mut source, mut lock) = self.map.take(claim, &*self.engine);
             let vma = self.examine(&lock, plan)?;
             if plan.old_pages >= plan.new_pages && !plan.has(RemapFlags::DONT_UNMAP) {
                 let tail = plan.tail(whole)?;
@@ -258,8 +258,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 };
             }
             if let Some(more) = self.room_behind(&lock, plan, vma) {
-                let published = self.extend(work, &source, lock, more, Joins::BothSides);
-                retired.extend(published.map_err(|error| self.unpublished(error))?);
+                let published = self.extend(work, &source, lock, more, (Joins::BothSides, retired));
+                published.map_err(|error| self.unpublished(error))?;
                 return Ok(plan.start);
             }
             if !plan.has(RemapFlags::MAY_MOVE) {
@@ -319,12 +319,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         lock: TreeLock<'s>,
         mapping: Mapping<H>,
-        joins: Joins,
-    ) -> Result<Vec<Retired>, Unpublished> {
+        joins: (Joins, &mut Vec<Retired>),
+    ) -> Result<(), Unpublished> {
         let range = mapping.range;
         let lock = self.follow(taken, lock, range, Some(mapping.protection))?;
         let published = self.publish_joining(work, lock, range, |_| None, Some(mapping), joins);
-        published.map(|(_, retired)| retired).inspect_err(|_| self.follow_back(taken, range))
+        published.map(drop).inspect_err(|_| self.follow_back(taken, range))
     }
 }
 

@@ -18,10 +18,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let Some(inside) = rest.intersection(self.whole()) else { break };
             self.engine.assert_may_sleep("the tree lock");
             // Taken, so that nothing there is half done; let go before the file is asked.
-            let (taken, lock) = self
-                .map
-                .take(inside, &*self.engine)
-                .map_err(|_| AdviseError::OutOfMemory { range, advice })?;
+            let (taken, lock) = self.map.take(inside, &*self.engine);
             let next = self.tree.view_locked(&lock.writer).from(at).next().and_then(|vma| {
                 let part = vma.range().intersection(rest)?;
                 let refusal = refuses(vma.mapping(), advice);

@@ -8,9 +8,9 @@ use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::Sharing;
 use crate::store::StoreError;
+use crate::sync::Shared;
 use crate::vma::Flags;
 use crate::vma::tree::Ranged;
-use alloc::sync::Arc;
 use core::ops::Range;
 
 bitflags::bitflags! {
@@ -71,7 +71,7 @@ struct Part<H: Host> {
     pages: PageRange,
     flags: Flags,
     /// The file and the pages of it that are shown, of a shared mapping.
-    file: Option<(Arc<File<H>>, Range<u64>)>,
+    file: Option<(Shared<File<H>>, Range<u64>)>,
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {

@@ -17,15 +17,14 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
         self.drop_mapped_pages_of(file, (&pages, &copies), |_| true);
         // Range work that had published a hole over such a page before we looked has swept it when it lets go. What has
         // moved one meanwhile, perhaps from where we had not been to where we had, makes us look again, with all of it taken.
-        if let Ok((taken, lock)) = self.map.take(self.whole(), &*self.engine) {
-            let has_moved = lock.moves != moves;
-            drop(lock);
-            if has_moved {
-                // Nobody is at work on a mapping that is busy all the same: it has no pages.
-                self.drop_mapped_pages_of(file, (&pages, &copies), |vma| !vma.is_busy());
-            }
-            drop(taken);
+        let (taken, lock) = self.map.take(self.whole(), &*self.engine);
+        let has_moved = lock.moves != moves;
+        drop(lock);
+        if has_moved {
+            // Nobody is at work on a mapping that is busy all the same: it has no pages.
+            self.drop_mapped_pages_of(file, (&pages, &copies), |vma| !vma.is_busy());
         }
+        drop(taken);
     }
 
     fn protect_pages_of(&self, file: u64, pages: Range<u64>) {

@@ -7,6 +7,7 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::Host;
 use crate::vma::tree::Ranged;
+use alloc::vec::Vec;
 
 /// Why nothing was unmapped; the space is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,20 +81,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let out_of_memory = UnmapError::OutOfMemory { range: asked };
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, range, |_| true).map_err(|_| out_of_memory)?;
-        let (mut taken, lock) = self.map.take(range, &*self.engine).map_err(|_| out_of_memory)?;
+        self.exclude(&mut work, range, |_| true);
+        let (mut taken, lock) = self.map.take(range, &*self.engine);
         let view = self.tree.view_locked(&lock.writer);
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());
         }
-        // The end of the space breaks seals.
-        if let Some(sealed) = self.first_sealed(&lock, range).filter(|_| !lock.exited) {
+        if let Some(sealed) = self.first_sealed(&lock, range) {
             return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
         }
         let lock = self.follow(&taken, lock, range, None).map_err(|_| out_of_memory)?;
-        let published = self.publish(&mut work, lock, range, |_| None, None);
+        let mut retired = Vec::new();
+        let published = self.publish(&mut work, lock, range, |_| None, None, &mut retired);
         let published = published.inspect_err(|_| self.follow_back(&taken, range));
-        let (mut lock, mut retired) = published.map_err(|error| match error {
+        let mut lock = published.map_err(|error| match error {
             Unpublished::OutOfMemory => out_of_memory,
             Unpublished::TooMany => {
                 let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));

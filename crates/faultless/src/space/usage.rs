@@ -77,15 +77,20 @@ impl MappingUsage {
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// The mappings, upwards, with what they have in memory. Each figure was true at some moment during the call; the
     /// space does not stand still. Waits for nothing.
+    ///
+    /// Aborts where there is no memory for the list, as [`AddressSpace::mappings`].
     pub fn usage(&self) -> Vec<MappingUsage> {
-        let mut all: Vec<_> = self.mappings().into_iter().map(MappingUsage::of).collect();
-        for usage in &mut all {
-            self.0.count_pages(usage);
-            if usage.mapping.flags.contains(Flags::LOCKED) {
-                usage.locked = usage.proportional;
-            }
+        self.mappings().into_iter().map(|mapping| self.usage_of(mapping)).collect()
+    }
+
+    /// The same of one mapping; needs no memory.
+    pub fn usage_of(&self, mapping: MappingInfo) -> MappingUsage {
+        let mut usage = MappingUsage::of(mapping);
+        self.0.count_pages(&mut usage);
+        if mapping.flags.contains(Flags::LOCKED) {
+            usage.locked = usage.proportional;
         }
-        all
+        usage
     }
 }
 

@@ -2,7 +2,8 @@
 //! and no model runs them.
 #![forbid(unsafe_code)]
 
-use super::Transfer;
+use super::{StoreError, Transfer};
+use crate::errno;
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroUsize;
@@ -71,9 +72,16 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Queues a transfer.
+    /// Queues a transfer; without memory for that it has failed.
     pub(super) fn submit(&self, transfer: Transfer) {
-        lock(&self.shared.queue).transfers.push_back(transfer);
+        let mut queue = lock(&self.shared.queue);
+        if queue.transfers.try_reserve(1).is_err() {
+            drop(queue);
+            let error = StoreError::Io { offset: transfer.offset(), errno: errno::ENOMEM };
+            return transfer.complete(Err(error));
+        }
+        queue.transfers.push_back(transfer);
+        drop(queue);
         self.shared.changed.notify_one();
     }
 }

@@ -14,10 +14,18 @@ pub struct OutOfMemory;
 /// # Errors
 /// [`OutOfMemory`]; `value` is dropped.
 pub fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
-    Ok(Box::write(try_box_uninit()?, value))
+    try_box_or_back(value).map_err(|_| OutOfMemory)
 }
 
-fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
+/// As [`try_box`], for a value that is needed all the same: it comes back.
+pub(crate) fn try_box_or_back<T>(value: T) -> Result<Box<T>, T> {
+    match try_box_uninit() {
+        Ok(place) => Ok(Box::write(place, value)),
+        Err(OutOfMemory) => Err(value),
+    }
+}
+
+pub(super) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return Ok(Box::new_uninit());

@@ -5,13 +5,16 @@ mod life;
 mod mutex;
 mod ranges;
 mod section;
+mod shared;
 
+pub(crate) use life::try_box_or_back;
 pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
 pub use ranges::{Choice, Claims, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked};
 pub use section::{Barrier, FenceBarrier, Retired, Section, Sections, SlotIndex};
+pub use shared::{Counted, Shared, Weak};
 
 /// Atomics whose order is part of the protocol.
 pub mod atomic {

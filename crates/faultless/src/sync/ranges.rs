@@ -44,6 +44,9 @@ struct Claim {
     range: PageRange,
 }
 
+/// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
+const PLACES: usize = 2;
+
 /// The claims in the order of their asking; taken ones and waiting ones alike.
 #[derive(Default)]
 pub struct Claims {
@@ -66,12 +69,13 @@ impl Claims {
         above.min_by_key(|range| range.start())
     }
 
-    fn push(&mut self, range: PageRange) -> Result<u64, OutOfMemory> {
-        self.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
+    /// Whoever calls this has seen to a place.
+    fn push(&mut self, range: PageRange) -> u64 {
+        debug_assert!(self.queue.len() < self.queue.capacity());
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.queue.push(Claim { ticket, range });
-        Ok(ticket)
+        ticket
     }
 
     fn is_first(&self, ticket: u64, range: PageRange) -> bool {
@@ -110,9 +114,13 @@ pub type TakenBothLocked<'a, T, P> = ((Reservation<'a, T, P>, Reservation<'a, T,
 
 impl<T> Ranges<T> {
     /// Nothing taken.
-    pub fn new(data: T) -> Self {
-        let inner = Inner { claims: Claims::default(), data };
-        Self { inner: Mutex::new(inner), releases: AtomicUsize::new(0) }
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn try_new(data: T) -> Result<Self, OutOfMemory> {
+        let mut claims = Claims::default();
+        claims.queue.try_reserve_exact(PLACES).map_err(|_| OutOfMemory)?;
+        Ok(Self { inner: Mutex::new(Inner { claims, data }), releases: AtomicUsize::new(0) })
     }
 
     /// The short lock alone.
@@ -128,45 +136,46 @@ impl<T> Ranges<T> {
 
     /// Waits out overlapping claims that came earlier, takes `range`, and returns with the short lock held.
     /// Several ranges are taken by their hull: they are taken at once, and none of them is waited for while
-    /// another is held.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`]: nothing is taken.
-    pub fn take<'a, P: Park>(
-        &'a self,
-        range: PageRange,
-        park: &'a P,
-    ) -> Result<TakenLocked<'a, T, P>, OutOfMemory> {
-        let mut guard = self.lock_by(park);
-        let ticket = guard.inner.claims.push(range)?;
+    /// another is held. Needs no memory: where there is none for a long queue, waits until it is shorter. The caller has
+    /// taken nothing.
+    pub fn take<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenLocked<'a, T, P> {
+        let mut guard = self.lock_with_room(1, park);
+        let ticket = guard.inner.claims.push(range);
         while !guard.inner.claims.is_first(ticket, range) {
             guard = self.wait_release(guard, park);
         }
-        Ok((Reservation { ranges: self, park, ticket, range }, guard))
+        (Reservation { ranges: self, park, ticket, range }, guard)
+    }
+
+    /// The short lock, with places in the queue for so many claims, [`PLACES`] at most.
+    fn lock_with_room<'a>(&'a self, places: usize, park: &impl Park) -> RangesGuard<'a, T> {
+        debug_assert!(places <= PLACES);
+        let mut guard = self.lock_by(park);
+        // An empty queue has them.
+        while guard.inner.claims.queue.try_reserve(places).is_err() {
+            guard = self.wait_release(guard, park);
+        }
+        guard
     }
 
     /// As [`Ranges::take`], of two ranges apart: both are asked for at once, so that nobody who came later is waited for while
     /// one of them is held.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`]: nothing is taken.
     pub fn take_both<'a, P: Park>(
         &'a self,
         first: PageRange,
         second: PageRange,
         park: &'a P,
-    ) -> Result<TakenBothLocked<'a, T, P>, OutOfMemory> {
+    ) -> TakenBothLocked<'a, T, P> {
         debug_assert!(!first.overlaps(second));
-        let mut guard = self.lock_by(park);
-        guard.inner.claims.queue.try_reserve(2).map_err(|_| OutOfMemory)?;
-        let tickets = (guard.inner.claims.push(first)?, guard.inner.claims.push(second)?);
+        let mut guard = self.lock_with_room(2, park);
+        let tickets = (guard.inner.claims.push(first), guard.inner.claims.push(second));
         while !guard.inner.claims.is_first(tickets.0, first)
             || !guard.inner.claims.is_first(tickets.1, second)
         {
             guard = self.wait_release(guard, park);
         }
         let first = Reservation { ranges: self, park, ticket: tickets.0, range: first };
-        Ok(((first, Reservation { ranges: self, park, ticket: tickets.1, range: second }), guard))
+        ((first, Reservation { ranges: self, park, ticket: tickets.1, range: second }), guard)
     }
 
     /// Takes `range`, of which nobody has claimed anything, at once; for somebody who has taken another one.
@@ -180,37 +189,36 @@ impl<T> Ranges<T> {
         guard: &mut RangesGuard<'a, T>,
     ) -> Result<Reservation<'a, T, P>, OutOfMemory> {
         debug_assert!(guard.inner.claims.overlapping(range).is_none());
-        let ticket = guard.inner.claims.push(range)?;
+        // Who has taken something cannot wait for a place.
+        guard.inner.claims.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let ticket = guard.inner.claims.push(range);
         Ok(Reservation { ranges: self, park, ticket, range })
     }
 
     /// Takes the range inside `whole` that `choose` finds, in one step with the search. `choose` picks one that overlaps
     /// no claim; where only claims are in the way it says so, and is asked again when all that came before have gone.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`]: nothing is taken.
     pub fn take_chosen<'a, P: Park>(
         &'a self,
         park: &'a P,
         whole: PageRange,
         choose: impl Fn(&T, &Claims) -> Choice,
-    ) -> Result<Option<TakenLocked<'a, T, P>>, OutOfMemory> {
-        let mut guard = self.lock_by(park);
+    ) -> Option<TakenLocked<'a, T, P>> {
+        let mut guard = self.lock_with_room(1, park);
         let choice = choose(&guard.inner.data, &guard.inner.claims);
         if let Choice::Range(range) = choice {
             debug_assert!(guard.inner.claims.overlapping(range).is_none());
-            let ticket = guard.inner.claims.push(range)?;
-            return Ok(Some((Reservation { ranges: self, park, ticket, range }, guard)));
+            let ticket = guard.inner.claims.push(range);
+            return Some((Reservation { ranges: self, park, ticket, range }, guard));
         }
         if choice == Choice::Nothing {
-            return Ok(None);
+            return None;
         }
         drop(guard);
         // In the queue like everybody else, so that it ends: with all of it taken there is no other claim.
-        let (mut taken, mut guard) = self.take(whole, park)?;
-        let Choice::Range(range) = choose(&guard.inner.data, &Claims::default()) else { return Ok(None) };
+        let (mut taken, mut guard) = self.take(whole, park);
+        let Choice::Range(range) = choose(&guard.inner.data, &Claims::default()) else { return None };
         taken.narrow(range, &mut guard);
-        Ok(Some((taken, guard)))
+        Some((taken, guard))
     }
 
     /// If a range over `page` is claimed, waits until some claim is let go. For page work that met BUSY and looks
@@ -354,14 +362,14 @@ mod tests {
 
     #[test]
     fn overlapping_claims_are_served_in_order() {
-        let (ranges, park) = (Ranges::new(Vec::new()), StdPark::default());
-        let (first, guard) = ranges.take(range(0, 10), &park).unwrap();
+        let (ranges, park) = (Ranges::try_new(Vec::new()).unwrap(), StdPark::default());
+        let (first, guard) = ranges.take(range(0, 10), &park);
         drop(guard);
         std::thread::scope(|scope| {
             for (n, claim) in [range(5, 15), range(8, 9), range(12, 14)].into_iter().enumerate() {
                 let (ranges, park) = (&ranges, &park);
                 scope.spawn(move || {
-                    let (_taken, mut log) = ranges.take(claim, park).unwrap();
+                    let (_taken, mut log) = ranges.take(claim, park);
                     log.push(n);
                 });
                 while ranges.claimed() < n + 2 {
@@ -378,18 +386,18 @@ mod tests {
 
     #[test]
     fn disjoint_claims_go_on_side_by_side() {
-        let (ranges, park) = (Ranges::new(()), StdPark::default());
-        let (a, guard) = ranges.take(range(0, 4), &park).unwrap();
+        let (ranges, park) = (Ranges::try_new(()).unwrap(), StdPark::default());
+        let (a, guard) = ranges.take(range(0, 4), &park);
         drop(guard);
-        let (b, guard) = ranges.take(range(4, 8), &park).unwrap();
+        let (b, guard) = ranges.take(range(4, 8), &park);
         drop(guard);
         assert_eq!((a.range(), b.range(), ranges.claimed()), (range(0, 4), range(4, 8), 2));
     }
 
     #[test]
     fn two_ranges_are_waited_for_together() {
-        let (ranges, park) = (Ranges::new(Vec::new()), StdPark::default());
-        let (held, guard) = ranges.take(range(8, 9), &park).unwrap();
+        let (ranges, park) = (Ranges::try_new(Vec::new()).unwrap(), StdPark::default());
+        let (held, guard) = ranges.take(range(8, 9), &park);
         drop(guard);
         std::thread::scope(|scope| {
             // Each has something that the other wants, and the first waits for one of its own.
@@ -397,7 +405,7 @@ mod tests {
             for (n, (first, second)) in pairs.into_iter().enumerate() {
                 let (ranges, park) = (&ranges, &park);
                 scope.spawn(move || {
-                    let ((_first, _second), mut log) = ranges.take_both(first, second, park).unwrap();
+                    let ((_first, _second), mut log) = ranges.take_both(first, second, park);
                     log.push(n);
                 });
                 while ranges.claimed() < 2 * n + 3 {
@@ -412,10 +420,10 @@ mod tests {
 
     #[test]
     fn a_claim_widens_only_over_free_pages() {
-        let (ranges, park) = (Ranges::new(()), StdPark::default());
-        let (mut a, guard) = ranges.take(range(0, 4), &park).unwrap();
+        let (ranges, park) = (Ranges::try_new(()).unwrap(), StdPark::default());
+        let (mut a, guard) = ranges.take(range(0, 4), &park);
         drop(guard);
-        let (b, mut guard) = ranges.take(range(6, 8), &park).unwrap();
+        let (b, mut guard) = ranges.take(range(6, 8), &park);
         assert!(!a.widen(range(0, 7), &mut guard));
         assert!(a.widen(range(0, 6), &mut guard));
         assert_eq!((a.range(), b.range()), (range(0, 6), range(6, 8)));

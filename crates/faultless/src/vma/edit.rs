@@ -4,7 +4,7 @@ use super::{AnonId, Backing, Flags, Mapping};
 use crate::address::PageRange;
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
-use alloc::sync::Arc;
+use crate::sync::Shared;
 
 /// The part of `mapping` inside `range`, with its place in the file moved along.
 pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>> {
@@ -23,7 +23,7 @@ fn goes_on<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let backing = match (&left.backing, &right.backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
         (Backing::File { file: a, first: x }, Backing::File { file: b, first: y }) => {
-            Arc::ptr_eq(a, b) && x.checked_add(left.range.pages()) == Some(*y)
+            Shared::ptr_eq(a, b) && x.checked_add(left.range.pages()) == Some(*y)
         }
         _ => false,
     };

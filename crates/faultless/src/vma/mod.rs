@@ -14,9 +14,8 @@ use crate::design::LockingDesign;
 use crate::host::Host;
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
-use crate::sync::Life;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use alloc::sync::Arc;
+use crate::sync::{Life, OutOfMemory, Shared};
 use core::fmt;
 use tree::Ranged;
 
@@ -27,7 +26,7 @@ pub enum Backing<H: Host> {
     /// A file, from its page `first` on.
     File {
         /// The file.
-        file: Arc<File<H>>,
+        file: Shared<File<H>>,
         /// The page of the file that the mapping begins with.
         first: u64,
     },
@@ -120,7 +119,7 @@ impl<H: Host> Clone for Mapping<H> {
 
 impl<H: Host> Mapping<H> {
     /// The page of the file that `page` shows, for a file's mapping.
-    pub fn file_page(&self, page: PageNumber) -> Option<(&Arc<File<H>>, u64)> {
+    pub fn file_page(&self, page: PageNumber) -> Option<(&Shared<File<H>>, u64)> {
         match &self.backing {
             Backing::File { file, first } => Some((file, first + (page.get() - self.range.start().get()))),
             _ => None,
@@ -166,11 +165,14 @@ pub struct Vma<H: Host, D: LockingDesign> {
 
 impl<H: Host, D: LockingDesign> Vma<H, D> {
     /// The VMA of `mapping`.
-    pub fn new(mapping: Mapping<H>) -> Self {
+    ///
+    /// # Errors
+    /// There is no memory for the design's lock.
+    pub fn new(mapping: Mapping<H>) -> Result<Self, OutOfMemory> {
         let is_private = mapping.sharing == Sharing::Private && !matches!(mapping.backing, Backing::Busy);
         let record = is_private.then(|| AnonRecord::new(mapping.anon));
         let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
-        Self { mapping, record, lock: D::Vma::default(), moving, life: Life::new() }
+        Ok(Self { mapping, record, lock: D::new_vma()?, moving, life: Life::new() })
     }
 
     /// What is mapped. Its `anon` is what was known when the VMA was made; see [`Vma::record`].

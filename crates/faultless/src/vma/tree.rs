@@ -84,17 +84,15 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         writer: &mut Writer,
         range: PageRange,
         new: Vec<Box<T>>,
-    ) -> Result<Vec<Retired>, (OutOfMemory, Vec<Box<T>>)> {
+    ) -> Result<Option<Retired>, (OutOfMemory, Vec<Box<T>>)> {
         let root = self.view_locked(writer).root;
         let new = into_pointers(new);
         let prepared = (|| {
             let (draft, root) = Draft::new(root, range, &new)?;
-            let mut retired = Vec::new();
-            retired.try_reserve_exact(1).map_err(|_| OutOfMemory)?;
             // Taken before the change is published, filled after it.
-            Ok((draft, root, retired, try_box(Removed { nodes: Vec::new(), items: Vec::new() })?))
+            Ok((draft, root, try_box(Removed { nodes: Vec::new(), items: Vec::new() })?))
         })();
-        let (draft, root, mut retired, mut removed) = match prepared {
+        let (draft, root, mut removed) = match prepared {
             Ok(prepared) => prepared,
             // SAFETY: the draft is undone, nobody has seen the items.
             Err(error) => return Err((error, unsafe { into_boxes(new) })),
@@ -107,10 +105,18 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
                 // CVE-2023-3269: replaced nodes were freed while readers without the lock were in them.
                 drop(removed);
             } else if !removed.is_empty() {
-                retired.push(Retired::new(removed));
+                return Ok(Some(Retired::new(removed)));
             }
         }
-        Ok(retired)
+        Ok(None)
+    }
+
+    /// Takes everything out, which needs no memory: the caller waits for a grace period before it drops what comes back.
+    pub fn take_all(&self, writer: &mut Writer) -> Tree<T> {
+        self.check(writer);
+        // Readers of an older root see the tree whole.
+        let root = self.root.swap(ptr::null_mut(), Ordering::AcqRel);
+        Tree { root: AtomicPtr::new(root), id: self.id }
     }
 
     /// A writer of another tree does not exclude this tree's changes.

@@ -5,6 +5,7 @@ use super::super::operation::{IN_MEMORY, STORED};
 use super::super::step::contents;
 use faultless::address::PAGE_SIZE;
 use faultless::store::{DelayedStore, Direction, Store, StoreError, Transfer};
+use faultless::sync::Shared;
 use faultless::{Engine, File, FileError, FileHandle};
 use faultless_soft::Soft;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,7 +61,7 @@ impl Store for Bytes {
 /// A file, and where it lies unless that is memory.
 pub(super) struct Held {
     bytes: Bytes,
-    pub file: Arc<File<Soft>>,
+    pub file: Shared<File<Soft>>,
     pub handle: FileHandle<Soft>,
 }
 
@@ -81,7 +82,7 @@ impl Held {
         };
         let file = match number {
             STORED => File::open_rw(engine, store).map_err(|error| error.to_string())?,
-            IN_MEMORY => File::in_memory(engine, 0),
+            IN_MEMORY => File::in_memory(engine, 0).map_err(|error| error.to_string())?,
             _ => File::open(engine, store).map_err(|error| error.to_string())?,
         };
         let handle = file.handle();

@@ -18,8 +18,8 @@ use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::store::StoreError;
+use crate::sync::Shared;
 use crate::vma::{AnonId, AnonRecord, Backing};
-use alloc::sync::Arc;
 use file::NotReady;
 use pending::Awaited;
 
@@ -112,7 +112,7 @@ pub(super) enum Step<H: Host> {
 
 /// A page of a file that cannot be mapped yet, and the mapping that showed it.
 pub(super) struct Absent<H: Host> {
-    pub file: Arc<File<H>>,
+    pub file: Shared<File<H>>,
     pub page: u64,
     pub serial: u64,
     pub why: NotReady,
@@ -126,7 +126,7 @@ impl<H: Host> Absent<H> {
         let mapping = work.vma.mapping();
         let same_page = mapping
             .file_page(work.page)
-            .is_some_and(|(file, page)| Arc::ptr_eq(file, &self.file) && page == self.page);
+            .is_some_and(|(file, page)| Shared::ptr_eq(file, &self.file) && page == self.page);
         same_page
             && mapping.serial == self.serial
             && mapping.protection.allows(access)
@@ -344,11 +344,11 @@ enum Class<'a, H: Host> {
     Rights,
     Zero,
     Fill(AnonId, Access),
-    File(&'a Arc<File<H>>, u64, Access),
-    Private(AnonId, &'a Arc<File<H>>, u64),
+    File(&'a Shared<File<H>>, u64, Access),
+    Private(AnonId, &'a Shared<File<H>>, u64),
     Break(AnonId, Frame),
     /// The first store to a page of a shared mapping, since it was mapped or written back.
-    Dirty(&'a Arc<File<H>>, u64, Frame),
+    Dirty(&'a Shared<File<H>>, u64, Frame),
 }
 
 fn classify<'a, H: Host, D: LockingDesign>(
@@ -414,7 +414,7 @@ fn finish<H: Host, D: LockingDesign>(
     address: VirtAddr,
 ) -> Step<H> {
     let serial = work.vma.mapping().serial;
-    let wait = |file: &Arc<File<H>>, page, why| {
+    let wait = |file: &Shared<File<H>>, page, why| {
         Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
     };
     match class {

@@ -14,7 +14,8 @@ use crate::protection::Access;
 use crate::stats::Counter;
 use crate::store::StoreError;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use alloc::sync::{Arc, Weak};
+use crate::sync::{Shared, Weak};
+use alloc::sync::Arc;
 
 /// What it waits for.
 pub(super) enum Awaited<H: Host> {
@@ -33,7 +34,7 @@ pub struct PendingFault<H: Host, D: LockingDesign> {
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
     /// The space's.
-    dying: Arc<AtomicBool>,
+    dying: Shared<AtomicBool>,
     address: VirtAddr,
     access: Access,
     attempt: Attempt,

@@ -52,7 +52,9 @@ impl RemapRequest {
 }
 
 /// Why memory was not remapped. Unless a variant says more, the space is as before; but with `FIXED`, what was at the new
-/// place may be gone, and of several mappings those below the one in the way have moved, as on Linux.
+/// place, and what was to be cut off, may be gone, and of several mappings those below the one in the way have moved, as on
+/// Linux. After `OutOfMemory` a mapping may stay split, as on Linux; and where there was no memory even to take back what
+/// had been done, the new place stays in the listing, a hole to every access, until a call covers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemapError {
     /// An address is wrong, a length is zero or too long (EINVAL).

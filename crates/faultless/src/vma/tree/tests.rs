@@ -236,7 +236,7 @@ fn nothing_changes_where_nothing_is() {
     let mut twin = Twin::new();
     twin.replace(range(0, 9), &[(0, 2), (5, 9)]);
     let retired = twin.tree.replace(&mut twin.writer, range(2, 5), Vec::new()).ok().unwrap();
-    assert!(retired.is_empty());
+    assert!(retired.is_none());
     twin.check_structure();
 }
 

@@ -1,0 +1,62 @@
+//! What the models share: how one is run, and the end at which everything has been given back.
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::host::StdSlots;
+use faultless::protection::Protection;
+use faultless::sync::Shared;
+use faultless::{AddressSpace, Engine, File, MapRequest, Placement};
+use faultless_soft::Soft;
+use loom::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub type Space = AddressSpace<Soft, Faultless>;
+
+pub const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+
+/// Runs a model with its usual preemption bound, or the one that LOOM_MAX_PREEMPTIONS names.
+pub fn model(bound: usize, f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(bound));
+    builder.max_branches = 50_000;
+    let runs = Arc::new(AtomicU64::new(0));
+    let count = runs.clone();
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        StdSlots::set_current(0);
+        f();
+    });
+    println!("{} interleavings", runs.load(Ordering::Relaxed));
+}
+
+/// A thread of the model, with a slot of its own.
+pub fn spawn<R: 'static>(slot: u32, f: impl FnOnce() -> R + 'static) -> thread::JoinHandle<R> {
+    thread::spawn(move || {
+        StdSlots::set_current(slot);
+        f()
+    })
+}
+
+pub fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+pub fn map(space: &Space, page: u64, pages: u64) {
+    let request = MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)));
+    space.map(request).expect("a mapping");
+}
+
+/// Everything is given back with the last space (invariant 11).
+pub fn end(engine: &Engine<Soft>, space: Space) {
+    space.audit().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(space.taken_ranges(), 0, "invariant 11: a range is taken and nobody is at work");
+    drop(space);
+    engine.flush();
+    assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left when the last space is gone");
+}
+
+/// A model frees no fields of what it frees, so a file's pages have to go before the count.
+pub fn close(file: Shared<File<Soft>>) {
+    file.set_length(0);
+}

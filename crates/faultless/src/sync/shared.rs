@@ -1,0 +1,285 @@
+//! A counted pointer whose making can fail: what `alloc::sync::Arc` is, but for `try_new`.
+
+use super::life::{OutOfMemory, try_box_uninit};
+use super::plain::{AtomicUsize, Ordering};
+use alloc::boxed::Box;
+use core::alloc::Layout;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::{ManuallyDrop, MaybeUninit};
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::fence;
+
+/// More than there can be of handles: each takes a word somewhere.
+const MOST: usize = usize::MAX / 2;
+
+/// A value and its handles. The counts are of `core` under every back-end, as those of `Arc` are.
+#[repr(C)]
+pub struct Counted<T: ?Sized> {
+    /// [`Shared`]s; the value is dropped with the last.
+    strong: AtomicUsize,
+    /// [`Weak`]s, and one for all [`Shared`]s together; the memory is freed with the last.
+    weak: AtomicUsize,
+    value: ManuallyDrop<T>,
+}
+
+/// A handle that keeps the value.
+pub struct Shared<T: ?Sized> {
+    counted: NonNull<Counted<T>>,
+    owns: PhantomData<T>,
+}
+
+/// A handle that keeps the value's memory, and gives the value as long as somebody keeps it.
+pub struct Weak<T: ?Sized> {
+    counted: NonNull<Counted<T>>,
+}
+
+// SAFETY: handles give out `&T`, and the last drops the value, on any thread that has one.
+unsafe impl<T: ?Sized + Send + Sync> Send for Shared<T> {}
+// SAFETY: as above; a `&Shared` can be cloned.
+unsafe impl<T: ?Sized + Send + Sync> Sync for Shared<T> {}
+// SAFETY: as above, since it can become a `Shared`.
+unsafe impl<T: ?Sized + Send + Sync> Send for Weak<T> {}
+// SAFETY: as above.
+unsafe impl<T: ?Sized + Send + Sync> Sync for Weak<T> {}
+
+impl<T> Shared<T> {
+    /// The first handle of `value`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; `value` is dropped.
+    pub fn try_new(value: T) -> Result<Self, OutOfMemory> {
+        Self::try_new_cyclic(|_| value)
+    }
+
+    /// The first handle of what `make` makes, which may keep the weak handle that it gets: it gives nothing before the value
+    /// is there.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; `make` is not called.
+    pub fn try_new_cyclic(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory> {
+        let memory: Box<MaybeUninit<Counted<T>>> = try_box_uninit()?;
+        let counted = NonNull::from(Box::leak(memory)).cast::<Counted<T>>();
+        let place = counted.as_ptr();
+        // SAFETY: memory of our own, of the right layout; the counts are written before anybody reads them.
+        unsafe {
+            (&raw mut (*place).strong).write(AtomicUsize::new(0));
+            (&raw mut (*place).weak).write(AtomicUsize::new(1));
+        }
+        // The strong handles' weak one. If `make` panics, the memory is lost.
+        let weak = ManuallyDrop::new(Weak { counted });
+        let value = make(&weak);
+        // SAFETY: nobody reads the value while there are no strong handles.
+        unsafe { (&raw mut (*place).value).write(ManuallyDrop::new(value)) };
+        // Release, partner: the Acquire of `Weak::upgrade`.
+        weak.counts().0.store(1, Ordering::Release);
+        Ok(Self { counted, owns: PhantomData })
+    }
+}
+
+impl<T: ?Sized> Shared<T> {
+    /// Whether both are handles of one value.
+    pub fn ptr_eq(a: &Self, b: &Self) -> bool {
+        core::ptr::addr_eq(a.counted.as_ptr(), b.counted.as_ptr())
+    }
+
+    /// A weak handle.
+    pub fn downgrade(this: &Self) -> Weak<T> {
+        ManuallyDrop::new(Weak { counted: this.counted }).deref().clone()
+    }
+}
+
+impl<T: ?Sized> Deref for Shared<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the value lives as long as a strong handle does.
+        unsafe { &(*self.counted.as_ptr()).value }
+    }
+}
+
+impl<T: ?Sized> Clone for Shared<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        // Relaxed: who has a handle gives one to another thread by something that orders it.
+        // SAFETY: as in `deref`.
+        let before = unsafe { &(*self.counted.as_ptr()).strong }.fetch_add(1, Ordering::Relaxed);
+        assert!(before < MOST, "handles were forgotten without end");
+        Self { counted: self.counted, owns: PhantomData }
+    }
+}
+
+impl<T: ?Sized> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: as in `deref`.
+        let strong = unsafe { &(*self.counted.as_ptr()).strong };
+        // Release, partner: the fence of whoever drops the last one.
+        if strong.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        // The strong handles' weak one, dropped also if the value's drop panics.
+        let _weak = Weak { counted: self.counted };
+        // SAFETY: no strong handle is left, and none comes from a weak one any more.
+        unsafe { ManuallyDrop::drop(&mut (*self.counted.as_ptr()).value) };
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ?Sized> Weak<T> {
+    fn counts(&self) -> (&AtomicUsize, &AtomicUsize) {
+        // SAFETY: the memory lives as long as a weak handle does, and the counts were written first. The value, which may
+        // be gone, is not borrowed.
+        unsafe { (&(*self.counted.as_ptr()).strong, &(*self.counted.as_ptr()).weak) }
+    }
+
+    /// A handle that keeps the value, if it is there still.
+    pub fn upgrade(&self) -> Option<Shared<T>> {
+        let more = |strong: usize| (strong != 0).then_some(strong + 1);
+        // Acquire, partner: the Release of `Shared::try_new_cyclic`.
+        let before = self.counts().0.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
+        assert!(before < MOST, "handles were forgotten without end");
+        Some(Shared { counted: self.counted, owns: PhantomData })
+    }
+
+    /// How many keep the value; it may have changed when one knows.
+    pub fn strong_count(&self) -> usize {
+        self.counts().0.load(Ordering::Relaxed)
+    }
+
+    /// The same handle to a value whose type is not known any more.
+    ///
+    /// # Safety
+    /// `unsize` returns the pointer that it gets.
+    pub(crate) unsafe fn unsize<U: ?Sized>(
+        self,
+        unsize: impl FnOnce(NonNull<Counted<T>>) -> NonNull<Counted<U>>,
+    ) -> Weak<U> {
+        let this = ManuallyDrop::new(self);
+        Weak { counted: unsize(this.counted) }
+    }
+}
+
+impl<T: ?Sized> Clone for Weak<T> {
+    fn clone(&self) -> Self {
+        let before = self.counts().1.fetch_add(1, Ordering::Relaxed);
+        assert!(before < MOST, "handles were forgotten without end");
+        Self { counted: self.counted }
+    }
+}
+
+impl<T: ?Sized> Drop for Weak<T> {
+    fn drop(&mut self) {
+        // Release, partner: the fence of whoever drops the last one.
+        if self.counts().1.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        // SAFETY: the last handle. The memory came from a Box, so it has this layout and a size; the value in it has been
+        // dropped, and is not dropped again by this type.
+        unsafe {
+            let layout = Layout::for_value(&*self.counted.as_ptr());
+            alloc::alloc::dealloc(self.counted.as_ptr().cast(), layout);
+        }
+    }
+}
+
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// Counts its drops.
+    struct Dropped(Arc<AtomicUsize>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    trait Count: Send + Sync {
+        fn count(&self) -> usize;
+    }
+
+    impl Count for Dropped {
+        fn count(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn the_value_goes_with_the_last_strong_handle() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let first = Shared::try_new(Dropped(drops.clone())).unwrap();
+        let second = first.clone();
+        assert!(Shared::ptr_eq(&first, &second));
+        let weak = Shared::downgrade(&first);
+        drop(first);
+        assert_eq!((second.count(), weak.strong_count()), (0, 1));
+        assert!(weak.upgrade().is_some_and(|third| Shared::ptr_eq(&second, &third)));
+        drop(second);
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+        assert!(weak.clone().upgrade().is_none());
+    }
+
+    #[test]
+    fn a_weak_handle_gives_nothing_before_the_value_is_there() {
+        let (mut early, mut kept) = (None, None);
+        let drops = Arc::new(AtomicUsize::new(0));
+        let shared = Shared::try_new_cyclic(|weak| {
+            (early, kept) = (Some(weak.upgrade().is_none()), Some(weak.clone()));
+            Dropped(drops.clone())
+        });
+        assert_eq!(early, Some(true));
+        let kept = kept.unwrap();
+        assert!(kept.upgrade().is_some());
+        drop(shared);
+        assert!(kept.upgrade().is_none());
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_weak_handle_forgets_the_type() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let shared = Shared::try_new(Dropped(drops.clone())).unwrap();
+        // SAFETY: the pointer that comes in.
+        let weak: Weak<dyn Count> =
+            unsafe { Shared::downgrade(&shared).unsize(|counted| counted as NonNull<Counted<dyn Count>>) };
+        assert_eq!(weak.upgrade().map(|counted| counted.count()), Some(0));
+        let last = weak.upgrade();
+        drop(shared);
+        assert_eq!(drops.load(Ordering::Relaxed), 0);
+        drop(last);
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+        assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn handles_on_many_threads() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let shared = Shared::try_new(Dropped(drops.clone())).unwrap();
+        let weak = Shared::downgrade(&shared);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let (mine, weak) = (shared.clone(), weak.clone());
+                scope.spawn(move || {
+                    for _ in 0..1000 {
+                        let again = weak.upgrade().expect("kept by this thread");
+                        assert_eq!(again.clone().count(), 0);
+                    }
+                    drop(mine);
+                });
+            }
+            drop(shared);
+        });
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+        assert_eq!(weak.strong_count(), 0);
+    }
+}
