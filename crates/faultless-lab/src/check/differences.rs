@@ -2,6 +2,7 @@
 
 use super::operation::Operation;
 use super::step::{Line, Outcome, Step};
+use faultless::errno;
 use faultless::vma::Flags;
 
 /// A difference that is known.
@@ -17,8 +18,23 @@ pub struct Known {
     is_it: fn(&Operation, &Step, &Step) -> bool,
 }
 
-/// All there are: none.
-pub const KNOWN: &[Known] = &[];
+/// All there are.
+pub const KNOWN: &[Known] = &[Known {
+    name: "what a seal protects stays whole",
+    by_intention: true,
+    parts_them: true,
+    is_it: |operation, Step(engine, my_map), Step(linux, their_map)| {
+        let refused = match operation {
+            Operation::Break { .. } => engine == linux,
+            Operation::Unmap { .. } | Operation::Map { .. } | Operation::Remap { .. } => {
+                (engine, linux) == (&Outcome::Error(errno::EPERM), &Outcome::Error(errno::EPERM))
+            }
+            _ => false,
+        };
+        // Linux has cut its map; the engine's is as it was.
+        refused && my_map.is_none() && their_map.is_some()
+    },
+}];
 
 /// The one that this is, if it is one.
 pub fn known(operation: &Operation, engine: &Step, linux: &Step) -> Option<&'static Known> {

@@ -2,6 +2,7 @@
 //!
 //! Addresses are bytes from the start of the window, so that a list of operations says nothing of where that is.
 
+use super::step::Line;
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Protection;
 use serde::{Deserialize, Serialize};
@@ -516,6 +517,15 @@ impl Operation {
             // There is one heap, and one lock of everything; a page that others touch is in memory.
             Self::Break { .. } | Self::LockAll { .. } | Self::UnlockAll | Self::Resident { .. } => false,
         }
+    }
+
+    /// Whether it writes to the stored file, of what `map` shows. Linux may write more of the file than it is asked for, and
+    /// zeroes what lies behind the end when it does, so both sides write all of it then.
+    pub fn syncs(&self, map: &[Line]) -> bool {
+        let Self::Sync { at, length, flags: 4.. } = self else { return false };
+        let (start, end) = (at.0 / PAGE_SIZE, at.0.saturating_add(length.0).div_ceil(PAGE_SIZE));
+        let is_stored = |line: &Line| line.shared && matches!(line.file, Some((STORED, _)));
+        map.iter().any(|line| is_stored(line) && line.start < end && line.end > start)
     }
 
     /// Whether it counts as one of the operations that were asked for.

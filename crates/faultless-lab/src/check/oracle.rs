@@ -217,7 +217,13 @@ impl Process {
             Operation::Unlock { at, length } => called(sys::unlock(at, length)),
             Operation::LockAll { flags } => called(sys::lock_all(flags)),
             Operation::UnlockAll => called(sys::unlock_all()),
-            Operation::Sync { at, length, flags } => called(sys::sync(at, length, flags)),
+            Operation::Sync { at, length, flags } => {
+                let synced = sys::sync(at, length, flags);
+                if operation.syncs(&self.said) {
+                    self.files[STORED].both.sync_data()?;
+                }
+                called(synced)
+            }
             Operation::Resident { at, length } => match sys::resident(at, length) {
                 Ok(pages) => Outcome::resident(at, pages, &self.said),
                 Err(error) => Outcome::Error(error),

@@ -189,7 +189,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 lock.check_locked(mapping.flags, range.pages())?;
                 lock.check_room(&mapping, range.pages())?;
                 self.may_map_more(&lock)?;
-                let more = self.extend(work, &taken, lock, mapping, (Joins::BothSides, retired));
+                // Not with what ends where the heap starts, as on Linux.
+                let joins = Joins { below: old > heap.start.page(), ..Joins::BOTH };
+                let more = self.extend(work, &taken, lock, mapping, (joins, retired));
                 more.map_err(|error| self.not_mapped(error))?;
                 lock = taken.lock();
             }

@@ -159,7 +159,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 continue;
             }
             let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else {
-                if lock.locks.shared_guards {
+                if lock.locks.file_guards {
                     self.copy_guards(taken, (child, child_taken), vma.range())?;
                 }
                 continue;
@@ -167,6 +167,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             debug_assert!(vma.mapping().sharing == Sharing::Private);
             // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
             if !early.map_or(record.id().is_some(), |early| early[i]) {
+                if lock.locks.file_guards && matches!(vma.mapping().backing, Backing::File { .. }) {
+                    self.copy_guards(taken, (child, child_taken), vma.range())?;
+                }
                 continue;
             }
             new_record.begin(AnonId::inherited(self.engine.next_serial()));

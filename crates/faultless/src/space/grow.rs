@@ -109,11 +109,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let fits = length <= lock.limits.stack >> PAGE_SHIFT
                 && lock.check_room(vma.mapping(), range.pages()).is_ok()
                 && lock.check_locked(vma.flags(), range.pages()).is_ok();
+            if gap && !vma.is_busy() {
+                // As on Linux: what grows has a record.
+                let _ = self.begin_record(view, vma);
+            }
             if vma.is_busy() || !gap || !fits {
                 break vma.is_busy();
             }
             let more = extension(vma, range);
-            let published = self.extend(&mut work, &taken, lock, more, (Joins::Above, &mut retired));
+            let published = self.extend(&mut work, &taken, lock, more, (Joins::ABOVE, &mut retired));
             drop(taken);
             break published.is_ok();
         };

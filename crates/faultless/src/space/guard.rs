@@ -8,7 +8,7 @@ use super::range_work::{Removed, Taken};
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
-use crate::protection::Sharing;
+use crate::vma::Backing;
 use crate::vma::tree::Ranged;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
@@ -72,18 +72,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         reach.error.map_or(Ok(()), |wrong| Err(self.advise_error(range, advice, wrong)))
     }
 
-    /// Has fork look for guards: a private mapping counts as one with anonymous pages from now on, as on Linux, where
-    /// one sees it in what merges; for shared ones the space remembers it.
+    /// Has fork look for guards: anonymous memory counts as having pages from now on, as on Linux, where one sees it in what
+    /// merges; for all else the space remembers it.
     fn mark_guarded(&self, taken: &Taken<'_, H>, part: PageRange) {
         let mut lock = taken.lock();
         let Some(vma) = self.tree.view_locked(&lock.writer).find(part.start()) else { return };
-        let is_shared = vma.mapping().sharing == Sharing::Shared;
-        // Records are closed and opened under this lock, so that it is not closed.
-        let _ = self.begin_record(self.tree.view_locked(&lock.writer), vma);
-        lock.locks.shared_guards |= is_shared;
+        let is_anonymous = matches!(vma.mapping().backing, Backing::Anonymous);
+        if is_anonymous {
+            // Records are closed and opened under this lock, so that it is not closed.
+            let _ = self.begin_record(self.tree.view_locked(&lock.writer), vma);
+        }
+        lock.locks.file_guards |= !is_anonymous;
     }
 
-    /// The guards of a shared mapping, for fork: nothing else is copied of it.
+    /// The guards of a file's mapping, for fork: nothing else is copied of one without pages of its own.
     pub(super) fn copy_guards(
         &self,
         taken: &Taken<'_, H>,

@@ -103,8 +103,8 @@ impl LockError {
 pub(super) struct Locks {
     /// What new mappings get: [`Flags::LOCKS`] or a part of them.
     pub future: Flags,
-    /// Whether a shared mapping may have guards: never goes back to no.
-    pub shared_guards: bool,
+    /// Whether a file's mapping may have guards: never goes back to no.
+    pub file_guards: bool,
 }
 
 impl Locks {

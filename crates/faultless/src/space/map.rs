@@ -3,7 +3,7 @@
 use super::grow::guarded;
 use super::limits::TooMany;
 use super::populate::Goal;
-use super::range_work::{Taken, TreeLock, Unpublished};
+use super::range_work::{Joins, Taken, TreeLock, Unpublished};
 use super::{AddressSpace, LimitError, Map, Space};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -475,7 +475,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.unhook_leaves(&taken, &mut retired);
         let followed = self.table.follow(range, Some(protection));
         if followed.is_ok() {
-            self.settle(&mut work, &taken, range, &mut retired);
+            self.settle(&mut work, &taken, range, (Joins { inside: true, ..Joins::BOTH }, &mut retired));
         } else {
             // The old mapping is gone, as Linux leaves it when it fails that late. Without memory for a hole what stands
             // there is one when it is let go.

@@ -16,7 +16,7 @@
 //! it waits, and so nobody frees or copies the page while a processor uses its old translation.
 
 use super::Space;
-use super::range_work::{Removed, Taken, TreeLock, Unpublished};
+use super::range_work::{Joins, Removed, Taken, TreeLock, Unpublished};
 use super::remap::RemapError;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -25,7 +25,7 @@ use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::sync::Retired;
 use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Flags, Mapping, edit};
+use crate::vma::{AnonRecord, Backing, Flags, Mapping, Vma, edit};
 use alloc::vec::Vec;
 
 /// What a call has taken.
@@ -77,13 +77,41 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         retired: &mut Vec<Retired>,
     ) -> Result<(), RemapError> {
         self.vacate(work, both, part.target, retired)?;
+        let (cuts, whole) = self.cuts(both, part);
         if let Err(error) = self.prepare_move(work, both, part, retired) {
-            self.give_up_move(work, both, Some(part.source), part.target, retired);
+            self.give_up_move(work, both, Some((part.source, cuts)), part.target, retired);
             return Err(error);
         }
         self.carry(both, part);
-        self.end_move(work, both, part, retired);
+        self.end_move(work, both, part, cuts, retired);
+        self.share_record(both, part, whole);
         Ok(())
+    }
+
+    /// At which ends the mapping is cut to move the part, and all of the mapping. There it joins again if it stays, and nowhere
+    /// else (Linux cuts nothing then).
+    fn cuts(&self, both: &Both<'_, H>, Part { source, .. }: Part) -> (Joins, PageRange) {
+        let lock = both.source.lock();
+        let whole = self.tree.view_locked(&lock.writer).find(source.start()).map_or(source, Ranged::range);
+        let (below, above) = (whole.start() < source.start(), whole.end() > source.end());
+        (Joins { below, above, inside: true }, whole)
+    }
+
+    /// On Linux the target joins what it meets before anything leaves the source. So where it meets the mapping that it was
+    /// a part of, and has a record from the other side, what is left of that mapping has this record.
+    fn share_record(&self, both: &Both<'_, H>, part: Part, whole: PageRange) {
+        let lock = both.source.lock();
+        let view = self.tree.view_locked(&lock.writer);
+        let Some(target) = view.find(part.target.start()) else { return };
+        let Some(id) = target.record().and_then(AnonRecord::id) else { return };
+        let (first, last) = (whole.start(), PageNumber::new(whole.end().get() - 1));
+        if part.target.end() == first && target.range().contains(first)
+            || part.target.start() == whole.end() && target.range().contains(last)
+        {
+            for left in [first, last].into_iter().filter(|page| !part.source.contains(*page)) {
+                view.find(left).and_then(Vma::record).map(|record| record.begin(id));
+            }
+        }
     }
 
     /// What is mapped at the target goes; a fault there waits for what comes.
@@ -263,15 +291,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         both: &mut Both<'s, H>,
         part: Part,
+        cuts: Joins,
         retired: &mut Vec<Retired>,
     ) {
         both.target().lock().moves += 1;
-        self.settle(work, both.target(), part.target, retired);
         if part.keeps {
-            self.settle(work, &both.source, part.source, retired);
+            self.settle(work, &both.source, part.source, (cuts, retired));
         } else {
             self.retire_leaves(&mut both.source, part.source, retired);
         }
+        self.settle(work, both.target(), part.target, (Joins { inside: true, ..Joins::BOTH }, retired));
     }
 
     /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that.
@@ -280,12 +309,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         taken: &Taken<'s, H>,
         range: PageRange,
-        retired: &mut Vec<Retired>,
+        joins: (Joins, &mut Vec<Retired>),
     ) {
         let lock = taken.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(range.start());
         vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
-        let _ = self.publish(work, lock, range, Some, None, retired);
+        let _ = self.publish_joining(work, lock, range, Some, None, joins);
     }
 
     /// The source, if it was touched, is as it was; the target becomes a hole.
@@ -293,12 +322,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &'s self,
         work: &mut D::Range<'s, H>,
         both: &mut Both<'s, H>,
-        source: Option<PageRange>,
+        source: Option<(PageRange, Joins)>,
         target: PageRange,
         retired: &mut Vec<Retired>,
     ) {
-        if let Some(source) = source {
-            self.settle(work, &both.source, source, retired);
+        if let Some((source, cuts)) = source {
+            self.settle(work, &both.source, source, (cuts, &mut *retired));
             self.follow_back(&both.source, source);
         }
         // Without memory for a hole what stands there stays, and is one for every access when it is let go.

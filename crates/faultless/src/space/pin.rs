@@ -2,8 +2,8 @@
 //! device.
 
 use super::page_work::{Leaves, Refused};
-use super::{AddressSpace, fault::FaultError};
-use crate::address::VirtAddr;
+use super::{AddressSpace, Space, fault::FaultError};
+use crate::address::{PageNumber, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
@@ -43,6 +43,13 @@ impl<H: Host> PinnedPage<H> {
 impl<H: Host> Drop for PinnedPage<H> {
     fn drop(&mut self) {
         self.engine.put(self.frame, Reference::IoPin);
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn is_mapped(&self, page: PageNumber) -> bool {
+        let section = self.engine.enter();
+        self.tree.view(&section).find(page).is_some()
     }
 }
 
@@ -99,6 +106,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return Ok(PinnedPage { engine: space.engine.clone(), frame, access });
                 }
                 Ok(Some(Err(error))) => return Err(error),
+                // Nothing grows down to it, as on Linux.
+                Err(Refused::NoTable) if !space.is_mapped(address.page()) => return Err(no_mapping),
                 Ok(None) | Err(Refused::NoTable) => {}
                 Err(Refused::Hole) => return Err(no_mapping),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),

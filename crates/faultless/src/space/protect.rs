@@ -127,20 +127,29 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         protection: Protection,
         still: impl Fn(&TreeLock<'_>) -> bool,
     ) -> Option<Result<(), ProtectError>> {
-        let none = ProtectError::Hole { range, address: range.start().address() };
-        let Some(inside) = range.intersection(self.0.whole()) else { return Some(Err(none)) };
-        let mut fetched = None;
-        let protected = self.0.protect(range, inside, protection, still, &mut fetched).transpose();
-        if let Some(fetched) = fetched {
-            // Locked pages are had for writing at once; what cannot be fetched is no error of this call.
-            let _ = self.populate(fetched, Goal::LockAll);
+        let mut part = range;
+        loop {
+            let none = ProtectError::Hole { range: part, address: part.start().address() };
+            let Some(inside) = part.intersection(self.0.whole()) else { return Some(Err(none)) };
+            let mut fetched = None;
+            let is_still = |lock: &TreeLock<'_>| part != range || still(lock);
+            let protected = self.0.protect(part, inside, protection, is_still, &mut fetched).transpose();
+            // What cannot be fetched is no error of this call.
+            let rest = fetched.and_then(|fetched| {
+                let _ = self.populate(fetched, Goal::LockAll);
+                PageRange::new(fetched.end(), part.end())
+            });
+            match (protected, rest) {
+                (Some(Ok(())), Some(rest)) => part = rest,
+                (protected, _) => return protected,
+            }
         }
-        protected
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// As [`AddressSpace::protect_range`]; `fetched` becomes what locked private memory has become writable.
+    /// As [`AddressSpace::protect_range`]; `fetched` becomes the first locked private memory that has become writable, and
+    /// nothing behind it is changed: its pages come first, as on Linux, where one sees it in what merges.
     fn protect(
         &self,
         range: PageRange,
@@ -172,6 +181,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         {
             (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
         }
+        let wanted = PageRange::new(inside.start(), end)
+            .and_then(|prefix| self.becomes_writable(&lock, prefix, protection));
+        if let Some(wanted) = wanted.filter(|wanted| wanted.end() < end) {
+            (end, error) = (wanted.end(), None);
+        }
         let change = |mapping: Mapping<H>| Some(edit::protected(mapping, protection));
         if let Some(prefix) = PageRange::new(inside.start(), end)
             && let Err(page) = self.splittable(&lock, prefix, change)
@@ -181,7 +195,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let mut retired = Vec::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
-            let wanted = self.becomes_writable(&lock, prefix, protection);
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None, &mut retired);
             let published = published.inspect_err(|_| self.follow_back(&taken, prefix));
@@ -204,7 +217,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         error.map_or(Ok(Some(())), Err)
     }
 
-    /// From the first to the last mapping in `range` that is locked, private and not writable yet.
+    /// The first part of a mapping in `range` that is locked, private and not writable yet.
     fn becomes_writable(
         &self,
         lock: &TreeLock<'_>,
@@ -218,10 +231,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 && protection.contains(Protection::WRITE)
                 && !mapping.protection.contains(Protection::WRITE)
         };
-        vmas.take_while(|vma| vma.range().start() < range.end())
-            .filter(|vma| wanted(vma.mapping()))
-            .filter_map(|vma| vma.range().intersection(range))
-            .reduce(|all, part| PageRange::new(all.start(), part.end()).unwrap_or(all))
+        let mut vmas = vmas.take_while(|vma| vma.range().start() < range.end());
+        vmas.find(|vma| wanted(vma.mapping()))?.range().intersection(range)
     }
 
     fn sweep_rights(

@@ -29,12 +29,28 @@ impl From<OutOfMemory> for Unpublished {
     }
 }
 
-/// With which neighbours what is published joins.
+/// A mapping that comes, of what was there or new.
+struct Piece<H: Host> {
+    mapping: Mapping<H>,
+    /// Whether it is another than before.
+    is_new: bool,
+    /// Whether the piece before it was part of the same VMA.
+    goes_on: bool,
+}
+
+/// With which neighbours that are like it something new may join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Joins {
-    BothSides,
-    /// With the one above: a mapping that grows down meets another one and stays beside it, as on Linux.
-    Above,
+pub(super) struct Joins {
+    pub below: bool,
+    pub above: bool,
+    /// Whether what stays as it was joins too: it has been cut for the call.
+    pub inside: bool,
+}
+
+impl Joins {
+    pub const BOTH: Self = Self { below: true, above: true, inside: false };
+    /// A mapping that grows down meets another one and stays beside it, as on Linux.
+    pub const ABOVE: Self = Self { below: false, above: true, inside: false };
 }
 
 /// VMAs that are excluded for one look at the tree.
@@ -189,7 +205,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         insert: Option<Mapping<H>>,
         retired: &mut Vec<Retired>,
     ) -> Result<TreeLock<'s>, Unpublished> {
-        self.publish_joining(work, lock, range, each, insert, (Joins::BothSides, retired))
+        self.publish_joining(work, lock, range, each, insert, (Joins::BOTH, retired))
     }
 
     /// The same; `joins`: with which neighbours.
@@ -296,16 +312,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<PageRange, Unpublished> {
         let view = self.tree.view_locked(&lock.writer);
         let mut hull = range;
-        let mut push = |mapping: Mapping<H>| -> Result<(), Unpublished> {
+        // What two VMAs were and stay does not join now, though it might (Linux).
+        let mut is_last_new = false;
+        let mut push = |Piece { mapping, is_new, goes_on }: Piece<H>| -> Result<bool, Unpublished> {
+            let may_join = goes_on || is_new || is_last_new;
+            is_last_new = is_new;
             if let Some(last) = next.last_mut()
+                && may_join
                 && edit::joins(last, &mapping)
             {
                 *last = edit::join(last, &mapping);
-                return Ok(());
+                return Ok(is_new);
             }
             next.try_reserve(1).map_err(|_| OutOfMemory)?;
             next.push(mapping);
-            Ok(())
+            Ok(is_new)
         };
         let mut close = |vma: &'a Vma<H, D>| -> Result<Mapping<H>, Unpublished> {
             closed.try_reserve(1).map_err(|_| OutOfMemory)?;
@@ -313,42 +334,51 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Ok(vma.close())
         };
         let start = range.start();
-        let left = view.before(start).filter(|vma| joins == Joins::BothSides && vma.range().end() == start);
+        let left = view.before(start).filter(|vma| joins.below && vma.range().end() == start);
         let old = view.from(start).take_while(|vma| vma.range().start() < range.end());
 
         // The first mapping that comes decides whether the neighbour on the left joins.
-        let mut middle: Vec<Mapping<H>> = Vec::new();
+        let mut middle: Vec<Piece<H>> = Vec::new();
         let mut keep_behind = None;
         for vma in old {
             let mapping = close(vma)?;
             hull = hull.hull(vma.range());
             middle.try_reserve(3).map_err(|_| OutOfMemory)?;
-            let before = PageRange::new(vma.range().start(), start);
-            middle.extend(before.and_then(|before| edit::cut(&mapping, before)));
-            middle.extend(edit::cut(&mapping, range).and_then(each));
-            let behind = PageRange::new(range.end(), vma.range().end());
-            keep_behind = behind.and_then(|behind| edit::cut(&mapping, behind));
+            let part = |part: Option<PageRange>| part.and_then(|part| edit::cut(&mapping, part));
+            let old = |goes_on| move |mapping| Piece { mapping, is_new: false, goes_on };
+            let before = part(PageRange::new(vma.range().start(), start));
+            let goes_on = before.is_some();
+            middle.extend(before.map(old(false)));
+            middle.extend(part(Some(range)).and_then(each).map(|mapping| {
+                let is_new = joins.inside || !edit::is_alike(vma.mapping(), &mapping);
+                Piece { mapping, is_new, goes_on }
+            }));
+            keep_behind = part(PageRange::new(range.end(), vma.range().end())).map(old(true));
         }
-        let place = middle.iter().take_while(|m| m.range.end() <= start).count();
+        let place = middle.iter().take_while(|piece| piece.mapping.range.end() <= start).count();
         if let Some(insert) = insert {
             middle.try_reserve(1).map_err(|_| OutOfMemory)?;
-            middle.insert(place, insert.clone());
+            middle.insert(place, Piece { mapping: insert.clone(), is_new: true, goes_on: false });
         }
         if let (Some(left), Some(first)) = (left, middle.first())
-            && edit::joins(&left.glance(), first)
+            && first.is_new
+            && edit::joins(&left.glance(), &first.mapping)
         {
             // It may have got pages since the glance: then it stays beside, replaced by itself.
             hull = hull.hull(left.range());
-            push(close(left)?)?;
+            push(Piece { mapping: close(left)?, is_new: false, goes_on: false })?;
         }
-        for mapping in middle {
-            push(mapping)?;
+        let mut is_last_new = false;
+        for piece in middle {
+            is_last_new = push(piece)?;
         }
         match keep_behind {
-            Some(behind) => push(behind)?,
+            Some(behind) => _ = push(behind)?,
             None => {
                 let right = view.from(range.end()).next().filter(|vma| vma.range().start() == range.end());
                 if let (Some(right), Some(last)) = (right, next.last())
+                    && is_last_new
+                    && joins.above
                     && last.range.end() == range.end()
                     && edit::joins(last, &right.glance())
                 {

@@ -225,7 +225,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
         let mapped = match again {
             Some(again) => {
-                let more = self.extend(work, both.target(), lock, again, (Joins::BothSides, &mut *retired));
+                let more = self.extend(work, both.target(), lock, again, (Joins::BOTH, &mut *retired));
                 more.map_err(|error| self.unpublished(error))
             }
             None => {
@@ -258,7 +258,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 };
             }
             if let Some(more) = self.room_behind(&lock, plan, vma) {
-                let published = self.extend(work, &source, lock, more, (Joins::BothSides, retired));
+                let published = self.extend(work, &source, lock, more, (Joins::BOTH, retired));
                 published.map_err(|error| self.unpublished(error))?;
                 return Ok(plan.start);
             }

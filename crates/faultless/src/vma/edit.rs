@@ -53,6 +53,15 @@ pub fn adopts<H: Host>(mapping: &Mapping<H>, neighbour: &Mapping<H>) -> Option<A
     neighbour.anon.filter(|anon| is_like_it && !anon.is_inherited())
 }
 
+/// Whether a part `new` of `old` is what it was, but for its pages.
+pub fn is_alike<H: Host>(old: &Mapping<H>, new: &Mapping<H>) -> bool {
+    let is_busy = |mapping: &Mapping<H>| matches!(mapping.backing, Backing::Busy);
+    old.protection == new.protection
+        && old.flags == new.flags
+        && old.shift == new.shift
+        && is_busy(old) == is_busy(new)
+}
+
 /// The one mapping that `left` and `right` are if they join.
 pub fn join<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> Mapping<H> {
     let mut new = left.clone();

@@ -73,8 +73,14 @@ impl<D: LockingDesign> Machine<D> {
             }
             Operation::UnlockAll => result(space.unlock_all().map(|()| 0), LockError::errno),
             Operation::Sync { at, length, flags } => {
-                let flags = SyncFlags::from_bits_retain(flags);
-                result(space.sync(address(at), length.0, flags).map(|()| 0), SyncError::errno)
+                let synced = space.sync(address(at), length.0, SyncFlags::from_bits_retain(flags));
+                // Linux may have written more than was asked for, see `syncs`.
+                if operation.syncs(&self.spaces.last().expect("the first space stays").said)
+                    && let Err(error) = self.files[STORED].handle.sync()
+                {
+                    return Outcome::Broken(error.to_string());
+                }
+                result(synced.map(|()| 0), SyncError::errno)
             }
             Operation::Resident { at, length } => match space.resident(address(at), length.0) {
                 Ok(pages) => {

@@ -1,7 +1,7 @@
 //! What mremap is asked for, why it may say no, and what of a request can be judged by its numbers and one mapping.
 
 use super::super::LimitError;
-use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
+use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::{Host, OutOfMemory};
@@ -195,10 +195,8 @@ impl Plan {
             return Err(nonsense);
         }
         let page = PageRange::from_bytes(old, 1)?;
-        let old_pages = match old_length {
-            0 => 0,
-            _ => PageRange::from_bytes(VirtAddr::default(), old_length)?.pages(),
-        };
+        // Numbers that wrap around are what is left of them, as on Linux; nothing that long is mapped.
+        let old_pages = old_length.wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
         let new_pages = PageRange::from_bytes(VirtAddr::default(), new_length)?.pages();
         let out =
             |address| RemapError::OutOfBounds { address, length: new_length, end: whole.end().address() };
@@ -219,7 +217,7 @@ impl Plan {
             if !whole.covers(to) {
                 return Err(out(new));
             }
-            let end = page.start().get().saturating_add(old_pages);
+            let end = (page.start().get() + old_pages) & (u64::MAX >> PAGE_SHIFT);
             if end > to.start().get() && to.end() > page.start() {
                 return Err(RemapError::Overlap { old, new });
             }
