@@ -292,11 +292,13 @@ impl Generator {
         if !self.draw.percent(self.files) {
             return Object::Anonymous { shared: self.draw.percent(12) };
         }
+        let file = self.draw.below(FILES as u64) as usize;
         let first = match self.draw.below(200) {
-            0 => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
+            // How long a file can be that is written, its file system says.
+            0 if file < STORED => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
             _ => self.draw.below(FILE_PAGES + 2),
         };
-        Object::File { file: self.draw.below(FILES as u64) as usize, first, shared: self.draw.percent(40) }
+        Object::File { file, first, shared: self.draw.percent(40) }
     }
 
     fn rights(&mut self) -> Rights {

@@ -215,7 +215,7 @@ impl<H: Host> File<H> {
         while done < bytes.len() {
             // Again for each page: somebody may cut the file off meanwhile.
             if end > self.length() {
-                self.set_store_length(end, Resize::Grow)?;
+                self.set_store_length(end, Resize::Grow { from: offset })?;
             }
             let at = offset + done as u64;
             let part = (bytes.len() - done).min((PAGE_SIZE - at % PAGE_SIZE) as usize);

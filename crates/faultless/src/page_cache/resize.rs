@@ -19,8 +19,11 @@ static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 pub(super) enum Resize {
     /// It is cut off.
     Set,
-    /// It stays.
-    Grow,
+    /// It stays. If it is not, bytes are written from here on.
+    Grow {
+        /// The first of them.
+        from: u64,
+    },
 }
 
 impl<H: Host> File<H> {
@@ -32,7 +35,7 @@ impl<H: Host> File<H> {
     /// * of a file that is only read, of before or of now, is read anew, so that what lies behind the end is zero and
     ///   what has grown is there; copies of it stay;
     /// * of a file that is written, stays, and is zeros behind the end. What was stored behind the end before it grows is
-    ///   zeros afterwards, as in ext4; in a file in memory it is there then, as in tmpfs.
+    ///   zeros afterwards as far as it is in the file then, as in ext4; in a file in memory it is there, as in tmpfs.
     pub fn set_length(&self, length: u64) {
         let resized = self.resize(length, Resize::Set, |_| Ok(()));
         debug_assert!(resized.is_ok(), "nothing was asked of the store");
@@ -54,12 +57,16 @@ impl<H: Host> File<H> {
         if length > old && self.writable {
             store(length)?;
             if !self.is_in_memory() {
-                self.zero_behind(old);
+                let to = match how {
+                    Resize::Set => length,
+                    Resize::Grow { from } => from,
+                };
+                self.zero(old, to);
             }
             self.length.store(length, Ordering::Release);
             return Ok(());
         }
-        if how == Resize::Grow {
+        if how != Resize::Set {
             return Ok(());
         }
         self.cuts.fetch_add(1, Ordering::AcqRel);
@@ -74,7 +81,7 @@ impl<H: Host> File<H> {
                 self.length.store(old, Ordering::Release);
                 return Err(error);
             }
-            self.zero_behind(length);
+            self.zero(length, u64::MAX);
         }
         self.each_attached(first..index::PAGES, |page, frame, _lock| self.detach(page, frame));
         self.cuts.fetch_add(1, Ordering::AcqRel);
@@ -84,12 +91,13 @@ impl<H: Host> File<H> {
         Ok(())
     }
 
-    /// Makes zeros of what lies behind byte `end` in its page, if that is in memory.
-    fn zero_behind(&self, end: u64) {
+    /// Makes zeros of what lies behind byte `end` in its page, up to byte `to`, if that page is in memory.
+    fn zero(&self, end: u64, to: u64) {
         let (page, within) = (end / PAGE_SIZE, (end % PAGE_SIZE) as usize);
-        if within != 0 {
+        let length = to.saturating_sub(end).min(PAGE_SIZE - within as u64) as usize;
+        if within != 0 && length != 0 {
             self.each_attached(page..page + 1, |_, frame, _lock| {
-                self.engine.host().frames().write(frame, within, &ZEROS[within..]);
+                self.engine.host().frames().write(frame, within, &ZEROS[..length]);
             });
         }
     }
@@ -151,12 +159,12 @@ impl<H: Host> File<H> {
         let hole_end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
         let whole = PageRange::single(PageNumber::new(0));
         let taken = self.resizing.take(whole, &*self.engine).0;
-        let end = hole_end.min(self.length());
+        // Behind the end of a file with a store is nothing: its last page goes whole (ext4; not so tmpfs).
+        let end = if self.is_in_memory() { hole_end } else { hole_end.min(self.length()) };
         if offset >= end {
             return Ok(());
         }
         let pages = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
-        // Behind the end of the file is nothing: its last page goes whole.
         let pages = if hole_end > end { pages.start..end.div_ceil(PAGE_SIZE) } else { pages };
         // The ends first, as any write.
         let head_end = end.min(pages.start * PAGE_SIZE);

@@ -103,11 +103,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = both.source.lock();
         let view = self.tree.view_locked(&lock.writer);
         let Some(target) = view.find(part.target.start()) else { return };
-        let Some(id) = target.record().and_then(AnonRecord::id) else { return };
+        let id = target.record().and_then(AnonRecord::id).filter(|id| !id.is_inherited());
+        let Some(id) = id.filter(|_| matches!(target.mapping().backing, Backing::Anonymous)) else { return };
         let (first, last) = (whole.start(), PageNumber::new(whole.end().get() - 1));
-        if part.target.end() == first && target.range().contains(first)
-            || part.target.start() == whole.end() && target.range().contains(last)
-        {
+        if part.target.end() == first || part.target.start() == whole.end() {
             for left in [first, last].into_iter().filter(|page| !part.source.contains(*page)) {
                 view.find(left).and_then(Vma::record).map(|record| record.begin(id));
             }

@@ -1,6 +1,6 @@
 //! What each operation is on the engine's side.
 
-use super::super::operation::{At, Move, Object, Operation, PAGES, Place, WINDOW, With};
+use super::super::operation::{At, Move, Object, Operation, PAGES, Place, STORED, WINDOW, With};
 use super::super::step::{Caught, Outcome, Seen, number_of};
 use super::{Machine, Space, end};
 use faultless::address::{PAGE_SIZE, VirtAddr};
