@@ -167,9 +167,10 @@ impl Generator {
                 Operation::Unmap { at, length }
             }
             Kind::Protect => {
-                let ((at, length), rights) = (self.range(), self.rights());
+                let (down, rights) = (self.draw.percent(4), self.rights());
+                let (at, length) = if down { self.reaching_range() } else { self.range() };
                 self.model.change(at, length, |old| old.map(|_| rights.0));
-                Operation::Protect { at, length, rights, down: self.draw.percent(4) }
+                Operation::Protect { at, length, rights, down }
             }
             Kind::Remap => self.remap(),
             Kind::Break => self.set_break(),
@@ -195,6 +196,8 @@ impl Generator {
                     flags: self.draw.one_of(&[0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8]),
                 }
             }
+            // What fork copies of pages that nobody has stored to is its own matter.
+            Kind::Resident if !self.parents.is_empty() => Operation::Load { at: self.word(1) },
             Kind::Resident => {
                 let (at, length) = self.range();
                 Operation::Resident { at, length }

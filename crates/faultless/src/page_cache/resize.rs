@@ -35,7 +35,7 @@ impl<H: Host> File<H> {
     /// * of a file that is only read, of before or of now, is read anew, so that what lies behind the end is zero and
     ///   what has grown is there; copies of it stay;
     /// * of a file that is written, stays, and is zeros behind the end. What was stored behind the end before it grows is
-    ///   zeros afterwards as far as it is in the file then, as in ext4; in a file in memory it is there, as in tmpfs.
+    ///   zeros afterwards, as in ext4; in a file in memory it is there, as in tmpfs.
     pub fn set_length(&self, length: u64) {
         let resized = self.resize(length, Resize::Set, |_| Ok(()));
         debug_assert!(resized.is_ok(), "nothing was asked of the store");
@@ -58,7 +58,7 @@ impl<H: Host> File<H> {
             store(length)?;
             if !self.is_in_memory() {
                 let to = match how {
-                    Resize::Set => length,
+                    Resize::Set => u64::MAX,
                     Resize::Grow { from } => from,
                 };
                 self.zero(old, to);
@@ -159,13 +159,14 @@ impl<H: Host> File<H> {
         let hole_end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
         let whole = PageRange::single(PageNumber::new(0));
         let taken = self.resizing.take(whole, &*self.engine).0;
-        // Behind the end of a file with a store is nothing: its last page goes whole (ext4; not so tmpfs).
-        let end = if self.is_in_memory() { hole_end } else { hole_end.min(self.length()) };
-        if offset >= end {
-            return Ok(());
-        }
+        let length = self.length();
+        let end = match hole_end > length && !self.is_in_memory() {
+            false => hole_end,
+            true if offset >= length => return Ok(()),
+            // Behind the end of a file with a store is nothing: its last page is zeros there, too (ext4; not so tmpfs).
+            true => length.next_multiple_of(PAGE_SIZE),
+        };
         let pages = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
-        let pages = if hole_end > end { pages.start..end.div_ceil(PAGE_SIZE) } else { pages };
         // The ends first, as any write.
         let head_end = end.min(pages.start * PAGE_SIZE);
         self.write_zeros(offset, head_end)?;

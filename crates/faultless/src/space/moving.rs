@@ -94,7 +94,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = both.source.lock();
         let whole = self.tree.view_locked(&lock.writer).find(source.start()).map_or(source, Ranged::range);
         let (below, above) = (whole.start() < source.start(), whole.end() > source.end());
-        (Joins { below, above, inside: true }, whole)
+        (Joins { below, above, inside: true, ..Joins::BOTH }, whole)
     }
 
     /// On Linux the target joins what it meets before anything leaves the source. So where it meets the mapping that it was

@@ -47,9 +47,10 @@ impl<H: Host> Drop for PinnedPage<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn is_mapped(&self, page: PageNumber) -> bool {
+    /// What may be done with a page, if it is mapped.
+    fn protection_of(&self, page: PageNumber) -> Option<Protection> {
         let section = self.engine.enter();
-        self.tree.view(&section).find(page).is_some()
+        Some(self.tree.view(&section).find(page)?.mapping().protection)
     }
 }
 
@@ -106,9 +107,15 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return Ok(PinnedPage { engine: space.engine.clone(), frame, access });
                 }
                 Ok(Some(Err(error))) => return Err(error),
-                // Nothing grows down to it, as on Linux.
-                Err(Refused::NoTable) if !space.is_mapped(address.page()) => return Err(no_mapping),
-                Ok(None) | Err(Refused::NoTable) => {}
+                Ok(None) => {}
+                // Nothing grows down to it, and nothing is faulted in that is refused then, as on Linux.
+                Err(Refused::NoTable) => match space.protection_of(address.page()) {
+                    None => return Err(no_mapping),
+                    Some(protection) if !protection.contains(rights) => {
+                        return Err(FaultError::Protection { address, access, protection });
+                    }
+                    Some(_) => {}
+                },
                 Err(Refused::Hole) => return Err(no_mapping),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
             }

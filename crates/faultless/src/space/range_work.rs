@@ -45,12 +45,14 @@ pub(super) struct Joins {
     pub above: bool,
     /// Whether what stays as it was joins too: it has been cut for the call.
     pub inside: bool,
+    /// Whether it is a mapping that becomes longer: what fork has passed on joins one without pages then (Linux).
+    pub grown: bool,
 }
 
 impl Joins {
-    pub const BOTH: Self = Self { below: true, above: true, inside: false };
+    pub const BOTH: Self = Self { below: true, above: true, inside: false, grown: false };
     /// A mapping that grows down meets another one and stays beside it, as on Linux.
-    pub const ABOVE: Self = Self { below: false, above: true, inside: false };
+    pub const ABOVE: Self = Self { below: false, above: true, inside: false, grown: false };
 }
 
 /// VMAs that are excluded for one look at the tree.
@@ -376,15 +378,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Some(behind) => _ = push(behind)?,
             None => {
                 let right = view.from(range.end()).next().filter(|vma| vma.range().start() == range.end());
+                let may_join = |last: &Mapping<H>, right: &Mapping<H>| {
+                    let fresh = || Mapping { anon: None, ..last.clone() };
+                    edit::joins(last, right)
+                        || joins.grown && right.anon.is_none() && edit::joins(&fresh(), right)
+                };
                 if let (Some(right), Some(last)) = (right, next.last())
                     && is_last_new
                     && joins.above
                     && last.range.end() == range.end()
-                    && edit::joins(last, &right.glance())
+                    && may_join(last, &right.glance())
                 {
                     hull = hull.hull(right.range());
                     let mapping = close(right)?;
-                    if edit::joins(last, &mapping) {
+                    if may_join(last, &mapping) {
                         let joined = edit::join(last, &mapping);
                         next.pop();
                         next.push(joined);

@@ -258,7 +258,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 };
             }
             if let Some(more) = self.room_behind(&lock, plan, vma) {
-                let published = self.extend(work, &source, lock, more, (Joins::BOTH, retired));
+                let joins = Joins { grown: true, ..Joins::BOTH };
+                let published = self.extend(work, &source, lock, more, (joins, retired));
                 published.map_err(|error| self.unpublished(error))?;
                 return Ok(plan.start);
             }
