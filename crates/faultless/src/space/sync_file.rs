@@ -17,8 +17,8 @@ bitflags::bitflags! {
     /// What msync does. Nothing at all is allowed, and checks only whether all is mapped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct SyncFlags: u8 {
-        /// Only asks whether all is mapped (MS_ASYNC), as on Linux: what is dirty is written sooner or later anyway, see
-        /// [`FileHandle::start_sync`](crate::FileHandle::start_sync).
+        /// Only asks whether all is mapped (MS_ASYNC), as on Linux: what is dirty is written by who calls
+        /// [`FileHandle::start_sync`](crate::FileHandle::start_sync) from time to time, or when the last handle goes.
         const ASYNC = 1;
         /// Refuses locked mappings (MS_INVALIDATE); all who map a file see the same page anyway.
         const INVALIDATE = 2;
