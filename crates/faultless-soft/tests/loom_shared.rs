@@ -9,7 +9,7 @@ use faultless::address::PAGE_SIZE;
 use faultless::protection::Access;
 use faultless::store::{Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
-use faultless::{Engine, Fault, File, Limits, MapRequest, Placement, SyncFlags};
+use faultless::{Engine, Fault, File, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
 use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
 use std::sync::{Arc, Mutex};
@@ -71,10 +71,10 @@ fn a_store_against_writeback() {
                 || matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
                     && other.try_store_u64(at(1), 2).is_ok()
         });
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
+        file.handle().start_sync();
         kept.end();
         let last = if store.join().unwrap() { 2 } else { 1 };
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
+        file.handle().start_sync();
         kept.end();
         assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
         close(file);
@@ -110,7 +110,7 @@ fn a_store_against_writeback_and_unmap() {
 fn a_failed_write_stays_dirty() {
     model(2, || {
         let (engine, file, kept, space) = stored(6);
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
+        file.handle().start_sync();
         let transfers = std::mem::take(&mut kept.0.lock().unwrap().0);
         let other = space.clone();
         let store = spawn(1, move || {
@@ -120,7 +120,7 @@ fn a_failed_write_stays_dirty() {
         // Dropped, they fail.
         drop(transfers);
         let last = if store.join().unwrap() { 2 } else { 1 };
-        space.sync(at(1), PAGE_SIZE, SyncFlags::ASYNC).unwrap();
+        file.handle().start_sync();
         kept.end();
         assert_eq!(
             kept.0.lock().unwrap().1,

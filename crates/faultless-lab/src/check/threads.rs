@@ -149,8 +149,14 @@ impl Together {
     fn parts(&self, seed: u64, length: u64) -> Result<Vec<Part>, Trouble> {
         let part = |thread: usize| {
             // Not the seeds of other rounds.
-            let mut episode = Episode::new(seed_of(!seed, thread as u64 + 1), length);
+            let mut episode = Episode::new(seed_of(!seed, thread as u64 + 1), length + length / 4 + 8);
             episode.operations.retain(Operation::is_local);
+            let mut left = length;
+            episode.operations.retain(|operation| {
+                let stays = left > 0;
+                left -= u64::from(stays && operation.counts());
+                stays
+            });
             // A store that changes nothing may make what Linux merges by.
             episode.merged = self.merged || is_anonymous(&episode);
             Ok(Part { alone: self.alone(&episode)?.into(), episode: episode.into() })
