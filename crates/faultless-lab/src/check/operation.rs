@@ -170,7 +170,7 @@ pub enum Operation {
         /// Whether it may move.
         moves: Move,
     },
-    /// brk: the heap starts at page [`HEAP`].
+    /// brk: the heap starts at page `HEAP` of the window.
     Break {
         /// The new break.
         at: At,

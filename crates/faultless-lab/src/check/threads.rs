@@ -51,7 +51,7 @@ const CHILDREN: u64 = 2;
 pub struct Together {
     /// The engine's design.
     pub design: &'static Design,
-    /// How many threads do operations: 1 to [`MOST`].
+    /// How many threads do operations: 1 to 32.
     pub threads: usize,
     /// How many operations they do, all of them together.
     pub operations: u64,
