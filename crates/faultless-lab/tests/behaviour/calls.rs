@@ -22,6 +22,7 @@ under_every_design! {
     the_first_of_several_errors_is_linuxs
     a_mapping_of_a_file_ends_where_a_length_can
     unknown_flags_are_refused_or_not_looked_at
+    a_pin_makes_nothing_longer_and_fetches_nothing_that_is_refused
     an_exited_space_maps_nothing
 }
 
@@ -38,6 +39,7 @@ on_real_memory! {
     the_first_of_several_errors_is_linuxs
     a_mapping_of_a_file_ends_where_a_length_can
     unknown_flags_are_refused_or_not_looked_at
+    a_pin_makes_nothing_longer_and_fetches_nothing_that_is_refused
     an_exited_space_maps_nothing
 }
 
@@ -329,6 +331,20 @@ fn an_exited_space_maps_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(fault_of(space.load_u64(at(10))), FaultError::NoMapping { .. }));
     assert_eq!(space.map(anonymous(10, 1)), Err(MapError::Exited));
     assert!(matches!(space.fork(), Err(faultless::ForkError::Exited)));
+    drop(space);
+    machine.end()
+}
+
+fn a_pin_makes_nothing_longer_and_fetches_nothing_that_is_refused<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(310, 1) }).unwrap();
+    assert_eq!(space.write_remote(at(305), &[1; 8]).unwrap_err().errno(), 14);
+    assert!(matches!(space.pin(at(305), Access::Write), Err(FaultError::NoMapping { .. })));
+    assert_eq!(shape(&space), [(310, 311, "rw-".into())]);
+    space.map(anonymous(20, 1).with(Protection::WRITE)).unwrap();
+    assert_eq!(space.read_remote(at(20), &mut [0; 8]).unwrap_err().errno(), 14);
+    assert_eq!(space.resident(at(20), PAGE_SIZE).unwrap(), [false]);
     drop(space);
     machine.end()
 }

@@ -17,6 +17,7 @@ under_every_design! {
     cutting_off_keeps_the_rest_of_a_page
     a_hole_is_zeros_and_private_copies_stay
     memory_files_are_cut_off_like_any
+    reading_a_hole_of_a_memory_file_fills_nothing
     removing_punches_holes_in_what_is_shared
     removing_goes_by_the_mapping
     removing_holds_nothing_while_it_waits
@@ -375,5 +376,24 @@ fn a_handles_rights_bound_its_mappings<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(MapRequest { flags: Flags::READ_ONLY, ..beside }).unwrap();
     assert_eq!(flags(), [Flags::empty(), Flags::READ_ONLY, Flags::empty()], "nobody asks for the flag");
     drop((space, child, reader, writer, real));
+    machine.end()
+}
+
+fn reading_a_hole_of_a_memory_file_fills_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let file = File::in_memory(&machine.engine, 2 * PAGE_SIZE).unwrap();
+    let space = machine.space::<D>();
+    space.map(shared(&file, 10, 2, READ_WRITE)).unwrap();
+    let mut bytes = [1; 8];
+    assert_eq!((file.handle().read_at(4, &mut bytes), bytes), (Ok(8), [0; 8]));
+    space.advise(at(10), 2 * PAGE_SIZE, Advice::WillNeed).unwrap();
+    assert_eq!(space.resident(at(10), 2 * PAGE_SIZE).unwrap(), [false; 2]);
+    space.store_u64(at(10), 7).unwrap();
+    assert_eq!(file.handle().read_at(0, &mut bytes), Ok(8));
+    assert_eq!(
+        (bytes, space.resident(at(10), 2 * PAGE_SIZE).unwrap()),
+        (7_u64.to_ne_bytes(), vec![true, false])
+    );
+    drop((space, file));
     machine.end()
 }

@@ -14,6 +14,7 @@ use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 under_every_design! {
+    locked_memory_that_becomes_writable_is_had_for_writing
     locks_split_merge_and_fetch
     locks_stop_where_they_cannot_go_on
     locks_are_limited
@@ -573,5 +574,19 @@ fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.audit().unwrap();
     assert_eq!(space.taken_ranges(), 0);
     drop(space);
+    machine.end()
+}
+
+fn locked_memory_that_becomes_writable_is_had_for_writing<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, file) = (machine.space::<D>(), machine.file(4));
+    space.map(of_file(&file, 10, 4, Protection::READ)).unwrap();
+    space.lock(at(10), pages(2), LockMode::Now).unwrap();
+    space.lock(at(12), pages(1), LockMode::OnFault).unwrap();
+    space.protect(at(10), pages(4), READ_WRITE).unwrap();
+    let own: Vec<_> = space.usage().iter().map(|part| part.anonymous).collect();
+    // What is locked with its first touch, and what is not locked, has no page of its own yet.
+    assert_eq!(own, [pages(2), 0, 0]);
+    drop((space, file));
     machine.end()
 }

@@ -1,8 +1,10 @@
 //! Which neighbours merge, by what Linux 6.18 does: by their rights, by what counts as promised, and by whose their
 //! anonymous pages are.
 
+use crate::moves::{FIXED, KEEP, MOVE, shape};
 use crate::*;
 use faultless::vma::Flags;
+use faultless::{LockMode, RemapRequest};
 use faultless_soft::Cpu;
 
 under_every_design! {
@@ -12,6 +14,10 @@ under_every_design! {
     what_a_child_has_inherited_merges_with_nothing_new
     what_a_child_has_inherited_grows
     a_store_that_fails_past_the_end_makes_a_record
+    what_stays_as_it_was_joins_nothing
+    a_heap_joins_nothing_below_its_start
+    what_has_grown_has_a_record
+    a_part_that_moves_away_and_stays_cuts_nothing
 }
 
 on_real_memory! {
@@ -21,14 +27,13 @@ on_real_memory! {
     what_a_child_has_inherited_merges_with_nothing_new
     what_a_child_has_inherited_grows
     a_store_that_fails_past_the_end_makes_a_record
+    what_stays_as_it_was_joins_nothing
+    a_heap_joins_nothing_below_its_start
+    what_has_grown_has_a_record
+    a_part_that_moves_away_and_stays_cuts_nothing
 }
 
 const ALL: Protection = READ_WRITE.union(Protection::EXECUTE);
-
-/// Where the mappings begin and end.
-fn shape<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64)> {
-    space.mappings().iter().map(|m| (m.range.start().get(), m.range.end().get())).collect()
-}
 
 fn a_first_page_takes_over_the_record_of_a_neighbour<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
@@ -174,5 +179,72 @@ fn a_store_that_fails_past_the_end_makes_a_record<S: Stand, D: LockingDesign>() 
     space.map(MapRequest { source, ..anonymous(12, 1) }).unwrap();
     assert_eq!(shape(&space), [(10, 13), (13, 14)], "two records, as on Linux, and no page");
     drop((space, file));
+    machine.end()
+}
+
+fn what_stays_as_it_was_joins_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let parent = machine.space::<D>();
+    parent.map(anonymous(10, 2).with(Protection::READ)).unwrap();
+    parent.lock(at(11), PAGE_SIZE, LockMode::OnFault).unwrap();
+    // Without the lock the two are alike, and nobody has joined them.
+    let child = parent.fork().unwrap();
+    child.protect(at(11), PAGE_SIZE, Protection::READ).unwrap();
+    assert_eq!(shape(&child), [(10, 11), (11, 12)]);
+    child.protect(at(11), PAGE_SIZE, Protection::empty()).unwrap();
+    child.protect(at(11), PAGE_SIZE, Protection::READ).unwrap();
+    assert_eq!(shape(&child), [(10, 12)]);
+    child.audit().unwrap();
+    drop((parent, child));
+    machine.end()
+}
+
+fn a_heap_joins_nothing_below_its_start<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 2)).unwrap();
+    space.set_heap(at(12));
+    for (end, expected) in [(14, [(10, 12), (12, 14)]), (16, [(10, 12), (12, 16)])] {
+        assert_eq!(space.brk(at(end)), at(end));
+        assert_eq!(shape(&space), expected);
+    }
+    drop(space);
+    machine.end()
+}
+
+fn what_has_grown_has_a_record<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    let stack = |page| MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(page, 1) };
+    space.map(stack(304)).unwrap();
+    space.map(stack(306)).unwrap();
+    space.store_u64(at(306), 1).unwrap();
+    // Read only, so that there is no page; and a record of its own, so that the two do not join.
+    assert_eq!(space.load_u64(at(302)).unwrap(), 0);
+    space.map(stack(305)).unwrap();
+    assert_eq!(shape(&space), [(302, 306), (306, 307)]);
+    space.audit().unwrap();
+    drop(space);
+    machine.end()
+}
+
+fn a_part_that_moves_away_and_stays_cuts_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 5)).unwrap();
+    let keep = |from, to| {
+        let request =
+            RemapRequest { flags: MOVE | FIXED | KEEP, ..RemapRequest::to(at(from), PAGE_SIZE, at(to)) };
+        space.remap(request).unwrap();
+    };
+    // Beside itself, over a part of itself, and elsewhere.
+    for (from, to, expected) in
+        [(14, 15, vec![(10, 16)]), (12, 13, vec![(10, 16)]), (12, 20, vec![(10, 16), (20, 21)])]
+    {
+        keep(from, to);
+        assert_eq!(shape(&space), expected, "{from} to {to}");
+    }
+    space.audit().unwrap();
+    drop(space);
     machine.end()
 }
