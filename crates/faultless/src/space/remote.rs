@@ -1,12 +1,13 @@
 //! Reading and writing the memory of a space from outside: another process's, a debugger's. Pages come by ordinary
-//! faults, are pinned while their bytes are copied, and nothing is held across I/O.
+//! faults and are pinned while their bytes are copied; no lock is held across I/O.
 
-use super::{AddressSpace, fault::FaultError};
+use super::{AddressSpace, PinnedPage, fault::FaultError};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::Host;
 use crate::protection::{Access, Protection};
+use core::ops::Range;
 
 /// Why not one byte was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,19 +29,20 @@ impl RemoteError {
     }
 }
 
+/// Pages that are pinned together: all of them, before a byte of them is copied. Linux takes 1024.
+const RUN: usize = 16;
+
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// process_vm_readv of one piece: copies bytes at `address` out, up to the first page that cannot be had, and returns
     /// how many. The mapping must be readable; that it can be written or executed does not do. Waits for the I/O of the
-    /// pages, and holds nothing then.
+    /// pages, and holds nothing then but pins on up to fifteen pages before the one that it waits for.
     ///
     /// # Errors
     /// [`RemoteError`]: none could be copied.
     pub fn read_remote(&self, address: VirtAddr, bytes: &mut [u8]) -> Result<usize, RemoteError> {
         let length = bytes.len();
-        self.each_page(address, length, |at, done, count| {
-            let page = self.pin_with(at, Access::Read, Protection::READ)?;
-            page.read(at.offset_in_page() as usize, &mut bytes[done..done + count]);
-            Ok(())
+        self.copy_remote(address, length, (Access::Read, Protection::READ), |page, offset, part| {
+            page.read(offset, &mut bytes[part]);
         })
     }
 
@@ -49,32 +51,52 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`RemoteError`]: none could be copied.
     pub fn write_remote(&self, address: VirtAddr, bytes: &[u8]) -> Result<usize, RemoteError> {
-        self.each_page(address, bytes.len(), |at, done, count| {
-            let page = self.pin_with(at, Access::Write, Protection::WRITE)?;
-            page.write(at.offset_in_page() as usize, &bytes[done..done + count]);
-            Ok(())
+        self.copy_remote(address, bytes.len(), (Access::Write, Protection::WRITE), |page, offset, part| {
+            page.write(offset, &bytes[part]);
         })
     }
 
-    /// Calls `copy` for the part of each page: where, how many bytes are done, how many to do.
-    fn each_page(
+    /// Calls `copy` for the part of each page: the page, where in it, and which of `length` bytes.
+    fn copy_remote(
         &self,
         address: VirtAddr,
         length: usize,
-        mut copy: impl FnMut(VirtAddr, usize, usize) -> Result<(), FaultError>,
+        (access, rights): (Access, Protection),
+        mut copy: impl FnMut(&PinnedPage<H>, usize, Range<usize>),
     ) -> Result<usize, RemoteError> {
         let mut done = 0;
         while done < length {
-            let next = address.checked_add(done as u64).ok_or(FaultError::NoMapping { address });
-            let copied = next.and_then(|at| {
-                let count = (length - done).min((PAGE_SIZE - at.offset_in_page()) as usize);
-                copy(at, done, count).map(|()| count)
-            });
-            match copied {
-                Ok(count) => done += count,
-                Err(error) if done == 0 => return Err(RemoteError { address, error }),
-                Err(_) => break,
+            let mut run = [const { None }; RUN];
+            let (mut pinned, mut stopped) = (done, None);
+            for place in &mut run {
+                let at = address.checked_add(pinned as u64).filter(|_| pinned < length);
+                let Some(at) = at else { break };
+                match self.pin_with(at, access, rights) {
+                    Ok(page) => {
+                        let offset = at.offset_in_page() as usize;
+                        let end = length.min(pinned + PAGE_SIZE as usize - offset);
+                        *place = Some((page, offset, pinned..end));
+                        pinned = end;
+                    }
+                    Err(error) => {
+                        stopped = Some(error);
+                        break;
+                    }
+                }
             }
+            if pinned == done {
+                return match (done, stopped) {
+                    (0, error) => Err(RemoteError {
+                        address,
+                        error: error.unwrap_or(FaultError::NoMapping { address }),
+                    }),
+                    _ => Ok(done),
+                };
+            }
+            for (page, offset, part) in run.into_iter().flatten() {
+                copy(&page, offset, part);
+            }
+            done = pinned;
         }
         Ok(done)
     }
