@@ -298,7 +298,7 @@ impl Generator {
         let file = self.draw.below(FILES as u64) as usize;
         let first = match self.draw.below(200) {
             // How long a file can be that is written, its file system says.
-            0 if file < STORED => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
+            0..3 if file < STORED => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
             _ => self.draw.below(FILE_PAGES + 2),
         };
         Object::File { file, first, shared: self.draw.percent(40) }
