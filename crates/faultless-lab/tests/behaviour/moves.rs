@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 under_every_design! {
     sizes_change_in_place
     what_cannot_grow_moves
+    what_is_too_long_to_cut_off_has_cost_the_target
     pages_move_with_their_bytes
     moved_memory_joins_by_where_it_came_from
     memory_without_pages_joins_wherever_it_is
@@ -31,6 +32,7 @@ under_every_design! {
 on_real_memory! {
     sizes_change_in_place
     what_cannot_grow_moves
+    what_is_too_long_to_cut_off_has_cost_the_target
     pages_move_with_their_bytes
     moved_memory_joins_by_where_it_came_from
     the_old_place_can_stay
@@ -565,6 +567,21 @@ fn faults_and_moves_at_once<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(moves.load(Ordering::Relaxed) > 0);
     space.audit().unwrap();
     assert_eq!(space.taken_ranges(), 0);
+    drop(space);
+    machine.end()
+}
+
+fn what_is_too_long_to_cut_off_has_cost_the_target<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 2)).unwrap();
+    space.map(anonymous(30, 1)).unwrap();
+    let old_length = 0_u64.wrapping_sub(PAGE_SIZE);
+    let request =
+        RemapRequest { old: at(10), old_length, new_length: PAGE_SIZE, flags: MOVE | FIXED, new: at(30) };
+    assert_eq!(errno(space.remap(request)), EINVAL);
+    assert_eq!(shape(&space), [(10, 12)]);
+    space.audit().unwrap();
     drop(space);
     machine.end()
 }

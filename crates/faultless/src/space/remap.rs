@@ -127,14 +127,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             (Both { source, target: Some(target) }, lock)
         };
         self.examine(&lock, plan)?;
-        let tail = plan.tail(whole)?;
         drop(lock);
         let result = if plan.old_pages == 0 {
             self.map_again(work, &mut both, plan, target, retired)
         } else if plan.old_pages == plan.new_pages {
             self.move_all(work, &mut both, plan, target, retired)
         } else {
-            self.move_resized(work, &mut both, plan, (target, tail), retired)
+            self.move_resized(work, &mut both, plan, target, retired)
         };
         result.map(|()| target.start())
     }
@@ -176,11 +175,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         both: &mut Both<'s, H>,
         plan: &Plan,
-        (target, tail): (PageRange, Option<PageRange>),
+        target: PageRange,
         retired: &mut Vec<Retired>,
     ) -> Result<(), RemapError> {
         self.vacate(work, both, target, retired)?;
-        if let Some(tail) = tail {
+        // Linux asks whether it can be cut off when what was at the target has gone.
+        let tail = plan.tail(self.whole());
+        if let Some(tail) = tail.inspect_err(|_| self.give_up_move(work, both, None, target, retired))? {
             let cut = self.cut_off(work, &mut both.source, tail, retired);
             cut.inspect_err(|_| self.give_up_move(work, both, None, target, retired))?;
         }
