@@ -100,7 +100,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<RangesGuard<'c, super::Map>, OutOfMemory> {
         let view = self.tree.view_locked(&lock.writer);
         let mut copies: Vec<Box<Vma<H, D>>> = Vec::new();
-        copies.try_reserve_exact(view.len()).map_err(|_| OutOfMemory)?;
+        copies.try_reserve_exact(lock.usage.mappings).map_err(|_| OutOfMemory)?;
         for vma in view.from(PageNumber::new(0)).filter(is_inherited) {
             let mapping = vma.glance();
             // Locks are not inherited.
@@ -113,9 +113,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             copies.push(try_box(Vma::new(mapping)?)?);
         }
-        let retired =
-            child.0.tree.replace(&mut map.writer, self.whole(), copies).map_err(|(error, _)| error)?;
-        debug_assert!(retired.is_none());
+        // Nothing is replaced.
+        child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut Vec::new())?;
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
         map.usage = Usage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);

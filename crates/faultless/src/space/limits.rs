@@ -82,9 +82,10 @@ impl LimitError {
     }
 }
 
-/// What mappings come to, in pages.
+/// How many mappings, and what they come to, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Usage {
+    pub mappings: usize,
     pub pages: u64,
     pub data: u64,
     pub locked: u64,
@@ -95,12 +96,18 @@ impl Usage {
         let pages = mapping.range.pages();
         let data = is_data(mapping.protection, mapping.sharing, mapping.flags);
         let locked = mapping.flags.contains(Flags::LOCKED);
-        Self { pages, data: if data { pages } else { 0 }, locked: if locked { pages } else { 0 } }
+        Self {
+            mappings: 1,
+            pages,
+            data: if data { pages } else { 0 },
+            locked: if locked { pages } else { 0 },
+        }
     }
 
     /// With these mappings too.
     pub fn with<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
         mappings.into_iter().map(Self::of).fold(self, |sum, more| Self {
+            mappings: sum.mappings + more.mappings,
             pages: sum.pages + more.pages,
             data: sum.data + more.data,
             locked: sum.locked + more.locked,
@@ -110,6 +117,7 @@ impl Usage {
     /// Without these, which were counted.
     pub fn without<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
         mappings.into_iter().map(Self::of).fold(self, |sum, less| Self {
+            mappings: sum.mappings - less.mappings,
             pages: sum.pages - less.pages,
             data: sum.data - less.data,
             locked: sum.locked - less.locked,
@@ -180,7 +188,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Whether a call may map something, wherever it goes and whatever it joins.
     pub(super) fn may_map_more(&self, map: &Map) -> Result<(), TooMany> {
         let limit = self.mapping_limit(map);
-        if self.tree.view_locked(&map.writer).len() > limit { Err(TooMany { limit }) } else { Ok(()) }
+        if map.usage.mappings > limit { Err(TooMany { limit }) } else { Ok(()) }
     }
 
     /// Up to where there is room for what `each` makes of the mappings in `range`, mapping by mapping upwards, as Linux asks:
@@ -192,7 +200,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
     ) -> Result<(), PageNumber> {
         let (view, limit) = (self.tree.view_locked(&lock.writer), self.mapping_limit(lock));
-        let mut count = view.len();
+        let mut count = lock.usage.mappings;
         // Only two ends are cut.
         if count.saturating_add(2) <= limit {
             return Ok(());

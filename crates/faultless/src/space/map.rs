@@ -413,7 +413,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let view = self.tree.view_locked(&map.writer);
         let mut otherwise = Choice::Nothing;
         let mut within = PageRange::new(PageNumber::new(1), self.whole().end());
-        while let Some(start) = within.and_then(|within| view.highest_gap(pages, within)) {
+        while let Some(start) = within.and_then(|within| self.tree.highest_gap(&map.writer, pages, within)) {
             let Ok(range) = PageRange::with_pages(start, pages) else { break };
             let guard = view.from(range.end()).next().map(guarded).filter(|guard| guard.overlaps(range));
             if let Some(guard) = guard {

@@ -220,7 +220,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         insert: Option<Mapping<H>>,
         (joins, retired): (Joins, &mut Vec<Retired>),
     ) -> Result<TreeLock<'s>, Unpublished> {
-        retired.try_reserve(1).map_err(|_| OutOfMemory)?;
         let mut lock = self.exclude_neighbours(work, lock, range, &each, &insert, joins)?;
         let mut closed: Vec<&Vma<H, D>> = Vec::new();
         let mut next: Vec<Mapping<H>> = Vec::new();
@@ -229,7 +228,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if next.len() > closed.len() {
                 // One more than the limit where something new comes: Linux asks before it does.
                 let most = self.mapping_limit(&lock).saturating_add(usize::from(insert.is_some()));
-                let count = self.tree.view_locked(&lock.writer).len();
+                let count = lock.usage.mappings;
                 if count + next.len() - closed.len() > most {
                     return Err(Unpublished::TooMany);
                 }
@@ -245,7 +244,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             Ok((hull, new, used))
         });
-        let (hull, new, used) = match built {
+        let (hull, mut new, used) = match built {
             Ok(built) => built,
             Err(error) => {
                 closed.iter().for_each(|vma| vma.reopen());
@@ -254,19 +253,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         closed.iter().for_each(|vma| D::detach(vma.lock(), true));
         // What `closed` names goes with the replacement: reopen by position, not by reference, if that fails.
-        let replaced = {
-            let closed_count = closed.len();
-            drop(closed);
-            self.tree.replace(&mut lock.writer, hull, new).map_err(|_| {
-                let view = self.tree.view_locked(&lock.writer);
-                view.from(hull.start()).take(closed_count).for_each(|vma| {
-                    D::detach(vma.lock(), false);
-                    vma.reopen();
-                });
-                Unpublished::OutOfMemory
-            })?
-        };
-        retired.extend(replaced);
+        let closed_count = closed.len();
+        drop(closed);
+        let replaced = self.tree.replace(&mut lock.writer, hull, &mut new, retired);
+        replaced.map_err(|_| {
+            let view = self.tree.view_locked(&lock.writer);
+            view.from(hull.start()).take(closed_count).for_each(|vma| {
+                D::detach(vma.lock(), false);
+                vma.reopen();
+            });
+            Unpublished::OutOfMemory
+        })?;
         lock.usage = used;
         // Partner: the fence after the bit in page work.
         #[cfg(not(mutant = "no_range_fence"))]

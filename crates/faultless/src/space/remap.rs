@@ -86,7 +86,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Whether `more` mappings besides those that a move may come to make are within the limit.
     fn check_count(&self, lock: &TreeLock<'_>, more: usize) -> Result<(), RemapError> {
         let limit = self.mapping_limit(lock);
-        match self.tree.view_locked(&lock.writer).len() + more >= limit.saturating_sub(HEADROOM) {
+        match lock.usage.mappings + more >= limit.saturating_sub(HEADROOM) {
             true => Err(RemapError::TooManyMappings { limit }),
             false => Ok(()),
         }

@@ -321,6 +321,14 @@ impl Retired {
         Self { pointer, free: free::<T> }
     }
 
+    /// What `free` frees.
+    ///
+    /// # Safety
+    /// `free` may be called with `pointer` once, on any thread, after a grace period.
+    pub(crate) unsafe fn of(pointer: NonNull<()>, free: unsafe fn(NonNull<()>)) -> Self {
+        Self { pointer, free }
+    }
+
     /// Frees it.
     ///
     /// # Safety

@@ -1,81 +1,57 @@
-//! Nodes: never written once a reader can find them, freed after a grace period.
+//! Nodes. What a search reads of them never changes once a reader can find them, but for the links to children.
 //!
 //! ```text
-//! Inner  starts  [ 10 | 40 | 90 ]     Leaf  starts  [ 10 | 14 | 30 ]
-//!        children  |    |    `-> …          slots   { end 12, item } { end 20, item } { end 33, item }
-//!        sums      |    `-> …
-//!                  `-> that leaf: 10..33, gap 10 (20..30), count 3
+//! Inner  keys      [ 0 | 40 | 90 ]          a link's span begins at its key and ends at the next one;
+//!        children    |    |    `-> …        keys count from where the node's own span begins
+//!        sums        |    `-> …
+//!                    `-> Leaf  starts [ 10 | 14 | 30 ]
+//!                              ends   [ 12 | 20 | 33 ]
+//!                              items    |    |    `-> …
 //! ```
+//! Keys are 32 bits wide where the node's span is short enough ([`Near`]), so that a leaf's starts fill one cache line.
 
-use crate::address::{PageNumber, PageRange};
-use crate::sync::{Life, OutOfMemory, try_box};
+use super::key::{Far, Key, Near};
+use super::leaf::{Leaf, LeafRef};
+use crate::address::PageNumber;
+use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use crate::sync::plain::{AtomicU64, Ordering as PlainOrdering};
+use crate::sync::{Life, OutOfMemory, Retired, try_box};
 use crate::vma::tree::Ranged;
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::marker::PhantomData;
-use core::ops::Range;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
-/// Items of a leaf: with the header their starts fill two cache lines.
+/// Children of an inner node.
 #[cfg(not(loom))]
-const ITEMS: usize = 15;
-/// Children of an inner node: with the header their starts fill four cache lines.
-#[cfg(not(loom))]
-const CHILDREN: usize = 31;
+pub const CHILDREN: usize = 32;
 // Small runs reach splits and merges.
 #[cfg(loom)]
-const ITEMS: usize = 2;
-#[cfg(loom)]
-const CHILDREN: usize = 3;
+pub const CHILDREN: usize = 3;
 
-/// What stands in unused places.
-const UNUSED: PageNumber = PageNumber::new(u64::MAX);
-
-/// The head of a leaf (height 0) or of an inner node; a pointer to it may be used for the whole node.
-#[repr(C)]
-pub struct Node<T> {
+/// A node whose places hold nodes, all of the same height: what does not depend on its keys.
+#[repr(C, align(64))]
+pub struct Body<T> {
+    /// Written by who has the node, with Release; partner: the Acquire of readers, who see what is under it whole.
+    children: [AtomicPtr<()>; CHILDREN],
+    /// Who may write the node, see [`Body::try_take`].
+    state: AtomicUsize,
     height: u8,
     len: u8,
+    /// Pages of the largest hole between two items under it, or more. Written by who has the node.
+    gap: AtomicU64,
+    /// What is under each child, so that a search for a hole reads only the children it goes down to. Written by who has
+    /// the node.
+    sums: [Sums; CHILDREN],
     life: Life,
-    marker: PhantomData<*const T>,
+    marker: PhantomData<T>,
 }
 
-impl<T> Node<T> {
-    fn new(height: u8, len: usize) -> Self {
-        Self { height, len: len as u8, life: Life::new(), marker: PhantomData }
-    }
-}
-
-/// A node whose places hold items.
+/// A body and its keys. A pointer to it may be used for the body.
 #[repr(C, align(64))]
-pub struct Leaf<T> {
-    node: Node<T>,
-    starts: [PageNumber; ITEMS],
-    slots: [Slot<T>; ITEMS],
+pub struct Inner<K, T> {
+    body: Body<T>,
+    keys: [K; CHILDREN],
 }
-
-/// What a search reads behind the start: one cache line.
-#[repr(C, align(16))]
-struct Slot<T> {
-    end: PageNumber,
-    item: NonNull<T>,
-}
-
-/// A node whose places hold nodes, all of the same height.
-#[repr(C, align(64))]
-pub struct Inner<T> {
-    node: Node<T>,
-    starts: [PageNumber; CHILDREN],
-    children: [NonNull<Node<T>>; CHILDREN],
-    /// What is under each child, so that a search for a gap reads only the children it goes down to.
-    sums: [Summary; CHILDREN],
-}
-
-#[cfg(not(loom))]
-const _: () = {
-    assert!(core::mem::offset_of!(Leaf<u8>, slots) == 128 && size_of::<Leaf<u8>>() == 384);
-    assert!(core::mem::offset_of!(Inner<u8>, children) == 256);
-};
 
 /// What is under a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,263 +60,378 @@ pub struct Summary {
     pub start: PageNumber,
     /// End of the last item.
     pub end: PageNumber,
-    /// Pages of the largest hole between two items.
+    /// Pages of the largest hole between two items, or more: a change makes it larger where it must, and a search that
+    /// finds it too large makes it less.
     pub gap: u64,
-    /// Items.
-    pub count: usize,
 }
 
 impl Summary {
-    const NOTHING: Self = Self { start: UNUSED, end: UNUSED, gap: 0, count: 0 };
-
-    /// Of neighbours, upwards.
-    fn of(parts: impl Iterator<Item = Self>) -> Self {
+    /// Of neighbours, upwards; there is one.
+    pub fn of(parts: impl Iterator<Item = Self>) -> Self {
         let join = |a: Self, b: Self| Self {
             start: a.start,
             end: b.end,
-            gap: a.gap.max(b.gap).max(b.start.get().saturating_sub(a.end.get())),
-            count: a.count + b.count,
+            gap: a.gap.max(b.gap).max(hole(a.end, b.start)),
         };
-        parts.reduce(join).unwrap_or(Self::NOTHING)
+        let nothing = Self { start: PageNumber::new(0), end: PageNumber::new(0), gap: 0 };
+        parts.reduce(join).unwrap_or(nothing)
     }
 }
 
-/// How many of `starts` are not above `page`. (Comparing all of them without a branch took twice as long.)
-#[inline]
-fn rank(starts: &[PageNumber], len: usize, page: PageNumber) -> usize {
-    starts[..len].partition_point(|&start| start <= page)
+/// Pages between two items.
+pub fn hole(end: PageNumber, start: PageNumber) -> u64 {
+    start.get().saturating_sub(end.get())
 }
 
-impl<T> Leaf<T> {
-    /// How many items; at least one.
+/// A [`Summary`] that is written under its node's lock.
+#[derive(Default)]
+struct Sums {
+    start: AtomicU64,
+    end: AtomicU64,
+    gap: AtomicU64,
+}
+
+impl<K: Key, T> Inner<K, T> {
+    /// The child whose span has `pages` from where this node's begins, and where its own span begins.
     #[inline]
+    pub fn down(&self, base: &mut u64, pages: u64) -> Link<'_, T> {
+        // The first child's span begins where the node's does: at least one key is not above.
+        let index = K::rank(&self.keys, pages).saturating_sub(1);
+        *base += self.keys[index].pages();
+        self.body.child(index)
+    }
+
+    fn build(height: u8, base: PageNumber, children: &[Child<T>]) -> Option<Built> {
+        let pack = |child: &Child<T>| K::pack(child.start.get() - base.get());
+        pack(children.last()?)?;
+        let child = |i: usize| children.get(i);
+        let inner = try_box(Self {
+            body: Body {
+                children: core::array::from_fn(|i| {
+                    AtomicPtr::new(child(i).map_or(ptr::null_mut(), |child| child.link.as_ptr()))
+                }),
+                state: AtomicUsize::new(FREE),
+                height,
+                len: children.len() as u8,
+                gap: AtomicU64::new(Summary::of(children.iter().map(|child| child.sum)).gap),
+                sums: core::array::from_fn(|i| child(i).map_or_else(Sums::default, |child| child.sum.into())),
+                life: Life::new(),
+                marker: PhantomData,
+            },
+            keys: core::array::from_fn(|i| child(i).and_then(pack).unwrap_or(K::UNUSED)),
+        });
+        Some(inner.map(|inner| link(inner, INNER | K::TAG)))
+    }
+}
+
+impl From<Summary> for Sums {
+    fn from(sum: Summary) -> Self {
+        Self {
+            start: AtomicU64::new(sum.start.get()),
+            end: AtomicU64::new(sum.end.get()),
+            gap: AtomicU64::new(sum.gap),
+        }
+    }
+}
+
+/// Nobody has the node.
+const FREE: usize = 0;
+/// Somebody has it who changes one leaf.
+const TAKEN: usize = 1;
+/// Who changes the tree's shape has it; that is one at a time.
+const SHAPED: usize = 2;
+/// It is in the tree no more.
+const DEAD: usize = 3;
+
+/// Somebody else has the node, or has replaced it: look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contended;
+
+impl<T> Body<T> {
+    /// How many children.
     pub fn len(&self) -> usize {
-        usize::from(self.node.len)
+        usize::from(self.len)
     }
 
-    /// How many items start at `page` or below.
-    #[inline]
-    pub fn rank(&self, page: PageNumber) -> usize {
-        rank(&self.starts, self.len(), page)
-    }
-
-    fn slots(&self) -> &[Slot<T>] {
-        &self.slots[..self.len()]
-    }
-
-    /// Start of item `index`.
-    pub fn start(&self, index: usize) -> PageNumber {
-        self.starts[index]
-    }
-
-    /// End of item `index`.
-    #[inline]
-    pub fn end(&self, index: usize) -> PageNumber {
-        self.slots()[index].end
-    }
-
-    /// Where item `index` lies.
-    pub fn pointer(&self, index: usize) -> NonNull<T> {
-        self.slots()[index].item
-    }
-
-    /// Item `index`.
-    #[inline]
-    pub fn item(&self, index: usize) -> &T
-    where
-        T: Ranged,
-    {
-        // SAFETY: the used slots of a leaf hold items that are freed no sooner than the leaf.
-        let item = unsafe { self.slots()[index].item.as_ref() };
-        item.life().touch();
-        item
-    }
-}
-
-impl<T> Inner<T> {
-    /// How many children; at least two.
-    #[inline]
-    pub fn len(&self) -> usize {
-        usize::from(self.node.len)
-    }
-
-    /// How many children start at `page` or below.
-    #[inline]
-    pub fn rank(&self, page: PageNumber) -> usize {
-        rank(&self.starts, self.len(), page)
-    }
-
-    /// What is under each child.
-    pub fn sums(&self) -> &[Summary] {
-        &self.sums[..self.len()]
+    /// How many levels are under it.
+    pub fn height(&self) -> usize {
+        usize::from(self.height)
     }
 
     /// Child `index`.
     #[inline]
-    pub fn child(&self, index: usize) -> NodeRef<'_, T> {
-        NodeRef { pointer: self.children[..self.len()][index], marker: PhantomData }
+    pub fn child(&self, index: usize) -> Link<'_, T> {
+        let child = self.children[index].load(Ordering::Acquire);
+        // SAFETY: a used place has a child, which is freed no sooner than the node, or a grace period after it was
+        // replaced.
+        unsafe { Link::new(NonNull::new_unchecked(child)) }
+    }
+
+    /// Takes the node, to put another leaf into it.
+    pub fn try_take(&self) -> Result<Taken<'_, T>, Contended> {
+        // Acquire: what who had it before has done; if it is dead, what has come in its place.
+        match self.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Acquire) {
+            Ok(_) => Ok(Taken(self)),
+            Err(_) => Err(Contended),
+        }
+    }
+
+    /// Takes the node, to change the tree's shape; also if the caller has it already. [`Body::end_shaping`] lets it go.
+    ///
+    /// # Errors
+    /// [`Contended`].
+    pub fn try_shape(&self) -> Result<bool, Contended> {
+        match self.state.compare_exchange(FREE, SHAPED, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => Ok(true),
+            Err(SHAPED) => Ok(false),
+            Err(_) => Err(Contended),
+        }
+    }
+
+    /// A node taken is in the tree no more.
+    pub fn bury(&self) {
+        self.state.store(DEAD, Ordering::Release);
+    }
+
+    /// Lets go of a node taken, unless it has been replaced.
+    pub fn end_shaping(&self) {
+        if self.state.load(Ordering::Relaxed) == SHAPED {
+            self.state.store(FREE, Ordering::Release);
+        }
+    }
+
+    /// Puts a child in the place of one with the same span. The caller has taken the node.
+    pub fn put(&self, index: usize, child: NonNull<()>) {
+        self.children[index].store(child.as_ptr(), Ordering::Release);
+    }
+
+    /// What is under child `index`.
+    pub fn sum(&self, index: usize) -> Summary {
+        let Sums { start, end, gap } = &self.sums[index];
+        let page = |of: &AtomicU64| PageNumber::new(of.load(PlainOrdering::Relaxed));
+        Summary { start: page(start), end: page(end), gap: gap.load(PlainOrdering::Relaxed) }
+    }
+
+    /// Says so. The caller has taken the node.
+    pub fn set_sum(&self, index: usize, sum: Summary) {
+        let Sums { start, end, gap } = &self.sums[index];
+        start.store(sum.start.get(), PlainOrdering::Relaxed);
+        end.store(sum.end.get(), PlainOrdering::Relaxed);
+        gap.store(sum.gap, PlainOrdering::Relaxed);
+    }
+
+    /// As [`Body::set_sum`], of the largest hole alone.
+    pub fn set_gap_of(&self, index: usize, gap: u64) {
+        self.sums[index].gap.store(gap, PlainOrdering::Relaxed);
+    }
+
+    /// What is under the node.
+    pub fn summary(&self) -> Summary {
+        Summary { end: self.sum(self.len() - 1).end, gap: self.gap(), ..self.sum(0) }
+    }
+
+    /// Pages of the largest hole, or more.
+    pub fn gap(&self) -> u64 {
+        self.gap.load(PlainOrdering::Relaxed)
+    }
+
+    /// Says so. The caller has taken the node.
+    pub fn set_gap(&self, gap: u64) {
+        self.gap.store(gap, PlainOrdering::Relaxed);
+    }
+
+    /// The largest hole in the sums, as far as they say, and beside child `index` if that had `sum`.
+    pub fn gap_beside(&self, index: usize, sum: Summary) -> u64 {
+        let below = index.checked_sub(1).map_or(0, |below| hole(self.sum(below).end, sum.start));
+        let above = if index + 1 < self.len() { hole(sum.end, self.sum(index + 1).start) } else { 0 };
+        sum.gap.max(below).max(above)
     }
 }
 
-/// A node that lives for `'s`, with everything under it.
-pub struct NodeRef<'s, T> {
-    pointer: NonNull<Node<T>>,
+/// A node taken to put another leaf into it; let go by dropping it.
+pub struct Taken<'s, T>(&'s Body<T>);
+
+impl<T> Drop for Taken<'_, T> {
+    fn drop(&mut self) {
+        self.0.state.store(FREE, Ordering::Release);
+    }
+}
+
+/// What a link carries that leads to an inner node.
+const INNER: usize = 2;
+const TAGS: usize = 3;
+const NEAR_LEAF: usize = Near::TAG;
+const FAR_LEAF: usize = Far::TAG;
+const NEAR_INNER: usize = INNER | Near::TAG;
+
+/// The link to a new node.
+pub type Built = Result<NonNull<()>, OutOfMemory>;
+
+pub fn link<N>(node: Box<N>, tag: usize) -> NonNull<()> {
+    NonNull::from(Box::leak(node)).cast().map_addr(|address| address | tag)
+}
+
+/// A link to a node that lives for `'s`, with everything under it. Its lower bits say of which kind the node is.
+pub struct Link<'s, T> {
+    pointer: NonNull<()>,
     marker: PhantomData<&'s T>,
 }
 
-impl<T> Clone for NodeRef<'_, T> {
+impl<T> Clone for Link<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<T> Copy for NodeRef<'_, T> {}
-impl<T> PartialEq for NodeRef<'_, T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.pointer == other.pointer
-    }
-}
+impl<T> Copy for Link<'_, T> {}
 
 /// A node, looked at.
 pub enum Kind<'s, T> {
-    /// Height 0.
-    Leaf(&'s Leaf<T>),
-    /// Any other height.
-    Inner(&'s Inner<T>),
+    /// Items, close together.
+    NearLeaf(&'s Leaf<Near, T>),
+    /// Items.
+    FarLeaf(&'s Leaf<Far, T>),
+    /// Nodes, close together.
+    NearInner(&'s Inner<Near, T>),
+    /// Nodes.
+    FarInner(&'s Inner<Far, T>),
 }
 
-impl<'s, T> NodeRef<'s, T> {
+/// The same, where it does not matter how wide its keys are.
+pub enum NodeRef<'s, T> {
+    /// Items.
+    Leaf(LeafRef<'s, T>),
+    /// Nodes.
+    Inner(InnerRef<'s, T>),
+}
+
+impl<'s, T> Link<'s, T> {
     /// # Safety
-    /// `pointer` came from [`Entry::build`], and neither the node nor anything under it is freed during `'s`.
+    /// `pointer` came from [`Held::build`] or [`Child::build`], and neither the node nor anything under it is freed during
+    /// `'s`.
     #[inline]
-    pub unsafe fn new(pointer: NonNull<Node<T>>) -> Self {
+    pub unsafe fn new(pointer: NonNull<()>) -> Self {
         Self { pointer, marker: PhantomData }
+    }
+
+    /// The link as it stands in a node.
+    pub fn pointer(self) -> NonNull<()> {
+        self.pointer
+    }
+
+    /// Where the node lies, and of which kind it is.
+    #[inline]
+    fn parts(self) -> (NonNull<()>, usize) {
+        let tag = self.pointer.addr().get() & TAGS;
+        // SAFETY: a node's address has zeros where its link has the tag.
+        (unsafe { self.pointer.byte_sub(tag) }, tag)
     }
 
     /// The node.
     #[inline]
     pub fn read(self) -> Kind<'s, T> {
-        // SAFETY: by the contract of `new`; a leaf has height 0 and an inner node another one, and the pointer may be
-        // used for the whole of either.
+        let (node, tag) = self.parts();
+        // SAFETY: by the contract of `new`; the tag says what was built there.
         unsafe {
-            let node = self.pointer.as_ref();
-            node.life.touch();
-            match node.height {
-                0 => Kind::Leaf(self.pointer.cast().as_ref()),
-                _ => Kind::Inner(self.pointer.cast().as_ref()),
+            match tag {
+                NEAR_LEAF => Kind::NearLeaf(alive(node, |leaf: &Leaf<Near, T>| &leaf.life)),
+                FAR_LEAF => Kind::FarLeaf(alive(node, |leaf: &Leaf<Far, T>| &leaf.life)),
+                NEAR_INNER => Kind::NearInner(alive(node, |inner: &Inner<Near, T>| &inner.body.life)),
+                _ => Kind::FarInner(alive(node, |inner: &Inner<Far, T>| &inner.body.life)),
             }
         }
     }
 
-    /// Where it lies.
-    pub fn pointer(self) -> NonNull<Node<T>> {
-        self.pointer
-    }
-
-    /// How many levels are under it.
-    pub fn height(self) -> usize {
-        // SAFETY: by the contract of `new`.
-        usize::from(unsafe { self.pointer.as_ref() }.height)
-    }
-
-    /// How many places it uses.
-    pub fn len(self) -> usize {
+    /// The node.
+    #[inline]
+    pub fn node(self) -> NodeRef<'s, T> {
         match self.read() {
-            Kind::Leaf(leaf) => leaf.len(),
-            Kind::Inner(inner) => inner.len(),
+            Kind::NearLeaf(leaf) => NodeRef::Leaf(LeafRef::Near(leaf)),
+            Kind::FarLeaf(leaf) => NodeRef::Leaf(LeafRef::Far(leaf)),
+            Kind::NearInner(inner) => {
+                NodeRef::Inner(InnerRef { body: &inner.body, keys: Keys::Near(&inner.keys) })
+            }
+            Kind::FarInner(inner) => {
+                NodeRef::Inner(InnerRef { body: &inner.body, keys: Keys::Far(&inner.keys) })
+            }
         }
     }
 
-    /// What is under it.
-    pub fn summary(self) -> Summary {
-        match self.read() {
-            Kind::Leaf(leaf) => Summary::of((0..leaf.len()).map(|i| Held::of(leaf, i).summary())),
-            Kind::Inner(inner) => Summary::of(inner.sums().iter().copied()),
+    /// What is under it; its span begins at `base`.
+    pub fn summary(self, base: PageNumber) -> Summary {
+        match self.node() {
+            NodeRef::Leaf(leaf) => Summary::of(leaf.live(base, 0..leaf.len()).map(|held| held.summary())),
+            NodeRef::Inner(inner) => inner.body.summary(),
         }
     }
 }
 
-/// What a place of a node holds, on its way from an old node to a new one.
-pub trait Entry<T>: Copy {
-    /// Places of a node.
-    const CAPACITY: usize;
-    /// Places that every node uses which has a neighbour.
-    const MINIMUM: usize;
-
-    /// The entries in `places` of `node`, which has the right height.
-    fn of(node: NodeRef<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self>;
-
-    /// The node, if it is one: it can be the root.
-    fn into_child(self) -> Option<Child<T>>;
-
-    /// A new node that holds `entries`: at least one, and no more than [`Entry::CAPACITY`].
-    ///
-    /// # Errors
-    /// [`OutOfMemory`].
-    fn build(height: usize, entries: &[Self]) -> Result<Child<T>, OutOfMemory>;
+/// # Safety
+/// As [`NonNull::as_ref`]; the node is an `N`.
+#[inline]
+unsafe fn alive<'s, N>(node: NonNull<()>, life: impl Fn(&N) -> &Life) -> &'s N {
+    // SAFETY: by the contract above.
+    let node = unsafe { node.cast::<N>().as_ref() };
+    life(node).touch();
+    node
 }
 
-/// An item, as a leaf holds it.
-pub struct Held<T> {
-    start: PageNumber,
-    end: PageNumber,
-    item: NonNull<T>,
+enum Keys<'s> {
+    Near(&'s [Near; CHILDREN]),
+    Far(&'s [Far; CHILDREN]),
 }
 
-impl<T> Clone for Held<T> {
+/// An inner node with keys of either width.
+pub struct InnerRef<'s, T> {
+    /// The rest of it.
+    pub body: &'s Body<T>,
+    keys: Keys<'s>,
+}
+
+impl<T> Clone for InnerRef<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<T> Copy for Held<T> {}
-
-impl<T> Held<T> {
-    /// An item and its range.
-    pub fn new(range: PageRange, item: NonNull<T>) -> Self {
-        Self { start: range.start(), end: range.end(), item }
-    }
-
-    fn of(leaf: &Leaf<T>, index: usize) -> Self {
-        Self { start: leaf.start(index), end: leaf.end(index), item: leaf.pointer(index) }
-    }
-
-    fn summary(self) -> Summary {
-        Summary { start: self.start, end: self.end, gap: 0, count: 1 }
+impl<T> Copy for InnerRef<'_, T> {}
+impl Clone for Keys<'_> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
+impl Copy for Keys<'_> {}
 
-impl<T> Entry<T> for Held<T> {
-    const CAPACITY: usize = ITEMS;
-    const MINIMUM: usize = ITEMS.div_ceil(4);
-
-    fn of(node: NodeRef<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self> {
-        let Kind::Leaf(leaf) = node.read() else { unreachable!("height 0 is a leaf") };
-        places.map(|i| Held::of(leaf, i))
+impl<T> InnerRef<'_, T> {
+    /// The child whose span has `pages` from where this node's begins.
+    #[inline]
+    pub fn place(&self, pages: u64) -> usize {
+        let rank = match self.keys {
+            Keys::Near(keys) => Near::rank(keys, pages),
+            Keys::Far(keys) => Far::rank(keys, pages),
+        };
+        rank.saturating_sub(1)
     }
 
-    fn into_child(self) -> Option<Child<T>> {
-        None
-    }
-
-    fn build(height: usize, entries: &[Self]) -> Result<Child<T>, OutOfMemory> {
-        debug_assert!(height == 0);
-        let at = |i: usize| entries.get(i);
-        let leaf = try_box(Leaf {
-            node: Node::new(0, entries.len()),
-            starts: core::array::from_fn(|i| at(i).map_or(UNUSED, |held| held.start)),
-            slots: core::array::from_fn(|i| Slot {
-                end: at(i).map_or(UNUSED, |held| held.end),
-                item: at(i).map_or(NonNull::dangling(), |held| held.item),
-            }),
-        })?;
-        let summary = Summary::of(entries.iter().map(|held| held.summary()));
-        Ok(Child { summary, node: pointer_to(leaf) })
+    /// Where the span of child `index` begins, in a node whose own begins at `base`.
+    #[inline]
+    pub fn start(&self, base: PageNumber, index: usize) -> PageNumber {
+        let pages = match self.keys {
+            Keys::Near(keys) => keys[index].pages(),
+            Keys::Far(keys) => keys[index].pages(),
+        };
+        PageNumber::new(base.get() + pages)
     }
 }
 
 /// A node, as its parent holds it.
 pub struct Child<T> {
-    summary: Summary,
-    node: NonNull<Node<T>>,
+    /// Where its span begins.
+    pub start: PageNumber,
+    /// What is under it.
+    pub sum: Summary,
+    /// Itself.
+    pub link: NonNull<()>,
+    /// Of what.
+    pub marker: PhantomData<*const T>,
 }
 
 impl<T> Clone for Child<T> {
@@ -351,56 +442,40 @@ impl<T> Clone for Child<T> {
 impl<T> Copy for Child<T> {}
 
 impl<T> Child<T> {
-    /// Where the node lies.
-    pub fn pointer(self) -> NonNull<Node<T>> {
-        self.node
+    /// A new node whose span begins at `base`, of at least one child, and no more than [`CHILDREN`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn build(height: usize, base: PageNumber, children: &[Self]) -> Built {
+        let far = || Inner::<Far, T>::build(height as u8, base, children);
+        Inner::<Near, T>::build(height as u8, base, children).or_else(far).unwrap_or(Err(OutOfMemory))
     }
-}
-
-impl<T> Entry<T> for Child<T> {
-    const CAPACITY: usize = CHILDREN;
-    // Two at least, or the tree would grow without branching.
-    const MINIMUM: usize = if CHILDREN < 8 { 2 } else { CHILDREN.div_ceil(4) };
-
-    fn of(node: NodeRef<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self> {
-        let Kind::Inner(inner) = node.read() else { unreachable!("height above 0 is an inner node") };
-        places.map(|i| Child { summary: inner.sums()[i], node: inner.child(i).pointer })
-    }
-
-    fn into_child(self) -> Option<Child<T>> {
-        Some(self)
-    }
-
-    fn build(height: usize, entries: &[Self]) -> Result<Child<T>, OutOfMemory> {
-        debug_assert!(height > 0);
-        let at = |i: usize| entries.get(i);
-        let inner = try_box(Inner {
-            node: Node::new(height as u8, entries.len()),
-            starts: core::array::from_fn(|i| at(i).map_or(UNUSED, |child| child.summary.start)),
-            children: core::array::from_fn(|i| at(i).map_or(NonNull::dangling(), |child| child.node)),
-            sums: core::array::from_fn(|i| at(i).map_or(Summary::NOTHING, |child| child.summary)),
-        })?;
-        let summary = Summary::of(entries.iter().map(|child| child.summary));
-        Ok(Child { summary, node: pointer_to(inner) })
-    }
-}
-
-fn pointer_to<N, T>(node: Box<N>) -> NonNull<Node<T>> {
-    NonNull::from(Box::leak(node)).cast()
 }
 
 /// Frees a node, not what hangs in it. Under loom it says so and stays allocated, see [`Life`].
 ///
 /// # Safety
-/// The node came from [`Entry::build`]; nobody reads it now or later.
-pub unsafe fn free_node<T>(node: NonNull<Node<T>>) {
-    // SAFETY: by the contract above. What has height 0 was a boxed leaf, all else a boxed inner node.
+/// The link came from [`Held::build`] or [`Child::build`]; nobody reads the node now or later.
+pub unsafe fn free_node<T>(link: NonNull<()>) {
+    /// # Safety
+    /// As above; the node is an `N`.
+    unsafe fn free<N>(node: NonNull<()>, life: impl Fn(&N) -> &Life) {
+        // SAFETY: by the contract above; the node was a box.
+        unsafe {
+            life(node.cast().as_ref()).end();
+            if !cfg!(loom) {
+                drop(Box::from_raw(node.cast::<N>().as_ptr()));
+            }
+        }
+    }
+    // SAFETY: by the contract above; a link's tag says what it leads to.
     unsafe {
-        node.as_ref().life.end();
-        match node.as_ref().height {
-            _ if cfg!(loom) => (),
-            0 => drop(Box::from_raw(node.cast::<Leaf<T>>().as_ptr())),
-            _ => drop(Box::from_raw(node.cast::<Inner<T>>().as_ptr())),
+        let (node, tag) = Link::<T>::new(link).parts();
+        match tag {
+            NEAR_LEAF => free(node, |leaf: &Leaf<Near, T>| &leaf.life),
+            FAR_LEAF => free(node, |leaf: &Leaf<Far, T>| &leaf.life),
+            NEAR_INNER => free(node, |inner: &Inner<Near, T>| &inner.body.life),
+            _ => free(node, |inner: &Inner<Far, T>| &inner.body.life),
         }
     }
 }
@@ -409,7 +484,8 @@ pub unsafe fn free_node<T>(node: NonNull<Node<T>>) {
 ///
 /// # Safety
 /// The item came into the tree as a box; nobody reads it now or later.
-pub unsafe fn free_item<T: Ranged>(item: NonNull<T>) {
+pub unsafe fn free_item<T: Ranged>(item: NonNull<()>) {
+    let item = item.cast::<T>();
     // SAFETY: by the contract above.
     unsafe {
         item.as_ref().life().end();
@@ -419,31 +495,14 @@ pub unsafe fn free_item<T: Ranged>(item: NonNull<T>) {
     }
 }
 
-/// What a change took out of the tree. Frees it when dropped: after a grace period, or with nobody there to read.
-///
-/// The pointers stay raw until then: a `Box` would claim, while readers are about, that nobody else reads.
-pub struct Removed<T: Ranged> {
-    /// The nodes that were replaced.
-    pub nodes: Vec<NonNull<Node<T>>>,
-    /// The items that were in the range.
-    pub items: Vec<NonNull<T>>,
+/// A node that no new reader finds.
+pub fn retired_node<T: Send + 'static>(link: NonNull<()>) -> Retired {
+    // SAFETY: what the node points to may be sent, and `free_node` is called once, after a grace period.
+    unsafe { Retired::of(link, free_node::<T>) }
 }
 
-// SAFETY: it owns nodes and items as boxes would; nodes hold nothing but pointers to such.
-unsafe impl<T: Ranged + Send> Send for Removed<T> {}
-
-impl<T: Ranged> Removed<T> {
-    /// Whether there is nothing to free.
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.items.is_empty()
-    }
-}
-
-impl<T: Ranged> Drop for Removed<T> {
-    fn drop(&mut self) {
-        // SAFETY: unhooked, and whoever drops this sees to the grace period.
-        self.nodes.iter().for_each(|&node| unsafe { free_node(node) });
-        // SAFETY: as above.
-        self.items.iter().for_each(|&item| unsafe { free_item(item) });
-    }
+/// An item that no new reader finds.
+pub fn retired_item<T: Ranged + Send + 'static>(item: NonNull<T>) -> Retired {
+    // SAFETY: the item may be sent, and `free_item` is called once, after a grace period.
+    unsafe { Retired::of(item.cast(), free_item::<T>) }
 }

@@ -1,9 +1,11 @@
 //! Against a model: a sorted map, searched from end to end.
 
-use super::node::{Child, Entry, Held, Kind, NodeRef, Summary};
-use super::{Ranged, Tree, View, Writer};
+use super::leaf::ITEMS;
+use super::node::{CHILDREN, Link, NodeRef, Summary};
+use super::{Ranged, Tree, Unchanged, View, Writer};
 use crate::address::{PageNumber, PageRange};
-use crate::sync::Life;
+use crate::host::{Slots, StdSlots};
+use crate::sync::{FenceBarrier, Life, Sections};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,30 +34,49 @@ fn range(start: u64, end: u64) -> PageRange {
     PageRange::new(page(start), page(end)).unwrap()
 }
 
+fn item(start: u64, end: u64, alive: &Arc<()>) -> Box<Item> {
+    Box::new(Item { range: range(start, end), life: Life::new(), _alive: alive.clone() })
+}
+
 fn pair(item: &Item) -> (u64, u64) {
     (item.range.start().get(), item.range.end().get())
 }
 
-/// Asserts what holds of every node, and returns what is under it.
-fn check(node: NodeRef<'_, Item>, is_root: bool) -> Summary {
-    let (minimum, capacity) = match node.read() {
-        Kind::Leaf(leaf) => {
-            (1..leaf.len()).for_each(|i| assert!(leaf.end(i - 1) <= leaf.start(i)));
-            (<Held<Item>>::MINIMUM, <Held<Item>>::CAPACITY)
+/// Asserts what holds of every node, whose span this is, and returns what is under it.
+fn check(link: Link<'_, Item>, (base, end): (PageNumber, u64), height: Option<usize>) -> Summary {
+    let is_root = height.is_none();
+    let (len, minimum, capacity, sum) = match link.node() {
+        NodeRef::Leaf(leaf) => {
+            assert_eq!(height.unwrap_or(0), 0);
+            let held: Vec<_> = leaf.live(base, 0..leaf.len()).collect();
+            held.windows(2).for_each(|pair| assert!(pair[0].end <= pair[1].start));
+            assert!(held.iter().all(|held| held.start >= base && held.end.get() <= end));
+            (held.len(), 1.max(ITEMS / 4), ITEMS, Summary::of(held.iter().map(|held| held.summary())))
         }
-        Kind::Inner(inner) => {
-            for (i, sum) in inner.sums().iter().enumerate() {
-                assert_eq!(check(inner.child(i), false), *sum);
-                assert_eq!(inner.child(i).height() + 1, node.height());
-                assert_eq!(inner.rank(sum.start), i + 1);
-                assert!(i == 0 || inner.sums()[i - 1].end <= sum.start);
-            }
-            (<Child<Item>>::MINIMUM, <Child<Item>>::CAPACITY)
+        NodeRef::Inner(inner) => {
+            let body = inner.body;
+            assert_eq!(height.unwrap_or(body.height()), body.height());
+            assert_eq!(inner.start(base, 0), base, "spans leave nothing out");
+            let sums: Vec<_> = (0..body.len())
+                .map(|i| {
+                    let start = inner.start(base, i);
+                    assert_eq!(inner.place(start.get() - base.get()), i);
+                    let end = if i + 1 < body.len() { inner.start(base, i + 1).get() } else { end };
+                    let sum = check(body.child(i), (start, end), Some(body.height() - 1));
+                    let said = body.sum(i);
+                    assert_eq!((said.start, said.end), (sum.start, sum.end));
+                    assert!(said.gap >= sum.gap, "a hole would not be found");
+                    sum
+                })
+                .collect();
+            let sum = Summary::of(sums.into_iter());
+            assert!(body.gap() >= sum.gap, "a hole would not be found");
+            (body.len(), CHILDREN / 4, CHILDREN, sum)
         }
     };
-    let minimum = if is_root { 1 + usize::from(node.height() > 0) } else { minimum };
-    assert!((minimum..=capacity).contains(&node.len()), "{} places at height {}", node.len(), node.height());
-    node.summary()
+    let minimum = if is_root { 1 + usize::from(matches!(link.node(), NodeRef::Inner(_))) } else { minimum };
+    assert!((minimum..=capacity).contains(&len), "{len} places");
+    sum
 }
 
 /// A tree and what should be in it.
@@ -77,10 +98,10 @@ impl Twin {
     }
 
     fn replace(&mut self, place: PageRange, new: &[(u64, u64)]) {
-        let items = new.iter().map(|&(start, end)| {
-            Box::new(Item { range: range(start, end), life: Life::new(), _alive: self.alive.clone() })
-        });
-        let retired = self.tree.replace(&mut self.writer, place, items.collect()).ok().unwrap();
+        let items = new.iter().map(|&(start, end)| item(start, end, &self.alive));
+        let (mut items, mut retired): (Vec<_>, _) = (items.collect(), Vec::new());
+        self.tree.replace(&mut self.writer, place, &mut items, &mut retired).unwrap();
+        assert!(items.is_empty());
         // SAFETY: there are no readers.
         retired.into_iter().for_each(|retired| unsafe { retired.free() });
         while let Some((&start, _)) = self.model.range(place.start().get()..place.end().get()).next() {
@@ -103,10 +124,9 @@ impl Twin {
 
     fn check_structure(&self) {
         let view = self.view();
-        assert_eq!(view.len(), self.model.len());
         assert_eq!(view.is_empty(), self.model.is_empty());
         assert_eq!(Arc::strong_count(&self.alive) - 1, self.model.len());
-        view.root.map(|root| check(root, true));
+        view.root.map(|root| check(root, (page(0), u64::MAX), None));
         assert!(view.from(page(0)).map(pair).eq(self.model.iter().map(|(&s, &e)| (s, e))));
     }
 
@@ -131,7 +151,7 @@ impl Twin {
             }
             low = low.max(end);
         }
-        assert_eq!(self.view().highest_gap(pages, within), found, "{pages} pages in {within}");
+        assert_eq!(self.tree.highest_gap(&self.writer, pages, within), found, "{pages} pages in {within}");
     }
 }
 
@@ -215,7 +235,7 @@ fn empty() {
     twin.check_look_ups(0);
     twin.check_gap(3, range(1, 4));
     twin.check_gap(4, range(1, 4));
-    assert_eq!(twin.view().highest_gap(0, range(1, 4)), None);
+    assert_eq!(twin.tree.highest_gap(&twin.writer, 0, range(1, 4)), None);
 }
 
 #[test]
@@ -235,8 +255,9 @@ fn the_ends_of_the_numbers() {
 fn nothing_changes_where_nothing_is() {
     let mut twin = Twin::new();
     twin.replace(range(0, 9), &[(0, 2), (5, 9)]);
-    let retired = twin.tree.replace(&mut twin.writer, range(2, 5), Vec::new()).ok().unwrap();
-    assert!(retired.is_none());
+    let mut retired = Vec::new();
+    twin.tree.replace(&mut twin.writer, range(2, 5), &mut Vec::new(), &mut retired).unwrap();
+    assert!(retired.is_empty());
     twin.check_structure();
 }
 
@@ -287,6 +308,88 @@ fn a_writer_is_of_one_tree() {
     tree.view_locked(&writer);
 }
 
+/// Some mappings of a process: its program low, its libraries high, so that keys of 32 bits do not reach. Then a mapping that
+/// is longer than they reach, and one in the hole between.
+#[test]
+fn far_apart() {
+    let mut twin = Twin::new();
+    let (low, high) = (0x5_5555_5554_u64, 0x7_ffff_7000_u64);
+    for n in 0..40 {
+        twin.carve(range(low + 3 * n, low + 3 * n + 2), &[(low + 3 * n, low + 3 * n + 2)]);
+        twin.carve(range(high + 2 * n, high + 2 * n + 1), &[(high + 2 * n, high + 2 * n + 1)]);
+        twin.check_structure();
+    }
+    let (start, end) = (low + 0x1000, low + 0x1000 + (3 << 32));
+    twin.carve(range(start, end), &[(start, end)]);
+    for at in [low, low + 2, start - 1, start, start + (1 << 32), end - 1, end, high - 1, high, high + 79] {
+        twin.check_look_ups(at);
+    }
+    twin.check_gap(0x800, range(0, 1 << 35));
+    twin.carve(range(start + 5, end - 5), &[]);
+    twin.check_structure();
+    twin.check_gap(1 << 33, range(0, high));
+    twin.check_look_ups(start + 6);
+    while let Some((&start, &end)) = twin.model.iter().next_back() {
+        twin.replace(range(start, end), &[]);
+        twin.check_structure();
+    }
+}
+
+/// Threads that each change a part of their own find every change made, none lost, and the tree whole; in the parts' borders
+/// too, since a leaf holds items of both.
+#[test]
+fn writers_side_by_side() {
+    const SPAN: u64 = 600;
+    let (tree, writer) = Tree::new();
+    let (writers, sections, alive) = (writer.share(), Sections::new(), Arc::new(()));
+    let retired = std::sync::Mutex::new(Vec::new());
+    let models: Vec<BTreeMap<u64, u64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3_u64)
+            .map(|thread| {
+                let (tree, writers, sections, alive, retired) =
+                    (&tree, &writers, &sections, &alive, &retired);
+                scope.spawn(move || {
+                    let (mut model, mut state, mut mine) = (BTreeMap::new(), thread + 1, Vec::new());
+                    for round in 0..4000 {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        let at = 2 * ((state >> 33) % SPAN);
+                        // Of every three stretches of 40 pages one is this thread's.
+                        let at = (at / 40 * 3 + thread) * 40 + at % 40;
+                        let is_new = round % 3 != 0;
+                        let mut new: Vec<_> =
+                            is_new.then(|| item(at, at + 1 + state % 2, alive)).into_iter().collect();
+                        loop {
+                            // SAFETY: the slot is this thread's.
+                            let section = unsafe { sections.enter(StdSlots.current(), &FenceBarrier) };
+                            let place = range(at, at + 2);
+                            let done = tree.replace_beside(writers, &section, place, &mut new, &mut mine);
+                            let found = tree.view(&section).find(page(at)).is_some();
+                            drop(section);
+                            match done {
+                                Ok(()) => break assert_eq!(found, is_new),
+                                Err(Unchanged::Contended) => std::thread::yield_now(),
+                                Err(Unchanged::OutOfMemory(error)) => panic!("{error}"),
+                            }
+                        }
+                        match is_new {
+                            true => _ = model.insert(at, at + 1 + state % 2),
+                            false => _ = model.remove(&at),
+                        }
+                    }
+                    retired.lock().unwrap().append(&mut mine);
+                    model
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let model = models.into_iter().flatten().collect();
+    let twin = Twin { tree, writer: Writer { id: writers.id }, model, alive };
+    // SAFETY: the readers have gone.
+    retired.into_inner().unwrap().into_iter().for_each(|retired| unsafe { retired.free() });
+    twin.check_structure();
+}
+
 /// Not a test: `cargo test --release -p faultless --lib look_up_times -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints times"]
@@ -322,14 +425,31 @@ fn look_up_times() {
             last = black_box(twin.view().find(at)).map_or(0, |item| item.range.pages() & 1);
         }
         let latency = start.elapsed().as_nanos() as f64 / LOOKS as f64;
+        // As an engine does it: what goes is freed by the batch.
+        let (mut new, mut retired, alive) = (Vec::new(), Vec::with_capacity(300), twin.alive.clone());
         let start = Instant::now();
-        const CHANGES: u64 = 100_000;
+        const CHANGES: u64 = 1_000_000;
         for _ in 0..CHANGES {
             let n = next().get() / 4;
-            twin.model.clear(); // the model is not timed
-            twin.replace(range(4 * n, 4 * n + 3), &[(4 * n, 4 * n + 3)]);
+            let place = range(4 * n, 4 * n + 3);
+            twin.tree.replace(&mut twin.writer, place, &mut Vec::new(), &mut retired).unwrap();
+            new.push(item(4 * n, 4 * n + 3, &alive));
+            twin.tree.replace(&mut twin.writer, place, &mut new, &mut retired).unwrap();
+            if retired.len() > 256 {
+                // SAFETY: there are no readers.
+                retired.drain(..).for_each(|retired| unsafe { retired.free() });
+            }
         }
-        let change = start.elapsed().as_nanos() as f64 / CHANGES as f64;
+        let change = start.elapsed().as_nanos() as f64 / (2 * CHANGES) as f64;
+        // SAFETY: there are no readers.
+        retired.drain(..).for_each(|retired| unsafe { retired.free() });
+        let (start, mut map) = (Instant::now(), BTreeMap::from_iter((0..items).map(|n| (4 * n, 4 * n + 3))));
+        for _ in 0..CHANGES {
+            let n = next().get() / 4;
+            black_box(map.remove(&(4 * n)));
+            black_box(map.insert(4 * n, 4 * n + 3));
+        }
+        println!("std BTreeMap update {:5.1} ns", start.elapsed().as_nanos() as f64 / (2 * CHANGES) as f64);
         println!("{items:6} items: find {find:5.1} ns, latency {latency:5.1} ns, replace {change:6.1} ns");
     }
 }

@@ -1,0 +1,182 @@
+//! Changes. One inside one leaf is made there, or in a leaf that takes its place, with nothing taken but the leaf's parent; so
+//! changes of different parts go on side by side. All others change the tree's shape ([`super::shape`]), one at a time.
+
+use super::leaf::{LeafRef, MINIMUM, Put};
+use super::node::{self, Contended, Link, NodeRef, Summary, hole};
+use super::shape::Draft;
+use super::{Ranged, into_boxes, into_pointers};
+use crate::address::{PageNumber, PageRange};
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::{OutOfMemory, Retired};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::ptr::NonNull;
+
+/// Why nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unchanged {
+    /// No memory for nodes.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// Somebody else changes the same part of the tree now.
+    #[error("somebody else changes the same part of the tree")]
+    Contended,
+}
+
+impl From<Contended> for Unchanged {
+    fn from(_: Contended) -> Self {
+        Self::Contended
+    }
+}
+
+/// What is asked for, see [`super::Tree::replace`].
+pub struct Change<'a, T> {
+    pub range: PageRange,
+    /// What comes; empty when it has.
+    pub new: &'a mut Vec<Box<T>>,
+    /// Takes what goes.
+    pub retired: &'a mut Vec<Retired>,
+}
+
+impl<T: Ranged + Send + 'static> Change<'_, T> {
+    /// Makes the change if it is one inside one leaf that has a parent. False: it is not.
+    pub fn in_one_leaf(&mut self, root: Link<'_, T>) -> Result<bool, Unchanged> {
+        let Self { range, ref mut new, ref mut retired } = *self;
+        let (mut link, mut base, mut end) = (root, PageNumber::new(0), PageNumber::new(u64::MAX));
+        let mut parent = None;
+        while let NodeRef::Inner(inner) = link.node() {
+            let index = inner.place(range.start().get() - base.get());
+            if index + 1 < inner.body.len() {
+                end = inner.start(base, index + 1);
+            }
+            base = inner.start(base, index);
+            link = inner.body.child(index);
+            parent = Some((inner.body, index, parent.is_none()));
+        }
+        let Some((body, index, is_root)) = parent.filter(|_| range.end() <= end) else { return Ok(false) };
+        let _taken = body.try_take()?;
+        // Where spans begin never changes; what is in this one may have.
+        let NodeRef::Leaf(leaf) = body.child(index).node() else { return Ok(false) };
+        let places = leaf.below(base, range.start())..leaf.below(base, range.end());
+        if new.is_empty() && places.is_empty() {
+            return Ok(true);
+        }
+        let old = body.sum(index);
+        let Some(sum) = sum_after(leaf, base, &places, new, old, MINIMUM) else {
+            return Ok(false);
+        };
+        let gap = body.gap_beside(index, sum).max(body.gap());
+        let ends_move =
+            (index == 0 && sum.start != old.start) || (index + 1 == body.len() && sum.end != old.end);
+        if !is_root && (ends_move || gap != body.gap()) {
+            return Ok(false);
+        }
+        retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
+        match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
+            Put::Here => {}
+            Put::There(new) => {
+                let old = body.child(index).pointer();
+                body.put(index, new);
+                retire(retired, node::retired_node::<T>(old));
+            }
+            Put::Full => return Ok(false),
+        }
+        body.set_sum(index, sum);
+        body.set_gap(gap);
+        Ok(true)
+    }
+
+    /// Makes the change if the root is a leaf, and stays one. False: it does not.
+    fn in_the_root(&mut self, root: &AtomicPtr<()>, leaf: LeafRef<'_, T>) -> Result<bool, OutOfMemory> {
+        let Self { range, ref mut new, ref mut retired } = *self;
+        let base = PageNumber::new(0);
+        let places = leaf.below(base, range.start())..leaf.below(base, range.end());
+        let nothing = Summary::of(core::iter::empty());
+        if sum_after(leaf, base, &places, new, nothing, 1).is_none() {
+            return Ok(false);
+        }
+        retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
+        match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
+            Put::Here => {}
+            Put::There(new) => {
+                let old = NonNull::new(root.swap(new.as_ptr(), Ordering::Release));
+                old.into_iter().for_each(|old| retire(retired, node::retired_node::<T>(old)));
+            }
+            Put::Full => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Makes the change, whatever it does to the tree. The caller is the only one who changes its shape.
+    pub fn of_shape(&mut self, root: &AtomicPtr<()>) -> Result<(), Unchanged> {
+        let old_root = NonNull::new(root.load(Ordering::Relaxed));
+        // SAFETY: nobody else replaces the root, and what hangs in it is freed a grace period after it was replaced: the
+        // caller is the only writer, or in a section.
+        let old_root = old_root.map(|root| unsafe { Link::new(root) });
+        if let Some(old_root) = old_root
+            && let NodeRef::Leaf(leaf) = old_root.node()
+            && self.in_the_root(root, leaf)?
+        {
+            return Ok(());
+        }
+        let pointers = into_pointers(core::mem::take(self.new));
+        let drafted = Draft::new(old_root, self.range, &pointers).and_then(|draft| {
+            self.retired.try_reserve(draft.replaced()).map_err(|_| OutOfMemory)?;
+            Ok(draft)
+        });
+        match drafted {
+            Ok(draft) => {
+                draft.publish(root, self.retired);
+                Ok(())
+            }
+            Err(error) => {
+                // SAFETY: the draft is undone, nobody has seen them.
+                *self.new = unsafe { into_boxes(pointers) };
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What is under a leaf that has `new` instead of what is in `places`; `old` was. None: fewer than `minimum` items.
+fn sum_after<T: Ranged>(
+    leaf: LeafRef<'_, T>,
+    base: PageNumber,
+    places: &Range<usize>,
+    new: &[Box<T>],
+    old: Summary,
+    minimum: usize,
+) -> Option<Summary> {
+    let needed = minimum.saturating_sub(new.len());
+    if leaf.kept(places, needed) < needed {
+        return None;
+    }
+    // Holes come to be only where something has changed.
+    let mut sum = old;
+    let mut end = leaf.live(base, 0..places.start).next_back().map(|last| last.end);
+    let next = leaf.live(base, places.end..leaf.len()).next().map(|next| next.start);
+    if end.is_none() {
+        sum.start = new.first().map(|item| item.range().start()).or(next)?;
+    }
+    for range in new.iter().map(|item| item.range()) {
+        sum.gap = sum.gap.max(end.map_or(0, |end| hole(end, range.start())));
+        end = Some(range.end());
+    }
+    match (end, next) {
+        (Some(end), Some(next)) => sum.gap = sum.gap.max(hole(end, next)),
+        (Some(end), None) => sum.end = end,
+        (None, _) => {}
+    }
+    Some(sum)
+}
+
+/// Room has been made.
+pub fn retire(retired: &mut Vec<Retired>, thing: Retired) {
+    if cfg!(mutant = "stackrot") {
+        // CVE-2023-3269: what was replaced was freed while readers without the lock were in it.
+        // SAFETY: not kept; a mutant.
+        return unsafe { thing.free() };
+    }
+    retired.push(thing);
+}

@@ -1,0 +1,329 @@
+//! Leaves. Their keys never change once a reader can find them; what is in a place does: an item goes, one comes back
+//! with the same range, or another one takes its place. So the commonest changes write one word.
+
+use super::key::{Far, Key, Near};
+use super::node::{Built, Summary, link};
+use crate::address::{PageNumber, PageRange};
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::{Life, OutOfMemory, try_box};
+use crate::vma::tree::Ranged;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::ptr::{self, NonNull};
+
+/// Places of a leaf.
+#[cfg(not(loom))]
+pub const ITEMS: usize = 16;
+// Small runs reach splits and merges.
+#[cfg(loom)]
+pub const ITEMS: usize = 2;
+
+/// Places that every leaf uses which has a neighbour.
+pub const MINIMUM: usize = ITEMS.div_ceil(4);
+
+/// A node whose places hold items. Aligned as any memory is: allocators are much slower with what has to begin with a cache
+/// line.
+#[repr(C, align(16))]
+pub struct Leaf<K, T> {
+    /// Null where there was an item. Written by who has the leaf's parent (or, of the root, changes the tree's shape), with
+    /// Release; partner: the Acquire of readers, who see the item whole.
+    items: [AtomicPtr<T>; ITEMS],
+    starts: [K; ITEMS],
+    ends: [K; ITEMS],
+    pub(super) life: Life,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Leaf<Near, u8>>() == 256 && size_of::<Leaf<Far, u8>>() == 384);
+
+impl<K: Key, T> Leaf<K, T> {
+    /// The item over `pages` from where the leaf's span begins.
+    #[inline]
+    pub fn find(&self, pages: u64) -> Option<&T>
+    where
+        T: Ranged,
+    {
+        let index = K::rank(&self.starts, pages).checked_sub(1)?;
+        if !self.ends[index].is_above(pages) {
+            return None;
+        }
+        alive(&self.items[index])
+    }
+
+    fn range(&self, base: PageNumber, index: usize) -> (PageNumber, PageNumber) {
+        let page = |key: K| PageNumber::new(base.get() + key.pages());
+        (page(self.starts[index]), page(self.ends[index]))
+    }
+
+    /// The live ones of this leaf, with `new` in the place of those in `places`, and no items there yet: the leaf, and where.
+    /// `None`: one lies too far.
+    fn splice<To: Key>(
+        &self,
+        base: PageNumber,
+        places: &Range<usize>,
+        new: &[Box<T>],
+    ) -> Option<Spliced<To, T>>
+    where
+        T: Ranged,
+    {
+        let mut leaf = Leaf::<To, T>::empty();
+        let keep = |leaf: &mut Leaf<To, T>, mut at: usize, from: Range<usize>| {
+            for from in from {
+                let item = self.items[from].load(Ordering::Relaxed);
+                if !item.is_null() {
+                    leaf.items[at] = AtomicPtr::new(item);
+                    leaf.starts[at] = To::pack(self.starts[from].pages())?;
+                    leaf.ends[at] = To::pack(self.ends[from].pages())?;
+                    at += 1;
+                }
+            }
+            Some(at)
+        };
+        let first = keep(&mut leaf, 0, 0..places.start)?;
+        for (i, range) in (first..).zip(new.iter().map(|item| item.range())) {
+            leaf.starts[i] = To::pack(range.start().get() - base.get())?;
+            leaf.ends[i] = To::pack(range.end().get() - base.get())?;
+        }
+        keep(&mut leaf, first + new.len(), places.end..K::rank(&self.starts, u64::MAX))?;
+        Some(try_box(leaf).map(|leaf| (leaf, first)))
+    }
+
+    fn empty() -> Self {
+        Self {
+            items: core::array::from_fn(|_| AtomicPtr::default()),
+            starts: [K::UNUSED; ITEMS],
+            ends: [K::UNUSED; ITEMS],
+            life: Life::new(),
+        }
+    }
+
+    /// A leaf of items, or `None` if one lies too far.
+    fn build(base: PageNumber, held: &[Held<T>]) -> Option<Built> {
+        let mut leaf = Self::empty();
+        for (i, held) in held.iter().enumerate() {
+            leaf.items[i] = AtomicPtr::new(held.item.as_ptr());
+            leaf.starts[i] = K::pack(held.start.get() - base.get())?;
+            leaf.ends[i] = K::pack(held.end.get() - base.get())?;
+        }
+        Some(try_box(leaf).map(|leaf| link(leaf, K::TAG)))
+    }
+}
+
+/// The item in a place, if there is one.
+#[inline]
+fn alive<'s, T: Ranged>(place: &AtomicPtr<T>) -> Option<&'s T> {
+    let item = NonNull::new(place.load(Ordering::Acquire))?;
+    // SAFETY: the items of a leaf are freed a grace period after they went out of it, or after the leaf.
+    let item = unsafe { item.as_ref() };
+    item.life().touch();
+    Some(item)
+}
+
+/// A leaf with keys of either width.
+pub enum LeafRef<'s, T> {
+    /// 32 bits.
+    Near(&'s Leaf<Near, T>),
+    /// 64 bits.
+    Far(&'s Leaf<Far, T>),
+}
+
+impl<T> Clone for LeafRef<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for LeafRef<'_, T> {}
+
+impl<'s, T> LeafRef<'s, T> {
+    /// How many places are used or were; at least one.
+    pub fn len(self) -> usize {
+        // Nothing starts above.
+        self.rank(u64::MAX)
+    }
+
+    /// How many places start at or below `pages` from where the leaf's span begins.
+    #[inline]
+    pub fn rank(self, pages: u64) -> usize {
+        match self {
+            Self::Near(leaf) => Near::rank(&leaf.starts, pages),
+            Self::Far(leaf) => Far::rank(&leaf.starts, pages),
+        }
+    }
+
+    /// How many places start below `page`, in a leaf whose span begins at `base`.
+    #[inline]
+    pub fn below(self, base: PageNumber, page: PageNumber) -> usize {
+        page.get().saturating_sub(base.get()).checked_sub(1).map_or(0, |pages| self.rank(pages))
+    }
+
+    #[inline]
+    fn place(self, index: usize) -> &'s AtomicPtr<T> {
+        match self {
+            Self::Near(leaf) => &leaf.items[index],
+            Self::Far(leaf) => &leaf.items[index],
+        }
+    }
+
+    /// From where to where place `index` goes in a leaf whose span begins at `base`.
+    #[inline]
+    pub fn range(self, base: PageNumber, index: usize) -> (PageNumber, PageNumber) {
+        match self {
+            Self::Near(leaf) => leaf.range(base, index),
+            Self::Far(leaf) => leaf.range(base, index),
+        }
+    }
+
+    /// What is in place `index`.
+    #[inline]
+    pub fn held(self, base: PageNumber, index: usize) -> Option<Held<T>> {
+        let item = NonNull::new(self.place(index).load(Ordering::Acquire))?;
+        let (start, end) = self.range(base, index);
+        Some(Held { start, end, item })
+    }
+
+    /// What is in these places.
+    pub fn live(self, base: PageNumber, places: Range<usize>) -> impl DoubleEndedIterator<Item = Held<T>> {
+        places.filter_map(move |index| self.held(base, index))
+    }
+
+    /// The item in place `index`.
+    pub fn item(self, index: usize) -> Option<&'s T>
+    where
+        T: Ranged,
+    {
+        alive(self.place(index))
+    }
+
+    /// How many items are outside of `places`, up to `most`.
+    pub fn kept(self, places: &Range<usize>, most: usize) -> usize {
+        let outside = (0..places.start).chain(places.end..self.len());
+        outside.filter(|&i| !self.place(i).load(Ordering::Relaxed).is_null()).take(most).count()
+    }
+
+    /// In which of `places` each of `new` can go as it is.
+    fn matching(self, base: PageNumber, mut places: Range<usize>, new: &[Box<T>]) -> Option<[u8; ITEMS]>
+    where
+        T: Ranged,
+    {
+        let mut found = [0; ITEMS];
+        for (found, item) in found.iter_mut().zip(new) {
+            let range = item.range();
+            let at = places.find(|&i| self.range(base, i) == (range.start(), range.end()))?;
+            *found = at as u8;
+        }
+        (new.len() <= ITEMS).then_some(found)
+    }
+
+    /// Puts `new` into `places`, and takes out what is there; here, or in a leaf that comes in the place of this one. `new` is
+    /// empty then. `removed` is called with what goes. The caller has the leaf's parent.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: all is as before.
+    pub fn put(
+        self,
+        base: PageNumber,
+        places: Range<usize>,
+        new: &mut Vec<Box<T>>,
+        mut removed: impl FnMut(NonNull<T>),
+    ) -> Result<Put, OutOfMemory>
+    where
+        T: Ranged,
+    {
+        if let Some(found) = self.matching(base, places.clone(), new) {
+            let mut coming = found.iter().zip(new.drain(..)).peekable();
+            for index in places {
+                let new = coming.next_if(|(found, _)| usize::from(**found) == index);
+                let new = new.map_or(ptr::null_mut(), |(_, item)| Box::into_raw(item));
+                let old = self.place(index).load(Ordering::Relaxed);
+                if old != new {
+                    self.place(index).store(new, Ordering::Release);
+                }
+                NonNull::new(old).map(&mut removed);
+            }
+            return Ok(Put::Here);
+        }
+        if self.kept(&places, ITEMS) + new.len() > ITEMS {
+            return Ok(Put::Full);
+        }
+        let link = match self.splice::<Near>(base, &places, new) {
+            Some(spliced) => hang(spliced?, new),
+            None => hang(self.splice::<Far>(base, &places, new).unwrap_or(Err(OutOfMemory))?, new),
+        };
+        self.live(base, places).for_each(|held| removed(held.item));
+        Ok(Put::There(link))
+    }
+
+    fn splice<To: Key>(
+        self,
+        base: PageNumber,
+        places: &Range<usize>,
+        new: &[Box<T>],
+    ) -> Option<Spliced<To, T>>
+    where
+        T: Ranged,
+    {
+        match self {
+            Self::Near(leaf) => leaf.splice(base, places, new),
+            Self::Far(leaf) => leaf.splice(base, places, new),
+        }
+    }
+}
+
+/// Where a change of a leaf has been made.
+pub enum Put {
+    /// In the leaf itself.
+    Here,
+    /// In a new one.
+    There(NonNull<()>),
+    /// It has no room.
+    Full,
+}
+
+/// A new leaf, and from which place on the new items go.
+type Spliced<K, T> = Result<(Box<Leaf<K, T>>, usize), OutOfMemory>;
+
+/// Puts the new items in.
+fn hang<K: Key, T>((mut leaf, first): (Box<Leaf<K, T>>, usize), new: &mut Vec<Box<T>>) -> NonNull<()> {
+    let new = new.drain(..).map(|item| AtomicPtr::new(Box::into_raw(item)));
+    leaf.items[first..].iter_mut().zip(new).for_each(|(place, item)| *place = item);
+    link(leaf, K::TAG)
+}
+
+/// An item, as a leaf holds it.
+pub struct Held<T> {
+    /// Its first page.
+    pub start: PageNumber,
+    /// The page behind its last.
+    pub end: PageNumber,
+    /// Itself.
+    pub item: NonNull<T>,
+}
+
+impl<T> Clone for Held<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Held<T> {}
+
+impl<T> Held<T> {
+    /// An item and its range.
+    pub fn new(range: PageRange, item: NonNull<T>) -> Self {
+        Self { start: range.start(), end: range.end(), item }
+    }
+
+    /// What a leaf says of it.
+    pub fn summary(self) -> Summary {
+        Summary { start: self.start, end: self.end, gap: 0 }
+    }
+
+    /// A new leaf whose span begins at `base`, of at least one item, and no more than [`ITEMS`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn build(base: PageNumber, held: &[Self]) -> Built {
+        let far = || Leaf::<Far, T>::build(base, held);
+        Leaf::<Near, T>::build(base, held).or_else(far).unwrap_or(Err(OutOfMemory))
+    }
+}

@@ -1,0 +1,446 @@
+//! Changes of the tree's shape: they build every new node before any reader can see one, level by level, upwards, until one
+//! node takes the place of one.
+//!
+//! On each level the nodes from `left` to `right` are replaced. What they held outside the change is kept:
+//!
+//! ```text
+//! level 1    [ a   b   c ]        [ d   e   f ]         left and right on level 1
+//!            keep  |                    |  keep
+//! level 0          [ 1  2  3 ] … [ 4  5  6 ]            left and right on level 0
+//!                   keep └─ removed ─┘ keep
+//! ```
+
+use super::Ranged;
+use super::change::{Unchanged, retire};
+use super::leaf::{Held, ITEMS, MINIMUM};
+use super::node::{self, Body, CHILDREN, Child, Link, NodeRef, Summary};
+use crate::address::{PageNumber, PageRange};
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::{OutOfMemory, Retired};
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::ptr::{self, NonNull};
+
+/// Levels of a tree of 2^35 items, with every node filled to the minimum: more than there can be.
+const LEVELS: usize = 16;
+
+/// How far below its first item a leaf's span begins at most, in pages: half of what a near key reaches.
+const ROOM: u64 = 1 << 31;
+
+/// What a place of a node holds, on its way from an old node to a new one.
+trait Entry<T>: Copy {
+    /// Places of a node.
+    const CAPACITY: usize;
+    /// Places that every node uses which has a neighbour.
+    const MINIMUM: usize;
+
+    /// The entries in `places` of the step's node, which has the right height.
+    fn of(step: Step<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self>;
+    /// The node, if it is one: it can be the root.
+    fn into_child(self) -> Option<Child<T>>;
+    /// What is under it.
+    fn sum(&self) -> Summary;
+    /// Where the span of a node may begin whose first entry it is, behind one that has `below`.
+    fn begins(&self, below: &Self) -> PageNumber;
+    /// A new node.
+    fn build(height: usize, base: PageNumber, entries: &[Self]) -> Result<NonNull<()>, OutOfMemory>;
+}
+
+impl<T> Entry<T> for Held<T> {
+    const CAPACITY: usize = ITEMS;
+    const MINIMUM: usize = MINIMUM;
+
+    fn of(step: Step<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self> {
+        let NodeRef::Leaf(leaf) = step.link.node() else { unreachable!("height 0 is a leaf") };
+        leaf.live(step.base, places)
+    }
+
+    fn into_child(self) -> Option<Child<T>> {
+        None
+    }
+
+    fn sum(&self) -> Summary {
+        self.summary()
+    }
+
+    fn begins(&self, below: &Self) -> PageNumber {
+        // Mappings come downwards: room below.
+        below.end.max(PageNumber::new(self.start.get().saturating_sub(ROOM)))
+    }
+
+    fn build(_: usize, base: PageNumber, entries: &[Self]) -> Result<NonNull<()>, OutOfMemory> {
+        Held::build(base, entries)
+    }
+}
+
+impl<T> Entry<T> for Child<T> {
+    const CAPACITY: usize = CHILDREN;
+    // Two at least, or the tree would grow without branching.
+    const MINIMUM: usize = if CHILDREN < 8 { 2 } else { CHILDREN.div_ceil(4) };
+
+    fn of(step: Step<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self> {
+        let NodeRef::Inner(inner) = step.link.node() else { unreachable!("height above 0 is an inner node") };
+        places.map(move |i| Child {
+            start: inner.start(step.base, i),
+            sum: inner.body.sum(i),
+            link: inner.body.child(i).pointer(),
+            marker: PhantomData,
+        })
+    }
+
+    fn into_child(self) -> Option<Self> {
+        Some(self)
+    }
+
+    fn sum(&self) -> Summary {
+        self.sum
+    }
+
+    fn begins(&self, _: &Self) -> PageNumber {
+        self.start
+    }
+
+    fn build(height: usize, base: PageNumber, entries: &[Self]) -> Result<NonNull<()>, OutOfMemory> {
+        Child::build(height, base, entries)
+    }
+}
+
+/// A node, where its span begins, and a place in it.
+struct Step<'s, T> {
+    link: Link<'s, T>,
+    base: PageNumber,
+    place: usize,
+}
+
+impl<T> Clone for Step<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Step<'_, T> {}
+
+impl<T> Step<'_, T> {
+    fn len(&self) -> usize {
+        match self.link.node() {
+            NodeRef::Leaf(leaf) => leaf.len(),
+            NodeRef::Inner(inner) => inner.body.len(),
+        }
+    }
+}
+
+/// The way from the root to a place in a leaf.
+struct Path<'s, T> {
+    /// The step on each level, up to the root's; on inner levels the place is that of the node below.
+    steps: [Option<Step<'s, T>>; LEVELS],
+}
+
+impl<T> Clone for Path<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Path<'_, T> {}
+
+impl<'s, T> Path<'s, T> {
+    fn at(&self, level: usize) -> Step<'s, T> {
+        self.steps[level].expect("the path reaches from the leaf to the root")
+    }
+}
+
+/// How a change becomes the tree's.
+struct Swing<'s, T> {
+    /// The new node; none if the tree becomes empty.
+    child: Option<Child<T>>,
+    /// The node it goes into, on this level of this path, or the tree itself.
+    place: Option<(Path<'s, T>, usize)>,
+}
+
+/// New nodes that nobody has seen, and what they replace. Dropped unpublished, it is undone.
+pub struct Draft<'s, T: Ranged> {
+    new: Vec<NonNull<()>>,
+    old: Vec<Link<'s, T>>,
+    items: Vec<NonNull<T>>,
+    /// The leaves' parents that it has taken.
+    shaped: Vec<&'s Body<T>>,
+    /// None: nothing changes.
+    swing: Option<Swing<'s, T>>,
+}
+
+impl<T: Ranged> Drop for Draft<'_, T> {
+    fn drop(&mut self) {
+        for &node in &self.new {
+            // SAFETY: built here, never published.
+            unsafe { node::free_node::<T>(node) };
+        }
+        self.shaped.iter().for_each(|body| body.end_shaping());
+    }
+}
+
+impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
+    /// The tree under `root` with `new` instead of what was in `range`.
+    ///
+    /// # Errors
+    /// [`Unchanged`].
+    pub fn new(root: Option<Link<'s, T>>, range: PageRange, new: &[NonNull<T>]) -> Result<Self, Unchanged> {
+        let mut draft =
+            Self { new: Vec::new(), old: Vec::new(), items: Vec::new(), shaped: Vec::new(), swing: None };
+        let mut held = Vec::new();
+        held.try_reserve_exact(new.len()).map_err(|_| OutOfMemory)?;
+        held.extend(new.iter().map(|&item| {
+            // SAFETY: a new item, which the caller owns.
+            let new_range = unsafe { item.as_ref() }.range();
+            debug_assert!(range.covers(new_range), "{new_range} is put in the place of {range}");
+            Held::new(new_range, item)
+        }));
+        let zero = PageNumber::new(0);
+        let (mut level, mut nodes) = (0, Vec::new());
+        if let Some(root) = root {
+            let (mut left, mut right) = draft.cut(root, range)?;
+            if new.is_empty() && draft.items.is_empty() {
+                return Ok(draft);
+            }
+            let height = match root.node() {
+                NodeRef::Leaf(_) => 0,
+                NodeRef::Inner(inner) => inner.body.height(),
+            };
+            nodes = draft.rebuild(0, &mut left, &mut right, held)?;
+            loop {
+                if let [child] = nodes[..]
+                    && level < height
+                    && left.at(level).link.pointer() == right.at(level).link.pointer()
+                {
+                    draft.swing = Some(Swing { child: Some(child), place: Some((left, level + 1)) });
+                    return Ok(draft);
+                }
+                if level == height {
+                    break;
+                }
+                level += 1;
+                nodes = draft.rebuild(level, &mut left, &mut right, nodes)?;
+            }
+        } else {
+            nodes.extend(draft.build(0, zero, held)?);
+        }
+        while nodes.len() > 1 {
+            level += 1;
+            nodes = draft.build(level, zero, nodes)?;
+        }
+        draft.swing = Some(Swing { child: nodes.first().copied(), place: None });
+        Ok(draft)
+    }
+
+    /// How many nodes and items it replaces.
+    pub fn replaced(&self) -> usize {
+        self.old.len() + self.items.len()
+    }
+
+    /// Makes it the tree's. `retired` has room for what it replaces.
+    pub fn publish(mut self, root: &AtomicPtr<()>, retired: &mut Vec<Retired>) {
+        let Some(swing) = self.swing.take() else { return };
+        let link = swing.child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
+        match (swing.place, swing.child) {
+            (Some((path, level)), Some(child)) => {
+                let mut sum = child.sum;
+                for (above, step) in path.steps[level..].iter().flatten().enumerate() {
+                    let NodeRef::Inner(inner) = step.link.node() else { break };
+                    let (body, before) = (inner.body, inner.body.summary());
+                    if above == 0 {
+                        body.put(step.place, child.link);
+                    }
+                    body.set_sum(step.place, sum);
+                    body.set_gap(body.gap().max(body.gap_beside(step.place, sum)));
+                    sum = body.summary();
+                    if sum == before {
+                        break;
+                    }
+                }
+            }
+            // Release, partner: the Acquire of `Tree::view`.
+            _ => root.store(link, Ordering::Release),
+        }
+        for link in &self.old {
+            if let NodeRef::Inner(inner) = link.node() {
+                inner.body.bury();
+            }
+        }
+        self.new.clear();
+        let nodes = self.old.iter().map(|link| node::retired_node::<T>(link.pointer()));
+        let items = self.items.iter().map(|&item| node::retired_item(item));
+        self.shaped.drain(..).for_each(|body| body.end_shaping());
+        items.chain(nodes).for_each(|thing| retire(retired, thing));
+    }
+
+    /// Takes an inner node that is on a path, if leaves hang in it.
+    fn shape(&mut self, link: Link<'s, T>) -> Result<(), Unchanged> {
+        if let NodeRef::Inner(inner) = link.node()
+            && inner.body.height() == 1
+        {
+            self.shaped.try_reserve(1).map_err(|_| OutOfMemory)?;
+            if inner.body.try_shape()? {
+                self.shaped.push(inner.body);
+            }
+        }
+        Ok(())
+    }
+
+    /// The way to the leaf over `page`, and behind the last place in it that starts below `end`.
+    fn path(
+        &mut self,
+        root: Link<'s, T>,
+        page: PageNumber,
+        end: PageNumber,
+    ) -> Result<Path<'s, T>, Unchanged> {
+        let mut path = Path { steps: [None; LEVELS] };
+        let (mut link, mut base) = (root, PageNumber::new(0));
+        loop {
+            self.shape(link)?;
+            match link.node() {
+                NodeRef::Leaf(leaf) => {
+                    path.steps[0] = Some(Step { link, base, place: leaf.below(base, end) });
+                    return Ok(path);
+                }
+                NodeRef::Inner(inner) => {
+                    let place = inner.place(page.get() - base.get());
+                    path.steps[inner.body.height()] = Some(Step { link, base, place });
+                    base = inner.start(base, place);
+                    link = inner.body.child(place);
+                }
+            }
+        }
+    }
+
+    /// On `level` and above: to the next node of the level (`forward`: its first place), or to the one before it
+    /// (behind its last place). False where there is none.
+    fn advance(&mut self, path: &mut Path<'s, T>, level: usize, forward: bool) -> Result<bool, Unchanged> {
+        let beside = |step: &Step<'s, T>| match forward {
+            true => (step.place + 1 < step.len()).then_some(step.place + 1),
+            false => step.place.checked_sub(1),
+        };
+        let branch = (level + 1..LEVELS).find_map(|l| {
+            let step = path.steps[l]?;
+            beside(&step).map(|place| (l, Step { place, ..step }))
+        });
+        let Some((mut l, mut step)) = branch else { return Ok(false) };
+        loop {
+            path.steps[l] = Some(step);
+            self.shape(step.link)?;
+            if l == level {
+                return Ok(true);
+            }
+            let NodeRef::Inner(inner) = step.link.node() else { unreachable!("only level 0 has leaves") };
+            let (link, base) = (inner.body.child(step.place), inner.start(step.base, step.place));
+            l -= 1;
+            step = Step { link, base, place: 0 };
+            if !forward {
+                // On `level` itself everything in the node is before the place.
+                step.place = step.len() - usize::from(l > level);
+            }
+        }
+    }
+
+    /// Where the range begins and ends, and the items between.
+    fn cut(&mut self, root: Link<'s, T>, range: PageRange) -> Result<(Path<'s, T>, Path<'s, T>), Unchanged> {
+        let left = self.path(root, range.start(), range.start())?;
+        let right = self.path(root, PageNumber::new(range.end().get() - 1), range.end())?;
+        let mut at = left;
+        loop {
+            let Step { link, base, place: first } = at.at(0);
+            let NodeRef::Leaf(leaf) = link.node() else { unreachable!("level 0 has leaves") };
+            let is_last = link.pointer() == right.at(0).link.pointer();
+            let behind = if is_last { right.at(0).place } else { leaf.len() };
+            let reaches_above = |places: usize, page: PageNumber| {
+                leaf.live(base, 0..places).next_back().is_some_and(|last| last.end > page)
+            };
+            debug_assert!(!reaches_above(first, range.start()), "an item straddles the start");
+            debug_assert!(!reaches_above(behind, range.end()), "an item straddles the end");
+            self.items.try_reserve(behind - first).map_err(|_| OutOfMemory)?;
+            self.items.extend(leaf.live(base, first..behind).map(|held| held.item));
+            if is_last {
+                return Ok((left, right));
+            }
+            self.advance(&mut at, 0, true)?;
+        }
+    }
+
+    /// Replaces the nodes from `left` to `right` on `level` by ones that hold `middle` between what is kept.
+    fn rebuild<E: Entry<T>>(
+        &mut self,
+        level: usize,
+        left: &mut Path<'s, T>,
+        right: &mut Path<'s, T>,
+        middle: Vec<E>,
+    ) -> Result<Vec<Child<T>>, Unchanged> {
+        let (first, last) = (left.at(level), right.at(level));
+        // On inner levels the place of `right` is the last child that is replaced.
+        let behind = last.place + usize::from(level > 0);
+        let mut entries = Vec::new();
+        // A neighbour may come in too.
+        entries.try_reserve(middle.len() + 3 * E::CAPACITY).map_err(|_| OutOfMemory)?;
+        entries.extend(E::of(first, 0..first.place));
+        entries.extend(middle);
+        entries.extend(E::of(last, behind..last.len()));
+        if entries.len() < E::MINIMUM {
+            if self.advance(left, level, false)? {
+                let neighbour = left.at(level);
+                let behind = entries.len();
+                entries.extend(E::of(neighbour, 0..neighbour.len()));
+                entries.rotate_left(behind);
+            } else if self.advance(right, level, true)? {
+                let neighbour = right.at(level);
+                entries.extend(E::of(neighbour, 0..neighbour.len()));
+            }
+        }
+        self.retire(level, left, right)?;
+        self.build(level, left.at(level).base, entries)
+    }
+
+    /// Notes the nodes from `left` to `right` on `level`.
+    fn retire(&mut self, level: usize, left: &Path<'s, T>, right: &Path<'s, T>) -> Result<(), Unchanged> {
+        let mut at = *left;
+        loop {
+            let link = at.at(level).link;
+            self.old.try_reserve(1).map_err(|_| OutOfMemory)?;
+            self.old.push(link);
+            if link.pointer() == right.at(level).link.pointer() {
+                return Ok(());
+            }
+            self.advance(&mut at, level, true)?;
+        }
+    }
+
+    /// Nodes for `entries`, evenly filled, the first one's span from `base` on. A single node needs no parent.
+    fn build<E: Entry<T>>(
+        &mut self,
+        level: usize,
+        mut base: PageNumber,
+        entries: Vec<E>,
+    ) -> Result<Vec<Child<T>>, Unchanged> {
+        let mut nodes = Vec::new();
+        let count = entries.len().div_ceil(E::CAPACITY);
+        nodes.try_reserve_exact(count).map_err(|_| OutOfMemory)?;
+        self.new.try_reserve(count).map_err(|_| OutOfMemory)?;
+        if let [only] = entries[..]
+            && let Some(child) = only.into_child()
+        {
+            nodes.push(child);
+            return Ok(nodes);
+        }
+        let mut rest = &entries[..];
+        for parts in (1..=count).rev() {
+            let part = rest.split_off(..rest.len().div_ceil(parts)).expect("no more than the rest");
+            let link = E::build(level, base, part)?;
+            self.new.push(link);
+            nodes.push(Child {
+                start: base,
+                sum: Summary::of(part.iter().map(E::sum)),
+                link,
+                marker: PhantomData,
+            });
+            if let (Some(below), Some(next)) = (part.last(), rest.first()) {
+                base = next.begins(below);
+            }
+        }
+        Ok(nodes)
+    }
+}
