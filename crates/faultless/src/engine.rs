@@ -6,7 +6,7 @@ use crate::frame::{Folio, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{Mutex, MutexGuard, Retired, Section, full_fence, plain};
+use crate::sync::{AccessSection, Mutex, MutexGuard, Retired, Section, full_fence, plain};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -106,11 +106,9 @@ impl<H: Host> Engine<H> {
     /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
     /// by which its [`PageTable::invalidate`] asks.
     #[inline]
-    pub fn enter_access(&self, subject: u64) -> Section<'_> {
+    pub fn enter_access(&self, subject: u64) -> AccessSection<'_> {
         // SAFETY: `Slots::current` gives no two threads the same slot.
-        unsafe {
-            self.host.sections().enter_access(self.host.slots().current(), self.host.barrier(), subject)
-        }
+        unsafe { self.host.sections().enter_access(self.host.slots().current(), subject) }
     }
 
     pub(crate) fn next_serial(&self) -> u64 {

@@ -1,22 +1,25 @@
-//! Read sections: a thread says in its own slot that it reads the tree and the tables. They govern only when what
-//! was retired may be freed, and when a processor's older accesses have ended.
+//! Read sections: a thread says in its own slot that it reads the tree and the tables, or that it uses memory as a
+//! processor does. Two kinds, marked apart, since what waits for them differs:
+//!
+//! | | who is in it | waited for by | how often | ordered by |
+//! |---|---|---|---|---|
+//! | [`Section`] | page work, and who reads the maps | [`Sections::grace`]: freeing what was retired; fork's freeze | once for many changes | the [`Barrier`]: the entry as cheap as can be |
+//! | [`AccessSection`] | a software processor's load or store | [`Sections::grace_of`]: `invalidate`; also [`Sections::grace`] | each unmap | a fence on both sides: neither is dear |
 //!
 //! ```text
-//! enter:  slot.store(odd, Release); light          leave:  slot.store(even, Release)
+//! enter:  word.store(odd, Release); light          leave:  word.store(even, Release)
 //! grace:  heavy; for each slot: s = load(Acquire); if odd, until load(Acquire) != s
 //! ```
-//! A section may say which page it accesses as a processor does ([`Sections::enter_access`]); then a shootdown of
-//! other pages need not wait for it ([`Sections::grace_of`]).
-//!
-//! `light` and `heavy` are one SeqCst fence each ([`FenceBarrier`]) or, together, a membarrier. Between them either
-//! the grace period sees the slot odd and waits, or the reader sees everything published before the grace period.
+//! Between `light` and `heavy` either the grace period sees the word odd and waits, or the reader sees everything
+//! published before the grace period. An access says which page it is of; a shootdown of other pages need not wait for it.
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use super::barrier::{Barrier, mark_with_fence};
 use super::{full_fence, plain};
 use crate::stats::Counters;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
-use core::ptr::{self, NonNull};
+use core::ptr;
 use crossbeam_utils::CachePadded;
 
 #[cfg(not(loom))]
@@ -47,36 +50,13 @@ impl SlotIndex {
     }
 }
 
-/// How a read section's entry and a grace period are ordered against each other: after both have run, one of the
-/// two sides has seen the other.
-pub trait Barrier: Send + Sync {
-    /// On entering a section: as cheap as can be.
-    fn light(&self);
-    /// At the start of a grace period.
-    fn heavy(&self);
-}
-
-/// A SeqCst fence on both sides: portable, and what loom models.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FenceBarrier;
-
-impl Barrier for FenceBarrier {
-    #[inline]
-    fn light(&self) {
-        full_fence();
-    }
-
-    fn heavy(&self) {
-        full_fence();
-    }
-}
-
-/// What one thread writes and nobody else: two cache lines of its own (the padding's size).
+/// What one thread writes and nobody else, on cache lines of its own.
 struct Slot {
     /// Odd while in a section. Written by the slot's thread; partner: [`Sections::grace`].
     sequence: AtomicUsize,
-    /// What the section accesses as a processor does; of one that accesses nothing so, what an earlier one did, which may
-    /// cost somebody a wait. Written by the slot's thread before it makes `sequence` odd.
+    /// Odd while in an access. Written by the slot's thread; partners: [`Sections::grace_of`], [`Sections::grace`].
+    access: AtomicUsize,
+    /// What the access is to. Written by the slot's thread before it makes `access` odd.
     subject: AtomicU64,
     /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
     /// [`Sections::each_waits_on`], between their fences.
@@ -89,6 +69,7 @@ impl Default for Slot {
     fn default() -> Self {
         Self {
             sequence: AtomicUsize::new(0),
+            access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
             waits_on: plain::AtomicUsize::new(0),
             counters: Counters::default(),
@@ -154,78 +135,60 @@ impl Sections {
     /// Enters a read section. Sections do not nest; a thread in one does not sleep.
     ///
     /// # Safety
-    /// Only one thread at a time uses `index`.
+    /// Only one thread at a time uses `index`, and all that enter and wait have the same `barrier`, or one at least as
+    /// strong as [`FenceBarrier`](super::FenceBarrier) on entering.
     #[inline]
     pub unsafe fn enter(&self, index: SlotIndex, barrier: &impl Barrier) -> Section<'_> {
         let slot = self.slot(index);
         let sequence = slot.sequence.load(Ordering::Relaxed);
         // Also in a release: a nested section would hide the outer one from grace periods.
         assert!(sequence & 1 == 0, "a read section inside a read section");
-        slot.sequence.store(sequence + 1, Ordering::Release);
-        barrier.light();
+        barrier.mark(&slot.sequence, sequence + 1);
         Section { slot, not_send: PhantomData }
     }
 
-    /// As [`Sections::enter`], for an access to `subject`, which [`Sections::grace_of`] asks for. Until there is a first one it
-    /// is [`u64::MAX`].
+    /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
+    /// Until there is a first one it is [`u64::MAX`].
     ///
     /// # Safety
-    /// As [`Sections::enter`].
+    /// Only one thread at a time uses `index`.
     #[inline]
-    pub unsafe fn enter_access(&self, index: SlotIndex, barrier: &impl Barrier, subject: u64) -> Section<'_> {
-        // Release: who reads this one sees all that older sections of this thread did, so that they have ended for it.
+    pub unsafe fn enter_access(&self, index: SlotIndex, subject: u64) -> AccessSection<'_> {
+        let slot = self.slot(index);
+        let access = slot.access.load(Ordering::Relaxed);
+        assert!(access & 1 == 0, "an access inside an access");
+        // Release: who reads this one sees all that older accesses of this thread did, so that they have ended for it.
         let order = if cfg!(mutant = "subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
-        self.slot(index).subject.store(subject, order);
-        // SAFETY: by the contract above.
-        unsafe { self.enter(index, barrier) }
+        slot.subject.store(subject, order);
+        mark_with_fence(&slot.access, access + 1);
+        AccessSection { slot, not_send: PhantomData }
     }
 
-    /// Waits until every section that was entered before has ended. `wait` is called between looks with the number
-    /// of the look; the caller is in no section.
-    pub fn grace(&self, barrier: &impl Barrier, wait: impl FnMut(u32)) {
-        self.wait_for(barrier, |_| true, wait);
-    }
-
-    /// As [`Sections::grace`], but only for accesses to what is `wanted`.
-    pub fn grace_of(&self, barrier: &impl Barrier, wanted: impl Fn(u64) -> bool, wait: impl FnMut(u32)) {
-        self.wait_for(
-            barrier,
-            |slot| {
-                // Stored before the odd number that was read. Acquire: if it is a later section's, the one that was read has
-                // ended, and what it did is seen.
-                wanted(slot.subject.load(Ordering::Acquire))
-            },
-            wait,
-        );
-    }
-
-    fn wait_for(&self, barrier: &impl Barrier, concerns: impl Fn(&Slot) -> bool, mut wait: impl FnMut(u32)) {
+    /// Waits until every section and every access that was entered before has ended. `wait` is called between looks with
+    /// the number of the look; the caller is in neither.
+    pub fn grace(&self, barrier: &impl Barrier, mut wait: impl FnMut(u32)) {
         barrier.heavy();
-        let used = self.used.load(Ordering::SeqCst);
-        for first in (0..used).step_by(CHUNK_SLOTS) {
-            let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
-            if chunk.is_null() {
-                continue; // its thread has not entered yet: `used` may be ahead for a lower chunk
-            }
-            // SAFETY: chunks are freed only in Drop.
-            let chunk = unsafe { &*chunk };
-            for slot in chunk.iter().take(used - first) {
-                let seen = slot.sequence.load(Ordering::Acquire);
-                if seen & 1 == 0 || !concerns(slot) {
-                    continue;
-                }
-                let mut look = 0;
-                while slot.sequence.load(Ordering::Acquire) == seen {
-                    wait(look);
-                    look += 1;
-                }
-            }
-        }
+        self.each_slot(|slot| {
+            wait_out(&slot.sequence, || true, &mut wait);
+            wait_out(&slot.access, || true, &mut wait);
+        });
     }
 
-    /// Whether the thread of this slot is in a section now. For the check that nobody sleeps in one.
+    /// Waits until every access to what is `wanted` that was entered before has ended. A fence here and one in each
+    /// access: an unmap that paid for more would be the dearer one.
+    pub fn grace_of(&self, wanted: impl Fn(u64) -> bool, mut wait: impl FnMut(u32)) {
+        full_fence();
+        self.each_slot(|slot| {
+            // Stored before the odd number that was read. Acquire: if it is a later access's, the one that was read has
+            // ended, and what it did is seen.
+            wait_out(&slot.access, || wanted(slot.subject.load(Ordering::Acquire)), &mut wait);
+        });
+    }
+
+    /// Whether the thread of this slot is in a section or an access now. For the check that nobody sleeps in one.
     pub fn inside(&self, index: SlotIndex) -> bool {
-        self.slot(index).sequence.load(Ordering::Relaxed) & 1 == 1
+        let slot = self.slot(index);
+        (slot.sequence.load(Ordering::Relaxed) | slot.access.load(Ordering::Relaxed)) & 1 == 1
     }
 
     /// The counters of one thread.
@@ -256,6 +219,7 @@ impl Sections {
         let used = self.used.load(Ordering::SeqCst);
         for first in (0..used).step_by(CHUNK_SLOTS) {
             let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
+            // Null: its thread has not entered yet; `used` may be ahead for a lower chunk.
             if !chunk.is_null() {
                 // SAFETY: chunks are freed only in Drop.
                 unsafe { &*chunk }.iter().take(used - first).for_each(|slot| f(slot));
@@ -273,6 +237,20 @@ impl Drop for Sections {
                 drop(unsafe { Box::from_raw(chunk) });
             }
         }
+    }
+}
+
+/// Waits until the odd number that `word` has, if that is one and `concerns` says that it matters, has changed.
+fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
+    // Acquire, partner: the Release of who left: what was done in the section is seen.
+    let seen = word.load(Ordering::Acquire);
+    if seen & 1 == 0 || !concerns() {
+        return;
+    }
+    let mut look = 0;
+    while word.load(Ordering::Acquire) == seen {
+        wait(look);
+        look += 1;
     }
 }
 
@@ -298,37 +276,17 @@ impl Drop for Section<'_> {
     }
 }
 
-/// Something that readers may still reach: unhooked, and to be freed after a grace period.
-pub struct Retired {
-    pointer: NonNull<()>,
-    free: unsafe fn(NonNull<()>),
+/// Proof that its thread is in an access as a processor makes it: no table that it walks and no frame that it finds is
+/// freed, and `invalidate` of its page waits.
+pub struct AccessSection<'a> {
+    slot: &'a Slot,
+    not_send: PhantomData<*const ()>,
 }
 
-// SAFETY: `Retired::new` takes only what may be sent.
-unsafe impl Send for Retired {}
-
-impl Retired {
-    /// Takes `thing`, which no new reader can find any more.
-    pub fn new<T: Send + 'static>(thing: Box<T>) -> Self {
-        /// # Safety
-        /// `pointer` came from `Box::<T>::into_raw` and is passed once.
-        unsafe fn free<T>(pointer: NonNull<()>) {
-            // SAFETY: by the contract above.
-            drop(unsafe { Box::from_raw(pointer.cast::<T>().as_ptr()) });
-        }
-        // A Box is never null.
-        let pointer = NonNull::from(Box::leak(thing)).cast();
-        Self { pointer, free: free::<T> }
-    }
-
-    /// Frees it.
-    ///
-    /// # Safety
-    /// A grace period has passed since it was unhooked.
-    pub unsafe fn free(self) {
-        // SAFETY: made by `new`, and consumed here.
-        unsafe { (self.free)(self.pointer) }
+impl Drop for AccessSection<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let access = self.slot.access.load(Ordering::Relaxed);
+        self.slot.access.store(access + 1, Ordering::Release);
     }
 }
-
-const _: () = assert!(size_of::<Retired>() == 16);
