@@ -9,7 +9,7 @@ mod membarrier;
 #[cfg(feature = "std")]
 mod standard;
 
-pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, SlotIndex, Stable};
+pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, SlotIndex, Stable};
 pub use entry::{Entry, Frame};
 #[cfg(feature = "std")]
 pub use membarrier::StdBarrier;

@@ -9,7 +9,7 @@ mod retired;
 mod section;
 mod shared;
 
-pub use barrier::{Barrier, FenceBarrier};
+pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
 pub(crate) use life::try_box_or_back;
 pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]

@@ -10,15 +10,18 @@
 //! enter:  word.store(odd, Release); light          leave:  word.store(even, Release)
 //! grace:  heavy; for each slot: s = load(Acquire); if odd, until load(Acquire) != s
 //! ```
+//! (A section of a thread that tells quiescent states is not marked: [`QuiescentStates`](super::QuiescentStates).)
 //! Between `light` and `heavy` either the grace period sees the word odd and waits, or the reader sees everything
 //! published before the grace period. An access says which page it is of; a shootdown of other pages need not wait for it.
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
+use super::retired::{Awaited, List, Periods};
 use super::{full_fence, plain};
 use crate::stats::Counters;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::ptr;
 use crossbeam_utils::CachePadded;
 
@@ -50,12 +53,14 @@ impl SlotIndex {
     }
 }
 
-/// What one thread writes and nobody else, on cache lines of its own.
-struct Slot {
-    /// Odd while in a section. Written by the slot's thread; partner: [`Sections::grace`].
-    sequence: AtomicUsize,
-    /// Odd while in an access. Written by the slot's thread; partners: [`Sections::grace_of`], [`Sections::grace`].
-    access: AtomicUsize,
+/// What one thread writes and hardly anybody else, on cache lines of its own.
+#[repr(C)]
+pub(super) struct Slot {
+    /// Odd while in a section, or, where sections are not marked, while online. Written by the slot's thread; partners:
+    /// [`Sections::grace`] and the periods.
+    pub sequence: AtomicUsize,
+    /// Odd while in an access. Written by the slot's thread; partners: as above, and [`Sections::grace_of`].
+    pub access: AtomicUsize,
     /// What the access is to. Written by the slot's thread before it makes `access` odd.
     subject: AtomicU64,
     /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
@@ -63,6 +68,13 @@ struct Slot {
     waits_on: plain::AtomicUsize,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
+    /// Numbers in stock: the next one, and the end. The slot's thread's.
+    numbers: [plain::AtomicU64; 2],
+    /// Whether in a section that is not marked; for checks. The slot's thread's.
+    #[cfg(debug_assertions)]
+    in_unmarked: plain::AtomicUsize,
+    /// What the slot's thread has retired. Others come only to free what was left behind.
+    pub retired: List,
 }
 
 impl Default for Slot {
@@ -73,11 +85,59 @@ impl Default for Slot {
             subject: AtomicU64::new(u64::MAX),
             waits_on: plain::AtomicUsize::new(0),
             counters: Counters::default(),
+            numbers: [const { plain::AtomicU64::new(0) }; 2],
+            #[cfg(debug_assertions)]
+            in_unmarked: plain::AtomicUsize::new(0),
+            retired: List::default(),
         }
     }
 }
 
-type Chunk = [CachePadded<Slot>; CHUNK_SLOTS];
+impl Slot {
+    #[inline]
+    fn set_in_unmarked(&self, inside: bool) {
+        #[cfg(debug_assertions)]
+        {
+            let before = self.in_unmarked.swap(usize::from(inside), Ordering::Relaxed);
+            assert!(before != usize::from(inside), "a read section inside a read section");
+        }
+        let _ = inside;
+    }
+
+    fn is_in_unmarked(&self) -> bool {
+        #[cfg(debug_assertions)]
+        return self.in_unmarked.load(Ordering::Relaxed) != 0;
+        #[cfg(not(debug_assertions))]
+        return false;
+    }
+
+    #[inline]
+    fn check_no_unmarked(&self) {
+        debug_assert!(!self.is_in_unmarked(), "a quiescent state inside a read section");
+    }
+}
+
+/// The first section since the slot was offline: orders what it will read after its being online.
+#[cold]
+fn come_online(slot: &Slot, barrier: &impl Barrier) {
+    let sequence = slot.sequence.load(Ordering::Relaxed);
+    barrier.mark(&slot.sequence, sequence + 1);
+}
+
+struct Chunk {
+    slots: [CachePadded<Slot>; CHUNK_SLOTS],
+    /// By slot: whom the grace period under way waits for. Apart from the slots, whose threads do not look at it.
+    awaited: [Awaited; CHUNK_SLOTS],
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self {
+            slots: core::array::from_fn(|_| CachePadded::default()),
+            awaited: core::array::from_fn(|_| Awaited::default()),
+        }
+    }
+}
 
 /// The slots of all threads that use one engine.
 pub struct Sections {
@@ -86,6 +146,8 @@ pub struct Sections {
     /// One more than the highest slot used. Grows only; SeqCst against the fence of a grace period: a thread that a
     /// grace period does not count has entered after it began.
     used: AtomicUsize,
+    /// Grace periods for what is retired.
+    pub(super) periods: CachePadded<Periods>,
 }
 
 impl Default for Sections {
@@ -97,18 +159,22 @@ impl Default for Sections {
 impl Sections {
     /// No slots yet.
     pub fn new() -> Self {
-        Self { chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())), used: AtomicUsize::new(0) }
+        Self {
+            chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            used: AtomicUsize::new(0),
+            periods: CachePadded::default(),
+        }
     }
 
     #[inline]
-    fn slot(&self, index: SlotIndex) -> &Slot {
+    pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
         let index = index.0 as usize;
         let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
         if chunk.is_null() || index >= self.used.load(Ordering::Relaxed) {
             return self.first_use(index);
         }
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk)[index % CHUNK_SLOTS] }
+        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
     }
 
     #[cold]
@@ -116,7 +182,7 @@ impl Sections {
         let place = &self.chunks[index / CHUNK_SLOTS];
         let mut chunk = place.load(Ordering::Acquire);
         if chunk.is_null() {
-            let new: Box<Chunk> = Box::new(core::array::from_fn(|_| CachePadded::default()));
+            let new: Box<Chunk> = Box::default();
             let new = Box::into_raw(new);
             match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => chunk = new,
@@ -129,22 +195,60 @@ impl Sections {
         }
         self.used.fetch_max(index + 1, Ordering::SeqCst);
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk)[index % CHUNK_SLOTS] }
+        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
     }
 
     /// Enters a read section. Sections do not nest; a thread in one does not sleep.
     ///
     /// # Safety
-    /// Only one thread at a time uses `index`, and all that enter and wait have the same `barrier`, or one at least as
-    /// strong as [`FenceBarrier`](super::FenceBarrier) on entering.
+    /// Only one thread at a time uses `index`, and all that enter and wait have the same `barrier`, or, where that marks
+    /// sections, one at least as strong as [`FenceBarrier`](super::FenceBarrier) on entering.
     #[inline]
-    pub unsafe fn enter(&self, index: SlotIndex, barrier: &impl Barrier) -> Section<'_> {
+    pub unsafe fn enter<B: Barrier>(&self, index: SlotIndex, barrier: &B) -> Section<'_> {
         let slot = self.slot(index);
         let sequence = slot.sequence.load(Ordering::Relaxed);
-        // Also in a release: a nested section would hide the outer one from grace periods.
-        assert!(sequence & 1 == 0, "a read section inside a read section");
-        barrier.mark(&slot.sequence, sequence + 1);
-        Section { slot, not_send: PhantomData }
+        if B::MARKS {
+            // Also in a release: a nested section would hide the outer one from grace periods.
+            assert!(sequence & 1 == 0, "a read section inside a read section");
+            barrier.mark(&slot.sequence, sequence + 1);
+        } else {
+            if sequence & 1 == 0 {
+                come_online(slot, barrier);
+            }
+            slot.set_in_unmarked(true);
+        }
+        Section { slot, is_marked: B::MARKS, not_send: PhantomData }
+    }
+
+    /// For [`QuiescentStates`](super::QuiescentStates): the thread of this slot is in no section now. What it was in has
+    /// ended for grace periods.
+    ///
+    /// # Safety
+    /// Only the thread of `index`, which is in no section: it has no [`Section`].
+    #[inline]
+    pub unsafe fn quiescent(&self, index: SlotIndex) {
+        let slot = self.slot(index);
+        slot.check_no_unmarked();
+        let sequence = slot.sequence.load(Ordering::Relaxed);
+        if sequence & 1 == 1 {
+            // As a section's end and the next one's beginning.
+            mark_with_fence(&slot.sequence, sequence + 2);
+        }
+    }
+
+    /// For [`QuiescentStates`](super::QuiescentStates): as [`Sections::quiescent`], and until the next section begins nobody
+    /// waits for the thread.
+    ///
+    /// # Safety
+    /// As [`Sections::quiescent`].
+    #[inline]
+    pub unsafe fn offline(&self, index: SlotIndex) {
+        let slot = self.slot(index);
+        slot.check_no_unmarked();
+        let sequence = slot.sequence.load(Ordering::Relaxed);
+        if sequence & 1 == 1 {
+            slot.sequence.store(sequence + 1, Ordering::Release);
+        }
     }
 
     /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
@@ -185,10 +289,28 @@ impl Sections {
         });
     }
 
-    /// Whether the thread of this slot is in a section or an access now. For the check that nobody sleeps in one.
-    pub fn inside(&self, index: SlotIndex) -> bool {
+    /// Whether the thread of this slot is in a section or an access now. For the check that nobody sleeps in one; a
+    /// release does not know of sections that are not marked.
+    pub fn inside<B: Barrier>(&self, index: SlotIndex, _barrier: &B) -> bool {
         let slot = self.slot(index);
-        (slot.sequence.load(Ordering::Relaxed) | slot.access.load(Ordering::Relaxed)) & 1 == 1
+        let in_section = match B::MARKS {
+            true => slot.sequence.load(Ordering::Relaxed) & 1 == 1,
+            false => slot.is_in_unmarked(),
+        };
+        in_section || slot.access.load(Ordering::Relaxed) & 1 == 1
+    }
+
+    /// A number out of the stock of the thread of this slot; `more` fills it when it is empty.
+    pub(crate) fn number(&self, index: SlotIndex, more: impl FnOnce() -> Range<u64>) -> u64 {
+        let [next, end] = &self.slot(index).numbers;
+        let mut number = next.load(Ordering::Relaxed);
+        if number == end.load(Ordering::Relaxed) {
+            let stock = more();
+            number = stock.start;
+            end.store(stock.end, Ordering::Relaxed);
+        }
+        next.store(number + 1, Ordering::Relaxed);
+        number
     }
 
     /// The counters of one thread.
@@ -215,21 +337,36 @@ impl Sections {
         });
     }
 
-    fn each_slot(&self, mut f: impl FnMut(&Slot)) {
+    pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {
         let used = self.used.load(Ordering::SeqCst);
         for first in (0..used).step_by(CHUNK_SLOTS) {
             let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
             // Null: its thread has not entered yet; `used` may be ahead for a lower chunk.
             if !chunk.is_null() {
                 // SAFETY: chunks are freed only in Drop.
-                unsafe { &*chunk }.iter().take(used - first).for_each(|slot| f(slot));
+                unsafe { &*chunk }.slots.iter().take(used - first).for_each(|slot| f(slot));
             }
         }
+    }
+
+    /// How many slots there are.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    /// Slot `index`, with whom the period under way waits for there. `None`: its thread has not entered yet.
+    pub(super) fn awaited(&self, index: usize) -> Option<(&Slot, &Awaited)> {
+        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
+        // SAFETY: null, or a chunk, and those are freed only in Drop.
+        let chunk = unsafe { chunk.as_ref() }?;
+        Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
     }
 }
 
 impl Drop for Sections {
     fn drop(&mut self) {
+        // SAFETY: `&mut self`: no section is left.
+        unsafe { self.free_all() };
         for place in &self.chunks {
             let chunk = place.load(Ordering::Relaxed);
             if !chunk.is_null() {
@@ -257,6 +394,7 @@ fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl
 /// Proof that its thread is in a read section: what it reaches in the tree and the tables is not freed.
 pub struct Section<'a> {
     slot: &'a Slot,
+    is_marked: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -271,8 +409,12 @@ impl Section<'_> {
 impl Drop for Section<'_> {
     #[inline]
     fn drop(&mut self) {
-        let sequence = self.slot.sequence.load(Ordering::Relaxed);
-        self.slot.sequence.store(sequence + 1, Ordering::Release);
+        if self.is_marked {
+            let sequence = self.slot.sequence.load(Ordering::Relaxed);
+            self.slot.sequence.store(sequence + 1, Ordering::Release);
+        } else {
+            self.slot.set_in_unmarked(false);
+        }
     }
 }
 
