@@ -37,6 +37,10 @@ no-std:
 loom BOUND="":
     scripts/loom.sh {{BOUND}}
 
+# Instructions of a look-up, a fault, an unmap, a read section, under callgrind; `just instructions --update` writes the counts.
+instructions *ARGS:
+    scripts/instructions.sh {{ARGS}}
+
 # Documentation without warnings.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps

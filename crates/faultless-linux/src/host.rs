@@ -7,7 +7,7 @@ use crate::table::Table;
 use crate::wake::{Bell, WakingPark};
 use crate::{OpenError, Options};
 use faultless::address::PAGE_SIZE;
-use faultless::host::{FenceBarrier, Host, OutOfMemory, StdClock, StdSlots};
+use faultless::host::{Host, OutOfMemory, StdBarrier, StdClock, StdSlots};
 use faultless::sync::Sections;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ pub struct Linux {
     frames: Arc<Frames>,
     userfault: Arc<Userfault>,
     sections: Arc<Sections>,
+    barrier: StdBarrier,
     park: WakingPark,
     clock: StdClock,
     /// Of a space that is made without a table: pages.
@@ -39,6 +40,7 @@ impl Linux {
             frames,
             userfault,
             sections: Arc::new(Sections::new()),
+            barrier: StdBarrier::new(),
             park,
             clock: StdClock::default(),
             default_pages: options.window.div_ceil(PAGE_SIZE),
@@ -63,7 +65,7 @@ unsafe impl Host for Linux {
     type Frames = Frames;
     type Park = WakingPark;
     type Clock = StdClock;
-    type Barrier = FenceBarrier;
+    type Barrier = StdBarrier;
     type Slots = StdSlots;
 
     fn frames(&self) -> &Frames {
@@ -78,8 +80,8 @@ unsafe impl Host for Linux {
         &self.clock
     }
 
-    fn barrier(&self) -> &FenceBarrier {
-        &FenceBarrier
+    fn barrier(&self) -> &StdBarrier {
+        &self.barrier
     }
 
     fn slots(&self) -> &StdSlots {

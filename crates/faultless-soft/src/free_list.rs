@@ -1,7 +1,15 @@
-//! A list of free frames that many threads use at once.
+//! Free frames: one list that all threads share, and caches in front of it that one thread at a time uses.
 
-use faultless::sync::atomic::{AtomicU64, Ordering};
+use faultless::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use faultless::sync::plain;
+
+/// Frames that go between a cache and the list at once.
+#[cfg(not(loom))]
+pub(crate) const BATCH: usize = 32;
+#[cfg(loom)]
+pub(crate) const BATCH: usize = 1;
+/// Frames that a cache holds at most.
+const HOLDS: usize = 2 * BATCH;
 
 /// A Treiber stack of free frames, on cache lines of its own.
 #[repr(align(128))]
@@ -10,22 +18,33 @@ pub(crate) struct FreeList {
     /// frame that was taken and came back is told apart. Changed by read-modify-writes only, Release by a push,
     /// Acquire by a pop: all use of a frame happens before its next life.
     head: AtomicU64,
-    /// Frames that this list's threads took, less those they gave back; wraps. Atomic; the sum over all lists counts.
+    /// Frames from here on have never been used. Atomic; grows only.
+    pub fresh: plain::AtomicU64,
+    /// Frames that were taken past the caches, less those given back so; wraps. Atomic.
     pub used: plain::AtomicU64,
 }
 
 impl FreeList {
     /// No frames.
     pub fn new() -> Self {
-        Self { head: AtomicU64::new(0), used: plain::AtomicU64::new(0) }
+        Self { head: AtomicU64::new(0), fresh: plain::AtomicU64::new(0), used: plain::AtomicU64::new(0) }
     }
 
-    /// Pushes the frames `top`, …, `bottom`, which are linked already but for the last one.
-    pub fn push(&self, next: &[plain::AtomicU32], top: u64, bottom: u64) {
+    /// Pushes `frames`, of which there is one at least.
+    pub fn push(&self, next: &[plain::AtomicU32], frames: impl Iterator<Item = u32>) {
+        let mut frames = frames.peekable();
+        let Some(&top) = frames.peek() else { return };
+        let mut bottom = top;
+        while let Some(frame) = frames.next() {
+            bottom = frame;
+            if let Some(below) = frames.peek() {
+                next[frame as usize].store(below + 1, Ordering::Relaxed);
+            }
+        }
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             next[bottom as usize].store(head as u32, Ordering::Relaxed);
-            let new = retag(head, top as u32 + 1);
+            let new = retag(head, top + 1);
             match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -33,22 +52,143 @@ impl FreeList {
         }
     }
 
-    /// Takes the top frame.
-    pub fn pop(&self, next: &[plain::AtomicU32]) -> Option<u64> {
+    /// Takes frames off the top, as many as there are places; returns how many.
+    pub fn pop(&self, next: &[plain::AtomicU32], places: &[plain::AtomicU32]) -> usize {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
-            let top = (head as u32).checked_sub(1)?;
-            // Perhaps taken and pushed elsewhere meanwhile: then the tag has changed and this is not used.
-            let below = next[top as usize].load(Ordering::Relaxed);
-            let new = retag(head, below);
+            let (mut top, mut count) = (head as u32, 0);
+            while let (Some(frame), Some(place)) = (top.checked_sub(1), places.get(count)) {
+                place.store(frame, Ordering::Relaxed);
+                // Perhaps taken and pushed elsewhere meanwhile: then the tag has changed and this is not used.
+                top = next[frame as usize].load(Ordering::Relaxed);
+                count += 1;
+            }
+            if count == 0 {
+                return 0;
+            }
+            let new = retag(head, top);
             match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return Some(u64::from(top)),
+                Ok(_) => return count,
                 Err(now) => head = now,
             }
         }
+    }
+
+    /// Changes with each push and pop. Acquire.
+    pub fn version(&self) -> u64 {
+        self.head.load(Ordering::Acquire)
     }
 }
 
 fn retag(head: u64, top: u32) -> u64 {
     ((head >> 32).wrapping_add(1) << 32) | u64::from(top)
+}
+
+/// Free frames for the threads of one slot, or few, on cache lines of their own. They count as free, and others take
+/// them where the list has none.
+#[repr(C, align(128))]
+pub(crate) struct Cache {
+    /// Whether somebody has it. Acquire, and Release when it is let go.
+    held: AtomicBool,
+    /// How many frames. The holder's.
+    count: plain::AtomicU32,
+    /// Frames that were taken by way of it, less those given back so; wraps. Written by the holder; the sum over all
+    /// caches, and the list's, counts.
+    pub used: plain::AtomicU64,
+    /// The last one freed comes last. The holder's.
+    frames: [plain::AtomicU32; HOLDS],
+}
+
+impl Cache {
+    /// No frames.
+    pub fn new() -> Self {
+        Self {
+            held: AtomicBool::new(false),
+            count: plain::AtomicU32::new(0),
+            used: plain::AtomicU64::new(0),
+            frames: std::array::from_fn(|_| plain::AtomicU32::new(0)),
+        }
+    }
+
+    /// Takes hold of it, unless somebody has.
+    #[inline]
+    pub fn try_hold(&self) -> Option<Held<'_>> {
+        let held = self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        held.is_ok().then(|| Held(self))
+    }
+}
+
+/// A cache that nobody else uses meanwhile.
+pub(crate) struct Held<'a>(&'a Cache);
+
+impl Held<'_> {
+    #[inline]
+    fn count(&self) -> usize {
+        self.0.count.load(Ordering::Relaxed) as usize
+    }
+
+    #[inline]
+    fn set_count(&self, count: usize) {
+        self.0.count.store(count as u32, Ordering::Relaxed);
+    }
+
+    /// Says that `frames` more, or fewer, are in use.
+    #[inline]
+    pub fn add_used(&self, frames: i64) {
+        let used = self.0.used.load(Ordering::Relaxed);
+        self.0.used.store(used.wrapping_add_signed(frames), Ordering::Relaxed);
+    }
+
+    /// Takes a frame out.
+    #[inline]
+    pub fn take(&mut self) -> Option<u32> {
+        let count = self.count().checked_sub(1)?;
+        self.set_count(count);
+        Some(self.0.frames[count].load(Ordering::Relaxed))
+    }
+
+    /// Puts a frame in; half of those there go to the list first, the older ones, if it is full.
+    #[inline]
+    pub fn put(&mut self, frame: u32, list: &FreeList, next: &[plain::AtomicU32]) {
+        if self.count() == HOLDS {
+            self.drain(list, next);
+        }
+        let count = self.count();
+        self.0.frames[count].store(frame, Ordering::Relaxed);
+        self.set_count(count + 1);
+    }
+
+    #[cold]
+    fn drain(&mut self, list: &FreeList, next: &[plain::AtomicU32]) {
+        let frame = |index: usize| self.0.frames[index].load(Ordering::Relaxed);
+        list.push(next, (0..BATCH).map(frame));
+        (BATCH..HOLDS).for_each(|index| self.0.frames[index - BATCH].store(frame(index), Ordering::Relaxed));
+        self.set_count(HOLDS - BATCH);
+    }
+
+    /// Fills it, which is empty, from the list. False: there is nothing.
+    pub fn refill(&mut self, list: &FreeList, next: &[plain::AtomicU32]) -> bool {
+        let count = list.pop(next, &self.0.frames[..BATCH]);
+        self.set_count(count);
+        count != 0
+    }
+
+    /// Fills it, which is empty, with the frames from `first` up to `end`, a batch at most.
+    pub fn fill(&mut self, first: u64, end: u64) {
+        // The lowest comes out first.
+        let frames = (first..end).rev();
+        self.0
+            .frames
+            .iter()
+            .zip(frames)
+            .for_each(|(place, frame)| place.store(frame as u32, Ordering::Relaxed));
+        self.set_count((end - first) as usize);
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.held.store(false, Ordering::Release);
+    }
 }

@@ -25,7 +25,7 @@ pub use memory::{MAX_FRAMES, MemoryError, PhysicalMemory};
 pub use mmu::PageFault;
 pub use table::{Leaf, RadixTable};
 
-use faultless::host::{FenceBarrier, Host, OutOfMemory, StdClock, StdPark, StdSlots};
+use faultless::host::{Host, OutOfMemory, StdBarrier, StdClock, StdPark, StdSlots};
 use faultless::sync::Sections;
 use std::sync::Arc;
 
@@ -34,6 +34,7 @@ pub struct Soft {
     memory: PhysicalMemory,
     /// Of all processors: the engine's read sections and the processors' accesses.
     sections: Arc<Sections>,
+    barrier: StdBarrier,
     park: StdPark,
     clock: StdClock,
 }
@@ -47,6 +48,7 @@ impl Soft {
         Ok(Self {
             memory: PhysicalMemory::new(frames)?,
             sections: Arc::new(Sections::new()),
+            barrier: StdBarrier::new(),
             park: StdPark::default(),
             clock: StdClock::default(),
         })
@@ -59,7 +61,7 @@ unsafe impl Host for Soft {
     type Frames = PhysicalMemory;
     type Park = StdPark;
     type Clock = StdClock;
-    type Barrier = FenceBarrier;
+    type Barrier = StdBarrier;
     type Slots = StdSlots;
 
     fn frames(&self) -> &PhysicalMemory {
@@ -74,8 +76,8 @@ unsafe impl Host for Soft {
         &self.clock
     }
 
-    fn barrier(&self) -> &FenceBarrier {
-        &FenceBarrier
+    fn barrier(&self) -> &StdBarrier {
+        &self.barrier
     }
 
     fn slots(&self) -> &StdSlots {

@@ -1,7 +1,10 @@
-//! Physical memory: an arena, a folio for each frame, and lists of free frames.
+//! Physical memory: an arena, a folio for each frame, and the free frames.
+//!
+//! A thread takes frames from the cache of its slot, and gives them back there; one in so many times a batch goes
+//! between the cache and the list that all share. So what an allocation writes is the slot's own, and the frame's.
 
 use crate::arena::Arena;
-use crate::free_list::FreeList;
+use crate::free_list::{BATCH, Cache, FreeList, Held};
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage, Slots, StdSlots};
 #[cfg(loom)]
@@ -13,19 +16,15 @@ use std::ptr::NonNull;
 /// The most frames that a memory can have: list heads keep a frame's number, plus one, in 32 bits.
 pub const MAX_FRAMES: u64 = u32::MAX as u64 - 1;
 
-/// A free list for so many groups of threads, so that the lists are not what page faults wait for.
+/// Caches: a slot has one to itself as long as there are not more slots than these. Who meets somebody else in one goes
+/// to the list.
 #[cfg(not(loom))]
-const LISTS: usize = 32;
+const CACHES: usize = 128;
 #[cfg(loom)]
-const LISTS: usize = 1;
-/// Never-used frames are taken so many at a time.
-#[cfg(not(loom))]
-const RUN: u64 = 64;
-#[cfg(loom)]
-const RUN: u64 = 1;
+const CACHES: usize = 1;
 
-/// How often the lists are looked through while frames seem to be left.
-const LOOKS: u32 = if LISTS == 1 { 1 } else { 8 };
+/// How often everything is looked through while frames seem to be on their way.
+const LOOKS: u32 = 64;
 
 /// Why there is no physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,9 +61,8 @@ pub struct PhysicalMemory {
     folios: Vec<Folio>,
     /// Below each frame on its free list: a number plus one. Written by whoever has the frame, before its push.
     next: Vec<plain::AtomicU32>,
-    lists: [FreeList; LISTS],
-    /// Frames from here on have never been used. Atomic; grows only.
-    fresh: plain::AtomicU64,
+    list: FreeList,
+    caches: [Cache; CACHES],
     /// Allocations until one fails, that one included; 0: none will. Atomic; see [`FOR_EVER`].
     failing: plain::AtomicU64,
 }
@@ -87,8 +85,8 @@ impl PhysicalMemory {
             steps: each_frame(frames, || AtomicU64::new(0))?,
             folios: each_frame(frames, Folio::new)?,
             next: each_frame(frames, || plain::AtomicU32::new(0))?,
-            lists: std::array::from_fn(|_| FreeList::new()),
-            fresh: plain::AtomicU64::new(0),
+            list: FreeList::new(),
+            caches: std::array::from_fn(|_| Cache::new()),
             failing: plain::AtomicU64::new(0),
         })
     }
@@ -116,53 +114,62 @@ impl PhysicalMemory {
         old & !FOR_EVER == 1
     }
 
-    fn home(&self) -> usize {
-        StdSlots.current().get() as usize % LISTS
+    /// The cache of the calling thread, unless somebody else is in it.
+    #[inline]
+    fn own_cache(&self) -> Option<Held<'_>> {
+        self.caches[StdSlots.current().get() as usize % CACHES].try_hold()
     }
 
-    fn find(&self, home: usize) -> Option<u64> {
-        let mut looks = 0;
-        loop {
-            let found = self.lists[home]
-                .pop(&self.next)
-                .or_else(|| self.take_fresh(home))
-                .or_else(|| (1..LISTS).find_map(|i| self.lists[(home + i) % LISTS].pop(&self.next)));
-            looks += 1;
-            // A frame may have gone from a list not yet looked at to one that was empty: then look again.
-            if found.is_some() || looks == LOOKS || self.usage().used == self.folios.len() as u64 {
+    /// Fills a cache, which is empty: with what was freed, or with frames that have never been used.
+    #[cold]
+    fn refill(&self, cache: &mut Held<'_>) {
+        if !cache.refill(&self.list, &self.next)
+            && let Some((first, end)) = self.take_fresh(BATCH as u64)
+        {
+            cache.fill(first, end);
+        }
+    }
+
+    /// Never-used frames, `most` at most.
+    fn take_fresh(&self, most: u64) -> Option<(u64, u64)> {
+        let limit = self.folios.len() as u64;
+        let take = |first: u64| (first < limit).then(|| limit.min(first + most));
+        let first = self.list.fresh.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        let end = limit.min(first + most);
+        (first..end).for_each(|frame| self.arena.poison(frame));
+        Some((first, end))
+    }
+
+    /// A frame for whose cache there was none: what is free anywhere. A frame that is free all the time is found: it is on
+    /// the list, or in a cache, or has gone from one to the other, and then the list has changed.
+    #[cold]
+    fn find(&self) -> Option<u32> {
+        for _ in 0..LOOKS {
+            let version = self.list.version();
+            let place = [const { plain::AtomicU32::new(0) }; 1];
+            let found = match self.list.pop(&self.next, &place) {
+                0 => self.take_fresh(1).map(|(first, _)| first as u32).or_else(|| self.take_back()),
+                _ => Some(place[0].load(Ordering::Relaxed)),
+            };
+            if found.is_some() || self.list.version() == version {
                 return found;
             }
         }
+        None
     }
 
-    /// A never-used frame; the rest of its run goes to the list.
-    fn take_fresh(&self, home: usize) -> Option<u64> {
-        let limit = self.folios.len() as u64;
-        let mut first = self.fresh.load(Ordering::Relaxed);
-        let end = loop {
-            let left = limit - first;
-            if left == 0 {
-                return None;
+    /// A frame out of somebody's cache. Whoever is in one is about to leave it.
+    fn take_back(&self) -> Option<u32> {
+        self.caches.iter().find_map(|cache| {
+            let mut looks = 0;
+            loop {
+                match cache.try_hold() {
+                    Some(mut held) => return held.take(),
+                    None => wait_for_holder(looks),
+                }
+                looks += 1;
             }
-            // One by one towards the end: nobody shall find nothing while a run is on its way to a list.
-            let end = first + if left > 2 * RUN * LISTS as u64 { RUN } else { 1 };
-            match self.fresh.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => break end,
-                Err(now) => first = now,
-            }
-        };
-        // Before the others can be found.
-        for frame in first..end {
-            self.arena.poison(frame);
-        }
-        if first + 1 < end {
-            for frame in first + 1..end - 1 {
-                // Below `frame` lies the next one, and its number plus one is kept.
-                self.next[frame as usize].store(frame as u32 + 2, Ordering::Relaxed);
-            }
-            self.lists[home].push(&self.next, first + 1, end - 1);
-        }
-        Some(first)
+        })
     }
 
     /// Begins a guest's access: a model stops here, and its order is `ordering`'s.
@@ -199,6 +206,15 @@ impl PhysicalMemory {
     }
 }
 
+/// A step of waiting for somebody who does a few instructions, or was preempted in them.
+fn wait_for_holder(looks: u32) {
+    if cfg!(any(loom, shuttle)) || looks < 64 {
+        faultless::sync::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
 /// One `T` a frame.
 fn each_frame<T>(frames: u64, make: impl FnMut() -> T) -> Result<Vec<T>, MemoryError> {
     let mut all = Vec::new();
@@ -207,15 +223,26 @@ fn each_frame<T>(frames: u64, make: impl FnMut() -> T) -> Result<Vec<T>, MemoryE
     Ok(all)
 }
 
-// SAFETY: the free lists give a frame out once until it comes back; frame n has page n of the arena.
+// SAFETY: list and caches give a frame out once until it comes back; frame n has page n of the arena.
 unsafe impl FrameSource for PhysicalMemory {
     fn allocate(&self) -> Option<Frame> {
         if self.failing.load(Ordering::Relaxed) != 0 && self.injected_failure() {
             return None;
         }
-        let home = self.home();
-        let frame = Frame::new(self.find(home)?)?;
-        self.lists[home].used.fetch_add(1, Ordering::Relaxed);
+        let cached = self.own_cache().and_then(|mut cache| {
+            let frame = cache.take().or_else(|| {
+                self.refill(&mut cache);
+                cache.take()
+            });
+            cache.add_used(i64::from(frame.is_some()));
+            frame
+        });
+        let found = cached.or_else(|| {
+            let found = self.find()?;
+            self.list.used.fetch_add(1, Ordering::Relaxed);
+            Some(found)
+        });
+        let frame = Frame::new(u64::from(found?))?;
         self.folio(frame).life().renew();
         Some(frame)
     }
@@ -225,9 +252,18 @@ unsafe impl FrameSource for PhysicalMemory {
         debug_assert!(folio.is_free(), "{frame:?} is freed while somebody has a reference to it");
         folio.life().end();
         self.arena.poison(frame.get());
-        let list = &self.lists[self.home()];
-        list.used.fetch_sub(1, Ordering::Relaxed);
-        list.push(&self.next, frame.get(), frame.get());
+        // A number that `allocate` has given out fits.
+        let number = frame.get() as u32;
+        match self.own_cache() {
+            Some(mut cache) => {
+                cache.put(number, &self.list, &self.next);
+                cache.add_used(-1);
+            }
+            None => {
+                self.list.used.fetch_sub(1, Ordering::Relaxed);
+                self.list.push(&self.next, std::iter::once(number));
+            }
+        }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -271,11 +307,13 @@ unsafe impl FrameSource for PhysicalMemory {
         self.arena.write(frame.get(), offset, bytes)
     }
 
-    /// Adds up the lists' counts: exact when nobody allocates or frees meanwhile. Not for every fault.
+    /// Adds up the caches' counts: exact when nobody allocates or frees meanwhile. What lies in a cache is free. Not for
+    /// every fault.
     fn usage(&self) -> FrameUsage {
-        let add = |sum: u64, list: &FreeList| sum.wrapping_add(list.used.load(Ordering::Relaxed));
-        // Below zero where a frame was given back on another list than it was taken from, between two looks.
-        let used = (self.lists.iter().fold(0, add) as i64).max(0) as u64;
+        let add = |sum: u64, cache: &Cache| sum.wrapping_add(cache.used.load(Ordering::Relaxed));
+        let used = self.caches.iter().fold(self.list.used.load(Ordering::Relaxed), add);
+        // Below zero where a frame was given back by another cache than it was taken from, between two looks.
+        let used = (used as i64).max(0) as u64;
         FrameUsage { used, limit: self.folios.len() as u64 }
     }
 }
@@ -302,7 +340,7 @@ mod tests {
 
     #[test]
     fn the_limit_is_reached_and_not_passed() {
-        for frames in [1, 3, 63, 64, 65, 3 * RUN * LISTS as u64 + 7] {
+        for frames in [1, 3, 63, 64, 65, 3 * (BATCH * CACHES) as u64 + 7] {
             let memory = memory(frames);
             let taken: HashSet<_> = std::iter::from_fn(|| memory.allocate()).collect();
             assert_eq!(taken.len() as u64, frames);
@@ -316,8 +354,8 @@ mod tests {
     #[test]
     fn no_frame_is_given_out_twice() {
         const THREADS: u64 = 4;
-        // Just enough, taken one by one; and many, taken in runs.
-        for frames in [THREADS * 50, 3 * RUN * LISTS as u64] {
+        // Just enough, so that others' caches are emptied; and many.
+        for frames in [THREADS * 50, 3 * (BATCH * CACHES) as u64] {
             take_and_give_back(&memory(frames), THREADS);
         }
     }

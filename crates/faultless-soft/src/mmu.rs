@@ -6,7 +6,7 @@ use crate::table::RadixTable;
 use faultless::address::VirtAddr;
 use faultless::host::{Entry, Frame, PageTable};
 use faultless::protection::Access;
-use faultless::sync::Section;
+use faultless::sync::AccessSection;
 
 /// The page is not there, or not for this access: the processor calls the operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +23,7 @@ pub struct PageFault {
 /// An announced entry that is present is used like any other: page work stops other page work, not processors.
 #[inline]
 pub(crate) fn access<R>(
-    section: &Section<'_>,
+    section: &AccessSection<'_>,
     table: &RadixTable,
     memory: &PhysicalMemory,
     address: VirtAddr,

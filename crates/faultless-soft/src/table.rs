@@ -1,7 +1,7 @@
 //! The page table of a software MMU: a radix tree of atomic words, as x86-64 has it.
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::{Entry, FenceBarrier, OutOfMemory, PageTable, Stable};
+use faultless::host::{Entry, OutOfMemory, PageTable, Stable};
 use faultless::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use faultless::sync::{Life, Retired, Sections, plain};
 use std::ptr;
@@ -418,17 +418,17 @@ unsafe impl PageTable for RadixTable {
         if cfg!(mutant = "no_invalidate") {
             return;
         }
-        // A translation lives as long as its access section, which says what it is of.
+        // A translation lives as long as its access, which says what it is of.
         let first = self.subject(range.start());
         let of_range = |subject: u64| subject.wrapping_sub(first) < range.pages();
-        self.sections.grace_of(&FenceBarrier, of_range, wait);
+        self.sections.grace_of(of_range, wait);
     }
 }
 
 /// A section of the calling thread, for the tests of this crate.
 #[cfg(all(test, not(shuttle)))]
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
-    use faultless::host::{Slots, StdSlots};
+    use faultless::host::{FenceBarrier, Slots, StdSlots};
     // SAFETY: no two living threads have the same slot; models give their threads different ones.
     unsafe { sections.enter(StdSlots.current(), &FenceBarrier) }
 }
@@ -439,10 +439,10 @@ pub(crate) fn access_section<'a>(
     sections: &'a Sections,
     table: &RadixTable,
     page: PageNumber,
-) -> faultless::sync::Section<'a> {
+) -> faultless::sync::AccessSection<'a> {
     use faultless::host::{Slots, StdSlots};
     // SAFETY: as above.
-    unsafe { sections.enter_access(StdSlots.current(), &FenceBarrier, table.subject(page)) }
+    unsafe { sections.enter_access(StdSlots.current(), table.subject(page)) }
 }
 
 /// Frees what was unhooked, after a grace period, for the models.

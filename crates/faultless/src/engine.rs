@@ -1,4 +1,4 @@
-//! One machine: the host's services, the read sections, what is retired, the zero page, the page cache's account.
+//! One machine: the host's services, the zero page, the page cache's account.
 //! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
 //! no section and has announced nothing (invariant 1).
 
@@ -6,15 +6,10 @@ use crate::frame::{Folio, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{Mutex, MutexGuard, Retired, Section, full_fence, plain};
+use crate::sync::{AccessSection, Mutex, MutexGuard, Retired, Section, full_fence, plain};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-
-/// Retired things are freed in batches of about this many.
-#[cfg(not(loom))]
-const BATCH: usize = 256;
-#[cfg(loom)]
-const BATCH: usize = 1;
+use crossbeam_utils::CachePadded;
 
 /// What an engine may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +32,9 @@ pub struct Engine<H: Host> {
     limits: Limits,
     /// The page of zeros that reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
-    /// Unhooked, to be freed after a grace period. Protected by its lock.
-    retired: Mutex<Vec<Retired>>,
-    /// Numbers for mappings, records, files. Only unique.
-    serial: plain::AtomicU64,
-    pub(crate) cache: Account<H>,
+    /// Numbers for mappings, records, files. Atomic; on a line of its own, as the next: faults read what is beside them.
+    serial: CachePadded<plain::AtomicU64>,
+    pub(crate) cache: CachePadded<Account<H>>,
 }
 
 impl<H: Host> Engine<H> {
@@ -57,9 +50,8 @@ impl<H: Host> Engine<H> {
             host,
             limits,
             zero,
-            retired: Mutex::new(Vec::new()),
-            serial: plain::AtomicU64::new(1),
-            cache: Account::default(),
+            serial: CachePadded::new(plain::AtomicU64::new(1)),
+            cache: CachePadded::default(),
         }))
     }
 
@@ -106,15 +98,44 @@ impl<H: Host> Engine<H> {
     /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
     /// by which its [`PageTable::invalidate`] asks.
     #[inline]
-    pub fn enter_access(&self, subject: u64) -> Section<'_> {
+    pub fn enter_access(&self, subject: u64) -> AccessSection<'_> {
         // SAFETY: `Slots::current` gives no two threads the same slot.
-        unsafe {
-            self.host.sections().enter_access(self.host.slots().current(), self.host.barrier(), subject)
-        }
+        unsafe { self.host.sections().enter_access(self.host.slots().current(), subject) }
+    }
+
+    /// For a host whose [`Host::Barrier`] is [`QuiescentStates`](crate::sync::QuiescentStates): the calling thread is in no
+    /// section now.
+    ///
+    /// # Safety
+    /// It has no [`Section`] of this engine, and is in no call of it, except one that has called the host's [`Park`].
+    #[inline]
+    pub unsafe fn quiescent(&self) {
+        // SAFETY: by the contract above.
+        unsafe { self.host.sections().quiescent(self.host.slots().current()) }
+    }
+
+    /// As [`Engine::quiescent`], and nobody waits for this thread until its next section.
+    ///
+    /// # Safety
+    /// As [`Engine::quiescent`].
+    pub unsafe fn offline(&self) {
+        // SAFETY: by the contract above.
+        unsafe { self.host.sections().offline(self.host.slots().current()) }
     }
 
     pub(crate) fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, plain::Ordering::Relaxed)
+    }
+
+    /// A number that says nothing of when it was taken: from those that the calling thread has in stock, so that first
+    /// pages of mappings write no line that all share.
+    pub(crate) fn unordered_serial(&self) -> u64 {
+        const STOCK: u64 = 64;
+        let more = || {
+            let first = self.serial.fetch_add(STOCK, plain::Ordering::Relaxed);
+            first..first + STOCK
+        };
+        self.host.sections().number(self.host.slots().current(), more)
     }
 
     /// The page of zeros.
@@ -133,7 +154,7 @@ impl<H: Host> Engine<H> {
     pub fn assert_may_sleep(&self, doing: &str) {
         #[cfg(debug_assertions)]
         assert!(
-            !self.host.sections().inside(self.host.slots().current()),
+            !self.host.sections().inside(self.host.slots().current(), self.host.barrier()),
             "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
         );
         let _ = doing;
@@ -212,37 +233,37 @@ impl<H: Host> Engine<H> {
 
     // ---- retiring
 
-    /// Takes what was unhooked. Called after everything is let go; may wait for a grace period and free a batch.
+    /// Takes what was unhooked, and frees what is due of what this thread has retired before. Called after everything is
+    /// let go. Waits for nobody's section, but where there is no memory to remember the things: then for a grace period.
     pub fn retire(&self, things: Vec<Retired>) {
         if things.is_empty() {
             return;
         }
-        let mut retired = self.lock(&self.retired);
-        if retired.try_reserve(things.len()).is_err() {
-            drop(retired);
-            return self.free_retired(things);
+        self.assert_may_sleep("what a drop of the last reference does");
+        let slot = self.host.slots().current();
+        if let Err(things) = self.host.sections().retire(slot, self.host.barrier(), things) {
+            self.grace();
+            for thing in things {
+                // SAFETY: unhooked before it came here, and a grace period has passed since.
+                unsafe { thing.free() };
+            }
         }
-        retired.extend(things);
-        let batch = if retired.len() >= BATCH { core::mem::take(&mut *retired) } else { Vec::new() };
-        drop(retired);
-        self.free_retired(batch);
     }
 
-    /// Frees everything retired so far.
+    /// Frees everything retired so far, by all threads; waits for a grace period if there is something.
     pub fn flush(&self) {
-        let batch = core::mem::take(&mut *self.lock(&self.retired));
-        self.free_retired(batch);
+        self.flush_if(false);
     }
 
-    fn free_retired(&self, batch: Vec<Retired>) {
-        if batch.is_empty() {
-            return;
-        }
-        self.grace();
-        for thing in batch {
-            // SAFETY: unhooked before it came here, and a grace period has passed since.
-            unsafe { thing.free() };
-        }
+    /// The same; waits for a grace period in any case.
+    pub(crate) fn grace_and_flush(&self) {
+        self.flush_if(true);
+    }
+
+    fn flush_if(&self, always: bool) {
+        self.assert_may_sleep("a grace period");
+        let (sections, barrier) = (self.host.sections(), self.host.barrier());
+        self.timed(Counter::GraceWait, |wait| sections.flush(barrier, always, wait));
     }
 
     // ---- frames
@@ -294,10 +315,8 @@ impl<H: Host> Park for Engine<H> {
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
-        for thing in core::mem::take(&mut *self.retired.lock()) {
-            // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
-            unsafe { thing.free() };
-        }
+        // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
+        unsafe { self.host.sections().free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);
         self.host.frames().free(self.zero);
     }

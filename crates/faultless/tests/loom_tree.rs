@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::sync::{FenceBarrier, Life, Retired, Section, Sections, SlotIndex};
+use faultless::sync::{FenceBarrier, Life, QuiescentStates, Retired, Section, Sections, SlotIndex};
 use faultless::vma::tree::{Ranged, Tree, Unchanged, View, Writer, Writers};
 use loom::sync::Arc;
 use loom::thread;
@@ -81,6 +81,76 @@ fn readers_beside_a_writer() {
             retired.into_iter().for_each(|retired| unsafe { retired.free() });
         }
         readers.into_iter().for_each(|reader| reader.join().unwrap());
+        read(shared.0.view_locked(&writer), 0);
+    });
+}
+
+/// The same, by a writer that waits for nobody: what it retires is freed by whichever of its later calls finds that it is
+/// time. Here each call looks.
+#[test]
+fn readers_beside_a_writer_that_does_not_wait() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let (tree, mut writer) = Tree::new();
+        replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]);
+        let shared = Arc::new((tree, Sections::new()));
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                // SAFETY: one thread a slot.
+                let section = unsafe { shared.1.enter(SlotIndex::new(1).unwrap(), &FenceBarrier) };
+                read(shared.0.view(&section), 3);
+            })
+        };
+        let changes: [(PageRange, &[(u64, u64)]); 3] = [
+            (range(2, END), &[(2, 4), (4, END)]),
+            (range(0, END), &[(0, END)]),
+            (range(0, END), &[(0, 3), (3, END)]),
+        ];
+        for (place, new) in changes {
+            let things = replace(&shared.0, &mut writer, place, new);
+            assert!(shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, things).is_ok());
+        }
+        reader.join().unwrap();
+        read(shared.0.view_locked(&writer), 0);
+    });
+}
+
+/// A reader whose sections are not marked: it says when it is in none, and in the end that it is offline.
+#[test]
+fn a_reader_with_quiescent_states_beside_a_writer() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(|| {
+        let (tree, mut writer) = Tree::new();
+        replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]);
+        let shared = Arc::new((tree, Sections::new()));
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                let slot = SlotIndex::new(1).unwrap();
+                for page in [1, 3] {
+                    {
+                        // SAFETY: one thread a slot.
+                        let section = unsafe { shared.1.enter(slot, &QuiescentStates) };
+                        read(shared.0.view(&section), page);
+                    }
+                    // SAFETY: in no section.
+                    unsafe { shared.1.quiescent(slot) };
+                }
+                // SAFETY: in no section.
+                unsafe { shared.1.offline(slot) };
+            })
+        };
+        let changes: [&[(u64, u64)]; 2] = [&[(0, 2), (2, 4), (4, END)], &[(0, END)]];
+        for new in changes {
+            let retired = replace(&shared.0, &mut writer, range(0, END), new);
+            shared.1.grace(&QuiescentStates, |_| thread::yield_now());
+            // SAFETY: after a grace period.
+            retired.into_iter().for_each(|retired| unsafe { retired.free() });
+        }
+        reader.join().unwrap();
         read(shared.0.view_locked(&writer), 0);
     });
 }

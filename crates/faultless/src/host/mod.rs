@@ -5,10 +5,14 @@
 
 mod entry;
 #[cfg(feature = "std")]
+mod membarrier;
+#[cfg(feature = "std")]
 mod standard;
 
-pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, SlotIndex, Stable};
+pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, SlotIndex, Stable};
 pub use entry::{Entry, Frame};
+#[cfg(feature = "std")]
+pub use membarrier::StdBarrier;
 #[cfg(feature = "std")]
 pub use standard::{StdClock, StdPark, StdSlots};
 
@@ -120,7 +124,8 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// The entry of `page`, which the leaf covers. Relaxed.
     fn load(&self, leaf: Self::Leaf<'_>, page: PageNumber) -> Entry;
 
-    /// Sets [`Entry::ANNOUNCED`] if the entry is still `seen` (which has no such bit). Acquire.
+    /// Sets [`Entry::ANNOUNCED`] if the entry is still `seen` (which has no such bit). Acquire. One atomic read-modify-write:
+    /// the engine's fence after it is [`fence_after_rmw`](crate::sync::fence_after_rmw).
     fn try_announce(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry) -> bool;
 
     /// Clears the bit and leaves the entry as it is otherwise; accessed and dirty bits that came meanwhile stay.

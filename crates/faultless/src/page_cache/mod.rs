@@ -27,7 +27,7 @@ use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, full_fence, try_box};
+use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, try_box};
 use account::{Evicted, LOOKS};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -261,7 +261,7 @@ impl<H: Host> File<H> {
                 crate::sync::spin_loop();
                 continue;
             }
-            full_fence();
+            fence_after_rmw();
             let pin = Pin::new(engine, frame);
             engine.cache.cached.fetch_add(1, Ordering::Relaxed);
             let counters = engine.counters();
@@ -310,7 +310,7 @@ impl<H: Host> File<H> {
                 continue;
             }
             // Partner: the fence of who lowered the length.
-            full_fence();
+            fence_after_rmw();
             if page < self.pages() {
                 return Ok(frame);
             }

@@ -8,7 +8,7 @@ use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, Host};
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
-use crate::sync::full_fence;
+use crate::sync::{fence_after_rmw, full_fence};
 use core::ops::Range;
 
 /// Zeros, for what is written in pieces.
@@ -85,7 +85,7 @@ impl<H: Host> File<H> {
         }
         self.each_attached(first..index::PAGES, |page, frame, _lock| self.detach(page, frame));
         self.cuts.fetch_add(1, Ordering::AcqRel);
-        full_fence();
+        fence_after_rmw();
         self.each_space(|space| space.drop_pages_of(self.id, first..u64::MAX, first_copy..u64::MAX));
         drop(taken);
         Ok(())
@@ -216,7 +216,7 @@ impl<'a, H: Host> Punching<'a, H> {
         // Counted as a pin, so that who waits does not take the queue to be empty.
         file.engine.cache.pins.fetch_add(1, Ordering::Relaxed);
         file.punching.fetch_add(1, Ordering::AcqRel);
-        full_fence();
+        fence_after_rmw();
         Self(file)
     }
 }

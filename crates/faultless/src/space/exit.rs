@@ -21,7 +21,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         space.engine.wake_waiters();
         space.map.lock_by(&*space.engine).exited = true;
         space.clear();
-        space.engine.flush();
     }
 }
 
@@ -49,9 +48,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.unhook_leaves(&taken, &mut retired);
         drop(taken);
         drop(work);
-        self.engine.grace();
-        drop(old);
         self.engine.retire(retired);
+        self.engine.grace_and_flush();
+        drop(old);
     }
 }
 

@@ -19,6 +19,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let above = view.from(range.end()).next();
         let adopted = above.and_then(|above| edit::adopts(&mapping, &above.glance()));
         let adopted = adopted.or_else(|| edit::adopts(&mapping, &view.before(range.start())?.glance()));
-        vma.record()?.begin(adopted.unwrap_or_else(|| AnonId::new(self.engine.next_serial())))
+        vma.record()?.begin(adopted.unwrap_or_else(|| AnonId::new(self.engine.unordered_serial())))
     }
 }

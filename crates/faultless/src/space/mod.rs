@@ -60,6 +60,7 @@ use crate::sync::{Ranges, Shared, Weak};
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
 use alloc::sync::Arc;
+use crossbeam_utils::CachePadded;
 
 /// A virtual address space. A handle: clones are the same space, whose last handle ends it.
 ///
@@ -97,8 +98,8 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     table: H::Table,
     /// Atomic root; changed under `map`.
     tree: Tree<Vma<H, D>>,
-    /// The short tree lock, and the ranges taken under it.
-    map: Ranges<Map>,
+    /// The short tree lock, and the ranges taken under it. On lines of their own: faults read what is beside them.
+    map: CachePadded<Ranges<Map>>,
     /// What the design keeps here.
     lock: Shared<D::Space>,
     /// Set by exit, before it takes anything: faults that wait for I/O give up. Atomic; partner: `park_killable`.
@@ -114,7 +115,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             engine: engine.clone(),
             table,
             tree,
-            map: Ranges::try_new(Map {
+            map: CachePadded::new(Ranges::try_new(Map {
                 writer,
                 exited: false,
                 locks: lock::Locks::default(),
@@ -122,7 +123,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 limits: SpaceLimits::default(),
                 heap: None,
                 moves: 0,
-            })?,
+            })?),
             lock,
             dying: Shared::try_new(AtomicBool::new(false))?,
         })

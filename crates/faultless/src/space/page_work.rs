@@ -6,7 +6,7 @@ use crate::design::{Attempt, Blocked, LockingDesign};
 use crate::engine::Engine;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
-use crate::sync::full_fence;
+use crate::sync::fence_after_rmw;
 use crate::vma::Vma;
 
 /// Why page work did not begin.
@@ -189,7 +189,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for
         // us; if theirs, the look-up below finds the new mapping.
         #[cfg(not(mutant = "no_page_fence"))]
-        full_fence();
+        fence_after_rmw();
         #[cfg(not(mutant = "vma_before_bit"))]
         let vma = found.or_else(|| self.tree.view(&section).find(page));
         #[cfg(mutant = "vma_before_bit")]

@@ -1,23 +1,29 @@
 //! The one place that names atomics and locks: `core`, loom or shuttle behind one facade. Above them the read
-//! section ([`Sections`]), what is retired until its grace period ([`Retired`]), and taken ranges ([`Ranges`]).
+//! sections ([`Sections`]), what is retired until its grace period ([`Retired`]), and taken ranges ([`Ranges`]).
 
+mod barrier;
 mod life;
 mod mutex;
 mod ranges;
+mod retired;
 mod section;
 mod shared;
 
+pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
 pub(crate) use life::try_box_or_back;
 pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
 pub use ranges::{Choice, Claims, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked};
-pub use section::{Barrier, FenceBarrier, Retired, Section, Sections, SlotIndex};
+pub use retired::Retired;
+pub use section::{AccessSection, Section, Sections, SlotIndex};
 pub use shared::{Counted, Shared, Weak};
 
 /// Atomics whose order is part of the protocol.
 pub mod atomic {
+    #[cfg(not(any(loom, shuttle)))]
+    pub(crate) use core::sync::atomic::compiler_fence;
     #[cfg(not(any(loom, shuttle)))]
     pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
     #[cfg(loom)]
@@ -40,6 +46,20 @@ pub fn full_fence() {
         ORDER.fetch_add(1, atomic::Ordering::Relaxed);
     }
     atomic::fence(atomic::Ordering::SeqCst);
+}
+
+/// A full fence right after an atomic read-modify-write of this thread that took place (a compare-and-swap that
+/// succeeded), whatever its order: what Linux calls `smp_mb__after_atomic`.
+///
+/// On x86-64 such a step is a locked instruction, and "reads or writes cannot be reordered with I/O instructions, locked
+/// instructions, or serializing instructions" (Intel's manual, volume 3, "Memory Ordering in P6 and More Recent Processor
+/// Families"); so only the compiler is held back there. Elsewhere it is [`full_fence`].
+#[inline]
+pub fn fence_after_rmw() {
+    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
+    atomic::compiler_fence(atomic::Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, shuttle, miri)))))]
+    full_fence();
 }
 
 /// Counters that order nothing: plain `core` atomics under every back-end, so that models stay small.

@@ -4,7 +4,7 @@
 use super::atomic::{AtomicUsize, Ordering};
 use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
-use super::section::Section;
+use super::section::{AccessSection, Section};
 use crate::address::{PageNumber, PageRange};
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
@@ -36,6 +36,8 @@ pub trait Park: Send + Sync {
 pub unsafe trait Stable {}
 // SAFETY: what is unhooked is freed after a grace period, which waits for this section.
 unsafe impl Stable for Section<'_> {}
+// SAFETY: as above.
+unsafe impl Stable for AccessSection<'_> {}
 // SAFETY: a leaf table is unhooked only by who has taken its whole span, and this range overlaps it.
 unsafe impl<T, P: Park> Stable for Reservation<'_, T, P> {}
 

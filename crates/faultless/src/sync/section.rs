@@ -1,22 +1,28 @@
-//! Read sections: a thread says in its own slot that it reads the tree and the tables. They govern only when what
-//! was retired may be freed, and when a processor's older accesses have ended.
+//! Read sections: a thread says in its own slot that it reads the tree and the tables, or that it uses memory as a
+//! processor does. Two kinds, marked apart, since what waits for them differs:
+//!
+//! | | who is in it | waited for by | how often | ordered by |
+//! |---|---|---|---|---|
+//! | [`Section`] | page work, and who reads the maps | [`Sections::grace`]: freeing what was retired; fork's freeze | once for many changes | the [`Barrier`]: the entry as cheap as can be |
+//! | [`AccessSection`] | a software processor's load or store | [`Sections::grace_of`]: `invalidate`; also [`Sections::grace`] | each unmap | a fence on both sides: neither is dear |
 //!
 //! ```text
-//! enter:  slot.store(odd, Release); light          leave:  slot.store(even, Release)
+//! enter:  word.store(odd, Release); light          leave:  word.store(even, Release)
 //! grace:  heavy; for each slot: s = load(Acquire); if odd, until load(Acquire) != s
 //! ```
-//! A section may say which page it accesses as a processor does ([`Sections::enter_access`]); then a shootdown of
-//! other pages need not wait for it ([`Sections::grace_of`]).
-//!
-//! `light` and `heavy` are one SeqCst fence each ([`FenceBarrier`]) or, together, a membarrier. Between them either
-//! the grace period sees the slot odd and waits, or the reader sees everything published before the grace period.
+//! (A section of a thread that tells quiescent states is not marked: [`QuiescentStates`](super::QuiescentStates).)
+//! Between `light` and `heavy` either the grace period sees the word odd and waits, or the reader sees everything
+//! published before the grace period. An access says which page it is of; a shootdown of other pages need not wait for it.
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use super::barrier::{Barrier, mark_with_fence};
+use super::retired::{Awaited, List, Periods};
 use super::{full_fence, plain};
 use crate::stats::Counters;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
-use core::ptr::{self, NonNull};
+use core::ops::Range;
+use core::ptr;
 use crossbeam_utils::CachePadded;
 
 #[cfg(not(loom))]
@@ -47,56 +53,91 @@ impl SlotIndex {
     }
 }
 
-/// How a read section's entry and a grace period are ordered against each other: after both have run, one of the
-/// two sides has seen the other.
-pub trait Barrier: Send + Sync {
-    /// On entering a section: as cheap as can be.
-    fn light(&self);
-    /// At the start of a grace period.
-    fn heavy(&self);
-}
-
-/// A SeqCst fence on both sides: portable, and what loom models.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FenceBarrier;
-
-impl Barrier for FenceBarrier {
-    #[inline]
-    fn light(&self) {
-        full_fence();
-    }
-
-    fn heavy(&self) {
-        full_fence();
-    }
-}
-
-/// What one thread writes and nobody else: two cache lines of its own (the padding's size).
-struct Slot {
-    /// Odd while in a section. Written by the slot's thread; partner: [`Sections::grace`].
-    sequence: AtomicUsize,
-    /// What the section accesses as a processor does; of one that accesses nothing so, what an earlier one did, which may
-    /// cost somebody a wait. Written by the slot's thread before it makes `sequence` odd.
+/// What one thread writes and hardly anybody else, on cache lines of its own.
+#[repr(C)]
+pub(super) struct Slot {
+    /// Odd while in a section, or, where sections are not marked, while online. Written by the slot's thread; partners:
+    /// [`Sections::grace`] and the periods.
+    pub sequence: AtomicUsize,
+    /// Odd while in an access. Written by the slot's thread; partners: as above, and [`Sections::grace_of`].
+    pub access: AtomicUsize,
+    /// What the access is to. Written by the slot's thread before it makes `access` odd.
     subject: AtomicU64,
     /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
     /// [`Sections::each_waits_on`], between their fences.
     waits_on: plain::AtomicUsize,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
+    /// Numbers in stock: the next one, and the end. The slot's thread's.
+    numbers: [plain::AtomicU64; 2],
+    /// Whether in a section that is not marked; for checks. The slot's thread's.
+    #[cfg(debug_assertions)]
+    in_unmarked: plain::AtomicUsize,
+    /// What the slot's thread has retired. Others come only to free what was left behind.
+    pub retired: List,
 }
 
 impl Default for Slot {
     fn default() -> Self {
         Self {
             sequence: AtomicUsize::new(0),
+            access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
             waits_on: plain::AtomicUsize::new(0),
             counters: Counters::default(),
+            numbers: [const { plain::AtomicU64::new(0) }; 2],
+            #[cfg(debug_assertions)]
+            in_unmarked: plain::AtomicUsize::new(0),
+            retired: List::default(),
         }
     }
 }
 
-type Chunk = [CachePadded<Slot>; CHUNK_SLOTS];
+impl Slot {
+    #[inline]
+    fn set_in_unmarked(&self, inside: bool) {
+        #[cfg(debug_assertions)]
+        {
+            let before = self.in_unmarked.swap(usize::from(inside), Ordering::Relaxed);
+            assert!(before != usize::from(inside), "a read section inside a read section");
+        }
+        let _ = inside;
+    }
+
+    fn is_in_unmarked(&self) -> bool {
+        #[cfg(debug_assertions)]
+        return self.in_unmarked.load(Ordering::Relaxed) != 0;
+        #[cfg(not(debug_assertions))]
+        return false;
+    }
+
+    #[inline]
+    fn check_no_unmarked(&self) {
+        debug_assert!(!self.is_in_unmarked(), "a quiescent state inside a read section");
+    }
+}
+
+/// The first section since the slot was offline: orders what it will read after its being online.
+#[cold]
+fn come_online(slot: &Slot, barrier: &impl Barrier) {
+    let sequence = slot.sequence.load(Ordering::Relaxed);
+    barrier.mark(&slot.sequence, sequence + 1);
+}
+
+struct Chunk {
+    slots: [CachePadded<Slot>; CHUNK_SLOTS],
+    /// By slot: whom the grace period under way waits for. Apart from the slots, whose threads do not look at it.
+    awaited: [Awaited; CHUNK_SLOTS],
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self {
+            slots: core::array::from_fn(|_| CachePadded::default()),
+            awaited: core::array::from_fn(|_| Awaited::default()),
+        }
+    }
+}
 
 /// The slots of all threads that use one engine.
 pub struct Sections {
@@ -105,6 +146,8 @@ pub struct Sections {
     /// One more than the highest slot used. Grows only; SeqCst against the fence of a grace period: a thread that a
     /// grace period does not count has entered after it began.
     used: AtomicUsize,
+    /// Grace periods for what is retired.
+    pub(super) periods: CachePadded<Periods>,
 }
 
 impl Default for Sections {
@@ -116,18 +159,22 @@ impl Default for Sections {
 impl Sections {
     /// No slots yet.
     pub fn new() -> Self {
-        Self { chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())), used: AtomicUsize::new(0) }
+        Self {
+            chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            used: AtomicUsize::new(0),
+            periods: CachePadded::default(),
+        }
     }
 
     #[inline]
-    fn slot(&self, index: SlotIndex) -> &Slot {
+    pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
         let index = index.0 as usize;
         let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
         if chunk.is_null() || index >= self.used.load(Ordering::Relaxed) {
             return self.first_use(index);
         }
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk)[index % CHUNK_SLOTS] }
+        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
     }
 
     #[cold]
@@ -135,7 +182,7 @@ impl Sections {
         let place = &self.chunks[index / CHUNK_SLOTS];
         let mut chunk = place.load(Ordering::Acquire);
         if chunk.is_null() {
-            let new: Box<Chunk> = Box::new(core::array::from_fn(|_| CachePadded::default()));
+            let new: Box<Chunk> = Box::default();
             let new = Box::into_raw(new);
             match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => chunk = new,
@@ -148,84 +195,122 @@ impl Sections {
         }
         self.used.fetch_max(index + 1, Ordering::SeqCst);
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk)[index % CHUNK_SLOTS] }
+        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
     }
 
     /// Enters a read section. Sections do not nest; a thread in one does not sleep.
     ///
     /// # Safety
-    /// Only one thread at a time uses `index`.
+    /// Only one thread at a time uses `index`, and all that enter and wait have the same `barrier`, or, where that marks
+    /// sections, one at least as strong as [`FenceBarrier`](super::FenceBarrier) on entering.
     #[inline]
-    pub unsafe fn enter(&self, index: SlotIndex, barrier: &impl Barrier) -> Section<'_> {
+    pub unsafe fn enter<B: Barrier>(&self, index: SlotIndex, barrier: &B) -> Section<'_> {
         let slot = self.slot(index);
         let sequence = slot.sequence.load(Ordering::Relaxed);
-        // Also in a release: a nested section would hide the outer one from grace periods.
-        assert!(sequence & 1 == 0, "a read section inside a read section");
-        slot.sequence.store(sequence + 1, Ordering::Release);
-        barrier.light();
-        Section { slot, not_send: PhantomData }
+        if B::MARKS {
+            // Also in a release: a nested section would hide the outer one from grace periods.
+            assert!(sequence & 1 == 0, "a read section inside a read section");
+            barrier.mark(&slot.sequence, sequence + 1);
+        } else {
+            if sequence & 1 == 0 {
+                come_online(slot, barrier);
+            }
+            slot.set_in_unmarked(true);
+        }
+        Section { slot, is_marked: B::MARKS, not_send: PhantomData }
     }
 
-    /// As [`Sections::enter`], for an access to `subject`, which [`Sections::grace_of`] asks for. Until there is a first one it
-    /// is [`u64::MAX`].
+    /// For [`QuiescentStates`](super::QuiescentStates): the thread of this slot is in no section now. What it was in has
+    /// ended for grace periods.
     ///
     /// # Safety
-    /// As [`Sections::enter`].
+    /// Only the thread of `index`, which is in no section: it has no [`Section`].
     #[inline]
-    pub unsafe fn enter_access(&self, index: SlotIndex, barrier: &impl Barrier, subject: u64) -> Section<'_> {
-        // Release: who reads this one sees all that older sections of this thread did, so that they have ended for it.
-        let order = if cfg!(mutant = "subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
-        self.slot(index).subject.store(subject, order);
-        // SAFETY: by the contract above.
-        unsafe { self.enter(index, barrier) }
-    }
-
-    /// Waits until every section that was entered before has ended. `wait` is called between looks with the number
-    /// of the look; the caller is in no section.
-    pub fn grace(&self, barrier: &impl Barrier, wait: impl FnMut(u32)) {
-        self.wait_for(barrier, |_| true, wait);
-    }
-
-    /// As [`Sections::grace`], but only for accesses to what is `wanted`.
-    pub fn grace_of(&self, barrier: &impl Barrier, wanted: impl Fn(u64) -> bool, wait: impl FnMut(u32)) {
-        self.wait_for(
-            barrier,
-            |slot| {
-                // Stored before the odd number that was read. Acquire: if it is a later section's, the one that was read has
-                // ended, and what it did is seen.
-                wanted(slot.subject.load(Ordering::Acquire))
-            },
-            wait,
-        );
-    }
-
-    fn wait_for(&self, barrier: &impl Barrier, concerns: impl Fn(&Slot) -> bool, mut wait: impl FnMut(u32)) {
-        barrier.heavy();
-        let used = self.used.load(Ordering::SeqCst);
-        for first in (0..used).step_by(CHUNK_SLOTS) {
-            let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
-            if chunk.is_null() {
-                continue; // its thread has not entered yet: `used` may be ahead for a lower chunk
-            }
-            // SAFETY: chunks are freed only in Drop.
-            let chunk = unsafe { &*chunk };
-            for slot in chunk.iter().take(used - first) {
-                let seen = slot.sequence.load(Ordering::Acquire);
-                if seen & 1 == 0 || !concerns(slot) {
-                    continue;
-                }
-                let mut look = 0;
-                while slot.sequence.load(Ordering::Acquire) == seen {
-                    wait(look);
-                    look += 1;
-                }
-            }
+    pub unsafe fn quiescent(&self, index: SlotIndex) {
+        let slot = self.slot(index);
+        slot.check_no_unmarked();
+        let sequence = slot.sequence.load(Ordering::Relaxed);
+        if sequence & 1 == 1 {
+            // As a section's end and the next one's beginning.
+            mark_with_fence(&slot.sequence, sequence + 2);
         }
     }
 
-    /// Whether the thread of this slot is in a section now. For the check that nobody sleeps in one.
-    pub fn inside(&self, index: SlotIndex) -> bool {
-        self.slot(index).sequence.load(Ordering::Relaxed) & 1 == 1
+    /// For [`QuiescentStates`](super::QuiescentStates): as [`Sections::quiescent`], and until the next section begins nobody
+    /// waits for the thread.
+    ///
+    /// # Safety
+    /// As [`Sections::quiescent`].
+    #[inline]
+    pub unsafe fn offline(&self, index: SlotIndex) {
+        let slot = self.slot(index);
+        slot.check_no_unmarked();
+        let sequence = slot.sequence.load(Ordering::Relaxed);
+        if sequence & 1 == 1 {
+            slot.sequence.store(sequence + 1, Ordering::Release);
+        }
+    }
+
+    /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
+    /// Until there is a first one it is [`u64::MAX`].
+    ///
+    /// # Safety
+    /// Only one thread at a time uses `index`.
+    #[inline]
+    pub unsafe fn enter_access(&self, index: SlotIndex, subject: u64) -> AccessSection<'_> {
+        let slot = self.slot(index);
+        let access = slot.access.load(Ordering::Relaxed);
+        assert!(access & 1 == 0, "an access inside an access");
+        // Release: who reads this one sees all that older accesses of this thread did, so that they have ended for it.
+        let order = if cfg!(mutant = "subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        slot.subject.store(subject, order);
+        mark_with_fence(&slot.access, access + 1);
+        AccessSection { slot, not_send: PhantomData }
+    }
+
+    /// Waits until every section and every access that was entered before has ended. `wait` is called between looks with
+    /// the number of the look; the caller is in neither.
+    pub fn grace(&self, barrier: &impl Barrier, mut wait: impl FnMut(u32)) {
+        barrier.heavy();
+        self.each_slot(|slot| {
+            wait_out(&slot.sequence, || true, &mut wait);
+            wait_out(&slot.access, || true, &mut wait);
+        });
+    }
+
+    /// Waits until every access to what is `wanted` that was entered before has ended. A fence here and one in each
+    /// access: an unmap that paid for more would be the dearer one.
+    pub fn grace_of(&self, wanted: impl Fn(u64) -> bool, mut wait: impl FnMut(u32)) {
+        full_fence();
+        self.each_slot(|slot| {
+            // Stored before the odd number that was read. Acquire: if it is a later access's, the one that was read has
+            // ended, and what it did is seen.
+            wait_out(&slot.access, || wanted(slot.subject.load(Ordering::Acquire)), &mut wait);
+        });
+    }
+
+    /// Whether the thread of this slot is in a section or an access now. For the check that nobody sleeps in one; a
+    /// release does not know of sections that are not marked.
+    pub fn inside<B: Barrier>(&self, index: SlotIndex, _barrier: &B) -> bool {
+        let slot = self.slot(index);
+        let in_section = match B::MARKS {
+            true => slot.sequence.load(Ordering::Relaxed) & 1 == 1,
+            false => slot.is_in_unmarked(),
+        };
+        in_section || slot.access.load(Ordering::Relaxed) & 1 == 1
+    }
+
+    /// A number out of the stock of the thread of this slot; `more` fills it when it is empty.
+    pub(crate) fn number(&self, index: SlotIndex, more: impl FnOnce() -> Range<u64>) -> u64 {
+        let [next, end] = &self.slot(index).numbers;
+        let mut number = next.load(Ordering::Relaxed);
+        if number == end.load(Ordering::Relaxed) {
+            let stock = more();
+            number = stock.start;
+            end.store(stock.end, Ordering::Relaxed);
+        }
+        next.store(number + 1, Ordering::Relaxed);
+        number
     }
 
     /// The counters of one thread.
@@ -252,20 +337,36 @@ impl Sections {
         });
     }
 
-    fn each_slot(&self, mut f: impl FnMut(&Slot)) {
+    pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {
         let used = self.used.load(Ordering::SeqCst);
         for first in (0..used).step_by(CHUNK_SLOTS) {
             let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
+            // Null: its thread has not entered yet; `used` may be ahead for a lower chunk.
             if !chunk.is_null() {
                 // SAFETY: chunks are freed only in Drop.
-                unsafe { &*chunk }.iter().take(used - first).for_each(|slot| f(slot));
+                unsafe { &*chunk }.slots.iter().take(used - first).for_each(|slot| f(slot));
             }
         }
+    }
+
+    /// How many slots there are.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    /// Slot `index`, with whom the period under way waits for there. `None`: its thread has not entered yet.
+    pub(super) fn awaited(&self, index: usize) -> Option<(&Slot, &Awaited)> {
+        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
+        // SAFETY: null, or a chunk, and those are freed only in Drop.
+        let chunk = unsafe { chunk.as_ref() }?;
+        Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
     }
 }
 
 impl Drop for Sections {
     fn drop(&mut self) {
+        // SAFETY: `&mut self`: no section is left.
+        unsafe { self.free_all() };
         for place in &self.chunks {
             let chunk = place.load(Ordering::Relaxed);
             if !chunk.is_null() {
@@ -276,9 +377,24 @@ impl Drop for Sections {
     }
 }
 
+/// Waits until the odd number that `word` has, if that is one and `concerns` says that it matters, has changed.
+fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
+    // Acquire, partner: the Release of who left: what was done in the section is seen.
+    let seen = word.load(Ordering::Acquire);
+    if seen & 1 == 0 || !concerns() {
+        return;
+    }
+    let mut look = 0;
+    while word.load(Ordering::Acquire) == seen {
+        wait(look);
+        look += 1;
+    }
+}
+
 /// Proof that its thread is in a read section: what it reaches in the tree and the tables is not freed.
 pub struct Section<'a> {
     slot: &'a Slot,
+    is_marked: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -293,50 +409,26 @@ impl Section<'_> {
 impl Drop for Section<'_> {
     #[inline]
     fn drop(&mut self) {
-        let sequence = self.slot.sequence.load(Ordering::Relaxed);
-        self.slot.sequence.store(sequence + 1, Ordering::Release);
-    }
-}
-
-/// Something that readers may still reach: unhooked, and to be freed after a grace period.
-pub struct Retired {
-    pointer: NonNull<()>,
-    free: unsafe fn(NonNull<()>),
-}
-
-// SAFETY: `Retired::new` takes only what may be sent.
-unsafe impl Send for Retired {}
-
-impl Retired {
-    /// Takes `thing`, which no new reader can find any more.
-    pub fn new<T: Send + 'static>(thing: Box<T>) -> Self {
-        /// # Safety
-        /// `pointer` came from `Box::<T>::into_raw` and is passed once.
-        unsafe fn free<T>(pointer: NonNull<()>) {
-            // SAFETY: by the contract above.
-            drop(unsafe { Box::from_raw(pointer.cast::<T>().as_ptr()) });
+        if self.is_marked {
+            let sequence = self.slot.sequence.load(Ordering::Relaxed);
+            self.slot.sequence.store(sequence + 1, Ordering::Release);
+        } else {
+            self.slot.set_in_unmarked(false);
         }
-        // A Box is never null.
-        let pointer = NonNull::from(Box::leak(thing)).cast();
-        Self { pointer, free: free::<T> }
-    }
-
-    /// What `free` frees.
-    ///
-    /// # Safety
-    /// `free` may be called with `pointer` once, on any thread, after a grace period.
-    pub(crate) unsafe fn of(pointer: NonNull<()>, free: unsafe fn(NonNull<()>)) -> Self {
-        Self { pointer, free }
-    }
-
-    /// Frees it.
-    ///
-    /// # Safety
-    /// A grace period has passed since it was unhooked.
-    pub unsafe fn free(self) {
-        // SAFETY: made by `new`, and consumed here.
-        unsafe { (self.free)(self.pointer) }
     }
 }
 
-const _: () = assert!(size_of::<Retired>() == 16);
+/// Proof that its thread is in an access as a processor makes it: no table that it walks and no frame that it finds is
+/// freed, and `invalidate` of its page waits.
+pub struct AccessSection<'a> {
+    slot: &'a Slot,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for AccessSection<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let access = self.slot.access.load(Ordering::Relaxed);
+        self.slot.access.store(access + 1, Ordering::Release);
+    }
+}

@@ -164,9 +164,8 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         {
             return Ok(());
         }
-        if self.shaping.swap(true, Ordering::Acquire) {
-            return Err(Unchanged::Contended);
-        }
+        let taken = self.shaping.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        taken.map_err(|_| Unchanged::Contended)?;
         let _shaping = Shaping(&self.shaping);
         change.of_shape(&self.root)
     }

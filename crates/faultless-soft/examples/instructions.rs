@@ -1,0 +1,190 @@
+//! One thing, done so many times by one thread, the same at each run: for `scripts/instructions.sh`, which counts the
+//! instructions of `measured` under callgrind. Without callgrind it says how long one took.
+//!
+//! `cargo run --release -p faultless-soft --example instructions -- NAME [ROUNDS]`; without a name: all of them.
+
+use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
+use faultless::design::Faultless;
+use faultless::host::{Barrier, FrameSource, Host, PageTable, Slots, StdBarrier, StdSlots};
+use faultless::protection::Access;
+use faultless::sync::{FenceBarrier, Life, Section, Sections, fence_after_rmw};
+use faultless::vma::tree::{Ranged, Tree};
+use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
+use faultless_soft::{RadixTable, Soft};
+use std::error::Error;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+type Failure = Box<dyn Error>;
+type Run = fn(u64) -> Result<Took, Failure>;
+
+/// Nanoseconds of each.
+struct Took(f64);
+
+const ALL: [(&str, Run); 9] = [
+    ("look-up-30", |rounds| look_up(30, rounds)),
+    ("look-up-1000", |rounds| look_up(1_000, rounds)),
+    ("look-up-60000", |rounds| look_up(60_000, rounds)),
+    ("anonymous-fault", anonymous_fault),
+    ("zeroing-a-page", zeroing),
+    ("unmap-a-page", unmap),
+    ("map-touch-unmap", map_touch_unmap),
+    ("section-and-bit", |rounds| section_and_bit(&StdBarrier::new(), rounds)),
+    ("section-and-bit-fence", |rounds| section_and_bit(&FenceBarrier, rounds)),
+];
+
+fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next();
+    let rounds = arguments.next().map_or(Ok(500), |rounds| rounds.parse())?;
+    let mut known =
+        ALL.iter().filter(|(known, _)| name.as_deref().is_none_or(|name| name == *known)).peekable();
+    known.peek().ok_or_else(|| format!("no such name: {}", name.as_deref().unwrap_or_default()))?;
+    known.try_for_each(|(name, run)| {
+        let Took(nanoseconds) = run(rounds)?;
+        println!("{name} {rounds} rounds, {nanoseconds:.1} ns each");
+        Ok(())
+    })
+}
+
+/// What is counted: `rounds` times `each`.
+#[inline(never)]
+fn measured<E>(rounds: u64, mut each: impl FnMut(u64) -> Result<(), E>) -> Result<Took, E> {
+    let start = Instant::now();
+    for round in 0..rounds {
+        each(round)?;
+    }
+    Ok(Took(start.elapsed().as_nanos() as f64 / rounds as f64))
+}
+
+/// Numbers without rule, the same ones each time (splitmix64).
+fn mixed(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+struct Item(PageRange, Life);
+
+impl Ranged for Item {
+    fn range(&self) -> PageRange {
+        self.0
+    }
+    fn life(&self) -> &Life {
+        &self.1
+    }
+}
+
+/// A section of this thread, the only one.
+fn enter<'a>(sections: &'a Sections, barrier: &impl Barrier) -> Section<'a> {
+    // SAFETY: no two threads have the same slot, and all that enter here have this barrier or a fence.
+    unsafe { sections.enter(StdSlots.current(), barrier) }
+}
+
+/// Mappings of 16 pages with 16 pages between them.
+fn look_up(mappings: u64, rounds: u64) -> Result<Took, Failure> {
+    let range = |index: u64| PageRange::with_pages(PageNumber::new(index * 32), 16);
+    let items = (0..mappings).map(|index| Ok(Box::new(Item(range(index)?, Life::new()))));
+    let items = items.collect::<Result<Vec<_>, Failure>>()?;
+    let (tree, mut writer) = Tree::new();
+    let whole = PageRange::with_pages(PageNumber::new(0), mappings * 32)?;
+    tree.replace(&mut writer, whole, items).map_err(|(error, _)| error)?;
+    let pages: Vec<_> = (0..rounds).map(|round| PageNumber::new(mixed(round) % (mappings * 32))).collect();
+    let sections = Sections::new();
+    let section = enter(&sections, &FenceBarrier);
+    let view = tree.view(&section);
+    measured(rounds, |round| {
+        black_box(view.find(pages[round as usize]).map(Ranged::range));
+        Ok(())
+    })
+}
+
+struct Machine {
+    engine: Arc<Engine<Soft>>,
+    space: AddressSpace<Soft, Faultless>,
+}
+
+/// Memory that the operating system has given already: each frame has been used.
+fn memory(frames: u64) -> Result<Soft, Failure> {
+    let soft = Soft::new(frames)?;
+    let used: Vec<_> = std::iter::from_fn(|| soft.frames().allocate()).collect();
+    for frame in used.into_iter().rev() {
+        soft.frames().zero(frame);
+        soft.frames().free(frame);
+    }
+    Ok(soft)
+}
+
+fn machine(frames: u64) -> Result<Machine, Failure> {
+    let engine = Engine::new(memory(frames)?, Limits::default())?;
+    let space = AddressSpace::new(&engine)?;
+    Ok(Machine { engine, space })
+}
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+fn map(space: &AddressSpace<Soft, Faultless>, page: u64, pages: u64) -> Result<VirtAddr, Failure> {
+    Ok(space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page))))?)
+}
+
+/// A store to a page that nobody has touched, of a mapping that has pages. Up to 511 rounds in a leaf table that is there.
+fn anonymous_fault(rounds: u64) -> Result<Took, Failure> {
+    let Machine { space, .. } = machine(rounds + 512)?;
+    map(&space, 0, rounds + 1)?;
+    space.fault_and_wait(at(rounds), Access::Write)?;
+    measured(rounds, |round| Ok(space.fault_and_wait(at(round), Access::Write)?))
+}
+
+/// The part of the former that a page of zeros takes.
+fn zeroing(rounds: u64) -> Result<Took, Failure> {
+    let soft = memory(rounds + 512)?;
+    let frames: Option<Vec<_>> = (0..rounds).map(|_| soft.frames().allocate()).collect();
+    let frames = frames.ok_or("no frames")?;
+    measured(rounds, |round| {
+        soft.frames().zero(frames[round as usize]);
+        Ok(())
+    })
+}
+
+/// One page with a frame, among as many mappings; with it what is retired on the way.
+fn unmap(rounds: u64) -> Result<Took, Failure> {
+    let Machine { space, engine } = machine(rounds + 512)?;
+    for round in 0..rounds {
+        space.fault_and_wait(map(&space, round * 2, 1)?, Access::Write)?;
+    }
+    engine.flush();
+    measured(rounds, |round| Ok(space.unmap(at(round * 2), PAGE_SIZE)?))
+}
+
+/// The will-it-scale shape, beside another mapping that keeps the leaf table.
+fn map_touch_unmap(rounds: u64) -> Result<Took, Failure> {
+    let Machine { space, .. } = machine(512)?;
+    space.fault_and_wait(map(&space, 8, 1)?, Access::Write)?;
+    measured(rounds, |_| {
+        space.fault_and_wait(map(&space, 0, 1)?, Access::Write)?;
+        Ok(space.unmap(at(0), PAGE_SIZE)?)
+    })
+}
+
+/// What page work does without look-up and install: the section, the bit, the fence after it, and both again.
+fn section_and_bit(barrier: &impl Barrier, rounds: u64) -> Result<Took, Failure> {
+    let sections = Arc::new(Sections::new());
+    let table = RadixTable::new(Arc::clone(&sections))?;
+    table.make_leaf(&enter(&sections, barrier), PageNumber::new(0))?;
+    measured(rounds, |round| {
+        let section = enter(&sections, barrier);
+        let page = PageNumber::new(round % 64);
+        let leaf = table.leaf(&section, page).ok_or("no leaf table")?;
+        let entry = table.load(leaf, page);
+        if table.try_announce(leaf, page, entry) {
+            fence_after_rmw();
+            black_box(table.hangs(leaf));
+            table.let_go(leaf, page);
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Counts instructions under callgrind, one thing at a time (crates/faultless-soft/examples/instructions.rs), and compares
+# with docs/instructions.txt: fails when a count has grown by more than 5 %. `--update` writes that file instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+counts=docs/instructions.txt rounds=500 grown=5
+
+if ! command -v valgrind >/dev/null; then
+    echo "skipped: valgrind is not installed here (its callgrind counts the instructions)"
+    exit 0
+fi
+cargo build --release -p faultless-soft --example instructions
+program=${CARGO_TARGET_DIR:-target}/release/examples/instructions
+names=$("$program" | cut -d' ' -f1 | grep -v '^zeroing-')
+
+# What a page of zeros costs depends on how the C library does it on this processor: taken out of what needs one.
+zeroing() { case "$1" in anonymous-fault | map-touch-unmap) echo 1 ;; *) echo 0 ;; esac; }
+
+count() { # name: instructions of one
+    local collected
+    collected=$(valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='*measured*' \
+        "$program" "$1" "$rounds" 2>&1 | sed -n 's/.*Collected : \([0-9]*\)$/\1/p')
+    [ -n "$collected" ] || { echo "callgrind counted nothing for $1" >&2; return 1; }
+    echo $(((collected + rounds / 2) / rounds - $(zeroing "$1") * zeros))
+}
+
+zeros=0
+zeros=$(count zeroing-a-page)
+
+if [ "${1:-}" = --update ]; then
+    {
+        echo "# Instructions of one, counted by scripts/instructions.sh (callgrind), which fails when one grows by more than $grown %."
+        echo "# Zeroing a page ($zeros here) is taken out of what needs one."
+        echo "# x86-64, $(rustc --version | cut -d' ' -f1-2). Written by \`scripts/instructions.sh --update\`."
+        for name in $names; do printf '%-22s %6d\n' "$name" "$(count "$name")"; done
+    } >"$counts.new"
+    mv "$counts.new" "$counts"
+    cat "$counts"
+    exit 0
+fi
+
+failed=0
+for name in $names; do
+    before=$(sed -n "s/^$name  *\([0-9]*\)$/\1/p" "$counts")
+    now=$(count "$name")
+    verdict=
+    if [ -z "$before" ]; then
+        verdict="not in $counts" failed=1
+    elif [ $((now * 100)) -gt $((before * (100 + grown))) ]; then
+        verdict="has grown by more than $grown %" failed=1
+    elif [ $((now * (100 + grown))) -lt $((before * 100)) ]; then
+        verdict="is lower: scripts/instructions.sh --update"
+    fi
+    printf '%-22s %6s -> %6d  %s\n' "$name" "${before:-?}" "$now" "$verdict"
+done
+if [ $failed -ne 0 ]; then
+    echo "If that is meant, run scripts/instructions.sh --update and commit $counts with the change."
+fi
+exit $failed
