@@ -32,6 +32,7 @@
 //! * Who has to wait spins for a while, and gives his processor up some times, before he sleeps; there he sleeps at once.
 //! * mmap without an address tries to take the place that the engine has found and claimed for it; if somebody has it
 //!   already, it lets go of everything, waits for it, and looks whether it is still free.
+//! * What is waited for the short lock is counted with the waits for ranges when it is taken, not when a range is let go.
 //! * Below it the engine announces in entries and takes ranges among changes, as under every design.
 
 use crossbeam_utils::Backoff;
@@ -45,6 +46,7 @@ use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
 use parking_lot::{Mutex, MutexGuard};
 use std::convert::Infallible;
+use std::hint::spin_loop;
 use std::thread::{Thread, current, park};
 
 /// The design; see the module.
@@ -57,6 +59,9 @@ pub struct RangeTree {
     /// The short lock.
     requests: Mutex<Requests>,
 }
+
+/// Looks at the short lock before its wait is counted.
+const TURNS: usize = 32;
 
 /// Who has a range, and who waits for one.
 #[derive(Debug)]
@@ -149,10 +154,12 @@ impl RangeTree {
         Some(Held { tree: self, range, number })
     }
 
+    /// The short lock, with a place for one more.
+    #[inline]
     fn with_a_place<H: Host>(&self, engine: &Engine<H>) -> MutexGuard<'_, Requests> {
         let mut look = 0;
         loop {
-            let mut requests = self.requests.lock();
+            let mut requests = self.short_lock(engine);
             if requests.all.try_reserve(1).is_ok() {
                 return requests;
             }
@@ -160,6 +167,22 @@ impl RangeTree {
             engine.host().park().pause(look);
             look += 1;
         }
+    }
+
+    /// A wait of some turns is not counted: it is over before a clock is read.
+    #[inline]
+    fn short_lock<H: Host>(&self, engine: &Engine<H>) -> MutexGuard<'_, Requests> {
+        for _ in 0..TURNS {
+            if let Some(requests) = self.requests.try_lock() {
+                return requests;
+            }
+            spin_loop();
+        }
+        let start = engine.host().clock().now_ns();
+        let requests = self.requests.lock();
+        let waited = engine.host().clock().now_ns().saturating_sub(start);
+        engine.counters().add(Counter::RangeLockWait, waited);
+        requests
     }
 
     #[cold]
