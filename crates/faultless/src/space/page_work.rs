@@ -218,6 +218,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.table.let_go(leaf, page);
             return Try::Busy;
         }
+        #[cfg(not(mutant = "unconfirmed"))]
         if let Some(Err(blocked)) = outside.as_ref().map(|outside| D::confirm(&self.lock, outside)) {
             self.table.let_go(leaf, page);
             return blocked.into();
