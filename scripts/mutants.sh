@@ -30,6 +30,7 @@ leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighb
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
+unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3
 evicts_dirty             | faultless-soft | loom_shared | eviction_against_writeback | invariant 9
 failed_write_is_clean    | faultless-soft | loom_shared | a_failed_write_stays_dirty | invariant 9
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3

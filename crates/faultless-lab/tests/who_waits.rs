@@ -16,8 +16,8 @@ use faultless::{
     AddressSpace, Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault, Placement, Source,
 };
 use faultless_lab::designs::{
-    FaultlessRetry, MmapLock, MmapLockHold, VmaLock, VmaLockHold, VmaLockHoldCowFork, VmaLockResume,
-    VmaLockRetry, VmaLockRetryUptodate,
+    FaultlessRetry, MmapLock, MmapLockHold, RangeLock, Speculative, TableLock, VmaLock, VmaLockHold,
+    VmaLockHoldCowFork, VmaLockResume, VmaLockRetry, VmaLockRetryUptodate,
 };
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
@@ -247,6 +247,19 @@ const BEHIND_MMAP_LOCK: [Beside; 11] = [
 const BEHIND_MMAP_LOCK_WITH_VMA_LOCKS: [Beside; 7] =
     [MapElsewhere, UnmapElsewhere, ProtectIt, UnmapIt, Fork, MapBesideFork, FirstWriteBesideFork];
 
+/// What waits where mmap_lock is held for reading by a fault, and others speculate: fork has not got it yet, so that they may.
+const BEHIND_MMAP_LOCK_WITH_SPECULATION: [Beside; 9] = [
+    MapElsewhere,
+    UnmapElsewhere,
+    ProtectIt,
+    UnmapIt,
+    Fork,
+    MapBesideFork,
+    FirstWriteBesideFork,
+    DiscardBelowBesideFork,
+    DiscardAboveBesideFork,
+];
+
 /// What waits where a VMA's lock is held. fork comes to it with the VMAs below locked, and mmap_lock.
 const BEHIND_THE_VMA: [Beside; 7] = [
     ProtectIt,
@@ -273,6 +286,8 @@ who_waits! {
     mmap_lock_hold_again: MmapLockHold, Second, Private => BEHIND_MMAP_LOCK;
     mmap_lock: MmapLock, First, Private => [];
     mmap_lock_again: MmapLock, Second, Private => BEHIND_MMAP_LOCK;
+    speculative: Speculative, First, Private => [];
+    speculative_again: Speculative, Second, Private => BEHIND_MMAP_LOCK_WITH_SPECULATION;
     vma_lock: VmaLock, First, Private => [];
     vma_lock_again: VmaLock, Second, Private => BEHIND_MMAP_LOCK_WITH_VMA_LOCKS;
     vma_lock_retry: VmaLockRetry, First, Private => [];
@@ -286,6 +301,10 @@ who_waits! {
     vma_lock_hold_cow_fork_of_a_shared_file: VmaLockHoldCowFork, First, Shared => [ProtectIt, UnmapIt];
     vma_lock_resume: VmaLockResume, First, Private => [];
     vma_lock_resume_again: VmaLockResume, Second, Private => [];
+    range_lock: RangeLock, First, Private => [];
+    range_lock_again: RangeLock, Second, Private => [];
+    table_lock: TableLock, First, Private => [];
+    table_lock_again: TableLock, Second, Private => [];
     faultless_retry: FaultlessRetry, First, Private => [];
     faultless_retry_again: FaultlessRetry, Second, Private => [];
     faultless: Faultless, First, Private => [];
@@ -311,6 +330,7 @@ fn unmap_waits_for_a_locked_folio<D: LockingDesign>() -> bool {
 #[test]
 fn a_locked_folio_that_is_up_to_date() {
     assert!(!unmap_waits_for_a_locked_folio::<MmapLock>());
+    assert!(!unmap_waits_for_a_locked_folio::<Speculative>());
     assert!(!unmap_waits_for_a_locked_folio::<VmaLock>());
     assert!(!unmap_waits_for_a_locked_folio::<VmaLockRetry>());
     assert!(unmap_waits_for_a_locked_folio::<VmaLockRetryUptodate>());
@@ -333,12 +353,16 @@ fn counted_for_a_major_fault<D: LockingDesign>() -> (u64, u64) {
 fn mmap_lock_and_retries_of_a_major_fault() {
     assert_eq!(counted_for_a_major_fault::<MmapLockHold>(), (1, 0));
     assert_eq!(counted_for_a_major_fault::<MmapLock>(), (2, 1));
+    // The first one begins the read: a speculation does not.
+    assert_eq!(counted_for_a_major_fault::<Speculative>(), (2, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLock>(), (1, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLockRetry>(), (0, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLockRetryUptodate>(), (0, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLockHold>(), (0, 0));
     assert_eq!(counted_for_a_major_fault::<VmaLockHoldCowFork>(), (0, 0));
     assert_eq!(counted_for_a_major_fault::<VmaLockResume>(), (0, 0));
+    assert_eq!(counted_for_a_major_fault::<RangeLock>(), (0, 1));
+    assert_eq!(counted_for_a_major_fault::<TableLock>(), (0, 1));
     assert_eq!(counted_for_a_major_fault::<FaultlessRetry>(), (0, 1));
     assert_eq!(counted_for_a_major_fault::<Faultless>(), (0, 0));
 }
@@ -357,6 +381,27 @@ fn the_first_anonymous_page_of_a_vma_tries_mmap_lock() {
     assert_eq!(counted(), (mmap + 1, vma + 2, aborts), "the second one");
     assert!(stalled.space.load_u64(at(FRESH + 2)).is_err());
     assert_eq!(counted(), (mmap + 2, vma + 2, aborts + 1), "a hole is looked for under mmap_lock");
+}
+
+/// Which faults a speculation does not serve: they take mmap_lock.
+#[test]
+fn what_is_not_done_by_speculation() {
+    let stalled = Stalled::<Speculative>::new(Sharing::Private);
+    let counted = || (stalled.counted(Counter::MmapLockRead), stalled.counted(Counter::SpeculationAborts));
+    let (mmap, aborts) = counted();
+    stalled.space.store_u64(at(ABOVE + 1), 1).expect("a store");
+    stalled.space.load_u64(at(A + 1)).expect("a load");
+    assert_eq!(counted(), (mmap, aborts), "a page that needs nothing else, and one of a file in memory");
+    stalled.space.store_u64(at(FRESH), 1).expect("a store");
+    assert_eq!(counted(), (mmap + 1, aborts + 1), "the first anonymous page of a VMA");
+    stalled.space.store_u64(at(FRESH + 1), 1).expect("a store");
+    assert_eq!(counted(), (mmap + 1, aborts + 1), "the second one");
+    assert!(stalled.space.load_u64(at(FRESH + 2)).is_err());
+    assert_eq!(counted(), (mmap + 2, aborts + 2), "a hole");
+    let far = MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(1 << 20)));
+    stalled.space.map(far).expect("a mapping");
+    stalled.space.load_u64(at(1 << 20)).expect("a load");
+    assert_eq!(counted(), (mmap + 3, aborts + 3), "a page whose leaf table is not there");
 }
 
 /// Whether exit ends while a fault sleeps and waits for its read, and the fault with it.
@@ -380,12 +425,15 @@ fn waits_for_reads_end_with_the_process() {
     for stage in [Stage::First, Stage::Second] {
         exit_ends::<MmapLockHold>(stage);
         exit_ends::<MmapLock>(stage);
+        exit_ends::<Speculative>(stage);
         exit_ends::<VmaLock>(stage);
         exit_ends::<VmaLockRetry>(stage);
         exit_ends::<VmaLockRetryUptodate>(stage);
         exit_ends::<VmaLockHold>(stage);
         exit_ends::<VmaLockHoldCowFork>(stage);
         exit_ends::<VmaLockResume>(stage);
+        exit_ends::<RangeLock>(stage);
+        exit_ends::<TableLock>(stage);
         exit_ends::<FaultlessRetry>(stage);
         exit_ends::<Faultless>(stage);
     }

@@ -84,11 +84,24 @@ pub enum Blocked {
     Again,
 }
 
+/// What page work comes to need, and not every design gives to every attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A leaf table where none is.
+    LeafTable,
+    /// The first anonymous page of a mapping.
+    FirstAnonymous,
+    /// To wait, for I/O or for a folio's lock.
+    Wait,
+}
+
 /// The call that does range work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// mmap.
+    /// mmap at an address.
     Map,
+    /// mmap where there is room, found later: the range is all of the space. See [`LockingDesign::placed`].
+    Place,
     /// munmap, and the unmapping of everything by exit.
     Unmap,
     /// mprotect.
@@ -107,8 +120,8 @@ pub enum Call {
 
 /// A locking design: a plug-in of the engine.
 ///
-/// Page work calls `outside`, enters the read section, calls `inside`, sets the entry's bit, looks the VMA up, does
-/// its work, clears the bit, drops what `inside` gave, leaves, and drops what `outside` gave. The bit stands for the
+/// Page work calls `outside`, enters the read section, calls `inside`, sets the entry's bit, looks the VMA up, calls
+/// `confirm`, does its work, clears the bit, drops what `inside` gave, leaves, and drops what `outside` gave. The bit stands for the
 /// page table's own lock under every design; a design that needs no more takes nothing else.
 pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// The name in commands and reports.
@@ -141,10 +154,11 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// [`OutOfMemory`].
     fn new_vma() -> Result<Self::Vma, OutOfMemory>;
 
-    /// Takes what page work needs before its section.
+    /// Takes what work on `page` needs before its section.
     fn outside<'s, H: Host>(
         space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
+        page: PageNumber,
         attempt: Attempt,
     ) -> Self::Outside<'s, H>;
 
@@ -166,12 +180,23 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
         None
     }
 
-    /// The first anonymous page of a mapping is about to be made. Called while announced: does not sleep.
+    /// Whether the VMA that has been looked up may be worked with. Called once, while announced and before anything is
+    /// done: from here on the bit keeps range work away. Does not sleep.
     ///
     /// # Errors
     /// [`Blocked`], as [`LockingDesign::inside`].
     #[inline]
-    fn first_anonymous<H: Host>(_: &Shared<Self::Space>, _: &Engine<H>, _: Attempt) -> Result<(), Blocked> {
+    fn confirm<H: Host>(_: &Shared<Self::Space>, _outside: &Self::Outside<'_, H>) -> Result<(), Blocked> {
+        Ok(())
+    }
+
+    /// Whether the attempt may have what it has come to need. Called while announced, or in the section, or, to wait, with
+    /// nothing held but what the design keeps: does not sleep.
+    ///
+    /// # Errors
+    /// [`Blocked`], as [`LockingDesign::inside`].
+    #[inline]
+    fn allows<H: Host>(_: &Shared<Self::Space>, _: &Engine<H>, _: Attempt, _: Need) -> Result<(), Blocked> {
         Ok(())
     }
 
@@ -211,6 +236,15 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
         call: Call,
         range: PageRange,
     ) -> Self::Range<'s, H>;
+
+    /// [`Call::Place`] has found a place and claimed it: takes what it needs of that. Called with the tree lock held: does
+    /// not sleep. Also where `range_work` has taken another place, or this one, for [`Call::Map`].
+    ///
+    /// # Errors
+    /// [`Blocked`]: the engine lets all go and starts over with [`Call::Map`] for this place, which is still free perhaps.
+    fn placed<'s, H: Host>(_work: &mut Self::Range<'s, H>, _place: PageRange) -> Result<(), Blocked> {
+        Ok(())
+    }
 
     /// Excludes page work that goes by a VMA which range work is about to replace or to publish, until that ends. May
     /// sleep. Called before the range is taken, or, for a neighbour that is merged, without the tree lock.
@@ -307,7 +341,7 @@ impl LockingDesign for Faultless {
     }
 
     #[inline]
-    fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: Attempt) {}
+    fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: PageNumber, _: Attempt) {}
 
     #[inline]
     fn inside<'s, H: Host>(

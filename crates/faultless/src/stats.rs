@@ -91,6 +91,12 @@ counters! {
     VmaLockWaitIo = "vma_lock_wait_io_ns",
     /// For faults at work.
     VmaLockWaitFault = "vma_lock_wait_fault_ns",
+    /// Faults that could not go on without mmap_lock, or for which it had been taken meanwhile: they took it.
+    SpeculationAborts = "speculation_aborts",
+    /// Time faults and range work waited in a design's lock of ranges.
+    RangeLockWait = "range_lock_wait_ns",
+    /// Time faults and range work waited for locks of leaf tables.
+    TableLockWait = "table_lock_wait_ns",
     /// Time faults waited for a folio that was up to date and locked.
     FolioLockWait = "folio_lock_wait_ns",
     /// Copy-on-write breaks that copied the page.

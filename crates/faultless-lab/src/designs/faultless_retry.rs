@@ -31,7 +31,7 @@ impl LockingDesign for FaultlessRetry {
     }
 
     #[inline]
-    fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: Attempt) {}
+    fn outside<'s, H: Host>(_: &'s Shared<Freeze>, _: &'s Engine<H>, _: PageNumber, _: Attempt) {}
 
     #[inline]
     fn inside<'s, H: Host>(

@@ -75,6 +75,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     fn outside<'s, H: Host>(
         space: &'s Shared<MmapSemaphore>,
         engine: &'s Engine<H>,
+        _: PageNumber,
         attempt: Attempt,
     ) -> Option<RwLockReadGuard<'s, ()>> {
         match attempt.purpose {

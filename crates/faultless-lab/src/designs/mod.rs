@@ -5,6 +5,9 @@ pub mod locks;
 mod mmap_lock;
 mod mmap_lock_hold;
 pub mod mmap_locked;
+mod range_lock;
+mod speculative;
+mod table_lock;
 mod vma_lock;
 mod vma_lock_hold;
 mod vma_lock_hold_cow_fork;
@@ -16,6 +19,9 @@ pub mod vma_locked;
 pub use faultless_retry::FaultlessRetry;
 pub use mmap_lock::MmapLock;
 pub use mmap_lock_hold::MmapLockHold;
+pub use range_lock::RangeLock;
+pub use speculative::Speculative;
+pub use table_lock::TableLock;
 pub use vma_lock::VmaLock;
 pub use vma_lock_hold::VmaLockHold;
 pub use vma_lock_hold_cow_fork::VmaLockHoldCowFork;
@@ -66,12 +72,15 @@ macro_rules! designs {
 designs! {
     MmapLockHold: "one lock a space, held through a fault's I/O", "Linux before 2.6.37";
     MmapLock: "one lock a space; let go for a fault's first I/O, then retried under it", "Linux 2.6.37 to 6.3";
+    Speculative: "no lock, and a sequence count compared in the end; else as mmap-lock", "Lespinasse, linux-mm, April 2021";
     VmaLock: "a lock in each VMA; let go for I/O, then retried under mmap_lock", "Linux 6.4 on (6.18)";
     VmaLockRetry: "the same, retried under the VMA lock", "Song and Liyang, linux-mm, November 2025";
     VmaLockRetryUptodate: "the same, kept where the page is there but locked", "Song, the same thread";
     VmaLockHold: "a lock in each VMA, held through I/O", "Wilcox, the same thread";
     VmaLockHoldCowFork: "the same; fork locks only private VMAs", "Song and Baghdasaryan, linux-mm, May 2026";
     VmaLockResume: "a lock in each VMA; let go for I/O, taken again, and the fault goes on", "Song, linux-mm, November 2025";
+    RangeLock: "a lock of ranges a space: a fault's page, a change's range", "Bueso, linux-mm, 2017 and 2018; Lespinasse, LWN, May 2022";
+    TableLock: "a lock for each leaf table", "CortenMM, SOSP 2025; after RadixVM, EuroSys 2013";
     FaultlessRetry: "a bit in the page's entry; nothing kept during I/O, the fault starts over", "this project, for comparison";
     Faultless: "a bit in the page's entry; nothing kept during I/O, the fault resumes", "this project, docs/protocol.md";
 }

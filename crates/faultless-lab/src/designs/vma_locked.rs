@@ -38,7 +38,7 @@ use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
 use crossbeam_utils::CachePadded;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Purpose};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Need, Purpose};
 use faultless::host::{Clock, Host, OutOfMemory};
 use faultless::stats::Counter;
 use faultless::sync::Shared;
@@ -293,6 +293,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     fn outside<'s, H: Host>(
         space: &'s Shared<VmaLocks>,
         engine: &'s Engine<H>,
+        _: PageNumber,
         attempt: Attempt,
     ) -> Option<RwLockReadGuard<'s, ()>> {
         (attempt.slow && attempt.purpose == Purpose::Fault).then(|| space.mmap_lock.read(engine))
@@ -322,14 +323,17 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
     }
 
-    fn first_anonymous<H: Host>(
+    fn allows<H: Host>(
         space: &Shared<VmaLocks>,
         engine: &Engine<H>,
         attempt: Attempt,
+        need: Need,
     ) -> Result<(), Blocked> {
-        match attempt.slow {
-            true => Ok(()),
-            false => space.mmap_lock.try_read(engine).map(drop).ok_or(Blocked::Wait),
+        match need {
+            Need::FirstAnonymous if !attempt.slow => {
+                space.mmap_lock.try_read(engine).map(drop).ok_or(Blocked::Wait)
+            }
+            _ => Ok(()),
         }
     }
 

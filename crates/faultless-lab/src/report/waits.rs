@@ -6,10 +6,12 @@ use comfy_table::Table;
 use std::collections::BTreeSet;
 
 /// What a cause is called, by the stem of its counter.
-const WORDS: [(&str, &str); 11] = [
+const WORDS: [(&str, &str); 13] = [
     ("io", "I/O"),
     ("mmap_lock", "mmap_lock"),
     ("vma_lock", "VMA locks"),
+    ("range_lock", "range locks"),
+    ("table_lock", "table locks"),
     ("page_bit", "page bits"),
     ("range", "ranges"),
     ("tree_lock", "tree lock"),

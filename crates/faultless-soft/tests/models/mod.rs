@@ -1,7 +1,7 @@
 //! What the models share: how one is run, and the end at which everything has been given back.
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::design::Faultless;
+use faultless::design::{Faultless, LockingDesign};
 use faultless::host::StdSlots;
 use faultless::protection::Protection;
 use faultless::sync::Shared;
@@ -42,13 +42,13 @@ pub fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
-pub fn map(space: &Space, page: u64, pages: u64) {
+pub fn map<D: LockingDesign>(space: &AddressSpace<Soft, D>, page: u64, pages: u64) {
     let request = MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)));
     space.map(request).expect("a mapping");
 }
 
 /// Everything is given back with the last space (invariant 11).
-pub fn end(engine: &Engine<Soft>, space: Space) {
+pub fn end<D: LockingDesign>(engine: &Engine<Soft>, space: AddressSpace<Soft, D>) {
     space.audit().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(space.taken_ranges(), 0, "invariant 11: a range is taken and nobody is at work");
     drop(space);

@@ -373,11 +373,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<PageRange, MapError> {
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, self.whole());
-        self.engine.assert_may_sleep("the tree lock");
-        let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, hint, pages);
-        let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose) else {
-            return Err(MapError::NoSpace { pages });
+        let mut refused = None;
+        let (mut work, taken, lock) = loop {
+            let (call, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
+            let mut work = D::range_work(&self.lock, &self.engine, &self.tree, call, range);
+            self.engine.assert_may_sleep("the tree lock");
+            let at = refused.or(hint);
+            let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, at, pages);
+            let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose) else {
+                return Err(MapError::NoSpace { pages });
+            };
+            match D::placed(&mut work, taken.range()) {
+                Ok(()) => break (work, taken, lock),
+                // All is let go, and comes back with what this place needs.
+                Err(_) => refused = Some(taken.range()),
+            }
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();

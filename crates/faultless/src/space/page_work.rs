@@ -2,7 +2,7 @@
 
 use super::Space;
 use crate::address::{PageNumber, PageRange};
-use crate::design::{Attempt, Blocked, LockingDesign};
+use crate::design::{Attempt, Blocked, LockingDesign, Need};
 use crate::engine::Engine;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
@@ -96,6 +96,15 @@ enum Try<R, K> {
     Busy,
 }
 
+impl<R, K> From<Blocked> for Try<R, K> {
+    fn from(blocked: Blocked) -> Self {
+        match blocked {
+            Blocked::Wait => Self::Blocked,
+            Blocked::Again => Self::Again,
+        }
+    }
+}
+
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Announces `page`, looks its VMA up, and calls `work` once. `holding`: what the design needs is held already,
     /// since before a wait. `keeps`: whether what came of it asks that this be held on.
@@ -151,15 +160,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut Option<impl FnOnce(Announced<'_, H, D>) -> R>,
         keeps: &impl Fn(&R, Attempt) -> bool,
     ) -> Try<R, D::Kept> {
-        let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, attempt));
+        let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, page, attempt));
         let section = self.engine.enter();
         let view = self.tree.view(&section);
         let inside = match holding {
             true => None,
             false => match D::inside(&self.lock, &self.engine, view, page, attempt) {
                 Ok(inside) => Some(inside),
-                Err(Blocked::Wait) => return Try::Blocked,
-                Err(Blocked::Again) => return Try::Again,
+                Err(blocked) => return blocked.into(),
             },
         };
         // Of those, the one that a design has looked up and keeps from changing.
@@ -172,6 +180,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             None => {
                 if found.or_else(|| view.find(page)).is_none() {
                     return Try::Refused(Refused::Hole);
+                }
+                if let Err(blocked) = D::allows(&self.lock, &self.engine, attempt, Need::LeafTable) {
+                    return blocked.into();
                 }
                 match self.table.make_leaf(&section, page) {
                     Ok(leaf) => leaf,
@@ -206,6 +217,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if vma.is_busy() {
             self.table.let_go(leaf, page);
             return Try::Busy;
+        }
+        #[cfg(not(mutant = "unconfirmed"))]
+        if let Some(Err(blocked)) = outside.as_ref().map(|outside| D::confirm(&self.lock, outside)) {
+            self.table.let_go(leaf, page);
+            return blocked.into();
         }
         let Some(work) = work.take() else { return Try::Again };
         let result =

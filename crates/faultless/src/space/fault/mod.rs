@@ -12,7 +12,7 @@ use super::page_work::{Announced, Leaves, Refused};
 use super::protect::entry_rights;
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
-use crate::design::{AfterIo, Attempt, LockingDesign, Purpose};
+use crate::design::{AfterIo, Attempt, LockingDesign, Need, Purpose};
 use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
 use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
@@ -242,6 +242,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         return Ok(Fault::Pending(pending));
                     }
                 }
+                Step::Wait(_) if D::allows(&space.lock, engine, attempt, Need::Wait).is_err() => {
+                    kept = None;
+                    D::blocked(&space.lock, engine, &mut attempt);
+                }
                 Step::Wait(absent) => {
                     if absent.why == NotReady::Absent && !core::mem::replace(&mut counted, true) {
                         engine.counters().add(Counter::MajorFaults, 1);
@@ -404,7 +408,8 @@ fn anon_of<H: Host, D: LockingDesign>(
 #[cold]
 fn first_page<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> Result<AnonId, Step<H>> {
     let space = work.space;
-    D::first_anonymous(&space.lock, &space.engine, work.attempt).map_err(|_| Step::Blocked)?;
+    let allowed = D::allows(&space.lock, &space.engine, work.attempt, Need::FirstAnonymous);
+    allowed.map_err(|_| Step::Blocked)?;
     space.begin_record(space.tree.view(work.section()), work.vma).ok_or(Step::LookAgain)
 }
 

@@ -1,0 +1,249 @@
+//! `speculative`: a fault takes no lock, looks its VMA up under RCU, and checks a sequence count of the space before its page is
+//! installed; where that has moved on, and for all that a speculation may not do, it starts over under mmap_lock. Proposed
+//! since 2009 (Zijlstra), by a count in each VMA by Dufour (2017 to 2019, shipped by Android vendors), and by a count in
+//! each space by Lespinasse; modelled is his "[RFC PATCH 00/37] Speculative page faults" (linux-mm, 6 April 2021),
+//! which has files as well as anonymous memory. His last version ("[PATCH v2 00/35]", 28 January 2022) has the latter alone.
+//!
+//! | here | there |
+//! |---|---|
+//! | [`outside`](LockingDesign::outside) reads the count, before the look-up | `do_user_addr_fault`: `mmap_seq_read_start`, before `rcu_read_lock` |
+//! | it is odd, or the look-up finds nothing: mmap_lock for reading | `spf_abort` |
+//! | [`confirm`](LockingDesign::confirm) compares it when the entry's bit is set | `pte_map_lock`, `pte_spinlock`: `mmap_seq_read_check` with the table's lock held |
+//! | no new leaf table, nor the first anonymous page of a VMA, by speculation ([`allows`](LockingDesign::allows)) | `__handle_mm_fault`: none is allocated; `do_anonymous_page`, `do_cow_fault`: without `anon_vma` `VM_FAULT_RETRY` |
+//! | no wait by speculation, neither for I/O nor for a folio's lock: it is let go before the read is started | `filemap_fault`: pages that are there, up to date and not locked; in all other cases the fault is aborted |
+//! | under mmap_lock as `mmap-lock`: let go for the first I/O, then held | unchanged: `maybe_unlock_mmap_for_io`, `FAULT_FLAG_TRIED` |
+//! | a retry goes under mmap_lock at once | `retry:` stands behind `spf_abort` |
+//! | range work has mmap_lock for writing, and the count is odd meanwhile | `__mmap_seq_write_lock` and `__mmap_seq_write_unlock`, in `mmap_write_lock`, `mmap_write_unlock` and `mmap_write_downgrade` |
+//! | munmap goes on as a reader; MADV_DONTNEED reads; fork has mmap_lock for its whole copy | as Linux of then |
+//! | [`Purpose::Rmap`] takes nothing | as there: `i_mmap_rwsem` or the anon_vma's lock, and the table's |
+//!
+//! Kept while room is made for a frame: nothing by speculation, since `do_anonymous_page` and `wp_page_copy` allocate before
+//! `pte_map_lock`; mmap_lock for reading by a fault that has it.
+//!
+//! Differences that are known:
+//! * Every fault speculates first. The patches do so only where more than one thread uses the space (`mm_users`).
+//! * A store to a file's page in a shared mapping is speculated, too; `vma_can_speculate` refuses it.
+//! * A speculation that meets another's bit in its entry waits and speculates again; there it is aborted if the page
+//!   table's lock, which is that of a whole table, is not to be had at once.
+//! * The frame is taken and filled with the bit set, behind the check, as under every design here; there before it.
+//! * A fault that finds no memory for a frame speculates anew when there is some.
+//! * The rest as [`super::mmap_locked`] has it.
+
+use super::locks::{MmapKept, MmapSemaphore, MmapWrite};
+use faultless::Engine;
+use faultless::address::{PageNumber, PageRange};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Need, Purpose};
+use faultless::host::{Host, OutOfMemory};
+use faultless::stats::Counter;
+use faultless::sync::atomic::{AtomicU64, Ordering};
+use faultless::sync::{Shared, full_fence};
+use faultless::vma::Vma;
+use faultless::vma::tree::{Tree, View};
+use parking_lot::RwLockReadGuard;
+
+/// The design; see the module.
+#[derive(Debug)]
+pub struct Speculative;
+
+/// What a space has.
+#[derive(Debug, Default)]
+pub struct CountedMmapLock {
+    mmap_lock: MmapSemaphore,
+    changes: Changes,
+}
+
+/// How often mmap_lock has been taken for writing, twice (`mmap_seq`): odd while somebody has it.
+#[derive(Debug, Default)]
+struct Changes(AtomicU64);
+
+impl Changes {
+    /// What it is now. Acquire: partner of [`Changes::end`], so that who sees it even sees what was published before.
+    fn seen(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// A writer has mmap_lock now. Partner of the fence that follows the bit in page work: if ours comes first, the
+    /// speculation sees that the count has moved on; if theirs, the sweep, or fork's copy, meets the bit and waits.
+    fn begin(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        full_fence();
+    }
+
+    /// It is about to let go.
+    fn end(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+}
+
+/// What page work takes before its section.
+#[derive(Debug)]
+pub enum Outside<'s> {
+    /// mmap_lock, for reading.
+    Mmap(RwLockReadGuard<'s, ()>),
+    /// The count as it was before the look-up.
+    Count(u64),
+    /// Nothing: it comes from the file or the folio.
+    Nothing,
+}
+
+/// mmap_lock held for writing, and the count odd.
+#[derive(Debug)]
+pub struct Change<'s> {
+    changes: &'s Changes,
+    write: Option<MmapWrite<'s>>,
+}
+
+impl<'s> Change<'s> {
+    fn begin(space: &'s CountedMmapLock, write: MmapWrite<'s>) -> Self {
+        space.changes.begin();
+        Self { changes: &space.changes, write: Some(write) }
+    }
+
+    fn end(&mut self) -> Option<MmapWrite<'s>> {
+        let write = self.write.take()?;
+        self.changes.end();
+        Some(write)
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+/// What range work holds.
+#[derive(Debug)]
+pub enum Range<'s> {
+    /// mmap_lock for writing.
+    Write(Change<'s>),
+    /// mmap_lock for reading.
+    Read {
+        /// Dropped with it.
+        _guard: Option<RwLockReadGuard<'s, ()>>,
+    },
+}
+
+impl LockingDesign for Speculative {
+    const NAME: &'static str = "speculative";
+    const KEEPS_WHILE_RECLAIMING: bool = true;
+    const LOCKS_FOLIOS: bool = true;
+    type Space = CountedMmapLock;
+    type Vma = ();
+    type Outside<'s, H: Host> = Outside<'s>;
+    /// The VMA that was looked up.
+    type Inside<'s, H: Host> = Option<&'s Vma<H, Self>>;
+    type Kept = MmapKept;
+    type Range<'s, H: Host> = Range<'s>;
+    /// Range work on the whole space has mmap_lock already, and the count is odd.
+    type Fork<'s, H: Host> = ();
+
+    fn new_vma() -> Result<(), OutOfMemory> {
+        Ok(())
+    }
+
+    #[inline]
+    fn outside<'s, H: Host>(
+        space: &'s Shared<CountedMmapLock>,
+        engine: &'s Engine<H>,
+        _: PageNumber,
+        attempt: Attempt,
+    ) -> Outside<'s> {
+        match attempt.purpose {
+            Purpose::Rmap => Outside::Nothing,
+            Purpose::Fault if attempt.slow => Outside::Mmap(space.mmap_lock.read(engine)),
+            Purpose::Fault => Outside::Count(space.changes.seen()),
+        }
+    }
+
+    #[inline]
+    fn inside<'s, H: Host>(
+        space: &'s Shared<CountedMmapLock>,
+        _: &'s Engine<H>,
+        view: View<'s, Vma<H, Self>>,
+        page: PageNumber,
+        attempt: Attempt,
+    ) -> Result<Option<&'s Vma<H, Self>>, Blocked> {
+        if attempt.slow || attempt.purpose == Purpose::Rmap {
+            return Ok(None);
+        }
+        // Odd now: what it was before the look-up does not matter.
+        if !space.changes.seen().is_multiple_of(2) {
+            return Err(Blocked::Wait);
+        }
+        view.find(page).map(Some).ok_or(Blocked::Wait)
+    }
+
+    #[inline]
+    fn found<'s, H: Host>(inside: &Self::Inside<'s, H>) -> Option<&'s Vma<H, Self>> {
+        *inside
+    }
+
+    #[inline]
+    fn confirm<H: Host>(space: &Shared<CountedMmapLock>, outside: &Outside<'_>) -> Result<(), Blocked> {
+        match outside {
+            Outside::Count(count) if *count != space.changes.seen() => Err(Blocked::Wait),
+            _ => Ok(()),
+        }
+    }
+
+    fn allows<H: Host>(
+        _: &Shared<CountedMmapLock>,
+        _: &Engine<H>,
+        attempt: Attempt,
+        _: Need,
+    ) -> Result<(), Blocked> {
+        // Whatever that is: not by speculation.
+        if attempt.slow { Ok(()) } else { Err(Blocked::Wait) }
+    }
+
+    fn blocked<H: Host>(_: &Shared<CountedMmapLock>, engine: &Engine<H>, attempt: &mut Attempt) {
+        engine.counters().add(Counter::SpeculationAborts, 1);
+        attempt.slow = true;
+    }
+
+    fn after_io(attempt: Attempt) -> AfterIo {
+        if attempt.tried { AfterIo::Hold } else { AfterIo::Retry }
+    }
+
+    fn again(attempt: Attempt, _major: bool) -> Attempt {
+        Attempt { retries: attempt.retries + 1, tried: true, slow: true, ..attempt }
+    }
+
+    fn keep<'o, 's, H: Host>(
+        space: &Shared<CountedMmapLock>,
+        outside: Outside<'o>,
+        _: Self::Inside<'s, H>,
+    ) -> Option<MmapKept> {
+        match outside {
+            Outside::Mmap(guard) => Some(space.mmap_lock.keep(guard)),
+            Outside::Count(_) | Outside::Nothing => None,
+        }
+    }
+
+    fn through_io(kept: &mut MmapKept) {
+        kept.through_io();
+    }
+
+    fn range_work<'s, H: Host>(
+        space: &'s Shared<CountedMmapLock>,
+        engine: &'s Engine<H>,
+        _: &'s Tree<Vma<H, Self>>,
+        call: Call,
+        _: PageRange,
+    ) -> Range<'s> {
+        match call {
+            Call::Discard => Range::Read { _guard: Some(space.mmap_lock.read(engine)) },
+            _ => Range::Write(Change::begin(space, space.mmap_lock.write(engine, call))),
+        }
+    }
+
+    fn published<H: Host>(work: &mut Range<'_>) {
+        if let Range::Write(change) = work {
+            let guard = change.end().and_then(MmapWrite::downgrade);
+            *work = Range::Read { _guard: guard };
+        }
+    }
+
+    fn fork<'s, H: Host>(_: &'s Shared<CountedMmapLock>, _: &'s Engine<H>) {}
+}
