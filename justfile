@@ -61,6 +61,10 @@ soak:
 soak-real *ARGS:
     cargo run --release -p faultless-linux --example soak -- {{ARGS}}
 
+# Side by side with the peers, with any of its options: `just bench --quick`. Linux's maple tree takes part after `scripts/maple.sh`.
+bench *ARGS:
+    cargo run --release -p faultless-bench -- {{ARGS}}
+
 # What a page costs on real memory, beside the barest userfaultfd handler and the kernel.
 price *ARGS:
     cargo run --release -p faultless-linux --example price -- {{ARGS}}

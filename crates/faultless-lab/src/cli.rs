@@ -220,7 +220,11 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-pub(crate) fn say(text: &str) -> Result<(), Trouble> {
+/// Prints a text and a line break. That nobody reads on is no error.
+///
+/// # Errors
+/// [`Trouble::Input`] if it cannot be written.
+pub fn say(text: &str) -> Result<(), Trouble> {
     match writeln!(io::stdout(), "{text}") {
         // Nobody reads on, as behind `| head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -328,13 +332,19 @@ impl Compare {
 }
 
 /// Where the JSON goes.
-pub(crate) enum Output<'a> {
+pub enum Output<'a> {
+    /// Standard output.
     Stdout,
+    /// A file, and what it is called.
     File(File, &'a Path),
 }
 
 impl<'a> Output<'a> {
-    pub(crate) fn open(path: &'a Path) -> Result<Self, Trouble> {
+    /// The file of that name, made if it is not there; "-" is standard output.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`] if it cannot be written.
+    pub fn open(path: &'a Path) -> Result<Self, Trouble> {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
         }
@@ -345,7 +355,11 @@ impl<'a> Output<'a> {
         }
     }
 
-    pub(crate) fn write(self, text: &str) -> Result<(), Trouble> {
+    /// Writes all there is, in the place of what was there.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`].
+    pub fn write(self, text: &str) -> Result<(), Trouble> {
         match self {
             Self::Stdout => say(text),
             Self::File(mut file, path) => empty(&file)

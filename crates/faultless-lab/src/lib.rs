@@ -28,7 +28,7 @@ pub mod machine;
 pub mod measure;
 pub mod native;
 pub mod parse;
-mod progress;
+pub mod progress;
 pub mod report;
 pub mod scenarios;
 pub mod trouble;

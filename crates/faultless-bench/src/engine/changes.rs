@@ -1,0 +1,80 @@
+//! The smallest changes of an address space.
+
+use super::host::Zeroing;
+use super::{Memory, after, everybody};
+use crate::case::{Case, Work};
+use crate::lap::Lap;
+use faultless::address::VirtAddr;
+use faultless::protection::Protection;
+use faultless_lab::trouble::Trouble;
+use std::sync::Arc;
+
+const FRAMES: u64 = 1024;
+/// Threads at most.
+const THREADS: u64 = 2;
+/// Pages of a thread whose rights change: no leaf table has two threads' pages.
+const OWN: u64 = 4096;
+/// Those that change,
+const CHANGED: u64 = 16;
+/// in the middle of them.
+const FROM: u64 = 2048;
+
+pub const MAP_UNMAP: Case = Case {
+    name: "map-unmap",
+    about: "map a page, write it, unmap it",
+    sizes: None,
+    slices: 1,
+    set_up: |_| everybody(Zeroing::InFault, FRAMES, &[1, 2], &|memory| Ok(Arc::new(Mapping(memory)))),
+};
+
+pub const DISJOINT_CHANGE: Case = Case {
+    name: "disjoint-change",
+    about: "mprotect 16 touched pages inside the thread's own mapping, to read-only or back; each is one operation",
+    sizes: None,
+    slices: 1,
+    set_up: |_| everybody(Zeroing::InFault, FRAMES, &[1, 2], &changing),
+};
+
+struct Mapping(Box<dyn Memory>);
+
+impl Work for Mapping {
+    fn lap(&self, _me: usize, lap: &mut Lap) -> Result<(), Trouble> {
+        lap.repeat(16, 1, || {
+            let at = self.0.map(1)?;
+            self.0.write(at, 1)?;
+            self.0.unmap(at, 1)
+        })
+    }
+}
+
+fn changing(memory: Box<dyn Memory>) -> Result<Arc<dyn Work>, Trouble> {
+    let start = memory.map(THREADS * OWN)?;
+    let work = Changing { memory, start };
+    for thread in 0..THREADS {
+        // A hole keeps the threads' mappings from being one.
+        work.memory.unmap(after(work.start, thread * OWN), 1)?;
+        work.memory.write(work.of(thread), CHANGED)?;
+    }
+    Ok(Arc::new(work))
+}
+
+struct Changing {
+    memory: Box<dyn Memory>,
+    start: VirtAddr,
+}
+
+impl Changing {
+    fn of(&self, thread: u64) -> VirtAddr {
+        after(self.start, thread * OWN + FROM)
+    }
+}
+
+impl Work for Changing {
+    fn lap(&self, me: usize, lap: &mut Lap) -> Result<(), Trouble> {
+        let at = self.of(me as u64);
+        lap.repeat(8, 2, || {
+            self.memory.protect(at, CHANGED, Protection::READ)?;
+            self.memory.protect(at, CHANGED, Protection::READ | Protection::WRITE)
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! What rounds come to: medians, spreads, and which rounds do not count.
+
+use crate::lap::Reading;
+use faultless_lab::measure::Latency;
+use std::time::Duration;
+
+/// A round does not count if one of its threads was away for more than this part of its slice.
+pub const MOST_AWAY: f64 = 0.1;
+
+/// One entrant's round: its threads' slices.
+pub struct Round {
+    pub threads: Vec<Reading>,
+    pub latency: Latency,
+}
+
+impl Round {
+    /// Whether the machine was taken away from one of its threads.
+    pub fn is_taken_away(&self) -> bool {
+        self.threads.iter().any(|thread| thread.away.as_secs_f64() > thread.whole.as_secs_f64() * MOST_AWAY)
+    }
+
+    /// Nanoseconds that an operation took its thread: all the threads' time over all their operations.
+    fn each(&self, time: impl Fn(&Reading) -> Duration) -> Option<f64> {
+        let ops: u64 = self.threads.iter().map(|thread| thread.ops).sum();
+        let time: Duration = self.threads.iter().map(time).sum();
+        (ops != 0).then(|| time.as_nanos() as f64 / ops as f64)
+    }
+}
+
+/// What an entrant's rounds have come to.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Nanoseconds an operation: the median of the rounds; where each operation is timed, of their medians.
+    pub ns_per_op: Option<f64>,
+    /// The same of processor time.
+    pub cpu_ns_per_op: Option<f64>,
+    /// Where each operation is timed: of all rounds together.
+    pub p99_ns: Option<f64>,
+    /// The distance between the quartiles of `ns_per_op`, as a part of the median.
+    pub spread: Option<f64>,
+    /// Rounds that count.
+    pub rounds: usize,
+    /// Rounds that do not.
+    pub dropped: usize,
+}
+
+impl Figures {
+    /// Of these. If not one of them counts, all do: a busy machine's figures are better than none, and `dropped` tells.
+    pub fn of(rounds: &[Round]) -> Self {
+        let mut kept: Vec<&Round> = rounds.iter().filter(|round| !round.is_taken_away()).collect();
+        let dropped = rounds.len() - kept.len();
+        if kept.is_empty() {
+            kept = rounds.iter().collect();
+        }
+        let mut latency = Latency::default();
+        kept.iter().for_each(|round| latency.add(&round.latency));
+        let is_timed = latency.count() != 0;
+        let each = |round: &&Round| match is_timed {
+            true => Some(round.latency.quantile_us(0.5) * 1e3),
+            false => round.each(|thread| thread.wall),
+        };
+        let walls = sorted(kept.iter().filter_map(each));
+        let cpus = sorted(kept.iter().filter_map(|round| round.each(|thread| thread.cpu)));
+        let median = quantile(&walls, 0.5);
+        let spread = median.and_then(|m| Some((quantile(&walls, 0.75)? - quantile(&walls, 0.25)?) / m));
+        Self {
+            ns_per_op: median,
+            cpu_ns_per_op: quantile(&cpus, 0.5).filter(|_| !is_timed),
+            p99_ns: is_timed.then(|| latency.quantile_us(0.99) * 1e3),
+            spread: spread.filter(|spread| spread.is_finite()),
+            rounds: rounds.len() - dropped,
+            dropped,
+        }
+    }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Between neighbours by their distance; `None` of nothing.
+fn quantile(sorted: &[f64], quantile: f64) -> Option<f64> {
+    let place = quantile * sorted.len().checked_sub(1)? as f64;
+    let (low, high) = (place.floor() as usize, place.ceil() as usize);
+    Some(sorted[low] + (sorted[high] - sorted[low]) * place.fract())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(ns: u64, away_percent: u64) -> Round {
+        let (wall, whole) = (Duration::from_nanos(ns * 10), Duration::from_millis(100));
+        let away = Duration::from_millis(away_percent);
+        Round {
+            threads: vec![Reading { ops: 10, wall, cpu: wall, whole, away }],
+            latency: Latency::default(),
+        }
+    }
+
+    #[test]
+    fn median_and_quartiles_of_what_counts() {
+        let rounds = [round(40, 0), round(10, 9), round(20, 0), round(30, 0), round(50, 0), round(900, 11)];
+        let figures = Figures::of(&rounds);
+        assert_eq!(figures.ns_per_op, Some(30.0));
+        assert_eq!(figures.cpu_ns_per_op, Some(30.0));
+        assert_eq!(figures.spread, Some(20.0 / 30.0));
+        assert_eq!((figures.rounds, figures.dropped, figures.p99_ns), (5, 1, None));
+    }
+
+    #[test]
+    fn where_no_round_counts_all_do() {
+        let figures = Figures::of(&[round(10, 20), round(20, 90)]);
+        assert_eq!((figures.ns_per_op, figures.rounds, figures.dropped), (Some(15.0), 0, 2));
+        assert_eq!(Figures::of(&[]).ns_per_op, None);
+    }
+
+    #[test]
+    fn operations_that_are_timed_have_a_p99() {
+        let timed = |ns| {
+            let mut round = round(1, 0);
+            round.latency.record_n(ns, 98);
+            round.latency.record_n(ns * 100, 2);
+            round
+        };
+        let figures = Figures::of(&[timed(100), timed(102)]);
+        assert_eq!((figures.ns_per_op, figures.p99_ns), (Some(101.0), Some(10_007.0)));
+    }
+}

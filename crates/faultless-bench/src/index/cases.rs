@@ -1,0 +1,212 @@
+//! The cases, for each contender the same code.
+
+use super::maple::MapleTree;
+use super::ours::Ours;
+use super::peers::{Array, BTree, Concurrent, Ranges, Scc, Skip};
+use super::{Handle, Index, PAGES, Random, end_of, item, start_of};
+use crate::case::{Case, Entrant, Sizes, Work};
+use crate::guard::Membarrier;
+use crate::lap::Lap;
+use faultless::host::FenceBarrier;
+use faultless_lab::trouble::Trouble;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const SIZES: Option<Sizes> =
+    Some(Sizes { of: "ranges", usual: &[30, 1_000, 60_000], least: 4, most: 1_000_000 });
+
+/// Changes a second that the writer beside a reader makes: a removal and an insertion each.
+const RATE: u64 = 10_000;
+
+pub const LOOK_UP: Case = Case {
+    name: "look-up",
+    about: "find the range of a random page, and read its end and a word; the next page follows from the word",
+    sizes: SIZES,
+    slices: 1,
+    set_up: |ranges| entrants(ranges, &[1, 2], &LookUps, true),
+};
+
+pub const UPDATE: Case = Case {
+    name: "update",
+    about: "take a random range out, or put it back: each is one operation; what was taken out is freed",
+    sizes: SIZES,
+    slices: 1,
+    set_up: |ranges| entrants(ranges, &[1], &Updates, true),
+};
+
+pub const TWO_WRITERS: Case = Case {
+    name: "two-writers",
+    about: "as update, each thread in a half of its own",
+    sizes: SIZES,
+    slices: 1,
+    set_up: |ranges| entrants(ranges, &[1, 2], &Updates, true),
+};
+
+pub const READER: Case = Case {
+    name: "reader-under-writer",
+    about: "as look-up, each timed alone, beside a writer that updates 10,000 times a second; ns/op is the median",
+    sizes: SIZES,
+    slices: 4,
+    set_up: |ranges| entrants(ranges, &[1], &Readers, false),
+};
+
+/// What is done with a contender.
+trait Make {
+    fn work<I: Index>(&self, index: I, ranges: u64) -> Arc<dyn Work>;
+}
+
+/// Everybody. A tree without RCU has no readers beside its writers.
+fn entrants(
+    ranges: u64,
+    threads: &[usize],
+    make: &impl Make,
+    without_rcu: bool,
+) -> Result<Vec<Entrant>, Trouble> {
+    let mut all = Vec::new();
+    macro_rules! enter {
+        ($($index:ty),*) => {
+            $(all.extend(entrant::<$index>(ranges, threads, make));)*
+        };
+    }
+    enter!(Ours<FenceBarrier>, Ours<Membarrier>, MapleTree<true>);
+    if without_rcu {
+        enter!(MapleTree<false>);
+    }
+    enter!(BTree<std::sync::RwLock<_>>, BTree<parking_lot::RwLock<_>>, Ranges, Skip, Scc, Concurrent, Array);
+    Ok(all)
+}
+
+fn entrant<I: Index>(ranges: u64, threads: &[usize], make: &impl Make) -> impl Iterator<Item = Entrant> {
+    let work = I::new().map(|index| {
+        index.handle().fill((0..ranges).map(|number| item(start_of(number, ranges), 0)));
+        make.work(index, ranges)
+    });
+    Entrant::with_threads(I::name(), threads, work)
+}
+
+struct LookUps;
+
+impl Make for LookUps {
+    fn work<I: Index>(&self, index: I, ranges: u64) -> Arc<dyn Work> {
+        Arc::new(LookUp { index, ranges })
+    }
+}
+
+struct LookUp<I> {
+    index: I,
+    ranges: u64,
+}
+
+impl<I: Index> Work for LookUp<I> {
+    fn lap(&self, _me: usize, lap: &mut Lap) -> Result<(), Trouble> {
+        let (mut handle, mut random) = (self.index.handle(), Random::new(lap.seed()));
+        lap.repeat(64, 1, || {
+            let page = random.page(self.ranges);
+            match handle.find(page) {
+                Some(found) if found.end == end_of(page) => random.follows(found.word),
+                _ => return Err(not_found(page)),
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cold]
+fn not_found(page: u64) -> Trouble {
+    Trouble::Wrong(format!("the range of page {page:#x} is not found"))
+}
+
+struct Updates;
+
+impl Make for Updates {
+    fn work<I: Index>(&self, index: I, ranges: u64) -> Arc<dyn Work> {
+        Arc::new(Update { index, ranges })
+    }
+}
+
+struct Update<I> {
+    index: I,
+    ranges: u64,
+}
+
+impl<I: Index> Work for Update<I> {
+    fn lap(&self, me: usize, lap: &mut Lap) -> Result<(), Trouble> {
+        let (mut handle, mut random) = (self.index.handle(), Random::new(lap.seed()));
+        let half = self.ranges / 2;
+        lap.repeat(1, 2, || {
+            let start = start_of(random.below(half) + me as u64 * half, self.ranges);
+            update(&mut handle, start)
+        })
+    }
+}
+
+/// Takes a range out and puts a new one in its place.
+#[inline]
+fn update(handle: &mut impl Handle, start: u64) -> Result<(), Trouble> {
+    if !handle.remove(start, start + PAGES) {
+        return Err(not_found(start));
+    }
+    handle.insert(item(start, 0));
+    Ok(())
+}
+
+struct Readers;
+
+impl Make for Readers {
+    fn work<I: Index>(&self, index: I, ranges: u64) -> Arc<dyn Work> {
+        let (due, done) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Reader { index, ranges, due, done })
+    }
+}
+
+struct Reader<I> {
+    index: I,
+    ranges: u64,
+    /// Updates that were to be made, and those that were.
+    due: AtomicU64,
+    done: AtomicU64,
+}
+
+impl<I: Index> Work for Reader<I> {
+    fn lap(&self, _me: usize, lap: &mut Lap) -> Result<(), Trouble> {
+        let (mut handle, mut random) = (self.index.handle(), Random::new(lap.seed()));
+        lap.repeat_each(|| {
+            let page = random.page(self.ranges);
+            match handle.find(page) {
+                Some(found) if found.end != end_of(page) => return Err(not_found(page)),
+                Some(found) => random.follows(found.word),
+                // The writer has just taken it out.
+                None => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn has_beside(&self) -> bool {
+        true
+    }
+
+    /// Updates at a fixed rate; who is late catches up.
+    fn beside(&self, over: &AtomicBool) {
+        let (mut handle, mut random) = (self.index.handle(), Random::new(1 << 40));
+        let (start, mut done) = (Instant::now(), 0);
+        let due = |at: Duration| (at.as_secs_f64() * RATE as f64) as u64;
+        while !over.load(Ordering::Relaxed) {
+            while done < due(start.elapsed()) && !over.load(Ordering::Relaxed) {
+                let at = start_of(random.below(self.ranges), self.ranges);
+                update(&mut handle, at).expect("the only writer finds what it has put there");
+                done += 1;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        self.due.fetch_add(due(start.elapsed()), Ordering::Relaxed);
+        self.done.fetch_add(done, Ordering::Relaxed);
+    }
+
+    fn note(&self) -> Option<String> {
+        let (done, due) = (self.done.load(Ordering::Relaxed), self.due.load(Ordering::Relaxed));
+        (done * 100 < due * 95)
+            .then(|| format!("its writer has kept up with {} of {RATE} updates a second", done * RATE / due))
+    }
+}

@@ -1,0 +1,56 @@
+//! The same for programs: one row for each case, size, number of threads and contender.
+
+use crate::run::Row;
+use serde::Serialize;
+
+/// All rows of a run.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Report<'a>(Vec<Line<'a>>);
+
+#[derive(Serialize)]
+struct Line<'a> {
+    case: &'static str,
+    /// `null` for a case without sizes.
+    size: Option<u64>,
+    threads: usize,
+    contender: &'a str,
+    /// These are `null` where there is nothing: a contender that was skipped, a case without p99.
+    ns_per_op: Option<f64>,
+    p99_ns: Option<f64>,
+    spread: Option<f64>,
+    cpu_ns_per_op: Option<f64>,
+    rounds: usize,
+    dropped: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'a str>,
+}
+
+impl<'a> Report<'a> {
+    /// Of these.
+    pub fn new(rows: &'a [Row]) -> Self {
+        Self(rows.iter().map(Line::new).collect())
+    }
+}
+
+impl<'a> Line<'a> {
+    fn new(row: &'a Row) -> Self {
+        let figures = row.figures.as_ref().ok();
+        Self {
+            case: row.case.name,
+            size: row.size,
+            threads: row.threads,
+            contender: &row.contender,
+            ns_per_op: figures.and_then(|figures| figures.ns_per_op),
+            p99_ns: figures.and_then(|figures| figures.p99_ns),
+            spread: figures.and_then(|figures| figures.spread),
+            cpu_ns_per_op: figures.and_then(|figures| figures.cpu_ns_per_op),
+            rounds: figures.map_or(0, |figures| figures.rounds),
+            dropped: figures.map_or(0, |figures| figures.dropped),
+            skipped: row.figures.as_ref().err().map(String::as_str),
+            note: row.note.as_deref(),
+        }
+    }
+}

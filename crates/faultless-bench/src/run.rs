@@ -1,0 +1,145 @@
+//! Runs cases: rounds in which each entrant has one slice, in an order that changes.
+
+use crate::case::{Case, Entrant, Work};
+use crate::figures::{Figures, Round};
+use crate::index::Random;
+use crate::lap;
+use faultless_lab::measure::Latency;
+use faultless_lab::progress::Progress;
+use faultless_lab::trouble::Trouble;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// What is to be run.
+pub struct Plan {
+    /// In this order, each with the sizes to take, `None` where it has none.
+    pub cases: Vec<(&'static Case, Vec<Option<u64>>)>,
+    pub rounds: usize,
+    pub slice: Duration,
+}
+
+/// A line of a report.
+pub struct Row {
+    pub case: &'static Case,
+    pub size: Option<u64>,
+    pub threads: usize,
+    pub contender: String,
+    /// Or why there are none.
+    pub figures: Result<Figures, String>,
+    pub note: Option<String>,
+}
+
+impl Plan {
+    /// Runs it, and hands the rows of each case and size over as soon as they are there.
+    ///
+    /// # Errors
+    /// The first [`Trouble`]: a contender that does something wrong is not measured.
+    pub fn run(&self, mut done: impl FnMut(Vec<Row>) -> Result<(), Trouble>) -> Result<(), Trouble> {
+        let steps: usize = self.cases.iter().map(|(_, sizes)| sizes.len() * self.rounds).sum();
+        let progress = Progress::new(steps);
+        for (case, sizes) in &self.cases {
+            for &size in sizes {
+                let of = size.map_or(String::new(), |size| format!(" of {size}"));
+                progress.say(&format!("{}{of}: setting up", case.name));
+                let entrants = (case.set_up)(size.unwrap_or(0))?;
+                let rounds = self.rounds_of(case, &entrants, |round| {
+                    progress.say(&format!("{}{of}: round {round} of {}", case.name, self.rounds));
+                    if round != 1 {
+                        progress.step();
+                    }
+                })?;
+                progress.step();
+                let row = |(entrant, rounds): (Entrant, Vec<Round>)| Row {
+                    case,
+                    size,
+                    threads: entrant.threads,
+                    contender: entrant.contender,
+                    note: entrant.work.as_ref().ok().and_then(|work| work.note()),
+                    figures: entrant.work.map(|_| Figures::of(&rounds)),
+                };
+                done(entrants.into_iter().zip(rounds).map(row).collect())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All rounds of each entrant.
+    fn rounds_of(
+        &self,
+        case: &Case,
+        entrants: &[Entrant],
+        mut begins: impl FnMut(usize),
+    ) -> Result<Vec<Vec<Round>>, Trouble> {
+        let mut rounds: Vec<Vec<Round>> = entrants.iter().map(|_| Vec::new()).collect();
+        let mut random = Random::new(0);
+        for number in 1..=self.rounds {
+            begins(number);
+            for place in shuffled(entrants.len(), &mut random) {
+                let entrant = &entrants[place];
+                if let Ok(work) = &entrant.work {
+                    let round = slice(&**work, entrant.threads, self.slice * case.slices, number);
+                    rounds[place].push(
+                        round.map_err(|trouble| trouble.in_round(case.name, &entrant.contender, number))?,
+                    );
+                }
+            }
+        }
+        Ok(rounds)
+    }
+}
+
+/// One slice of each thread, at the same time; before it a shorter one that warms up.
+fn slice(work: &dyn Work, threads: usize, length: Duration, number: usize) -> Result<Round, Trouble> {
+    let (over, start) = (AtomicBool::new(false), Barrier::new(threads));
+    std::thread::scope(|scope| {
+        if work.has_beside() {
+            scope.spawn(|| work.beside(&over));
+        }
+        let one = |me| {
+            let (start, seed) = (&start, 2 * (number * threads + me) as u64);
+            scope.spawn(move || {
+                let warm = lap::run(length / 4, seed, |lap| work.lap(me, lap));
+                // All wait here, whatever has come of it: nobody is left behind.
+                start.wait();
+                warm.and_then(|_| lap::run(length, seed + 1, |lap| work.lap(me, lap)))
+            })
+        };
+        let all: Vec<_> = (0..threads).map(one).collect();
+        let all: Vec<_> = all.into_iter().map(|thread| thread.join()).collect();
+        over.store(true, Ordering::Relaxed);
+        let mut round = Round { threads: Vec::new(), latency: Latency::default() };
+        for thread in all {
+            let read = thread.unwrap_or_else(|_| Err(Trouble::Wrong("a thread has panicked".into())));
+            let (reading, latency) = read?;
+            round.latency.add(&latency);
+            round.threads.push(reading);
+        }
+        Ok(round)
+    })
+}
+
+/// An order in which none always follows the same other one.
+fn shuffled(count: usize, random: &mut Random) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    for last in (1..count).rev() {
+        order.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_order_has_all_of_them_once() {
+        let mut random = Random::new(1);
+        let orders: Vec<_> = (0..20).map(|_| shuffled(5, &mut random)).collect();
+        assert!(orders.iter().any(|order| order != &orders[0]));
+        for mut order in orders {
+            order.sort_unstable();
+            assert_eq!(order, [0, 1, 2, 3, 4]);
+        }
+    }
+}
