@@ -87,10 +87,10 @@ fn enter<'a>(sections: &'a Sections, barrier: &impl Barrier) -> Section<'a> {
 fn look_up(mappings: u64, rounds: u64) -> Result<Took, Failure> {
     let range = |index: u64| PageRange::with_pages(PageNumber::new(index * 32), 16);
     let items = (0..mappings).map(|index| Ok(Box::new(Item(range(index)?, Life::new()))));
-    let items = items.collect::<Result<Vec<_>, Failure>>()?;
+    let mut items = items.collect::<Result<Vec<_>, Failure>>()?;
     let (tree, mut writer) = Tree::new();
     let whole = PageRange::with_pages(PageNumber::new(0), mappings * 32)?;
-    tree.replace(&mut writer, whole, items).map_err(|(error, _)| error)?;
+    tree.replace(&mut writer, whole, &mut items, &mut Vec::new())?;
     let pages: Vec<_> = (0..rounds).map(|round| PageNumber::new(mixed(round) % (mappings * 32))).collect();
     let sections = Sections::new();
     let section = enter(&sections, &FenceBarrier);

@@ -33,6 +33,7 @@ impl Ranged for Vma {
 /// One thread's, with room that it keeps.
 pub struct Thread<'a, B> {
     ours: &'a Ours<B>,
+    #[expect(clippy::vec_box, reason = "as the tree takes them")]
     new: Vec<Box<Vma>>,
 }
 
