@@ -321,6 +321,14 @@ impl Retired {
         Self { pointer, free: free::<T> }
     }
 
+    /// Takes what is at `pointer`, which no new reader can find any more, and which `free` frees.
+    ///
+    /// # Safety
+    /// `free` may be called with `pointer` once, by any thread.
+    pub unsafe fn from_raw(pointer: NonNull<()>, free: unsafe fn(NonNull<()>)) -> Self {
+        Self { pointer, free }
+    }
+
     /// Frees it.
     ///
     /// # Safety
