@@ -28,6 +28,9 @@ install_loses_dirty      | faultless-soft | loom | invariant_9_a_dirty_bit_is_no
 subject_relaxed          | faultless-soft | loom | accesses_after_each_other_against_unmap | (invariant 3|Causality violation)
 leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | rule 7
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
+shared_table_is_writable | faultless-soft | loom_fork | a_store_against_fork | invariant 7
+unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
+shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3

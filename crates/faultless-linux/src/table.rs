@@ -303,6 +303,8 @@ impl Run {
 // SAFETY: the entries are `RadixTable`'s, changed as its methods have it; the kernel's pages follow as the module says.
 unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
+    /// The kernel's page table is not seen: what each process has of it cannot be shared.
+    type Left = std::convert::Infallible;
 
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
     const FOLLOWS: bool = true;

@@ -23,7 +23,7 @@ mod table;
 pub use access::{AccessError, Cpu};
 pub use memory::{MAX_FRAMES, MemoryError, PhysicalMemory};
 pub use mmu::PageFault;
-pub use table::{Leaf, RadixTable};
+pub use table::{Leaf, Left, RadixTable};
 
 use faultless::host::{Host, OutOfMemory, StdBarrier, StdClock, StdPark, StdSlots};
 use faultless::sync::Sections;

@@ -41,6 +41,10 @@ pub(crate) fn access<R>(
         Access::Write => (Entry::WRITE, Entry::ACCESSED | Entry::DIRTY),
         Access::Execute => (Entry::EXECUTE, Entry::ACCESSED),
     };
+    // As the write bit of an upper entry, which goes before that of the entry.
+    if access == Access::Write && table.is_shared(leaf) && !cfg!(mutant = "shared_table_is_writable") {
+        return Err(fault);
+    }
     let mut entry = table.translate(leaf, page);
     let frame = loop {
         let Some(frame) = entry.frame().filter(|_| entry.has(right)) else { return Err(fault) };

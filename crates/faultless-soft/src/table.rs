@@ -1,10 +1,17 @@
-//! The page table of a software MMU: a radix tree of atomic words, as x86-64 has it.
+//! The page table of a software MMU: a radix tree of atomic words, as x86-64 has it. A leaf table may hang in several
+//! trees ([`share`]).
 
+mod block;
+mod share;
+
+use block::Reserve;
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::{Entry, OutOfMemory, PageTable, Stable};
+use faultless::host::{Entry, Fate, OutOfMemory, PageTable, Stable, Unshared};
 use faultless::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use faultless::sync::{Life, Retired, Sections, plain};
-use std::ptr;
+pub use share::Left;
+use share::Sharing;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 /// Nine bits a level, as on x86-64; one under loom, so that a model reaches the second leaf and the second table.
@@ -30,6 +37,15 @@ unsafe trait Table: Sized {
     /// For the back-ends whose atomics are not plain words.
     #[cfg(any(loom, shuttle))]
     fn empty() -> Self;
+
+    /// Frees a table.
+    ///
+    /// # Safety
+    /// From [`make`], or, of a leaf, from a block; used by nobody, and freed once.
+    unsafe fn free(table: NonNull<Self>) {
+        // SAFETY: by the contract above, for what is no leaf.
+        drop(unsafe { Box::from_raw(table.as_ptr()) });
+    }
 }
 
 /// An empty table, or nothing if there is no memory.
@@ -53,20 +69,28 @@ fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
 struct LeafTable {
     /// Atomic; who writes what is said at [`PageTable`]'s methods.
     entries: [AtomicU64; FAN],
+    sharing: Sharing,
     life: Life,
 }
 
-// SAFETY: zeros are empty entries; `Life` has no bytes outside loom.
+// SAFETY: zeros are empty entries, and a table that nobody shares; `Life` has no bytes outside loom.
 unsafe impl Table for LeafTable {
     const SPAN: u64 = FAN as u64;
     #[cfg(any(loom, shuttle))]
     fn empty() -> Self {
-        Self { entries: std::array::from_fn(|_| AtomicU64::new(0)), life: Life::new() }
+        let entries = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { entries, sharing: Sharing::new(), life: Life::new() }
+    }
+
+    unsafe fn free(table: NonNull<Self>) {
+        // SAFETY: by the same contract.
+        unsafe { block::free(table) };
     }
 }
 
 impl Drop for LeafTable {
     fn drop(&mut self) {
+        debug_assert!(!self.sharing.is_shared(), "a table freed that others have");
         self.life.end();
     }
 }
@@ -83,9 +107,10 @@ impl Drop for Ghost {
 }
 
 /// A table of tables, which live until it is dropped, or of leaves, which come and go.
-struct Upper<C> {
+struct Upper<C: Table> {
     /// Null, or a table from a Box. Set by compare-and-swap (Release), followed by Acquire loads: whoever finds a
-    /// table finds it empty or later. A leaf's place is set back to null by `unhook`.
+    /// table finds it empty or later. A leaf's place is set back to null by `unhook`; while the leaf is shared, the pointer
+    /// has marks ([`share::SHARED`]).
     places: [AtomicPtr<C>; FAN],
     life: Life,
 }
@@ -106,13 +131,15 @@ impl<C: Table> Upper<C> {
     }
 }
 
-impl<C> Drop for Upper<C> {
+impl<C: Table> Drop for Upper<C> {
     fn drop(&mut self) {
         for place in &self.places {
             let child = place.load(Ordering::Relaxed);
-            if !child.is_null() {
-                // SAFETY: `&mut self`: nobody else is here; the pointer came from a Box and is dropped once.
-                drop(unsafe { Box::from_raw(child) });
+            // A shared leaf is others': whoever drops a table has left what it shares.
+            debug_assert!(!share::is_marked(child), "a table dropped that has a shared leaf");
+            if let Some(child) = NonNull::new(child).filter(|child| !share::is_marked(child.as_ptr())) {
+                // SAFETY: `&mut self`: nobody else is here; what hangs is a table's only place, and freed once.
+                unsafe { C::free(child) };
             }
         }
         self.life.end();
@@ -120,7 +147,7 @@ impl<C> Drop for Upper<C> {
 }
 
 /// What hangs at `place`, made where it is missing; of two makers the second takes the first one's.
-fn get_or_make<C: Table>(place: &AtomicPtr<C>) -> Result<*const C, OutOfMemory> {
+fn get_or_make<C: Table>(place: &AtomicPtr<C>) -> Result<*mut C, OutOfMemory> {
     let found = place.load(Ordering::Acquire);
     if !found.is_null() {
         return Ok(found);
@@ -208,6 +235,8 @@ pub struct RadixTable {
     /// The upper bits of what accesses through this table call their page; other tables' may be the same, which costs a
     /// wait. Immutable.
     tag: u64,
+    /// For what fork shares with this table.
+    reserve: Reserve,
     /// The access sections of all processors; [`PageTable::invalidate`] waits for the older ones. Immutable.
     sections: Arc<Sections>,
 }
@@ -215,14 +244,23 @@ pub struct RadixTable {
 /// A leaf table and the place where it hangs.
 #[derive(Clone, Copy)]
 pub struct Leaf<'s> {
-    table: &'s LeafTable,
+    /// What was found there, with its marks; not null.
+    found: *mut LeafTable,
     place: &'s AtomicPtr<LeafTable>,
 }
 
 impl<'s> Leaf<'s> {
+    fn table(self) -> &'s LeafTable {
+        // SAFETY: from a Box; the proof that it was found with keeps it. A section keeps every leaf, a range taken those
+        // that are not shared, and callers look at no others then.
+        let table = unsafe { &*share::unmarked(self.found) };
+        table.life.touch();
+        table
+    }
+
+    #[inline]
     fn entry(self, page: PageNumber) -> &'s AtomicU64 {
-        self.table.life.touch();
-        &self.table.entries[page.get() as usize % FAN]
+        &self.table().entries[page.get() as usize % FAN]
     }
 }
 
@@ -248,7 +286,7 @@ impl RadixTable {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(sections: Arc<Sections>) -> Result<Self, OutOfMemory> {
-        Ok(Self { root: make()?, tag: next_tag(), sections })
+        Ok(Self { root: make()?, tag: next_tag(), reserve: Reserve::default(), sections })
     }
 
     /// The entry as a processor's walk finds it. Acquire, partner: [`PageTable::install`]: what was written into the
@@ -298,7 +336,10 @@ fn linger() {
 unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
+    type Left = Left;
+
     const LEAF_PAGES: u64 = LeafTable::SPAN;
+    const SHARES_LEAVES: bool = true;
 
     fn pages(&self) -> u64 {
         Self::PAGES
@@ -307,23 +348,19 @@ unsafe impl PageTable for RadixTable {
     fn leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
         debug_assert!(page.get() < Self::PAGES);
         let place = self.root.leaf_place(page)?;
-        let table = place.load(Ordering::Acquire);
-        // SAFETY: null, or from a Box; the proof keeps what hangs, or has hung since it began, from being freed.
-        let table = unsafe { table.as_ref() }?;
-        Some(Leaf { table, place })
+        let found = place.load(Ordering::Acquire);
+        (!found.is_null()).then_some(Leaf { found, place })
     }
 
     fn make_leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
         debug_assert!(page.get() < Self::PAGES);
         let place = self.root.make_leaf_place(page)?;
-        let table = get_or_make(place)?;
-        // SAFETY: as in `leaf`, and not null.
-        Ok(Leaf { table: unsafe { &*table }, place })
+        Ok(Leaf { found: get_or_make(place)?, place })
     }
 
     fn hangs(&self, leaf: Leaf<'_>) -> bool {
         // While the proof lasts the leaf is not freed, so the same pointer is the same leaf.
-        ptr::eq(leaf.place.load(Ordering::Acquire), leaf.table)
+        !self.is_shared(leaf) && ptr::eq(leaf.place.load(Ordering::Acquire), leaf.found)
     }
 
     fn load(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
@@ -403,14 +440,44 @@ unsafe impl PageTable for RadixTable {
         let place = self.root.leaf_place(page)?;
         // Release, partner: `hangs`; Acquire, partner: who made the leaf.
         let table = place.swap(ptr::null_mut(), Ordering::AcqRel);
-        if table.is_null() {
-            return None;
-        }
-        // SAFETY: from a Box, and taken out of its only place just now: nobody else makes a Box of it.
-        let table = unsafe { Box::from_raw(table) };
+        debug_assert!(!share::is_marked(table), "unhooked while others have it");
+        let table = NonNull::new(table)?;
         #[cfg(loom)]
-        let table = Box::new(Ghost(Box::leak(table)));
-        Some(Retired::new(table))
+        // SAFETY: from a Box or a block, and never freed.
+        return Some(Retired::new(Box::new(Ghost(unsafe { table.as_ref() }))));
+        #[cfg(not(loom))]
+        {
+            /// # Safety
+            /// A leaf table that was taken out of its only place, once.
+            unsafe fn free(table: NonNull<()>) {
+                // SAFETY: by the contract above.
+                unsafe { LeafTable::free(table.cast()) };
+            }
+            // SAFETY: taken out of its only place just now; tables go from thread to thread.
+            Some(unsafe { Retired::from_raw(table.cast(), free) })
+        }
+    }
+
+    #[inline]
+    fn is_shared(&self, leaf: Leaf<'_>) -> bool {
+        share::is_marked(leaf.found)
+    }
+
+    fn others(&self, leaf: Leaf<'_>) -> u64 {
+        leaf.table().sharing.others()
+    }
+
+    fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
+        share::share(leaf, child.root.make_leaf_place(page)?, &child.reserve)
+    }
+
+    fn unshare(
+        &self,
+        leaf: Leaf<'_>,
+        page: PageNumber,
+        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
+    ) -> Unshared<Left> {
+        share::unshare(leaf, page, each)
     }
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {

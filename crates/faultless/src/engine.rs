@@ -2,7 +2,7 @@
 //! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
 //! no section and has announced nothing (invariant 1).
 
-use crate::frame::{Folio, Reference};
+use crate::frame::{Folio, MAX_SHARED_TABLES, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
@@ -18,11 +18,20 @@ pub struct Limits {
     pub cached_pages: u64,
     /// Mappings in one space (vm.max_map_count, 65,530): see [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
     pub mappings: usize,
+    /// Entries from which on a leaf table is worth being shared by fork, which copies it when one of both needs another entry.
+    /// With fewer the entries are copied by fork. `u64::MAX`: no table is ever shared.
+    pub shared_entries: u64,
 }
+
+/// An eighth of a leaf table that has 512.
+#[cfg(not(loom))]
+const SHARED_ENTRIES: u64 = 64;
+#[cfg(loom)]
+const SHARED_ENTRIES: u64 = 2;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { cached_pages: u64::MAX, mappings: 65_530 }
+        Self { cached_pages: u64::MAX, mappings: 65_530, shared_entries: SHARED_ENTRIES }
     }
 }
 
@@ -34,6 +43,8 @@ pub struct Engine<H: Host> {
     zero: Frame,
     /// Numbers for mappings, records, files. Atomic; on a line of its own, as the next: faults read what is beside them.
     serial: CachePadded<plain::AtomicU64>,
+    /// Leaf tables shared, each counted once for every space but one that has it.
+    shared_tables: plain::AtomicU64,
     pub(crate) cache: CachePadded<Account<H>>,
 }
 
@@ -52,6 +63,7 @@ impl<H: Host> Engine<H> {
             zero,
             serial: CachePadded::new(plain::AtomicU64::new(1)),
             cache: CachePadded::default(),
+            shared_tables: plain::AtomicU64::new(0),
         }))
     }
 
@@ -145,6 +157,20 @@ impl<H: Host> Engine<H> {
 
     pub(crate) fn folio(&self, frame: Frame) -> &Folio {
         self.host.frames().folio(frame)
+    }
+
+    /// Counts a leaf table that is about to be shared. False: there are as many as there may be.
+    pub(crate) fn count_shared_table(&self) -> bool {
+        let is_room = self.shared_tables.fetch_add(1, plain::Ordering::Relaxed) < MAX_SHARED_TABLES;
+        if !is_room {
+            self.uncount_shared_table();
+        }
+        is_room
+    }
+
+    /// It is not, or no longer.
+    pub(crate) fn uncount_shared_table(&self) {
+        self.shared_tables.fetch_sub(1, plain::Ordering::Relaxed);
     }
 
     // ---- sleeping

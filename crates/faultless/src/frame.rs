@@ -48,9 +48,15 @@ const DIRTY: u64 = 1 << 59;
 const WRITEBACK: u64 = 1 << 60;
 
 const MAPPINGS: u64 = PIN - 1;
+/// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
+/// which each may come to be counted apart.
+const MAPPINGS_FULL: u64 = MAPPINGS - MAX_SHARED_TABLES;
 const PINS: u64 = IO_PIN - PIN;
 const IO_PINS: u64 = CACHED - IO_PIN;
 const REFERENCES: u64 = EXCLUSIVE - 1;
+
+/// How many leaf tables may be shared at once, each counted once for every space but one that has it.
+pub const MAX_SHARED_TABLES: u64 = 1 << 22;
 
 /// Which count a reference is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +78,12 @@ impl Reference {
         }
     }
 
-    /// The count's bits.
-    const fn field(self) -> u64 {
+    /// Whether the count of a folio with this `word` is as high as it may be.
+    const fn is_full(self, word: u64) -> bool {
         match self {
-            Self::Mapping => MAPPINGS,
-            Self::Pin => PINS,
-            Self::IoPin => IO_PINS,
+            Self::Mapping => word & MAPPINGS >= MAPPINGS_FULL,
+            Self::Pin => word & PINS == PINS,
+            Self::IoPin => word & IO_PINS == IO_PINS,
         }
     }
 }
@@ -170,7 +176,7 @@ impl Folio {
             if word & REFERENCES == 0 {
                 return Err(Refused::Free);
             }
-            if word & reference.field() == reference.field() {
+            if reference.is_full(word) {
                 return Err(Refused::Full);
             }
             let new = (word + reference.unit()) | REFERENCED;
@@ -235,12 +241,26 @@ impl Folio {
             if word & EXCLUSIVE != 0 && word & IO_PINS != 0 {
                 return Share::Pinned;
             }
-            if word & MAPPINGS == MAPPINGS {
+            if Reference::Mapping.is_full(word) {
                 return Share::Full;
             }
             let new = (word + MAPPING) & !EXCLUSIVE;
             match self.word.compare_exchange(word, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Share::Shared,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// One more mapping, exclusive no longer: a leaf table with the page, shared until now, is copied. There is room for that
+    /// ([`MAX_SHARED_TABLES`]), and nobody does I/O into the page by a mapping that is exclusive.
+    pub fn count_copy(&self) {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            debug_assert!(word & MAPPINGS != MAPPINGS && (word & EXCLUSIVE == 0 || word & IO_PINS == 0));
+            let new = (word + MAPPING) & !EXCLUSIVE;
+            match self.word.compare_exchange(word, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
                 Err(now) => word = now,
             }
         }

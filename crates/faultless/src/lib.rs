@@ -45,7 +45,7 @@
 //! | … DONTNEED; REMOVE; guards; POPULATE, and what mlock and MAP_POPULATE fetch | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
 //! | mlock, mlockall; mseal; what they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
 //! | mincore; msync | `resident.rs`; `sync_file.rs` |
-//! | fork; exit | `fork.rs`; `exit.rs` |
+//! | fork, the leaf tables that it shares; exit | `fork.rs`, `shared_table.rs`; `exit.rs` |
 //! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
 //! | what a space may use | `limits.rs` |
@@ -89,7 +89,8 @@
 //! | | read section | bit of the entry | range taken | tree lock |
 //! |---|---|---|---|---|
 //! | tree, VMAs | read | read | read what lies in the range | read, replace |
-//! | tables | read; make a missing leaf | the same | the same; unhook a leaf all inside a hole | – |
+//! | tables | read; make a missing leaf; get an own one for a shared one | the same | the same; unhook a leaf all inside a hole | – |
+//! | an entry of a shared table | read | – | – | – |
 //! | an entry without the bit | announce | – | exchange, after publication | – |
 //! | an entry with the bit | – | install, by who set it | wait | – |
 //! | a folio's state | dirty, before it gives the write right | dirty | – | – |

@@ -103,6 +103,10 @@ counters! {
     CowCopies = "cow_copies",
     /// Copy-on-write breaks that reused the page in place.
     CowReuses = "cow_reuses",
+    /// Leaf tables that forks shared.
+    TablesShared = "tables_shared",
+    /// Leaf tables copied since, by who was first to write an entry.
+    TablesCopied = "tables_copied",
 }
 
 const COUNTERS: usize = Counter::ALL.len();

@@ -22,6 +22,11 @@ const FRAMES: u64 = 2048;
 /// A read takes so long at least where threads are to meet during it; up to twice that.
 const SLOW: Duration = Duration::from_micros(20);
 
+/// Episodes have few pages; fork shares their tables all the same.
+pub(super) fn limits() -> Limits {
+    Limits { shared_entries: 4, ..Limits::default() }
+}
+
 /// What the engine is made to do instead of an operation, or nothing at all: a planted difference, for tests.
 pub type Plant = fn(&Operation) -> Planted;
 
@@ -92,7 +97,7 @@ impl<D: LockingDesign> Machine<D> {
     /// There is no memory for it.
     pub fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
         let host = Soft::new(FRAMES).map_err(|error| error.to_string())?;
-        let engine = Engine::new(host, Limits::default()).map_err(|error| error.to_string())?;
+        let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
         let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
         space.set_heap(VirtAddr::new(At::page(HEAP).address()));
         Self::in_space(space, episode, plant, None)

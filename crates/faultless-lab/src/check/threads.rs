@@ -10,7 +10,7 @@
 
 use super::differences::{AGAINST_ALONE, Difference};
 use super::draw::Draw;
-use super::engine::{Machine, Plant, Subject, balance, end, subject};
+use super::engine::{Machine, Plant, Subject, balance, end, limits, subject};
 use super::generate::{EPISODE, Episode, seed_of};
 use super::operation::{FILES, Object, Operation, PAGES};
 use super::shrink::shrink;
@@ -21,7 +21,7 @@ use crate::designs::{Design, Visitor};
 use crate::progress::Progress;
 use crate::trouble::Trouble;
 use faultless::design::LockingDesign;
-use faultless::{AddressSpace, Engine, Limits};
+use faultless::{AddressSpace, Engine};
 use faultless_soft::Soft;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -249,7 +249,7 @@ fn new_space<D: LockingDesign>(threads: usize) -> Result<AddressSpace<Soft, D>, 
     // Every page in every child, the files, and as much again for what is about to be freed.
     let frames = threads * (PAGES * (1 + threads * CHILDREN) + FILES as u64 * PAGES) * 2;
     let host = Soft::new(frames).map_err(|error| error.to_string())?;
-    let engine = Engine::new(host, Limits::default()).map_err(|error| error.to_string())?;
+    let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
     AddressSpace::new(&engine).map_err(|error| error.to_string())
 }
 

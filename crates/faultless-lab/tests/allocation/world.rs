@@ -91,7 +91,9 @@ pub struct World<D: LockingDesign> {
 
 impl<D: LockingDesign> World<D> {
     pub fn new() -> Self {
-        let engine = Engine::new(Soft::new(128).unwrap(), Limits::default()).unwrap();
+        // One entry is enough for a table to be shared by fork.
+        let limits = Limits { shared_entries: 1, ..Limits::default() };
+        let engine = Engine::new(Soft::new(128).unwrap(), limits).unwrap();
         let read_only = File::open(&engine, numbered(4)).unwrap();
         let writable = File::open_rw(&engine, numbered(4)).unwrap();
         let handle = writable.handle();

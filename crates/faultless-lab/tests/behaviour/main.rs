@@ -13,6 +13,7 @@ mod moves;
 mod remote;
 mod shared;
 mod stand;
+mod tables;
 mod threads;
 
 use faultless::address::{PAGE_SIZE, VirtAddr};

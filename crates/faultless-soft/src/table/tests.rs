@@ -29,11 +29,11 @@ fn leaves_are_made_once_and_cover_their_span() {
     assert_eq!((RadixTable::PAGES, RadixTable::LEAF_PAGES), (1 << 36, 512));
     assert!(table.leaf(&proof, page(5)).is_none());
     let leaf = table.make_leaf(&proof, page(5)).unwrap();
-    assert!(ptr::eq(leaf.table, table.make_leaf(&proof, page(511)).unwrap().table));
-    assert!(ptr::eq(leaf.table, table.leaf(&proof, page(0)).unwrap().table));
+    assert!(ptr::eq(leaf.table(), table.make_leaf(&proof, page(511)).unwrap().table()));
+    assert!(ptr::eq(leaf.table(), table.leaf(&proof, page(0)).unwrap().table()));
     assert!(table.leaf(&proof, page(512)).is_none());
     let last = table.make_leaf(&proof, page(RadixTable::PAGES - 1)).unwrap();
-    assert!(!ptr::eq(leaf.table, last.table));
+    assert!(!ptr::eq(leaf.table(), last.table()));
     table.exchange(leaf, page(5), Entry::EMPTY, mapping(1)).unwrap();
     assert_eq!(table.load(leaf, page(5)), mapping(1));
     assert_eq!(table.load(leaf, page(6)), Entry::EMPTY);

@@ -101,6 +101,12 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// shared mapping can be writable: [`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported); and
     /// what is written by a [`FileHandle`](crate::FileHandle) is seen where the page is mapped afterwards.
     const SHARES_WRITES: bool = true;
+    /// Whether a leaf table can hang in several tables at once ([`PageTable::share`]). Where not, fork copies each entry.
+    const SHARES_LEAVES: bool = false;
+
+    /// A shared leaf table that this one has left, as long as a processor may still walk it: dropped after
+    /// [`PageTable::invalidate`]. A host that shares none says [`core::convert::Infallible`].
+    type Left: Send;
 
     /// Pages that the table can address: page 0 up to this, a multiple of [`PageTable::LEAF_PAGES`]. Always the same.
     fn pages(&self) -> u64;
@@ -167,6 +173,45 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// or BUSY, and has swept it. Readers may still be in the table: it is freed after a grace period.
     fn unhook(&self, page: PageNumber) -> Option<Retired>;
 
+    /// Whether the leaf was shared with other tables when it was found. Then its entries are not written but by processors,
+    /// which set accessed bits, and no processor stores through it, whatever its entries allow. A leaf that was found by a
+    /// range taken, and not in a section, is asked nothing else: others may free it.
+    fn is_shared(&self, leaf: Self::Leaf<'_>) -> bool {
+        let _ = leaf;
+        false
+    }
+
+    /// How many other tables have the leaf, which was found in a section.
+    fn others(&self, leaf: Self::Leaf<'_>) -> u64 {
+        let _ = leaf;
+        0
+    }
+
+    /// Hangs the leaf over `page` in `child` as well, which has none there; it was found in a section. When `invalidate` of
+    /// its pages has returned, no processor stores through it any more. Takes the memory that [`PageTable::unshare`] will need.
+    /// Does not sleep. False: somebody is at work on it, and nothing is done. Called only if [`PageTable::SHARES_LEAVES`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: nothing is done.
+    fn share(&self, leaf: Self::Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
+        let _ = (leaf, child, page);
+        Ok(false)
+    }
+
+    /// Gives this table a leaf of its own in the place of the shared one over `page`, which was found in a section: the shared
+    /// one where nobody else has it any more, else a copy. `each` is called for the entries that are not empty, of
+    /// what is copied for all, and nobody else is at work on the table meanwhile; it says what the copy has, which gets no write right, and the shared table loses
+    /// that of each frame which the copy has too. Does not sleep, and needs no memory.
+    fn unshare(
+        &self,
+        leaf: Self::Leaf<'_>,
+        page: PageNumber,
+        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
+    ) -> Unshared<Self::Left> {
+        let _ = (leaf, page, each);
+        Unshared::Own
+    }
+
     /// Returns when no processor uses a translation of `range` that is older than the call: a TLB shootdown, or the
     /// end of older access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
     /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
@@ -183,6 +228,27 @@ pub unsafe trait PageTable: Send + Sync + 'static {
         let _ = (range, rights);
         Ok(())
     }
+}
+
+/// What becomes of an entry in [`PageTable::unshare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is copied.
+    Copied,
+    /// The table becomes this space's own, and came from another one by fork; its pages are exclusive still, or some are. The
+    /// entry stays as it is, whatever is answered.
+    Stays,
+}
+
+/// How [`PageTable::unshare`] went.
+#[derive(Debug)]
+pub enum Unshared<L> {
+    /// The leaf is this table's own, or it is not the one that hangs there: look again.
+    Own,
+    /// Another one is at work on it, or about to leave it: nothing is done.
+    Busy,
+    /// What hangs there now is this table's own.
+    Left(L),
 }
 
 /// Physical memory: frames of one page each, and a [`Folio`] for each frame.

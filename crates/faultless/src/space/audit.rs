@@ -64,7 +64,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             let start = page.align_down(H::Table::LEAF_PAGES);
             for page in (start.get()..start.get() + H::Table::LEAF_PAGES).map(PageNumber::new) {
                 let Some(leaf) = space.table.leaf(&section, page) else { break };
-                self.audit_entry(&section, page, space.table.load(leaf, page))?;
+                let is_shared = space.table.is_shared(leaf);
+                self.audit_entry(&section, page, space.table.load(leaf, page), is_shared)?;
             }
             rest = crate::address::PageRange::new(
                 PageNumber::new(start.get() + H::Table::LEAF_PAGES),
@@ -79,6 +80,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         section: &crate::sync::Section<'_>,
         page: PageNumber,
         entry: Entry,
+        is_shared: bool,
     ) -> Result<(), AuditError> {
         let space = &self.0;
         if entry.is_announced() {
@@ -102,7 +104,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Err(AuditError::FreeFrame { page });
         }
         match vma.record() {
-            Some(record) if folio.is_exclusive() && frame != space.engine.zero_frame() => {
+            // In a shared table it is not exclusive, whatever its word says.
+            Some(record) if !is_shared && folio.is_exclusive() && frame != space.engine.zero_frame() => {
                 let (owner, record) = (folio.owner(), record.id().map_or(0, AnonId::get));
                 if owner == record { Ok(()) } else { Err(AuditError::Record { page, owner, record }) }
             }

@@ -17,7 +17,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let space = &self.0;
         space.engine.assert_may_sleep("exit");
         // Who waits for I/O lets go of what its design keeps meanwhile; only then can that be taken.
-        space.dying.store(true, Ordering::Release);
+        space.signs.dying.store(true, Ordering::Release);
         space.engine.wake_waiters();
         space.map.lock_by(&*space.engine).exited = true;
         space.clear();
@@ -67,6 +67,16 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             let first = page.align_down(H::Table::LEAF_PAGES);
             let Ok(span) = PageRange::with_pages(first, H::Table::LEAF_PAGES) else { break };
             rest = PageRange::new(span.end(), whole.end());
+            let Some(leaf) = self.table.leaf(&section, page) else { continue };
+            let section = match self.table.is_shared(leaf) {
+                false => section,
+                true => {
+                    // What others have too is theirs.
+                    drop(section);
+                    self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
+                    self.engine.enter()
+                }
+            };
             let Some(leaf) = self.table.leaf(&section, page) else { continue };
             for page in span.iter() {
                 let entry = self.table.load(leaf, page);

@@ -4,12 +4,15 @@
 
 use super::limits::Usage;
 use super::range_work::{Removed, Taken};
+use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::frame::Share;
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
+use crate::stats::Counter;
+use crate::sync::atomic::Ordering;
 use crate::sync::{RangesGuard, try_box};
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonId, AnonRecord, Backing, Flags, Mapping, Vma};
@@ -90,6 +93,11 @@ fn is_inherited<H: Host, D: LockingDesign>(vma: &&Vma<H, D>) -> bool {
     !vma.mapping().flags.contains(Flags::DONT_FORK)
 }
 
+/// Whether it is anonymous memory that nobody shares: guards in it have made a record.
+fn is_plain_anonymous<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
+    vma.record().is_some() && matches!(vma.mapping().backing, Backing::Anonymous)
+}
+
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
     fn copy_mappings<'c>(
@@ -138,8 +146,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .collect()
     }
 
-    /// Copies the entries of every private mapping that has anonymous pages. What a file has, the child faults in
-    /// itself. Page work is stopped.
+    /// Gives the child the entries of every private mapping that has anonymous pages: shares the leaf tables where that
+    /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped.
     fn copy_pages(
         &self,
         taken: &Taken<'_, H>,
@@ -152,30 +160,68 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0)).filter(is_inherited);
             parents.zip(child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0)))
         };
-        let mut pinned = false;
         for (i, (vma, copy)) in pairs().enumerate() {
-            if vma.mapping().flags.contains(Flags::WIPE_ON_FORK) {
-                continue;
-            }
-            let (Some(record), Some(new_record)) = (vma.record(), copy.record()) else {
-                if lock.locks.file_guards {
-                    self.copy_guards(taken, (child, child_taken), vma.range())?;
-                }
-                continue;
-            };
-            debug_assert!(vma.mapping().sharing == Sharing::Private);
             // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
-            if !early.map_or(record.id().is_some(), |early| early[i]) {
-                if lock.locks.file_guards && matches!(vma.mapping().backing, Backing::File { .. }) {
-                    self.copy_guards(taken, (child, child_taken), vma.range())?;
-                }
-                continue;
+            let has_pages = |record: &AnonRecord| early.map_or(record.id().is_some(), |early| early[i]);
+            if let (Some(record), Some(new_record)) = (vma.record(), copy.record())
+                && !vma.mapping().flags.contains(Flags::WIPE_ON_FORK)
+                && has_pages(record)
+            {
+                debug_assert!(vma.mapping().sharing == Sharing::Private);
+                new_record.begin(AnonId::inherited(self.engine.next_serial()));
             }
-            new_record.begin(AnonId::inherited(self.engine.next_serial()));
-            pinned |= self.copy_entries(taken, (child, child_taken), vma.range(), &mut weakened)?;
+        }
+        // Pages that are pinned stay the parent's alone.
+        let shares_more = early.is_none() && self.signs.pins.load(Ordering::Acquire) == 0;
+        let (mut result, mut pinned) = (Ok(()), false);
+        let mut shared: Option<PageRange> = None;
+        let mut mappings = pairs().peekable();
+        self.each_table(taken, self.whole(), |span| {
+            if result.is_err() {
+                return;
+            }
+            let vmas = self.tree.view_locked(&lock.writer).from(span.start());
+            match self.share_table(span, vmas, shares_more, child) {
+                Ok(false) => {}
+                Ok(true) => return shared = Some(shared.map_or(span, |shared| shared.hull(span))),
+                Err(error) => return result = Err(error),
+            }
+            while mappings.next_if(|(vma, _)| vma.range().end() <= span.start()).is_some() {}
+            // What is shared already, and not to be this time, is the parent's own first.
+            if self.has_shared_table(taken, span.start()) {
+                self.own_table(span, |_, entry| entry, |_, _| true);
+            }
+            let Some(leaf) = self.table.leaf(taken, span.start()) else { return };
+            while let Some(&(vma, copy)) = mappings.peek().filter(|(vma, _)| vma.range().start() < span.end())
+            {
+                let Some(part) = vma.range().intersection(span) else { return };
+                let copied = if vma.mapping().flags.contains(Flags::WIPE_ON_FORK) {
+                    Ok(false)
+                } else if copy.record().and_then(AnonRecord::id).is_some() {
+                    self.copy_entries(leaf, (child, child_taken), part, &mut weakened)
+                } else if lock.locks.file_guards && !is_plain_anonymous(vma) {
+                    self.copy_guards(taken, (child, child_taken), part).map(|()| false)
+                } else {
+                    Ok(false)
+                };
+                match copied {
+                    Ok(has_pinned) => pinned |= has_pinned,
+                    Err(error) => return result = Err(error),
+                }
+                if vma.range().end() > span.end() {
+                    break;
+                }
+                mappings.next();
+            }
+        });
+        if let Some(shared) = shared {
+            // Who had come to an entry before its table was shared has finished.
+            self.engine.grace();
+            weakened.touch_all(shared);
         }
         // No processor writes through an old translation when this has been flushed: here the instant ends.
         weakened.flush();
+        result?;
         for (vma, copy) in pairs().filter(|_| pinned) {
             if let Some(anon) = copy.record().and_then(AnonRecord::id) {
                 self.copy_pinned(taken, (child, child_taken), vma.range(), anon)?;
@@ -184,57 +230,108 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
+    /// Shares the leaf table over `span` with the child, if all that is mapped there is private and goes to the child as
+    /// it is, with anonymous pages somewhere, and if it has entries enough, or is shared already. `vmas`: those from its start on.
+    fn share_table<'v>(
+        &self,
+        span: PageRange,
+        vmas: impl Iterator<Item = &'v Vma<H, D>>,
+        shares_more: bool,
+        child: &Self,
+    ) -> Result<bool, OutOfMemory> {
+        let enough = self.engine.limits().shared_entries;
+        if !H::Table::SHARES_LEAVES || enough > H::Table::LEAF_PAGES {
+            return Ok(false);
+        }
+        let (mut mapped, mut has_pages) = (0, false);
+        for vma in vmas.take_while(|vma| vma.range().start() < span.end()) {
+            let is_wiped = vma.mapping().flags.contains(Flags::WIPE_ON_FORK);
+            let Some(record) = vma.record().filter(|_| is_inherited(&vma) && !is_wiped) else {
+                return Ok(false);
+            };
+            has_pages |= record.id().is_some();
+            mapped += vma.range().intersection(span).map_or(0, PageRange::pages);
+        }
+        if mapped < enough || !has_pages {
+            return Ok(false);
+        }
+        let mut look = 0;
+        loop {
+            let section = self.engine.enter();
+            let Some(leaf) = self.table.leaf(&section, span.start()) else { return Ok(false) };
+            let is_entry = |page: &PageNumber| self.table.load(leaf, *page) != Entry::EMPTY;
+            if !self.table.is_shared(leaf)
+                && (!shares_more
+                    || (span.iter().filter(is_entry).take(enough as usize).count() as u64) < enough)
+            {
+                return Ok(false);
+            }
+            if !self.engine.count_shared_table() {
+                return Ok(false);
+            }
+            let shared = self.table.share(leaf, &child.table, span.start());
+            drop(section);
+            if let Ok(true) = shared {
+                self.engine.counters().add(Counter::TablesShared, 1);
+                return Ok(true);
+            }
+            self.engine.uncount_shared_table();
+            shared?;
+            self.engine.pause_on_bit(look);
+            look += 1;
+        }
+    }
+
+    /// Copies the entries of `part`, which `leaf` covers. True: a page of them is pinned, and not there in the child yet.
     fn copy_entries(
         &self,
-        taken: &Taken<'_, H>,
+        leaf: LeafOf<'_, H>,
         (child, child_taken): (&Self, &Taken<'_, H>),
-        range: PageRange,
+        part: PageRange,
         weakened: &mut Removed<'_, H, D>,
     ) -> Result<bool, OutOfMemory> {
-        let mut result = Ok(false);
-        self.each_leaf(taken, range, |leaf, part| {
-            let mut child_leaf = None;
-            for page in part.iter() {
-                if result.is_err() {
-                    return;
-                }
-                // Their words were written last by whoever faulted: fetch some while this one is counted.
-                if let Some(ahead) = page.checked_add(AHEAD).filter(|ahead| part.contains(*ahead))
-                    && let Some(frame) = self.table.load(leaf, ahead).frame()
-                {
-                    self.engine.host().frames().prefetch(frame);
-                }
-                let Some((entry, frame)) = self.announce_mapped(leaf, page) else {
-                    if self.table.load(leaf, page).is_guard() {
-                        result = child.fill_guard(child_taken, page).and(result);
-                    }
-                    continue;
-                };
-                // The bit is held while the counts change: who comes by the file or the folio waits for it.
-                let shared = match child_leaf {
-                    Some(_) => Ok(()),
-                    // The child's range is ours: its tables stay.
-                    None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
-                }
-                .and_then(|()| self.share(entry, frame));
-                match (shared, child_leaf) {
-                    // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
-                    // there.
-                    (Ok(Some(new)), Some(child_leaf)) => child.table.fill(child_leaf, page, new),
-                    (Ok(_), _) => result = Ok(true),
-                    (Err(error), _) => result = Err(error),
-                }
-                if result.is_ok() && entry.has(Entry::WRITE) {
-                    weakened.touch(page);
-                    // Nothing new is mapped: a host needs no memory for this.
-                    if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
-                        continue;
-                    }
-                }
-                self.table.let_go(leaf, page);
+        let mut pinned = false;
+        let mut child_leaf = None;
+        for page in part.iter() {
+            // Their words were written last by whoever faulted: fetch some while this one is counted.
+            if let Some(ahead) = page.checked_add(AHEAD).filter(|ahead| part.contains(*ahead))
+                && let Some(frame) = self.table.load(leaf, ahead).frame()
+            {
+                self.engine.host().frames().prefetch(frame);
             }
-        });
-        result
+            let Some((entry, frame)) = self.announce_mapped(leaf, page) else {
+                if self.table.load(leaf, page).is_guard() {
+                    child.fill_guard(child_taken, page)?;
+                }
+                continue;
+            };
+            // The bit is held while the counts change: who comes by the file or the folio waits for it.
+            let shared = match child_leaf {
+                Some(_) => Ok(()),
+                // The child's range is ours: its tables stay.
+                None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
+            }
+            .and_then(|()| self.share(entry, frame));
+            match (shared, child_leaf) {
+                // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
+                // there.
+                (Ok(Some(new)), Some(child_leaf)) => child.table.fill(child_leaf, page, new),
+                (Ok(_), _) => pinned = true,
+                (Err(error), _) => {
+                    self.table.let_go(leaf, page);
+                    return Err(error);
+                }
+            }
+            if entry.has(Entry::WRITE) {
+                weakened.touch(page);
+                // Nothing new is mapped: a host needs no memory for this.
+                if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
+                    continue;
+                }
+            }
+            self.table.let_go(leaf, page);
+        }
+        Ok(pinned)
     }
 
     /// Sets the bit in the entry of `page` if it maps a frame.
@@ -283,7 +380,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), OutOfMemory> {
         let frames = self.engine.host().frames();
         let mut result = Ok(());
-        self.each_leaf(taken, range, |leaf, part| {
+        self.each_table(taken, range, |part| {
+            // Of what is shared nothing is pinned.
+            let leaf = self.table.leaf(taken, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
+            let Some(leaf) = leaf else { return };
             for page in part.iter() {
                 let Some((entry, frame)) = self.announce_mapped(leaf, page) else { continue };
                 let is_shared = frame == self.engine.zero_frame() || !self.engine.folio(frame).is_exclusive();

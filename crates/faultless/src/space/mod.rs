@@ -26,6 +26,7 @@ mod remote;
 mod remove;
 mod resident;
 mod seal;
+mod shared_table;
 mod sync_file;
 mod truncate;
 mod unmap;
@@ -55,7 +56,7 @@ use crate::design::LockingDesign;
 use crate::engine::Engine;
 use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::Maps;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Ranges, Shared, Weak};
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
@@ -102,8 +103,16 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     map: CachePadded<Ranges<Map>>,
     /// What the design keeps here.
     lock: Shared<D::Space>,
+    /// What its pending faults and its pinned pages hold on to.
+    signs: Shared<Signs>,
+}
+
+pub(crate) struct Signs {
     /// Set by exit, before it takes anything: faults that wait for I/O give up. Atomic; partner: `park_killable`.
-    dying: Shared<AtomicBool>,
+    dying: AtomicBool,
+    /// Pages pinned for I/O by this space. Atomic; counted up under the page's bit, so that fork, which has stopped page work,
+    /// finds each that there is.
+    pins: AtomicU64,
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
@@ -125,7 +134,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 moves: 0,
             })?),
             lock,
-            dying: Shared::try_new(AtomicBool::new(false))?,
+            signs: Shared::try_new(Signs { dying: AtomicBool::new(false), pins: AtomicU64::new(0) })?,
         })
     }
 

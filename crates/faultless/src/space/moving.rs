@@ -209,6 +209,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let first = part.to(page).align_down(H::Table::LEAF_PAGES);
                 if result.is_ok() && moves_along(entry) && made != Some(first) {
                     result = self.table.make_leaf(both.target(), part.to(page)).map(|_| ());
+                    self.own_table(PageRange::single(part.to(page)), |_, entry| entry, |_, _| true);
                     made = Some(first);
                 }
             }

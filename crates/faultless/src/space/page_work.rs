@@ -1,10 +1,11 @@
 //! Page work: announce in the page's own entry, then look the VMA up.
 
 use super::Space;
+use super::shared_table::LeftOf;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, LockingDesign, Need};
 use crate::engine::Engine;
-use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, Host, OutOfMemory, PageTable, Unshared};
 use crate::sync::Section;
 use crate::sync::fence_after_rmw;
 use crate::vma::Vma;
@@ -83,7 +84,7 @@ pub(super) struct Worked<R, K> {
 }
 
 /// How one try to announce ended.
-enum Try<R, K> {
+enum Try<H: Host, R, K> {
     Worked(Worked<R, K>),
     Refused(Refused),
     /// Something moved: at once again.
@@ -94,9 +95,11 @@ enum Try<R, K> {
     Bit,
     /// A range whose next mapping is not there yet.
     Busy,
+    /// A table of this space's own has come in the place of a shared one.
+    Left(LeftOf<H>),
 }
 
-impl<R, K> From<Blocked> for Try<R, K> {
+impl<H: Host, R, K> From<Blocked> for Try<H, R, K> {
     fn from(blocked: Blocked) -> Self {
         match blocked {
             Blocked::Wait => Self::Blocked,
@@ -130,6 +133,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     self.engine.pause_on_bit(look);
                     look += 1;
                 }
+                Try::Left(left) => self.leave(page, left),
                 Try::Busy => {
                     if self.wait_out_busy(page) {
                         return Err(Refused::Hole);
@@ -159,7 +163,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
         work: &mut Option<impl FnOnce(Announced<'_, H, D>) -> R>,
         keeps: &impl Fn(&R, Attempt) -> bool,
-    ) -> Try<R, D::Kept> {
+    ) -> Try<H, R, D::Kept> {
         let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, page, attempt));
         let section = self.engine.enter();
         let view = self.tree.view(&section);
@@ -190,6 +194,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
         };
+        // Nobody announces in a table that others have too.
+        if self.table.is_shared(leaf) {
+            if found.or_else(|| view.find(page)).is_none() {
+                return Try::Refused(Refused::Hole);
+            }
+            return match self.try_unshare(&section, leaf, page, |_, entry| entry) {
+                Unshared::Own => Try::Again,
+                Unshared::Busy => Try::Bit,
+                Unshared::Left(left) => Try::Left(left),
+            };
+        }
         let entry = self.table.load(leaf, page);
         if entry.is_announced() {
             return Try::Bit;

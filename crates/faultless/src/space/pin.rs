@@ -2,19 +2,23 @@
 //! device.
 
 use super::page_work::{Leaves, Refused};
-use super::{AddressSpace, Space, fault::FaultError};
+use super::{AddressSpace, Signs, Space, fault::FaultError};
 use crate::address::{PageNumber, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, Host};
 use crate::protection::{Access, Protection};
+use crate::sync::Shared;
+use crate::sync::atomic::Ordering;
 use alloc::sync::Arc;
 
 /// A page pinned for I/O: its frame stays, whatever happens to the mapping. While a page pinned for writing is
 /// exclusive to its space, fork copies it for the child.
 pub struct PinnedPage<H: Host> {
     engine: Arc<Engine<H>>,
+    /// Of the space, which counts it.
+    signs: Shared<Signs>,
     frame: Frame,
     access: Access,
 }
@@ -43,6 +47,8 @@ impl<H: Host> PinnedPage<H> {
 impl<H: Host> Drop for PinnedPage<H> {
     fn drop(&mut self) {
         self.engine.put(self.frame, Reference::IoPin);
+        // Release, partner: fork, which copies the pages that are pinned.
+        self.signs.pins.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -98,13 +104,15 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
                     // The entry keeps the frame; only the count may be full.
                     let pinned = work.engine().folio(frame).try_get(Reference::IoPin);
+                    let pinned = pinned.inspect(|()| _ = space.signs.pins.fetch_add(1, Ordering::Relaxed));
                     Some(pinned.map(|()| frame).map_err(|_| FaultError::TooManyPins { address }))
                 },
                 |_, _| false,
             );
             match worked.map(|worked| worked.result) {
                 Ok(Some(Ok(frame))) => {
-                    return Ok(PinnedPage { engine: space.engine.clone(), frame, access });
+                    let (engine, signs) = (space.engine.clone(), space.signs.clone());
+                    return Ok(PinnedPage { engine, signs, frame, access });
                 }
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) => {}

@@ -1,5 +1,6 @@
 //! Range work: take the range, publish what comes next, sweep the entries, and only then give frames away.
 
+use super::shared_table::LeafOf;
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -88,8 +89,12 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
 
     /// The translation at `page` was weakened; no frame goes.
     pub fn touch(&mut self, page: PageNumber) {
-        let page = PageRange::single(page);
-        self.range = Some(self.range.map_or(page, |range| range.hull(page)));
+        self.touch_all(PageRange::single(page));
+    }
+
+    /// The translations of `range` were.
+    pub fn touch_all(&mut self, range: PageRange) {
+        self.range = Some(self.range.map_or(range, |all| all.hull(range)));
     }
 
     /// For a mutant: what was taken out can still be reached when it is freed.
@@ -408,11 +413,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         taken: &Taken<'_, H>,
         range: PageRange,
-        mut step: impl FnMut(PageNumber, Entry) -> Entry,
+        step: impl Fn(PageNumber, Entry) -> Entry,
         mut changed: impl FnMut(PageNumber, Entry, Entry),
     ) {
         debug_assert!(taken.range().covers(range));
-        self.each_leaf(taken, range, |leaf, part| {
+        self.each_table(taken, range, |part| {
+            // Nobody is at work on a shared table: who comes later has seen the mark after the sweep, and so the new map.
+            let changes = |page, entry| step(page, entry) != entry;
+            let becomes = |page, entry| if part.contains(page) { step(page, entry) } else { entry };
+            if self.has_shared_table(taken, part.start()) && !self.own_table(part, becomes, changes) {
+                return;
+            }
+            let Some(leaf) = self.table.leaf(taken, part.start()) else { return };
             for page in part.iter() {
                 let mut look = 0;
                 loop {
@@ -435,21 +447,31 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
     }
 
-    /// Calls `f` for every leaf table under the range, with the part of the range that it covers.
+    /// Calls `f` for every leaf table under the range, with the part of the range that it covers. Each is this space's own.
     pub(super) fn each_leaf<'t>(
         &'t self,
         taken: &'t Taken<'_, H>,
         range: PageRange,
-        mut f: impl FnMut(<H::Table as PageTable>::Leaf<'t>, PageRange),
+        mut f: impl FnMut(LeafOf<'t, H>, PageRange),
     ) {
+        self.each_table(taken, range, |part| {
+            if self.has_shared_table(taken, part.start()) {
+                self.own_table(part, |_, entry| entry, |_, _| true);
+            }
+            if let Some(leaf) = self.table.leaf(taken, part.start()) {
+                f(leaf, part);
+            }
+        });
+    }
+
+    /// Calls `f` for the part of the range under every leaf table that there is.
+    pub(super) fn each_table(&self, taken: &Taken<'_, H>, range: PageRange, mut f: impl FnMut(PageRange)) {
         let mut rest = Some(range);
         while let Some(range) = rest {
             let Some(page) = self.table.next_leaf(taken, range) else { break };
             let part = self.leaf_span(page).intersection(range);
             rest = part.and_then(|part| PageRange::new(part.end(), range.end()));
-            if let (Some(leaf), Some(part)) = (self.table.leaf(taken, page), part) {
-                f(leaf, part);
-            }
+            part.into_iter().for_each(&mut f);
         }
     }
 
@@ -529,6 +551,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let whole = range.overlaps(span);
             // Without memory to remember it, the table stays until the space goes.
             if whole && retired.try_reserve(1).is_ok() {
+                if self.has_shared_table(taken, page) {
+                    self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
+                }
                 retired.extend(self.table.unhook(page));
             }
         }

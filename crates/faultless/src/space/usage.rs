@@ -17,7 +17,8 @@ pub struct MappingUsage {
     pub mapping: MappingInfo,
     /// In memory and mapped here (Rss); the page of zeros is not counted.
     pub resident: u64,
-    /// The same, each page divided by how many map it (Pss).
+    /// The same, each page divided by how many map it (Pss). A leaf table that others share (docs/fork.md) counts once for each
+    /// who has it, and in the view of those who have the page by another table once in all.
     pub proportional: u64,
     /// Mapped elsewhere too, as the file has it.
     pub shared_clean: u64,
@@ -54,11 +55,12 @@ impl MappingUsage {
         }
     }
 
-    fn add<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, entry: Entry) {
+    /// `others`: how many other spaces have the same table, and the page by it.
+    fn add<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, entry: Entry, others: u64) {
         let Some(frame) = entry.frame().filter(|frame| *frame != space.engine.zero_frame()) else { return };
         let folio = space.engine.folio(frame);
         // It may be gone, and others have its frame, by now: a figure of a moment.
-        let mappings = folio.mappings().max(1);
+        let mappings = folio.mappings().max(1) + others;
         let is_anonymous = self.mapping.file.is_none_or(|(file, _)| folio.owner() != file);
         let is_dirty = is_anonymous || entry.has(Entry::DIRTY);
         *match (mappings > 1, is_dirty) {
@@ -103,8 +105,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let few = FEW.min(H::Table::LEAF_PAGES);
             let end = PageNumber::new(start.align_down(few).get() + few).min(part.end());
             if let Some(leaf) = self.table.leaf(&section, start) {
+                let others = self.table.others(leaf);
                 for page in (start.get()..end.get()).map(PageNumber::new) {
-                    usage.add(self, self.table.load(leaf, page));
+                    usage.add(self, self.table.load(leaf, page), others);
                 }
             }
             rest = PageRange::new(end, part.end());

@@ -58,11 +58,11 @@ impl Retired {
         Self { pointer, free: free::<T> }
     }
 
-    /// What `free` frees.
+    /// Takes what is at `pointer`, which no new reader can find any more, and which `free` frees.
     ///
     /// # Safety
-    /// `free` may be called with `pointer` once, on any thread, after a grace period.
-    pub(crate) unsafe fn of(pointer: NonNull<()>, free: unsafe fn(NonNull<()>)) -> Self {
+    /// `free` may be called with `pointer` once, by any thread, after a grace period.
+    pub unsafe fn from_raw(pointer: NonNull<()>, free: unsafe fn(NonNull<()>)) -> Self {
         Self { pointer, free }
     }
 

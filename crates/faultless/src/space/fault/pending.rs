@@ -1,7 +1,7 @@
 //! A fault that waits: a value that holds no lock and may be dropped at any time.
 
 use super::super::page_work::{Announced, Leaves, Worked};
-use super::super::{AddressSpace, Space};
+use super::super::{AddressSpace, Signs, Space};
 use super::file::NotReady;
 use super::{Absent, Fault, FaultError, Step, anon_of, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
@@ -13,7 +13,7 @@ use crate::page_cache::Pin;
 use crate::protection::Access;
 use crate::stats::Counter;
 use crate::store::StoreError;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sync::{Shared, Weak};
 use alloc::sync::Arc;
 
@@ -34,7 +34,7 @@ pub struct PendingFault<H: Host, D: LockingDesign> {
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
     /// The space's.
-    dying: Shared<AtomicBool>,
+    signs: Shared<Signs>,
     address: VirtAddr,
     access: Access,
     attempt: Attempt,
@@ -51,8 +51,8 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         awaited: Awaited<H>,
         kept: Option<D::Kept>,
     ) -> Self {
-        let (engine, dying, space) = (space.engine().clone(), space.0.dying.clone(), space.downgrade());
-        Self { engine, space, dying, address, access, attempt, awaited, kept }
+        let (engine, signs, space) = (space.engine().clone(), space.0.signs.clone(), space.downgrade());
+        Self { engine, space, signs, address, access, attempt, awaited, kept }
     }
 
     /// The address of the access.
@@ -89,7 +89,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
 
     /// Whether the space has exited.
     fn is_given_up(&self) -> bool {
-        self.dying.load(Ordering::Acquire)
+        self.signs.dying.load(Ordering::Acquire)
     }
 
     /// Sleeps until the I/O has ended or the space has exited, and goes on. May come back pending, if the page is needed

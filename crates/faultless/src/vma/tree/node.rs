@@ -498,11 +498,11 @@ pub unsafe fn free_item<T: Ranged>(item: NonNull<()>) {
 /// A node that no new reader finds.
 pub fn retired_node<T: Send + 'static>(link: NonNull<()>) -> Retired {
     // SAFETY: what the node points to may be sent, and `free_node` is called once, after a grace period.
-    unsafe { Retired::of(link, free_node::<T>) }
+    unsafe { Retired::from_raw(link, free_node::<T>) }
 }
 
 /// An item that no new reader finds.
 pub fn retired_item<T: Ranged + Send + 'static>(item: NonNull<T>) -> Retired {
     // SAFETY: the item may be sent, and `free_item` is called once, after a grace period.
-    unsafe { Retired::of(item.cast(), free_item::<T>) }
+    unsafe { Retired::from_raw(item.cast(), free_item::<T>) }
 }

@@ -1,0 +1,121 @@
+//! Leaf tables that spaces have shared since a fork (docs/fork.md). Nobody writes an entry of one; whoever has to gets a
+//! table of his own first: page work before it announces, range work before its sweep changes something.
+
+use super::Space;
+use super::range_work::Taken;
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::host::{Entry, Fate, FrameSource, Host, PageTable, Unshared};
+use crate::stats::Counter;
+use crate::sync::Section;
+use crate::vma::tree::Ranged;
+use crate::vma::{AnonRecord, Vma};
+
+/// How many entries ahead of the one being copied the folio's word is fetched.
+const AHEAD: u64 = 8;
+
+pub(super) type LeafOf<'s, H> = <<H as Host>::Table as PageTable>::Leaf<'s>;
+pub(super) type LeftOf<H> = <<H as Host>::Table as PageTable>::Left;
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// One try to get a table of one's own in the place of `leaf`, which was found in `section` and is shared. `becomes` says
+    /// what the caller makes of an entry: what names no frame then is not counted.
+    pub(super) fn try_unshare(
+        &self,
+        section: &Section<'_>,
+        leaf: LeafOf<'_, H>,
+        page: PageNumber,
+        mut becomes: impl FnMut(PageNumber, Entry) -> Entry,
+    ) -> Unshared<LeftOf<H>> {
+        let mut last: Option<&Vma<H, D>> = None;
+        let unshared = self.table.unshare(leaf, page, |fate, page, entry| {
+            if fate == Fate::Stays {
+                // What goes now needs no owner.
+                if becomes(page, entry).frame().is_none() {
+                    return entry;
+                }
+                last = last.filter(|vma| vma.range().contains(page));
+                last = last.or_else(|| self.tree.view(section).find(page));
+                self.adopt(last, entry);
+                return entry;
+            }
+            let ahead = PageNumber::new(page.get() + AHEAD);
+            if ahead.align_down(H::Table::LEAF_PAGES) == page.align_down(H::Table::LEAF_PAGES)
+                && let Some(frame) = self.table.load(leaf, ahead).frame()
+            {
+                self.engine.host().frames().prefetch(frame);
+            }
+            self.copied(entry, becomes(page, entry))
+        });
+        if let Unshared::Left(_) = unshared {
+            section.counters().add(Counter::TablesCopied, 1);
+        }
+        unshared
+    }
+
+    /// What a copied table has for `entry`. A change of what stays mapped is left to the caller's own sweep.
+    fn copied(&self, entry: Entry, new: Entry) -> Entry {
+        let Some(frame) = entry.frame().filter(|frame| new.frame() == Some(*frame)) else { return new };
+        if frame != self.engine.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
+            self.engine.folio(frame).count_copy();
+        }
+        entry
+    }
+
+    /// A table that came from the parent is this space's alone, and so are those of its pages that nobody has copied.
+    fn adopt(&self, vma: Option<&Vma<H, D>>, entry: Entry) {
+        let anon = vma.and_then(Vma::record).and_then(AnonRecord::id);
+        let frame = entry.frame().filter(|frame| *frame != self.engine.zero_frame());
+        if let (Some(anon), Some(frame)) = (anon, frame)
+            && self.engine.folio(frame).is_exclusive()
+        {
+            self.engine.folio(frame).set_owner(anon.get());
+        }
+    }
+
+    /// Ends what [`Space::try_unshare`] has begun, in no section: nobody else has the table for himself before no processor
+    /// of this space is in it.
+    pub(super) fn leave(&self, page: PageNumber, left: LeftOf<H>) {
+        // CVE-2021-4002: a shared table is let go of before old translations are gone.
+        if !cfg!(mutant = "unshare_without_invalidate") {
+            self.engine.invalidate(&self.table, self.leaf_span(page));
+        }
+        drop(left);
+        self.engine.uncount_shared_table();
+    }
+
+    /// Whether the table over `page`, in what is taken, is shared.
+    pub(super) fn has_shared_table(&self, taken: &Taken<'_, H>, page: PageNumber) -> bool {
+        self.table.leaf(taken, page).is_some_and(|leaf| self.table.is_shared(leaf))
+    }
+
+    /// Gets a table of this space's own over `part`, which one leaf table covers, unless it has one; or unless that is shared,
+    /// and there is no entry in `part` that the caller `changes`: false then. In no section. `becomes`: as above.
+    pub(super) fn own_table(
+        &self,
+        part: PageRange,
+        mut becomes: impl FnMut(PageNumber, Entry) -> Entry,
+        changes: impl Fn(PageNumber, Entry) -> bool,
+    ) -> bool {
+        let mut look = 0;
+        loop {
+            let section = self.engine.enter();
+            let leaf = self.table.leaf(&section, part.start()).filter(|leaf| self.table.is_shared(*leaf));
+            let Some(leaf) = leaf else { return true };
+            let entry = |page| self.table.load(leaf, page).without(Entry::ANNOUNCED);
+            if !part.iter().any(|page| changes(page, entry(page))) {
+                return false;
+            }
+            let unshared = self.try_unshare(&section, leaf, part.start(), &mut becomes);
+            drop(section);
+            match unshared {
+                Unshared::Own => {}
+                Unshared::Busy => {
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                }
+                Unshared::Left(left) => self.leave(part.start(), left),
+            }
+        }
+    }
+}
