@@ -260,9 +260,13 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
             _ => root.store(link, Ordering::Release),
         }
         for link in &self.old {
+            // c13af03de46b: a node that had been replaced did not look dead to who came to write it.
+            #[cfg(not(mutant = "unburied"))]
             if let NodeRef::Inner(inner) = link.node() {
                 inner.body.bury();
             }
+            #[cfg(mutant = "unburied")]
+            let _ = link;
         }
         self.new.clear();
         let nodes = self.old.iter().map(|link| node::retired_node::<T>(link.pointer()));
