@@ -194,7 +194,8 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
             Held::new(new_range, item)
         }));
         let zero = PageNumber::new(0);
-        let (mut level, mut nodes) = (0, Vec::new());
+        let mut level = 0;
+        let mut nodes;
         if let Some(root) = root {
             let (mut left, mut right) = draft.cut(root, range)?;
             if new.is_empty() && draft.items.is_empty() {
@@ -220,7 +221,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
                 nodes = draft.rebuild(level, &mut left, &mut right, nodes)?;
             }
         } else {
-            nodes.extend(draft.build(0, zero, held)?);
+            nodes = draft.build(0, zero, held)?;
         }
         while nodes.len() > 1 {
             level += 1;
