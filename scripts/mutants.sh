@@ -14,6 +14,7 @@ reuse_ignores_pins       | faultless-soft | loom | reuse_in_place_counts_pins | 
 merge_reads_record       | faultless-soft | loom | a_merge_against_a_first_page | records:
 adopts_while_closed      | faultless-soft | loom | a_first_page_against_a_merge | records:
 fork_reads_records_early | faultless-soft | loom | forks_cut_of_first_pages | invariant 7
+unburied                 | faultless      | loom_tree | a_writer_beside_a_change_of_shape | (invariant 3|a change was lost|Causality violation)
 stackrot                 | faultless      | loom_tree | | (invariant 3|Causality violation)
 fork_links_early         | faultless-soft | loom | truncation_during_fork | invariant 3
 moved_without_invalidate | faultless-soft | loom | an_access_against_remap | (invariant 3|Causality violation)

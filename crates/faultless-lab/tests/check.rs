@@ -290,7 +290,7 @@ fn after_ready(then: &'static str) -> Summary {
         command.args(["-c", &format!("echo ready >&0; {then}")]);
         command
     };
-    let plan = Plan { patience: Duration::from_millis(300), ..plan("faultless", 10, true) };
+    let plan = Plan { patience: Duration::from_secs(2), ..plan("faultless", 10, true) };
     plan.run(&command, &AtomicBool::new(false)).unwrap()
 }
 

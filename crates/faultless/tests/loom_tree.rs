@@ -184,8 +184,15 @@ impl Common {
     }
 }
 
-/// Each change is one thread's; afterwards the tree covers these pages as before, by as many items as said.
-fn side_by_side(changes: [(PageRange, &'static [(u64, u64)]); 2], count: usize) {
+type Ranges = &'static [(u64, u64)];
+
+fn ranges(view: View<'_, Item>) -> Vec<(u64, u64)> {
+    let all = view.from(PageNumber::new(0)).map(|item| item.range());
+    all.map(|range| (range.start().get(), range.end().get())).collect()
+}
+
+/// Each change is one thread's; afterwards the tree has what is said.
+fn side_by_side(changes: [(PageRange, Ranges); 2], after: Ranges) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(2);
     builder.check(move || {
@@ -201,29 +208,44 @@ fn side_by_side(changes: [(PageRange, &'static [(u64, u64)]); 2], count: usize) 
             })
             .collect();
         let section = common.section(0);
-        read(common.tree.view(&section), 3);
+        let seen = ranges(common.tree.view(&section));
         drop(section);
+        // Of each change all is seen or nothing.
+        for (place, new) in changes {
+            let inside = |&(start, end): &(u64, u64)| place.covers(range(start, end));
+            let seen: Vec<_> = seen.iter().copied().filter(inside).collect();
+            let old = (place.start().get(), place.end().get());
+            assert!(seen == [old] || seen == new, "{seen:?} in {place}");
+        }
         let retired: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         // SAFETY: nobody else is left.
         retired.into_iter().for_each(|retired| unsafe { retired.free() });
         let section = common.section(0);
-        let view = common.tree.view(&section);
-        read(view, 0);
-        assert_eq!(view.from(PageNumber::new(0)).count(), count, "a change was lost");
+        assert_eq!(ranges(common.tree.view(&section)), after, "a change was lost");
     });
 }
 
 #[test]
 fn writers_of_different_leaves() {
-    side_by_side([(range(0, 2), &[(0, 2)]), (range(4, END), &[(4, 5), (5, END)])], 4);
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 2)]), (range(4, END), &[(4, 5), (5, END)])];
+    side_by_side(changes, &[(0, 2), (2, 4), (4, 5), (5, END)]);
 }
 
 #[test]
-fn writers_of_one_leaf() {
-    side_by_side([(range(0, 2), &[(0, 2)]), (range(2, 4), &[(2, 4)])], 3);
+fn writers_in_one_leaf() {
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 2)]), (range(2, 4), &[(2, 4)])];
+    side_by_side(changes, &[(0, 2), (2, 4), (4, END)]);
+}
+
+/// Each puts a copy of the leaf, with its own change, in the leaf's place.
+#[test]
+fn writers_that_copy_one_leaf() {
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 1)]), (range(2, 4), &[(3, 4)])];
+    side_by_side(changes, &[(0, 1), (3, 4), (4, END)]);
 }
 
 #[test]
 fn a_writer_beside_a_change_of_shape() {
-    side_by_side([(range(0, 2), &[(0, 1), (1, 2)]), (range(2, 4), &[(2, 4)])], 4);
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 1), (1, 2)]), (range(2, 4), &[(2, 4)])];
+    side_by_side(changes, &[(0, 1), (1, 2), (2, 4), (4, END)]);
 }

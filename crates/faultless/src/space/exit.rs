@@ -1,6 +1,6 @@
 //! exit, and the end of a space with its last handle.
 
-use super::limits::Usage;
+use super::limits::SpaceUsage;
 use super::{AddressSpace, Space};
 use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
@@ -38,7 +38,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let vmas = self.tree.view_locked(&lock.writer).from(whole.start());
         vmas.for_each(|vma| D::detach(vma.lock(), true));
         let old = self.tree.take_all(&mut lock.writer);
-        lock.usage = Usage::default();
+        lock.usage = SpaceUsage::default();
         drop(lock);
         // Partner: the fence after the bit in page work.
         full_fence();

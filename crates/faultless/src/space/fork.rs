@@ -2,7 +2,7 @@
 //! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
 //! processor uses an older translation does page work go on.
 
-use super::limits::Usage;
+use super::limits::SpaceUsage;
 use super::range_work::{Removed, Taken};
 use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
@@ -124,7 +124,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // Nothing is replaced.
         child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut Vec::new())?;
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
-        map.usage = Usage::default().with(copied);
+        map.usage = SpaceUsage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);
         #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {

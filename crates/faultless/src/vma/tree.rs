@@ -35,7 +35,7 @@ use node::{Kind, Link, NodeRef};
 
 /// What a tree holds.
 pub trait Ranged {
-    /// The pages it covers. Asked once, when the item comes into the tree.
+    /// The pages it covers: always the same ones.
     fn range(&self) -> PageRange;
     /// The mark that a reader touches before it gets the item.
     fn life(&self) -> &Life;

@@ -63,7 +63,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             return Ok(true);
         }
         let old = body.sum(index);
-        let Some(sum) = sum_after(leaf, base, &places, new, old, MINIMUM) else {
+        let Some(sum) = sum_after(leaf, base, &places, new, old) else {
             return Ok(false);
         };
         let gap = body.gap_beside(index, sum).max(body.gap());
@@ -92,8 +92,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         let Self { range, ref mut new, ref mut retired } = *self;
         let base = PageNumber::new(0);
         let places = leaf.below(base, range.start())..leaf.below(base, range.end());
-        let nothing = Summary::of(core::iter::empty());
-        if sum_after(leaf, base, &places, new, nothing, 1).is_none() {
+        if new.is_empty() && leaf.kept(&places, 1) == 0 {
             return Ok(false);
         }
         retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
@@ -139,16 +138,15 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
     }
 }
 
-/// What is under a leaf that has `new` instead of what is in `places`; `old` was. None: fewer than `minimum` items.
+/// What is under a leaf that has `new` instead of what is in `places`; `old` was. None: fewer than [`MINIMUM`] items.
 fn sum_after<T: Ranged>(
     leaf: LeafRef<'_, T>,
     base: PageNumber,
     places: &Range<usize>,
     new: &[Box<T>],
     old: Summary,
-    minimum: usize,
 ) -> Option<Summary> {
-    let needed = minimum.saturating_sub(new.len());
+    let needed = MINIMUM.saturating_sub(new.len());
     if leaf.kept(places, needed) < needed {
         return None;
     }

@@ -19,7 +19,7 @@ pub const ITEMS: usize = 16;
 #[cfg(loom)]
 pub const ITEMS: usize = 2;
 
-/// Places that every leaf uses which has a neighbour.
+/// Items of every leaf that has a neighbour, at least.
 pub const MINIMUM: usize = ITEMS.div_ceil(4);
 
 /// A node whose places hold items. Aligned as any memory is: allocators are much slower with what has to begin with a cache
