@@ -90,7 +90,7 @@ fn look_up(mappings: u64, rounds: u64) -> Result<Took, Failure> {
     let mut items = items.collect::<Result<Vec<_>, Failure>>()?;
     let (tree, mut writer) = Tree::new();
     let whole = PageRange::with_pages(PageNumber::new(0), mappings * 32)?;
-    tree.replace(&mut writer, whole, &mut items, &mut Vec::new())?;
+    tree.replace(&mut writer, whole, &mut items, &mut Default::default())?;
     let pages: Vec<_> = (0..rounds).map(|round| PageNumber::new(mixed(round) % (mappings * 32))).collect();
     let sections = Sections::new();
     let section = enter(&sections, &FenceBarrier);

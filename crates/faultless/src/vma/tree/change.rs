@@ -7,7 +7,7 @@ use super::shape::Draft;
 use super::{Ranged, into_boxes, into_pointers};
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::sync::{OutOfMemory, Retired};
+use crate::sync::{OutOfMemory, Retired, RetiredList};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -36,7 +36,7 @@ pub struct Change<'a, T> {
     /// What comes; empty when it has.
     pub new: &'a mut Vec<Box<T>>,
     /// Takes what goes.
-    pub retired: &'a mut Vec<Retired>,
+    pub retired: &'a mut RetiredList,
 }
 
 impl<T: Ranged + Send + 'static> Change<'_, T> {
@@ -170,7 +170,7 @@ fn sum_after<T: Ranged>(
 }
 
 /// Room has been made.
-pub fn retire(retired: &mut Vec<Retired>, thing: Retired) {
+pub fn retire(retired: &mut RetiredList, thing: Retired) {
     if cfg!(mutant = "stackrot") {
         // CVE-2023-3269: what was replaced was freed while readers without the lock were in it.
         // SAFETY: not kept; a mutant.
