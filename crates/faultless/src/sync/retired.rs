@@ -161,12 +161,12 @@ impl Sections {
             list.oldest.store(number, plain::Ordering::Relaxed);
         }
         queue.extend(things.drain(..).map(|thing| (number, thing)));
-        let is_batch = queue.len() >= BATCH;
+        // Only for what has waited for a whole batch behind it: else the few that came since the last period began would get
+        // one of their own.
+        let wanted =
+            queue.len().checked_sub(BATCH).and_then(|index| queue.get(index)).map(|(number, _)| *number);
         drop(queue);
-        let left_behind = match is_batch {
-            true => self.drive(barrier, number),
-            false => 0,
-        };
+        let left_behind = wanted.map_or(0, |wanted| self.drive(barrier, wanted));
         self.free_due(list);
         if left_behind != 0 {
             self.each_slot(|slot| {
