@@ -77,7 +77,8 @@ fn faults(request: &Request, machine: &NativeMachine, threads: u64) -> Result<Me
                     part.count("pages", 1);
                 }
                 // Soon after each other: the kernel may drop a clean page whenever it likes.
-                let again = (0..3).map(|_| process.touch(start, Access::Read)).collect::<Result<Vec<_>, _>>()?;
+                let again =
+                    (0..3).map(|_| process.touch(start, Access::Read)).collect::<Result<Vec<_>, _>>()?;
                 part.count("again_is_minor", u64::from(again.contains(&Touched::Minor)));
                 process.unmap_file(start)?;
                 part.add_latency("fault", &latency);

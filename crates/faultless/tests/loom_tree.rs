@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::sync::{FenceBarrier, Life, QuiescentStates, Retired, Section, Sections, SlotIndex};
+use faultless::sync::{FenceBarrier, Life, QuiescentStates, RetiredList, Section, Sections, SlotIndex};
 use faultless::vma::tree::{Ranged, Tree, Unchanged, View, Writer, Writers};
 use loom::sync::Arc;
 use loom::thread;
@@ -47,8 +47,8 @@ fn read(view: View<'_, Item>, page: u64) {
     assert_eq!(at.get(), END);
 }
 
-fn replace(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: &[(u64, u64)]) -> Vec<Retired> {
-    let mut retired = Vec::new();
+fn replace(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: &[(u64, u64)]) -> RetiredList {
+    let mut retired = RetiredList::new();
     tree.replace(writer, place, &mut items(new), &mut retired).unwrap();
     retired
 }
@@ -109,8 +109,8 @@ fn readers_beside_a_writer_that_does_not_wait() {
             (range(0, END), &[(0, 3), (3, END)]),
         ];
         for (place, new) in changes {
-            let things = replace(&shared.0, &mut writer, place, new);
-            assert!(shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, things).is_ok());
+            let mut things = replace(&shared.0, &mut writer, place, new);
+            shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, &mut things).unwrap();
         }
         reader.join().unwrap();
         read(shared.0.view_locked(&writer), 0);
@@ -169,8 +169,8 @@ impl Common {
     }
 
     /// Puts `new` into the place, whoever else is at work. Frees nothing: two who wait for readers never let those on here.
-    fn replace(&self, slot: u32, place: PageRange, new: &[(u64, u64)]) -> Vec<Retired> {
-        let (mut new, mut retired) = (items(new), Vec::new());
+    fn replace(&self, slot: u32, place: PageRange, new: &[(u64, u64)]) -> RetiredList {
+        let (mut new, mut retired) = (items(new), RetiredList::new());
         loop {
             let section = self.section(slot);
             let done = self.tree.replace_beside(&self.writers, &section, place, &mut new, &mut retired);

@@ -3,7 +3,7 @@
 
 use faultless::address::{PageNumber, PageRange};
 use faultless::host::{FenceBarrier, Slots, StdPark, StdSlots};
-use faultless::sync::{Life, OutOfMemory, Park, Sections};
+use faultless::sync::{Life, OutOfMemory, Park, RetiredList, Sections};
 use faultless::vma::tree::{Ranged, Tree, View, Writer};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -82,7 +82,7 @@ fn pairs(view: View<'_, Item>) -> Vec<(u64, u64)> {
 
 #[expect(clippy::vec_box, reason = "as the tree takes them")]
 fn replace_alone(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, mut new: Vec<Box<Item>>) {
-    let mut retired = Vec::new();
+    let mut retired = RetiredList::new();
     tree.replace(writer, place, &mut new, &mut retired).unwrap();
     // SAFETY: there are no readers.
     retired.into_iter().for_each(|retired| unsafe { retired.free() });
@@ -150,7 +150,7 @@ fn readers_beside_a_writer() {
                 new.push(item(at, next));
                 at = next;
             }
-            let mut retired = Vec::new();
+            let mut retired = RetiredList::new();
             tree.replace(&mut writer, hull, &mut new, &mut retired).unwrap();
             sections.grace(&FenceBarrier, |look| park.pause(look));
             // SAFETY: after a grace period.
@@ -174,7 +174,7 @@ fn without_memory_nothing_changes() {
         };
         let before = pairs(tree.view_locked(&writer));
         for failing in 0.. {
-            let (mut items, mut retired) = (new(count), Vec::new());
+            let (mut items, mut retired) = (new(count), RetiredList::new());
             UNTIL_FAILURE.set(Some(failing));
             let result = tree.replace(&mut writer, place, &mut items, &mut retired);
             let has_failed = UNTIL_FAILURE.replace(None).is_none();

@@ -6,8 +6,7 @@ use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
-use crate::sync::full_fence;
-use alloc::vec::Vec;
+use crate::sync::{RetiredList, full_fence};
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
@@ -44,7 +43,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         full_fence();
         D::published(&mut work);
         self.sweep_away(&taken, whole);
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         self.unhook_leaves(&taken, &mut retired);
         drop(taken);
         drop(work);

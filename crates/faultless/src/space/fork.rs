@@ -11,9 +11,13 @@ use crate::design::{Call, LockingDesign};
 use crate::frame::Share;
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
+<<<<<<< HEAD
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{RangesGuard, try_box};
+=======
+use crate::sync::{RangesGuard, RetiredList, try_box};
+>>>>>>> origin/main
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonId, AnonRecord, Backing, Flags, Mapping, Vma};
 use alloc::boxed::Box;
@@ -122,7 +126,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             copies.push(try_box(Vma::new(mapping)?)?);
         }
         // Nothing is replaced.
-        child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut Vec::new())?;
+        child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut RetiredList::new())?;
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
         map.usage = SpaceUsage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);

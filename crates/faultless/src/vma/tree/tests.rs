@@ -5,7 +5,7 @@ use super::node::{CHILDREN, Link, NodeRef, Summary};
 use super::{Ranged, Tree, Unchanged, View, Writer};
 use crate::address::{PageNumber, PageRange};
 use crate::host::{Slots, StdSlots};
-use crate::sync::{FenceBarrier, Life, Sections};
+use crate::sync::{FenceBarrier, Life, RetiredList, Sections};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Twin {
 
     fn replace(&mut self, place: PageRange, new: &[(u64, u64)]) {
         let items = new.iter().map(|&(start, end)| item(start, end, &self.alive));
-        let (mut items, mut retired): (Vec<_>, _) = (items.collect(), Vec::new());
+        let (mut items, mut retired): (Vec<_>, _) = (items.collect(), RetiredList::new());
         self.tree.replace(&mut self.writer, place, &mut items, &mut retired).unwrap();
         assert!(items.is_empty());
         // SAFETY: there are no readers.
@@ -255,7 +255,7 @@ fn the_ends_of_the_numbers() {
 fn nothing_changes_where_nothing_is() {
     let mut twin = Twin::new();
     twin.replace(range(0, 9), &[(0, 2), (5, 9)]);
-    let mut retired = Vec::new();
+    let mut retired = RetiredList::new();
     twin.tree.replace(&mut twin.writer, range(2, 5), &mut Vec::new(), &mut retired).unwrap();
     assert!(retired.is_empty());
     twin.check_structure();
@@ -342,14 +342,14 @@ fn writers_side_by_side() {
     const SPAN: u64 = 600;
     let (tree, writer) = Tree::new();
     let (writers, sections, alive) = (writer.share(), Sections::new(), Arc::new(()));
-    let retired = std::sync::Mutex::new(Vec::new());
+    let retired = std::sync::Mutex::new(RetiredList::new());
     let models: Vec<BTreeMap<u64, u64>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..3_u64)
             .map(|thread| {
                 let (tree, writers, sections, alive, retired) =
                     (&tree, &writers, &sections, &alive, &retired);
                 scope.spawn(move || {
-                    let (mut model, mut state, mut mine) = (BTreeMap::new(), thread + 1, Vec::new());
+                    let (mut model, mut state, mut mine) = (BTreeMap::new(), thread + 1, RetiredList::new());
                     for round in 0..4000 {
                         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                         let at = 2 * ((state >> 33) % SPAN);
@@ -376,7 +376,7 @@ fn writers_side_by_side() {
                             false => _ = model.remove(&at),
                         }
                     }
-                    retired.lock().unwrap().append(&mut mine);
+                    retired.lock().unwrap().extend(mine);
                     model
                 })
             })
