@@ -12,6 +12,10 @@ check:
 check-long *ARGS:
     cargo run --release -- check {{ARGS}}
 
+# A difference planted in each kind of operation: the check finds and shrinks it.
+plants:
+    cargo test -p faultless-lab --test check is_found_and_shrunk -- --include-ignored
+
 # Operations by four threads in one space, against each of them alone; with any other of check's options.
 check-threads *ARGS:
     cargo run --release -- check --threads 4 {{ARGS}}

@@ -265,11 +265,7 @@ fn willneed_begins_reads_and_waits_for_none<S: Stand, D: LockingDesign>() -> Ran
     let error = space.advise(at(10), pages(8), Advice::WillNeed).unwrap_err();
     assert!(matches!(error, AdviseError::Hole { address, .. } if address == at(17)));
     gate.open();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while resident(&space, 10, 7) != "1110000" {
-        assert!(Instant::now() < deadline);
-        std::thread::yield_now();
-    }
+    wait_until("the pages are not read", || resident(&space, 10, 7) == "1110000");
     assert!(matches!(space.fault(at(12), Access::Read), Ok(Fault::Done)));
     drop((space, file, gate));
     machine.end()

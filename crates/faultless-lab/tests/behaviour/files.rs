@@ -283,8 +283,11 @@ fn removing_holds_nothing_while_it_waits<S: Stand, D: LockingDesign>() -> Ran<S>
         store.join().unwrap();
         let sync = scope.spawn(|| real.file.sync().unwrap());
         real.store.wait_for(1);
+        let is_locked = || real.file.try_lock_folio(0).is_none();
+        wait_until("it is still being prepared", || !is_locked());
         let remove = scope.spawn(|| remove(&space, 10, 2).unwrap());
-        std::thread::sleep(Duration::from_millis(5));
+        // It waits for the write with the page locked.
+        wait_until("it does not wait", is_locked);
         assert!(!remove.is_finished(), "the page is being written");
         space.map(anonymous(20, 1)).unwrap();
         space.store_u64(at(20), 1).unwrap();

@@ -118,12 +118,18 @@ impl<S: Stand> Machine<S> {
     /// Everything that could be used has been dropped by now, so no frame is in use. A test's last word.
     pub fn end(self) -> Ran<S> {
         self.engine.flush();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.frames() != 0 && Instant::now() < deadline {
-            std::thread::yield_now(); // a read under way holds its frame until it completes
-        }
-        assert_eq!(self.frames(), 0, "invariant 11: frames are left");
+        // A read under way holds its frame until it completes.
+        wait_until("invariant 11: frames are left", || self.frames() == 0);
         Ok(())
+    }
+}
+
+/// What others do soon.
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
     }
 }
 

@@ -198,10 +198,7 @@ fn msync_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.store_u64(at(10), 3).unwrap();
     assert_eq!((call(at(10), PAGE_SIZE, SyncFlags::ASYNC), real.word(0)), (0, 1));
     real.file.handle().start_sync();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while real.word(0) != 3 {
-        assert!(Instant::now() < deadline, "the write was not started");
-    }
+    wait_until("the write was not started", || real.word(0) == 3);
     drop((space, real));
     machine.end()
 }
