@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use faultless::host::{FenceBarrier, Slots, StdBarrier, StdSlots};
-use faultless::sync::{Barrier, Retired, Section, Sections};
+use faultless::sync::{Barrier, RetiredList, Section, Sections};
 
 /// A barrier with its name, made if this kernel has it.
 pub trait Named: Barrier + Sized + 'static {
@@ -56,8 +56,8 @@ impl<B: Named> Guard<B> {
         unsafe { self.sections.enter(StdSlots.current(), &self.barrier) }
     }
 
-    /// Takes what was unhooked, and frees what is due, as the engine does. The caller is in no section.
-    pub fn retire(&self, things: Vec<Retired>) {
+    /// Takes what was unhooked, and frees what is due, as the engine does; `things` keeps its room. The caller is in no section.
+    pub fn retire(&self, things: &mut RetiredList) {
         let retired = self.sections.retire(StdSlots.current(), &self.barrier, things);
         assert!(retired.is_ok(), "there is memory");
     }

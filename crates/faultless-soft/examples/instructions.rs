@@ -7,8 +7,8 @@ use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{Barrier, FrameSource, Host, PageTable, Slots, StdBarrier, StdSlots};
 use faultless::protection::Access;
-use faultless::sync::{FenceBarrier, Life, Section, Sections, fence_after_rmw};
-use faultless::vma::tree::{Ranged, Tree};
+use faultless::sync::{FenceBarrier, Life, RetiredList, Section, Sections, fence_after_rmw};
+use faultless::vma::tree::{Ranged, Tree, Writer};
 use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
 use faultless_soft::{RadixTable, Soft};
 use std::error::Error;
@@ -22,10 +22,13 @@ type Run = fn(u64) -> Result<Took, Failure>;
 /// Nanoseconds of each.
 struct Took(f64);
 
-const ALL: [(&str, Run); 9] = [
+const ALL: [(&str, Run); 12] = [
     ("look-up-30", |rounds| look_up(30, rounds)),
     ("look-up-1000", |rounds| look_up(1_000, rounds)),
     ("look-up-60000", |rounds| look_up(60_000, rounds)),
+    ("update-30", |rounds| update(30, rounds)),
+    ("update-1000", |rounds| update(1_000, rounds)),
+    ("update-60000", |rounds| update(60_000, rounds)),
     ("anonymous-fault", anonymous_fault),
     ("zeroing-a-page", zeroing),
     ("unmap-a-page", unmap),
@@ -84,13 +87,41 @@ fn enter<'a>(sections: &'a Sections, barrier: &impl Barrier) -> Section<'a> {
 }
 
 /// Mappings of 16 pages with 16 pages between them.
-fn look_up(mappings: u64, rounds: u64) -> Result<Took, Failure> {
-    let range = |index: u64| PageRange::with_pages(PageNumber::new(index * 32), 16);
-    let items = (0..mappings).map(|index| Ok(Box::new(Item(range(index)?, Life::new()))));
-    let mut items = items.collect::<Result<Vec<_>, Failure>>()?;
+fn tree(mappings: u64) -> Result<(Tree<Item>, Writer), Failure> {
     let (tree, mut writer) = Tree::new();
+    let items = (0..mappings).map(|index| Ok(Box::new(Item(sixteen(index)?, Life::new()))));
+    let mut items = items.collect::<Result<Vec<_>, Failure>>()?;
     let whole = PageRange::with_pages(PageNumber::new(0), mappings * 32)?;
-    tree.replace(&mut writer, whole, &mut items, &mut Vec::new())?;
+    tree.replace(&mut writer, whole, &mut items, &mut RetiredList::new())?;
+    Ok((tree, writer))
+}
+
+fn sixteen(index: u64) -> Result<PageRange, Failure> {
+    Ok(PageRange::with_pages(PageNumber::new(index * 32), 16)?)
+}
+
+/// A mapping is taken out of the tree, and another one put in its place: half of each round's instructions are one operation.
+fn update(mappings: u64, rounds: u64) -> Result<Took, Failure> {
+    let (tree, writer) = tree(mappings)?;
+    let (writers, sections, barrier) = (writer.share(), Sections::new(), StdBarrier::new());
+    let (mut new, mut retired) = (Vec::new(), RetiredList::new());
+    let took = measured(2 * rounds, |round| {
+        let range = sixteen(mixed(round / 2) % mappings)?;
+        if round % 2 == 1 {
+            new.push(Box::new(Item(range, Life::new())));
+        }
+        let section = enter(&sections, &barrier);
+        tree.replace_beside(&writers, &section, range, &mut new, &mut retired)?;
+        drop(section);
+        sections.retire(StdSlots.current(), &barrier, &mut retired)?;
+        Ok::<_, Failure>(())
+    })?;
+    sections.flush(&barrier, false, |_| {});
+    Ok(took)
+}
+
+fn look_up(mappings: u64, rounds: u64) -> Result<Took, Failure> {
+    let (tree, _) = tree(mappings)?;
     let pages: Vec<_> = (0..rounds).map(|round| PageNumber::new(mixed(round) % (mappings * 32))).collect();
     let sections = Sections::new();
     let section = enter(&sections, &FenceBarrier);

@@ -39,6 +39,10 @@ pub struct Soft {
     clock: StdClock,
 }
 
+// What a mapping costs, its places in the tree apart. Folios: `faultless::frame`.
+#[cfg(not(any(loom, shuttle)))]
+const _: () = assert!(size_of::<faultless::vma::Vma<Soft, faultless::design::Faultless>>() <= 128);
+
 impl Soft {
     /// A machine with `frames` frames of memory.
     ///

@@ -6,9 +6,8 @@ use crate::frame::{Folio, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{AccessSection, Mutex, MutexGuard, Retired, Section, full_fence, plain};
+use crate::sync::{AccessSection, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use crossbeam_utils::CachePadded;
 
 /// What an engine may use.
@@ -235,13 +234,13 @@ impl<H: Host> Engine<H> {
 
     /// Takes what was unhooked, and frees what is due of what this thread has retired before. Called after everything is
     /// let go. Waits for nobody's section, but where there is no memory to remember the things: then for a grace period.
-    pub fn retire(&self, things: Vec<Retired>) {
+    pub fn retire(&self, mut things: RetiredList) {
         if things.is_empty() {
             return;
         }
         self.assert_may_sleep("what a drop of the last reference does");
         let slot = self.host.slots().current();
-        if let Err(things) = self.host.sections().retire(slot, self.host.barrier(), things) {
+        if self.host.sections().retire(slot, self.host.barrier(), &mut things).is_err() {
             self.grace();
             for thing in things {
                 // SAFETY: unhooked before it came here, and a grace period has passed since.

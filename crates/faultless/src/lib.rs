@@ -124,7 +124,7 @@ pub use space::{
     AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,
     LockError, LockMode, MapError, MapRequest, MappingInfo, MappingUsage, PinnedPage, Placement,
     ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
-    SpaceLimits, SyncError, SyncFlags, UnknownAdvice, UnmapError,
+    SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]

@@ -2,7 +2,7 @@
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::sync::{FenceBarrier, Life, QuiescentStates, Retired, Section, Sections, SlotIndex};
+use faultless::sync::{FenceBarrier, Life, QuiescentStates, RetiredList, Section, Sections, SlotIndex};
 use faultless::vma::tree::{Ranged, Tree, Unchanged, View, Writer, Writers};
 use loom::sync::Arc;
 use loom::thread;
@@ -47,8 +47,8 @@ fn read(view: View<'_, Item>, page: u64) {
     assert_eq!(at.get(), END);
 }
 
-fn replace(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: &[(u64, u64)]) -> Vec<Retired> {
-    let mut retired = Vec::new();
+fn replace(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: &[(u64, u64)]) -> RetiredList {
+    let mut retired = RetiredList::new();
     tree.replace(writer, place, &mut items(new), &mut retired).unwrap();
     retired
 }
@@ -109,8 +109,8 @@ fn readers_beside_a_writer_that_does_not_wait() {
             (range(0, END), &[(0, 3), (3, END)]),
         ];
         for (place, new) in changes {
-            let things = replace(&shared.0, &mut writer, place, new);
-            assert!(shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, things).is_ok());
+            let mut things = replace(&shared.0, &mut writer, place, new);
+            shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, &mut things).unwrap();
         }
         reader.join().unwrap();
         read(shared.0.view_locked(&writer), 0);
@@ -169,8 +169,8 @@ impl Common {
     }
 
     /// Puts `new` into the place, whoever else is at work. Frees nothing: two who wait for readers never let those on here.
-    fn replace(&self, slot: u32, place: PageRange, new: &[(u64, u64)]) -> Vec<Retired> {
-        let (mut new, mut retired) = (items(new), Vec::new());
+    fn replace(&self, slot: u32, place: PageRange, new: &[(u64, u64)]) -> RetiredList {
+        let (mut new, mut retired) = (items(new), RetiredList::new());
         loop {
             let section = self.section(slot);
             let done = self.tree.replace_beside(&self.writers, &section, place, &mut new, &mut retired);
@@ -184,8 +184,15 @@ impl Common {
     }
 }
 
-/// Each change is one thread's; afterwards the tree covers these pages as before, by as many items as said.
-fn side_by_side(changes: [(PageRange, &'static [(u64, u64)]); 2], count: usize) {
+type Ranges = &'static [(u64, u64)];
+
+fn ranges(view: View<'_, Item>) -> Vec<(u64, u64)> {
+    let all = view.from(PageNumber::new(0)).map(|item| item.range());
+    all.map(|range| (range.start().get(), range.end().get())).collect()
+}
+
+/// Each change is one thread's; afterwards the tree has what is said.
+fn side_by_side(changes: [(PageRange, Ranges); 2], after: Ranges) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(2);
     builder.check(move || {
@@ -201,29 +208,44 @@ fn side_by_side(changes: [(PageRange, &'static [(u64, u64)]); 2], count: usize) 
             })
             .collect();
         let section = common.section(0);
-        read(common.tree.view(&section), 3);
+        let seen = ranges(common.tree.view(&section));
         drop(section);
+        // Of each change all is seen or nothing.
+        for (place, new) in changes {
+            let inside = |&(start, end): &(u64, u64)| place.covers(range(start, end));
+            let seen: Vec<_> = seen.iter().copied().filter(inside).collect();
+            let old = (place.start().get(), place.end().get());
+            assert!(seen == [old] || seen == new, "{seen:?} in {place}");
+        }
         let retired: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         // SAFETY: nobody else is left.
         retired.into_iter().for_each(|retired| unsafe { retired.free() });
         let section = common.section(0);
-        let view = common.tree.view(&section);
-        read(view, 0);
-        assert_eq!(view.from(PageNumber::new(0)).count(), count, "a change was lost");
+        assert_eq!(ranges(common.tree.view(&section)), after, "a change was lost");
     });
 }
 
 #[test]
 fn writers_of_different_leaves() {
-    side_by_side([(range(0, 2), &[(0, 2)]), (range(4, END), &[(4, 5), (5, END)])], 4);
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 2)]), (range(4, END), &[(4, 5), (5, END)])];
+    side_by_side(changes, &[(0, 2), (2, 4), (4, 5), (5, END)]);
 }
 
 #[test]
-fn writers_of_one_leaf() {
-    side_by_side([(range(0, 2), &[(0, 2)]), (range(2, 4), &[(2, 4)])], 3);
+fn writers_in_one_leaf() {
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 2)]), (range(2, 4), &[(2, 4)])];
+    side_by_side(changes, &[(0, 2), (2, 4), (4, END)]);
+}
+
+/// Each puts a copy of the leaf, with its own change, in the leaf's place.
+#[test]
+fn writers_that_copy_one_leaf() {
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 1)]), (range(2, 4), &[(3, 4)])];
+    side_by_side(changes, &[(0, 1), (3, 4), (4, END)]);
 }
 
 #[test]
 fn a_writer_beside_a_change_of_shape() {
-    side_by_side([(range(0, 2), &[(0, 1), (1, 2)]), (range(2, 4), &[(2, 4)])], 4);
+    let changes: [(_, Ranges); 2] = [(range(0, 2), &[(0, 1), (1, 2)]), (range(2, 4), &[(2, 4)])];
+    side_by_side(changes, &[(0, 1), (1, 2), (2, 4), (4, END)]);
 }

@@ -3,7 +3,7 @@
 use super::{Found, Handle, Index, Item};
 use crate::guard::{Guard, Named};
 use faultless::address::{PageNumber, PageRange};
-use faultless::sync::{Life, Retired};
+use faultless::sync::{Life, RetiredList};
 use faultless::vma::tree::{Ranged, Tree, Unchanged, Writers};
 
 /// With read sections of barrier `B`.
@@ -35,6 +35,7 @@ pub struct Thread<'a, B> {
     ours: &'a Ours<B>,
     #[expect(clippy::vec_box, reason = "as the tree takes them")]
     new: Vec<Box<Vma>>,
+    retired: RetiredList,
 }
 
 impl<B: Named> Index for Ours<B> {
@@ -50,24 +51,23 @@ impl<B: Named> Index for Ours<B> {
     }
 
     fn handle(&self) -> Thread<'_, B> {
-        Thread { ours: self, new: Vec::new() }
+        Thread { ours: self, new: Vec::new(), retired: RetiredList::new() }
     }
 }
 
 impl<B: Named> Thread<'_, B> {
     fn replace(&mut self, range: PageRange) {
         let Ours { tree, writers, guard } = self.ours;
-        let mut retired: Vec<Retired> = Vec::new();
         loop {
             let section = guard.enter();
-            match tree.replace_beside(writers, &section, range, &mut self.new, &mut retired) {
+            match tree.replace_beside(writers, &section, range, &mut self.new, &mut self.retired) {
                 Ok(()) => break,
                 Err(Unchanged::Contended) => std::hint::spin_loop(),
                 Err(Unchanged::OutOfMemory(error)) => panic!("{error}"),
             }
         }
-        if !retired.is_empty() {
-            guard.retire(retired);
+        if !self.retired.is_empty() {
+            guard.retire(&mut self.retired);
         }
     }
 }

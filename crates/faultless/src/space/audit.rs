@@ -1,7 +1,7 @@
 //! A look at a space that stands still: do its entries agree with its mappings? For tests and for embedders who doubt
 //! their host.
 
-use super::AddressSpace;
+use super::{AddressSpace, SpaceUsage};
 use crate::address::PageNumber;
 use crate::design::LockingDesign;
 use crate::frame::Folio;
@@ -9,7 +9,7 @@ use crate::host::{Entry, Host, PageTable};
 use crate::protection::Protection;
 use crate::vma::AnonId;
 
-/// What is wrong with a page.
+/// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditError {
     /// An entry without a mapping.
@@ -38,6 +38,14 @@ pub enum AuditError {
         /// The page.
         page: PageNumber,
     },
+    /// The limits are held against a wrong sum.
+    #[error("counts: the mappings come to {mapped}, and {counted} was counted")]
+    Counts {
+        /// What the tree has.
+        mapped: SpaceUsage,
+        /// What the limits go by.
+        counted: SpaceUsage,
+    },
     /// An exclusive anonymous page that belongs to another record than its mapping.
     #[error("records: {page:?} belongs to record {owner}, its mapping has {record}")]
     Record {
@@ -51,12 +59,21 @@ pub enum AuditError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Checks every entry. Meaningful while no other call on the space is under way.
+    /// Checks every entry, and the sums that the limits go by. Meaningful while no other call on the space is under way.
     ///
     /// # Errors
-    /// The first page that is wrong.
+    /// The first thing that is wrong.
     pub fn audit(&self) -> Result<(), AuditError> {
         let space = &self.0;
+        space.engine.assert_may_sleep("the tree lock");
+        {
+            let lock = space.map.lock_by(&*space.engine);
+            let all = space.tree.view_locked(&lock.writer).from(PageNumber::new(0));
+            let (mapped, counted) = (SpaceUsage::default().with(all.map(|vma| vma.mapping())), lock.usage);
+            if mapped != counted {
+                return Err(AuditError::Counts { mapped, counted });
+            }
+        }
         let mut rest = Some(space.whole());
         while let Some(range) = rest {
             let section = space.engine.enter();

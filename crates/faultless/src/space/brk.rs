@@ -10,10 +10,9 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory};
 use crate::protection::{Protection, Sharing};
-use crate::sync::Retired;
+use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags, Mapping};
-use alloc::vec::Vec;
 
 /// Where the heap is; addresses, of which whole pages are mapped.
 #[derive(Clone, Copy, Debug)]
@@ -125,7 +124,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let space = &self.0;
         let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
         space.engine.assert_may_sleep("the tree lock");
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         let result = space.set_break(&mut work, address, &mut retired);
         drop(work);
         space.engine.retire(retired);
@@ -142,7 +141,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &'s self,
         work: &mut D::Range<'s, H>,
         address: VirtAddr,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<Option<PageRange>, BrkError> {
         let no_room = BrkError::NoRoom { address };
         let new = page_end(address).ok_or(no_room)?;

@@ -1,13 +1,12 @@
 //! exit, and the end of a space with its last handle.
 
-use super::limits::Usage;
+use super::limits::SpaceUsage;
 use super::{AddressSpace, Space};
 use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
-use crate::sync::full_fence;
-use alloc::vec::Vec;
+use crate::sync::{RetiredList, full_fence};
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
@@ -38,13 +37,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let vmas = self.tree.view_locked(&lock.writer).from(whole.start());
         vmas.for_each(|vma| D::detach(vma.lock(), true));
         let old = self.tree.take_all(&mut lock.writer);
-        lock.usage = Usage::default();
+        lock.usage = SpaceUsage::default();
         drop(lock);
         // Partner: the fence after the bit in page work.
         full_fence();
         D::published(&mut work);
         self.sweep_away(&taken, whole);
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         self.unhook_leaves(&taken, &mut retired);
         drop(taken);
         drop(work);

@@ -7,9 +7,9 @@ use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
+use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags, Mapping};
-use alloc::vec::Vec;
 
 /// What a call does about pages of its range that are not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             reach = Reach { end, error: Some(Wrong::TooMany) };
         }
         let part = part(&reach);
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
             drop(self.publish(&mut work, lock, part, each, None, &mut retired)?);
             self.sweep(&taken, part, |_, entry| entry, |_, _, _| {});

@@ -2,7 +2,7 @@
 //! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
 //! processor uses an older translation does page work go on.
 
-use super::limits::Usage;
+use super::limits::SpaceUsage;
 use super::range_work::{Removed, Taken};
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -10,7 +10,7 @@ use crate::design::{Call, LockingDesign};
 use crate::frame::Share;
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
-use crate::sync::{RangesGuard, try_box};
+use crate::sync::{RangesGuard, RetiredList, try_box};
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonId, AnonRecord, Backing, Flags, Mapping, Vma};
 use alloc::boxed::Box;
@@ -114,9 +114,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             copies.push(try_box(Vma::new(mapping)?)?);
         }
         // Nothing is replaced.
-        child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut Vec::new())?;
+        child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut RetiredList::new())?;
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
-        map.usage = Usage::default().with(copied);
+        map.usage = SpaceUsage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);
         #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {

@@ -9,9 +9,9 @@ use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::Protection;
+use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Vma};
-use alloc::vec::Vec;
 
 /// Pages that stay free between a mapping that grows down and what can be used below it (Linux: stack_guard_gap).
 const GUARD_GAP: u64 = 256;
@@ -88,7 +88,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Grow, self.whole());
         self.engine.assert_may_sleep("the tree lock");
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         let grown = loop {
             let Some((mapped, true)) = look() else { break false };
             // Somebody was quicker.

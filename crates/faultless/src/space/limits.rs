@@ -9,6 +9,7 @@ use crate::host::Host;
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::Ranged;
 use crate::vma::{Flags, Mapping, Vma, edit};
+use core::fmt;
 
 /// What a space may use; a child of fork inherits it. Bytes, of which whole pages count.
 ///
@@ -82,16 +83,27 @@ impl LimitError {
     }
 }
 
-/// How many mappings, and what they come to, in pages.
+/// What the mappings of a space come to, as its limits count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(super) struct Usage {
+pub struct SpaceUsage {
+    /// How many there are.
     pub mappings: usize,
+    /// Pages of all.
     pub pages: u64,
+    /// Pages of those that count as data.
     pub data: u64,
+    /// Pages of those that are locked.
     pub locked: u64,
 }
 
-impl Usage {
+impl fmt::Display for SpaceUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mappings, pages, data, locked } = self;
+        write!(f, "{mappings} mappings of {pages} pages, {data} of data, {locked} locked")
+    }
+}
+
+impl SpaceUsage {
     fn of<H: Host>(mapping: &Mapping<H>) -> Self {
         let pages = mapping.range.pages();
         let data = is_data(mapping.protection, mapping.sharing, mapping.flags);
@@ -105,7 +117,7 @@ impl Usage {
     }
 
     /// With these mappings too.
-    pub fn with<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
+    pub(super) fn with<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
         mappings.into_iter().map(Self::of).fold(self, |sum, more| Self {
             mappings: sum.mappings + more.mappings,
             pages: sum.pages + more.pages,
@@ -115,7 +127,7 @@ impl Usage {
     }
 
     /// Without these, which were counted.
-    pub fn without<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
+    pub(super) fn without<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
         mappings.into_iter().map(Self::of).fold(self, |sum, less| Self {
             mappings: sum.mappings - less.mappings,
             pages: sum.pages - less.pages,

@@ -11,11 +11,10 @@ use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, FileHandle, FileRights};
 use crate::protection::{Protection, Sharing};
-use crate::sync::{Choice, Claims, Retired, Shared};
+use crate::sync::{Choice, Claims, RetiredList, Shared};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Flags, Mapping, Vma, edit};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 /// The page with the greatest offset that a signed number of 64 bits can say: no mapping is made of it or of what lies
 /// behind it. One that is there may become that long (mremap).
@@ -393,9 +392,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let range = taken.range();
         let mapping = mapping(range);
         self.check_limits(&lock, &mapping)?;
-        let mut retired = Vec::new();
-        let published = self.map_hole(&mut work, &taken, lock, mapping, &mut retired);
-        drop(taken);
+        let mut retired = RetiredList::new();
+        let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
         drop(work);
         self.engine.retire(retired);
         published.map(|()| range)
@@ -443,9 +441,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (taken, lock) = self.map.take(range, &*self.engine);
         refuse_existing(self.tree.view_locked(&lock.writer), range)?;
         self.check_limits(&lock, &mapping)?;
-        let mut retired = Vec::new();
-        let published = self.map_hole(&mut work, &taken, lock, mapping, &mut retired);
-        drop(taken);
+        let mut retired = RetiredList::new();
+        let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
         drop(work);
         self.engine.retire(retired);
         published.map(|()| range)
@@ -467,19 +464,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .from(range.start())
             .next()
             .is_some_and(|vma| vma.range().overlaps(range));
-        let mut retired = Vec::new();
-        if !over_something || cfg!(mutant = "fixed_without_busy") {
-            let published = self.map_hole(&mut work, &taken, lock, mapping, &mut retired);
-            if over_something && published.is_ok() {
-                self.sweep_away(&taken, range);
-            }
-            drop(taken);
+        let mut retired = RetiredList::new();
+        if !over_something {
+            let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
             drop(work);
             self.engine.retire(retired);
             return published.map(|()| range);
         }
         // Page work waits until it is settled, which takes no memory.
-        let (protection, flags) = (mapping.protection, mapping.flags | Flags::MOVING);
+        let busy = if cfg!(mutant = "fixed_without_busy") { Flags::empty() } else { Flags::MOVING };
+        let (protection, flags) = (mapping.protection, mapping.flags | busy);
         drop(self.publish_new(&mut work, lock, range, Mapping { flags, ..mapping }, &mut retired)?);
         self.sweep_away(&taken, range);
         self.unhook_leaves(&taken, &mut retired);
@@ -498,19 +492,25 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         followed.map(|()| range).map_err(MapError::from)
     }
 
-    /// Has the host follow, and publishes what comes where nothing is, or BUSY.
+    /// Has the host follow, and publishes what comes where nothing is. Lets go of what is taken.
     fn map_hole<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
-        taken: &Taken<'_, H>,
+        taken: Taken<'s, H>,
         lock: TreeLock<'s>,
         mapping: Mapping<H>,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), MapError> {
         let range = mapping.range;
-        let lock = self.follow(taken, lock, range, Some(mapping.protection))?;
-        let published = self.publish_new(work, lock, range, mapping, retired);
-        published.map(drop).inspect_err(|_| self.follow_back(taken, range))
+        let lock = self.follow(&taken, lock, range, Some(mapping.protection))?;
+        match self.publish_new(work, lock, range, mapping, retired) {
+            Ok(mut lock) => taken.finish(&mut lock),
+            Err(error) => {
+                self.follow_back(&taken, range);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn publish_new<'s>(
@@ -519,7 +519,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         lock: TreeLock<'s>,
         range: PageRange,
         mapping: Mapping<H>,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<TreeLock<'s>, MapError> {
         if lock.exited {
             return Err(MapError::Exited);

@@ -36,7 +36,7 @@ pub use audit::AuditError;
 pub use brk::BrkError;
 pub use discard::DiscardError;
 pub use fork::ForkError;
-pub use limits::{LimitError, SpaceLimits};
+pub use limits::{LimitError, SpaceLimits, SpaceUsage};
 pub use listing::MappingInfo;
 pub use lock::{LockAll, LockError, LockMode};
 pub use map::{MapError, MapRequest, Placement, Source};
@@ -82,7 +82,7 @@ pub(crate) struct Map {
     /// What is locked as it comes, and up to how much.
     locks: lock::Locks,
     /// What the mappings come to; changed with them.
-    usage: limits::Usage,
+    usage: limits::SpaceUsage,
     limits: SpaceLimits,
     heap: Option<brk::Heap>,
     /// How often pages have been moved: who goes through all mappings, and not at once, looks again if it has changed.
@@ -119,7 +119,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 writer,
                 exited: false,
                 locks: lock::Locks::default(),
-                usage: limits::Usage::default(),
+                usage: limits::SpaceUsage::default(),
                 limits: SpaceLimits::default(),
                 heap: None,
                 moves: 0,

@@ -23,10 +23,9 @@ use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::protection::{Protection, Sharing};
-use crate::sync::Retired;
+use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Flags, Mapping, Vma, edit};
-use alloc::vec::Vec;
 
 /// What a call has taken.
 pub(super) struct Both<'a, H: Host> {
@@ -74,7 +73,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         both: &mut Both<'s, H>,
         part: Part,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         self.vacate(work, both, part.target, retired)?;
         let (cuts, whole) = self.cuts(both, part);
@@ -119,7 +118,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         both: &mut Both<'s, H>,
         target: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         let lock = both.target().lock();
         match self.tree.view_locked(&lock.writer).from(target.start()).next() {
@@ -149,7 +148,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         both: &mut Both<'s, H>,
         part: Part,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         let Part { source, target, keeps } = part;
         let mut publish =
@@ -291,7 +290,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         both: &mut Both<'s, H>,
         part: Part,
         cuts: Joins,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) {
         both.target().lock().moves += 1;
         if part.keeps {
@@ -308,7 +307,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         taken: &Taken<'s, H>,
         range: PageRange,
-        joins: (Joins, &mut Vec<Retired>),
+        joins: (Joins, &mut RetiredList),
     ) {
         let lock = taken.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(range.start());
@@ -323,7 +322,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         both: &mut Both<'s, H>,
         source: Option<(PageRange, Joins)>,
         target: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) {
         if let Some((source, cuts)) = source {
             self.settle(work, &both.source, source, (cuts, &mut *retired));
@@ -342,7 +341,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &mut Taken<'s, H>,
         lock: TreeLock<'s>,
         range: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), Unpublished> {
         let lock = self.follow(taken, lock, range, None)?;
         let published = self.publish(work, lock, range, |_| None, None, retired);

@@ -8,9 +8,9 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
+use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{Mapping, edit};
-use alloc::vec::Vec;
 
 /// Why the protection was not changed, or not everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -193,7 +193,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let limit = self.mapping_limit(&lock);
             (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
         }
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
             let published = self.publish(&mut work, lock, prefix, change, None, &mut retired);

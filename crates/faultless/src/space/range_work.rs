@@ -6,14 +6,18 @@ use crate::design::LockingDesign;
 use crate::engine::Engine;
 use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
 use crate::protection::Protection;
-use crate::sync::{RangesGuard, Reservation, Retired, full_fence, try_box};
+use crate::sync::{RangesGuard, Reservation, RetiredList, full_fence, try_box};
 use crate::vma::tree::Ranged;
 use crate::vma::{Mapping, Vma, edit};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use smallvec::SmallVec;
 
 pub(super) type Taken<'a, H> = Reservation<'a, Map, Engine<H>>;
 pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
+
+/// A list that needs no memory from the allocator while it is short, as in most calls.
+type Few<T> = SmallVec<[T; 4]>;
 
 /// Why a new map could not be published; the old one stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +209,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: Option<Mapping<H>>,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<TreeLock<'s>, Unpublished> {
         self.publish_joining(work, lock, range, each, insert, (Joins::BOTH, retired))
     }
@@ -218,11 +222,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: Option<Mapping<H>>,
-        (joins, retired): (Joins, &mut Vec<Retired>),
+        (joins, retired): (Joins, &mut RetiredList),
     ) -> Result<TreeLock<'s>, Unpublished> {
         let mut lock = self.exclude_neighbours(work, lock, range, &each, &insert, joins)?;
-        let mut closed: Vec<&Vma<H, D>> = Vec::new();
-        let mut next: Vec<Mapping<H>> = Vec::new();
+        let mut closed: Few<&Vma<H, D>> = Few::new();
+        let mut next: Few<Mapping<H>> = Few::new();
         let built = self.build(&lock, range, &each, &insert, joins, (&mut closed, &mut next));
         let built = built.and_then(|hull| {
             if next.len() > closed.len() {
@@ -286,7 +290,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Ok(lock);
         }
         loop {
-            let (mut closed, mut next) = (Vec::new(), Vec::new());
+            let (mut closed, mut next) = (Few::new(), Few::new());
             let built = self.build(&lock, range, each, insert, joins, (&mut closed, &mut next));
             closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
             built?;
@@ -307,7 +311,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: &impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         insert: &Option<Mapping<H>>,
         joins: Joins,
-        (closed, next): (&mut Vec<&'a Vma<H, D>>, &mut Vec<Mapping<H>>),
+        (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
     ) -> Result<PageRange, Unpublished> {
         let view = self.tree.view_locked(&lock.writer);
         let mut hull = range;
@@ -337,7 +341,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let old = view.from(start).take_while(|vma| vma.range().start() < range.end());
 
         // The first mapping that comes decides whether the neighbour on the left joins.
-        let mut middle: Vec<Piece<H>> = Vec::new();
+        let mut middle: Few<Piece<H>> = Few::new();
         let mut keep_behind = None;
         for vma in old {
             let mapping = close(vma)?;
@@ -489,12 +493,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// What has become a hole of what is taken, and was swept, loses its leaf tables: those that lie wholly inside, or in more
     /// that is a hole and that nobody else has claimed.
-    pub(super) fn retire_leaves(
-        &self,
-        taken: &mut Taken<'_, H>,
-        hole: PageRange,
-        retired: &mut Vec<Retired>,
-    ) {
+    pub(super) fn retire_leaves(&self, taken: &mut Taken<'_, H>, hole: PageRange, retired: &mut RetiredList) {
         let mut lock = taken.lock();
         let view = self.tree.view_locked(&lock.writer);
         let is_hole = |part: &PageRange| {
@@ -512,11 +511,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Takes out the leaf tables that lie wholly inside the range, a hole or BUSY, and swept (rule 7).
-    pub(super) fn unhook_leaves(&self, taken: &Taken<'_, H>, retired: &mut Vec<Retired>) {
+    pub(super) fn unhook_leaves(&self, taken: &Taken<'_, H>, retired: &mut RetiredList) {
         self.unhook_leaves_of(taken, taken.range(), retired);
     }
 
-    fn unhook_leaves_of(&self, taken: &Taken<'_, H>, range: PageRange, retired: &mut Vec<Retired>) {
+    fn unhook_leaves_of(&self, taken: &Taken<'_, H>, range: PageRange, retired: &mut RetiredList) {
         debug_assert!(taken.range().covers(range));
         let mut rest = Some(range);
         while let Some(part) = rest {

@@ -11,10 +11,9 @@ use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
-use crate::sync::{Choice, Retired};
+use crate::sync::{Choice, RetiredList};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags, Mapping, Vma};
-use alloc::vec::Vec;
 use plan::Plan;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -56,7 +55,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         for range in here.into_iter().chain(plan.fixed()) {
             self.exclude(&mut work, range, |_| true);
         }
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         let result = match plan.fixed() {
             Some(target) => self.remap_fixed(&mut work, plan, target, &mut retired),
             None => self.remap_near(&mut work, plan, &mut retired),
@@ -114,7 +113,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         plan: &Plan,
         target: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<PageNumber, RemapError> {
         let whole = self.whole();
         let source = plan.here(plan.old_pages.max(1), whole).unwrap_or(target);
@@ -145,7 +144,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         both: &mut Both<'s, H>,
         plan: &Plan,
         target: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         let mut rest = plan.here(plan.old_pages, self.whole());
         while let Some(range) = rest {
@@ -176,7 +175,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         both: &mut Both<'s, H>,
         plan: &Plan,
         target: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         self.vacate(work, both, target, retired)?;
         // Linux asks whether it can be cut off when what was at the target has gone.
@@ -196,7 +195,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         work: &mut D::Range<'s, H>,
         taken: &mut Taken<'s, H>,
         tail: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         let lock = taken.lock();
         self.refuse_sealed(&lock, tail)?;
@@ -210,7 +209,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         both: &mut Both<'s, H>,
         plan: &Plan,
         target: PageRange,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         self.vacate(work, both, target, retired)?;
         let lock = both.target().lock();
@@ -242,7 +241,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &'s self,
         work: &mut D::Range<'s, H>,
         plan: &Plan,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<PageNumber, RemapError> {
         let whole = self.whole();
         let here = plan.here(plan.old_pages.max(plan.new_pages), whole).unwrap_or(whole);
@@ -321,7 +320,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         lock: TreeLock<'s>,
         mapping: Mapping<H>,
-        joins: (Joins, &mut Vec<Retired>),
+        joins: (Joins, &mut RetiredList),
     ) -> Result<(), Unpublished> {
         let range = mapping.range;
         let lock = self.follow(taken, lock, range, Some(mapping.protection))?;

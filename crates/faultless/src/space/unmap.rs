@@ -6,8 +6,8 @@ use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::Host;
+use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
-use alloc::vec::Vec;
 
 /// Why nothing was unmapped; the space is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +91,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
         }
         let lock = self.follow(&taken, lock, range, None).map_err(|_| out_of_memory)?;
-        let mut retired = Vec::new();
+        let mut retired = RetiredList::new();
         let published = self.publish(&mut work, lock, range, |_| None, None, &mut retired);
         let published = published.inspect_err(|_| self.follow_back(&taken, range));
         let mut lock = published.map_err(|error| match error {

@@ -16,7 +16,7 @@ pub use life::{Life, OutOfMemory, try_box};
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
 pub use ranges::{Choice, Claims, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked};
-pub use retired::Retired;
+pub use retired::{Retired, RetiredList};
 pub use section::{AccessSection, Section, Sections, SlotIndex};
 pub use shared::{Counted, Shared, Weak};
 

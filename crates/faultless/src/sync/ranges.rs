@@ -1,13 +1,16 @@
 //! Taken ranges: range work takes its pages among other range work, under a short lock that also guards the tree.
-//! Disjoint ranges go on side by side; overlapping ones are served in the order in which they asked.
+//! Disjoint ranges go on side by side; overlapping ones are served in the order in which they asked. Letting one go takes no
+//! lock where nobody waits: its flag is raised, and whoever has the lock next takes the claim out of the queue.
 
-use super::atomic::{AtomicUsize, Ordering};
+use super::atomic::{AtomicBool, AtomicUsize, Ordering};
+use super::full_fence;
 use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
 use super::section::{AccessSection, Section};
 use crate::address::{PageNumber, PageRange};
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
+use crossbeam_utils::CachePadded;
 
 /// Sleeping until something changes: a futex, a wait queue, a condition variable.
 pub trait Park: Send + Sync {
@@ -44,18 +47,26 @@ unsafe impl<T, P: Park> Stable for Reservation<'_, T, P> {}
 struct Claim {
     ticket: u64,
     range: PageRange,
+    /// Its flag, if one was free.
+    flag: Option<usize>,
 }
 
 /// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
 const PLACES: usize = 2;
+
+/// Claims that are let go by a flag; more at a time take the lock for it.
+#[cfg(not(loom))]
+const FLAGS: usize = 8;
+#[cfg(loom)]
+const FLAGS: usize = 1;
 
 /// The claims in the order of their asking; taken ones and waiting ones alike.
 #[derive(Default)]
 pub struct Claims {
     queue: Vec<Claim>,
     next_ticket: u64,
-    /// Threads that wait for a release.
-    waiting: usize,
+    /// A bit for each flag that a claim of the queue has.
+    flags: u64,
 }
 
 impl Claims {
@@ -72,12 +83,24 @@ impl Claims {
     }
 
     /// Whoever calls this has seen to a place.
-    fn push(&mut self, range: PageRange) -> u64 {
+    fn push(&mut self, range: PageRange) -> (u64, Option<usize>) {
         debug_assert!(self.queue.len() < self.queue.capacity());
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.queue.push(Claim { ticket, range });
-        ticket
+        let flag = Some(self.flags.trailing_ones() as usize).filter(|flag| *flag < FLAGS);
+        self.flags |= flag.map_or(0, |flag| 1 << flag);
+        self.queue.push(Claim { ticket, range, flag });
+        (ticket, flag)
+    }
+
+    /// Takes out those of which `goes` says so.
+    fn remove(&mut self, mut goes: impl FnMut(&Claim) -> bool) {
+        let flags = &mut self.flags;
+        self.queue.retain(|claim| {
+            let stays = !goes(claim);
+            *flags &= !claim.flag.filter(|_| !stays).map_or(0, |flag| 1 << flag);
+            stays
+        });
     }
 
     fn is_first(&self, ticket: u64, range: PageRange) -> bool {
@@ -106,6 +129,12 @@ pub struct Ranges<T> {
     inner: Mutex<Inner<T>>,
     /// Counts releases. Changed under `inner`; read by sleepers, whose park orders it.
     releases: AtomicUsize,
+    /// Threads that wait for a release. Changed under `inner`; read by who lets go, after a fence that is a partner of the
+    /// one after the change.
+    waiting: AtomicUsize,
+    /// Raised: the claim has been let go. By its holder, Release; lowered under `inner`. Partner: the Acquire of who takes the
+    /// claim out, whom all see that come to the lock later.
+    gone: [CachePadded<AtomicBool>; FLAGS],
 }
 
 /// A range just taken, with the short lock still held. The lock goes first: bind both, so that it does by itself.
@@ -122,18 +151,50 @@ impl<T> Ranges<T> {
     pub fn try_new(data: T) -> Result<Self, OutOfMemory> {
         let mut claims = Claims::default();
         claims.queue.try_reserve_exact(PLACES).map_err(|_| OutOfMemory)?;
-        Ok(Self { inner: Mutex::new(Inner { claims, data }), releases: AtomicUsize::new(0) })
+        Ok(Self {
+            inner: Mutex::new(Inner { claims, data }),
+            releases: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            gone: core::array::from_fn(|_| CachePadded::default()),
+        })
     }
 
     /// The short lock alone.
     pub fn lock(&self) -> RangesGuard<'_, T> {
-        RangesGuard { inner: self.inner.lock() }
+        self.collect(self.inner.lock()).0
     }
 
     /// As [`Ranges::lock`]; the wait, if there is one, is counted.
     pub fn lock_by(&self, park: &impl Park) -> RangesGuard<'_, T> {
         let inner = self.inner.try_lock();
-        RangesGuard { inner: inner.unwrap_or_else(|| park.wait_for_lock(|| self.inner.lock())) }
+        self.collect(inner.unwrap_or_else(|| park.wait_for_lock(|| self.inner.lock()))).0
+    }
+
+    /// Takes claims out that have been let go. True: there was one.
+    fn collect<'a>(&self, mut inner: MutexGuard<'a, Inner<T>>) -> (RangesGuard<'a, T>, bool) {
+        let mut is_any = false;
+        if inner.claims.flags != 0 {
+            inner.claims.remove(|claim| {
+                let flag = claim.flag.map(|flag| &self.gone[flag]);
+                let goes = flag.is_some_and(|flag| flag.load(Ordering::Acquire));
+                if goes {
+                    flag.into_iter().for_each(|flag| flag.store(false, Ordering::Relaxed));
+                }
+                is_any |= goes;
+                goes
+            });
+        }
+        (RangesGuard { inner }, is_any)
+    }
+
+    /// What has been pushed, taken.
+    fn reserved<'a, P: Park>(
+        &'a self,
+        park: &'a P,
+        (ticket, flag): (u64, Option<usize>),
+        range: PageRange,
+    ) -> Reservation<'a, T, P> {
+        Reservation { ranges: self, park, ticket, flag, range }
     }
 
     /// Waits out overlapping claims that came earlier, takes `range`, and returns with the short lock held.
@@ -142,11 +203,11 @@ impl<T> Ranges<T> {
     /// taken nothing.
     pub fn take<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenLocked<'a, T, P> {
         let mut guard = self.lock_with_room(1, park);
-        let ticket = guard.inner.claims.push(range);
-        while !guard.inner.claims.is_first(ticket, range) {
+        let claim = guard.inner.claims.push(range);
+        while !guard.inner.claims.is_first(claim.0, range) {
             guard = self.wait_release(guard, park);
         }
-        (Reservation { ranges: self, park, ticket, range }, guard)
+        (self.reserved(park, claim, range), guard)
     }
 
     /// The short lock, with places in the queue for so many claims, [`PLACES`] at most.
@@ -170,14 +231,13 @@ impl<T> Ranges<T> {
     ) -> TakenBothLocked<'a, T, P> {
         debug_assert!(!first.overlaps(second));
         let mut guard = self.lock_with_room(2, park);
-        let tickets = (guard.inner.claims.push(first), guard.inner.claims.push(second));
-        while !guard.inner.claims.is_first(tickets.0, first)
-            || !guard.inner.claims.is_first(tickets.1, second)
+        let claims = (guard.inner.claims.push(first), guard.inner.claims.push(second));
+        while !guard.inner.claims.is_first(claims.0.0, first)
+            || !guard.inner.claims.is_first(claims.1.0, second)
         {
             guard = self.wait_release(guard, park);
         }
-        let first = Reservation { ranges: self, park, ticket: tickets.0, range: first };
-        ((first, Reservation { ranges: self, park, ticket: tickets.1, range: second }), guard)
+        ((self.reserved(park, claims.0, first), self.reserved(park, claims.1, second)), guard)
     }
 
     /// Takes `range`, of which nobody has claimed anything, at once; for somebody who has taken another one.
@@ -193,8 +253,8 @@ impl<T> Ranges<T> {
         debug_assert!(guard.inner.claims.overlapping(range).is_none());
         // Who has taken something cannot wait for a place.
         guard.inner.claims.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let ticket = guard.inner.claims.push(range);
-        Ok(Reservation { ranges: self, park, ticket, range })
+        let claim = guard.inner.claims.push(range);
+        Ok(self.reserved(park, claim, range))
     }
 
     /// Takes the range inside `whole` that `choose` finds, in one step with the search. `choose` picks one that overlaps
@@ -209,8 +269,8 @@ impl<T> Ranges<T> {
         let choice = choose(&guard.inner.data, &guard.inner.claims);
         if let Choice::Range(range) = choice {
             debug_assert!(guard.inner.claims.overlapping(range).is_none());
-            let ticket = guard.inner.claims.push(range);
-            return Some((Reservation { ranges: self, park, ticket, range }, guard));
+            let claim = guard.inner.claims.push(range);
+            return Some((self.reserved(park, claim, range), guard));
         }
         if choice == Choice::Nothing {
             return None;
@@ -234,14 +294,30 @@ impl<T> Ranges<T> {
         is_claimed
     }
 
-    fn wait_release<'a>(&'a self, mut guard: RangesGuard<'a, T>, park: &impl Park) -> RangesGuard<'a, T> {
-        guard.inner.claims.waiting += 1;
-        let seen = self.releases.load(Ordering::Relaxed);
-        drop(guard);
-        park.park(self.key(), &mut || self.releases.load(Ordering::Acquire) == seen);
-        let mut guard = self.lock_by(park);
-        guard.inner.claims.waiting -= 1;
+    fn wait_release<'a>(&'a self, guard: RangesGuard<'a, T>, park: &impl Park) -> RangesGuard<'a, T> {
+        self.count_waiting(1);
+        // Partner: the fence of who lets go. He sees that somebody waits, or his flag is seen here.
+        full_fence();
+        let (mut guard, is_any) = self.collect(guard.inner);
+        if !is_any {
+            let seen = self.releases.load(Ordering::Relaxed);
+            drop(guard);
+            park.park(self.key(), &mut || self.releases.load(Ordering::Acquire) == seen);
+            guard = self.lock_by(park);
+        }
+        self.count_waiting(-1);
         guard
+    }
+
+    /// Under the lock.
+    fn count_waiting(&self, by: isize) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        self.waiting.store(waiting.wrapping_add_signed(by), Ordering::Relaxed);
+    }
+
+    fn count_release(&self, _guard: &mut RangesGuard<'_, T>) {
+        let releases = self.releases.load(Ordering::Relaxed);
+        self.releases.store(releases.wrapping_add(1), Ordering::Release);
     }
 
     fn key(&self) -> usize {
@@ -289,6 +365,7 @@ pub struct Reservation<'a, T, P: Park> {
     ranges: &'a Ranges<T>,
     park: &'a P,
     ticket: u64,
+    flag: Option<usize>,
     range: PageRange,
 }
 
@@ -323,11 +400,17 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
         self.released(guard);
     }
 
+    /// Lets it go by somebody who has the short lock anyhow.
+    pub fn finish(self, guard: &mut RangesGuard<'_, T>) {
+        guard.inner.claims.remove(|claim| claim.ticket == self.ticket);
+        self.released(guard);
+        core::mem::forget(self);
+    }
+
     /// Wakes who waits for a release, later: they take the short lock.
     fn released(&self, guard: &mut RangesGuard<'_, T>) {
-        let releases = self.ranges.releases.load(Ordering::Relaxed);
-        self.ranges.releases.store(releases.wrapping_add(1), Ordering::Release);
-        if guard.inner.claims.waiting != 0 {
+        if self.ranges.waiting.load(Ordering::Relaxed) != 0 {
+            self.ranges.count_release(guard);
             self.park.wake_all(self.ranges.key());
         }
     }
@@ -340,15 +423,22 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
 
 impl<T, P: Park> Drop for Reservation<'_, T, P> {
     fn drop(&mut self) {
-        let mut guard = self.ranges.lock_by(self.park);
-        let claims = &mut guard.inner.claims;
-        claims.queue.retain(|c| c.ticket != self.ticket);
-        let waiting = claims.waiting != 0;
-        let releases = self.ranges.releases.load(Ordering::Relaxed);
-        self.ranges.releases.store(releases.wrapping_add(1), Ordering::Release);
+        let ranges = self.ranges;
+        if let Some(flag) = self.flag {
+            ranges.gone[flag].store(true, Ordering::Release);
+            full_fence();
+            if ranges.waiting.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+        }
+        // By now somebody else may have taken the claim out; who waits is woken here all the same.
+        let mut guard = ranges.lock_by(self.park);
+        guard.inner.claims.remove(|claim| claim.ticket == self.ticket);
+        let is_waited_for = ranges.waiting.load(Ordering::Relaxed) != 0;
+        ranges.count_release(&mut guard);
         drop(guard);
-        if waiting {
-            self.park.wake_all(self.ranges.key());
+        if is_waited_for {
+            self.park.wake_all(ranges.key());
         }
     }
 }

@@ -20,11 +20,11 @@ use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
 use super::mutex::Mutex;
 use super::section::{Sections, Slot, SlotIndex};
-use super::{fence_after_rmw, full_fence, plain};
+use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
 use core::ptr::NonNull;
+use smallvec::SmallVec;
 
 /// So many things in one list ask for a grace period.
 #[cfg(not(loom))]
@@ -77,6 +77,9 @@ impl Retired {
 }
 
 const _: () = assert!(size_of::<Retired>() == 16);
+
+/// What a call has unhooked: as few things as most calls do without memory from the allocator.
+pub type RetiredList = SmallVec<[Retired; 6]>;
 
 /// No thing has this number.
 const NONE: u64 = u64::MAX;
@@ -138,34 +141,32 @@ impl Awaited {
 
 impl Sections {
     /// Takes what was unhooked, of the thread of slot `index`, which is in no section and holds nothing that a drop of what
-    /// is freed may want; and frees what is due. Never waits for a section.
+    /// is freed may want; and frees what is due. Never waits for a section. `things` is empty then, and keeps its room.
     ///
     /// # Errors
-    /// There is no memory for the list: the things come back.
+    /// There is no memory for the list: the things stay where they are.
     pub fn retire(
         &self,
         index: SlotIndex,
         barrier: &impl Barrier,
-        things: Vec<Retired>,
-    ) -> Result<(), Vec<Retired>> {
+        things: &mut RetiredList,
+    ) -> Result<(), OutOfMemory> {
         let list = &self.slot(index).retired;
         let mut queue = list.things.lock();
-        if queue.try_reserve(things.len()).is_err() {
-            return Err(things);
-        }
+        queue.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
         // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
         fence_after_rmw();
         let number = self.periods.begun.load(Ordering::Relaxed) + 1;
         if queue.is_empty() {
             list.oldest.store(number, plain::Ordering::Relaxed);
         }
-        queue.extend(things.into_iter().map(|thing| (number, thing)));
-        let is_batch = queue.len() >= BATCH;
+        queue.extend(things.drain(..).map(|thing| (number, thing)));
+        // Only for what has waited for a whole batch behind it: else the few that came since the last period began would get
+        // one of their own.
+        let wanted =
+            queue.len().checked_sub(BATCH).and_then(|index| queue.get(index)).map(|(number, _)| *number);
         drop(queue);
-        let left_behind = match is_batch {
-            true => self.drive(barrier, number),
-            false => 0,
-        };
+        let left_behind = wanted.map_or(0, |wanted| self.drive(barrier, wanted));
         self.free_due(list);
         if left_behind != 0 {
             self.each_slot(|slot| {

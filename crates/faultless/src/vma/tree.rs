@@ -23,7 +23,7 @@ pub use change::Unchanged;
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::sync::plain::{AtomicU64, Ordering as PlainOrdering};
-use crate::sync::{Life, OutOfMemory, Retired, Section, spin_loop};
+use crate::sync::{Life, OutOfMemory, RetiredList, Section, spin_loop};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use change::Change;
@@ -35,7 +35,7 @@ use node::{Kind, Link, NodeRef};
 
 /// What a tree holds.
 pub trait Ranged {
-    /// The pages it covers. Asked once, when the item comes into the tree.
+    /// The pages it covers: always the same ones.
     fn range(&self) -> PageRange;
     /// The mark that a reader touches before it gets the item.
     fn life(&self) -> &Life;
@@ -126,7 +126,7 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         writer: &mut Writer,
         range: PageRange,
         new: &mut Vec<Box<T>>,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), OutOfMemory> {
         self.check(writer.id);
         loop {
@@ -150,7 +150,7 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         _section: &Section<'_>,
         range: PageRange,
         new: &mut Vec<Box<T>>,
-        retired: &mut Vec<Retired>,
+        retired: &mut RetiredList,
     ) -> Result<(), Unchanged> {
         self.check(writers.id);
         self.change(Change { range, new, retired })

@@ -19,8 +19,8 @@ fn slot(index: u32) -> SlotIndex {
 }
 
 fn retire(sections: &Sections, of: u32, count: usize, freed: &Arc<AtomicUsize>) {
-    let things = (0..count).map(|_| Retired::new(Box::new(Thing(Arc::clone(freed))))).collect();
-    assert!(sections.retire(slot(of), &FenceBarrier, things).is_ok());
+    let mut things = (0..count).map(|_| Retired::new(Box::new(Thing(Arc::clone(freed))))).collect();
+    sections.retire(slot(of), &FenceBarrier, &mut things).unwrap();
 }
 
 fn count(freed: &Arc<AtomicUsize>) -> usize {
@@ -144,7 +144,7 @@ fn a_drop_may_retire() {
     let (sections, freed) = (Arc::new(Sections::new()), Arc::default());
     let things =
         (0..BATCH).map(|_| Retired::new(Box::new(Nested(Arc::clone(&sections), Arc::clone(&freed)))));
-    assert!(sections.retire(slot(0), &FenceBarrier, things.collect()).is_ok());
+    sections.retire(slot(0), &FenceBarrier, &mut things.collect()).unwrap();
     sections.flush(&FenceBarrier, false, |_| {});
     assert_eq!(count(&freed), BATCH * BATCH);
 }

@@ -1,16 +1,15 @@
 //! Changes. One inside one leaf is made there, or in a leaf that takes its place, with nothing taken but the leaf's parent; so
 //! changes of different parts go on side by side. All others change the tree's shape ([`super::shape`]), one at a time.
 
-use super::leaf::{LeafRef, MINIMUM, Put};
-use super::node::{self, Contended, Link, NodeRef, Summary, hole};
+use super::leaf::{LeafRef, Put};
+use super::node::{self, Contended, Link, NodeRef};
 use super::shape::Draft;
 use super::{Ranged, into_boxes, into_pointers};
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::sync::{OutOfMemory, Retired};
+use crate::sync::{OutOfMemory, Retired, RetiredList};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::ops::Range;
 use core::ptr::NonNull;
 
 /// Why nothing was changed.
@@ -36,7 +35,7 @@ pub struct Change<'a, T> {
     /// What comes; empty when it has.
     pub new: &'a mut Vec<Box<T>>,
     /// Takes what goes.
-    pub retired: &'a mut Vec<Retired>,
+    pub retired: &'a mut RetiredList,
 }
 
 impl<T: Ranged + Send + 'static> Change<'_, T> {
@@ -58,12 +57,12 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         let _taken = body.try_take()?;
         // Where spans begin never changes; what is in this one may have.
         let NodeRef::Leaf(leaf) = body.child(index).node() else { return Ok(false) };
-        let places = leaf.below(base, range.start())..leaf.below(base, range.end());
+        let places = leaf.places(base, range);
         if new.is_empty() && places.is_empty() {
             return Ok(true);
         }
         let old = body.sum(index);
-        let Some(sum) = sum_after(leaf, base, &places, new, old, MINIMUM) else {
+        let Some(sum) = leaf.sum_after(base, &places, new, old) else {
             return Ok(false);
         };
         let gap = body.gap_beside(index, sum).max(body.gap());
@@ -91,9 +90,8 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
     fn in_the_root(&mut self, root: &AtomicPtr<()>, leaf: LeafRef<'_, T>) -> Result<bool, OutOfMemory> {
         let Self { range, ref mut new, ref mut retired } = *self;
         let base = PageNumber::new(0);
-        let places = leaf.below(base, range.start())..leaf.below(base, range.end());
-        let nothing = Summary::of(core::iter::empty());
-        if sum_after(leaf, base, &places, new, nothing, 1).is_none() {
+        let places = leaf.places(base, range);
+        if new.is_empty() && !leaf.keeps_some(&places) {
             return Ok(false);
         }
         retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
@@ -139,40 +137,8 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
     }
 }
 
-/// What is under a leaf that has `new` instead of what is in `places`; `old` was. None: fewer than `minimum` items.
-fn sum_after<T: Ranged>(
-    leaf: LeafRef<'_, T>,
-    base: PageNumber,
-    places: &Range<usize>,
-    new: &[Box<T>],
-    old: Summary,
-    minimum: usize,
-) -> Option<Summary> {
-    let needed = minimum.saturating_sub(new.len());
-    if leaf.kept(places, needed) < needed {
-        return None;
-    }
-    // Holes come to be only where something has changed.
-    let mut sum = old;
-    let mut end = leaf.live(base, 0..places.start).next_back().map(|last| last.end);
-    let next = leaf.live(base, places.end..leaf.len()).next().map(|next| next.start);
-    if end.is_none() {
-        sum.start = new.first().map(|item| item.range().start()).or(next)?;
-    }
-    for range in new.iter().map(|item| item.range()) {
-        sum.gap = sum.gap.max(end.map_or(0, |end| hole(end, range.start())));
-        end = Some(range.end());
-    }
-    match (end, next) {
-        (Some(end), Some(next)) => sum.gap = sum.gap.max(hole(end, next)),
-        (Some(end), None) => sum.end = end,
-        (None, _) => {}
-    }
-    Some(sum)
-}
-
 /// Room has been made.
-pub fn retire(retired: &mut Vec<Retired>, thing: Retired) {
+pub fn retire(retired: &mut RetiredList, thing: Retired) {
     if cfg!(mutant = "stackrot") {
         // CVE-2023-3269: what was replaced was freed while readers without the lock were in it.
         // SAFETY: not kept; a mutant.

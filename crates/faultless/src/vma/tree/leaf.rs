@@ -2,7 +2,7 @@
 //! with the same range, or another one takes its place. So the commonest changes write one word.
 
 use super::key::{Far, Key, Near};
-use super::node::{Built, Summary, link};
+use super::node::{Built, Summary, hole, link};
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sync::{Life, OutOfMemory, try_box};
@@ -19,7 +19,7 @@ pub const ITEMS: usize = 16;
 #[cfg(loom)]
 pub const ITEMS: usize = 2;
 
-/// Places that every leaf uses which has a neighbour.
+/// Items of every leaf that has a neighbour, at least.
 pub const MINIMUM: usize = ITEMS.div_ceil(4);
 
 /// A node whose places hold items. Aligned as any memory is: allocators are much slower with what has to begin with a cache
@@ -87,6 +87,116 @@ impl<K: Key, T> Leaf<K, T> {
         }
         keep(&mut leaf, first + new.len(), places.end..K::rank(&self.starts, u64::MAX))?;
         Some(try_box(leaf).map(|leaf| (leaf, first)))
+    }
+
+    #[inline]
+    fn is_live(&self, index: usize) -> bool {
+        !self.items[index].load(Ordering::Relaxed).is_null()
+    }
+
+    /// How many items are outside of `places`, up to `most`.
+    #[inline]
+    fn kept(&self, places: &Range<usize>, most: usize) -> usize {
+        let mut kept = 0;
+        for index in 0..ITEMS {
+            if kept == most {
+                break;
+            }
+            kept += usize::from(!places.contains(&index) && self.is_live(index));
+        }
+        kept
+    }
+
+    /// What is under the leaf with `new` instead of what is in `places`; `old` was. None: fewer than [`MINIMUM`] items. The
+    /// caller has the leaf's parent.
+    #[inline]
+    fn sum_after(
+        &self,
+        base: PageNumber,
+        places: &Range<usize>,
+        new: &[Box<T>],
+        old: Summary,
+    ) -> Option<Summary>
+    where
+        T: Ranged,
+    {
+        let needed = MINIMUM.saturating_sub(new.len());
+        if self.kept(places, needed) < needed {
+            return None;
+        }
+        // Holes come to be only where something has changed.
+        let mut sum = old;
+        let before = (0..places.start).rev().find(|&index| self.is_live(index));
+        let next = (places.end..ITEMS).find(|&index| self.is_live(index));
+        let (mut end, next) = (before.map(|i| self.range(base, i).1), next.map(|i| self.range(base, i).0));
+        if end.is_none() {
+            sum.start = new.first().map(|item| item.range().start()).or(next)?;
+        }
+        for range in new.iter().map(|item| item.range()) {
+            sum.gap = sum.gap.max(end.map_or(0, |end| hole(end, range.start())));
+            end = Some(range.end());
+        }
+        match (end, next) {
+            (Some(end), Some(next)) => sum.gap = sum.gap.max(hole(end, next)),
+            (Some(end), None) => sum.end = end,
+            (None, _) => {}
+        }
+        Some(sum)
+    }
+
+    /// In which of `places` each of `new` can go as it is.
+    #[inline]
+    fn matching(&self, base: PageNumber, mut places: Range<usize>, new: &[Box<T>]) -> Option<[u8; ITEMS]>
+    where
+        T: Ranged,
+    {
+        let mut found = [0; ITEMS];
+        for (found, item) in found.iter_mut().zip(new) {
+            let range = item.range();
+            let at = places.find(|&i| self.range(base, i) == (range.start(), range.end()))?;
+            *found = at as u8;
+        }
+        (new.len() <= ITEMS).then_some(found)
+    }
+
+    /// Puts `new` into `places`, and takes out what is there; here, or in a leaf that comes in the place of this one. `new` is
+    /// empty then. `removed` is called with what goes. The caller has the leaf's parent.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: all is as before.
+    fn put(
+        &self,
+        base: PageNumber,
+        places: Range<usize>,
+        new: &mut Vec<Box<T>>,
+        mut removed: impl FnMut(NonNull<T>),
+    ) -> Result<Put, OutOfMemory>
+    where
+        T: Ranged,
+    {
+        if let Some(found) = self.matching(base, places.clone(), new) {
+            let mut coming = found.iter().zip(new.drain(..)).peekable();
+            for index in places {
+                let new = coming.next_if(|(found, _)| usize::from(**found) == index);
+                let new = new.map_or(ptr::null_mut(), |(_, item)| Box::into_raw(item));
+                let old = self.items[index].load(Ordering::Relaxed);
+                if old != new {
+                    self.items[index].store(new, Ordering::Release);
+                }
+                NonNull::new(old).map(&mut removed);
+            }
+            return Ok(Put::Here);
+        }
+        if self.kept(&places, ITEMS) + new.len() > ITEMS {
+            return Ok(Put::Full);
+        }
+        let link = match self.splice::<Near>(base, &places, new) {
+            Some(spliced) => hang(spliced?, new),
+            None => hang(self.splice::<Far>(base, &places, new).unwrap_or(Err(OutOfMemory))?, new),
+        };
+        let gone = self.items[places].iter().filter_map(|item| NonNull::new(item.load(Ordering::Relaxed)));
+        gone.for_each(removed);
+        Ok(Put::There(link))
     }
 
     fn empty() -> Self {
@@ -195,77 +305,52 @@ impl<'s, T> LeafRef<'s, T> {
         alive(self.place(index))
     }
 
-    /// How many items are outside of `places`, up to `most`.
-    pub fn kept(self, places: &Range<usize>, most: usize) -> usize {
-        let outside = (0..places.start).chain(places.end..self.len());
-        outside.filter(|&i| !self.place(i).load(Ordering::Relaxed).is_null()).take(most).count()
+    /// Which places begin in `range`, in a leaf whose span begins at `base`.
+    #[inline]
+    pub fn places(self, base: PageNumber, range: PageRange) -> Range<usize> {
+        self.below(base, range.start())..self.below(base, range.end())
     }
+}
 
-    /// In which of `places` each of `new` can go as it is.
-    fn matching(self, base: PageNumber, mut places: Range<usize>, new: &[Box<T>]) -> Option<[u8; ITEMS]>
-    where
-        T: Ranged,
-    {
-        let mut found = [0; ITEMS];
-        for (found, item) in found.iter_mut().zip(new) {
-            let range = item.range();
-            let at = places.find(|&i| self.range(base, i) == (range.start(), range.end()))?;
-            *found = at as u8;
+impl<T: Ranged> LeafRef<'_, T> {
+    /// See [`Leaf::sum_after`].
+    #[inline]
+    pub fn sum_after(
+        self,
+        base: PageNumber,
+        places: &Range<usize>,
+        new: &[Box<T>],
+        old: Summary,
+    ) -> Option<Summary> {
+        match self {
+            Self::Near(leaf) => leaf.sum_after(base, places, new, old),
+            Self::Far(leaf) => leaf.sum_after(base, places, new, old),
         }
-        (new.len() <= ITEMS).then_some(found)
     }
 
-    /// Puts `new` into `places`, and takes out what is there; here, or in a leaf that comes in the place of this one. `new` is
-    /// empty then. `removed` is called with what goes. The caller has the leaf's parent.
+    /// Whether there is an item outside of `places`.
+    pub fn keeps_some(self, places: &Range<usize>) -> bool {
+        match self {
+            Self::Near(leaf) => leaf.kept(places, 1) != 0,
+            Self::Far(leaf) => leaf.kept(places, 1) != 0,
+        }
+    }
+
+    /// See [`Leaf::put`].
     ///
     /// # Errors
     /// [`OutOfMemory`]: all is as before.
+    #[inline]
     pub fn put(
         self,
         base: PageNumber,
         places: Range<usize>,
         new: &mut Vec<Box<T>>,
-        mut removed: impl FnMut(NonNull<T>),
-    ) -> Result<Put, OutOfMemory>
-    where
-        T: Ranged,
-    {
-        if let Some(found) = self.matching(base, places.clone(), new) {
-            let mut coming = found.iter().zip(new.drain(..)).peekable();
-            for index in places {
-                let new = coming.next_if(|(found, _)| usize::from(**found) == index);
-                let new = new.map_or(ptr::null_mut(), |(_, item)| Box::into_raw(item));
-                let old = self.place(index).load(Ordering::Relaxed);
-                if old != new {
-                    self.place(index).store(new, Ordering::Release);
-                }
-                NonNull::new(old).map(&mut removed);
-            }
-            return Ok(Put::Here);
-        }
-        if self.kept(&places, ITEMS) + new.len() > ITEMS {
-            return Ok(Put::Full);
-        }
-        let link = match self.splice::<Near>(base, &places, new) {
-            Some(spliced) => hang(spliced?, new),
-            None => hang(self.splice::<Far>(base, &places, new).unwrap_or(Err(OutOfMemory))?, new),
-        };
-        self.live(base, places).for_each(|held| removed(held.item));
-        Ok(Put::There(link))
-    }
-
-    fn splice<To: Key>(
-        self,
-        base: PageNumber,
-        places: &Range<usize>,
-        new: &[Box<T>],
-    ) -> Option<Spliced<To, T>>
-    where
-        T: Ranged,
-    {
+        removed: impl FnMut(NonNull<T>),
+    ) -> Result<Put, OutOfMemory> {
         match self {
-            Self::Near(leaf) => leaf.splice(base, places, new),
-            Self::Far(leaf) => leaf.splice(base, places, new),
+            Self::Near(leaf) => leaf.put(base, places, new, removed),
+            Self::Far(leaf) => leaf.put(base, places, new, removed),
         }
     }
 }

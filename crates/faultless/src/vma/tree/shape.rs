@@ -16,7 +16,7 @@ use super::leaf::{Held, ITEMS, MINIMUM};
 use super::node::{self, Body, CHILDREN, Child, Link, NodeRef, Summary};
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::sync::{OutOfMemory, Retired};
+use crate::sync::{OutOfMemory, RetiredList};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -237,7 +237,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
     }
 
     /// Makes it the tree's. `retired` has room for what it replaces.
-    pub fn publish(mut self, root: &AtomicPtr<()>, retired: &mut Vec<Retired>) {
+    pub fn publish(mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
         let Some(swing) = self.swing.take() else { return };
         let link = swing.child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
         match (swing.place, swing.child) {

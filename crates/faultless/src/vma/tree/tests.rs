@@ -5,7 +5,7 @@ use super::node::{CHILDREN, Link, NodeRef, Summary};
 use super::{Ranged, Tree, Unchanged, View, Writer};
 use crate::address::{PageNumber, PageRange};
 use crate::host::{Slots, StdSlots};
-use crate::sync::{FenceBarrier, Life, Sections};
+use crate::sync::{FenceBarrier, Life, RetiredList, Sections};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Twin {
 
     fn replace(&mut self, place: PageRange, new: &[(u64, u64)]) {
         let items = new.iter().map(|&(start, end)| item(start, end, &self.alive));
-        let (mut items, mut retired): (Vec<_>, _) = (items.collect(), Vec::new());
+        let (mut items, mut retired): (Vec<_>, _) = (items.collect(), RetiredList::new());
         self.tree.replace(&mut self.writer, place, &mut items, &mut retired).unwrap();
         assert!(items.is_empty());
         // SAFETY: there are no readers.
@@ -255,7 +255,7 @@ fn the_ends_of_the_numbers() {
 fn nothing_changes_where_nothing_is() {
     let mut twin = Twin::new();
     twin.replace(range(0, 9), &[(0, 2), (5, 9)]);
-    let mut retired = Vec::new();
+    let mut retired = RetiredList::new();
     twin.tree.replace(&mut twin.writer, range(2, 5), &mut Vec::new(), &mut retired).unwrap();
     assert!(retired.is_empty());
     twin.check_structure();
@@ -342,14 +342,14 @@ fn writers_side_by_side() {
     const SPAN: u64 = 600;
     let (tree, writer) = Tree::new();
     let (writers, sections, alive) = (writer.share(), Sections::new(), Arc::new(()));
-    let retired = std::sync::Mutex::new(Vec::new());
+    let retired = std::sync::Mutex::new(RetiredList::new());
     let models: Vec<BTreeMap<u64, u64>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..3_u64)
             .map(|thread| {
                 let (tree, writers, sections, alive, retired) =
                     (&tree, &writers, &sections, &alive, &retired);
                 scope.spawn(move || {
-                    let (mut model, mut state, mut mine) = (BTreeMap::new(), thread + 1, Vec::new());
+                    let (mut model, mut state, mut mine) = (BTreeMap::new(), thread + 1, RetiredList::new());
                     for round in 0..4000 {
                         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                         let at = 2 * ((state >> 33) % SPAN);
@@ -376,7 +376,7 @@ fn writers_side_by_side() {
                             false => _ = model.remove(&at),
                         }
                     }
-                    retired.lock().unwrap().append(&mut mine);
+                    retired.lock().unwrap().extend(mine);
                     model
                 })
             })
@@ -388,68 +388,4 @@ fn writers_side_by_side() {
     // SAFETY: the readers have gone.
     retired.into_inner().unwrap().into_iter().for_each(|retired| unsafe { retired.free() });
     twin.check_structure();
-}
-
-/// Not a test: `cargo test --release -p faultless --lib look_up_times -- --ignored --nocapture`.
-#[test]
-#[ignore = "prints times"]
-fn look_up_times() {
-    use std::hint::black_box;
-    use std::time::Instant;
-    for items in [30, 1000, 60_000_u64] {
-        let mut twin = Twin::new();
-        for n in (0..items).map(|n| n * 7919 % items) {
-            twin.replace(range(4 * n, 4 * n + 3), &[(4 * n, 4 * n + 3)]);
-        }
-        const LOOKS: u64 = 4_000_000;
-        let mut random = 1_u64;
-        let mut next = || {
-            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            page(((random >> 33) * 4 * items) >> 31)
-        };
-        let start = Instant::now();
-        for _ in 0..LOOKS {
-            black_box(twin.view().find(black_box(next())));
-        }
-        let find = start.elapsed().as_nanos() as f64 / LOOKS as f64;
-        let model: BTreeMap<u64, u64> = (0..items).map(|n| (4 * n, 4 * n + 3)).collect();
-        let start = Instant::now();
-        for _ in 0..LOOKS {
-            black_box(model.range(..=black_box(next()).get()).next_back());
-        }
-        println!("std BTreeMap {:5.1} ns", start.elapsed().as_nanos() as f64 / LOOKS as f64);
-        // Each waits for the one before it, as a fault does not: the latency, where `find` has the throughput.
-        let (start, mut last) = (Instant::now(), 0);
-        for _ in 0..LOOKS {
-            let at = page((next().get() ^ last) % (4 * items));
-            last = black_box(twin.view().find(at)).map_or(0, |item| item.range.pages() & 1);
-        }
-        let latency = start.elapsed().as_nanos() as f64 / LOOKS as f64;
-        // As an engine does it: what goes is freed by the batch.
-        let (mut new, mut retired, alive) = (Vec::new(), Vec::with_capacity(300), twin.alive.clone());
-        let start = Instant::now();
-        const CHANGES: u64 = 1_000_000;
-        for _ in 0..CHANGES {
-            let n = next().get() / 4;
-            let place = range(4 * n, 4 * n + 3);
-            twin.tree.replace(&mut twin.writer, place, &mut Vec::new(), &mut retired).unwrap();
-            new.push(item(4 * n, 4 * n + 3, &alive));
-            twin.tree.replace(&mut twin.writer, place, &mut new, &mut retired).unwrap();
-            if retired.len() > 256 {
-                // SAFETY: there are no readers.
-                retired.drain(..).for_each(|retired| unsafe { retired.free() });
-            }
-        }
-        let change = start.elapsed().as_nanos() as f64 / (2 * CHANGES) as f64;
-        // SAFETY: there are no readers.
-        retired.drain(..).for_each(|retired| unsafe { retired.free() });
-        let (start, mut map) = (Instant::now(), BTreeMap::from_iter((0..items).map(|n| (4 * n, 4 * n + 3))));
-        for _ in 0..CHANGES {
-            let n = next().get() / 4;
-            black_box(map.remove(&(4 * n)));
-            black_box(map.insert(4 * n, 4 * n + 3));
-        }
-        println!("std BTreeMap update {:5.1} ns", start.elapsed().as_nanos() as f64 / (2 * CHANGES) as f64);
-        println!("{items:6} items: find {find:5.1} ns, latency {latency:5.1} ns, replace {change:6.1} ns");
-    }
 }
