@@ -166,6 +166,7 @@ fn without_memory_nothing_changes() {
     let (tree, mut writer) = Tree::new();
     let all: Vec<_> = (0..2000).map(|n| item(2 * n, 2 * n + 1)).collect();
     replace_alone(&tree, &mut writer, range(0, 4000), all);
+    let mut failures = 0;
     for (place, count) in
         [(range(100, 102), 1), (range(100, 200), 3), (range(0, 3000), 800), (range(0, 4000), 0)]
     {
@@ -181,11 +182,12 @@ fn without_memory_nothing_changes() {
             match result {
                 Err(OutOfMemory) => {
                     assert!(has_failed);
+                    failures += 1;
                     assert!(items.iter().map(|item| item.range).eq(new(count).iter().map(|item| item.range)));
                     assert_eq!(pairs(tree.view_locked(&writer)), before);
                 }
                 Ok(()) => {
-                    assert!(!has_failed && failing > 0, "a failure was passed over");
+                    assert!(!has_failed, "a failure was passed over");
                     // SAFETY: there are no readers.
                     retired.into_iter().for_each(|retired| unsafe { retired.free() });
                     break;
@@ -196,5 +198,7 @@ fn without_memory_nothing_changes() {
         let kept = before.iter().filter(|pair| !place.contains(page(pair.0))).count();
         assert_eq!(after.len(), kept + count as usize);
     }
+    // The first change finds its item's place, and needs none.
+    assert!(failures > 20, "{failures}");
     assert!(tree.view_locked(&writer).is_empty());
 }
