@@ -11,13 +11,9 @@ use crate::design::{Call, LockingDesign};
 use crate::frame::Share;
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
-<<<<<<< HEAD
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
-use crate::sync::{RangesGuard, try_box};
-=======
 use crate::sync::{RangesGuard, RetiredList, try_box};
->>>>>>> origin/main
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonId, AnonRecord, Backing, Flags, Mapping, Vma};
 use alloc::boxed::Box;
