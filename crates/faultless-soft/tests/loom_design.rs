@@ -4,6 +4,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_design`
 #![cfg(loom)]
 
+#[expect(dead_code, reason = "what the other models use too")]
 mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! retire:   lock own list { fence; each thing gets the number begun + 1 }
-//!           BATCH of them, and nobody drives: drive
+//!           one has a BATCH behind it, itself counted, and nobody drives: drive up to its number
 //!           free of the own list what has a number up to `completed`
 //! drive:    begun == completed: begun += 1; heavy; note each slot's odd numbers
 //!           all of those have changed: completed = begun           else leave it to a later call

@@ -65,11 +65,15 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         let Some(sum) = leaf.sum_after(base, &places, new, old) else {
             return Ok(false);
         };
-        let gap = body.gap_beside(index, sum).max(body.gap());
-        let ends_move =
-            (index == 0 && sum.start != old.start) || (index + 1 == body.len() && sum.end != old.end);
-        if !is_root && (ends_move || gap != body.gap()) {
-            return Ok(false);
+        let mut gap = body.gap();
+        // Mostly all is as before: the largest hole stays the largest until a search corrects it.
+        if sum != old {
+            gap = gap.max(body.gap_beside(index, sum));
+            let ends_move =
+                (index == 0 && sum.start != old.start) || (index + 1 == body.len() && sum.end != old.end);
+            if !is_root && (ends_move || gap != body.gap()) {
+                return Ok(false);
+            }
         }
         retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
         match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
@@ -81,8 +85,10 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             }
             Put::Full => return Ok(false),
         }
-        body.set_sum(index, sum);
-        body.set_gap(gap);
+        if sum != old {
+            body.set_sum(index, sum);
+            body.set_gap(gap);
+        }
         Ok(true)
     }
 
