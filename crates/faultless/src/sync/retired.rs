@@ -26,14 +26,15 @@ use alloc::collections::VecDeque;
 use core::ptr::NonNull;
 use smallvec::SmallVec;
 
-/// So many things in one list ask for a grace period.
+/// So many things in one list ask for a grace period. membarrier interrupts every other processor of the process: of two writers
+/// at 64 things each pays as much for that as for its changes.
 #[cfg(not(loom))]
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 #[cfg(loom)]
 const BATCH: usize = 1;
 
 /// At each of so many periods somebody looks after lists that have been left behind.
-const HELP: u64 = 16;
+const HELP: u64 = 4;
 
 /// Something that readers may still reach: unhooked, and to be freed after a grace period.
 pub struct Retired {
@@ -285,7 +286,7 @@ impl Sections {
                 *place = queue.pop_front().map(|(_, thing)| thing);
             }
             list.oldest.store(queue.front().map_or(NONE, |(number, _)| *number), plain::Ordering::Relaxed);
-            if queue.is_empty() && queue.capacity() > 16 * BATCH {
+            if queue.is_empty() && queue.capacity() > 4 * BATCH {
                 *queue = VecDeque::new();
             }
             drop(queue);
