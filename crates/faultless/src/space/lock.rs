@@ -242,24 +242,25 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         })
     }
 
-    /// The flags of a new mapping: those asked for, and what mlockall has said of what is to come.
-    pub(super) fn flags_to_come(&self, asked: Flags, pages: u64) -> Result<Flags, MapError> {
-        let lock = self.map.lock_by(&*self.engine);
-        if asked.contains(Flags::LOCKED) && lock.limits.locked == 0 {
-            return Err(MapError::LockNotPermitted);
-        }
-        // What is unknown is ignored, as on Linux.
-        let asked = (asked & Flags::all()) - Flags::OWN - Flags::READ_ONLY;
-        let flags = asked | lock.locks.future;
-        // It will be asked again when the mapping comes; here for Linux's order of errors.
-        lock.check_locked(flags, pages)?;
-        Ok(flags)
-    }
-
     /// Whether a new mapping of `range` may be locked, besides all that is: what it replaces counts too, as on Linux.
     /// What stands for the range already, while it is BUSY, does not.
     pub(super) fn may_map_locked(&self, map: &Map, range: PageRange, flags: Flags) -> Result<(), LimitError> {
         let stands_for_it = self.tree.view_locked(&map.writer).find(range.start()).is_some_and(Vma::is_busy);
         map.check_locked(flags, if stands_for_it { 0 } else { range.pages() })
+    }
+}
+
+impl Map {
+    /// The flags of a new mapping: those asked for, and what mlockall has said of what is to come.
+    pub(super) fn flags_to_come(&self, asked: Flags, pages: u64) -> Result<Flags, MapError> {
+        if asked.contains(Flags::LOCKED) && self.limits.locked == 0 {
+            return Err(MapError::LockNotPermitted);
+        }
+        // What is unknown is ignored, as on Linux.
+        let asked = (asked & Flags::all()) - Flags::OWN - Flags::READ_ONLY;
+        let flags = asked | self.locks.future;
+        // It will be asked again when the mapping comes; here for Linux's order of errors.
+        self.check_locked(flags, pages)?;
+        Ok(flags)
     }
 }

@@ -253,8 +253,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
-        let asked = self.0.asked(request.placement, request.length)?;
-        let flags = self.0.flags_to_come(request.flags, asked.pages())?;
+        let (asked, flags) = {
+            let lock = self.0.map.lock_by(&*self.0.engine);
+            let asked = self.0.asked(&lock, request.placement, request.length)?;
+            (asked, lock.flags_to_come(request.flags, asked.pages())?)
+        };
         let populate = request.populate;
         let (start, serial) = self.0.map(self, MapRequest { flags, ..request }, asked)?;
         if flags.is_fetched() || populate && !flags.contains(Flags::LOCKED_ON_FAULT) {
@@ -269,13 +272,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// The pages that are asked for. What is wrong with several things at once is told in Linux's order: length, how much is
     /// mapped already, end, address, what is there already; and the rest after that.
-    fn asked(&self, placement: Placement, length: u64) -> Result<PageRange, MapError> {
+    fn asked(&self, map: &Map, placement: Placement, length: u64) -> Result<PageRange, MapError> {
         let at = match placement {
             Placement::Anywhere | Placement::Hint(_) => VirtAddr::default(),
             Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
         };
         let range = PageRange::from_bytes(at.page().address(), length)?;
-        self.may_map_more(&self.map.lock_by(&*self.engine))?;
+        self.may_map_more(map)?;
         let end = self.whole().end().address();
         if end.get().checked_sub(range.bytes()).is_none_or(|last| at.get() > last) {
             return Err(MapError::OutOfBounds { range, end });
@@ -284,8 +287,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(RangeError::Unaligned { address: at }.into());
         }
         if matches!(placement, Placement::FixedNoReplace(_)) {
-            let section = self.engine.enter();
-            refuse_existing(self.tree.view(&section), range)?;
+            refuse_existing(self.tree.view_locked(&map.writer), range)?;
         }
         Ok(range)
     }
