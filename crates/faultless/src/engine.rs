@@ -40,10 +40,10 @@ pub struct Engine<H: Host> {
     limits: Limits,
     /// The page of zeros that reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
-    /// Numbers for mappings, records, files. Atomic; on a line of its own, as the next: faults read what is beside them.
+    /// Numbers for mappings, records, files. Atomic; on a line of its own, as the next two: faults read what is beside them.
     serial: CachePadded<plain::AtomicU64>,
     /// Leaf tables shared, each counted once for every space but one that has it.
-    shared_tables: plain::AtomicU64,
+    shared_tables: CachePadded<plain::AtomicU64>,
     pub(crate) cache: CachePadded<Account<H>>,
 }
 
@@ -62,7 +62,7 @@ impl<H: Host> Engine<H> {
             zero,
             serial: CachePadded::new(plain::AtomicU64::new(1)),
             cache: CachePadded::default(),
-            shared_tables: plain::AtomicU64::new(0),
+            shared_tables: CachePadded::new(plain::AtomicU64::new(0)),
         }))
     }
 

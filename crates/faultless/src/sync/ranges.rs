@@ -130,8 +130,8 @@ pub struct Ranges<T> {
     /// Counts releases. Changed under `inner`; read by sleepers, whose park orders it.
     releases: AtomicUsize,
     /// Threads that wait for a release. Changed under `inner`; read by who lets go, after a fence that is a partner of the
-    /// one after the change.
-    waiting: AtomicUsize,
+    /// one after the change. Apart from the lock, which others take meanwhile.
+    waiting: CachePadded<AtomicUsize>,
     /// Raised: the claim has been let go. By its holder, Release; lowered under `inner`. Partner: the Acquire of who takes the
     /// claim out, whom all see that come to the lock later.
     gone: [CachePadded<AtomicBool>; FLAGS],
@@ -154,7 +154,7 @@ impl<T> Ranges<T> {
         Ok(Self {
             inner: Mutex::new(Inner { claims, data }),
             releases: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            waiting: CachePadded::new(AtomicUsize::new(0)),
             gone: core::array::from_fn(|_| CachePadded::default()),
         })
     }
