@@ -11,7 +11,7 @@
 //!   page work (a fault)                          range work (unmap, protect, map over, fork, exit)
 //!   ───────────────────                          ─────────────────────────────────────────────────
 //!   enter the read section                       take the range among other range work
-//!   set the bit in the entry ◄───── fence ─────► publish new VMAs: one store of the tree's root
+//!   set the bit in the entry ◄───── fence ─────► publish new VMAs: one store into the tree
 //!   look the VMA up                              sweep the entries, waiting at each bit
 //!   install: one store, which clears the bit     invalidate; only then free frames; let the range go
 //! ```
@@ -21,7 +21,8 @@
 //! # The way of a fault
 //!
 //! 1. [`AddressSpace::fault`] (`space/fault/mod.rs`) is the one entry for every host. It calls page work,
-//!    `space/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs.
+//!    `space/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
+//!    a fork has left shared is copied before that (`space/shared_table.rs`).
 //! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
 //!    `copy_on_write.rs`, each a page long. No frame at hand: let go, evict, start over.
 //!

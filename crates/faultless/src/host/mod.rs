@@ -199,9 +199,9 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     }
 
     /// Gives this table a leaf of its own in the place of the shared one over `page`, which was found in a section: the shared
-    /// one where nobody else has it any more, else a copy. `each` is called for the entries that are not empty, of
-    /// what is copied for all, and nobody else is at work on the table meanwhile; it says what the copy has, which gets no write right, and the shared table loses
-    /// that of each frame which the copy has too. Does not sleep, and needs no memory.
+    /// one where nobody else has it any more, else a copy. `each` is called for the entries that are not empty (for all, of what
+    /// is copied), and nobody else is at work on the table meanwhile. It says what the copy has, which gets no write right; the
+    /// shared table loses that of each frame which the copy has too. Does not sleep, and needs no memory.
     fn unshare(
         &self,
         leaf: Self::Leaf<'_>,

@@ -98,9 +98,7 @@ impl<K: Key, T> Leaf<K, T> {
     #[inline]
     fn kept(&self, places: &Range<usize>, most: usize) -> usize {
         let mut kept = 0;
-        // From what is in the same cache line on.
-        let first = places.start & !7;
-        for index in (0..ITEMS).map(|i| (first + i) % ITEMS) {
+        for index in 0..ITEMS {
             if kept == most {
                 break;
             }
