@@ -50,6 +50,7 @@ fn every_case_gives_rows() {
         ("giant-vma", "vma-lock", 2),
         ("map-unmap", "faultless", 2),
         ("disjoint-change", "faultless-retry", 2),
+        ("disjoint-change", "faultless, a space each", 2),
         ("fork", "linux (traps)", 1),
         ("cow-break", "linux (traps)", 1),
     ] {

@@ -6,7 +6,7 @@
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{Barrier, FrameSource, Host, PageTable, Slots, StdBarrier, StdSlots};
-use faultless::protection::Access;
+use faultless::protection::{Access, Protection};
 use faultless::sync::{FenceBarrier, Life, RetiredList, Section, Sections, fence_after_rmw};
 use faultless::vma::tree::{Ranged, Tree, Writer};
 use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
@@ -22,7 +22,7 @@ type Run = fn(u64) -> Result<Took, Failure>;
 /// Nanoseconds of each.
 struct Took(f64);
 
-const ALL: [(&str, Run); 12] = [
+const ALL: [(&str, Run); 13] = [
     ("look-up-30", |rounds| look_up(30, rounds)),
     ("look-up-1000", |rounds| look_up(1_000, rounds)),
     ("look-up-60000", |rounds| look_up(60_000, rounds)),
@@ -33,6 +33,7 @@ const ALL: [(&str, Run); 12] = [
     ("zeroing-a-page", zeroing),
     ("unmap-a-page", unmap),
     ("map-touch-unmap", map_touch_unmap),
+    ("protect-16-pages", protect),
     ("section-and-bit", |rounds| section_and_bit(&StdBarrier::new(), rounds)),
     ("section-and-bit-fence", |rounds| section_and_bit(&FenceBarrier, rounds)),
 ];
@@ -189,6 +190,17 @@ fn unmap(rounds: u64) -> Result<Took, Failure> {
     }
     engine.flush();
     measured(rounds, |round| Ok(space.unmap(at(round * 2), PAGE_SIZE)?))
+}
+
+/// Rights of 16 pages inside a mapping, which all have frames, taken or given back.
+fn protect(rounds: u64) -> Result<Took, Failure> {
+    let Machine { space, .. } = machine(512)?;
+    map(&space, 0, 256)?;
+    (128..144).try_for_each(|page| space.fault_and_wait(at(page), Access::Write))?;
+    measured(rounds, |round| {
+        let write = if round % 2 == 0 { Protection::empty() } else { Protection::WRITE };
+        Ok(space.protect(at(128), 16 * PAGE_SIZE, Protection::READ | write)?)
+    })
 }
 
 /// The will-it-scale shape, beside another mapping that keeps the leaf table.

@@ -1,8 +1,8 @@
 //! The smallest changes of an address space.
 
 use super::host::Zeroing;
-use super::{Memory, after, everybody};
-use crate::case::{Case, Work};
+use super::{Make, Memory, after, apart, everybody};
+use crate::case::{Case, Entrant, Work};
 use crate::lap::Lap;
 use faultless::address::VirtAddr;
 use faultless::protection::Protection;
@@ -24,7 +24,7 @@ pub const MAP_UNMAP: Case = Case {
     about: "map a page, write it, unmap it",
     sizes: None,
     slices: 1,
-    set_up: |_| everybody(Zeroing::InFault, FRAMES, &[1, 2], &|memory| Ok(Arc::new(Mapping(memory)))),
+    set_up: |_| set_up(&|memory| Ok(Arc::new(Mapping(memory)))),
 };
 
 pub const DISJOINT_CHANGE: Case = Case {
@@ -32,8 +32,14 @@ pub const DISJOINT_CHANGE: Case = Case {
     about: "mprotect 16 touched pages inside the thread's own mapping, to read-only or back; each is one operation",
     sizes: None,
     slices: 1,
-    set_up: |_| everybody(Zeroing::InFault, FRAMES, &[1, 2], &changing),
+    set_up: |_| set_up(&changing),
 };
+
+fn set_up(make: Make<'_>) -> Result<Vec<Entrant>, Trouble> {
+    let mut all = everybody(Zeroing::InFault, FRAMES, &[1, 2], make)?;
+    all.extend(apart(Zeroing::InFault, FRAMES, make)?);
+    Ok(all)
+}
 
 struct Mapping(Box<dyn Memory>);
 

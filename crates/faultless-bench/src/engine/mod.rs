@@ -10,9 +10,10 @@ pub use faults::{FAULT, FAULT_ZEROED_AHEAD, GIANT_VMA};
 pub use forks::{COW_BREAK, FORK};
 
 use crate::case::{Entrant, Work};
+use crate::lap::Lap;
 use crate::linux::{self, Linux};
 use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::design::LockingDesign;
+use faultless::design::{Faultless, LockingDesign};
 use faultless::protection::{Access, Protection};
 use faultless::{AddressSpace, Engine, Limits, MapRequest};
 use faultless_lab::designs::{self, Visitor};
@@ -141,6 +142,36 @@ impl Visitor for NewSpace {
     fn visit<D: LockingDesign>(self) -> Self::Output {
         let engine = Engine::new(self.0, Limits::default()).map_err(no_memory)?;
         Ok(Box::new(AddressSpace::<_, D>::new(&engine).map_err(no_memory)?))
+    }
+}
+
+/// Two spaces of one engine on this machine.
+struct TwoSpaces(Machine);
+
+impl Visitor for TwoSpaces {
+    type Output = Result<[Box<dyn Memory>; 2], Trouble>;
+
+    fn visit<D: LockingDesign>(self) -> Self::Output {
+        let engine = Engine::new(self.0, Limits::default()).map_err(no_memory)?;
+        let space = || AddressSpace::<_, D>::new(&engine).map_err(no_memory);
+        Ok([Box::new(space()?), Box::new(space()?)])
+    }
+}
+
+/// Our own design, two threads that share no space: what the machine itself makes of two, to tell it from what sharing costs.
+fn apart(zeroing: Zeroing, frames: u64, make: Make<'_>) -> Result<impl Iterator<Item = Entrant>, Trouble> {
+    let machine = Machine::new(frames, zeroing).map_err(no_memory)?;
+    let [first, second] = TwoSpaces(machine).visit::<Faultless>()?;
+    let work: Arc<dyn Work> = Arc::new(Apart([make(first)?, make(second)?]));
+    Ok(Entrant::with_threads("faultless, a space each", &[2], Ok(work)))
+}
+
+/// A work for each of two threads.
+struct Apart([Arc<dyn Work>; 2]);
+
+impl Work for Apart {
+    fn lap(&self, me: usize, lap: &mut Lap) -> Result<(), Trouble> {
+        self.0[me].lap(me, lap)
     }
 }
 
