@@ -2,7 +2,7 @@
 
 use super::host::Zeroing;
 use super::{Make, Memory, after, apart, everybody};
-use crate::case::{Case, Entrant, Work};
+use crate::case::{Case, Entrant, Sizes, Work};
 use crate::lap::Lap;
 use faultless::address::VirtAddr;
 use faultless::protection::Protection;
@@ -30,9 +30,9 @@ pub const MAP_UNMAP: Case = Case {
 pub const DISJOINT_CHANGE: Case = Case {
     name: "disjoint-change",
     about: "mprotect 16 touched pages inside the thread's own mapping, to read-only or back; each is one operation",
-    sizes: None,
+    sizes: Some(Sizes { of: "other mappings", usual: &[0, 1000], least: 0, most: 20_000 }),
     slices: 1,
-    set_up: |_| set_up(&changing),
+    set_up: |others| set_up(&move |memory| changing(memory, others)),
 };
 
 fn set_up(make: Make<'_>) -> Result<Vec<Entrant>, Trouble> {
@@ -53,7 +53,12 @@ impl Work for Mapping {
     }
 }
 
-fn changing(memory: Box<dyn Memory>) -> Result<Arc<dyn Work>, Trouble> {
+fn changing(memory: Box<dyn Memory>, others: u64) -> Result<Arc<dyn Work>, Trouble> {
+    if others != 0 {
+        // With holes between them.
+        let start = memory.map(others * 2)?;
+        (0..others).try_for_each(|other| memory.unmap(after(start, other * 2), 1))?;
+    }
     let start = memory.map(THREADS * OWN)?;
     let work = Changing { memory, start };
     for thread in 0..THREADS {
