@@ -89,7 +89,7 @@
 //!
 //! | | read section | bit of the entry | range taken | tree lock |
 //! |---|---|---|---|---|
-//! | tree, VMAs | read | read | read what lies in the range | read, replace |
+//! | tree, VMAs | read | read | read what lies in the range; replace what an edit names ([`sync::Edit`]) | read, replace |
 //! | tables | read; make a missing leaf; get an own one for a shared one | the same | the same; unhook a leaf all inside a hole | – |
 //! | an entry of a shared table | read | – | – | – |
 //! | an entry without the bit | announce | – | exchange, after publication | – |

@@ -1,9 +1,11 @@
-//! Taken ranges under loom: one at a time has a page, and nobody who waits is forgotten, however a range is let go.
+//! Taken ranges under loom: one at a time has a page, and nobody who waits is forgotten, however a range is let go; and who
+//! changes something without the lock has it alone.
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
 use faultless::host::StdPark;
-use faultless::sync::{Choice, Claims, Ranges};
+use faultless::sync::{Choice, Claims, Edited, Ranges};
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
@@ -12,43 +14,92 @@ fn range(start: u64, end: u64) -> PageRange {
     PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
 }
 
+/// How often something was done.
+struct Count(usize);
+
+impl Edited for Count {
+    fn edited(&mut self, [more, ..]: [u64; 4]) {
+        self.0 += more as usize;
+    }
+}
+
 struct Common {
-    ranges: Ranges<usize>,
+    ranges: Ranges<Count>,
     park: StdPark,
     /// How many are at work on page 1.
     inside: AtomicUsize,
+    /// What edits change: loom sees two who are at one place at a time.
+    places: [UnsafeCell<usize>; 4],
 }
+
+// SAFETY: loom tells who is in a place beside somebody else.
+unsafe impl Sync for Common {}
+// SAFETY: as above.
+unsafe impl Send for Common {}
 
 impl Common {
     /// Takes `range`, which has page 1, and lets it go: by its flag, if one is free, or with the lock.
     fn work(&self, range: PageRange) {
         let (taken, mut lock) = self.ranges.take(range, &self.park);
-        *lock += 1;
+        lock.0 += 1;
         drop(lock);
         assert_eq!(self.inside.fetch_add(1, Ordering::Relaxed), 0, "two have a page");
         self.inside.fetch_sub(1, Ordering::Relaxed);
         drop(taken);
     }
+
+    fn change(&self, hull: PageRange) {
+        for page in hull.iter() {
+            // SAFETY: loom tells if somebody else is there.
+            self.places[page.get() as usize].with_mut(|place| unsafe { *place += 1 });
+        }
+    }
+
+    /// Takes `range` and changes `hull`, without the lock if that may be.
+    fn edit(&self, range: PageRange, hull: PageRange) {
+        let (taken, lock) = self.ranges.take_beside(range, &self.park);
+        if taken.may_edit() && lock.is_free(hull) {
+            let edit = lock.edit(&taken, hull);
+            self.change(hull);
+            edit.done([1, 0, 0, 0]);
+        } else {
+            let mut lock = lock.alone(&self.park);
+            self.change(hull);
+            lock.0 += 1;
+        }
+    }
+
+    /// Looks at everything, and changes it.
+    fn change_all(&self) {
+        let mut lock = self.ranges.lock_by(&self.park);
+        self.change(range(0, 4));
+        lock.0 += 1;
+    }
 }
 
 fn model(preemptions: usize, others: [fn(&Common); 2]) {
+    model_of(preemptions, |common| common.work(range(0, 2)), others);
+}
+
+fn model_of(preemptions: usize, own: fn(&Common), others: [fn(&Common); 2]) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(move || {
         let common = Common {
-            ranges: Ranges::try_new(0).unwrap(),
+            ranges: Ranges::try_new(Count(0)).unwrap(),
             park: StdPark::default(),
             inside: AtomicUsize::new(0),
+            places: core::array::from_fn(|_| UnsafeCell::new(0)),
         };
         let common = Arc::new(common);
         let threads = others.map(|other| {
             let common = common.clone();
             thread::spawn(move || other(&common))
         });
-        common.work(range(0, 2));
+        own(&common);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(common.ranges.claimed(), 0);
-        assert_eq!(*common.ranges.lock(), 3);
+        assert_eq!(common.ranges.lock_by(&common.park).0, 3);
     });
 }
 
@@ -62,7 +113,7 @@ fn all_want_a_page() {
 fn one_is_apart() {
     let apart = |common: &Common| {
         let (taken, mut lock) = common.ranges.take(range(5, 6), &common.park);
-        *lock += 1;
+        lock.0 += 1;
         drop(lock);
         drop(taken);
     };
@@ -73,14 +124,34 @@ fn one_is_apart() {
 #[test]
 fn one_finishes_under_the_lock() {
     let finishes = |common: &Common| {
-        let choose = |_: &usize, claims: &Claims| match claims.overlapping(range(1, 2)) {
+        let choose = |_: &Count, claims: &Claims| match claims.overlapping(range(1, 2)) {
             None => Choice::Range(range(1, 2)),
             Some(_) => Choice::Claimed,
         };
         let (taken, mut lock) = common.ranges.take_chosen(&common.park, range(0, 9), choose).unwrap();
-        *lock += 1;
+        lock.0 += 1;
         assert_eq!(common.inside.load(Ordering::Relaxed), 0, "two have a page");
         taken.finish(&mut lock);
     };
     model(3, [|common| common.work(range(1, 3)), finishes]);
+}
+
+/// Two edit apart, and side by side; one looks at everything.
+#[test]
+fn edits_go_on_side_by_side() {
+    model_of(
+        3,
+        |common| common.edit(range(0, 1), range(0, 2)),
+        [|common| common.edit(range(3, 4), range(2, 4)), Common::change_all],
+    );
+}
+
+/// Two ranges apart, and what their edits change is not.
+#[test]
+fn edits_of_the_same() {
+    model_of(
+        3,
+        |common| common.edit(range(0, 1), range(0, 3)),
+        [|common| common.edit(range(3, 4), range(1, 4)), |common| common.edit(range(1, 2), range(0, 3))],
+    );
 }

@@ -8,8 +8,8 @@ use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
 use crate::sync::RetiredList;
-use crate::vma::tree::Ranged;
-use crate::vma::{Backing, Flags, Mapping};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Backing, Flags, Mapping, Vma};
 
 /// What a call does about pages of its range that are not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,9 +116,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// The start of the first sealed part of `range`.
-    pub(super) fn first_sealed(&self, map: &Map, range: PageRange) -> Option<PageNumber> {
-        let vmas = self.tree.view_locked(&map.writer).from(range.start());
-        let sealed = vmas
+    pub(super) fn first_sealed(&self, view: View<'_, Vma<H, D>>, range: PageRange) -> Option<PageNumber> {
+        let sealed = view
+            .from(range.start())
             .take_while(|vma| vma.range().start() < range.end())
             .find(|vma| vma.mapping().flags.contains(Flags::SEALED));
         sealed.map(|vma| vma.range().start().max(range.start()))
@@ -145,7 +145,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
         let part = |reach: &Reach<R>| PageRange::new(inside.start(), reach.end.min(inside.end()));
         if let Some(part) = part(&reach)
-            && let Err(end) = self.splittable(&lock, part, each)
+            && let Err(end) = self.splittable(&lock, self.tree.view_locked(&lock.writer), part, each)
         {
             reach = Reach { end, error: Some(Wrong::TooMany) };
         }

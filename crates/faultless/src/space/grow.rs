@@ -55,8 +55,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             }
             let wider = PageRange::new(mapped.start(), range.end()).ok_or(hole)?;
             let is_still = |start| start == Some(mapped.start());
-            let protected = self.protect_range(wider, protection, |lock| {
-                let now = above(space.tree.view_locked(&lock.writer), range.start());
+            let protected = self.protect_range(wider, protection, |view| {
+                let now = above(view, range.start());
                 is_still(now.filter(|(_, grows)| *grows).map(|(mapped, _)| mapped.start()))
             });
             if let Some(result) = protected {

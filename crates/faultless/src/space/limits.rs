@@ -7,7 +7,8 @@ use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
-use crate::vma::tree::Ranged;
+use crate::sync::Edited;
+use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Mapping, Vma, edit};
 use core::fmt;
 
@@ -126,14 +127,22 @@ impl SpaceUsage {
         })
     }
 
-    /// Without these, which were counted.
-    pub(super) fn without<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
-        mappings.into_iter().map(Self::of).fold(self, |sum, less| Self {
-            mappings: sum.mappings - less.mappings,
-            pages: sum.pages - less.pages,
-            data: sum.data - less.data,
-            locked: sum.locked - less.locked,
-        })
+    /// What becomes of it where these take the place of `gone`; modulo 2^64.
+    pub(super) fn change_from(self, gone: Self) -> [u64; 4] {
+        [
+            (self.mappings as u64).wrapping_sub(gone.mappings as u64),
+            self.pages.wrapping_sub(gone.pages),
+            self.data.wrapping_sub(gone.data),
+            self.locked.wrapping_sub(gone.locked),
+        ]
+    }
+
+    /// Becomes what it is with such a change.
+    pub(super) fn change_by(&mut self, [mappings, pages, data, locked]: [u64; 4]) {
+        self.mappings = self.mappings.wrapping_add(mappings as usize);
+        self.pages = self.pages.wrapping_add(pages);
+        self.data = self.data.wrapping_add(data);
+        self.locked = self.locked.wrapping_add(locked);
     }
 }
 
@@ -142,6 +151,12 @@ pub(super) fn is_data(protection: Protection, sharing: Sharing, flags: Flags) ->
     sharing == Sharing::Private
         && protection.contains(Protection::WRITE)
         && !flags.contains(Flags::GROWS_DOWN)
+}
+
+impl Edited for Map {
+    fn edited(&mut self, note: [u64; 4]) {
+        self.usage.change_by(note);
+    }
 }
 
 impl Map {
@@ -197,6 +212,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         map.limits.mappings.min(self.engine.limits().mappings)
     }
 
+    /// Whether there is room for whatever `changes` changes of one range each may come to, so that none asks.
+    pub(super) fn has_room_for(&self, map: &Map, changes: usize) -> bool {
+        // Each splits at two ends, and puts one mapping more.
+        let most = map.usage.mappings.saturating_add(changes.saturating_mul(3));
+        let SpaceLimits { address_space, data, locked, .. } = map.limits;
+        most <= self.mapping_limit(map) && [address_space, data, locked] == [u64::MAX; 3]
+    }
+
     /// Whether a call may map something, wherever it goes and whatever it joins.
     pub(super) fn may_map_more(&self, map: &Map) -> Result<(), TooMany> {
         let limit = self.mapping_limit(map);
@@ -207,12 +230,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// where a part changes that joins no neighbour, it is split off at each end.
     pub(super) fn splittable(
         &self,
-        lock: &TreeLock<'_>,
+        map: &Map,
+        view: View<'_, Vma<H, D>>,
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
     ) -> Result<(), PageNumber> {
-        let (view, limit) = (self.tree.view_locked(&lock.writer), self.mapping_limit(lock));
-        let mut count = lock.usage.mappings;
+        let limit = self.mapping_limit(map);
+        let mut count = map.usage.mappings;
         // Only two ends are cut.
         if count.saturating_add(2) <= limit {
             return Ok(());
@@ -264,20 +288,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Up to where `range` may get these rights: what becomes data by them counts, mapping by mapping.
     pub(super) fn protectable_data(
         &self,
-        lock: &TreeLock<'_>,
+        map: &Map,
+        view: View<'_, Vma<H, D>>,
         range: PageRange,
         protection: Protection,
     ) -> Result<(), (PageNumber, LimitError)> {
-        if lock.limits.data == u64::MAX {
+        if map.limits.data == u64::MAX {
             return Ok(());
         }
         let mut becomes = 0;
-        for vma in self.tree.view_locked(&lock.writer).from(range.start()) {
+        for vma in view.from(range.start()) {
             let Some(part) = vma.range().intersection(range) else { break };
             let mapping = vma.mapping();
             let (sharing, flags) = (mapping.sharing, mapping.flags);
             if !is_data(mapping.protection, sharing, flags) && is_data(protection, sharing, flags) {
-                lock.check_data(becomes + part.pages()).map_err(|error| (part.start(), error))?;
+                map.check_data(becomes + part.pages()).map_err(|error| (part.start(), error))?;
                 becomes += part.pages();
             }
         }

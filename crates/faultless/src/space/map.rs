@@ -456,7 +456,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true);
         let (taken, lock) = self.map.take(range, &*self.engine);
-        if let Some(sealed) = self.first_sealed(&lock, range) {
+        if let Some(sealed) = self.first_sealed(self.tree.view_locked(&lock.writer), range) {
             return Err(MapError::Sealed { range, address: sealed.address() });
         }
         self.check_limits(&lock, &mapping)?;

@@ -2,6 +2,7 @@
 
 mod advise;
 mod audit;
+mod beside;
 mod brk;
 mod discard;
 mod exit;

@@ -1,7 +1,7 @@
 //! mprotect.
 
 use super::populate::Goal;
-use super::range_work::{Removed, TreeLock, Unpublished};
+use super::range_work::{Removed, Unpublished};
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -9,8 +9,8 @@ use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::sync::RetiredList;
-use crate::vma::tree::Ranged;
-use crate::vma::{Mapping, edit};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Mapping, Vma, edit};
 
 /// Why the protection was not changed, or not everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,14 +125,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         range: PageRange,
         protection: Protection,
-        still: impl Fn(&TreeLock<'_>) -> bool,
+        still: impl Fn(View<'_, Vma<H, D>>) -> bool,
     ) -> Option<Result<(), ProtectError>> {
         let mut part = range;
         loop {
             let none = ProtectError::Hole { range: part, address: part.start().address() };
             let Some(inside) = part.intersection(self.0.whole()) else { return Some(Err(none)) };
             let mut fetched = None;
-            let is_still = |lock: &TreeLock<'_>| part != range || still(lock);
+            let is_still = |view: View<'_, Vma<H, D>>| part != range || still(view);
             let protected = self.0.protect(part, inside, protection, is_still, &mut fetched).transpose();
             // What cannot be fetched is no error of this call.
             let rest = fetched.and_then(|fetched| {
@@ -155,84 +155,66 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         inside: PageRange,
         protection: Protection,
-        still: impl Fn(&TreeLock<'_>) -> bool,
+        still: impl Fn(View<'_, Vma<H, D>>) -> bool,
         fetched: &mut Option<PageRange>,
     ) -> Result<Option<()>, ProtectError> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
         self.exclude(&mut work, inside, |_| true);
-        let (taken, lock) = self.map.take(inside, &*self.engine);
-        if !still(&lock) {
+        let (taken, tree) = self.take_near(inside, |_, _, _| {});
+        let view = self.view_of(&tree);
+        if !still(view) {
             return Ok(None);
         }
         let (mut end, mut error) = {
-            let view = self.tree.view_locked(&lock.writer);
             let mut vmas =
                 view.from(inside.start()).map(|vma| (vma.range(), may_become_writable(vma.mapping())));
             let (end, error) = protectable(range, protection, &mut vmas);
-            match self.first_sealed(&lock, range).filter(|sealed| *sealed < end) {
+            match self.first_sealed(view, range).filter(|sealed| *sealed < end) {
                 Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
                 None => (end, error),
             }
         };
         if let Some(prefix) = PageRange::new(inside.start(), end)
-            && let Err((page, limit)) = self.protectable_data(&lock, prefix, protection)
+            && let Some(map) = tree.limited()
+            && let Err((page, limit)) = self.protectable_data(map, view, prefix, protection)
         {
             (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
         }
-        let wanted = PageRange::new(inside.start(), end)
-            .and_then(|prefix| self.becomes_writable(&lock, prefix, protection));
+        let wanted =
+            PageRange::new(inside.start(), end).and_then(|prefix| becomes_writable(view, prefix, protection));
         if let Some(wanted) = wanted.filter(|wanted| wanted.end() < end) {
             (end, error) = (wanted.end(), None);
         }
         let change = |mapping: Mapping<H>| Some(edit::protected(mapping, protection));
         if let Some(prefix) = PageRange::new(inside.start(), end)
-            && let Err(page) = self.splittable(&lock, prefix, change)
+            && let Some(map) = tree.limited()
+            && let Err(page) = self.splittable(map, view, prefix, change)
         {
-            let limit = self.mapping_limit(&lock);
+            let limit = self.mapping_limit(map);
             (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
         }
         let mut retired = RetiredList::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
-            let lock = self.follow(&taken, lock, prefix, Some(protection)).map_err(|_| out_of_memory)?;
-            let published = self.publish(&mut work, lock, prefix, change, None, &mut retired);
-            let published = published.inspect_err(|_| self.follow_back(&taken, prefix));
-            let lock = published.map_err(|error| match error {
+            let what = (prefix, Some(protection));
+            let published = self.publish_near(&mut work, &taken, tree, what, change, &mut retired);
+            published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
                 Unpublished::TooMany => {
                     let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
                     ProtectError::TooManyMappings { range, limit }
                 }
             })?;
-            drop(lock);
             self.sweep_rights(&taken, prefix, protection);
             *fetched = wanted;
         } else {
-            drop(lock);
+            drop(tree);
         }
         drop(taken);
         drop(work);
         self.engine.retire(retired);
         error.map_or(Ok(Some(())), Err)
-    }
-
-    /// The first part of a mapping in `range` that is locked, private and not writable yet.
-    fn becomes_writable(
-        &self,
-        lock: &TreeLock<'_>,
-        range: PageRange,
-        protection: Protection,
-    ) -> Option<PageRange> {
-        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
-        let wanted = |mapping: &Mapping<H>| {
-            mapping.flags.is_fetched()
-                && mapping.sharing == Sharing::Private
-                && protection.contains(Protection::WRITE)
-                && !mapping.protection.contains(Protection::WRITE)
-        };
-        let mut vmas = vmas.take_while(|vma| vma.range().start() < range.end());
-        vmas.find(|vma| wanted(vma.mapping()))?.range().intersection(range)
     }
 
     fn sweep_rights(
@@ -261,6 +243,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             },
         );
     }
+}
+
+/// The first part of a mapping in `range` that is locked, private and not writable yet.
+fn becomes_writable<H: Host, D: LockingDesign>(
+    view: View<'_, Vma<H, D>>,
+    range: PageRange,
+    protection: Protection,
+) -> Option<PageRange> {
+    let vmas = view.from(range.start());
+    let wanted = |mapping: &Mapping<H>| {
+        mapping.flags.is_fetched()
+            && mapping.sharing == Sharing::Private
+            && protection.contains(Protection::WRITE)
+            && !mapping.protection.contains(Protection::WRITE)
+    };
+    let mut vmas = vmas.take_while(|vma| vma.range().start() < range.end());
+    vmas.find(|vma| wanted(vma.mapping()))?.range().intersection(range)
 }
 
 /// Whether the mapping can be made writable.

@@ -76,7 +76,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     pub(super) fn refuse_sealed(&self, lock: &TreeLock<'_>, range: PageRange) -> Result<(), RemapError> {
-        match self.first_sealed(lock, range) {
+        match self.first_sealed(self.tree.view_locked(&lock.writer), range) {
             Some(sealed) => Err(RemapError::Sealed { address: sealed.address() }),
             None => Ok(()),
         }

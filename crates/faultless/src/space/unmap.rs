@@ -82,27 +82,24 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true);
-        let (mut taken, lock) = self.map.take(range, &*self.engine);
-        let view = self.tree.view_locked(&lock.writer);
+        let (taken, tree) =
+            self.take_near(range, |taken, claims, view| self.widen_to_leaves(taken, claims, view));
+        let view = self.view_of(&tree);
         if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
             return Ok(());
         }
-        if let Some(sealed) = self.first_sealed(&lock, range) {
+        if let Some(sealed) = self.first_sealed(view, range) {
             return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
         }
-        let lock = self.follow(&taken, lock, range, None).map_err(|_| out_of_memory)?;
         let mut retired = RetiredList::new();
-        let published = self.publish(&mut work, lock, range, |_| None, None, &mut retired);
-        let published = published.inspect_err(|_| self.follow_back(&taken, range));
-        let mut lock = published.map_err(|error| match error {
+        let published = self.publish_near(&mut work, &taken, tree, (range, None), |_| None, &mut retired);
+        published.map_err(|error| match error {
             Unpublished::OutOfMemory => out_of_memory,
             Unpublished::TooMany => {
                 let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
                 UnmapError::TooManyMappings { range: asked, limit }
             }
         })?;
-        self.widen_to_leaves(&mut taken, &mut lock);
-        drop(lock);
         D::published(&mut work);
         self.sweep_away(&taken, range);
         self.unhook_leaves(&taken, &mut retired);

@@ -15,7 +15,9 @@ pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
-pub use ranges::{Choice, Claims, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked};
+pub use ranges::{
+    BesideGuard, Choice, Claims, Edit, Edited, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked,
+};
 pub use retired::{Retired, RetiredList};
 pub use section::{AccessSection, Section, Sections, SlotIndex};
 pub use shared::{Counted, Shared, Weak};

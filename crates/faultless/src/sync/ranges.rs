@@ -1,8 +1,12 @@
 //! Taken ranges: range work takes its pages among other range work, under a short lock that also guards the tree.
 //! Disjoint ranges go on side by side; overlapping ones are served in the order in which they asked. Letting one go takes no
 //! lock where nobody waits: its flag is raised, and whoever has the lock next takes the claim out of the queue.
+//!
+//! Who has taken a range may change the tree there without the lock, too: an [`Edit`]. It names the pages that the change
+//! reads or writes, which no other edit has; and whoever takes the lock waits until there is none, but for those who take
+//! theirs by [`Ranges::take_beside`] to change something else.
 
-use super::atomic::{AtomicBool, AtomicUsize, Ordering};
+use super::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::full_fence;
 use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
@@ -42,14 +46,38 @@ unsafe impl Stable for Section<'_> {}
 // SAFETY: as above.
 unsafe impl Stable for AccessSection<'_> {}
 // SAFETY: a leaf table is unhooked only by who has taken its whole span, and this range overlaps it.
-unsafe impl<T, P: Park> Stable for Reservation<'_, T, P> {}
+unsafe impl<T: Edited, P: Park> Stable for Reservation<'_, T, P> {}
 
 struct Claim {
     ticket: u64,
     range: PageRange,
     /// Its flag, if one was free.
     flag: Option<usize>,
+    /// What it edits without the lock now.
+    edits: Option<PageRange>,
 }
+
+/// What the holder of a claim says without the lock; on one line.
+#[derive(Default)]
+struct Said {
+    /// The claim has been let go. Raised by its holder, Release; lowered under the lock. Partner: the Acquire of who takes the
+    /// claim out, whom all see that come to the lock later.
+    gone: AtomicBool,
+    /// Its edit has been made; until then it does not go. As `gone`.
+    edited: AtomicBool,
+    /// What the edit comes to. Written before `edited` is raised.
+    note: [AtomicU64; 4],
+}
+
+/// What the lock guards, as far as edits change it.
+pub trait Edited {
+    /// An edit has been made without the lock, and comes to this.
+    fn edited(&mut self, note: [u64; 4]) {
+        let _ = note;
+    }
+}
+
+impl Edited for () {}
 
 /// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
 const PLACES: usize = 2;
@@ -58,7 +86,10 @@ const PLACES: usize = 2;
 #[cfg(not(loom))]
 const FLAGS: usize = 8;
 #[cfg(loom)]
-const FLAGS: usize = 1;
+const FLAGS: usize = 2;
+
+/// So many takings remember that somebody met others at work.
+const CROWD: u8 = 64;
 
 /// The claims in the order of their asking; taken ones and waiting ones alike.
 #[derive(Default)]
@@ -89,18 +120,23 @@ impl Claims {
         self.next_ticket += 1;
         let flag = Some(self.flags.trailing_ones() as usize).filter(|flag| *flag < FLAGS);
         self.flags |= flag.map_or(0, |flag| 1 << flag);
-        self.queue.push(Claim { ticket, range, flag });
+        self.queue.push(Claim { ticket, range, flag, edits: None });
         (ticket, flag)
     }
 
     /// Takes out those of which `goes` says so.
-    fn remove(&mut self, mut goes: impl FnMut(&Claim) -> bool) {
+    fn remove(&mut self, mut goes: impl FnMut(&mut Claim) -> bool) {
         let flags = &mut self.flags;
-        self.queue.retain(|claim| {
+        self.queue.retain_mut(|claim| {
             let stays = !goes(claim);
             *flags &= !claim.flag.filter(|_| !stays).map_or(0, |flag| 1 << flag);
             stays
         });
+    }
+
+    /// The ranges that are edited now.
+    fn edits(&self) -> impl Iterator<Item = PageRange> {
+        self.queue.iter().filter_map(|claim| claim.edits)
     }
 
     fn is_first(&self, ticket: u64, range: PageRange) -> bool {
@@ -121,6 +157,8 @@ pub enum Choice {
 
 struct Inner<T> {
     claims: Claims,
+    /// So many takings from now on are taken to be among others.
+    crowd: u8,
     data: T,
 }
 
@@ -132,18 +170,20 @@ pub struct Ranges<T> {
     /// Threads that wait for a release. Changed under `inner`; read by who lets go, after a fence that is a partner of the
     /// one after the change. Apart from the lock, which others take meanwhile.
     waiting: CachePadded<AtomicUsize>,
-    /// Raised: the claim has been let go. By its holder, Release; lowered under `inner`. Partner: the Acquire of who takes the
-    /// claim out, whom all see that come to the lock later.
-    gone: [CachePadded<AtomicBool>; FLAGS],
+    /// By the claims' flags.
+    said: [CachePadded<Said>; FLAGS],
 }
 
 /// A range just taken, with the short lock still held. The lock goes first: bind both, so that it does by itself.
 pub type TakenLocked<'a, T, P> = (Reservation<'a, T, P>, RangesGuard<'a, T>);
 
-/// The same of two ranges.
+/// A range just taken, with the short lock held, while others may be at their edits.
+pub type TakenBeside<'a, T, P> = (Reservation<'a, T, P>, BesideGuard<'a, T>);
+
+/// As [`TakenLocked`], of two ranges.
 pub type TakenBothLocked<'a, T, P> = ((Reservation<'a, T, P>, Reservation<'a, T, P>), RangesGuard<'a, T>);
 
-impl<T> Ranges<T> {
+impl<T: Edited> Ranges<T> {
     /// Nothing taken.
     ///
     /// # Errors
@@ -152,39 +192,48 @@ impl<T> Ranges<T> {
         let mut claims = Claims::default();
         claims.queue.try_reserve_exact(PLACES).map_err(|_| OutOfMemory)?;
         Ok(Self {
-            inner: Mutex::new(Inner { claims, data }),
+            inner: Mutex::new(Inner { claims, crowd: 0, data }),
             releases: AtomicUsize::new(0),
             waiting: CachePadded::new(AtomicUsize::new(0)),
-            gone: core::array::from_fn(|_| CachePadded::default()),
+            said: core::array::from_fn(|_| CachePadded::default()),
         })
     }
 
-    /// The short lock alone.
-    pub fn lock(&self) -> RangesGuard<'_, T> {
-        self.collect(self.inner.lock()).0
-    }
-
-    /// As [`Ranges::lock`]; the wait, if there is one, is counted.
+    /// The short lock alone: nobody edits. The wait, if there is one, is counted.
     pub fn lock_by(&self, park: &impl Park) -> RangesGuard<'_, T> {
-        let inner = self.inner.try_lock();
-        self.collect(inner.unwrap_or_else(|| park.wait_for_lock(|| self.inner.lock()))).0
+        self.lock_beside(park).alone(park)
     }
 
-    /// Takes claims out that have been let go. True: there was one.
-    fn collect<'a>(&self, mut inner: MutexGuard<'a, Inner<T>>) -> (RangesGuard<'a, T>, bool) {
+    /// The short lock, while others may be at their edits.
+    fn lock_beside(&self, park: &impl Park) -> BesideGuard<'_, T> {
+        let inner = self.inner.try_lock();
+        let has_waited = cfg!(any(loom, shuttle)) || inner.is_none();
+        let mut inner = inner.unwrap_or_else(|| park.wait_for_lock(|| self.inner.lock()));
+        self.collect(&mut inner);
+        BesideGuard { ranges: self, inner, has_waited }
+    }
+
+    /// Takes claims out that have been let go, and notes which edits have been made. True: a claim was taken out.
+    fn collect(&self, inner: &mut Inner<T>) -> bool {
         let mut is_any = false;
         if inner.claims.flags != 0 {
-            inner.claims.remove(|claim| {
-                let flag = claim.flag.map(|flag| &self.gone[flag]);
-                let goes = flag.is_some_and(|flag| flag.load(Ordering::Acquire));
+            let Inner { claims, data, .. } = inner;
+            claims.remove(|claim| {
+                let Some(said) = claim.flag.map(|flag| &self.said[flag]) else { return false };
+                if claim.edits.is_some() && said.edited.load(Ordering::Acquire) {
+                    claim.edits = None;
+                    data.edited(said.note.each_ref().map(|part| part.load(Ordering::Relaxed)));
+                    said.edited.store(false, Ordering::Relaxed);
+                }
+                let goes = claim.edits.is_none() && said.gone.load(Ordering::Acquire);
                 if goes {
-                    flag.into_iter().for_each(|flag| flag.store(false, Ordering::Relaxed));
+                    said.gone.store(false, Ordering::Relaxed);
                 }
                 is_any |= goes;
                 goes
             });
         }
-        (RangesGuard { inner }, is_any)
+        is_any
     }
 
     /// What has been pushed, taken.
@@ -206,6 +255,20 @@ impl<T> Ranges<T> {
         let claim = guard.inner.claims.push(range);
         while !guard.inner.claims.is_first(claim.0, range) {
             guard = self.wait_release(guard, park);
+        }
+        (self.reserved(park, claim, range), guard)
+    }
+
+    /// As [`Ranges::take`], while others may be at their edits. For a change that may be made as an [`Edit`]: with a flag.
+    pub fn take_beside<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenBeside<'a, T, P> {
+        let mut guard = self.lock_beside(park);
+        if guard.inner.claims.queue.try_reserve(1).is_err() {
+            drop(guard);
+            guard = self.lock_with_room(1, park).beside(self);
+        }
+        let claim = guard.inner.claims.push(range);
+        while !guard.inner.claims.is_first(claim.0, range) {
+            guard = self.wait_release(guard.alone(park), park).beside(self);
         }
         (self.reserved(park, claim, range), guard)
     }
@@ -298,8 +361,8 @@ impl<T> Ranges<T> {
         self.count_waiting(1);
         // Partner: the fence of who lets go. He sees that somebody waits, or his flag is seen here.
         full_fence();
-        let (mut guard, is_any) = self.collect(guard.inner);
-        if !is_any {
+        let mut guard = guard;
+        if !self.collect(&mut guard.inner) {
             let seen = self.releases.load(Ordering::Relaxed);
             drop(guard);
             park.park(self.key(), &mut || self.releases.load(Ordering::Acquire) == seen);
@@ -315,7 +378,7 @@ impl<T> Ranges<T> {
         self.waiting.store(waiting.wrapping_add_signed(by), Ordering::Relaxed);
     }
 
-    fn count_release(&self, _guard: &mut RangesGuard<'_, T>) {
+    fn count_release(&self, _inner: &mut Inner<T>) {
         let releases = self.releases.load(Ordering::Relaxed);
         self.releases.store(releases.wrapping_add(1), Ordering::Release);
     }
@@ -326,24 +389,31 @@ impl<T> Ranges<T> {
 
     /// How many ranges are taken or waited for.
     pub fn claimed(&self) -> usize {
-        self.lock().inner.claims.queue.len()
-    }
-
-    /// The data, by somebody who has it alone.
-    pub fn get_mut(&mut self) -> RangesGuard<'_, T> {
-        self.lock()
+        let mut inner = self.inner.lock();
+        self.collect(&mut inner);
+        inner.claims.queue.len()
     }
 }
 
-/// The short lock, held: gives the data.
+/// The short lock, held, while nobody edits: gives the data.
 pub struct RangesGuard<'a, T> {
     inner: MutexGuard<'a, Inner<T>>,
 }
 
-impl<T> RangesGuard<'_, T> {
+impl<'a, T> RangesGuard<'a, T> {
     /// What is claimed.
     pub fn claims(&self) -> &Claims {
         &self.inner.claims
+    }
+
+    /// What is claimed, for [`Reservation::widen`].
+    pub fn claims_mut(&mut self) -> &mut Claims {
+        &mut self.inner.claims
+    }
+
+    /// For somebody who may edit: nobody does now.
+    fn beside(self, ranges: &'a Ranges<T>) -> BesideGuard<'a, T> {
+        BesideGuard { ranges, inner: self.inner, has_waited: true }
     }
 }
 
@@ -360,8 +430,98 @@ impl<T> DerefMut for RangesGuard<'_, T> {
     }
 }
 
+/// The short lock, held while others may be at their edits: gives the data to look at.
+pub struct BesideGuard<'a, T> {
+    ranges: &'a Ranges<T>,
+    inner: MutexGuard<'a, Inner<T>>,
+    /// Whether somebody else had the lock. In models, always.
+    has_waited: bool,
+}
+
+impl<T> Deref for BesideGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.inner.data
+    }
+}
+
+impl<'a, T: Edited> BesideGuard<'a, T> {
+    /// How many are at their edits. None of them begins while the lock is held.
+    pub fn edits(&self) -> usize {
+        self.inner.claims.edits().count()
+    }
+
+    /// Whether others are at work now, or were a few takings ago. The caller has taken a range.
+    pub fn is_crowded(&mut self) -> bool {
+        let is_now = self.has_waited || self.inner.claims.queue.len() > 1;
+        let left = if is_now { CROWD } else { self.inner.crowd.saturating_sub(1) };
+        self.inner.crowd = left;
+        left != 0
+    }
+
+    /// Whether nobody edits any of `hull`.
+    pub fn is_free(&self, hull: PageRange) -> bool {
+        !self.inner.claims.edits().any(|edit| edit.overlaps(hull))
+    }
+
+    /// What is claimed, for [`Reservation::widen`].
+    pub fn claims_mut(&mut self) -> &mut Claims {
+        &mut self.inner.claims
+    }
+
+    /// Waits until nobody edits. Edits end by themselves: they take no lock and wait for nobody.
+    pub fn alone(mut self, park: &impl Park) -> RangesGuard<'a, T> {
+        if self.edits() != 0 {
+            park.wait_for_lock(|| {
+                for look in 0.. {
+                    park.pause(look);
+                    self.ranges.collect(&mut self.inner);
+                    if self.edits() == 0 {
+                        break;
+                    }
+                }
+            });
+        }
+        RangesGuard { inner: self.inner }
+    }
+
+    /// Lets the lock go and begins to edit `hull`, of which nobody edits anything. The caller, who has `taken` and its
+    /// flag, changes what the lock guards in no other way until the edit has been made.
+    ///
+    /// # Panics
+    /// `taken` has no flag, see [`Reservation::may_edit`].
+    pub fn edit<P: Park>(mut self, taken: &Reservation<'a, T, P>, hull: PageRange) -> Edit<'a> {
+        debug_assert!(cfg!(mutant = "edits_of_neighbours") || self.is_free(hull));
+        let said = &self.ranges.said[taken.flag.expect("who edits has a flag")];
+        for claim in self.inner.claims.queue.iter_mut().filter(|claim| claim.ticket == taken.ticket) {
+            claim.edits = Some(hull);
+        }
+        Edit { said, note: [0; 4] }
+    }
+}
+
+/// A change being made without the lock. Made when it is dropped.
+pub struct Edit<'a> {
+    said: &'a Said,
+    note: [u64; 4],
+}
+
+impl Edit<'_> {
+    /// It has been made, and comes to this.
+    pub fn done(mut self, note: [u64; 4]) {
+        self.note = note;
+    }
+}
+
+impl Drop for Edit<'_> {
+    fn drop(&mut self) {
+        self.said.note.iter().zip(self.note).for_each(|(place, part)| place.store(part, Ordering::Relaxed));
+        self.said.edited.store(true, Ordering::Release);
+    }
+}
+
 /// A range taken: no other range work touches its pages. Let go by dropping it, which wakes who waits.
-pub struct Reservation<'a, T, P: Park> {
+pub struct Reservation<'a, T: Edited, P: Park> {
     ranges: &'a Ranges<T>,
     park: &'a P,
     ticket: u64,
@@ -369,15 +529,19 @@ pub struct Reservation<'a, T, P: Park> {
     range: PageRange,
 }
 
-impl<'a, T, P: Park> Reservation<'a, T, P> {
+impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
+    /// Whether it has what an [`Edit`] needs.
+    pub fn may_edit(&self) -> bool {
+        self.flag.is_some()
+    }
+
     /// The pages taken.
     pub fn range(&self) -> PageRange {
         self.range
     }
 
     /// Takes more, up to `wider`, where nobody else has claimed any of it. Returns whether it did.
-    pub fn widen(&mut self, wider: PageRange, guard: &mut RangesGuard<'_, T>) -> bool {
-        let claims = &mut guard.inner.claims;
+    pub fn widen(&mut self, wider: PageRange, claims: &mut Claims) -> bool {
         if claims.queue.iter().any(|c| c.ticket != self.ticket && c.range.overlaps(wider)) {
             return false;
         }
@@ -410,7 +574,7 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
     /// Wakes who waits for a release, later: they take the short lock.
     fn released(&self, guard: &mut RangesGuard<'_, T>) {
         if self.ranges.waiting.load(Ordering::Relaxed) != 0 {
-            self.ranges.count_release(guard);
+            self.ranges.count_release(&mut guard.inner);
             self.park.wake_all(self.ranges.key());
         }
     }
@@ -421,21 +585,21 @@ impl<'a, T, P: Park> Reservation<'a, T, P> {
     }
 }
 
-impl<T, P: Park> Drop for Reservation<'_, T, P> {
+impl<T: Edited, P: Park> Drop for Reservation<'_, T, P> {
     fn drop(&mut self) {
         let ranges = self.ranges;
         if let Some(flag) = self.flag {
-            ranges.gone[flag].store(true, Ordering::Release);
+            ranges.said[flag].gone.store(true, Ordering::Release);
             full_fence();
             if ranges.waiting.load(Ordering::Relaxed) == 0 {
                 return;
             }
         }
         // By now somebody else may have taken the claim out; who waits is woken here all the same.
-        let mut guard = ranges.lock_by(self.park);
-        guard.inner.claims.remove(|claim| claim.ticket == self.ticket);
+        let mut guard = ranges.lock_beside(self.park);
+        guard.inner.claims.remove(|claim| claim.ticket == self.ticket && claim.edits.is_none());
         let is_waited_for = ranges.waiting.load(Ordering::Relaxed) != 0;
-        ranges.count_release(&mut guard);
+        ranges.count_release(&mut guard.inner);
         drop(guard);
         if is_waited_for {
             self.park.wake_all(ranges.key());
@@ -444,81 +608,4 @@ impl<T, P: Park> Drop for Reservation<'_, T, P> {
 }
 
 #[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
-mod tests {
-    use super::*;
-    use crate::host::StdPark;
-
-    fn range(start: u64, end: u64) -> PageRange {
-        PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
-    }
-
-    #[test]
-    fn overlapping_claims_are_served_in_order() {
-        let (ranges, park) = (Ranges::try_new(Vec::new()).unwrap(), StdPark::default());
-        let (first, guard) = ranges.take(range(0, 10), &park);
-        drop(guard);
-        std::thread::scope(|scope| {
-            for (n, claim) in [range(5, 15), range(8, 9), range(12, 14)].into_iter().enumerate() {
-                let (ranges, park) = (&ranges, &park);
-                scope.spawn(move || {
-                    let (_taken, mut log) = ranges.take(claim, park);
-                    log.push(n);
-                });
-                while ranges.claimed() < n + 2 {
-                    std::thread::yield_now();
-                }
-            }
-            drop(first);
-        });
-        // 8..9 and 12..14 each wait for 5..15, which came before them.
-        assert_eq!(ranges.lock()[0], 0);
-        assert_eq!(ranges.lock().len(), 3);
-        assert_eq!(ranges.claimed(), 0);
-    }
-
-    #[test]
-    fn disjoint_claims_go_on_side_by_side() {
-        let (ranges, park) = (Ranges::try_new(()).unwrap(), StdPark::default());
-        let (a, guard) = ranges.take(range(0, 4), &park);
-        drop(guard);
-        let (b, guard) = ranges.take(range(4, 8), &park);
-        drop(guard);
-        assert_eq!((a.range(), b.range(), ranges.claimed()), (range(0, 4), range(4, 8), 2));
-    }
-
-    #[test]
-    fn two_ranges_are_waited_for_together() {
-        let (ranges, park) = (Ranges::try_new(Vec::new()).unwrap(), StdPark::default());
-        let (held, guard) = ranges.take(range(8, 9), &park);
-        drop(guard);
-        std::thread::scope(|scope| {
-            // Each has something that the other wants, and the first waits for one of its own.
-            let pairs = [(range(0, 4), range(8, 12)), (range(10, 12), range(2, 3))];
-            for (n, (first, second)) in pairs.into_iter().enumerate() {
-                let (ranges, park) = (&ranges, &park);
-                scope.spawn(move || {
-                    let ((_first, _second), mut log) = ranges.take_both(first, second, park);
-                    log.push(n);
-                });
-                while ranges.claimed() < 2 * n + 3 {
-                    std::thread::yield_now();
-                }
-            }
-            drop(held);
-        });
-        assert_eq!(*ranges.lock(), [0, 1]);
-        assert_eq!(ranges.claimed(), 0);
-    }
-
-    #[test]
-    fn a_claim_widens_only_over_free_pages() {
-        let (ranges, park) = (Ranges::try_new(()).unwrap(), StdPark::default());
-        let (mut a, guard) = ranges.take(range(0, 4), &park);
-        drop(guard);
-        let (b, mut guard) = ranges.take(range(6, 8), &park);
-        assert!(!a.widen(range(0, 7), &mut guard));
-        assert!(a.widen(range(0, 6), &mut guard));
-        assert_eq!((a.range(), b.range()), (range(0, 6), range(6, 8)));
-        drop(guard);
-    }
-}
+mod tests;

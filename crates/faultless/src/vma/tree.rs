@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | reader | a [`Section`] | read through a [`View`] until the section ends |
 //! | the writer | the tree lock, with the [`Writer`] in it | read through a locked view, [`Tree::replace`] |
-//! | one of several writers | [`Writers`] and a [`Section`] | [`Tree::replace_beside`] |
+//! | one of several writers | [`Writers`] and a [`Section`] | read through a [`View`], [`Tree::replace_beside`] |
 
 mod change;
 mod gap;
@@ -61,7 +61,7 @@ pub struct Writer {
     id: u64,
 }
 
-/// The writer given up for good, so that anybody may write: changes of different leaves go on side by side.
+/// The writer given up, for good or for a while, so that anybody may write: changes of different leaves go on side by side.
 #[derive(Debug)]
 pub struct Writers {
     /// The tree's.
@@ -71,6 +71,14 @@ pub struct Writers {
 impl Writer {
     /// Gives up being alone.
     pub fn share(self) -> Writers {
+        Writers { id: self.id }
+    }
+
+    /// Gives it up for a while.
+    ///
+    /// # Safety
+    /// As long as what comes back is there, the writer is used for nothing.
+    pub unsafe fn lend(&self) -> Writers {
         Writers { id: self.id }
     }
 }
@@ -322,6 +330,11 @@ impl<'s, T: Ranged> View<'s, T> {
                 None => at = base.checked_sub(1)?,
             }
         }
+    }
+
+    /// Whether changes of different parts may go on side by side: all in one leaf, they come one after the other.
+    pub fn has_parts(self) -> bool {
+        self.root.is_some_and(|root| matches!(root.node(), NodeRef::Inner(_)))
     }
 
     /// Whether there is no item.

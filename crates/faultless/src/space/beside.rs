@@ -1,0 +1,133 @@
+//! Changes of one range that go on beside others: the tree lock is held for the taking only. What a change reads or writes of
+//! the tree lies near its range, and near it nobody else makes one.
+
+use super::range_work::{Draft, Joins, Taken, TreeLock, Unpublished, fence_of_range_work};
+use super::{Map, Space};
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::host::{Host, PageTable};
+use crate::protection::Protection;
+use crate::sync::{Claims, Edit, Park, RetiredList, Section};
+use crate::vma::tree::{Ranged, Unchanged, View, Writers};
+use crate::vma::{Mapping, Vma};
+
+/// What keeps the tree still for who has taken a range.
+pub(super) enum Still<'a> {
+    /// All of it: the tree lock, and nobody is at an edit.
+    All(TreeLock<'a>),
+    /// What is near the range, and there is room for whatever the change comes to.
+    Near(Near<'a>),
+}
+
+/// An edit under way. Fields go in this order.
+pub(super) struct Near<'a> {
+    writers: Writers,
+    section: Section<'a>,
+    /// What is not edited by anybody else.
+    hull: PageRange,
+    edit: Edit<'a>,
+}
+
+impl Still<'_> {
+    /// What limits go by, unless there is room anyhow.
+    pub fn limited(&self) -> Option<&Map> {
+        match self {
+            Self::All(lock) => Some(lock),
+            Self::Near(_) => None,
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Takes `range` for a change that looks at nothing farther away than its neighbours; `widen` may take more. Bind both, so
+    /// that the second goes first.
+    pub(super) fn take_near(
+        &self,
+        range: PageRange,
+        widen: impl FnOnce(&mut Taken<'_, H>, &mut Claims, View<'_, Vma<H, D>>),
+    ) -> (Taken<'_, H>, Still<'_>) {
+        let (mut taken, mut lock) = self.map.take_beside(range, &*self.engine);
+        // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
+        // anything, the lock is held: that costs less.
+        let may_edit = !D::LOCKS_VMAS && !H::Table::FOLLOWS && taken.may_edit() && lock.is_crowded();
+        if may_edit && self.has_room_for(&lock, lock.edits() + 1) {
+            let section = self.engine.enter();
+            let view = self.tree.view(&section);
+            let hull = view.has_parts().then(|| hull_of(view, range));
+            let is_free = |hull: &PageRange| cfg!(mutant = "edits_of_neighbours") || lock.is_free(*hull);
+            if let Some(hull) = hull.filter(is_free) {
+                widen(&mut taken, lock.claims_mut(), view);
+                // SAFETY: whoever uses the writer has the lock, and nobody is at an edit then; they are gone before ours ends.
+                let writers = unsafe { lock.writer.lend() };
+                let edit = lock.edit(&taken, hull);
+                return (taken, Still::Near(Near { writers, section, hull, edit }));
+            }
+        }
+        let mut lock = lock.alone(&*self.engine);
+        let section = self.engine.enter();
+        widen(&mut taken, lock.claims_mut(), self.tree.view(&section));
+        drop(section);
+        (taken, Still::All(lock))
+    }
+
+    /// The tree, of which that much stands still.
+    pub(super) fn view_of<'l>(&'l self, still: &'l Still<'_>) -> View<'l, Vma<H, D>> {
+        match still {
+            Still::All(lock) => self.tree.view_locked(&lock.writer),
+            Still::Near(near) => self.tree.view(&near.section),
+        }
+    }
+
+    /// As [`Space::publish`], of what [`Space::take_near`] has taken, with the host following; `rights`: the new ones.
+    pub(super) fn publish_near<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        taken: &Taken<'_, H>,
+        still: Still<'s>,
+        (range, rights): (PageRange, Option<Protection>),
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        retired: &mut RetiredList,
+    ) -> Result<(), Unpublished> {
+        let Near { writers, section, hull: near, edit } = match still {
+            Still::Near(near) => near,
+            Still::All(lock) => {
+                let lock = self.follow(taken, lock, range, rights)?;
+                let published = self.publish(work, lock, range, each, None, retired);
+                return published.map(drop).inspect_err(|_| self.follow_back(taken, range));
+            }
+        };
+        let wanted = (&each as &dyn Fn(_) -> _, &None, Joins::BOTH);
+        let Draft { hull, goes, mut new, note } =
+            self.draft(work, self.tree.view(&section), range, wanted, |_| true)?;
+        debug_assert!(near.covers(hull));
+        let mut section = section;
+        for look in 0.. {
+            match self.tree.replace_beside(&writers, &section, hull, &mut new, retired) {
+                Ok(()) => break,
+                Err(Unchanged::Contended) => {
+                    drop(section);
+                    self.engine.pause(look);
+                    section = self.engine.enter();
+                }
+                Err(Unchanged::OutOfMemory(error)) => {
+                    self.take_back(self.tree.view(&section), hull, goes);
+                    return Err(error.into());
+                }
+            }
+        }
+        fence_of_range_work();
+        edit.done(note);
+        Ok(())
+    }
+}
+
+/// `range`, a page on either side, and what is mapped there: all that a change of the range may replace or join.
+fn hull_of<H: Host, D: LockingDesign>(view: View<'_, Vma<H, D>>, range: PageRange) -> PageRange {
+    let start = range.start().checked_sub(1).unwrap_or(range.start());
+    let end = range.end();
+    let hull = PageRange::new(start, PageNumber::new(end.get().saturating_add(1))).unwrap_or(range);
+    // The neighbour below, and what the range begins in; what it ends in, and the neighbour above.
+    let below = view.from(start).take(2).take_while(|vma| vma.range().start() <= end);
+    let above = [PageNumber::new(end.get() - 1), end].into_iter().filter_map(|page| view.find(page));
+    below.chain(above).fold(hull, |hull, vma| hull.hull(vma.range()))
+}
