@@ -76,7 +76,8 @@
 //!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
 //! a design's own lock (none in the default design)
 //!   a range taken                                     sleeps: other range work on the same pages
-//!     the tree lock                                   a few instructions; fork holds it while it copies
+//!     the tree lock                                   a few instructions, and waits for edits; fork holds it while it copies
+//!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
 //! a file's removal lock, the cache's queue, the park's buckets      leaves: nothing is taken under them

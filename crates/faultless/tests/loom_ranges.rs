@@ -146,6 +146,21 @@ fn edits_go_on_side_by_side() {
     );
 }
 
+/// One edits what somebody else has, who goes while a third one edits.
+#[test]
+fn an_edit_of_a_page_that_is_taken() {
+    model_of(
+        3,
+        |common| common.edit(range(0, 1), range(0, 2)),
+        [|common| common.edit(range(0, 1), range(0, 2)), |common| common.edit(range(3, 4), range(2, 4))],
+    );
+    model_of(
+        2,
+        |common| common.work(range(0, 2)),
+        [|common| common.edit(range(1, 2), range(0, 2)), |common| common.edit(range(3, 4), range(2, 4))],
+    );
+}
+
 /// Two ranges apart, and what their edits change is not.
 #[test]
 fn edits_of_the_same() {

@@ -19,13 +19,13 @@ pub(super) enum Still<'a> {
     Near(Near<'a>),
 }
 
-/// An edit under way. Fields go in this order.
+/// An edit under way. Fields go in this order: in a kernel who is in a section is not preempted, and others wait for the edit.
 pub(super) struct Near<'a> {
     writers: Writers,
+    edit: Edit<'a>,
     section: Section<'a>,
     /// What is not edited by anybody else.
     hull: PageRange,
-    edit: Edit<'a>,
 }
 
 impl Still<'_> {
@@ -50,17 +50,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
         // anything, the lock is held: that costs less.
         let may_edit = !D::LOCKS_VMAS && !H::Table::FOLLOWS && taken.may_edit() && lock.is_crowded();
-        if may_edit && self.has_room_for(&lock, lock.edits() + 1) {
+        if may_edit && self.has_room_for(lock.data(), lock.edits() + 1) {
             let section = self.engine.enter();
             let view = self.tree.view(&section);
             let hull = view.has_parts().then(|| hull_of(view, range));
             let is_free = |hull: &PageRange| cfg!(mutant = "edits_of_neighbours") || lock.is_free(*hull);
             if let Some(hull) = hull.filter(is_free) {
                 widen(&mut taken, lock.claims_mut(), view);
-                // SAFETY: whoever uses the writer has the lock, and nobody is at an edit then; they are gone before ours ends.
-                let writers = unsafe { lock.writer.lend() };
+                // SAFETY: whoever uses the writer has the lock, and nobody is at an edit then; what is lent goes before our edit.
+                let writers = unsafe { lock.data().writer.lend() };
                 let edit = lock.edit(&taken, hull);
-                return (taken, Still::Near(Near { writers, section, hull, edit }));
+                return (taken, Still::Near(Near { writers, edit, section, hull }));
             }
         }
         let mut lock = lock.alone(&*self.engine);
@@ -88,7 +88,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         retired: &mut RetiredList,
     ) -> Result<(), Unpublished> {
-        let Near { writers, section, hull: near, edit } = match still {
+        // They go in the order of the fields: the last one first.
+        let Near { hull: near, mut section, edit, writers } = match still {
             Still::Near(near) => near,
             Still::All(lock) => {
                 let lock = self.follow(taken, lock, range, rights)?;
@@ -100,7 +101,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let Draft { hull, goes, mut new, note } =
             self.draft(work, self.tree.view(&section), range, wanted, |_| true)?;
         debug_assert!(near.covers(hull));
-        let mut section = section;
         for look in 0.. {
             match self.tree.replace_beside(&writers, &section, hull, &mut new, retired) {
                 Ok(()) => break,

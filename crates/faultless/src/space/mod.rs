@@ -83,7 +83,7 @@ pub(crate) struct Map {
     exited: bool,
     /// What is locked as it comes, and up to how much.
     locks: lock::Locks,
-    /// What the mappings come to; changed with them.
+    /// What the mappings come to; changed with them, or when it is seen that an edit has been made.
     usage: limits::SpaceUsage,
     limits: SpaceLimits,
     heap: Option<brk::Heap>,
@@ -98,7 +98,7 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     engine: Arc<Engine<H>>,
     /// Immutable; entries are atomic.
     table: H::Table,
-    /// Atomic root; changed under `map`.
+    /// Atomic links; changed under `map`, or as an edit of what was taken there.
     tree: Tree<Vma<H, D>>,
     /// The short tree lock, and the ranges taken under it. On lines of their own: faults read what is beside them.
     map: CachePadded<Ranges<Map>>,

@@ -259,7 +259,7 @@ impl<T: Edited> Ranges<T> {
         (self.reserved(park, claim, range), guard)
     }
 
-    /// As [`Ranges::take`], while others may be at their edits. For a change that may be made as an [`Edit`]: with a flag.
+    /// As [`Ranges::take`], while others may be at their edits. For a change that may be made as an [`Edit`].
     pub fn take_beside<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenBeside<'a, T, P> {
         let mut guard = self.lock_beside(park);
         if guard.inner.claims.queue.try_reserve(1).is_err() {
@@ -267,8 +267,13 @@ impl<T: Edited> Ranges<T> {
             guard = self.lock_with_room(1, park).beside(self);
         }
         let claim = guard.inner.claims.push(range);
-        while !guard.inner.claims.is_first(claim.0, range) {
-            guard = self.wait_release(guard.alone(park), park).beside(self);
+        if !guard.inner.claims.is_first(claim.0, range) {
+            // Who was in the way may go while the edits end, and is not waited for then.
+            let mut alone = guard.alone(park);
+            while !alone.inner.claims.is_first(claim.0, range) {
+                alone = self.wait_release(alone, park);
+            }
+            guard = alone.beside(self);
         }
         (self.reserved(park, claim, range), guard)
     }
@@ -430,7 +435,7 @@ impl<T> DerefMut for RangesGuard<'_, T> {
     }
 }
 
-/// The short lock, held while others may be at their edits: gives the data to look at.
+/// The short lock, held while others may be at their edits.
 pub struct BesideGuard<'a, T> {
     ranges: &'a Ranges<T>,
     inner: MutexGuard<'a, Inner<T>>,
@@ -438,14 +443,12 @@ pub struct BesideGuard<'a, T> {
     has_waited: bool,
 }
 
-impl<T> Deref for BesideGuard<'_, T> {
-    type Target = T;
-    fn deref(&self) -> &T {
+impl<'a, T: Edited> BesideGuard<'a, T> {
+    /// What the lock guards, without the edits under way; what only they may touch who have the lock alone is not to be used.
+    pub fn data(&self) -> &T {
         &self.inner.data
     }
-}
 
-impl<'a, T: Edited> BesideGuard<'a, T> {
     /// How many are at their edits. None of them begins while the lock is held.
     pub fn edits(&self) -> usize {
         self.inner.claims.edits().count()
@@ -469,7 +472,8 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
         &mut self.inner.claims
     }
 
-    /// Waits until nobody edits. Edits end by themselves: they take no lock and wait for nobody.
+    /// Waits until nobody edits. Edits end by themselves: who is at one takes no such lock, and waits at most for another one
+    /// who changes the tree.
     pub fn alone(mut self, park: &impl Park) -> RangesGuard<'a, T> {
         if self.edits() != 0 {
             park.wait_for_lock(|| {

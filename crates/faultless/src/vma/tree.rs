@@ -77,7 +77,7 @@ impl Writer {
     /// Gives it up for a while.
     ///
     /// # Safety
-    /// As long as what comes back is there, the writer is used for nothing.
+    /// As long as what comes back is there, the writer is used for nothing but to lend it again.
     pub unsafe fn lend(&self) -> Writers {
         Writers { id: self.id }
     }
@@ -117,7 +117,7 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
     /// The tree as it is, for the writer.
     pub fn view_locked<'s>(&'s self, writer: &'s Writer) -> View<'s, T> {
         self.check(writer.id);
-        // Relaxed: the writer's own store, or one of the writer before, whose lock was taken since.
+        // Relaxed: the writer's own store, or one of a writer before, after which the lock was taken or an edit's end was seen.
         let root = NonNull::new(self.root.load(Ordering::Relaxed));
         // SAFETY: nodes are whole when a link leads to them; only the writer replaces them, and it is borrowed.
         View { root: root.map(|root| unsafe { Link::new(root) }) }
