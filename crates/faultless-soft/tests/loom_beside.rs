@@ -9,7 +9,7 @@ mod models;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::{Access, Protection};
-use faultless::{Engine, FaultError, Limits, MapError, MapRequest, Placement};
+use faultless::{Engine, FaultError, Limits, MapError, MapRequest, Placement, ProtectError, SpaceLimits};
 use faultless_soft::{AccessError, Cpu, Soft};
 use models::{READ_WRITE, Space, at, end, model, spawn};
 use std::sync::Arc;
@@ -27,12 +27,11 @@ fn machine() -> (Arc<Engine<Soft>>, Space) {
     (engine, space)
 }
 
-fn is_mapped(space: &Space, page: u64) -> bool {
-    !matches!(space.load_u64(at(page)), Err(AccessError::Fault(FaultError::NoMapping { .. })))
-}
-
-fn audit(space: &Space) {
-    space.audit().unwrap_or_else(|error| panic!("{error}"));
+/// Which pages are mapped.
+fn mapped(space: &Space) -> [bool; 4] {
+    let is_hole =
+        |page| matches!(space.load_u64(at(page)), Err(AccessError::Fault(FaultError::NoMapping { .. })));
+    [0, 1, 2, 3].map(|page| !is_hole(page))
 }
 
 /// The first page goes; the last one gets its neighbour's rights and joins it.
@@ -45,8 +44,7 @@ fn unmap_beside_protect() {
         space.protect(at(3), PAGE_SIZE, READ_WRITE).unwrap();
         space.store_u64(at(3), 3).unwrap();
         unmap.join().unwrap();
-        audit(&space);
-        assert_eq!([0, 1, 2, 3].map(|page| is_mapped(&space, page)), [false, true, true, true]);
+        assert_eq!(mapped(&space), [false, true, true, true]);
         assert_eq!(space.mappings().len(), 2);
         end(&engine, space);
     });
@@ -62,8 +60,7 @@ fn two_parts_of_one_mapping() {
         let unmap = spawn(1, move || other.unmap(at(0), PAGE_SIZE).unwrap());
         space.unmap(at(1), PAGE_SIZE).unwrap();
         unmap.join().unwrap();
-        audit(&space);
-        assert_eq!([0, 1, 2, 3].map(|page| is_mapped(&space, page)), [false, false, true, true]);
+        assert_eq!(mapped(&space), [false, false, true, true]);
         end(&engine, space);
     });
 }
@@ -80,12 +77,11 @@ fn unmap_beside_a_search() {
             Err(error) => assert_eq!(error, MapError::NoSpace { pages: 1 }),
         }
         unmap.join().unwrap();
-        audit(&space);
         end(&engine, space);
     });
 }
 
-/// A fault in one mapping, and a mapping beside it goes with what lies between them and a third.
+/// A fault in one mapping, while the one beside it goes.
 #[test]
 fn a_fault_beside_unmap() {
     model(3, || {
@@ -94,8 +90,23 @@ fn a_fault_beside_unmap() {
         let fault = spawn(1, move || _ = other.fault(at(2), Access::Write));
         space.unmap(at(3), PAGE_SIZE).unwrap();
         fault.join().unwrap();
-        audit(&space);
-        assert!(is_mapped(&space, 2) && !is_mapped(&space, 3));
+        assert_eq!(mapped(&space), [true, true, true, false]);
+        end(&engine, space);
+    });
+}
+
+/// A limit holds for who changes something beside others.
+#[test]
+fn a_limit_beside_unmap() {
+    model(3, || {
+        let (engine, space) = machine();
+        space.set_limits(SpaceLimits { data: 2 * PAGE_SIZE, ..space.limits() });
+        let other = space.clone();
+        let unmap = spawn(1, move || other.unmap(at(1), PAGE_SIZE).unwrap());
+        let refused = space.protect(at(3), PAGE_SIZE, READ_WRITE);
+        assert!(matches!(refused, Err(ProtectError::Limit { .. })), "more data than may be: {refused:?}");
+        unmap.join().unwrap();
+        assert_eq!(mapped(&space), [true, false, true, true]);
         end(&engine, space);
     });
 }

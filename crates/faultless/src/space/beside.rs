@@ -64,9 +64,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
         }
         let mut lock = lock.alone(&*self.engine);
-        let section = self.engine.enter();
-        widen(&mut taken, lock.claims_mut(), self.tree.view(&section));
-        drop(section);
+        let (map, claims) = lock.parts();
+        widen(&mut taken, claims, self.tree.view_locked(&map.writer));
         (taken, Still::All(lock))
     }
 

@@ -458,7 +458,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let tail = PageRange::new(hole.start(), last.end()).filter(is_hole).unwrap_or(hole);
         let wider = head.hull(tail);
         let more = taken.range().hull(wider);
-        let is_taken = taken.range().covers(wider) || taken.widen(more, lock.claims_mut());
+        let is_taken = taken.range().covers(wider) || taken.widen(more, lock.parts().1);
         drop(lock);
         self.unhook_leaves_of(taken, if is_taken { wider } else { hole }, retired);
     }

@@ -6,6 +6,12 @@
 //! reads or writes, which no other edit has; and whoever takes the lock waits until there is none, but for those who take
 //! theirs by [`Ranges::take_beside`] to change something else.
 
+mod edit;
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+mod tests;
+
+pub use edit::{BesideGuard, Edit, Edited};
+
 use super::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::full_fence;
 use super::life::OutOfMemory;
@@ -68,16 +74,6 @@ struct Said {
     /// What the edit comes to. Written before `edited` is raised.
     note: [AtomicU64; 4],
 }
-
-/// What the lock guards, as far as edits change it.
-pub trait Edited {
-    /// An edit has been made without the lock, and comes to this.
-    fn edited(&mut self, note: [u64; 4]) {
-        let _ = note;
-    }
-}
-
-impl Edited for () {}
 
 /// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
 const PLACES: usize = 2;
@@ -157,7 +153,7 @@ pub enum Choice {
 
 struct Inner<T> {
     claims: Claims,
-    /// So many takings from now on are taken to be among others.
+    /// So many takings from now on are taken to be among others; see [`BesideGuard::is_crowded`].
     crowd: u8,
     data: T,
 }
@@ -206,11 +202,13 @@ impl<T: Edited> Ranges<T> {
 
     /// The short lock, while others may be at their edits.
     fn lock_beside(&self, park: &impl Park) -> BesideGuard<'_, T> {
-        let inner = self.inner.try_lock();
-        let has_waited = cfg!(any(loom, shuttle)) || inner.is_none();
-        let mut inner = inner.unwrap_or_else(|| park.wait_for_lock(|| self.inner.lock()));
+        let mut inner = self.inner.try_lock().unwrap_or_else(|| {
+            let mut inner = park.wait_for_lock(|| self.inner.lock());
+            inner.crowd = CROWD;
+            inner
+        });
         self.collect(&mut inner);
-        BesideGuard { ranges: self, inner, has_waited }
+        BesideGuard { ranges: self, inner }
     }
 
     /// Takes claims out that have been let go, and notes which edits have been made. True: a claim was taken out.
@@ -267,6 +265,8 @@ impl<T: Edited> Ranges<T> {
             guard = self.lock_with_room(1, park).beside(self);
         }
         let claim = guard.inner.claims.push(range);
+        let is_crowded = guard.inner.claims.queue.len() > 1;
+        guard.inner.crowd = if is_crowded { CROWD } else { guard.inner.crowd.saturating_sub(1) };
         if !guard.inner.claims.is_first(claim.0, range) {
             // Who was in the way may go while the edits end, and is not waited for then.
             let mut alone = guard.alone(park);
@@ -411,14 +411,15 @@ impl<'a, T> RangesGuard<'a, T> {
         &self.inner.claims
     }
 
-    /// What is claimed, for [`Reservation::widen`].
-    pub fn claims_mut(&mut self) -> &mut Claims {
-        &mut self.inner.claims
+    /// The data and, for [`Reservation::widen`], what is claimed.
+    pub fn parts(&mut self) -> (&T, &mut Claims) {
+        let Inner { claims, data, .. } = &mut *self.inner;
+        (data, claims)
     }
 
     /// For somebody who may edit: nobody does now.
     fn beside(self, ranges: &'a Ranges<T>) -> BesideGuard<'a, T> {
-        BesideGuard { ranges, inner: self.inner, has_waited: true }
+        BesideGuard { ranges, inner: self.inner }
     }
 }
 
@@ -432,95 +433,6 @@ impl<T> Deref for RangesGuard<'_, T> {
 impl<T> DerefMut for RangesGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.inner.data
-    }
-}
-
-/// The short lock, held while others may be at their edits.
-pub struct BesideGuard<'a, T> {
-    ranges: &'a Ranges<T>,
-    inner: MutexGuard<'a, Inner<T>>,
-    /// Whether somebody else had the lock. In models, always.
-    has_waited: bool,
-}
-
-impl<'a, T: Edited> BesideGuard<'a, T> {
-    /// What the lock guards, without the edits under way; what only they may touch who have the lock alone is not to be used.
-    pub fn data(&self) -> &T {
-        &self.inner.data
-    }
-
-    /// How many are at their edits. None of them begins while the lock is held.
-    pub fn edits(&self) -> usize {
-        self.inner.claims.edits().count()
-    }
-
-    /// Whether others are at work now, or were a few takings ago. The caller has taken a range.
-    pub fn is_crowded(&mut self) -> bool {
-        let is_now = self.has_waited || self.inner.claims.queue.len() > 1;
-        let left = if is_now { CROWD } else { self.inner.crowd.saturating_sub(1) };
-        self.inner.crowd = left;
-        left != 0
-    }
-
-    /// Whether nobody edits any of `hull`.
-    pub fn is_free(&self, hull: PageRange) -> bool {
-        !self.inner.claims.edits().any(|edit| edit.overlaps(hull))
-    }
-
-    /// What is claimed, for [`Reservation::widen`].
-    pub fn claims_mut(&mut self) -> &mut Claims {
-        &mut self.inner.claims
-    }
-
-    /// Waits until nobody edits. Edits end by themselves: who is at one takes no such lock, and waits at most for another one
-    /// who changes the tree.
-    pub fn alone(mut self, park: &impl Park) -> RangesGuard<'a, T> {
-        if self.edits() != 0 {
-            park.wait_for_lock(|| {
-                for look in 0.. {
-                    park.pause(look);
-                    self.ranges.collect(&mut self.inner);
-                    if self.edits() == 0 {
-                        break;
-                    }
-                }
-            });
-        }
-        RangesGuard { inner: self.inner }
-    }
-
-    /// Lets the lock go and begins to edit `hull`, of which nobody edits anything. The caller, who has `taken` and its
-    /// flag, changes what the lock guards in no other way until the edit has been made.
-    ///
-    /// # Panics
-    /// `taken` has no flag, see [`Reservation::may_edit`].
-    pub fn edit<P: Park>(mut self, taken: &Reservation<'a, T, P>, hull: PageRange) -> Edit<'a> {
-        debug_assert!(cfg!(mutant = "edits_of_neighbours") || self.is_free(hull));
-        let said = &self.ranges.said[taken.flag.expect("who edits has a flag")];
-        for claim in self.inner.claims.queue.iter_mut().filter(|claim| claim.ticket == taken.ticket) {
-            claim.edits = Some(hull);
-        }
-        Edit { said, note: [0; 4] }
-    }
-}
-
-/// A change being made without the lock. Made when it is dropped.
-pub struct Edit<'a> {
-    said: &'a Said,
-    note: [u64; 4],
-}
-
-impl Edit<'_> {
-    /// It has been made, and comes to this.
-    pub fn done(mut self, note: [u64; 4]) {
-        self.note = note;
-    }
-}
-
-impl Drop for Edit<'_> {
-    fn drop(&mut self) {
-        self.said.note.iter().zip(self.note).for_each(|(place, part)| place.store(part, Ordering::Relaxed));
-        self.said.edited.store(true, Ordering::Release);
     }
 }
 
@@ -610,6 +522,3 @@ impl<T: Edited, P: Park> Drop for Reservation<'_, T, P> {
         }
     }
 }
-
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
-mod tests;

@@ -71,8 +71,8 @@ fn a_claim_widens_only_over_free_pages() {
     let (mut a, guard) = ranges.take(range(0, 4), &park);
     drop(guard);
     let (b, mut guard) = ranges.take(range(6, 8), &park);
-    assert!(!a.widen(range(0, 7), guard.claims_mut()));
-    assert!(a.widen(range(0, 6), guard.claims_mut()));
+    assert!(!a.widen(range(0, 7), guard.parts().1));
+    assert!(a.widen(range(0, 6), guard.parts().1));
     assert_eq!((a.range(), b.range()), (range(0, 6), range(6, 8)));
     drop(guard);
 }
