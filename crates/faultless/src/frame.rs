@@ -133,17 +133,18 @@ impl Folio {
         self.word.store(CACHED | READING | REFERENCED | (2 * PIN), Ordering::Relaxed);
     }
 
-    /// Begins a life as page `index` of a file that has no store: up to date, and dirty for good, so that nobody takes it
-    /// back; with one `reference`. The caller has the frame alone and publishes it afterwards (Release).
-    pub fn begin_in_memory(&self, file: u64, index: u64, reference: Reference) {
+    /// Begins a life as page `index` of a file, of zeros that the store does not have: up to date and dirty, with one
+    /// `reference`. A page of a file without a store stays dirty, so that nobody evicts it. The caller has the frame alone
+    /// and publishes it afterwards (Release).
+    pub fn begin_dirty(&self, file: u64, index: u64, reference: Reference) {
         self.owner.store(file, Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
     }
 
-    /// Gives up a life begun by [`Folio::begin_in_memory`] that was not published after all; as the next.
+    /// Gives up a life begun by [`Folio::begin_dirty`] that was not published after all; as the next.
     #[must_use]
-    pub fn cancel_in_memory(&self, reference: Reference) -> bool {
+    pub fn cancel_dirty(&self, reference: Reference) -> bool {
         self.drop_references(CACHED + reference.unit())
     }
 

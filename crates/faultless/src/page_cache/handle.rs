@@ -2,13 +2,15 @@
 
 use super::account::{Miss, Pin};
 use super::index;
-use super::resize::Resize;
 use super::{File, FolioLock};
 use crate::address::PAGE_SIZE;
 use crate::errno;
+use crate::frame::Reference;
 use crate::host::{FrameSource, Host};
 use crate::store::StoreError;
+use crate::sync::atomic::Ordering;
 use crate::sync::{Mutex, Shared};
+use alloc::vec::Vec;
 
 bitflags::bitflags! {
     /// What a handle was opened for (O_RDONLY, O_WRONLY, O_RDWR). What the file itself was not opened for, no handle may.
@@ -90,20 +92,24 @@ impl<H: Host> FileHandle<H> {
         if self.rights.contains(right) { Ok(()) } else { Err(otherwise) }
     }
 
-    /// Reads from byte `offset` on, up to the end of the file; returns how many bytes. Waits for I/O.
+    /// Reads from byte `offset` on, up to the end of the file; returns how many bytes. Waits for I/O. `bytes` may lie in memory
+    /// that the engine itself manages: nothing is held while it is touched.
     ///
     /// # Errors
-    /// [`FileError`].
+    /// [`FileError`], if not one byte could be read. After a failure behind the first byte it returns how many were read.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
         self.may(FileRights::READ, FileError::NotReadable)?;
         self.file.read_at(offset, bytes)
     }
 
-    /// Writes from byte `offset` on, through the page cache; the file grows if need be. Returns how many bytes: all. Who
-    /// maps the file sees them. Waits for reads, and for writes of the same pages that are under way.
+    /// Writes from byte `offset` on, through the page cache, and returns how many bytes. Every mapping of the file shows them.
+    /// The file grows by what was written: a page's bytes are there before the length says so. Waits for reads, and for
+    /// writes of the same pages that are under way. `bytes` may lie in memory that the engine itself manages: nothing is held
+    /// while it is touched.
     ///
     /// # Errors
-    /// [`FileError`]; the pages before the one that failed are written.
+    /// [`FileError`], if not one byte could be written; the file is as before. After a failure behind the first page it returns
+    /// how many bytes were written, as write(2) does, and the file is no longer than these.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, FileError> {
         self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.write_at(offset, bytes)
@@ -112,15 +118,15 @@ impl<H: Host> FileHandle<H> {
     /// Writes all that is dirty to the store, and waits for that (fsync).
     ///
     /// # Errors
-    /// [`FileError::Store`]: a write failed since this handle was last told. Its page is dirty still, and the next `sync`
-    /// tries again.
+    /// [`FileError::Store`]: a write or a flush failed since this handle was last told. Pages that may not have reached the
+    /// device are dirty still, as far as they are in memory, and the next `sync` tries again.
     pub fn sync(&self) -> Result<(), FileError> {
         self.file.finish_writeback(0..index::PAGES);
-        let flushed = self.file.flush_store();
+        self.file.flush_store();
         let mut seen = self.file.engine.lock(&self.seen);
         let (result, now) = self.file.errors.lock().report(*seen);
         *seen = now;
-        Ok(result.and(flushed)?)
+        Ok(result?)
     }
 
     /// Starts to write all that is dirty, and waits for nothing (sync_file_range). Errors are told by the next
@@ -135,7 +141,7 @@ impl<H: Host> FileHandle<H> {
     /// [`FileError`]; the file is as before.
     pub fn set_length(&self, length: u64) -> Result<(), FileError> {
         self.may(FileRights::WRITE, FileError::NotWritable)?;
-        self.file.set_store_length(length, Resize::Set)
+        self.file.set_store_length(length)
     }
 
     /// As [`File::punch_hole`].
@@ -168,41 +174,41 @@ impl<H: Host> File<H> {
     /// [`FileError::Store`].
     pub fn sync(&self) -> Result<(), FileError> {
         self.finish_writeback(0..index::PAGES);
-        let flushed = self.flush_store();
-        Ok(self.report_error().and(flushed)?)
-    }
-
-    fn set_store_length(&self, length: u64, how: Resize) -> Result<(), FileError> {
-        if !self.writable {
-            return Err(FileError::NotWritable);
-        }
-        check_end(length)?;
-        let store = |length| self.store.as_ref().map_or(Ok(()), |store| store.set_length(length));
-        Ok(self.resize(length, how, store)?)
+        self.flush_store();
+        Ok(self.report_error()?)
     }
 
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
+        let mut bounce = bounce_page(bytes.len())?;
         let mut done = 0;
         while done < bytes.len() {
             let Some(at) = offset.checked_add(done as u64) else { break };
             let left = self.length().saturating_sub(at);
-            let within = (at % PAGE_SIZE) as usize;
-            let part = (bytes.len() - done)
-                .min(PAGE_SIZE as usize - within)
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part = part_of_page(at, bytes.len() - done).min(usize::try_from(left).unwrap_or(usize::MAX));
             if part == 0 {
                 break;
             }
-            let part = &mut bytes[done..done + part];
-            if self.is_hole(at / PAGE_SIZE) {
-                part.fill(0);
-            } else {
-                let Some(pin) = self.wait_for_page(at / PAGE_SIZE)? else { break };
-                self.engine.host().frames().read(pin.frame(), within, part);
+            let bounce = &mut bounce[..part];
+            match self.read_part(at, bounce) {
+                Ok(true) => bytes[done..done + part].copy_from_slice(bounce),
+                Ok(false) => break,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
             }
-            done += part.len();
+            done += part;
         }
         Ok(done)
+    }
+
+    /// Reads inside one page. False: the file has no such page any more.
+    fn read_part(&self, at: u64, bytes: &mut [u8]) -> Result<bool, FileError> {
+        if self.is_hole(at / PAGE_SIZE) {
+            bytes.fill(0);
+            return Ok(true);
+        }
+        let Some(pin) = self.wait_for_page(at / PAGE_SIZE)? else { return Ok(false) };
+        self.engine.host().frames().read(pin.frame(), (at % PAGE_SIZE) as usize, bytes);
+        Ok(true)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, FileError> {
@@ -211,54 +217,98 @@ impl<H: Host> File<H> {
         }
         let end = offset.checked_add(bytes.len() as u64).ok_or(FileError::TooLong { end: u64::MAX })?;
         check_end(end)?;
+        let mut bounce = bounce_page(bytes.len())?;
         let mut done = 0;
         while done < bytes.len() {
-            // Again for each page: somebody may cut the file off meanwhile.
-            if end > self.length() {
-                self.set_store_length(end, Resize::Grow { from: offset })?;
-            }
             let at = offset + done as u64;
-            let part = (bytes.len() - done).min((PAGE_SIZE - at % PAGE_SIZE) as usize);
-            self.write_page(at, &bytes[done..done + part])?;
+            let part = part_of_page(at, bytes.len() - done);
+            let bounce = &mut bounce[..part];
+            bounce.copy_from_slice(&bytes[done..done + part]);
+            if let Err(error) = self.write_part(at, bounce, end) {
+                self.shrink_store_to_length(&self.take_resizing());
+                return if done > 0 { Ok(done) } else { Err(error) };
+            }
             done += part;
         }
         Ok(done)
     }
 
-    /// Writes inside one page of the file. What has been cut off meanwhile is not written.
-    pub(super) fn write_page(&self, offset: u64, bytes: &[u8]) -> Result<(), FileError> {
-        let (page, within) = (offset / PAGE_SIZE, (offset % PAGE_SIZE) as usize);
+    /// Writes inside one page, and makes the file longer if need be; the store then becomes `store_end` bytes long at once.
+    fn write_part(&self, at: u64, bytes: &[u8], store_end: u64) -> Result<(), FileError> {
+        let end = at + bytes.len() as u64;
+        if end <= self.length() {
+            return self.write_inside(at, bytes);
+        }
+        let resizing = self.take_resizing();
+        let old = self.length();
+        if end <= old {
+            drop(resizing);
+            return self.write_inside(at, bytes);
+        }
+        self.grow_store(&resizing, store_end)?;
+        #[cfg(mutant = "length_before_the_bytes")]
+        {
+            self.publish_longer(&resizing, store_end);
+            drop(resizing);
+            return self.write_inside(at, bytes);
+        }
+        let page = at / PAGE_SIZE;
+        let locked = loop {
+            let pin =
+                if page < old.div_ceil(PAGE_SIZE) { self.wait_for_page(page)? } else { self.new_page(page)? };
+            if let Some(lock) = pin.and_then(|pin| self.lock_dirty(page, pin)) {
+                break lock;
+            }
+        };
+        let last = if old / PAGE_SIZE == page { None } else { self.lock_last_page(&resizing, old) };
+        let last_page = if old / PAGE_SIZE == page { Some(&locked) } else { last.as_ref() };
+        self.zero_behind(last_page, old, at);
+        self.engine.host().frames().write(locked.0.frame(), (at % PAGE_SIZE) as usize, bytes);
+        // Release: whoever sees the length sees the bytes. The locks are dropped after it.
+        self.length.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes inside one page of the file. If it is cut off meanwhile, the write came before.
+    fn write_inside(&self, at: u64, bytes: &[u8]) -> Result<(), FileError> {
+        let page = at / PAGE_SIZE;
         loop {
             let Some(pin) = self.wait_for_page(page)? else { return Ok(()) };
-            let lock: FolioLock<H> = pin.lock();
-            let frame = lock.0.frame();
-            if !self.is_attached(page, frame) {
-                continue;
-            }
-            if !self.make_dirty(page, frame) {
-                let pin = Pin::again(&lock.0);
-                drop(lock);
-                pin.wait_for_write(&|| false);
-                continue;
-            }
-            // With the lock no write of it begins.
-            self.engine.host().frames().write(frame, within, bytes);
+            let Some(lock) = self.lock_dirty(page, pin) else { continue };
+            // With the lock no write of it to the store begins.
+            self.engine.host().frames().write(lock.0.frame(), (at % PAGE_SIZE) as usize, bytes);
             return Ok(());
         }
     }
 
+    /// Locks a pinned page and makes it dirty, when no write of it is under way. `None`: it is the file's no more.
+    pub(super) fn lock_dirty(&self, page: u64, mut pin: Pin<H>) -> Option<FolioLock<H>> {
+        loop {
+            let lock: FolioLock<H> = pin.lock();
+            let frame = lock.0.frame();
+            if !self.has_in_index(page, frame) {
+                return None;
+            }
+            if self.make_dirty(page, frame) {
+                return Some(lock);
+            }
+            pin = Pin::again(&lock.0);
+            drop(lock);
+            pin.wait_for_write(&|| false);
+        }
+    }
+
     /// Pins page `page`, up to date. `None`: the file has no such page any more.
-    fn wait_for_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
+    pub(super) fn wait_for_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
         loop {
             let cuts = self.cuts();
             let pin = match self.read(page, false) {
                 Ok((pin, _)) => pin,
                 Err(Miss::PastEnd) => return Ok(None),
-                Err(Miss::Queue(unpinned)) => {
-                    self.engine.wait_for_unpin(unpinned, &|| false);
+                Err(miss) => {
+                    self.wait_for_memory(miss)?;
                     continue;
                 }
-                Err(Miss::OutOfMemory) => return Err(FileError::OutOfMemory),
             };
             pin.wait_for_read(&|| false);
             match self.engine.folio(pin.frame()).read_error(page * PAGE_SIZE) {
@@ -269,10 +319,52 @@ impl<H: Host> File<H> {
             }
         }
     }
+
+    /// Pins page `page`, which lies behind the end: zeros, and dirty. The caller is the only one to make the file longer.
+    /// `None`: somebody who came beside a truncation is about to let it go; look again.
+    fn new_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
+        loop {
+            let frame = if self.is_in_memory() {
+                self.engine.allocate().ok_or(Miss::OutOfMemory)
+            } else {
+                self.room_for_one()
+            };
+            let made = frame.and_then(|frame| Ok(self.attach_zeros(page, frame, Reference::Pin)?));
+            match made {
+                Ok(frame) => return Ok(frame.map(|frame| Pin::new(&self.engine, frame))),
+                Err(miss) => self.wait_for_memory(miss)?,
+            }
+        }
+    }
+
+    /// Waits in the queue for memory, or for the writes under way, after which there may be some.
+    fn wait_for_memory(&self, miss: Miss) -> Result<(), FileError> {
+        let unpinned = match miss {
+            Miss::Queue(unpinned) => Some(unpinned),
+            _ => self.engine.wait_for_writes(),
+        };
+        self.engine.wait_for_unpin(unpinned.ok_or(FileError::OutOfMemory)?, &|| false);
+        Ok(())
+    }
 }
 
-fn check_end(end: u64) -> Result<(), FileError> {
-    // No file's last byte lies behind what an offset with a sign can say.
+/// How many of `left` bytes from byte `at` on lie in the same page.
+fn part_of_page(at: u64, left: usize) -> usize {
+    left.min((PAGE_SIZE - at % PAGE_SIZE) as usize)
+}
+
+/// Where bytes wait between a frame and memory of the caller, of which `length` are to move: touching the latter may
+/// fault, and is done while nothing is held.
+fn bounce_page(length: usize) -> Result<Vec<u8>, FileError> {
+    let length = length.min(PAGE_SIZE as usize);
+    let mut page = Vec::new();
+    page.try_reserve_exact(length).map_err(|_| FileError::OutOfMemory)?;
+    page.resize(length, 0);
+    Ok(page)
+}
+
+/// No file's last byte lies behind what an offset with a sign can say.
+pub(super) fn check_end(end: u64) -> Result<(), FileError> {
     let most = (index::PAGES * PAGE_SIZE).min(i64::MAX as u64);
     if end > most { Err(FileError::TooLong { end }) } else { Ok(()) }
 }

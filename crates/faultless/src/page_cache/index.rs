@@ -1,6 +1,6 @@
 //! A file's index: page number to frame, a radix tree of atomic words. Looked up without a lock; nodes live as long as
-//! the file, words come and go. Beside its words each leaf has a bit a page that says dirty, and one that says under
-//! writeback, so that nobody looks at every page to find those.
+//! the file, words come and go. Beside its words each leaf has bits a page that say dirty, under
+//! writeback and written, so that nobody looks at every page to find those.
 
 use crate::sync::OutOfMemory;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -30,7 +30,7 @@ const BIT_WORDS: usize = FANOUT.div_ceil(64);
 struct Leaf {
     words: [AtomicU64; FANOUT],
     /// A bit a page for each [`Tag`]: who looks for tagged pages reads one word for 64 of them.
-    tags: [[AtomicU64; BIT_WORDS]; 2],
+    tags: [[AtomicU64; BIT_WORDS]; 3],
 }
 
 /// What a page is looked for by.
@@ -40,6 +40,8 @@ pub(super) enum Tag {
     Dirty,
     /// A write of it may be under way.
     Writing,
+    /// A write of it has ended well, and perhaps not reached the device. Never cleared: asked only when a flush has failed.
+    Written,
 }
 
 impl Leaf {

@@ -27,7 +27,7 @@ use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, try_box};
+use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, plain, try_box};
 use account::{Evicted, LOOKS};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -79,17 +79,22 @@ pub struct File<H: Host> {
     store: Option<Arc<dyn Store>>,
     /// Whether it was opened for writing. Immutable.
     writable: bool,
-    /// Bytes. Lowered before pages are detached (SeqCst fence); read again after a page was attached (SeqCst fence):
-    /// either truncation detaches the page, or the reader sees the new length.
+    /// Bytes. Raised after the bytes are there (Release). Lowered before pages are detached (SeqCst fence); read again
+    /// after a page was attached (SeqCst fence): either truncation detaches the page, or the reader sees the new length.
+    /// Written while `resizing` is taken.
     length: AtomicU64,
     index: Index,
     /// Taken while the length changes or a hole is punched.
     resizing: Ranges<()>,
-    /// How many holes are being punched: no new read begins meanwhile. Raised before pages are detached (SeqCst fence);
-    /// read again after a page was attached (SeqCst fence).
-    punching: AtomicU64,
-    /// Counts the beginnings and ends of cuts: a read that found nothing behind the end says little if the file was cut
-    /// off, and has grown, meanwhile. Atomic; changed while `resizing` is taken.
+    /// The bytes of the store, which may be longer than the file while a write makes both longer. Read and written while
+    /// `resizing` is taken.
+    store_length: plain::AtomicU64,
+    /// The first page of which no transfer may begin, and the one behind the last; `u64::MAX`: there is none. Atomic; written
+    /// while `resizing` is taken. Partners: see [`File::forbidden`].
+    forbidden_from: AtomicU64,
+    forbidden_end: AtomicU64,
+    /// Counts the beginnings and ends of cuts, and reads that were withdrawn: a read that found nothing behind the end says
+    /// little if that number has changed meanwhile. Atomic.
     cuts: AtomicU64,
     /// Writes that failed. Protected by its lock.
     errors: Mutex<Errors>,
@@ -146,7 +151,9 @@ impl<H: Host> File<H> {
             length: AtomicU64::new(length),
             index: Index::new(),
             resizing,
-            punching: AtomicU64::new(0),
+            store_length: plain::AtomicU64::new(length),
+            forbidden_from: AtomicU64::new(u64::MAX),
+            forbidden_end: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
             errors: Mutex::default(),
             removal: Mutex::new(()),
@@ -212,9 +219,12 @@ impl<H: Host> File<H> {
 
     /// Whether `frame`, which the caller has pinned, is page `page` of the file still, inside its length.
     pub(crate) fn is_attached(&self, page: u64, frame: Frame) -> bool {
-        let attached =
-            self.index.get(page).is_some_and(|word| word.load(Ordering::Acquire) == word_of(frame));
-        attached && page < self.pages()
+        self.has_in_index(page, frame) && page < self.pages()
+    }
+
+    /// The same, wherever the file ends.
+    fn has_in_index(&self, page: u64, frame: Frame) -> bool {
+        self.index.get(page).is_some_and(|word| word.load(Ordering::Acquire) == word_of(frame))
     }
 
     /// Locks page `page` if it is in memory and nobody has it locked.
@@ -240,8 +250,8 @@ impl<H: Host> File<H> {
                 let frame = self.make_page(page, Reference::Pin)?;
                 return Ok((Pin::new(engine, frame), false));
             }
-            if self.punching.load(Ordering::Acquire) != 0 {
-                return Err(Miss::Queue(engine.cache.unpinned.load(Ordering::Acquire)));
+            if let Some(unpinned) = self.forbidden(page) {
+                return Err(Miss::Queue(unpinned));
             }
             if core::mem::take(&mut first_look) && again {
                 engine.counters().add(Counter::RetriesPageGone, 1);
@@ -264,14 +274,16 @@ impl<H: Host> File<H> {
             fence_after_rmw();
             let pin = Pin::new(engine, frame);
             engine.cache.cached.fetch_add(1, Ordering::Relaxed);
+            // Partner: the fence of `Forbidden::begin`, which may have come too early to find the page.
+            #[cfg(not(mutant = "resize_under_transfers"))]
+            if let Some(unpinned) = self.forbidden(page) {
+                self.withdraw(page, frame);
+                return Err(Miss::Queue(unpinned));
+            }
             let counters = engine.counters();
             counters.add(Counter::IoReads, 1);
             if old & SEEN != 0 {
                 counters.add(Counter::IoRereads, 1);
-            }
-            if self.punching.load(Ordering::Acquire) != 0 {
-                // The hole may have come too early to find it. What is read is not the file's any more, then.
-                self.detach(page, frame);
             }
             if page < self.pages() {
                 self.submit(page, frame, completion);
@@ -280,6 +292,13 @@ impl<H: Host> File<H> {
             }
             return Ok((pin, true));
         }
+    }
+
+    /// Ends a read that must not begin. Whoever has found the page meanwhile looks again: it asked for `cuts` before that.
+    fn withdraw(&self, page: u64, frame: Frame) {
+        self.detach(page, frame);
+        self.cuts.fetch_add(1, Ordering::AcqRel);
+        self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
     }
 
     /// Takes a reference to page `page` of a file that has no store, made of zeros where it is missing. Does not sleep.
@@ -296,20 +315,8 @@ impl<H: Host> File<H> {
                 return Ok(frame);
             }
             let frame = frames.allocate().ok_or(Miss::OutOfMemory)?;
-            frames.zero(frame);
-            let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
-            let folio = self.engine.folio(frame);
-            folio.begin_in_memory(self.id, page, reference);
-            let old = word.load(Ordering::Acquire);
-            let attached = frame_of(old).is_none()
-                && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            if !attached {
-                if folio.cancel_in_memory(reference) {
-                    frames.free(frame);
-                }
-                continue;
-            }
-            // Partner: the fence of who lowered the length.
+            let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
+            // Partner: the fence of a cut, which has lowered the length before.
             fence_after_rmw();
             if page < self.pages() {
                 return Ok(frame);
@@ -317,6 +324,35 @@ impl<H: Host> File<H> {
             self.detach(page, frame);
             self.engine.put(frame, reference);
         }
+    }
+
+    /// Attaches a free frame as page `page`: zeros, up to date and dirty, with one `reference`. `None`: there is a page
+    /// already, and the frame is free again, as it is after an error.
+    fn attach_zeros(
+        &self,
+        page: u64,
+        frame: Frame,
+        reference: Reference,
+    ) -> Result<Option<Frame>, OutOfMemory> {
+        let frames = self.engine.host().frames();
+        frames.zero(frame);
+        let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
+        let folio = self.engine.folio(frame);
+        folio.begin_dirty(self.id, page, reference);
+        let old = word.load(Ordering::Acquire);
+        let attached = frame_of(old).is_none()
+            && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if attached {
+            if !self.is_in_memory() {
+                self.engine.cache.cached.fetch_add(1, Ordering::Relaxed);
+                self.enqueue(page);
+            }
+            return Ok(Some(frame));
+        }
+        if folio.cancel_dirty(reference) {
+            frames.free(frame);
+        }
+        Ok(None)
     }
 
     /// What the end of a read calls; had before anybody waits for the read.

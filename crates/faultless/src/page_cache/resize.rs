@@ -1,34 +1,47 @@
 //! Truncation, growth and holes.
+//!
+//! A change that takes bytes away has two phases, so that a store that refuses has lost nothing:
+//!
+//! ```text
+//! 1. forbid   no transfer of the pages begins; those under way are awaited      (`Forbidden`)
+//! 2. ask      the store; if it refuses, the guard is dropped and all is as before
+//! 3. commit   publish the length, detach the pages, take them from every space
+//! ```
+//! A change that adds bytes grows the store first, and publishes the length last: bytes are there before the length says
+//! so. While it does, it holds the lock of the old last page, of which part of a transfer's size is the old length.
+//!
+//! All of them hold the file's `resizing` reservation, here called [`Resizing`].
 
 use super::account::Miss;
 use super::index;
 use super::{File, FileError, FolioLock, Maps, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
+use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, Host};
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
-use crate::sync::{fence_after_rmw, full_fence};
+use crate::sync::{Reservation, fence_after_rmw, full_fence};
 use core::ops::Range;
 
 /// Zeros, for what is written in pieces.
 static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 
-/// What becomes of a file that is longer already.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Resize {
-    /// It is cut off.
-    Set,
-    /// It stays. If it is not, bytes are written from here on.
-    Grow {
-        /// The first of them.
-        from: u64,
-    },
+/// The right to change a file's length, or to punch holes into it: one thread at a time.
+pub(super) type Resizing<'a, H> = Reservation<'a, (), Engine<H>>;
+
+/// Whether reads under way are awaited too, before bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Await {
+    /// The store will be asked to give up the bytes: it must not be reading them.
+    ReadsAndWrites,
+    /// The store has changed already. A read that ends now looks at the new length.
+    Writes,
 }
 
 impl<H: Host> File<H> {
-    /// The file is `length` bytes long now: somebody else has changed it, or it is a file in memory. The store is left
-    /// alone; [`FileHandle::set_length`](super::FileHandle::set_length) changes it too.
+    /// Tells the file that it is `length` bytes long now: somebody else has changed its store, or it is a file in memory. The
+    /// store is left alone; [`FileHandle::set_length`](super::FileHandle::set_length) changes it too.
     ///
     /// Pages behind the end go from the cache and from every space, dirty or not, copies of them too; a write of one that
     /// is under way is awaited first. When this returns, no access reaches what was cut off. A partial last page:
@@ -37,98 +50,155 @@ impl<H: Host> File<H> {
     /// * of a file that is written, stays, and is zeros behind the end. What was stored behind the end before it grows is
     ///   zeros afterwards, as in ext4; in a file in memory it is there, as in tmpfs.
     pub fn set_length(&self, length: u64) {
-        let resized = self.resize(length, Resize::Set, |_| Ok(()));
-        debug_assert!(resized.is_ok(), "nothing was asked of the store");
+        let resizing = self.take_resizing();
+        self.store_length.store(length, Ordering::Relaxed);
+        let old = self.length();
+        if !self.writable {
+            self.commit(length, old.min(length) / PAGE_SIZE);
+        } else if length > old {
+            self.publish_longer(&resizing, length);
+        } else {
+            let forbidden =
+                Forbidden::begin(&resizing, self, length / PAGE_SIZE..index::PAGES, Await::Writes);
+            self.commit(length, length.div_ceil(PAGE_SIZE));
+            drop(forbidden);
+        }
     }
 
-    /// As [`File::set_length`], the store told at the right moment: before what it has more can be read, and when nothing
-    /// is written any more to what it loses.
-    pub(super) fn resize(
-        &self,
-        length: u64,
-        how: Resize,
-        store: impl FnOnce(u64) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.engine.assert_may_sleep("truncation");
-        // One at a time.
-        let whole = PageRange::single(PageNumber::new(0));
-        let taken = self.resizing.take(whole, &*self.engine).0;
-        let old = self.length();
-        if length > old && self.writable {
-            store(length)?;
-            if !self.is_in_memory() {
-                let to = match how {
-                    Resize::Set => u64::MAX,
-                    Resize::Grow { from } => from,
-                };
-                self.zero(old, to);
-            }
-            self.length.store(length, Ordering::Release);
+    /// Makes the file and its store `length` bytes long.
+    pub(super) fn set_store_length(&self, length: u64) -> Result<(), FileError> {
+        if !self.writable {
+            return Err(FileError::NotWritable);
+        }
+        super::handle::check_end(length)?;
+        let resizing = self.take_resizing();
+        if length > self.length() {
+            self.grow_store(&resizing, length)?;
+            self.publish_longer(&resizing, length);
             return Ok(());
         }
-        if how != Resize::Set {
-            return Ok(());
-        }
-        self.cuts.fetch_add(1, Ordering::AcqRel);
-        self.length.store(length, Ordering::Release);
-        full_fence();
-        let first_copy = length.div_ceil(PAGE_SIZE);
-        let first = if self.writable { first_copy } else { old.min(length) / PAGE_SIZE };
-        if self.writable {
-            // Nothing behind the end is written from now on.
-            self.each_attached(first_copy..index::PAGES, |_, _, _lock| {});
-            if let Err(error) = store(length) {
-                self.length.store(old, Ordering::Release);
-                return Err(error);
+        Ok(self.cut(&resizing, length)?)
+    }
+
+    /// Waits until nobody else changes the length or punches a hole.
+    pub(super) fn take_resizing(&self) -> Resizing<'_, H> {
+        self.engine.assert_may_sleep("a change of a file's length");
+        self.resizing.take(PageRange::single(PageNumber::new(0)), &*self.engine).0
+    }
+
+    /// Makes the store at least `length` bytes long. Transfers may be under way: what they move stays.
+    pub(super) fn grow_store(&self, _: &Resizing<'_, H>, length: u64) -> Result<(), StoreError> {
+        if self.store_length.load(Ordering::Relaxed) < length {
+            if let Some(store) = &self.store {
+                store.set_length(length)?;
             }
-            self.zero(length, u64::MAX);
+            self.store_length.store(length, Ordering::Relaxed);
         }
-        self.each_attached(first..index::PAGES, |page, frame, _lock| self.detach(page, frame));
-        self.cuts.fetch_add(1, Ordering::AcqRel);
-        fence_after_rmw();
-        self.each_space(|space| space.drop_pages_of(self.id, first..u64::MAX, first_copy..u64::MAX));
-        drop(taken);
         Ok(())
     }
 
-    /// Makes zeros of what lies behind byte `end` in its page, up to byte `to`, if that page is in memory.
-    fn zero(&self, end: u64, to: u64) {
-        let (page, within) = (end / PAGE_SIZE, (end % PAGE_SIZE) as usize);
-        let length = to.saturating_sub(end).min(PAGE_SIZE - within as u64) as usize;
-        if within != 0 && length != 0 {
-            self.each_attached(page..page + 1, |_, frame, _lock| {
-                self.engine.host().frames().write(frame, within, &ZEROS[..length]);
-            });
+    /// Takes back what [`File::grow_store`] has made longer than the file. If the store refuses, it stays longer; those
+    /// bytes are zeros, and no file of the engine shows them.
+    pub(super) fn shrink_store_to_length(&self, resizing: &Resizing<'_, H>) {
+        let length = self.length();
+        if self.store_length.load(Ordering::Relaxed) > length {
+            let _ = self.cut(resizing, length);
         }
     }
 
-    /// Calls `f` for every page of `pages` that is in memory. Of a file that is written: locked, and no write of it under
-    /// way.
-    fn each_attached(&self, pages: Range<u64>, f: impl Fn(u64, Frame, Option<&FolioLock<H>>)) {
+    /// Makes zeros of what lies behind the old end in its page, and publishes a greater length. The store is as long already.
+    fn publish_longer(&self, resizing: &Resizing<'_, H>, length: u64) {
+        let old = self.length();
+        let last = self.lock_last_page(resizing, old);
+        self.zero_behind(last.as_ref(), old, length);
+        self.length.store(length, Ordering::Release);
+        drop(last);
+    }
+
+    /// Locks the page in which the file ends at byte `old`, if it is partial and in memory. No transfer of it is under way,
+    /// and none begins until the lock is dropped: one that is sized by the old length would not be awaited by the new.
+    pub(super) fn lock_last_page(&self, _: &Resizing<'_, H>, old: u64) -> Option<FolioLock<H>> {
+        if old.is_multiple_of(PAGE_SIZE) { None } else { self.lock_idle(old / PAGE_SIZE) }
+    }
+
+    /// Makes zeros from byte `end`, where the file ends, to byte `to`, inside the locked last page. A file in memory keeps
+    /// what was stored there, as tmpfs does.
+    pub(super) fn zero_behind(&self, last: Option<&FolioLock<H>>, end: u64, to: u64) {
+        if let Some(lock) = last
+            && !self.is_in_memory()
+        {
+            self.zero_part(lock, end, to);
+        }
+    }
+
+    fn zero_part(&self, lock: &FolioLock<H>, from: u64, to: u64) {
+        let within = (from % PAGE_SIZE) as usize;
+        let length = to.saturating_sub(from).min(PAGE_SIZE - within as u64) as usize;
+        self.engine.host().frames().write(lock.0.frame(), within, &ZEROS[..length]);
+    }
+
+    /// Makes the store, and then the file, shorter.
+    fn cut(&self, resizing: &Resizing<'_, H>, length: u64) -> Result<(), StoreError> {
+        let pages = length / PAGE_SIZE..index::PAGES;
+        let forbidden = Forbidden::begin(resizing, self, pages, Await::ReadsAndWrites);
+        self.store.as_ref().map_or(Ok(()), |store| store.set_length(length))?;
+        self.store_length.store(length, Ordering::Relaxed);
+        self.commit(length, length.div_ceil(PAGE_SIZE));
+        drop(forbidden);
+        Ok(())
+    }
+
+    /// Publishes a length that is not greater. Pages from `first` on go, and copies of those that lie behind the end.
+    fn commit(&self, length: u64, first: u64) {
+        self.cuts.fetch_add(1, Ordering::AcqRel);
+        self.length.store(length, Ordering::Release);
+        full_fence();
+        if self.writable
+            && !length.is_multiple_of(PAGE_SIZE)
+            && let Some(lock) = self.lock_idle(length / PAGE_SIZE)
+        {
+            self.zero_part(&lock, length, u64::MAX);
+        }
+        self.each_attached(first..index::PAGES, |page, frame| self.detach(page, frame));
+        self.cuts.fetch_add(1, Ordering::AcqRel);
+        fence_after_rmw();
+        let first_copy = length.div_ceil(PAGE_SIZE);
+        self.each_space(|space| space.drop_pages_of(self.id, first..u64::MAX, first_copy..u64::MAX));
+    }
+
+    /// Calls `f` for every page of `pages` that is in memory.
+    fn each_attached(&self, pages: Range<u64>, f: impl Fn(u64, Frame)) {
         self.index.each_from(pages.start, &mut |page, word| {
-            if page >= pages.end {
-                return;
-            }
-            let Some(frame) = frame_of(word.load(Ordering::Acquire)) else { return };
-            if !self.writable {
-                return f(page, frame, None);
-            }
-            loop {
-                let Ok(found) = self.find(page, Reference::Pin) else {
-                    // Pinned as often as can be counted: others will let go.
-                    crate::sync::spin_loop();
-                    continue;
-                };
-                let Some(frame) = found else { return };
-                let lock = Pin::new(&self.engine, frame).lock();
-                if lock.0.is_writeback() {
-                    lock.0.wait_for_write(&|| false);
-                }
-                if frame_of(word.load(Ordering::Acquire)) == Some(frame) {
-                    return f(page, frame, Some(&lock));
-                }
+            if page < pages.end
+                && let Some(frame) = frame_of(word.load(Ordering::Acquire))
+            {
+                f(page, frame);
             }
         });
+    }
+
+    /// Pins page `page` if it is in memory.
+    fn pin_attached(&self, page: u64) -> Option<Pin<H>> {
+        loop {
+            match self.find(page, Reference::Pin) {
+                Ok(found) => return found.map(|frame| Pin::new(&self.engine, frame)),
+                // Pinned as often as can be counted: others will let go.
+                Err(_) => crate::sync::spin_loop(),
+            }
+        }
+    }
+
+    /// Locks page `page` if it is in memory, when no read and no write of it is under way.
+    fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
+        loop {
+            let pin = self.pin_attached(page)?;
+            pin.wait_for_read(&|| false);
+            let lock = pin.lock();
+            lock.0.wait_for_write(&|| false);
+            if self.has_in_index(page, lock.0.frame()) {
+                return Some(lock);
+            }
+        }
     }
 
     /// Calls `f` for every space that maps the file, in the order of first mapping.
@@ -147,7 +217,8 @@ impl<H: Host> File<H> {
     /// during the call come before the hole or behind it. Waits for I/O.
     ///
     /// # Errors
-    /// [`FileError`]: `NotWritable`, `EmptyHole`, and what the store says; then part of the range may be zeros.
+    /// [`FileError`]: `NotWritable`, `EmptyHole`, and what the store says. The file is as before: what can fail comes before
+    /// anything is changed.
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.engine.assert_may_sleep("punching a hole");
         if !self.writable {
@@ -157,8 +228,7 @@ impl<H: Host> File<H> {
             return Err(FileError::EmptyHole);
         }
         let hole_end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
-        let whole = PageRange::single(PageNumber::new(0));
-        let taken = self.resizing.take(whole, &*self.engine).0;
+        let resizing = self.take_resizing();
         let length = self.length();
         let end = match hole_end > length && !self.is_in_memory() {
             false => hole_end,
@@ -167,25 +237,36 @@ impl<H: Host> File<H> {
             true => length.next_multiple_of(PAGE_SIZE),
         };
         let pages = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
-        // The ends first, as any write.
-        let head_end = end.min(pages.start * PAGE_SIZE);
-        self.write_zeros(offset, head_end)?;
-        if pages.start <= pages.end {
-            self.write_zeros((pages.end * PAGE_SIZE).max(offset), end)?;
-        }
+        // The parts of pages at both ends are zeroed in memory, so these pages are read first.
+        let head = offset..end.min(pages.start * PAGE_SIZE);
+        let tail = if pages.start > pages.end { end..end } else { (pages.end * PAGE_SIZE).max(offset)..end };
+        let ends = [(self.pin_to_zero(&head)?, head), (self.pin_to_zero(&tail)?, tail)];
         if pages.start < pages.end {
-            let held = Punching::begin(self);
-            self.each_attached(pages.clone(), |page, frame, _lock| self.detach(page, frame));
-            full_fence();
-            self.each_space(|space| space.drop_pages_of(self.id, pages.clone(), 0..0));
-            let bytes = (pages.end - pages.start) * PAGE_SIZE;
-            let punched =
-                self.store.as_ref().map_or(Ok(()), |store| store.punch(pages.start * PAGE_SIZE, bytes));
-            drop(held);
-            punched?;
+            self.punch_pages(&resizing, pages)?;
         }
-        drop(taken);
+        for (pin, part) in ends {
+            if let Some(lock) = pin.and_then(|pin| self.lock_dirty(part.start / PAGE_SIZE, pin)) {
+                self.zero_part(&lock, part.start, part.end);
+            }
+        }
         Ok(())
+    }
+
+    fn punch_pages(&self, resizing: &Resizing<'_, H>, pages: Range<u64>) -> Result<(), StoreError> {
+        let forbidden = Forbidden::begin(resizing, self, pages.clone(), Await::ReadsAndWrites);
+        let bytes = (pages.end - pages.start) * PAGE_SIZE;
+        self.store.as_ref().map_or(Ok(()), |store| store.punch(pages.start * PAGE_SIZE, bytes))?;
+        self.each_attached(pages.clone(), |page, frame| self.detach(page, frame));
+        full_fence();
+        self.each_space(|space| space.drop_pages_of(self.id, pages.clone(), 0..0));
+        drop(forbidden);
+        Ok(())
+    }
+
+    /// Pins the page in which `part` lies, up to date. `None`: there is nothing to make zeros of.
+    fn pin_to_zero(&self, part: &Range<u64>) -> Result<Option<Pin<H>>, FileError> {
+        let page = part.start / PAGE_SIZE;
+        if part.is_empty() || self.is_hole(page) { Ok(None) } else { self.wait_for_page(page) }
     }
 
     /// Whether `page` is one of a file in memory that nobody has touched: zeros without a frame.
@@ -194,36 +275,53 @@ impl<H: Host> File<H> {
         self.is_in_memory() && word().and_then(frame_of).is_none()
     }
 
-    fn write_zeros(&self, mut from: u64, end: u64) -> Result<(), FileError> {
-        while from < end {
-            let part = (PAGE_SIZE - from % PAGE_SIZE).min(end - from);
-            if self.is_hole(from / PAGE_SIZE) {
-                from += part;
-                continue;
-            }
-            self.write_page(from, &ZEROS[..part as usize])?;
-            from += part;
-        }
-        Ok(())
+    /// Whether transfers of `page` are forbidden: then the number to wait with until that may have ended. Asked by a read
+    /// after it has attached the page (SeqCst fence), and by a writeback while it holds the folio's lock.
+    pub(super) fn forbidden(&self, page: u64) -> Option<u64> {
+        // First the number, then the question: an end between the two is not slept through.
+        #[cfg(not(mutant = "asks_before_the_number"))]
+        let unpinned = self.engine.cache.unpinned.load(Ordering::Acquire);
+        let first = self.forbidden_from.load(Ordering::Acquire);
+        let is_forbidden = first <= page && page < self.forbidden_end.load(Ordering::Acquire);
+        #[cfg(mutant = "asks_before_the_number")]
+        let unpinned = self.engine.cache.unpinned.load(Ordering::Acquire);
+        is_forbidden.then_some(unpinned)
     }
 }
 
-/// While it lives, no page of the file is read: whoever misses one waits in the queue for memory.
-struct Punching<'a, H: Host>(&'a File<H>);
+/// While it lives, no transfer of the file's pages in a range is under way or begins. A thread that wants one waits in the
+/// queue for memory. Dropped without a commit, it leaves the file as it was.
+struct Forbidden<'a, H: Host>(&'a File<H>);
 
-impl<'a, H: Host> Punching<'a, H> {
-    fn begin(file: &'a File<H>) -> Self {
-        // Counted as a pin, so that who waits does not take the queue to be empty.
+impl<'a, H: Host> Forbidden<'a, H> {
+    /// Forbids, and then waits for what is under way.
+    fn begin(_: &Resizing<'_, H>, file: &'a File<H>, pages: Range<u64>, which: Await) -> Self {
+        // Counted as a pin, so that a thread that waits does not take the queue to be empty.
         file.engine.cache.pins.fetch_add(1, Ordering::Relaxed);
-        file.punching.fetch_add(1, Ordering::AcqRel);
-        fence_after_rmw();
-        Self(file)
+        file.forbidden_end.store(pages.end, Ordering::Release);
+        file.forbidden_from.store(pages.start, Ordering::Release);
+        let forbidden = Self(file);
+        // Partner: the fence of a read that has attached its page. If ours comes first, it sees that it is forbidden and
+        // withdraws; if its, we find the page. A writeback asks under the folio's lock, which is taken below.
+        full_fence();
+        #[cfg(not(mutant = "resize_under_transfers"))]
+        file.each_attached(pages, |page, _| {
+            let Some(pin) = file.pin_attached(page) else { return };
+            if which == Await::ReadsAndWrites {
+                pin.wait_for_read(&|| false);
+            }
+            let lock = pin.lock();
+            lock.0.wait_for_write(&|| false);
+        });
+        let _ = which;
+        forbidden
     }
 }
 
-impl<H: Host> Drop for Punching<'_, H> {
+impl<H: Host> Drop for Forbidden<'_, H> {
     fn drop(&mut self) {
-        self.0.punching.fetch_sub(1, Ordering::AcqRel);
+        // Release: whoever sees that it is allowed again sees the new length, and the pages detached.
+        self.0.forbidden_from.store(u64::MAX, Ordering::Release);
         let account = &self.0.engine.cache;
         account.pins.fetch_sub(1, Ordering::Relaxed);
         account.tell_unpinned(&*self.0.engine);
@@ -232,7 +330,7 @@ impl<H: Host> Drop for Punching<'_, H> {
 
 impl From<Miss> for FileError {
     fn from(miss: Miss) -> Self {
-        debug_assert!(!matches!(miss, Miss::PastEnd | Miss::Queue(_)), "seen to by who looked");
+        debug_assert!(!matches!(miss, Miss::PastEnd | Miss::Queue(_)), "seen to by the caller");
         Self::OutOfMemory
     }
 }

@@ -41,7 +41,7 @@ const BATCH: usize = 64;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
-/// A file's failed writes: sticky, and reported once to each who asks.
+/// A file's failed writes and flushes: sticky, and reported once to each who asks.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
     /// How many.
@@ -84,6 +84,8 @@ enum Begun<H: Host> {
     Clean,
     /// Locked, or a write of it is under way.
     Busy(Pin<H>),
+    /// Its file is being cut off or punched there: the number to wait with until that has ended.
+    Forbidden(u64),
     /// Pinned as often as can be counted.
     Full,
 }
@@ -126,8 +128,14 @@ impl<H: Host> File<H> {
         let mut rest = pages;
         while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Writing) {
             match self.find(page, Reference::Pin) {
-                Ok(Some(frame)) => Pin::new(&self.engine, frame).wait_for_write(&|| false),
-                // Who cut it off has waited.
+                Ok(Some(frame)) => {
+                    let pin = Pin::new(&self.engine, frame);
+                    // The tag is set under the lock, and the folio is under writeback before that is dropped.
+                    #[cfg(not(mutant = "fsync_asks_before_the_lock"))]
+                    pin.wait_for_lock(&|| false);
+                    pin.wait_for_write(&|| false);
+                }
+                // The truncation that cut it off has waited.
                 Ok(None) => {}
                 Err(_) => {
                     crate::sync::spin_loop();
@@ -147,9 +155,26 @@ impl<H: Host> File<H> {
         result
     }
 
-    /// What the store keeps in buffers of its own goes to its device.
-    pub(crate) fn flush_store(&self) -> Result<(), StoreError> {
-        self.store.as_ref().map_or(Ok(()), |store| store.flush())
+    /// Has the store bring what it keeps in buffers of its own to its device. A failure is recorded as one of writeback is, and
+    /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has.
+    pub(crate) fn flush_store(&self) {
+        let flushed = self.store.as_ref().map_or(Ok(()), |store| store.flush());
+        let Err(error) = flushed else { return };
+        let mut rest = 0..index::PAGES;
+        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Written) {
+            rest.start = page + 1;
+            if let Ok(Some(frame)) = self.find(page, Reference::Pin) {
+                let pin = Pin::new(&self.engine, frame);
+                // Under writeback: that write comes behind this flush.
+                let lock = pin.lock();
+                if self.has_in_index(page, frame) && self.engine.folio(frame).is_uptodate() {
+                    self.make_dirty(page, frame);
+                }
+                drop(lock);
+            }
+        }
+        self.engine.counters().add(Counter::WritebackErrors, 1);
+        self.errors.lock().record(error);
     }
 
     fn write_back(&self, pages: Range<u64>, wait: bool) {
@@ -181,7 +206,12 @@ impl<H: Host> File<H> {
                     crate::sync::spin_loop();
                     continue;
                 }
-                Begun::Busy(_) | Begun::Full => {}
+                Begun::Forbidden(unpinned) if wait => {
+                    self.submit_batch(&mut batch);
+                    self.engine.wait_for_unpin(unpinned, &|| false);
+                    continue;
+                }
+                Begun::Busy(_) | Begun::Forbidden(_) | Begun::Full => {}
             }
             rest.start = page + 1;
         }
@@ -214,6 +244,11 @@ impl<H: Host> File<H> {
         if !self.is_attached(page, frame) {
             return Begun::Clean;
         }
+        // Likewise: `Forbidden::begin` locks each page after it has forbidden.
+        #[cfg(not(mutant = "resize_under_transfers"))]
+        if let Some(unpinned) = self.forbidden(page) {
+            return Begun::Forbidden(unpinned);
+        }
         self.index.tag(page, Tag::Writing);
         self.index.untag(page, Tag::Dirty);
         if self.engine.folio(frame).begin_writeback() {
@@ -242,6 +277,7 @@ impl<H: Host> File<H> {
         let (engine, offset) = (&self.engine, page * PAGE_SIZE);
         let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
         let frames = engine.host().frames();
+        // No length changes this until the write has ended: see resize.rs.
         let inside = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
         // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
         frames.write(pin.frame(), inside, &[0; PAGE_SIZE as usize][inside..]);
@@ -264,7 +300,7 @@ impl<H: Host> File<H> {
         let end = move |result| {
             let stays_dirty = moving.is_some();
             drop(moving);
-            this.end_write(page, pin, stays_dirty, result);
+            this.end_write(page, pin, inside, stays_dirty, result);
         };
         // A write that finds no memory has failed like any other: the page stays dirty.
         let completion = match if has_memory { try_box_or_back(end) } else { Err(end) } {
@@ -278,16 +314,20 @@ impl<H: Host> File<H> {
         store.submit(transfer);
     }
 
-    /// The write of `page` has ended. On any thread.
-    fn end_write(&self, page: u64, pin: Pin<H>, stays_dirty: bool, result: Result<usize, StoreError>) {
+    /// The write of `page`, of which `inside` bytes are the file's, has ended. On any thread.
+    fn end_write(
+        &self,
+        page: u64,
+        pin: Pin<H>,
+        inside: usize,
+        stays_dirty: bool,
+        result: Result<usize, StoreError>,
+    ) {
         let engine = &self.engine;
         let offset = page * PAGE_SIZE;
-        let wanted = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
         let failed = match result {
-            Ok(moved) if moved < wanted => Some(StoreError::PastEnd { offset: offset + moved as u64 }),
+            Ok(moved) if moved < inside => Some(StoreError::PastEnd { offset: offset + moved as u64 }),
             Ok(_) => None,
-            // Cut off meanwhile.
-            Err(_) if wanted == 0 => None,
             Err(error) => Some(error),
         };
         if let Some(error) = failed {
@@ -300,6 +340,9 @@ impl<H: Host> File<H> {
         let dirty = stays_dirty;
         if dirty {
             self.index.tag(page, Tag::Dirty);
+        }
+        if failed.is_none() {
+            self.index.tag(page, Tag::Written);
         }
         self.index.untag(page, Tag::Writing);
         engine.folio(pin.frame()).end_writeback(dirty);

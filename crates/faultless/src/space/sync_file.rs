@@ -117,8 +117,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             if let Some((file, pages)) = part.file.filter(|_| flags.contains(SyncFlags::SYNC)) {
                 file.finish_writeback(pages);
-                let flushed = file.flush_store();
-                file.report_error().and(flushed)?;
+                file.flush_store();
+                file.report_error()?;
             }
             at = part.pages.end();
         }
