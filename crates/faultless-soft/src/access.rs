@@ -162,7 +162,8 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
             let end = bytes.len().min(done + left_in_page(address));
             let part = &mut bytes[done..end];
             done += complete(self, address, Access::Read, |memory, frame, at| {
-                memory.read(frame, at as usize, part)
+                // SAFETY: an access section keeps the frame, and a page that is mapped is not being read from a store.
+                unsafe { memory.read(frame, at as usize, part) }
             })?;
         }
         Ok(())
@@ -175,7 +176,8 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
             let end = bytes.len().min(done + left_in_page(address));
             let part = &bytes[done..end];
             done += complete(self, address, Access::Write, |memory, frame, at| {
-                memory.write(frame, at as usize, part)
+                // SAFETY: as in `read_bytes`; no transfer of the frame is under way while an entry has the write right.
+                unsafe { memory.write(frame, at as usize, part) }
             })?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! no section and has announced nothing (invariant 1).
 
 use crate::frame::{Folio, MAX_SHARED_TABLES, Reference};
-use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
+use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{AccessSection, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
@@ -53,9 +53,10 @@ impl<H: Host> Engine<H> {
     /// # Errors
     /// [`OutOfMemory`] if there is not even a frame for the page of zeros.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
-        let zero = host.frames().allocate().ok_or(OutOfMemory)?;
-        host.frames().zero(zero);
-        host.frames().folio(zero).begin_anonymous(0);
+        let frames = Frames::new(host.frames());
+        let zero = frames.allocate().ok_or(OutOfMemory)?;
+        frames.zero(zero);
+        frames.folio(zero).begin_anonymous(0);
         Ok(Arc::new(Self {
             host,
             limits,
@@ -293,10 +294,16 @@ impl<H: Host> Engine<H> {
 
     // ---- frames
 
+    /// The machine's frames. The methods of [`FrameSource`] that demand something of their caller are the engine's to call.
+    #[inline]
+    pub(crate) fn frames(&self) -> Frames<'_, H::Frames> {
+        Frames::new(self.host.frames())
+    }
+
     /// Drops a reference; frees the frame with the last one.
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
         if self.folio(frame).put(reference) {
-            self.host.frames().free(frame);
+            self.frames().free(frame);
         }
     }
 
@@ -343,6 +350,6 @@ impl<H: Host> Drop for Engine<H> {
         // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
         unsafe { self.host.sections().free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);
-        self.host.frames().free(self.zero);
+        self.frames().free(self.zero);
     }
 }

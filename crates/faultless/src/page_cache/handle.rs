@@ -6,7 +6,7 @@ use super::resize::Resize;
 use super::{File, FolioLock};
 use crate::address::PAGE_SIZE;
 use crate::errno;
-use crate::host::{FrameSource, Host};
+use crate::host::Host;
 use crate::store::StoreError;
 use crate::sync::{Mutex, Shared};
 
@@ -198,7 +198,7 @@ impl<H: Host> File<H> {
                 part.fill(0);
             } else {
                 let Some(pin) = self.wait_for_page(at / PAGE_SIZE)? else { break };
-                self.engine.host().frames().read(pin.frame(), within, part);
+                self.engine.frames().read(pin.frame(), within, part);
             }
             done += part.len();
         }
@@ -242,7 +242,7 @@ impl<H: Host> File<H> {
                 continue;
             }
             // With the lock no write of it begins.
-            self.engine.host().frames().write(frame, within, bytes);
+            self.engine.frames().write(frame, within, bytes);
             return Ok(());
         }
     }

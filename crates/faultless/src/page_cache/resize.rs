@@ -5,7 +5,7 @@ use super::index;
 use super::{File, FileError, FolioLock, Maps, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, Host};
+use crate::host::{Frame, Host};
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
 use crate::sync::{fence_after_rmw, full_fence};
@@ -97,7 +97,7 @@ impl<H: Host> File<H> {
         let length = to.saturating_sub(end).min(PAGE_SIZE - within as u64) as usize;
         if within != 0 && length != 0 {
             self.each_attached(page..page + 1, |_, frame, _lock| {
-                self.engine.host().frames().write(frame, within, &ZEROS[..length]);
+                self.engine.frames().write(frame, within, &ZEROS[..length]);
             });
         }
     }

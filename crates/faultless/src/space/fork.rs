@@ -378,7 +378,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         anon: AnonId,
     ) -> Result<(), OutOfMemory> {
-        let frames = self.engine.host().frames();
+        let frames = self.engine.frames();
         let mut result = Ok(());
         self.each_table(taken, range, |part| {
             // Of what is shared nothing is pinned.

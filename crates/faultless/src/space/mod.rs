@@ -55,7 +55,7 @@ pub use usage::MappingUsage;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::engine::Engine;
-use crate::host::{Host, OutOfMemory, PageTable};
+use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Ranges, Shared, Weak};
@@ -97,7 +97,7 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     /// Immutable.
     engine: Arc<Engine<H>>,
     /// Immutable; entries are atomic.
-    table: H::Table,
+    table: Table<H::Table>,
     /// Atomic links; changed under `map`, or as an edit of what was taken there.
     tree: Tree<Vma<H, D>>,
     /// The short tree lock, and the ranges taken under it. On lines of their own: faults read what is beside them.
@@ -123,7 +123,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(Self {
             id: engine.next_serial(),
             engine: engine.clone(),
-            table,
+            table: Table::new(table),
             tree,
             map: CachePadded::new(Ranges::try_new(Map {
                 writer,
