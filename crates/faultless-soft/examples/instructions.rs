@@ -112,12 +112,15 @@ fn update(mappings: u64, rounds: u64) -> Result<Took, Failure> {
             new.push(Box::new(Item(range, Life::new())));
         }
         let section = enter(&sections, &barrier);
-        tree.replace_beside(&writers, &section, range, &mut new, &mut retired)?;
+        // SAFETY: there is no other writer.
+        unsafe { tree.replace_beside(&writers, &section, range, &mut new, &mut retired) }?;
         drop(section);
-        sections.retire(StdSlots.current(), &barrier, &mut retired)?;
+        // SAFETY: there is no other reader.
+        unsafe { sections.retire(StdSlots.current(), &barrier, &mut retired) }?;
         Ok::<_, Failure>(())
     })?;
-    sections.flush(&barrier, false, |_| {});
+    // SAFETY: the only barrier there is.
+    unsafe { sections.flush(&barrier, false, |_| {}) };
     Ok(took)
 }
 

@@ -94,7 +94,8 @@ fn attempt<D: LockingDesign, R>(
     let engine = space.engine();
     // SAFETY: only asked for its number.
     let subject = unsafe { space.table() }.subject(address.page());
-    let section = engine.enter_access(subject);
+    // SAFETY: dropped here; an access calls no engine.
+    let section = unsafe { engine.enter_access(subject) };
     // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
     let table = unsafe { space.table() };
     mmu::access(&section, table, engine.host().frames(), address, access, operation)
@@ -185,7 +186,8 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
 
     fn is_dirty(&self, address: VirtAddr) -> bool {
         let page = address.page();
-        let section = self.engine().enter();
+        // SAFETY: dropped here; a look at an entry calls no engine.
+        let section = unsafe { self.engine().enter_section() };
         // SAFETY: walked in this engine's section; nothing is changed.
         let table = unsafe { self.table() };
         page.get() < RadixTable::PAGES

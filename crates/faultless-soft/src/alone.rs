@@ -7,6 +7,7 @@ use faultless::address::PageNumber;
 use faultless::host::{Entry, Frame, FrameSource, OutOfMemory, PageTable};
 use faultless::sync::Retired;
 use std::ops::Deref;
+#[cfg(not(loom))]
 use std::ptr::NonNull;
 
 /// Memory of the test's own.

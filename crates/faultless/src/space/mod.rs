@@ -151,14 +151,29 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
-        Self::with_table(engine, engine.host().new_table()?)
+        let table = engine.host().new_table()?;
+        // SAFETY: new, and of this engine's host.
+        unsafe { Self::with_table(engine, table) }
     }
 
-    /// An empty space with a table that the embedder has made for it. The table is empty and of this engine's host.
+    /// An empty space with a table that the embedder has made for it.
     ///
     /// # Errors
     /// [`OutOfMemory`]; the table is dropped.
-    pub fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+    ///
+    /// # Safety
+    /// The table is empty, nobody else uses it, and it was made by this engine's host: a table of another machine names
+    /// other frames, and waits for other sections.
+    ///
+    /// ```compile_fail,E0133
+    /// # use faultless::host::{Host, OutOfMemory};
+    /// # use faultless::{AddressSpace, Engine, design::Faultless};
+    /// # use std::sync::Arc;
+    /// fn with_the_table_of_another<H: Host>(a: &Arc<Engine<H>>, b: &Arc<Engine<H>>) -> Result<(), OutOfMemory> {
+    ///     AddressSpace::<H, Faultless>::with_table(a, b.host().new_table()?).map(drop)
+    /// }
+    /// ```
+    pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
         Ok(Self(Shared::try_new(Space::new(engine, table)?)?))
     }
 
