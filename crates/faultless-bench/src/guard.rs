@@ -1,8 +1,10 @@
 //! Our read sections with each of their barriers, as the bench uses them. The only place that names either.
 #![allow(unsafe_code)]
 
+use faultless::address::PageRange;
 use faultless::host::{FenceBarrier, Slots, StdBarrier, StdSlots};
 use faultless::sync::{Barrier, RetiredList, Section, Sections};
+use faultless::vma::tree::{Ranged, Tree, Unchanged, Writers};
 
 /// A barrier with its name, made if this kernel has it.
 pub trait Named: Barrier + Sized + 'static {
@@ -58,7 +60,21 @@ impl<B: Named> Guard<B> {
 
     /// Takes what was unhooked, and frees what is due, as the engine does; `things` keeps its room. The caller is in no section.
     pub fn retire(&self, things: &mut RetiredList) {
-        let retired = self.sections.retire(StdSlots.current(), &self.barrier, things);
+        // SAFETY: readers of what the bench retires enter by this guard.
+        let retired = unsafe { self.sections.retire(StdSlots.current(), &self.barrier, things) };
         assert!(retired.is_ok(), "there is memory");
+    }
+    /// As [`Tree::replace_beside`]; `section` is of this guard. Each thread of a case changes items of its own.
+    pub fn replace_beside<T: Ranged + Send + Sync>(
+        &self,
+        tree: &Tree<T>,
+        writers: &Writers,
+        section: &Section<'_>,
+        range: PageRange,
+        new: &mut Vec<Box<T>>,
+        retired: &mut RetiredList,
+    ) -> Result<(), Unchanged> {
+        // SAFETY: as said above; the cases see to it, and their readers enter by this guard.
+        unsafe { tree.replace_beside(writers, section, range, new, retired) }
     }
 }

@@ -8,7 +8,7 @@ use faultless::address::PageNumber;
 use faultless::host::{Entry, FenceBarrier, PageTable};
 use faultless::sync::{Section, Sections, full_fence};
 use faultless_lab::trouble::Trouble;
-use faultless_soft::RadixTable;
+use faultless_soft::{Leaf, RadixTable};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -86,8 +86,16 @@ fn announce(table: &RadixTable, section: &Section<'_>, page: PageNumber) -> Resu
     }
     full_fence();
     let hangs = table.hangs(leaf);
-    table.let_go(leaf, page);
+    let_go(table, leaf, page);
     if hangs { Ok(()) } else { Err(taken(page)) }
+}
+
+/// Ends an announcement of this thread.
+#[inline]
+#[allow(unsafe_code)]
+fn let_go(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber) {
+    // SAFETY: the callers have announced the entry just now.
+    unsafe { table.let_go(leaf, page) }
 }
 
 #[cold]
@@ -184,7 +192,7 @@ fn entry_bit() -> Result<Arc<dyn Work>, String> {
             if !table.try_announce(leaf, page, entry) {
                 return Err(taken(page));
             }
-            table.let_go(leaf, page);
+            let_go(&table, leaf, page);
             Ok(())
         })
     };

@@ -71,7 +71,8 @@ impl Frames {
 
     /// Where the buffer is.
     pub(crate) fn buffer(&self, frame: Frame) -> NonNull<u8> {
-        self.memory.memory(frame)
+        // SAFETY: the buffer belongs to this module and to whoever has the frame's home locked, or the frame alone.
+        unsafe { self.memory.memory(frame) }
     }
 
     /// Fills the page at `to`, where nothing is, with the bytes of the frame whose home is `home`.
@@ -108,7 +109,8 @@ impl Frames {
     pub(crate) fn bring_home(&self, frame: Frame, home: &mut Home) -> Result<(), Errno> {
         let mut bytes = [0; PAGE];
         self.bytes(frame, home, 0, &mut bytes)?;
-        self.memory.write(frame, 0, &bytes);
+        // SAFETY: the home is elsewhere, so nobody uses the buffer; its lock is held.
+        unsafe { self.memory.write(frame, 0, &bytes) };
         *home = Home::Buffer;
         Ok(())
     }
@@ -117,7 +119,8 @@ impl Frames {
         match *home {
             Home::Zeros => bytes.fill(0),
             Home::Buffer => {
-                self.memory.read(frame, offset, bytes);
+                // SAFETY: the caller of `read`, or the entry that is being changed, keeps the frame.
+                unsafe { self.memory.read(frame, offset, bytes) };
             }
             Home::Page(at) => self.userfault.peek(at + offset, bytes)?,
             Home::CopyOf(other) => {
@@ -135,9 +138,10 @@ unsafe impl FrameSource for Frames {
         self.memory.allocate()
     }
 
-    fn free(&self, frame: Frame) {
+    unsafe fn free(&self, frame: Frame) {
         *self.home(frame) = Home::Buffer;
-        self.memory.free(frame);
+        // SAFETY: by the same contract.
+        unsafe { self.memory.free(frame) }
     }
 
     fn folio(&self, frame: Frame) -> &Folio {
@@ -148,15 +152,15 @@ unsafe impl FrameSource for Frames {
         self.memory.prefetch(frame);
     }
 
-    fn zero(&self, frame: Frame) {
+    unsafe fn zero(&self, frame: Frame) {
         *self.home(frame) = Home::Zeros;
     }
 
-    fn copy(&self, from: Frame, to: Frame) {
+    unsafe fn copy(&self, from: Frame, to: Frame) {
         *self.home(to) = Home::CopyOf(from);
     }
 
-    fn memory(&self, frame: Frame) -> NonNull<u8> {
+    unsafe fn memory(&self, frame: Frame) -> NonNull<u8> {
         let mut home = self.home(frame);
         if *home != Home::Buffer {
             // A page of zeros at most: the caller has the frame alone, or a file's, which is never elsewhere.
@@ -166,7 +170,7 @@ unsafe impl FrameSource for Frames {
         self.buffer(frame)
     }
 
-    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+    unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
         let count = bytes.len().min(PAGE.saturating_sub(offset));
         let home = self.home(frame);
         match self.bytes(frame, &home, offset, &mut bytes[..count]) {
@@ -175,7 +179,7 @@ unsafe impl FrameSource for Frames {
         }
     }
 
-    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+    unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
         let count = bytes.len().min(PAGE.saturating_sub(offset));
         let mut home = self.home(frame);
         if let Home::Page(at) = *home {
@@ -191,7 +195,8 @@ unsafe impl FrameSource for Frames {
         if *home != Home::Buffer && self.bring_home(frame, &mut home).is_err() {
             return 0;
         }
-        self.memory.write(frame, offset, &bytes[..count])
+        // SAFETY: by the same contract.
+        unsafe { self.memory.write(frame, offset, &bytes[..count]) }
     }
 
     fn usage(&self) -> FrameUsage {

@@ -35,6 +35,7 @@
 #![cfg(target_os = "linux")]
 
 pub mod access;
+mod entries;
 mod error;
 mod frames;
 mod handler;

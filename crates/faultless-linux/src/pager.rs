@@ -118,7 +118,8 @@ impl<D: LockingDesign> Serving<D> {
 
     /// Whether an access to `address` would find its page and not fault.
     pub fn is_there(&self, address: VirtAddr, access: Access) -> bool {
-        let section = self.space.engine().enter();
+        // SAFETY: dropped here; the table's methods call no engine.
+        let section = unsafe { self.space.engine().enter_section() };
         let table = table::table(&self.space);
         table.pointer(address).is_some() && table.is_there(&section, address.page(), access)
     }
@@ -126,7 +127,8 @@ impl<D: LockingDesign> Serving<D> {
     /// Serves accesses to the `bytes` from `address` on anew, where they got SIGBUS.
     pub fn retry(&self, address: VirtAddr, bytes: u64) {
         if let Ok(range) = PageRange::from_bytes(address, bytes) {
-            let section = self.space.engine().enter();
+            // SAFETY: dropped here; the table's methods call no engine.
+            let section = unsafe { self.space.engine().enter_section() };
             table::table(&self.space).forgive(&section, range);
         }
     }
@@ -135,7 +137,8 @@ impl<D: LockingDesign> Serving<D> {
     /// page is discarded, unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
         let at = self.pointer(address)?.addr();
-        let section = self.space.engine().enter();
+        // SAFETY: dropped here; the table's methods call no engine.
+        let section = unsafe { self.space.engine().enter_section() };
         let is_refused = table::table(&self.space).is_refused(&section, address.page());
         drop(section);
         self.served().refused(at).filter(|_| is_refused)

@@ -86,7 +86,8 @@ impl Region {
         let no_room = |OutOfMemory| RegionError::NoRoom { length };
         let table: Table = table.map_err(no_room)?;
         let start = table.window().pointer();
-        let space = AddressSpace::with_table(pager.engine(), table).map_err(no_room)?;
+        // SAFETY: new, and of this pager's host.
+        let space = unsafe { AddressSpace::with_table(pager.engine(), table) }.map_err(no_room)?;
         let serving = Serving::of(&space).map_err(|_| RegionError::NoRoom { length })?;
         space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
         Ok(Self { serving, start, length })

@@ -12,6 +12,7 @@
 //! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
 
 use crate::Linux;
+use crate::entries::Entries;
 use crate::frames::{Frames, Home};
 use crate::kernel::{Userfault, Window};
 use faultless::AddressSpace;
@@ -34,7 +35,7 @@ const LOADED: u64 = 1 << 11;
 /// See the module.
 pub struct Table {
     /// Entries by the page's number in the window.
-    entries: RadixTable,
+    entries: Entries,
     window: Window,
     userfault: Arc<Userfault>,
     frames: Arc<Frames>,
@@ -69,7 +70,7 @@ impl Table {
         let pages = pages.checked_next_multiple_of(Self::LEAF_PAGES).filter(|n| *n <= RadixTable::PAGES);
         let window = Window::reserve(userfault, pages.ok_or(OutOfMemory)?).map_err(|_| OutOfMemory)?;
         Ok(Self {
-            entries: RadixTable::new(Arc::clone(sections))?,
+            entries: Entries::new(RadixTable::new(Arc::clone(sections))?),
             window,
             userfault: Arc::clone(userfault),
             frames: Arc::clone(frames),
@@ -337,11 +338,11 @@ unsafe impl PageTable for Table {
         seen(raw) == entry && self.entries.try_announce(leaf, page, raw)
     }
 
-    fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+    unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
         self.entries.let_go(leaf, page);
     }
 
-    fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+    unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
         let refused = raw.has(Entry::REFUSED);
         let mut next = new.without(Entry::ANNOUNCED | Entry::REFUSED | LOADED);
@@ -373,7 +374,13 @@ unsafe impl PageTable for Table {
         self.entries.install(leaf, page, next).map(seen)
     }
 
-    fn exchange(&self, leaf: Leaf<'_>, page: PageNumber, entry: Entry, new: Entry) -> Result<(), Entry> {
+    unsafe fn exchange(
+        &self,
+        leaf: Leaf<'_>,
+        page: PageNumber,
+        entry: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
         let raw = self.entries.load(leaf, page);
         if seen(raw) != entry {
             return Err(seen(raw));
@@ -409,11 +416,11 @@ unsafe impl PageTable for Table {
         Ok(())
     }
 
-    fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
+    unsafe fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
         self.entries.fill(leaf, page, new);
     }
 
-    fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
+    unsafe fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
         let home = raw.frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
         let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
@@ -430,7 +437,7 @@ unsafe impl PageTable for Table {
         self.entries.next_leaf(proof, range)
     }
 
-    fn unhook(&self, page: PageNumber) -> Option<Retired> {
+    unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
         self.entries.unhook(page)
     }
 
@@ -458,7 +465,7 @@ unsafe impl PageTable for Table {
         }
     }
 
-    fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
+    unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         self.window.protect(range, rights).map_err(|_| OutOfMemory)
     }
 }

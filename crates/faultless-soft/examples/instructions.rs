@@ -112,12 +112,15 @@ fn update(mappings: u64, rounds: u64) -> Result<Took, Failure> {
             new.push(Box::new(Item(range, Life::new())));
         }
         let section = enter(&sections, &barrier);
-        tree.replace_beside(&writers, &section, range, &mut new, &mut retired)?;
+        // SAFETY: there is no other writer.
+        unsafe { tree.replace_beside(&writers, &section, range, &mut new, &mut retired) }?;
         drop(section);
-        sections.retire(StdSlots.current(), &barrier, &mut retired)?;
+        // SAFETY: there is no other reader.
+        unsafe { sections.retire(StdSlots.current(), &barrier, &mut retired) }?;
         Ok::<_, Failure>(())
     })?;
-    sections.flush(&barrier, false, |_| {});
+    // SAFETY: the only barrier there is.
+    unsafe { sections.flush(&barrier, false, |_| {}) };
     Ok(took)
 }
 
@@ -143,8 +146,11 @@ fn memory(frames: u64) -> Result<Soft, Failure> {
     let soft = Soft::new(frames)?;
     let used: Vec<_> = std::iter::from_fn(|| soft.frames().allocate()).collect();
     for frame in used.into_iter().rev() {
-        soft.frames().zero(frame);
-        soft.frames().free(frame);
+        // SAFETY: given out just now, and nobody else knows it.
+        unsafe {
+            soft.frames().zero(frame);
+            soft.frames().free(frame);
+        }
     }
     Ok(soft)
 }
@@ -177,7 +183,8 @@ fn zeroing(rounds: u64) -> Result<Took, Failure> {
     let frames: Option<Vec<_>> = (0..rounds).map(|_| soft.frames().allocate()).collect();
     let frames = frames.ok_or("no frames")?;
     measured(rounds, |round| {
-        soft.frames().zero(frames[round as usize]);
+        // SAFETY: given out, and nobody else knows it.
+        unsafe { soft.frames().zero(frames[round as usize]) };
         Ok(())
     })
 }
@@ -226,7 +233,8 @@ fn section_and_bit(barrier: &impl Barrier, rounds: u64) -> Result<Took, Failure>
         if table.try_announce(leaf, page, entry) {
             fence_after_rmw();
             black_box(table.hangs(leaf));
-            table.let_go(leaf, page);
+            // SAFETY: announced just now.
+            unsafe { table.let_go(leaf, page) };
         }
         Ok(())
     })

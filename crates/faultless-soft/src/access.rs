@@ -94,7 +94,8 @@ fn attempt<D: LockingDesign, R>(
     let engine = space.engine();
     // SAFETY: only asked for its number.
     let subject = unsafe { space.table() }.subject(address.page());
-    let section = engine.enter_access(subject);
+    // SAFETY: dropped here; an access calls no engine.
+    let section = unsafe { engine.enter_access(subject) };
     // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
     let table = unsafe { space.table() };
     mmu::access(&section, table, engine.host().frames(), address, access, operation)
@@ -162,7 +163,8 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
             let end = bytes.len().min(done + left_in_page(address));
             let part = &mut bytes[done..end];
             done += complete(self, address, Access::Read, |memory, frame, at| {
-                memory.read(frame, at as usize, part)
+                // SAFETY: an access section keeps the frame, and a page that is mapped is not being read from a store.
+                unsafe { memory.read(frame, at as usize, part) }
             })?;
         }
         Ok(())
@@ -175,7 +177,8 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
             let end = bytes.len().min(done + left_in_page(address));
             let part = &bytes[done..end];
             done += complete(self, address, Access::Write, |memory, frame, at| {
-                memory.write(frame, at as usize, part)
+                // SAFETY: as in `read_bytes`; no transfer of the frame is under way while an entry has the write right.
+                unsafe { memory.write(frame, at as usize, part) }
             })?;
         }
         Ok(())
@@ -183,7 +186,8 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
 
     fn is_dirty(&self, address: VirtAddr) -> bool {
         let page = address.page();
-        let section = self.engine().enter();
+        // SAFETY: dropped here; a look at an entry calls no engine.
+        let section = unsafe { self.engine().enter_section() };
         // SAFETY: walked in this engine's section; nothing is changed.
         let table = unsafe { self.table() };
         page.get() < RadixTable::PAGES

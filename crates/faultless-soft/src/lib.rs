@@ -14,6 +14,8 @@
 compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");
 
 mod access;
+#[cfg(all(test, not(shuttle)))]
+mod alone;
 mod arena;
 mod free_list;
 mod memory;

@@ -183,7 +183,7 @@ impl PhysicalMemory {
 
     /// A guest's load of the word at byte `offset`, a multiple of eight. Acquire.
     #[inline]
-    pub fn load_u64(&self, frame: Frame, offset: u64) -> u64 {
+    pub(crate) fn load_u64(&self, frame: Frame, offset: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
         self.step(frame, Ordering::Acquire);
         self.arena.word(frame.get(), offset).load(Ordering::Acquire)
@@ -191,7 +191,7 @@ impl PhysicalMemory {
 
     /// A guest's store to the word at byte `offset`, a multiple of eight. Release.
     #[inline]
-    pub fn store_u64(&self, frame: Frame, offset: u64, value: u64) {
+    pub(crate) fn store_u64(&self, frame: Frame, offset: u64, value: u64) {
         debug_assert!(offset.is_multiple_of(8));
         self.step(frame, Ordering::Release);
         self.arena.word(frame.get(), offset).store(value, Ordering::Release);
@@ -199,7 +199,7 @@ impl PhysicalMemory {
 
     /// A guest's addition to the word at byte `offset`, a multiple of eight; wraps; returns what was there. AcqRel.
     #[inline]
-    pub fn fetch_add_u64(&self, frame: Frame, offset: u64, value: u64) -> u64 {
+    pub(crate) fn fetch_add_u64(&self, frame: Frame, offset: u64, value: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
         self.step(frame, Ordering::AcqRel);
         self.arena.word(frame.get(), offset).fetch_add(value, Ordering::AcqRel)
@@ -247,7 +247,7 @@ unsafe impl FrameSource for PhysicalMemory {
         Some(frame)
     }
 
-    fn free(&self, frame: Frame) {
+    unsafe fn free(&self, frame: Frame) {
         let folio = self.folio(frame);
         debug_assert!(folio.is_free(), "{frame:?} is freed while somebody has a reference to it");
         folio.life().end();
@@ -278,7 +278,7 @@ unsafe impl FrameSource for PhysicalMemory {
         &self.folios[frame.get() as usize]
     }
 
-    fn zero(&self, frame: Frame) {
+    unsafe fn zero(&self, frame: Frame) {
         // The mutant: what was there stays.
         if cfg!(mutant = "frame_not_zeroed") {
             return;
@@ -287,22 +287,22 @@ unsafe impl FrameSource for PhysicalMemory {
         self.arena.zero(frame.get());
     }
 
-    fn copy(&self, from: Frame, to: Frame) {
+    unsafe fn copy(&self, from: Frame, to: Frame) {
         self.folio(from).life().touch();
         self.folio(to).life().own();
         self.arena.copy(from.get(), to.get());
     }
 
-    fn memory(&self, frame: Frame) -> NonNull<u8> {
+    unsafe fn memory(&self, frame: Frame) -> NonNull<u8> {
         self.arena.page(frame.get())
     }
 
-    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+    unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
         self.step(frame, Ordering::Acquire);
         self.arena.read(frame.get(), offset, bytes)
     }
 
-    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+    unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
         self.step(frame, Ordering::Release);
         self.arena.write(frame.get(), offset, bytes)
     }
@@ -321,13 +321,17 @@ unsafe impl FrameSource for PhysicalMemory {
 #[cfg(all(test, not(loom), not(shuttle)))]
 mod tests {
     use super::*;
+    use crate::Soft;
+    use crate::alone::Frames;
     use crate::arena::{PAGE, POISON};
     use faultless::address::PAGE_SIZE;
+    use faultless::host::Host;
+    use faultless::{Engine, Limits};
     use std::collections::HashSet;
     use std::sync::Barrier;
 
-    fn memory(frames: u64) -> PhysicalMemory {
-        PhysicalMemory::new(frames).unwrap()
+    fn memory(frames: u64) -> Frames<Box<PhysicalMemory>> {
+        Frames(Box::new(PhysicalMemory::new(frames).unwrap()))
     }
 
     #[test]
@@ -360,7 +364,7 @@ mod tests {
         }
     }
 
-    fn take_and_give_back(memory: &PhysicalMemory, threads: u64) {
+    fn take_and_give_back(memory: &Frames<Box<PhysicalMemory>>, threads: u64) {
         let start = Barrier::new(threads as usize);
         std::thread::scope(|scope| {
             for id in 1..=threads {
@@ -441,10 +445,9 @@ mod tests {
     #[should_panic(expected = "while somebody has a reference")]
     #[cfg(debug_assertions)]
     fn a_frame_in_use_is_not_freed() {
-        let memory = memory(1);
-        let frame = memory.allocate().unwrap();
-        memory.folio(frame).begin_anonymous(1);
-        memory.free(frame);
+        let engine = Engine::new(Soft::new(1).unwrap(), Limits::default()).unwrap();
+        // It panics, and the page of zeros stays.
+        Frames(engine.host().frames()).free(engine.zero_frame());
     }
 
     #[test]
@@ -462,6 +465,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
+    use crate::alone::Frames;
     use loom::thread;
     use std::sync::Arc;
 
@@ -470,7 +474,7 @@ mod models {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(|| {
-            let memory = Arc::new(PhysicalMemory::new(2).unwrap());
+            let memory = Arc::new(Frames(Box::new(PhysicalMemory::new(2).unwrap())));
             // Both on the list: a frame can come back to the top while a pop is under way.
             let (a, b) = (memory.allocate().unwrap(), memory.allocate().unwrap());
             memory.free(a);

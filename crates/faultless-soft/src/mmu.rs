@@ -64,6 +64,7 @@ pub(crate) fn access<R>(
 mod tests {
     use super::*;
     use crate::Soft;
+    use crate::alone::{Entries, Frames};
     use crate::table::{access_section, section};
     use faultless::address::{PageNumber, PageRange};
     use faultless::host::{FrameSource, Host};
@@ -75,7 +76,7 @@ mod tests {
         let soft = Soft::new(4).unwrap();
         let table = soft.new_table().unwrap();
         let frame = soft.frames().allocate().unwrap();
-        soft.frames().zero(frame);
+        Frames(soft.frames()).zero(frame);
         put(&soft, &table, Entry::mapping(frame, rights));
         (soft, table, frame)
     }
@@ -85,7 +86,7 @@ mod tests {
         let section = section(soft.sections());
         let leaf = table.make_leaf(&section, AT.page()).unwrap();
         while !table.try_announce(leaf, AT.page(), table.load(leaf, AT.page()).without(Entry::ANNOUNCED)) {}
-        table.install(leaf, AT.page(), new).unwrap()
+        Entries(table).install(leaf, AT.page(), new).unwrap()
     }
 
     fn entry(soft: &Soft, table: &RadixTable) -> Entry {
@@ -171,9 +172,9 @@ mod tests {
                     stop.store(true, Ordering::Relaxed);
                     assert_eq!(found, 1, "invariant 3: a store reached a frame that was taken away");
                 }
-                soft.frames().free(old);
+                Frames(soft.frames()).free(old);
                 let new = soft.frames().allocate().unwrap();
-                soft.frames().zero(new);
+                Frames(soft.frames()).zero(new);
                 put(&soft, &table, Entry::mapping(new, Entry::READ | Entry::WRITE));
             }
             stop.store(true, Ordering::Relaxed);
@@ -185,6 +186,7 @@ mod tests {
 mod models {
     use super::*;
     use crate::Soft;
+    use crate::alone::{Entries, Frames};
     use crate::table::{access_section, section};
     use faultless::address::{PageNumber, PageRange};
     use faultless::host::{FrameSource, Host, StdSlots};
@@ -209,7 +211,7 @@ mod models {
     fn mapped() -> (Arc<(Soft, RadixTable)>, Frame) {
         let machine = machine();
         let frame = machine.0.frames().allocate().unwrap();
-        machine.0.frames().zero(frame);
+        Frames(machine.0.frames()).zero(frame);
         put(&machine, Entry::EMPTY, Entry::mapping(frame, RIGHTS));
         (machine, frame)
     }
@@ -218,7 +220,7 @@ mod models {
         let section = section(soft.sections());
         let leaf = table.make_leaf(&section, PAGE).unwrap();
         assert!(table.try_announce(leaf, PAGE, old));
-        table.install(leaf, PAGE, new).unwrap();
+        Entries(table).install(leaf, PAGE, new).unwrap();
     }
 
     fn spawn(
@@ -262,8 +264,8 @@ mod models {
                 assert!(table.try_announce(leaf, PAGE, Entry::EMPTY));
                 // Behind every fence, as a fault does it: the install alone has to order the zeros.
                 let frame = soft.frames().allocate().unwrap();
-                soft.frames().zero(frame);
-                table.install(leaf, PAGE, Entry::mapping(frame, RIGHTS).with(hardware)).unwrap();
+                Frames(soft.frames()).zero(frame);
+                Entries(table).install(leaf, PAGE, Entry::mapping(frame, RIGHTS).with(hardware)).unwrap();
             }
             other.join().unwrap();
         });
@@ -297,9 +299,9 @@ mod models {
                 let seen = table.load(leaf, PAGE);
                 if table.try_announce(leaf, PAGE, seen) {
                     let new = soft.frames().allocate().unwrap();
-                    soft.frames().zero(new);
+                    Frames(soft.frames()).zero(new);
                     let new = Entry::mapping(new, RIGHTS).with(Entry::ACCESSED);
-                    table.install(leaf, PAGE, new).unwrap();
+                    Entries(table).install(leaf, PAGE, new).unwrap();
                 }
             }
             other.join().unwrap();
@@ -318,11 +320,11 @@ mod models {
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 let seen = table.load(leaf, PAGE);
                 if table.try_announce(leaf, PAGE, seen) {
-                    table.let_go(leaf, PAGE);
+                    Entries(table).let_go(leaf, PAGE);
                 }
                 let seen = table.load(leaf, PAGE);
                 if table.try_announce(leaf, PAGE, seen) {
-                    table.install(leaf, PAGE, Entry::mapping(frame, RIGHTS)).unwrap();
+                    Entries(table).install(leaf, PAGE, Entry::mapping(frame, RIGHTS)).unwrap();
                 }
             }
             other.join().unwrap();
@@ -347,13 +349,13 @@ mod models {
                 let section = section(soft.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 let mut seen = table.load(leaf, PAGE);
-                while let Err(now) = table.exchange(leaf, PAGE, seen, Entry::EMPTY) {
+                while let Err(now) = Entries(table).exchange(leaf, PAGE, seen, Entry::EMPTY) {
                     seen = now;
                 }
             }
-            let retired = table.unhook(PAGE).unwrap();
+            let retired = Entries(table).unhook(PAGE).unwrap();
             table.invalidate(PageRange::single(PAGE), |_| faultless::sync::spin_loop());
-            soft.frames().free(frame);
+            Frames(soft.frames()).free(frame);
             assert_eq!(soft.frames().allocate(), Some(frame));
             soft.frames().store_u64(frame, 0, 7);
             crate::table::free_retired(retired);
@@ -368,13 +370,15 @@ mod models {
             let other = spawn(&machine, |soft, table| {
                 let section = section(soft.sections());
                 let leaf = table.make_leaf(&section, PageNumber::new(0)).unwrap();
-                table.exchange(leaf, PageNumber::new(0), Entry::EMPTY, Entry::from_bits(1 << 12)).unwrap();
+                Entries(table)
+                    .exchange(leaf, PageNumber::new(0), Entry::EMPTY, Entry::from_bits(1 << 12))
+                    .unwrap();
             });
             let (soft, table) = &*machine;
             {
                 let section = section(soft.sections());
                 let leaf = table.make_leaf(&section, PAGE).unwrap();
-                table.exchange(leaf, PAGE, Entry::EMPTY, Entry::from_bits(2 << 12)).unwrap();
+                Entries(table).exchange(leaf, PAGE, Entry::EMPTY, Entry::from_bits(2 << 12)).unwrap();
             }
             other.join().unwrap();
             let section = section(soft.sections());

@@ -295,8 +295,11 @@ impl RadixTable {
         Entry::from_bits(leaf.entry(page).load(Ordering::Acquire))
     }
 
-    /// Clears `bits` of a host's own in an entry that the caller has announced.
-    pub fn clear(&self, leaf: Leaf<'_>, page: PageNumber, bits: u64) {
+    /// Clears `bits` of a host's own in an entry.
+    ///
+    /// # Safety
+    /// The caller has announced the entry. No processor walks this table, or `bits` mean nothing to one.
+    pub unsafe fn clear(&self, leaf: Leaf<'_>, page: PageNumber, bits: u64) {
         leaf.entry(page).fetch_and(!bits, Ordering::Relaxed);
     }
 
@@ -305,7 +308,7 @@ impl RadixTable {
     ///
     /// # Errors
     /// What is there instead: the processor goes by that.
-    pub fn set_hardware(
+    pub(crate) fn set_hardware(
         &self,
         leaf: Leaf<'_>,
         page: PageNumber,
@@ -375,7 +378,7 @@ unsafe impl PageTable for RadixTable {
     }
 
     #[cfg(not(mutant = "install_loses_dirty"))]
-    fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+    unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
         // A read-modify-write, so that a bit set by a processor meanwhile stays. Release, partner: the next
         // announcement and range work's exchange.
         let old = leaf.entry(page).fetch_and(!Entry::ANNOUNCED, Ordering::Release);
@@ -383,7 +386,7 @@ unsafe impl PageTable for RadixTable {
     }
 
     #[cfg(not(mutant = "install_loses_dirty"))]
-    fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+    unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
         let (entry, new) = (leaf.entry(page), new.without(Entry::ANNOUNCED));
         // One step: between a swap and a later "or" of the old bits others could have changed the entry already.
         // Release, partner: `translate`; Acquire: what processors did through the old entry is seen.
@@ -402,7 +405,7 @@ unsafe impl PageTable for RadixTable {
     /// The mutant: a store of what an earlier load saw. (A swap whose result is not used: loom lets a plain store go
     /// before another thread's read-modify-write that it did not see.)
     #[cfg(mutant = "install_loses_dirty")]
-    fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+    unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
         let old = self.load(leaf, page);
         linger();
         leaf.entry(page).swap(old.without(Entry::ANNOUNCED).bits(), Ordering::Release);
@@ -410,7 +413,7 @@ unsafe impl PageTable for RadixTable {
 
     /// The mutant: a store of what an earlier load saw.
     #[cfg(mutant = "install_loses_dirty")]
-    fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+    unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
         let old = self.load(leaf, page);
         let keeps_frame = new.frame().is_some() && new.frame() == old.frame();
         let kept = if keeps_frame { old.bits() & Entry::HARDWARE } else { 0 };
@@ -419,13 +422,19 @@ unsafe impl PageTable for RadixTable {
         Ok(old.without(Entry::ANNOUNCED))
     }
 
-    fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
+    unsafe fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
         debug_assert!(self.load(leaf, page) == Entry::EMPTY, "filled over something");
         // Release, partner: `translate`.
         leaf.entry(page).store(new.bits(), Ordering::Release);
     }
 
-    fn exchange(&self, leaf: Leaf<'_>, page: PageNumber, seen: Entry, new: Entry) -> Result<(), Entry> {
+    unsafe fn exchange(
+        &self,
+        leaf: Leaf<'_>,
+        page: PageNumber,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
         debug_assert!(!seen.is_announced() && !new.is_announced());
         swap_if(leaf.entry(page), seen, new)
     }
@@ -435,7 +444,7 @@ unsafe impl PageTable for RadixTable {
         self.root.next_leaf(range.start().get(), range.end().get()).map(PageNumber::new)
     }
 
-    fn unhook(&self, page: PageNumber) -> Option<Retired> {
+    unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
         debug_assert!(page.get() < Self::PAGES);
         let place = self.root.leaf_place(page)?;
         // Release, partner: `hangs`; Acquire, partner: who made the leaf.
@@ -467,11 +476,11 @@ unsafe impl PageTable for RadixTable {
         leaf.table().sharing.others()
     }
 
-    fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
+    unsafe fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
         share::share(leaf, child.root.make_leaf_place(page)?, &child.reserve)
     }
 
-    fn unshare(
+    unsafe fn unshare(
         &self,
         leaf: Leaf<'_>,
         page: PageNumber,

@@ -3,7 +3,7 @@
 //! no section and has announced nothing (invariant 1).
 
 use crate::frame::{Folio, MAX_SHARED_TABLES, Reference};
-use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
+use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{AccessSection, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
@@ -53,9 +53,10 @@ impl<H: Host> Engine<H> {
     /// # Errors
     /// [`OutOfMemory`] if there is not even a frame for the page of zeros.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
-        let zero = host.frames().allocate().ok_or(OutOfMemory)?;
-        host.frames().zero(zero);
-        host.frames().folio(zero).begin_anonymous(0);
+        let frames = Frames::new(host.frames());
+        let zero = frames.allocate().ok_or(OutOfMemory)?;
+        frames.zero(zero);
+        frames.folio(zero).begin_anonymous(0);
         Ok(Arc::new(Self {
             host,
             limits,
@@ -99,17 +100,38 @@ impl<H: Host> Engine<H> {
         self.host.sections().counters(self.host.slots().current())
     }
 
-    /// Enters a read section of this thread.
+    /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.
+    ///
+    /// # Safety
+    /// The section is dropped before its thread calls this engine again, and is never forgotten. A call that waits for
+    /// sections would wait for itself, after it has begun a change; debug builds panic there, in the middle of it. Within
+    /// the section a host may use the table and the tree, [`Engine::counters`] and [`Engine::host`].
+    ///
+    /// ```compile_fail,E0133
+    /// # use faultless::host::Host;
+    /// fn stop_all_grace_periods<H: Host>(engine: &faultless::Engine<H>) {
+    ///     std::mem::forget(engine.enter_section());
+    /// }
+    /// ```
     #[inline]
-    pub fn enter(&self) -> Section<'_> {
+    pub unsafe fn enter_section(&self) -> Section<'_> {
+        self.enter()
+    }
+
+    /// As [`Engine::enter_section`], for the engine: no function of this crate gives a section to its caller.
+    #[inline]
+    pub(crate) fn enter(&self) -> Section<'_> {
         // SAFETY: `Slots::current` gives no two threads the same slot.
         unsafe { self.host.sections().enter(self.host.slots().current(), self.host.barrier()) }
     }
 
     /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
     /// by which its [`PageTable::invalidate`] asks.
+    ///
+    /// # Safety
+    /// As [`Engine::enter_section`].
     #[inline]
-    pub fn enter_access(&self, subject: u64) -> AccessSection<'_> {
+    pub unsafe fn enter_access(&self, subject: u64) -> AccessSection<'_> {
         // SAFETY: `Slots::current` gives no two threads the same slot.
         unsafe { self.host.sections().enter_access(self.host.slots().current(), subject) }
     }
@@ -260,13 +282,16 @@ impl<H: Host> Engine<H> {
 
     /// Takes what was unhooked, and frees what is due of what this thread has retired before. Called after everything is
     /// let go. Waits for nobody's section, but where there is no memory to remember the things: then for a grace period.
-    pub fn retire(&self, mut things: RetiredList) {
+    pub(crate) fn retire(&self, mut things: RetiredList) {
         if things.is_empty() {
             return;
         }
         self.assert_may_sleep("what a drop of the last reference does");
         let slot = self.host.slots().current();
-        if self.host.sections().retire(slot, self.host.barrier(), &mut things).is_err() {
+        // SAFETY: only spaces of this engine retire, what they have unhooked from their tables and trees; all their readers
+        // enter by this engine, with this barrier.
+        let retired = unsafe { self.host.sections().retire(slot, self.host.barrier(), &mut things) };
+        if retired.is_err() {
             self.grace();
             for thing in things {
                 // SAFETY: unhooked before it came here, and a grace period has passed since.
@@ -288,15 +313,22 @@ impl<H: Host> Engine<H> {
     fn flush_if(&self, always: bool) {
         self.assert_may_sleep("a grace period");
         let (sections, barrier) = (self.host.sections(), self.host.barrier());
-        self.timed(Counter::GraceWait, |wait| sections.flush(barrier, always, wait));
+        // SAFETY: the barrier with which this engine's sections are entered.
+        self.timed(Counter::GraceWait, |wait| unsafe { sections.flush(barrier, always, wait) });
     }
 
     // ---- frames
 
+    /// The machine's frames. The methods of [`FrameSource`] that demand something of their caller are the engine's to call.
+    #[inline]
+    pub(crate) fn frames(&self) -> Frames<'_, H::Frames> {
+        Frames::new(self.host.frames())
+    }
+
     /// Drops a reference; frees the frame with the last one.
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
         if self.folio(frame).put(reference) {
-            self.host.frames().free(frame);
+            self.frames().free(frame);
         }
     }
 
@@ -343,6 +375,6 @@ impl<H: Host> Drop for Engine<H> {
         // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
         unsafe { self.host.sections().free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);
-        self.host.frames().free(self.zero);
+        self.frames().free(self.zero);
     }
 }

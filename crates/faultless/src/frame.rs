@@ -6,7 +6,14 @@ use crate::sync::Life;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::plain;
 
-/// Counts and state of one frame.
+/// Counts and state of one frame. A host makes them and looks at them; only the engine changes them:
+///
+/// ```compile_fail,E0624
+/// # use faultless::frame::Folio;
+/// fn free_what_is_mapped(folio: &Folio) {
+///     let _ = folio.put_cached();
+/// }
+/// ```
 ///
 /// ```text
 ///  0–23 mappings      24–39 short pins (a fault's, a read's)      40–51 pins for I/O into user data
@@ -56,11 +63,11 @@ const IO_PINS: u64 = CACHED - IO_PIN;
 const REFERENCES: u64 = EXCLUSIVE - 1;
 
 /// How many leaf tables may be shared at once, each counted once for every space but one that has it.
-pub const MAX_SHARED_TABLES: u64 = 1 << 22;
+pub(crate) const MAX_SHARED_TABLES: u64 = 1 << 22;
 
 /// Which count a reference is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reference {
+pub(crate) enum Reference {
     /// An entry names the frame.
     Mapping,
     /// A fault or a read under way.
@@ -90,7 +97,7 @@ impl Reference {
 
 /// Why there is no further reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The frame is free.
     Free,
     /// As many as the count can hold.
@@ -99,7 +106,7 @@ pub enum Refused {
 
 /// fork's answer for one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Share {
+pub(crate) enum Share {
     /// One more mapping, exclusive no longer.
     Shared,
     /// Somebody does I/O into the page through this mapping: the child gets a copy instead.
@@ -120,14 +127,14 @@ impl Folio {
     }
 
     /// Begins a life as an anonymous page with one mapping. The caller has the frame alone.
-    pub fn begin_anonymous(&self, record: u64) {
+    pub(crate) fn begin_anonymous(&self, record: u64) {
         self.owner.store(record, Ordering::Relaxed);
         self.word.store(MAPPING | EXCLUSIVE | UPTODATE, Ordering::Relaxed);
     }
 
     /// Begins a life as page `index` of a file's cache, being read; pinned once for the read and once for the
     /// caller. The caller has the frame alone and publishes it afterwards (Release).
-    pub fn begin_reading(&self, file: u64, index: u64) {
+    pub(crate) fn begin_reading(&self, file: u64, index: u64) {
         self.owner.store(file, Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | READING | REFERENCED | (2 * PIN), Ordering::Relaxed);
@@ -136,7 +143,7 @@ impl Folio {
     /// Begins a life as page `index` of a file, of zeros that the store does not have: up to date and dirty, with one
     /// `reference`. A page of a file without a store stays dirty, so that nobody evicts it. The caller has the frame alone
     /// and publishes it afterwards (Release).
-    pub fn begin_dirty(&self, file: u64, index: u64, reference: Reference) {
+    pub(crate) fn begin_dirty(&self, file: u64, index: u64, reference: Reference) {
         self.owner.store(file, Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
@@ -144,20 +151,20 @@ impl Folio {
 
     /// Gives up a life begun by [`Folio::begin_dirty`] that was not published after all; as the next.
     #[must_use]
-    pub fn cancel_dirty(&self, reference: Reference) -> bool {
+    pub(crate) fn cancel_dirty(&self, reference: Reference) -> bool {
         self.drop_references(CACHED + reference.unit())
     }
 
     /// Gives up a life begun as an anonymous page that was not mapped after all. As [`Folio::put`]: somebody who looked
     /// an older life of the frame up may have a reference for a moment, and is the last then.
     #[must_use]
-    pub fn cancel_anonymous(&self) -> bool {
+    pub(crate) fn cancel_anonymous(&self) -> bool {
         self.drop_references(MAPPING)
     }
 
     /// Gives up a life begun by [`Folio::begin_reading`] that was not published after all. As above.
     #[must_use]
-    pub fn cancel_reading(&self) -> bool {
+    pub(crate) fn cancel_reading(&self) -> bool {
         self.drop_references(CACHED + 2 * PIN)
     }
 
@@ -171,7 +178,7 @@ impl Folio {
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn try_get(&self, reference: Reference) -> Result<(), Refused> {
+    pub(crate) fn try_get(&self, reference: Reference) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & REFERENCES == 0 {
@@ -191,13 +198,13 @@ impl Folio {
     /// Drops a reference. True: it was the last, and the caller frees the frame. Release, and Acquire by the last,
     /// so that all use of the frame happens before its next life.
     #[must_use]
-    pub fn put(&self, reference: Reference) -> bool {
+    pub(crate) fn put(&self, reference: Reference) -> bool {
         self.drop_references(reference.unit())
     }
 
     /// Drops the page cache's reference; as [`Folio::put`].
     #[must_use]
-    pub fn put_cached(&self) -> bool {
+    pub(crate) fn put_cached(&self) -> bool {
         self.drop_references(CACHED)
     }
 
@@ -217,7 +224,7 @@ impl Folio {
     /// Copy-on-write's question, asked under the entry's bit: may the one who maps it read-only write in place? Yes
     /// if it is exclusive already, or if nobody but this mapping has it: no other mapping, no pin, not the cache.
     /// Acquire: everything that others did with it before they let go is seen.
-    pub fn try_reuse(&self) -> bool {
+    pub(crate) fn try_reuse(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             #[cfg(not(mutant = "reuse_ignores_pins"))]
@@ -236,7 +243,7 @@ impl Folio {
     }
 
     /// fork's share of one page, under the entry's bit.
-    pub fn try_share(&self) -> Share {
+    pub(crate) fn try_share(&self) -> Share {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & EXCLUSIVE != 0 && word & IO_PINS != 0 {
@@ -255,7 +262,7 @@ impl Folio {
 
     /// One more mapping, exclusive no longer: a leaf table with the page, shared until now, is copied. There is room for that
     /// ([`MAX_SHARED_TABLES`]), and nobody does I/O into the page by a mapping that is exclusive.
-    pub fn count_copy(&self) {
+    pub(crate) fn count_copy(&self) {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             debug_assert!(word & MAPPINGS != MAPPINGS && (word & EXCLUSIVE == 0 || word & IO_PINS == 0));
@@ -269,7 +276,7 @@ impl Folio {
 
     /// Eviction's step: takes the frame if only the page cache has it and it is up to date. Acquire, as the last put.
     /// A page used since the last time is given another round instead.
-    pub fn try_evict(&self) -> bool {
+    pub(crate) fn try_evict(&self) -> bool {
         let word = self.word.load(Ordering::Relaxed);
         if word & REFERENCED != 0 {
             self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
@@ -290,12 +297,12 @@ impl Folio {
     }
 
     /// Locks it, for whoever has a reference. Acquire. False: somebody else has.
-    pub fn try_lock(&self) -> bool {
+    pub(crate) fn try_lock(&self) -> bool {
         self.word.fetch_or(LOCKED, Ordering::Acquire) & LOCKED == 0
     }
 
     /// Unlocks it. Release. The caller wakes who waits.
-    pub fn unlock(&self) {
+    pub(crate) fn unlock(&self) {
         self.word.fetch_and(!LOCKED, Ordering::Release);
     }
 
@@ -306,7 +313,7 @@ impl Folio {
 
     /// Somebody is about to store into it: makes it dirty, if no write of it is under way. `None`: one is. `Some(false)`:
     /// it was dirty before. AcqRel; partner: [`Folio::begin_writeback`].
-    pub fn try_dirty(&self) -> Option<bool> {
+    pub(crate) fn try_dirty(&self) -> Option<bool> {
         let mut word = self.word.load(Ordering::Acquire);
         loop {
             if word & WRITEBACK != 0 {
@@ -325,7 +332,7 @@ impl Folio {
     /// Begins a write of it, if it is dirty and none is under way: from now on nobody makes it dirty. The caller takes
     /// the write rights away before it reads the bytes. AcqRel: who made it dirty before, and has a right or is about to
     /// give one, is found by that.
-    pub fn begin_writeback(&self) -> bool {
+    pub(crate) fn begin_writeback(&self) -> bool {
         let mut word = self.word.load(Ordering::Acquire);
         while word & (DIRTY | WRITEBACK) == DIRTY {
             let new = word & !DIRTY | WRITEBACK;
@@ -338,7 +345,7 @@ impl Folio {
     }
 
     /// Ends the write; `dirty`: it has failed, or the page has changed meanwhile. Release.
-    pub fn end_writeback(&self, dirty: bool) {
+    pub(crate) fn end_writeback(&self, dirty: bool) {
         if dirty {
             self.word.fetch_or(DIRTY, Ordering::Relaxed);
         }
@@ -366,13 +373,13 @@ impl Folio {
     }
 
     /// Ends the read well. Release: the bytes are seen by whoever sees it up to date.
-    pub fn finish_read(&self) {
+    pub(crate) fn finish_read(&self) {
         // One step: READING is set and UPTODATE is not, so adding the difference swaps them.
         self.word.fetch_add(UPTODATE.wrapping_sub(READING), Ordering::Release);
     }
 
     /// Ends the read with an error, which stays until the last pin goes.
-    pub fn fail_read(&self, error: StoreError) {
+    pub(crate) fn fail_read(&self, error: StoreError) {
         self.error.store(error.code(), Ordering::Relaxed);
         self.word.fetch_add(FAILED.wrapping_sub(READING), Ordering::Release);
     }
@@ -394,7 +401,7 @@ impl Folio {
     }
 
     /// The page belongs to `record` from now on: the only mapping left has taken it over. Under the entry's bit.
-    pub fn set_owner(&self, record: u64) {
+    pub(crate) fn set_owner(&self, record: u64) {
         self.owner.store(record, Ordering::Relaxed);
     }
 

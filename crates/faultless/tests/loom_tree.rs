@@ -110,7 +110,8 @@ fn readers_beside_a_writer_that_does_not_wait() {
         ];
         for (place, new) in changes {
             let mut things = replace(&shared.0, &mut writer, place, new);
-            shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, &mut things).unwrap();
+            // SAFETY: readers enter by these sections, with this barrier.
+            unsafe { shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, &mut things) }.unwrap();
         }
         reader.join().unwrap();
         read(shared.0.view_locked(&writer), 0);
@@ -173,7 +174,9 @@ impl Common {
         let (mut new, mut retired) = (items(new), RetiredList::new());
         loop {
             let section = self.section(slot);
-            let done = self.tree.replace_beside(&self.writers, &section, place, &mut new, &mut retired);
+            // SAFETY: each thread of a model has places of its own, and all enter by `sections`.
+            let done =
+                unsafe { self.tree.replace_beside(&self.writers, &section, place, &mut new, &mut retired) };
             drop(section);
             match done {
                 Ok(()) => return retired,

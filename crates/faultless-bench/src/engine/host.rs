@@ -91,11 +91,14 @@ unsafe impl FrameSource for Frames {
         self.memory.allocate()
     }
 
-    fn free(&self, frame: Frame) {
-        if self.zeroing == Zeroing::Ahead {
-            self.memory.zero(frame);
+    unsafe fn free(&self, frame: Frame) {
+        // SAFETY: by the same contract: the caller has the frame alone.
+        unsafe {
+            if self.zeroing == Zeroing::Ahead {
+                self.memory.zero(frame);
+            }
+            self.memory.free(frame);
         }
-        self.memory.free(frame);
     }
 
     fn folio(&self, frame: Frame) -> &Folio {
@@ -108,26 +111,31 @@ unsafe impl FrameSource for Frames {
 
     /// Ahead, it is zeros: never used, which the operating system has zeroed, or zeroed by `free`. But builds with debug
     /// assertions spoil what is free.
-    fn zero(&self, frame: Frame) {
+    unsafe fn zero(&self, frame: Frame) {
         if self.zeroing == Zeroing::InFault || cfg!(debug_assertions) {
-            self.memory.zero(frame);
+            // SAFETY: by the same contract.
+            unsafe { self.memory.zero(frame) }
         }
     }
 
-    fn copy(&self, from: Frame, to: Frame) {
-        self.memory.copy(from, to);
+    unsafe fn copy(&self, from: Frame, to: Frame) {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.copy(from, to) }
     }
 
-    fn memory(&self, frame: Frame) -> NonNull<u8> {
-        self.memory.memory(frame)
+    unsafe fn memory(&self, frame: Frame) -> NonNull<u8> {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.memory(frame) }
     }
 
-    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
-        self.memory.read(frame, offset, bytes)
+    unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.read(frame, offset, bytes) }
     }
 
-    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
-        self.memory.write(frame, offset, bytes)
+    unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.write(frame, offset, bytes) }
     }
 
     fn usage(&self) -> FrameUsage {
@@ -145,12 +153,15 @@ mod tests {
             let frames = Frames { memory: PhysicalMemory::new(1).unwrap(), zeroing };
             for _ in 0..3 {
                 let frame = frames.allocate().unwrap();
-                frames.zero(frame);
                 let mut bytes = [1; 4096];
-                assert_eq!(frames.read(frame, 0, &mut bytes), 4096);
+                // SAFETY: given out just now, and nobody else knows it.
+                unsafe {
+                    frames.zero(frame);
+                    assert_eq!(frames.read(frame, 0, &mut bytes), 4096);
+                    frames.write(frame, 0, &[7; 4096]);
+                    frames.free(frame);
+                }
                 assert_eq!(bytes, [0; 4096]);
-                frames.write(frame, 0, &[7; 4096]);
-                frames.free(frame);
             }
         }
     }

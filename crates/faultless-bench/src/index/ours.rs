@@ -60,7 +60,8 @@ impl<B: Named> Thread<'_, B> {
         let Ours { tree, writers, guard } = self.ours;
         loop {
             let section = guard.enter();
-            match tree.replace_beside(writers, &section, range, &mut self.new, &mut self.retired) {
+            let new = &mut self.new;
+            match guard.replace_beside(tree, writers, &section, range, new, &mut self.retired) {
                 Ok(()) => break,
                 Err(Unchanged::Contended) => std::hint::spin_loop(),
                 Err(Unchanged::OutOfMemory(error)) => panic!("{error}"),

@@ -373,6 +373,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         }
     }
 
+    #[allow(unsafe_code)]
     fn range_work<'s, H: Host>(
         space: &'s Shared<VmaLocks>,
         engine: &'s Engine<H>,
@@ -384,7 +385,8 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
             let write = Some(space.mmap_lock.write(engine, call));
             return Range::Write(Writer { space, write });
         }
-        let section = engine.enter();
+        // SAFETY: dropped below; until then the lock of the VMA is tried, which waits for nothing.
+        let section = unsafe { engine.enter_section() };
         let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
         let kept = vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).map(VmaRead::keep);
         drop(section);

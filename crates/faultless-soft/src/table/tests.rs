@@ -1,13 +1,14 @@
 use super::*;
+use crate::alone::Entries;
 use faultless::host::Frame;
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 
 const RIGHTS: u64 = Entry::READ | Entry::WRITE;
 
-fn table() -> (RadixTable, Arc<Sections>) {
+fn table() -> (Entries<Box<RadixTable>>, Arc<Sections>) {
     let sections = Arc::new(Sections::new());
-    (RadixTable::new(Arc::clone(&sections)).unwrap(), sections)
+    (Entries(Box::new(RadixTable::new(Arc::clone(&sections)).unwrap())), sections)
 }
 
 fn page(number: u64) -> PageNumber {

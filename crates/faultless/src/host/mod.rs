@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has a table that says what each call means on three hosts: a software MMU, a kernel with x86-64
 //! tables, a Linux process with userfaultfd. The traits hold no policy; each method states what it may assume.
 
+mod caller;
 mod entry;
 #[cfg(feature = "std")]
 mod membarrier;
@@ -10,6 +11,7 @@ mod membarrier;
 mod standard;
 
 pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, SlotIndex, Stable};
+pub(crate) use caller::{Frames, Table};
 pub use entry::{Entry, Frame};
 #[cfg(feature = "std")]
 pub use membarrier::StdBarrier;
@@ -83,7 +85,17 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 /// # Safety
 /// The engine frees frames and tables by what these methods say: an entry changes only as the methods have it, a leaf
 /// found with a proof stays in memory as long as the proof lives, and `invalidate` waits for every older translation.
-/// Callers keep to what each method assumes.
+///
+/// A method that is not `unsafe` breaks no memory safety, whatever page and leaf of a table of this type it gets. It may
+/// panic. The `unsafe` methods change what processors reach, or free tables: each states what its caller guarantees.
+///
+/// ```compile_fail,E0133
+/// # use faultless::address::PageNumber;
+/// # use faultless::host::PageTable;
+/// fn free_under_a_reader<T: PageTable>(table: &T, page: PageNumber) {
+///     let _ = table.unhook(page);
+/// }
+/// ```
 pub unsafe trait PageTable: Send + Sync + 'static {
     /// A leaf table and where it hangs. Valid for `'s`, the life of the proof it was found with.
     type Leaf<'s>: Copy
@@ -135,10 +147,13 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     fn try_announce(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry) -> bool;
 
     /// Clears the bit and leaves the entry as it is otherwise; accessed and dirty bits that came meanwhile stay.
-    /// Release. The caller has announced.
-    fn let_go(&self, leaf: Self::Leaf<'_>, page: PageNumber);
+    /// Release.
+    ///
+    /// # Safety
+    /// The caller has announced the entry and relies on the bit no more.
+    unsafe fn let_go(&self, leaf: Self::Leaf<'_>, page: PageNumber);
 
-    /// Puts `new` in the place of the entry, which the caller has announced, and clears the bit by the same store.
+    /// Puts `new` in the place of the entry and clears the bit by the same store.
     /// Returns what was there, with the accessed and dirty bits of the last moment. Where `new` keeps the frame, those
     /// bits are kept in it too. Release. May copy one page; does not sleep.
     ///
@@ -147,31 +162,61 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`OutOfMemory`] of a host that needs memory to map a page: the entry is as before, announced.
-    fn install(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory>;
+    ///
+    /// # Safety
+    /// The caller has announced the entry. If `new` names a frame, that frame is in use, is filled, and is counted once for
+    /// this entry or is the page of zeros; `new` gives the write right only if every space that sees the frame may see the
+    /// store.
+    unsafe fn install(
+        &self,
+        leaf: Self::Leaf<'_>,
+        page: PageNumber,
+        new: Entry,
+    ) -> Result<Entry, OutOfMemory>;
 
     /// The access that this page work is for cannot be served: the page cannot be read, or there is no memory for it.
     /// Clears the bit. A host that is not there when the access is tried again sees to its signal now, and sets
     /// [`Entry::REFUSED`], for all accesses until the entry is installed anew or swept.
-    fn refuse(&self, leaf: Self::Leaf<'_>, page: PageNumber) {
-        self.let_go(leaf, page);
+    ///
+    /// # Safety
+    /// As [`PageTable::let_go`].
+    unsafe fn refuse(&self, leaf: Self::Leaf<'_>, page: PageNumber) {
+        // SAFETY: by the same contract.
+        unsafe { self.let_go(leaf, page) }
     }
 
     /// Range work's step: puts `new` in the place of `seen` (neither has the bit) if the entry is still that. AcqRel.
     ///
     /// # Errors
     /// What is there instead.
-    fn exchange(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry, new: Entry) -> Result<(), Entry>;
+    ///
+    /// # Safety
+    /// The caller has taken the page. `new` is as for [`PageTable::install`]. The frame of `seen` is freed only after a
+    /// later [`PageTable::invalidate`] of the page.
+    unsafe fn exchange(
+        &self,
+        leaf: Self::Leaf<'_>,
+        page: PageNumber,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry>;
 
-    /// Puts `new` where nothing is. Nobody else changes the entry now: fork fills the child's. Release. A host whose
-    /// processors walk another table leaves that for the first access.
-    fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
+    /// Puts `new` where nothing is: fork fills the child's entries. Release. A host whose processors walk another table
+    /// leaves that for the first access.
+    ///
+    /// # Safety
+    /// Nobody else changes the entry now. `new` is as for [`PageTable::install`].
+    unsafe fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
 
     /// The first page from `range`'s start on, and inside it, whose leaf table exists.
     fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber>;
 
-    /// Takes the leaf table over `page` out of its parent. The caller has taken the leaf's whole span, which is a hole
-    /// or BUSY, and has swept it. Readers may still be in the table: it is freed after a grace period.
-    fn unhook(&self, page: PageNumber) -> Option<Retired>;
+    /// Takes the leaf table over `page` out of its parent. Readers may still be in the table: it is freed after a grace
+    /// period.
+    ///
+    /// # Safety
+    /// The caller has taken the leaf's whole span, which is a hole or BUSY, and has swept it.
+    unsafe fn unhook(&self, page: PageNumber) -> Option<Retired>;
 
     /// Whether the leaf was shared with other tables when it was found. Then its entries are not written but by processors,
     /// which set accessed bits, and no processor stores through it, whatever its entries allow. A leaf that was found by a
@@ -193,7 +238,16 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`OutOfMemory`]: nothing is done.
-    fn share(&self, leaf: Self::Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
+    ///
+    /// # Safety
+    /// `leaf` hangs in this table over `page`. Both tables are walked in sections of one engine only. Before either is
+    /// dropped, it leaves what it shares, and a grace period passes.
+    unsafe fn share(
+        &self,
+        leaf: Self::Leaf<'_>,
+        child: &Self,
+        page: PageNumber,
+    ) -> Result<bool, OutOfMemory> {
         let _ = (leaf, child, page);
         Ok(false)
     }
@@ -202,7 +256,12 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// one where nobody else has it any more, else a copy. `each` is called for the entries that are not empty (for all, of what
     /// is copied), and nobody else is at work on the table meanwhile. It says what the copy has, which gets no write right; the
     /// shared table loses that of each frame which the copy has too. Does not sleep, and needs no memory.
-    fn unshare(
+    ///
+    /// # Safety
+    /// `leaf` hung in this table over `page`. `each` counts each frame that the copy keeps once more, as
+    /// [`PageTable::install`] demands. What comes back in [`Unshared::Left`] is dropped after [`PageTable::invalidate`] of
+    /// the leaf's pages and a grace period.
+    unsafe fn unshare(
         &self,
         leaf: Self::Leaf<'_>,
         page: PageNumber,
@@ -218,13 +277,15 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
 
     /// From now on `range` is mapped with these rights, or not at all: what a host whose processors have mappings of their
-    /// own does to those. The caller has taken the range and publishes the same next; it is in no section, has announced
-    /// nothing, and this may sleep. An access between the two is served, or meets a fault that finds nothing and is tried
+    /// own does to those. The caller is in no section and has announced nothing; this may sleep. An access between the two is served, or meets a fault that finds nothing and is tried
     /// again. Called only if [`PageTable::FOLLOWS`].
     ///
     /// # Errors
     /// [`OutOfMemory`]: as before, or in part; the caller says again what holds.
-    fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
+    ///
+    /// # Safety
+    /// The caller has taken `range` and publishes the same rights next.
+    unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         let _ = (range, rights);
         Ok(())
     }
@@ -255,15 +316,28 @@ pub enum Unshared<L> {
 ///
 /// # Safety
 /// A frame that is given out is given out once until it comes back, and `memory` names `PAGE_SIZE` bytes of its own.
-/// Callers keep to what each method assumes: the frames in use are the engine's.
+///
+/// A method that is not `unsafe` breaks no memory safety, whatever frame it gets. It may panic. The `unsafe` methods reach
+/// bytes that others may use: each states what its caller guarantees. The engine calls all of them, and safe code none:
+///
+/// ```compile_fail,E0133
+/// # use faultless::host::{Frame, FrameSource, Host};
+/// fn give_to_two_pages<H: Host>(engine: &faultless::Engine<H>, frame: Frame) {
+///     engine.host().frames().free(frame);
+/// }
+/// ```
 pub unsafe trait FrameSource: Send + Sync + 'static {
     /// A free frame with whatever is in it. Does not sleep: page work calls this while announced.
     fn allocate(&self) -> Option<Frame>;
 
-    /// Takes a frame back. Nobody reaches it any more. Does not sleep.
-    fn free(&self, frame: Frame);
+    /// Takes a frame back. Does not sleep.
+    ///
+    /// # Safety
+    /// The frame is given out and the caller has it alone: no reference is left in its folio, no page table names it, and
+    /// nobody uses its bytes.
+    unsafe fn free(&self, frame: Frame);
 
-    /// The counts and state of a frame that [`FrameSource::allocate`] gave out.
+    /// The counts and state of a frame. May panic if the machine has no such frame.
     fn folio(&self, frame: Frame) -> &Folio;
 
     /// A hint that the frame's folio is about to be written.
@@ -271,24 +345,40 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
         let _ = frame;
     }
 
-    /// Fills with zeros. The caller has the frame alone.
-    fn zero(&self, frame: Frame);
+    /// Fills with zeros.
+    ///
+    /// # Safety
+    /// The frame is given out and the caller has it alone.
+    unsafe fn zero(&self, frame: Frame);
 
-    /// Copies a page, or remembers to: `from` stays and is written by nobody until `to` is installed, and the caller has
-    /// `to` alone until then.
-    fn copy(&self, from: Frame, to: Frame);
+    /// Copies a page, or remembers to.
+    ///
+    /// # Safety
+    /// Both frames are given out. Until `to` is installed or freed, the caller has `to` alone, `from` stays in use, and
+    /// nobody writes `from`.
+    unsafe fn copy(&self, from: Frame, to: Frame);
 
-    /// The frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE` of them,
-    /// aligned to eight. The caller has the frame alone, or a page of a file that nobody may write.
-    fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
+    /// The frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE` initialised
+    /// bytes, aligned to eight. The pointer is good until the frame is freed or a processor may write it.
+    ///
+    /// # Safety
+    /// The frame is given out. The caller has it alone, or it is a page of a file that nobody may write.
+    unsafe fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
-    /// Copies bytes out of a frame that processors may be using, each byte at once; up to the page's end. Returns how
+    /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns how
     /// many.
-    fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize;
+    ///
+    /// # Safety
+    /// The frame stays in use meanwhile. No store reads into it ([`Direction::Read`](crate::store::Direction::Read)).
+    unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize;
 
-    /// Copies bytes into a frame that processors may be using, each byte at once; up to the page's end. Returns how
+    /// Copies bytes into a frame that processors may be using, each byte atomically, up to the page's end. Returns how
     /// many.
-    fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize;
+    ///
+    /// # Safety
+    /// The frame stays in use meanwhile, and no transfer of it is under way. Everybody who sees the page may see the
+    /// bytes.
+    unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize;
 
     /// How many frames there are at most, and how many are given out now.
     fn usage(&self) -> FrameUsage;

@@ -6,7 +6,7 @@ use super::{File, FolioLock};
 use crate::address::PAGE_SIZE;
 use crate::errno;
 use crate::frame::Reference;
-use crate::host::{FrameSource, Host};
+use crate::host::Host;
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Mutex, Shared};
@@ -207,7 +207,7 @@ impl<H: Host> File<H> {
             return Ok(true);
         }
         let Some(pin) = self.wait_for_page(at / PAGE_SIZE)? else { return Ok(false) };
-        self.engine.host().frames().read(pin.frame(), (at % PAGE_SIZE) as usize, bytes);
+        self.engine.frames().read(pin.frame(), (at % PAGE_SIZE) as usize, bytes);
         Ok(true)
     }
 
@@ -263,7 +263,7 @@ impl<H: Host> File<H> {
         let last = if old / PAGE_SIZE == page { None } else { self.lock_last_page(&resizing, old) };
         let last_page = if old / PAGE_SIZE == page { Some(&locked) } else { last.as_ref() };
         self.zero_behind(last_page, old, at);
-        self.engine.host().frames().write(locked.0.frame(), (at % PAGE_SIZE) as usize, bytes);
+        self.engine.frames().write(locked.0.frame(), (at % PAGE_SIZE) as usize, bytes);
         // Release: whoever sees the length sees the bytes. The locks are dropped after it.
         self.length.store(end, Ordering::Release);
         Ok(())
@@ -276,7 +276,7 @@ impl<H: Host> File<H> {
             let Some(pin) = self.wait_for_page(page)? else { return Ok(()) };
             let Some(lock) = self.lock_dirty(page, pin) else { continue };
             // With the lock no write of it to the store begins.
-            self.engine.host().frames().write(lock.0.frame(), (at % PAGE_SIZE) as usize, bytes);
+            self.engine.frames().write(lock.0.frame(), (at % PAGE_SIZE) as usize, bytes);
             return Ok(());
         }
     }

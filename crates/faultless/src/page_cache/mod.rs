@@ -258,7 +258,7 @@ impl<H: Host> File<H> {
             }
             let frame = self.room_for_one()?;
             let memory = self.index.make(page).and_then(|word| Ok((word, self.completion(page, frame)?)));
-            let (word, completion) = memory.inspect_err(|_| engine.host().frames().free(frame))?;
+            let (word, completion) = memory.inspect_err(|_| engine.frames().free(frame))?;
             let folio = engine.folio(frame);
             folio.begin_reading(self.id, page);
             let old = word.load(Ordering::Acquire);
@@ -266,7 +266,7 @@ impl<H: Host> File<H> {
                 && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if !attached {
                 if folio.cancel_reading() {
-                    engine.host().frames().free(frame);
+                    engine.frames().free(frame);
                 }
                 crate::sync::spin_loop();
                 continue;
@@ -306,7 +306,7 @@ impl<H: Host> File<H> {
     /// # Errors
     /// [`Miss`], but not `Queue`.
     pub(crate) fn make_page(&self, page: u64, reference: Reference) -> Result<Frame, Miss> {
-        let frames = self.engine.host().frames();
+        let frames = self.engine.frames();
         loop {
             if page >= self.pages() || page >= index::PAGES {
                 return Err(Miss::PastEnd);
@@ -334,7 +334,7 @@ impl<H: Host> File<H> {
         frame: Frame,
         reference: Reference,
     ) -> Result<Option<Frame>, OutOfMemory> {
-        let frames = self.engine.host().frames();
+        let frames = self.engine.frames();
         frames.zero(frame);
         let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
         let folio = self.engine.folio(frame);
@@ -363,7 +363,7 @@ impl<H: Host> File<H> {
 
     fn submit(&self, page: u64, frame: Frame, completion: Completion) {
         let Some(store) = &self.store else { return };
-        let memory = self.engine.host().frames().memory(frame);
+        let memory = self.engine.frames().memory(frame);
         // SAFETY: the read's own pin keeps the frame until the completion, and nobody touches the bytes of a folio
         // that is being read.
         let transfer = unsafe { Transfer::new(Direction::Read, page * PAGE_SIZE, memory, completion) };
@@ -397,7 +397,7 @@ impl<H: Host> File<H> {
     /// What lies behind the end of the file reads as zeros.
     fn zero_tail(&self, frame: Frame, from: u64) {
         let from = from.min(PAGE_SIZE) as usize;
-        let memory = self.engine.host().frames().memory(frame);
+        let memory = self.engine.frames().memory(frame);
         // SAFETY: the frame's own PAGE_SIZE bytes; its read has ended and nobody sees it up to date yet.
         unsafe { memory.as_ptr().add(from).write_bytes(0, PAGE_SIZE as usize - from) }
     }
@@ -418,7 +418,7 @@ impl<H: Host> File<H> {
             self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         }
         if self.engine.folio(frame).put_cached() {
-            self.engine.host().frames().free(frame);
+            self.engine.frames().free(frame);
         }
     }
 
@@ -467,7 +467,7 @@ impl<H: Host> File<H> {
         word.store(SEEN, Ordering::Release);
         drop(guard);
         self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-        self.engine.host().frames().free(frame);
+        self.engine.frames().free(frame);
         Evicted::Done
     }
 

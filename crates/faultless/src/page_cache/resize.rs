@@ -18,7 +18,7 @@ use super::{File, FileError, FolioLock, Maps, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::Engine;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, Host};
+use crate::host::{Frame, Host};
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Reservation, fence_after_rmw, full_fence};
@@ -134,7 +134,7 @@ impl<H: Host> File<H> {
     fn zero_part(&self, lock: &FolioLock<H>, from: u64, to: u64) {
         let within = (from % PAGE_SIZE) as usize;
         let length = to.saturating_sub(from).min(PAGE_SIZE - within as u64) as usize;
-        self.engine.host().frames().write(lock.0.frame(), within, &ZEROS[..length]);
+        self.engine.frames().write(lock.0.frame(), within, &ZEROS[..length]);
     }
 
     /// Makes the store, and then the file, shorter.

@@ -25,7 +25,7 @@ use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, Host};
+use crate::host::{Frame, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
@@ -276,7 +276,7 @@ impl<H: Host> File<H> {
     fn submit_write(&self, page: u64, pin: Pin<H>) {
         let (engine, offset) = (&self.engine, page * PAGE_SIZE);
         let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
-        let frames = engine.host().frames();
+        let frames = engine.frames();
         // No length changes this until the write has ended: see resize.rs.
         let inside = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
         // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
@@ -366,7 +366,7 @@ impl<H: Host> File<H> {
             }
             word.store(SEEN, Ordering::Relaxed);
             let engine = self.engine.clone();
-            let frames = engine.host().frames();
+            let frames = engine.frames();
             let inside = (length - offset).min(PAGE_SIZE) as usize;
             frames.write(frame, inside, &[0; PAGE_SIZE as usize][inside..]);
             engine.counters().add(Counter::IoWrites, 1);
@@ -418,7 +418,7 @@ impl<H: Host> Last<H> {
         engine.cache.writes.fetch_sub(1, Ordering::Relaxed);
         engine.folio(frame).end_writeback(false);
         if engine.folio(frame).put_cached() {
-            engine.host().frames().free(frame);
+            engine.frames().free(frame);
         }
         drop(store);
     }

@@ -101,7 +101,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.draft(work, self.tree.view(&section), range, wanted, |_| true)?;
         debug_assert!(near.covers(hull));
         for look in 0.. {
-            match self.tree.replace_beside(&writers, &section, hull, &mut new, retired) {
+            // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and whoever takes the lock waits for the edit.
+            // Readers of this tree enter by this engine.
+            match unsafe { self.tree.replace_beside(&writers, &section, hull, &mut new, retired) } {
                 Ok(()) => break,
                 Err(Unchanged::Contended) => {
                     drop(section);

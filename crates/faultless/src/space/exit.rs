@@ -7,6 +7,7 @@ use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
 use crate::sync::{RetiredList, full_fence};
+use core::mem::ManuallyDrop;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
@@ -36,7 +37,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut lock = taken.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(whole.start());
         vmas.for_each(|vma| D::detach(vma.lock(), true));
-        let old = self.tree.take_all(&mut lock.writer);
+        // SAFETY: dropped after the grace period at the end; a panic before that leaks it.
+        let old = ManuallyDrop::new(unsafe { self.tree.take_all(&mut lock.writer) });
         lock.usage = SpaceUsage::default();
         drop(lock);
         // Partner: the fence after the bit in page work.
@@ -49,7 +51,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(work);
         self.engine.retire(retired);
         self.engine.grace_and_flush();
-        drop(old);
+        drop(ManuallyDrop::into_inner(old));
     }
 }
 

@@ -50,7 +50,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn fork(&self) -> Result<Self, ForkError> {
         let space = &*self.0;
         let table = space.engine.host().child_table(&space.table)?;
-        let child = Self::with_table(&space.engine, table)?;
+        // SAFETY: new, and of this engine's host.
+        let child = unsafe { Self::with_table(&space.engine, table) }?;
         let whole = space.whole();
         let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Fork, whole);
         space.engine.assert_may_sleep("the tree lock");
@@ -378,7 +379,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         range: PageRange,
         anon: AnonId,
     ) -> Result<(), OutOfMemory> {
-        let frames = self.engine.host().frames();
+        let frames = self.engine.frames();
         let mut result = Ok(());
         self.each_table(taken, range, |part| {
             // Of what is shared nothing is pinned.

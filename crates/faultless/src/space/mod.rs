@@ -55,7 +55,7 @@ pub use usage::MappingUsage;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::engine::Engine;
-use crate::host::{Host, OutOfMemory, PageTable};
+use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Ranges, Shared, Weak};
@@ -97,7 +97,7 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     /// Immutable.
     engine: Arc<Engine<H>>,
     /// Immutable; entries are atomic.
-    table: H::Table,
+    table: Table<H::Table>,
     /// Atomic links; changed under `map`, or as an edit of what was taken there.
     tree: Tree<Vma<H, D>>,
     /// The short tree lock, and the ranges taken under it. On lines of their own: faults read what is beside them.
@@ -123,7 +123,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(Self {
             id: engine.next_serial(),
             engine: engine.clone(),
-            table,
+            table: Table::new(table),
             tree,
             map: CachePadded::new(Ranges::try_new(Map {
                 writer,
@@ -151,14 +151,29 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
-        Self::with_table(engine, engine.host().new_table()?)
+        let table = engine.host().new_table()?;
+        // SAFETY: new, and of this engine's host.
+        unsafe { Self::with_table(engine, table) }
     }
 
-    /// An empty space with a table that the embedder has made for it. The table is empty and of this engine's host.
+    /// An empty space with a table that the embedder has made for it.
     ///
     /// # Errors
     /// [`OutOfMemory`]; the table is dropped.
-    pub fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+    ///
+    /// # Safety
+    /// The table is empty, nobody else uses it, and it was made by this engine's host: a table of another machine names
+    /// other frames, and waits for other sections.
+    ///
+    /// ```compile_fail,E0133
+    /// # use faultless::host::{Host, OutOfMemory};
+    /// # use faultless::{AddressSpace, Engine, design::Faultless};
+    /// # use std::sync::Arc;
+    /// fn with_the_table_of_another<H: Host>(a: &Arc<Engine<H>>, b: &Arc<Engine<H>>) -> Result<(), OutOfMemory> {
+    ///     AddressSpace::<H, Faultless>::with_table(a, b.host().new_table()?).map(drop)
+    /// }
+    /// ```
+    pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
         Ok(Self(Shared::try_new(Space::new(engine, table)?)?))
     }
 

@@ -7,7 +7,7 @@ use crate::address::{PageNumber, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
-use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::host::{Entry, Frame, Host};
 use crate::protection::{Access, Protection};
 use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
@@ -31,7 +31,7 @@ impl<H: Host> PinnedPage<H> {
 
     /// Copies bytes out, from `offset` in the page on; as many as the page has. Returns how many.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
-        self.engine.host().frames().read(self.frame, offset, bytes)
+        self.engine.frames().read(self.frame, offset, bytes)
     }
 
     /// Copies bytes in, from `offset` in the page on; as many as the page has. Returns how many: none if the page was
@@ -40,7 +40,7 @@ impl<H: Host> PinnedPage<H> {
         if self.access != Access::Write {
             return 0;
         }
-        self.engine.host().frames().write(self.frame, offset, bytes)
+        self.engine.frames().write(self.frame, offset, bytes)
     }
 }
 

@@ -129,8 +129,10 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
 
     /// Invalidates, then drops the references (rule 6).
     pub fn flush(&mut self) {
-        if let Some(range) = self.range.take() {
+        if let Some(range) = self.range {
             self.space.engine.invalidate(&self.space.table, range);
+            // Only now: should that panic, dropping this does not free frames that a processor may use.
+            self.range = None;
         }
         for frame in self.frames[..core::mem::take(&mut self.count)].iter_mut().filter_map(Option::take) {
             self.space.engine.put_mapping(frame);

@@ -146,7 +146,11 @@ impl Sections {
     ///
     /// # Errors
     /// There is no memory for the list: the things stay where they are.
-    pub fn retire(
+    ///
+    /// # Safety
+    /// Whoever may still reach a thing is in a section of these `Sections`, and `barrier` is what [`Sections::enter`]
+    /// demands.
+    pub unsafe fn retire(
         &self,
         index: SlotIndex,
         barrier: &impl Barrier,
@@ -181,7 +185,10 @@ impl Sections {
 
     /// Waits for a grace period and frees all that was retired before. `always`: also if that is nothing. `wait` as for
     /// [`Sections::grace`]; the caller is in no section, and holds nothing that a drop of what is freed may want.
-    pub fn flush(&self, barrier: &impl Barrier, always: bool, mut wait: impl FnMut(u32)) {
+    ///
+    /// # Safety
+    /// `barrier` is what [`Sections::enter`] demands: with a weaker one the grace period may end before an older section.
+    pub unsafe fn flush(&self, barrier: &impl Barrier, always: bool, mut wait: impl FnMut(u32)) {
         let mut is_any = always;
         self.each_slot(|slot| is_any |= slot.retired.oldest.load(plain::Ordering::Relaxed) != NONE);
         if !is_any {

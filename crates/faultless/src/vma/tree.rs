@@ -147,12 +147,15 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         }
     }
 
-    /// As [`Tree::replace`], while others do the same. Nobody else puts anything into `range` meanwhile, or takes anything
-    /// out: who calls this sees to that.
+    /// As [`Tree::replace`], while others do the same.
     ///
     /// # Errors
     /// [`Unchanged`]; where somebody else is at work, the caller ends its section, lets a moment pass, and asks again.
-    pub fn replace_beside(
+    ///
+    /// # Safety
+    /// Nobody else puts anything into `range` meanwhile, or takes anything out. The section is of the engine, or of the
+    /// [`Sections`](crate::sync::Sections), that all readers of this tree enter.
+    pub unsafe fn replace_beside(
         &self,
         writers: &Writers,
         _section: &Section<'_>,
@@ -178,8 +181,11 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         change.of_shape(&self.root)
     }
 
-    /// Takes everything out, which needs no memory: the caller waits for a grace period before it drops what comes back.
-    pub fn take_all(&self, writer: &mut Writer) -> Tree<T> {
+    /// Takes everything out, which needs no memory.
+    ///
+    /// # Safety
+    /// Before what comes back is dropped, also by unwinding, a grace period passes.
+    pub unsafe fn take_all(&self, writer: &mut Writer) -> Tree<T> {
         self.check(writer.id);
         // Readers of an older root see the tree whole.
         Self::under(self.root.swap(ptr::null_mut(), Ordering::AcqRel), self.id)

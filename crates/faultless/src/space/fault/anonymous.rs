@@ -20,7 +20,7 @@ pub(super) fn fill<H: Host, D: LockingDesign>(
     anon: AnonId,
     access: Access,
 ) -> Step<H> {
-    let frames = work.engine().host().frames();
+    let frames = work.engine().frames();
     let Some(frame) = frames.allocate() else { return Step::NeedMemory };
     frames.zero(frame);
     let bits = match access {

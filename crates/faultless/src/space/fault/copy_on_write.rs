@@ -18,7 +18,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     frame: Frame,
 ) -> Step<H> {
     let engine = work.engine();
-    let (frames, counters) = (engine.host().frames(), work.section().counters());
+    let (frames, counters) = (engine.frames(), work.section().counters());
     if frame == engine.zero_frame() {
         let Some(new) = frames.allocate() else { return Step::NeedMemory };
         frames.zero(new);
@@ -64,7 +64,7 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
     anon: AnonId,
     frame: Frame,
 ) -> Step<H> {
-    let frames = work.engine().host().frames();
+    let frames = work.engine().frames();
     let Some(new) = frames.allocate() else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
     match shown.is_some_and(|(file, _)| file.is_writable()) {

@@ -467,7 +467,7 @@ fn install_new<H: Host, D: LockingDesign>(
     frame: Frame,
     bits: u64,
 ) -> Step<H> {
-    let frames = work.engine().host().frames();
+    let frames = work.engine().frames();
     let folio = frames.folio(frame);
     folio.begin_anonymous(anon.get());
     let rights = entry_rights(work.vma.mapping().protection);

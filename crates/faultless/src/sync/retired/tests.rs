@@ -20,7 +20,13 @@ fn slot(index: u32) -> SlotIndex {
 
 fn retire(sections: &Sections, of: u32, count: usize, freed: &Arc<AtomicUsize>) {
     let mut things = (0..count).map(|_| Retired::new(Box::new(Thing(Arc::clone(freed))))).collect();
-    sections.retire(slot(of), &FenceBarrier, &mut things).unwrap();
+    // SAFETY: all that enter `sections` in these tests do so with this barrier.
+    unsafe { sections.retire(slot(of), &FenceBarrier, &mut things) }.unwrap();
+}
+
+fn flush(sections: &Sections, wait: impl FnMut(u32)) {
+    // SAFETY: as in `retire`.
+    unsafe { sections.flush(&FenceBarrier, false, wait) }
 }
 
 fn count(freed: &Arc<AtomicUsize>) -> usize {
@@ -103,7 +109,7 @@ fn what_a_slot_leaves_behind_is_freed_by_others() {
 fn a_flush_frees_all_lists() {
     let (sections, freed) = (Sections::new(), Arc::default());
     (0..8).for_each(|of| retire(&sections, of, 2, &freed));
-    sections.flush(&FenceBarrier, false, |_| {});
+    flush(&sections, |_| {});
     assert_eq!(count(&freed), 16);
 }
 
@@ -115,7 +121,7 @@ fn a_flush_waits_for_a_section() {
     std::thread::scope(|scope| {
         beside_a_section(&sections, || {
             scope.spawn(|| {
-                sections.flush(&FenceBarrier, false, |_| _ = looks.send(()));
+                flush(&sections, |_| _ = looks.send(()));
                 assert_eq!(count(&freed), 1);
             });
             waits.recv().unwrap();
@@ -144,8 +150,9 @@ fn a_drop_may_retire() {
     let (sections, freed) = (Arc::new(Sections::new()), Arc::default());
     let things =
         (0..BATCH).map(|_| Retired::new(Box::new(Nested(Arc::clone(&sections), Arc::clone(&freed)))));
-    sections.retire(slot(0), &FenceBarrier, &mut things.collect()).unwrap();
-    sections.flush(&FenceBarrier, false, |_| {});
+    // SAFETY: as in `retire`.
+    unsafe { sections.retire(slot(0), &FenceBarrier, &mut things.collect()) }.unwrap();
+    flush(&sections, |_| {});
     assert_eq!(count(&freed), BATCH * BATCH);
 }
 
@@ -165,12 +172,12 @@ fn threads_retire_beside_sections() {
                     }
                     retire(sections, of, 1, freed);
                     if round % 1000 == 0 {
-                        sections.flush(&FenceBarrier, false, |_| std::thread::yield_now());
+                        flush(sections, |_| std::thread::yield_now());
                     }
                 }
             });
         }
     });
-    sections.flush(&FenceBarrier, false, |_| {});
+    flush(&sections, |_| {});
     assert_eq!(count(&freed), THREADS as usize * ROUNDS);
 }

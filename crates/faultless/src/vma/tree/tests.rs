@@ -362,7 +362,9 @@ fn writers_side_by_side() {
                             // SAFETY: the slot is this thread's.
                             let section = unsafe { sections.enter(StdSlots.current(), &FenceBarrier) };
                             let place = range(at, at + 2);
-                            let done = tree.replace_beside(writers, &section, place, &mut new, &mut mine);
+                            // SAFETY: the stretch is this thread's alone, and all readers enter by `sections`.
+                            let done =
+                                unsafe { tree.replace_beside(writers, &section, place, &mut new, &mut mine) };
                             let found = tree.view(&section).find(page(at)).is_some();
                             drop(section);
                             match done {

@@ -1,0 +1,184 @@
+//! The engine as the caller of its host's `unsafe` methods: the same methods, which engine code calls without `unsafe`.
+//! Both types are private to the crate, so the duties below are the engine's alone.
+//!
+//! | duty of the caller | kept by |
+//! |---|---|
+//! | a frame is freed once, and nobody reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`Removed::flush` in `space/range_work.rs`) |
+//! | a frame is zeroed or copied into by whoever has it alone | only frames just allocated are, before their folio's life begins or before their page is published (`fault/`, `fork.rs`, `page_cache/mod.rs`) |
+//! | the source of a copy stays and is not written | the caller has announced the entry that names it, or has it pinned, and it is mapped read-only |
+//! | bytes in `memory` are read and written by nobody else | READING: a folio that is not up to date is mapped nowhere. WRITEBACK: every write right is gone before (`page_cache/writeback.rs`) |
+//! | `read` and `write` meet no transfer into the frame | the caller has a reference to a folio that is up to date; a writer has the folio's lock or a right, neither of which goes with WRITEBACK; a page pinned for I/O is written back from a copy |
+//! | an entry is installed, refused or let go by whoever announced it | `space::page_work::Announced`; fork, which announces each entry it copies |
+//! | an entry is exchanged or filled, a leaf unhooked, by whoever took its pages | the callers have a `Taken` over them; a space without handles has no other caller |
+//! | an entry counts its frame | each entry that is put takes over a reference; each that is taken out gives one to `Removed` |
+//! | a leaf table stays while it may be walked | what is unhooked is retired; what was left by `unshare` is dropped after `invalidate` (`space/shared_table.rs`) |
+
+use super::{Entry, Fate, Frame, FrameSource, OutOfMemory, PageTable, Unshared};
+use crate::address::{PageNumber, PageRange};
+use crate::protection::Protection;
+use crate::sync::Retired;
+use core::ops::Deref;
+use core::ptr::NonNull;
+
+/// The machine's frames, for the engine.
+pub(crate) struct Frames<'a, F>(&'a F);
+
+impl<F> Clone for Frames<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Frames<'_, F> {}
+
+/// For the methods that demand nothing.
+impl<F> Deref for Frames<'_, F> {
+    type Target = F;
+    #[inline]
+    fn deref(&self) -> &F {
+        self.0
+    }
+}
+
+impl<'a, F: FrameSource> Frames<'a, F> {
+    #[inline]
+    pub(crate) fn new(frames: &'a F) -> Self {
+        Self(frames)
+    }
+
+    /// As [`FrameSource::free`].
+    #[inline]
+    pub(crate) fn free(self, frame: Frame) {
+        // SAFETY: the table above, line 1.
+        unsafe { self.0.free(frame) }
+    }
+
+    /// As [`FrameSource::zero`].
+    #[inline]
+    pub(crate) fn zero(self, frame: Frame) {
+        // SAFETY: the table above, line 2.
+        unsafe { self.0.zero(frame) }
+    }
+
+    /// As [`FrameSource::copy`].
+    #[inline]
+    pub(crate) fn copy(self, from: Frame, to: Frame) {
+        // SAFETY: the table above, lines 2 and 3.
+        unsafe { self.0.copy(from, to) }
+    }
+
+    /// As [`FrameSource::memory`].
+    #[inline]
+    pub(crate) fn memory(self, frame: Frame) -> NonNull<u8> {
+        // SAFETY: the table above, line 4.
+        unsafe { self.0.memory(frame) }
+    }
+
+    /// As [`FrameSource::read`].
+    #[inline]
+    pub(crate) fn read(self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+        // SAFETY: the table above, line 5.
+        unsafe { self.0.read(frame, offset, bytes) }
+    }
+
+    /// As [`FrameSource::write`].
+    #[inline]
+    pub(crate) fn write(self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+        // SAFETY: the table above, line 5.
+        unsafe { self.0.write(frame, offset, bytes) }
+    }
+}
+
+/// The page table of a space, for the engine.
+pub(crate) struct Table<T>(T);
+
+/// For the methods that demand nothing.
+impl<T> Deref for Table<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: PageTable> Table<T> {
+    /// `table` is empty, of this engine's host, and nobody else's.
+    pub(crate) fn new(table: T) -> Self {
+        Self(table)
+    }
+
+    /// As [`PageTable::let_go`].
+    #[inline]
+    pub(crate) fn let_go(&self, leaf: T::Leaf<'_>, page: PageNumber) {
+        // SAFETY: the table above, line 6.
+        unsafe { self.0.let_go(leaf, page) }
+    }
+
+    /// As [`PageTable::install`].
+    #[inline]
+    pub(crate) fn install(
+        &self,
+        leaf: T::Leaf<'_>,
+        page: PageNumber,
+        new: Entry,
+    ) -> Result<Entry, OutOfMemory> {
+        // SAFETY: the table above, lines 6 and 8.
+        unsafe { self.0.install(leaf, page, new) }
+    }
+
+    /// As [`PageTable::refuse`].
+    pub(crate) fn refuse(&self, leaf: T::Leaf<'_>, page: PageNumber) {
+        // SAFETY: the table above, line 6.
+        unsafe { self.0.refuse(leaf, page) }
+    }
+
+    /// As [`PageTable::exchange`].
+    #[inline]
+    pub(crate) fn exchange(
+        &self,
+        leaf: T::Leaf<'_>,
+        page: PageNumber,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
+        // SAFETY: the table above, lines 7 and 8.
+        unsafe { self.0.exchange(leaf, page, seen, new) }
+    }
+
+    /// As [`PageTable::fill`].
+    #[inline]
+    pub(crate) fn fill(&self, leaf: T::Leaf<'_>, page: PageNumber, new: Entry) {
+        // SAFETY: the table above, lines 7 and 8.
+        unsafe { self.0.fill(leaf, page, new) }
+    }
+
+    /// As [`PageTable::unhook`].
+    pub(crate) fn unhook(&self, page: PageNumber) -> Option<Retired> {
+        // SAFETY: the table above, lines 7 and 9.
+        unsafe { self.0.unhook(page) }
+    }
+
+    /// As [`PageTable::share`].
+    pub(crate) fn share(&self, leaf: T::Leaf<'_>, child: &T, page: PageNumber) -> Result<bool, OutOfMemory> {
+        // SAFETY: the table above, line 9; both tables are this engine's, and each space leaves what it shares before it
+        // drops its table (`space/exit.rs`).
+        unsafe { self.0.share(leaf, child, page) }
+    }
+
+    /// As [`PageTable::unshare`].
+    pub(crate) fn unshare(
+        &self,
+        leaf: T::Leaf<'_>,
+        page: PageNumber,
+        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
+    ) -> Unshared<T::Left> {
+        // SAFETY: the table above, lines 8 and 9.
+        unsafe { self.0.unshare(leaf, page, each) }
+    }
+
+    /// As [`PageTable::follow`].
+    pub(crate) fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
+        // SAFETY: the table above, line 7.
+        unsafe { self.0.follow(range, rights) }
+    }
+}
