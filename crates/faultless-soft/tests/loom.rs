@@ -10,7 +10,7 @@ mod models;
 use faultless::address::PAGE_SIZE;
 use faultless::host::Host;
 use faultless::protection::{Access, Protection};
-use faultless::store::{Store, StoreError, Transfer};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
@@ -44,9 +44,10 @@ impl Store for Fives {
 impl Fives {
     fn end_reads(&self) {
         for mut transfer in std::mem::take(&mut *self.0.lock().unwrap()) {
-            let bytes = transfer.bytes().len();
-            transfer.bytes().fill(5);
-            transfer.complete(Ok(bytes));
+            if let Bytes::Read(page) = transfer.bytes() {
+                page.fill(5);
+            }
+            transfer.complete(Ok(PAGE_SIZE as usize));
         }
     }
 }

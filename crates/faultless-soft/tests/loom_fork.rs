@@ -7,7 +7,7 @@ mod models;
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Access;
 use faultless::stats::Counter;
-use faultless::store::{Store, StoreError, Transfer};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::{Engine, Fault, File, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
 use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
@@ -189,9 +189,10 @@ impl Store for Fives {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        let bytes = transfer.bytes().len();
-        transfer.bytes().fill(5);
-        transfer.complete(Ok(bytes));
+        if let Bytes::Read(page) = transfer.bytes() {
+            page.fill(5);
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
     }
 }
 

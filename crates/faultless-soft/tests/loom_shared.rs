@@ -7,7 +7,7 @@ mod models;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Access;
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, File, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
@@ -31,12 +31,10 @@ impl Kept {
     fn end(&self) {
         let transfers = std::mem::take(&mut self.0.lock().unwrap().0);
         for mut transfer in transfers {
-            let direction = transfer.direction();
-            let first = &mut transfer.bytes()[..8];
             let kept = &mut self.0.lock().unwrap().1;
-            match direction {
-                Direction::Read => first.copy_from_slice(&kept.to_ne_bytes()),
-                Direction::Write => *kept = u64::from_ne_bytes(first.try_into().expect("eight bytes")),
+            match transfer.bytes() {
+                Bytes::Read(page) => page[..8].copy_from_slice(&kept.to_ne_bytes()),
+                Bytes::Write(page) => *kept = u64::from_ne_bytes(page[..8].try_into().expect("eight bytes")),
             }
             transfer.complete(Ok(PAGE_SIZE as usize));
         }

@@ -99,6 +99,33 @@
 //! | a frame's bytes | through an entry, as a processor | fill a new one, copy | – | – |
 //! | a folio's word | take a reference unless free | count, reuse, share | drop, after `invalidate` | – |
 //!
+//! # Memory safety
+//!
+//! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
+//! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
+//! reservation keeps its page, range or claim for good, and others may wait for it for ever, but nothing is freed early.
+//! Who implements an `unsafe trait` ([`host::Host`], [`host::PageTable`], [`host::FrameSource`], [`host::Slots`]), or calls an
+//! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
+//! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
+//! safe calls.
+//! Not covered: a [`vma::tree::Tree`] of one's own whose items change their range ([`vma::tree::Ranged`]), or that is given
+//! unsorted items. An engine's tree gets neither.
+//!
+//! | module with unsafe code | relies on | guaranteed by |
+//! |---|---|---|
+//! | `host/caller.rs`: the calls of the host that demand something | one owner of each frame, one of each entry; `invalidate` before a frame is freed | folios' words (`frame.rs`, private to the crate), the bit, ranges taken; a table in that module says which |
+//! | `sync/section.rs`, `sync/retired.rs` | one thread a slot; the same barrier at both ends; what is retired is reached in sections only | [`host::Slots`]; the host's one barrier; `Engine::retire` is private, [`sync::Sections::retire`] unsafe |
+//! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
+//! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
+//! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
+//! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
+//! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index |
+//! | `store/mod.rs` | the memory of a transfer | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
+//! | `host/membarrier.rs` | a call of the kernel without pointers | – |
+//!
+//! The host's processors use frames while others do: so a host makes each access to a mapped frame atomic (a software
+//! machine), or makes it outside of this program's memory model (hardware, another process).
+//!
 //! # Designs
 //!
 //! What page work and range work take, and what a fault keeps through I/O, is a plug-in: [`design::LockingDesign`].

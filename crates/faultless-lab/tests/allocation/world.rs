@@ -16,7 +16,7 @@ use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::fault::FaultError;
 use faultless::protection::{Protection, Sharing};
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{self, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::vma::Flags;
 use faultless::{AddressSpace, Engine, File, FileHandle, Limits, MapRequest, Placement};
@@ -46,14 +46,13 @@ impl Store for Bytes {
 
     fn submit(&self, mut transfer: Transfer) {
         let offset = transfer.offset();
-        let direction = transfer.direction();
         let mut bytes = self.0.lock().unwrap();
         let inside = bytes.get_mut(offset as usize..).unwrap_or_default();
         let length = inside.len().min(PAGE_SIZE as usize);
-        let (inside, page) = (&mut inside[..length], &mut transfer.bytes()[..length]);
-        match direction {
-            Direction::Read => page.copy_from_slice(inside),
-            Direction::Write => inside.copy_from_slice(page),
+        let inside = &mut inside[..length];
+        match transfer.bytes() {
+            store::Bytes::Read(page) => page[..length].copy_from_slice(inside),
+            store::Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
         }
         drop(bytes);
         transfer.complete(if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) });

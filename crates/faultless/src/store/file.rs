@@ -4,7 +4,7 @@
 use super::threads::Pool;
 #[cfg(target_os = "linux")]
 use super::threads::survive;
-use super::{Direction, Store, StoreError, Transfer};
+use super::{Bytes, Store, StoreError, Transfer};
 use crate::address::PAGE_SIZE;
 #[cfg(target_os = "linux")]
 use rustix::io::Errno;
@@ -155,10 +155,11 @@ impl FileStore {
         use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
         use std::sync::atomic::Ordering::Relaxed;
 
-        if transfer.direction() != Direction::Read || !self.says_cached.load(Relaxed) {
-            return Some(transfer);
-        }
-        let (offset, bytes) = (transfer.offset(), transfer.bytes());
+        let offset = transfer.offset();
+        let bytes = match transfer.bytes() {
+            Bytes::Read(bytes) if self.says_cached.load(Relaxed) => bytes,
+            _ => return Some(transfer),
+        };
         let length = bytes.len();
         match preadv2(&self.file, &mut [IoSliceMut::new(bytes)], offset, ReadWriteFlags::NOWAIT) {
             Ok(moved) if moved == length => {
@@ -207,9 +208,9 @@ fn start_pool(file: &Arc<File>, threads: NonZeroUsize) -> Result<Pool, OpenError
     let file = Arc::clone(file);
     let work = move |mut transfer: Transfer| {
         let offset = transfer.offset();
-        let result = match transfer.direction() {
-            Direction::Read => read(&file, offset, transfer.bytes()),
-            Direction::Write => write(&file, offset, transfer.bytes()),
+        let result = match transfer.bytes() {
+            Bytes::Read(bytes) => read(&file, offset, bytes),
+            Bytes::Write(bytes) => write(&file, offset, bytes),
         };
         transfer.complete(result);
     };
@@ -328,6 +329,7 @@ fn refused(error: &io::Error, offset: u64) -> StoreError {
 mod tests {
     use super::super::testing::{Ended, transfer};
     use super::*;
+    use crate::store::Direction;
     use std::error::Error;
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;

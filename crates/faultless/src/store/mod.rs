@@ -106,6 +106,45 @@ pub enum Direction {
     Write,
 }
 
+/// The page of a [`Transfer`] in memory, as the direction allows it. A store matches on it:
+///
+/// ```
+/// # use faultless::store::{Bytes, StoreError, Transfer};
+/// # fn read(_: &mut [u8], _: u64) -> Result<usize, StoreError> { Ok(0) }
+/// # fn write(_: &[u8], _: u64) -> Result<usize, StoreError> { Ok(0) }
+/// fn submit(mut transfer: Transfer) {
+///     let offset = transfer.offset();
+///     let result = match transfer.bytes() {
+///         Bytes::Read(page) => read(page, offset),
+///         Bytes::Write(page) => write(page, offset),
+///     };
+///     transfer.complete(result);
+/// }
+/// ```
+///
+/// | | while the transfer is under way | so the store gets |
+/// |---|---|---|
+/// | [`Direction::Read`] | the page is not up to date: it is mapped nowhere, and neither the engine nor a processor reads or writes it | exclusive access |
+/// | [`Direction::Write`] | processors and file handles may read the page; nobody writes it, since every write right was taken away before | shared access |
+///
+/// A page that is written cannot be changed:
+///
+/// ```compile_fail,E0594
+/// # use faultless::store::{Bytes, Transfer};
+/// fn spoil(mut transfer: Transfer) {
+///     if let Bytes::Write(page) = transfer.bytes() {
+///         page[0] = 1;
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+pub enum Bytes<'a> {
+    /// To be filled, from its start on. What is in it before is of no meaning.
+    Read(&'a mut [u8]),
+    /// To be kept. Others may read it at the same time.
+    Write(&'a [u8]),
+}
+
 /// What a transfer calls when it has ended: with the number of bytes moved.
 pub type Completion = Box<dyn FnOnce(Result<usize, StoreError>) + Send>;
 
@@ -118,15 +157,15 @@ pub struct Transfer {
     completion: Option<Completion>,
 }
 
-// SAFETY: `Transfer::new` demands memory that is this transfer's alone, from any thread.
+// SAFETY: `Transfer::new` demands memory that any thread may use: exclusively for a read, shared for a write.
 unsafe impl Send for Transfer {}
 
 impl Transfer {
     /// A transfer of the page at byte `offset` of the store.
     ///
     /// # Safety
-    /// `memory` has `PAGE_SIZE` bytes that stay valid until `completion` is called, and until then nobody else
-    /// writes them, nor reads them if the direction is [`Direction::Read`].
+    /// `memory` has `PAGE_SIZE` initialised bytes that stay valid until `completion` is called or dropped. Until then nobody
+    /// else writes them, nor reads them if the direction is [`Direction::Read`].
     pub unsafe fn new(
         direction: Direction,
         offset: u64,
@@ -146,10 +185,15 @@ impl Transfer {
         self.offset
     }
 
-    /// The page in memory.
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: by `new`; `&mut self` keeps it to one user.
-        unsafe { core::slice::from_raw_parts_mut(self.memory.as_ptr(), PAGE_SIZE as usize) }
+    /// The page in memory: `PAGE_SIZE` bytes.
+    pub fn bytes(&mut self) -> Bytes<'_> {
+        let (memory, size) = (self.memory.as_ptr(), PAGE_SIZE as usize);
+        match self.direction {
+            // SAFETY: by `new` nobody else uses the bytes; `&mut self` keeps them to one user here.
+            Direction::Read => Bytes::Read(unsafe { core::slice::from_raw_parts_mut(memory, size) }),
+            // SAFETY: by `new` nobody writes the bytes.
+            Direction::Write => Bytes::Write(unsafe { core::slice::from_raw_parts(memory, size) }),
+        }
     }
 
     /// Ends the transfer. A read that moved fewer bytes than a page has met the end of the file: whoever asked fills
@@ -182,6 +226,9 @@ impl Drop for Transfer {
 }
 
 /// Something that holds pages.
+///
+/// A store is trusted with contents, not with memory: a read that says it moved bytes which it did not write shows what the
+/// frame held before. No method is called with a lock of the engine held but the file's own for a change of its length.
 pub trait Store: Send + Sync + 'static {
     /// How long it is now, in bytes.
     ///
@@ -289,9 +336,9 @@ pub(crate) mod testing {
         }
 
         fn submit(&self, mut transfer: Transfer) {
-            if transfer.direction() == Direction::Read {
-                let number = (transfer.offset() / PAGE_SIZE) as u8;
-                transfer.bytes().fill(number);
+            let number = (transfer.offset() / PAGE_SIZE) as u8;
+            if let Bytes::Read(page) = transfer.bytes() {
+                page.fill(number);
             }
             transfer.complete(Ok(PAGE_SIZE as usize));
         }

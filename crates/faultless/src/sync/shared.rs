@@ -24,6 +24,16 @@ pub struct Counted<T: ?Sized> {
     value: ManuallyDrop<T>,
 }
 
+/// One handle more. Where there are too many, the count is as before: a caller that survives the panic and tries again does
+/// not get it to pass zero.
+#[inline]
+fn count_one_more(count: &AtomicUsize) {
+    if count.fetch_add(1, Ordering::Relaxed) >= MOST {
+        count.fetch_sub(1, Ordering::Relaxed);
+        panic!("handles were forgotten without end");
+    }
+}
+
 /// A handle that keeps the value.
 pub struct Shared<T: ?Sized> {
     counted: NonNull<Counted<T>>,
@@ -104,8 +114,7 @@ impl<T: ?Sized> Clone for Shared<T> {
     fn clone(&self) -> Self {
         // Relaxed: who has a handle gives one to another thread by something that orders it.
         // SAFETY: as in `deref`.
-        let before = unsafe { &(*self.counted.as_ptr()).strong }.fetch_add(1, Ordering::Relaxed);
-        assert!(before < MOST, "handles were forgotten without end");
+        count_one_more(unsafe { &(*self.counted.as_ptr()).strong });
         Self { counted: self.counted, owns: PhantomData }
     }
 }
@@ -141,10 +150,12 @@ impl<T: ?Sized> Weak<T> {
 
     /// A handle that keeps the value, if it is there still.
     pub fn upgrade(&self) -> Option<Shared<T>> {
-        let more = |strong: usize| (strong != 0).then_some(strong + 1);
+        let more = |strong: usize| {
+            assert!(strong < MOST, "handles were forgotten without end");
+            (strong != 0).then_some(strong + 1)
+        };
         // Acquire, partner: the Release of `Shared::try_new_cyclic`.
-        let before = self.counts().0.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
-        assert!(before < MOST, "handles were forgotten without end");
+        self.counts().0.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()?;
         Some(Shared { counted: self.counted, owns: PhantomData })
     }
 
@@ -168,8 +179,7 @@ impl<T: ?Sized> Weak<T> {
 
 impl<T: ?Sized> Clone for Weak<T> {
     fn clone(&self) -> Self {
-        let before = self.counts().1.fetch_add(1, Ordering::Relaxed);
-        assert!(before < MOST, "handles were forgotten without end");
+        count_one_more(self.counts().1);
         Self { counted: self.counted }
     }
 }
@@ -259,6 +269,25 @@ mod tests {
         drop(last);
         assert_eq!(drops.load(Ordering::Relaxed), 1);
         assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn handles_that_are_forgotten_without_end_do_not_overflow_the_count() {
+        let shared = Shared::try_new(Dropped(Arc::default())).unwrap();
+        let weak = Shared::downgrade(&shared);
+        // SAFETY: the counts live as long as `shared`; they are put back below.
+        let counts = unsafe { [&(*shared.counted.as_ptr()).strong, &(*shared.counted.as_ptr()).weak] };
+        let real = counts.map(|count| count.swap(MOST, Ordering::Relaxed));
+        let panics: [&dyn Fn(); 3] =
+            [&|| std::mem::forget(shared.clone()), &|| std::mem::forget(weak.clone()), &|| {
+                std::mem::forget(weak.upgrade())
+            }];
+        for forget in panics {
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(forget)).is_err());
+        }
+        let after = counts.map(|count| count.load(Ordering::Relaxed));
+        counts.iter().zip(real).for_each(|(count, real)| count.store(real, Ordering::Relaxed));
+        assert_eq!(after, [MOST; 2]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::super::generate::Episode;
 use super::super::operation::{IN_MEMORY, STORED};
 use super::super::step::contents;
 use faultless::address::PAGE_SIZE;
-use faultless::store::{DelayedStore, Direction, Store, StoreError, Transfer};
+use faultless::store::{self, DelayedStore, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, File, FileError, FileHandle};
 use faultless_soft::Soft;
@@ -34,14 +34,13 @@ impl Store for Bytes {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        let (direction, offset) = (transfer.direction(), transfer.offset());
+        let offset = transfer.offset();
         let mut bytes = self.lock();
         let inside = part(&mut bytes, offset, PAGE_SIZE);
         let length = inside.len();
-        let page = &mut transfer.bytes()[..length];
-        match direction {
-            Direction::Read => page.copy_from_slice(inside),
-            Direction::Write => inside.copy_from_slice(page),
+        match transfer.bytes() {
+            store::Bytes::Read(page) => page[..length].copy_from_slice(inside),
+            store::Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
         }
         drop(bytes);
         transfer.complete(if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) });
