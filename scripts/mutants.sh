@@ -38,6 +38,10 @@ writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeb
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3
 evicts_dirty             | faultless-soft | loom_shared | eviction_against_writeback | invariant 9
 failed_write_is_clean    | faultless-soft | loom_shared | a_failed_write_stays_dirty | invariant 9
+fsync_asks_before_the_lock | faultless-soft | loom_shared | a_sync_beside_one_that_begins | sync returned before
+asks_before_the_number   | faultless-soft | loom_shared | a_miss_beside_a_punch | deadlock
+resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
+length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

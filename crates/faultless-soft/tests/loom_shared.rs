@@ -6,7 +6,7 @@
 mod models;
 
 use faultless::address::PAGE_SIZE;
-use faultless::protection::Access;
+use faultless::protection::{Access, Protection};
 use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, File, Limits, MapRequest, Placement};
@@ -24,6 +24,11 @@ impl Store for Kept {
 
     fn submit(&self, transfer: Transfer) {
         self.0.lock().unwrap().0.push(transfer);
+    }
+
+    fn set_length(&self, _: u64) -> Result<(), StoreError> {
+        assert!(self.0.lock().unwrap().0.is_empty(), "invariant 14: cut off while a transfer is under way");
+        Ok(())
     }
 }
 
@@ -156,5 +161,123 @@ fn eviction_against_writeback() {
         assert_eq!(space.load_u64(at(1)).unwrap(), 1, "invariant 9: a dirty page was evicted");
         close(file);
         end(&engine, space);
+    });
+}
+
+/// A store that ends each transfer at once. What it holds is zeros, and the first eight bytes that were written last.
+struct Quick {
+    length: u64,
+    kept: Mutex<u64>,
+}
+
+impl Store for Quick {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(self.length)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        match transfer.bytes() {
+            Bytes::Read(bytes) => bytes.fill(0),
+            Bytes::Write(bytes) => {
+                *self.kept.lock().unwrap() = u64::from_ne_bytes(bytes[..8].try_into().expect("eight bytes"));
+            }
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+
+    fn set_length(&self, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn punch(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+fn quick(length: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Quick>) {
+    let engine = Engine::new(Soft::new(6).expect("frames"), Limits::default()).expect("memory for an engine");
+    let store = Arc::new(Quick { length, kept: Mutex::new(0) });
+    let file = File::open_rw(&engine, store.clone()).expect("a store with a length");
+    (engine, file, store)
+}
+
+/// fsync returns when a page has been written, also if another thread has begun to write it.
+#[test]
+fn a_sync_beside_one_that_begins() {
+    model(2, || {
+        let (engine, file, store) = quick(PAGE_SIZE);
+        file.handle().write_at(0, &7u64.to_ne_bytes()).unwrap();
+        let other = file.clone();
+        let begins = spawn(1, move || other.handle().start_sync());
+        file.handle().sync().unwrap();
+        assert_eq!(*store.kept.lock().unwrap(), 7, "sync returned before the page was written");
+        begins.join().unwrap();
+        close(file);
+        assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
+    });
+}
+
+/// A read that misses beside a hole that is punched waits for its end, and does not sleep through it. Somebody else's pin
+/// stays, so that nothing else wakes it.
+#[test]
+fn a_miss_beside_a_punch() {
+    model(2, || {
+        let (engine, file, _store) = quick(PAGE_SIZE);
+        let slow = Arc::new(Kept(Mutex::new((Vec::new(), 0))));
+        let slow_file = File::open(&engine, slow.clone()).expect("a store with a length");
+        let space = Space::new(&engine).unwrap();
+        let request =
+            MapRequest::file(&slow_file, 0, PAGE_SIZE, Protection::READ).at(Placement::Fixed(at(1)));
+        space.map(request).expect("a mapping");
+        let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
+        let other = file.clone();
+        let reader = spawn(1, move || {
+            let mut byte = [1];
+            assert_eq!(other.handle().read_at(0, &mut byte), Ok(1));
+            assert_eq!(byte, [0]);
+        });
+        file.handle().punch_hole(0, PAGE_SIZE).unwrap();
+        reader.join().unwrap();
+        slow.end();
+        drop(pending);
+        close(file);
+        close(slow_file);
+        end(&engine, space);
+    });
+}
+
+/// Invariant 14: a file is cut off when no transfer of what goes is under way, and none begins meanwhile.
+#[test]
+fn a_cut_beside_a_writeback() {
+    model(2, || {
+        let (engine, file, kept, space) = stored(6);
+        let (other, store) = (file.clone(), kept.clone());
+        let writes = spawn(1, move || {
+            other.handle().start_sync();
+            store.end();
+        });
+        file.handle().set_length(8).unwrap();
+        writes.join().unwrap();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 1, "what stays was lost");
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// Invariant 14: a reader beside a write that makes the file longer sees what was written, or the old end.
+#[test]
+fn a_reader_beside_an_appender() {
+    model(2, || {
+        let (engine, file, _store) = quick(0);
+        let other = file.clone();
+        let reader = spawn(1, move || {
+            let mut byte = [1];
+            let read = other.handle().read_at(0, &mut byte).unwrap();
+            assert!(read == 0 || byte == [7], "invariant 14: zeros that nobody wrote");
+        });
+        assert_eq!(file.handle().write_at(0, &[7]), Ok(1));
+        reader.join().unwrap();
+        close(file);
+        assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
     });
 }

@@ -1,0 +1,404 @@
+//! Files under stores that refuse, fail and are slow: a call that is refused has lost nothing, and a length is said when
+//! the bytes are there (invariants 9 and 14). No space takes part but where a mapping is what is asked about.
+#![cfg(not(any(loom, shuttle)))]
+
+use faultless::address::PAGE_SIZE;
+use faultless::design::Faultless;
+use faultless::protection::{Access, Protection};
+use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
+use faultless::{AddressSpace, Engine, Fault, File, FileError, Limits, MapRequest};
+use faultless_soft::{Cpu, Soft};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+const P: usize = PAGE_SIZE as usize;
+type Space = AddressSpace<Soft, Faultless>;
+
+const EIO: StoreError = StoreError::Io { offset: 0, errno: 5 };
+
+/// Bytes in memory, with everything that can go wrong.
+#[derive(Default)]
+struct Ram {
+    bytes: Mutex<Vec<u8>>,
+    /// Says no to a new length and to a hole.
+    refuses: AtomicBool,
+    /// So many reads fail from now on.
+    failing_reads: AtomicU64,
+    /// So many flushes fail from now on, and lose what was written since the last that did not.
+    failing_flushes: AtomicU64,
+    flushed: Mutex<Vec<u8>>,
+    /// Transfers are kept until `go_on`.
+    holds: AtomicBool,
+    held: Mutex<Vec<Transfer>>,
+    /// Writes wait inside `submit` while this is 1 or 2; 2: one does.
+    gate: Mutex<u32>,
+    changed: Condvar,
+    /// Calls that came while a transfer of what goes was under way.
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Ram {
+    fn new(pages: usize, fill: u8) -> Arc<Self> {
+        let bytes = vec![fill; pages * P];
+        Arc::new(Self { flushed: Mutex::new(bytes.clone()), bytes: Mutex::new(bytes), ..Self::default() })
+    }
+
+    fn transfer(&self, mut transfer: Transfer) {
+        let offset = transfer.offset() as usize;
+        let mut bytes = self.bytes.lock().unwrap();
+        let n = bytes.len().saturating_sub(offset).min(P);
+        match transfer.bytes() {
+            Bytes::Read(page) => page[..n].copy_from_slice(&bytes[offset..offset + n]),
+            // As pwrite: a write of what lies behind the end makes it longer again.
+            Bytes::Write(page) => {
+                let end = bytes.len().max(offset + n);
+                bytes.resize(end, 0);
+                bytes[offset..offset + n].copy_from_slice(&page[..n]);
+            }
+        }
+        drop(bytes);
+        transfer.complete(Ok(n));
+    }
+
+    fn go_on(&self) {
+        self.holds.store(false, Ordering::SeqCst);
+        let held = std::mem::take(&mut *self.held.lock().unwrap());
+        held.into_iter().for_each(|transfer| self.transfer(transfer));
+    }
+
+    fn check(&self, what: &str, from: u64, end: u64) {
+        for transfer in self.held.lock().unwrap().iter() {
+            if transfer.offset() < end && transfer.offset() + PAGE_SIZE > from {
+                let line = format!(
+                    "{what} while a {:?} of {} is under way",
+                    transfer.direction(),
+                    transfer.offset()
+                );
+                self.wrong.lock().unwrap().push(line);
+            }
+        }
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap().clone()
+    }
+}
+
+impl Store for Ram {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        if transfer.direction() == Direction::Write {
+            let mut gate = self.gate.lock().unwrap();
+            while *gate != 0 {
+                *gate = 2;
+                self.changed.notify_all();
+                gate = self.changed.wait(gate).unwrap();
+            }
+        } else if self
+            .failing_reads
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .is_ok()
+        {
+            return transfer.complete(Err(EIO));
+        }
+        if self.holds.load(Ordering::SeqCst) {
+            return self.held.lock().unwrap().push(transfer);
+        }
+        self.transfer(transfer);
+    }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(EIO);
+        }
+        self.check("cut off", length, u64::MAX);
+        self.bytes.lock().unwrap().resize(length as usize, 0);
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(StoreError::Unsupported { offset });
+        }
+        self.check("punched", offset, offset + length);
+        let mut bytes = self.bytes.lock().unwrap();
+        let end = bytes.len().min((offset + length) as usize);
+        bytes[offset as usize..end].fill(0);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let mut bytes = self.bytes.lock().unwrap();
+        let mut flushed = self.flushed.lock().unwrap();
+        if self.failing_flushes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+        {
+            bytes.clone_from(&flushed);
+            return Err(EIO);
+        }
+        flushed.clone_from(&bytes);
+        Ok(())
+    }
+}
+
+fn engine(frames: u64) -> Arc<Engine<Soft>> {
+    Engine::new(Soft::new(frames).unwrap(), Limits::default()).unwrap()
+}
+
+fn opened(pages: usize, fill: u8) -> (Arc<Engine<Soft>>, faultless::sync::Shared<File<Soft>>, Arc<Ram>) {
+    let engine = engine(64);
+    let ram = Ram::new(pages, fill);
+    let file = File::open_rw(&engine, ram.clone()).unwrap();
+    (engine, file, ram)
+}
+
+#[test]
+fn invariant_14_a_refused_hole_loses_nothing() {
+    let (_engine, file, ram) = opened(4, 1);
+    let handle = file.handle();
+    handle.write_at(0, &[7; 4 * P]).unwrap();
+    ram.refuses.store(true, Ordering::SeqCst);
+    for (offset, length) in [(PAGE_SIZE, PAGE_SIZE), (100, 3 * PAGE_SIZE), (0, 4 * PAGE_SIZE)] {
+        let refused = handle.punch_hole(offset, length);
+        assert!(matches!(refused, Err(FileError::Store(StoreError::Unsupported { .. }))), "{refused:?}");
+    }
+    let mut bytes = vec![0; 4 * P];
+    handle.read_at(0, &mut bytes).unwrap();
+    assert!(bytes == [7; 4 * P], "a refused hole took a page, or zeroed a part of one");
+    handle.sync().unwrap();
+    assert!(ram.to_vec() == [7; 4 * P], "invariant 9: a page is dirty no more");
+}
+
+#[test]
+fn a_hole_whose_ends_cannot_be_read_changes_nothing() {
+    let (_engine, file, ram) = opened(4, 1);
+    let handle = file.handle();
+    handle.write_at(PAGE_SIZE, &[7; P]).unwrap();
+    ram.failing_reads.store(1, Ordering::SeqCst);
+    assert_eq!(handle.punch_hole(100, 2 * PAGE_SIZE), Err(FileError::Store(EIO)));
+    let mut bytes = vec![0; 3 * P];
+    handle.read_at(0, &mut bytes).unwrap();
+    assert!(bytes[..P] == [1; P] && bytes[P..2 * P] == [7; P] && bytes[2 * P..] == [1; P]);
+}
+
+#[test]
+fn invariant_14_a_refused_truncation_loses_nothing_that_is_being_written() {
+    let (_engine, file, ram) = opened(4, 1);
+    let handle = file.handle();
+    for page in 0..3 {
+        handle.write_at(page * PAGE_SIZE, &[7 + page as u8; P]).unwrap();
+    }
+    ram.refuses.store(true, Ordering::SeqCst);
+    *ram.gate.lock().unwrap() = 1;
+    thread::scope(|s| {
+        s.spawn(|| handle.sync());
+        // The first page waits inside `submit`; the others are under writeback and not submitted.
+        drop(ram.changed.wait_while(ram.gate.lock().unwrap(), |gate| *gate != 2).unwrap());
+        let cut = s.spawn(|| handle.set_length(PAGE_SIZE));
+        for _ in 0..10_000 {
+            if file.length() == PAGE_SIZE {
+                break;
+            }
+            thread::yield_now();
+        }
+        *ram.gate.lock().unwrap() = 0;
+        ram.changed.notify_all();
+        assert_eq!(cut.join().unwrap(), Err(FileError::Store(EIO)));
+    });
+    assert_eq!(file.length(), 4 * PAGE_SIZE);
+    let mut bytes = [0; 2];
+    handle.read_at(PAGE_SIZE, &mut bytes[..1]).unwrap();
+    handle.read_at(2 * PAGE_SIZE, &mut bytes[1..]).unwrap();
+    assert_eq!(bytes, [8, 9], "what the refused truncation would have cut off is gone");
+    handle.sync().unwrap();
+    let stored = ram.to_vec();
+    assert_eq!([stored[0], stored[P], stored[2 * P], stored[3 * P]], [7, 8, 9, 1]);
+}
+
+/// Runs `change` while transfers are held, and lets them go when it has had the time to come too early.
+fn beside_held(ram: &Ram, change: impl FnOnce() + Send) {
+    thread::scope(|s| {
+        let change = s.spawn(change);
+        for _ in 0..10_000 {
+            if change.is_finished() {
+                break;
+            }
+            thread::yield_now();
+        }
+        ram.go_on();
+    });
+    assert_eq!(*ram.wrong.lock().unwrap(), Vec::<String>::new(), "invariant 14");
+}
+
+#[test]
+fn invariant_14_no_hole_and_no_cut_under_a_read() {
+    for cut in [false, true] {
+        let (engine, file, ram) = opened(4, 1);
+        let space: Space = AddressSpace::new(&engine).unwrap();
+        let at = space.map(MapRequest::file(&file, 0, 4 * PAGE_SIZE, Protection::READ)).unwrap();
+        ram.holds.store(true, Ordering::SeqCst);
+        let page = at.checked_add(2 * PAGE_SIZE).unwrap();
+        let Ok(Fault::Pending(pending)) = space.fault(page, Access::Read) else { panic!("a cold page") };
+        let handle = file.handle();
+        beside_held(&ram, || match cut {
+            false => handle.punch_hole(2 * PAGE_SIZE, PAGE_SIZE).unwrap(),
+            true => handle.set_length(2 * PAGE_SIZE + 5).unwrap(),
+        });
+        drop(pending);
+        assert_eq!(space.load_u64(page).unwrap(), if cut { 0x01_0101_0101 } else { 0 });
+    }
+}
+
+#[test]
+fn invariant_14_no_cut_under_a_write_of_the_partial_last_page() {
+    let (_engine, file, ram) = opened(8, 1);
+    let handle = file.handle();
+    handle.write_at(0, &[7; 8 * P]).unwrap();
+    ram.holds.store(true, Ordering::SeqCst);
+    handle.start_sync();
+    beside_held(&ram, || handle.set_length(29389).unwrap());
+    handle.sync().unwrap();
+    assert!(ram.to_vec() == [7; 29389]);
+}
+
+#[test]
+fn a_file_grows_while_its_last_page_is_written() {
+    let (_engine, file, ram) = opened(2, 1);
+    let handle = file.handle();
+    handle.set_length(6010).unwrap();
+    handle.write_at(6000, &[7; 10]).unwrap();
+    ram.holds.store(true, Ordering::SeqCst);
+    handle.start_sync();
+    beside_held(&ram, || assert_eq!(handle.write_at(3 * PAGE_SIZE, &[8; 100]), Ok(100)));
+    handle.sync().unwrap();
+    let stored = ram.to_vec();
+    assert_eq!(stored.len(), 3 * P + 100);
+    assert!(stored[6000..6010] == [7; 10] && stored[6010..3 * P].iter().all(|byte| *byte == 0));
+    assert!(stored[3 * P..] == [8; 100]);
+}
+
+/// Lengths and syncs in flight, in every order that four threads come to.
+#[test]
+fn the_store_is_as_long_as_the_file_whatever_is_under_way() {
+    use faultless::store::DelayedStore;
+    let engine = engine(256);
+    for round in 0..200u64 {
+        let ram = Ram::new(8, 1);
+        let slow = DelayedStore::new(ram.clone(), std::time::Duration::from_micros(20 * (round % 7)));
+        let file = File::open_rw(&engine, Arc::new(slow)).unwrap();
+        let handle = file.handle();
+        handle.write_at(0, &[7; 8 * P]).unwrap();
+        handle.start_sync();
+        handle.set_length(29389).unwrap();
+        handle.start_sync();
+        handle.set_length(6010).unwrap();
+        handle.start_sync();
+        handle.write_at(1046, &[9; 8551]).unwrap();
+        handle.sync().unwrap();
+        let stored = ram.to_vec();
+        assert_eq!(stored.len(), 9597, "round {round}");
+        assert!(stored[..1046] == [7; 1046] && stored[1046..] == [9; 8551], "round {round}");
+    }
+}
+
+#[test]
+fn invariant_14_a_failed_write_leaves_the_length() {
+    let engine = engine(64);
+    let ram = Arc::new(Ram { bytes: Mutex::new(vec![1; 10]), ..Ram::default() });
+    let file = File::open_rw(&engine, ram.clone()).unwrap();
+    ram.failing_reads.store(1, Ordering::SeqCst);
+    assert_eq!(file.handle().write_at(10, &[7; 100]), Err(FileError::Store(EIO)));
+    assert_eq!((file.length(), ram.to_vec().len()), (10, 10));
+    assert_eq!(file.handle().write_at(10, &[7; 100]), Ok(100));
+    assert_eq!(file.length(), 110);
+    ram.refuses.store(true, Ordering::SeqCst);
+    assert_eq!(file.handle().write_at(110, &[7; 100]), Err(FileError::Store(EIO)), "the store cannot grow");
+    assert_eq!(file.length(), 110);
+}
+
+#[test]
+fn invariant_14_a_write_that_runs_out_of_memory_says_how_far_it_came() {
+    let engine = engine(64);
+    let file = File::in_memory(&engine, 0).unwrap();
+    let bytes: Vec<u8> = (0..200 * P + 10).map(|i| (i % 251) as u8 + 1).collect();
+    let written = file.handle().write_at(0, &bytes).unwrap();
+    assert!(written > 0 && written < bytes.len());
+    assert_eq!(file.length(), written as u64, "longer than what was written");
+    let mut back = vec![0; bytes.len()];
+    assert_eq!(file.handle().read_at(0, &mut back), Ok(written));
+    assert!(back[..written] == bytes[..written]);
+    assert_eq!(file.handle().write_at(written as u64, &bytes), Err(FileError::OutOfMemory));
+    assert_eq!(file.length(), written as u64);
+}
+
+#[test]
+fn a_file_that_is_longer_than_memory_is_written_and_read() {
+    let (_engine, file, ram) = opened(0, 0);
+    let bytes: Vec<u8> = (0..200 * P + 10).map(|i| (i % 251) as u8 + 1).collect();
+    assert_eq!(file.handle().write_at(0, &bytes), Ok(bytes.len()));
+    let mut back = vec![0; bytes.len()];
+    assert_eq!(file.handle().read_at(0, &mut back), Ok(bytes.len()));
+    assert!(back == bytes);
+    file.handle().sync().unwrap();
+    assert!(ram.to_vec() == bytes);
+}
+
+/// By `read_at` and by a mapping: whoever sees a length sees the bytes before it.
+#[test]
+fn invariant_14_a_reader_beside_an_appender_sees_no_zeros() {
+    for in_memory in [false, true] {
+        let engine = engine(4096);
+        let file = match in_memory {
+            true => File::in_memory(&engine, 0).unwrap(),
+            false => File::open_rw(&engine, Ram::new(0, 0)).unwrap(),
+        };
+        let space: Space = AddressSpace::new(&engine).unwrap();
+        let at = space.map(MapRequest::shared_file(&file, 0, 1024 * PAGE_SIZE, Protection::READ)).unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|s| {
+            s.spawn(|| {
+                let handle = file.handle();
+                let mut seen = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let length = file.length();
+                    if length <= seen {
+                        continue;
+                    }
+                    seen = length;
+                    let mut last = [0; 64];
+                    let read = handle.read_at(length - 64, &mut last).unwrap();
+                    assert!(last[..read] == [7; 64][..read], "zeros that nobody wrote, by read_at");
+                    let word = space.load_u64(at.checked_add(length - 8).unwrap()).unwrap();
+                    assert_eq!(word, u64::from_ne_bytes([7; 8]), "zeros that nobody wrote, by a mapping");
+                }
+            });
+            let handle = file.handle();
+            for i in 0..20_000u64 {
+                assert_eq!(handle.write_at(i * 200, &[7; 200]), Ok(200));
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+#[test]
+fn invariant_9_a_failed_flush_is_told_to_each_handle_and_tried_again() {
+    let (_engine, file, ram) = opened(4, 1);
+    let (a, b) = (file.handle(), file.handle());
+    a.write_at(0, &[7]).unwrap();
+    b.write_at(PAGE_SIZE, &[8]).unwrap();
+    ram.failing_flushes.store(1, Ordering::SeqCst);
+    assert_eq!(a.sync(), Err(FileError::Store(EIO)));
+    assert_eq!(ram.to_vec()[0], 1, "the device has lost it");
+    assert_eq!(b.sync(), Err(FileError::Store(EIO)), "b wrote before the flush that failed");
+    assert_eq!((a.sync(), b.sync(), file.sync()), (Ok(()), Ok(()), Err(FileError::Store(EIO))));
+    let flushed = ram.flushed.lock().unwrap();
+    assert_eq!(
+        (flushed[0], flushed[P]),
+        (7, 8),
+        "invariant 9: what the device has lost was not written again"
+    );
+}
