@@ -66,12 +66,15 @@ pub struct Attempt {
     pub slow: bool,
     /// The engine's: which mapping it is for.
     pub only: Only,
+    /// The engine's: a private mapping gets a page of its own, whatever the access. Set for a pin for I/O
+    /// (Linux: `FAULT_FLAG_UNSHARE`).
+    pub unshares: bool,
 }
 
 impl Attempt {
     /// The first one.
     pub const fn first(purpose: Purpose) -> Self {
-        Self { purpose, retries: 0, tried: false, slow: false, only: Only::Any }
+        Self { purpose, retries: 0, tried: false, slow: false, only: Only::Any, unshares: false }
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Engine<H: Host> {
     serial: CachePadded<plain::AtomicU64>,
     /// Leaf tables shared, each counted once for every space but one that has it.
     shared_tables: CachePadded<plain::AtomicU64>,
+    /// Whether the count of some page's mappings has been full since the start. Set for good; hardly ever.
+    has_full_page: CachePadded<plain::AtomicBool>,
     pub(crate) cache: CachePadded<Account<H>>,
 }
 
@@ -64,6 +66,7 @@ impl<H: Host> Engine<H> {
             serial: CachePadded::new(plain::AtomicU64::new(1)),
             cache: CachePadded::default(),
             shared_tables: CachePadded::new(plain::AtomicU64::new(0)),
+            has_full_page: CachePadded::new(plain::AtomicBool::new(false)),
         }))
     }
 
@@ -180,18 +183,30 @@ impl<H: Host> Engine<H> {
         self.host.frames().folio(frame)
     }
 
-    /// Counts a leaf table that is about to be shared. False: there are as many as there may be.
+    /// Counts a leaf table that is about to be shared. False: there are as many as there may be. Acquire, partner:
+    /// [`Engine::uncount_shared_table`]: what copies of tables counted off before have counted is seen.
     pub(crate) fn count_shared_table(&self) -> bool {
-        let is_room = self.shared_tables.fetch_add(1, plain::Ordering::Relaxed) < MAX_SHARED_TABLES;
+        let is_room = self.shared_tables.fetch_add(1, plain::Ordering::AcqRel) < MAX_SHARED_TABLES;
         if !is_room {
             self.uncount_shared_table();
         }
         is_room
     }
 
-    /// It is not, or no longer.
+    /// Undoes [`Engine::count_shared_table`]: the table is not shared, or is copied and its pages are counted. Release.
     pub(crate) fn uncount_shared_table(&self) {
-        self.shared_tables.fetch_sub(1, plain::Ordering::Relaxed);
+        self.shared_tables.fetch_sub(1, plain::Ordering::Release);
+    }
+
+    /// A copy of a shared table has made a page's count full. Before the shared table is counted off.
+    #[cold]
+    pub(crate) fn note_full_page(&self) {
+        self.has_full_page.store(true, plain::Ordering::Relaxed);
+    }
+
+    /// Whether the pages of a table have to be asked for their counts before it is shared, after the table is counted.
+    pub(crate) fn has_full_page(&self) -> bool {
+        self.has_full_page.load(plain::Ordering::Relaxed)
     }
 
     // ---- sleeping

@@ -56,14 +56,19 @@ const WRITEBACK: u64 = 1 << 60;
 
 const MAPPINGS: u64 = PIN - 1;
 /// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
-/// which each may come to be counted apart.
-const MAPPINGS_FULL: u64 = MAPPINGS - MAX_SHARED_TABLES;
+/// which each may come to be counted apart. From there on no further table with the page is shared.
+const MAPPINGS_FULL: u64 = MAPPINGS - MAX_SHARED_TABLES * MAX_SAME_PAGE;
 const PINS: u64 = IO_PIN - PIN;
 const IO_PINS: u64 = CACHED - IO_PIN;
 const REFERENCES: u64 = EXCLUSIVE - 1;
 
 /// How many leaf tables may be shared at once, each counted once for every space but one that has it.
-pub(crate) const MAX_SHARED_TABLES: u64 = 1 << 22;
+pub(crate) const MAX_SHARED_TABLES: u64 = 1 << 20;
+
+/// How often a leaf table that is shared may have one page. A table with more has several mappings of one file.
+pub(crate) const MAX_SAME_PAGE: u64 = 8;
+
+const _: () = assert!(MAPPINGS_FULL >= 1 << 22, "room for mappings that are counted one by one");
 
 /// Which count a reference is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,17 +266,32 @@ impl Folio {
     }
 
     /// One more mapping, exclusive no longer: a leaf table with the page, shared until now, is copied. There is room for that
-    /// ([`MAX_SHARED_TABLES`]), and nobody does I/O into the page by a mapping that is exclusive.
-    pub(crate) fn count_copy(&self) {
+    /// ([`Folio::is_mapping_full`]), and nobody does I/O into the page by a mapping that is exclusive. True: the count is full
+    /// now for everybody else; the caller tells the engine before it counts the shared table off.
+    #[must_use]
+    pub(crate) fn count_copy(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             debug_assert!(word & MAPPINGS != MAPPINGS && (word & EXCLUSIVE == 0 || word & IO_PINS == 0));
             let new = (word + MAPPING) & !EXCLUSIVE;
             match self.word.compare_exchange(word, new, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return,
+                Ok(_) => return Reference::Mapping.is_full(new),
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Whether it is mapped as often as can be counted, so that no table with it may be shared once more.
+    ///
+    /// Why a count never runs over. At most [`MAX_SHARED_TABLES`] tables are shared at once. fork counts each before it asks
+    /// the pages in it. A table has a page [`MAX_SAME_PAGE`] times at most, so that its copy counts the page as often. Take the
+    /// last moment at which the count was not full. A copy that counts the page after that tells the engine, and then counts
+    /// its table off. Look at the first table that is counted off so. Whoever counts a table later finds the page full, and
+    /// does not share the table. All other copies after that moment are of tables that were counted earlier, and none of these
+    /// had been counted off. So they are at most [`MAX_SHARED_TABLES`]. (Page work that is in a table while it is shared may
+    /// still map the page there: it is refused where the page is full.)
+    pub(crate) fn is_mapping_full(&self) -> bool {
+        Reference::Mapping.is_full(self.word.load(Ordering::Relaxed))
     }
 
     /// Eviction's step: takes the frame if only the page cache has it and it is up to date. Acquire, as the last put.
@@ -475,6 +495,21 @@ mod tests {
         assert_eq!(folio.try_get(Reference::IoPin), Err(Refused::Full));
         assert_eq!(folio.mappings(), 1);
         assert!(folio.is_exclusive() && folio.try_share() == Share::Pinned);
+    }
+
+    #[test]
+    fn copies_of_tables_count_beyond_where_others_are_refused() {
+        let folio = Folio::new();
+        folio.begin_anonymous(1);
+        folio.word.fetch_add(MAPPINGS_FULL - 2, Ordering::Relaxed);
+        assert!(!folio.is_mapping_full());
+        assert!(folio.count_copy(), "full by this one");
+        assert!(folio.is_mapping_full());
+        assert_eq!((folio.try_share(), folio.try_get(Reference::Mapping)), (Share::Full, Err(Refused::Full)));
+        // All that may be shared, each with the page as often as may be.
+        (0..MAX_SHARED_TABLES * MAX_SAME_PAGE).for_each(|_| assert!(folio.count_copy()));
+        assert_eq!(folio.word.load(Ordering::Relaxed) & (PINS | IO_PINS), 0);
+        assert_eq!(folio.mappings(), MAPPINGS_FULL + MAX_SHARED_TABLES * MAX_SAME_PAGE);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod invariants;
 mod locks;
 mod merging;
 mod moves;
+mod pins;
 mod remote;
 mod shared;
 mod stand;

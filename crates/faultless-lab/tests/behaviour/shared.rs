@@ -21,6 +21,7 @@ under_every_design! {
     invariant_9_a_file_that_goes_is_written
     a_store_waits_for_the_write_of_its_page
     a_page_under_io_stays_dirty
+    usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back
     a_crowd_of_stores_syncs_and_truncations
 }
 
@@ -374,6 +375,48 @@ fn a_page_under_io_stays_dirty<S: Stand, D: LockingDesign>() -> Ran<S> {
     real.file.sync().unwrap();
     assert_eq!(real.word(0), 2, "invariant 9: written by a device after the page had been written back");
     drop((space, real));
+    machine.end()
+}
+
+/// As Linux's smaps: a page is dirty in every mapping of it if its entry there or the page itself is.
+fn usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let (space, real) = (machine.space::<D>(), Real::new(&machine, 2));
+    space.map(shared(&real.file, 10, 2, READ_WRITE)).unwrap();
+    /// Shared clean, shared dirty, private clean, private dirty, in pages.
+    fn dirty<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> [u64; 4] {
+        let usage = space.usage()[0];
+        [usage.shared_clean, usage.shared_dirty, usage.private_clean, usage.private_dirty]
+            .map(|n| n / PAGE_SIZE)
+    }
+    assert_eq!((space.load_u64(at(10)), space.load_u64(at(11))), (Ok(word(1)), Ok(word(2))));
+    assert_eq!(dirty(&space), [0, 0, 2, 0]);
+    space.store_u64(at(10), 1).unwrap();
+    assert_eq!(dirty(&space), [0, 0, 1, 1]);
+    space.sync(at(10), 2 * PAGE_SIZE, SYNC).unwrap();
+    assert_eq!(dirty(&space), [0, 0, 2, 0], "msync has written it");
+    space.store_u64(at(11), 1).unwrap();
+    assert_eq!(dirty(&space), [0, 0, 1, 1]);
+    real.file.sync().unwrap();
+    assert_eq!(dirty(&space), [0, 0, 2, 0], "fsync has written it");
+    // By a handle: no entry is dirty.
+    real.file.handle().write_at(0, &[7; 8]).unwrap();
+    assert_eq!(dirty(&space), [0, 0, 1, 1], "write(2) has made it dirty");
+    real.file.sync().unwrap();
+    // Stored by one mapping, dirty in all of them, of private ones too.
+    let other = machine.space::<D>();
+    other.map(of_file(&real.file, 10, 2, READ_WRITE)).unwrap();
+    assert_eq!(other.load_u64(at(10)), Ok(word(7)));
+    assert_eq!((dirty(&space), dirty(&other)), ([1, 0, 1, 0], [1, 0, 0, 0]));
+    space.store_u64(at(10), 2).unwrap();
+    assert_eq!((dirty(&space), dirty(&other)), ([0, 1, 1, 0], [0, 1, 0, 0]));
+    real.file.sync().unwrap();
+    assert_eq!((dirty(&space), dirty(&other)), ([1, 0, 1, 0], [1, 0, 0, 0]));
+    // A copy is nowhere else to be had, whatever is written back.
+    other.store_u64(at(10), 3).unwrap();
+    real.file.sync().unwrap();
+    assert_eq!((dirty(&space), dirty(&other)), ([0, 0, 2, 0], [0, 0, 0, 1]));
+    drop((space, other, real));
     machine.end()
 }
 

@@ -312,8 +312,8 @@ fn a_pin_takes_a_table<S: Stand, D: LockingDesign>() -> Ran<S> {
     let mut seen = [0; 8];
     assert_eq!(
         (reader.read(0, &mut seen), u64::from_ne_bytes(seen)),
-        (8, 10),
-        "invariant 6: written while pinned"
+        (8, 2),
+        "what the child has stored last, and nothing of the parent's"
     );
     assert_eq!(writer.write(0, &3_u64.to_ne_bytes()), 8);
     assert_eq!((space.load_u64(at(11)), child.load_u64(at(11))), (Ok(3), Ok(11)));

@@ -8,7 +8,7 @@ use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
-use crate::frame::Share;
+use crate::frame::{MAX_SAME_PAGE, Share};
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::protection::Sharing;
 use crate::stats::Counter;
@@ -232,7 +232,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Shares the leaf table over `span` with the child, if all that is mapped there is private and goes to the child as
-    /// it is, with anonymous pages somewhere, and if it has entries enough, or is shared already. `vmas`: those from its start on.
+    /// it is, with anonymous pages somewhere, and if it has entries enough, or is shared already; and if its pages can be
+    /// counted once more when it is copied. `vmas`: those from its start on.
     fn share_table<'v>(
         &self,
         span: PageRange,
@@ -244,16 +245,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !H::Table::SHARES_LEAVES || enough > H::Table::LEAF_PAGES {
             return Ok(false);
         }
-        let (mut mapped, mut has_pages) = (0, false);
+        let (mut mapped, mut has_pages, mut of_files) = (0, false, 0);
         for vma in vmas.take_while(|vma| vma.range().start() < span.end()) {
             let is_wiped = vma.mapping().flags.contains(Flags::WIPE_ON_FORK);
             let Some(record) = vma.record().filter(|_| is_inherited(&vma) && !is_wiped) else {
                 return Ok(false);
             };
             has_pages |= record.id().is_some();
+            // Each shows a page of a file once; an anonymous page is in a space once.
+            of_files += u64::from(matches!(vma.mapping().backing, Backing::File { .. }));
             mapped += vma.range().intersection(span).map_or(0, PageRange::pages);
         }
-        if mapped < enough || !has_pages {
+        if mapped < enough || !has_pages || of_files > MAX_SAME_PAGE {
             return Ok(false);
         }
         let mut look = 0;
@@ -268,6 +271,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Ok(false);
             }
             if !self.engine.count_shared_table() {
+                return Ok(false);
+            }
+            let is_full = |page: PageNumber| {
+                let frame =
+                    self.table.load(leaf, page).frame().filter(|frame| *frame != self.engine.zero_frame());
+                frame.is_some_and(|frame| self.engine.folio(frame).is_mapping_full())
+            };
+            if self.engine.has_full_page() && span.iter().any(is_full) {
+                self.engine.uncount_shared_table();
                 return Ok(false);
             }
             let shared = self.table.share(leaf, &child.table, span.start());

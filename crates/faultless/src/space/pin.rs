@@ -13,8 +13,11 @@ use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
 use alloc::sync::Arc;
 
-/// A page pinned for I/O: its frame stays, whatever happens to the mapping. While a page pinned for writing is
-/// exclusive to its space, fork copies it for the child.
+/// As Linux before 5.19: a pin takes the page that is there. Only in mutants of bugs of that time.
+const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
+
+/// A page pinned for I/O: its frame stays, whatever happens to the mapping. While the page is exclusive to its space, fork
+/// copies it for the child.
 pub struct PinnedPage<H: Host> {
     engine: Arc<Engine<H>>,
     /// Of the space, which counts it.
@@ -61,8 +64,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Pins the page of `address` for `access`, faulting it in if need be, and waits for that fault's I/O. A pin for
-    /// writing is on a page that the space may write: private if the mapping is (invariant 5).
+    /// Pins the page of `address` for `access`, faulting it in if need be, and waits for that fault's I/O.
+    ///
+    /// The page of a private mapping becomes the space's own first, whatever the access, as on Linux since 5.19: a page
+    /// shared with a child or a parent is copied, and so are zeros and a file's page. So the pin shows what the space
+    /// stores later, and what is written through a pin for writing is seen by the space alone (invariant 5). The page of a
+    /// shared mapping is the page that all have.
     ///
     /// # Errors
     /// [`FaultError`].
@@ -102,6 +109,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         return Some(Err(FaultError::Protection { address, access, protection }));
                     }
                     let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
+                    // A page that others have too is copied at the next store, and the pin would not show that store.
+                    let is_private = work.vma.record().is_some() && !PINS_SHARED_PAGES;
+                    if is_private && !space.is_own(frame) {
+                        return None;
+                    }
                     // The entry keeps the frame; only the count may be full.
                     let pinned = work.engine().folio(frame).try_get(Reference::IoPin);
                     let pinned = pinned.inspect(|()| _ = space.signs.pins.fetch_add(1, Ordering::Relaxed));
@@ -127,7 +139,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Err(Refused::Hole) => return Err(no_mapping),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
             }
-            self.fault_and_wait(address, wanted)?;
+            match PINS_SHARED_PAGES {
+                false => self.unshare_and_wait(address, wanted)?,
+                true => self.fault_and_wait(address, wanted)?,
+            }
             // CVE-2016-5195: the fault has broken COW, so the write intent seems not to be needed any more.
             #[cfg(mutant = "dirty_cow")]
             {

@@ -57,7 +57,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn copied(&self, entry: Entry, new: Entry) -> Entry {
         let Some(frame) = entry.frame().filter(|frame| new.frame() == Some(*frame)) else { return new };
         if frame != self.engine.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
-            self.engine.folio(frame).count_copy();
+            let is_full = self.engine.folio(frame).count_copy();
+            if is_full {
+                self.engine.note_full_page();
+            }
         }
         entry
     }

@@ -108,9 +108,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Takes the write right from the entries of `range` that map a folio of the file that is under writeback, whatever is
-    /// mapped there: less is always right, and a store that was allowed faults. When it returns, no processor has the old
-    /// right of one that it changed.
+    /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file that is
+    /// under writeback, whatever is mapped there: less is always right, and a store that was allowed faults. When it returns,
+    /// no processor has the old right of one that it changed.
     fn protect_entries(&self, range: PageRange, file: u64) {
         let mut weakened = Removed::new(self);
         self.each_leaf_part(range, |part| {
@@ -146,10 +146,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     let folio = self.engine.folio(*frame);
                     folio.owner() == file && folio.is_writeback()
                 };
-                if !entry.has(Entry::WRITE) || !entry.frame().is_some_and(|frame| is_meant(&frame)) {
+                let clean = entry.without(Entry::WRITE | Entry::DIRTY);
+                if clean == entry || !entry.frame().is_some_and(|frame| is_meant(&frame)) {
                     break;
                 }
-                match self.table.exchange(leaf, page, entry, entry.without(Entry::WRITE)) {
+                match self.table.exchange(leaf, page, entry, clean) {
                     Ok(()) => {
                         weakened.touch(page);
                         break;

@@ -10,7 +10,8 @@ use crate::host::{Entry, Host, PageTable};
 use crate::vma::Flags;
 use alloc::vec::Vec;
 
-/// A mapping and its pages, in bytes.
+/// A mapping and its pages, in bytes. As in Linux's smaps, a page of a file is dirty in every mapping of it from the first
+/// store on, through whichever mapping or handle, until a write of it begins. The pages of a file in memory are dirty always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingUsage {
     /// The mapping.
@@ -62,7 +63,7 @@ impl MappingUsage {
         // It may be gone, and others have its frame, by now: a figure of a moment.
         let mappings = folio.mappings().max(1) + others;
         let is_anonymous = self.mapping.file.is_none_or(|(file, _)| folio.owner() != file);
-        let is_dirty = is_anonymous || entry.has(Entry::DIRTY);
+        let is_dirty = is_anonymous || entry.has(Entry::DIRTY) || folio.is_dirty();
         *match (mappings > 1, is_dirty) {
             (true, false) => &mut self.shared_clean,
             (true, true) => &mut self.shared_dirty,

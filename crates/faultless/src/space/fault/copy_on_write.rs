@@ -2,16 +2,17 @@
 
 use super::super::page_work::Announced;
 use super::file::{Found, NotReady, find};
-use super::{Step, install, install_new};
+use super::{Step, install, install_new, write_right};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Entry, Frame, FrameSource, Host};
+use crate::host::{Frame, FrameSource, Host};
 use crate::page_cache::File;
 use crate::stats::Counter;
 use crate::vma::AnonId;
 
-/// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros.
+/// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros. Or a pin of it, which
+/// need not be for writing.
 pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     anon: AnonId,
@@ -22,12 +23,13 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     if frame == engine.zero_frame() {
         let Some(new) = frames.allocate() else { return Step::NeedMemory };
         frames.zero(new);
-        return install_new(work, anon, new, Entry::WRITE);
+        let right = write_right(&work);
+        return install_new(work, anon, new, right);
     }
     if engine.folio(frame).try_reuse() {
         engine.folio(frame).set_owner(anon.get());
         counters.add(Counter::CowReuses, 1);
-        let new = work.entry.with(Entry::WRITE);
+        let new = work.entry.with(write_right(&work));
         return install(work, new);
     }
     // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.
@@ -77,5 +79,6 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
         }
     }
     work.section().counters().add(Counter::CowCopies, 1);
-    install_new(work, anon, new, Entry::WRITE)
+    let right = write_right(&work);
+    install_new(work, anon, new, right)
 }

@@ -169,6 +169,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
+    /// Serves a fault that makes the page of a private mapping the space's own, and waits for its I/O. For a pin.
+    pub(super) fn unshare_and_wait(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+        self.0.engine.counters().add(Counter::Faults, 1);
+        let attempt = Attempt { unshares: true, ..Attempt::first(Purpose::Fault) };
+        let mut fault = self.fault_from(address, access, attempt)?;
+        while let Fault::Pending(pending) = fault {
+            fault = pending.wait()?;
+        }
+        Ok(())
+    }
+
     pub(super) fn fault_from(
         &self,
         address: VirtAddr,
@@ -315,6 +326,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let _ = self.page_work(page, &mut attempt, Leaves::Make, false, refuse, |(), _| false);
     }
 
+    /// Whether `frame`, which an announced entry of a private mapping names, is no other's: a store goes into it in place.
+    pub(super) fn is_own(&self, frame: Frame) -> bool {
+        frame != self.engine.zero_frame() && self.engine.folio(frame).is_exclusive()
+    }
+
     /// Not announced any more: the old translation goes, then the old frame (rule 6).
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(frame) = replaced.and_then(Entry::frame) {
@@ -369,6 +385,11 @@ fn classify<'a, H: Host, D: LockingDesign>(
     if entry.is_guard() {
         return Ok(Class::Guard(address));
     }
+    if work.attempt.unshares
+        && let Some(class) = unshare(work)?
+    {
+        return Ok(class);
+    }
     let needed = needed(access);
     Ok(match (entry.frame(), access, &mapping.backing) {
         (Some(_), _, _) if entry.has(needed) => Class::Served,
@@ -393,6 +414,26 @@ fn classify<'a, H: Host, D: LockingDesign>(
             }
         }
     })
+}
+
+/// What makes the page the space's own, which is about to be pinned for I/O. `None`: it is that already, or the mapping
+/// is shared.
+#[cold]
+fn unshare<'a, H: Host, D: LockingDesign>(
+    work: &Announced<'a, H, D>,
+) -> Result<Option<Class<'a, H>>, Step<H>> {
+    let Some(record) = work.vma.record() else { return Ok(None) };
+    let mapping = work.vma.mapping();
+    match (work.entry.frame(), &mapping.backing) {
+        (Some(frame), _) if work.space.is_own(frame) => Ok(None),
+        (Some(frame), _) => Ok(Some(Class::Break(anon_of(work, record)?, frame))),
+        (None, Backing::Busy) => Err(Step::LookAgain),
+        (None, Backing::Anonymous) => Ok(Some(Class::Fill(anon_of(work, record)?, Access::Read))),
+        (None, Backing::File { .. }) => match mapping.file_page(work.page) {
+            Some((file, page)) => Ok(Some(Class::Private(anon_of(work, record)?, file, page))),
+            None => Err(Step::LookAgain),
+        },
+    }
 }
 
 /// The number that a mapping's anonymous pages carry. The first to ask for it makes the record: as on Linux before its
@@ -457,6 +498,11 @@ fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> 
         Ok(_) => Step::Done(None),
         Err(_) => Step::NeedMemory,
     }
+}
+
+/// The right to store into a page that is the space's own, if the mapping gives it.
+fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
+    if work.vma.mapping().protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 }
 }
 
 /// Installs a frame that this fault took and has alone, with `bits` besides what the mapping allows; gives it back where

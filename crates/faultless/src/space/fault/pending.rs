@@ -195,7 +195,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             let vma = work.vma;
             let step = match (access, vma.record()) {
-                (Access::Write, Some(record)) => {
+                (access, Some(record)) if access == Access::Write || work.attempt.unshares => {
                     let anon = anon_of(&work, record).ok()?;
                     copy_on_write::copy_of(work, anon, pin.frame())
                 }

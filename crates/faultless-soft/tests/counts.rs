@@ -1,0 +1,121 @@
+//! Counts of references that come to their ends: nothing overflows, and what cannot be counted is refused or waits.
+#![cfg(not(any(loom, shuttle)))]
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::frame::Reference;
+use faultless::host::{FrameSource, Host};
+use faultless::protection::{Access, Protection};
+use faultless::stats::Counter;
+use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::{AddressSpace, Engine, File, ForkError, Limits, MapRequest, Placement};
+use faultless_soft::{Cpu, Soft};
+use std::sync::Arc;
+
+type Space = AddressSpace<Soft, Faultless>;
+
+/// One page, full of fives.
+struct Fives;
+
+impl Store for Fives {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        assert_eq!(transfer.direction(), Direction::Read, "nothing is written");
+        transfer.bytes().fill(5);
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+}
+
+/// Page `page` of the leaf table that covers what the tests map.
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new((512 + page) * PAGE_SIZE)
+}
+
+fn machine() -> Arc<Engine<Soft>> {
+    let limits = Limits { shared_entries: 2, ..Limits::default() };
+    Engine::new(Soft::new(4096).expect("memory"), limits).expect("a frame")
+}
+
+fn shared_tables(engine: &Engine<Soft>) -> u64 {
+    engine.statistics().get(Counter::TablesShared)
+}
+
+/// Copies of shared tables count their pages, each time anew: the count of one page must not run over into the pins.
+#[test]
+fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
+    const PAGES: u64 = 4;
+    let engine = machine();
+    let parent = Space::new(&engine).unwrap();
+    parent.map(MapRequest::anonymous(PAGES * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    (0..PAGES).for_each(|page| parent.store_u64(at(page), page).unwrap());
+    let frame = parent.pin(at(0), Access::Read).unwrap().frame();
+    let folio = engine.host().frames().folio(frame);
+    // As many entries elsewhere.
+    let mut taken = 0;
+    while folio.try_get(Reference::Mapping).is_ok() {
+        taken += 1;
+    }
+    let full = folio.mappings();
+    let mut children = Vec::new();
+    let refused = loop {
+        match parent.fork() {
+            Ok(child) => {
+                // It gets a table of its own: every page in it is counted once more.
+                child.store_u64(at(PAGES - 1), 7).unwrap();
+                children.push(child);
+            }
+            Err(error) => break error,
+        }
+        assert!(
+            children.len() < 100,
+            "fork shares tables with a page whose count is full: {}",
+            folio.mappings()
+        );
+    };
+    assert_eq!(refused, ForkError::OutOfMemory);
+    assert!(folio.mappings() <= full + 2, "{} mappings, full at {full}", folio.mappings());
+    for space in children.iter().chain([&parent]) {
+        (0..PAGES - 1).for_each(|page| assert_eq!(space.load_u64(at(page)), Ok(page)));
+        space.audit().unwrap();
+    }
+    assert_eq!(parent.load_u64(at(PAGES - 1)), Ok(PAGES - 1));
+    // What was refused can be had when there is room.
+    (0..taken).for_each(|_| assert!(!folio.put(Reference::Mapping)));
+    let shared = shared_tables(&engine);
+    let child = parent.fork().unwrap();
+    assert_eq!(shared_tables(&engine), shared + 1);
+    child.store_u64(at(0), 9).unwrap();
+    assert_eq!((parent.load_u64(at(0)), child.load_u64(at(0))), (Ok(0), Ok(9)));
+    drop((parent, child, children));
+    engine.flush();
+    assert_eq!(engine.frame_usage().used, 1, "all but the page of zeros");
+}
+
+/// Each copy of such a table would count the page that often.
+#[test]
+fn a_table_that_may_have_a_page_many_times_is_not_shared() {
+    let engine = machine();
+    let file = File::open(&engine, Arc::new(Fives)).unwrap();
+    for (mappings, shares) in [(8, 1), (9, 0), (500, 0)] {
+        let parent = Space::new(&engine).unwrap();
+        parent.map(MapRequest::anonymous(2 * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+        (0..2).for_each(|page| parent.store_u64(at(page), page).unwrap());
+        for page in 2..2 + mappings {
+            let place = Placement::Fixed(at(page));
+            parent.map(MapRequest::file(&file, 0, PAGE_SIZE, Protection::READ).at(place)).unwrap();
+            parent.load_u64(at(page)).unwrap();
+        }
+        let shared = shared_tables(&engine);
+        let child = parent.fork().unwrap();
+        assert_eq!(shared_tables(&engine), shared + shares, "{mappings} mappings of one page");
+        child.store_u64(at(0), 7).unwrap();
+        assert_eq!((parent.load_u64(at(0)), child.load_u64(at(0))), (Ok(0), Ok(7)));
+        let fives = u64::from_ne_bytes([5; 8]);
+        assert_eq!((parent.load_u64(at(2)), child.load_u64(at(1 + mappings))), (Ok(fives), Ok(fives)));
+        parent.audit().unwrap();
+        child.audit().unwrap();
+    }
+}
