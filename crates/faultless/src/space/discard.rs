@@ -93,7 +93,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Some(Wrong::Refused(address, Refusal::Sealed)) => Err(DiscardError::Sealed { address }),
             Some(Wrong::Refused(address, _)) => Err(DiscardError::Locked { address }),
             Some(Wrong::Hole(address)) => Err(DiscardError::Hole { range, address }),
-            Some(Wrong::All(_) | Wrong::TooMany | Wrong::OutOfMemory) => {
+            Some(Wrong::All(_) | Wrong::TooMany { .. } | Wrong::OutOfMemory) => {
                 Err(DiscardError::OutOfMemory { range })
             }
         }

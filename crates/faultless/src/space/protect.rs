@@ -1,7 +1,8 @@
 //! mprotect.
 
 use super::populate::Goal;
-use super::range_work::{Removed, Unpublished};
+use super::publish::Unpublished;
+use super::range_work::Removed;
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -201,10 +202,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let published = self.publish_near(&mut work, &taken, tree, what, change, &mut retired);
             published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
-                Unpublished::TooMany => {
-                    let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                    ProtectError::TooManyMappings { range, limit }
-                }
+                Unpublished::TooMany { limit } => ProtectError::TooManyMappings { range, limit },
             })?;
             self.sweep_rights(&taken, prefix, protection);
             *fetched = wanted;

@@ -1,6 +1,6 @@
 //! munmap.
 
-use super::range_work::Unpublished;
+use super::publish::Unpublished;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -95,10 +95,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let published = self.publish_near(&mut work, &taken, tree, (range, None), |_| None, &mut retired);
         published.map_err(|error| match error {
             Unpublished::OutOfMemory => out_of_memory,
-            Unpublished::TooMany => {
-                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                UnmapError::TooManyMappings { range: asked, limit }
-            }
+            Unpublished::TooMany { limit } => UnmapError::TooManyMappings { range: asked, limit },
         })?;
         D::published(&mut work);
         self.sweep_away(&taken, range);
