@@ -145,12 +145,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`BrkError`]; the space is as before.
     pub fn set_break(&self, address: VirtAddr) -> Result<(), BrkError> {
         let space = &self.0;
-        let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
-        space.engine.assert_may_sleep("the tree lock");
-        let mut retired = RetiredList::new();
-        let result = space.set_break(&mut work, address, &mut retired);
-        drop(work);
-        space.engine.retire(retired);
+        let result = {
+            let mut call = space.change();
+            let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
+            space.engine.assert_may_sleep("the tree lock");
+            space.set_break(&mut work, address, &mut call.retired)
+        };
         if let Some(locked) = result? {
             let _ = self.populate(locked, Goal::Lock);
         }

@@ -8,7 +8,6 @@ use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
-use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Flags, Mapping, Vma};
 
@@ -137,6 +136,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), Wrong<R>> {
         let none = Wrong::Hole(range.start().address());
         let inside = range.intersection(self.whole()).ok_or(none)?;
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, inside, |_| true);
@@ -152,16 +152,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             reach = Reach { end, error: Some(Wrong::TooMany { limit }) };
         }
         let part = part(&reach);
-        let mut retired = RetiredList::new();
         if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
-            drop(self.publish(&mut work, lock, part, each, &mut retired)?);
+            drop(self.publish(&mut work, lock, part, each, &mut call.retired)?);
             self.sweep(&taken, part, |_, entry| entry, |_, _, _| {});
         } else {
             drop(lock);
         }
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         reach.error.map_or(Ok(()), Err)
     }
 

@@ -9,7 +9,6 @@ use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::Protection;
-use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Vma};
 
@@ -86,10 +85,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !matches!(look(), Some((_, true))) {
             return false;
         }
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Grow, self.whole());
         self.engine.assert_may_sleep("the tree lock");
-        let mut retired = RetiredList::new();
-        let grown = loop {
+        loop {
             let Some((mapped, true)) = look() else { break false };
             // Somebody was quicker.
             let Some(range) = PageRange::new(page, mapped.start()) else { break true };
@@ -121,14 +120,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 break vma.is_busy();
             }
             let new = (extension(vma, range), Origin::Longer);
-            let published = self.publish_followed(&mut work, &taken, lock, new, (Joins::ABOVE, &mut retired));
+            let published =
+                self.publish_followed(&mut work, &taken, lock, new, (Joins::ABOVE, &mut call.retired));
             let is_grown = published.is_ok();
             drop(published);
             drop(taken);
             break is_grown;
-        };
-        drop(work);
-        self.engine.retire(retired);
-        grown
+        }
     }
 }

@@ -392,6 +392,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<(PageRange, Flags), MapError> {
+        let mut call = self.change();
         let mut refused = None;
         let (mut work, taken, lock) = loop {
             let (call, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
@@ -410,10 +411,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
-        let mut retired = RetiredList::new();
-        let published = self.map_hole(&mut work, taken, lock, mapping(range), &mut retired);
-        drop(work);
-        self.engine.retire(retired);
+        let published = self.map_hole(&mut work, taken, lock, mapping(range), &mut call.retired);
         published.map(|flags| (range, flags))
     }
 
@@ -454,19 +452,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) = self.map.take(range, &*self.engine);
         refuse_existing(self.tree.view_locked(&lock.writer), range)?;
-        let mut retired = RetiredList::new();
-        let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
-        drop(work);
-        self.engine.retire(retired);
+        let published = self.map_hole(&mut work, taken, lock, mapping, &mut call.retired);
         published.map(|flags| (range, flags))
     }
 
     /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
     fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true);
@@ -480,33 +477,28 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .from(range.start())
             .next()
             .is_some_and(|vma| vma.range().overlaps(range));
-        let mut retired = RetiredList::new();
         if !over_something {
-            let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
-            drop(work);
-            self.engine.retire(retired);
+            let published = self.map_hole(&mut work, taken, lock, mapping, &mut call.retired);
             return published.map(|flags| (range, flags));
         }
         // Page work waits until it is settled, which takes no memory.
         let busy = if cfg!(mutant = "fixed_without_busy") { Flags::empty() } else { Flags::MOVING };
         let (protection, flags) = (mapping.protection, mapping.flags | busy);
         let new = (Mapping { flags, ..mapping }, Origin::Fresh);
-        let (lock, flags) = self.publish_new(&mut work, lock, new, (Joins::BOTH, &mut retired))?;
+        let (lock, flags) = self.publish_new(&mut work, lock, new, (Joins::BOTH, &mut call.retired))?;
         drop(lock);
         self.sweep_away(&taken, range);
-        self.unhook_leaves(&taken, &mut retired);
+        self.unhook_leaves(&taken, &mut call.retired);
         let followed = self.table.follow(range, Some(protection));
         if followed.is_ok() {
-            self.settle(&mut work, &taken, range, (Joins { inside: true, ..Joins::BOTH }, &mut retired));
+            self.settle(&mut work, &taken, range, (Joins { inside: true, ..Joins::BOTH }, &mut call.retired));
         } else {
             // The old mapping is gone, as Linux leaves it when it fails that late. Without memory for a hole what stands
             // there is one when it is let go.
-            let _ = self.publish(&mut work, taken.lock(), range, |_| None, &mut retired);
+            let _ = self.publish(&mut work, taken.lock(), range, |_| None, &mut call.retired);
             self.follow_back(&taken, range);
         }
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         followed.map(|()| (range, flags)).map_err(MapError::from)
     }
 

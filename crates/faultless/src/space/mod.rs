@@ -22,6 +22,7 @@ mod pin;
 mod populate;
 pub(crate) mod protect;
 mod publish;
+mod range_change;
 mod range_work;
 mod remap;
 mod remote;

@@ -9,7 +9,6 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
-use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma, edit};
 
@@ -159,6 +158,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         still: impl Fn(View<'_, Vma<H, D>>) -> bool,
         fetched: &mut Option<PageRange>,
     ) -> Result<Option<()>, ProtectError> {
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
@@ -196,10 +196,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let limit = self.mapping_limit(map);
             (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
         }
-        let mut retired = RetiredList::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let what = (prefix, Some(protection));
-            let published = self.publish_near(&mut work, &taken, tree, what, change, &mut retired);
+            let published = self.publish_near(&mut work, &taken, tree, what, change, &mut call.retired);
             published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
                 Unpublished::TooMany { limit } => ProtectError::TooManyMappings { range, limit },
@@ -210,8 +209,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             drop(tree);
         }
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         error.map_or(Ok(Some(())), Err)
     }
 

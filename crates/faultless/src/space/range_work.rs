@@ -237,48 +237,62 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.sweep(taken, range, |_, _| Entry::EMPTY, |page, old, _| removed.add(page, old));
     }
 
-    /// Widens a range about to become a hole to whole leaf tables where the rest of a table is a hole too and nobody
-    /// else has claimed it, so that the table can go with its last mapping.
+    /// Widens a range about to become a hole to whole leaf tables where the rest of a table is a hole too, so that the table
+    /// can go with its last mapping.
     pub(super) fn widen_to_leaves(
         &self,
         taken: &mut Taken<'_, H>,
         claims: &mut Claims,
         view: View<'_, Vma<H, D>>,
     ) {
-        let range = taken.range();
-        let is_hole = |part: Option<PageRange>| {
-            part.is_none_or(|part| {
-                view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end())
-            })
-        };
-        let first = self.leaf_span(range.start());
-        let last = self.leaf_span(PageNumber::new(range.end().get() - 1));
-        let head = PageRange::new(first.start(), range.start());
-        let tail = PageRange::new(range.end(), last.end());
-        let start = if is_hole(head) { first.start() } else { range.start() };
-        let end = if is_hole(tail) { last.end() } else { range.end() };
-        if let Some(wider) = PageRange::new(start, end).filter(|wider| *wider != range) {
+        let wider = self.with_leaves(taken, claims, view, taken.range());
+        if wider != taken.range() {
             taken.widen(wider, claims);
         }
     }
 
     /// What has become a hole of what is taken, and was swept, loses its leaf tables: those that lie wholly inside, or in more
-    /// that is a hole and that nobody else has claimed.
+    /// that is a hole.
     pub(super) fn retire_leaves(&self, taken: &mut Taken<'_, H>, hole: PageRange, retired: &mut RetiredList) {
         let mut lock = taken.lock();
-        let view = self.tree.view_locked(&lock.writer);
-        let is_hole = |part: &PageRange| {
-            view.from(part.start()).next().is_none_or(|vma| vma.range().start() >= part.end())
-        };
-        let first = hole.hull(self.leaf_span(hole.start()));
-        let last = hole.hull(self.leaf_span(PageNumber::new(hole.end().get() - 1)));
-        let head = PageRange::new(first.start(), hole.end()).filter(is_hole).unwrap_or(hole);
-        let tail = PageRange::new(hole.start(), last.end()).filter(is_hole).unwrap_or(hole);
-        let wider = head.hull(tail);
-        let more = taken.range().hull(wider);
-        let is_taken = taken.range().covers(wider) || taken.widen(more, lock.parts().1);
+        let (map, claims) = lock.parts();
+        let wider = self.with_leaves(taken, claims, self.tree.view_locked(&map.writer), hole);
+        let is_taken = taken.range().covers(wider) || taken.widen(taken.range().hull(wider), claims);
         drop(lock);
         self.unhook_leaves_of(taken, if is_taken { wider } else { hole }, retired);
+    }
+
+    /// `range`, which is taken and becomes a hole, and the rest of the leaf tables at its ends where that is a hole and nobody
+    /// else has claimed any of it. Where others have, and nothing else is in the way, the last of them and us takes the table
+    /// out: [`RangeChange`](super::range_change::RangeChange). Who comes later finds our claim, or our hole. Without memory
+    /// to remember it the table stays until a call makes a hole of all of it, or the space goes.
+    fn with_leaves(
+        &self,
+        taken: &Taken<'_, H>,
+        claims: &mut Claims,
+        view: View<'_, Vma<H, D>>,
+        range: PageRange,
+    ) -> PageRange {
+        let first = self.leaf_span(range.start());
+        let last = self.leaf_span(PageNumber::new(range.end().get() - 1));
+        let (head, tail) =
+            (PageRange::new(first.start(), range.start()), PageRange::new(range.end(), last.end()));
+        let mut wider = range;
+        for (span, rest) in [(first, head), (last, tail)] {
+            let Some(rest) = rest else { continue };
+            let mut mapped = view.from(rest.start()).map_while(|vma| vma.range().intersection(rest));
+            if !claims.is_claimed_beside(taken, rest) {
+                wider = if mapped.next().is_none() { wider.hull(rest) } else { wider };
+            } else if mapped.all(|part| claims.is_claimed_beside(taken, part)) {
+                let _ = taken.leave(span, claims);
+            }
+        }
+        wider
+    }
+
+    /// Whether nothing is mapped in `range`.
+    pub(super) fn is_hole(&self, view: View<'_, Vma<H, D>>, range: PageRange) -> bool {
+        view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end())
     }
 
     /// Takes out the leaf tables that lie wholly inside the range, a hole or BUSY, and swept (rule 7).

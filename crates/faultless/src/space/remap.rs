@@ -50,20 +50,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !whole.contains(plan.start) {
             return Err(RemapError::Hole { address: plan.address() });
         }
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Remap, whole);
         self.engine.assert_may_sleep("the tree lock");
         let here = plan.here(plan.old_pages.max(1), whole);
         for range in here.into_iter().chain(plan.fixed()) {
             self.exclude(&mut work, range, |_| true);
         }
-        let mut retired = RetiredList::new();
-        let result = match plan.fixed() {
-            Some(target) => self.remap_fixed(&mut work, plan, target, &mut retired),
-            None => self.remap_near(&mut work, plan, &mut retired),
-        };
-        drop(work);
-        self.engine.retire(retired);
-        result
+        match plan.fixed() {
+            Some(target) => self.remap_fixed(&mut work, plan, target, &mut call.retired),
+            None => self.remap_near(&mut work, plan, &mut call.retired),
+        }
     }
 
     pub(super) fn refuse_sealed(&self, lock: &TreeLock<'_>, range: PageRange) -> Result<(), RemapError> {
