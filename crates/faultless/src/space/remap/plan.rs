@@ -219,7 +219,9 @@ impl Plan {
         if !RemapFlags::all().contains(flags) {
             return Err(nonsense);
         }
-        let page = PageRange::from_bytes(old, 1)?;
+        if old.offset_in_page() != 0 {
+            return Err(RangeError::Unaligned { address: old }.into());
+        }
         // Numbers that wrap around are what is left of them, as on Linux; nothing that long is mapped.
         let old_pages = old_length.wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
         let new_pages = PageRange::from_bytes(VirtAddr::default(), new_length)?.pages();
@@ -242,12 +244,12 @@ impl Plan {
             if !whole.covers(to) {
                 return Err(out(new));
             }
-            let end = (page.start().get() + old_pages) & (u64::MAX >> PAGE_SHIFT);
-            if end > to.start().get() && to.end() > page.start() {
+            let end = (old.page().get() + old_pages) & (u64::MAX >> PAGE_SHIFT);
+            if end > to.start().get() && to.end() > old.page() {
                 return Err(RemapError::Overlap { old, new });
             }
         }
-        Ok(Self { start: page.start(), old_pages, new_pages, flags, to })
+        Ok(Self { start: old.page(), old_pages, new_pages, flags, to })
     }
 
     pub fn has(&self, flags: RemapFlags) -> bool {
