@@ -8,7 +8,8 @@ use faultless::design::Faultless;
 use faultless::host::OutOfMemory;
 use faultless::protection::Protection;
 use faultless::store::{FileStore, Store};
-use faultless::{AddressSpace, FaultError, File, MapRequest, Placement};
+use faultless::{AddressSpace, FaultError, File, MapError, MapRequest, Placement};
+use rustix::fs::{OFlags, fcntl_getfl};
 use std::ops::{Bound, Deref, DerefMut, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl Region {
     /// The bytes of `file` as long as it is now, served by the process's own pager. Stores stay in the region.
     ///
     /// # Errors
-    /// [`RegionError`].
+    /// [`RegionError`]; [`MapError::NotReadable`] inside it if `file` was opened to write only, as mmap refuses that.
     pub fn file(file: std::fs::File) -> Result<Self, RegionError> {
         Pager::shared()?.file(file)
     }
@@ -59,8 +60,13 @@ impl Pager {
     /// A region of the bytes of `file` as long as it is now. Stores stay in the region.
     ///
     /// # Errors
-    /// [`RegionError`].
+    /// As [`Region::file`].
     pub fn file(&self, file: std::fs::File) -> Result<Region, RegionError> {
+        // A file whose flags cannot be had is refused, or fails, further on.
+        let mode = fcntl_getfl(&file).map(|flags| flags & OFlags::RWMODE);
+        if mode == Ok(OFlags::WRONLY) {
+            return Err(MapError::NotReadable.into());
+        }
         self.store(Arc::new(FileStore::from_file(file)?))
     }
 

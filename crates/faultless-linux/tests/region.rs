@@ -377,3 +377,18 @@ fn wrong_lengths_are_typed_errors() {
     // SAFETY: nothing is unmapped, since there is no room for two mappings; and nobody has a reference.
     assert!(matches!(unsafe { region.unmap(PAGE..2 * PAGE) }, Err(RegionError::Unmap(_))));
 }
+
+/// As mmap refuses it, and not with a SIGBUS at the first touch.
+#[test]
+fn a_file_opened_to_write_only_is_refused() {
+    let Some(pager) = pager() else { return };
+    let named = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(named.path(), [7; PAGE]).expect("a page written");
+    let open = |options: &mut std::fs::OpenOptions| options.open(named.path()).expect("an open file");
+    let refused = pager.file(open(std::fs::OpenOptions::new().write(true)));
+    assert!(matches!(refused, Err(RegionError::Map(faultless::MapError::NotReadable))));
+    let region = pager.file(open(std::fs::OpenOptions::new().read(true))).expect("a region");
+    assert_eq!(region[PAGE - 1], 7);
+    drop(region);
+    end(&pager);
+}

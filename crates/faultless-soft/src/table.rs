@@ -106,7 +106,8 @@ impl Drop for Ghost {
     }
 }
 
-/// A table of tables, which live until it is dropped, or of leaves, which come and go.
+/// A table of tables, which live until it is dropped, or of leaves, which come and go: 4 KiB stay for each GiB that was ever
+/// touched (docs/protocol.md, rule 7).
 struct Upper<C: Table> {
     /// Null, or a table from a Box. Set by compare-and-swap (Release), followed by Acquire loads: whoever finds a
     /// table finds it empty or later. A leaf's place is set back to null by `unhook`; while the leaf is shared, the pointer

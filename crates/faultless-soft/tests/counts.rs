@@ -3,11 +3,10 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::frame::Reference;
 use faultless::host::{FrameSource, Host};
 use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::{AddressSpace, Engine, File, ForkError, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
@@ -23,8 +22,8 @@ impl Store for Fives {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        assert_eq!(transfer.direction(), Direction::Read, "nothing is written");
-        transfer.bytes().fill(5);
+        let Bytes::Read(bytes) = transfer.bytes() else { panic!("nothing is written") };
+        bytes.fill(5);
         transfer.complete(Ok(PAGE_SIZE as usize));
     }
 }
@@ -55,7 +54,8 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
     let folio = engine.host().frames().folio(frame);
     // As many entries elsewhere.
     let mut taken = 0;
-    while folio.try_get(Reference::Mapping).is_ok() {
+    // SAFETY: the parent maps it; all are taken back below.
+    while unsafe { folio.get_uncounted() } {
         taken += 1;
     }
     let full = folio.mappings();
@@ -83,7 +83,8 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
     }
     assert_eq!(parent.load_u64(at(PAGES - 1)), Ok(PAGES - 1));
     // What was refused can be had when there is room.
-    (0..taken).for_each(|_| assert!(!folio.put(Reference::Mapping)));
+    // SAFETY: had above, so often.
+    (0..taken).for_each(|_| unsafe { folio.put_uncounted() });
     let shared = shared_tables(&engine);
     let child = parent.fork().unwrap();
     assert_eq!(shared_tables(&engine), shared + 1);

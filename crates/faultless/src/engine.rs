@@ -307,11 +307,24 @@ impl<H: Host> Engine<H> {
         // enter by this engine, with this barrier.
         let retired = unsafe { self.host.sections().retire(slot, self.host.barrier(), &mut things) };
         if retired.is_err() {
-            self.grace();
-            for thing in things {
-                // SAFETY: unhooked before it came here, and a grace period has passed since.
-                unsafe { thing.free() };
-            }
+            self.free_after_grace(things);
+        }
+    }
+
+    /// As [`Engine::retire`], for leaf tables alone, and by somebody who may hold what a drop of anything else may want: frees
+    /// nothing else.
+    pub(crate) fn retire_tables(&self, mut tables: RetiredList) {
+        let slot = self.host.slots().current();
+        if self.host.sections().retire_later(slot, &mut tables).is_err() {
+            self.free_after_grace(tables);
+        }
+    }
+
+    fn free_after_grace(&self, things: RetiredList) {
+        self.grace();
+        for thing in things {
+            // SAFETY: unhooked before it came here, and a grace period has passed since.
+            unsafe { thing.free() };
         }
     }
 

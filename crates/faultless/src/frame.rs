@@ -431,6 +431,25 @@ impl Folio {
         self.word.load(Ordering::Relaxed) & REFERENCES == MAPPING
     }
 
+    /// For tests: counts one more mapping, which no entry has. False: the count is full.
+    ///
+    /// # Safety
+    /// An entry maps the frame, and each such mapping is taken back, by [`Folio::put_uncounted`], before that goes.
+    #[doc(hidden)]
+    pub unsafe fn get_uncounted(&self) -> bool {
+        self.try_get(Reference::Mapping).is_ok()
+    }
+
+    /// For tests: takes one back.
+    ///
+    /// # Safety
+    /// It was had by [`Folio::get_uncounted`].
+    #[doc(hidden)]
+    pub unsafe fn put_uncounted(&self) {
+        let is_last = self.put(Reference::Mapping);
+        debug_assert!(!is_last, "an entry maps the frame");
+    }
+
     /// Whether nobody has any reference.
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == 0

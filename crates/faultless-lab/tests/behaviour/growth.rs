@@ -1,12 +1,13 @@
 //! brk, mappings that grow down, and limits of a space. What is expected was seen on Linux 6.18.
 
 use crate::advice::{flags, resident};
-use crate::moves::{FIXED, HERE, KEEP, errno, is_hole, remap, shape};
+use crate::moves::{FIXED, HERE, KEEP, MOVE, errno, is_hole, remap, shape};
 use crate::*;
 use faultless::errno::{EAGAIN, EINVAL, ENOMEM};
 use faultless::vma::Flags;
-use faultless::{BrkError, LimitError, LockAll, LockMode, MapError, ProtectError, SpaceLimits};
+use faultless::{BrkError, LimitError, LockAll, LockMode, MapError, ProtectError, RemapError, SpaceLimits};
 use faultless_soft::Cpu;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 under_every_design! {
     the_heap_grows_and_shrinks
@@ -19,6 +20,10 @@ under_every_design! {
     stacks_keep_their_gap
     protection_down_to_the_start
     limits_of_a_space
+    a_limit_counts_what_is_replaced_as_gone
+    a_refused_move_leaves_what_it_would_replace
+    nothing_is_mapped_after_exit
+    exit_beside_every_call_that_maps
     stacks_grow_under_a_crowd
 }
 
@@ -33,6 +38,10 @@ on_real_memory! {
     stacks_keep_their_gap
     protection_down_to_the_start
     limits_of_a_space
+    a_limit_counts_what_is_replaced_as_gone
+    a_refused_move_leaves_what_it_would_replace
+    nothing_is_mapped_after_exit
+    exit_beside_every_call_that_maps
     stacks_grow_under_a_crowd
 }
 
@@ -377,5 +386,133 @@ fn stacks_grow_under_a_crowd<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(shape(&space), [(1700, 2001), (3700, 4001), (6000, 6001), (8000, 8001)]);
     space.audit().unwrap();
     drop(space);
+    machine.end()
+}
+
+/// Twelve pages are mapped and allowed, four of them at 40.
+fn full<S: Stand, D: LockingDesign>(machine: &Machine<S>) -> Space<S, D> {
+    let space = machine.space::<D>();
+    space.map(anonymous(10, 8)).unwrap();
+    space.map(anonymous(40, 4)).unwrap();
+    space.store_u64(at(10), 1).unwrap();
+    space.store_u64(at(40), 4).unwrap();
+    space.set_limits(SpaceLimits { address_space: 12 * PAGE_SIZE, ..SpaceLimits::default() });
+    space
+}
+
+/// As on Linux: what goes anyway makes room for what comes.
+fn a_limit_counts_what_is_replaced_as_gone<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = full::<S, D>(&machine);
+    assert_eq!(remap(&space, (10, 4), 4, KEEP | FIXED, 40), Ok(40));
+    assert_eq!(shape(&space), [(10, 18), (40, 44)]);
+    assert_eq!((space.load_u64(at(40)).unwrap(), space.load_u64(at(10)).unwrap()), (1, 0));
+    // Data counts in the same way.
+    space.set_limits(SpaceLimits { data: 12 * PAGE_SIZE, ..SpaceLimits::default() });
+    assert_eq!(remap(&space, (40, 4), 4, KEEP | FIXED, 14), Ok(14));
+    assert_eq!(space.load_u64(at(14)).unwrap(), 1);
+    // Over a part and a hole there is room for the part only.
+    let error = remap(&space, (14, 4), 4, KEEP | FIXED, 42).unwrap_err();
+    assert_eq!(error, RemapError::Limit(LimitError::Data { pages: 4, limit: 12 * PAGE_SIZE }));
+    space.set_limits(SpaceLimits { address_space: 12 * PAGE_SIZE, ..SpaceLimits::default() });
+    space.map(anonymous(40, 4)).unwrap();
+    space.map(anonymous(12, 6)).unwrap();
+    space.audit().unwrap();
+    drop(space);
+    machine.end()
+}
+
+fn a_refused_move_leaves_what_it_would_replace<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = full::<S, D>(&machine);
+    let unchanged = |error: RemapError| {
+        assert!(matches!(error, RemapError::Limit(_)), "{error}");
+        assert_eq!(shape(&space), [(10, 18), (40, 44)]);
+        assert_eq!((space.load_u64(at(10)).unwrap(), space.load_u64(at(40)).unwrap()), (1, 4));
+        space.audit().unwrap();
+    };
+    unchanged(remap(&space, (10, 4), 4, KEEP | FIXED, 42).unwrap_err());
+    unchanged(remap(&space, (10, 2), 4, FIXED, 40).unwrap_err());
+    unchanged(remap(&space, (10, 4), 4, KEEP, 60).unwrap_err());
+    space.set_limits(SpaceLimits { address_space: 11 * PAGE_SIZE, ..SpaceLimits::default() });
+    unchanged(remap(&space, (10, 4), 4, KEEP | FIXED, 40).unwrap_err());
+    let over = space.map(anonymous(40, 4)).unwrap_err();
+    assert!(matches!(over, MapError::Limit(LimitError::AddressSpace { .. })));
+    assert_eq!(space.load_u64(at(40)).unwrap(), 4);
+    space.set_limits(SpaceLimits { data: 11 * PAGE_SIZE, ..SpaceLimits::default() });
+    unchanged(remap(&space, (10, 4), 4, KEEP | FIXED, 40).unwrap_err());
+    space.set_limits(SpaceLimits { locked: 4 * PAGE_SIZE, ..SpaceLimits::default() });
+    space.lock(at(10), 4 * PAGE_SIZE, LockMode::OnFault).unwrap();
+    assert_eq!(errno(remap(&space, (10, 4), 5, FIXED, 40)), EAGAIN);
+    let over = MapRequest { flags: Flags::LOCKED, ..anonymous(40, 4) };
+    assert_eq!(space.map(over).unwrap_err().errno(), EAGAIN);
+    assert_eq!(space.load_u64(at(40)).unwrap(), 4);
+    // Neither does the limit of mappings take anything away.
+    let now = space.mappings().len();
+    space.set_limits(SpaceLimits { mappings: now - 1, ..SpaceLimits::default() });
+    assert_eq!(errno(remap(&space, (11, 1), 1, FIXED, 41)), ENOMEM);
+    assert_eq!(errno(remap(&space, (11, 1), 1, KEEP | FIXED, 41)), ENOMEM);
+    assert_eq!(space.map(anonymous(41, 1)), Err(MapError::TooManyMappings { limit: now - 1 }));
+    assert_eq!((space.load_u64(at(40)).unwrap(), space.mappings().len()), (4, now));
+    drop(space);
+    machine.end()
+}
+
+/// Every call that maps, each in a way that does not need what the others have left.
+fn map_by_every_call<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> [bool; 8] {
+    let grown = space.mappings().last().map_or(VirtAddr::new(u64::MAX), |last| last.range.end().address());
+    let request = |placement| MapRequest::anonymous(PAGE_SIZE).at(placement);
+    [
+        space.map(request(Placement::Anywhere)).is_ok(),
+        space.map(request(Placement::Hint(at(300)))).is_ok(),
+        space.map(request(Placement::Fixed(at(40)))).is_ok(),
+        space.map(request(Placement::FixedNoReplace(grown))).is_ok(),
+        space.map(MapRequest::shared_anonymous(PAGE_SIZE)).is_ok(),
+        space.set_break(at(104)).is_ok() && space.set_break(at(108)).is_ok(),
+        remap(space, (10, 1), 2, MOVE, 0).is_ok(),
+        remap(space, (10, 1), 1, KEEP | FIXED, 200).is_ok(),
+    ]
+}
+
+fn nothing_is_mapped_after_exit<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    let space = machine.space::<D>();
+    space.set_heap(at(100));
+    space.map(stack(400, 1)).unwrap();
+    space.exit();
+    assert_eq!(map_by_every_call(&space), [false; 8]);
+    assert_eq!(space.set_break(at(102)), Err(BrkError::Exited));
+    assert_eq!(space.brk(at(102)), at(100), "brk tells the break as it was");
+    assert!(is_hole(&space, 399) && is_hole(&space, 100));
+    assert_eq!(shape(&space), []);
+    space.audit().unwrap();
+    drop(space);
+    machine.end()
+}
+
+/// A call that has begun before exit maps nothing after it.
+fn exit_beside_every_call_that_maps<S: Stand, D: LockingDesign>() -> Ran<S> {
+    let machine = Machine::<S>::new()?;
+    for _ in 0..40 {
+        let space = machine.space::<D>();
+        space.set_heap(at(100));
+        space.map(anonymous(10, 1)).unwrap();
+        let exited = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !exited.load(Ordering::Relaxed) {
+                        map_by_every_call(&space);
+                    }
+                });
+            }
+            space.exit();
+            exited.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(shape(&space), []);
+        assert_eq!(map_by_every_call(&space), [false; 8]);
+        space.audit().unwrap();
+        drop(space);
+    }
     machine.end()
 }

@@ -326,6 +326,14 @@ fn resident_looks_and_touches_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     }
     let error = space.resident(at(12), pages(4)).unwrap_err();
     assert!(matches!(error, ResidentError::Hole { address, .. } if address == at(14)));
+    // No bytes are an answer in the space and just behind it, and not farther away.
+    for page in [0, 10, 99, S::PAGES] {
+        assert_eq!(space.resident(at(page), 0), Ok(vec![]));
+    }
+    for page in [S::PAGES + 1, u64::MAX >> 12] {
+        assert_eq!(space.resident(at(page), 0).unwrap_err().errno(), errno::ENOMEM);
+    }
+    assert_eq!(space.resident(VirtAddr::new(1), 0).unwrap_err().errno(), errno::EINVAL);
     drop((space, other, file));
     machine.end()
 }

@@ -354,6 +354,12 @@ fn wrong_remaps_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(errno(remap(&space, (10, 1), 2, FIXED, S::PAGES - 1)), EINVAL);
     assert_eq!(errno(remap(&space, (9, 1), 1, HERE, 0)), EFAULT);
     assert_eq!(errno(remap(&space, (S::PAGES, 1), 1, HERE, 0)), EFAULT);
+    // The last page that an address can name: nothing is mapped there.
+    let last = VirtAddr::new(u64::MAX - PAGE_SIZE + 1);
+    assert_eq!(errno(space.remap(RemapRequest::resize(last, 1, 1))), EFAULT);
+    assert_eq!(errno(space.remap(RemapRequest::resize(last, 2 * PAGE_SIZE, 1))), EFAULT);
+    assert_eq!(errno(space.remap(RemapRequest::to(last, 1, at(20)))), EFAULT);
+    assert_eq!(errno(space.remap(RemapRequest::resize(last, 1, 0))), EINVAL);
     // Odd lengths are whole pages.
     let request = RemapRequest { old_length: PAGE_SIZE + 1, ..RemapRequest::to(at(10), 5000, at(20)) };
     assert_eq!(space.remap(request), Ok(at(20)));

@@ -328,10 +328,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Refusal::ReadOnly => AdviseError::ReadOnly { address },
                 Refusal::NotYet => AdviseError::NotYet { advice },
             },
-            Wrong::TooMany => {
-                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                AdviseError::TooManyMappings { range, advice, limit }
-            }
+            Wrong::TooMany { limit } => AdviseError::TooManyMappings { range, advice, limit },
             Wrong::All(_) | Wrong::OutOfMemory => AdviseError::OutOfMemory { range, advice },
         }
     }

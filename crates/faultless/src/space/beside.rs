@@ -1,7 +1,8 @@
 //! Changes of one range that go on beside others: the tree lock is held for the taking only. What a change reads or writes of
 //! the tree lies near its range, and near it nobody else makes one.
 
-use super::range_work::{Draft, Joins, Taken, TreeLock, Unpublished, fence_of_range_work};
+use super::publish::{Draft, Joins, Unpublished, fence_of_range_work};
+use super::range_work::{Taken, TreeLock};
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -92,13 +93,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Still::Near(near) => near,
             Still::All(lock) => {
                 let lock = self.follow(taken, lock, range, rights)?;
-                let published = self.publish(work, lock, range, each, None, retired);
+                let published = self.publish(work, lock, range, each, retired);
                 return published.map(drop).inspect_err(|_| self.follow_back(taken, range));
             }
         };
         let wanted = (&each as &dyn Fn(_) -> _, &None, Joins::BOTH);
         let Draft { hull, goes, mut new, note } =
-            self.draft(work, self.tree.view(&section), range, wanted, |_| true)?;
+            self.draft(work, self.tree.view(&section), range, wanted, |_| Ok(()))?;
         debug_assert!(near.covers(hull));
         for look in 0.. {
             // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and whoever takes the lock waits for the edit.

@@ -3,7 +3,8 @@
 use super::grow::guarded;
 use super::limits::TooMany;
 use super::populate::Goal;
-use super::range_work::{Joins, TreeLock, Unpublished};
+use super::publish::{Joins, Origin, Refused, Unpublished};
+use super::range_work::TreeLock;
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -66,6 +67,9 @@ pub enum BrkError {
     /// No memory for nodes (ENOMEM).
     #[error("out of memory for the heap")]
     OutOfMemory,
+    /// The space has exited (ENOMEM).
+    #[error("the space has exited")]
+    Exited,
 }
 
 impl BrkError {
@@ -88,6 +92,25 @@ impl From<TooMany> for BrkError {
 impl From<OutOfMemory> for BrkError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<Unpublished> for BrkError {
+    fn from(error: Unpublished) -> Self {
+        match error {
+            Unpublished::OutOfMemory => Self::OutOfMemory,
+            Unpublished::TooMany { limit } => Self::TooManyMappings { limit },
+        }
+    }
+}
+
+impl From<Refused> for BrkError {
+    fn from(error: Refused) -> Self {
+        match error {
+            Refused::Exited => Self::Exited,
+            Refused::Limit(error) => error.into(),
+            Refused::Unpublished(error) => error.into(),
+        }
     }
 }
 
@@ -122,12 +145,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`BrkError`]; the space is as before.
     pub fn set_break(&self, address: VirtAddr) -> Result<(), BrkError> {
         let space = &self.0;
-        let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
-        space.engine.assert_may_sleep("the tree lock");
-        let mut retired = RetiredList::new();
-        let result = space.set_break(&mut work, address, &mut retired);
-        drop(work);
-        space.engine.retire(retired);
+        let result = {
+            let mut call = space.change();
+            let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
+            space.engine.assert_may_sleep("the tree lock");
+            space.set_break(&mut work, address, &mut call.retired)
+        };
         if let Some(locked) = result? {
             let _ = self.populate(locked, Goal::Lock);
         }
@@ -174,25 +197,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut fetched = None;
             if let Some(goes) = PageRange::new(new, old) {
                 self.check_shrink(&lock, address, goes)?;
-                let unmapped = self.unmap_taken(work, &mut taken, lock, goes, retired);
-                unmapped.map_err(|error| self.not_mapped(error))?;
+                self.unmap_taken(work, &mut taken, lock, goes, retired)?;
                 lock = taken.lock();
             } else if let Some(range) = PageRange::new(old, new) {
-                let mapping = self.heap_part(range, lock.locks.future);
-                fetched = Some(range).filter(|_| mapping.flags.is_fetched());
                 let next = self.tree.view_locked(&lock.writer).from(range.start()).next();
                 let behind = next.map(|next| next.range().start().min(guarded(next).start()));
                 if behind.is_some_and(|behind| behind.get() < new.get() + 1) {
                     return Err(no_room);
                 }
-                lock.check_locked(mapping.flags, range.pages())?;
-                lock.check_room(&mapping, range.pages())?;
                 self.may_map_more(&lock)?;
                 // Not with what ends where the heap starts, as on Linux.
                 let joins = Joins { below: old > heap.start.page(), ..Joins::BOTH };
-                let more = self.extend(work, &taken, lock, mapping, (joins, retired));
-                more.map_err(|error| self.not_mapped(error))?;
-                lock = taken.lock();
+                let new = (self.heap_part(range), Origin::Fresh);
+                let published = self.publish_followed(work, &taken, lock, new, (joins, retired))?;
+                fetched = Some(range).filter(|_| published.1.is_fetched());
+                lock = published.0;
             }
             lock.heap = Some(Heap { end: address, ..heap });
             drop(lock);
@@ -212,26 +231,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    fn heap_part(&self, range: PageRange, flags: Flags) -> Mapping<H> {
+    fn heap_part(&self, range: PageRange) -> Mapping<H> {
         Mapping {
             range,
             protection: Protection::READ | Protection::WRITE,
             sharing: Sharing::Private,
-            flags: flags | Flags::ACCOUNT,
+            flags: Flags::ACCOUNT,
             backing: Backing::Anonymous,
             serial: self.engine.next_serial(),
             shift: 0,
             anon: None,
-        }
-    }
-
-    fn not_mapped(&self, error: Unpublished) -> BrkError {
-        match error {
-            Unpublished::OutOfMemory => BrkError::OutOfMemory,
-            Unpublished::TooMany => {
-                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                BrkError::TooManyMappings { limit }
-            }
         }
     }
 }

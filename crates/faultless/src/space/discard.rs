@@ -72,6 +72,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn discard(&self, range: PageRange) -> Result<(), DiscardError> {
         let start = range.start().address();
         let inside = range.intersection(self.whole()).ok_or(DiscardError::Hole { range, address: start })?;
+        let _call = self.change();
         let work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) = self.map.take(inside, &*self.engine);
@@ -93,7 +94,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Some(Wrong::Refused(address, Refusal::Sealed)) => Err(DiscardError::Sealed { address }),
             Some(Wrong::Refused(address, _)) => Err(DiscardError::Locked { address }),
             Some(Wrong::Hole(address)) => Err(DiscardError::Hole { range, address }),
-            Some(Wrong::All(_) | Wrong::TooMany | Wrong::OutOfMemory) => {
+            Some(Wrong::All(_) | Wrong::TooMany { .. } | Wrong::OutOfMemory) => {
                 Err(DiscardError::OutOfMemory { range })
             }
         }

@@ -6,7 +6,7 @@ use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
-use crate::sync::{RetiredList, full_fence};
+use crate::sync::full_fence;
 use core::mem::ManuallyDrop;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -28,6 +28,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Unmaps everything, sealed or not. Needs no memory: the tree goes as a whole, after a grace period of its own.
     fn clear(&self) {
         let whole = self.whole();
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, whole);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, whole, |_| true);
@@ -45,11 +46,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         full_fence();
         D::published(&mut work);
         self.sweep_away(&taken, whole);
-        let mut retired = RetiredList::new();
-        self.unhook_leaves(&taken, &mut retired);
+        self.unhook_leaves(&taken, &mut call.retired);
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         self.engine.grace_and_flush();
         drop(ManuallyDrop::into_inner(old));
     }

@@ -1,13 +1,13 @@
 //! Changing what else holds for mappings, for madvise, mlock and mseal: publish, and sweep without editing an entry, so
 //! that whoever looked an old mapping up has finished when the call returns (docs/protocol.md, rule 4).
 
-use super::range_work::{TreeLock, Unpublished};
+use super::publish::Unpublished;
+use super::range_work::TreeLock;
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::{Protection, Sharing};
-use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Flags, Mapping, Vma};
 
@@ -41,7 +41,7 @@ pub(super) enum Wrong<R> {
     /// Nothing is done, whatever is mapped.
     All(R),
     /// There is no room to split a mapping: what lies below it is done.
-    TooMany,
+    TooMany { limit: usize },
     /// Nothing is done.
     OutOfMemory,
 }
@@ -50,7 +50,7 @@ impl<R> From<Unpublished> for Wrong<R> {
     fn from(error: Unpublished) -> Self {
         match error {
             Unpublished::OutOfMemory => Self::OutOfMemory,
-            Unpublished::TooMany => Self::TooMany,
+            Unpublished::TooMany { limit } => Self::TooMany { limit },
         }
     }
 }
@@ -136,6 +136,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), Wrong<R>> {
         let none = Wrong::Hole(range.start().address());
         let inside = range.intersection(self.whole()).ok_or(none)?;
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, inside, |_| true);
@@ -147,19 +148,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(part) = part(&reach)
             && let Err(end) = self.splittable(&lock, self.tree.view_locked(&lock.writer), part, each)
         {
-            reach = Reach { end, error: Some(Wrong::TooMany) };
+            let limit = self.mapping_limit(&lock);
+            reach = Reach { end, error: Some(Wrong::TooMany { limit }) };
         }
         let part = part(&reach);
-        let mut retired = RetiredList::new();
         if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
-            drop(self.publish(&mut work, lock, part, each, None, &mut retired)?);
+            drop(self.publish(&mut work, lock, part, each, &mut call.retired)?);
             self.sweep(&taken, part, |_, entry| entry, |_, _, _| {});
         } else {
             drop(lock);
         }
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         reach.error.map_or(Ok(()), Err)
     }
 

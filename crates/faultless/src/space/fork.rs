@@ -53,6 +53,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         // SAFETY: new, and of this engine's host.
         let child = unsafe { Self::with_table(&space.engine, table) }?;
         let whole = space.whole();
+        let _call = space.change();
         let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Fork, whole);
         space.engine.assert_may_sleep("the tree lock");
         space.exclude(&mut work, whole, D::fork_excludes);

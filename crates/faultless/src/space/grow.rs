@@ -2,14 +2,13 @@
 //! with its first touch, as on Linux.
 
 use super::protect::ProtectError;
-use super::range_work::Joins;
+use super::publish::{Joins, Origin};
 use super::remap::extension;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
 use crate::protection::Protection;
-use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Flags, Vma};
 
@@ -86,15 +85,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !matches!(look(), Some((_, true))) {
             return false;
         }
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Grow, self.whole());
         self.engine.assert_may_sleep("the tree lock");
-        let mut retired = RetiredList::new();
-        let grown = loop {
+        loop {
             let Some((mapped, true)) = look() else { break false };
             // Somebody was quicker.
             let Some(range) = PageRange::new(page, mapped.start()) else { break true };
             self.exclude(&mut work, range.hull(mapped), |_| true);
-            let (taken, lock) = self.map.take(range, &*self.engine);
+            // With the first page of the mapping, so that it stays as it is while a host follows.
+            let claim = range.hull(PageRange::single(mapped.start()));
+            let (taken, lock) = self.map.take(claim, &*self.engine);
             let view = self.tree.view_locked(&lock.writer);
             if above(view, page) != Some((mapped, true)) {
                 continue;
@@ -106,9 +107,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             });
             let gap = below.is_none_or(|below| page.get() - below.range().end().get() >= GUARD_GAP);
             let length = mapped.end().get() - page.get();
+            let more = extension(vma, range);
+            // Before there is a record; it will be asked again when it is published.
             let fits = length <= lock.limits.stack >> PAGE_SHIFT
-                && lock.check_room(vma.mapping(), range.pages()).is_ok()
-                && lock.check_locked(vma.flags(), range.pages()).is_ok();
+                && lock.check_room(&more, range.pages()).is_ok()
+                && lock.check_locked(more.flags, range.pages()).is_ok();
             if gap && !vma.is_busy() {
                 // As on Linux: what grows has a record.
                 let _ = self.begin_record(view, vma);
@@ -116,13 +119,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if vma.is_busy() || !gap || !fits {
                 break vma.is_busy();
             }
-            let more = extension(vma, range);
-            let published = self.extend(&mut work, &taken, lock, more, (Joins::ABOVE, &mut retired));
+            let new = (extension(vma, range), Origin::Longer);
+            let published =
+                self.publish_followed(&mut work, &taken, lock, new, (Joins::ABOVE, &mut call.retired));
+            let is_grown = published.is_ok();
+            drop(published);
             drop(taken);
-            break published.is_ok();
-        };
-        drop(work);
-        self.engine.retire(retired);
-        grown
+            break is_grown;
+        }
     }
 }

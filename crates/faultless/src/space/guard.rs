@@ -49,6 +49,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), AdviseError> {
         let hole = AdviseError::Hole { range, advice, address: range.start().address() };
         let inside = range.intersection(self.whole()).ok_or(hole)?;
+        let _call = self.change();
         let held = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = AdviseError::OutOfMemory { range, advice };

@@ -1,6 +1,5 @@
 //! What a space may use (RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, vm.max_map_count), and what it uses.
 
-use super::range_work::TreeLock;
 use super::{AddressSpace, Map, Space};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -30,6 +29,13 @@ pub struct SpaceLimits {
     /// Mappings (vm.max_map_count); never more than [`Limits::mappings`](crate::Limits::mappings). As on Linux a call that
     /// maps is refused when there are more than that, and one that splits when there are that many: so there can be one more.
     pub mappings: usize,
+}
+
+impl SpaceLimits {
+    /// Whether the pages of mappings are not limited.
+    fn are_unlimited(&self) -> bool {
+        [self.address_space, self.data] == [u64::MAX; 2]
+    }
 }
 
 impl Default for SpaceLimits {
@@ -105,26 +111,46 @@ impl fmt::Display for SpaceUsage {
 }
 
 impl SpaceUsage {
-    fn of<H: Host>(mapping: &Mapping<H>) -> Self {
-        let pages = mapping.range.pages();
+    /// With so many pages of `mapping` too.
+    fn and<H: Host>(self, mapping: &Mapping<H>, pages: u64) -> Self {
         let data = is_data(mapping.protection, mapping.sharing, mapping.flags);
         let locked = mapping.flags.contains(Flags::LOCKED);
         Self {
-            mappings: 1,
-            pages,
-            data: if data { pages } else { 0 },
-            locked: if locked { pages } else { 0 },
+            mappings: self.mappings + 1,
+            pages: self.pages + pages,
+            data: self.data + if data { pages } else { 0 },
+            locked: self.locked + if locked { pages } else { 0 },
         }
     }
 
     /// With these mappings too.
     pub(super) fn with<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
-        mappings.into_iter().map(Self::of).fold(self, |sum, more| Self {
-            mappings: sum.mappings + more.mappings,
-            pages: sum.pages + more.pages,
-            data: sum.data + more.data,
-            locked: sum.locked + more.locked,
-        })
+        mappings.into_iter().fold(self, |sum, mapping| sum.and(mapping, mapping.range.pages()))
+    }
+
+    /// Whether `pages` more of memory like that of `mapping` may come to this.
+    fn check_room<H: Host>(
+        &self,
+        limits: &SpaceLimits,
+        mapping: &Mapping<H>,
+        pages: u64,
+    ) -> Result<(), LimitError> {
+        let limit = limits.address_space;
+        if self.pages.saturating_add(pages) > limit >> PAGE_SHIFT {
+            return Err(LimitError::AddressSpace { pages, limit });
+        }
+        match is_data(mapping.protection, mapping.sharing, mapping.flags) {
+            true => self.check_data(limits, pages),
+            false => Ok(()),
+        }
+    }
+
+    fn check_data(&self, limits: &SpaceLimits, pages: u64) -> Result<(), LimitError> {
+        let limit = limits.data;
+        match self.data.saturating_add(pages) > limit >> PAGE_SHIFT {
+            true => Err(LimitError::Data { pages, limit }),
+            false => Ok(()),
+        }
     }
 
     /// What becomes of it where these take the place of `gone`; modulo 2^64.
@@ -162,23 +188,12 @@ impl Edited for Map {
 impl Map {
     /// Whether `pages` more of memory like that of `mapping` may come.
     pub(super) fn check_room<H: Host>(&self, mapping: &Mapping<H>, pages: u64) -> Result<(), LimitError> {
-        let limit = self.limits.address_space;
-        if self.usage.pages.saturating_add(pages) > limit >> PAGE_SHIFT {
-            return Err(LimitError::AddressSpace { pages, limit });
-        }
-        match is_data(mapping.protection, mapping.sharing, mapping.flags) {
-            true => self.check_data(pages),
-            false => Ok(()),
-        }
+        self.usage.check_room(&self.limits, mapping, pages)
     }
 
     /// Whether `pages` may become data.
     pub(super) fn check_data(&self, pages: u64) -> Result<(), LimitError> {
-        let limit = self.limits.data;
-        match self.usage.data.saturating_add(pages) > limit >> PAGE_SHIFT {
-            true => Err(LimitError::Data { pages, limit }),
-            false => Ok(()),
-        }
+        self.usage.check_data(&self.limits, pages)
     }
 
     /// Whether a mapping with these flags may become `pages` longer as far as locked memory goes.
@@ -270,19 +285,33 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    /// Whether `mapping` may come, in the place of what is mapped there.
-    pub(super) fn check_limits(&self, lock: &TreeLock<'_>, mapping: &Mapping<H>) -> Result<(), LimitError> {
-        let limits = &lock.limits;
-        if limits.address_space == u64::MAX && limits.data == u64::MAX {
+    /// Whether `mapping` may come, in the place of what is mapped there. Its pages are taken off what counts, as Linux does: of
+    /// data as many as of all.
+    pub(super) fn check_limits(&self, map: &Map, mapping: &Mapping<H>) -> Result<(), LimitError> {
+        if map.limits.are_unlimited() {
             return Ok(());
         }
-        let goes = self.mapped_pages(lock, mapping.range);
-        lock.check_room(mapping, mapping.range.pages() - goes)
+        let goes = self.usage_in(map, mapping.range).pages;
+        map.check_room(mapping, mapping.range.pages() - goes)
     }
 
-    fn mapped_pages(&self, lock: &TreeLock<'_>, range: PageRange) -> u64 {
-        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
-        vmas.map_while(|vma| vma.range().intersection(range)).map(PageRange::pages).sum()
+    /// Whether `more` pages of memory like that of `mapping` may come by a move to its range, when what is mapped there has
+    /// gone.
+    pub(super) fn check_moved(&self, map: &Map, mapping: &Mapping<H>, more: u64) -> Result<(), LimitError> {
+        if map.limits.are_unlimited() {
+            return Ok(());
+        }
+        let goes = self.usage_in(map, mapping.range);
+        let (pages, data) = (map.usage.pages - goes.pages, map.usage.data - goes.data);
+        let usage = SpaceUsage { pages, data, ..map.usage };
+        usage.check_room(&map.limits, mapping, more)
+    }
+
+    /// What the mappings in `range` come to, of each the part in it.
+    pub(super) fn usage_in(&self, map: &Map, range: PageRange) -> SpaceUsage {
+        let vmas = self.tree.view_locked(&map.writer).from(range.start());
+        let parts = vmas.map_while(|vma| Some((vma.mapping(), vma.range().intersection(range)?)));
+        parts.fold(SpaceUsage::default(), |sum, (mapping, part)| sum.and(mapping, part.pages()))
     }
 
     /// Up to where `range` may get these rights: what becomes data by them counts, mapping by mapping.

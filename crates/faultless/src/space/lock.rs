@@ -3,13 +3,12 @@
 
 use super::flags::{Holes, Wrong};
 use super::populate::{Goal, Unpopulated};
-use super::{AddressSpace, LimitError, Map, MapError, Space, fault::FaultError};
+use super::{AddressSpace, Map, MapError, Space, fault::FaultError};
 use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::Host;
-use crate::vma::tree::{Ranged, View};
-use crate::vma::{Flags, Vma};
+use crate::vma::Flags;
 
 /// When the pages of a locked mapping come. mlock2 knows no other flag than MLOCK_ONFAULT, and refuses the rest (EINVAL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +123,6 @@ fn touched(address: VirtAddr, length: u64) -> Result<Option<PageRange>, RangeErr
     }
 }
 
-/// How many pages of `view` are locked inside `range`.
-fn locked_pages<H: Host, D: LockingDesign>(view: View<'_, Vma<H, D>>, range: PageRange) -> u64 {
-    let vmas = view.from(range.start()).take_while(|vma| vma.range().start() < range.end());
-    let locked = vmas.filter(|vma| vma.mapping().flags.contains(Flags::LOCKED));
-    locked.filter_map(|vma| vma.range().intersection(range)).map(PageRange::pages).sum()
-}
-
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// mlock, mlock2: the pages that `length` bytes at `address` touch stay in memory; with [`LockMode::Now`] they are
     /// fetched before this returns. The flag is set as [`AddressSpace::unmap`] waits; then the pages come by ordinary
@@ -223,7 +215,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Ok(());
             }
             // What is locked already in the range counts once.
-            let others = map.usage.locked - locked_pages(self.tree.view_locked(&map.writer), range);
+            let others = map.usage.locked - self.usage_in(map, range).locked;
             let limit = map.limits.locked;
             let too_many = others.saturating_add(range.pages()) > limit / PAGE_SIZE;
             if too_many { Err(LockError::Limit { limit }) } else { Ok(()) }
@@ -234,33 +226,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Wrong::Hole(_) if holes == Holes::Skip => Ok(()),
             Wrong::Hole(address) => Err(LockError::Hole { range, address }),
             Wrong::Refused(_, error) | Wrong::All(error) => Err(error),
-            Wrong::TooMany => Err(LockError::TooManyMappings {
-                range,
-                limit: self.mapping_limit(&self.map.lock_by(&*self.engine)),
-            }),
+            Wrong::TooMany { limit } => Err(LockError::TooManyMappings { range, limit }),
             Wrong::OutOfMemory => Err(LockError::OutOfMemory),
         })
-    }
-
-    /// Whether a new mapping of `range` may be locked, besides all that is: what it replaces counts too, as on Linux.
-    /// What stands for the range already, while it is BUSY, does not.
-    pub(super) fn may_map_locked(&self, map: &Map, range: PageRange, flags: Flags) -> Result<(), LimitError> {
-        let stands_for_it = self.tree.view_locked(&map.writer).find(range.start()).is_some_and(Vma::is_busy);
-        map.check_locked(flags, if stands_for_it { 0 } else { range.pages() })
     }
 }
 
 impl Map {
-    /// The flags of a new mapping: those asked for, and what mlockall has said of what is to come.
-    pub(super) fn flags_to_come(&self, asked: Flags, pages: u64) -> Result<Flags, MapError> {
+    /// The flags that are asked for, as far as they can be. The mapping gets those that mlockall wants where it is published.
+    pub(super) fn flags_asked(&self, asked: Flags, pages: u64) -> Result<Flags, MapError> {
         if asked.contains(Flags::LOCKED) && self.limits.locked == 0 {
             return Err(MapError::LockNotPermitted);
         }
         // What is unknown is ignored, as on Linux.
         let asked = (asked & Flags::all()) - Flags::OWN - Flags::READ_ONLY;
-        let flags = asked | self.locks.future;
         // It will be asked again when the mapping comes; here for Linux's order of errors.
-        self.check_locked(flags, pages)?;
-        Ok(flags)
+        self.check_locked(asked | self.locks.future, pages)?;
+        Ok(asked)
     }
 }

@@ -3,7 +3,8 @@
 use super::grow::guarded;
 use super::limits::TooMany;
 use super::populate::Goal;
-use super::range_work::{Joins, Taken, TreeLock, Unpublished};
+use super::publish::{Joins, Origin, Refused, Unpublished};
+use super::range_work::{Taken, TreeLock};
 use super::{AddressSpace, LimitError, Map, Space};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -133,6 +134,14 @@ impl<H: Host> MapRequest<H> {
     }
 }
 
+/// What has been mapped.
+struct Mapped {
+    range: PageRange,
+    /// With those that mlockall has wanted.
+    flags: Flags,
+    serial: u64,
+}
+
 /// Why nothing was mapped; the space is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
@@ -239,6 +248,17 @@ impl From<TooMany> for MapError {
     }
 }
 
+impl From<Refused> for MapError {
+    fn from(error: Refused) -> Self {
+        match error {
+            Refused::Exited => Self::Exited,
+            Refused::Limit(error) => error.into(),
+            Refused::Unpublished(Unpublished::OutOfMemory) => Self::OutOfMemory,
+            Refused::Unpublished(Unpublished::TooMany { limit }) => Self::TooManyMappings { limit },
+        }
+    }
+}
+
 impl From<OutOfMemory> for MapError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
@@ -256,16 +276,15 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let (asked, flags) = {
             let lock = self.0.map.lock_by(&*self.0.engine);
             let asked = self.0.asked(&lock, request.placement, request.length)?;
-            (asked, lock.flags_to_come(request.flags, asked.pages())?)
+            (asked, lock.flags_asked(request.flags, asked.pages())?)
         };
         let populate = request.populate;
-        let (start, serial) = self.0.map(self, MapRequest { flags, ..request }, asked)?;
+        let Mapped { range, flags, serial } = self.0.map(self, MapRequest { flags, ..request }, asked)?;
         if flags.is_fetched() || populate && !flags.contains(Flags::LOCKED_ON_FAULT) {
             let goal = if flags.is_fetched() { Goal::Lock } else { Goal::New(serial) };
-            let range = PageRange::with_pages(start.page(), asked.pages())?;
             let _ = self.populate(range, goal);
         }
-        Ok(start)
+        Ok(range.start().address())
     }
 }
 
@@ -292,13 +311,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(range)
     }
 
-    /// Returns the first address and the serial too.
     fn map(
         &self,
         handle: &AddressSpace<H, D>,
         request: MapRequest<H>,
         asked: PageRange,
-    ) -> Result<(VirtAddr, u64), MapError> {
+    ) -> Result<Mapped, MapError> {
         let (backing, sharing) = match request.source {
             Source::Anonymous => (Backing::Anonymous, Sharing::Private),
             Source::AnonymousShared => {
@@ -355,7 +373,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             shift: 0,
             anon: None,
         };
-        match request.placement {
+        let (range, flags) = match request.placement {
             Placement::Anywhere => self.map_anywhere(None, asked.pages(), mapping),
             Placement::Hint(at) => {
                 let hint = PageRange::with_pages(at.page(), asked.pages()).ok();
@@ -364,8 +382,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
             Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
-        }
-        .map(|range| (range.start().address(), serial))
+        }?;
+        Ok(Mapped { range, flags, serial })
     }
 
     fn map_anywhere(
@@ -373,7 +391,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         hint: Option<PageRange>,
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
-    ) -> Result<PageRange, MapError> {
+    ) -> Result<(PageRange, Flags), MapError> {
+        let mut call = self.change();
         let mut refused = None;
         let (mut work, taken, lock) = loop {
             let (call, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
@@ -392,13 +411,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
         let range = taken.range();
-        let mapping = mapping(range);
-        self.check_limits(&lock, &mapping)?;
-        let mut retired = RetiredList::new();
-        let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
-        drop(work);
-        self.engine.retire(retired);
-        published.map(|()| range)
+        let published = self.map_hole(&mut work, taken, lock, mapping(range), &mut call.retired);
+        published.map(|flags| (range, flags))
     }
 
     /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
@@ -437,21 +451,19 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         otherwise
     }
 
-    fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
+    fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
         let (taken, lock) = self.map.take(range, &*self.engine);
         refuse_existing(self.tree.view_locked(&lock.writer), range)?;
-        self.check_limits(&lock, &mapping)?;
-        let mut retired = RetiredList::new();
-        let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
-        drop(work);
-        self.engine.retire(retired);
-        published.map(|()| range)
+        let published = self.map_hole(&mut work, taken, lock, mapping, &mut call.retired);
+        published.map(|flags| (range, flags))
     }
 
     /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
-    fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<PageRange, MapError> {
+    fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true);
@@ -459,42 +471,38 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(sealed) = self.first_sealed(self.tree.view_locked(&lock.writer), range) {
             return Err(MapError::Sealed { range, address: sealed.address() });
         }
-        self.check_limits(&lock, &mapping)?;
         let over_something = self
             .tree
             .view_locked(&lock.writer)
             .from(range.start())
             .next()
             .is_some_and(|vma| vma.range().overlaps(range));
-        let mut retired = RetiredList::new();
         if !over_something {
-            let published = self.map_hole(&mut work, taken, lock, mapping, &mut retired);
-            drop(work);
-            self.engine.retire(retired);
-            return published.map(|()| range);
+            let published = self.map_hole(&mut work, taken, lock, mapping, &mut call.retired);
+            return published.map(|flags| (range, flags));
         }
         // Page work waits until it is settled, which takes no memory.
         let busy = if cfg!(mutant = "fixed_without_busy") { Flags::empty() } else { Flags::MOVING };
         let (protection, flags) = (mapping.protection, mapping.flags | busy);
-        drop(self.publish_new(&mut work, lock, range, Mapping { flags, ..mapping }, &mut retired)?);
+        let new = (Mapping { flags, ..mapping }, Origin::Fresh);
+        let (lock, flags) = self.publish_new(&mut work, lock, new, (Joins::BOTH, &mut call.retired))?;
+        drop(lock);
         self.sweep_away(&taken, range);
-        self.unhook_leaves(&taken, &mut retired);
+        self.unhook_leaves(&taken, &mut call.retired);
         let followed = self.table.follow(range, Some(protection));
         if followed.is_ok() {
-            self.settle(&mut work, &taken, range, (Joins { inside: true, ..Joins::BOTH }, &mut retired));
+            self.settle(&mut work, &taken, range, (Joins { inside: true, ..Joins::BOTH }, &mut call.retired));
         } else {
             // The old mapping is gone, as Linux leaves it when it fails that late. Without memory for a hole what stands
             // there is one when it is let go.
-            let _ = self.publish(&mut work, taken.lock(), range, |_| None, None, &mut retired);
+            let _ = self.publish(&mut work, taken.lock(), range, |_| None, &mut call.retired);
             self.follow_back(&taken, range);
         }
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
-        followed.map(|()| range).map_err(MapError::from)
+        followed.map(|()| (range, flags)).map_err(MapError::from)
     }
 
-    /// Has the host follow, and publishes what comes where nothing is. Lets go of what is taken.
+    /// Has the host follow, and publishes what comes where nothing is. Lets go of what is taken. Returns the flags.
     fn map_hole<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
@@ -502,38 +510,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         lock: TreeLock<'s>,
         mapping: Mapping<H>,
         retired: &mut RetiredList,
-    ) -> Result<(), MapError> {
-        let range = mapping.range;
-        let lock = self.follow(&taken, lock, range, Some(mapping.protection))?;
-        match self.publish_new(work, lock, range, mapping, retired) {
-            Ok(mut lock) => taken.finish(&mut lock),
-            Err(error) => {
-                self.follow_back(&taken, range);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn publish_new<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        lock: TreeLock<'s>,
-        range: PageRange,
-        mapping: Mapping<H>,
-        retired: &mut RetiredList,
-    ) -> Result<TreeLock<'s>, MapError> {
-        if lock.exited {
-            return Err(MapError::Exited);
-        }
-        self.may_map_locked(&lock, range, mapping.flags)?;
-        self.publish(work, lock, range, |_| None, Some(mapping), retired).map_err(|error| match error {
-            Unpublished::OutOfMemory => MapError::OutOfMemory,
-            Unpublished::TooMany => {
-                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                MapError::TooManyMappings { limit }
-            }
-        })
+    ) -> Result<Flags, MapError> {
+        let new = (mapping, Origin::Fresh);
+        let (mut lock, flags) = self.publish_followed(work, &taken, lock, new, (Joins::BOTH, retired))?;
+        taken.finish(&mut lock);
+        Ok(flags)
     }
 }
 

@@ -21,6 +21,8 @@ mod page_work;
 mod pin;
 mod populate;
 pub(crate) mod protect;
+mod publish;
+mod range_change;
 mod range_work;
 mod remap;
 mod remote;

@@ -16,13 +16,13 @@
 //! it waits, and so nobody frees or copies the page while a processor uses its old translation.
 
 use super::Space;
-use super::range_work::{Joins, Removed, Taken, TreeLock, Unpublished};
+use super::publish::{Joins, Origin, Unpublished};
+use super::range_work::{Removed, Taken, TreeLock};
 use super::remap::RemapError;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
-use crate::protection::{Protection, Sharing};
 use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Flags, Mapping, Vma, edit};
@@ -58,6 +58,11 @@ impl Part {
     fn to(&self, page: PageNumber) -> PageNumber {
         PageNumber::new(self.target.start().get() + (page.get() - self.source.start().get()))
     }
+
+    /// How many pages come besides those that go.
+    fn more(&self) -> u64 {
+        self.target.pages() - if self.keeps { 0 } else { self.source.pages() }
+    }
 }
 
 /// Whether an entry goes where its page goes: a frame, or a guard.
@@ -75,6 +80,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         part: Part,
         retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
+        self.check_move(both, part)?;
         self.vacate(work, both, part.target, retired)?;
         let (cuts, whole) = self.cuts(both, part);
         if let Err(error) = self.prepare_move(work, both, part, retired) {
@@ -85,6 +91,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.end_move(work, both, part, cuts, retired);
         self.share_record(both, part, whole);
         Ok(())
+    }
+
+    /// Whether the limits leave room for the part at its target, before what is mapped there goes. (Linux asks when it has
+    /// gone.) It is asked again when the part is published there, and then fails only if others have mapped more meanwhile.
+    fn check_move(&self, both: &Both<'_, H>, part: Part) -> Result<(), RemapError> {
+        let lock = both.source.lock();
+        let hole = RemapError::Hole { address: part.source.start().address() };
+        let vma = self.tree.view_locked(&lock.writer).find(part.source.start()).ok_or(hole)?;
+        match part.more() {
+            0 => Ok(()),
+            more => Ok(self.check_moved(&lock, &Mapping { range: part.target, ..vma.glance() }, more)?),
+        }
     }
 
     /// At which ends the mapping is cut to move the part, and all of the mapping. There it joins again if it stays, and nowhere
@@ -126,18 +144,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             _ => return Ok(()),
         }
         self.refuse_sealed(&lock, target)?;
-        let busy = Mapping {
-            range: target,
-            protection: Protection::empty(),
-            sharing: Sharing::Shared,
-            flags: Flags::empty(),
-            backing: Backing::Busy,
-            serial: 0,
-            shift: 0,
-            anon: None,
-        };
-        let published = self.publish(work, lock, target, |_| None, Some(busy), retired);
-        drop(published.map_err(|error| self.unpublished(error))?);
+        drop(self.publish_busy(work, lock, target, retired)?);
         self.sweep_away(both.target(), target);
         Ok(())
     }
@@ -151,31 +158,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         retired: &mut RetiredList,
     ) -> Result<(), RemapError> {
         let Part { source, target, keeps } = part;
-        let mut publish =
-            |range, lock: TreeLock<'s>, each: &dyn Fn(Mapping<H>) -> Option<Mapping<H>>, insert| {
-                self.publish(work, lock, range, each, insert, retired)
-            };
         let lock = both.source.lock();
         let hole = RemapError::Hole { address: source.start().address() };
         let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
         let is_whole = vma.range() == source;
-        if keeps {
-            lock.check_room(vma.mapping(), target.pages())?;
-        }
         let moving = |mapping: Mapping<H>| {
             let flags = mapping.flags | Flags::MOVING;
             Some(Mapping { flags, ..mapping })
         };
-        let lock = publish(source, lock, &moving, None).map_err(|error| self.unpublished(error))?;
+        let lock = self.publish(work, lock, source, moving, retired)?;
         let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
         let arrives = arriving(vma.glance(), part);
         drop(lock);
         self.make_leaves(both, part)?;
-        let lock = both.target().lock();
-        let lock = self.follow(both.target(), lock, target, Some(arrives.protection))?;
-        let lock =
-            publish(target, lock, &|_| None, Some(arrives)).map_err(|error| self.unpublished(error))?;
-        drop(lock);
+        // What it is refused for is undone by the caller, the host's following too.
+        let lock = self.follow(both.target(), both.target().lock(), target, Some(arrives.protection))?;
+        let new = (arrives, Origin::Moved { more: part.more() });
+        drop(self.publish_new(work, lock, new, (Joins::BOTH, retired))?);
         let stays = |mapping: Mapping<H>| {
             let anon = mapping.anon.filter(|_| !is_whole);
             let flags = mapping.flags - Flags::LOCKS;
@@ -185,7 +184,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !keeps {
             lock = self.follow(&both.source, lock, source, None)?;
         }
-        publish(source, lock, &stays, None).map_err(|error| self.unpublished(error))?;
+        drop(self.publish(work, lock, source, stays, retired)?);
         Ok(())
     }
 
@@ -313,7 +312,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = taken.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(range.start());
         vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
-        let _ = self.publish_joining(work, lock, range, Some, None, joins);
+        let _ = self.publish_joining(work, lock, range, Some, joins);
     }
 
     /// The source, if it was touched, is as it was; the target becomes a hole.
@@ -330,7 +329,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.follow_back(&both.source, source);
         }
         // Without memory for a hole what stands there stays, and is one for every access when it is let go.
-        drop(self.publish(work, both.target().lock(), target, |_| None, None, retired));
+        drop(self.publish(work, both.target().lock(), target, |_| None, retired));
         self.follow_back(both.target(), target);
         self.retire_leaves(both.target_mut(), target, retired);
     }
@@ -345,7 +344,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         retired: &mut RetiredList,
     ) -> Result<(), Unpublished> {
         let lock = self.follow(taken, lock, range, None)?;
-        let published = self.publish(work, lock, range, |_| None, None, retired);
+        let published = self.publish(work, lock, range, |_| None, retired);
         drop(published.inspect_err(|_| self.follow_back(taken, range))?);
         self.sweep_away(taken, range);
         self.retire_leaves(taken, range, retired);

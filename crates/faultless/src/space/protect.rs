@@ -1,14 +1,14 @@
 //! mprotect.
 
 use super::populate::Goal;
-use super::range_work::{Removed, Unpublished};
+use super::publish::Unpublished;
+use super::range_work::Removed;
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
-use crate::sync::RetiredList;
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma, edit};
 
@@ -158,6 +158,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         still: impl Fn(View<'_, Vma<H, D>>) -> bool,
         fetched: &mut Option<PageRange>,
     ) -> Result<Option<()>, ProtectError> {
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
         self.engine.assert_may_sleep("the tree lock");
         let out_of_memory = ProtectError::OutOfMemory { range };
@@ -195,16 +196,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let limit = self.mapping_limit(map);
             (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
         }
-        let mut retired = RetiredList::new();
         if let Some(prefix) = PageRange::new(inside.start(), end) {
             let what = (prefix, Some(protection));
-            let published = self.publish_near(&mut work, &taken, tree, what, change, &mut retired);
+            let published = self.publish_near(&mut work, &taken, tree, what, change, &mut call.retired);
             published.map_err(|error| match error {
                 Unpublished::OutOfMemory => out_of_memory,
-                Unpublished::TooMany => {
-                    let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                    ProtectError::TooManyMappings { range, limit }
-                }
+                Unpublished::TooMany { limit } => ProtectError::TooManyMappings { range, limit },
             })?;
             self.sweep_rights(&taken, prefix, protection);
             *fetched = wanted;
@@ -212,8 +209,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             drop(tree);
         }
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         error.map_or(Ok(Some(())), Err)
     }
 

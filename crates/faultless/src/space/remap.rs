@@ -6,7 +6,8 @@ pub use plan::{RemapError, RemapFlags, RemapRequest};
 
 use super::moving::{Both, Part};
 use super::populate::Goal;
-use super::range_work::{Joins, Taken, TreeLock, Unpublished};
+use super::publish::{Joins, Origin};
+use super::range_work::{Taken, TreeLock};
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -49,29 +50,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !whole.contains(plan.start) {
             return Err(RemapError::Hole { address: plan.address() });
         }
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Remap, whole);
         self.engine.assert_may_sleep("the tree lock");
         let here = plan.here(plan.old_pages.max(1), whole);
         for range in here.into_iter().chain(plan.fixed()) {
             self.exclude(&mut work, range, |_| true);
         }
-        let mut retired = RetiredList::new();
-        let result = match plan.fixed() {
-            Some(target) => self.remap_fixed(&mut work, plan, target, &mut retired),
-            None => self.remap_near(&mut work, plan, &mut retired),
-        };
-        drop(work);
-        self.engine.retire(retired);
-        result
-    }
-
-    pub(super) fn unpublished(&self, error: Unpublished) -> RemapError {
-        match error {
-            Unpublished::OutOfMemory => RemapError::OutOfMemory,
-            Unpublished::TooMany => {
-                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                RemapError::TooManyMappings { limit }
-            }
+        match plan.fixed() {
+            Some(target) => self.remap_fixed(&mut work, plan, target, &mut call.retired),
+            None => self.remap_near(&mut work, plan, &mut call.retired),
         }
     }
 
@@ -199,7 +187,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), RemapError> {
         let lock = taken.lock();
         self.refuse_sealed(&lock, tail)?;
-        self.unmap_taken(work, taken, lock, tail, retired).map_err(|error| self.unpublished(error))
+        Ok(self.unmap_taken(work, taken, lock, tail, retired)?)
     }
 
     /// Old length zero: what a shared mapping shows, at another place too.
@@ -225,8 +213,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
         let mapped = match again {
             Some(again) => {
-                let more = self.extend(work, both.target(), lock, again, (Joins::BOTH, &mut *retired));
-                more.map_err(|error| self.unpublished(error))
+                let (new, joins) = ((again, Origin::Longer), (Joins::BOTH, &mut *retired));
+                let published = self.publish_followed(work, both.target(), lock, new, joins);
+                published.map(drop).map_err(RemapError::from)
             }
             None => {
                 drop(lock);
@@ -259,8 +248,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             if let Some(more) = self.room_behind(&lock, plan, vma) {
                 let joins = Joins { grown: true, ..Joins::BOTH };
-                let published = self.extend(work, &source, lock, more, (joins, retired));
-                published.map_err(|error| self.unpublished(error))?;
+                let new = (more, Origin::Longer);
+                drop(self.publish_followed(work, &source, lock, new, (joins, retired))?);
                 return Ok(plan.start);
             }
             if !plan.has(RemapFlags::MAY_MOVE) {
@@ -311,21 +300,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let next = self.tree.view_locked(&lock.writer).from(end).next();
         let is_free = next.is_none_or(|next| next.range().start() >= range.end());
         (is_free && self.whole().covers(range)).then(|| extension(vma, range))
-    }
-
-    /// Publishes `mapping` where nothing is, or BUSY.
-    pub(super) fn extend<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &Taken<'_, H>,
-        lock: TreeLock<'s>,
-        mapping: Mapping<H>,
-        joins: (Joins, &mut RetiredList),
-    ) -> Result<(), Unpublished> {
-        let range = mapping.range;
-        let lock = self.follow(taken, lock, range, Some(mapping.protection))?;
-        let published = self.publish_joining(work, lock, range, |_| None, Some(mapping), joins);
-        published.map(drop).inspect_err(|_| self.follow_back(taken, range))
     }
 }
 

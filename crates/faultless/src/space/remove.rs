@@ -17,6 +17,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         while let Some(rest) = PageRange::new(at, range.end()) {
             let Some(inside) = rest.intersection(self.whole()) else { break };
             self.engine.assert_may_sleep("the tree lock");
+            let call = self.change();
             // Taken, so that nothing there is half done; let go before the file is asked.
             let (taken, lock) = self.map.take(inside, &*self.engine);
             let next = self.tree.view_locked(&lock.writer).from(at).next().and_then(|vma| {
@@ -27,6 +28,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             });
             drop(lock);
             drop(taken);
+            drop(call);
             let Some((part, refusal, file)) = next else { break };
             if let Some(refusal) = refusal {
                 let wrong = Wrong::Refused(part.start().address(), refusal);

@@ -54,7 +54,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`ResidentError`].
     pub fn resident(&self, address: VirtAddr, length: u64) -> Result<Vec<bool>, ResidentError> {
         let range = match PageRange::from_bytes(address, length) {
-            Err(RangeError::ZeroLength { .. }) => return Ok(Vec::new()),
+            // No bytes are inside the space as long as they begin there, or just behind it, as on Linux.
+            Err(RangeError::ZeroLength { .. }) if address <= self.0.whole().end().address() => {
+                return Ok(Vec::new());
+            }
+            Err(RangeError::ZeroLength { .. }) => return Err(RangeError::Overflow { address, length }.into()),
             range => range?,
         };
         // Before there is memory for so many answers, what is asked for must be mapped.

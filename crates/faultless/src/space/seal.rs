@@ -69,10 +69,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let sealed = space.change_flags(range, Holes::Refuse, |_| Ok::<(), ()>(()), |_| None, change);
         sealed.map_err(|wrong| match wrong {
             Wrong::Hole(address) | Wrong::Refused(address, ()) => SealError::Hole { range, address },
-            Wrong::TooMany => SealError::TooManyMappings {
-                range,
-                limit: space.mapping_limit(&space.map.lock_by(&*space.engine)),
-            },
+            Wrong::TooMany { limit } => SealError::TooManyMappings { range, limit },
             Wrong::All(()) | Wrong::OutOfMemory => SealError::OutOfMemory { range },
         })
     }

@@ -17,6 +17,7 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
         self.drop_mapped_pages_of(file, (&pages, &copies), |_| true);
         // Range work that had published a hole over such a page before we looked has swept it when it lets go. What has
         // moved one meanwhile, perhaps from where we had not been to where we had, makes us look again, with all of it taken.
+        let _call = self.change();
         let (taken, lock) = self.map.take(self.whole(), &*self.engine);
         let has_moved = lock.moves != moves;
         drop(lock);

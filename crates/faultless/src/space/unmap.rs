@@ -1,12 +1,11 @@
 //! munmap.
 
-use super::range_work::Unpublished;
+use super::publish::Unpublished;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::Host;
-use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 
 /// Why nothing was unmapped; the space is as before.
@@ -79,6 +78,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     pub(super) fn unmap(&self, asked: PageRange) -> Result<(), UnmapError> {
         let Some(range) = asked.intersection(self.whole()) else { return Ok(()) };
         let out_of_memory = UnmapError::OutOfMemory { range: asked };
+        let mut call = self.change();
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
         self.engine.assert_may_sleep("the tree lock");
         self.exclude(&mut work, range, |_| true);
@@ -91,21 +91,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(sealed) = self.first_sealed(view, range) {
             return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
         }
-        let mut retired = RetiredList::new();
-        let published = self.publish_near(&mut work, &taken, tree, (range, None), |_| None, &mut retired);
+        let published =
+            self.publish_near(&mut work, &taken, tree, (range, None), |_| None, &mut call.retired);
         published.map_err(|error| match error {
             Unpublished::OutOfMemory => out_of_memory,
-            Unpublished::TooMany => {
-                let limit = self.mapping_limit(&self.map.lock_by(&*self.engine));
-                UnmapError::TooManyMappings { range: asked, limit }
-            }
+            Unpublished::TooMany { limit } => UnmapError::TooManyMappings { range: asked, limit },
         })?;
         D::published(&mut work);
         self.sweep_away(&taken, range);
-        self.unhook_leaves(&taken, &mut retired);
+        self.unhook_leaves(&taken, &mut call.retired);
         drop(taken);
-        drop(work);
-        self.engine.retire(retired);
         Ok(())
     }
 }

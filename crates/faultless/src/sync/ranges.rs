@@ -94,6 +94,8 @@ pub struct Claims {
     next_ticket: u64,
     /// A bit for each flag that a claim of the queue has.
     flags: u64,
+    /// See [`Reservation::leave`].
+    left: Vec<PageRange>,
 }
 
 impl Claims {
@@ -107,6 +109,23 @@ impl Claims {
         let above =
             self.queue.iter().filter_map(|c| PageRange::new(c.range.start().max(page), c.range.end()));
         above.min_by_key(|range| range.start())
+    }
+
+    /// Whether somebody besides `taken` has claimed some of `range`.
+    pub fn is_claimed_beside<T: Edited, P: Park>(
+        &self,
+        taken: &Reservation<'_, T, P>,
+        range: PageRange,
+    ) -> bool {
+        self.queue.iter().any(|c| c.ticket != taken.ticket && c.range.overlaps(range))
+    }
+
+    fn leave(&mut self, range: PageRange) -> Result<(), OutOfMemory> {
+        if !self.left.contains(&range) {
+            self.left.try_reserve(1).map_err(|_| OutOfMemory)?;
+            self.left.push(range);
+        }
+        Ok(())
     }
 
     /// Whoever calls this has seen to a place.
@@ -166,6 +185,9 @@ pub struct Ranges<T> {
     /// Threads that wait for a release. Changed under `inner`; read by who lets go, after a fence that is a partner of the
     /// one after the change. Apart from the lock, which others take meanwhile.
     waiting: CachePadded<AtomicUsize>,
+    /// How many ranges have been left. Changed under `inner` by who has a claim, or takes one out; read by who has let go,
+    /// after a fence that is a partner of the one in [`Ranges::take_left`].
+    left: AtomicUsize,
     /// By the claims' flags.
     said: [CachePadded<Said>; FLAGS],
 }
@@ -191,6 +213,7 @@ impl<T: Edited> Ranges<T> {
             inner: Mutex::new(Inner { claims, crowd: 0, data }),
             releases: AtomicUsize::new(0),
             waiting: CachePadded::new(AtomicUsize::new(0)),
+            left: AtomicUsize::new(0),
             said: core::array::from_fn(|_| CachePadded::default()),
         })
     }
@@ -351,6 +374,38 @@ impl<T: Edited> Ranges<T> {
         Some((taken, guard))
     }
 
+    /// Whether something has been left that [`Ranges::take_left`] may find. For who has let go: who has left it looks himself
+    /// when he lets go, and so does each who has a claim in his way. The last of them finds it.
+    #[inline]
+    pub fn is_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed) != 0
+    }
+
+    /// A range that was left and of which nobody has claimed anything any more; it stays where it is.
+    pub fn find_left(&self, park: &impl Park) -> Option<PageRange> {
+        // Partner: the fence of who lets go, after his flag. His flag is seen here, or he sees what has been left.
+        full_fence();
+        let mut guard = self.lock_beside(park);
+        let claims = &mut guard.inner.claims;
+        // For the claim.
+        claims.queue.try_reserve(1).ok()?;
+        claims.left.iter().copied().find(|left| claims.overlapping(*left).is_none())
+    }
+
+    /// Takes `range`, which was left, if it is left still and nobody has claimed any of it.
+    pub fn take_left<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> Option<TakenLocked<'a, T, P>> {
+        let mut guard = self.lock_by(park);
+        let claims = &mut guard.inner.claims;
+        let place = claims.left.iter().position(|left| *left == range)?;
+        if claims.overlapping(range).is_some() || claims.queue.try_reserve(1).is_err() {
+            return None;
+        }
+        claims.left.swap_remove(place);
+        self.left.store(claims.left.len(), Ordering::Relaxed);
+        let claim = claims.push(range);
+        Some((self.reserved(park, claim, range), guard))
+    }
+
     /// If a range over `page` is claimed, waits until some claim is let go. For page work that met BUSY and looks
     /// again then. False: there was no such claim.
     pub fn wait_for_release(&self, page: PageNumber, park: &impl Park) -> bool {
@@ -468,6 +523,17 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
         }
         self.range = wider;
         true
+    }
+
+    /// Leaves something to do about `range`, of which others have claimed something too, to whoever lets go of the last of these
+    /// claims and this one: [`Ranges::find_left`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: nobody will do it.
+    pub fn leave(&self, range: PageRange, claims: &mut Claims) -> Result<(), OutOfMemory> {
+        claims.leave(range)?;
+        self.ranges.left.store(claims.left.len(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Keeps only `range`, a part of what was taken, and lets the rest go.

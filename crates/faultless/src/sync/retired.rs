@@ -18,7 +18,7 @@
 
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
-use super::mutex::Mutex;
+use super::mutex::{Mutex, MutexGuard};
 use super::section::{Sections, Slot, SlotIndex};
 use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::boxed::Box;
@@ -94,6 +94,8 @@ pub(super) struct List {
     oldest: plain::AtomicU64,
 }
 
+type Queue<'a> = MutexGuard<'a, VecDeque<(u64, Retired)>>;
+
 impl Default for List {
     fn default() -> Self {
         Self { things: Mutex::default(), oldest: plain::AtomicU64::new(NONE) }
@@ -157,15 +159,7 @@ impl Sections {
         things: &mut RetiredList,
     ) -> Result<(), OutOfMemory> {
         let list = &self.slot(index).retired;
-        let mut queue = list.things.lock();
-        queue.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
-        // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
-        fence_after_rmw();
-        let number = self.periods.begun.load(Ordering::Relaxed) + 1;
-        if queue.is_empty() {
-            list.oldest.store(number, plain::Ordering::Relaxed);
-        }
-        queue.extend(things.drain(..).map(|thing| (number, thing)));
+        let queue = self.queue(list, things)?;
         // Only for what has waited for a whole batch behind it: else the few that came since the last period began would get
         // one of their own.
         let wanted =
@@ -181,6 +175,29 @@ impl Sections {
             });
         }
         Ok(())
+    }
+
+    /// As [`Sections::retire`], but frees nothing: for a thread that holds what a drop of what is freed may want. A later call
+    /// frees what is due.
+    ///
+    /// # Errors
+    /// There is no memory for the list: the things stay where they are.
+    pub fn retire_later(&self, index: SlotIndex, things: &mut RetiredList) -> Result<(), OutOfMemory> {
+        self.queue(&self.slot(index).retired, things).map(drop)
+    }
+
+    #[inline]
+    fn queue<'a>(&self, list: &'a List, things: &mut RetiredList) -> Result<Queue<'a>, OutOfMemory> {
+        let mut queue = list.things.lock();
+        queue.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
+        // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
+        fence_after_rmw();
+        let number = self.periods.begun.load(Ordering::Relaxed) + 1;
+        if queue.is_empty() {
+            list.oldest.store(number, plain::Ordering::Relaxed);
+        }
+        queue.extend(things.drain(..).map(|thing| (number, thing)));
+        Ok(queue)
     }
 
     /// Waits for a grace period and frees all that was retired before. `always`: also if that is nothing. `wait` as for

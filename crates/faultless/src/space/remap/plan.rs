@@ -1,6 +1,7 @@
 //! What mremap is asked for, why it may say no, and what of a request can be judged by its numbers and one mapping.
 
 use super::super::LimitError;
+use super::super::publish::{Refused, Unpublished};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
@@ -148,6 +149,9 @@ pub enum RemapError {
     /// No memory for tables and nodes (ENOMEM).
     #[error("out of memory to remap")]
     OutOfMemory,
+    /// The space has exited (ENOMEM).
+    #[error("the space has exited")]
+    Exited,
 }
 
 impl RemapError {
@@ -163,9 +167,11 @@ impl RemapError {
             Self::Hole { .. } | Self::ManyMappings { .. } => errno::EFAULT,
             Self::Sealed { .. } => errno::EPERM,
             Self::Limit(error) => error.errno(),
-            Self::NoRoom { .. } | Self::NoSpace { .. } | Self::TooManyMappings { .. } | Self::OutOfMemory => {
-                errno::ENOMEM
-            }
+            Self::NoRoom { .. }
+            | Self::NoSpace { .. }
+            | Self::TooManyMappings { .. }
+            | Self::OutOfMemory
+            | Self::Exited => errno::ENOMEM,
         }
     }
 }
@@ -173,6 +179,25 @@ impl RemapError {
 impl From<OutOfMemory> for RemapError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<Unpublished> for RemapError {
+    fn from(error: Unpublished) -> Self {
+        match error {
+            Unpublished::OutOfMemory => Self::OutOfMemory,
+            Unpublished::TooMany { limit } => Self::TooManyMappings { limit },
+        }
+    }
+}
+
+impl From<Refused> for RemapError {
+    fn from(error: Refused) -> Self {
+        match error {
+            Refused::Exited => Self::Exited,
+            Refused::Limit(error) => error.into(),
+            Refused::Unpublished(error) => error.into(),
+        }
     }
 }
 
@@ -194,7 +219,9 @@ impl Plan {
         if !RemapFlags::all().contains(flags) {
             return Err(nonsense);
         }
-        let page = PageRange::from_bytes(old, 1)?;
+        if old.offset_in_page() != 0 {
+            return Err(RangeError::Unaligned { address: old }.into());
+        }
         // Numbers that wrap around are what is left of them, as on Linux; nothing that long is mapped.
         let old_pages = old_length.wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
         let new_pages = PageRange::from_bytes(VirtAddr::default(), new_length)?.pages();
@@ -217,12 +244,12 @@ impl Plan {
             if !whole.covers(to) {
                 return Err(out(new));
             }
-            let end = (page.start().get() + old_pages) & (u64::MAX >> PAGE_SHIFT);
-            if end > to.start().get() && to.end() > page.start() {
+            let end = (old.page().get() + old_pages) & (u64::MAX >> PAGE_SHIFT);
+            if end > to.start().get() && to.end() > old.page() {
                 return Err(RemapError::Overlap { old, new });
             }
         }
-        Ok(Self { start: page.start(), old_pages, new_pages, flags, to })
+        Ok(Self { start: old.page(), old_pages, new_pages, flags, to })
     }
 
     pub fn has(&self, flags: RemapFlags) -> bool {

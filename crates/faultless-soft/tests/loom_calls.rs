@@ -1,0 +1,102 @@
+//! Two calls of one space at the same time under loom: what one of them says of the whole space holds for what the other makes.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_calls`
+#![cfg(loom)]
+
+#[expect(dead_code, reason = "what the other models use too")]
+mod models;
+
+use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
+use faultless::host::PageTable;
+use faultless::protection::Protection;
+use faultless::vma::Flags;
+use faultless::{Engine, Limits, LockAll, MapRequest, Placement};
+use faultless_soft::{Cpu, Soft};
+use models::{Space, at, end, model, spawn};
+use std::sync::Arc;
+
+fn machine() -> (Arc<Engine<Soft>>, Space) {
+    let engine = Engine::new(Soft::new(8).expect("eight frames"), Limits::default()).expect("memory");
+    let space = Space::new(&engine).expect("memory for a space");
+    (engine, space)
+}
+
+fn map_first(space: &Space) {
+    space.map(MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(0)))).expect("a mapping");
+}
+
+fn is_locked(space: &Space) -> bool {
+    let mappings = space.mappings();
+    assert_eq!(mappings.len(), 1);
+    mappings[0].flags.contains(Flags::LOCKED)
+}
+
+/// What is mapped beside mlockall is there when it looks, or comes later: locked in both cases.
+#[test]
+fn mlockall_misses_no_mapping() {
+    model(3, || {
+        let (engine, space) = machine();
+        let other = space.clone();
+        let map = spawn(1, move || map_first(&other));
+        space.lock_all(LockAll::CURRENT | LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
+        map.join().unwrap();
+        assert!(is_locked(&space), "neither current nor future");
+        end(&engine, space);
+    });
+}
+
+/// The same of munlockall: nothing is locked when both have returned.
+#[test]
+fn munlockall_misses_no_mapping() {
+    model(3, || {
+        let (engine, space) = machine();
+        space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
+        let other = space.clone();
+        let map = spawn(1, move || map_first(&other));
+        space.unlock_all().unwrap();
+        map.join().unwrap();
+        assert!(!is_locked(&space), "locked after munlockall");
+        end(&engine, space);
+    });
+}
+
+/// Whether the leaf table of the first two pages hangs.
+fn has_leaf(space: &Space) -> bool {
+    let section = space.engine().enter();
+    let leaf = PageRange::new(PageNumber::new(0), PageNumber::new(2)).unwrap();
+    // SAFETY: in a section, and nothing is changed.
+    unsafe { space.table() }.next_leaf(&section, leaf).is_some()
+}
+
+/// The first page is unmapped beside `other`, and both pages are holes then: the table has gone with the last of them.
+fn the_table_goes(second: bool, other: fn(&Space)) {
+    model(3, move || {
+        let (engine, space) = machine();
+        map_first(&space);
+        if second {
+            let request = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ);
+            space.map(request.at(Placement::Fixed(at(1)))).unwrap();
+        }
+        space.store_u64(at(0), 1).unwrap();
+        assert!(has_leaf(&space));
+        let others = space.clone();
+        let thread = spawn(1, move || other(&others));
+        space.unmap(at(0), PAGE_SIZE).unwrap();
+        thread.join().unwrap();
+        assert_eq!(space.mappings().len(), 0);
+        assert!(!has_leaf(&space), "nothing is mapped there, and the table stays");
+        end(&engine, space);
+    });
+}
+
+#[test]
+fn neighbours_that_go_at_once_take_their_table_along() {
+    the_table_goes(true, |space| space.unmap(at(1), PAGE_SIZE).unwrap());
+}
+
+/// The other call has a claim on a hole, and takes nothing away.
+#[test]
+fn a_call_on_the_hole_beside_takes_the_table_along() {
+    the_table_goes(false, |space| space.unmap(at(1), PAGE_SIZE).unwrap());
+    the_table_goes(false, |space| _ = space.discard(at(1), PAGE_SIZE));
+}

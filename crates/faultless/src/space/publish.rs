@@ -1,0 +1,428 @@
+//! Publication: one step in which the map of a range becomes another. Every mapping that was not there before comes through
+//! [`Space::publish_new`], which asks in the same step whether it may: whether the space has exited, what mlockall has said
+//! of what is to come, and the limits. (fork gives a child its mappings itself: nobody else has the child yet, and the
+//! parent has been asked.)
+
+use super::limits::SpaceUsage;
+use super::range_work::{Taken, TreeLock};
+use super::{LimitError, Map, Space};
+use crate::address::PageRange;
+use crate::design::LockingDesign;
+use crate::host::{Host, OutOfMemory};
+use crate::protection::{Protection, Sharing};
+use crate::sync::{Edited, RetiredList, full_fence, try_box};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Backing, Flags, Mapping, Vma, edit};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use smallvec::SmallVec;
+
+/// A list that needs no memory from the allocator while it is short, as in most calls.
+type Few<T> = SmallVec<[T; 4]>;
+
+/// Why a new map could not be published; the old one stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unpublished {
+    OutOfMemory,
+    /// More mappings than a space may have.
+    TooMany {
+        limit: usize,
+    },
+}
+
+impl From<OutOfMemory> for Unpublished {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Why a new mapping was not published; the old map stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The space has exited: nothing is mapped any more.
+    Exited,
+    Limit(LimitError),
+    Unpublished(Unpublished),
+}
+
+impl From<LimitError> for Refused {
+    fn from(error: LimitError) -> Self {
+        Self::Limit(error)
+    }
+}
+
+impl From<Unpublished> for Refused {
+    fn from(error: Unpublished) -> Self {
+        Self::Unpublished(error)
+    }
+}
+
+impl From<OutOfMemory> for Refused {
+    fn from(error: OutOfMemory) -> Self {
+        Self::Unpublished(error.into())
+    }
+}
+
+/// Where a new mapping comes from. What limits are asked, and what mlockall has said of what is to come, goes by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// mmap or brk: what is to come is locked if mlockall has said so.
+    Fresh,
+    /// A mapping that is there becomes longer, or is shown once more: it has that one's flags.
+    Longer,
+    /// Pages of another place move there, and so many come besides those that go there.
+    Moved { more: u64 },
+}
+
+/// A mapping that comes, of what was there or new.
+struct Piece<H: Host> {
+    mapping: Mapping<H>,
+    /// Whether it is another than before.
+    is_new: bool,
+    /// Whether the piece before it was part of the same VMA.
+    goes_on: bool,
+}
+
+/// With which neighbours that are like it something new may join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joins {
+    pub below: bool,
+    pub above: bool,
+    /// Whether what stays as it was joins too: it has been cut for the call.
+    pub inside: bool,
+    /// Whether it is a mapping that becomes longer: what fork has passed on joins one without pages then (Linux).
+    pub grown: bool,
+}
+
+impl Joins {
+    pub const BOTH: Self = Self { below: true, above: true, inside: false, grown: false };
+    /// A mapping that grows down meets another one and stays beside it, as on Linux.
+    pub const ABOVE: Self = Self { below: false, above: true, inside: false, grown: false };
+}
+
+/// What is made of each mapping, what is new, and with what they join.
+pub(super) type Wanted<'a, H> = (&'a dyn Fn(Mapping<H>) -> Option<Mapping<H>>, &'a Option<Mapping<H>>, Joins);
+
+/// What is about to be published.
+pub(super) struct Draft<H: Host, D: LockingDesign> {
+    /// What it takes the place of, and those: so many VMAs.
+    pub hull: PageRange,
+    pub goes: usize,
+    pub new: Vec<Box<Vma<H, D>>>,
+    /// What it comes to.
+    pub note: [u64; 4],
+}
+
+/// After a publication. Partner: the fence after the bit in page work.
+pub(super) fn fence_of_range_work() {
+    #[cfg(not(mutant = "no_range_fence"))]
+    full_fence();
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Publishes, in one step, what `each` makes of every mapping inside `range`. Splits at the ends, merges with neighbours.
+    /// The caller has taken `range` and gives the tree lock, which comes back. What it replaced comes to `retired`, for when
+    /// all is let go; the caller sweeps in between.
+    ///
+    /// # Errors
+    /// [`Unpublished`]: the map is as before.
+    pub(super) fn publish<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        retired: &mut RetiredList,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        self.publish_joining(work, lock, range, each, (Joins::BOTH, retired))
+    }
+
+    /// The same; `joins`: with which neighbours.
+    pub(super) fn publish_joining<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        (joins, retired): (Joins, &mut RetiredList),
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        self.replace(work, lock, range, (&each, &None, joins), retired)
+    }
+
+    /// Publishes `mapping` in the place of whatever is mapped in its range, if it may come. Returns the flags that it got too.
+    ///
+    /// # Errors
+    /// [`Refused`]: the map is as before.
+    pub(super) fn publish_new<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: TreeLock<'s>,
+        (mut mapping, origin): (Mapping<H>, Origin),
+        (joins, retired): (Joins, &mut RetiredList),
+    ) -> Result<(TreeLock<'s>, Flags), Refused> {
+        self.admit(&lock, &mut mapping, origin)?;
+        let (range, flags) = (mapping.range, mapping.flags);
+        let lock = self.replace(work, lock, range, (&|_| None, &Some(mapping), joins), retired)?;
+        Ok((lock, flags))
+    }
+
+    /// As [`Space::publish_new`] where nothing is mapped, or BUSY, with the host following.
+    ///
+    /// # Errors
+    /// [`Refused`]: the map is as before.
+    pub(super) fn publish_followed<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        taken: &Taken<'_, H>,
+        lock: TreeLock<'s>,
+        new: (Mapping<H>, Origin),
+        joins: (Joins, &mut RetiredList),
+    ) -> Result<(TreeLock<'s>, Flags), Refused> {
+        let range = new.0.range;
+        let lock = self.follow(taken, lock, range, Some(new.0.protection))?;
+        let published = self.publish_new(work, lock, new, joins);
+        published.inspect_err(|_| self.follow_back(taken, range))
+    }
+
+    /// Publishes in the place of whatever is mapped in `range` what stands for it until its next mapping comes: page work
+    /// waits there.
+    pub(super) fn publish_busy<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        retired: &mut RetiredList,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        let busy = Mapping {
+            range,
+            protection: Protection::empty(),
+            sharing: Sharing::Shared,
+            flags: Flags::empty(),
+            backing: Backing::Busy,
+            serial: 0,
+            shift: 0,
+            anon: None,
+        };
+        self.replace(work, lock, range, (&|_| None, &Some(busy), Joins::BOTH), retired)
+    }
+
+    /// Whether `mapping` may come, in the place of what is mapped there; gives it the flags that mlockall wants. The one place
+    /// that asks. It is in the step that publishes: mlockall and exit say first what they want, and then come to everything
+    /// that is mapped, so that they come to this mapping, or it comes here after them.
+    fn admit(&self, map: &Map, mapping: &mut Mapping<H>, origin: Origin) -> Result<(), Refused> {
+        if map.exited {
+            return Err(Refused::Exited);
+        }
+        let pages = mapping.range.pages();
+        match origin {
+            Origin::Fresh | Origin::Longer => {
+                if origin == Origin::Fresh {
+                    mapping.flags |= map.locks.future;
+                }
+                // What it replaces counts as locked too, as on Linux.
+                map.check_locked(mapping.flags, pages)?;
+                self.check_limits(map, mapping)?;
+            }
+            Origin::Moved { more: 0 } => {}
+            Origin::Moved { more } => self.check_moved(map, mapping, more)?,
+        }
+        Ok(())
+    }
+
+    fn replace<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        wanted: Wanted<'_, H>,
+        retired: &mut RetiredList,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        let mut lock = self.exclude_neighbours(work, lock, range, wanted)?;
+        let view = self.tree.view_locked(&lock.writer);
+        // One more than the limit where something new comes: Linux asks before it does.
+        let limit = self.mapping_limit(&lock);
+        let most = limit.saturating_add(usize::from(wanted.1.is_some()));
+        let may_be_more = |more| match lock.usage.mappings + more <= most {
+            true => Ok(()),
+            false => Err(Unpublished::TooMany { limit }),
+        };
+        let Draft { hull, goes, mut new, note } = self.draft(work, view, range, wanted, may_be_more)?;
+        self.tree.replace(&mut lock.writer, hull, &mut new, retired).map_err(|_| {
+            self.take_back(self.tree.view_locked(&lock.writer), hull, goes);
+            Unpublished::OutOfMemory
+        })?;
+        lock.edited(note);
+        fence_of_range_work();
+        Ok(lock)
+    }
+
+    /// What a publication puts in the place of what; that is closed, and detached. `may_be_more`: whether there may be so many
+    /// more mappings.
+    pub(super) fn draft<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        view: View<'_, Vma<H, D>>,
+        range: PageRange,
+        wanted: Wanted<'_, H>,
+        may_be_more: impl Fn(usize) -> Result<(), Unpublished>,
+    ) -> Result<Draft<H, D>, Unpublished> {
+        let mut closed: Few<&Vma<H, D>> = Few::new();
+        let mut next: Few<Mapping<H>> = Few::new();
+        let built = build(view, range, wanted, (&mut closed, &mut next));
+        let built = built.and_then(|hull| {
+            if next.len() > closed.len() {
+                may_be_more(next.len() - closed.len())?;
+            }
+            let gone = SpaceUsage::default().with(closed.iter().map(|vma| vma.mapping()));
+            let note = SpaceUsage::default().with(&next).change_from(gone);
+            let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
+            new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
+            for mapping in next {
+                let vma = try_box(Vma::new(mapping)?)?;
+                // Nobody has it yet: no wait.
+                D::exclude(work, &self.engine, vma.lock());
+                new.push(vma);
+            }
+            Ok(Draft { hull, goes: closed.len(), new, note })
+        });
+        match built {
+            Ok(_) => closed.iter().for_each(|vma| D::detach(vma.lock(), true)),
+            Err(_) => closed.iter().for_each(|vma| vma.reopen()),
+        }
+        built
+    }
+
+    /// The first `goes` VMAs of `hull`, which a draft has closed, stay.
+    pub(super) fn take_back(&self, view: View<'_, Vma<H, D>>, hull: PageRange, goes: usize) {
+        view.from(hull.start()).take(goes).for_each(|vma| {
+            D::detach(vma.lock(), false);
+            vma.reopen();
+        });
+    }
+
+    /// What will be merged with what comes is excluded too, without the tree lock: the design keeps others from changing
+    /// the tree meanwhile.
+    fn exclude_neighbours<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        mut lock: TreeLock<'s>,
+        range: PageRange,
+        wanted: Wanted<'_, H>,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        if !D::LOCKS_VMAS {
+            return Ok(lock);
+        }
+        loop {
+            let (mut closed, mut next) = (Few::new(), Few::new());
+            let view = self.tree.view_locked(&lock.writer);
+            let built = build(view, range, wanted, (&mut closed, &mut next));
+            closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
+            built?;
+            // One a look: the neighbours are two at most, the rest has been excluded before.
+            let missing = closed.into_iter().find(|vma| !D::is_excluded(work, vma.lock()));
+            let Some(missing) = missing.map(|vma| vma.lock().clone()) else { return Ok(lock) };
+            drop(lock);
+            D::exclude(work, &self.engine, &missing);
+            lock = self.map.lock_by(&*self.engine);
+        }
+    }
+}
+
+/// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both.
+fn build<'a, H: Host, D: LockingDesign>(
+    view: View<'a, Vma<H, D>>,
+    range: PageRange,
+    (each, insert, joins): Wanted<'_, H>,
+    (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
+) -> Result<PageRange, Unpublished> {
+    let mut hull = range;
+    // What two VMAs were and stay does not join now, though it might (Linux).
+    let mut is_last_new = false;
+    let mut push = |Piece { mapping, is_new, goes_on }: Piece<H>| -> Result<bool, Unpublished> {
+        let may_join = goes_on || is_new || is_last_new;
+        is_last_new = is_new;
+        if let Some(last) = next.last_mut()
+            && may_join
+            && edit::joins(last, &mapping)
+        {
+            *last = edit::join(last, &mapping);
+            return Ok(is_new);
+        }
+        next.try_reserve(1).map_err(|_| OutOfMemory)?;
+        next.push(mapping);
+        Ok(is_new)
+    };
+    let mut close = |vma: &'a Vma<H, D>| -> Result<Mapping<H>, Unpublished> {
+        closed.try_reserve(1).map_err(|_| OutOfMemory)?;
+        closed.push(vma);
+        Ok(vma.close())
+    };
+    let start = range.start();
+    let left = view.before(start).filter(|vma| joins.below && vma.range().end() == start);
+    let old = view.from(start).take_while(|vma| vma.range().start() < range.end());
+
+    // The first mapping that comes decides whether the neighbour on the left joins.
+    let mut middle: Few<Piece<H>> = Few::new();
+    let mut keep_behind = None;
+    for vma in old {
+        let mapping = close(vma)?;
+        hull = hull.hull(vma.range());
+        middle.try_reserve(3).map_err(|_| OutOfMemory)?;
+        let part = |part: Option<PageRange>| part.and_then(|part| edit::cut(&mapping, part));
+        let old = |goes_on| move |mapping| Piece { mapping, is_new: false, goes_on };
+        let before = part(PageRange::new(vma.range().start(), start));
+        let goes_on = before.is_some();
+        middle.extend(before.map(old(false)));
+        middle.extend(part(Some(range)).and_then(each).map(|mapping| {
+            let is_new = joins.inside || !edit::is_alike(vma.mapping(), &mapping);
+            Piece { mapping, is_new, goes_on }
+        }));
+        keep_behind = part(PageRange::new(range.end(), vma.range().end())).map(old(true));
+    }
+    let place = middle.iter().take_while(|piece| piece.mapping.range.end() <= start).count();
+    if let Some(insert) = insert {
+        middle.try_reserve(1).map_err(|_| OutOfMemory)?;
+        middle.insert(place, Piece { mapping: insert.clone(), is_new: true, goes_on: false });
+    }
+    if let (Some(left), Some(first)) = (left, middle.first())
+        && first.is_new
+        && edit::joins(&left.glance(), &first.mapping)
+    {
+        // It may have got pages since the glance: then it stays beside, replaced by itself.
+        hull = hull.hull(left.range());
+        push(Piece { mapping: close(left)?, is_new: false, goes_on: false })?;
+    }
+    let mut is_last_new = false;
+    for piece in middle {
+        is_last_new = push(piece)?;
+    }
+    match keep_behind {
+        Some(behind) => _ = push(behind)?,
+        None => {
+            let right = view.from(range.end()).next().filter(|vma| vma.range().start() == range.end());
+            let may_join = |last: &Mapping<H>, right: &Mapping<H>| {
+                let fresh = || Mapping { anon: None, ..last.clone() };
+                edit::joins(last, right)
+                    || joins.grown && right.anon.is_none() && edit::joins(&fresh(), right)
+            };
+            if let (Some(right), Some(last)) = (right, next.last())
+                && is_last_new
+                && joins.above
+                && last.range.end() == range.end()
+                && may_join(last, &right.glance())
+            {
+                hull = hull.hull(right.range());
+                let mapping = close(right)?;
+                if may_join(last, &mapping) {
+                    let joined = edit::join(last, &mapping);
+                    next.pop();
+                    next.push(joined);
+                } else {
+                    next.try_reserve(1).map_err(|_| OutOfMemory)?;
+                    next.push(mapping);
+                }
+            }
+        }
+    }
+    Ok(hull)
+}
