@@ -48,6 +48,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.sweep_away(&taken, whole);
         self.unhook_leaves(&taken, &mut call.retired);
         drop(taken);
+        drop(work);
+        drop(call);
         self.engine.grace_and_flush();
         drop(ManuallyDrop::into_inner(old));
     }

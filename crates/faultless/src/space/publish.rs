@@ -256,7 +256,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(lock)
     }
 
-    /// What a publication puts in the place of what; that is closed, and detached. `may_be_more`: whether there may be so many
+    /// What a publication puts in the place of what; that is closed, and detached. Between this and the end of the publication no
+    /// table of a host is asked and no store: it follows before, and is swept after. A panic there would leave records
+    /// closed, and first pages of these mappings would wait for ever; only the allocator, a design, or a host's `Park` and
+    /// `Slots` could bring one, and those must not panic.
+    /// `may_be_more`: whether there may be so many
     /// more mappings.
     pub(super) fn draft<'s>(
         &'s self,
