@@ -8,9 +8,11 @@ use crate::kernel::Userfault;
 use faultless::address::PAGE_SIZE;
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage};
+use faultless::sync::Held;
 use faultless_soft::{MemoryError, PhysicalMemory};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
@@ -34,6 +36,26 @@ pub(crate) enum Home {
 }
 
 type Homes = Box<[Mutex<Home>]>;
+
+/// A frame's home, locked.
+pub(crate) struct HomeGuard<'a> {
+    home: MutexGuard<'a, Home>,
+    _held: Held,
+}
+
+impl Deref for HomeGuard<'_> {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.home
+    }
+}
+
+impl DerefMut for HomeGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Home {
+        &mut self.home
+    }
+}
 
 /// The frames of one machine.
 pub struct Frames {
@@ -65,8 +87,9 @@ impl Frames {
     }
 
     /// The frame's home, which stays where it is as long as the guard lives.
-    pub(crate) fn home(&self, frame: Frame) -> MutexGuard<'_, Home> {
-        self.place(frame).lock()
+    pub(crate) fn home(&self, frame: Frame) -> HomeGuard<'_> {
+        let home = self.place(frame).lock();
+        HomeGuard { home, _held: Held::new() }
     }
 
     /// Where the buffer is.
