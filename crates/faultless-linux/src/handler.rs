@@ -34,8 +34,8 @@ pub(crate) struct Served {
 
 /// A space to its handler.
 trait Faults: Send + Sync {
-    /// Serves an access to `at`, an address of this process. `None`: that is not in the space's window.
-    fn fault(&self, at: usize, access: Access) -> Option<Outcome>;
+    /// Serves an access. `None`: its address is not in the space's window.
+    fn fault(&self, event: Event) -> Option<Outcome>;
 }
 
 /// A fault that waits, to its handler.
@@ -70,8 +70,19 @@ impl<D: LockingDesign> From<Result<Fault<Linux, D>, FaultError>> for Outcome {
 }
 
 impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
-    fn fault(&self, at: usize, access: Access) -> Option<Outcome> {
-        let address = table(self).address_at(at)?;
+    fn fault(&self, event: Event) -> Option<Outcome> {
+        let address = table(self).address_at(event.address)?;
+        let access = if event.write { Access::Write } else { Access::Read };
+        let is_dropped = event.missing && {
+            // SAFETY: dropped here; the table's methods call no engine.
+            let section = unsafe { self.engine().enter_section() };
+            table(self).is_dropped(&section, address.page())
+        };
+        if is_dropped {
+            // As after `discard`, the page is zeros or the file's. Where the engine refuses that, bytes that were in the
+            // dropped page alone are lost, which is SIGBUS, and all others are there still.
+            let _ = self.discard(address.page().address(), PAGE_SIZE);
+        }
         let served = match AddressSpace::fault(self, address, access) {
             // The kernel does not say which reads are fetches; and what may be fetched may be read, as on x86-64.
             Err(FaultError::Protection { access: Access::Read, .. }) => {
@@ -137,7 +148,7 @@ impl Served {
 
     /// Serves faults until told to stop.
     fn run(&self) {
-        let mut events = [Event { address: 0, write: false }; EVENTS];
+        let mut events = [Event::default(); EVENTS];
         while !self.stop.load(Ordering::Acquire) {
             let mut sources =
                 [PollFd::new(&*self.userfault, PollFlags::IN), PollFd::new(&*self.bell, PollFlags::IN)];
@@ -165,8 +176,7 @@ impl Served {
             let spaces = self.spaces.read();
             spaces.range(..=event.address).next_back().map(|(_, space)| Arc::clone(space))
         };
-        let access = if event.write { Access::Write } else { Access::Read };
-        match space.and_then(|space| space.fault(event.address, access)) {
+        match space.and_then(|space| space.fault(event)) {
             Some(outcome) => self.settle(outcome, event.address),
             // It went while this was on its way.
             None => self.wake(event.address),
@@ -220,6 +230,7 @@ fn is_bus(error: &FaultError) -> bool {
         error,
         FaultError::Guard { .. }
             | FaultError::Io { .. }
+            | FaultError::Lost { .. }
             | FaultError::PastEnd { .. }
             | FaultError::OutOfMemory { .. }
     )

@@ -51,12 +51,14 @@ pub(crate) struct Userfault {
 }
 
 /// A page fault, as the kernel tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Event {
     /// The address of the access, or of its page.
     pub address: usize,
     /// Whether it was a store.
     pub write: bool,
+    /// Whether the kernel has no page there; otherwise it has one that stores are stopped at.
+    pub missing: bool,
 }
 
 impl Userfault {
@@ -119,15 +121,19 @@ impl Userfault {
             }
             // SAFETY: the event says that it is of this kind.
             let fault = unsafe { message.arg.pagefault };
-            let stores = abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP;
-            events[count] =
-                Event { address: fault.address as usize, write: fault.flags & u64::from(stores) != 0 };
+            let has = |flags: u32| fault.flags & u64::from(flags) != 0;
+            events[count] = Event {
+                address: fault.address as usize,
+                write: has(abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP),
+                missing: !has(abi::UFFD_PAGEFAULT_FLAG_WP),
+            };
             count += 1;
         }
         Ok(&events[..count])
     }
 
-    /// Puts a copy of the page at `from` where nothing is, write-protected or not, and wakes who waits for it.
+    /// Puts a copy of the page at `from` where nothing is, write-protected or not, and wakes who waits for it. `from` is no
+    /// page of a window: if that were missing, the caller would wait for the handler, which it may be.
     pub fn copy(&self, to: usize, from: usize, protected: bool) -> Result<(), Errno> {
         let mode = if protected { COPY_WP } else { 0 };
         loop {
@@ -208,7 +214,8 @@ impl Userfault {
         }
     }
 
-    /// Copies bytes out of this process's memory, whatever its protection.
+    /// Copies bytes out of this process's memory, whatever its protection. EIO where no page is. Never waits for a fault to
+    /// be served: /proc/PID/mem gives a page up that userfaultfd would have to supply.
     pub fn peek(&self, from: usize, bytes: &mut [u8]) -> Result<(), Errno> {
         let mut done = 0;
         while done < bytes.len() {
@@ -395,10 +402,11 @@ impl Window {
         // Also what the program has locked in memory, which MADV_DONTNEED refuses (Linux 5.18).
         // SAFETY: the window's own pages, whose bytes are kept elsewhere or wanted by nobody.
         let done = unsafe { libc::madvise(start, bytes, abi::MADV_DONTNEED_LOCKED as i32) };
-        if done == 0 {
-            Ok(())
-        } else {
-            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+        let errno = (done != 0).then(std::io::Error::last_os_error);
+        match errno.map(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+            // The program has unmapped some of it: all that is mapped has been dropped.
+            None | Some(Errno::NOMEM) => Ok(()),
+            Some(errno) => Err(errno),
         }
     }
 }

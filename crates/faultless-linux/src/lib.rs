@@ -29,6 +29,12 @@
 //! for memory; all regions of its pager wait with it ([`Options::handlers`]). A child of fork(2) has no handlers: it must not
 //! touch or drop regions and pagers.
 //!
+//! The program may drop pages of a region by madvise(MADV_DONTNEED) itself: the next access to each is served as after
+//! [`Region::discard`]. But a snapshot that shared such a page has lost it, and its accesses get SIGBUS
+//! ([`FaultError::Lost`](faultless::FaultError::Lost)); `discard` keeps what snapshots need. A part that the program unmaps, or moves away by mremap, is SIGSEGV
+//! or whatever it maps there; nothing hangs, but the region still protects and drops what is at its addresses, so map
+//! nothing else there before the region is gone.
+//!
 //! A page that is mapped from a file is there twice, in the engine's cache and in the process. Memory is not given back to
 //! the operating system before the pager ends. Nothing is evicted while it is mapped, and nothing swapped: when
 //! [`Options::memory`] is used up, an access that needs more gets SIGBUS, and can be tried again ([`Region::retry`]).

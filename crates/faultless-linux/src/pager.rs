@@ -137,11 +137,16 @@ impl<D: LockingDesign> Serving<D> {
     /// page is discarded, unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
         let at = self.pointer(address)?.addr();
+        let (table, page) = (table::table(&self.space), address.page());
         // SAFETY: dropped here; the table's methods call no engine.
         let section = unsafe { self.space.engine().enter_section() };
-        let is_refused = table::table(&self.space).is_refused(&section, address.page());
+        let (is_refused, is_lost) = (table.is_refused(&section, page), table.is_lost(&section, page));
         drop(section);
-        self.served().refused(at).filter(|_| is_refused)
+        match (is_refused, is_lost) {
+            (false, _) => None,
+            (true, false) => self.served().refused(at),
+            (true, true) => Some(FaultError::Lost { address }),
+        }
     }
 }
 
