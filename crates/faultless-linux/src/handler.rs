@@ -120,6 +120,11 @@ impl Served {
         Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
     }
 
+    /// Whether the calling process is a child, by fork(2), of the one whose faults are served.
+    pub fn is_inherited(&self) -> bool {
+        self.userfault.is_inherited()
+    }
+
     /// From now on faults in the space's window are served. False: they are already.
     pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) -> bool {
         match self.spaces.write().entry(window(table(space)).start) {
@@ -178,8 +183,8 @@ impl Served {
         };
         match space.and_then(|space| space.fault(event)) {
             Some(outcome) => self.settle(outcome, event.address),
-            // It went while this was on its way.
-            None => self.wake(event.address),
+            // Its space went while this was on its way, or it is nobody's.
+            None => _ = self.userfault.disown(event.address),
         }
     }
 
@@ -281,6 +286,11 @@ impl Drop for AbortOnPanic {
 
 impl Drop for Handlers {
     fn drop(&mut self) {
+        if self.served.is_inherited() {
+            // The threads are the parent's, and so is the bell.
+            self.threads.drain(..).for_each(std::mem::forget);
+            return;
+        }
         self.served.stop.store(true, Ordering::Release);
         self.served.bell.ring();
         for thread in self.threads.drain(..) {

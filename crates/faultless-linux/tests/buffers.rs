@@ -66,7 +66,6 @@ fn memory(serving: &Serving, page: usize, count: usize) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(start, count * PAGE) }
 }
 
-/// Red until `FileHandle::write_at` goes by a page of the engine's own.
 #[test]
 fn a_page_of_a_file_is_written_from_an_untouched_mapping_of_it() {
     ends("a_page_of_a_file_is_written_from_an_untouched_mapping_of_it", || {
@@ -84,7 +83,6 @@ fn a_page_of_a_file_is_written_from_an_untouched_mapping_of_it() {
     });
 }
 
-/// Red until `FileHandle::read_at` goes by a page of the engine's own.
 #[test]
 fn a_page_of_a_file_is_read_into_an_untouched_mapping_of_it() {
     ends("a_page_of_a_file_is_read_into_an_untouched_mapping_of_it", || {
