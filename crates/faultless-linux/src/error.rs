@@ -28,6 +28,12 @@ pub enum OpenError {
         /// A page's bytes.
         bytes: usize,
     },
+    /// The pager was made by the process that this one was forked from.
+    #[error(
+        "the pager is that of this process's parent: a child of fork(2) has none of its regions; make another with \
+         Pager::new, or call exec"
+    )]
+    Inherited,
     /// /proc/self/mem does not show protected pages.
     #[error(
         "/proc/self/mem does not show pages that may not be read: start the kernel with \

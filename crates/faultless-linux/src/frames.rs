@@ -8,9 +8,11 @@ use crate::kernel::Userfault;
 use faultless::address::PAGE_SIZE;
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage};
+use faultless::sync::Held;
 use faultless_soft::{MemoryError, PhysicalMemory};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 
@@ -31,9 +33,34 @@ pub(crate) enum Home {
     Page(usize),
     /// They are another frame's, which stays as it is until this one is installed.
     CopyOf(Frame),
+    /// Nowhere: the program has dropped the page that had them.
+    Lost,
 }
 
+/// What the kernel says of a page that is not there, see [`Userfault::peek`].
+pub(crate) const LOST: Errno = Errno::IO;
+
 type Homes = Box<[Mutex<Home>]>;
+
+/// A frame's home, locked.
+pub(crate) struct HomeGuard<'a> {
+    home: MutexGuard<'a, Home>,
+    _held: Held,
+}
+
+impl Deref for HomeGuard<'_> {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.home
+    }
+}
+
+impl DerefMut for HomeGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Home {
+        &mut self.home
+    }
+}
 
 /// The frames of one machine.
 pub struct Frames {
@@ -65,8 +92,9 @@ impl Frames {
     }
 
     /// The frame's home, which stays where it is as long as the guard lives.
-    pub(crate) fn home(&self, frame: Frame) -> MutexGuard<'_, Home> {
-        self.place(frame).lock()
+    pub(crate) fn home(&self, frame: Frame) -> HomeGuard<'_> {
+        let home = self.place(frame).lock();
+        HomeGuard { home, _held: Held::new() }
     }
 
     /// Where the buffer is.
@@ -89,29 +117,34 @@ impl Frames {
                 let from = self.buffer(frame).as_ptr().expose_provenance();
                 self.userfault.copy(to, from, protected)
             }
-            Home::Page(from) => match self.userfault.copy(to, from, protected) {
-                // A page that may not be read now has its bytes all the same.
-                Err(Errno::FAULT) => {
-                    let mut bytes = [0; PAGE];
-                    self.userfault.peek(from, &mut bytes)?;
-                    self.userfault.copy(to, bytes.as_ptr().expose_provenance(), protected)
-                }
-                done => done,
-            },
+            // Not by a copy from the page itself: the program may have dropped it, and then the kernel would have this
+            // thread wait for a handler.
+            Home::Page(from) => {
+                let mut bytes = [0; PAGE];
+                self.userfault.peek(from, &mut bytes)?;
+                self.userfault.copy(to, bytes.as_ptr().expose_provenance(), protected)
+            }
             Home::CopyOf(other) => {
                 let home = self.home(other);
                 self.copy_out(other, &home, to, protected)
             }
+            Home::Lost => Err(LOST),
         }
     }
 
-    /// Moves the frame's bytes into its buffer: the page that has them is about to go, or to become another's.
+    /// Moves the frame's bytes into its buffer: the page that has them is about to go, or to become another's. Where the
+    /// program has dropped that page they are lost from now on.
     pub(crate) fn bring_home(&self, frame: Frame, home: &mut Home) -> Result<(), Errno> {
         let mut bytes = [0; PAGE];
-        self.bytes(frame, home, 0, &mut bytes)?;
-        // SAFETY: the home is elsewhere, so nobody uses the buffer; its lock is held.
-        unsafe { self.memory.write(frame, 0, &bytes) };
-        *home = Home::Buffer;
+        match self.bytes(frame, home, 0, &mut bytes) {
+            Ok(()) => {
+                // SAFETY: the home is elsewhere, so nobody uses the buffer; its lock is held.
+                unsafe { self.memory.write(frame, 0, &bytes) };
+                *home = Home::Buffer;
+            }
+            Err(Errno::NOMEM) => return Err(Errno::NOMEM),
+            Err(_) => *home = Home::Lost,
+        }
         Ok(())
     }
 
@@ -127,6 +160,7 @@ impl Frames {
                 let home = self.home(other);
                 self.bytes(other, &home, offset, bytes)?;
             }
+            Home::Lost => return Err(LOST),
         }
         Ok(())
     }
@@ -192,7 +226,7 @@ unsafe impl FrameSource for Frames {
             });
             return if written.is_ok() { count } else { 0 };
         }
-        if *home != Home::Buffer && self.bring_home(frame, &mut home).is_err() {
+        if *home != Home::Buffer && (self.bring_home(frame, &mut home).is_err() || *home == Home::Lost) {
             return 0;
         }
         // SAFETY: by the same contract.

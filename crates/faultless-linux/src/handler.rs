@@ -34,8 +34,8 @@ pub(crate) struct Served {
 
 /// A space to its handler.
 trait Faults: Send + Sync {
-    /// Serves an access to `at`, an address of this process. `None`: that is not in the space's window.
-    fn fault(&self, at: usize, access: Access) -> Option<Outcome>;
+    /// Serves an access. `None`: its address is not in the space's window.
+    fn fault(&self, event: Event) -> Option<Outcome>;
 }
 
 /// A fault that waits, to its handler.
@@ -70,8 +70,19 @@ impl<D: LockingDesign> From<Result<Fault<Linux, D>, FaultError>> for Outcome {
 }
 
 impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
-    fn fault(&self, at: usize, access: Access) -> Option<Outcome> {
-        let address = table(self).address_at(at)?;
+    fn fault(&self, event: Event) -> Option<Outcome> {
+        let address = table(self).address_at(event.address)?;
+        let access = if event.write { Access::Write } else { Access::Read };
+        let is_dropped = event.missing && {
+            // SAFETY: dropped here; the table's methods call no engine.
+            let section = unsafe { self.engine().enter_section() };
+            table(self).is_dropped(&section, address.page())
+        };
+        if is_dropped {
+            // As after `discard`, the page is zeros or the file's. Where the engine refuses that, bytes that were in the
+            // dropped page alone are lost, which is SIGBUS, and all others are there still.
+            let _ = self.discard(address.page().address(), PAGE_SIZE);
+        }
         let served = match AddressSpace::fault(self, address, access) {
             // The kernel does not say which reads are fetches; and what may be fetched may be read, as on x86-64.
             Err(FaultError::Protection { access: Access::Read, .. }) => {
@@ -109,6 +120,11 @@ impl Served {
         Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
     }
 
+    /// Whether the calling process is a child, by fork(2), of the one whose faults are served.
+    pub fn is_inherited(&self) -> bool {
+        self.userfault.is_inherited()
+    }
+
     /// From now on faults in the space's window are served. False: they are already.
     pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) -> bool {
         match self.spaces.write().entry(window(table(space)).start) {
@@ -137,7 +153,7 @@ impl Served {
 
     /// Serves faults until told to stop.
     fn run(&self) {
-        let mut events = [Event { address: 0, write: false }; EVENTS];
+        let mut events = [Event::default(); EVENTS];
         while !self.stop.load(Ordering::Acquire) {
             let mut sources =
                 [PollFd::new(&*self.userfault, PollFlags::IN), PollFd::new(&*self.bell, PollFlags::IN)];
@@ -165,11 +181,10 @@ impl Served {
             let spaces = self.spaces.read();
             spaces.range(..=event.address).next_back().map(|(_, space)| Arc::clone(space))
         };
-        let access = if event.write { Access::Write } else { Access::Read };
-        match space.and_then(|space| space.fault(event.address, access)) {
+        match space.and_then(|space| space.fault(event)) {
             Some(outcome) => self.settle(outcome, event.address),
-            // It went while this was on its way.
-            None => self.wake(event.address),
+            // Its space went while this was on its way, or it is nobody's.
+            None => _ = self.userfault.disown(event.address),
         }
     }
 
@@ -220,6 +235,7 @@ fn is_bus(error: &FaultError) -> bool {
         error,
         FaultError::Guard { .. }
             | FaultError::Io { .. }
+            | FaultError::Lost { .. }
             | FaultError::PastEnd { .. }
             | FaultError::OutOfMemory { .. }
     )
@@ -270,6 +286,11 @@ impl Drop for AbortOnPanic {
 
 impl Drop for Handlers {
     fn drop(&mut self) {
+        if self.served.is_inherited() {
+            // The threads are the parent's, and so is the bell.
+            self.threads.drain(..).for_each(std::mem::forget);
+            return;
+        }
         self.served.stop.store(true, Ordering::Release);
         self.served.bell.ring();
         for thread in self.threads.drain(..) {

@@ -3,16 +3,21 @@
 //!
 //! A window is memory that no Rust object lives in: what a [`crate::Region`] gives out of one are plain bytes.
 
+mod owner;
+
 use crate::OpenError;
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
 use faultless::protection::Protection;
 use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl;
+use owner::Owner;
+use parking_lot::Mutex;
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, opcode};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, UserfaultfdFlags};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -48,15 +53,21 @@ pub(crate) struct Userfault {
     fd: OwnedFd,
     /// /proc/self/mem: this process's memory whatever its protection.
     memory: OwnedFd,
+    /// The process whose memory both of them mean, in its children too.
+    owner: Owner,
+    /// Windows that are registered now: first addresses, and bytes. Protected by its lock.
+    windows: Mutex<BTreeMap<usize, usize>>,
 }
 
 /// A page fault, as the kernel tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Event {
     /// The address of the access, or of its page.
     pub address: usize,
     /// Whether it was a store.
     pub write: bool,
+    /// Whether the kernel has no page there; otherwise it has one that stores are stopped at.
+    pub missing: bool,
 }
 
 impl Userfault {
@@ -84,7 +95,9 @@ impl Userfault {
             call: "open of /proc/self/mem",
             errno: errno.raw_os_error(),
         })?;
-        let userfault = Self { fd, memory };
+        let owner =
+            Owner::new().map_err(|errno| OpenError::System { call: "mmap", errno: errno.raw_os_error() })?;
+        let userfault = Self { fd, memory, owner, windows: Mutex::default() };
         userfault.can_read_protected()?;
         Ok(userfault)
     }
@@ -100,6 +113,17 @@ impl Userfault {
         let unmapped = unsafe { rustix::mm::munmap(page, PAGE) };
         debug_assert!(unmapped.is_ok());
         read.map_err(|_| OpenError::NoForce)
+    }
+
+    /// Whether the calling process is a child, by fork(2), of the one that opened this. What the descriptors do there is done to
+    /// the parent: all calls of this type refuse it, with ESRCH.
+    #[inline]
+    pub fn is_inherited(&self) -> bool {
+        !self.owner.is_this_process()
+    }
+
+    fn check_owner(&self) -> Result<(), Errno> {
+        if self.is_inherited() { Err(Errno::SRCH) } else { Ok(()) }
     }
 
     /// Reads what has happened; none if nothing has. Does not block.
@@ -119,16 +143,21 @@ impl Userfault {
             }
             // SAFETY: the event says that it is of this kind.
             let fault = unsafe { message.arg.pagefault };
-            let stores = abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP;
-            events[count] =
-                Event { address: fault.address as usize, write: fault.flags & u64::from(stores) != 0 };
+            let has = |flags: u32| fault.flags & u64::from(flags) != 0;
+            events[count] = Event {
+                address: fault.address as usize,
+                write: has(abi::UFFD_PAGEFAULT_FLAG_WRITE | abi::UFFD_PAGEFAULT_FLAG_WP),
+                missing: !has(abi::UFFD_PAGEFAULT_FLAG_WP),
+            };
             count += 1;
         }
         Ok(&events[..count])
     }
 
-    /// Puts a copy of the page at `from` where nothing is, write-protected or not, and wakes who waits for it.
+    /// Puts a copy of the page at `from` where nothing is, write-protected or not, and wakes who waits for it. `from` is no
+    /// page of a window: if that were missing, the caller would wait for the handler, which it may be.
     pub fn copy(&self, to: usize, from: usize, protected: bool) -> Result<(), Errno> {
+        self.check_owner()?;
         let mode = if protected { COPY_WP } else { 0 };
         loop {
             let mut copy =
@@ -153,6 +182,7 @@ impl Userfault {
 
     /// Puts the kernel's page of zeros where nothing is; a store gets a page of its own, without a fault that we see. Wakes.
     pub fn zero(&self, to: usize) -> Result<(), Errno> {
+        self.check_owner()?;
         loop {
             let mut zero = abi::uffdio_zeropage { range: range(to, PAGE), mode: 0, zeropage: 0 };
             // SAFETY: fills a page of a window, where no Rust object is.
@@ -169,6 +199,7 @@ impl Userfault {
 
     /// Makes stores to the pages that are there fault, or no longer; the latter wakes.
     pub fn write_protect(&self, at: usize, bytes: usize, protected: bool) -> Result<(), Errno> {
+        self.check_owner()?;
         let mode = if protected { WRITEPROTECT_WP } else { 0 };
         loop {
             let mut protect = abi::uffdio_writeprotect { range: range(at, bytes), mode };
@@ -186,6 +217,7 @@ impl Userfault {
 
     /// Where nothing is: whoever touches the page from now on gets SIGBUS. Who waits is woken by whoever has asked for it.
     pub fn poison(&self, at: usize) -> Result<(), Errno> {
+        self.check_owner()?;
         loop {
             let mut poison = abi::uffdio_poison { range: range(at, PAGE), mode: POISON_DONTWAKE, updated: 0 };
             // SAFETY: a page of a window; accesses to it are signals from now on.
@@ -200,6 +232,7 @@ impl Userfault {
 
     /// Wakes who waits for the page, to try again.
     pub fn wake(&self, at: usize) -> Result<(), Errno> {
+        self.check_owner()?;
         let mut pages = range(at & !(PAGE - 1), PAGE);
         // SAFETY: wakes threads, nothing else.
         unsafe {
@@ -208,8 +241,33 @@ impl Userfault {
         }
     }
 
-    /// Copies bytes out of this process's memory, whatever its protection.
+    /// For a fault that no space is there for. If `at` is in a window, its space is coming or going, and the access is tried
+    /// again. Otherwise its page is registered by somebody else, such as a child that has this descriptor: no longer, from
+    /// now on, so that the kernel serves it. Wakes who waits in both cases.
+    pub fn disown(&self, at: usize) -> Result<(), Errno> {
+        self.check_owner()?;
+        let page = at & !(PAGE - 1);
+        let windows = self.windows.lock();
+        let below = windows.range(..=page).next_back();
+        if below.is_some_and(|(start, bytes)| page - start < *bytes) {
+            drop(windows);
+            return self.wake(page);
+        }
+        let mut pages = range(page, PAGE);
+        // SAFETY: the page's faults are the kernel's own from now on, as with any memory. No window comes to be there
+        // meanwhile, by the lock.
+        let done = unsafe {
+            let unregister = Updater::<{ ioctl::UFFDIO_UNREGISTER as Opcode }, _>::new(&mut pages);
+            rustix::ioctl::ioctl(&self.fd, unregister)
+        };
+        drop(windows);
+        done.or_else(|_| self.wake(page))
+    }
+
+    /// Copies bytes out of this process's memory, whatever its protection. EIO where no page is. Never waits for a fault to
+    /// be served: /proc/PID/mem gives a page up that userfaultfd would have to supply.
     pub fn peek(&self, from: usize, bytes: &mut [u8]) -> Result<(), Errno> {
+        self.check_owner()?;
         let mut done = 0;
         while done < bytes.len() {
             match rustix::io::pread(&self.memory, &mut bytes[done..], (from + done) as u64) {
@@ -224,6 +282,7 @@ impl Userfault {
 
     /// Copies bytes into a window, whatever its protection.
     pub fn poke(&self, to: usize, bytes: &[u8]) -> Result<(), Errno> {
+        self.check_owner()?;
         let mut done = 0;
         while done < bytes.len() {
             match rustix::io::pwrite(&self.memory, &bytes[done..], (to + done) as u64) {
@@ -324,6 +383,7 @@ unsafe impl Sync for Window {}
 impl Window {
     /// Reserves `pages` pages and registers them.
     pub fn reserve(userfault: &Arc<Userfault>, pages: u64) -> Result<Self, Errno> {
+        userfault.check_owner()?;
         let bytes = usize::try_from(pages).ok().and_then(|pages| pages.checked_mul(PAGE));
         let bytes = bytes.filter(|bytes| *bytes > 0 && *bytes <= isize::MAX as usize).ok_or(Errno::NOMEM)?;
         let (none, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE);
@@ -339,6 +399,8 @@ impl Window {
         // A child of fork(2) has no handler: it gets a signal, not zeros.
         // SAFETY: the window's own pages.
         unsafe { rustix::mm::madvise(window.start.as_ptr().cast(), bytes, Advice::LinuxDontFork) }?;
+        // Before it is registered, so that none of its faults is taken for a stranger's.
+        userfault.windows.lock().insert(window.start(), bytes);
         // SAFETY: the window's own pages, in which nobody has anything yet.
         unsafe {
             let register = Updater::<{ ioctl::UFFDIO_REGISTER as Opcode }, _>::new(&mut register);
@@ -379,6 +441,7 @@ impl Window {
 
     /// What accesses to `range` may do.
     pub fn protect(&self, range: PageRange, rights: Option<Protection>) -> Result<(), Errno> {
+        self.userfault.check_owner()?;
         let Some((start, bytes)) = self.part(range) else { return Ok(()) };
         let rights = rights.unwrap_or(Protection::empty());
         let mut flags = MprotectFlags::empty();
@@ -391,20 +454,28 @@ impl Window {
 
     /// Drops the pages of `range`, or what stands for them: the next access to each faults.
     pub fn drop_pages(&self, range: PageRange) -> Result<(), Errno> {
+        self.userfault.check_owner()?;
         let Some((start, bytes)) = self.part(range) else { return Ok(()) };
         // Also what the program has locked in memory, which MADV_DONTNEED refuses (Linux 5.18).
         // SAFETY: the window's own pages, whose bytes are kept elsewhere or wanted by nobody.
         let done = unsafe { libc::madvise(start, bytes, abi::MADV_DONTNEED_LOCKED as i32) };
-        if done == 0 {
-            Ok(())
-        } else {
-            Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+        let errno = (done != 0).then(std::io::Error::last_os_error);
+        match errno.map(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+            // The program has unmapped some of it: all that is mapped has been dropped.
+            None | Some(Errno::NOMEM) => Ok(()),
+            Some(errno) => Err(errno),
         }
     }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
+        if self.userfault.is_inherited() {
+            // A child never had the window. What is there is something else of its own.
+            return;
+        }
+        // First: whoever reserves a window at these addresses next puts it in again.
+        self.userfault.windows.lock().remove(&self.start());
         // SAFETY: the window's own pages; whoever had access to them has given that up.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
         debug_assert!(unmapped.is_ok());
@@ -427,6 +498,45 @@ mod tests {
                     std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
             }
         }
+    }
+
+    /// As a child of fork(2) could register what the parent has there.
+    #[test]
+    fn memory_that_a_stranger_registered_is_given_back_to_the_kernel() {
+        let userfault = match Userfault::open() {
+            Ok(userfault) => Arc::new(userfault),
+            Err(reason) => {
+                let _ =
+                    std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {reason}\n"));
+                return;
+            }
+        };
+        // Registered as a window is, and not noted as one.
+        let window = Window::reserve(&userfault, 4).unwrap();
+        window
+            .protect(PageRange::with_pages(PageNumber::new(0), 4).unwrap(), Some(Protection::READ))
+            .unwrap();
+        let known = userfault.windows.lock().remove(&window.start()).unwrap();
+        let start = window.start();
+        std::thread::scope(|scope| {
+            // SAFETY: a byte of the window, which nobody writes.
+            let reader = scope.spawn(move || unsafe {
+                std::ptr::with_exposed_provenance::<u8>(start + 2 * PAGE).read_volatile()
+            });
+            let mut events = [Event::default(); EVENTS];
+            while !reader.is_finished() {
+                for event in userfault.read(&mut events).unwrap() {
+                    userfault.disown(event.address).unwrap();
+                }
+                std::thread::yield_now();
+            }
+            assert_eq!(reader.join().unwrap(), 0);
+        });
+        // A page of a window is not given back: a store of its space's would be lost.
+        userfault.windows.lock().insert(start, known);
+        userfault.disown(start + PAGE).unwrap();
+        assert_eq!(userfault.copy_zeros(start + PAGE, false), Ok(()), "it is registered still");
+        assert_eq!(userfault.copy_zeros(start + 2 * PAGE, false), Err(Errno::NOENT));
     }
 
     #[test]

@@ -26,8 +26,18 @@
 //!
 //! # Limits
 //! A handler waits for no I/O, but it does wait a moment for a snapshot under way, for a part that is being mapped over, and
-//! for memory; all regions of its pager wait with it ([`Options::handlers`]). A child of fork(2) has no handlers: it must not
-//! touch or drop regions and pagers.
+//! for memory; all regions of its pager wait with it ([`Options::handlers`]).
+//!
+//! A child of fork(2) has neither handlers nor regions. Its calls return [`OpenError::Inherited`], dropping does nothing, and
+//! an access to a region is SIGSEGV, until the child itself maps something there: do not use references into a region there.
+//! It may call exec, or make a pager of its own. The engine's own calls ([`Pager::engine`], [`Serving::space`]) must not be made
+//! in a child: another thread of the parent may have had their locks.
+//!
+//! The program may drop pages of a region by madvise(MADV_DONTNEED) itself: the next access to each is served as after
+//! [`Region::discard`]. But a snapshot that shared such a page has lost it, and its accesses get SIGBUS
+//! ([`FaultError::Lost`](faultless::FaultError::Lost)); `discard` keeps what snapshots need. A part that the program unmaps, or moves away by mremap, is SIGSEGV
+//! or whatever it maps there; nothing hangs, but the region still protects and drops what is at its addresses, so map
+//! nothing else there before the region is gone.
 //!
 //! A page that is mapped from a file is there twice, in the engine's cache and in the process. Memory is not given back to
 //! the operating system before the pager ends. Nothing is evicted while it is mapped, and nothing swapped: when

@@ -39,7 +39,7 @@ impl Default for Options {
 pub struct Pager(Arc<Engine<Linux>>);
 
 impl Pager {
-    /// A pager of its own memory.
+    /// A pager of its own memory. It is this process's: a child of fork(2) can make another.
     ///
     /// # Errors
     /// [`OpenError`]: above all, userfaultfd is not for everybody.
@@ -53,15 +53,31 @@ impl Pager {
     /// The process's own pager, with default [`Options`]; made at the first call, and there until the process ends.
     ///
     /// # Errors
-    /// [`OpenError`], each time the same.
+    /// [`OpenError`], each time the same; [`OpenError::Inherited`] in a child, by fork(2), of a process that has called it.
     pub fn shared() -> Result<&'static Self, OpenError> {
         static SHARED: OnceLock<Result<Pager, OpenError>> = OnceLock::new();
-        SHARED.get_or_init(|| Self::new(Options::default())).as_ref().map_err(Clone::clone)
+        let pager = SHARED.get_or_init(|| Self::new(Options::default())).as_ref().map_err(Clone::clone)?;
+        pager.check_process()?;
+        Ok(pager)
+    }
+
+    /// That the calling process is the one that made this pager.
+    pub(crate) fn check_process(&self) -> Result<(), OpenError> {
+        if self.0.host().served().is_inherited() { Err(OpenError::Inherited) } else { Ok(()) }
     }
 
     /// The engine: statistics, and spaces made without a region.
     pub fn engine(&self) -> &Arc<Engine<Linux>> {
         &self.0
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            // In a child the engine never ends: its threads are not there, and may have had locks.
+            std::mem::forget(Arc::clone(&self.0));
+        }
     }
 }
 
@@ -78,6 +94,9 @@ pub enum ServeError {
     /// It is served already.
     #[error("the space is served already")]
     Served,
+    /// The calling process is a child of the one that has the pager.
+    #[error("the pager is that of this process's parent: a child of fork(2) makes one of its own")]
+    Inherited,
 }
 
 /// As long as it lives, its space's faults are served. Dropped, it ends the space: whoever still accesses its memory gets
@@ -96,6 +115,9 @@ impl<D: LockingDesign> Serving<D> {
         if TypeId::of::<D::Kept>() != TypeId::of::<Infallible>() {
             return Err(ServeError::KeepsLocks { design: D::NAME });
         }
+        if space.engine().host().served().is_inherited() {
+            return Err(ServeError::Inherited);
+        }
         if !space.engine().host().served().add(space) {
             return Err(ServeError::Served);
         }
@@ -106,26 +128,41 @@ impl<D: LockingDesign> Serving<D> {
         self.space.engine().host().served()
     }
 
+    /// Whether the calling process is a child, by fork(2), of the one that serves the space.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.served().is_inherited()
+    }
+
     /// The space.
     pub fn space(&self) -> &AddressSpace<Linux, D> {
         &self.space
     }
 
-    /// Where the space's `address` is in this process; `None` outside of its window.
+    /// Where the space's `address` is in this process; `None` outside of its window, and in a child of fork(2), which does not
+    /// have the window.
     pub fn pointer(&self, address: VirtAddr) -> Option<*mut u8> {
+        if self.is_inherited() {
+            return None;
+        }
         table::table(&self.space).pointer(address)
     }
 
     /// Whether an access to `address` would find its page and not fault.
     pub fn is_there(&self, address: VirtAddr, access: Access) -> bool {
+        if self.pointer(address).is_none() {
+            return false;
+        }
         // SAFETY: dropped here; the table's methods call no engine.
         let section = unsafe { self.space.engine().enter_section() };
         let table = table::table(&self.space);
-        table.pointer(address).is_some() && table.is_there(&section, address.page(), access)
+        table.is_there(&section, address.page(), access)
     }
 
     /// Serves accesses to the `bytes` from `address` on anew, where they got SIGBUS.
     pub fn retry(&self, address: VirtAddr, bytes: u64) {
+        if self.is_inherited() {
+            return;
+        }
         if let Ok(range) = PageRange::from_bytes(address, bytes) {
             // SAFETY: dropped here; the table's methods call no engine.
             let section = unsafe { self.space.engine().enter_section() };
@@ -137,16 +174,25 @@ impl<D: LockingDesign> Serving<D> {
     /// page is discarded, unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
         let at = self.pointer(address)?.addr();
+        let (table, page) = (table::table(&self.space), address.page());
         // SAFETY: dropped here; the table's methods call no engine.
         let section = unsafe { self.space.engine().enter_section() };
-        let is_refused = table::table(&self.space).is_refused(&section, address.page());
+        let (is_refused, is_lost) = (table.is_refused(&section, page), table.is_lost(&section, page));
         drop(section);
-        self.served().refused(at).filter(|_| is_refused)
+        match (is_refused, is_lost) {
+            (false, _) => None,
+            (true, false) => self.served().refused(at),
+            (true, true) => Some(FaultError::Lost { address }),
+        }
     }
 }
 
 impl<D: LockingDesign> Drop for Serving<D> {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            // In a child the space never ends: whoever had locks of it may not be there.
+            return std::mem::forget(self.space.clone());
+        }
         self.served().end(&self.space);
     }
 }

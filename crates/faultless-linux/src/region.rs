@@ -2,7 +2,7 @@
 
 use crate::pager::{Pager, Serving};
 use crate::table::Table;
-use crate::{Linux, RegionError};
+use crate::{Linux, OpenError, RegionError};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::OutOfMemory;
@@ -18,7 +18,8 @@ use std::sync::Arc;
 ///
 /// What cannot be read reaches the thread that touches it as SIGBUS, as with a file mapped by the kernel;
 /// [`Region::refusal`] says why, and [`Region::retry`] lets it be tried again. A child of fork(2) does not have the
-/// region. Dropped, the region's memory is gone.
+/// region: an access there is SIGSEGV, or meets what the child has mapped there since, and each call returns
+/// [`OpenError::Inherited`]. Dropped, the region's memory is gone; dropped in a child, nothing happens.
 pub struct Region {
     serving: Serving,
     start: NonNull<u8>,
@@ -75,6 +76,7 @@ impl Pager {
     /// # Errors
     /// [`RegionError`].
     pub fn store(&self, store: Arc<dyn Store>) -> Result<Region, RegionError> {
+        self.check_process()?;
         let bytes = store.length()?;
         let length = usize::try_from(bytes).map_err(|_| RegionError::NoRoom { length: usize::MAX })?;
         let file = File::open(self.engine(), store)?;
@@ -85,6 +87,7 @@ impl Pager {
 
 impl Region {
     fn map(pager: &Pager, length: usize, request: MapRequest<Linux>) -> Result<Self, RegionError> {
+        pager.check_process()?;
         if length == 0 {
             return Err(RegionError::Empty);
         }
@@ -118,6 +121,7 @@ impl Region {
     /// # Errors
     /// [`RegionError::Snapshot`]; nothing has changed.
     pub fn snapshot(&self) -> Result<Self, RegionError> {
+        self.check_process()?;
         let child = self.space().fork()?;
         let start = crate::table::table(&child).window().pointer();
         let serving = Serving::of(&child).map_err(|_| RegionError::NoRoom { length: self.length })?;
@@ -186,7 +190,7 @@ impl Region {
     /// memory has changed nothing.
     ///
     /// # Errors
-    /// [`RegionError::Part`].
+    /// [`RegionError::Part`]; [`RegionError::Open`] in a child of fork(2), as of all calls that can fail.
     pub fn retry(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
         self.serving.retry(at, bytes);
@@ -198,8 +202,14 @@ impl Region {
         self.serving.refusal(VirtAddr::new(offset as u64))
     }
 
-    /// Where `part` begins and how long it is, rounded up to a page at the region's end.
+    /// That the calling process is the one that made the region.
+    fn check_process(&self) -> Result<(), RegionError> {
+        if self.serving.is_inherited() { Err(OpenError::Inherited.into()) } else { Ok(()) }
+    }
+
+    /// Where `part` begins and how long it is, rounded up to a page at the region's end. Nowhere in a child of fork(2).
     fn part(&self, part: impl RangeBounds<usize>) -> Result<(VirtAddr, u64), RegionError> {
+        self.check_process()?;
         let start = match part.start_bound() {
             Bound::Included(start) => *start,
             Bound::Excluded(start) => start.saturating_add(1),

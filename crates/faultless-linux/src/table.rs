@@ -8,12 +8,17 @@
 //! | nothing, or a guard | nothing |
 //! | `REFUSED` | what sends SIGBUS |
 //!
+//! The program itself may change what the kernel has, by madvise(2), munmap(2) or mremap(2). No event of userfaultfd is
+//! asked for that: the kernel would have each such call, this crate's own too, wait for a handler to read the event, and
+//! would refuse all copies meanwhile. Instead, a fault on a page that an entry says is `LOADED` tells that it was dropped
+//! ([`Table::is_dropped`]), and a call that the kernel refuses tells that the addresses are taken ([`Obstacle`]).
+//!
 //! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
 //! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
 
 use crate::Linux;
 use crate::entries::Entries;
-use crate::frames::{Frames, Home};
+use crate::frames::{Frames, Home, LOST};
 use crate::kernel::{Userfault, Window};
 use faultless::AddressSpace;
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
@@ -53,10 +58,25 @@ fn seen(raw: Entry) -> Entry {
     raw.without(LOADED)
 }
 
-/// The engine has no word for the kernel's other refusals: it lets go and makes room, or gives the access up.
-fn no_memory(errno: Errno) -> OutOfMemory {
-    debug_assert!(errno == Errno::NOMEM, "userfaultfd says {errno}");
-    OutOfMemory
+/// Why the kernel's page table did not follow an entry.
+enum Obstacle {
+    /// The kernel has no memory. The engine makes room and tries again.
+    NoMemory,
+    /// The frame's bytes are lost.
+    Lost,
+    /// The addresses are not the window's any more: the program has unmapped them, or has mapped something else there. What
+    /// is there, or nothing, answers the access.
+    Taken,
+}
+
+impl From<Errno> for Obstacle {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::NOMEM => Self::NoMemory,
+            LOST => Self::Lost,
+            _ => Self::Taken,
+        }
+    }
 }
 
 impl Table {
@@ -139,13 +159,13 @@ impl Table {
     }
 
     /// Drops what the kernel has at `page`, whose entry is announced.
-    fn unload(&self, page: PageNumber) -> Result<(), OutOfMemory> {
-        self.window.drop_pages(PageRange::single(page)).map_err(no_memory)
+    fn unload(&self, page: PageNumber) -> Result<(), Errno> {
+        self.window.drop_pages(PageRange::single(page))
     }
 
     /// Before the kernel's page at `at` goes, of an announced entry that goes too: if it is the home of a frame that others
     /// have, its bytes move.
-    fn save(&self, raw: Entry, at: usize) -> Result<(), OutOfMemory> {
+    fn save(&self, raw: Entry, at: usize) -> Result<(), Errno> {
         match raw.frame() {
             Some(frame) if !self.frames.folio(frame).has_one_mapping_only() => {
                 self.bring_home(raw, frame, at)
@@ -155,45 +175,53 @@ impl Table {
     }
 
     /// Moves the bytes of `frame` out of the kernel's page at `at`, if that is where they are.
-    fn bring_home(&self, raw: Entry, frame: Frame, at: usize) -> Result<(), OutOfMemory> {
+    fn bring_home(&self, raw: Entry, frame: Frame, at: usize) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
         if *home != Home::Page(at) || !raw.has(LOADED) {
             return Ok(());
         }
         if raw.has(Entry::WRITE) {
             // Mapped by this entry alone, and pinned: the process writes it until it is gone.
-            self.userfault.write_protect(at, PAGE, true).map_err(no_memory)?;
+            // Any other refusal: the page is not the window's any more, and nobody stores into it here.
+            if self.userfault.write_protect(at, PAGE, true) == Err(Errno::NOMEM) {
+                return Err(Errno::NOMEM);
+            }
         }
-        self.frames.bring_home(frame, &mut home).map_err(no_memory)
+        self.frames.bring_home(frame, &mut home)
     }
 
     /// Loads the page of `frame` at `at`, where nothing is, for the rights of `new`.
-    fn load_page(&self, frame: Frame, at: usize, new: Entry) -> Result<(), OutOfMemory> {
+    fn load_page(&self, frame: Frame, at: usize, new: Entry) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
         let writable = new.has(Entry::WRITE);
         if !writable && matches!(*home, Home::CopyOf(_)) {
-            self.frames.bring_home(frame, &mut home).map_err(no_memory)?;
+            self.frames.bring_home(frame, &mut home)?;
         }
-        if *home == Home::Zeros && writable && !new.has(Entry::DIRTY) {
-            self.userfault.zero(at).map_err(no_memory)?;
+        let loaded = if *home == Home::Zeros && writable && !new.has(Entry::DIRTY) {
+            self.userfault.zero(at)
         } else {
-            self.frames.copy_out(frame, &home, at, !writable).map_err(no_memory)?;
+            self.frames.copy_out(frame, &home, at, !writable)
+        };
+        match loaded {
+            Ok(()) if writable => *home = Home::Page(at),
+            // Remembered here, since what this is a copy of may go now.
+            Err(LOST) => *home = Home::Lost,
+            _ => {}
         }
-        if writable {
-            *home = Home::Page(at);
-        }
-        Ok(())
+        loaded
     }
 
     /// The page at `at` shows the bytes of `frame`, and may be written from now on.
-    fn settle(&self, frame: Frame, at: usize) -> Result<(), OutOfMemory> {
-        *self.frames.home(frame) = Home::Page(at);
-        self.userfault.write_protect(at, PAGE, false).map_err(no_memory)
+    fn settle(&self, frame: Frame, at: usize) -> Result<(), Errno> {
+        let mut home = self.frames.home(frame);
+        self.userfault.write_protect(at, PAGE, false)?;
+        *home = Home::Page(at);
+        Ok(())
     }
 
     /// If `new` is a copy of the frame that is loaded at `at`, for writing: the page becomes the copy, and the frame keeps
     /// its bytes elsewhere. Nothing is copied but what somebody else still wants.
-    fn turn_into_copy(&self, raw: Entry, new: Entry, at: usize) -> Result<bool, OutOfMemory> {
+    fn turn_into_copy(&self, raw: Entry, new: Entry, at: usize) -> Result<bool, Errno> {
         let (Some(old), Some(frame)) = (raw.frame(), new.frame()) else { return Ok(false) };
         let is_copy = *self.frames.home(frame) == Home::CopyOf(old);
         if !is_copy || !new.has(Entry::WRITE) || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
@@ -202,6 +230,65 @@ impl Table {
         self.save(raw, at)?;
         self.settle(frame, at)?;
         Ok(true)
+    }
+
+    /// Makes the kernel have at `page`, whose entry `raw` is announced, what `new` says, and wakes who waits for it.
+    fn show(&self, leaf: Leaf<'_>, page: PageNumber, raw: Entry, new: Entry) -> Result<(), Obstacle> {
+        let at = self.window.address(page);
+        match new.frame() {
+            None => self.save(raw, at)?,
+            Some(frame) if raw.frame() == Some(frame) && raw.has(LOADED) && !raw.has(Entry::REFUSED) => {
+                if new.has(Entry::WRITE) {
+                    self.settle(frame, at)?;
+                } else if !raw.has(Entry::WRITE) {
+                    // Another fault was quicker. A right that goes is `invalidate`'s.
+                    self.userfault.wake(at)?;
+                }
+            }
+            Some(frame) => {
+                if !self.turn_into_copy(raw, new, at)? {
+                    if raw.has(LOADED) {
+                        self.save(raw, at)?;
+                        self.unload(page)?;
+                        // Should loading fail, the entry says what is there.
+                        self.entries.clear(leaf, page, LOADED | Entry::REFUSED);
+                    }
+                    self.load_page(frame, at, new)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// For a fault at `page` that found no page of the kernel's. If the entry says that there is one, the program has
+    /// dropped it: that is noted, and returned. The bytes are lost if they were there alone.
+    pub(crate) fn is_dropped(&self, section: &Section<'_>, page: PageNumber) -> bool {
+        let Some(leaf) = self.entries.leaf(section, page) else { return false };
+        let raw = self.entries.load(leaf, page);
+        let frame = raw.frame().filter(|_| raw.has(LOADED) && !raw.has(Entry::REFUSED));
+        let Some(frame) = frame else { return false };
+        // Somebody at work on the page lets this access go on, and it comes again.
+        if raw.is_announced() || !self.entries.try_announce(leaf, page, raw) {
+            return false;
+        }
+        let at = self.window.address(page);
+        // There is one if another fault was quicker than this.
+        let gone = self.userfault.peek(at, &mut [0]).is_err();
+        if gone {
+            let mut home = self.frames.home(frame);
+            if *home == Home::Page(at) {
+                *home = Home::Lost;
+            }
+        }
+        let left = if gone { raw.without(LOADED) } else { raw };
+        let _ = self.entries.install(leaf, page, left);
+        gone
+    }
+
+    /// Whether the bytes of `page` are lost, so that an access gets SIGBUS.
+    pub(crate) fn is_lost(&self, proof: &impl Stable, page: PageNumber) -> bool {
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.and_then(Entry::frame).is_some_and(|frame| *self.frames.home(frame) == Home::Lost)
     }
 
     /// Announces what is left of a page that nobody wants, for `invalidate` to drop it.
@@ -244,8 +331,13 @@ impl Table {
         let mut protected = Run::default();
         let protect_run = |run: PageRange| {
             let (at, bytes) = (self.window.address(run.start()), run.pages() as usize * PAGE);
-            let protected = self.userfault.write_protect(at, bytes, true);
-            debug_assert!(protected.is_ok());
+            if self.userfault.write_protect(at, bytes, true).is_err() {
+                // The program has mapped something else inside. All that is the window's still is protected.
+                for page in run.iter() {
+                    let protected = self.userfault.write_protect(self.window.address(page), PAGE, true);
+                    debug_assert!(protected != Err(Errno::NOMEM), "protecting needs no memory");
+                }
+            }
         };
         for page in part.iter().take_while(|page| wait != Some(*page)) {
             let raw = self.entries.load(leaf, page);
@@ -344,34 +436,23 @@ unsafe impl PageTable for Table {
 
     unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
-        let refused = raw.has(Entry::REFUSED);
-        let mut next = new.without(Entry::ANNOUNCED | Entry::REFUSED | LOADED);
-        match new.frame() {
-            None => self.save(raw, at)?,
-            Some(frame) if raw.frame() == Some(frame) && raw.has(LOADED) && !refused => {
-                if new.has(Entry::WRITE) {
-                    self.settle(frame, at)?;
-                } else if !raw.has(Entry::WRITE) {
-                    // Another fault was quicker. A right that goes is `invalidate`'s.
-                    self.userfault.wake(at).map_err(no_memory)?;
-                }
+        let next = new.without(Entry::ANNOUNCED | Entry::REFUSED | LOADED);
+        match self.show(leaf, page, raw, new) {
+            Ok(()) if raw.has(LOADED) || new.frame().is_some() => {
+                self.entries.install(leaf, page, next.with(LOADED)).map(seen)
             }
-            Some(frame) => {
-                if !self.turn_into_copy(raw, new, at)? {
-                    if raw.has(LOADED) {
-                        self.save(raw, at)?;
-                        self.unload(page)?;
-                        // Should loading fail, the entry says what is there.
-                        self.entries.clear(leaf, page, LOADED | Entry::REFUSED);
-                    }
-                    self.load_page(frame, at, new)?;
-                }
+            Ok(()) => self.entries.install(leaf, page, next).map(seen),
+            Err(Obstacle::NoMemory) => Err(OutOfMemory),
+            Err(obstacle) => {
+                // The access ends by a signal: SIGBUS for what is lost, and otherwise what the kernel has to say.
+                let sends = matches!(obstacle, Obstacle::Lost) && self.userfault.poison(at).is_ok();
+                let next = if sends { next.with(LOADED | Entry::REFUSED) } else { next };
+                let old = self.entries.install(leaf, page, next).map(seen);
+                // An address that is not registered any more still has its waiters.
+                let _ = self.userfault.wake(at);
+                old
             }
         }
-        if raw.has(LOADED) || new.frame().is_some() {
-            next = next.with(LOADED);
-        }
-        self.entries.install(leaf, page, next).map(seen)
     }
 
     unsafe fn exchange(
@@ -390,8 +471,8 @@ unsafe impl PageTable for Table {
             if !self.entries.try_announce(leaf, page, raw) {
                 return Err(self.load(leaf, page));
             }
-            let gone = self.unload(page);
-            debug_assert!(gone.is_ok(), "a window's own page can be dropped");
+            // Fails only where the program has mapped something else.
+            let _ = self.unload(page);
             let _ = self.entries.install(leaf, page, new);
             return Ok(());
         }

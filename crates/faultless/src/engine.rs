@@ -6,7 +6,7 @@ use crate::frame::{Folio, MAX_SHARED_TABLES, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{AccessSection, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
+use crate::sync::{AccessSection, Held, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
@@ -220,6 +220,17 @@ impl<H: Host> Engine<H> {
             "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
         );
         let _ = doing;
+    }
+
+    /// In debug builds: the calling thread is in no section and holds no lock, claim or locked folio that is counted as
+    /// [`Held`]. Called right before it touches memory that a caller gave, which `doing` names: on a host with real memory
+    /// the access can fault, and the fault path needs what the thread holds. Pins are not counted: they are values that a
+    /// caller may keep. A function that takes one lets it go before it calls this. Invariant 13.
+    #[inline]
+    #[track_caller]
+    pub fn assert_holds_nothing(&self, doing: &str) {
+        self.assert_may_sleep(doing);
+        Held::assert_none(doing);
     }
 
     /// Sleeps on `key` while `blocked` says so, and counts the time.

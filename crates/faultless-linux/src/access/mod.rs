@@ -32,6 +32,7 @@
 mod instructions;
 mod signals;
 
+use faultless::sync::Held;
 use instructions::Outcome;
 use linux_raw_sys::general as linux;
 use std::fmt::{self, Display, Formatter};
@@ -69,6 +70,7 @@ pub struct Interrupted {
 pub unsafe fn load_u64(at: *const u64) -> Result<u64, Signal> {
     aligned(at)?;
     signals::install();
+    Held::assert_none("memory, by an access that may fault");
     // SAFETY: the caller's promise; signals are caught.
     unsafe { instructions::load_u64(at) }.result()
 }
@@ -84,6 +86,7 @@ pub unsafe fn load_u64(at: *const u64) -> Result<u64, Signal> {
 pub unsafe fn store_u64(at: *mut u64, value: u64) -> Result<(), Signal> {
     aligned(at)?;
     signals::install();
+    Held::assert_none("memory, by an access that may fault");
     // SAFETY: the caller's promise; signals are caught.
     unsafe { instructions::store_u64(at, value) }.result().map(drop)
 }
@@ -99,6 +102,7 @@ pub unsafe fn store_u64(at: *mut u64, value: u64) -> Result<(), Signal> {
 pub unsafe fn fetch_add_u64(at: *mut u64, value: u64) -> Result<u64, Signal> {
     aligned(at)?;
     signals::install();
+    Held::assert_none("memory, by an access that may fault");
     // SAFETY: the caller's promise; signals are caught.
     unsafe { instructions::fetch_add_u64(at, value) }.result()
 }
@@ -113,6 +117,7 @@ pub unsafe fn fetch_add_u64(at: *mut u64, value: u64) -> Result<u64, Signal> {
 #[inline]
 pub unsafe fn load_u8(at: *const u8) -> Result<u8, Signal> {
     signals::install();
+    Held::assert_none("memory, by an access that may fault");
     // SAFETY: the caller's promise; signals are caught.
     unsafe { instructions::load_u8(at) }.result().map(|value| value as u8)
 }
@@ -127,6 +132,7 @@ pub unsafe fn load_u8(at: *const u8) -> Result<u8, Signal> {
 #[inline]
 pub unsafe fn store_u8(at: *mut u8, value: u8) -> Result<(), Signal> {
     signals::install();
+    Held::assert_none("memory, by an access that may fault");
     // SAFETY: the caller's promise; signals are caught.
     unsafe { instructions::store_u8(at, value) }.result().map(drop)
 }

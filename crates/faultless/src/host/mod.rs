@@ -366,14 +366,15 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     unsafe fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
     /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns how
-    /// many.
+    /// many: fewer if the host has lost them. `bytes` is the engine's own memory, whose access never faults in a space of
+    /// this engine, so the host may hold its locks.
     ///
     /// # Safety
     /// The frame stays in use meanwhile. No store reads into it ([`Direction::Read`](crate::store::Direction::Read)).
     unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize;
 
     /// Copies bytes into a frame that processors may be using, each byte atomically, up to the page's end. Returns how
-    /// many.
+    /// many: fewer if the host has lost the page. `bytes` is the engine's own memory, as for [`FrameSource::read`].
     ///
     /// # Safety
     /// The frame stays in use meanwhile, and no transfer of it is under way. Everybody who sees the page may see the

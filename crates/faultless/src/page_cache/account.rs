@@ -6,7 +6,7 @@ use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, Park, Shared, Weak, plain};
+use crate::sync::{Held, Mutex, Park, Shared, Weak, plain};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 
@@ -116,7 +116,11 @@ impl<H: Host> Pin<H> {
 
     /// Locks it, if nobody has.
     pub(super) fn try_lock(self) -> Result<FolioLock<H>, Self> {
-        if self.engine.folio(self.frame).try_lock() { Ok(FolioLock(self)) } else { Err(self) }
+        if self.engine.folio(self.frame).try_lock() {
+            Ok(FolioLock(self, Some(Held::new())))
+        } else {
+            Err(self)
+        }
     }
 
     /// Locks it as soon as it can be had. The caller holds nothing that a fault or a write needs.
@@ -146,8 +150,12 @@ impl<H: Host> Pin<H> {
 }
 
 /// A folio locked as a file system locks it to write it back or to cut it off: faults of a design that says
-/// [`LOCKS_FOLIOS`](crate::design::LockingDesign::LOCKS_FOLIOS) wait for it. Unlocked by dropping it.
-pub struct FolioLock<H: Host>(pub(super) Pin<H>);
+/// [`LOCKS_FOLIOS`](crate::design::LockingDesign::LOCKS_FOLIOS) wait for it. Unlocked by dropping it. Counted as [`Held`] where
+/// the engine itself locks; a file system that has locked one sees to its own accesses.
+pub struct FolioLock<H: Host>(
+    pub(super) Pin<H>,
+    #[expect(dead_code, reason = "it counts while the lock lives")] pub(super) Option<Held>,
+);
 
 impl<H: Host> Drop for FolioLock<H> {
     fn drop(&mut self) {

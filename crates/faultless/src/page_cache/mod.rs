@@ -231,7 +231,7 @@ impl<H: Host> File<H> {
     pub fn try_lock_folio(&self, page: u64) -> Option<FolioLock<H>> {
         let frame = self.find(page, Reference::Pin).ok().flatten()?;
         let pin = Pin::new(&self.engine, frame);
-        self.engine.folio(frame).try_lock().then(|| FolioLock(pin))
+        self.engine.folio(frame).try_lock().then(|| FolioLock(pin, None))
     }
 
     /// Pins page `page`, and starts its read if nobody has; whether it did is the second. `again` tells of a fault that

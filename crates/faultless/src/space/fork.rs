@@ -409,7 +409,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     let copy = frames.allocate().ok_or(OutOfMemory)?;
                     // Word by word: the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
-                    frames.read(frame, 0, &mut bytes);
+                    if frames.read(frame, 0, &mut bytes) < bytes.len() {
+                        // The host has lost them: no child, rather than one with zeros there.
+                        frames.free(copy);
+                        return Err(OutOfMemory);
+                    }
                     frames.folio(copy).begin_anonymous(anon.get());
                     frames.write(copy, 0, &bytes);
                     let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);

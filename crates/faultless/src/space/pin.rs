@@ -3,7 +3,7 @@
 
 use super::page_work::{Leaves, Refused};
 use super::{AddressSpace, Signs, Space, fault::FaultError};
-use crate::address::{PageNumber, VirtAddr};
+use crate::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
@@ -12,6 +12,8 @@ use crate::protection::{Access, Protection};
 use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
 use alloc::sync::Arc;
+
+const PAGE: usize = PAGE_SIZE as usize;
 
 /// As Linux before 5.19: a pin takes the page that is there. Only in mutants of bugs of that time.
 const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
@@ -32,18 +34,30 @@ impl<H: Host> PinnedPage<H> {
         self.frame
     }
 
-    /// Copies bytes out, from `offset` in the page on; as many as the page has. Returns how many.
+    /// Copies bytes out, from `offset` in the page on; as many as the page has. Returns how many: fewer if the host has lost
+    /// them. `bytes` may be memory of a space of this engine: it is touched while nothing is held but this pin, which nobody
+    /// waits for.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
-        self.engine.frames().read(self.frame, offset, bytes)
+        let mut bounce = [0; PAGE];
+        let wanted = bytes.len().min(PAGE.saturating_sub(offset));
+        let count = self.engine.frames().read(self.frame, offset, &mut bounce[..wanted]);
+        self.engine.assert_holds_nothing("the buffer of a read of a pinned page");
+        bytes[..count].copy_from_slice(&bounce[..count]);
+        count
     }
 
     /// Copies bytes in, from `offset` in the page on; as many as the page has. Returns how many: none if the page was
-    /// not pinned for writing.
+    /// not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
+    /// [`PinnedPage::read`].
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
         if self.access != Access::Write {
             return 0;
         }
-        self.engine.frames().write(self.frame, offset, bytes)
+        let mut bounce = [0; PAGE];
+        let wanted = bytes.len().min(PAGE.saturating_sub(offset));
+        self.engine.assert_holds_nothing("the buffer of a write to a pinned page");
+        bounce[..wanted].copy_from_slice(&bytes[..wanted]);
+        self.engine.frames().write(self.frame, offset, &bounce[..wanted])
     }
 }
 

@@ -1,5 +1,8 @@
 //! Reading and writing the memory of a space from outside: another process's, a debugger's. Pages come by ordinary
 //! faults and are pinned while their bytes are copied; no lock is held across I/O.
+//!
+//! The caller's buffer may itself be memory of a space of this engine, whose pages come by faults. It is touched while
+//! the thread holds those pins only: [`PinnedPage::read`] and [`PinnedPage::write`] go by a page of the engine's own.
 
 use super::{AddressSpace, PinnedPage, fault::FaultError};
 use crate::address::{PAGE_SIZE, VirtAddr};
@@ -42,7 +45,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn read_remote(&self, address: VirtAddr, bytes: &mut [u8]) -> Result<usize, RemoteError> {
         let length = bytes.len();
         self.copy_remote(address, length, (Access::Read, Protection::READ), |page, offset, part| {
-            page.read(offset, &mut bytes[part]);
+            page.read(offset, &mut bytes[part])
         })
     }
 
@@ -52,17 +55,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`RemoteError`]: none could be copied.
     pub fn write_remote(&self, address: VirtAddr, bytes: &[u8]) -> Result<usize, RemoteError> {
         self.copy_remote(address, bytes.len(), (Access::Write, Protection::WRITE), |page, offset, part| {
-            page.write(offset, &bytes[part]);
+            page.write(offset, &bytes[part])
         })
     }
 
-    /// Calls `copy` for the part of each page: the page, where in it, and which of `length` bytes.
+    /// Calls `copy` for the part of each page: the page, where in it, and which of `length` bytes. It says how many it copied.
     fn copy_remote(
         &self,
         address: VirtAddr,
         length: usize,
         (access, rights): (Access, Protection),
-        mut copy: impl FnMut(&PinnedPage<H>, usize, Range<usize>),
+        mut copy: impl FnMut(&PinnedPage<H>, usize, Range<usize>) -> usize,
     ) -> Result<usize, RemoteError> {
         let mut done = 0;
         while done < length {
@@ -94,9 +97,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 };
             }
             for (page, offset, part) in run.into_iter().flatten() {
-                copy(&page, offset, part);
+                let copied = copy(&page, offset, part.clone());
+                done += copied;
+                if copied < part.len() {
+                    let address = address.checked_add(done as u64).unwrap_or(address);
+                    let lost = RemoteError { address, error: FaultError::Lost { address } };
+                    return if done == 0 { Err(lost) } else { Ok(done) };
+                }
             }
-            done = pinned;
         }
         Ok(done)
     }

@@ -2,6 +2,7 @@
 //! sections ([`Sections`]), what is retired until its grace period ([`Retired`]), and taken ranges ([`Ranges`]).
 
 mod barrier;
+mod held;
 mod life;
 mod mutex;
 mod ranges;
@@ -10,6 +11,7 @@ mod section;
 mod shared;
 
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
+pub use held::Held;
 pub(crate) use life::try_box_or_back;
 pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]

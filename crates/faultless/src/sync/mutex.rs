@@ -1,5 +1,8 @@
 //! The short lock: the operating system's, a spin lock without one, or a model's.
 
+use super::held::Held;
+use core::ops::{Deref, DerefMut};
+
 #[cfg(loom)]
 use loom::sync as imp;
 #[cfg(shuttle)]
@@ -18,12 +21,32 @@ pub struct Mutex<T> {
     inner: spin::Mutex<T>,
 }
 
-/// What [`Mutex::lock`] returns.
-#[cfg(feature = "std")]
-pub type MutexGuard<'a, T> = imp::MutexGuard<'a, T>;
-/// What [`Mutex::lock`] returns.
-#[cfg(not(feature = "std"))]
-pub type MutexGuard<'a, T> = spin::MutexGuard<'a, T>;
+/// What [`Mutex::lock`] returns. Counted as [`Held`].
+#[derive(Debug)]
+pub struct MutexGuard<'a, T> {
+    #[cfg(feature = "std")]
+    inner: imp::MutexGuard<'a, T>,
+    #[cfg(not(feature = "std"))]
+    inner: spin::MutexGuard<'a, T>,
+    #[cfg_attr(not(feature = "std"), expect(dead_code, reason = "it counts while the guard lives"))]
+    held: Held,
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
 
 impl<T> Mutex<T> {
     /// A lock around `value`.
@@ -41,22 +64,25 @@ impl<T> Mutex<T> {
         #[cfg(any(loom, shuttle))]
         return Some(self.lock());
         #[cfg(all(feature = "std", not(any(loom, shuttle))))]
-        return match self.inner.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(imp::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(imp::TryLockError::WouldBlock) => None,
+        let inner = match self.inner.try_lock() {
+            Ok(guard) => guard,
+            Err(imp::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(imp::TryLockError::WouldBlock) => return None,
         };
         #[cfg(not(feature = "std"))]
-        return self.inner.try_lock();
+        let inner = self.inner.try_lock()?;
+        #[cfg(not(any(loom, shuttle)))]
+        return Some(MutexGuard { inner, held: Held::new() });
     }
 
     /// Waits for the lock. A holder that panicked has left nothing half-done that matters here, so a poisoned
     /// lock is taken like any other.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(feature = "std")]
-        return self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         #[cfg(not(feature = "std"))]
-        return self.inner.lock();
+        let inner = self.inner.lock();
+        MutexGuard { inner, held: Held::new() }
     }
 }
 
@@ -74,7 +100,9 @@ impl Condvar {
 
     /// Lets the guard go, sleeps, and takes it again. May wake for nothing.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner())
+        let MutexGuard { inner, held } = guard;
+        let inner = self.0.wait(inner).unwrap_or_else(|poisoned| poisoned.into_inner());
+        MutexGuard { inner, held }
     }
 
     /// Wakes everybody.

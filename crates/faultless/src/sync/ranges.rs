@@ -14,6 +14,7 @@ pub use edit::{BesideGuard, Edit, Edited};
 
 use super::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::full_fence;
+use super::held::Held;
 use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
 use super::section::{AccessSection, Section};
@@ -264,7 +265,7 @@ impl<T: Edited> Ranges<T> {
         (ticket, flag): (u64, Option<usize>),
         range: PageRange,
     ) -> Reservation<'a, T, P> {
-        Reservation { ranges: self, park, ticket, flag, range }
+        Reservation { ranges: self, park, ticket, flag, range, held: Some(Held::new()) }
     }
 
     /// Waits out overlapping claims that came earlier, takes `range`, and returns with the short lock held.
@@ -498,6 +499,8 @@ pub struct Reservation<'a, T: Edited, P: Park> {
     ticket: u64,
     flag: Option<usize>,
     range: PageRange,
+    /// `None` once it is let go.
+    held: Option<Held>,
 }
 
 impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
@@ -547,7 +550,8 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
     }
 
     /// Lets it go by somebody who has the short lock anyhow.
-    pub fn finish(self, guard: &mut RangesGuard<'_, T>) {
+    pub fn finish(mut self, guard: &mut RangesGuard<'_, T>) {
+        self.held = None;
         guard.inner.claims.remove(|claim| claim.ticket == self.ticket);
         self.released(guard);
         core::mem::forget(self);

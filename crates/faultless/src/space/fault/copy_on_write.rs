@@ -74,8 +74,12 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
         // Others may be storing into it: word by word.
         true => {
             let mut bytes = [0; PAGE_SIZE as usize];
-            frames.read(frame, 0, &mut bytes);
-            frames.write(new, 0, &bytes);
+            if frames.read(frame, 0, &mut bytes) == bytes.len() {
+                frames.write(new, 0, &bytes);
+            } else {
+                // The host has lost them. It says so where the copy is mapped.
+                frames.copy(frame, new);
+            }
         }
     }
     work.section().counters().add(Counter::CowCopies, 1);

@@ -66,6 +66,13 @@ pub enum FaultError {
         /// What the store said.
         error: StoreError,
     },
+    /// The host has lost the page's bytes (BUS_ADRERR): on a Linux process, the program itself has dropped memory that a
+    /// snapshot needs. Never zeros in their place.
+    #[error("the bytes of the page at {address} are lost: the host no longer has them")]
+    Lost {
+        /// The address of the access.
+        address: VirtAddr,
+    },
     /// The page is pinned for I/O as often as can be counted: 4,095 times.
     #[error("the page at {address} is pinned for I/O too often")]
     TooManyPins {

@@ -1,0 +1,100 @@
+//! Counts, in debug builds, the locks and claims that a thread holds. A thread that touches memory which a caller gave
+//! must hold none: on a host with real memory the access can fault, and the fault path takes the same locks.
+
+use core::marker::PhantomData;
+
+#[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+std::thread_local! {
+    /// Locks and claims that this thread holds. No destructor, so that signal handlers and ending threads may read it.
+    static COUNT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+}
+
+/// One lock, claim or locked folio that the calling thread holds. Put it beside the guard that it counts. It stays on its
+/// thread. A host does the same with each lock of its own that its [`PageTable`](crate::host::PageTable) or
+/// [`FrameSource`](crate::host::FrameSource) takes.
+///
+/// Empty: debug builds with `std` count, all others do nothing.
+#[derive(Debug)]
+pub struct Held {
+    /// Not `Send`: the count is the thread's.
+    thread: PhantomData<*const ()>,
+}
+
+impl Held {
+    /// Counts one more until it is dropped.
+    #[inline]
+    #[must_use]
+    pub fn new() -> Self {
+        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        COUNT.with(|count| count.set(count.get() + 1));
+        Self { thread: PhantomData }
+    }
+
+    /// In debug builds: the calling thread holds nothing that is counted. Called right before it touches memory that a
+    /// caller gave; `doing` names that for the message. Invariant 13.
+    ///
+    /// # Panics
+    /// In debug builds with `std`, if the thread holds something: a fault on that memory could wait for it for ever.
+    #[inline]
+    #[track_caller]
+    pub fn assert_none(doing: &str) {
+        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        COUNT.with(|count| {
+            let held = count.get();
+            assert!(
+                held == 0,
+                "invariant 13: a thread that holds {held} locks or claims would touch {doing}"
+            );
+        });
+        let _ = doing;
+    }
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Held {
+    #[inline]
+    fn drop(&mut self) {
+        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        COUNT.with(|count| count.set(count.get() - 1));
+    }
+}
+
+#[cfg(all(test, debug_assertions, feature = "std", not(any(loom, shuttle))))]
+mod tests {
+    use super::Held;
+    use crate::address::{PageNumber, PageRange};
+    use crate::host::StdPark;
+    use crate::sync::{Mutex, Ranges};
+    use std::panic::catch_unwind;
+
+    fn is_allowed() -> bool {
+        catch_unwind(|| Held::assert_none("a caller's memory")).is_ok()
+    }
+
+    #[test]
+    fn a_short_lock_and_a_range_are_counted_until_they_are_let_go() {
+        assert!(is_allowed());
+        let mutex = Mutex::new(1);
+        let guard = mutex.lock();
+        assert!(!is_allowed());
+        drop(guard);
+        assert!(is_allowed());
+
+        let (ranges, park) = (Ranges::try_new(()).expect("memory"), StdPark::default());
+        let range = PageRange::single(PageNumber::new(3));
+        let (taken, lock) = ranges.take(range, &park);
+        drop(lock);
+        assert!(!is_allowed(), "the range is taken still");
+        drop(taken);
+        assert!(is_allowed());
+        let (taken, mut lock) = ranges.take(range, &park);
+        taken.finish(&mut lock);
+        drop(lock);
+        assert!(is_allowed(), "finished under the lock");
+    }
+}
