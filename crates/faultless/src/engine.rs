@@ -2,7 +2,7 @@
 //! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
 //! no section and has announced nothing (invariant 1).
 
-use crate::frame::{Folio, MAX_SHARED_TABLES, Reference};
+use crate::frame::{Folio, Left, MAX_SHARED_TABLES, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
@@ -44,7 +44,7 @@ pub struct Engine<H: Host> {
     serial: CachePadded<plain::AtomicU64>,
     /// Leaf tables shared, each counted once for every space but one that has it.
     shared_tables: CachePadded<plain::AtomicU64>,
-    pub(crate) cache: CachePadded<Account<H>>,
+    pub(crate) cache: CachePadded<Account>,
 }
 
 impl<H: Host> Engine<H> {
@@ -84,6 +84,12 @@ impl<H: Host> Engine<H> {
     /// Pages of files in memory now.
     pub fn cached_pages(&self) -> u64 {
         self.cache.cached()
+    }
+
+    /// Pages of files in memory that nobody uses, which eviction may take; and those that have come into use again since
+    /// eviction last looked at them. Pages of files in memory only are not among them.
+    pub fn idle_folios(&self) -> u64 {
+        self.cache.idle.length(self)
     }
 
     /// What happened so far, over all threads.
@@ -293,10 +299,24 @@ impl<H: Host> Engine<H> {
 
     // ---- frames
 
-    /// Drops a reference; frees the frame with the last one.
+    /// Drops a reference; frees the frame with the last one, and lists the folio when only the page cache has it. Waits for
+    /// nothing.
+    #[inline]
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
-        if self.folio(frame).put(reference) {
-            self.host.frames().free(frame);
+        self.see_to(frame, self.folio(frame).release(reference));
+    }
+
+    /// Drops the reference of the list of idle folios; as [`Engine::put`].
+    pub(crate) fn put_listed(&self, frame: Frame) {
+        self.see_to(frame, self.folio(frame).release_listed());
+    }
+
+    #[inline]
+    fn see_to(&self, frame: Frame, left: Left) {
+        match left {
+            Left::Nothing => self.host.frames().free(frame),
+            Left::Idle => self.cache.list(self, frame),
+            Left::Others => {}
         }
     }
 

@@ -3,13 +3,15 @@
 //!
 //! A word of the index names the frame of a page while the page is *attached*. Looking up: load the word, take a
 //! reference unless the frame is free, load the word again. Detaching (eviction, truncation, a failed read) is done
-//! under the file's `removal` lock, so that the cache's reference has one owner.
+//! under the file's `removal` lock, so that the cache's reference has one owner. Eviction takes pages from a list of those
+//! that nobody uses: see `folio_list.rs`.
 //!
 //! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
 //! `writeback.rs`.
 
 mod account;
 mod ahead;
+mod folio_list;
 mod handle;
 mod index;
 mod resize;
@@ -22,17 +24,18 @@ pub use handle::{FileError, FileHandle, FileRights};
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::errno;
-use crate::frame::{Reference, Refused};
+use crate::frame::{Eviction, Reference, Refused};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, plain, try_box};
-use account::{Evicted, LOOKS};
+use account::LOOKS;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::ptr::NonNull;
+use folio_list::FolioList;
 use index::Index;
 use writeback::Errors;
 
@@ -260,6 +263,7 @@ impl<H: Host> File<H> {
             let memory = self.index.make(page).and_then(|word| Ok((word, self.completion(page, frame)?)));
             let (word, completion) = memory.inspect_err(|_| engine.host().frames().free(frame))?;
             let folio = engine.folio(frame);
+            FolioList::begin(folio, Some(&self.this));
             folio.begin_reading(self.id, page);
             let old = word.load(Ordering::Acquire);
             let attached = frame_of(old).is_none()
@@ -338,6 +342,7 @@ impl<H: Host> File<H> {
         frames.zero(frame);
         let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
         let folio = self.engine.folio(frame);
+        FolioList::begin(folio, (!self.is_in_memory()).then_some(&self.this));
         folio.begin_dirty(self.id, page, reference);
         let old = word.load(Ordering::Acquire);
         let attached = frame_of(old).is_none()
@@ -345,7 +350,6 @@ impl<H: Host> File<H> {
         if attached {
             if !self.is_in_memory() {
                 self.engine.cache.cached.fetch_add(1, Ordering::Relaxed);
-                self.enqueue(page);
             }
             return Ok(Some(frame));
         }
@@ -379,7 +383,6 @@ impl<H: Host> File<H> {
             Ok(bytes) if bytes > 0 && inside > 0 => {
                 self.zero_tail(frame, (bytes as u64).min(inside));
                 folio.finish_read();
-                self.enqueue(page);
             }
             Ok(_) => {
                 self.detach(page, frame);
@@ -402,7 +405,7 @@ impl<H: Host> File<H> {
         unsafe { memory.as_ptr().add(from).write_bytes(0, PAGE_SIZE as usize - from) }
     }
 
-    /// Clears the word of `page` if it names `frame`, and drops the cache's reference.
+    /// Clears the word of `page` if it names `frame`, takes the folio off the list, and drops the cache's reference.
     fn detach(&self, page: u64, frame: Frame) {
         let Some(word) = self.index.get(page) else { return };
         let guard = self.removal.lock();
@@ -413,8 +416,10 @@ impl<H: Host> File<H> {
         }
     }
 
+    /// The page of `frame` is detached, by the caller alone.
     fn forget(&self, frame: Frame) {
         if !self.is_in_memory() {
+            self.engine.cache.idle.remove(&self.engine, frame);
             self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         }
         if self.engine.folio(frame).put_cached() {
@@ -450,25 +455,23 @@ impl<H: Host> File<H> {
         Err(Miss::OutOfMemory)
     }
 
-    fn enqueue(&self, page: u64) {
-        self.engine.cache.enqueue(&self.engine, self.this.clone(), page);
-    }
-
-    /// Evicts `page` if nobody uses it.
-    fn evict(&self, page: u64) -> Evicted {
-        let Some(word) = self.index.get(page) else { return Evicted::Absent };
-        let guard = self.removal.lock();
-        let Some(frame) = frame_of(word.load(Ordering::Relaxed)) else { return Evicted::Absent };
+    /// Evicts the page in `frame`, which the caller has isolated, if nobody uses it.
+    fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
         let folio = self.engine.folio(frame);
-        if !folio.try_evict() {
-            let unused = folio.is_dirty() && folio.mappings() == 0;
-            return if unused { Evicted::Dirty } else { Evicted::InUse };
+        let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
+        let guard = self.removal.lock();
+        if word.load(Ordering::Relaxed) != word_of(frame) {
+            // Whoever detaches it uses it.
+            return Eviction::InUse;
         }
-        word.store(SEEN, Ordering::Release);
-        drop(guard);
-        self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-        self.engine.host().frames().free(frame);
-        Evicted::Done
+        let eviction = folio.try_evict(second_chance);
+        if eviction == Eviction::Taken {
+            word.store(SEEN, Ordering::Release);
+            drop(guard);
+            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            self.engine.host().frames().free(frame);
+        }
+        eviction
     }
 
     /// How many spaces that have mapped it are there still.
@@ -499,7 +502,15 @@ impl<H: Host> File<H> {
 
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
-        // No reader is left: reads and writes under way and mappings hold the file.
+        // No reader is left: reads and writes under way and mappings hold the file. First its pages leave the list, which
+        // leads to the file by them.
+        if !self.is_in_memory() {
+            self.index.each_from(0, &mut |_, word| {
+                if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
+                    self.engine.cache.idle.remove(&self.engine, frame);
+                }
+            });
+        }
         self.write_the_last();
         self.index.each_from(0, &mut |_, word| {
             if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
