@@ -504,6 +504,9 @@ impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
         // No reader is left: reads and writes under way and mappings hold the file. First its pages leave the list, which
         // leads to the file by them.
+        // The counts of handles order all use of the file before this, but are not part of a model.
+        #[cfg(loom)]
+        drop(self.removal.lock());
         if !self.is_in_memory() {
             self.index.each_from(0, &mut |_, word| {
                 if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
