@@ -14,6 +14,7 @@ mod ahead;
 mod folio_list;
 mod handle;
 mod index;
+mod mappings;
 mod resize;
 mod writeback;
 
@@ -32,11 +33,11 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, plain, try_box};
 use account::LOOKS;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::ops::Range;
 use core::ptr::NonNull;
 use folio_list::FolioList;
 use index::Index;
+use mappings::FileMappings;
 use writeback::Errors;
 
 /// In a word of the index: the page has been in memory before.
@@ -103,9 +104,8 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Held while the word of an attached page is cleared.
     removal: Mutex<()>,
-    /// The spaces that map the file, in the order of their first mapping, so that a fork's child stands behind its
-    /// parent and truncation, which goes in this order, finds what was copied meanwhile. Protected by its lock.
-    spaces: Mutex<Vec<(u64, Weak<dyn Maps>)>>,
+    /// The spaces that may map the file.
+    spaces: FileMappings,
 }
 
 impl<H: Host> File<H> {
@@ -160,7 +160,7 @@ impl<H: Host> File<H> {
             cuts: AtomicU64::new(0),
             errors: Mutex::default(),
             removal: Mutex::new(()),
-            spaces: Mutex::new(Vec::new()),
+            spaces: FileMappings::default(),
         })
     }
 
@@ -476,27 +476,17 @@ impl<H: Host> File<H> {
 
     /// How many spaces that have mapped it are there still.
     pub fn spaces(&self) -> usize {
-        let spaces = self.engine.lock(&self.spaces);
-        spaces.iter().filter(|(_, space)| space.strong_count() != 0).count()
+        self.spaces.living(&self.engine)
     }
 
-    /// The next space behind number `last`, in the order of first mapping.
+    /// The first space behind number `last`.
     fn space_after(&self, last: Option<u64>) -> Option<(u64, Weak<dyn Maps>)> {
-        let spaces = self.engine.lock(&self.spaces);
-        spaces.iter().find(|(id, _)| last.is_none_or(|last| *id > last)).cloned()
+        self.spaces.after(&self.engine, last)
     }
 
     /// Adds a space before its first page of this file can be mapped. `id` grows with each space made.
     pub(crate) fn register(&self, id: u64, space: Weak<dyn Maps>) -> Result<(), OutOfMemory> {
-        let mut spaces = self.engine.lock(&self.spaces);
-        if spaces.iter().any(|(other, _)| *other == id) {
-            return Ok(());
-        }
-        spaces.retain(|(_, space)| space.strong_count() != 0);
-        spaces.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let place = spaces.partition_point(|(other, _)| *other < id);
-        spaces.insert(place, (id, space));
-        Ok(())
+        self.spaces.register(&self.engine, id, space)
     }
 }
 
