@@ -1,5 +1,5 @@
-//! Models of the list of idle folios: a page that becomes idle against one that is detached, and eviction against both.
-//! As `loom.rs`.
+//! Models of the list of idle folios: a page that becomes idle against one that is detached, and eviction against both; and
+//! of truncation beside range work of a space that maps the file. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_folios`
 #![cfg(loom)]
@@ -7,10 +7,10 @@
 mod models;
 
 use faultless::address::PAGE_SIZE;
-use faultless::protection::Access;
+use faultless::protection::{Access, Protection};
 use faultless::store::{Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
-use faultless::{Engine, File, Limits};
+use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{Cpu, Soft};
 use models::{Space, at, end, map, model, spawn};
 use std::sync::Arc;
@@ -97,6 +97,50 @@ fn eviction_against_the_end_of_the_file() {
         let other = spawn(1, move || drop(file));
         let _ = space.fault(at(2), Access::Write);
         other.join().unwrap();
+        end(&engine, space);
+        assert_nothing_is_left(&engine);
+    });
+}
+
+/// A machine, a file of it, and a space that maps the file's first page at page 1.
+fn mapped() -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Space) {
+    let (engine, file) = machine(4);
+    let space = Space::new(&engine).unwrap();
+    let request = MapRequest::file(&file, 0, PAGE_SIZE, Protection::READ).at(Placement::Fixed(at(1)));
+    space.map(request).expect("a mapping");
+    space.load_u64(at(1)).expect("the page");
+    (engine, file, space)
+}
+
+/// Somebody has unmapped the page, and has not swept its entry: truncation finds no mapping, and waits for the sweep.
+#[test]
+fn truncation_against_unmap() {
+    model(2, || {
+        let (engine, file, space) = mapped();
+        let other = space.clone();
+        let unmap = spawn(1, move || other.unmap(at(1), PAGE_SIZE).unwrap());
+        file.set_length(0);
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped");
+        unmap.join().unwrap();
+        end(&engine, space);
+        assert_nothing_is_left(&engine);
+    });
+}
+
+/// Somebody moves the page, perhaps from where truncation has not been to where it has.
+#[test]
+fn truncation_against_remap() {
+    model(2, || {
+        let (engine, file, space) = mapped();
+        let other = space.clone();
+        let remap = spawn(1, move || {
+            other.remap(RemapRequest::to(at(1), PAGE_SIZE, at(0))).unwrap();
+        });
+        file.set_length(0);
+        let is_gone = |page| space.try_load_u64(at(page)).is_err();
+        assert!(is_gone(0) && is_gone(1), "invariant 3: a page that was cut off is mapped");
+        remap.join().unwrap();
+        assert!(is_gone(0) && is_gone(1), "invariant 3: a page that was cut off is mapped");
         end(&engine, space);
         assert_nothing_is_left(&engine);
     });
