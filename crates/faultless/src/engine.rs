@@ -2,7 +2,7 @@
 //! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
 //! no section and has announced nothing (invariant 1).
 
-use crate::frame::{Folio, MAX_SHARED_TABLES, Reference};
+use crate::frame::{Folio, Left, MAX_SHARED_TABLES, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
@@ -46,7 +46,7 @@ pub struct Engine<H: Host> {
     shared_tables: CachePadded<plain::AtomicU64>,
     /// Whether the count of some page's mappings has been full since the start. Set for good; hardly ever.
     has_full_page: CachePadded<plain::AtomicBool>,
-    pub(crate) cache: CachePadded<Account<H>>,
+    pub(crate) cache: CachePadded<Account>,
 }
 
 impl<H: Host> Engine<H> {
@@ -88,6 +88,12 @@ impl<H: Host> Engine<H> {
     /// Pages of files in memory now.
     pub fn cached_pages(&self) -> u64 {
         self.cache.cached()
+    }
+
+    /// Pages of files in memory that nobody uses, which eviction may take; and those that have come into use again since
+    /// eviction last looked at them. Pages of files in memory only are not among them.
+    pub fn idle_folios(&self) -> u64 {
+        self.cache.idle.length(self)
     }
 
     /// What happened so far, over all threads.
@@ -364,10 +370,24 @@ impl<H: Host> Engine<H> {
         Frames::new(self.host.frames())
     }
 
-    /// Drops a reference; frees the frame with the last one.
+    /// Drops a reference; frees the frame with the last one, and lists the folio when only the page cache has it. Waits for
+    /// nothing.
+    #[inline]
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
-        if self.folio(frame).put(reference) {
-            self.frames().free(frame);
+        self.see_to(frame, self.folio(frame).release(reference));
+    }
+
+    /// Drops the reference of the list of idle folios; as [`Engine::put`].
+    pub(crate) fn put_listed(&self, frame: Frame) {
+        self.see_to(frame, self.folio(frame).release_listed());
+    }
+
+    #[inline]
+    fn see_to(&self, frame: Frame, left: Left) {
+        match left {
+            Left::Nothing => self.frames().free(frame),
+            Left::Idle => self.cache.list(self, frame),
+            Left::Others => {}
         }
     }
 

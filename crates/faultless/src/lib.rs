@@ -80,10 +80,11 @@
 //!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
-//! a file's removal lock, the cache's queue, the park's buckets      leaves: nothing is taken under them
+//! a file's removal lock, the list of idle folios, the park's buckets    leaves: nothing is taken under them
 //! ```
 //! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
-//! it at every place that may sleep ([`Engine::assert_may_sleep`]). Grace periods and `invalidate` wait for read
+//! it at every place that may sleep ([`Engine::assert_may_sleep`]). Whoever drops the last use of a file's page may be in a
+//! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for. Grace periods and `invalidate` wait for read
 //! sections, so they are awaited in no section; with a range taken they may be, since sections do not wait.
 //!
 //! # What may be read and written while holding what

@@ -44,6 +44,8 @@ counters! {
     WritebackWait = "writeback_wait_ns",
     /// Clean folios evicted from the page cache.
     Evictions = "evictions",
+    /// Folios that eviction looked at, whatever came of it.
+    EvictionLooks = "eviction_looks",
     /// Time faults waited for I/O.
     IoWait = "io_wait_ns",
     /// Times that page or range work met an entry's bit and had to wait.

@@ -1,17 +1,23 @@
 //! The page cache's account, one an engine: what is cached and pinned, and eviction.
 
-use super::File;
+use super::folio_list::{FolioList, Isolated};
 use crate::engine::Engine;
-use crate::frame::Reference;
+use crate::frame::{Eviction, Reference};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Held, Mutex, Park, Shared, Weak, plain};
-use alloc::collections::VecDeque;
+use crate::sync::{Held, Park, plain};
 use alloc::sync::Arc;
 
 /// Pages evicted at once.
 const FEW: u64 = 32;
+/// Folios that eviction looks at with one taking of the list's lock.
+const BATCH: usize = 8;
+/// Folios that one call of [`Engine::evict`] may look at and leave on the list, at most.
+#[cfg(not(loom))]
+const LEAVES: u64 = 512;
+#[cfg(loom)]
+const LEAVES: u64 = 4;
 /// How often one looks for memory before there is none: others free some, and others take it.
 #[cfg(not(loom))]
 pub(super) const LOOKS: u32 = 100;
@@ -19,9 +25,10 @@ pub(super) const LOOKS: u32 = 100;
 pub(super) const LOOKS: u32 = 2;
 
 /// The page cache's account, one an engine.
-pub(crate) struct Account<H: Host> {
-    /// Cached pages, oldest first, in the order of the clock's hand. Protected by its lock.
-    pub(super) queue: Mutex<VecDeque<(Weak<File<H>>, u64)>>,
+#[derive(Default)]
+pub(crate) struct Account {
+    /// Cached pages that nobody uses, in the order of the clock's hand.
+    pub(crate) idle: FolioList,
     pub(super) cached: plain::AtomicU64,
     /// Folios pinned by faults that wait, and by writes under way.
     pub(super) pins: plain::AtomicU64,
@@ -31,19 +38,7 @@ pub(crate) struct Account<H: Host> {
     pub(super) writes: plain::AtomicU64,
 }
 
-impl<H: Host> Default for Account<H> {
-    fn default() -> Self {
-        Self {
-            queue: Mutex::new(VecDeque::new()),
-            cached: plain::AtomicU64::new(0),
-            pins: plain::AtomicU64::new(0),
-            unpinned: AtomicU64::new(0),
-            writes: plain::AtomicU64::new(0),
-        }
-    }
-}
-
-impl<H: Host> Account<H> {
+impl Account {
     pub(crate) fn cached(&self) -> u64 {
         self.cached.load(Ordering::Relaxed)
     }
@@ -52,11 +47,13 @@ impl<H: Host> Account<H> {
         core::ptr::from_ref(&self.unpinned).addr()
     }
 
-    /// Puts a page at the end of the clock's way. Without memory for the queue the page stays until the file goes.
-    pub(super) fn enqueue(&self, engine: &Engine<H>, file: Weak<File<H>>, page: u64) {
-        let mut queue = engine.lock(&self.queue);
-        if queue.try_reserve(1).is_ok() {
-            queue.push_back((file, page));
+    /// Only the page cache had a reference to the folio a moment ago: puts it on the list, if that is so still. A page of a
+    /// file in memory is not listed, and a page that is being detached goes with its cache's reference. Waits for nothing.
+    #[cold]
+    pub(crate) fn list<H: Host>(&self, engine: &Engine<H>, frame: Frame) {
+        let folio = engine.folio(frame);
+        if !folio.place().file.load(Ordering::Relaxed).is_null() && folio.try_list() {
+            self.idle.push(engine, frame);
         }
     }
 
@@ -221,30 +218,56 @@ impl<H: Host> Engine<H> {
 
     /// Evicts up to `wanted` clean pages that nobody uses; how many it did. Where there is none but dirty pages, starts
     /// to write some back: they can be evicted when that has ended.
+    ///
+    /// Looks at the oldest idle folios first. It ends because each look takes a folio off the list, but for [`LEAVES`]:
+    /// * A clean folio in no use is evicted.
+    /// * A folio in use is let go. It comes back when its last user leaves, so later calls do not look at it again.
+    /// * A folio that was used since the last look goes to the young end, in the first half of [`LEAVES`]. After that its
+    ///   use does not count, so that a call finds a page to evict however many were used.
+    /// * A dirty folio goes to the young end, so that later calls look at others.
     pub(crate) fn evict(&self, wanted: u64) -> u64 {
-        let (mut evicted, mut looks) = (0, 2 * self.lock(&self.cache.queue).len());
-        let mut dirty: [Option<(Shared<File<H>>, u64)>; FEW as usize] = [const { None }; FEW as usize];
-        let mut count = 0;
-        while evicted < wanted && looks > 0 {
-            looks -= 1;
-            let Some((weak, page)) = self.lock(&self.cache.queue).pop_front() else { break };
-            let Some(file) = weak.upgrade() else { continue };
-            let found = file.evict(page);
-            match found {
-                Evicted::Done => evicted += 1,
-                Evicted::Absent => {}
-                Evicted::InUse | Evicted::Dirty => self.cache.enqueue(self, weak, page),
+        let idle = &self.cache.idle;
+        let (mut evicted, mut looks, mut left) = (0, 0, 0);
+        let mut dirty: [Option<Isolated<H>>; FEW as usize] = [const { None }; FEW as usize];
+        let mut dirties = dirty.iter_mut();
+        while evicted < wanted && left < LEAVES {
+            let mut batch: [Option<Isolated<H>>; BATCH] = [const { None }; BATCH];
+            let most = (wanted - evicted).min(LEAVES - left).min(BATCH as u64) as usize;
+            let count = idle.isolate(self, &mut batch[..most]);
+            if count == 0 {
+                break;
             }
-            if found == Evicted::Dirty && count < dirty.len() {
-                dirty[count] = Some((file, page));
-                count += 1;
+            looks += count as u64;
+            for folio in batch.into_iter().flatten() {
+                match folio.file.evict(folio.frame, left < LEAVES / 2) {
+                    Eviction::Taken => evicted += 1,
+                    Eviction::InUse => self.put_listed(folio.frame),
+                    Eviction::Used => {
+                        left += 1;
+                        idle.push(self, folio.frame);
+                    }
+                    Eviction::Dirty => match dirties.next() {
+                        // Kept off the list, so that nobody looks at it again meanwhile.
+                        Some(place) => *place = Some(folio),
+                        None => {
+                            left += 1;
+                            idle.push(self, folio.frame);
+                        }
+                    },
+                }
             }
         }
         self.counters().add(Counter::Evictions, evicted);
-        if evicted == 0 {
-            for (file, page) in dirty.into_iter().flatten() {
-                file.start_writeback(page..page + 1);
+        self.counters().add(Counter::EvictionLooks, looks);
+        for Isolated { frame, file } in dirty.into_iter().flatten() {
+            if evicted != 0 {
+                idle.push(self, frame);
+                continue;
             }
+            let page = self.folio(frame).index();
+            file.start_writeback(page..page + 1);
+            // Idle still if it could not be written: then it goes to the young end.
+            self.put_listed(frame);
         }
         evicted
     }
@@ -266,15 +289,4 @@ impl<H: Host> Engine<H> {
         let key = self.cache.key();
         self.park_killable(Counter::MemoryWait, key, || !self.unpinned_since(seen) && !given_up());
     }
-}
-
-/// What came of evicting a page.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Evicted {
-    /// It was not in memory at all.
-    Absent,
-    Done,
-    InUse,
-    /// Nobody uses it, and it has to be written first.
-    Dirty,
 }

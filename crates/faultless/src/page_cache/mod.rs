@@ -3,15 +3,18 @@
 //!
 //! A word of the index names the frame of a page while the page is *attached*. Looking up: load the word, take a
 //! reference unless the frame is free, load the word again. Detaching (eviction, truncation, a failed read) is done
-//! under the file's `removal` lock, so that the cache's reference has one owner.
+//! under the file's `removal` lock, so that the cache's reference has one owner. Eviction takes pages from a list of those
+//! that nobody uses: see `folio_list.rs`.
 //!
 //! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
 //! `writeback.rs`.
 
 mod account;
 mod ahead;
+mod folio_list;
 mod handle;
 mod index;
+mod mappings;
 mod resize;
 mod writeback;
 
@@ -22,18 +25,19 @@ pub use handle::{FileError, FileHandle, FileRights};
 use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::errno;
-use crate::frame::{Reference, Refused};
+use crate::frame::{Eviction, Reference, Refused};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, plain, try_box};
-use account::{Evicted, LOOKS};
+use account::LOOKS;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::ops::Range;
 use core::ptr::NonNull;
+use folio_list::FolioList;
 use index::Index;
+use mappings::FileMappings;
 use writeback::Errors;
 
 /// In a word of the index: the page has been in memory before.
@@ -100,9 +104,8 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Held while the word of an attached page is cleared.
     removal: Mutex<()>,
-    /// The spaces that map the file, in the order of their first mapping, so that a fork's child stands behind its
-    /// parent and truncation, which goes in this order, finds what was copied meanwhile. Protected by its lock.
-    spaces: Mutex<Vec<(u64, Weak<dyn Maps>)>>,
+    /// The spaces that may map the file.
+    spaces: FileMappings,
 }
 
 impl<H: Host> File<H> {
@@ -157,7 +160,7 @@ impl<H: Host> File<H> {
             cuts: AtomicU64::new(0),
             errors: Mutex::default(),
             removal: Mutex::new(()),
-            spaces: Mutex::new(Vec::new()),
+            spaces: FileMappings::default(),
         })
     }
 
@@ -260,6 +263,7 @@ impl<H: Host> File<H> {
             let memory = self.index.make(page).and_then(|word| Ok((word, self.completion(page, frame)?)));
             let (word, completion) = memory.inspect_err(|_| engine.frames().free(frame))?;
             let folio = engine.folio(frame);
+            FolioList::begin(folio, Some(&self.this));
             folio.begin_reading(self.id, page);
             let old = word.load(Ordering::Acquire);
             let attached = frame_of(old).is_none()
@@ -338,6 +342,7 @@ impl<H: Host> File<H> {
         frames.zero(frame);
         let word = self.index.make(page).inspect_err(|_| frames.free(frame))?;
         let folio = self.engine.folio(frame);
+        FolioList::begin(folio, (!self.is_in_memory()).then_some(&self.this));
         folio.begin_dirty(self.id, page, reference);
         let old = word.load(Ordering::Acquire);
         let attached = frame_of(old).is_none()
@@ -345,7 +350,6 @@ impl<H: Host> File<H> {
         if attached {
             if !self.is_in_memory() {
                 self.engine.cache.cached.fetch_add(1, Ordering::Relaxed);
-                self.enqueue(page);
             }
             return Ok(Some(frame));
         }
@@ -379,7 +383,6 @@ impl<H: Host> File<H> {
             Ok(bytes) if bytes > 0 && inside > 0 => {
                 self.zero_tail(frame, (bytes as u64).min(inside));
                 folio.finish_read();
-                self.enqueue(page);
             }
             Ok(_) => {
                 self.detach(page, frame);
@@ -402,7 +405,7 @@ impl<H: Host> File<H> {
         unsafe { memory.as_ptr().add(from).write_bytes(0, PAGE_SIZE as usize - from) }
     }
 
-    /// Clears the word of `page` if it names `frame`, and drops the cache's reference.
+    /// Clears the word of `page` if it names `frame`, takes the folio off the list, and drops the cache's reference.
     fn detach(&self, page: u64, frame: Frame) {
         let Some(word) = self.index.get(page) else { return };
         let guard = self.removal.lock();
@@ -413,8 +416,10 @@ impl<H: Host> File<H> {
         }
     }
 
+    /// The page of `frame` is detached, by the caller alone.
     fn forget(&self, frame: Frame) {
         if !self.is_in_memory() {
+            self.engine.cache.idle.remove(&self.engine, frame);
             self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         }
         if self.engine.folio(frame).put_cached() {
@@ -450,56 +455,55 @@ impl<H: Host> File<H> {
         Err(Miss::OutOfMemory)
     }
 
-    fn enqueue(&self, page: u64) {
-        self.engine.cache.enqueue(&self.engine, self.this.clone(), page);
-    }
-
-    /// Evicts `page` if nobody uses it.
-    fn evict(&self, page: u64) -> Evicted {
-        let Some(word) = self.index.get(page) else { return Evicted::Absent };
-        let guard = self.removal.lock();
-        let Some(frame) = frame_of(word.load(Ordering::Relaxed)) else { return Evicted::Absent };
+    /// Evicts the page in `frame`, which the caller has isolated, if nobody uses it.
+    fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
         let folio = self.engine.folio(frame);
-        if !folio.try_evict() {
-            let unused = folio.is_dirty() && folio.mappings() == 0;
-            return if unused { Evicted::Dirty } else { Evicted::InUse };
+        let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
+        let guard = self.removal.lock();
+        if word.load(Ordering::Relaxed) != word_of(frame) {
+            // Whoever detaches it uses it.
+            return Eviction::InUse;
         }
-        word.store(SEEN, Ordering::Release);
-        drop(guard);
-        self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-        self.engine.frames().free(frame);
-        Evicted::Done
+        let eviction = folio.try_evict(second_chance);
+        if eviction == Eviction::Taken {
+            word.store(SEEN, Ordering::Release);
+            drop(guard);
+            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            self.engine.frames().free(frame);
+        }
+        eviction
     }
 
     /// How many spaces that have mapped it are there still.
     pub fn spaces(&self) -> usize {
-        let spaces = self.engine.lock(&self.spaces);
-        spaces.iter().filter(|(_, space)| space.strong_count() != 0).count()
+        self.spaces.living(&self.engine)
     }
 
-    /// The next space behind number `last`, in the order of first mapping.
+    /// The first space behind number `last`.
     fn space_after(&self, last: Option<u64>) -> Option<(u64, Weak<dyn Maps>)> {
-        let spaces = self.engine.lock(&self.spaces);
-        spaces.iter().find(|(id, _)| last.is_none_or(|last| *id > last)).cloned()
+        self.spaces.after(&self.engine, last)
     }
 
     /// Adds a space before its first page of this file can be mapped. `id` grows with each space made.
     pub(crate) fn register(&self, id: u64, space: Weak<dyn Maps>) -> Result<(), OutOfMemory> {
-        let mut spaces = self.engine.lock(&self.spaces);
-        if spaces.iter().any(|(other, _)| *other == id) {
-            return Ok(());
-        }
-        spaces.retain(|(_, space)| space.strong_count() != 0);
-        spaces.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let place = spaces.partition_point(|(other, _)| *other < id);
-        spaces.insert(place, (id, space));
-        Ok(())
+        self.spaces.register(&self.engine, id, space)
     }
 }
 
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
-        // No reader is left: reads and writes under way and mappings hold the file.
+        // No reader is left: reads and writes under way and mappings hold the file. First its pages leave the list, which
+        // leads to the file by them.
+        // The counts of handles order all use of the file before this, but are not part of a model.
+        #[cfg(loom)]
+        drop(self.removal.lock());
+        if !self.is_in_memory() {
+            self.index.each_from(0, &mut |_, word| {
+                if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {
+                    self.engine.cache.idle.remove(&self.engine, frame);
+                }
+            });
+        }
         self.write_the_last();
         self.index.each_from(0, &mut |_, word| {
             if let Some(frame) = frame_of(word.load(Ordering::Relaxed)) {

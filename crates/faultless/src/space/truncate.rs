@@ -11,21 +11,28 @@ use crate::vma::Vma;
 use crate::vma::tree::Ranged;
 use core::ops::Range;
 
+/// Claims that writeback looks at with one taking of the tree lock.
+const CLAIMS: usize = 16;
+
 impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
     fn drop_pages_of(&self, file: u64, pages: Range<u64>, copies: Range<u64>) {
         let moves = self.map.lock_by(&*self.engine).moves;
         self.drop_mapped_pages_of(file, (&pages, &copies), |_| true);
-        // Range work that had published a hole over such a page before we looked has swept it when it lets go. What has
-        // moved one meanwhile, perhaps from where we had not been to where we had, makes us look again, with all of it taken.
-        let _call = self.change();
-        let (taken, lock) = self.map.take(self.whole(), &*self.engine);
-        let has_moved = lock.moves != moves;
-        drop(lock);
+        // Range work that had published a hole over such a page before we looked has swept it when it lets go. It has claimed
+        // its range before we ask here. What claims a range later finds that we have been there: it is not waited for, and
+        // does not wait for us.
+        #[cfg(not(mutant = "truncation_ignores_claims"))]
+        let has_moved = self.map.wait_for_earlier(&*self.engine).moves != moves;
+        #[cfg(mutant = "truncation_ignores_claims")]
+        let has_moved = self.map.lock_by(&*self.engine).moves != moves;
         if has_moved {
-            // Nobody is at work on a mapping that is busy all the same: it has no pages.
+            // A page may have come from where we had not been to where we had. Again, with all of it taken, so that nothing
+            // moves. Nobody is at work on a mapping that is busy all the same: it has no pages.
+            let _call = self.change();
+            let taken = self.map.take(self.whole(), &*self.engine).0;
             self.drop_mapped_pages_of(file, (&pages, &copies), |vma| !vma.is_busy());
+            drop(taken);
         }
-        drop(taken);
     }
 
     fn protect_pages_of(&self, file: u64, pages: Range<u64>) {
@@ -33,14 +40,9 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
         // What moves meanwhile has lost the right by that.
         // Not waited for, since who waits for us may hold what they need. Range work that has published a hole over such a
         // page has its entry still, and what it has taken out a processor may use until it invalidates; it claims its range
-        // until then.
-        let mut from = PageNumber::new(0);
-        while !cfg!(mutant = "writeback_ignores_claims") {
-            let claimed = self.map.lock_by(&*self.engine).claims().first_from(from);
-            let Some(range) = claimed.and_then(|range| range.intersection(self.whole())) else { break };
-            from = range.end();
-            self.protect_entries(range, file);
-            self.engine.invalidate(&self.table, range);
+        // until then. What claims a range from now on finds the entries without the right.
+        if !cfg!(mutant = "writeback_ignores_claims") {
+            self.protect_claimed(file);
         }
     }
 }
@@ -63,6 +65,35 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             });
         });
+    }
+
+    /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and invalidates once.
+    fn protect_claimed(&self, file: u64) {
+        let (mut next, mut end, mut all) = (Some(0), None, None::<PageRange>);
+        while let Some(from) = next {
+            let mut few = [None; CLAIMS];
+            let lock = self.map.lock_by(&*self.engine);
+            let end = *end.get_or_insert(lock.claims().next_ticket());
+            next = lock.claims().with_tickets(from..end, &mut few);
+            drop(lock);
+            // Many may wait for one range: it is looked at once for all of them.
+            few.sort_unstable_by_key(|range| range.map(PageRange::start));
+            let mut hull = None::<PageRange>;
+            for range in few.into_iter().flatten().filter_map(|range| range.intersection(self.whole())) {
+                all = Some(all.map_or(range, |all| all.hull(range)));
+                hull = match hull {
+                    Some(hull) if hull.overlaps(range) => Some(hull.hull(range)),
+                    before => {
+                        before.into_iter().for_each(|before| self.protect_entries(before, file));
+                        Some(range)
+                    }
+                };
+            }
+            hull.into_iter().for_each(|hull| self.protect_entries(hull, file));
+        }
+        if let Some(all) = all {
+            self.engine.invalidate(&self.table, all);
+        }
     }
 
     /// Calls `f` for the range of every mapping that shows one of `pages` of the file, by value: the mapping may be gone

@@ -68,7 +68,7 @@ pub fn fence_after_rmw() {
 
 /// Counters that order nothing: plain `core` atomics under every back-end, so that models stay small.
 pub mod plain {
-    pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+    pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 }
 
 /// One step of a short wait on another processor.

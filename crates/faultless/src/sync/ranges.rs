@@ -105,11 +105,26 @@ impl Claims {
         self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
     }
 
-    /// The first claimed range from `page` on, without what lies below.
-    pub fn first_from(&self, page: PageNumber) -> Option<PageRange> {
-        let above =
-            self.queue.iter().filter_map(|c| PageRange::new(c.range.start().max(page), c.range.end()));
-        above.min_by_key(|range| range.start())
+    /// The ticket that the next claim gets.
+    pub fn next_ticket(&self) -> u64 {
+        self.next_ticket
+    }
+
+    /// Fills `ranges` with claimed ranges in the order of their asking, of those that have a ticket of `tickets`. Returns
+    /// the ticket to go on with; `None`: that was all.
+    pub fn with_tickets(
+        &self,
+        tickets: core::ops::Range<u64>,
+        ranges: &mut [Option<PageRange>],
+    ) -> Option<u64> {
+        // The queue is in the order of tickets.
+        let first = self.queue.partition_point(|claim| claim.ticket < tickets.start);
+        let mut claims = self.queue[first..].iter().take_while(|claim| claim.ticket < tickets.end);
+        ranges.iter_mut().for_each(|range| *range = None);
+        for (range, claim) in ranges.iter_mut().zip(&mut claims) {
+            *range = Some(claim.range);
+        }
+        claims.next().map(|claim| claim.ticket)
     }
 
     /// Whether somebody besides `taken` has claimed some of `range`.
@@ -416,6 +431,17 @@ impl<T: Edited> Ranges<T> {
             drop(self.wait_release(guard, park));
         }
         is_claimed
+    }
+
+    /// Waits until all claims that were made before the call are gone, and returns with the short lock held. Keeps no later
+    /// claim waiting, unlike a claim of one's own.
+    pub fn wait_for_earlier(&self, park: &impl Park) -> RangesGuard<'_, T> {
+        let mut guard = self.lock_by(park);
+        let end = guard.inner.claims.next_ticket;
+        while guard.inner.claims.queue.first().is_some_and(|claim| claim.ticket < end) {
+            guard = self.wait_release(guard, park);
+        }
+        guard
     }
 
     fn wait_release<'a>(&'a self, guard: RangesGuard<'a, T>, park: &impl Park) -> RangesGuard<'a, T> {

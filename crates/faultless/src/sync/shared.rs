@@ -164,6 +164,11 @@ impl<T: ?Sized> Weak<T> {
         self.counts().0.load(Ordering::Relaxed)
     }
 
+    /// Where the counts are, for [`Weak::upgrade_raw`].
+    pub(crate) fn as_raw(&self) -> NonNull<()> {
+        self.counted.cast()
+    }
+
     /// The same handle to a value whose type is not known any more.
     ///
     /// # Safety
@@ -174,6 +179,17 @@ impl<T: ?Sized> Weak<T> {
     ) -> Weak<U> {
         let this = ManuallyDrop::new(self);
         Weak { counted: unsize(this.counted) }
+    }
+}
+
+impl<T> Weak<T> {
+    /// As [`Weak::upgrade`], by what [`Weak::as_raw`] returned. The value is not borrowed: it may be being dropped.
+    ///
+    /// # Safety
+    /// `raw` came from a weak handle of a `T`, and some handle of that value, strong or weak, is there during the call.
+    pub(crate) unsafe fn upgrade_raw(raw: NonNull<()>) -> Option<Shared<T>> {
+        // Not dropped: no handle is given up here.
+        ManuallyDrop::new(Self { counted: raw.cast() }).upgrade()
     }
 }
 

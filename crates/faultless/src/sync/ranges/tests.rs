@@ -42,6 +42,43 @@ fn disjoint_claims_go_on_side_by_side() {
 }
 
 #[test]
+fn waiting_for_earlier_claims_keeps_no_later_claim_waiting() {
+    let (ranges, park) = (Ranges::try_new(()).unwrap(), StdPark::default());
+    let (earlier, guard) = ranges.take(range(0, 4), &park);
+    drop(guard);
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| drop(ranges.wait_for_earlier(&park)));
+        while ranges.waiting.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        let (later, guard) = ranges.take(range(4, 8), &park);
+        drop(guard);
+        assert!(!waiter.is_finished());
+        drop(earlier);
+        // The later claim is there still.
+        waiter.join().unwrap();
+        assert_eq!(ranges.claimed(), 1);
+        drop(later);
+    });
+}
+
+#[test]
+fn claims_are_listed_some_at_a_time() {
+    let (ranges, park) = (Ranges::try_new(()).unwrap(), StdPark::default());
+    let taken: Vec<_> = (0..5).map(|n| ranges.take(range(n, n + 1), &park).0).collect();
+    let lock = ranges.lock_by(&park);
+    let (mut seen, mut next) = (Vec::new(), Some(0));
+    while let Some(from) = next {
+        let mut few = [Some(range(9, 10)); 2];
+        next = lock.claims().with_tickets(from..4, &mut few);
+        seen.extend(few.into_iter().flatten());
+    }
+    assert_eq!(seen, [range(0, 1), range(1, 2), range(2, 3), range(3, 4)]);
+    drop(lock);
+    drop(taken);
+}
+
+#[test]
 fn two_ranges_are_waited_for_together() {
     let (ranges, park) = (Ranges::try_new(Vec::new()).unwrap(), StdPark::default());
     let (held, guard) = ranges.take(range(8, 9), &park);

@@ -1,0 +1,187 @@
+//! The list of idle folios: what it keeps, and what a fault pays for it when there is no memory.
+#![cfg(not(any(loom, shuttle)))]
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::protection::Protection;
+use faultless::stats::Counter;
+use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::{AddressSpace, Engine, File, FileError, Limits, MapRequest};
+use faultless_soft::{Cpu, Soft};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+type Space = AddressSpace<Soft, Faultless>;
+
+/// A store of so many pages of ones, which takes every hole and forgets every write, or refuses all writes.
+struct Ones {
+    pages: u64,
+    refuses: AtomicBool,
+}
+
+impl Ones {
+    fn new(pages: u64) -> Arc<Self> {
+        Arc::new(Self { pages, refuses: AtomicBool::new(false) })
+    }
+}
+
+impl Store for Ones {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(self.pages * PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        let length = transfer.bytes().len();
+        match transfer.direction() {
+            Direction::Read => transfer.bytes().fill(1),
+            Direction::Write if self.refuses.load(Ordering::Relaxed) => {
+                let offset = transfer.offset();
+                return transfer.complete(Err(StoreError::Io { offset, errno: 5 }));
+            }
+            Direction::Write => {}
+        }
+        transfer.complete(Ok(length));
+    }
+
+    fn set_length(&self, _length: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn punch(&self, _offset: u64, _length: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+fn engine(frames: u64) -> Arc<Engine<Soft>> {
+    Engine::new(Soft::new(frames).expect("frames"), Limits::default()).expect("memory for an engine")
+}
+
+fn read(file: &File<Soft>, page: u64) {
+    let mut byte = [0];
+    assert_eq!(file.handle().read_at(page * PAGE_SIZE, &mut byte), Ok(1));
+    assert_eq!(byte, [1]);
+}
+
+fn at(start: VirtAddr, page: u64) -> VirtAddr {
+    VirtAddr::new(start.get() + page * PAGE_SIZE)
+}
+
+/// The page of zeros is the only frame left.
+fn assert_nothing_is_left(engine: &Engine<Soft>) {
+    assert_eq!((engine.idle_folios(), engine.cached_pages(), engine.frame_usage().used), (0, 0, 1));
+}
+
+/// B10: without memory pressure nothing took a page out of the queue, and its entry kept the file's memory.
+#[test]
+fn a_hundred_thousand_files_that_were_read_and_dropped_leave_nothing() {
+    let engine = engine(64);
+    let ones = Ones::new(4);
+    for _ in 0..100_000 {
+        let file = File::open(&engine, ones.clone()).unwrap();
+        read(&file, 0);
+        read(&file, 3);
+        assert_eq!(engine.idle_folios(), 2);
+    }
+    assert_nothing_is_left(&engine);
+    assert_eq!(Arc::strong_count(&ones), 1, "a file that is gone keeps its store");
+}
+
+/// B11: each round left an entry.
+#[test]
+fn rounds_of_reads_and_holes_or_cuts_leave_nothing() {
+    let engine = engine(64);
+    let file = File::open_rw(&engine, Ones::new(4)).unwrap();
+    let handle = file.handle();
+    for round in 0..10_000 {
+        read(&file, 1);
+        read(&file, 2);
+        assert_eq!(engine.idle_folios(), 2, "round {round}");
+        handle.punch_hole(PAGE_SIZE, PAGE_SIZE).unwrap();
+        assert_eq!(engine.idle_folios(), 1, "round {round}");
+        handle.set_length(PAGE_SIZE).unwrap();
+        assert_eq!((engine.idle_folios(), engine.frame_usage().used), (0, 1), "round {round}");
+        handle.set_length(4 * PAGE_SIZE).unwrap();
+    }
+    drop((handle, file));
+    assert_nothing_is_left(&engine);
+}
+
+/// How many folios eviction looks at until a store to new memory fails, and at the failures after that.
+fn looks_until_no_memory(engine: &Arc<Engine<Soft>>) -> (u64, u64) {
+    let space = Space::new(engine).unwrap();
+    let start = space.map(MapRequest::anonymous(1000 * PAGE_SIZE)).unwrap();
+    let looks = || engine.statistics().get(Counter::EvictionLooks);
+    let before = looks();
+    let failed = (0..1000).find(|page| space.store_u64(at(start, *page), 1).is_err());
+    let failed = failed.expect("memory for all");
+    let first = looks();
+    for page in failed..failed + 10 {
+        space.store_u64(at(start, page), 1).expect_err("memory came from nowhere");
+    }
+    (first - before, looks() - first)
+}
+
+/// B18: each failed fault looked at all pages two hundred times.
+#[test]
+fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
+    const PAGES: u64 = 4000;
+    let engine = engine(PAGES + 100);
+    let file = File::open(&engine, Ones::new(PAGES)).unwrap();
+    let space = Space::new(&engine).unwrap();
+    let start = space.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();
+    for page in 0..PAGES {
+        space.load_u64(at(start, page)).unwrap();
+    }
+    assert_eq!(looks_until_no_memory(&engine), (0, 0));
+    // What is unmapped can be taken, and nothing else.
+    space.unmap(start, 100 * PAGE_SIZE).unwrap();
+    assert_eq!(engine.idle_folios(), 100);
+    let free = engine.frame_usage().limit - engine.frame_usage().used;
+    let other = Space::new(&engine).unwrap();
+    let new = other.map(MapRequest::anonymous(PAGES * PAGE_SIZE)).unwrap();
+    (0..free + 100).for_each(|page| other.store_u64(at(new, page), 1).unwrap());
+    other.store_u64(at(new, free + 100), 1).expect_err("a mapped page was evicted");
+    assert_eq!((engine.idle_folios(), engine.cached_pages()), (0, PAGES - 100));
+}
+
+/// B18: a page that was idle once and is mapped again stands in the list; it is looked at once, and not again.
+#[test]
+fn a_page_that_is_found_in_use_is_looked_at_once() {
+    const PAGES: u64 = 4000;
+    let engine = engine(PAGES + 100);
+    let file = File::open(&engine, Ones::new(PAGES)).unwrap();
+    (0..PAGES).for_each(|page| read(&file, page));
+    assert_eq!(engine.idle_folios(), PAGES);
+    let space = Space::new(&engine).unwrap();
+    let start = space.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();
+    for page in 0..PAGES {
+        space.load_u64(at(start, page)).unwrap();
+    }
+    assert_eq!(looks_until_no_memory(&engine), (PAGES, 0));
+    space.unmap(start, PAGES * PAGE_SIZE).unwrap();
+    assert_eq!(engine.idle_folios(), PAGES, "a page that nobody uses any more cannot be evicted");
+}
+
+/// Pages that cannot be written stay, and a fault that finds nothing else looks at a bounded number of them.
+#[test]
+fn a_fault_that_finds_only_dirty_pages_looks_at_a_bounded_number() {
+    let looks = |pages: u64| {
+        let engine = engine(pages + 100);
+        let ones = Ones::new(pages);
+        let file = File::open_rw(&engine, ones.clone()).unwrap();
+        let handle = file.handle();
+        ones.refuses.store(true, Ordering::Relaxed);
+        (0..pages).for_each(|page| _ = handle.write_at(page * PAGE_SIZE, &[2]).unwrap());
+        let (_, ten) = looks_until_no_memory(&engine);
+        // Invariant 9.
+        let mut byte = [0];
+        (0..pages).for_each(|page| {
+            handle.read_at(page * PAGE_SIZE, &mut byte).unwrap();
+            assert_eq!(byte, [2], "a dirty page was dropped");
+        });
+        assert!(matches!(handle.sync(), Err(FileError::Store(_))));
+        ten
+    };
+    let (few, many) = (looks(2000), looks(8000));
+    assert!(many <= few + few / 10, "looks grow with the pages: {few} at 2,000, {many} at 8,000");
+}

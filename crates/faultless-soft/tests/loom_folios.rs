@@ -1,0 +1,147 @@
+//! Models of the list of idle folios: a page that becomes idle against one that is detached, and eviction against both; and
+//! of truncation beside range work of a space that maps the file. As `loom.rs`.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_folios`
+#![cfg(loom)]
+
+mod models;
+
+use faultless::address::PAGE_SIZE;
+use faultless::protection::{Access, Protection};
+use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::sync::Shared;
+use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
+use faultless_soft::{Cpu, Soft};
+use models::{Space, at, end, map, model, spawn};
+use std::sync::Arc;
+
+/// A store of two pages of fives, whose transfers end at once.
+struct Fives;
+
+impl Store for Fives {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(2 * PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        let length = transfer.bytes().len();
+        if transfer.direction() == Direction::Read {
+            transfer.bytes().fill(5);
+        }
+        transfer.complete(Ok(length));
+    }
+}
+
+/// A machine, and a file of it whose first page is in memory and idle.
+fn machine(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
+    let engine = Engine::new(Soft::new(frames).expect("frames"), Limits::default()).expect("memory");
+    let file = File::open(&engine, Arc::new(Fives)).expect("a store with a length");
+    read(&file, 0);
+    (engine, file)
+}
+
+fn read(file: &File<Soft>, page: u64) {
+    let mut byte = [0];
+    // Nothing if it has been cut off.
+    if file.handle().read_at(page * PAGE_SIZE, &mut byte) == Ok(1) {
+        assert_eq!(byte, [5]);
+    }
+}
+
+fn assert_nothing_is_left(engine: &Engine<Soft>) {
+    // First: who counts the list takes off it what has been detached.
+    assert_eq!(engine.frame_usage().used, 1, "invariant 11: a page that is gone keeps its frame");
+    assert_eq!(engine.idle_folios(), 0, "a page that is gone is on the list");
+    assert_eq!(engine.cached_pages(), 0);
+}
+
+/// Somebody is about to put a page on the list when it is detached.
+#[test]
+fn a_page_that_becomes_idle_against_truncation() {
+    model(3, || {
+        let (engine, file) = machine(4);
+        let other = file.clone();
+        let reader = spawn(1, move || read(&other, 1));
+        file.set_length(0);
+        reader.join().unwrap();
+        assert_nothing_is_left(&engine);
+    });
+}
+
+/// Eviction has taken a page off the list, which others have again, or cut off, meanwhile.
+#[test]
+fn eviction_against_a_reader_and_truncation() {
+    model(2, || {
+        // The page of zeros, the file's, and none.
+        let (engine, file) = machine(2);
+        let space = Space::new(&engine).unwrap();
+        map(&space, 2, 1);
+        let other = file.clone();
+        let reader = spawn(1, move || read(&other, 0));
+        let _ = space.fault(at(2), Access::Write);
+        reader.join().unwrap();
+        assert_eq!(engine.idle_folios(), engine.cached_pages(), "a page that nobody uses is not on the list");
+        file.set_length(0);
+        end(&engine, space);
+        assert_nothing_is_left(&engine);
+    });
+}
+
+/// The file goes while eviction has one of its pages.
+#[test]
+fn eviction_against_the_end_of_the_file() {
+    model(3, || {
+        let (engine, file) = machine(2);
+        let space = Space::new(&engine).unwrap();
+        map(&space, 2, 1);
+        let other = spawn(1, move || drop(file));
+        let _ = space.fault(at(2), Access::Write);
+        other.join().unwrap();
+        end(&engine, space);
+        assert_nothing_is_left(&engine);
+    });
+}
+
+/// A machine, a file of it, and a space that maps the file's first page at page 1.
+fn mapped() -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Space) {
+    let (engine, file) = machine(4);
+    let space = Space::new(&engine).unwrap();
+    let request = MapRequest::file(&file, 0, PAGE_SIZE, Protection::READ).at(Placement::Fixed(at(1)));
+    space.map(request).expect("a mapping");
+    space.load_u64(at(1)).expect("the page");
+    (engine, file, space)
+}
+
+/// Somebody has unmapped the page, and has not swept its entry: truncation finds no mapping, and waits for the sweep.
+#[test]
+fn truncation_against_unmap() {
+    model(2, || {
+        let (engine, file, space) = mapped();
+        let other = space.clone();
+        let unmap = spawn(1, move || other.unmap(at(1), PAGE_SIZE).unwrap());
+        file.set_length(0);
+        assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped");
+        unmap.join().unwrap();
+        end(&engine, space);
+        assert_nothing_is_left(&engine);
+    });
+}
+
+/// Somebody moves the page, perhaps from where truncation has not been to where it has.
+#[test]
+fn truncation_against_remap() {
+    model(2, || {
+        let (engine, file, space) = mapped();
+        let other = space.clone();
+        let remap = spawn(1, move || {
+            other.remap(RemapRequest::to(at(1), PAGE_SIZE, at(0))).unwrap();
+        });
+        file.set_length(0);
+        let is_gone = |page| space.try_load_u64(at(page)).is_err();
+        assert!(is_gone(0) && is_gone(1), "invariant 3: a page that was cut off is mapped");
+        remap.join().unwrap();
+        assert!(is_gone(0) && is_gone(1), "invariant 3: a page that was cut off is mapped");
+        end(&engine, space);
+        assert_nothing_is_left(&engine);
+    });
+}
