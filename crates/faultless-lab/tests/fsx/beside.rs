@@ -60,7 +60,7 @@ impl Shown {
     fn check(&self, what: &str, offset: u64, read: impl FnOnce() -> Vec<u8>) {
         let before = self.cuts.load(Ordering::SeqCst);
         let seen = read();
-        if before % 2 == 0 && self.cuts.load(Ordering::SeqCst) == before && !seen.is_empty() {
+        if before.is_multiple_of(2) && self.cuts.load(Ordering::SeqCst) == before && !seen.is_empty() {
             assert_eq!(
                 seen,
                 bytes(offset, seen.len() as u64),
