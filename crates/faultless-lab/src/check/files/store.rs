@@ -4,7 +4,7 @@ use super::super::draw::Draw;
 use super::operation::{Part, Setting};
 use faultless::address::PAGE_SIZE;
 use faultless::errno::EIO;
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -92,9 +92,9 @@ impl Kept {
             let start = state.bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
             let end = state.bytes.len().min(start + PAGE_SIZE as usize);
             let (inside, length) = (&mut state.bytes[start..end], end - start);
-            match direction {
-                Direction::Read => transfer.bytes()[..length].copy_from_slice(inside),
-                Direction::Write => inside.copy_from_slice(&transfer.bytes()[..length]),
+            match transfer.bytes() {
+                Bytes::Read(page) => page[..length].copy_from_slice(inside),
+                Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
             }
             if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) }
         });
@@ -149,10 +149,10 @@ impl Store for Kept {
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let old = state.bytes.len() as u64;
-        // A write of the page that the shorter length ends in is sized by the old length.
-        let first = old.min(length) / PAGE_SIZE * PAGE_SIZE;
-        state.none_under_way(&format!("set_length({length:#x}) from {old:#x}"), |direction, offset| {
-            offset >= first && (length < old || direction == Direction::Write)
+        // A transfer of the page that the shorter length ends in is sized by the old one.
+        let first = length / PAGE_SIZE * PAGE_SIZE;
+        state.none_under_way(&format!("set_length({length:#x}) from {old:#x}"), |_, offset| {
+            length < old && offset >= first
         });
         if self.refuses_lengths {
             return state.refuse(Part::SetLength, length);
