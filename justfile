@@ -20,6 +20,10 @@ plants:
 check-threads *ARGS:
     cargo run --release -- check --threads 4 {{ARGS}}
 
+# A million operations on files, by handle and by mapping, in memory and on disk, against a model of a file: as fsx.
+fsx *ARGS:
+    cargo run --release -- check --files --ops 1000000 {{ARGS}}
+
 # What CI runs.
 ci:
     .ci/run

@@ -44,6 +44,7 @@ fsync_asks_before_the_lock | faultless-soft | loom_shared | a_sync_beside_one_th
 asks_before_the_number   | faultless-soft | loom_shared | a_miss_beside_a_punch | deadlock
 resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
+grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

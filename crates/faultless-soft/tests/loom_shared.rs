@@ -36,11 +36,15 @@ impl Kept {
     fn end(&self) {
         let transfers = std::mem::take(&mut self.0.lock().unwrap().0);
         for mut transfer in transfers {
-            let kept = &mut self.0.lock().unwrap().1;
+            let mut state = self.0.lock().unwrap();
             match transfer.bytes() {
-                Bytes::Read(page) => page[..8].copy_from_slice(&kept.to_ne_bytes()),
-                Bytes::Write(page) => *kept = u64::from_ne_bytes(page[..8].try_into().expect("eight bytes")),
+                Bytes::Read(page) => page[..8].copy_from_slice(&state.1.to_ne_bytes()),
+                Bytes::Write(page) => {
+                    state.1 = u64::from_ne_bytes(page[..8].try_into().expect("eight bytes"))
+                }
             }
+            // What the completion does may have another thread ask for it.
+            drop(state);
             transfer.complete(Ok(PAGE_SIZE as usize));
         }
     }

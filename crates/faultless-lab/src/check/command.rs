@@ -1,5 +1,6 @@
 //! The command: its arguments, and what it prints.
 
+use super::files::Files;
 #[cfg(target_os = "linux")]
 use super::run::Plan;
 use super::summary::Summary;
@@ -25,6 +26,9 @@ With --threads that many threads do an episode each, at the same time, in window
 touch all windows. Each step has to be what it is when the same episode is done alone; there is no Linux in this. Who \
 comes first does not follow from the seed: a difference may take several runs to come again.
 
+With --files each episode has one file: written, read, mapped, cut off, punched, synced and opened again. It is compared with a \
+model after each operation, and with what its store has after each sync. The store may be late, fail or refuse.
+
 Exit codes: 0 no difference; 1 a difference; 2 bad input, or there is no Linux to check against; 130 ended by Ctrl-C, \
 with a summary so far.
 
@@ -33,6 +37,7 @@ Examples:
   faultless check --ops 10000000 --seed 7    more of them, and other ones
   faultless check --design vma-lock          the engine under a rival's locking
   faultless check --threads 4                four threads at once, against each alone
+  faultless check --files --ops 1000000      a million operations on files, against a model
   faultless check --json - | jq .results     for a program to read";
 
 /// Arguments of `faultless check`.
@@ -51,6 +56,10 @@ pub struct Check {
     /// Have so many threads work at once, each in its part of one space, and compare with what each does alone
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Do operations on files, and compare with a model of a file: reads, writes, mappings, syncs, lengths, holes; in memory,
+    /// in stores that are late, fail or refuse, and in real files
+    #[arg(long, conflicts_with_all = ["threads", "merged"])]
+    files: bool,
     /// Do not compare where a mapping ends and the next, which looks the same, begins: which neighbours become one mapping
     /// changes from one Linux to the next
     #[arg(long)]
@@ -91,6 +100,7 @@ impl Check {
         let to_stdout = matches!(json, Some(Output::Stdout));
         let (operations, seed, merged) = (self.ops, self.seed, self.merged);
         let summary = match self.threads {
+            _ if self.files => Files { operations, seed, ..Files::new(design) }.run(interrupted)?,
             Some(threads) => {
                 let plan = Together { operations, seed, merged, ..Together::new(design, threads) };
                 plan.run(interrupted)?

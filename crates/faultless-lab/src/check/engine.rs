@@ -14,13 +14,17 @@ use faultless::{AddressSpace, Engine, Limits, MappingInfo};
 use faultless_soft::Soft;
 use files::Held;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Frames of the machine: more than all pages that parents and children can have, so that memory is never short.
 const FRAMES: u64 = 2048;
 
 /// A read takes so long at least where threads are to meet during it; up to twice that.
 const SLOW: Duration = Duration::from_micros(20);
+
+/// How long the last writes may go on when all files have gone.
+const LAST_WRITES: Duration = Duration::from_secs(10);
 
 /// Episodes have few pages; fork shares their tables all the same.
 pub(super) fn limits() -> Limits {
@@ -194,7 +198,14 @@ impl<D: LockingDesign> Subject for Machine<D> {
             end(space.space)?;
         }
         self.files.clear();
-        balance(&self.engine)
+        let begun = Instant::now();
+        loop {
+            // The last writes may be under way.
+            match balance(&self.engine) {
+                Err(_) if begun.elapsed() < LAST_WRITES => thread::yield_now(),
+                balanced => return balanced,
+            }
+        }
     }
 }
 

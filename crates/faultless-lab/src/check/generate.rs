@@ -5,7 +5,8 @@
 
 use super::draw::{Draw, mix};
 use super::operation::{
-    ADVICE, At, FILES, HEAP, IN_MEMORY, Length, Move, Object, Operation, PAGES, Place, Rights, STORED, With,
+    ADVICE, At, FILES, HEAP, IN_MEMORY, Length, Move, Object, Operation, PAGES, Place, REFUSING,
+    REFUSING_PAGES, Rights, STORED, With,
 };
 use faultless::address::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ pub fn seed_of(seed: u64, number: u64) -> u64 {
 }
 
 /// How often each kind of operation comes: out of the sum of all. Each has an arm in [`Generator::operation`].
-const WEIGHTS: [(Kind, u64); 26] = [
+const WEIGHTS: [(Kind, u64); 28] = [
     (Kind::Map, 150),
     (Kind::Unmap, 55),
     (Kind::Protect, 90),
@@ -65,7 +66,9 @@ const WEIGHTS: [(Kind, u64); 26] = [
     (Kind::ReadFile, 10),
     (Kind::WriteFile, 15),
     (Kind::Truncate, 20),
-    (Kind::Punch, 12),
+    (Kind::Punch, 16),
+    (Kind::StartSync, 12),
+    (Kind::SealFile, 2),
     (Kind::Fork, 7),
 ];
 
@@ -96,6 +99,8 @@ enum Kind {
     WriteFile,
     Truncate,
     Punch,
+    StartSync,
+    SealFile,
     Fork,
 }
 
@@ -121,6 +126,8 @@ struct Generator {
     files: u64,
     /// Whether memory is locked. If so, nothing is moved with MREMAP_DONTUNMAP, see docs/check.md.
     locks: bool,
+    /// Whether the file that refuses has been sealed.
+    is_sealed: bool,
 }
 
 impl Episode {
@@ -132,9 +139,11 @@ impl Episode {
         let first = (PAGES / 2 - span / 2).saturating_sub(draw.below(span / 2));
         let files = draw.one_of(&[0, 20, 40, 40, 70, 100]);
         let locks = draw.percent(60);
-        let lengths = [(); FILES].map(|()| draw.below(FILE_PAGES * PAGE_SIZE) + 1);
+        let mut lengths = [(); FILES].map(|()| draw.below(FILE_PAGES * PAGE_SIZE) + 1);
+        lengths[REFUSING] = REFUSING_PAGES * PAGE_SIZE;
         let model = Model { pages: vec![None; PAGES as usize] };
-        let mut generator = Generator { draw, model, parents: Vec::new(), first, span, files, locks };
+        let mut generator =
+            Generator { draw, model, parents: Vec::new(), first, span, files, locks, is_sealed: false };
         let mut operations = Vec::with_capacity((length + length / LOOK + 1) as usize);
         for done in 0..length {
             if done % LOOK == LOOK - 1 {
@@ -235,12 +244,22 @@ impl Generator {
             }
             Kind::Truncate => self.truncate(),
             Kind::Punch => {
-                let (file, mut offset, mut length) = self.part_of_file();
+                let (mut file, mut offset, mut length) = self.part_of_file();
+                if self.is_sealed && self.draw.percent(60) {
+                    file = REFUSING;
+                }
                 if self.draw.percent(60) {
                     offset -= offset % PAGE_SIZE;
                     length = Length(length.0.next_multiple_of(PAGE_SIZE));
                 }
                 Operation::Punch { file, offset, length }
+            }
+            Kind::StartSync => Operation::StartSync {
+                file: self.draw.one_of(&[STORED, STORED, STORED, IN_MEMORY, REFUSING]),
+            },
+            Kind::SealFile => {
+                self.is_sealed = true;
+                Operation::SealFile
             }
             Kind::Fork if self.parents.len() == 2 => Operation::Load { at: self.word(1) },
             Kind::Fork => {
@@ -295,7 +314,8 @@ impl Generator {
         if !self.draw.percent(self.files) {
             return Object::Anonymous { shared: self.draw.percent(12) };
         }
-        let file = self.draw.below(FILES as u64) as usize;
+        // The last one twice as often: it shows only what it had before it was sealed.
+        let file = (self.draw.below(FILES as u64 + 1) as usize).min(FILES - 1);
         let first = match self.draw.below(200) {
             // How long a file can be that is written, its file system says.
             0..3 if file < STORED => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
@@ -446,8 +466,12 @@ impl Generator {
 
     /// Bytes of a file that can be written.
     fn part_of_file(&mut self) -> (usize, u64, Length) {
-        let file = self.draw.one_of(&[STORED, IN_MEMORY]);
-        let offset = self.draw.below(FILE_PAGES) * PAGE_SIZE + self.offset();
+        let file = self.draw.one_of(&[STORED, IN_MEMORY, REFUSING]);
+        let mut offset = self.draw.below(FILE_PAGES) * PAGE_SIZE + self.offset();
+        if file == REFUSING && self.draw.percent(20) {
+            // At its end, and over it.
+            offset += (REFUSING_PAGES - FILE_PAGES + 4) * PAGE_SIZE;
+        }
         let length = self.draw.one_of(&[1, 8, 100, 1000, PAGE_SIZE, 2 * PAGE_SIZE + 17, 0]);
         (file, offset, Length(length))
     }

@@ -10,12 +10,13 @@
 //! A step is what an operation gave (a number, an error, a signal), and the map if it has changed. Both sides say it as a
 //! line of JSON; equal lines are equal steps. How an operation is added stands in `docs/check.md`.
 //!
-//! With `--threads` both sides are the engine: `threads` says how.
+//! With `--threads` both sides are the engine: `threads` says how. With `--files` a file is compared with a model: `files`.
 
 mod command;
 mod differences;
 mod draw;
 mod engine;
+pub mod files;
 mod generate;
 mod operation;
 mod print;

@@ -14,12 +14,18 @@ pub const PAGES: u64 = 128;
 pub const WINDOW: u64 = 0x2000_0020_0000 - PAGES / 2 * PAGE_SIZE;
 /// The page of the window at which the heap starts.
 pub const HEAP: u64 = PAGES / 2 + 4;
-/// How many files each side has: two that may only be read, one that may be written, and one in memory that may.
-pub const FILES: usize = 4;
+/// How many files each side has: two that may only be read, one that may be written, one in memory that may, and one that
+/// refuses.
+pub const FILES: usize = 5;
 /// The file that lies in a folder and may be written.
 pub const STORED: usize = 2;
 /// The file in memory.
 pub const IN_MEMORY: usize = 3;
+/// The file that refuses each change of its length, and when it is sealed each hole, too. On Linux it is in memory; the engine's
+/// has a store.
+pub const REFUSING: usize = 4;
+/// Its pages: more than any mapping in the window shows, so that no page lies past its end.
+pub const REFUSING_PAGES: u64 = PAGES + 32;
 
 /// An address: bytes from the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -320,6 +326,14 @@ pub enum Operation {
         /// How much.
         length: Length,
     },
+    /// sync_file_range without waiting: what is dirty is being written while the next operations are done.
+    StartSync {
+        /// Which file, one that can be written.
+        file: usize,
+    },
+    /// fcntl with F_ADD_SEALS and F_SEAL_FUTURE_WRITE, of the file that refuses: it has no holes punched into it any more, and
+    /// only mappings of before are written.
+    SealFile,
     /// fork. What follows, up to the exit that belongs to it or the end, is done by the child.
     Fork,
     /// The child leaves, and its parent goes on. Without a child it is nothing.
@@ -348,7 +362,7 @@ pub const ADVICE: [(i32, &str); 15] = [
 ];
 
 /// [`Operation::KINDS`] besides [`ADVICE`].
-const OTHERS: [&str; 38] = [
+const OTHERS: [&str; 40] = [
     "mmap",
     "mmap shared",
     "mmap POPULATE",
@@ -383,6 +397,8 @@ const OTHERS: [&str; 38] = [
     "pwrite",
     "ftruncate",
     "punch hole",
+    "sync_file_range",
+    "seal file",
     "fork",
     "exit",
     "look",
@@ -445,6 +461,8 @@ impl Operation {
             Self::WriteFile { .. } => "pwrite",
             Self::Truncate { .. } => "ftruncate",
             Self::Punch { .. } => "punch hole",
+            Self::StartSync { .. } => "sync_file_range",
+            Self::SealFile => "seal file",
             Self::Fork => "fork",
             Self::Exit => "exit",
             Self::Look => "look",
@@ -458,7 +476,9 @@ impl Operation {
             | Self::ReadFile { file, .. }
             | Self::WriteFile { file, .. }
             | Self::Truncate { file, .. }
+            | Self::StartSync { file }
             | Self::Punch { file, .. } => Some(*file),
+            Self::SealFile => Some(REFUSING),
             _ => None,
         }
     }
@@ -511,6 +531,8 @@ impl Operation {
             | Self::WriteFile { .. }
             | Self::Truncate { .. }
             | Self::Punch { .. }
+            | Self::StartSync { .. }
+            | Self::SealFile
             | Self::Fork
             | Self::Exit
             | Self::Look => true,
@@ -526,6 +548,19 @@ impl Operation {
         let (start, end) = (at.0 / PAGE_SIZE, at.0.saturating_add(length.0).div_ceil(PAGE_SIZE));
         let is_stored = |line: &Line| line.shared && matches!(line.file, Some((STORED, _)));
         map.iter().any(|line| is_stored(line) && line.start < end && line.end > start)
+    }
+
+    /// Whether it is tried at all. When the file that refuses is sealed, Linux makes no more shared mappings of it that may be
+    /// written later; and the engine asks a store for whole pages of a hole only.
+    pub fn is_tried(&self, is_sealed: bool) -> bool {
+        match self {
+            Self::Map { object: Object::File { file: REFUSING, shared: true, .. }, .. } => !is_sealed,
+            Self::Punch { file: REFUSING, offset, length } if length.0 != 0 => {
+                let is_whole = offset.is_multiple_of(PAGE_SIZE) && length.0.is_multiple_of(PAGE_SIZE);
+                !is_sealed || is_whole && *offset < REFUSING_PAGES * PAGE_SIZE
+            }
+            _ => true,
+        }
     }
 
     /// Whether it counts as one of the operations that were asked for.

@@ -1,13 +1,17 @@
 //! The oracle: a process of its own that does an episode's operations on the Linux it runs on, and says what they gave.
 
 use super::generate::Episode;
-use super::operation::{At, FILES, HEAP, IN_MEMORY, Object, Operation, PAGES, STORED, WINDOW, exit_of};
+use super::operation::{
+    At, FILES, HEAP, IN_MEMORY, Object, Operation, PAGES, REFUSING, STORED, WINDOW, exit_of,
+};
 use super::step::{Caught, Line, Outcome, Page, Seen, Step, contents, merged, number_of};
 use super::sys;
 use crate::native;
 use faultless::address::PAGE_SIZE;
 use faultless::vma::Flags;
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, memfd_create,
+};
 use rustix::process::{Signal, WaitOptions, set_parent_process_death_signal, waitpid};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -77,11 +81,15 @@ impl Handles {
     fn new(episode: &Episode, number: usize) -> io::Result<Self> {
         let both = match number {
             IN_MEMORY => File::from(memfd_create("file", MemfdFlags::CLOEXEC)?),
+            REFUSING => File::from(memfd_create("file", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?),
             _ => tempfile::tempfile()?,
         };
         both.write_all_at(&contents(episode.seed, number, episode.files[number]), 0)?;
+        if number == REFUSING {
+            fcntl_add_seals(&both, SealFlags::SHRINK | SealFlags::GROW)?;
+        }
         let mapped = match number {
-            STORED | IN_MEMORY => both.try_clone()?,
+            STORED | IN_MEMORY | REFUSING => both.try_clone()?,
             _ => File::open(format!("/proc/self/fd/{}", both.as_raw_fd()))?,
         };
         let inode = both.metadata()?.ino();
@@ -192,6 +200,12 @@ impl Process {
     }
 
     fn perform(&mut self, operation: &Operation) -> io::Result<Outcome> {
+        let refusing = &self.files[REFUSING].both;
+        if operation.file() == Some(REFUSING)
+            && !operation.is_tried(fcntl_get_seals(refusing)?.contains(SealFlags::FUTURE_WRITE))
+        {
+            return Ok(Outcome::Done(0));
+        }
         Ok(match *operation {
             Operation::Map { at, length, rights, object, place, with } => {
                 let source = match object {
@@ -259,12 +273,11 @@ impl Process {
                 Outcome::read(&bytes[..done])
             }
             Operation::WriteFile { file, offset, length, value } => {
-                let done = self.files[file].both.write_at(&vec![value; length.0 as usize], offset)?;
-                Outcome::Done(done as u64)
+                let written = self.files[file].both.write_at(&vec![value; length.0 as usize], offset);
+                refused(written.map(|done| done as u64))?
             }
             Operation::Truncate { file, length } => {
-                self.files[file].both.set_len(length)?;
-                Outcome::Done(0)
+                refused(self.files[file].both.set_len(length).map(|()| 0))?
             }
             Operation::Punch { file, offset, length } => {
                 let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -272,6 +285,11 @@ impl Process {
                     Ok(()) => Outcome::Done(0),
                     Err(error) => Outcome::Error(error.raw_os_error()),
                 }
+            }
+            Operation::StartSync { file } => called(sys::start_sync(&self.files[file].both)),
+            Operation::SealFile => {
+                fcntl_add_seals(refusing, SealFlags::FUTURE_WRITE)?;
+                Outcome::Done(0)
             }
             Operation::Look => {
                 let mut bytes: Page = [0; PAGE_SIZE as usize];
@@ -312,6 +330,14 @@ impl Process {
 
 fn called(result: Result<u64, i32>) -> Outcome {
     result.map_or_else(Outcome::Error, Outcome::Done)
+}
+
+/// What a call on a file gave. An error without a number is the oracle's own.
+fn refused(result: io::Result<u64>) -> io::Result<Outcome> {
+    match result {
+        Ok(done) => Ok(Outcome::Done(done)),
+        Err(error) => error.raw_os_error().map(Outcome::Error).ok_or(error),
+    }
 }
 
 fn accessed(result: Result<u64, Caught>) -> Outcome {

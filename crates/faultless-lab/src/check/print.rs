@@ -1,6 +1,6 @@
 //! Operations as the C calls that they are.
 
-use super::operation::{ADVICE, At, Length, Move, Object, Operation, Place, Rights};
+use super::operation::{ADVICE, At, Length, Move, Object, Operation, Place, REFUSING, Rights};
 use faultless::address::PAGE_SIZE;
 use std::fmt::{self, Display, Formatter};
 
@@ -152,6 +152,11 @@ impl Display for Operation {
             Self::Punch { file, offset, length } => {
                 write!(f, "fallocate(file{file}, FALLOC_FL_PUNCH_HOLE, {}, {length})", Offset(*offset))
             }
+            Self::StartSync { file } => {
+                let flags = "SYNC_FILE_RANGE_WAIT_BEFORE|SYNC_FILE_RANGE_WRITE";
+                write!(f, "sync_file_range(file{file}, 0, 0, {flags})")
+            }
+            Self::SealFile => write!(f, "fcntl(file{REFUSING}, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)"),
             Self::Fork => f.write_str("fork()              // the child:"),
             Self::Exit => f.write_str("_exit(0)            // back in its parent"),
             Self::Look => f.write_str("read all of the window and its flags"),

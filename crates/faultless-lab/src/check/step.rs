@@ -109,7 +109,7 @@ impl Outcome {
             (at.0 / PAGE_SIZE..).enumerate().zip(pages).filter(|(_, is_in)| *is_in).map(|(page, _)| page)
         {
             let line = map.iter().find(|line| (line.start..line.end).contains(&page));
-            if line.is_some_and(|line| line.file.is_none_or(|(file, _)| file >= IN_MEMORY)) {
+            if line.is_some_and(|line| line.file.is_none_or(|(file, _)| file == IN_MEMORY)) {
                 bits |= 1 << (number % 64);
             }
         }

@@ -1,6 +1,7 @@
 //! What was checked: counts of each kind of operation by what it gave, as a table and as JSON.
 
 use super::differences::KNOWN;
+use super::files;
 use super::generate::Episode;
 use super::operation::{FILES, Operation};
 use comfy_table::presets::ASCII_MARKDOWN;
@@ -28,7 +29,7 @@ pub struct Summary {
     pub kernel: String,
     /// The seed of the first episode, from which those of the others follow.
     pub seed: u64,
-    /// Threads that did operations at the same time.
+    /// Threads that did operations at the same time; 0 if files were checked against their model.
     pub threads: usize,
     /// Operations done on both sides and compared; those of all threads.
     pub operations: u64,
@@ -86,6 +87,8 @@ pub enum From {
     },
     /// The engine from its own rules, when threads have worked.
     Rules,
+    /// A file from its model.
+    Model,
 }
 
 /// An episode up to the operation at `place`, a line each; what children of fork do is set in.
@@ -123,17 +126,27 @@ impl Summary {
 
     /// One operation more.
     pub fn count(&mut self, operation: &Operation, class: String) {
-        if operation.counts() {
+        self.count_as(operation.kind(), operation.counts(), class);
+    }
+
+    /// One operation more of this kind, which gave `class`.
+    pub fn count_as(&mut self, kind: &'static str, counts: bool, class: String) {
+        if counts {
             self.operations += 1;
         }
-        let results = match self.results.get_mut(operation.kind()) {
+        let results = match self.results.get_mut(kind) {
             Some(results) => results,
-            None => self.results.entry(operation.kind().into()).or_default(),
+            None => self.results.entry(kind.into()).or_default(),
         };
         match results.get_mut(&class) {
             Some(count) => *count += 1,
             None => _ = results.insert(class, 1),
         }
+    }
+
+    /// All kinds of operations that there can be, in the order of reports.
+    fn kinds(&self) -> &'static [&'static str] {
+        if self.threads == 0 { &files::KINDS } else { &Operation::KINDS }
     }
 
     /// Operations a second.
@@ -146,7 +159,7 @@ impl Summary {
         if self.operations < MANY {
             return Vec::new();
         }
-        let kinds = Operation::KINDS.iter().map(|kind| {
+        let kinds = self.kinds().iter().map(|kind| {
             let times = self.results.get(*kind).map_or(0, |results| results.values().sum());
             ((*kind).to_string(), times)
         });
@@ -167,8 +180,8 @@ impl Summary {
         let mut table = Table::new();
         table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(std::iter::once("operation").chain(classes.iter().map(|class| class.as_str())));
-        for kind in Operation::KINDS {
-            let Some(results) = self.results.get(kind) else { continue };
+        for kind in self.kinds() {
+            let Some(results) = self.results.get(*kind) else { continue };
             let cells = classes.iter().map(|class| results.get(*class).map_or(String::new(), u64::to_string));
             table.add_row(std::iter::once(kind.to_string()).chain(cells));
         }
@@ -186,6 +199,7 @@ impl Summary {
         }
         let Self { operations, episodes, seconds, design, kernel, seed, threads, .. } = self;
         let sides = match kernel.as_str() {
+            "" if *threads == 0 => "and by a model of a file".to_string(),
             "" => format!("by {threads} threads, and by each alone"),
             kernel => format!("and on {kernel}"),
         };
@@ -216,10 +230,12 @@ impl Found {
                 "A difference between thread {thread} among others and the same operations alone. It had done {done} \
                  operations of seed {seed}; these are the last ones."
             ),
+            From::Model => "A difference between a file and its model.".to_string(),
             From::Rules => "The engine breaks a rule of its own while threads work together.".to_string(),
         };
         match self.list.is_empty() {
             true => text.push_str("\n\n"),
+            false if self.from == From::Model => text.push_str("\n\n"),
             false => text.push_str(" P is a page; p0 is the window's first.\n\n"),
         }
         for (number, line) in self.list.iter().enumerate() {
@@ -245,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_long_run_says_what_it_has_not_seen() {
-        let mut summary = Summary { operations: MANY, ..Summary::default() };
+        let mut summary = Summary { operations: MANY, threads: 1, ..Summary::default() };
         for _ in 0..OFTEN {
             summary.count(&Operation::Exit, "ok".into());
         }

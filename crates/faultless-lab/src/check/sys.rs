@@ -231,6 +231,13 @@ pub fn sync(at: At, length: Length, flags: u8) -> Result<u64, i32> {
     done(unsafe { libc::msync(place(at, length), length.0 as usize, flags.into()) })
 }
 
+/// sync_file_range of all of a file: waits for writes of before, starts to write what is dirty, and does not wait for that.
+pub fn start_sync(file: &File) -> Result<u64, i32> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    // SAFETY: no memory changes.
+    done(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) })
+}
+
 /// mincore.
 pub fn resident(at: At, length: Length) -> Result<Vec<bool>, i32> {
     let pages = length.0.min(PAGES * PAGE_SIZE).div_ceil(PAGE_SIZE);

@@ -277,6 +277,25 @@ fn file_errno(error: &FileError) -> i32 {
     error.errno()
 }
 
+/// Writes until all is written or nothing is. The file is as long as what has been written.
+fn write_all<D: LockingDesign>(world: &World<D>, offset: u64, bytes: &[u8]) -> Result<u64, i32> {
+    let (before, mut done) = (world.writable.length(), 0);
+    while done < bytes.len() {
+        let written = world.handle.write_at(offset + done as u64, &bytes[done..]);
+        let so_far = if done == 0 { 0 } else { offset + done as u64 };
+        match written {
+            Ok(0) => panic!("a write of nothing that says that all is well"),
+            Ok(more) => done += more,
+            Err(error) => {
+                assert_eq!(world.writable.length(), before.max(so_far), "the length after {error}");
+                return Err(error.errno());
+            }
+        }
+        assert_eq!(world.writable.length(), before.max(offset + done as u64), "the length after a write");
+    }
+    Ok(done as u64)
+}
+
 fn filing<D: LockingDesign>() {
     let in_part = |name, call| Case { in_part: true, ..Case::<D>::new(name, call) };
     sweep::<D>(&[
@@ -304,7 +323,14 @@ fn filing<D: LockingDesign>() {
             done(world.space.sync(at(30), 4 * PAGE_SIZE, SyncFlags::SYNC), |error| error.errno())
         }),
         Case::new("sync of a file", |world| done(world.handle.sync(), file_errno)),
-        in_part("write", |world| done(world.handle.write_at(PAGE_SIZE + 8, &[9; 3 * 4096 - 8]), file_errno)),
+        Case::new("start of a sync", |world| {
+            world.handle.start_sync();
+            done(world.handle.sync(), file_errno)
+        }),
+        in_part("write", |world| write_all(world, PAGE_SIZE + 8, &[9; 3 * 4096 - 8])),
+        in_part("append", |world| write_all(world, 4 * PAGE_SIZE, &[9; 2 * 4096 + 8])),
+        in_part("write behind the end", |world| write_all(world, 5 * PAGE_SIZE + 8, &[9; 100])),
+        Case::new("longer", |world| done(world.handle.set_length(6 * PAGE_SIZE + 8), file_errno)),
         Case::new("read", |world| {
             let mut bytes = [0; 4 * 4096];
             world.handle.read_at(0, &mut bytes).map(|count| count as u64).map_err(|error| error.errno())

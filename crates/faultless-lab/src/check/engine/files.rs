@@ -1,23 +1,34 @@
 //! The engine's files.
 
 use super::super::generate::Episode;
-use super::super::operation::{IN_MEMORY, STORED};
+use super::super::operation::{IN_MEMORY, REFUSING, STORED};
 use super::super::step::contents;
 use faultless::address::PAGE_SIZE;
-use faultless::store::{self, DelayedStore, Store, StoreError, Transfer};
+use faultless::errno::EPERM;
+use faultless::store::{self, DelayedStore, Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, File, FileError, FileHandle};
 use faultless_soft::Soft;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// A write takes so long at least where it is to be under way; up to twice that.
+const LATE: Duration = Duration::from_micros(30);
+
 /// Bytes that have a length: where a file lies.
 #[derive(Clone)]
-struct Bytes(Arc<Mutex<Vec<u8>>>);
+struct Bytes {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    /// Whether each change of the length is refused.
+    is_fixed: bool,
+    /// Whether each hole is refused.
+    is_sealed: Arc<AtomicBool>,
+}
 
 impl Bytes {
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -47,13 +58,46 @@ impl Store for Bytes {
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        if self.is_fixed {
+            return Err(StoreError::Io { offset: length, errno: EPERM });
+        }
         self.lock().resize(length as usize, 0);
         Ok(())
     }
 
     fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        if self.is_sealed.load(Ordering::Relaxed) {
+            return Err(StoreError::Io { offset, errno: EPERM });
+        }
         part(&mut self.lock(), offset, length).fill(0);
         Ok(())
+    }
+}
+
+/// Bytes whose writes end later, so that they are under way while the next operations are done.
+struct LateWrites {
+    bytes: Bytes,
+    late: DelayedStore<Bytes>,
+}
+
+impl Store for LateWrites {
+    fn length(&self) -> Result<u64, StoreError> {
+        self.bytes.length()
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        match transfer.direction() {
+            Direction::Read => self.bytes.submit(transfer),
+            Direction::Write => self.late.submit(transfer),
+        }
+    }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        self.bytes.set_length(length)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        self.bytes.punch(offset, length)
     }
 }
 
@@ -74,13 +118,21 @@ impl Held {
         delay: Option<Duration>,
     ) -> Result<Self, String> {
         let contents = contents(episode.seed, number, episode.files[number]);
-        let bytes = Bytes(Arc::new(Mutex::new(contents.clone())));
+        let bytes = Bytes {
+            bytes: Arc::new(Mutex::new(contents.clone())),
+            is_fixed: number == REFUSING,
+            is_sealed: Arc::default(),
+        };
         let store: Arc<dyn Store> = match delay {
             Some(delay) => Arc::new(DelayedStore::new(bytes.clone(), delay).with_jitter(delay, episode.seed)),
+            None if number == STORED => {
+                let late = DelayedStore::new(bytes.clone(), LATE).with_jitter(LATE, episode.seed);
+                Arc::new(LateWrites { bytes: bytes.clone(), late })
+            }
             None => Arc::new(bytes.clone()),
         };
         let file = match number {
-            STORED => File::open_rw(engine, store).map_err(|error| error.to_string())?,
+            STORED | REFUSING => File::open_rw(engine, store).map_err(|error| error.to_string())?,
             IN_MEMORY => File::in_memory(engine, 0).map_err(|error| error.to_string())?,
             _ => File::open(engine, store).map_err(|error| error.to_string())?,
         };
@@ -89,6 +141,16 @@ impl Held {
             handle.write_at(0, &contents).map_err(|error| error.to_string())?;
         }
         Ok(Self { bytes, file, handle })
+    }
+
+    /// No hole is punched any more.
+    pub fn seal(&self) {
+        self.bytes.is_sealed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether holes are refused.
+    pub fn is_sealed(&self) -> bool {
+        self.bytes.is_sealed.load(Ordering::Relaxed)
     }
 
     /// ftruncate: what is cut off is gone, what is new is zeros.

@@ -1,10 +1,11 @@
 //! What each operation is on the engine's side.
 
-use super::super::operation::{At, Move, Object, Operation, PAGES, Place, STORED, WINDOW, With};
+use super::super::operation::{At, Move, Object, Operation, PAGES, Place, REFUSING, STORED, WINDOW, With};
 use super::super::step::{Caught, Outcome, Seen, number_of};
 use super::{Machine, Space, end};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
+use faultless::errno::EPERM;
 use faultless::protection::{Protection, Sharing};
 use faultless::vma::Flags;
 use faultless::{
@@ -18,6 +19,9 @@ impl<D: LockingDesign> Machine<D> {
     pub(super) fn perform(&mut self, operation: &Operation) -> Outcome {
         let (space, offset) = (self.space(), self.offset);
         let address = |at| self.address(at);
+        if !operation.is_tried(self.files[REFUSING].is_sealed()) {
+            return Outcome::Done(0);
+        }
         match *operation {
             Operation::Map { place, length, .. } => match space.map(self.request(operation)) {
                 Err(error) => Outcome::Error(MapError::errno(&error)),
@@ -120,6 +124,12 @@ impl<D: LockingDesign> Machine<D> {
                     Err(error) => Outcome::Error(FileError::errno(&error)),
                 }
             }
+            // The seal is Linux's own: nothing of it comes to the engine.
+            Operation::WriteFile { file: REFUSING, length, .. }
+                if length.0 != 0 && self.files[REFUSING].is_sealed() =>
+            {
+                Outcome::Error(EPERM)
+            }
             Operation::WriteFile { file, offset, length, value } => {
                 let written = self.files[file].handle.write_at(offset, &vec![value; length.0 as usize]);
                 result(written.map(|done| done as u64), FileError::errno)
@@ -129,6 +139,14 @@ impl<D: LockingDesign> Machine<D> {
             }
             Operation::Punch { file, offset, length } => {
                 result(self.files[file].handle.punch_hole(offset, length.0).map(|()| 0), FileError::errno)
+            }
+            Operation::StartSync { file } => {
+                self.files[file].handle.start_sync();
+                Outcome::Done(0)
+            }
+            Operation::SealFile => {
+                self.files[REFUSING].seal();
+                Outcome::Done(0)
             }
             Operation::Fork => match space.fork() {
                 Ok(child) => {
