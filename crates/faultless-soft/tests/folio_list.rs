@@ -5,7 +5,7 @@ use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::Protection;
 use faultless::stats::Counter;
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::{AddressSpace, Engine, File, FileError, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
@@ -31,16 +31,15 @@ impl Store for Ones {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        let length = transfer.bytes().len();
-        match transfer.direction() {
-            Direction::Read => transfer.bytes().fill(1),
-            Direction::Write if self.refuses.load(Ordering::Relaxed) => {
+        match transfer.bytes() {
+            Bytes::Read(bytes) => bytes.fill(1),
+            Bytes::Write(_) if self.refuses.load(Ordering::Relaxed) => {
                 let offset = transfer.offset();
                 return transfer.complete(Err(StoreError::Io { offset, errno: 5 }));
             }
-            Direction::Write => {}
+            Bytes::Write(_) => {}
         }
-        transfer.complete(Ok(length));
+        transfer.complete(Ok(PAGE_SIZE as usize));
     }
 
     fn set_length(&self, _length: u64) -> Result<(), StoreError> {
