@@ -72,7 +72,7 @@
 //! # Lock order
 //!
 //! ```text
-//! a file's length, taken to change it                 sleeps: until writes of what is cut off have ended
+//! a file's length, taken to change it, or for a hole  sleeps: until transfers of what goes have ended; the store is asked
 //!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
 //! a design's own lock (none in the default design)
 //!   a range taken                                     sleeps: other range work on the same pages
@@ -84,8 +84,12 @@
 //! ```
 //! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
 //! it at every place that may sleep ([`Engine::assert_may_sleep`]). Whoever drops the last use of a file's page may be in a
-//! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for. Grace periods and `invalidate` wait for read
-//! sections, so they are awaited in no section; with a range taken they may be, since sections do not wait.
+//! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for.
+//! Grace periods and `invalidate` wait for read sections, so they are awaited in no section; with a range taken they may be,
+//! since sections do not wait.
+//!
+//! None of these is held while memory that a caller gave is touched: bytes go by a page of the engine's own. Debug builds
+//! check it ([`Engine::assert_holds_nothing`]).
 //!
 //! # What may be read and written while holding what
 //!

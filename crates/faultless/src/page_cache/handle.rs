@@ -190,7 +190,10 @@ impl<H: Host> File<H> {
             }
             let bounce = &mut bounce[..part];
             match self.read_part(at, bounce) {
-                Ok(true) => bytes[done..done + part].copy_from_slice(bounce),
+                Ok(true) => {
+                    self.engine.assert_holds_nothing("the buffer of a read by handle");
+                    bytes[done..done + part].copy_from_slice(bounce);
+                }
                 Ok(false) => break,
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
@@ -223,6 +226,7 @@ impl<H: Host> File<H> {
             let at = offset + done as u64;
             let part = part_of_page(at, bytes.len() - done);
             let bounce = &mut bounce[..part];
+            self.engine.assert_holds_nothing("the buffer of a write by handle");
             bounce.copy_from_slice(&bytes[done..done + part]);
             if let Err(error) = self.write_part(at, bounce, end) {
                 self.shrink_store_to_length(&self.take_resizing());
