@@ -1,7 +1,7 @@
 //! Why there is no pager, or no region.
 
 use faultless::store::OpenError as StoreOpenError;
-use faultless::{DiscardError, ForkError, MapError, ProtectError, UnmapError};
+use faultless::{DiscardError, FileError, ForkError, MapError, ProtectError, UnmapError};
 use faultless_soft::MemoryError;
 use std::ops::Range;
 
@@ -102,6 +102,9 @@ pub enum RegionError {
     /// The engine said no.
     #[error(transparent)]
     Discard(#[from] DiscardError),
+    /// The engine said no.
+    #[error(transparent)]
+    Refresh(#[from] FileError),
     /// No memory for the snapshot.
     #[error(transparent)]
     Snapshot(#[from] ForkError),

@@ -8,6 +8,7 @@ use faultless::design::Faultless;
 use faultless::host::OutOfMemory;
 use faultless::protection::Protection;
 use faultless::store::{FileStore, Store};
+use faultless::sync::Shared;
 use faultless::{AddressSpace, FaultError, File, MapError, MapRequest, Placement};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::ops::{Bound, Deref, DerefMut, RangeBounds};
@@ -24,6 +25,8 @@ pub struct Region {
     serving: Serving,
     start: NonNull<u8>,
     length: usize,
+    /// What its pages come from, but for those stored to. `None`: zeros.
+    file: Option<Shared<File<Linux>>>,
 }
 
 // SAFETY: the bytes are the region's own; references to them follow the borrow of the region.
@@ -55,7 +58,7 @@ impl Pager {
     /// # Errors
     /// [`RegionError`].
     pub fn anonymous(&self, length: usize) -> Result<Region, RegionError> {
-        Region::map(self, length, MapRequest::anonymous(length as u64))
+        Region::map(self, length, None)
     }
 
     /// A region of the bytes of `file` as long as it is now. Stores stay in the region.
@@ -80,13 +83,12 @@ impl Pager {
         let bytes = store.length()?;
         let length = usize::try_from(bytes).map_err(|_| RegionError::NoRoom { length: usize::MAX })?;
         let file = File::open(self.engine(), store)?;
-        let rights = Protection::READ | Protection::WRITE;
-        Region::map(self, length, MapRequest::file(&file, 0, bytes, rights))
+        Region::map(self, length, Some(file))
     }
 }
 
 impl Region {
-    fn map(pager: &Pager, length: usize, request: MapRequest<Linux>) -> Result<Self, RegionError> {
+    fn map(pager: &Pager, length: usize, file: Option<Shared<File<Linux>>>) -> Result<Self, RegionError> {
         pager.check_process()?;
         if length == 0 {
             return Err(RegionError::Empty);
@@ -98,8 +100,12 @@ impl Region {
         // SAFETY: new, and of this pager's host.
         let space = unsafe { AddressSpace::with_table(pager.engine(), table) }.map_err(no_room)?;
         let serving = Serving::of(&space).map_err(|_| RegionError::NoRoom { length })?;
+        let request = match &file {
+            None => MapRequest::anonymous(length as u64),
+            Some(file) => MapRequest::file(file, 0, length as u64, Protection::READ | Protection::WRITE),
+        };
         space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
-        Ok(Self { serving, start, length })
+        Ok(Self { serving, start, length, file })
     }
 
     /// Its address, for accesses that take no reference: to a region that other threads change, or parts of which are
@@ -125,10 +131,11 @@ impl Region {
         let child = self.space().fork()?;
         let start = crate::table::table(&child).window().pointer();
         let serving = Serving::of(&child).map_err(|_| RegionError::NoRoom { length: self.length })?;
-        Ok(Self { serving, start, length: self.length })
+        Ok(Self { serving, start, length: self.length, file: self.file.clone() })
     }
 
-    /// Drops the pages of `part`: it reads as zeros or as the file afterwards.
+    /// Drops the pages of `part`: it reads as zeros or as the file afterwards. Pages of the file that the pager has in its
+    /// cache show what was read once; [`Region::refresh`] has them read anew.
     ///
     /// # Errors
     /// [`RegionError::Part`]; nothing has changed.
@@ -148,6 +155,25 @@ impl Region {
         let (at, bytes) = self.part(part)?;
         if bytes != 0 {
             self.space().discard(at, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Has the file's pages of `part` read anew when they are next touched, here and in snapshots: for a file that somebody
+    /// else has changed. Pages that were stored to stay as they are; [`Region::discard`] drops them. The region stays as long
+    /// as the file was: what the file has lost since is SIGBUS, and what it has gained is not shown. Does nothing in a region
+    /// of zeros.
+    ///
+    /// # Safety
+    /// No reference lives into `part`, or into the same part of a snapshot of this region or of the region that it is a
+    /// snapshot of: bytes under it change.
+    ///
+    /// # Errors
+    /// [`RegionError::Part`], [`RegionError::Refresh`].
+    pub unsafe fn refresh(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
+        let (at, bytes) = self.part(part)?;
+        if let Some(file) = &self.file {
+            file.refresh(at.get(), bytes)?;
         }
         Ok(())
     }

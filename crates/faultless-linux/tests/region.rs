@@ -8,6 +8,7 @@ use faultless::{AddressSpace, FaultError, Limits};
 use faultless_linux::{Linux, OpenError, Options, Pager, Region, RegionError, ServeError, Serving, access};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -126,6 +127,37 @@ fn discarded_parts_are_zero_or_the_files_again() {
     }
     region.discard(0..0).unwrap();
     drop((region, file, snapshot));
+    end(&pager);
+}
+
+#[test]
+fn a_file_that_others_changed_is_read_anew_and_never_a_mixture() {
+    let Some(pager) = pager() else { return };
+    let file = numbered(8);
+    let mut region = pager.file(file.try_clone().unwrap()).unwrap();
+    region[PAGE] = 100;
+    assert_eq!((region[0], region[PAGE], region[PAGE + 1], region[2 * PAGE]), (1, 100, 2, 3));
+    let snapshot = region.snapshot().unwrap();
+    assert_eq!((snapshot[0], snapshot[2 * PAGE]), (1, 3));
+    for page in 0..8 {
+        file.write_all_at(&[50 + page as u8; PAGE], page * PAGE_SIZE).unwrap();
+    }
+    region.discard(..).unwrap();
+    assert_eq!((region[0], region[2 * PAGE]), (1, 3), "the cache's pages, until they are refreshed");
+    // SAFETY: no reference into either lives.
+    unsafe { region.refresh(..) }.unwrap();
+    assert!((0..8).all(|page| region[page * PAGE..][..PAGE].iter().all(|byte| *byte == 50 + page as u8)));
+    assert_eq!(
+        (snapshot[0], snapshot[PAGE], snapshot[2 * PAGE]),
+        (50, 100, 52),
+        "what it had stored to stays"
+    );
+    // SAFETY: as above.
+    assert!(matches!(unsafe { region.refresh(1..PAGE) }, Err(RegionError::Part { .. })));
+    let zeros = pager.anonymous(PAGE).unwrap();
+    // SAFETY: as above.
+    unsafe { zeros.refresh(..) }.unwrap();
+    drop((region, snapshot, zeros));
     end(&pager);
 }
 

@@ -11,6 +11,8 @@ mod locks;
 mod merging;
 mod moves;
 mod pins;
+
+mod refresh;
 mod remote;
 mod shared;
 mod stand;

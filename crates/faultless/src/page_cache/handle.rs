@@ -41,6 +41,12 @@ pub enum FileError {
         /// Where it would end.
         end: u64,
     },
+    /// A page that was to be read anew has bytes that the store does not have (EBUSY).
+    #[error("the page at byte {offset} has been written, and not synced: reading it anew would lose that")]
+    Dirty {
+        /// The offset of the page, in bytes.
+        offset: u64,
+    },
     /// The store failed: now, or at a write that nobody had been told of.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -57,6 +63,7 @@ impl FileError {
             Self::EmptyHole => errno::EINVAL,
             Self::TooLong { .. } => errno::EFBIG,
             Self::Store(error) => error.errno(),
+            Self::Dirty { .. } => errno::EBUSY,
             Self::OutOfMemory => errno::ENOMEM,
         }
     }

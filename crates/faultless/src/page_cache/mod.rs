@@ -15,6 +15,7 @@ mod folio_list;
 mod handle;
 mod index;
 mod mappings;
+mod refresh;
 mod resize;
 mod writeback;
 

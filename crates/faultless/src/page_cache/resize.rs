@@ -32,7 +32,7 @@ pub(super) type Resizing<'a, H> = Reservation<'a, (), Engine<H>>;
 
 /// Whether reads under way are awaited too, before bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Await {
+pub(super) enum Await {
     /// The store will be asked to give up the bytes: it must not be reading them.
     ReadsAndWrites,
     /// The store has changed already. A read that ends now looks at the new length.
@@ -190,7 +190,7 @@ impl<H: Host> File<H> {
     }
 
     /// Locks page `page` if it is in memory, when no read and no write of it is under way.
-    fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
+    pub(super) fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
         loop {
             let pin = self.pin_attached(page)?;
             pin.wait_for_read(&|| false);
@@ -292,11 +292,11 @@ impl<H: Host> File<H> {
 
 /// While it lives, no transfer of the file's pages in a range is under way or begins. A thread that wants one waits in the
 /// queue for memory. Dropped without a commit, it leaves the file as it was.
-struct Forbidden<'a, H: Host>(&'a File<H>);
+pub(super) struct Forbidden<'a, H: Host>(&'a File<H>);
 
 impl<'a, H: Host> Forbidden<'a, H> {
     /// Forbids, and then waits for what is under way.
-    fn begin(_: &Resizing<'_, H>, file: &'a File<H>, pages: Range<u64>, which: Await) -> Self {
+    pub(super) fn begin(_: &Resizing<'_, H>, file: &'a File<H>, pages: Range<u64>, which: Await) -> Self {
         // Counted as a pin, so that a thread that waits does not take the queue to be empty.
         file.engine.cache.pins.fetch_add(1, Ordering::Relaxed);
         file.forbidden_end.store(pages.end, Ordering::Release);

@@ -1,0 +1,153 @@
+//! Reading pages anew, where somebody else has changed the store behind the cache.
+//!
+//! ```text
+//! forbid transfers of the pages (resize.rs)
+//! for each page:  lock its folio; dirty: refuse; else take it out of the index, and keep it
+//! fence; take the pages from every space
+//! for each page:  dirty by now: back into the index; else forget it
+//! ```
+//! A store through a mapping makes the folio dirty while the entry is announced. It has done so before the entry is
+//! taken away, or it finds the page absent and waits until transfers are allowed. A write by handle holds the folio's
+//! lock and looks whether the page is in the index.
+
+use super::account::Pin;
+use super::index::{self, Tag};
+use super::resize::{Await, Forbidden};
+use super::{File, FileError, SEEN, frame_of, word_of};
+use crate::address::PAGE_SIZE;
+use crate::frame::Reference;
+use crate::host::Host;
+use crate::sync::atomic::Ordering;
+use crate::sync::full_fence;
+use core::ops::Range;
+
+/// Pages that are taken from the spaces together.
+#[cfg(not(loom))]
+const BATCH: usize = 64;
+#[cfg(loom)]
+const BATCH: usize = 2;
+
+/// Pages that are out of the index, still with the cache's reference.
+struct Batch<H: Host> {
+    pages: [Option<(u64, Pin<H>)>; BATCH],
+    count: usize,
+    /// The first page found dirty.
+    dirty: Option<u64>,
+}
+
+impl<H: Host> File<H> {
+    /// Drops the cached pages of `length` bytes at `offset`, and takes them from every mapping: the next access or read has
+    /// the store's bytes as they are then. For a file whose store somebody else has changed. Private copies stay; see
+    /// [`AddressSpace::discard`](crate::AddressSpace::discard) for those. The length stays; see [`File::set_length`]. A file in
+    /// memory has no store, and stays as it is. Waits for I/O.
+    ///
+    /// # Errors
+    /// [`FileError::Dirty`]: a page has bytes that the store does not have. Call [`File::sync`] first if they are to win, or
+    /// [`File::set_length`] or a punched hole to drop them. If it was dirty at the beginning, nothing has changed; if it
+    /// became so meanwhile, other pages may have been dropped. [`FileError::TooLong`]: nothing has changed.
+    pub fn refresh(&self, offset: u64, length: u64) -> Result<(), FileError> {
+        self.engine.assert_may_sleep("reading a file's pages anew");
+        let end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
+        let pages = offset / PAGE_SIZE..end.div_ceil(PAGE_SIZE).min(index::PAGES);
+        if self.is_in_memory() || length == 0 || pages.is_empty() {
+            return Ok(());
+        }
+        let resizing = self.take_resizing();
+        let forbidden = Forbidden::begin(&resizing, self, pages.clone(), Await::ReadsAndWrites);
+        let mut batch =
+            Batch { pages: [const { None }; BATCH], count: 0, dirty: self.first_dirty(pages.clone()) };
+        if batch.dirty.is_none() {
+            self.index.each_from(pages.start, &mut |page, word| {
+                if page < pages.end && frame_of(word.load(Ordering::Acquire)).is_some() {
+                    self.take_clean(page, &mut batch);
+                }
+            });
+            self.drop_batch(&mut batch);
+        }
+        drop(forbidden);
+        batch.dirty.map_or(Ok(()), |page| Err(FileError::Dirty { offset: page * PAGE_SIZE }))
+    }
+
+    /// The first of `pages` that is dirty.
+    fn first_dirty(&self, mut pages: Range<u64>) -> Option<u64> {
+        while let Some(page) = self.index.next_tagged(pages.clone(), Tag::Dirty) {
+            match self.find(page, Reference::Pin) {
+                Ok(Some(frame)) => {
+                    let pin = Pin::new(&self.engine, frame);
+                    if self.engine.folio(pin.frame()).is_dirty() {
+                        return Some(page);
+                    }
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    crate::sync::spin_loop();
+                    continue;
+                }
+            }
+            pages.start = page + 1;
+        }
+        None
+    }
+
+    /// Takes `page` out of the index if it is clean.
+    fn take_clean(&self, page: u64, batch: &mut Batch<H>) {
+        // No transfer of it begins, so that this waits for others' locks only.
+        let Some(lock) = self.lock_idle(page) else { return };
+        let frame = lock.0.frame();
+        if self.engine.folio(frame).is_dirty() {
+            batch.dirty.get_or_insert(page);
+            return;
+        }
+        let removal = self.removal.lock();
+        let word = self.index.get(page).filter(|word| word.load(Ordering::Relaxed) == word_of(frame));
+        let Some(word) = word else { return };
+        word.store(SEEN, Ordering::Release);
+        drop(removal);
+        batch.pages[batch.count] = Some((page, Pin::again(&lock.0)));
+        batch.count += 1;
+        drop(lock);
+        if batch.count == BATCH {
+            self.drop_batch(batch);
+        }
+    }
+
+    /// Takes the batch's pages from every space, and gives back those that are clean still.
+    fn drop_batch(&self, batch: &mut Batch<H>) {
+        let count = core::mem::take(&mut batch.count);
+        let pages = || batch.pages[..count].iter().flatten().map(|(page, _)| *page);
+        let (Some(first), Some(last)) = (pages().min(), pages().max()) else { return };
+        // Partner: the fence after the bit in page work.
+        full_fence();
+        self.each_space(|space| space.drop_pages_of(self.id, first..last + 1, 0..0));
+        for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
+            let is_dirty = self.engine.folio(pin.frame()).is_dirty();
+            if is_dirty && !cfg!(mutant = "refresh_drops_late_stores") && self.put_back(page, &pin) {
+                batch.dirty.get_or_insert(page);
+            } else {
+                self.forget(pin.frame());
+            }
+        }
+    }
+
+    /// Puts a page back that was stored into while it was being taken. False: a whole page has been written there since, over
+    /// what was stored.
+    fn put_back(&self, page: u64, pin: &Pin<H>) -> bool {
+        let Some(place) = self.index.get(page) else { return false };
+        loop {
+            let word = place.load(Ordering::Acquire);
+            match frame_of(word) {
+                Some(frame) if self.engine.folio(frame).is_uptodate() => return false,
+                // A read that has not seen yet that it is forbidden, and withdraws.
+                Some(_) => crate::sync::spin_loop(),
+                None => {
+                    let new = word_of(pin.frame());
+                    if place.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                        self.index.tag(page, Tag::Dirty);
+                        self.enqueue(page);
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+}
