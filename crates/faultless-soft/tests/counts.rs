@@ -6,8 +6,10 @@ use faultless::design::Faultless;
 use faultless::host::{FrameSource, Host};
 use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
-use faultless::store::{Bytes, Store, StoreError, Transfer};
-use faultless::{AddressSpace, Engine, File, ForkError, Limits, MapRequest, Placement};
+use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
+use faultless::{
+    AddressSpace, Engine, Fault, FaultError, File, ForkError, Limits, MapRequest, PendingFault, Placement,
+};
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
 
@@ -119,4 +121,92 @@ fn a_table_that_may_have_a_page_many_times_is_not_shared() {
         parent.audit().unwrap();
         child.audit().unwrap();
     }
+}
+
+/// Who reads or writes memory from outside waits for a place among the pins, or needs none.
+#[test]
+fn remote_memory_is_had_though_a_page_is_pinned_as_often_as_can_be_counted() {
+    let engine = machine();
+    let space = Space::new(&engine).unwrap();
+    space.map(MapRequest::anonymous(2 * PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    (0..2).for_each(|page| space.store_u64(at(page), 7).unwrap());
+    let mut pins = Vec::new();
+    let refused = loop {
+        match space.pin(at(1), Access::Write) {
+            Ok(pin) => pins.push(pin),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, FaultError::TooManyPins { address: at(1) });
+    let both = 2 * PAGE_SIZE as usize;
+    let mut bytes = vec![0; both];
+    assert_eq!(space.read_remote(at(0), &mut bytes), Ok(both));
+    assert_eq!((bytes[0], bytes[PAGE_SIZE as usize]), (7, 7));
+    let (started, is_started) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let write = scope.spawn(|| {
+            started.send(()).unwrap();
+            space.write_remote(at(0), &vec![9; both])
+        });
+        is_started.recv().unwrap();
+        drop(pins);
+        assert_eq!(write.join().unwrap(), Ok(both));
+    });
+    assert_eq!(space.load_u64(at(1)), Ok(u64::from_ne_bytes([9; 8])));
+}
+
+/// The end of the space ends the wait.
+#[test]
+fn a_wait_for_a_place_among_the_pins_ends_with_the_space() {
+    let engine = machine();
+    let space = Space::new(&engine).unwrap();
+    space.map(MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(0)))).unwrap();
+    let pins: Vec<_> = std::iter::from_fn(|| space.pin(at(0), Access::Write).ok()).collect();
+    let (started, is_started) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let write = scope.spawn(|| {
+            started.send(()).unwrap();
+            space.write_remote(at(0), &[9; 8])
+        });
+        is_started.recv().unwrap();
+        space.exit();
+        assert_eq!(write.join().unwrap().unwrap_err().errno(), faultless::errno::EFAULT);
+    });
+    drop(pins);
+}
+
+/// More threads may wait for one page than can be counted: the rest wait for a place.
+#[test]
+fn any_number_of_faults_waits_for_one_page() {
+    const FAULTS: usize = 70_000;
+    let engine = machine();
+    let gate = Arc::new(GatedStore::new(Fives));
+    let file = File::open(&engine, gate.clone()).unwrap();
+    let space = Space::new(&engine).unwrap();
+    space.map(MapRequest::file(&file, 0, PAGE_SIZE, Protection::READ).at(Placement::Fixed(at(0)))).unwrap();
+    let fault = || match space.fault(at(0), Access::Read) {
+        Ok(Fault::Pending(pending)) => pending,
+        Ok(Fault::Done) => panic!("the page is not read"),
+        Err(error) => panic!("{error}"),
+    };
+    let faults: Vec<_> = (0..FAULTS).map(|_| fault()).collect();
+    gate.wait_for(1);
+    assert!(!faults[0].is_ready() && !faults[FAULTS - 1].is_ready());
+    let finish = |mut fault| {
+        while let Fault::Pending(pending) = fault {
+            fault = PendingFault::wait(pending).unwrap();
+        }
+    };
+    let mut placed = faults;
+    let others = placed.split_off(FAULTS - 2);
+    std::thread::scope(|scope| {
+        // These have no place, and wait until others go.
+        for fault in others {
+            scope.spawn(move || finish(Fault::Pending(fault)));
+        }
+        gate.open();
+        placed.into_iter().map(Fault::Pending).for_each(finish);
+    });
+    assert_eq!(space.load_u64(at(0)), Ok(u64::from_ne_bytes([5; 8])));
+    assert_eq!(engine.statistics().get(Counter::IoReads), 1);
 }

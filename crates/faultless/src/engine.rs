@@ -4,7 +4,7 @@
 
 use crate::frame::{Folio, Left, MAX_SHARED_TABLES, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
-use crate::page_cache::Account;
+use crate::page_cache::{Account, Full};
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{AccessSection, Held, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
 use alloc::sync::Arc;
@@ -389,6 +389,37 @@ impl<H: Host> Engine<H> {
             Left::Idle => self.cache.list(self, frame),
             Left::Others => {}
         }
+    }
+
+    /// As [`Engine::put`], of a pin; wakes those who wait in [`Engine::wait_for_place`]. The caller has announced nothing.
+    pub(crate) fn unpin(&self, frame: Frame, reference: Reference) {
+        let folio = self.folio(frame);
+        let key = core::ptr::from_ref(folio).addr();
+        let (is_last, is_crowded) = folio.put_pin(reference);
+        if is_last {
+            self.frames().free(frame);
+        }
+        if is_crowded {
+            self.host.park().wake_all(key);
+        }
+    }
+
+    /// What [`Engine::wait_for_place`] sleeps on.
+    pub(crate) fn place_key(&self, full: Full) -> usize {
+        core::ptr::from_ref(self.folio(full.frame)).addr()
+    }
+
+    /// Whether there is a place in a count that was full.
+    pub(crate) fn has_place(&self, full: Full) -> bool {
+        !self.folio(full.frame).is_full(full.reference)
+    }
+
+    /// Sleeps until there is a place in a count of pins that was full, or `given_up`. Others may take the place first. The
+    /// caller has no reference to the frame, which may be another page by then: it looks again. It has no pin that others
+    /// wait for here.
+    pub(crate) fn wait_for_place(&self, full: Full, given_up: &impl Fn() -> bool) {
+        let blocked = || !self.has_place(full) && !given_up();
+        self.park_killable(Counter::MemoryWait, self.place_key(full), blocked);
     }
 
     /// Drops the mapping reference of an entry that is gone; the page of zeros has none.

@@ -16,14 +16,14 @@ use crate::sync::plain;
 /// ```
 ///
 /// ```text
-///  0–23 mappings      24–39 short pins (a fault's, a read's)      40–51 pins for I/O into user data
-///  52 CACHED: the page cache's reference
-///  53 EXCLUSIVE: anonymous, one mapping, written in place        54 UPTODATE   55 READING   56 FAILED
-///  57 REFERENCED: used since the clock hand passed            58 LOCKED: a file system works on it
-///  59 DIRTY: the store has not what it holds                  60 WRITEBACK: a write of it is under way
-///  61 LISTED: the list of idle folios has a reference
+///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
+///  50 CACHED: the page cache's reference
+///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
+///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
+///  57 DIRTY: the store has not what it holds                  58 WRITEBACK: a write of it is under way
+///  59 LISTED: the list of idle folios has a reference         60–63 free
 /// ```
-/// Bits 0 to 52 and bit 61 are references: when all are gone the frame is free. A word without references is changed only
+/// Bits 0 to 50 and bit 59 are references: when all are gone the frame is free. A word without references is changed only
 /// by whoever has the frame alone.
 ///
 /// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no line in
@@ -62,17 +62,17 @@ const _: () = assert!(size_of::<Folio>() == 64 && size_of::<ListPlace>() <= 24);
 
 const MAPPING: u64 = 1;
 const PIN: u64 = 1 << 24;
-const IO_PIN: u64 = 1 << 40;
-const CACHED: u64 = 1 << 52;
-const EXCLUSIVE: u64 = 1 << 53;
-const UPTODATE: u64 = 1 << 54;
-const READING: u64 = 1 << 55;
-const FAILED: u64 = 1 << 56;
-const REFERENCED: u64 = 1 << 57;
-const LOCKED: u64 = 1 << 58;
-const DIRTY: u64 = 1 << 59;
-const WRITEBACK: u64 = 1 << 60;
-const LISTED: u64 = 1 << 61;
+const IO_PIN: u64 = 1 << 38;
+const CACHED: u64 = 1 << 50;
+const EXCLUSIVE: u64 = 1 << 51;
+const UPTODATE: u64 = 1 << 52;
+const READING: u64 = 1 << 53;
+const FAILED: u64 = 1 << 54;
+const REFERENCED: u64 = 1 << 55;
+const LOCKED: u64 = 1 << 56;
+const DIRTY: u64 = 1 << 57;
+const WRITEBACK: u64 = 1 << 58;
+const LISTED: u64 = 1 << 59;
 
 const MAPPINGS: u64 = PIN - 1;
 /// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
@@ -107,6 +107,14 @@ impl Reference {
             Self::Mapping => MAPPING,
             Self::Pin => PIN,
             Self::IoPin => IO_PIN,
+        }
+    }
+
+    const fn mask(self) -> u64 {
+        match self {
+            Self::Mapping => MAPPINGS,
+            Self::Pin => PINS,
+            Self::IoPin => IO_PINS,
         }
     }
 
@@ -252,6 +260,26 @@ impl Folio {
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Whether its count of `reference` is as high as it may be.
+    pub(crate) fn is_full(&self, reference: Reference) -> bool {
+        reference.is_full(self.word.load(Ordering::Relaxed))
+    }
+
+    /// Drops a pin. Returns whether it was the last reference, as [`Folio::put`], and whether somebody may be waiting
+    /// ([`crate::Engine`]'s `wait_for_place`) until there are fewer.
+    #[must_use]
+    pub(crate) fn put_pin(&self, reference: Reference) -> (bool, bool) {
+        let old = self.word.fetch_sub(reference.unit(), Ordering::Release);
+        debug_assert!(old & reference.mask() != 0, "a pin dropped that was not held: {old:#x}");
+        let is_last = old & REFERENCES == reference.unit();
+        if is_last {
+            fence(Ordering::Acquire);
+        }
+        // In place of "was full": pins of page work come and go without a word, and may be the ones that make it full.
+        let many = reference.mask() - reference.mask() / 16;
+        (is_last, old & reference.mask() >= many)
     }
 
     /// Drops a reference. True: it was the last, and the caller frees the frame. Release, and Acquire by the last,

@@ -68,21 +68,14 @@ impl Account {
 pub struct Pin<H: Host> {
     engine: Arc<Engine<H>>,
     frame: Frame,
+    /// Whether it is in a [`FolioLock`].
+    has_lock: bool,
 }
 
 impl<H: Host> Pin<H> {
     pub(super) fn new(engine: &Arc<Engine<H>>, frame: Frame) -> Self {
         engine.cache.pins.fetch_add(1, Ordering::Relaxed);
-        Self { engine: engine.clone(), frame }
-    }
-
-    /// Another pin on the same folio.
-    pub(super) fn again(pin: &Self) -> Self {
-        // As many as the faults and writes that wait: if the count is full even so, the frame's own count says so loudly.
-        while pin.engine.folio(pin.frame).try_get(Reference::Pin).is_err() {
-            crate::sync::spin_loop();
-        }
-        Self::new(&pin.engine, pin.frame)
+        Self { engine: engine.clone(), frame, has_lock: false }
     }
 
     /// The frame.
@@ -112,11 +105,15 @@ impl<H: Host> Pin<H> {
     }
 
     /// Locks it, if nobody has.
-    pub(super) fn try_lock(self) -> Result<FolioLock<H>, Self> {
-        if self.engine.folio(self.frame).try_lock() {
-            Ok(FolioLock(self, Some(Held::new())))
-        } else {
-            Err(self)
+    pub(super) fn try_lock(mut self) -> Result<FolioLock<H>, Self> {
+        self.has_lock = self.engine.folio(self.frame).try_lock();
+        if self.has_lock { Ok(FolioLock(self, Some(Held::new()))) } else { Err(self) }
+    }
+
+    fn unlock(&mut self) {
+        if core::mem::take(&mut self.has_lock) {
+            self.engine.folio(self.frame).unlock();
+            self.engine.wake_all(self.key());
         }
     }
 
@@ -154,30 +151,38 @@ pub struct FolioLock<H: Host>(
     #[expect(dead_code, reason = "it counts while the lock lives")] pub(super) Option<Held>,
 );
 
-impl<H: Host> Drop for FolioLock<H> {
-    fn drop(&mut self) {
-        let engine = &self.0.engine;
-        engine.folio(self.0.frame).unlock();
-        engine.wake_all(self.0.key());
+impl<H: Host> FolioLock<H> {
+    /// Unlocks it and keeps the pin: a second pin could be refused, and whoever waits for one with another in hand may wait
+    /// for its like.
+    pub(super) fn unlock(mut self) -> Pin<H> {
+        self.0.unlock();
+        self.0
     }
 }
 
 impl<H: Host> Drop for Pin<H> {
     fn drop(&mut self) {
-        self.engine.put(self.frame, Reference::Pin);
+        self.unlock();
+        self.engine.unpin(self.frame, Reference::Pin);
         let account = &self.engine.cache;
         account.pins.fetch_sub(1, Ordering::Relaxed);
         account.tell_unpinned(&*self.engine);
     }
 }
 
-/// A folio has as many references of a kind as can be counted: like no memory.
+/// A folio has as many references of a kind as can be counted. Mappings: that is like no memory. Pins: others let go.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Full;
+pub(crate) struct Full {
+    pub frame: Frame,
+    pub reference: Reference,
+}
 
 impl From<Full> for Miss {
-    fn from(_: Full) -> Self {
-        Self::OutOfMemory
+    fn from(full: Full) -> Self {
+        match full.reference {
+            Reference::Mapping => Self::OutOfMemory,
+            Reference::Pin | Reference::IoPin => Self::Full(full),
+        }
     }
 }
 
@@ -188,6 +193,8 @@ pub(crate) enum Miss {
     PastEnd,
     /// Too many folios are pinned: wait until [`Engine::wait_for_unpin`] with this number, then start over.
     Queue(u64),
+    /// The page has as many pins as can be counted: wait in [`Engine::wait_for_place`], then start over.
+    Full(Full),
     /// No memory, and nothing to evict.
     OutOfMemory,
 }

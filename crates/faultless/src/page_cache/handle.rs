@@ -303,8 +303,7 @@ impl<H: Host> File<H> {
             if self.make_dirty(page, frame) {
                 return Some(lock);
             }
-            pin = Pin::again(&lock.0);
-            drop(lock);
+            pin = lock.unlock();
             pin.wait_for_write(&|| false);
         }
     }
@@ -351,6 +350,10 @@ impl<H: Host> File<H> {
     /// Waits in the queue for memory, or for the writes under way, after which there may be some.
     fn wait_for_memory(&self, miss: Miss) -> Result<(), FileError> {
         let unpinned = match miss {
+            Miss::Full(full) => {
+                self.engine.wait_for_place(full, &|| false);
+                return Ok(());
+            }
             Miss::Queue(unpinned) => Some(unpinned),
             _ => self.engine.wait_for_writes(),
         };

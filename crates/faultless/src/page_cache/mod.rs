@@ -210,7 +210,7 @@ impl<H: Host> File<H> {
         let seen = word.load(Ordering::Acquire);
         let Some(frame) = frame_of(seen) else { return Ok(None) };
         match self.engine.folio(frame).try_get(reference) {
-            Err(Refused::Full) => return Err(Full),
+            Err(Refused::Full) => return Err(Full { frame, reference }),
             Err(Refused::Free) => return Ok(None), // being evicted
             Ok(()) => {}
         }
@@ -235,7 +235,8 @@ impl<H: Host> File<H> {
     pub fn try_lock_folio(&self, page: u64) -> Option<FolioLock<H>> {
         let frame = self.find(page, Reference::Pin).ok().flatten()?;
         let pin = Pin::new(&self.engine, frame);
-        self.engine.folio(frame).try_lock().then(|| FolioLock(pin, None))
+        // A file system that has locked one sees to its own accesses.
+        pin.try_lock().ok().map(|lock| FolioLock(lock.0, None))
     }
 
     /// Pins page `page`, and starts its read if nobody has; whether it did is the second. `again` tells of a fault that
@@ -395,7 +396,7 @@ impl<H: Host> File<H> {
             }
         }
         engine.wake_all(core::ptr::from_ref(folio).addr());
-        engine.put(frame, Reference::Pin);
+        engine.unpin(frame, Reference::Pin);
     }
 
     /// What lies behind the end of the file reads as zeros.

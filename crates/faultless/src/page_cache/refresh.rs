@@ -79,8 +79,8 @@ impl<H: Host> File<H> {
                     }
                 }
                 Ok(None) => {}
-                Err(_) => {
-                    crate::sync::spin_loop();
+                Err(full) => {
+                    self.engine.wait_for_place(full, &|| false);
                     continue;
                 }
             }
@@ -103,9 +103,8 @@ impl<H: Host> File<H> {
         let Some(word) = word else { return };
         word.store(SEEN, Ordering::Release);
         drop(removal);
-        batch.pages[batch.count] = Some((page, Pin::again(&lock.0)));
+        batch.pages[batch.count] = Some((page, lock.unlock()));
         batch.count += 1;
-        drop(lock);
         if batch.count == BATCH {
             self.drop_batch(batch);
         }
@@ -143,7 +142,6 @@ impl<H: Host> File<H> {
                     let new = word_of(pin.frame());
                     if place.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                         self.index.tag(page, Tag::Dirty);
-                        self.enqueue(page);
                         return true;
                     }
                 }

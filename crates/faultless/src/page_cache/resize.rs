@@ -183,8 +183,7 @@ impl<H: Host> File<H> {
         loop {
             match self.find(page, Reference::Pin) {
                 Ok(found) => return found.map(|frame| Pin::new(&self.engine, frame)),
-                // Pinned as often as can be counted: others will let go.
-                Err(_) => crate::sync::spin_loop(),
+                Err(full) => self.engine.wait_for_place(full, &|| false),
             }
         }
     }
@@ -331,7 +330,10 @@ impl<H: Host> Drop for Forbidden<'_, H> {
 
 impl From<Miss> for FileError {
     fn from(miss: Miss) -> Self {
-        debug_assert!(!matches!(miss, Miss::PastEnd | Miss::Queue(_)), "seen to by the caller");
+        debug_assert!(
+            !matches!(miss, Miss::PastEnd | Miss::Queue(_) | Miss::Full(_)),
+            "seen to by the caller"
+        );
         Self::OutOfMemory
     }
 }

@@ -19,7 +19,7 @@
 //! The folio's lock keeps writers by handle, truncation and others' writeback away, for the moment in which the state
 //! changes; it is not held while entries are looked at, and nobody waits for one while a batch is not submitted.
 
-use super::account::Pin;
+use super::account::{Full, Pin};
 use super::index::{self, Tag};
 use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
@@ -87,7 +87,7 @@ enum Begun<H: Host> {
     /// Its file is being cut off or punched there: the number to wait with until that has ended.
     Forbidden(u64),
     /// Pinned as often as can be counted.
-    Full,
+    Full(Full),
 }
 
 /// Pages that are under writeback and not submitted.
@@ -137,8 +137,8 @@ impl<H: Host> File<H> {
                 }
                 // The truncation that cut it off has waited.
                 Ok(None) => {}
-                Err(_) => {
-                    crate::sync::spin_loop();
+                Err(full) => {
+                    self.engine.wait_for_place(full, &|| false);
                     continue;
                 }
             }
@@ -201,9 +201,9 @@ impl<H: Host> File<H> {
                     pin.wait_for_write(&|| false);
                     continue;
                 }
-                Begun::Full if wait => {
+                Begun::Full(full) if wait => {
                     self.submit_batch(&mut batch);
-                    crate::sync::spin_loop();
+                    self.engine.wait_for_place(full, &|| false);
                     continue;
                 }
                 Begun::Forbidden(unpinned) if wait => {
@@ -211,7 +211,7 @@ impl<H: Host> File<H> {
                     self.engine.wait_for_unpin(unpinned, &|| false);
                     continue;
                 }
-                Begun::Busy(_) | Begun::Forbidden(_) | Begun::Full => {}
+                Begun::Busy(_) | Begun::Forbidden(_) | Begun::Full(_) => {}
             }
             rest.start = page + 1;
         }
@@ -231,14 +231,14 @@ impl<H: Host> File<H> {
                 }
                 return Begun::Clean;
             }
-            Err(_) => return Begun::Full,
+            Err(full) => return Begun::Full(full),
         };
         let lock = match Pin::new(&self.engine, frame).try_lock() {
             Ok(lock) => lock,
             Err(pin) => return Begun::Busy(pin),
         };
         if lock.0.is_writeback() {
-            return Begun::Busy(Pin::again(&lock.0));
+            return Begun::Busy(lock.unlock());
         }
         // Asked with the lock: who cuts pages off lowers the length first, and locks each page then.
         if !self.is_attached(page, frame) {
@@ -252,7 +252,7 @@ impl<H: Host> File<H> {
         self.index.tag(page, Tag::Writing);
         self.index.untag(page, Tag::Dirty);
         if self.engine.folio(frame).begin_writeback() {
-            return Begun::Started(Pin::again(&lock.0));
+            return Begun::Started(lock.unlock());
         }
         self.index.untag(page, Tag::Writing);
         Begun::Clean

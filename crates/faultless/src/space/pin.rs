@@ -8,6 +8,7 @@ use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, Host};
+use crate::page_cache::Full;
 use crate::protection::{Access, Protection};
 use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
@@ -26,6 +27,21 @@ pub struct PinnedPage<H: Host> {
     signs: Shared<Signs>,
     frame: Frame,
     access: Access,
+    /// `IoPin`; or `Pin`, of memory that is read from outside, which the space does not count.
+    reference: Reference,
+}
+
+/// Why a page is not pinned.
+pub(super) enum NotPinned {
+    Fault(FaultError),
+    /// It has as many pins as can be counted.
+    Full(Full),
+}
+
+impl From<FaultError> for NotPinned {
+    fn from(error: FaultError) -> Self {
+        Self::Fault(error)
+    }
 }
 
 impl<H: Host> PinnedPage<H> {
@@ -63,9 +79,11 @@ impl<H: Host> PinnedPage<H> {
 
 impl<H: Host> Drop for PinnedPage<H> {
     fn drop(&mut self) {
-        self.engine.put(self.frame, Reference::IoPin);
-        // Release, partner: fork, which copies the pages that are pinned.
-        self.signs.pins.fetch_sub(1, Ordering::Release);
+        self.engine.unpin(self.frame, self.reference);
+        if self.reference == Reference::IoPin {
+            // Release, partner: fork, which copies the pages that are pinned.
+            self.signs.pins.fetch_sub(1, Ordering::Release);
+        }
     }
 }
 
@@ -88,20 +106,31 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`FaultError`].
     pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
-        self.pin_with(address, access, Protection::empty())
+        self.pin_with(address, (access, Protection::empty()), Reference::IoPin).map_err(|why| match why {
+            NotPinned::Fault(error) => error,
+            NotPinned::Full(_) => FaultError::TooManyPins { address },
+        })
     }
 
     /// As [`AddressSpace::pin`], where the mapping must give `rights` by name: a processor reads what can be written.
+    ///
+    /// With [`Reference::Pin`], for reading only: the page that is there, whoever has it too. What the space stores
+    /// afterwards need not be seen.
     pub(super) fn pin_with(
         &self,
         address: VirtAddr,
-        access: Access,
-        rights: Protection,
-    ) -> Result<PinnedPage<H>, FaultError> {
+        (access, rights): (Access, Protection),
+        reference: Reference,
+    ) -> Result<PinnedPage<H>, NotPinned> {
+        debug_assert!(
+            reference == Reference::IoPin || access == Access::Read,
+            "fork does not copy such a page"
+        );
+        let is_long = reference == Reference::IoPin;
         let space = &*self.0;
         let no_mapping = FaultError::NoMapping { address };
         if !space.whole().contains(address.page()) {
-            return Err(no_mapping);
+            return Err(no_mapping.into());
         }
         #[allow(unused_mut)]
         let mut wanted = access;
@@ -120,42 +149,46 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 |work| {
                     let protection = work.vma.mapping().protection;
                     if !protection.contains(rights) {
-                        return Some(Err(FaultError::Protection { address, access, protection }));
+                        return Some(Err(FaultError::Protection { address, access, protection }.into()));
                     }
                     let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
                     // A page that others have too is copied at the next store, and the pin would not show that store.
                     let is_private = work.vma.record().is_some() && !PINS_SHARED_PAGES;
-                    if is_private && !space.is_own(frame) {
+                    if is_long && is_private && !space.is_own(frame) {
                         return None;
                     }
                     // The entry keeps the frame; only the count may be full.
-                    let pinned = work.engine().folio(frame).try_get(Reference::IoPin);
-                    let pinned = pinned.inspect(|()| _ = space.signs.pins.fetch_add(1, Ordering::Relaxed));
-                    Some(pinned.map(|()| frame).map_err(|_| FaultError::TooManyPins { address }))
+                    if work.engine().folio(frame).try_get(reference).is_err() {
+                        return Some(Err(NotPinned::Full(Full { frame, reference })));
+                    }
+                    if is_long {
+                        space.signs.pins.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Some(Ok(frame))
                 },
                 |_, _| false,
             );
             match worked.map(|worked| worked.result) {
                 Ok(Some(Ok(frame))) => {
                     let (engine, signs) = (space.engine.clone(), space.signs.clone());
-                    return Ok(PinnedPage { engine, signs, frame, access });
+                    return Ok(PinnedPage { engine, signs, frame, access, reference });
                 }
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) => {}
                 // Nothing grows down to it, and nothing is faulted in that is refused then, as on Linux.
                 Err(Refused::NoTable) => match space.protection_of(address.page()) {
-                    None => return Err(no_mapping),
+                    None => return Err(no_mapping.into()),
                     Some(protection) if !protection.contains(rights) => {
-                        return Err(FaultError::Protection { address, access, protection });
+                        return Err(FaultError::Protection { address, access, protection }.into());
                     }
                     Some(_) => {}
                 },
-                Err(Refused::Hole) => return Err(no_mapping),
-                Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }),
+                Err(Refused::Hole) => return Err(no_mapping.into()),
+                Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }.into()),
             }
-            match PINS_SHARED_PAGES {
-                false => self.unshare_and_wait(address, wanted)?,
-                true => self.fault_and_wait(address, wanted)?,
+            match is_long && !PINS_SHARED_PAGES {
+                true => self.unshare_and_wait(address, wanted)?,
+                false => self.fault_and_wait(address, wanted)?,
             }
             // CVE-2016-5195: the fault has broken COW, so the write intent seems not to be needed any more.
             #[cfg(mutant = "dirty_cow")]

@@ -4,12 +4,15 @@
 //! The caller's buffer may itself be memory of a space of this engine, whose pages come by faults. It is touched while
 //! the thread holds those pins only: [`PinnedPage::read`] and [`PinnedPage::write`] go by a page of the engine's own.
 
+use super::pin::NotPinned;
 use super::{AddressSpace, PinnedPage, fault::FaultError};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
+use crate::frame::Reference;
 use crate::host::Host;
 use crate::protection::{Access, Protection};
+use crate::sync::atomic::Ordering;
 use core::ops::Range;
 
 /// Why not one byte was copied.
@@ -38,7 +41,8 @@ const RUN: usize = 16;
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// process_vm_readv of one piece: copies bytes at `address` out, up to the first page that cannot be had, and returns
     /// how many. The mapping must be readable; that it can be written or executed does not do. Waits for the I/O of the
-    /// pages, and holds nothing then but pins on up to fifteen pages before the one that it waits for.
+    /// pages, and holds nothing then but pins on up to fifteen pages before the one that it waits for. Where a page has as
+    /// many pins as can be counted, waits until there are fewer, and holds nothing then.
     ///
     /// # Errors
     /// [`RemoteError`]: none could be copied.
@@ -68,24 +72,40 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         mut copy: impl FnMut(&PinnedPage<H>, usize, Range<usize>) -> usize,
     ) -> Result<usize, RemoteError> {
         let mut done = 0;
+        // fork copies a page that is written through a pin of the kind that it looks for. A page that is read it may share.
+        let reference = if access == Access::Write { Reference::IoPin } else { Reference::Pin };
         while done < length {
             let mut run = [const { None }; RUN];
-            let (mut pinned, mut stopped) = (done, None);
+            let (mut pinned, mut stopped, mut full) = (done, None, None);
             for place in &mut run {
                 let at = address.checked_add(pinned as u64).filter(|_| pinned < length);
                 let Some(at) = at else { break };
-                match self.pin_with(at, access, rights) {
+                match self.pin_with(at, (access, rights), reference) {
                     Ok(page) => {
                         let offset = at.offset_in_page() as usize;
                         let end = length.min(pinned + PAGE_SIZE as usize - offset);
                         *place = Some((page, offset, pinned..end));
                         pinned = end;
                     }
-                    Err(error) => {
+                    Err(NotPinned::Fault(error)) => {
                         stopped = Some(error);
                         break;
                     }
+                    Err(NotPinned::Full(page)) => {
+                        full = Some(page);
+                        break;
+                    }
                 }
+            }
+            if let Some(page) = full {
+                run = [const { None }; RUN];
+                // Who waits for a pin with others in hand may wait for somebody who does the same.
+                let has_exited = || self.0.signs.dying.load(Ordering::Acquire);
+                self.0.engine.wait_for_place(page, &has_exited);
+                if !has_exited() {
+                    continue;
+                }
+                (pinned, stopped) = (done, Some(FaultError::Exited { address }));
             }
             if pinned == done {
                 return match (done, stopped) {

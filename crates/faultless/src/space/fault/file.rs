@@ -99,9 +99,9 @@ pub(super) fn make_writable<H: Host, D: LockingDesign>(
 pub(super) enum Found {
     /// Up to date, with the reference asked for.
     Ready(Frame),
-    /// Not there, being read, or locked.
+    /// Not there, being read, or locked; or pinned as often as can be counted.
     NotReady(NotReady),
-    /// No frame for it; or mapped or pinned as often as can be counted, which is like that.
+    /// No frame for it; or mapped as often as can be counted, which is like that.
     NoMemory,
     /// The file has no such page.
     PastEnd(FaultError),
@@ -123,11 +123,14 @@ pub(super) fn find<H: Host, D: LockingDesign>(
         return match file.make_page(page, reference) {
             Ok(frame) => Found::Ready(frame),
             Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
+            Err(Miss::Full(_)) => Found::NotReady(NotReady::Absent),
             Err(Miss::OutOfMemory | Miss::Queue(_)) => Found::NoMemory,
         };
     }
     match file.find(page, reference) {
-        Err(Full) => Found::NoMemory,
+        Err(Full { reference: Reference::Mapping, .. }) => Found::NoMemory,
+        // The fault pins the page to wait for it, and waits for a place first.
+        Err(Full { .. }) => Found::NotReady(NotReady::Absent),
         Ok(None) => Found::NotReady(NotReady::Absent),
         Ok(Some(frame)) => {
             let folio = work.engine().folio(frame);

@@ -73,7 +73,7 @@ pub enum FaultError {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// The page is pinned for I/O as often as can be counted: 4,095 times.
+    /// The page is pinned for I/O as often as can be counted, 4,095 times: only [`AddressSpace::pin`] says this.
     #[error("the page at {address} is pinned for I/O too often")]
     TooManyPins {
         /// The address of the access.
@@ -282,10 +282,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             continue;
                         }
                         Ok((pin, started)) => Awaited::Page { pin, absent, started },
-                        Err(Miss::Queue(unpinned)) => {
+                        Err(miss @ (Miss::Queue(_) | Miss::Full(_))) => {
                             // Nobody waits for others' pins with a lock that they may need to let them go.
                             drop(kept);
-                            let awaited = Awaited::Memory { unpinned };
+                            let awaited = match miss {
+                                Miss::Full(full) => Awaited::Place { full },
+                                Miss::Queue(unpinned) => Awaited::Memory { unpinned },
+                                Miss::PastEnd | Miss::OutOfMemory => unreachable!("not matched above"),
+                            };
                             let pending = PendingFault::new(self, address, access, attempt, awaited, None);
                             return Ok(Fault::Pending(pending));
                         }

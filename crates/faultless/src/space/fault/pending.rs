@@ -9,7 +9,7 @@ use crate::design::{AfterIo, Attempt, LockingDesign};
 use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::Host;
-use crate::page_cache::Pin;
+use crate::page_cache::{Full, Pin};
 use crate::protection::Access;
 use crate::stats::Counter;
 use crate::store::StoreError;
@@ -23,6 +23,8 @@ pub(super) enum Awaited<H: Host> {
     Page { pin: Pin<H>, absent: Absent<H>, started: bool },
     /// Other faults' pins: too many folios are pinned for a new read.
     Memory { unpinned: u64 },
+    /// A place among the pins of the page.
+    Place { full: Full },
 }
 
 /// A page fault whose I/O is under way. Holds values, a pinned folio and a weak handle to its space; what else it
@@ -71,6 +73,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         match &self.awaited {
             Awaited::Page { pin, .. } => pin.key(),
             Awaited::Memory { .. } => self.engine.cache.key(),
+            Awaited::Place { full } => self.engine.place_key(*full),
         }
     }
 
@@ -84,6 +87,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                     NotReady::Writeback => pin.is_writeback(),
                 },
                 Awaited::Memory { unpinned } => self.engine.unpinned_since(*unpinned),
+                Awaited::Place { full } => self.engine.has_place(*full),
             }
     }
 
@@ -106,6 +110,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                 NotReady::Writeback => pin.wait_for_write(&given_up),
             },
             Awaited::Memory { unpinned } => self.engine.wait_for_unpin(*unpinned, &given_up),
+            Awaited::Place { full } => self.engine.wait_for_place(*full, &given_up),
         }
         self.finish()
     }
@@ -125,7 +130,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         };
         let (pin, absent, started) = match awaited {
             Awaited::Page { pin, absent, started } => (pin, absent, started),
-            Awaited::Memory { .. } => {
+            Awaited::Memory { .. } | Awaited::Place { .. } => {
                 drop(kept);
                 return space.fault_from(address, access, attempt);
             }
