@@ -14,10 +14,14 @@ const HOLDS: usize = 2 * BATCH;
 /// A Treiber stack of free frames, on cache lines of its own.
 #[repr(align(128))]
 pub(crate) struct FreeList {
-    /// The top frame's number plus one in the lower half, a tag that grows with each change in the upper one: a
+    /// The top frame's number plus one in the low `bits` bits, a tag that grows with each change in the others: a
     /// frame that was taken and came back is told apart. Changed by read-modify-writes only, Release by a push,
     /// Acquire by a pop: all use of a frame happens before its next life.
     head: AtomicU64,
+    /// As many bits as the largest number needs, so that the tag has all others: it comes round after 2^(64 - bits) changes,
+    /// 2^40 with 2^24 frames (64 GiB). A change is of up to a batch of frames. A pop that is preempted for just as many
+    /// changes would mistake one list for another. Immutable.
+    bits: u32,
     /// Frames from here on have never been used. Atomic; grows only.
     pub fresh: plain::AtomicU64,
     /// Frames that were taken past the caches, less those given back so; wraps. Atomic.
@@ -25,9 +29,24 @@ pub(crate) struct FreeList {
 }
 
 impl FreeList {
-    /// No frames.
-    pub fn new() -> Self {
-        Self { head: AtomicU64::new(0), fresh: plain::AtomicU64::new(0), used: plain::AtomicU64::new(0) }
+    /// No frames; later some of number 0 to `frames` - 1, which are 2^32 - 1 at most.
+    pub fn new(frames: u64) -> Self {
+        Self {
+            head: AtomicU64::new(0),
+            bits: u64::BITS - frames.leading_zeros(),
+            fresh: plain::AtomicU64::new(0),
+            used: plain::AtomicU64::new(0),
+        }
+    }
+
+    /// The top frame's number plus one.
+    fn top(&self, head: u64) -> u32 {
+        (head & ((1 << self.bits) - 1)) as u32
+    }
+
+    /// The head with `top`, and the next tag.
+    fn retag(&self, head: u64, top: u32) -> u64 {
+        ((head >> self.bits).wrapping_add(1) << self.bits) | u64::from(top)
     }
 
     /// Pushes `frames`, of which there is one at least.
@@ -43,8 +62,8 @@ impl FreeList {
         }
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            next[bottom as usize].store(head as u32, Ordering::Relaxed);
-            let new = retag(head, top + 1);
+            next[bottom as usize].store(self.top(head), Ordering::Relaxed);
+            let new = self.retag(head, top + 1);
             match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -56,7 +75,7 @@ impl FreeList {
     pub fn pop(&self, next: &[plain::AtomicU32], places: &[plain::AtomicU32]) -> usize {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
-            let (mut top, mut count) = (head as u32, 0);
+            let (mut top, mut count) = (self.top(head), 0);
             while let (Some(frame), Some(place)) = (top.checked_sub(1), places.get(count)) {
                 place.store(frame, Ordering::Relaxed);
                 // Perhaps taken and pushed elsewhere meanwhile: then the tag has changed and this is not used.
@@ -66,7 +85,7 @@ impl FreeList {
             if count == 0 {
                 return 0;
             }
-            let new = retag(head, top);
+            let new = self.retag(head, top);
             match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return count,
                 Err(now) => head = now,
@@ -78,10 +97,6 @@ impl FreeList {
     pub fn version(&self) -> u64 {
         self.head.load(Ordering::Acquire)
     }
-}
-
-fn retag(head: u64, top: u32) -> u64 {
-    ((head >> 32).wrapping_add(1) << 32) | u64::from(top)
 }
 
 /// Free frames for the threads of one slot, or few, on cache lines of their own. They count as free, and others take
@@ -190,5 +205,39 @@ impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
         self.0.held.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn next(frames: u32) -> Vec<plain::AtomicU32> {
+        (0..frames).map(|_| plain::AtomicU32::new(0)).collect()
+    }
+
+    /// A pop that is preempted meanwhile compares with a head that it has seen.
+    #[test]
+    fn four_billion_changes_do_not_bring_the_head_back() {
+        let (list, next) = (FreeList::new(8), next(8));
+        list.push(&next, [3].into_iter());
+        let seen = list.version();
+        // What 2^32 changes leave but for one: the tag is added to, as by each change.
+        list.head.fetch_add((u64::from(u32::MAX) - 1) << list.bits, Ordering::Relaxed);
+        let places = [plain::AtomicU32::new(0)];
+        assert_eq!(list.pop(&next, &places), 1);
+        list.push(&next, [3].into_iter());
+        assert_eq!(list.top(list.version()), list.top(seen), "the same frame is on top");
+        assert_ne!(list.version(), seen, "ABA");
+    }
+
+    #[test]
+    fn the_largest_number_has_room_beside_the_tag() {
+        for frames in [1, 2, 7, 8, u64::from(u32::MAX)] {
+            let list = FreeList::new(frames);
+            let (last, head) = ((frames - 1) as u32, u64::MAX);
+            assert_eq!(list.top(list.retag(head, last + 1)), last + 1);
+            assert_eq!(list.retag(head, 0), 0, "the tag comes round");
+        }
     }
 }

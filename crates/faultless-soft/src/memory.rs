@@ -85,7 +85,7 @@ impl PhysicalMemory {
             steps: each_frame(frames, || AtomicU64::new(0))?,
             folios: each_frame(frames, Folio::new)?,
             next: each_frame(frames, || plain::AtomicU32::new(0))?,
-            list: FreeList::new(),
+            list: FreeList::new(frames),
             caches: std::array::from_fn(|_| Cache::new()),
             failing: plain::AtomicU64::new(0),
         })

@@ -92,7 +92,11 @@ impl Clock for StdClock {
     }
 }
 
-/// [`Slots`] by thread: a number for each living thread, given back when it ends.
+/// [`Slots`] by thread: a number for each living thread that has used an engine, given back when it ends.
+///
+/// There are [`SlotIndex::MAX`] numbers, 65,536, for all engines of the process. A thread beyond that sleeps in its first use
+/// of an engine until another thread ends: [`StdSlots::waiting`] counts these. A program that needs more threads must not let
+/// the first ones wait for the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StdSlots;
 
@@ -100,43 +104,76 @@ pub struct StdSlots;
 mod numbers {
     use super::SlotIndex;
     use std::cell::Cell;
-    use std::sync::{Condvar, Mutex, PoisonError};
+    use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+    /// The numbers below `limit`.
+    pub struct Pool {
+        numbers: Mutex<Numbers>,
+        returned: Condvar,
+        limit: u32,
+    }
 
     struct Numbers {
         free: Vec<u32>,
         next: u32,
+        waiting: usize,
     }
 
-    static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { free: Vec::new(), next: 0 });
-    static RETURNED: Condvar = Condvar::new();
+    impl Pool {
+        pub const fn new(limit: u32) -> Self {
+            let numbers = Mutex::new(Numbers { free: Vec::new(), next: 0, waiting: 0 });
+            Self { numbers, returned: Condvar::new(), limit }
+        }
+
+        fn lock(&self) -> MutexGuard<'_, Numbers> {
+            self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// A number that nobody has. Waits until there is one.
+        pub fn take(&self) -> u32 {
+            let mut numbers = self.lock();
+            loop {
+                if let Some(free) = numbers.free.pop() {
+                    return free;
+                }
+                if numbers.next < self.limit {
+                    numbers.next += 1;
+                    return numbers.next - 1;
+                }
+                numbers.waiting += 1;
+                numbers = self.returned.wait(numbers).unwrap_or_else(PoisonError::into_inner);
+                numbers.waiting -= 1;
+            }
+        }
+
+        pub fn give_back(&self, number: u32) {
+            self.lock().free.push(number);
+            self.returned.notify_one();
+        }
+
+        pub fn waiting(&self) -> usize {
+            self.lock().waiting
+        }
+    }
+
+    static POOL: Pool = Pool::new(SlotIndex::MAX);
 
     struct Mine(u32);
 
     impl Drop for Mine {
         fn drop(&mut self) {
             let _ = INDEX.try_with(|index| index.set(u32::MAX));
-            NUMBERS.lock().unwrap_or_else(PoisonError::into_inner).free.push(self.0);
-            RETURNED.notify_one();
+            POOL.give_back(self.0);
         }
     }
 
     thread_local! {
         static INDEX: Cell<u32> = const { Cell::new(u32::MAX) };
-        static MINE: Mine = take();
+        static MINE: Mine = Mine(POOL.take());
     }
 
-    fn take() -> Mine {
-        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(free) = numbers.free.pop() {
-                return Mine(free);
-            }
-            if numbers.next < SlotIndex::MAX {
-                numbers.next += 1;
-                return Mine(numbers.next - 1);
-            }
-            numbers = RETURNED.wait(numbers).unwrap_or_else(PoisonError::into_inner);
-        }
+    pub fn waiting() -> usize {
+        POOL.waiting()
     }
 
     #[inline]
@@ -173,6 +210,12 @@ mod numbers {
 }
 
 impl StdSlots {
+    /// How many threads wait for a number now: other than zero only while [`SlotIndex::MAX`] threads have one.
+    #[cfg(not(any(loom, shuttle)))]
+    pub fn waiting() -> usize {
+        numbers::waiting()
+    }
+
     /// Gives the model's thread its slot; threads that live together take different ones.
     #[cfg(any(loom, shuttle))]
     pub fn set_current(index: u32) {
@@ -200,6 +243,22 @@ mod tests {
         let other = std::thread::scope(|s| s.spawn(|| StdSlots.current()).join().unwrap());
         assert_ne!(mine, other);
         assert_eq!(mine, StdSlots.current());
+    }
+
+    #[test]
+    fn a_thread_without_a_slot_is_counted_and_gets_the_next_one() {
+        let pool = numbers::Pool::new(2);
+        assert_eq!((pool.take(), pool.take(), pool.waiting()), (0, 1, 0));
+        std::thread::scope(|scope| {
+            let third = scope.spawn(|| pool.take());
+            while pool.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            pool.give_back(1);
+            assert_eq!(third.join().unwrap(), 1);
+        });
+        assert_eq!(pool.waiting(), 0);
+        assert_eq!(StdSlots::waiting(), 0);
     }
 
     #[test]

@@ -75,8 +75,11 @@ impl<T> Mutex<T> {
         return Some(MutexGuard { inner, held: Held::new() });
     }
 
-    /// Waits for the lock. A holder that panicked has left nothing half-done that matters here, so a poisoned
-    /// lock is taken like any other.
+    /// Waits for the lock. A lock whose holder panicked is taken like any other.
+    ///
+    /// To panic here would help nobody: locks are taken in destructors and in completions of I/O, where a panic aborts or is
+    /// lost, and the range that a panicking thread had taken, or the record it had closed, lies outside the lock. The data
+    /// under these locks is a count, a queue, or a tree that readers see at each moment, and is usable after each step.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(feature = "std")]
         let inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
