@@ -57,9 +57,9 @@ impl Shown {
     }
 
     /// Looks at bytes that somebody reads. If nothing was taken away meanwhile, they are those that were written.
-    fn check(&self, what: &str, offset: u64, read: impl FnOnce() -> Vec<u8>) {
+    fn check(&self, what: &str, read: impl FnOnce() -> (u64, Vec<u8>)) {
         let before = self.cuts.load(Ordering::SeqCst);
-        let seen = read();
+        let (offset, seen) = read();
         if before.is_multiple_of(2) && self.cuts.load(Ordering::SeqCst) == before && !seen.is_empty() {
             assert_eq!(
                 seen,
@@ -76,10 +76,10 @@ impl Shown {
         while !self.is_over.load(Ordering::SeqCst) {
             let offset = next(&mut state, BYTES);
             let mut seen = vec![0; 1 + next(&mut state, 2 * PAGE_SIZE) as usize];
-            self.check("read_at", offset, || {
+            self.check("read_at", || {
                 let done = handle.read_at(offset, &mut seen).unwrap();
                 seen.truncate(done);
-                seen
+                (offset, seen)
             });
         }
     }
@@ -88,16 +88,16 @@ impl Shown {
         let _ends = Ends(&self.is_over);
         let mut state = 2;
         while !self.is_over.load(Ordering::SeqCst) {
-            // Near the end, where the bytes come from.
-            let length = self.file.length();
-            let count = 1 + next(&mut state, 64).min(length);
-            let offset = length.saturating_sub(count + next(&mut state, 100));
-            let mut seen = vec![0; count.min(length - offset) as usize];
-            self.check("a load", offset, || {
+            let (count, behind) = (1 + next(&mut state, 64), next(&mut state, 100));
+            self.check("a load", || {
+                // Near the end, where the bytes come from.
+                let length = self.file.length();
+                let offset = length.saturating_sub(count + behind);
+                let mut seen = vec![0; count.min(length - offset) as usize];
                 match self.space.read_bytes(VirtAddr::new(MAPPED.get() + offset), &mut seen) {
-                    Ok(()) => seen,
+                    Ok(()) => (offset, seen),
                     // Cut off meanwhile.
-                    Err(_) => Vec::new(),
+                    Err(_) => (offset, Vec::new()),
                 }
             });
         }
