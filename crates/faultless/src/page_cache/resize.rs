@@ -12,7 +12,7 @@
 //!
 //! All of them hold the file's `resizing` reservation, here called [`Resizing`].
 
-use super::account::Miss;
+use super::account::{LOOKS, Miss};
 use super::index;
 use super::{File, FileError, FolioLock, Maps, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -240,11 +240,11 @@ impl<H: Host> File<H> {
         // The parts of pages at both ends are zeroed in memory, so these pages are read first.
         let head = offset..end.min(pages.start * PAGE_SIZE);
         let tail = if pages.start > pages.end { end..end } else { (pages.end * PAGE_SIZE).max(offset)..end };
-        let ends = [(self.pin_to_zero(&head)?, head), (self.pin_to_zero(&tail)?, tail)];
+        let [first, last] = self.pin_ends(&head, &tail)?;
         if pages.start < pages.end {
             self.punch_pages(&resizing, pages)?;
         }
-        for (pin, part) in ends {
+        for (pin, part) in [(first, head), (last, tail)] {
             if let Some(lock) = pin.and_then(|pin| self.lock_dirty(part.start / PAGE_SIZE, pin)) {
                 self.zero_part(&lock, part.start, part.end);
             }
@@ -261,6 +261,28 @@ impl<H: Host> File<H> {
         self.each_space(|space| space.drop_pages_of(self.id, pages.clone(), 0..0));
         drop(forbidden);
         Ok(())
+    }
+
+    /// Pins the pages in which `head` and `tail` lie, up to date. While one of them is waited for, the other is not pinned: a
+    /// thread that waits for memory must not keep the pin that it, or another such thread, waits for.
+    fn pin_ends(&self, head: &Range<u64>, tail: &Range<u64>) -> Result<[Option<Pin<H>>; 2], FileError> {
+        if head.is_empty() || tail.is_empty() {
+            return Ok([self.pin_to_zero(head)?, self.pin_to_zero(tail)?]);
+        }
+        for _ in 0..LOOKS {
+            drop(self.pin_to_zero(head)?);
+            let last = self.pin_to_zero(tail)?;
+            let page = head.start / PAGE_SIZE;
+            if self.is_hole(page) {
+                return Ok([None, last]);
+            }
+            // It may have been evicted meanwhile.
+            let first = self.pin_attached(page);
+            if let Some(first) = first.filter(|pin| self.engine.folio(pin.frame()).is_uptodate()) {
+                return Ok([Some(first), last]);
+            }
+        }
+        Err(FileError::OutOfMemory)
     }
 
     /// Pins the page in which `part` lies, up to date. `None`: there is nothing to make zeros of.
