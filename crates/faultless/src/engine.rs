@@ -395,10 +395,8 @@ impl<H: Host> Engine<H> {
     pub(crate) fn unpin(&self, frame: Frame, reference: Reference) {
         let folio = self.folio(frame);
         let key = core::ptr::from_ref(folio).addr();
-        let (is_last, is_crowded) = folio.put_pin(reference);
-        if is_last {
-            self.frames().free(frame);
-        }
+        let (left, is_crowded) = folio.put_pin(reference);
+        self.see_to(frame, left);
         if is_crowded {
             self.host.park().wake_all(key);
         }

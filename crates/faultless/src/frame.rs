@@ -267,19 +267,13 @@ impl Folio {
         reference.is_full(self.word.load(Ordering::Relaxed))
     }
 
-    /// Drops a pin. Returns whether it was the last reference, as [`Folio::put`], and whether somebody may be waiting
-    /// ([`crate::Engine`]'s `wait_for_place`) until there are fewer.
-    #[must_use]
-    pub(crate) fn put_pin(&self, reference: Reference) -> (bool, bool) {
-        let old = self.word.fetch_sub(reference.unit(), Ordering::Release);
-        debug_assert!(old & reference.mask() != 0, "a pin dropped that was not held: {old:#x}");
-        let is_last = old & REFERENCES == reference.unit();
-        if is_last {
-            fence(Ordering::Acquire);
-        }
+    /// Drops a pin. Returns what is left, and whether somebody may be waiting ([`crate::Engine`]'s `wait_for_place`) until
+    /// there are fewer.
+    pub(crate) fn put_pin(&self, reference: Reference) -> (Left, bool) {
+        let (left, old) = self.release_units(reference.unit());
         // In place of "was full": pins of page work come and go without a word, and may be the ones that make it full.
         let many = reference.mask() - reference.mask() / 16;
-        (is_last, old & reference.mask() >= many)
+        (left, old & reference.mask() >= many)
     }
 
     /// Drops a reference. True: it was the last, and the caller frees the frame. Release, and Acquire by the last,
@@ -291,7 +285,7 @@ impl Folio {
 
     /// As [`Folio::put`], and says whether the folio has become idle.
     pub(crate) fn release(&self, reference: Reference) -> Left {
-        self.release_units(reference.unit())
+        self.release_units(reference.unit()).0
     }
 
     /// Drops the page cache's reference; as [`Folio::put`].
@@ -316,27 +310,29 @@ impl Folio {
 
     /// Drops the reference of the list of idle folios; as [`Folio::release`].
     pub(crate) fn release_listed(&self) -> Left {
-        self.release_units(LISTED)
+        self.release_units(LISTED).0
     }
 
     fn drop_references(&self, unit: u64) -> bool {
-        self.release_units(unit) == Left::Nothing
+        self.release_units(unit).0 == Left::Nothing
     }
 
-    fn release_units(&self, unit: u64) -> Left {
+    /// Drops references. Returns what is left, and the word as it was.
+    fn release_units(&self, unit: u64) -> (Left, u64) {
         let old = self.word.fetch_sub(unit, Ordering::Release);
         debug_assert!(
             old & REFERENCES >= unit,
             "a reference dropped that was not held: {old:#x} - {unit:#x}"
         );
-        match (old & REFERENCES) - unit {
+        let left = match (old & REFERENCES) - unit {
             0 => {
                 fence(Ordering::Acquire);
                 Left::Nothing
             }
             CACHED => Left::Idle,
             _ => Left::Others,
-        }
+        };
+        (left, old)
     }
 
     /// Copy-on-write's question, asked under the entry's bit: may the one who maps it read-only write in place? Yes
