@@ -8,7 +8,7 @@ mod models;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::{Access, Protection};
-use faultless::store::{Direction, Store, StoreError, Transfer};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{Cpu, Soft};
@@ -24,11 +24,10 @@ impl Store for Fives {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        let length = transfer.bytes().len();
-        if transfer.direction() == Direction::Read {
-            transfer.bytes().fill(5);
+        if let Bytes::Read(bytes) = transfer.bytes() {
+            bytes.fill(5);
         }
-        transfer.complete(Ok(length));
+        transfer.complete(Ok(PAGE_SIZE as usize));
     }
 }
 

@@ -1,0 +1,114 @@
+use super::*;
+
+#[test]
+fn reuse_in_place_counts_pins() {
+    let folio = Folio::new();
+    folio.begin_anonymous(1);
+    assert_eq!(folio.try_share(), Share::Shared);
+    assert_eq!(folio.try_get(Reference::IoPin), Ok(()));
+    assert!(!folio.put(Reference::Mapping));
+    assert!(!folio.try_reuse(), "invariant 6: reused in place while somebody has it pinned");
+    assert!(!folio.put(Reference::IoPin));
+    assert!(folio.try_reuse());
+    assert!(folio.put(Reference::Mapping));
+}
+
+#[test]
+fn eviction_takes_only_what_nobody_uses() {
+    let folio = Folio::new();
+    folio.begin_reading(1, 0);
+    assert!(!folio.try_list(), "in use");
+    folio.finish_read();
+    assert_eq!(folio.release(Reference::Pin), Left::Others);
+    assert_eq!(folio.release(Reference::Pin), Left::Idle);
+    assert!(folio.try_list() && !folio.try_list());
+    assert_eq!(folio.try_evict(true), Eviction::Used, "used since the last round");
+    assert_eq!(folio.try_get(Reference::Pin), Ok(()));
+    assert_eq!(folio.try_evict(false), Eviction::InUse);
+    assert_eq!(folio.release(Reference::Pin), Left::Others, "the list has it");
+    assert_eq!(folio.try_evict(true), Eviction::Used);
+    assert_eq!(folio.try_evict(true), Eviction::Taken);
+    assert!(folio.is_free());
+    assert_eq!(folio.try_get(Reference::Pin), Err(Refused::Free), "a free frame cannot be pinned");
+}
+
+#[test]
+fn a_folio_that_the_list_lets_go_comes_back_when_it_is_idle() {
+    let folio = Folio::new();
+    folio.begin_reading(1, 0);
+    folio.finish_read();
+    assert_eq!(folio.release(Reference::Pin), Left::Others);
+    assert_eq!(folio.release(Reference::Pin), Left::Idle);
+    assert!(folio.try_list());
+    assert_eq!(folio.try_get(Reference::Mapping), Ok(()));
+    assert_eq!(folio.release_listed(), Left::Others);
+    assert_eq!(folio.release(Reference::Mapping), Left::Idle);
+    assert!(folio.try_list());
+    assert!(!folio.put_cached(), "the list has a reference to a page that was detached");
+    assert_eq!(folio.release_listed(), Left::Nothing);
+}
+
+#[test]
+fn what_is_dirty_or_being_written_is_not_evicted() {
+    let folio = Folio::new();
+    folio.begin_reading(1, 0);
+    folio.finish_read();
+    assert_eq!((folio.try_dirty(), folio.try_dirty()), (Some(true), Some(false)));
+    assert!(!folio.put(Reference::Pin));
+    assert!(!folio.put(Reference::Pin));
+    assert!(folio.try_list());
+    let evicted = || folio.try_evict(false) == Eviction::Taken;
+    assert_eq!(folio.try_evict(false), Eviction::Dirty);
+    assert!(!evicted());
+    assert!(folio.begin_writeback() && !folio.begin_writeback());
+    assert_eq!(folio.try_dirty(), None, "the bytes stand still");
+    assert!(!evicted());
+    folio.end_writeback(true);
+    assert!(folio.is_dirty() && !evicted(), "invariant 9: a failed write keeps it dirty");
+    assert!(folio.begin_writeback());
+    folio.end_writeback(false);
+    assert!(evicted());
+}
+
+#[test]
+fn a_full_count_refuses() {
+    let folio = Folio::new();
+    folio.begin_anonymous(1);
+    while folio.try_get(Reference::IoPin).is_ok() {}
+    assert_eq!(folio.try_get(Reference::IoPin), Err(Refused::Full));
+    assert_eq!(folio.mappings(), 1);
+    assert!(folio.is_exclusive() && folio.try_share() == Share::Pinned);
+}
+
+#[test]
+fn copies_of_tables_count_beyond_where_others_are_refused() {
+    let folio = Folio::new();
+    folio.begin_anonymous(1);
+    folio.word.fetch_add(MAPPINGS_FULL - 2, Ordering::Relaxed);
+    assert!(!folio.is_mapping_full());
+    assert!(folio.count_copy(), "full by this one");
+    assert!(folio.is_mapping_full());
+    assert_eq!((folio.try_share(), folio.try_get(Reference::Mapping)), (Share::Full, Err(Refused::Full)));
+    // All that may be shared, each with the page as often as may be.
+    (0..MAX_SHARED_TABLES * MAX_SAME_PAGE).for_each(|_| assert!(folio.count_copy()));
+    assert_eq!(folio.word.load(Ordering::Relaxed) & (PINS | IO_PINS), 0);
+    assert_eq!(folio.mappings(), MAPPINGS_FULL + MAX_SHARED_TABLES * MAX_SAME_PAGE);
+}
+
+#[test]
+fn a_cancelled_life_leaves_others_their_references() {
+    let folio = Folio::new();
+    folio.begin_reading(1, 0);
+    assert_eq!(folio.try_get(Reference::Pin), Ok(()), "somebody who meant an older life");
+    assert!(!folio.cancel_reading());
+    assert!(folio.put(Reference::Pin), "who comes last frees");
+}
+
+#[test]
+fn a_failed_read_says_why() {
+    let folio = Folio::new();
+    folio.begin_reading(1, 3);
+    folio.fail_read(StoreError::Io { offset: 3 * 4096, errno: 5 });
+    assert_eq!(folio.read_error(3 * 4096), Some(StoreError::Io { offset: 3 * 4096, errno: 5 }));
+    assert!(!folio.is_uptodate());
+}
