@@ -77,7 +77,7 @@ pub enum FileOperation {
         offset: u64,
         /// How many bytes.
         length: u64,
-        /// Which bytes: see [`pattern`].
+        /// Which bytes: see `pattern`.
         value: u8,
     },
     /// `FileHandle::read_at`.
@@ -112,7 +112,7 @@ pub enum FileOperation {
         offset: u64,
         /// How many bytes, inside one page.
         length: u64,
-        /// Which bytes: see [`pattern`].
+        /// Which bytes: see `pattern`.
         value: u8,
     },
     /// Loads a byte through a mapping.
