@@ -45,6 +45,7 @@ asks_before_the_number   | faultless-soft | loom_shared | a_miss_beside_a_punch 
 resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14
+refresh_drops_late_stores | faultless-soft | loom_files | a_store_beside_reading_anew | invariant 9
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

@@ -261,7 +261,7 @@ impl Handlers {
     pub fn start(served: Served, count: usize) -> std::io::Result<Self> {
         let mut handlers = Self { served: Arc::new(served), threads: Vec::new() };
         // A program's own handler of a signal must not run where faults are served: it may touch a region.
-        let _blocked = BlockedSignals::new();
+        let _blocked = BlockedSignals::all();
         for _ in 0..count {
             let served = Arc::clone(&handlers.served);
             let run = move || {

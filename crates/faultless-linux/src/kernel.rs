@@ -302,18 +302,33 @@ impl AsFd for Userfault {
     }
 }
 
-/// As long as it lives, the calling thread gets no signals, nor do the threads that it starts, ever.
+/// As long as it lives, the calling thread gets no signals of those that were chosen, nor do threads that it starts, ever.
 pub(crate) struct BlockedSignals {
     before: libc::sigset_t,
 }
 
 impl BlockedSignals {
-    pub fn new() -> Self {
+    /// For a thread that serves faults.
+    pub fn all() -> Self {
+        Self::but(&[])
+    }
+
+    /// For a call of the engine: what a program's handler of a signal touches may be served only when the call has ended.
+    /// Signals that an instruction itself makes come all the same: a blocked one kills.
+    pub fn asynchronous() -> Self {
+        use libc::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+        Self::but(&[SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS])
+    }
+
+    fn but(these: &[i32]) -> Self {
         // SAFETY: sets of plain bits, filled before they are used; the mask is this thread's.
         unsafe {
-            let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            let (mut blocked, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&mut blocked);
+            for signal in these {
+                libc::sigdelset(&mut blocked, *signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &blocked, &mut before);
             Self { before }
         }
     }

@@ -28,6 +28,10 @@
 //! A handler waits for no I/O, but it does wait a moment for a snapshot under way, for a part that is being mapped over, and
 //! for memory; all regions of its pager wait with it ([`Options::handlers`]).
 //!
+//! A signal handler may touch regions: calls of [`Region`], [`Pager`] and [`Serving`] block signals while they last. The
+//! engine's own calls, [`Pager::engine`] and [`Serving::space`], do not; block signals around them whose handlers touch regions.
+//! Neither the stacks of threads that make calls nor the global allocator's memory may be in a region.
+//!
 //! A child of fork(2) has neither handlers nor regions. Its calls return [`OpenError::Inherited`], dropping does nothing, and
 //! an access to a region is SIGSEGV, until the child itself maps something there: do not use references into a region there.
 //! It may call exec, or make a pager of its own. The engine's own calls ([`Pager::engine`], [`Serving::space`]) must not be made

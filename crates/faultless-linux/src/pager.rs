@@ -2,6 +2,7 @@
 
 use crate::handler::Served;
 use crate::host::Linux;
+use crate::kernel::BlockedSignals;
 use crate::{OpenError, table};
 use faultless::address::{PAGE_SIZE, PageRange, VirtAddr};
 use faultless::design::{Faultless, LockingDesign};
@@ -118,6 +119,7 @@ impl<D: LockingDesign> Serving<D> {
         if space.engine().host().served().is_inherited() {
             return Err(ServeError::Inherited);
         }
+        let _signals = BlockedSignals::asynchronous();
         if !space.engine().host().served().add(space) {
             return Err(ServeError::Served);
         }
@@ -152,6 +154,7 @@ impl<D: LockingDesign> Serving<D> {
         if self.pointer(address).is_none() {
             return false;
         }
+        let _signals = BlockedSignals::asynchronous();
         // SAFETY: dropped here; the table's methods call no engine.
         let section = unsafe { self.space.engine().enter_section() };
         let table = table::table(&self.space);
@@ -164,6 +167,7 @@ impl<D: LockingDesign> Serving<D> {
             return;
         }
         if let Ok(range) = PageRange::from_bytes(address, bytes) {
+            let _signals = BlockedSignals::asynchronous();
             // SAFETY: dropped here; the table's methods call no engine.
             let section = unsafe { self.space.engine().enter_section() };
             table::table(&self.space).forgive(&section, range);
@@ -175,6 +179,7 @@ impl<D: LockingDesign> Serving<D> {
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
         let at = self.pointer(address)?.addr();
         let (table, page) = (table::table(&self.space), address.page());
+        let _signals = BlockedSignals::asynchronous();
         // SAFETY: dropped here; the table's methods call no engine.
         let section = unsafe { self.space.engine().enter_section() };
         let (is_refused, is_lost) = (table.is_refused(&section, page), table.is_lost(&section, page));
@@ -193,6 +198,7 @@ impl<D: LockingDesign> Drop for Serving<D> {
             // In a child the space never ends: whoever had locks of it may not be there.
             return std::mem::forget(self.space.clone());
         }
+        let _signals = BlockedSignals::asynchronous();
         self.served().end(&self.space);
     }
 }

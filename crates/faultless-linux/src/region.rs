@@ -1,5 +1,6 @@
 //! Memory of this process whose faults the engine serves.
 
+use crate::kernel::BlockedSignals;
 use crate::pager::{Pager, Serving};
 use crate::table::Table;
 use crate::{Linux, OpenError, RegionError};
@@ -93,6 +94,7 @@ impl Region {
         if length == 0 {
             return Err(RegionError::Empty);
         }
+        let _signals = BlockedSignals::asynchronous();
         let table = pager.engine().host().table((length as u64).div_ceil(PAGE_SIZE));
         let no_room = |OutOfMemory| RegionError::NoRoom { length };
         let table: Table = table.map_err(no_room)?;
@@ -128,6 +130,7 @@ impl Region {
     /// [`RegionError::Snapshot`]; nothing has changed.
     pub fn snapshot(&self) -> Result<Self, RegionError> {
         self.check_process()?;
+        let _signals = BlockedSignals::asynchronous();
         let child = self.space().fork()?;
         let start = crate::table::table(&child).window().pointer();
         let serving = Serving::of(&child).map_err(|_| RegionError::NoRoom { length: self.length })?;
@@ -153,6 +156,7 @@ impl Region {
     /// As there.
     pub unsafe fn discard_shared(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
+        let _signals = BlockedSignals::asynchronous();
         if bytes != 0 {
             self.space().discard(at, bytes)?;
         }
@@ -172,6 +176,7 @@ impl Region {
     /// [`RegionError::Part`], [`RegionError::Refresh`].
     pub unsafe fn refresh(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
+        let _signals = BlockedSignals::asynchronous();
         if let Some(file) = &self.file {
             file.refresh(at.get(), bytes)?;
         }
@@ -191,6 +196,7 @@ impl Region {
         protection: Protection,
     ) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
+        let _signals = BlockedSignals::asynchronous();
         if bytes != 0 {
             self.space().protect(at, bytes, protection)?;
         }
@@ -206,6 +212,7 @@ impl Region {
     /// [`RegionError::Part`], [`RegionError::Unmap`].
     pub unsafe fn unmap(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
+        let _signals = BlockedSignals::asynchronous();
         if bytes != 0 {
             self.space().unmap(at, bytes)?;
         }
@@ -219,6 +226,7 @@ impl Region {
     /// [`RegionError::Part`]; [`RegionError::Open`] in a child of fork(2), as of all calls that can fail.
     pub fn retry(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
+        let _signals = BlockedSignals::asynchronous();
         self.serving.retry(at, bytes);
         Ok(())
     }

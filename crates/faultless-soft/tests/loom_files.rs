@@ -1,4 +1,4 @@
-//! Models of a file that grows while others write it back. As `loom.rs`.
+//! Models of a file that grows while others write it back, and of one that is read anew. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_files`
 #![cfg(loom)]
@@ -6,11 +6,12 @@
 mod models;
 
 use faultless::address::PAGE_SIZE;
+use faultless::protection::Access;
 use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
-use faultless::{Engine, File, Limits};
-use faultless_soft::Soft;
-use models::{Space, close, end, model, spawn};
+use faultless::{Engine, Fault, File, FileError, Limits, MapRequest, Placement};
+use faultless_soft::{Cpu, Soft};
+use models::{READ_WRITE, Space, at, close, end, model, spawn};
 use std::sync::{Arc, Mutex};
 
 const WORD: usize = 8;
@@ -102,5 +103,31 @@ fn growth_against_a_write_of_the_last_page() {
         assert_eq!((store.word(), store.length()), (1, Ok(2 * WORD as u64)));
         close(file);
         end(&engine, Space::new(&engine).unwrap());
+    });
+}
+
+/// A store through a mapping of a page that is being taken away to be read anew. It is kept, or it has to wait.
+#[test]
+fn a_store_beside_reading_anew() {
+    model(2, || {
+        let store = Page::new(PAGE_SIZE, false);
+        let (engine, file) = open(&store);
+        let space = Space::new(&engine).unwrap();
+        let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE);
+        space.map(request.at(Placement::Fixed(at(1)))).unwrap();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 0);
+        let other = space.clone();
+        let stores = spawn(1, move || {
+            matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
+                && other.try_store_u64(at(1), 7).is_ok()
+        });
+        match file.refresh(0, PAGE_SIZE) {
+            Ok(()) | Err(FileError::Dirty { offset: 0 }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        let last = if stores.join().unwrap() { 7 } else { 0 };
+        assert_eq!(space.load_u64(at(1)).unwrap(), last, "invariant 9: a store was lost");
+        close(file);
+        end(&engine, space);
     });
 }
