@@ -110,7 +110,7 @@ fn growth_against_a_write_of_the_last_page() {
 #[test]
 fn a_store_beside_reading_anew() {
     model(2, || {
-        let store = Page::new(PAGE_SIZE, false);
+        let store = Page::new(PAGE_SIZE);
         let (engine, file) = open(&store);
         let space = Space::new(&engine).unwrap();
         let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE);

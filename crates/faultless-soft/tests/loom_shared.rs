@@ -258,6 +258,8 @@ fn a_cut_beside_a_writeback() {
         let (other, store) = (file.clone(), kept.clone());
         let writes = spawn(1, move || {
             other.handle().start_sync();
+            // While the write is under way: between these two calls is no step at which loom changes threads.
+            loom::thread::yield_now();
             store.end();
         });
         file.handle().set_length(8).unwrap();

@@ -260,7 +260,6 @@ impl<H: Host> File<H> {
         #[cfg(mutant = "length_before_the_bytes")]
         {
             self.publish_longer(&resizing, store_end);
-            drop(resizing);
             return self.write_inside(at, bytes);
         }
         let page = at / PAGE_SIZE;
