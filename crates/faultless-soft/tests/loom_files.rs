@@ -91,8 +91,10 @@ fn growth_against_a_write_of_the_last_page() {
         let (other, ends) = (file.clone(), store.clone());
         let write = spawn(1, move || {
             other.handle().start_sync();
+            let (length, is_held) = (other.length(), !ends.state.lock().unwrap().held.is_empty());
             // While it is under way.
             loom::thread::yield_now();
+            assert!(!is_held || other.length() == length, "invariant 14: a length changed under a write");
             ends.end();
         });
         file.handle().set_length(2 * WORD as u64).unwrap();

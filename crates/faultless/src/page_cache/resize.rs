@@ -107,7 +107,7 @@ impl<H: Host> File<H> {
     }
 
     /// Makes zeros of what lies behind the old end in its page, and publishes a greater length. The store is as long already.
-    fn publish_longer(&self, resizing: &Resizing<'_, H>, length: u64) {
+    pub(super) fn publish_longer(&self, resizing: &Resizing<'_, H>, length: u64) {
         let old = self.length();
         let last = self.lock_last_page(resizing, old);
         self.zero_behind(last.as_ref(), old, length);
