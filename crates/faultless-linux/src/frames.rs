@@ -37,7 +37,7 @@ pub(crate) enum Home {
     Lost,
 }
 
-/// What the kernel says of a page that is not there, see [`Userfault::peek`].
+/// The kernel's answer for an absent page; see [`Userfault::peek`].
 pub(crate) const LOST: Errno = Errno::IO;
 
 type Homes = Box<[Mutex<Home>]>;

@@ -26,7 +26,7 @@ pub struct Region {
     serving: Serving,
     start: NonNull<u8>,
     length: usize,
-    /// What its pages come from, but for those stored to. `None`: zeros.
+    /// The file that pages come from until they are stored to. `None`: zeros.
     file: Option<Shared<File<Linux>>>,
 }
 

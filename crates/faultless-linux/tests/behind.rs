@@ -135,7 +135,7 @@ fn a_snapshot_of_pages_that_the_program_dropped_is_a_signal_and_never_zeros() {
     });
 }
 
-/// Whatever the program drops at whatever moment, beside snapshots, stores and discards: all calls and accesses end.
+/// The program drops pages at any moment, beside snapshots, stores and discards: all calls and accesses end.
 #[test]
 fn pages_may_be_dropped_beside_everything_else() {
     ends("pages_may_be_dropped_beside_everything_else", || {

@@ -84,7 +84,7 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
         space.audit().unwrap();
     }
     assert_eq!(parent.load_u64(at(PAGES - 1)), Ok(PAGES - 1));
-    // What was refused can be had when there is room.
+    // With room again, the refused call succeeds.
     // SAFETY: had above, so often.
     (0..taken).for_each(|_| unsafe { folio.put_uncounted() });
     let shared = shared_tables(&engine);
@@ -123,7 +123,7 @@ fn a_table_that_may_have_a_page_many_times_is_not_shared() {
     }
 }
 
-/// Who reads or writes memory from outside waits for a place among the pins, or needs none.
+/// A remote read needs no place among the I/O pins; a remote write waits for one.
 #[test]
 fn remote_memory_is_had_though_a_page_is_pinned_as_often_as_can_be_counted() {
     let engine = machine();

@@ -132,7 +132,7 @@ fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
         space.load_u64(at(start, page)).unwrap();
     }
     assert_eq!(looks_until_no_memory(&engine), (0, 0));
-    // What is unmapped can be taken, and nothing else.
+    // Unmapped addresses can be taken, and no others.
     space.unmap(start, 100 * PAGE_SIZE).unwrap();
     assert_eq!(engine.idle_folios(), 100);
     let free = engine.frame_usage().limit - engine.frame_usage().used;

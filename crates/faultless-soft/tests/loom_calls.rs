@@ -31,7 +31,7 @@ fn is_locked(space: &Space) -> bool {
     mappings[0].flags.contains(Flags::LOCKED)
 }
 
-/// What is mapped beside mlockall is there when it looks, or comes later: locked in both cases.
+/// A mapping made beside mlockall is there when it looks, or comes later: locked in both cases.
 #[test]
 fn mlockall_misses_no_mapping() {
     model(3, || {

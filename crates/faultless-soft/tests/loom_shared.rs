@@ -43,7 +43,7 @@ impl Kept {
                     state.1 = u64::from_ne_bytes(page[..8].try_into().expect("eight bytes"))
                 }
             }
-            // What the completion does may have another thread ask for it.
+            // The completion may let another thread run, which takes this lock.
             drop(state);
             transfer.complete(Ok(PAGE_SIZE as usize));
         }

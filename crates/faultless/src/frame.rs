@@ -137,7 +137,7 @@ pub(crate) enum Refused {
     Full,
 }
 
-/// What is left when a reference has been dropped.
+/// The references that remain after one has been dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     /// No reference: the caller frees the frame.
@@ -148,7 +148,7 @@ pub(crate) enum Left {
     Others,
 }
 
-/// What eviction made of a folio of the list.
+/// The outcome of eviction for a folio of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Eviction {
     /// The caller has the frame alone. The list's reference and the page cache's are gone.

@@ -27,7 +27,7 @@ pub struct Episode {
     pub files: [u64; FILES],
     /// Whether the map is told as if all that looks alike had merged.
     pub merged: bool,
-    /// What is done.
+    /// The operations.
     pub operations: Vec<Operation>,
 }
 

@@ -332,7 +332,7 @@ fn called(result: Result<u64, i32>) -> Outcome {
     result.map_or_else(Outcome::Error, Outcome::Done)
 }
 
-/// What a call on a file gave. An error without a number is the oracle's own.
+/// The result of a call on a file. An error without a number is the oracle's own.
 fn refused(result: io::Result<u64>) -> io::Result<Outcome> {
     match result {
         Ok(done) => Ok(Outcome::Done(done)),

@@ -14,7 +14,7 @@ use crate::trouble::Trouble;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is to be checked.
+/// Options of the check.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// The engine's design.

@@ -130,7 +130,7 @@ impl Outcome {
         self
     }
 
-    /// What a report counts it as.
+    /// The name under which a report counts it.
     pub fn class(&self) -> String {
         match self {
             Self::Done(_) | Self::Looked(..) | Self::Read(_, _, None) => "ok".into(),

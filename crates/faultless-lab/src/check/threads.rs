@@ -46,7 +46,7 @@ const LAST: usize = 24;
 /// An episode's forks are so deep at most.
 const CHILDREN: u64 = 2;
 
-/// What is to be checked.
+/// Options of the check.
 #[derive(Clone, Copy, Debug)]
 pub struct Together {
     /// The engine's design.

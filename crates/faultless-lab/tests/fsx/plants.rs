@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 const PAGE: u64 = 4096;
 
-/// What is found with this plant, and is not there without it.
+/// The difference that is found with this plant and not without it.
 fn found(files: Files, plant: FilePlant) -> Found {
     let found = run(&Files { plant: Some(plant), ..files }).difference.expect("it is found");
     println!("{}\n", found.text());
@@ -44,7 +44,7 @@ fn planted(kind: &str, operation: &FileOperation) -> FilePlanted {
         Load { offset, private } => Instead(Load { offset: offset ^ 1, private }),
         // Page by page they are said to be written, and only the first one is.
         SyncMapping { page, pages } if pages > 1 => Instead(SyncMapping { page, pages: 1 }),
-        // What these do not do shows nowhere: something that they must not do takes their place.
+        // Leaving these out would show nowhere, so the plant does something else in their place.
         SyncMapping { .. } => Nothing,
         StartSync | Evict | Remap => Instead(Remove { page: 0, pages: 4 }),
         Discard { page, pages } => Instead(Remove { page, pages }),

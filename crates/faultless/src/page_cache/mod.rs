@@ -463,7 +463,7 @@ impl<H: Host> File<H> {
         let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
         let guard = self.removal.lock();
         if word.load(Ordering::Relaxed) != word_of(frame) {
-            // Whoever detaches it uses it.
+            // The thread that detaches it uses it.
             return Eviction::InUse;
         }
         let eviction = folio.try_evict(second_chance);

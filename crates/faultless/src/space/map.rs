@@ -134,7 +134,7 @@ impl<H: Host> MapRequest<H> {
     }
 }
 
-/// What has been mapped.
+/// The new mapping.
 struct Mapped {
     range: PageRange,
     /// With those that mlockall has wanted.

@@ -171,7 +171,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let arrives = arriving(vma.glance(), part);
         drop(lock);
         self.make_leaves(both, part)?;
-        // What it is refused for is undone by the caller, the host's following too.
+        // After a refusal the caller undoes all of it, also on a host that follows.
         let lock = self.follow(both.target(), both.target().lock(), target, Some(arrives.protection))?;
         let new = (arrives, Origin::Moved { more: part.more() });
         drop(self.publish_new(work, lock, new, (Joins::BOTH, retired))?);

@@ -100,12 +100,12 @@ impl Joins {
     pub const ABOVE: Self = Self { below: false, above: true, inside: false, grown: false };
 }
 
-/// What is made of each mapping, what is new, and with what they join.
+/// The change of each old mapping, the new mapping, and the neighbours that they may join.
 pub(super) type Wanted<'a, H> = (&'a dyn Fn(Mapping<H>) -> Option<Mapping<H>>, &'a Option<Mapping<H>>, Joins);
 
-/// What is about to be published.
+/// A publication in preparation.
 pub(super) struct Draft<H: Host, D: LockingDesign> {
-    /// What it takes the place of, and those: so many VMAs.
+    /// The pages that it replaces; and how many VMAs it replaces.
     pub hull: PageRange,
     pub goes: usize,
     pub new: Vec<Box<Vma<H, D>>>,
@@ -219,7 +219,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 if origin == Origin::Fresh {
                     mapping.flags |= map.locks.future;
                 }
-                // What it replaces counts as locked too, as on Linux.
+                // The replaced mapping counts as locked too, as on Linux.
                 map.check_locked(mapping.flags, pages)?;
                 self.check_limits(map, mapping)?;
             }
@@ -340,7 +340,7 @@ fn build<'a, H: Host, D: LockingDesign>(
     (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
 ) -> Result<PageRange, Unpublished> {
     let mut hull = range;
-    // What two VMAs were and stay does not join now, though it might (Linux).
+    // Two VMAs that both stay as they were do not join now, though they could (Linux).
     let mut is_last_new = false;
     let mut push = |Piece { mapping, is_new, goes_on }: Piece<H>| -> Result<bool, Unpublished> {
         let may_join = goes_on || is_new || is_last_new;

@@ -17,7 +17,7 @@ use core::mem;
 /// ```
 pub(super) struct RangeChange<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
-    /// What it has replaced and unhooked.
+    /// Things that it has replaced and unhooked.
     pub retired: RetiredList,
 }
 

@@ -99,7 +99,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             }
             if let Some(page) = full {
                 run = [const { None }; RUN];
-                // Who waits for a pin with others in hand may wait for somebody who does the same.
+                // Two threads that each keep pins and wait for one more could wait for each other.
                 let has_exited = || self.0.signs.dying.load(Ordering::Acquire);
                 self.0.engine.wait_for_place(page, &has_exited);
                 if !has_exited() {

@@ -110,7 +110,7 @@ pub trait Subject {
     /// Drops everything but the store, and waits for the last writes.
     ///
     /// # Errors
-    /// What the engine has not given back; a broken rule.
+    /// The engine broke a rule, or kept something that it had to give back.
     fn finish(&mut self) -> Result<(), String>;
 }
 
@@ -331,7 +331,7 @@ impl<D: LockingDesign> Machine<D> {
         }
     }
 
-    /// What the store has done since this was asked last.
+    /// Returns the events of the store since the last call.
     fn hits(&mut self) -> Hits {
         let now = self.bytes.kept().map_or_else(Hits::default, |kept| Hits(kept.hits()));
         let before = std::mem::replace(&mut self.seen, now);

@@ -19,7 +19,7 @@ pub use operation::{FileEpisode, FileOperation, KINDS, Part, Place, Setting};
 pub use run::Files;
 pub use store::{Kept, Late};
 
-/// What the engine is made to do instead of an operation, or after it: a planted difference, for tests. It is asked twice:
+/// A planted difference, for tests: it replaces an operation of the engine, or follows it. It is asked twice:
 /// before the operation without an answer, and after it with the answer.
 pub type FilePlant = fn(&FileOperation, Option<&Answer>) -> FilePlanted;
 

@@ -4,7 +4,7 @@ use super::operation::{FILE_BYTES, FileOperation, HANDLES, MAPPED_PAGES, Part, P
 use faultless::address::PAGE_SIZE;
 use faultless::errno::ENOMEM;
 
-/// What an operation on the engine gave.
+/// The result of an operation on the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It was done. The number says how many bytes.
@@ -22,7 +22,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// What a report counts it as.
+    /// The name under which a report counts it.
     pub fn class(&self) -> String {
         match self {
             Self::Done(_) | Self::Bytes(_) | Self::Looked(..) => "ok".into(),
@@ -42,7 +42,7 @@ impl Answer {
     }
 }
 
-/// What the store did while an operation ran.
+/// The events of the store while an operation ran.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hits(pub [u64; Part::ALL.len()]);
 
@@ -56,7 +56,7 @@ impl Hits {
     }
 }
 
-/// Who is told of failed writes: each handle, and the mappings together.
+/// The parties that are told of failed writes: each handle, and the mappings together.
 const MAPPINGS: usize = HANDLES;
 
 /// A file as it has to be.
@@ -124,7 +124,7 @@ impl Model {
     /// Whether this answer may be, and what follows from it.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The difference, in words.
     pub fn follow(&mut self, operation: &FileOperation, answer: &Answer, hits: Hits) -> Checked {
         let failed = hits.of(Part::Write) + hits.of(Part::Flush);
         self.failed += failed;
@@ -237,7 +237,7 @@ impl Model {
         self.length = length;
     }
 
-    /// What is stored behind the end of a file that has a store may be zeros at any time.
+    /// Bytes behind the end of a file that has a store may become zeros at any time.
     fn store(&mut self, offset: u64, bytes: &[u8]) {
         let kept = match self.is_in_memory() {
             true => bytes.len(),

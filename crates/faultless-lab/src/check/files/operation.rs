@@ -33,7 +33,7 @@ impl Place {
     pub const ALL: [Self; 4] = [Self::Memory, Self::Kept, Self::Late, Self::Disk];
 }
 
-/// What an episode runs on. Drawn from its seed.
+/// The file and store of an episode. Drawn from its seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// Where the bytes are.
@@ -258,9 +258,9 @@ pub fn pattern(value: u8, offset: u64, length: u64) -> Vec<u8> {
 pub struct FileEpisode {
     /// All of it follows from this.
     pub seed: u64,
-    /// What it runs on.
+    /// The file and store that it uses.
     pub setting: Setting,
-    /// What is done.
+    /// The operations.
     pub operations: Vec<FileOperation>,
 }
 

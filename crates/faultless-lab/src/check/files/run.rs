@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often an episode that depends on other threads is tried before it counts as one that does not differ.
 const TRIES: usize = 12;
 
-/// What is to be checked.
+/// Options of the check.
 #[derive(Clone, Copy, Debug)]
 pub struct Files {
     /// The engine's design.
@@ -37,7 +37,7 @@ pub struct Files {
     pub plant: Option<FilePlant>,
 }
 
-/// What is wrong, at which operation.
+/// A difference, and the operation that showed it.
 #[derive(Clone, Debug)]
 struct Wrong {
     place: usize,

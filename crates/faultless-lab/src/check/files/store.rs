@@ -13,7 +13,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is to fail.
+/// Failures that the store is to make.
 #[derive(Clone, Copy, Default)]
 struct Failures {
     skip: u64,
