@@ -5,7 +5,7 @@ use crate::host::Linux;
 use crate::kernel::{BlockedSignals, EVENTS, Event, Userfault};
 use crate::table::{Table, table};
 use crate::wake::Bell;
-use faultless::address::PAGE_SIZE;
+use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::protection::Access;
 use faultless::{AddressSpace, Fault, FaultError, PendingFault};
@@ -27,6 +27,8 @@ pub(crate) struct Served {
     spaces: RwLock<BTreeMap<usize, Arc<dyn Faults>>>,
     /// Faults that wait, by what for.
     pending: Mutex<HashMap<usize, Vec<PutAside>>>,
+    /// Held while a page that the program has dropped is discarded.
+    dropped: Mutex<()>,
     /// Why a page was refused the last time, until its window goes.
     refused: Mutex<BTreeMap<usize, FaultError>>,
     stop: AtomicBool,
@@ -73,15 +75,8 @@ impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
     fn fault(&self, event: Event) -> Option<Outcome> {
         let address = table(self).address_at(event.address)?;
         let access = if event.write { Access::Write } else { Access::Read };
-        let is_dropped = event.missing && {
-            // SAFETY: dropped here; the table's methods call no engine.
-            let section = unsafe { self.engine().enter_section() };
-            table(self).is_dropped(&section, address.page())
-        };
-        if is_dropped {
-            // As after `discard`, the page is zeros or the file's. Where the engine refuses that, bytes that were in the
-            // dropped page alone are lost, which is SIGBUS, and all others are there still.
-            let _ = self.discard(address.page().address(), PAGE_SIZE);
+        if event.missing && self.may_be_dropped(address) {
+            self.serve_anew(address);
         }
         let served = match AddressSpace::fault(self, address, access) {
             // The kernel does not say which reads are fetches; and what may be fetched may be read, as on x86-64.
@@ -91,6 +86,41 @@ impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
             served => served,
         };
         Some(served.into())
+    }
+}
+
+/// What a handler does about a page that the program itself has dropped.
+trait Dropped {
+    /// Whether an entry says that the kernel has a page at `address`, where a fault has found none.
+    fn may_be_dropped(&self, address: VirtAddr) -> bool;
+
+    /// Discards the page at `address` if the program has dropped it: as after `discard`, it is zeros or the file's.
+    fn serve_anew(&self, address: VirtAddr);
+}
+
+impl<D: LockingDesign> Dropped for AddressSpace<Linux, D> {
+    fn may_be_dropped(&self, address: VirtAddr) -> bool {
+        // SAFETY: dropped here; the table's methods call no engine.
+        let section = unsafe { self.engine().enter_section() };
+        table(self).is_loaded(&section, address.page())
+    }
+
+    fn serve_anew(&self, address: VirtAddr) {
+        // One handler at a time. Another that has a fault on the page waits here, and then finds the page discarded: it must
+        // neither take the bytes to be lost before that, nor discard what has been stored after it.
+        let _turn = self.engine().host().served().dropped.lock();
+        let table = table(self);
+        // SAFETY: dropped here; the table's methods call no engine.
+        let section = unsafe { self.engine().enter_section() };
+        let is_dropped = table.note_dropped(&section, address.page());
+        drop(section);
+        if is_dropped && self.discard(address.page().address(), PAGE_SIZE).is_err() {
+            // Where the engine refuses that, bytes that were in the dropped page alone are lost, which is SIGBUS, and all
+            // others are there still.
+            // SAFETY: dropped here; the table's methods call no engine.
+            let section = unsafe { self.engine().enter_section() };
+            table.unload_dropped(&section, address.page());
+        }
     }
 }
 
@@ -117,7 +147,8 @@ fn window(table: &Table) -> Range<usize> {
 impl Served {
     pub fn new(userfault: Arc<Userfault>, bell: Arc<Bell>) -> Self {
         let (spaces, pending, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
-        Self { userfault, bell, spaces, pending, refused, stop: AtomicBool::new(false) }
+        let dropped = Mutex::default();
+        Self { userfault, bell, spaces, pending, dropped, refused, stop: AtomicBool::new(false) }
     }
 
     /// Whether the calling process is a child, by fork(2), of the one whose faults are served.

@@ -11,7 +11,7 @@
 //! The program itself may change what the kernel has, by madvise(2), munmap(2) or mremap(2). No event of userfaultfd is
 //! asked for that: the kernel would have each such call, this crate's own too, wait for a handler to read the event, and
 //! would refuse all copies meanwhile. Instead, a fault on a page that an entry says is `LOADED` tells that it was dropped
-//! ([`Table::is_dropped`]), and a call that the kernel refuses tells that the addresses are taken ([`Obstacle`]).
+//! ([`Table::note_dropped`]), and a call that the kernel refuses tells that the addresses are taken ([`Obstacle`]).
 //!
 //! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
 //! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
@@ -56,6 +56,11 @@ pub(crate) fn table<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> &Table 
 /// The entry as the engine sees it.
 fn seen(raw: Entry) -> Entry {
     raw.without(LOADED)
+}
+
+/// Whether the entry says that the kernel has a page of a frame.
+fn has_page(raw: Entry) -> bool {
+    raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::REFUSED)
 }
 
 /// Why the kernel's page table did not follow an entry.
@@ -260,29 +265,52 @@ impl Table {
         Ok(())
     }
 
+    /// Whether the entry of `page` says that the kernel has a page of a frame there.
+    pub(crate) fn is_loaded(&self, proof: &impl Stable, page: PageNumber) -> bool {
+        let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
+        raw.is_some_and(has_page)
+    }
+
     /// For a fault at `page` that found no page of the kernel's. If the entry says that there is one, the program has
-    /// dropped it: that is noted, and returned. The bytes are lost if they were there alone.
-    pub(crate) fn is_dropped(&self, section: &Section<'_>, page: PageNumber) -> bool {
+    /// dropped it, which is returned. The bytes are lost then if they were there alone. The entry stays as it is, so that every
+    /// other fault on the page comes to the same, until the page is discarded.
+    pub(crate) fn note_dropped(&self, section: &Section<'_>, page: PageNumber) -> bool {
+        self.if_absent(section, page, |raw, at| {
+            if let Some(frame) = raw.frame() {
+                let mut home = self.frames.home(frame);
+                if *home == Home::Page(at) {
+                    *home = Home::Lost;
+                }
+            }
+            raw
+        })
+    }
+
+    /// The dropped `page` cannot be discarded: the next fault loads it again, or finds that its bytes are lost.
+    pub(crate) fn unload_dropped(&self, section: &Section<'_>, page: PageNumber) {
+        self.if_absent(section, page, |raw, _| raw.without(LOADED));
+    }
+
+    /// Puts what `step` makes of the entry in its place, if the entry says that the kernel has a page and the kernel has none.
+    fn if_absent(
+        &self,
+        section: &Section<'_>,
+        page: PageNumber,
+        step: impl FnOnce(Entry, usize) -> Entry,
+    ) -> bool {
         let Some(leaf) = self.entries.leaf(section, page) else { return false };
         let raw = self.entries.load(leaf, page);
-        let frame = raw.frame().filter(|_| raw.has(LOADED) && !raw.has(Entry::REFUSED));
-        let Some(frame) = frame else { return false };
         // Somebody at work on the page lets this access go on, and it comes again.
-        if raw.is_announced() || !self.entries.try_announce(leaf, page, raw) {
+        if !self.is_loaded(section, page) || raw.is_announced() || !self.entries.try_announce(leaf, page, raw)
+        {
             return false;
         }
         let at = self.window.address(page);
         // There is one if another fault was quicker than this.
-        let gone = self.userfault.peek(at, &mut [0]).is_err();
-        if gone {
-            let mut home = self.frames.home(frame);
-            if *home == Home::Page(at) {
-                *home = Home::Lost;
-            }
-        }
-        let left = if gone { raw.without(LOADED) } else { raw };
+        let absent = self.userfault.peek(at, &mut [0]).is_err();
+        let left = if absent { step(raw, at) } else { raw };
         let _ = self.entries.install(leaf, page, left);
-        gone
+        absent
     }
 
     /// Whether the bytes of `page` are lost, so that an access gets SIGBUS.
