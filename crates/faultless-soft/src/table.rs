@@ -7,6 +7,8 @@ mod share;
 use block::Reserve;
 use faultless::address::{PageNumber, PageRange};
 use faultless::host::{Entry, Fate, OutOfMemory, PageTable, Stable, Unshared};
+#[cfg(not(loom))]
+use faultless::sync::RetiredKind;
 use faultless::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use faultless::sync::{Life, Retired, Sections, plain};
 pub use share::Left;
@@ -463,8 +465,9 @@ unsafe impl PageTable for RadixTable {
                 // SAFETY: by the contract above.
                 unsafe { LeafTable::free(table.cast()) };
             }
+            const KIND: RetiredKind = RetiredKind { free, bytes: size_of::<LeafTable>(), retired: None };
             // SAFETY: taken out of its only place just now; tables go from thread to thread.
-            Some(unsafe { Retired::from_raw(table.cast(), free) })
+            Some(unsafe { Retired::from_raw(table.cast(), &KIND) })
         }
     }
 

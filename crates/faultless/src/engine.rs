@@ -6,7 +6,7 @@ use crate::frame::{Folio, Left, MAX_SHARED_TABLES, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::{Account, Full};
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{AccessSection, Held, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
+use crate::sync::{AccessSection, Held, Kept, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
@@ -313,18 +313,21 @@ impl<H: Host> Engine<H> {
     // ---- retiring
 
     /// Takes what was unhooked, and frees what is due of what this thread has retired before. Called after everything is
-    /// let go. Waits for nobody's section, but where there is no memory to remember the things: then for a grace period.
+    /// let go. Waits for nobody's section, but for a grace period where there is no memory to remember the things, or where 4 MiB
+    /// are waiting to be freed already, of all threads together.
     pub(crate) fn retire(&self, mut things: RetiredList) {
+        let (sections, barrier) = (self.host.sections(), self.host.barrier());
         if things.is_empty() {
-            return;
+            // SAFETY: as below.
+            return unsafe { sections.go_on_if_hurried(barrier) };
         }
         self.assert_may_sleep("what a drop of the last reference does");
-        let slot = self.host.slots().current();
         // SAFETY: only spaces of this engine retire, what they have unhooked from their tables and trees; all their readers
         // enter by this engine, with this barrier.
-        let retired = unsafe { self.host.sections().retire(slot, self.host.barrier(), &mut things) };
-        if retired.is_err() {
-            self.free_after_grace(things);
+        match unsafe { sections.retire(self.host.slots().current(), barrier, &mut things) } {
+            Ok(Kept::Little) => {}
+            Ok(Kept::TooMuch) => self.flush(),
+            Err(OutOfMemory) => self.free_after_grace(things),
         }
     }
 

@@ -3,6 +3,7 @@
 mod advice;
 mod border;
 mod calls;
+mod closing;
 mod faults;
 mod files;
 mod growth;

@@ -31,7 +31,9 @@ use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Counted, Mutex, Park, Ranges, Shared, Weak, fence_after_rmw, plain, try_box};
+use crate::sync::{
+    Counted, LeftToRetired, Mutex, Park, Ranges, RetiredList, Shared, Weak, fence_after_rmw, plain, try_box,
+};
 use account::LOOKS;
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -143,10 +145,12 @@ impl<H: Host> File<H> {
         length: u64,
         writable: bool,
     ) -> Result<Shared<Self>, OutOfMemory> {
+        // What is closed and waits: before the next one takes its place.
+        engine.retire(RetiredList::new());
         let id = engine.next_serial();
         let engine = engine.clone();
         let resizing = Ranges::try_new(())?;
-        Shared::try_new_cyclic(|this| Self {
+        Shared::try_new_retirable(|this| Self {
             id,
             this: this.clone(),
             engine,
@@ -489,6 +493,12 @@ impl<H: Host> File<H> {
     /// Adds a space before its first page of this file can be mapped. `id` grows with each space made.
     pub(crate) fn register(&self, id: u64, space: Weak<dyn Maps>) -> Result<(), OutOfMemory> {
         self.spaces.register(&self.engine, id, space)
+    }
+}
+
+impl<H: Host> LeftToRetired for File<H> {
+    fn left_to_retired(&self) {
+        self.engine.host().sections().hurry();
     }
 }
 

@@ -20,8 +20,9 @@ pub use mutex::{Mutex, MutexGuard};
 pub use ranges::{
     BesideGuard, Choice, Claims, Edit, Edited, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked,
 };
-pub use retired::{Retired, RetiredList};
+pub use retired::{Kept, Retired, RetiredKind, RetiredList};
 pub use section::{AccessSection, Section, Sections, SlotIndex};
+pub(crate) use shared::LeftToRetired;
 pub use shared::{Counted, Shared, Weak};
 
 /// Atomics whose order is part of the protocol.

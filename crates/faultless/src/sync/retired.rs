@@ -11,19 +11,27 @@
 //! If a thing's number was read before a period began, its fence comes before that period's `heavy`: whoever that period
 //! does not find in a section enters after the thing was unhooked. If it was read later, a later period is asked for.
 //!
-//! A call frees what it finds due and never waits for that; [`Sections::flush`] does. What is kept: of each slot fewer
-//! than `BATCH` things, and what was retired since the oldest section under way began. A section does not sleep, so that
-//! is what is retired while one page is copied, or while a thread in a section is preempted. What a slot has left behind,
-//! whose thread retires no more, is freed by others' calls, with every `HELP`th period.
+//! A call frees what it finds due and never waits for that; [`Sections::flush`] does. A period is asked for by
+//!
+//! * a batch of things behind one of the same list: [`BATCH`];
+//! * bytes, over all lists: [`ASK`]. From [`MOST`] on [`Sections::retire`] says so, and the engine waits for a period;
+//! * a thing that is the last to keep something that should end soon, a file: at once. If a handle goes later, and only
+//!   retired things keep the file then, it is said ([`Sections::hurry`]), and the next call that retires asks for it.
+//!
+//! Each of the last two frees what is due of all lists, whoever's they are. So what is kept is no more than `MOST`, what
+//! slots have not told of yet ([`UNTOLD`], only the first [`TELLS_LATER`] of them), and what the calls under way
+//! bring: 4.5 MiB in all, however many threads there are.
 
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
-use super::mutex::{Mutex, MutexGuard};
+use super::mutex::Mutex;
 use super::section::{Sections, Slot, SlotIndex};
 use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use core::marker::PhantomData;
 use core::ptr::NonNull;
+use crossbeam_utils::CachePadded;
 use smallvec::SmallVec;
 
 /// So many things in one list ask for a grace period. membarrier interrupts every other processor of the process: of two writers
@@ -36,35 +44,63 @@ const BATCH: usize = 1;
 /// At each of so many periods somebody looks after lists that have been left behind.
 const HELP: u64 = 4;
 
+/// So many bytes in all lists ask for a grace period.
+const ASK: usize = 1 << 20;
+/// From so many on, whoever retires waits for one.
+const MOST: usize = 4 << 20;
+/// Slots below this tell of what they keep, and of what of it is freed, in steps of [`UNTOLD`] bytes. The others tell of
+/// each byte, on a line that all write.
+const TELLS_LATER: usize = 64;
+/// See [`TELLS_LATER`].
+const UNTOLD: usize = 8 << 10;
+
+/// How things of one type are freed, and what they keep.
+pub struct RetiredKind {
+    /// Frees the thing. Called once, by any thread, after a grace period.
+    pub free: unsafe fn(NonNull<()>),
+    /// Bytes that the thing takes, for [`MOST`].
+    pub bytes: usize,
+    /// Called once when the thing has been retired, before `free`, by any thread. True: what it keeps is kept by nothing
+    /// else that is not retired, and should end soon.
+    pub retired: Option<unsafe fn(NonNull<()>) -> bool>,
+}
+
 /// Something that readers may still reach: unhooked, and to be freed after a grace period.
 pub struct Retired {
     pointer: NonNull<()>,
-    free: unsafe fn(NonNull<()>),
+    kind: &'static RetiredKind,
 }
 
-// SAFETY: `Retired::new` takes only what may be sent.
+// SAFETY: `Retired::new` takes only what may be sent; `from_raw` only what any thread may free.
 unsafe impl Send for Retired {}
+
+struct Boxed<T>(PhantomData<T>);
+
+impl<T> Boxed<T> {
+    const KIND: RetiredKind = RetiredKind { free: Self::free, bytes: size_of::<T>(), retired: None };
+
+    /// # Safety
+    /// `pointer` came from `Box::<T>::into_raw` and is passed once.
+    unsafe fn free(pointer: NonNull<()>) {
+        // SAFETY: by the contract above.
+        drop(unsafe { Box::from_raw(pointer.cast::<T>().as_ptr()) });
+    }
+}
 
 impl Retired {
     /// Takes `thing`, which no new reader can find any more.
     pub fn new<T: Send + 'static>(thing: Box<T>) -> Self {
-        /// # Safety
-        /// `pointer` came from `Box::<T>::into_raw` and is passed once.
-        unsafe fn free<T>(pointer: NonNull<()>) {
-            // SAFETY: by the contract above.
-            drop(unsafe { Box::from_raw(pointer.cast::<T>().as_ptr()) });
-        }
         // A Box is never null.
         let pointer = NonNull::from(Box::leak(thing)).cast();
-        Self { pointer, free: free::<T> }
+        Self { pointer, kind: &Boxed::<T>::KIND }
     }
 
-    /// Takes what is at `pointer`, which no new reader can find any more, and which `free` frees.
+    /// Takes what is at `pointer`, which no new reader can find any more, and which is of this kind.
     ///
     /// # Safety
-    /// `free` may be called with `pointer` once, by any thread, after a grace period.
-    pub unsafe fn from_raw(pointer: NonNull<()>, free: unsafe fn(NonNull<()>)) -> Self {
-        Self { pointer, free }
+    /// The functions of `kind` may be called with `pointer` as it says.
+    pub unsafe fn from_raw(pointer: NonNull<()>, kind: &'static RetiredKind) -> Self {
+        Self { pointer, kind }
     }
 
     /// Frees it.
@@ -72,8 +108,27 @@ impl Retired {
     /// # Safety
     /// A grace period has passed since it was unhooked.
     pub unsafe fn free(self) {
-        // SAFETY: made by `new`, and consumed here.
-        unsafe { (self.free)(self.pointer) }
+        let _ = self.tell();
+        // SAFETY: by the contract above.
+        unsafe { self.free_told() };
+    }
+
+    /// Says that it is retired: once.
+    fn tell(&self) -> bool {
+        // SAFETY: who made it said that this may be called, and it is there still.
+        self.kind.retired.is_some_and(|retired| unsafe { retired(self.pointer) })
+    }
+
+    /// # Safety
+    /// As [`Retired::free`], after [`Retired::tell`].
+    unsafe fn free_told(self) {
+        // SAFETY: by the contract above, and consumed here.
+        unsafe { (self.kind.free)(self.pointer) }
+    }
+
+    /// What it takes, with its place in a list.
+    fn bytes(&self) -> usize {
+        self.kind.bytes + size_of::<(u64, Self)>()
     }
 }
 
@@ -87,18 +142,43 @@ const NONE: u64 = u64::MAX;
 
 /// What a slot has retired.
 pub(super) struct List {
-    /// With the number of the period that each waits for, which do not fall. Protected by its lock, which is free but
-    /// while somebody helps.
-    things: Mutex<VecDeque<(u64, Retired)>>,
+    /// Its lock is free but while somebody helps.
+    queue: Mutex<Queue>,
     /// The first one's number, or `NONE`. Written under the lock.
     oldest: plain::AtomicU64,
+    /// What the queue may leave untold: see [`TELLS_LATER`]. Immutable.
+    untold: usize,
 }
 
-type Queue<'a> = MutexGuard<'a, VecDeque<(u64, Retired)>>;
+/// Things, with the number of the period that each waits for; these do not fall.
+#[derive(Default)]
+struct Queue {
+    things: VecDeque<(u64, Retired)>,
+    /// What the things take.
+    bytes: usize,
+    /// How much of that is in [`Periods::kept`].
+    told: usize,
+}
 
-impl Default for List {
-    fn default() -> Self {
-        Self { things: Mutex::default(), oldest: plain::AtomicU64::new(NONE) }
+impl List {
+    /// The list of slot `index`.
+    pub(super) fn new(index: usize) -> Self {
+        let untold = if index < TELLS_LATER { UNTOLD } else { 0 };
+        Self { queue: Mutex::default(), oldest: plain::AtomicU64::new(NONE), untold }
+    }
+
+    /// After a change of the queue, whose lock the caller has.
+    fn settle(&self, queue: &mut Queue, periods: &Periods) {
+        let oldest = queue.things.front().map_or(NONE, |(number, _)| *number);
+        self.oldest.store(oldest, plain::Ordering::Relaxed);
+        let kept_room = if self.untold == 0 { 0 } else { 4 * BATCH };
+        if queue.things.is_empty() && queue.things.capacity() > kept_room {
+            queue.things = VecDeque::new();
+        }
+        if queue.bytes.abs_diff(queue.told) > self.untold {
+            periods.kept.fetch_add(queue.bytes.wrapping_sub(queue.told), plain::Ordering::Relaxed);
+            queue.told = queue.bytes;
+        }
     }
 }
 
@@ -116,6 +196,31 @@ pub(super) struct Periods {
     pending: plain::AtomicUsize,
     /// How many slots there were when the period began. The driver's.
     slots: plain::AtomicUsize,
+    /// Somebody is in a hurry for this period. Grows only. Relaxed: it is looked at again and again.
+    hurried: plain::AtomicU64,
+    /// Bytes in all lists, but for what is untold. On a line of its own: slots write it now and then.
+    kept: CachePadded<plain::AtomicUsize>,
+}
+
+impl Periods {
+    fn is_hurried(&self) -> bool {
+        self.hurried.load(plain::Ordering::Relaxed) > self.completed.load(Ordering::Relaxed)
+    }
+
+    /// Slots that are behind with telling of what they have freed make it too large by no more than what others have not
+    /// told of.
+    fn keeps(&self, bytes: usize) -> bool {
+        self.kept.load(plain::Ordering::Relaxed).cast_signed() > bytes.cast_signed()
+    }
+}
+
+/// What [`Sections::retire`] leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Little, or so much that the next calls free it.
+    Little,
+    /// More than [`MOST`] bytes, all lists together: older sections are under way still. Who can wait for a grace period does.
+    TooMuch,
 }
 
 /// The odd numbers that the period under way found in a slot, or zeros. The driver's.
@@ -157,24 +262,45 @@ impl Sections {
         index: SlotIndex,
         barrier: &impl Barrier,
         things: &mut RetiredList,
-    ) -> Result<(), OutOfMemory> {
-        let list = &self.slot(index).retired;
-        let queue = self.queue(list, things)?;
-        // Only for what has waited for a whole batch behind it: else the few that came since the last period began would get
-        // one of their own.
-        let wanted =
-            queue.len().checked_sub(BATCH).and_then(|index| queue.get(index)).map(|(number, _)| *number);
-        drop(queue);
-        let left_behind = wanted.map_or(0, |wanted| self.drive(barrier, wanted));
+    ) -> Result<Kept, OutOfMemory> {
+        let (list, periods) = (&self.slot(index).retired, &self.periods);
+        let (number, batch) = self.queue(list, things)?;
+        self.go_on(barrier, if periods.keeps(ASK) { number } else { batch });
         self.free_due(list);
-        if left_behind != 0 {
+        Ok(if periods.keeps(MOST) { Kept::TooMuch } else { Kept::Little })
+    }
+
+    /// Says that what has been retired should be freed soon: the next call that retires, or [`Sections::go_on_if_hurried`],
+    /// sees to it. Waits for nothing, frees nothing, and may be called anywhere.
+    pub(crate) fn hurry(&self) {
+        // The thing that it is for has its number already, and that is known here: no more than one more than have begun.
+        let number = self.periods.begun.load(Ordering::Relaxed) + 1;
+        self.periods.hurried.fetch_max(number, plain::Ordering::Relaxed);
+    }
+
+    /// Frees what somebody is in a hurry for, as far as that goes without waiting. The caller is as in
+    /// [`Sections::retire`].
+    ///
+    /// # Safety
+    /// As [`Sections::retire`].
+    #[inline]
+    pub(crate) unsafe fn go_on_if_hurried(&self, barrier: &impl Barrier) {
+        if self.periods.is_hurried() {
+            self.go_on(barrier, 0);
+        }
+    }
+
+    /// Drives the periods on towards number `wanted`, and to what somebody is in a hurry for; and frees what is due of all
+    /// lists, if it is time for that.
+    fn go_on(&self, barrier: &impl Barrier, wanted: u64) {
+        let due = self.drive(barrier, wanted.max(self.periods.hurried.load(plain::Ordering::Relaxed)));
+        if due != 0 {
             self.each_slot(|slot| {
-                if slot.retired.oldest.load(plain::Ordering::Relaxed) <= left_behind {
+                if slot.retired.oldest.load(plain::Ordering::Relaxed) <= due {
                     self.free_due(&slot.retired);
                 }
             });
         }
-        Ok(())
     }
 
     /// As [`Sections::retire`], but frees nothing: for a thread that holds what a drop of what is freed may want. A later call
@@ -186,18 +312,31 @@ impl Sections {
         self.queue(&self.slot(index).retired, things).map(drop)
     }
 
+    /// Puts them into the list. Returns their number, and that up to which a batch asks for a period: zero for none.
     #[inline]
-    fn queue<'a>(&self, list: &'a List, things: &mut RetiredList) -> Result<Queue<'a>, OutOfMemory> {
-        let mut queue = list.things.lock();
-        queue.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
+    fn queue(&self, list: &List, things: &mut RetiredList) -> Result<(u64, u64), OutOfMemory> {
+        let periods = &self.periods;
+        let mut queue = list.queue.lock();
+        queue.things.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
         // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
         fence_after_rmw();
-        let number = self.periods.begun.load(Ordering::Relaxed) + 1;
-        if queue.is_empty() {
-            list.oldest.store(number, plain::Ordering::Relaxed);
+        let number = periods.begun.load(Ordering::Relaxed) + 1;
+        let mut is_urgent = false;
+        for thing in things.drain(..) {
+            // Told after the number was read, so that whoever is in a hurry because of it asks for that one or a later one;
+            // and before anybody can free it.
+            is_urgent |= thing.tell();
+            queue.bytes += thing.bytes();
+            queue.things.push_back((number, thing));
         }
-        queue.extend(things.drain(..).map(|thing| (number, thing)));
-        Ok(queue)
+        list.settle(&mut queue, periods);
+        if is_urgent {
+            periods.hurried.fetch_max(number, plain::Ordering::Relaxed);
+        }
+        // Only for what has waited for a whole batch behind it: else the few that came since the last period began would get
+        // one of their own.
+        let behind = queue.things.len().checked_sub(BATCH).and_then(|index| queue.things.get(index));
+        Ok((number, behind.map_or(0, |(number, _)| *number)))
     }
 
     /// Waits for a grace period and frees all that was retired before. `always`: also if that is nothing. `wait` as for
@@ -231,15 +370,18 @@ impl Sections {
     /// Nobody is in a section or an access, nor will be in one that reaches what was retired.
     pub unsafe fn free_all(&self) {
         self.each_slot(|slot| {
-            slot.retired.oldest.store(NONE, plain::Ordering::Relaxed);
-            let queue = core::mem::take(&mut *slot.retired.things.lock());
+            let mut queue = slot.retired.queue.lock();
+            let things = core::mem::take(&mut queue.things);
+            queue.bytes = 0;
+            slot.retired.settle(&mut queue, &self.periods);
+            drop(queue);
             // SAFETY: by the contract above.
-            queue.into_iter().for_each(|(_, thing)| unsafe { thing.free() });
+            things.into_iter().for_each(|(_, thing)| unsafe { thing.free_told() });
         });
     }
 
     /// Drives the periods on towards number `wanted`, as far as that goes without waiting, unless somebody else does so
-    /// already. Returns the number up to which lists have been left behind, if it is time to look after those; else zero.
+    /// already. Returns the number up to which things in all lists are due, if it is time to look after those; else zero.
     fn drive(&self, barrier: &impl Barrier, wanted: u64) -> u64 {
         let periods = &self.periods;
         if periods.completed.load(Ordering::Acquire) >= wanted
@@ -247,7 +389,7 @@ impl Sections {
         {
             return 0;
         }
-        let mut left_behind = 0;
+        let mut due = 0;
         loop {
             let (begun, completed) =
                 (periods.begun.load(Ordering::Relaxed), periods.completed.load(Ordering::Relaxed));
@@ -263,13 +405,17 @@ impl Sections {
                 break;
             }
             let completed = periods.begun.load(Ordering::Relaxed);
+            let was_hurried = periods.is_hurried();
             periods.completed.store(completed, Ordering::Release);
-            if completed.is_multiple_of(HELP) {
-                left_behind = completed - HELP / 2;
+            if was_hurried || periods.keeps(ASK) {
+                due = completed;
+            } else if completed.is_multiple_of(HELP) {
+                // Those of the last periods have owners who come again.
+                due = due.max(completed - HELP / 2);
             }
         }
         periods.driven.store(false, Ordering::Release);
-        left_behind
+        due
     }
 
     /// Notes for the period that begins who is in a section.
@@ -302,21 +448,20 @@ impl Sections {
                 return;
             }
             let mut due: [Option<Retired>; 16] = [const { None }; 16];
-            let mut queue = list.things.lock();
+            let mut queue = list.queue.lock();
             for place in &mut due {
-                if queue.front().is_none_or(|(number, _)| *number > completed) {
+                if queue.things.front().is_none_or(|(number, _)| *number > completed) {
                     break;
                 }
-                *place = queue.pop_front().map(|(_, thing)| thing);
+                let Some((_, thing)) = queue.things.pop_front() else { break };
+                queue.bytes -= thing.bytes();
+                *place = Some(thing);
             }
-            list.oldest.store(queue.front().map_or(NONE, |(number, _)| *number), plain::Ordering::Relaxed);
-            if queue.is_empty() && queue.capacity() > 4 * BATCH {
-                *queue = VecDeque::new();
-            }
+            list.settle(&mut queue, &self.periods);
             drop(queue);
             for thing in due.into_iter().flatten() {
-                // SAFETY: unhooked before it got its number, and that period has passed.
-                unsafe { thing.free() };
+                // SAFETY: unhooked before it got its number, told then, and that period has passed.
+                unsafe { thing.free_told() };
             }
         }
     }

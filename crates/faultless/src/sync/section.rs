@@ -77,8 +77,8 @@ pub(super) struct Slot {
     pub retired: List,
 }
 
-impl Default for Slot {
-    fn default() -> Self {
+impl Slot {
+    fn new(index: usize) -> Self {
         Self {
             sequence: AtomicUsize::new(0),
             access: AtomicUsize::new(0),
@@ -88,12 +88,10 @@ impl Default for Slot {
             numbers: [const { plain::AtomicU64::new(0) }; 2],
             #[cfg(debug_assertions)]
             in_unmarked: plain::AtomicUsize::new(0),
-            retired: List::default(),
+            retired: List::new(index),
         }
     }
-}
 
-impl Slot {
     #[inline]
     fn set_in_unmarked(&self, inside: bool) {
         #[cfg(debug_assertions)]
@@ -130,12 +128,20 @@ struct Chunk {
     awaited: [Awaited; CHUNK_SLOTS],
 }
 
-impl Default for Chunk {
-    fn default() -> Self {
-        Self {
-            slots: core::array::from_fn(|_| CachePadded::default()),
-            awaited: core::array::from_fn(|_| Awaited::default()),
+impl Chunk {
+    /// A chunk whose first slot has number `first`. Slot by slot: the stacks of a kernel's threads have no room for all.
+    fn boxed(first: usize) -> Box<Self> {
+        let mut chunk = Box::<Self>::new_uninit();
+        let place = chunk.as_mut_ptr();
+        for i in 0..CHUNK_SLOTS {
+            // SAFETY: places of the box's own, each written once.
+            unsafe {
+                (&raw mut (*place).slots[i]).write(CachePadded::new(Slot::new(first + i)));
+                (&raw mut (*place).awaited[i]).write(Awaited::default());
+            }
         }
+        // SAFETY: both arrays have been filled, and there is nothing else in it.
+        unsafe { chunk.assume_init() }
     }
 }
 
@@ -182,8 +188,7 @@ impl Sections {
         let place = &self.chunks[index / CHUNK_SLOTS];
         let mut chunk = place.load(Ordering::Acquire);
         if chunk.is_null() {
-            let new: Box<Chunk> = Box::default();
-            let new = Box::into_raw(new);
+            let new = Box::into_raw(Chunk::boxed(index - index % CHUNK_SLOTS));
             match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => chunk = new,
                 Err(theirs) => {

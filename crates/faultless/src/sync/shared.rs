@@ -1,7 +1,7 @@
 //! A counted pointer whose making can fail: what `alloc::sync::Arc` is, but for `try_new`.
 
 use super::life::{OutOfMemory, try_box_uninit};
-use super::plain::{AtomicUsize, Ordering};
+use super::plain::{AtomicU64, AtomicUsize, Ordering};
 use alloc::boxed::Box;
 use core::alloc::Layout;
 use core::fmt;
@@ -11,16 +11,28 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::fence;
 
-/// More than there can be of handles: each takes a word somewhere.
+/// More than there can be of weak handles: each takes a word somewhere.
 const MOST: usize = usize::MAX / 2;
+/// More than there can be of strong handles: at 2^32 others are counted, see [`Counted::strong`].
+const MOST_STRONG: u64 = 1 << 31;
+/// A handle that something retired has.
+const RETIRED: u64 = 1 << 32;
+
+/// Whether, of handles that are counted by `strong`, all but one are retired things'; and there are some.
+fn is_last_in_use(strong: u64) -> bool {
+    strong / RETIRED != 0 && strong % RETIRED == strong / RETIRED + 1
+}
 
 /// A value and its handles. The counts are of `core` under every back-end, as those of `Arc` are.
 #[repr(C)]
 pub struct Counted<T: ?Sized> {
-    /// [`Shared`]s; the value is dropped with the last.
-    strong: AtomicUsize,
+    /// [`Shared`]s; the value is dropped with the last. Above, in units of [`RETIRED`], those of them that retired things
+    /// have.
+    strong: AtomicU64,
     /// [`Weak`]s, and one for all [`Shared`]s together; the memory is freed with the last.
     weak: AtomicUsize,
+    /// Of the value, when from now on only retired things have handles. May be called more than once.
+    left_to_retired: Option<unsafe fn(NonNull<()>)>,
     value: ManuallyDrop<T>,
 }
 
@@ -29,6 +41,15 @@ pub struct Counted<T: ?Sized> {
 #[inline]
 fn count_one_more(count: &AtomicUsize) {
     if count.fetch_add(1, Ordering::Relaxed) >= MOST {
+        count.fetch_sub(1, Ordering::Relaxed);
+        panic!("handles were forgotten without end");
+    }
+}
+
+/// The same for strong handles.
+#[inline]
+fn count_one_more_strong(count: &AtomicU64) {
+    if count.fetch_add(1, Ordering::Relaxed) % RETIRED >= MOST_STRONG {
         count.fetch_sub(1, Ordering::Relaxed);
         panic!("handles were forgotten without end");
     }
@@ -69,13 +90,36 @@ impl<T> Shared<T> {
     /// # Errors
     /// [`OutOfMemory`]; `make` is not called.
     pub fn try_new_cyclic(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory> {
+        Self::try_make(None, make)
+    }
+
+    /// As [`Shared::try_new_cyclic`], for a value that retired things have handles of ([`Shared::count_as_retired`]): when
+    /// only those are left, [`LeftToRetired::left_to_retired`] is called.
+    pub(crate) fn try_new_retirable(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory>
+    where
+        T: LeftToRetired,
+    {
+        /// # Safety
+        /// The value is there.
+        unsafe fn tell<T: LeftToRetired>(value: NonNull<()>) {
+            // SAFETY: by the contract above.
+            unsafe { value.cast::<T>().as_ref() }.left_to_retired();
+        }
+        Self::try_make(Some(tell::<T>), make)
+    }
+
+    fn try_make(
+        left_to_retired: Option<unsafe fn(NonNull<()>)>,
+        make: impl FnOnce(&Weak<T>) -> T,
+    ) -> Result<Self, OutOfMemory> {
         let memory: Box<MaybeUninit<Counted<T>>> = try_box_uninit()?;
         let counted = NonNull::from(Box::leak(memory)).cast::<Counted<T>>();
         let place = counted.as_ptr();
         // SAFETY: memory of our own, of the right layout; the counts are written before anybody reads them.
         unsafe {
-            (&raw mut (*place).strong).write(AtomicUsize::new(0));
+            (&raw mut (*place).strong).write(AtomicU64::new(0));
             (&raw mut (*place).weak).write(AtomicUsize::new(1));
+            (&raw mut (*place).left_to_retired).write(left_to_retired);
         }
         // The strong handles' weak one. If `make` panics, the memory is lost.
         let weak = ManuallyDrop::new(Weak { counted });
@@ -86,6 +130,27 @@ impl<T> Shared<T> {
         weak.counts().0.store(1, Ordering::Release);
         Ok(Self { counted, owns: PhantomData })
     }
+
+    /// Counts this handle as one that something retired has. True: all are.
+    pub(crate) fn count_as_retired(&self) -> bool {
+        // Release, partner: the Acquire of who drops a handle and finds it counted.
+        // SAFETY: as in `deref`.
+        let strong =
+            unsafe { &(*self.counted.as_ptr()).strong }.fetch_add(RETIRED, Ordering::AcqRel) + RETIRED;
+        strong % RETIRED == strong / RETIRED
+    }
+
+    /// Takes [`Shared::count_as_retired`] back: what has the handle is freed next.
+    pub(crate) fn count_as_freed(&self) {
+        // SAFETY: as in `deref`.
+        unsafe { &(*self.counted.as_ptr()).strong }.fetch_sub(RETIRED, Ordering::Relaxed);
+    }
+}
+
+/// A value that retired things have handles of.
+pub(crate) trait LeftToRetired {
+    /// From now on nobody else has any. Called by whoever drops the last one, anywhere.
+    fn left_to_retired(&self);
 }
 
 impl<T: ?Sized> Shared<T> {
@@ -114,7 +179,7 @@ impl<T: ?Sized> Clone for Shared<T> {
     fn clone(&self) -> Self {
         // Relaxed: who has a handle gives one to another thread by something that orders it.
         // SAFETY: as in `deref`.
-        count_one_more(unsafe { &(*self.counted.as_ptr()).strong });
+        count_one_more_strong(unsafe { &(*self.counted.as_ptr()).strong });
         Self { counted: self.counted, owns: PhantomData }
     }
 }
@@ -122,9 +187,24 @@ impl<T: ?Sized> Clone for Shared<T> {
 impl<T: ?Sized> Drop for Shared<T> {
     fn drop(&mut self) {
         // SAFETY: as in `deref`.
-        let strong = unsafe { &(*self.counted.as_ptr()).strong };
-        // Release, partner: the fence of whoever drops the last one.
-        if strong.fetch_sub(1, Ordering::Release) != 1 {
+        let (strong, tell) =
+            unsafe { (&(*self.counted.as_ptr()).strong, (*self.counted.as_ptr()).left_to_retired) };
+        let mut seen = strong.load(Ordering::Acquire);
+        loop {
+            if is_last_in_use(seen)
+                && let Some(tell) = tell
+            {
+                // SAFETY: this handle keeps the value still.
+                unsafe { tell(NonNull::from(&**self).cast()) };
+            }
+            // Release, partner: the fence of whoever drops the last one. One step, so that of several who drop theirs at once
+            // one finds that it is the last in use.
+            match strong.compare_exchange_weak(seen, seen - 1, Ordering::Release, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+        if seen != 1 {
             return;
         }
         fence(Ordering::Acquire);
@@ -142,7 +222,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for Shared<T> {
 }
 
 impl<T: ?Sized> Weak<T> {
-    fn counts(&self) -> (&AtomicUsize, &AtomicUsize) {
+    fn counts(&self) -> (&AtomicU64, &AtomicUsize) {
         // SAFETY: the memory lives as long as a weak handle does, and the counts were written first. The value, which may
         // be gone, is not borrowed.
         unsafe { (&(*self.counted.as_ptr()).strong, &(*self.counted.as_ptr()).weak) }
@@ -150,8 +230,8 @@ impl<T: ?Sized> Weak<T> {
 
     /// A handle that keeps the value, if it is there still.
     pub fn upgrade(&self) -> Option<Shared<T>> {
-        let more = |strong: usize| {
-            assert!(strong < MOST, "handles were forgotten without end");
+        let more = |strong: u64| {
+            assert!(strong % RETIRED < MOST_STRONG, "handles were forgotten without end");
             (strong != 0).then_some(strong + 1)
         };
         // Acquire, partner: the Release of `Shared::try_new_cyclic`.
@@ -161,7 +241,7 @@ impl<T: ?Sized> Weak<T> {
 
     /// How many keep the value; it may have changed when one knows.
     pub fn strong_count(&self) -> usize {
-        self.counts().0.load(Ordering::Relaxed)
+        (self.counts().0.load(Ordering::Relaxed) % RETIRED) as usize
     }
 
     /// Where the counts are, for [`Weak::upgrade_raw`].
@@ -292,8 +372,9 @@ mod tests {
         let shared = Shared::try_new(Dropped(Arc::default())).unwrap();
         let weak = Shared::downgrade(&shared);
         // SAFETY: the counts live as long as `shared`; they are put back below.
-        let counts = unsafe { [&(*shared.counted.as_ptr()).strong, &(*shared.counted.as_ptr()).weak] };
-        let real = counts.map(|count| count.swap(MOST, Ordering::Relaxed));
+        let (strong, of_weak) =
+            unsafe { (&(*shared.counted.as_ptr()).strong, &(*shared.counted.as_ptr()).weak) };
+        let real = (strong.swap(MOST_STRONG, Ordering::Relaxed), of_weak.swap(MOST, Ordering::Relaxed));
         let panics: [&dyn Fn(); 3] =
             [&|| std::mem::forget(shared.clone()), &|| std::mem::forget(weak.clone()), &|| {
                 std::mem::forget(weak.upgrade())
@@ -301,9 +382,8 @@ mod tests {
         for forget in panics {
             assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(forget)).is_err());
         }
-        let after = counts.map(|count| count.load(Ordering::Relaxed));
-        counts.iter().zip(real).for_each(|(count, real)| count.store(real, Ordering::Relaxed));
-        assert_eq!(after, [MOST; 2]);
+        let after = (strong.swap(real.0, Ordering::Relaxed), of_weak.swap(real.1, Ordering::Relaxed));
+        assert_eq!(after, (MOST_STRONG, MOST));
     }
 
     #[test]

@@ -242,4 +242,21 @@ impl<H: Host, D: LockingDesign> Ranged for Vma<H, D> {
     fn life(&self) -> &Life {
         &self.life
     }
+
+    fn keeps_something(&self) -> bool {
+        matches!(self.mapping.backing, Backing::File { .. })
+    }
+
+    fn retired(&self) -> bool {
+        match &self.mapping.backing {
+            Backing::File { file, .. } => file.count_as_retired(),
+            Backing::Anonymous | Backing::Busy => false,
+        }
+    }
+
+    fn freed(&self) {
+        if let Backing::File { file, .. } = &self.mapping.backing {
+            file.count_as_freed();
+        }
+    }
 }

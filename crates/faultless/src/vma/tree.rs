@@ -39,6 +39,16 @@ pub trait Ranged {
     fn range(&self) -> PageRange;
     /// The mark that a reader touches before it gets the item.
     fn life(&self) -> &Life;
+    /// Whether the next two are to be called. Always the same.
+    fn keeps_something(&self) -> bool {
+        false
+    }
+    /// The item has been retired. True: what it keeps is kept by nothing else that is not retired, and should end soon.
+    fn retired(&self) -> bool {
+        false
+    }
+    /// The item, which was retired, is freed next.
+    fn freed(&self) {}
 }
 
 /// Items by their ranges, for one writer or several, and any number of readers.

@@ -1,7 +1,7 @@
 //! Things that count their ends, retired beside sections.
 
 use super::*;
-use crate::sync::{FenceBarrier, Section};
+use crate::sync::{FenceBarrier, LeftToRetired, Section, Shared};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
@@ -180,4 +180,131 @@ fn threads_retire_beside_sections() {
     });
     flush(&sections, |_| {});
     assert_eq!(count(&freed), THREADS as usize * ROUNDS);
+}
+
+/// Counts its end, and weighs what a leaf table does.
+struct Table(Arc<AtomicUsize>, #[expect(dead_code, reason = "weight")] [u8; 4096]);
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn retire_table(sections: &Sections, of: u32, freed: &Arc<AtomicUsize>) -> Kept {
+    let table = Retired::new(Box::new(Table(Arc::clone(freed), [0; 4096])));
+    // SAFETY: as in `retire`.
+    unsafe { sections.retire(slot(of), &FenceBarrier, &mut [table].into_iter().collect()) }.unwrap()
+}
+
+/// Threads that retire little keep little, however many there are.
+#[test]
+fn what_all_slots_keep_is_bounded_in_bytes() {
+    let (sections, freed) = (Sections::new(), Arc::default());
+    let (mut most, mut retired) = (0, 0);
+    for of in 0..2_000 {
+        for _ in 0..80 {
+            assert_eq!(retire_table(&sections, of, &freed), Kept::Little);
+            retired += 1;
+            most = most.max(retired - count(&freed));
+        }
+    }
+    let bytes = most * size_of::<Table>();
+    assert!(bytes <= ASK + TELLS_LATER * UNTOLD, "{} KiB are kept", bytes / 1024);
+}
+
+/// Where an older section holds everything up, whoever retires hears so before there is much more than may be.
+#[test]
+fn who_retires_hears_that_too_much_waits() {
+    let (sections, freed) = (Sections::new(), Arc::default());
+    beside_a_section(&sections, || {
+        let retired = (0..).find(|n| retire_table(&sections, *n as u32 % 200, &freed) == Kept::TooMuch);
+        let bytes = retired.unwrap() * size_of::<Table>();
+        assert!(bytes <= MOST + TELLS_LATER * UNTOLD, "{} KiB are kept", bytes / 1024);
+        assert_eq!(count(&freed), 0, "invariant 3: freed under a section that is older");
+    });
+    assert_eq!(retire_table(&sections, 0, &freed), Kept::Little);
+    flush(&sections, |_| {});
+    assert_eq!(sections.periods.kept.load(plain::Ordering::Relaxed), 0, "all is freed, and all is told");
+}
+
+/// What has a handle of something, and what the handle is of.
+struct Keeper(Shared<Watched>);
+struct Watched(Arc<Sections>, Arc<AtomicUsize>);
+
+impl LeftToRetired for Watched {
+    fn left_to_retired(&self) {
+        self.0.hurry();
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn keeper(keeper: Keeper) -> Retired {
+    /// # Safety
+    /// The keeper is there.
+    unsafe fn retired(keeper: NonNull<()>) -> bool {
+        // SAFETY: by the contract above.
+        unsafe { keeper.cast::<Keeper>().as_ref() }.0.count_as_retired()
+    }
+    /// # Safety
+    /// From a Box, and freed once.
+    unsafe fn free(keeper: NonNull<()>) {
+        // SAFETY: by the contract above.
+        let keeper = unsafe { Box::from_raw(keeper.cast::<Keeper>().as_ptr()) };
+        keeper.0.count_as_freed();
+    }
+    const KIND: RetiredKind = RetiredKind { free, bytes: size_of::<Keeper>(), retired: Some(retired) };
+    let pointer = NonNull::from(Box::leak(Box::new(keeper))).cast();
+    // SAFETY: a box of that type.
+    unsafe { Retired::from_raw(pointer, &KIND) }
+}
+
+fn retire_keeper(sections: &Sections, of: u32, thing: Keeper) -> Kept {
+    // SAFETY: as in `retire`.
+    unsafe { sections.retire(slot(of), &FenceBarrier, &mut [keeper(thing)].into_iter().collect()) }.unwrap()
+}
+
+fn go_on(sections: &Sections) {
+    // SAFETY: as in `retire`.
+    unsafe { sections.go_on_if_hurried(&FenceBarrier) };
+}
+
+/// What two threads let go of at once, one as a handle and one as something retired, ends with the next call.
+#[test]
+fn the_last_in_use_is_found_whoever_it_is() {
+    let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());
+    for round in 1..=2_000 {
+        let kept = Watched(Arc::clone(&sections), Arc::clone(&ended));
+        let handle = Shared::try_new_retirable(|_| kept).unwrap();
+        let keepers = [Keeper(handle.clone()), Keeper(handle.clone())];
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(handle));
+            for (of, thing) in keepers.into_iter().enumerate() {
+                let sections = &sections;
+                scope.spawn(move || retire_keeper(sections, of as u32, thing));
+            }
+        });
+        go_on(&sections);
+        assert_eq!(count(&ended), round, "kept by what is retired alone, and nobody is in a hurry");
+    }
+}
+
+/// A section that is under way when the last goes: the first call after it is enough, and it need not retire anything.
+#[test]
+fn a_hurry_outlasts_a_section() {
+    let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());
+    let handle = Shared::try_new_retirable(|_| Watched(Arc::clone(&sections), Arc::clone(&ended))).unwrap();
+    beside_a_section(&sections, || {
+        retire_keeper(&sections, 5, Keeper(handle));
+        go_on(&sections);
+        assert_eq!(count(&ended), 0, "invariant 3: freed under a section that is older");
+    });
+    go_on(&sections);
+    assert_eq!(count(&ended), 1);
+    assert!(!sections.periods.is_hurried());
 }

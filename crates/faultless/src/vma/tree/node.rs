@@ -15,7 +15,7 @@ use super::leaf::{Leaf, LeafRef};
 use crate::address::PageNumber;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::sync::plain::{AtomicU64, Ordering as PlainOrdering};
-use crate::sync::{Life, OutOfMemory, Retired, try_box};
+use crate::sync::{Life, OutOfMemory, Retired, RetiredKind, try_box};
 use crate::vma::tree::Ranged;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -495,14 +495,60 @@ pub unsafe fn free_item<T: Ranged>(item: NonNull<()>) {
     }
 }
 
+/// Kinds of what a tree of `T`s retires.
+struct Kinds<T>(PhantomData<T>);
+
+impl<T: Ranged + 'static> Kinds<T> {
+    const ITEM: RetiredKind = RetiredKind { free: free_item::<T>, bytes: size_of::<T>(), retired: None };
+    const KEEPER: RetiredKind =
+        RetiredKind { free: Self::free_keeper, bytes: size_of::<T>(), retired: Some(Self::retired) };
+
+    /// # Safety
+    /// The item is there.
+    unsafe fn retired(item: NonNull<()>) -> bool {
+        // SAFETY: by the contract above.
+        unsafe { item.cast::<T>().as_ref() }.retired()
+    }
+
+    /// # Safety
+    /// As [`free_item`], after [`Self::retired`].
+    unsafe fn free_keeper(item: NonNull<()>) {
+        // SAFETY: by the contract above.
+        unsafe {
+            item.cast::<T>().as_ref().freed();
+            free_item::<T>(item);
+        }
+    }
+}
+
+impl<T: 'static> Kinds<T> {
+    const NEAR_LEAF: RetiredKind = Self::node(size_of::<Leaf<Near, T>>());
+    const FAR_LEAF: RetiredKind = Self::node(size_of::<Leaf<Far, T>>());
+    const NEAR_INNER: RetiredKind = Self::node(size_of::<Inner<Near, T>>());
+    const FAR_INNER: RetiredKind = Self::node(size_of::<Inner<Far, T>>());
+
+    const fn node(bytes: usize) -> RetiredKind {
+        RetiredKind { free: free_node::<T>, bytes, retired: None }
+    }
+}
+
 /// A node that no new reader finds.
 pub fn retired_node<T: Send + 'static>(link: NonNull<()>) -> Retired {
+    let kind = match link.addr().get() & TAGS {
+        NEAR_LEAF => &Kinds::<T>::NEAR_LEAF,
+        FAR_LEAF => &Kinds::<T>::FAR_LEAF,
+        NEAR_INNER => &Kinds::<T>::NEAR_INNER,
+        _ => &Kinds::<T>::FAR_INNER,
+    };
     // SAFETY: what the node points to may be sent, and `free_node` is called once, after a grace period.
-    unsafe { Retired::from_raw(link, free_node::<T>) }
+    unsafe { Retired::from_raw(link, kind) }
 }
 
 /// An item that no new reader finds.
 pub fn retired_item<T: Ranged + Send + 'static>(item: NonNull<T>) -> Retired {
-    // SAFETY: the item may be sent, and `free_item` is called once, after a grace period.
-    unsafe { Retired::from_raw(item.cast(), free_item::<T>) }
+    // SAFETY: it is freed after a grace period, which has not begun.
+    let is_keeper = unsafe { item.as_ref() }.keeps_something();
+    let kind = if is_keeper { &Kinds::<T>::KEEPER } else { &Kinds::<T>::ITEM };
+    // SAFETY: the item may be sent, and is freed once, after a grace period.
+    unsafe { Retired::from_raw(item.cast(), kind) }
 }
