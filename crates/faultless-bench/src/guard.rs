@@ -75,6 +75,6 @@ impl<B: Named> Guard<B> {
         retired: &mut RetiredList,
     ) -> Result<(), Unchanged> {
         // SAFETY: as said above; the cases see to it, and their readers enter by this guard.
-        unsafe { tree.replace_beside(writers, section, range, new, retired) }
+        unsafe { tree.replace_beside(writers, section, range, new, retired) }.map(|_| ())
     }
 }

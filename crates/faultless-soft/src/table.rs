@@ -149,8 +149,8 @@ impl<C: Table> Drop for Upper<C> {
     }
 }
 
-/// What hangs at `place`, made where it is missing; of two makers the second takes the first one's.
-fn get_or_make<C: Table>(place: &AtomicPtr<C>) -> Result<*mut C, OutOfMemory> {
+/// What hangs at `place`, made where it is missing, and charged; of two makers the second takes the first one's.
+fn get_or_make<C: Table>(place: &AtomicPtr<C>, sections: &Sections) -> Result<*mut C, OutOfMemory> {
     let found = place.load(Ordering::Acquire);
     if !found.is_null() {
         return Ok(found);
@@ -158,7 +158,10 @@ fn get_or_make<C: Table>(place: &AtomicPtr<C>) -> Result<*mut C, OutOfMemory> {
     let new = Box::into_raw(make::<C>()?);
     // Release, partner: the Acquire loads of whoever walks here.
     match place.compare_exchange(ptr::null_mut(), new, Ordering::Release, Ordering::Acquire) {
-        Ok(_) => Ok(new),
+        Ok(_) => {
+            sections.charge(size_of::<C>());
+            Ok(new)
+        }
         Err(theirs) => {
             // SAFETY: `new` came from a Box just now and nobody else has seen it.
             drop(unsafe { Box::from_raw(new) });
@@ -172,7 +175,13 @@ trait Walk: Table {
     /// The place of the leaf over `page`, if the tables above it exist.
     fn leaf_place(&self, page: PageNumber) -> Option<&AtomicPtr<LeafTable>>;
     /// The same, made where it is missing.
-    fn make_leaf_place(&self, page: PageNumber) -> Result<&AtomicPtr<LeafTable>, OutOfMemory>;
+    fn make_leaf_place(
+        &self,
+        page: PageNumber,
+        sections: &Sections,
+    ) -> Result<&AtomicPtr<LeafTable>, OutOfMemory>;
+    /// What this table was charged, with all below it.
+    fn charged(&self) -> usize;
     /// The first page in `from..end`, as far as this table goes, whose leaf exists. `from` lies in this table.
     fn next_leaf(&self, from: u64, end: u64) -> Option<u64>;
 }
@@ -194,8 +203,20 @@ impl Walk for Upper<LeafTable> {
         Some(self.place(page))
     }
 
-    fn make_leaf_place(&self, page: PageNumber) -> Result<&AtomicPtr<LeafTable>, OutOfMemory> {
+    fn make_leaf_place(&self, page: PageNumber, _: &Sections) -> Result<&AtomicPtr<LeafTable>, OutOfMemory> {
         Ok(self.place(page))
+    }
+
+    fn charged(&self) -> usize {
+        let leaf = |place: &AtomicPtr<LeafTable>| {
+            let leaf = NonNull::new(place.load(Ordering::Acquire))?;
+            // A shared leaf is others'.
+            // SAFETY: it hangs here, and the caller frees it later.
+            let is_own =
+                !share::is_marked(leaf.as_ptr()) && unsafe { leaf.as_ref() }.sharing.block().is_null();
+            is_own.then_some(size_of::<LeafTable>())
+        };
+        size_of::<Self>() + self.places.iter().filter_map(leaf).sum::<usize>()
     }
 
     fn next_leaf(&self, from: u64, end: u64) -> Option<u64> {
@@ -220,10 +241,22 @@ impl<C: Walk> Walk for Upper<C> {
         self.child(page)?.leaf_place(page)
     }
 
-    fn make_leaf_place(&self, page: PageNumber) -> Result<&AtomicPtr<LeafTable>, OutOfMemory> {
-        let child = get_or_make(self.place(page))?;
+    fn make_leaf_place(
+        &self,
+        page: PageNumber,
+        sections: &Sections,
+    ) -> Result<&AtomicPtr<LeafTable>, OutOfMemory> {
+        let child = get_or_make(self.place(page), sections)?;
         // SAFETY: as in `child`, and not null.
-        unsafe { &*child }.make_leaf_place(page)
+        unsafe { &*child }.make_leaf_place(page, sections)
+    }
+
+    fn charged(&self) -> usize {
+        let child = |place: &AtomicPtr<C>| {
+            // SAFETY: as in `child`.
+            unsafe { place.load(Ordering::Acquire).as_ref() }.map(Walk::charged)
+        };
+        size_of::<Self>() + self.places.iter().filter_map(child).sum::<usize>()
     }
 
     fn next_leaf(&self, from: u64, end: u64) -> Option<u64> {
@@ -289,7 +322,9 @@ impl RadixTable {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(sections: Arc<Sections>) -> Result<Self, OutOfMemory> {
-        Ok(Self { root: make()?, tag: next_tag(), reserve: Reserve::default(), sections })
+        let root = make::<Root>()?;
+        sections.charge(size_of::<Root>());
+        Ok(Self { root, tag: next_tag(), reserve: Reserve::default(), sections })
     }
 
     /// The entry as a processor's walk finds it. Acquire, partner: [`PageTable::install`]: what was written into the
@@ -320,6 +355,12 @@ impl RadixTable {
     ) -> Result<(), Entry> {
         debug_assert!(bits & !Entry::HARDWARE == 0, "a processor sets accessed and dirty, nothing else");
         swap_if(leaf.entry(page), seen, seen.with(bits))
+    }
+}
+
+impl Drop for RadixTable {
+    fn drop(&mut self) {
+        self.sections.uncharge(self.root.charged());
     }
 }
 
@@ -360,8 +401,8 @@ unsafe impl PageTable for RadixTable {
 
     fn make_leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
         debug_assert!(page.get() < Self::PAGES);
-        let place = self.root.make_leaf_place(page)?;
-        Ok(Leaf { found: get_or_make(place)?, place })
+        let place = self.root.make_leaf_place(page, &self.sections)?;
+        Ok(Leaf { found: get_or_make(place, &self.sections)?, place })
     }
 
     fn hangs(&self, leaf: Leaf<'_>) -> bool {
@@ -465,9 +506,16 @@ unsafe impl PageTable for RadixTable {
                 // SAFETY: by the contract above.
                 unsafe { LeafTable::free(table.cast()) };
             }
-            const KIND: RetiredKind = RetiredKind { free, bytes: size_of::<LeafTable>(), retired: None };
+            const fn kind(is_charged: bool) -> RetiredKind {
+                RetiredKind { free, bytes: size_of::<LeafTable>(), is_charged, retired: None }
+            }
+            const OWN: RetiredKind = kind(true);
+            // Its block is charged as a whole.
+            const OF_BLOCK: RetiredKind = kind(false);
+            // SAFETY: whoever frees it comes after this.
+            let is_own = unsafe { table.as_ref() }.sharing.block().is_null();
             // SAFETY: taken out of its only place just now; tables go from thread to thread.
-            Some(unsafe { Retired::from_raw(table.cast(), &KIND) })
+            Some(unsafe { Retired::from_raw(table.cast(), if is_own { &OWN } else { &OF_BLOCK }) })
         }
     }
 
@@ -481,7 +529,11 @@ unsafe impl PageTable for RadixTable {
     }
 
     unsafe fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
-        share::share(leaf, child.root.make_leaf_place(page)?, &child.reserve)
+        share::share(
+            leaf,
+            child.root.make_leaf_place(page, &child.sections)?,
+            (&child.reserve, &child.sections),
+        )
     }
 
     unsafe fn unshare(

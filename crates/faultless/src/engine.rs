@@ -96,6 +96,28 @@ impl<H: Host> Engine<H> {
         self.cache.idle.length(self)
     }
 
+    /// Bytes that the engine has from the allocator for its own use, those of its host's page tables included: see
+    /// docs/memory.md for what each mapping, file, page, thread and space takes at most. The bytes of pages are not in it
+    /// ([`Engine::frame_usage`]). A snapshot, if other threads are in calls.
+    ///
+    /// Counted are mappings and the nodes that hold them, page tables, files and the indices of their pages, spaces, the slots of
+    /// threads, and all that has been replaced and is not freed yet. Not counted are what a call or a transfer under way has for
+    /// itself, the queue of calls that wait for ranges behind its first two places, what a store or a host keeps otherwise, and
+    /// what a locking design other than [`Faultless`](crate::design::Faultless) allocates.
+    pub fn metadata_bytes(&self) -> usize {
+        self.host.sections().charged()
+    }
+
+    #[inline]
+    pub(crate) fn charge(&self, bytes: usize) {
+        self.host.sections().charge(bytes);
+    }
+
+    #[inline]
+    pub(crate) fn uncharge(&self, bytes: usize) {
+        self.host.sections().uncharge(bytes);
+    }
+
     /// What happened so far, over all threads.
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
@@ -343,6 +365,7 @@ impl<H: Host> Engine<H> {
     fn free_after_grace(&self, things: RetiredList) {
         self.grace();
         for thing in things {
+            self.host.sections().uncharge(thing.charged());
             // SAFETY: unhooked before it came here, and a grace period has passed since.
             unsafe { thing.free() };
         }

@@ -179,7 +179,7 @@ impl Common {
                 unsafe { self.tree.replace_beside(&self.writers, &section, place, &mut new, &mut retired) };
             drop(section);
             match done {
-                Ok(()) => return retired,
+                Ok(_) => return retired,
                 Err(Unchanged::Contended) => thread::yield_now(),
                 Err(Unchanged::OutOfMemory(error)) => panic!("{error}"),
             }

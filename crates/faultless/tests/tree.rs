@@ -186,7 +186,7 @@ fn without_memory_nothing_changes() {
                     assert!(items.iter().map(|item| item.range).eq(new(count).iter().map(|item| item.range)));
                     assert_eq!(pairs(tree.view_locked(&writer)), before);
                 }
-                Ok(()) => {
+                Ok(_) => {
                     assert!(!has_failed, "a failure was passed over");
                     // SAFETY: there are no readers.
                     retired.into_iter().for_each(|retired| unsafe { retired.free() });

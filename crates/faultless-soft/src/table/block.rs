@@ -3,11 +3,13 @@
 
 use super::LeafTable;
 use faultless::host::OutOfMemory;
+use faultless::sync::Sections;
 use faultless::sync::atomic::{AtomicPtr, Ordering};
 use faultless::sync::plain::{self, AtomicUsize};
 use std::alloc::{Layout, alloc, dealloc};
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 /// Tables of one block.
 #[cfg(not(loom))]
@@ -21,6 +23,8 @@ pub(super) struct Block {
     left: AtomicUsize,
     /// Tables that have been handed out. Written by the one fork that has the block.
     used: AtomicUsize,
+    /// What it is charged to.
+    sections: Arc<Sections>,
     spares: [Spare; TABLES],
     tables: [MaybeUninit<LeafTable>; TABLES],
 }
@@ -38,7 +42,7 @@ pub(super) struct Spare {
 pub(super) struct Reserve(AtomicPtr<Block>);
 
 impl Block {
-    fn try_new() -> Result<NonNull<Self>, OutOfMemory> {
+    fn try_new(sections: &Arc<Sections>) -> Result<NonNull<Self>, OutOfMemory> {
         const { assert!(size_of::<Self>() != 0) };
         // SAFETY: the layout has a size.
         let block = unsafe { alloc(Layout::new::<Self>()) }.cast::<Self>();
@@ -47,11 +51,13 @@ impl Block {
         unsafe {
             (&raw mut (*block).left).write(AtomicUsize::new(TABLES));
             (&raw mut (*block).used).write(AtomicUsize::new(0));
+            (&raw mut (*block).sections).write(Arc::clone(sections));
             for index in 0..TABLES {
                 let spare = Spare { next: AtomicPtr::new(ptr::null_mut()), block: found, index };
                 (&raw mut (*block).spares[index]).write(spare);
             }
         }
+        sections.charge(size_of::<Self>());
         Ok(found)
     }
 
@@ -62,23 +68,27 @@ impl Block {
         let left = unsafe { block.as_ref() }.left.fetch_sub(count, plain::Ordering::AcqRel);
         debug_assert!(left >= count, "a table given back twice");
         if left == count {
-            // SAFETY: allocated with that layout, and its last table has come back. Its fields need no drop but under loom,
-            // which counts nothing of it.
-            unsafe { dealloc(block.as_ptr().cast(), Layout::new::<Self>()) };
+            // SAFETY: allocated with that layout, and its last table has come back. Of its fields one needs a drop, and the
+            // others under loom, which counts nothing of them.
+            unsafe {
+                let sections = (&raw const (*block.as_ptr()).sections).read();
+                dealloc(block.as_ptr().cast(), Layout::new::<Self>());
+                sections.uncharge(size_of::<Self>());
+            }
         }
     }
 }
 
 impl Reserve {
     /// A table for later. Only one thread at a time.
-    pub(super) fn take(&self) -> Result<NonNull<Spare>, OutOfMemory> {
+    pub(super) fn take(&self, sections: &Arc<Sections>) -> Result<NonNull<Spare>, OutOfMemory> {
         let found = NonNull::new(self.0.load(Ordering::Relaxed));
         // SAFETY: a block in reserve has tables that have not come back, or it is full and not looked into.
         let found =
             found.filter(|block| unsafe { block.as_ref() }.used.load(plain::Ordering::Relaxed) < TABLES);
         let block = match found {
             Some(block) => block,
-            None => Block::try_new()?,
+            None => Block::try_new(sections)?,
         };
         // SAFETY: it has a table left, by the lines above, so it is there.
         let used = unsafe { block.as_ref() }.used.fetch_add(1, plain::Ordering::Relaxed);

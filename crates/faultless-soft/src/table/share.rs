@@ -15,8 +15,9 @@ use super::{FAN, Leaf, LeafTable};
 use faultless::address::PageNumber;
 use faultless::host::{Entry, Fate, OutOfMemory, Unshared};
 use faultless::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use faultless::sync::full_fence;
+use faultless::sync::{Sections, full_fence};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 /// Mark of a place: the leaf hangs elsewhere too.
 pub(super) const SHARED: usize = 1;
@@ -135,13 +136,13 @@ impl Drop for Left {
 pub(super) fn share(
     leaf: Leaf<'_>,
     place: &AtomicPtr<LeafTable>,
-    reserve: &Reserve,
+    (reserve, sections): (&Reserve, &Arc<Sections>),
 ) -> Result<bool, OutOfMemory> {
     let Some(locked) = leaf.table().sharing.try_lock() else { return Ok(false) };
     if !ptr::eq(leaf.place.load(Ordering::Relaxed), leaf.found) {
         return Ok(false);
     }
-    locked.add(reserve.take()?);
+    locked.add(reserve.take(sections)?);
     debug_assert!(place.load(Ordering::Relaxed).is_null(), "shared over something");
     // Release, partner: whoever walks here.
     place.store(leaf.found.map_addr(|address| address | MARKS), Ordering::Release);

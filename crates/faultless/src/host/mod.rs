@@ -82,6 +82,10 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 ///
 /// Upper tables live as long as the space; only leaf tables come and go.
 ///
+/// A host that takes memory for tables from the allocator says so to its [`Sections`], by [`Sections::charge`] and
+/// [`Sections::uncharge`], so that [`Engine::metadata_bytes`](crate::Engine::metadata_bytes) counts it. A leaf table that is
+/// retired says by its [`RetiredKind`](crate::sync::RetiredKind) whether the engine uncharges it.
+///
 /// # Safety
 /// The engine frees frames and tables by what these methods say: an entry changes only as the methods have it, a leaf
 /// found with a proof stays in memory as long as the proof lives, and `invalidate` waits for every older translation.

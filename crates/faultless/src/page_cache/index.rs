@@ -2,10 +2,11 @@
 //! the file, words come and go. Beside its words each leaf has bits a page that say dirty, under
 //! writeback and written, so that nobody looks at every page to find those.
 
-use crate::sync::OutOfMemory;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::sync::try_box;
+use crate::sync::{OutOfMemory, Sections};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ops::Range;
 use core::ptr;
 
@@ -77,11 +78,13 @@ impl Upper {
 /// See the module.
 pub(super) struct Index {
     root: Upper,
+    /// What its nodes are charged to.
+    sections: Arc<Sections>,
 }
 
 impl Index {
-    pub(super) fn new() -> Self {
-        Self { root: Upper::new() }
+    pub(super) fn new(sections: Arc<Sections>) -> Self {
+        Self { root: Upper::new(), sections }
     }
 
     fn place(upper: &Upper, page: u64, level: u32) -> &AtomicPtr<()> {
@@ -173,23 +176,26 @@ impl Index {
     pub(super) fn make(&self, page: u64) -> Result<&AtomicU64, OutOfMemory> {
         let mut upper = &self.root;
         for level in (2..=UPPER_LEVELS).rev() {
-            let child = Self::make_child(Self::place(upper, page, level), Upper::new)?;
+            let child = self.make_child(Self::place(upper, page, level), Upper::new)?;
             // SAFETY: higher levels point to upper nodes, which live as long as `self`.
             upper = unsafe { &*child.cast::<Upper>() };
         }
-        let leaf = Self::make_child(Self::place(upper, page, 1), Leaf::new)?;
+        let leaf = self.make_child(Self::place(upper, page, 1), Leaf::new)?;
         // SAFETY: level 1 points to leaves, which live as long as `self`.
         Ok(unsafe { &(*leaf.cast::<Leaf>()).words[page as usize % FANOUT] })
     }
 
-    fn make_child<T>(place: &AtomicPtr<()>, new: impl FnOnce() -> T) -> Result<*mut (), OutOfMemory> {
+    fn make_child<T>(&self, place: &AtomicPtr<()>, new: impl FnOnce() -> T) -> Result<*mut (), OutOfMemory> {
         let child = place.load(Ordering::Acquire);
         if !child.is_null() {
             return Ok(child);
         }
         let new = Box::into_raw(try_box(new())?);
         match place.compare_exchange(ptr::null_mut(), new.cast(), Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(new.cast()),
+            Ok(_) => {
+                self.sections.charge(size_of::<T>());
+                Ok(new.cast())
+            }
             Err(theirs) => {
                 // SAFETY: `new` came from a Box just now and nobody else has seen it.
                 drop(unsafe { Box::from_raw(new) });
@@ -225,7 +231,9 @@ impl Index {
         }
     }
 
-    fn free(upper: &Upper, level: u32) {
+    /// Returns the bytes.
+    fn free(upper: &Upper, level: u32) -> usize {
+        let mut bytes = 0;
         for place in &upper.0 {
             let child = place.load(Ordering::Relaxed);
             if child.is_null() {
@@ -234,18 +242,20 @@ impl Index {
             if level > 1 {
                 // SAFETY: only Drop calls this: the node is used no more, and came from a Box.
                 let child = unsafe { Box::from_raw(child.cast::<Upper>()) };
-                Self::free(&child, level - 1);
+                bytes += size_of::<Upper>() + Self::free(&child, level - 1);
             } else {
                 // SAFETY: as above.
                 drop(unsafe { Box::from_raw(child.cast::<Leaf>()) });
+                bytes += size_of::<Leaf>();
             }
         }
+        bytes
     }
 }
 
 impl Drop for Index {
     fn drop(&mut self) {
-        Self::free(&self.root, UPPER_LEVELS);
+        self.sections.uncharge(Self::free(&self.root, UPPER_LEVELS));
     }
 }
 
@@ -255,7 +265,7 @@ mod tests {
 
     #[test]
     fn words_are_found_again() {
-        let index = Index::new();
+        let index = Index::new(Arc::new(Sections::new()));
         assert!(index.get(5).is_none() && index.get(PAGES).is_none());
         for page in [0, 5, 511, 512, 1 << 20, PAGES - 1] {
             index.make(page).unwrap().store(page + 1, Ordering::Relaxed);
@@ -271,7 +281,7 @@ mod tests {
     }
     #[test]
     fn tagged_pages_are_found() {
-        let index = Index::new();
+        let index = Index::new(Arc::new(Sections::new()));
         let pages = [0, 63, 64, 511, 512, 1 << 20];
         for page in pages {
             index.make(page).unwrap();

@@ -38,7 +38,19 @@ impl FileMappings {
         id: u64,
         space: Weak<dyn Maps>,
     ) -> Result<(), OutOfMemory> {
-        engine.lock(&self.0).add(id, space)
+        let mut list = engine.lock(&self.0);
+        let before = list.room();
+        let added = list.add(id, space);
+        match list.room().checked_sub(before) {
+            None | Some(0) => {}
+            Some(more) => engine.charge(more),
+        }
+        added
+    }
+
+    /// Bytes that it has from the allocator.
+    pub fn room<H: Host>(&self, engine: &Engine<H>) -> usize {
+        engine.lock(&self.0).room()
     }
 
     /// The first space behind number `last`.
@@ -54,6 +66,10 @@ impl FileMappings {
 }
 
 impl List {
+    fn room(&self) -> usize {
+        self.spaces.capacity() * size_of::<(u64, Weak<dyn Maps>)>()
+    }
+
     fn add(&mut self, id: u64, space: Weak<dyn Maps>) -> Result<(), OutOfMemory> {
         if self.place(id).is_ok() {
             return Ok(());

@@ -32,7 +32,8 @@ use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{
-    Counted, LeftToRetired, Mutex, Park, Ranges, RetiredList, Shared, Weak, fence_after_rmw, plain, try_box,
+    Counted, LeftToRetired, Mutex, Park, ROOM_OF_RANGES, Ranges, RetiredList, Shared, Weak, fence_after_rmw,
+    plain, try_box,
 };
 use account::LOOKS;
 use alloc::sync::Arc;
@@ -150,14 +151,16 @@ impl<H: Host> File<H> {
         let id = engine.next_serial();
         let engine = engine.clone();
         let resizing = Ranges::try_new(())?;
-        Shared::try_new_retirable(|this| Self {
+        let host = Arc::clone(&engine);
+        let sections = host.host().sections();
+        let file = Shared::try_new_retirable(sections, |this| Self {
             id,
             this: this.clone(),
             engine,
             store,
             writable,
             length: AtomicU64::new(length),
-            index: Index::new(),
+            index: Index::new(Arc::clone(sections)),
             resizing,
             store_length: plain::AtomicU64::new(length),
             forbidden_from: AtomicU64::new(u64::MAX),
@@ -166,7 +169,9 @@ impl<H: Host> File<H> {
             errors: Mutex::default(),
             removal: Mutex::new(()),
             spaces: FileMappings::default(),
-        })
+        })?;
+        sections.charge(ROOM_OF_RANGES);
+        Ok(file)
     }
 
     /// Whether it was opened for writing.
@@ -523,5 +528,6 @@ impl<H: Host> Drop for File<H> {
                 self.forget(frame);
             }
         });
+        self.engine.uncharge(ROOM_OF_RANGES + self.spaces.room(&self.engine));
     }
 }

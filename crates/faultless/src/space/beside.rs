@@ -105,7 +105,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and whoever takes the lock waits for the edit.
             // Readers of this tree enter by this engine.
             match unsafe { self.tree.replace_beside(&writers, &section, hull, &mut new, retired) } {
-                Ok(()) => break,
+                Ok(made) => {
+                    self.engine.charge(made);
+                    break;
+                }
                 Err(Unchanged::Contended) => {
                     drop(section);
                     self.engine.pause(look);

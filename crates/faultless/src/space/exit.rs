@@ -6,7 +6,7 @@ use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::atomic::Ordering;
-use crate::sync::full_fence;
+use crate::sync::{ROOM_OF_RANGES, full_fence};
 use core::mem::ManuallyDrop;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -51,7 +51,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(work);
         drop(call);
         self.engine.grace_and_flush();
-        drop(ManuallyDrop::into_inner(old));
+        self.engine.uncharge(ManuallyDrop::into_inner(old).clear());
     }
 }
 
@@ -91,5 +91,6 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         }
         // Also what keeps a file, and with it this engine.
         self.engine.flush();
+        self.engine.uncharge(ROOM_OF_RANGES + self.tree.clear());
     }
 }

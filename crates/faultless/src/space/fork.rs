@@ -124,7 +124,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             copies.push(try_box(Vma::new(mapping)?)?);
         }
         // Nothing is replaced.
-        child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut RetiredList::new())?;
+        let made =
+            child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut RetiredList::new())?;
+        self.engine.charge(made);
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
         map.usage = SpaceUsage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);

@@ -60,7 +60,7 @@ use crate::engine::Engine;
 use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
-use crate::sync::{Ranges, Shared, Weak};
+use crate::sync::{ROOM_OF_RANGES, Ranges, Shared, Weak};
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
 use alloc::sync::Arc;
@@ -120,9 +120,10 @@ pub(crate) struct Signs {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     fn new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
-        let lock = Shared::try_new(D::Space::default())?;
+        let sections = engine.host().sections();
+        let lock = Shared::try_new_charged(sections, D::Space::default())?;
         let (tree, writer) = Tree::new();
-        Ok(Self {
+        let space = Self {
             id: engine.next_serial(),
             engine: engine.clone(),
             table: Table::new(table),
@@ -137,8 +138,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 moves: 0,
             })?),
             lock,
-            signs: Shared::try_new(Signs { dying: AtomicBool::new(false), pins: AtomicU64::new(0) })?,
-        })
+            signs: Shared::try_new_charged(
+                sections,
+                Signs { dying: AtomicBool::new(false), pins: AtomicU64::new(0) },
+            )?,
+        };
+        engine.charge(ROOM_OF_RANGES);
+        Ok(space)
     }
 
     /// Every page that the table can address.
@@ -176,7 +182,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// }
     /// ```
     pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
-        Ok(Self(Shared::try_new(Space::new(engine, table)?)?))
+        Ok(Self(Shared::try_new_charged(engine.host().sections(), Space::new(engine, table)?)?))
     }
 
     /// The machine it lives in.

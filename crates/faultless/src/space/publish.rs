@@ -247,10 +247,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             false => Err(Unpublished::TooMany { limit }),
         };
         let Draft { hull, goes, mut new, note } = self.draft(work, view, range, wanted, may_be_more)?;
-        self.tree.replace(&mut lock.writer, hull, &mut new, retired).map_err(|_| {
+        let made = self.tree.replace(&mut lock.writer, hull, &mut new, retired).map_err(|_| {
             self.take_back(self.tree.view_locked(&lock.writer), hull, goes);
             Unpublished::OutOfMemory
         })?;
+        self.engine.charge(made);
         lock.edited(note);
         fence_of_range_work();
         Ok(lock)

@@ -4,6 +4,7 @@
 mod barrier;
 mod held;
 mod life;
+mod meter;
 mod mutex;
 mod ranges;
 mod retired;
@@ -17,6 +18,7 @@ pub use life::{Life, OutOfMemory, try_box};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
+pub(crate) use ranges::ROOM_OF_RANGES;
 pub use ranges::{
     BesideGuard, Choice, Claims, Edit, Edited, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked,
 };

@@ -79,6 +79,9 @@ struct Said {
 /// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
 const PLACES: usize = 2;
 
+/// Bytes of those places.
+pub(crate) const ROOM_OF_RANGES: usize = PLACES * size_of::<Claim>();
+
 /// Claims that are let go by a flag; more at a time take the lock for it.
 #[cfg(not(loom))]
 const FLAGS: usize = 8;

@@ -58,8 +58,10 @@ const UNTOLD: usize = 8 << 10;
 pub struct RetiredKind {
     /// Frees the thing. Called once, by any thread, after a grace period.
     pub free: unsafe fn(NonNull<()>),
-    /// Bytes that the thing takes, for [`MOST`].
+    /// Bytes that the thing takes: with those of all threads' things they are kept under a limit.
     pub bytes: usize,
+    /// Whether the bytes were charged ([`Sections::charge`]): when the thing is freed, they are uncharged.
+    pub is_charged: bool,
     /// Called once when the thing has been retired, before `free`, by any thread. True: what it keeps is kept by nothing
     /// else that is not retired, and should end soon.
     pub retired: Option<unsafe fn(NonNull<()>) -> bool>,
@@ -77,7 +79,8 @@ unsafe impl Send for Retired {}
 struct Boxed<T>(PhantomData<T>);
 
 impl<T> Boxed<T> {
-    const KIND: RetiredKind = RetiredKind { free: Self::free, bytes: size_of::<T>(), retired: None };
+    const KIND: RetiredKind =
+        RetiredKind { free: Self::free, bytes: size_of::<T>(), is_charged: false, retired: None };
 
     /// # Safety
     /// `pointer` came from `Box::<T>::into_raw` and is passed once.
@@ -126,6 +129,11 @@ impl Retired {
         unsafe { (self.kind.free)(self.pointer) }
     }
 
+    /// What was charged for it.
+    pub(crate) fn charged(&self) -> usize {
+        if self.kind.is_charged { self.kind.bytes } else { 0 }
+    }
+
     /// What it takes, with its place in a list.
     fn bytes(&self) -> usize {
         self.kind.bytes + size_of::<(u64, Self)>()
@@ -146,8 +154,17 @@ pub(super) struct List {
     queue: Mutex<Queue>,
     /// The first one's number, or `NONE`. Written under the lock.
     oldest: plain::AtomicU64,
+    /// Bytes that the queue has from the allocator. Written under the lock.
+    room: plain::AtomicUsize,
     /// What the queue may leave untold: see [`TELLS_LATER`]. Immutable.
     untold: usize,
+}
+
+impl List {
+    /// Bytes that the list has from the allocator.
+    pub(super) fn room(&self) -> usize {
+        self.room.load(plain::Ordering::Relaxed)
+    }
 }
 
 /// Things, with the number of the period that each waits for; these do not fall.
@@ -164,7 +181,8 @@ impl List {
     /// The list of slot `index`.
     pub(super) fn new(index: usize) -> Self {
         let untold = if index < TELLS_LATER { UNTOLD } else { 0 };
-        Self { queue: Mutex::default(), oldest: plain::AtomicU64::new(NONE), untold }
+        let (oldest, room) = (plain::AtomicU64::new(NONE), plain::AtomicUsize::new(0));
+        Self { queue: Mutex::default(), oldest, room, untold }
     }
 
     /// After a change of the queue, whose lock the caller has.
@@ -175,6 +193,7 @@ impl List {
         if queue.things.is_empty() && queue.things.capacity() > kept_room {
             queue.things = VecDeque::new();
         }
+        self.room.store(queue.things.capacity() * size_of::<(u64, Retired)>(), plain::Ordering::Relaxed);
         if queue.bytes.abs_diff(queue.told) > self.untold {
             periods.kept.fetch_add(queue.bytes.wrapping_sub(queue.told), plain::Ordering::Relaxed);
             queue.told = queue.bytes;
@@ -219,7 +238,7 @@ impl Periods {
 pub enum Kept {
     /// Little, or so much that the next calls free it.
     Little,
-    /// More than [`MOST`] bytes, all lists together: older sections are under way still. Who can wait for a grace period does.
+    /// More than 4 MiB, all lists together: older sections are under way still. Who can wait for a grace period does.
     TooMuch,
 }
 
@@ -375,8 +394,11 @@ impl Sections {
             queue.bytes = 0;
             slot.retired.settle(&mut queue, &self.periods);
             drop(queue);
-            // SAFETY: by the contract above.
-            things.into_iter().for_each(|(_, thing)| unsafe { thing.free_told() });
+            for (_, thing) in things {
+                self.uncharge(thing.charged());
+                // SAFETY: by the contract above.
+                unsafe { thing.free_told() };
+            }
         });
     }
 
@@ -448,6 +470,7 @@ impl Sections {
                 return;
             }
             let mut due: [Option<Retired>; 16] = [const { None }; 16];
+            let mut charged = 0;
             let mut queue = list.queue.lock();
             for place in &mut due {
                 if queue.things.front().is_none_or(|(number, _)| *number > completed) {
@@ -455,10 +478,12 @@ impl Sections {
                 }
                 let Some((_, thing)) = queue.things.pop_front() else { break };
                 queue.bytes -= thing.bytes();
+                charged += thing.charged();
                 *place = Some(thing);
             }
             list.settle(&mut queue, &self.periods);
             drop(queue);
+            self.uncharge(charged);
             for thing in due.into_iter().flatten() {
                 // SAFETY: unhooked before it got its number, told then, and that period has passed.
                 unsafe { thing.free_told() };

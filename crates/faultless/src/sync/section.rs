@@ -16,6 +16,7 @@
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
+use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
 use super::{full_fence, plain};
 use crate::stats::Counters;
@@ -154,6 +155,8 @@ pub struct Sections {
     used: AtomicUsize,
     /// Grace periods for what is retired.
     pub(super) periods: CachePadded<Periods>,
+    /// What the engine and its host's tables have from the allocator, but for the chunks and what is in them.
+    meter: Meter,
 }
 
 impl Default for Sections {
@@ -169,6 +172,7 @@ impl Sections {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
             used: AtomicUsize::new(0),
             periods: CachePadded::default(),
+            meter: Meter::default(),
         }
     }
 
@@ -318,6 +322,27 @@ impl Sections {
         number
     }
 
+    /// Says that so many bytes have come from the allocator for the engine, or for its host's page tables:
+    /// [`Engine::metadata_bytes`](crate::Engine::metadata_bytes).
+    #[inline]
+    pub fn charge(&self, bytes: usize) {
+        self.meter.add(bytes);
+    }
+
+    /// Says that so many of them have gone back.
+    #[inline]
+    pub fn uncharge(&self, bytes: usize) {
+        self.meter.subtract(bytes);
+    }
+
+    /// What was charged, and what these sections themselves take: slots, and lists of what is retired.
+    pub fn charged(&self) -> usize {
+        let chunks = self.chunks.iter().filter(|chunk| !chunk.load(Ordering::Relaxed).is_null()).count();
+        let mut bytes = size_of::<Self>() + chunks * size_of::<Chunk>() + self.meter.sum();
+        self.each_slot(|slot| bytes += slot.retired.room());
+        bytes
+    }
+
     /// The counters of one thread.
     #[inline]
     pub fn counters(&self, index: SlotIndex) -> &Counters {
@@ -435,5 +460,22 @@ impl Drop for AccessSection<'_> {
     fn drop(&mut self) {
         let access = self.slot.access.load(Ordering::Relaxed);
         self.slot.access.store(access + 1, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+
+    /// A kernel's threads have 16 KiB. Here the test's own frames take a part, and the thread's locals.
+    #[test]
+    fn a_first_section_in_a_chunk_needs_little_stack() {
+        let sections = Sections::new();
+        std::thread::scope(|scope| {
+            let first_use = || sections.counters(SlotIndex::new(5 * CHUNK_SLOTS as u32).unwrap());
+            let thread = std::thread::Builder::new().stack_size(32 << 10).spawn_scoped(scope, first_use);
+            thread.unwrap().join().unwrap();
+        });
+        assert!(sections.used() > 5 * CHUNK_SLOTS);
     }
 }

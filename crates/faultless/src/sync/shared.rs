@@ -2,7 +2,9 @@
 
 use super::life::{OutOfMemory, try_box_uninit};
 use super::plain::{AtomicU64, AtomicUsize, Ordering};
+use super::section::Sections;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
@@ -33,6 +35,8 @@ pub struct Counted<T: ?Sized> {
     weak: AtomicUsize,
     /// Of the value, when from now on only retired things have handles. May be called more than once.
     left_to_retired: Option<unsafe fn(NonNull<()>)>,
+    /// What the memory is charged to.
+    charged_to: Option<Arc<Sections>>,
     value: ManuallyDrop<T>,
 }
 
@@ -90,12 +94,20 @@ impl<T> Shared<T> {
     /// # Errors
     /// [`OutOfMemory`]; `make` is not called.
     pub fn try_new_cyclic(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory> {
-        Self::try_make(None, make)
+        Self::try_make(None, None, make)
     }
 
-    /// As [`Shared::try_new_cyclic`], for a value that retired things have handles of ([`Shared::count_as_retired`]): when
+    /// As [`Shared::try_new`], charged as long as the memory is there.
+    pub(crate) fn try_new_charged(sections: &Arc<Sections>, value: T) -> Result<Self, OutOfMemory> {
+        Self::try_make(None, Some(sections), |_| value)
+    }
+
+    /// As [`Shared::try_new_cyclic`], charged, for a value that retired things have handles of ([`Shared::count_as_retired`]): when
     /// only those are left, [`LeftToRetired::left_to_retired`] is called.
-    pub(crate) fn try_new_retirable(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory>
+    pub(crate) fn try_new_retirable(
+        sections: &Arc<Sections>,
+        make: impl FnOnce(&Weak<T>) -> T,
+    ) -> Result<Self, OutOfMemory>
     where
         T: LeftToRetired,
     {
@@ -105,11 +117,12 @@ impl<T> Shared<T> {
             // SAFETY: by the contract above.
             unsafe { value.cast::<T>().as_ref() }.left_to_retired();
         }
-        Self::try_make(Some(tell::<T>), make)
+        Self::try_make(Some(tell::<T>), Some(sections), make)
     }
 
     fn try_make(
         left_to_retired: Option<unsafe fn(NonNull<()>)>,
+        charged_to: Option<&Arc<Sections>>,
         make: impl FnOnce(&Weak<T>) -> T,
     ) -> Result<Self, OutOfMemory> {
         let memory: Box<MaybeUninit<Counted<T>>> = try_box_uninit()?;
@@ -120,6 +133,10 @@ impl<T> Shared<T> {
             (&raw mut (*place).strong).write(AtomicU64::new(0));
             (&raw mut (*place).weak).write(AtomicUsize::new(1));
             (&raw mut (*place).left_to_retired).write(left_to_retired);
+            (&raw mut (*place).charged_to).write(charged_to.cloned());
+        }
+        if let Some(sections) = charged_to {
+            sections.charge(size_of::<Counted<T>>());
         }
         // The strong handles' weak one. If `make` panics, the memory is lost.
         let weak = ManuallyDrop::new(Weak { counted });
@@ -291,6 +308,9 @@ impl<T: ?Sized> Drop for Weak<T> {
         // dropped, and is not dropped again by this type.
         unsafe {
             let layout = Layout::for_value(&*self.counted.as_ptr());
+            if let Some(sections) = (*self.counted.as_ptr()).charged_to.take() {
+                sections.uncharge(layout.size());
+            }
             alloc::alloc::dealloc(self.counted.as_ptr().cast(), layout);
         }
     }

@@ -135,7 +135,7 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
 
     /// In one step, takes out every item inside `range` and puts `new` in their place: sorted, inside `range`, without
     /// overlap. No item straddles an end of `range`. `new` is empty then, and `retired` has what to free after a grace
-    /// period.
+    /// period. Returns how many bytes the items and nodes that have come take.
     ///
     /// # Errors
     /// [`OutOfMemory`]: the tree and `new` are as before.
@@ -145,11 +145,11 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         range: PageRange,
         new: &mut Vec<Box<T>>,
         retired: &mut RetiredList,
-    ) -> Result<(), OutOfMemory> {
+    ) -> Result<usize, OutOfMemory> {
         self.check(writer.id);
         loop {
-            match self.change(Change { range, new: &mut *new, retired: &mut *retired }) {
-                Ok(()) => return Ok(()),
+            match self.change(Change { range, new: &mut *new, retired: &mut *retired, made: 0 }) {
+                Ok(made) => return Ok(made),
                 Err(Unchanged::OutOfMemory(error)) => return Err(error),
                 // There is nobody.
                 Err(Unchanged::Contended) => spin_loop(),
@@ -172,23 +172,24 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         range: PageRange,
         new: &mut Vec<Box<T>>,
         retired: &mut RetiredList,
-    ) -> Result<(), Unchanged> {
+    ) -> Result<usize, Unchanged> {
         self.check(writers.id);
-        self.change(Change { range, new, retired })
+        self.change(Change { range, new, retired, made: 0 })
     }
 
-    fn change(&self, mut change: Change<'_, T>) -> Result<(), Unchanged> {
+    fn change(&self, mut change: Change<'_, T>) -> Result<usize, Unchanged> {
         let root = NonNull::new(self.root.load(Ordering::Acquire));
         // SAFETY: the caller is the only writer, or in a section.
         if let Some(root) = root.map(|root| unsafe { Link::new(root) })
             && change.in_one_leaf(root)?
         {
-            return Ok(());
+            return Ok(change.made);
         }
         let taken = self.shaping.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
         taken.map_err(|_| Unchanged::Contended)?;
         let _shaping = Shaping(&self.shaping);
-        change.of_shape(&self.root)
+        change.of_shape(&self.root)?;
+        Ok(change.made)
     }
 
     /// Takes everything out, which needs no memory.
@@ -207,32 +208,42 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
     }
 }
 
-impl<T: Ranged + Send + Sync + 'static> Drop for Tree<T> {
-    fn drop(&mut self) {
+impl<T: Ranged + Send + Sync + 'static> Tree<T> {
+    /// Frees everything in it. Returns how many bytes that took.
+    pub fn clear(&mut self) -> usize {
         /// # Safety
         /// Nobody reads the node or anything under it, now or later.
-        unsafe fn free<T: Ranged>(link: Link<'_, T>) {
+        unsafe fn free<T: Ranged + 'static>(link: Link<'_, T>) -> usize {
+            let mut bytes = node::bytes_of_node::<T>(link.pointer());
             match link.node() {
                 NodeRef::Leaf(leaf) => {
                     for held in leaf.live(PageNumber::new(0), 0..leaf.len()) {
                         // SAFETY: by the contract above; this leaf is the only one that holds the item.
                         unsafe { node::free_item::<T>(held.item.cast()) };
+                        bytes += size_of::<T>();
                     }
                 }
                 NodeRef::Inner(inner) => {
                     for index in 0..inner.body.len() {
                         // SAFETY: by the contract above.
-                        unsafe { free(inner.body.child(index)) };
+                        bytes += unsafe { free(inner.body.child(index)) };
                     }
                 }
             }
             // SAFETY: by the contract above.
             unsafe { node::free_node::<T>(link.pointer()) };
+            bytes
         }
-        if let Some(root) = NonNull::new(self.root.load(Ordering::Relaxed)) {
-            // SAFETY: `&mut self`: neither a reader nor a writer is left.
-            unsafe { free(Link::<T>::new(root)) };
-        }
+        let root = NonNull::new(self.root.load(Ordering::Relaxed));
+        self.root.store(ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: `&mut self`: neither a reader nor a writer is left.
+        root.map_or(0, |root| unsafe { free(Link::<T>::new(root)) })
+    }
+}
+
+impl<T: Ranged + Send + Sync + 'static> Drop for Tree<T> {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

@@ -258,7 +258,8 @@ fn keeper(keeper: Keeper) -> Retired {
         let keeper = unsafe { Box::from_raw(keeper.cast::<Keeper>().as_ptr()) };
         keeper.0.count_as_freed();
     }
-    const KIND: RetiredKind = RetiredKind { free, bytes: size_of::<Keeper>(), retired: Some(retired) };
+    const KIND: RetiredKind =
+        RetiredKind { free, bytes: size_of::<Keeper>(), is_charged: false, retired: Some(retired) };
     let pointer = NonNull::from(Box::leak(Box::new(keeper))).cast();
     // SAFETY: a box of that type.
     unsafe { Retired::from_raw(pointer, &KIND) }
@@ -280,7 +281,7 @@ fn the_last_in_use_is_found_whoever_it_is() {
     let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());
     for round in 1..=2_000 {
         let kept = Watched(Arc::clone(&sections), Arc::clone(&ended));
-        let handle = Shared::try_new_retirable(|_| kept).unwrap();
+        let handle = Shared::try_new_retirable(&sections, |_| kept).unwrap();
         let keepers = [Keeper(handle.clone()), Keeper(handle.clone())];
         std::thread::scope(|scope| {
             scope.spawn(|| drop(handle));
@@ -298,7 +299,8 @@ fn the_last_in_use_is_found_whoever_it_is() {
 #[test]
 fn a_hurry_outlasts_a_section() {
     let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());
-    let handle = Shared::try_new_retirable(|_| Watched(Arc::clone(&sections), Arc::clone(&ended))).unwrap();
+    let handle =
+        Shared::try_new_retirable(&sections, |_| Watched(Arc::clone(&sections), Arc::clone(&ended))).unwrap();
     beside_a_section(&sections, || {
         retire_keeper(&sections, 5, Keeper(handle));
         go_on(&sections);

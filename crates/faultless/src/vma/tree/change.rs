@@ -36,12 +36,14 @@ pub struct Change<'a, T> {
     pub new: &'a mut Vec<Box<T>>,
     /// Takes what goes.
     pub retired: &'a mut RetiredList,
+    /// Bytes of the items and nodes that the change has put into the tree.
+    pub made: usize,
 }
 
 impl<T: Ranged + Send + 'static> Change<'_, T> {
     /// Makes the change if it is one inside one leaf that has a parent. False: it is not.
     pub fn in_one_leaf(&mut self, root: Link<'_, T>) -> Result<bool, Unchanged> {
-        let Self { range, ref mut new, ref mut retired } = *self;
+        let Self { range, ref mut new, ref mut retired, ref mut made } = *self;
         let (mut link, mut base, mut end) = (root, PageNumber::new(0), PageNumber::new(u64::MAX));
         let mut parent = None;
         while let NodeRef::Inner(inner) = link.node() {
@@ -76,9 +78,11 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             }
         }
         retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
+        let items = new.len() * size_of::<T>();
         match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
-            Put::Here => {}
+            Put::Here => *made += items,
             Put::There(new) => {
+                *made += items + node::bytes_of_node::<T>(new);
                 let old = body.child(index).pointer();
                 body.put(index, new);
                 retire(retired, node::retired_node::<T>(old));
@@ -94,16 +98,18 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
 
     /// Makes the change if the root is a leaf, and stays one. False: it does not.
     fn in_the_root(&mut self, root: &AtomicPtr<()>, leaf: LeafRef<'_, T>) -> Result<bool, OutOfMemory> {
-        let Self { range, ref mut new, ref mut retired } = *self;
+        let Self { range, ref mut new, ref mut retired, ref mut made } = *self;
         let base = PageNumber::new(0);
         let places = leaf.places(base, range);
         if new.is_empty() && !leaf.keeps_some(&places) {
             return Ok(false);
         }
         retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
+        let items = new.len() * size_of::<T>();
         match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
-            Put::Here => {}
+            Put::Here => *made += items,
             Put::There(new) => {
+                *made += items + node::bytes_of_node::<T>(new);
                 let old = NonNull::new(root.swap(new.as_ptr(), Ordering::Release));
                 old.into_iter().for_each(|old| retire(retired, node::retired_node::<T>(old)));
             }
@@ -131,6 +137,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         });
         match drafted {
             Ok(draft) => {
+                self.made += pointers.len() * size_of::<T>() + draft.bytes();
                 draft.publish(root, self.retired);
                 Ok(())
             }

@@ -499,9 +499,14 @@ pub unsafe fn free_item<T: Ranged>(item: NonNull<()>) {
 struct Kinds<T>(PhantomData<T>);
 
 impl<T: Ranged + 'static> Kinds<T> {
-    const ITEM: RetiredKind = RetiredKind { free: free_item::<T>, bytes: size_of::<T>(), retired: None };
-    const KEEPER: RetiredKind =
-        RetiredKind { free: Self::free_keeper, bytes: size_of::<T>(), retired: Some(Self::retired) };
+    const ITEM: RetiredKind =
+        RetiredKind { free: free_item::<T>, bytes: size_of::<T>(), is_charged: true, retired: None };
+    const KEEPER: RetiredKind = RetiredKind {
+        free: Self::free_keeper,
+        bytes: size_of::<T>(),
+        is_charged: true,
+        retired: Some(Self::retired),
+    };
 
     /// # Safety
     /// The item is there.
@@ -528,18 +533,28 @@ impl<T: 'static> Kinds<T> {
     const FAR_INNER: RetiredKind = Self::node(size_of::<Inner<Far, T>>());
 
     const fn node(bytes: usize) -> RetiredKind {
-        RetiredKind { free: free_node::<T>, bytes, retired: None }
+        RetiredKind { free: free_node::<T>, bytes, is_charged: true, retired: None }
     }
 }
 
-/// A node that no new reader finds.
-pub fn retired_node<T: Send + 'static>(link: NonNull<()>) -> Retired {
-    let kind = match link.addr().get() & TAGS {
+/// What a node is freed by.
+fn kind_of_node<T: 'static>(link: NonNull<()>) -> &'static RetiredKind {
+    match link.addr().get() & TAGS {
         NEAR_LEAF => &Kinds::<T>::NEAR_LEAF,
         FAR_LEAF => &Kinds::<T>::FAR_LEAF,
         NEAR_INNER => &Kinds::<T>::NEAR_INNER,
         _ => &Kinds::<T>::FAR_INNER,
-    };
+    }
+}
+
+/// What a node takes.
+pub fn bytes_of_node<T: 'static>(link: NonNull<()>) -> usize {
+    kind_of_node::<T>(link).bytes
+}
+
+/// A node that no new reader finds.
+pub fn retired_node<T: Send + 'static>(link: NonNull<()>) -> Retired {
+    let kind = kind_of_node::<T>(link);
     // SAFETY: what the node points to may be sent, and `free_node` is called once, after a grace period.
     unsafe { Retired::from_raw(link, kind) }
 }

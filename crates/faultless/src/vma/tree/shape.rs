@@ -236,6 +236,11 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         self.old.len() + self.items.len()
     }
 
+    /// Bytes of its new nodes.
+    pub fn bytes(&self) -> usize {
+        self.new.iter().map(|node| node::bytes_of_node::<T>(*node)).sum()
+    }
+
     /// Makes it the tree's. `retired` has room for what it replaces.
     pub fn publish(mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
         let Some(swing) = self.swing.take() else { return };

@@ -368,7 +368,7 @@ fn writers_side_by_side() {
                             let found = tree.view(&section).find(page(at)).is_some();
                             drop(section);
                             match done {
-                                Ok(()) => break assert_eq!(found, is_new),
+                                Ok(_) => break assert_eq!(found, is_new),
                                 Err(Unchanged::Contended) => std::thread::yield_now(),
                                 Err(Unchanged::OutOfMemory(error)) => panic!("{error}"),
                             }
