@@ -76,3 +76,7 @@ bench *ARGS:
 # What a page costs on real memory, beside the barest userfaultfd handler and the kernel.
 price *ARGS:
     cargo run --release -p faultless-linux --example price -- {{ARGS}}
+
+# A million files, spaces, mappings and pages and 100,000 threads, made and dropped: the engine and the allocator end where they began.
+many:
+    cargo test --release -p faultless-lab --test many -- --include-ignored --nocapture
