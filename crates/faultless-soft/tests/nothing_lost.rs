@@ -2,7 +2,7 @@
 //! the bytes are there (invariants 9 and 14). No space takes part but where a mapping is what is asked about.
 #![cfg(not(any(loom, shuttle)))]
 
-use faultless::address::PAGE_SIZE;
+use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection};
 use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
@@ -332,6 +332,24 @@ fn invariant_14_a_write_that_runs_out_of_memory_says_how_far_it_came() {
     assert!(back[..written] == bytes[..written]);
     assert_eq!(file.handle().write_at(written as u64, &bytes), Err(FileError::OutOfMemory));
     assert_eq!(file.length(), written as u64);
+}
+
+/// What is behind the end of a file in memory is kept until the file grows, as in tmpfs.
+#[test]
+fn invariant_14_a_write_that_fails_leaves_what_is_behind_the_end() {
+    let engine = engine(16);
+    let file = File::in_memory(&engine, 100).unwrap();
+    let space: Space = AddressSpace::new(&engine).unwrap();
+    let rights = Protection::READ | Protection::WRITE;
+    let at = space.map(MapRequest::shared_file(&file, 0, PAGE_SIZE, rights)).unwrap();
+    space.write_bytes(VirtAddr::new(at.get() + 200), &[7]).unwrap();
+    let all = File::in_memory(&engine, 0).unwrap();
+    assert!(all.handle().write_at(0, &vec![1; 32 * P]).unwrap() < 32 * P, "memory is left");
+    assert_eq!(file.handle().write_at(5 * PAGE_SIZE, &[1]), Err(FileError::OutOfMemory));
+    file.set_length(300);
+    let mut back = [0];
+    assert_eq!(file.handle().read_at(200, &mut back), Ok(1));
+    assert_eq!(back, [7]);
 }
 
 #[test]

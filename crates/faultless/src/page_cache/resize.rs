@@ -88,10 +88,10 @@ impl<H: Host> File<H> {
 
     /// Makes the store at least `length` bytes long. Transfers may be under way: what they move stays.
     pub(super) fn grow_store(&self, _: &Resizing<'_, H>, length: u64) -> Result<(), StoreError> {
-        if self.store_length.load(Ordering::Relaxed) < length {
-            if let Some(store) = &self.store {
-                store.set_length(length)?;
-            }
+        if let Some(store) = &self.store
+            && self.store_length.load(Ordering::Relaxed) < length
+        {
+            store.set_length(length)?;
             self.store_length.store(length, Ordering::Relaxed);
         }
         Ok(())
