@@ -514,7 +514,10 @@ mod tests {
         let gone = Err(StoreError::PastEnd { offset: 2 * PAGE_SIZE });
         assert_eq!(run(&store, Direction::Read, 2 * PAGE, 0).result, gone);
         // A panic of a completion stays where it would in the pool.
-        store.submit(transfer(Direction::Read, 0, 0).0.intercept(|_, _| panic!("planted by the test")));
+        store.submit(transfer(Direction::Read, 0, 0).0.intercept(|result, completion| {
+            completion(result);
+            panic!("planted by the test")
+        }));
     }
 
     #[test]
