@@ -200,7 +200,8 @@ impl Heap {
     }
 }
 
-/// mlock, or mlock2 with MLOCK_ONFAULT.
+/// mlock, or mlock2 with MLOCK_ONFAULT. As its siblings below without the C library's function: AddressSanitizer has functions
+/// of its own for some, which do nothing.
 pub fn lock(at: At, length: Length, on_fault: bool) -> Result<u64, i32> {
     let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
     // SAFETY: in the window; nothing changes but what stays in memory.
@@ -210,19 +211,19 @@ pub fn lock(at: At, length: Length, on_fault: bool) -> Result<u64, i32> {
 /// munlock.
 pub fn unlock(at: At, length: Length) -> Result<u64, i32> {
     // SAFETY: as `lock`.
-    done(unsafe { libc::munlock(place(at, length), length.0 as usize) })
+    done(unsafe { libc::syscall(libc::SYS_munlock, place(at, length), length.0 as usize) } as i32)
 }
 
 /// mlockall.
 pub fn lock_all(flags: u8) -> Result<u64, i32> {
     // SAFETY: as `lock`.
-    done(unsafe { libc::mlockall(flags.into()) })
+    done(unsafe { libc::syscall(libc::SYS_mlockall, libc::c_int::from(flags)) } as i32)
 }
 
 /// munlockall.
 pub fn unlock_all() -> Result<u64, i32> {
     // SAFETY: as `lock`.
-    done(unsafe { libc::munlockall() })
+    done(unsafe { libc::syscall(libc::SYS_munlockall) } as i32)
 }
 
 /// msync.
