@@ -52,6 +52,10 @@ hurry_forgets_retired    | faultless      | lib | a_handle_that_goes_while | nob
 told_before_number       | faultless      | lib | a_handle_that_goes_while | nobody is in a hurry
 number_before_fence      | faultless      | lib | a_period_that_begins | (invariant 3|Causality violation)
 bytes_free_own_list      | faultless      | lib | what_all_slots_keep | what others have retired is kept
+full_asked_before_the_count | faultless   | lib | copies_at_the_limit | a count of mappings runs over
+uncount_relaxed          | faultless      | lib | copies_at_the_limit | a count of mappings runs over
+looks_before_it_notes    | faultless-soft | loom_waits | a_wait_for_a_place_against_ | deadlock
+wakes_before_the_place   | faultless-soft | loom_waits | a_wait_for_a_place_against_an_unpin | deadlock
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '
