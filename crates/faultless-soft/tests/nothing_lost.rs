@@ -5,12 +5,14 @@
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection};
+use faultless::stats::Counter;
 use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
 use faultless::{AddressSpace, Engine, Fault, File, FileError, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 const P: usize = PAGE_SIZE as usize;
 type Space = AddressSpace<Soft, Faultless>;
@@ -419,4 +421,51 @@ fn invariant_9_a_failed_flush_is_told_to_each_handle_and_tried_again() {
         (7, 8),
         "invariant 9: what the device has lost was not written again"
     );
+}
+
+/// A thread that wants to write a page back while the store gives up the bytes sleeps until that has ended. (It let a
+/// pin go, took that for memory that came free, and looked again without end.)
+#[test]
+fn a_sync_sleeps_while_the_store_is_cut_off() {
+    /// Tells when it is asked for a shorter length, and answers when it may.
+    struct Asked(Mutex<mpsc::Sender<()>>, Mutex<mpsc::Receiver<()>>);
+
+    impl Store for Asked {
+        fn length(&self) -> Result<u64, StoreError> {
+            Ok(PAGE_SIZE)
+        }
+
+        fn submit(&self, mut transfer: Transfer) {
+            if let Bytes::Read(page) = transfer.bytes() {
+                page.fill(0);
+            }
+            transfer.complete(Ok(P));
+        }
+
+        fn set_length(&self, _: u64) -> Result<(), StoreError> {
+            self.0.lock().unwrap().send(()).unwrap();
+            self.1.lock().unwrap().recv().unwrap();
+            Ok(())
+        }
+    }
+
+    // Longer and longer: nobody knows when the thread has come to where it waits. A wait that finds at once that it is over is
+    // not counted.
+    let has_slept = (0..10).any(|round| {
+        let (asked, is_asked) = mpsc::channel();
+        let (answer, may_answer) = mpsc::channel();
+        let engine = engine(8);
+        let store = Arc::new(Asked(Mutex::new(asked), Mutex::new(may_answer)));
+        let file = File::open_rw(&engine, store).unwrap();
+        file.handle().write_at(0, &[7; P]).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| file.handle().set_length(8).unwrap());
+            is_asked.recv().unwrap();
+            scope.spawn(|| file.handle().sync().unwrap());
+            thread::sleep(Duration::from_millis(5 << round));
+            answer.send(()).unwrap();
+        });
+        engine.statistics().get(Counter::MemoryWait) != 0
+    });
+    assert!(has_slept, "a thread that cannot go on looks again and again");
 }

@@ -2,7 +2,11 @@
 //! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
 //! no section and has announced nothing (invariant 1).
 
-use crate::frame::{Folio, Left, MAX_SHARED_TABLES, Reference};
+mod shared_tables;
+
+pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
+
+use crate::frame::{Folio, Left, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::{Account, Full};
 use crate::stats::{Counter, Counters, Statistics};
@@ -40,12 +44,10 @@ pub struct Engine<H: Host> {
     limits: Limits,
     /// The page of zeros that reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
-    /// Numbers for mappings, records, files. Atomic; on a line of its own, as the next two: faults read what is beside them.
+    /// Numbers for mappings, records, files. Atomic; on a line of its own: faults read what is beside it.
     serial: CachePadded<plain::AtomicU64>,
-    /// Leaf tables shared, each counted once for every space but one that has it.
-    shared_tables: CachePadded<plain::AtomicU64>,
-    /// Whether the count of some page's mappings has been full since the start. Set for good; hardly ever.
-    has_full_page: CachePadded<plain::AtomicBool>,
+    /// Leaf tables shared.
+    pub(crate) shared_tables: SharedTables,
     pub(crate) cache: CachePadded<Account>,
 }
 
@@ -65,8 +67,7 @@ impl<H: Host> Engine<H> {
             zero,
             serial: CachePadded::new(plain::AtomicU64::new(1)),
             cache: CachePadded::default(),
-            shared_tables: CachePadded::new(plain::AtomicU64::new(0)),
-            has_full_page: CachePadded::new(plain::AtomicBool::new(false)),
+            shared_tables: SharedTables::default(),
         }))
     }
 
@@ -209,32 +210,6 @@ impl<H: Host> Engine<H> {
 
     pub(crate) fn folio(&self, frame: Frame) -> &Folio {
         self.host.frames().folio(frame)
-    }
-
-    /// Counts a leaf table that is about to be shared. False: there are as many as there may be. Acquire, partner:
-    /// [`Engine::uncount_shared_table`]: what copies of tables counted off before have counted is seen.
-    pub(crate) fn count_shared_table(&self) -> bool {
-        let is_room = self.shared_tables.fetch_add(1, plain::Ordering::AcqRel) < MAX_SHARED_TABLES;
-        if !is_room {
-            self.uncount_shared_table();
-        }
-        is_room
-    }
-
-    /// Undoes [`Engine::count_shared_table`]: the table is not shared, or is copied and its pages are counted. Release.
-    pub(crate) fn uncount_shared_table(&self) {
-        self.shared_tables.fetch_sub(1, plain::Ordering::Release);
-    }
-
-    /// A copy of a shared table has made a page's count full. Before the shared table is counted off.
-    #[cold]
-    pub(crate) fn note_full_page(&self) {
-        self.has_full_page.store(true, plain::Ordering::Relaxed);
-    }
-
-    /// Whether the pages of a table have to be asked for their counts before it is shared, after the table is counted.
-    pub(crate) fn has_full_page(&self) -> bool {
-        self.has_full_page.load(plain::Ordering::Relaxed)
     }
 
     // ---- sleeping
@@ -421,7 +396,11 @@ impl<H: Host> Engine<H> {
     pub(crate) fn unpin(&self, frame: Frame, reference: Reference) {
         let folio = self.folio(frame);
         let key = core::ptr::from_ref(folio).addr();
+        #[cfg(mutant = "wakes_before_the_place")]
+        self.host.park().wake_all(key);
         let (left, is_crowded) = folio.put_pin(reference);
+        #[cfg(mutant = "wakes_before_the_place")]
+        let is_crowded = false & is_crowded;
         self.see_to(frame, left);
         if is_crowded {
             self.host.park().wake_all(key);
@@ -443,6 +422,16 @@ impl<H: Host> Engine<H> {
     /// wait for here.
     pub(crate) fn wait_for_place(&self, full: Full, given_up: &impl Fn() -> bool) {
         let blocked = || !self.has_place(full) && !given_up();
+        #[cfg(mutant = "looks_before_it_notes")]
+        {
+            let mut sleeps = blocked();
+            self.host.sections().set_waits_on(self.host.slots().current(), self.place_key(full));
+            if sleeps {
+                self.host.park().park(self.place_key(full), &mut || core::mem::take(&mut sleeps));
+            }
+            return self.host.sections().set_waits_on(self.host.slots().current(), 0);
+        }
+        #[cfg(not(mutant = "looks_before_it_notes"))]
         self.park_killable(Counter::MemoryWait, self.place_key(full), blocked);
     }
 

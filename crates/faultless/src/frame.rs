@@ -1,6 +1,7 @@
 //! Folios: the counts and the state of one frame in one atomic word, so that one compare-and-swap decides whether a
 //! page is exclusive, free, or in use.
 
+use crate::engine::MAX_SHARED_TABLES;
 use crate::store::StoreError;
 use crate::sync::Life;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
@@ -77,13 +78,15 @@ const LISTED: u64 = 1 << 59;
 const MAPPINGS: u64 = PIN - 1;
 /// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
 /// which each may come to be counted apart. From there on no further table with the page is shared.
-const MAPPINGS_FULL: u64 = MAPPINGS - MAX_SHARED_TABLES * MAX_SAME_PAGE;
+pub(crate) const MAPPINGS_FULL: u64 = MAPPINGS - MAX_SHARED_TABLES * MAX_SAME_PAGE;
 const PINS: u64 = IO_PIN - PIN;
 const IO_PINS: u64 = CACHED - IO_PIN;
+/// As many pins for I/O as are counted. Few in models, which fill the count.
+#[cfg(not(loom))]
+const IO_PINS_FULL: u64 = IO_PINS;
+#[cfg(loom)]
+const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-
-/// How many leaf tables may be shared at once, each counted once for every space but one that has it.
-pub(crate) const MAX_SHARED_TABLES: u64 = 1 << 20;
 
 /// How often a leaf table that is shared may have one page. A table with more has several mappings of one file.
 pub(crate) const MAX_SAME_PAGE: u64 = 8;
@@ -123,7 +126,7 @@ impl Reference {
         match self {
             Self::Mapping => word & MAPPINGS >= MAPPINGS_FULL,
             Self::Pin => word & PINS == PINS,
-            Self::IoPin => word & IO_PINS == IO_PINS,
+            Self::IoPin => word & IO_PINS >= IO_PINS_FULL,
         }
     }
 }
@@ -206,6 +209,12 @@ impl Folio {
         self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
     }
 
+    /// As [`Folio::begin_anonymous`], with so many mappings.
+    #[cfg(all(test, loom))]
+    pub(crate) fn begin_mapped(&self, mappings: u64) {
+        self.word.store(mappings * MAPPING | UPTODATE, Ordering::Relaxed);
+    }
+
     /// Gives up a life begun by [`Folio::begin_dirty`] that was not published after all; as the next.
     #[must_use]
     pub(crate) fn cancel_dirty(&self, reference: Reference) -> bool {
@@ -272,7 +281,8 @@ impl Folio {
     pub(crate) fn put_pin(&self, reference: Reference) -> (Left, bool) {
         let (left, old) = self.release_units(reference.unit());
         // In place of "was full": pins of page work come and go without a word, and may be the ones that make it full.
-        let many = reference.mask() - reference.mask() / 16;
+        let full = if reference == Reference::IoPin { IO_PINS_FULL } else { reference.mask() };
+        let many = full - full / 16;
         (left, old & reference.mask() >= many)
     }
 
@@ -376,7 +386,7 @@ impl Folio {
 
     /// One more mapping, exclusive no longer: a leaf table with the page, shared until now, is copied. There is room for that
     /// ([`Folio::is_mapping_full`]), and nobody does I/O into the page by a mapping that is exclusive. True: the count is full
-    /// now for everybody else; the caller tells the engine before it counts the shared table off.
+    /// now for everybody else.
     #[must_use]
     pub(crate) fn count_copy(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
@@ -390,15 +400,8 @@ impl Folio {
         }
     }
 
-    /// Whether it is mapped as often as can be counted, so that no table with it may be shared once more.
-    ///
-    /// Why a count never runs over. At most [`MAX_SHARED_TABLES`] tables are shared at once. fork counts each before it asks
-    /// the pages in it. A table has a page [`MAX_SAME_PAGE`] times at most, so that its copy counts the page as often. Take the
-    /// last moment at which the count was not full. A copy that counts the page after that tells the engine, and then counts
-    /// its table off. Look at the first table that is counted off so. Whoever counts a table later finds the page full, and
-    /// does not share the table. All other copies after that moment are of tables that were counted earlier, and none of these
-    /// had been counted off. So they are at most [`MAX_SHARED_TABLES`]. (Page work that is in a table while it is shared may
-    /// still map the page there: it is refused where the page is full.)
+    /// Whether it is mapped as often as can be counted one by one, so that no table with it may be shared once more. Why a
+    /// count never runs over by copies of tables: [`SharedTables`](crate::engine::SharedTables).
     pub(crate) fn is_mapping_full(&self) -> bool {
         Reference::Mapping.is_full(self.word.load(Ordering::Relaxed))
     }

@@ -295,5 +295,8 @@ impl<H: Host> Engine<H> {
     pub(crate) fn wait_for_unpin(&self, seen: u64, given_up: &impl Fn() -> bool) {
         let key = self.cache.key();
         self.park_killable(Counter::MemoryWait, key, || !self.unpinned_since(seen) && !given_up());
+        // Where no pin is left, the caller looks again without having slept, and may see once more what it saw before. A
+        // model ends only if that counts as a spin.
+        crate::sync::spin_loop();
     }
 }

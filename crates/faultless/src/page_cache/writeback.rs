@@ -220,6 +220,11 @@ impl<H: Host> File<H> {
 
     /// The page's state on its way from dirty to being written.
     fn begin_writeback(&self, page: u64) -> Begun<H> {
+        // First without a pin: to let one go wakes all who wait here, the caller among them, and they would look again as long
+        // as the page is forbidden.
+        if let Some(unpinned) = self.forbidden(page) {
+            return Begun::Forbidden(unpinned);
+        }
         let frame = match self.find(page, Reference::Pin) {
             Ok(Some(frame)) => frame,
             Ok(None) => {
@@ -244,7 +249,7 @@ impl<H: Host> File<H> {
         if !self.is_attached(page, frame) {
             return Begun::Clean;
         }
-        // Likewise: `Forbidden::begin` locks each page after it has forbidden.
+        // Again with the lock: `Forbidden::begin` locks each page after it has forbidden.
         #[cfg(not(mutant = "resize_under_transfers"))]
         if let Some(unpinned) = self.forbidden(page) {
             return Begun::Forbidden(unpinned);

@@ -273,16 +273,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             {
                 return Ok(false);
             }
-            if !self.engine.count_shared_table() {
-                return Ok(false);
-            }
             let is_full = |page: PageNumber| {
                 let frame =
                     self.table.load(leaf, page).frame().filter(|frame| *frame != self.engine.zero_frame());
                 frame.is_some_and(|frame| self.engine.folio(frame).is_mapping_full())
             };
-            if self.engine.has_full_page() && span.iter().any(is_full) {
-                self.engine.uncount_shared_table();
+            if !self.engine.shared_tables.try_count(|| span.iter().any(is_full)) {
                 return Ok(false);
             }
             let shared = self.table.share(leaf, &child.table, span.start());
@@ -291,7 +287,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 self.engine.counters().add(Counter::TablesShared, 1);
                 return Ok(true);
             }
-            self.engine.uncount_shared_table();
+            self.engine.shared_tables.uncount();
             shared?;
             self.engine.pause_on_bit(look);
             look += 1;

@@ -242,6 +242,8 @@ impl Map {
         let asked = (asked & Flags::all()) - Flags::OWN - Flags::READ_ONLY;
         // It will be asked again when the mapping comes; here for Linux's order of errors.
         self.check_locked(asked | self.locks.future, pages)?;
+        #[cfg(mutant = "future_asked_early")]
+        let asked = asked | self.locks.future;
         Ok(asked)
     }
 }

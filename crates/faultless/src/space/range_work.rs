@@ -285,7 +285,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut mapped = view.from(rest.start()).map_while(|vma| vma.range().intersection(rest));
             if !claims.is_claimed_beside(taken, rest) {
                 wider = if mapped.next().is_none() { wider.hull(rest) } else { wider };
-            } else if mapped.all(|part| claims.is_claimed_beside(taken, part)) {
+            } else if !cfg!(mutant = "leaf_left_to_nobody")
+                && mapped.all(|part| claims.is_claimed_beside(taken, part))
+            {
                 let _ = taken.leave(span, claims);
             }
         }

@@ -57,10 +57,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn copied(&self, entry: Entry, new: Entry) -> Entry {
         let Some(frame) = entry.frame().filter(|frame| new.frame() == Some(*frame)) else { return new };
         if frame != self.engine.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
-            let is_full = self.engine.folio(frame).count_copy();
-            if is_full {
-                self.engine.note_full_page();
-            }
+            self.engine.shared_tables.count_copy(self.engine.folio(frame));
         }
         entry
     }
@@ -84,7 +81,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.engine.invalidate(&self.table, self.leaf_span(page));
         }
         drop(left);
-        self.engine.uncount_shared_table();
+        self.engine.shared_tables.uncount();
     }
 
     /// Whether the table over `page`, in what is taken, is shared.

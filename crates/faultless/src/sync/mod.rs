@@ -5,6 +5,7 @@ mod barrier;
 mod held;
 mod life;
 mod meter;
+mod modelled;
 mod mutex;
 mod ranges;
 mod retired;

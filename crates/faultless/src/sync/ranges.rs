@@ -6,11 +6,16 @@
 //! reads or writes, which no other edit has; and whoever takes the lock waits until there is none, but for those who take
 //! theirs by [`Ranges::take_beside`] to change something else.
 
+mod claims;
 mod edit;
 #[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
 mod tests;
 
+pub(crate) use claims::ROOM_OF_RANGES;
+pub use claims::{Choice, Claims};
 pub use edit::{BesideGuard, Edit, Edited};
+
+use claims::PLACES;
 
 use super::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::full_fence;
@@ -19,7 +24,6 @@ use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
 use super::section::{AccessSection, Section};
 use crate::address::{PageNumber, PageRange};
-use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
 use crossbeam_utils::CachePadded;
 
@@ -55,15 +59,6 @@ unsafe impl Stable for AccessSection<'_> {}
 // SAFETY: a leaf table is unhooked only by who has taken its whole span, and this range overlaps it.
 unsafe impl<T: Edited, P: Park> Stable for Reservation<'_, T, P> {}
 
-struct Claim {
-    ticket: u64,
-    range: PageRange,
-    /// Its flag, if one was free.
-    flag: Option<usize>,
-    /// What it edits without the lock now.
-    edits: Option<PageRange>,
-}
-
 /// What the holder of a claim says without the lock; on one line.
 #[derive(Default)]
 struct Said {
@@ -76,12 +71,6 @@ struct Said {
     note: [AtomicU64; 4],
 }
 
-/// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
-const PLACES: usize = 2;
-
-/// Bytes of those places.
-pub(crate) const ROOM_OF_RANGES: usize = PLACES * size_of::<Claim>();
-
 /// Claims that are let go by a flag; more at a time take the lock for it.
 #[cfg(not(loom))]
 const FLAGS: usize = 8;
@@ -90,104 +79,6 @@ const FLAGS: usize = 2;
 
 /// So many takings remember that somebody met others at work.
 const CROWD: u8 = 64;
-
-/// The claims in the order of their asking; taken ones and waiting ones alike.
-#[derive(Default)]
-pub struct Claims {
-    queue: Vec<Claim>,
-    next_ticket: u64,
-    /// A bit for each flag that a claim of the queue has.
-    flags: u64,
-    /// See [`Reservation::leave`].
-    left: Vec<PageRange>,
-}
-
-impl Claims {
-    /// The first claimed range that overlaps `range`.
-    pub fn overlapping(&self, range: PageRange) -> Option<PageRange> {
-        self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
-    }
-
-    /// The ticket that the next claim gets.
-    pub fn next_ticket(&self) -> u64 {
-        self.next_ticket
-    }
-
-    /// Fills `ranges` with claimed ranges in the order of their asking, of those that have a ticket of `tickets`. Returns
-    /// the ticket to go on with; `None`: that was all.
-    pub fn with_tickets(
-        &self,
-        tickets: core::ops::Range<u64>,
-        ranges: &mut [Option<PageRange>],
-    ) -> Option<u64> {
-        // The queue is in the order of tickets.
-        let first = self.queue.partition_point(|claim| claim.ticket < tickets.start);
-        let mut claims = self.queue[first..].iter().take_while(|claim| claim.ticket < tickets.end);
-        ranges.iter_mut().for_each(|range| *range = None);
-        for (range, claim) in ranges.iter_mut().zip(&mut claims) {
-            *range = Some(claim.range);
-        }
-        claims.next().map(|claim| claim.ticket)
-    }
-
-    /// Whether somebody besides `taken` has claimed some of `range`.
-    pub fn is_claimed_beside<T: Edited, P: Park>(
-        &self,
-        taken: &Reservation<'_, T, P>,
-        range: PageRange,
-    ) -> bool {
-        self.queue.iter().any(|c| c.ticket != taken.ticket && c.range.overlaps(range))
-    }
-
-    fn leave(&mut self, range: PageRange) -> Result<(), OutOfMemory> {
-        if !self.left.contains(&range) {
-            self.left.try_reserve(1).map_err(|_| OutOfMemory)?;
-            self.left.push(range);
-        }
-        Ok(())
-    }
-
-    /// Whoever calls this has seen to a place.
-    fn push(&mut self, range: PageRange) -> (u64, Option<usize>) {
-        debug_assert!(self.queue.len() < self.queue.capacity());
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        let flag = Some(self.flags.trailing_ones() as usize).filter(|flag| *flag < FLAGS);
-        self.flags |= flag.map_or(0, |flag| 1 << flag);
-        self.queue.push(Claim { ticket, range, flag, edits: None });
-        (ticket, flag)
-    }
-
-    /// Takes out those of which `goes` says so.
-    fn remove(&mut self, mut goes: impl FnMut(&mut Claim) -> bool) {
-        let flags = &mut self.flags;
-        self.queue.retain_mut(|claim| {
-            let stays = !goes(claim);
-            *flags &= !claim.flag.filter(|_| !stays).map_or(0, |flag| 1 << flag);
-            stays
-        });
-    }
-
-    /// The ranges that are edited now.
-    fn edits(&self) -> impl Iterator<Item = PageRange> {
-        self.queue.iter().filter_map(|claim| claim.edits)
-    }
-
-    fn is_first(&self, ticket: u64, range: PageRange) -> bool {
-        !self.queue.iter().take_while(|c| c.ticket != ticket).any(|c| c.range.overlaps(range))
-    }
-}
-
-/// What a search for a free range found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// This one.
-    Range(PageRange),
-    /// None that is not claimed; one may come when a claim goes.
-    Claimed,
-    /// None.
-    Nothing,
-}
 
 struct Inner<T> {
     claims: Claims,

@@ -337,14 +337,21 @@ impl Sections {
         let periods = &self.periods;
         let mut queue = list.queue.lock();
         queue.things.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
+        #[cfg(mutant = "told_before_number")]
+        let was_urgent = things.iter().map(Retired::tell).fold(false, |some, is_urgent| some | is_urgent);
+        #[cfg(mutant = "number_before_fence")]
+        let number = periods.begun.load(Ordering::Relaxed) + 1;
         // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
         fence_after_rmw();
+        #[cfg(not(mutant = "number_before_fence"))]
         let number = periods.begun.load(Ordering::Relaxed) + 1;
         let mut is_urgent = false;
         for thing in things.drain(..) {
             // Told after the number was read, so that whoever is in a hurry because of it asks for that one or a later one;
             // and before anybody can free it.
-            is_urgent |= thing.tell();
+            #[cfg(not(mutant = "told_before_number"))]
+            let was_urgent = thing.tell();
+            is_urgent |= was_urgent;
             queue.bytes += thing.bytes();
             queue.things.push_back((number, thing));
         }
@@ -429,7 +436,7 @@ impl Sections {
             let completed = periods.begun.load(Ordering::Relaxed);
             let was_hurried = periods.is_hurried();
             periods.completed.store(completed, Ordering::Release);
-            if was_hurried || periods.keeps(ASK) {
+            if was_hurried || periods.keeps(ASK) && !cfg!(mutant = "bytes_free_own_list") {
                 due = completed;
             } else if completed.is_multiple_of(HELP) {
                 // Those of the last periods have owners who come again.
@@ -494,3 +501,6 @@ impl Sections {
 
 #[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
 mod tests;
+
+#[cfg(all(test, loom))]
+mod models;

@@ -1,7 +1,9 @@
 //! A counted pointer whose making can fail: what `alloc::sync::Arc` is, but for `try_new`.
 
+use super::atomic::fence;
 use super::life::{OutOfMemory, try_box_uninit};
-use super::plain::{AtomicU64, AtomicUsize, Ordering};
+use super::modelled::Count;
+use super::plain::{AtomicUsize, Ordering};
 use super::section::Sections;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -11,7 +13,6 @@ use core::marker::PhantomData;
 use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::fence;
 
 /// More than there can be of weak handles: each takes a word somewhere.
 const MOST: usize = usize::MAX / 2;
@@ -25,12 +26,13 @@ fn is_last_in_use(strong: u64) -> bool {
     strong / RETIRED != 0 && strong % RETIRED == strong / RETIRED + 1
 }
 
-/// A value and its handles. The counts are of `core` under every back-end, as those of `Arc` are.
+/// A value and its handles. The counts are of `core` under every back-end, as those of `Arc` are; a model that is about the
+/// handles themselves asks for strong ones that loom sees ([`LeftToRetired::IS_MODELLED`]).
 #[repr(C)]
 pub struct Counted<T: ?Sized> {
     /// [`Shared`]s; the value is dropped with the last. Above, in units of [`RETIRED`], those of them that retired things
     /// have.
-    strong: AtomicU64,
+    strong: Count,
     /// [`Weak`]s, and one for all [`Shared`]s together; the memory is freed with the last.
     weak: AtomicUsize,
     /// Of the value, when from now on only retired things have handles. May be called more than once.
@@ -52,7 +54,7 @@ fn count_one_more(count: &AtomicUsize) {
 
 /// The same for strong handles.
 #[inline]
-fn count_one_more_strong(count: &AtomicU64) {
+fn count_one_more_strong(count: &Count) {
     if count.fetch_add(1, Ordering::Relaxed) % RETIRED >= MOST_STRONG {
         count.fetch_sub(1, Ordering::Relaxed);
         panic!("handles were forgotten without end");
@@ -94,12 +96,12 @@ impl<T> Shared<T> {
     /// # Errors
     /// [`OutOfMemory`]; `make` is not called.
     pub fn try_new_cyclic(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory> {
-        Self::try_make(None, None, make)
+        Self::try_make(Count::new(0), None, None, make)
     }
 
     /// As [`Shared::try_new`], charged as long as the memory is there.
     pub(crate) fn try_new_charged(sections: &Arc<Sections>, value: T) -> Result<Self, OutOfMemory> {
-        Self::try_make(None, Some(sections), |_| value)
+        Self::try_make(Count::new(0), None, Some(sections), |_| value)
     }
 
     /// As [`Shared::try_new_cyclic`], charged, for a value that retired things have handles of ([`Shared::count_as_retired`]): when
@@ -117,10 +119,11 @@ impl<T> Shared<T> {
             // SAFETY: by the contract above.
             unsafe { value.cast::<T>().as_ref() }.left_to_retired();
         }
-        Self::try_make(Some(tell::<T>), Some(sections), make)
+        Self::try_make(super::modelled::count(T::IS_MODELLED), Some(tell::<T>), Some(sections), make)
     }
 
     fn try_make(
+        strong: Count,
         left_to_retired: Option<unsafe fn(NonNull<()>)>,
         charged_to: Option<&Arc<Sections>>,
         make: impl FnOnce(&Weak<T>) -> T,
@@ -130,7 +133,7 @@ impl<T> Shared<T> {
         let place = counted.as_ptr();
         // SAFETY: memory of our own, of the right layout; the counts are written before anybody reads them.
         unsafe {
-            (&raw mut (*place).strong).write(AtomicU64::new(0));
+            (&raw mut (*place).strong).write(strong);
             (&raw mut (*place).weak).write(AtomicUsize::new(1));
             (&raw mut (*place).left_to_retired).write(left_to_retired);
             (&raw mut (*place).charged_to).write(charged_to.cloned());
@@ -166,6 +169,8 @@ impl<T> Shared<T> {
 
 /// A value that retired things have handles of.
 pub(crate) trait LeftToRetired {
+    /// Whether loom sees the count of strong handles: each step on one is then a step of the model.
+    const IS_MODELLED: bool = false;
     /// From now on nobody else has any. Called by whoever drops the last one, anywhere.
     fn left_to_retired(&self);
 }
@@ -216,9 +221,15 @@ impl<T: ?Sized> Drop for Shared<T> {
             }
             // Release, partner: the fence of whoever drops the last one. One step, so that of several who drop theirs at once
             // one finds that it is the last in use.
+            #[cfg(not(mutant = "hurry_forgets_retired"))]
             match strong.compare_exchange_weak(seen, seen - 1, Ordering::Release, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(now) => seen = now,
+            }
+            #[cfg(mutant = "hurry_forgets_retired")]
+            {
+                seen = strong.fetch_sub(1, Ordering::Release);
+                break;
             }
         }
         if seen != 1 {
@@ -239,7 +250,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for Shared<T> {
 }
 
 impl<T: ?Sized> Weak<T> {
-    fn counts(&self) -> (&AtomicU64, &AtomicUsize) {
+    fn counts(&self) -> (&Count, &AtomicUsize) {
         // SAFETY: the memory lives as long as a weak handle does, and the counts were written first. The value, which may
         // be gone, is not borrowed.
         unsafe { (&(*self.counted.as_ptr()).strong, &(*self.counted.as_ptr()).weak) }

@@ -1,0 +1,166 @@
+//! Models of waits that somebody else ends: for a place among the pins of a page, and for the end of a change of a file's
+//! length. As `loom.rs`.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_waits`
+#![cfg(loom)]
+
+mod models;
+
+use faultless::address::PAGE_SIZE;
+use faultless::protection::Access;
+use faultless::store::{Bytes, Store, StoreError, Transfer};
+use faultless::sync::Shared;
+use faultless::{Engine, Fault, FaultError, File, FileHandle, Limits, MapRequest, PinnedPage, Placement};
+use faultless_soft::{Cpu, Soft};
+use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A space with a page that is pinned for I/O as often as is counted in a model: twice.
+fn pinned() -> (Arc<Engine<Soft>>, Space, [PinnedPage<Soft>; 2]) {
+    let engine = Engine::new(Soft::new(6).expect("frames"), Limits::default()).expect("memory for an engine");
+    let space = Space::new(&engine).unwrap();
+    map(&space, 1, 1);
+    space.store_u64(at(1), 1).unwrap();
+    let pins = [(); 2].map(|()| space.pin(at(1), Access::Write).unwrap());
+    let refused = space.pin(at(1), Access::Write).err();
+    assert_eq!(refused, Some(FaultError::TooManyPins { address: at(1) }));
+    (engine, space, pins)
+}
+
+/// Whoever waits for a place gets it when another pin goes, though the first one stays.
+#[test]
+fn a_wait_for_a_place_against_an_unpin() {
+    model(3, || {
+        let (engine, space, [stays, goes]) = pinned();
+        let other = space.clone();
+        let write = spawn(1, move || other.write_remote(at(1), &7_u64.to_ne_bytes()));
+        drop(goes);
+        assert_eq!(write.join().unwrap(), Ok(8));
+        assert_eq!(space.load_u64(at(1)).unwrap(), 7);
+        drop(stays);
+        end(&engine, space);
+    });
+}
+
+/// Two wait, and two places come: nobody is forgotten.
+#[test]
+fn two_waits_for_a_place() {
+    model(1, || {
+        let (engine, space, pins) = pinned();
+        let writes = [1, 2].map(|of| {
+            let other = space.clone();
+            spawn(of, move || other.write_remote(at(1), &7_u64.to_ne_bytes()))
+        });
+        drop(pins);
+        writes.into_iter().for_each(|write| assert_eq!(write.join().unwrap(), Ok(8)));
+        end(&engine, space);
+    });
+}
+
+/// The end of the space ends the wait, though no place comes.
+#[test]
+fn a_wait_for_a_place_against_exit() {
+    model(3, || {
+        let (engine, space, pins) = pinned();
+        let other = space.clone();
+        let write = spawn(1, move || other.write_remote(at(1), &7_u64.to_ne_bytes()));
+        space.exit();
+        assert!(write.join().unwrap().is_err(), "no place and no mapping");
+        drop(pins);
+        end(&engine, space);
+    });
+}
+
+/// A store of one page of zeros, which ends each transfer at once, and takes a while to be cut off.
+#[derive(Default)]
+struct Slow {
+    is_asked: AtomicBool,
+}
+
+impl Store for Slow {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        assert!(!self.is_asked.load(Ordering::Relaxed), "invariant 14: a transfer of what goes begins");
+        if let Bytes::Read(bytes) = transfer.bytes() {
+            bytes.fill(0);
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+
+    fn set_length(&self, _: u64) -> Result<(), StoreError> {
+        self.is_asked.store(true, Ordering::Relaxed);
+        // Others come to where they have to wait.
+        loom::thread::yield_now();
+        self.is_asked.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn slow() -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
+    let engine = Engine::new(Soft::new(6).expect("frames"), Limits::default()).expect("memory for an engine");
+    let file = File::open_rw(&engine, Arc::new(Slow::default())).expect("a store with a length");
+    (engine, file)
+}
+
+/// All but the first word of the file is cut off while `other` needs its page.
+fn beside_a_cut(is_dirty: bool, other: fn(FileHandle<Soft>)) {
+    model(2, move || {
+        let (engine, file) = slow();
+        if is_dirty {
+            file.handle().write_at(0, &7_u64.to_ne_bytes()).unwrap();
+        }
+        let handle = file.handle();
+        let thread = spawn(1, move || other(handle));
+        file.handle().set_length(8).unwrap();
+        thread.join().unwrap();
+        let mut word = [1; 9];
+        assert_eq!(file.handle().read_at(0, &mut word), Ok(8));
+        let kept = if is_dirty { 7 } else { 0 };
+        assert_eq!(word[..8], u64::to_ne_bytes(kept), "what stays was lost");
+        close(file);
+        assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
+    });
+}
+
+/// A read that misses begins when the store has been cut off, or has ended before it is asked.
+#[test]
+fn a_read_beside_a_store_that_is_asked() {
+    beside_a_cut(false, |handle| {
+        let mut byte = [1];
+        assert_eq!(handle.read_at(0, &mut byte), Ok(1));
+        assert_eq!(byte, [0]);
+    });
+}
+
+/// So does a write of a dirty page.
+#[test]
+fn a_sync_beside_a_store_that_is_asked() {
+    beside_a_cut(true, |handle| handle.sync().unwrap());
+}
+
+/// A fault comes back as a value, which is ready when the page may be read.
+#[test]
+fn a_fault_beside_a_store_that_is_asked() {
+    model(2, || {
+        let (engine, file) = slow();
+        let space = Space::new(&engine).unwrap();
+        let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(1)));
+        space.map(request).unwrap();
+        let other = space.clone();
+        let faults = spawn(1, move || {
+            let mut fault = other.fault(at(1), Access::Read).unwrap();
+            while let Fault::Pending(pending) = fault {
+                fault = pending.wait().unwrap();
+            }
+        });
+        file.handle().set_length(8).unwrap();
+        faults.join().unwrap();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 0);
+        close(file);
+        end(&engine, space);
+    });
+}

@@ -1,0 +1,128 @@
+//! How many leaf tables are shared, and why no count of a page's mappings runs over by their copies.
+//!
+//! The copy of a shared table counts each page in it once more, and cannot be refused: the store that asked for it has to
+//! go on. So room is kept for all copies that may come. [`MAPPINGS_FULL`](crate::frame::MAPPINGS_FULL) mappings are counted
+//! one by one; everybody but a copy is refused beyond. A table has a page [`MAX_SAME_PAGE`](crate::frame::MAX_SAME_PAGE)
+//! times at most, and [`MAX_SHARED_TABLES`] tables are counted at once.
+//!
+//! ```text
+//! fork:   count the table (AcqRel)                     copy:   count its pages
+//!         is some page full? each page of it:                  one is full: say so
+//!         one is full: count the table off, copy               count the table off (Release)
+//!         share it
+//! ```
+//! Why that is enough, for one page:
+//!
+//! 1. Take the last moment at which its count was not full. What is counted after that is counted by copies.
+//! 2. Take the first table that is counted off after its copy has counted the page after that moment. The copy has said before
+//!    that some page is full.
+//! 3. A fork that counts a table later sees that, finds the page full, and does not share a table that has the page.
+//! 4. So each copy after the moment is of a table that was counted before step 2. Of these, some have been counted off before
+//!    step 2: their copies counted the page before the moment, or not at all. The others were counted at the same time, so
+//!    there are `MAX_SHARED_TABLES` at most.
+//!
+//! Page work that is in a table while it is shared may still map the page there. It is refused where the page is full, and
+//! the table has the page no more often than a table may.
+
+use crate::frame::Folio;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
+
+/// How many leaf tables may be shared at once, each counted once for every space but one that has it.
+#[cfg(not(loom))]
+pub(crate) const MAX_SHARED_TABLES: u64 = 1 << 20;
+#[cfg(loom)]
+pub(crate) const MAX_SHARED_TABLES: u64 = 2;
+
+/// The tables that are shared now, one an engine.
+#[derive(Default)]
+pub(crate) struct SharedTables {
+    /// Each counted once for every space but one that has it. Atomic; on a line of its own, as the next.
+    count: CachePadded<AtomicU64>,
+    /// Whether a copy has found the count of a page full since the start. Set for good; hardly ever.
+    has_full_page: CachePadded<AtomicBool>,
+}
+
+impl SharedTables {
+    /// Counts a table that is about to be shared. False: it may not be, since there are as many as there may be, or since
+    /// `is_full` finds a page in it that is full ([`Folio::is_mapping_full`]).
+    pub(crate) fn try_count(&self, is_full: impl FnOnce() -> bool) -> bool {
+        #[cfg(mutant = "full_asked_before_the_count")]
+        let has_full = self.has_full_page.load(Ordering::Relaxed) && is_full();
+        // Acquire, partner: `uncount`. The pages that copies of tables counted off before have counted are seen.
+        let is_room = self.count.fetch_add(1, Ordering::AcqRel) < MAX_SHARED_TABLES;
+        // After the count: step 3 above.
+        #[cfg(not(mutant = "full_asked_before_the_count"))]
+        let has_full = is_room && self.has_full_page.load(Ordering::Relaxed) && is_full();
+        let may_be = is_room && !has_full;
+        if !may_be {
+            self.uncount();
+        }
+        may_be
+    }
+
+    /// Undoes [`SharedTables::try_count`]: the table is not shared, or is copied and its pages are counted. Release.
+    pub(crate) fn uncount(&self) {
+        let order = if cfg!(mutant = "uncount_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        self.count.fetch_sub(1, order);
+    }
+
+    /// Counts a page of a shared table that is being copied. Before the table is counted off.
+    pub(crate) fn count_copy(&self, folio: &Folio) {
+        if folio.count_copy() {
+            self.note_full_page();
+        }
+    }
+
+    #[cold]
+    fn note_full_page(&self) {
+        self.has_full_page.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::frame::MAPPINGS_FULL;
+    use std::sync::Arc;
+
+    /// A page that each table has once, and the tables.
+    struct Common {
+        folio: Folio,
+        tables: SharedTables,
+    }
+
+    impl Common {
+        fn share(&self) -> bool {
+            self.tables.try_count(|| self.folio.is_mapping_full())
+        }
+
+        fn copy(&self) {
+            self.tables.count_copy(&self.folio);
+            self.tables.uncount();
+        }
+    }
+
+    /// The page is full with one more. As many tables with it are shared as may be; all are copied, and beside that forks
+    /// share tables with it, whose copies count it too.
+    #[test]
+    fn copies_at_the_limit_beside_forks() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
+        builder.check(|| {
+            let common = Arc::new(Common { folio: Folio::new(), tables: SharedTables::default() });
+            common.folio.begin_mapped(MAPPINGS_FULL - 1);
+            assert!((0..MAX_SHARED_TABLES).all(|_| common.share()));
+            let threads = [(); MAX_SHARED_TABLES as usize].map(|()| {
+                let common = common.clone();
+                loom::thread::spawn(move || common.copy())
+            });
+            if common.share() {
+                common.copy();
+            }
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            let most = MAPPINGS_FULL - 1 + MAX_SHARED_TABLES;
+            assert!(common.folio.mappings() <= most, "a count of mappings runs over");
+        });
+    }
+}

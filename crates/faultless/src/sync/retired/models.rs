@@ -1,0 +1,314 @@
+//! Models of what is retired, and of the handles that it has.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p faultless --lib --profile checked models`
+
+use super::*;
+use crate::sync::atomic::AtomicPtr;
+use crate::sync::{FenceBarrier, LeftToRetired, Life, Section, Shared};
+use loom::thread;
+use std::sync::Arc;
+
+fn model(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+    builder.check(f);
+}
+
+fn slot(index: u32) -> SlotIndex {
+    SlotIndex::new(index).unwrap()
+}
+
+fn enter(sections: &Sections, of: u32) -> Section<'_> {
+    // SAFETY: each thread of a model has a slot of its own, and all have this barrier.
+    unsafe { sections.enter(slot(of), &FenceBarrier) }
+}
+
+fn retire(sections: &Sections, of: u32, thing: Retired) -> Kept {
+    // SAFETY: as in `enter`.
+    unsafe { sections.retire(slot(of), &FenceBarrier, &mut [thing].into_iter().collect()) }.unwrap()
+}
+
+fn go_on(sections: &Sections) {
+    // SAFETY: as in `enter`.
+    unsafe { sections.go_on_if_hurried(&FenceBarrier) };
+}
+
+fn flush(sections: &Sections) {
+    // SAFETY: as in `enter`.
+    unsafe { sections.flush(&FenceBarrier, false, |_| thread::yield_now()) };
+}
+
+/// All is freed; and what the lists say together is what each has told, whoever freed it.
+fn assert_empty(sections: &Sections) {
+    let mut told = 0;
+    sections.each_slot(|slot| {
+        let queue = slot.retired.queue.lock();
+        assert_eq!((queue.things.len(), queue.bytes), (0, 0), "kept");
+        told += queue.told;
+    });
+    assert_eq!(sections.periods.kept.load(plain::Ordering::Relaxed), told, "not all is told");
+}
+
+/// Counts ends; of `core`, so that a model is no larger for it.
+type Ends = Arc<plain::AtomicUsize>;
+
+fn count(ends: &Ends) -> usize {
+    ends.load(plain::Ordering::Relaxed)
+}
+
+/// What stands for a file: it should end soon after its last handle in use has gone.
+struct Watched(Arc<Sections>, Ends, Life);
+
+impl LeftToRetired for Watched {
+    const IS_MODELLED: bool = true;
+
+    fn left_to_retired(&self) {
+        self.0.hurry();
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.2.end();
+        self.1.fetch_add(1, plain::Ordering::Relaxed);
+    }
+}
+
+/// What stands for a mapping of it.
+struct Keeper(Shared<Watched>, Life);
+
+impl Keeper {
+    fn new(value: &Shared<Watched>) -> Box<Self> {
+        Box::new(Self(value.clone(), Life::new()))
+    }
+
+    /// # Safety
+    /// The keeper is there.
+    unsafe fn retired(keeper: NonNull<()>) -> bool {
+        // SAFETY: by the contract above.
+        unsafe { keeper.cast::<Self>().as_ref() }.0.count_as_retired()
+    }
+
+    /// # Safety
+    /// From a Box, and freed once.
+    unsafe fn free(keeper: NonNull<()>) {
+        // The box stays allocated, so that a use of it is found and does not crash.
+        // SAFETY: by the contract above.
+        let Self(value, life) = unsafe { keeper.cast::<Self>().read() };
+        life.end();
+        value.count_as_freed();
+    }
+
+    /// # Safety
+    /// From [`Keeper::new`], and nobody finds it any more.
+    unsafe fn into_retired(keeper: *mut Self) -> Retired {
+        const KIND: RetiredKind = RetiredKind {
+            free: Keeper::free,
+            bytes: size_of::<Keeper>(),
+            is_charged: false,
+            retired: Some(Keeper::retired),
+        };
+        let pointer = NonNull::new(keeper).unwrap().cast();
+        // SAFETY: a box of that type.
+        unsafe { Retired::from_raw(pointer, &KIND) }
+    }
+}
+
+fn watched(sections: &Arc<Sections>, ends: &Ends) -> Shared<Watched> {
+    let value = Watched(sections.clone(), ends.clone(), Life::new());
+    Shared::try_new_retirable(sections, |_| value).unwrap()
+}
+
+/// A handle goes, and at the same time the last mappings are retired, under a section that is older than all that. Whichever
+/// comes last finds that only what is retired keeps the value: it ends with the first call after the section, and not before.
+fn the_last_in_use_is_found(mappings: u32) {
+    model(3, move || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let handle = watched(&sections, &ends);
+        let section = enter(&sections, 0);
+        let threads: Vec<_> = (1..=mappings)
+            .map(|of| {
+                let (sections, keeper) = (sections.clone(), Box::into_raw(Keeper::new(&handle)));
+                // SAFETY: nobody else has it.
+                thread::spawn(move || _ = retire(&sections, of, unsafe { Keeper::into_retired(keeper) }))
+            })
+            .collect();
+        drop(handle);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        go_on(&sections);
+        assert_eq!(count(&ends), 0, "invariant 3: freed under a section that is older");
+        drop(section);
+        go_on(&sections);
+        assert_eq!(count(&ends), 1, "kept by what is retired alone, and nobody is in a hurry");
+    });
+}
+
+#[test]
+fn a_handle_that_goes_while_the_last_mapping_is_retired() {
+    the_last_in_use_is_found(1);
+}
+
+#[test]
+fn a_handle_that_goes_while_the_last_two_mappings_are_retired() {
+    the_last_in_use_is_found(2);
+}
+
+/// As above, and the section belongs to a thread that looks the mapping up and uses the value; somebody calls meanwhile, who has
+/// not retired anything.
+#[test]
+fn a_reader_beside_the_last_of_all() {
+    model(2, || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let handle = watched(&sections, &ends);
+        // Its memory stays, so that a use of it is found and does not crash.
+        core::mem::forget(Shared::downgrade(&handle));
+        let place = Arc::new(AtomicPtr::new(Box::into_raw(Keeper::new(&handle))));
+        let reader = {
+            let (sections, place) = (sections.clone(), place.clone());
+            thread::spawn(move || {
+                let section = enter(&sections, 1);
+                let keeper = place.load(Ordering::Acquire);
+                if !keeper.is_null() {
+                    // SAFETY: what this model is about: it is freed when the section has ended.
+                    let keeper = unsafe { &*keeper };
+                    keeper.1.touch();
+                    keeper.0.2.touch();
+                }
+                drop(section);
+            })
+        };
+        let unmap = {
+            let sections = sections.clone();
+            thread::spawn(move || {
+                let keeper = place.swap(core::ptr::null_mut(), Ordering::AcqRel);
+                // SAFETY: nobody finds it any more.
+                retire(&sections, 2, unsafe { Keeper::into_retired(keeper) });
+            })
+        };
+        drop(handle);
+        go_on(&sections);
+        reader.join().unwrap();
+        unmap.join().unwrap();
+        go_on(&sections);
+        assert_eq!(count(&ends), 1, "kept by what is retired alone, and nobody is in a hurry");
+    });
+}
+
+/// Something without a handle, as heavy as the kind says.
+struct Thing(Ends, Life);
+
+impl Thing {
+    fn new(ends: &Ends) -> Box<Self> {
+        Box::new(Self(ends.clone(), Life::new()))
+    }
+
+    /// # Safety
+    /// From a Box, and passed once.
+    unsafe fn free(thing: NonNull<()>) {
+        // As a keeper stays.
+        // SAFETY: by the contract above.
+        let Self(ends, life) = unsafe { thing.cast::<Self>().read() };
+        life.end();
+        ends.fetch_add(1, plain::Ordering::Relaxed);
+    }
+
+    /// # Safety
+    /// From [`Thing::new`], and nobody finds it any more.
+    unsafe fn retired(thing: *mut Self, is_heavy: bool) -> Retired {
+        const fn kind(bytes: usize) -> RetiredKind {
+            RetiredKind { free: Thing::free, bytes, is_charged: false, retired: None }
+        }
+        const LIGHT: RetiredKind = kind(1);
+        const HEAVY: RetiredKind = kind(MOST / 2);
+        let pointer = NonNull::new(thing).unwrap().cast();
+        // SAFETY: a box of that type.
+        unsafe { Retired::from_raw(pointer, if is_heavy { &HEAVY } else { &LIGHT }) }
+    }
+}
+
+fn heavy(ends: &Ends) -> Retired {
+    // SAFETY: just made.
+    unsafe { Thing::retired(Box::into_raw(Thing::new(ends)), true) }
+}
+
+fn light(ends: &Ends) -> Retired {
+    // SAFETY: just made.
+    unsafe { Thing::retired(Box::into_raw(Thing::new(ends)), false) }
+}
+
+/// Several slots retire more than may be kept, under a section that holds all up. Whoever brings the sum over the bound hears
+/// so; and the first call of anybody after the section frees what all slots have.
+#[test]
+fn what_all_slots_keep_is_asked_for_together() {
+    model(3, || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let section = enter(&sections, 0);
+        let threads = [1, 2].map(|of| {
+            let (sections, ends) = (sections.clone(), ends.clone());
+            thread::spawn(move || retire(&sections, of, heavy(&ends)))
+        });
+        let heard = threads.map(|thread| thread.join().unwrap());
+        assert!(heard.contains(&Kept::TooMuch), "more than may be kept, and nobody hears so");
+        assert_eq!(count(&ends), 0, "invariant 3: freed under a section that is older");
+        drop(section);
+        let kept = retire(&sections, 3, light(&ends));
+        assert_eq!(count(&ends), 3, "what others have retired is kept");
+        assert_eq!(kept, Kept::Little);
+        assert_empty(&sections);
+    });
+}
+
+/// One frees what is due of all lists, beside an owner who retires and frees of his own. A thing is freed once, and all of them
+/// with the next call.
+#[test]
+fn a_helper_beside_the_owner() {
+    model(3, || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let section = enter(&sections, 0);
+        retire(&sections, 1, heavy(&ends));
+        retire(&sections, 1, light(&ends));
+        drop(section);
+        let owner = {
+            let (sections, ends) = (sections.clone(), ends.clone());
+            thread::spawn(move || _ = retire(&sections, 1, light(&ends)))
+        };
+        retire(&sections, 2, light(&ends));
+        owner.join().unwrap();
+        assert!((2..=4).contains(&count(&ends)), "what was due before is freed");
+        flush(&sections);
+        assert_eq!(count(&ends), 4, "a thing was lost, or freed twice");
+        assert_empty(&sections);
+    });
+}
+
+/// A period that another thread begins meanwhile is not taken for one that comes after a thing was unhooked.
+#[test]
+fn a_period_that_begins_beside_a_retirement() {
+    model(2, || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let place = Arc::new(AtomicPtr::new(Box::into_raw(Thing::new(&ends))));
+        let reader = {
+            let (sections, place) = (sections.clone(), place.clone());
+            thread::spawn(move || {
+                let section = enter(&sections, 1);
+                let thing = place.load(Ordering::Acquire);
+                if !thing.is_null() {
+                    // SAFETY: what this model is about: it is freed when the section has ended.
+                    unsafe { &*thing }.1.touch();
+                }
+                drop(section);
+            })
+        };
+        let driver = {
+            let (sections, ends) = (sections.clone(), ends.clone());
+            thread::spawn(move || _ = retire(&sections, 2, light(&ends)))
+        };
+        let thing = place.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: nobody finds it any more.
+        retire(&sections, 0, unsafe { Thing::retired(thing, false) });
+        reader.join().unwrap();
+        driver.join().unwrap();
+        flush(&sections);
+        assert_eq!(count(&ends), 2, "a thing was lost, or freed twice");
+    });
+}
