@@ -45,6 +45,9 @@ asks_before_the_number   | faultless-soft | loom_shared | a_miss_beside_a_punch 
 resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14
+sync_passes_a_refresh    | faultless-soft | loom_files | a_sync_beside_reading_anew | invariant 9
+late_ends_are_clean      | faultless-soft | loom_files | a_flush_that_fails | invariant 9
+writes_ignore_removals   | faultless-soft | loom_files | a_write_of_two_pages | invariant 14
 refresh_drops_late_stores | faultless-soft | loom_files | a_store_beside_reading_anew | invariant 9
 future_asked_early       | faultless-soft | loom_calls | mlockall_misses_no_mapping | neither current nor future
 leaf_left_to_nobody      | faultless-soft | loom_calls | neighbours_that_go_at_once | the table stays

@@ -6,6 +6,7 @@
 mod models;
 
 use faultless::address::PAGE_SIZE;
+use faultless::errno::EIO;
 use faultless::protection::Access;
 use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
@@ -20,8 +21,14 @@ struct State {
     length: u64,
     /// The first word of its page.
     word: [u8; WORD],
+    /// What of it the device has.
+    flushed: [u8; WORD],
     /// Writes that have been submitted and have not ended.
     held: Vec<Transfer>,
+    /// Writes end at once.
+    is_prompt: bool,
+    /// The next flush fails, and loses what the device has not.
+    fails: bool,
 }
 
 /// A store of one page, whose writes end when the test says so.
@@ -31,7 +38,9 @@ struct Page {
 
 impl Page {
     fn new(length: u64) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State { length, word: [0; WORD], held: Vec::new() }) })
+        let (word, flushed) = ([0; WORD], [0; WORD]);
+        let state = State { length, word, flushed, held: Vec::new(), is_prompt: false, fails: false };
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
     fn word(&self) -> u64 {
@@ -39,10 +48,11 @@ impl Page {
     }
 
     fn carry_out(&self, mut transfer: Transfer) {
-        let mut state = self.state.lock().unwrap();
+        let state = self.state.lock().unwrap();
         match transfer.bytes() {
             Bytes::Read(bytes) => bytes[..WORD].copy_from_slice(&state.word),
-            Bytes::Write(bytes) => state.word.copy_from_slice(&bytes[..WORD]),
+            // Its bytes have been taken.
+            Bytes::Write(_) => {}
         }
         let length = state.length;
         drop(state);
@@ -61,16 +71,32 @@ impl Store for Page {
         Ok(self.state.lock().unwrap().length)
     }
 
-    fn submit(&self, transfer: Transfer) {
-        match transfer.direction() {
-            Direction::Read => self.carry_out(transfer),
-            Direction::Write => self.state.lock().unwrap().held.push(transfer),
+    fn submit(&self, mut transfer: Transfer) {
+        let mut state = self.state.lock().unwrap();
+        if let Bytes::Write(bytes) = transfer.bytes() {
+            state.word.copy_from_slice(&bytes[..WORD]);
+        }
+        if transfer.direction() == Direction::Read || state.is_prompt {
+            drop(state);
+            self.carry_out(transfer);
+        } else {
+            state.held.push(transfer);
         }
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         let mut state = self.state.lock().unwrap();
         state.length = length;
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock().unwrap();
+        if std::mem::take(&mut state.fails) {
+            state.word = state.flushed;
+            return Err(StoreError::Io { offset: 0, errno: EIO });
+        }
+        state.flushed = state.word;
         Ok(())
     }
 }
@@ -131,5 +157,74 @@ fn a_store_beside_reading_anew() {
         assert_eq!(space.load_u64(at(1)).unwrap(), last, "invariant 9: a store was lost");
         close(file);
         end(&engine, space);
+    });
+}
+
+/// The same, and then a sync: what was stored before it is in the store when it returns.
+#[test]
+fn a_sync_beside_reading_anew() {
+    model(2, || {
+        let store = Page::new(PAGE_SIZE);
+        store.state.lock().unwrap().is_prompt = true;
+        let (engine, file) = open(&store);
+        let space = Space::new(&engine).unwrap();
+        let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE);
+        space.map(request.at(Placement::Fixed(at(1)))).unwrap();
+        assert_eq!(space.load_u64(at(1)).unwrap(), 0);
+        let other = file.clone();
+        let refresh = spawn(1, move || other.refresh(0, PAGE_SIZE));
+        let is_done = matches!(space.fault(at(1), Access::Write), Ok(Fault::Done));
+        if is_done && space.try_store_u64(at(1), 7).is_ok() {
+            file.handle().sync().unwrap();
+            assert_eq!(store.word(), 7, "invariant 9: a sync passed over what was stored before it");
+        }
+        let _ = refresh.join().unwrap();
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// A write of parts of two pages, and a truncation to nothing: either comes first.
+#[test]
+fn a_write_of_two_pages_beside_a_cut() {
+    model(2, || {
+        let engine =
+            Engine::new(Soft::new(6).expect("frames"), Limits::default()).expect("memory for an engine");
+        let file = File::in_memory(&engine, 2 * PAGE_SIZE).expect("memory for a file");
+        let other = file.clone();
+        let cut = spawn(1, move || other.handle().set_length(0).unwrap());
+        let (start, bytes) = (PAGE_SIZE - WORD as u64, [7; 2 * WORD]);
+        let written = file.handle().write_at(start, &bytes).unwrap();
+        cut.join().unwrap();
+        if file.length() > 0 {
+            let mut back = [0; 2 * WORD];
+            assert_eq!((written, file.handle().read_at(start, &mut back)), (2 * WORD, Ok(2 * WORD)));
+            assert_eq!(back, bytes, "invariant 14: a write was torn by a truncation");
+        }
+        close(file);
+        end(&engine, Space::new(&engine).unwrap());
+    });
+}
+
+/// A write that is in the store's buffers when a flush fails, and ends after that.
+#[test]
+fn a_flush_that_fails_beside_the_end_of_a_write() {
+    model(2, || {
+        let store = Page::new(PAGE_SIZE);
+        let (engine, file) = open(&store);
+        store.state.lock().unwrap().fails = true;
+        let other = file.clone();
+        let flush = spawn(1, move || other.handle().sync());
+        file.handle().write_at(0, &1_u64.to_ne_bytes()).unwrap();
+        file.handle().start_sync();
+        // What is held by now ends below, and nothing else is.
+        store.state.lock().unwrap().is_prompt = true;
+        loom::thread::yield_now();
+        store.end();
+        let _ = flush.join().unwrap();
+        file.handle().start_sync();
+        assert_eq!(store.word(), 1, "invariant 9: a failed flush lost a page");
+        close(file);
+        end(&engine, Space::new(&engine).unwrap());
     });
 }

@@ -2,6 +2,7 @@
 
 use super::account::{Miss, Pin};
 use super::index;
+use super::writers::{Next, Writing};
 use super::{File, FolioLock};
 use crate::address::PAGE_SIZE;
 use crate::errno;
@@ -113,6 +114,9 @@ impl<H: Host> FileHandle<H> {
     /// The file grows by what was written: a page's bytes are there before the length says so. Waits for reads, and for
     /// writes of the same pages that are under way. `bytes` may lie in memory that the engine itself manages: nothing is held
     /// while it is touched.
+    ///
+    /// A truncation or a hole beside a write comes before it or behind it: a write that loses some of what it has written to one
+    /// ends there, and returns how many bytes it has written.
     ///
     /// # Errors
     /// [`FileError`], if not one byte could be written; the file is as before. After a failure behind the first page it returns
@@ -228,6 +232,11 @@ impl<H: Host> File<H> {
         let end = offset.checked_add(bytes.len() as u64).ok_or(FileError::TooLong { end: u64::MAX })?;
         check_end(end)?;
         let mut bounce = bounce_page(bytes.len())?;
+        let is_one_part = part_of_page(offset, bytes.len()) == bytes.len();
+        let writing = match is_one_part {
+            true => None,
+            false => Some(self.begin_writing(offset).map_err(|_| FileError::OutOfMemory)?),
+        };
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
@@ -235,32 +244,52 @@ impl<H: Host> File<H> {
             let bounce = &mut bounce[..part];
             self.engine.assert_holds_nothing("the buffer of a write by handle");
             bounce.copy_from_slice(&bytes[done..done + part]);
-            if let Err(error) = self.write_part(at, bounce, end) {
-                self.shrink_store_to_length(&self.take_resizing());
-                return if done > 0 { Ok(done) } else { Err(error) };
+            let result = self.write_part(at, bounce, (end, writing.as_ref()));
+            if let Ok(Part::Written) = result {
+                done += part;
+                continue;
             }
-            done += part;
+            self.shrink_store_to_length(&self.take_resizing());
+            return if done > 0 { Ok(done) } else { result.map(|_| done) };
         }
         Ok(done)
     }
 
     /// Writes inside one page, and makes the file longer if need be; the store then becomes `store_end` bytes long at once.
-    fn write_part(&self, at: u64, bytes: &[u8], store_end: u64) -> Result<(), FileError> {
+    fn write_part(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        (store_end, writing): (u64, Option<&Writing<'_, H>>),
+    ) -> Result<Part, FileError> {
         let end = at + bytes.len() as u64;
-        if end <= self.length() {
-            return self.write_inside(at, bytes);
+        let next = || writing.map_or(Next::Write, |writing| writing.go_on_to(end));
+        let resizing = loop {
+            if end <= self.length() {
+                match self.write_inside(at, bytes, &next)? {
+                    Inside::Done => return Ok(Part::Written),
+                    Inside::End => return Ok(Part::Cut),
+                    Inside::Wait => drop(self.take_resizing()),
+                    Inside::Gone => {}
+                }
+                continue;
+            }
+            let resizing = self.take_resizing();
+            if end > self.length() {
+                break resizing;
+            }
+        };
+        // Nobody else removes anything now.
+        if next() == Next::End {
+            return Ok(Part::Cut);
         }
-        let resizing = self.take_resizing();
         let old = self.length();
-        if end <= old {
-            drop(resizing);
-            return self.write_inside(at, bytes);
-        }
         self.grow_store(&resizing, store_end)?;
         #[cfg(mutant = "length_before_the_bytes")]
         {
             self.publish_longer(&resizing, store_end);
-            return self.write_inside(at, bytes);
+            self.write_inside(at, bytes, &next)?;
+            return Ok(Part::Written);
         }
         let page = at / PAGE_SIZE;
         let locked = loop {
@@ -276,19 +305,26 @@ impl<H: Host> File<H> {
         self.engine.frames().write(locked.0.frame(), (at % PAGE_SIZE) as usize, bytes);
         // Release: whoever sees the length sees the bytes. The locks are dropped after it.
         self.length.store(end, Ordering::Release);
-        Ok(())
+        Ok(Part::Written)
     }
 
-    /// Writes inside one page of the file. If it is cut off meanwhile, the write came before.
-    fn write_inside(&self, at: u64, bytes: &[u8]) -> Result<(), FileError> {
+    /// Writes inside one page of the file, if `next`, which is asked with the page locked, says so.
+    fn write_inside(&self, at: u64, bytes: &[u8], next: &impl Fn() -> Next) -> Result<Inside, FileError> {
         let page = at / PAGE_SIZE;
-        loop {
-            let Some(pin) = self.wait_for_page(page)? else { return Ok(()) };
-            let Some(lock) = self.lock_dirty(page, pin) else { continue };
-            // With the lock no write of it to the store begins.
-            self.engine.frames().write(lock.0.frame(), (at % PAGE_SIZE) as usize, bytes);
-            return Ok(());
+        let Some(pin) = self.wait_for_page(page)? else { return Ok(Inside::Gone) };
+        let Some(lock) = self.lock_dirty(page, pin) else { return Ok(Inside::Gone) };
+        // A cut lowers the length first, and makes zeros of the rest of its last page with the lock.
+        if at + bytes.len() as u64 > self.length() {
+            return Ok(Inside::Gone);
         }
+        match next() {
+            Next::Wait => return Ok(Inside::Wait),
+            Next::End => return Ok(Inside::End),
+            Next::Write => {}
+        }
+        // With the lock no write of it to the store begins.
+        self.engine.frames().write(lock.0.frame(), (at % PAGE_SIZE) as usize, bytes);
+        Ok(Inside::Done)
     }
 
     /// Locks a pinned page and makes it dirty, when no write of it is under way. `None`: it is the file's no more.
@@ -359,6 +395,26 @@ impl<H: Host> File<H> {
         self.engine.wait_for_unpin(unpinned.ok_or(FileError::OutOfMemory)?, &|| false);
         Ok(())
     }
+}
+
+/// What came of a part of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Written,
+    /// Some of what was written before it has been cut off or punched out: it is not written.
+    Cut,
+}
+
+/// What came of a write inside a page of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    Done,
+    /// These bytes have been cut off meanwhile, or the page was evicted: look again. The write comes behind that.
+    Gone,
+    /// See [`Next::Wait`].
+    Wait,
+    /// See [`Next::End`].
+    End,
 }
 
 /// How many of `left` bytes from byte `at` on lie in the same page.

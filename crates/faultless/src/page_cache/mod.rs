@@ -18,6 +18,7 @@ mod mappings;
 mod refresh;
 mod resize;
 mod writeback;
+mod writers;
 
 pub(crate) use account::{Account, Full, Miss};
 pub use account::{FolioLock, Pin};
@@ -43,6 +44,7 @@ use folio_list::FolioList;
 use index::Index;
 use mappings::FileMappings;
 use writeback::Errors;
+use writers::Writers;
 
 /// In a word of the index: the page has been in memory before.
 const SEEN: u64 = 1;
@@ -106,6 +108,10 @@ pub struct File<H: Host> {
     cuts: AtomicU64,
     /// Writes that failed. Protected by its lock.
     errors: Mutex<Errors>,
+    /// Counts flushes that failed. Partners: see [`File::flush_store`].
+    failed_flushes: AtomicU64,
+    /// Writes by handle of more than one page that are under way. Protected by its lock.
+    writers: Writers,
     /// Held while the word of an attached page is cleared.
     removal: Mutex<()>,
     /// The spaces that may map the file.
@@ -167,6 +173,8 @@ impl<H: Host> File<H> {
             forbidden_end: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
             errors: Mutex::default(),
+            failed_flushes: AtomicU64::new(0),
+            writers: Writers::default(),
             removal: Mutex::new(()),
             spaces: FileMappings::default(),
         })?;

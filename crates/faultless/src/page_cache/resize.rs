@@ -14,6 +14,7 @@
 
 use super::account::{LOOKS, Miss};
 use super::index;
+use super::writers::Removing;
 use super::{File, FileError, FolioLock, Maps, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::Engine;
@@ -151,6 +152,7 @@ impl<H: Host> File<H> {
 
     /// Publishes a length that is not greater. Pages from `first` on go, and copies of those that lie behind the end.
     fn commit(&self, length: u64, first: u64) {
+        let _removing = self.begin_removing(length..u64::MAX);
         self.cuts.fetch_add(1, Ordering::AcqRel);
         self.length.store(length, Ordering::Release);
         full_fence();
@@ -217,7 +219,7 @@ impl<H: Host> File<H> {
     /// during the call come before the hole or behind it. Waits for I/O.
     ///
     /// # Errors
-    /// [`FileError`]: `NotWritable`, `EmptyHole`, and what the store says. The file is as before: what can fail comes before
+    /// [`FileError`]: `NotWritable`, `EmptyHole`, `TooLong` if it ends behind byte 2^63 - 1, and what the store says. The file is as before: what can fail comes before
     /// anything is changed.
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.engine.assert_may_sleep("punching a hole");
@@ -227,7 +229,11 @@ impl<H: Host> File<H> {
         if length == 0 {
             return Err(FileError::EmptyHole);
         }
-        let hole_end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
+        let hole_end = offset.saturating_add(length);
+        // What an offset with a sign can say. A file in memory may have a hole behind its end.
+        if hole_end > i64::MAX as u64 {
+            return Err(FileError::TooLong { end: hole_end });
+        }
         let resizing = self.take_resizing();
         let length = self.length();
         let end = match hole_end > length && !self.is_in_memory() {
@@ -241,9 +247,10 @@ impl<H: Host> File<H> {
         let head = offset..end.min(pages.start * PAGE_SIZE);
         let tail = if pages.start > pages.end { end..end } else { (pages.end * PAGE_SIZE).max(offset)..end };
         let [first, last] = self.pin_ends(&head, &tail)?;
-        if pages.start < pages.end {
-            self.punch_pages(&resizing, pages)?;
-        }
+        let _removing = match pages.is_empty() {
+            true => self.begin_removing(offset..end),
+            false => self.punch_pages(&resizing, pages, offset..end)?,
+        };
         for (pin, part) in [(first, head), (last, tail)] {
             if let Some(lock) = pin.and_then(|pin| self.lock_dirty(part.start / PAGE_SIZE, pin)) {
                 self.zero_part(&lock, part.start, part.end);
@@ -252,15 +259,22 @@ impl<H: Host> File<H> {
         Ok(())
     }
 
-    fn punch_pages(&self, resizing: &Resizing<'_, H>, pages: Range<u64>) -> Result<(), StoreError> {
+    /// Punches whole pages, and begins to remove `hole`, in which they lie.
+    fn punch_pages(
+        &self,
+        resizing: &Resizing<'_, H>,
+        pages: Range<u64>,
+        hole: Range<u64>,
+    ) -> Result<Removing<'_, H>, StoreError> {
         let forbidden = Forbidden::begin(resizing, self, pages.clone(), Await::ReadsAndWrites);
         let bytes = (pages.end - pages.start) * PAGE_SIZE;
         self.store.as_ref().map_or(Ok(()), |store| store.punch(pages.start * PAGE_SIZE, bytes))?;
+        let removing = self.begin_removing(hole);
         self.each_attached(pages.clone(), |page, frame| self.detach(page, frame));
         full_fence();
         self.each_space(|space| space.drop_pages_of(self.id, pages.clone(), 0..0));
         drop(forbidden);
-        Ok(())
+        Ok(removing)
     }
 
     /// Pins the pages in which `head` and `tail` lie, up to date. While one of them is waited for, the other is not pinned: a

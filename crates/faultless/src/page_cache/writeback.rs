@@ -29,7 +29,7 @@ use crate::host::{Frame, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
-use crate::sync::{Park, full_fence, try_box, try_box_or_back};
+use crate::sync::{Park, fence_after_rmw, full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -82,6 +82,8 @@ enum Begun<H: Host> {
     Started(Pin<H>),
     /// There is nothing to write.
     Clean,
+    /// It was not in memory, and has come.
+    Again,
     /// Locked, or a write of it is under way.
     Busy(Pin<H>),
     /// Its file is being cut off or punched there: the number to wait with until that has ended.
@@ -156,22 +158,31 @@ impl<H: Host> File<H> {
     }
 
     /// Has the store bring what it keeps in buffers of its own to its device. A failure is recorded as one of writeback is, and
-    /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has.
+    /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has. A
+    /// write that was submitted before the failure, and ends after it, leaves its page dirty too.
     pub(crate) fn flush_store(&self) {
         let flushed = self.store.as_ref().map_or(Ok(()), |store| store.flush());
         let Err(error) = flushed else { return };
+        self.failed_flushes.fetch_add(1, Ordering::AcqRel);
+        // Partner: the fence of a write that ends: it finds the number changed, or we find its page.
+        fence_after_rmw();
         let mut rest = 0..index::PAGES;
         while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Written) {
-            rest.start = page + 1;
-            if let Ok(Some(frame)) = self.find(page, Reference::Pin) {
-                let pin = Pin::new(&self.engine, frame);
-                // Under writeback: that write comes behind this flush.
-                let lock = pin.lock();
-                if self.has_in_index(page, frame) && self.engine.folio(frame).is_uptodate() {
-                    self.make_dirty(page, frame);
+            match self.find(page, Reference::Pin) {
+                Ok(Some(frame)) => {
+                    let pin = Pin::new(&self.engine, frame);
+                    pin.wait_for_read(&|| false);
+                    if self.engine.folio(frame).is_uptodate() {
+                        drop(self.lock_dirty(page, pin));
+                    }
                 }
-                drop(lock);
+                Ok(None) => {}
+                Err(full) => {
+                    self.engine.wait_for_place(full, &|| false);
+                    continue;
+                }
             }
+            rest.start = page + 1;
         }
         self.engine.counters().add(Counter::WritebackErrors, 1);
         self.errors.lock().record(error);
@@ -194,6 +205,7 @@ impl<H: Host> File<H> {
                     }
                 }
                 Begun::Clean => {}
+                Begun::Again if wait => continue,
                 Begun::Busy(pin) if wait => {
                     // Its holder may wait for a page of ours.
                     self.submit_batch(&mut batch);
@@ -211,7 +223,7 @@ impl<H: Host> File<H> {
                     self.engine.wait_for_unpin(unpinned, &|| false);
                     continue;
                 }
-                Begun::Busy(_) | Begun::Forbidden(_) | Begun::Full(_) => {}
+                Begun::Again | Begun::Busy(_) | Begun::Forbidden(_) | Begun::Full(_) => {}
             }
             rest.start = page + 1;
         }
@@ -222,20 +234,13 @@ impl<H: Host> File<H> {
     fn begin_writeback(&self, page: u64) -> Begun<H> {
         // First without a pin: to let one go wakes all who wait here, the caller among them, and they would look again as long
         // as the page is forbidden.
+        #[cfg(not(mutant = "sync_passes_a_refresh"))]
         if let Some(unpinned) = self.forbidden(page) {
             return Begun::Forbidden(unpinned);
         }
         let frame = match self.find(page, Reference::Pin) {
             Ok(Some(frame)) => frame,
-            Ok(None) => {
-                self.index.untag(page, Tag::Dirty);
-                // It may have come, and become dirty, since the look.
-                let word = self.index.get(page).map_or(0, |word| word.load(Ordering::Acquire));
-                if frame_of(word).is_some() {
-                    self.index.tag(page, Tag::Dirty);
-                }
-                return Begun::Clean;
-            }
+            Ok(None) => return self.begin_without_page(page),
             Err(full) => return Begun::Full(full),
         };
         let lock = match Pin::new(&self.engine, frame).try_lock() {
@@ -246,8 +251,12 @@ impl<H: Host> File<H> {
             return Begun::Busy(lock.unlock());
         }
         // Asked with the lock: who cuts pages off lowers the length first, and locks each page then.
-        if !self.is_attached(page, frame) {
+        if page >= self.pages() {
             return Begun::Clean;
+        }
+        if !self.has_in_index(page, frame) {
+            drop(lock);
+            return self.begin_without_page(page);
         }
         // Again with the lock: `Forbidden::begin` locks each page after it has forbidden.
         #[cfg(not(mutant = "resize_under_transfers"))]
@@ -261,6 +270,23 @@ impl<H: Host> File<H> {
         }
         self.index.untag(page, Tag::Writing);
         Begun::Clean
+    }
+
+    /// The page was not in memory. If that is because it is being read anew, it comes back when a store has made it dirty
+    /// (refresh.rs): whoever has forbidden transfers before he took it out is seen here.
+    fn begin_without_page(&self, page: u64) -> Begun<H> {
+        #[cfg(not(mutant = "sync_passes_a_refresh"))]
+        if let Some(unpinned) = self.forbidden(page) {
+            return Begun::Forbidden(unpinned);
+        }
+        self.index.untag(page, Tag::Dirty);
+        // It may have come, and become dirty, since the look.
+        let word = self.index.get(page).map_or(0, |word| word.load(Ordering::Acquire));
+        if frame_of(word).is_none() {
+            return Begun::Clean;
+        }
+        self.index.tag(page, Tag::Dirty);
+        Begun::Again
     }
 
     /// Takes the write rights of the batch's pages away, and then submits them.
@@ -286,6 +312,8 @@ impl<H: Host> File<H> {
         let inside = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
         // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
         frames.write(pin.frame(), inside, &[0; PAGE_SIZE as usize][inside..]);
+        // The bytes may be in the store from now on, and in what a flush loses.
+        let flushes = self.failed_flushes.load(Ordering::Acquire);
         engine.counters().add(Counter::IoWrites, 1);
         engine.cache.writes.fetch_add(1, Ordering::Relaxed);
         let (mut moving, mut has_memory) = (None, true);
@@ -305,7 +333,7 @@ impl<H: Host> File<H> {
         let end = move |result| {
             let stays_dirty = moving.is_some();
             drop(moving);
-            this.end_write(page, pin, inside, stays_dirty, result);
+            this.end_write(page, pin, (inside, stays_dirty, flushes), result);
         };
         // A write that finds no memory has failed like any other: the page stays dirty.
         let completion = match if has_memory { try_box_or_back(end) } else { Err(end) } {
@@ -319,13 +347,13 @@ impl<H: Host> File<H> {
         store.submit(transfer);
     }
 
-    /// The write of `page`, of which `inside` bytes are the file's, has ended. On any thread.
+    /// The write of `page`, of which `inside` bytes are the file's, has ended. On any thread. `flushes`: how many had failed
+    /// before it was submitted.
     fn end_write(
         &self,
         page: u64,
         pin: Pin<H>,
-        inside: usize,
-        stays_dirty: bool,
+        (inside, stays_dirty, flushes): (usize, bool, u64),
         result: Result<usize, StoreError>,
     ) {
         let engine = &self.engine;
@@ -339,15 +367,19 @@ impl<H: Host> File<H> {
             engine.counters().add(Counter::WritebackErrors, 1);
             self.errors.lock().record(error);
         }
-        #[cfg(not(mutant = "failed_write_is_clean"))]
-        let dirty = failed.is_some() || stays_dirty;
-        #[cfg(mutant = "failed_write_is_clean")]
-        let dirty = stays_dirty;
-        if dirty {
-            self.index.tag(page, Tag::Dirty);
-        }
         if failed.is_none() {
             self.index.tag(page, Tag::Written);
+        }
+        // Partner: the fence of a flush that has failed.
+        full_fence();
+        let is_lost =
+            self.failed_flushes.load(Ordering::Relaxed) != flushes && !cfg!(mutant = "late_ends_are_clean");
+        #[cfg(not(mutant = "failed_write_is_clean"))]
+        let dirty = failed.is_some() || stays_dirty || is_lost;
+        #[cfg(mutant = "failed_write_is_clean")]
+        let dirty = stays_dirty || is_lost;
+        if dirty {
+            self.index.tag(page, Tag::Dirty);
         }
         self.index.untag(page, Tag::Writing);
         engine.folio(pin.frame()).end_writeback(dirty);
@@ -376,6 +408,8 @@ impl<H: Host> File<H> {
             frames.write(frame, inside, &[0; PAGE_SIZE as usize][inside..]);
             engine.counters().add(Counter::IoWrites, 1);
             engine.cache.writes.fetch_add(1, Ordering::Relaxed);
+            // Counted as a pin, so that whoever waits for memory sleeps until it ends.
+            engine.cache.pins.fetch_add(1, Ordering::Relaxed);
             let memory = frames.memory(frame);
             let last = Last { engine, frame, store: store.clone() };
             let completion = match try_box_or_back(move |result| last.end(result)) {
@@ -385,8 +419,8 @@ impl<H: Host> File<H> {
                     continue;
                 }
             };
-            // SAFETY: the cache's reference keeps the frame until the completion, and nobody else knows it: the file is
-            // gone, and with it every mapping.
+            // SAFETY: the cache's reference keeps the frame until the completion, and nobody stores into it: the file is gone,
+            // and with it every mapping and every pin for writing, which keeps its file.
             let transfer = unsafe { Transfer::new(Direction::Write, offset, memory, completion) };
             store.submit(transfer);
         }
@@ -425,6 +459,8 @@ impl<H: Host> Last<H> {
         if engine.folio(frame).put_cached() {
             engine.frames().free(frame);
         }
+        engine.cache.pins.fetch_sub(1, Ordering::Relaxed);
+        engine.cache.tell_unpinned(&*engine);
         drop(store);
     }
 }

@@ -8,7 +8,7 @@ use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, Host};
-use crate::page_cache::Full;
+use crate::page_cache::{File, Full};
 use crate::protection::{Access, Protection};
 use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
@@ -20,7 +20,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
 
 /// A page pinned for I/O: its frame stays, whatever happens to the mapping. While the page is exclusive to its space, fork
-/// copies it for the child.
+/// copies it for the child. A page of a file that is pinned for writing keeps the file: what is written comes to the store with
+/// the next writeback, at the latest when the file goes.
 pub struct PinnedPage<H: Host> {
     engine: Arc<Engine<H>>,
     /// Of the space, which counts it.
@@ -29,6 +30,8 @@ pub struct PinnedPage<H: Host> {
     access: Access,
     /// `IoPin`; or `Pin`, of memory that is read from outside, which the space does not count.
     reference: Reference,
+    /// Of a page of a file that is pinned for writing: what is written after its mapping has gone is the file's too.
+    _file: Option<Shared<File<H>>>,
 }
 
 /// Why a page is not pinned.
@@ -141,8 +144,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Access::Execute => Entry::EXECUTE,
             };
             let mut attempt = Attempt::first(Purpose::Fault);
+            let page = address.page();
             let worked = space.page_work(
-                address.page(),
+                page,
                 &mut attempt,
                 Leaves::Existing,
                 false,
@@ -164,14 +168,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     if is_long {
                         space.signs.pins.fetch_add(1, Ordering::Relaxed);
                     }
-                    Some(Ok(frame))
+                    let file = work.vma.mapping().file_page(page).map(|(file, _)| file);
+                    let is_files = |file: &&Shared<File<H>>| work.engine().folio(frame).owner() == file.id();
+                    let file = file.filter(|file| access == Access::Write && is_files(file)).cloned();
+                    Some(Ok((frame, file)))
                 },
                 |_, _| false,
             );
             match worked.map(|worked| worked.result) {
-                Ok(Some(Ok(frame))) => {
+                Ok(Some(Ok((frame, _file)))) => {
                     let (engine, signs) = (space.engine.clone(), space.signs.clone());
-                    return Ok(PinnedPage { engine, signs, frame, access, reference });
+                    return Ok(PinnedPage { engine, signs, frame, access, reference, _file });
                 }
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) => {}

@@ -1,0 +1,118 @@
+//! Writes by handle of more than one page, beside truncation and holes.
+//!
+//! Such a write touches its caller's memory between its pages, so that it can hold nothing from its first page to its last.
+//! A cut or a hole that takes some of what it has written by then would leave the pages in front of it zeros and those
+//! behind it written: neither came first. So a write notes what it has written, a removal marks the writes of which it
+//! takes something, and a write that finds itself marked ends there: what it has written came before the removal.
+//!
+//! A removal marks when it begins. From then on until it ends, such a write waits before it comes to what is being removed.
+//! It notes a page while it holds the folio's lock or the right to resize, and writes it after that.
+
+use super::File;
+use crate::host::{Host, OutOfMemory};
+use crate::sync::Mutex;
+use core::ops::Range;
+use smallvec::SmallVec;
+
+/// The writes under way, and what is being removed: by one thread at a time, which has the right to resize.
+#[derive(Default)]
+pub(super) struct Writers(Mutex<State>);
+
+/// Protected by its lock.
+#[derive(Default)]
+struct State {
+    noted: SmallVec<[Noted; 2]>,
+    removing: Option<Range<u64>>,
+}
+
+/// A write under way.
+struct Noted {
+    /// Not that of another one under way.
+    number: u64,
+    /// The bytes that it has written.
+    written: Range<u64>,
+    /// Some of these have been taken away.
+    is_cut: bool,
+}
+
+/// A write that is noted as long as this lives.
+pub(super) struct Writing<'a, H: Host> {
+    file: &'a File<H>,
+    number: u64,
+}
+
+/// What a write does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Write,
+    /// Waits until nobody has the right to resize, and asks again.
+    Wait,
+    /// Ends: some of what it has written has been taken away.
+    End,
+}
+
+/// A removal of bytes, from its begin to its end.
+pub(super) struct Removing<'a, H: Host>(&'a File<H>);
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl<H: Host> File<H> {
+    /// Notes a write that begins at byte `start`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn begin_writing(&self, start: u64) -> Result<Writing<'_, H>, OutOfMemory> {
+        let noted = &mut self.engine.lock(&self.writers.0).noted;
+        noted.try_reserve(1).map_err(|_| OutOfMemory)?;
+        // They stay in order.
+        let number = noted.last().map_or(0, |last| last.number + 1);
+        noted.push(Noted { number, written: start..start, is_cut: false });
+        Ok(Writing { file: self, number })
+    }
+
+    /// Begins to take `bytes` away. The caller has the right to resize.
+    pub(super) fn begin_removing(&self, bytes: Range<u64>) -> Removing<'_, H> {
+        let mut state = self.engine.lock(&self.writers.0);
+        for noted in &mut state.noted {
+            noted.is_cut |= overlap(&noted.written, &bytes);
+        }
+        state.removing = Some(bytes);
+        Removing(self)
+    }
+}
+
+impl<H: Host> Writing<'_, H> {
+    /// Notes that the write comes to byte `end`, if it may.
+    pub(super) fn go_on_to(&self, end: u64) -> Next {
+        if cfg!(mutant = "writes_ignore_removals") {
+            return Next::Write;
+        }
+        let mut state = self.file.engine.lock(&self.file.writers.0);
+        let State { noted, removing } = &mut *state;
+        let Some(mine) = noted.iter_mut().find(|noted| noted.number == self.number) else { return Next::End };
+        if mine.is_cut {
+            return Next::End;
+        }
+        if removing.as_ref().is_some_and(|bytes| overlap(bytes, &(mine.written.end..end))) {
+            return Next::Wait;
+        }
+        mine.written.end = end;
+        Next::Write
+    }
+}
+
+impl<H: Host> Drop for Writing<'_, H> {
+    fn drop(&mut self) {
+        let noted = &mut self.file.engine.lock(&self.file.writers.0).noted;
+        noted.retain(|noted| noted.number != self.number);
+        noted.shrink_to_fit();
+    }
+}
+
+impl<H: Host> Drop for Removing<'_, H> {
+    fn drop(&mut self) {
+        self.0.engine.lock(&self.0.writers.0).removing = None;
+    }
+}
