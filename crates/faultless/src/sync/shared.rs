@@ -27,7 +27,7 @@ fn is_last_in_use(strong: u64) -> bool {
 }
 
 /// A value and its handles. The counts are of `core` under every back-end, as those of `Arc` are; a model that is about the
-/// handles themselves asks for strong ones that loom sees ([`LeftToRetired::IS_MODELLED`]).
+/// handles themselves asks for strong ones that loom sees (`LeftToRetired::IS_MODELLED`).
 #[repr(C)]
 pub struct Counted<T: ?Sized> {
     /// [`Shared`]s; the value is dropped with the last. Above, in units of [`RETIRED`], those of them that retired things
