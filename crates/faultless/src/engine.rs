@@ -364,7 +364,7 @@ impl<H: Host> Engine<H> {
 
     fn free_after_grace(&self, things: &mut RetiredList) {
         self.grace();
-        for thing in things.drain(..) {
+        for thing in things.drain() {
             self.host.sections().uncharge(thing.charged());
             // SAFETY: unhooked before it came here, and a grace period has passed since.
             unsafe { thing.free() };
