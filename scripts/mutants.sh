@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Plants each mutant, builds, and runs the check that has to kill it. A mutant counts as killed only if the check passes
-# without it and fails with it *for the stated reason*; a build that fails or a check that runs out of time does not.
+# Plants each mutant, builds, and runs the check that has to kill it: a model, or a test that needs no loom. A mutant counts as
+# killed only if the check passes without it and fails with it *for the stated reason*; a build that fails or a check that runs
+# out of time does not.
 # Arguments: names of mutants; without any, all of them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" CARGO_TERM_COLOR=never
+export CARGO_TERM_COLOR=never
 seconds=${MUTANT_SECONDS:-400}
 
 # mutant | package | test file, or lib | check | what the failure has to say
@@ -29,6 +30,7 @@ fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed |
 install_loses_dirty      | faultless-soft | loom | invariant_9_a_dirty_bit_is_not_lost | invariant 9
 subject_relaxed          | faultless-soft | loom | accesses_after_each_other_against_unmap | (invariant 3|Causality violation)
 leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | rule 7
+invalidate_before_unhook | faultless-lab  | order | _unhooks_then_invalidates | invariant 15
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
 shared_table_is_writable | faultless-soft | loom_fork | a_store_against_fork | invariant 7
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
@@ -65,6 +67,15 @@ no_range_fence           | faultless-soft | loom | page_work_against_unmap | inv
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+build() { # package, test file or lib, arguments of cargo: models are built with loom, other tests as always
+    local target=(--test "$2")
+    if [ "$2" = lib ]; then target=(--lib); fi
+    case "$2" in
+        loom* | lib) RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" cargo test -q --target-dir target/loom --profile checked -p "$1" "${target[@]}" "${@:3}" ;;
+        *) cargo test -q -p "$1" "${target[@]}" "${@:3}" ;;
+    esac
+}
+export -f build
 run() { # package, test file, check
     local filter=()
     case "$3" in
@@ -72,11 +83,7 @@ run() { # package, test file, check
         *'$') filter=(--exact "${3%'$'}") ;;
         *) filter=("$3") ;;
     esac
-    timeout "$seconds" cargo test -q --target-dir target/loom --profile checked -p "$1" $(target "$2") \
-        -- "${filter[@]}" >"$log" 2>&1
-}
-target() { # test file, or lib
-    if [ "$1" = lib ]; then echo --lib; else echo --test "$1"; fi
+    timeout "$seconds" bash -c 'build "$@"' build "$1" "$2" -- "${filter[@]}" >"$log" 2>&1
 }
 
 killed=0 all=0
@@ -91,7 +98,7 @@ while IFS='|' read -r mutant package file check reason; do
     fi
     if ! grep -qE 'test result: ok\. [1-9]' "$log"; then echo "NOT COUNTED: there is no such check"; continue; fi
     export FAULTLESS_MUTANT=$mutant
-    if ! cargo test -q --no-run --target-dir target/loom --profile checked -p "$package" $(target "$file") >"$log" 2>&1; then
+    if ! build "$package" "$file" --no-run >"$log" 2>&1; then
         echo "NOT COUNTED: does not build"; tail -n 5 "$log"; unset FAULTLESS_MUTANT; continue
     fi
     run "$package" "$file" "$check"; status=$?

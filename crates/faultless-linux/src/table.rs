@@ -547,6 +547,10 @@ unsafe impl PageTable for Table {
     }
 
     unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
+        // Its entries say what the kernel has still: an `invalidate` that comes later does not find them.
+        let first = page.align_down(Self::LEAF_PAGES);
+        let span = PageRange::with_pages(first, Self::LEAF_PAGES).expect("the table's pages have addresses");
+        self.invalidate(span, |_| std::thread::yield_now());
         self.entries.unhook(page)
     }
 

@@ -312,7 +312,7 @@ impl<H: Host> Engine<H> {
     /// Takes what was unhooked, and frees what is due of what this thread has retired before. Called after everything is
     /// let go. Waits for nobody's section, but for a grace period where there is no memory to remember the things, or where 4 MiB
     /// are waiting to be freed already, of all threads together.
-    pub(crate) fn retire(&self, mut things: RetiredList) {
+    pub(crate) fn retire(&self, things: &mut RetiredList) {
         let (sections, barrier) = (self.host.sections(), self.host.barrier());
         if things.is_empty() {
             // SAFETY: as below.
@@ -321,7 +321,7 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep("what a drop of the last reference does");
         // SAFETY: only spaces of this engine retire, what they have unhooked from their tables and trees; all their readers
         // enter by this engine, with this barrier.
-        match unsafe { sections.retire(self.host.slots().current(), barrier, &mut things) } {
+        match unsafe { sections.retire(self.host.slots().current(), barrier, things) } {
             Ok(Kept::Little) => {}
             Ok(Kept::TooMuch) => self.flush(),
             Err(OutOfMemory) => self.free_after_grace(things),
@@ -330,16 +330,16 @@ impl<H: Host> Engine<H> {
 
     /// As [`Engine::retire`], for leaf tables alone, and by somebody who may hold what a drop of anything else may want: frees
     /// nothing else.
-    pub(crate) fn retire_tables(&self, mut tables: RetiredList) {
+    pub(crate) fn retire_tables(&self, tables: &mut RetiredList) {
         let slot = self.host.slots().current();
-        if self.host.sections().retire_later(slot, &mut tables).is_err() {
+        if self.host.sections().retire_later(slot, tables).is_err() {
             self.free_after_grace(tables);
         }
     }
 
-    fn free_after_grace(&self, things: RetiredList) {
+    fn free_after_grace(&self, things: &mut RetiredList) {
         self.grace();
-        for thing in things {
+        for thing in things.drain() {
             self.host.sections().uncharge(thing.charged());
             // SAFETY: unhooked before it came here, and a grace period has passed since.
             unsafe { thing.free() };

@@ -11,7 +11,7 @@
 //! | an entry is installed, refused or let go by whoever announced it | `space::page_work::Announced`; fork, which announces each entry it copies |
 //! | an entry is exchanged or filled, a leaf unhooked, by whoever took its pages | the callers have a `Taken` over them; a space without handles has no other caller |
 //! | an entry counts its frame | each entry that is put takes over a reference; each that is taken out gives one to `Removed` |
-//! | a leaf table stays while it may be walked | what is unhooked is retired; what was left by `unshare` is dropped after `invalidate` (`space/shared_table.rs`) |
+//! | a leaf table stays while it may be walked | what is unhooked is retired after a later `invalidate` of its pages (`Drop` of `RangeChange` in `space/range_change.rs`); what was left by `unshare` is dropped after `invalidate` (`space/shared_table.rs`) |
 
 use super::{Entry, Fate, Frame, FrameSource, OutOfMemory, PageTable, Unshared};
 use crate::address::{PageNumber, PageRange};

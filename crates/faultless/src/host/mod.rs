@@ -215,8 +215,9 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// The first page from `range`'s start on, and inside it, whose leaf table exists.
     fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber>;
 
-    /// Takes the leaf table over `page` out of its parent. Readers may still be in the table: it is freed after a grace
-    /// period.
+    /// Takes the leaf table over `page` out of its parent. Readers may still be in the table, and processors may walk it until
+    /// the next [`PageTable::invalidate`] of its pages: it is freed after that and a grace period. A host whose `invalidate`
+    /// goes by the entries of the table does now what it would have done for these. May sleep.
     ///
     /// # Safety
     /// The caller has taken the leaf's whole span, which is a hole or BUSY, and has swept it.
@@ -275,8 +276,9 @@ pub unsafe trait PageTable: Send + Sync + 'static {
         Unshared::Own
     }
 
-    /// Returns when no processor uses a translation of `range` that is older than the call: a TLB shootdown, or the
-    /// end of older access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
+    /// Returns when no processor uses a translation of `range` that is older than the call, nor walks a leaf table over some of
+    /// it that was unhooked before (what processors keep of upper tables goes too): a TLB shootdown, or the end of older
+    /// access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
     /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
 

@@ -153,7 +153,7 @@ impl<H: Host> File<H> {
         writable: bool,
     ) -> Result<Shared<Self>, OutOfMemory> {
         // What is closed and waits: before the next one takes its place.
-        engine.retire(RetiredList::new());
+        engine.retire(&mut RetiredList::new());
         let id = engine.next_serial();
         let engine = engine.clone();
         let resizing = Ranges::try_new(())?;

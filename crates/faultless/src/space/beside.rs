@@ -2,13 +2,14 @@
 //! the tree lies near its range, and near it nobody else makes one.
 
 use super::publish::{Draft, Joins, Unpublished, fence_of_range_work};
+use super::range_change::RangeChange;
 use super::range_work::{Taken, TreeLock};
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::host::{Host, PageTable};
 use crate::protection::Protection;
-use crate::sync::{Claims, Edit, Park, RetiredList, Section};
+use crate::sync::{Claims, Edit, Park, Section};
 use crate::vma::tree::{Ranged, Unchanged, View, Writers};
 use crate::vma::{Mapping, Vma};
 
@@ -40,36 +41,6 @@ impl Still<'_> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Takes `range` for a change that looks at nothing farther away than its neighbours; `widen` may take more. Bind both, so
-    /// that the second goes first.
-    pub(super) fn take_near(
-        &self,
-        range: PageRange,
-        widen: impl FnOnce(&mut Taken<'_, H>, &mut Claims, View<'_, Vma<H, D>>),
-    ) -> (Taken<'_, H>, Still<'_>) {
-        let (mut taken, mut lock) = self.map.take_beside(range, &*self.engine);
-        // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
-        // anything, the lock is held: that costs less.
-        let may_edit = !D::LOCKS_VMAS && !H::Table::FOLLOWS && taken.may_edit() && lock.is_crowded();
-        if may_edit && self.has_room_for(lock.data(), lock.edits() + 1) {
-            let section = self.engine.enter();
-            let view = self.tree.view(&section);
-            let hull = view.has_parts().then(|| hull_of(view, range));
-            let is_free = |hull: &PageRange| cfg!(mutant = "edits_of_neighbours") || lock.is_free(*hull);
-            if let Some(hull) = hull.filter(is_free) {
-                widen(&mut taken, lock.claims_mut(), view);
-                // SAFETY: whoever uses the writer has the lock, and nobody is at an edit then; what is lent goes before our edit.
-                let writers = unsafe { lock.data().writer.lend() };
-                let edit = lock.edit(&taken, hull);
-                return (taken, Still::Near(Near { writers, edit, section, hull }));
-            }
-        }
-        let mut lock = lock.alone(&*self.engine);
-        let (map, claims) = lock.parts();
-        widen(&mut taken, claims, self.tree.view_locked(&map.writer));
-        (taken, Still::All(lock))
-    }
-
     /// The tree, of which that much stands still.
     pub(super) fn view_of<'l>(&'l self, still: &'l Still<'_>) -> View<'l, Vma<H, D>> {
         match still {
@@ -77,45 +48,79 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Still::Near(near) => self.tree.view(&near.section),
         }
     }
+}
 
-    /// As [`Space::publish`], of what [`Space::take_near`] has taken, with the host following; `rights`: the new ones.
-    pub(super) fn publish_near<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &Taken<'_, H>,
-        still: Still<'s>,
+impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
+    /// Takes `range` for a change that looks at nothing farther away than its neighbours; `widen` may take more.
+    pub fn take_near(
+        &mut self,
+        range: PageRange,
+        widen: impl FnOnce(&mut Taken<'_, H>, &mut Claims, View<'_, Vma<H, D>>),
+    ) -> Still<'a> {
+        let space = self.space;
+        let (mut taken, mut lock) = space.map.take_beside(range, &*space.engine);
+        // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
+        // anything, the lock is held: that costs less.
+        let may_edit = !D::LOCKS_VMAS && !H::Table::FOLLOWS && taken.may_edit() && lock.is_crowded();
+        if may_edit && space.has_room_for(lock.data(), lock.edits() + 1) {
+            let section = space.engine.enter();
+            let view = space.tree.view(&section);
+            let hull = view.has_parts().then(|| hull_of(view, range));
+            let is_free = |hull: &PageRange| cfg!(mutant = "edits_of_neighbours") || lock.is_free(*hull);
+            if let Some(hull) = hull.filter(is_free) {
+                widen(&mut taken, lock.claims_mut(), view);
+                // SAFETY: whoever uses the writer has the lock, and nobody is at an edit then; what is lent goes before our edit.
+                let writers = unsafe { lock.data().writer.lend() };
+                let edit = lock.edit(&taken, hull);
+                self.hold(taken);
+                return Still::Near(Near { writers, edit, section, hull });
+            }
+        }
+        let mut lock = lock.alone(&*space.engine);
+        let (map, claims) = lock.parts();
+        widen(&mut taken, claims, space.tree.view_locked(&map.writer));
+        self.hold(taken);
+        Still::All(lock)
+    }
+
+    /// As [`RangeChange::publish`], of what [`RangeChange::take_near`] has taken, with the host following; `rights`: the new
+    /// ones.
+    pub fn publish_near(
+        &mut self,
+        still: Still<'a>,
         (range, rights): (PageRange, Option<Protection>),
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
-        retired: &mut RetiredList,
     ) -> Result<(), Unpublished> {
+        let space = self.space;
         // They go in the order of the fields: the last one first.
         let Near { hull: near, mut section, edit, writers } = match still {
             Still::Near(near) => near,
             Still::All(lock) => {
-                let lock = self.follow(taken, lock, range, rights)?;
-                let published = self.publish(work, lock, range, each, retired);
-                return published.map(drop).inspect_err(|_| self.follow_back(taken, range));
+                let lock = space.follow(self.taken.over(range), lock, range, rights)?;
+                let published = self.publish(lock, range, each).map(drop);
+                return published.inspect_err(|_| space.follow_back(self.taken.over(range), range));
             }
         };
         let wanted = (&each as &dyn Fn(_) -> _, &None, Joins::BOTH);
         let Draft { hull, goes, mut new, note } =
-            self.draft(work, self.tree.view(&section), range, wanted, |_| Ok(()))?;
+            space.draft(self.work(), space.tree.view(&section), range, wanted, |_| Ok(()))?;
         debug_assert!(near.covers(hull));
         for look in 0.. {
             // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and whoever takes the lock waits for the edit.
             // Readers of this tree enter by this engine.
-            match unsafe { self.tree.replace_beside(&writers, &section, hull, &mut new, retired) } {
+            match unsafe { space.tree.replace_beside(&writers, &section, hull, &mut new, &mut self.retired) }
+            {
                 Ok(made) => {
-                    self.engine.charge(made);
+                    space.engine.charge(made);
                     break;
                 }
                 Err(Unchanged::Contended) => {
                     drop(section);
-                    self.engine.pause(look);
-                    section = self.engine.enter();
+                    space.engine.pause(look);
+                    section = space.engine.enter();
                 }
                 Err(Unchanged::OutOfMemory(error)) => {
-                    self.take_back(self.tree.view(&section), hull, goes);
+                    space.take_back(space.tree.view(&section), hull, goes);
                     return Err(error.into());
                 }
             }

@@ -11,7 +11,6 @@ use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory};
 use crate::protection::{Protection, Sharing};
-use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags, Mapping};
 
@@ -144,14 +143,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`BrkError`]; the space is as before.
     pub fn set_break(&self, address: VirtAddr) -> Result<(), BrkError> {
-        let space = &self.0;
-        let result = {
-            let mut call = space.change();
-            let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Brk, space.whole());
-            space.engine.assert_may_sleep("the tree lock");
-            space.set_break(&mut work, address, &mut call.retired)
-        };
-        if let Some(locked) = result? {
+        if let Some(locked) = self.0.set_break(address)? {
             let _ = self.populate(locked, Goal::Lock);
         }
         Ok(())
@@ -160,16 +152,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Returns what is to be fetched.
-    fn set_break<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        address: VirtAddr,
-        retired: &mut RetiredList,
-    ) -> Result<Option<PageRange>, BrkError> {
+    fn set_break(&self, address: VirtAddr) -> Result<Option<PageRange>, BrkError> {
         let no_room = BrkError::NoRoom { address };
         let new = page_end(address).ok_or(no_room)?;
+        let mut call = self.change(Call::Brk, self.whole());
         loop {
-            let seen = self.map.lock_by(&*self.engine).heap.ok_or(BrkError::NoHeap)?;
+            let seen = call.lock().heap.ok_or(BrkError::NoHeap)?;
             if address < seen.start {
                 return Err(BrkError::BelowStart { address, start: seen.start });
             }
@@ -179,11 +167,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let claim = PageRange::new(seen.start.page(), PageNumber::new(end));
             let claim = claim.filter(|claim| self.whole().covers(*claim)).ok_or(no_room)?;
             if let Some(goes) = PageRange::new(new, old) {
-                self.exclude(work, goes, |_| true);
+                call.exclude(goes, |_| true);
             }
-            let (mut taken, mut lock) = self.map.take(claim, &*self.engine);
+            let mut lock = call.take(claim);
             let heap = lock.heap.ok_or(BrkError::NoHeap)?;
             if (heap.start, heap.end) != (seen.start, seen.end) {
+                drop(lock);
+                call.release();
                 continue;
             }
             if address > heap.end {
@@ -197,8 +187,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut fetched = None;
             if let Some(goes) = PageRange::new(new, old) {
                 self.check_shrink(&lock, address, goes)?;
-                self.unmap_taken(work, &mut taken, lock, goes, retired)?;
-                lock = taken.lock();
+                call.unmap_taken(lock, goes)?;
+                lock = call.lock();
             } else if let Some(range) = PageRange::new(old, new) {
                 let next = self.tree.view_locked(&lock.writer).from(range.start()).next();
                 let behind = next.map(|next| next.range().start().min(guarded(next).start()));
@@ -208,14 +198,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 self.may_map_more(&lock)?;
                 // Not with what ends where the heap starts, as on Linux.
                 let joins = Joins { below: old > heap.start.page(), ..Joins::BOTH };
-                let new = (self.heap_part(range), Origin::Fresh);
-                let published = self.publish_followed(work, &taken, lock, new, (joins, retired))?;
+                let published = call.publish_followed(lock, (self.heap_part(range), Origin::Fresh), joins)?;
                 fetched = Some(range).filter(|_| published.1.is_fetched());
                 lock = published.0;
             }
             lock.heap = Some(Heap { end: address, ..heap });
-            drop(lock);
-            drop(taken);
             return Ok(fetched);
         }
     }

@@ -2,7 +2,6 @@
 
 use super::advise::{Advice, Refusal, refuses};
 use super::flags::{Holes, Wrong};
-use super::range_work::Removed;
 use super::{AddressSpace, Space};
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -72,23 +71,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn discard(&self, range: PageRange) -> Result<(), DiscardError> {
         let start = range.start().address();
         let inside = range.intersection(self.whole()).ok_or(DiscardError::Hole { range, address: start })?;
-        let _call = self.change();
-        let work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
-        self.engine.assert_may_sleep("the tree lock");
-        let (taken, lock) = self.map.take(inside, &*self.engine);
+        let mut call = self.change(Call::Discard, inside);
+        let lock = call.take(inside);
         let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, Advice::DontNeed));
         drop(lock);
         // The mapping stays: no publication, and no leaf table goes (rule 3). The sweep alone waits for
         // faults at work; one that comes later brings a new page, as it may.
         if let Some(part) = PageRange::new(inside.start(), reach.end.min(inside.end())) {
-            let mut removed = Removed::new(self);
-            self.sweep(&taken, part, |_, old| old.dropped(), |page, old, _| removed.add(page, old));
+            call.sweep(part, |_, old| old.dropped(), |removed, page, old, _| removed.add(page, old));
             // 60bae7370896: the call does not wait for the flush.
             #[cfg(mutant = "discard_without_invalidate")]
-            removed.forget_range();
+            call.removed.forget_range();
         }
-        drop(taken);
-        drop(work);
         match reach.error {
             None => Ok(()),
             Some(Wrong::Refused(address, Refusal::Sealed)) => Err(DiscardError::Sealed { address }),

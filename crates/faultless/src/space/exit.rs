@@ -28,14 +28,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Unmaps everything, sealed or not. Needs no memory: the tree goes as a whole, after a grace period of its own.
     fn clear(&self) {
         let whole = self.whole();
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, whole);
-        self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, whole, |_| true);
-        let taken = self.map.take(whole, &*self.engine).0;
+        let mut call = self.change_excluding(Call::Unmap, whole);
+        drop(call.take(whole));
         // A host that has no memory to follow keeps mappings without pages, until its table goes.
         let _ = self.table.follow(whole, None);
-        let mut lock = taken.lock();
+        let mut lock = call.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(whole.start());
         vmas.for_each(|vma| D::detach(vma.lock(), true));
         // SAFETY: dropped after the grace period at the end; a panic before that leaks it.
@@ -44,12 +41,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         drop(lock);
         // Partner: the fence after the bit in page work.
         full_fence();
-        D::published(&mut work);
-        self.sweep_away(&taken, whole);
-        self.unhook_leaves(&taken, &mut call.retired);
-        drop(taken);
-        drop(work);
-        drop(call);
+        D::published(call.work());
+        call.sweep_away(whole);
+        call.unhook_leaves(whole);
+        // Before the flush, which frees what is retired by then.
+        call.finish();
         self.engine.grace_and_flush();
         self.engine.uncharge(ManuallyDrop::into_inner(old).clear());
     }

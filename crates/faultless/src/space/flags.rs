@@ -136,11 +136,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(), Wrong<R>> {
         let none = Wrong::Hole(range.start().address());
         let inside = range.intersection(self.whole()).ok_or(none)?;
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
-        self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, inside, |_| true);
-        let (taken, lock) = self.map.take(inside, &*self.engine);
+        let mut call = self.change_excluding(Call::Protect, inside);
+        let lock = call.take(inside);
         before(&lock).map_err(Wrong::All)?;
         let mut reach = self.reach(&lock, range, holes, refuse);
         let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
@@ -153,12 +150,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let part = part(&reach);
         if let Some(part) = part.filter(|part| self.changes(&lock, *part, &change)) {
-            drop(self.publish(&mut work, lock, part, each, &mut call.retired)?);
-            self.sweep(&taken, part, |_, entry| entry, |_, _, _| {});
-        } else {
-            drop(lock);
+            drop(call.publish(lock, part, each)?);
+            call.sweep(part, |_, entry| entry, |_, _, _, _| {});
         }
-        drop(taken);
         reach.error.map_or(Ok(()), Err)
     }
 

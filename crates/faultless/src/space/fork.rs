@@ -3,6 +3,7 @@
 //! processor uses an older translation does page work go on.
 
 use super::limits::SpaceUsage;
+use super::range_change::RangeChange;
 use super::range_work::{Removed, Taken};
 use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
@@ -53,11 +54,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         // SAFETY: new, and of this engine's host.
         let child = unsafe { Self::with_table(&space.engine, table) }?;
         let whole = space.whole();
-        let _call = space.change();
-        let mut work = D::range_work(&space.lock, &space.engine, &space.tree, Call::Fork, whole);
-        space.engine.assert_may_sleep("the tree lock");
-        space.exclude(&mut work, whole, D::fork_excludes);
-        let (taken, lock) = space.map.take(whole, &*space.engine);
+        let mut call = space.change(Call::Fork, whole);
+        call.exclude(whole, D::fork_excludes);
+        let lock = call.take(whole);
         if lock.exited {
             return Err(ForkError::Exited);
         }
@@ -67,18 +66,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         child_lock.locks = lock.locks.of_child();
         drop(lock);
         #[cfg(mutant = "fork_reads_records_early")]
-        let early = space.pages_of_records(&taken);
+        let early = space.pages_of_records(call.taken.over(whole));
         let frozen = D::fork(&space.lock, &space.engine);
         #[cfg(not(mutant = "fork_reads_records_early"))]
-        let copied = space.copy_pages(&taken, (&child.0, &child_taken, &child_lock), None);
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken, &child_lock), None);
         #[cfg(mutant = "fork_reads_records_early")]
-        let copied = space.copy_pages(&taken, (&child.0, &child_taken, &child_lock), Some(&early[..]));
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken, &child_lock), Some(&early[..]));
         drop(frozen);
         drop(child_lock);
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
-        drop(taken);
-        drop(work);
+        call.finish();
         let made = copied.and(followed);
         // dup_mmap's error path: what is half made stays where the files find it.
         #[cfg(mutant = "failed_fork_stays")]
@@ -154,12 +152,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped.
     fn copy_pages(
         &self,
-        taken: &Taken<'_, H>,
+        call: &mut RangeChange<'_, H, D>,
         (child, child_taken, child_lock): (&Self, &Taken<'_, H>, &RangesGuard<'_, super::Map>),
         early: Option<&[bool]>,
     ) -> Result<(), OutOfMemory> {
-        let lock = taken.lock();
-        let mut weakened = Removed::new(self);
+        let lock = call.lock();
+        let (taken, weakened) = (call.taken.over(self.whole()), &mut call.removed);
         let pairs = || {
             let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0)).filter(is_inherited);
             parents.zip(child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0)))
@@ -202,7 +200,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let copied = if vma.mapping().flags.contains(Flags::WIPE_ON_FORK) {
                     Ok(false)
                 } else if copy.record().and_then(AnonRecord::id).is_some() {
-                    self.copy_entries(leaf, (child, child_taken), part, &mut weakened)
+                    self.copy_entries(leaf, (child, child_taken), part, weakened)
                 } else if lock.locks.file_guards && !is_plain_anonymous(vma) {
                     self.copy_guards(taken, (child, child_taken), part).map(|()| false)
                 } else {

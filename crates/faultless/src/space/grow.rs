@@ -85,19 +85,19 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !matches!(look(), Some((_, true))) {
             return false;
         }
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Grow, self.whole());
-        self.engine.assert_may_sleep("the tree lock");
+        let mut call = self.change(Call::Grow, self.whole());
         loop {
             let Some((mapped, true)) = look() else { break false };
             // Somebody was quicker.
             let Some(range) = PageRange::new(page, mapped.start()) else { break true };
-            self.exclude(&mut work, range.hull(mapped), |_| true);
+            call.exclude(range.hull(mapped), |_| true);
             // With the first page of the mapping, so that it stays as it is while a host follows.
             let claim = range.hull(PageRange::single(mapped.start()));
-            let (taken, lock) = self.map.take(claim, &*self.engine);
+            let lock = call.take(claim);
             let view = self.tree.view_locked(&lock.writer);
             if above(view, page) != Some((mapped, true)) {
+                drop(lock);
+                call.release();
                 continue;
             }
             let Some(vma) = view.find(mapped.start()) else { break false };
@@ -120,12 +120,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 break vma.is_busy();
             }
             let new = (extension(vma, range), Origin::Longer);
-            let published =
-                self.publish_followed(&mut work, &taken, lock, new, (Joins::ABOVE, &mut call.retired));
-            let is_grown = published.is_ok();
-            drop(published);
-            drop(taken);
-            break is_grown;
+            break call.publish_followed(lock, new, Joins::ABOVE).is_ok();
         }
     }
 }

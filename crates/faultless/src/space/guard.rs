@@ -4,7 +4,8 @@
 use super::Space;
 use super::advise::{Advice, AdviseError, refuses};
 use super::flags::Holes;
-use super::range_work::{Removed, Taken};
+use super::range_change::RangeChange;
+use super::range_work::Taken;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
@@ -14,8 +15,9 @@ use crate::vma::tree::Ranged;
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// madvise(MADV_GUARD_INSTALL). A page at work is waited for; the mapping stays, so nothing is published.
     pub(super) fn install_guards(&self, range: PageRange) -> Result<(), AdviseError> {
-        self.guard_work(range, Advice::GuardInstall, |taken, part| {
+        self.guard_work(range, Advice::GuardInstall, |call, part| {
             // The tables first: then nothing can fail. Ours is the range, so that they stay.
+            let taken = call.taken.over(part);
             let mut rest = Some(part);
             while let Some(pages) = rest {
                 self.table.make_leaf(taken, pages.start())?;
@@ -24,18 +26,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 rest = PageRange::new(end, part.end());
             }
             self.mark_guarded(taken, part);
-            let mut removed = Removed::new(self);
             let guard = Entry::from_bits(Entry::GUARD);
-            self.sweep(taken, part, |_, _| guard, |page, old, _| removed.add(page, old));
+            call.sweep(part, |_, _| guard, |removed, page, old, _| removed.add(page, old));
             Ok(())
         })
     }
 
     /// madvise(MADV_GUARD_REMOVE).
     pub(super) fn remove_guards(&self, range: PageRange) -> Result<(), AdviseError> {
-        self.guard_work(range, Advice::GuardRemove, |taken, part| {
+        self.guard_work(range, Advice::GuardRemove, |call, part| {
             let step = |_, old: Entry| if old.is_guard() { Entry::EMPTY } else { old };
-            self.sweep(taken, part, step, |_, _, _| {});
+            call.sweep(part, step, |_, _, _, _| {});
             Ok(())
         })
     }
@@ -45,31 +46,25 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         &self,
         range: PageRange,
         advice: Advice,
-        work: impl Fn(&Taken<'_, H>, PageRange) -> Result<(), OutOfMemory>,
+        work: impl Fn(&mut RangeChange<'_, H, D>, PageRange) -> Result<(), OutOfMemory>,
     ) -> Result<(), AdviseError> {
         let hole = AdviseError::Hole { range, advice, address: range.start().address() };
         let inside = range.intersection(self.whole()).ok_or(hole)?;
-        let _call = self.change();
-        let held = D::range_work(&self.lock, &self.engine, &self.tree, Call::Discard, inside);
-        self.engine.assert_may_sleep("the tree lock");
-        let out_of_memory = AdviseError::OutOfMemory { range, advice };
-        let (taken, lock) = self.map.take(inside, &*self.engine);
+        let mut call = self.change(Call::Discard, inside);
+        let lock = call.take(inside);
         let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice));
         drop(lock);
         let mut rest = PageRange::new(inside.start(), reach.end.min(inside.end()));
-        let mut done = Ok(());
         // The range is ours: its mappings may grow beyond it meanwhile, and are the same in it.
-        while let (Some(part), Ok(())) = (rest, done) {
-            let lock = taken.lock();
+        while let Some(part) = rest {
+            let lock = call.lock();
             let next = self.tree.view_locked(&lock.writer).from(part.start()).next();
             let Some(mapped) = next.and_then(|vma| vma.range().intersection(part)) else { break };
             drop(lock);
             rest = PageRange::new(mapped.end(), part.end());
-            done = work(&taken, mapped);
+            work(&mut call, mapped).map_err(|OutOfMemory| AdviseError::OutOfMemory { range, advice })?;
         }
-        drop(taken);
-        drop(held);
-        done.map_err(|OutOfMemory| out_of_memory)?;
+        call.finish();
         reach.error.map_or(Ok(()), |wrong| Err(self.advise_error(range, advice, wrong)))
     }
 

@@ -4,7 +4,8 @@ use super::grow::guarded;
 use super::limits::TooMany;
 use super::populate::Goal;
 use super::publish::{Joins, Origin, Refused, Unpublished};
-use super::range_work::{Taken, TreeLock};
+use super::range_change::RangeChange;
+use super::range_work::TreeLock;
 use super::{AddressSpace, LimitError, Map, Space};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -12,7 +13,7 @@ use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, FileHandle, FileRights};
 use crate::protection::{Protection, Sharing};
-use crate::sync::{Choice, Claims, RetiredList, Shared};
+use crate::sync::{Choice, Claims, Shared};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Flags, Mapping, Vma, edit};
 use alloc::sync::Arc;
@@ -392,27 +393,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         pages: u64,
         mapping: impl FnOnce(PageRange) -> Mapping<H>,
     ) -> Result<(PageRange, Flags), MapError> {
-        let mut call = self.change();
         let mut refused = None;
-        let (mut work, taken, lock) = loop {
-            let (call, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
-            let mut work = D::range_work(&self.lock, &self.engine, &self.tree, call, range);
-            self.engine.assert_may_sleep("the tree lock");
+        let (mut call, lock) = loop {
+            let (kind, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
+            let mut call = self.change(kind, range);
             let at = refused.or(hint);
             let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, at, pages);
-            let Some((taken, lock)) = self.map.take_chosen(&*self.engine, self.whole(), choose) else {
-                return Err(MapError::NoSpace { pages });
-            };
-            match D::placed(&mut work, taken.range()) {
-                Ok(()) => break (work, taken, lock),
+            let lock = call.take_chosen(choose).ok_or(MapError::NoSpace { pages })?;
+            let place = call.range();
+            match D::placed(call.work(), place) {
+                Ok(()) => break (call, lock),
                 // All is let go, and comes back with what this place needs.
-                Err(_) => refused = Some(taken.range()),
+                Err(_) => refused = Some(place),
             }
         };
         // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
-        let range = taken.range();
-        let published = self.map_hole(&mut work, taken, lock, mapping(range), &mut call.retired);
-        published.map(|flags| (range, flags))
+        let range = call.range();
+        call.map_hole(lock, mapping(range)).map(|flags| (range, flags))
     }
 
     /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
@@ -452,68 +449,52 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
-        self.engine.assert_may_sleep("the tree lock");
-        let (taken, lock) = self.map.take(range, &*self.engine);
+        let mut call = self.change(Call::Map, range);
+        let lock = call.take(range);
         refuse_existing(self.tree.view_locked(&lock.writer), range)?;
-        let published = self.map_hole(&mut work, taken, lock, mapping, &mut call.retired);
-        published.map(|flags| (range, flags))
+        call.map_hole(lock, mapping).map(|flags| (range, flags))
     }
 
     /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
     fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Map, range);
-        self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, range, |_| true);
-        let (taken, lock) = self.map.take(range, &*self.engine);
-        if let Some(sealed) = self.first_sealed(self.tree.view_locked(&lock.writer), range) {
-            return Err(MapError::Sealed { range, address: sealed.address() });
+        let mut call = self.change_excluding(Call::Map, range);
+        let lock = call.take(range);
+        let view = self.tree.view_locked(&lock.writer);
+        if self.is_hole(view, range) {
+            return call.map_hole(lock, mapping).map(|flags| (range, flags));
         }
-        let over_something = self
-            .tree
-            .view_locked(&lock.writer)
-            .from(range.start())
-            .next()
-            .is_some_and(|vma| vma.range().overlaps(range));
-        if !over_something {
-            let published = self.map_hole(&mut work, taken, lock, mapping, &mut call.retired);
-            return published.map(|flags| (range, flags));
+        if let Some(sealed) = self.first_sealed(view, range) {
+            return Err(MapError::Sealed { range, address: sealed.address() });
         }
         // Page work waits until it is settled, which takes no memory.
         let busy = if cfg!(mutant = "fixed_without_busy") { Flags::empty() } else { Flags::MOVING };
         let (protection, flags) = (mapping.protection, mapping.flags | busy);
         let new = (Mapping { flags, ..mapping }, Origin::Fresh);
-        let (lock, flags) = self.publish_new(&mut work, lock, new, (Joins::BOTH, &mut call.retired))?;
+        let (lock, flags) = call.publish_new(lock, new, Joins::BOTH)?;
         drop(lock);
-        self.sweep_away(&taken, range);
-        self.unhook_leaves(&taken, &mut call.retired);
+        call.sweep_away(range);
+        call.unhook_leaves(range);
+        // Before the host gives the new rights: to what was mapped they must not come.
+        call.flush();
         let followed = self.table.follow(range, Some(protection));
         if followed.is_ok() {
-            self.settle(&mut work, &taken, range, (Joins { inside: true, ..Joins::BOTH }, &mut call.retired));
+            call.settle(range, Joins { inside: true, ..Joins::BOTH });
         } else {
             // The old mapping is gone, as Linux leaves it when it fails that late. Without memory for a hole what stands
             // there is one when it is let go.
-            let _ = self.publish(&mut work, taken.lock(), range, |_| None, &mut call.retired);
-            self.follow_back(&taken, range);
+            let lock = call.lock();
+            let _ = call.publish(lock, range, |_| None);
+            self.follow_back(call.taken.over(range), range);
         }
-        drop(taken);
         followed.map(|()| (range, flags)).map_err(MapError::from)
     }
+}
 
-    /// Has the host follow, and publishes what comes where nothing is. Lets go of what is taken. Returns the flags.
-    fn map_hole<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: Taken<'s, H>,
-        lock: TreeLock<'s>,
-        mapping: Mapping<H>,
-        retired: &mut RetiredList,
-    ) -> Result<Flags, MapError> {
-        let new = (mapping, Origin::Fresh);
-        let (mut lock, flags) = self.publish_followed(work, &taken, lock, new, (Joins::BOTH, retired))?;
-        taken.finish(&mut lock);
+impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
+    /// Has the host follow, and publishes what comes where nothing is; then lets the range go. Returns the flags.
+    fn map_hole(&mut self, lock: TreeLock<'a>, mapping: Mapping<H>) -> Result<Flags, MapError> {
+        let (lock, flags) = self.publish_followed(lock, (mapping, Origin::Fresh), Joins::BOTH)?;
+        self.release_locked(lock);
         Ok(flags)
     }
 }

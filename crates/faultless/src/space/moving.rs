@@ -8,6 +8,7 @@
 //!   target: what comes, MOVING                            fails: the same
 //!   source: a hole, or what stays, MOVING                 fails: the same; the target becomes a hole, or stays MOVING
 //!   each entry: out of the source, into the target        nothing fails from here on
+//!   unhook the source's leaf tables, if it is a hole
 //!   invalidate the source                                 before anybody can free what has moved (CVE-2018-18281)
 //!   settle: what was MOVING is not; then join neighbours, if there is memory for that
 //!   let both ranges go, and wake who waits
@@ -17,32 +18,15 @@
 
 use super::Space;
 use super::publish::{Joins, Origin, Unpublished};
-use super::range_work::{Removed, Taken, TreeLock};
+use super::range_change::RangeChange;
+use super::range_work::{Taken, TreeLock};
 use super::remap::RemapError;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
-use crate::sync::RetiredList;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Flags, Mapping, Vma, edit};
-
-/// What a call has taken.
-pub(super) struct Both<'a, H: Host> {
-    pub source: Taken<'a, H>,
-    /// None: the source's covers it.
-    pub target: Option<Taken<'a, H>>,
-}
-
-impl<'a, H: Host> Both<'a, H> {
-    pub fn target(&self) -> &Taken<'a, H> {
-        self.target.as_ref().unwrap_or(&self.source)
-    }
-
-    fn target_mut(&mut self) -> &mut Taken<'a, H> {
-        self.target.as_mut().unwrap_or(&mut self.source)
-    }
-}
 
 /// Pages of one mapping, and where they go. The target is as long or longer.
 #[derive(Clone, Copy, Debug)]
@@ -70,55 +54,53 @@ fn moves_along(entry: Entry) -> bool {
     entry.frame().is_some() || entry.is_guard()
 }
 
-impl<H: Host, D: LockingDesign> Space<H, D> {
+impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     /// Moves one part. What was at the target goes first, and stays away if the rest fails; otherwise, on failure, all is as
     /// before.
-    pub(super) fn move_part<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        part: Part,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        self.check_move(both, part)?;
-        self.vacate(work, both, part.target, retired)?;
-        let (cuts, whole) = self.cuts(both, part);
-        if let Err(error) = self.prepare_move(work, both, part, retired) {
-            self.give_up_move(work, both, Some((part.source, cuts)), part.target, retired);
+    pub fn move_part(&mut self, part: Part) -> Result<(), RemapError> {
+        self.check_move(part)?;
+        self.vacate(part.target)?;
+        let (cuts, whole) = self.cuts(part);
+        if let Err(error) = self.prepare_move(part) {
+            self.give_up_move(Some((part.source, cuts)), part.target);
             return Err(error);
         }
-        self.carry(both, part);
-        self.end_move(work, both, part, cuts, retired);
-        self.share_record(both, part, whole);
+        self.carry(part);
+        self.end_move(part, cuts);
+        self.share_record(part, whole);
         Ok(())
     }
 
     /// Whether the limits leave room for the part at its target, before what is mapped there goes. (Linux asks when it has
     /// gone.) It is asked again when the part is published there, and then fails only if others have mapped more meanwhile.
-    fn check_move(&self, both: &Both<'_, H>, part: Part) -> Result<(), RemapError> {
-        let lock = both.source.lock();
+    fn check_move(&self, part: Part) -> Result<(), RemapError> {
+        let lock = self.lock();
         let hole = RemapError::Hole { address: part.source.start().address() };
-        let vma = self.tree.view_locked(&lock.writer).find(part.source.start()).ok_or(hole)?;
+        let vma = self.space.tree.view_locked(&lock.writer).find(part.source.start()).ok_or(hole)?;
         match part.more() {
             0 => Ok(()),
-            more => Ok(self.check_moved(&lock, &Mapping { range: part.target, ..vma.glance() }, more)?),
+            more => {
+                let moved = Mapping { range: part.target, ..vma.glance() };
+                Ok(self.space.check_moved(&lock, &moved, more)?)
+            }
         }
     }
 
     /// At which ends the mapping is cut to move the part, and all of the mapping. There it joins again if it stays, and nowhere
     /// else (Linux cuts nothing then).
-    fn cuts(&self, both: &Both<'_, H>, Part { source, .. }: Part) -> (Joins, PageRange) {
-        let lock = both.source.lock();
-        let whole = self.tree.view_locked(&lock.writer).find(source.start()).map_or(source, Ranged::range);
+    fn cuts(&self, Part { source, .. }: Part) -> (Joins, PageRange) {
+        let lock = self.lock();
+        let vma = self.space.tree.view_locked(&lock.writer).find(source.start());
+        let whole = vma.map_or(source, Ranged::range);
         let (below, above) = (whole.start() < source.start(), whole.end() > source.end());
         (Joins { below, above, inside: true, ..Joins::BOTH }, whole)
     }
 
     /// On Linux the target joins what it meets before anything leaves the source. So where it meets the mapping that it was
     /// a part of, and has a record from the other side, what is left of that mapping has this record.
-    fn share_record(&self, both: &Both<'_, H>, part: Part, whole: PageRange) {
-        let lock = both.source.lock();
-        let view = self.tree.view_locked(&lock.writer);
+    fn share_record(&self, part: Part, whole: PageRange) {
+        let lock = self.lock();
+        let view = self.space.tree.view_locked(&lock.writer);
         let Some(target) = view.find(part.target.start()) else { return };
         let id = target.record().and_then(AnonRecord::id).filter(|id| !id.is_inherited());
         let Some(id) = id.filter(|_| matches!(target.mapping().backing, Backing::Anonymous)) else { return };
@@ -131,83 +113,74 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// What is mapped at the target goes; a fault there waits for what comes.
-    pub(super) fn vacate<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        target: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        let lock = both.target().lock();
-        match self.tree.view_locked(&lock.writer).from(target.start()).next() {
+    pub fn vacate(&mut self, target: PageRange) -> Result<(), RemapError> {
+        let lock = self.lock();
+        match self.space.tree.view_locked(&lock.writer).from(target.start()).next() {
             Some(vma) if vma.range().overlaps(target) && !(vma.is_busy() && vma.range() == target) => {}
             _ => return Ok(()),
         }
-        self.refuse_sealed(&lock, target)?;
-        drop(self.publish_busy(work, lock, target, retired)?);
-        self.sweep_away(both.target(), target);
+        self.space.refuse_sealed(&lock, target)?;
+        drop(self.publish_busy(lock, target)?);
+        self.sweep_away(target);
+        // Before a moved page is there: a processor may use it before the target is settled.
+        self.flush();
         Ok(())
     }
 
     /// Everything that can fail.
-    fn prepare_move<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        part: Part,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        let Part { source, target, keeps } = part;
-        let lock = both.source.lock();
+    fn prepare_move(&mut self, part: Part) -> Result<(), RemapError> {
+        let (space, Part { source, target, keeps }) = (self.space, part);
+        let lock = self.lock();
         let hole = RemapError::Hole { address: source.start().address() };
-        let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
+        let vma = space.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
         let is_whole = vma.range() == source;
         let moving = |mapping: Mapping<H>| {
             let flags = mapping.flags | Flags::MOVING;
             Some(Mapping { flags, ..mapping })
         };
-        let lock = self.publish(work, lock, source, moving, retired)?;
-        let vma = self.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
+        let lock = self.publish(lock, source, moving)?;
+        let vma = space.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
         let arrives = arriving(vma.glance(), part);
         drop(lock);
-        self.make_leaves(both, part)?;
+        self.make_leaves(part)?;
         // After a refusal the caller undoes all of it, also on a host that follows.
-        let lock = self.follow(both.target(), both.target().lock(), target, Some(arrives.protection))?;
+        let lock = space.follow(self.taken.over(target), self.lock(), target, Some(arrives.protection))?;
         let new = (arrives, Origin::Moved { more: part.more() });
-        drop(self.publish_new(work, lock, new, (Joins::BOTH, retired))?);
+        drop(self.publish_new(lock, new, Joins::BOTH)?);
         let stays = |mapping: Mapping<H>| {
             let anon = mapping.anon.filter(|_| !is_whole);
             let flags = mapping.flags - Flags::LOCKS;
             keeps.then_some(Mapping { flags, anon, ..mapping })
         };
-        let mut lock = both.source.lock();
+        let mut lock = self.lock();
         if !keeps {
-            lock = self.follow(&both.source, lock, source, None)?;
+            lock = space.follow(self.taken.over(source), lock, source, None)?;
         }
-        drop(self.publish(work, lock, source, stays, retired)?);
+        drop(self.publish(lock, source, stays)?);
         Ok(())
     }
 
     /// Waits until nobody is at work on the source any more, and makes the leaf tables that its pages will need. Nobody
     /// makes a new page there: the mapping is MOVING.
-    fn make_leaves(&self, both: &Both<'_, H>, part: Part) -> Result<(), OutOfMemory> {
+    fn make_leaves(&self, part: Part) -> Result<(), OutOfMemory> {
+        let (space, target) = (self.space, self.taken.over(part.target));
         let mut result = Ok(());
-        self.each_leaf(&both.source, part.source, |leaf, pages| {
+        space.each_leaf(self.taken.over(part.source), part.source, |leaf, pages| {
             let mut made = None;
             for page in pages.iter() {
                 let mut look = 0;
                 let entry = loop {
-                    let entry = self.table.load(leaf, page);
+                    let entry = space.table.load(leaf, page);
                     if !entry.is_announced() || cfg!(mutant = "moves_past_the_bit") {
                         break entry;
                     }
-                    self.engine.pause_on_bit(look);
+                    space.engine.pause_on_bit(look);
                     look += 1;
                 };
                 let first = part.to(page).align_down(H::Table::LEAF_PAGES);
                 if result.is_ok() && moves_along(entry) && made != Some(first) {
-                    result = self.table.make_leaf(both.target(), part.to(page)).map(|_| ());
-                    self.own_table(PageRange::single(part.to(page)), |_, entry| entry, |_, _| true);
+                    result = space.table.make_leaf(target, part.to(page)).map(|_| ());
+                    space.own_table(PageRange::single(part.to(page)), |_, entry| entry, |_, _| true);
                     made = Some(first);
                 }
             }
@@ -216,35 +189,75 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Moves the entries, with their frames and all that is known of them: nothing is copied, and no count changes.
-    fn carry(&self, both: &Both<'_, H>, part: Part) {
-        let mut weakened = Removed::new(self);
-        self.each_leaf(&both.source, part.source, |leaf, pages| {
+    fn carry(&mut self, part: Part) {
+        let Self { space, taken, removed: weakened, .. } = self;
+        let target = taken.over(part.target);
+        space.each_leaf(taken.over(part.source), part.source, |leaf, pages| {
             for page in pages.iter() {
                 let mut look = 0;
                 loop {
-                    let seen = self.table.load(leaf, page);
+                    let seen = space.table.load(leaf, page);
                     // As CVE-2024-50066: what is read once, at the wrong time, is taken for what is there.
                     if seen == Entry::EMPTY || cfg!(mutant = "moves_past_the_bit") && seen.is_announced() {
                         break;
                     }
                     if seen.is_announced() {
-                        self.engine.pause_on_bit(look);
+                        space.engine.pause_on_bit(look);
                         look += 1;
-                    } else if self.pick_up(leaf, page, seen) {
+                    } else if space.pick_up(leaf, page, seen) {
                         weakened.touch(page);
                         if moves_along(seen) {
-                            self.put_down(both.target(), part.to(page), self.as_moved(seen));
+                            space.put_down(target, part.to(page), space.as_moved(seen));
                         }
                         break;
                     }
                 }
             }
         });
-        if cfg!(mutant = "moved_without_invalidate") {
-            core::mem::forget(weakened);
-        }
     }
 
+    /// Everything is where it belongs. When no processor uses an old translation, page work goes on.
+    fn end_move(&mut self, part: Part, cuts: Joins) {
+        self.lock().moves += 1;
+        if !part.keeps {
+            self.unhook_around(part.source);
+        }
+        #[cfg(mutant = "moved_without_invalidate")]
+        self.removed.forget_range();
+        if part.keeps {
+            self.settle(part.source, cuts);
+        }
+        self.settle(part.target, Joins { inside: true, ..Joins::BOTH });
+    }
+
+    /// The source, if it was touched, is as it was; the target becomes a hole.
+    pub fn give_up_move(&mut self, source: Option<(PageRange, Joins)>, target: PageRange) {
+        if let Some((source, cuts)) = source {
+            self.settle(source, cuts);
+            self.space.follow_back(self.taken.over(source), source);
+        }
+        // Without memory for a hole what stands there stays, and is one for every access when it is let go.
+        let lock = self.lock();
+        drop(self.publish(lock, target, |_| None));
+        self.space.follow_back(self.taken.over(target), target);
+        self.unhook_around(target);
+    }
+}
+
+impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
+    /// As munmap, by somebody who has taken more and given the tree lock.
+    pub fn unmap_taken(&mut self, lock: TreeLock<'a>, range: PageRange) -> Result<(), Unpublished> {
+        let space = self.space;
+        let lock = space.follow(self.taken.over(range), lock, range, None)?;
+        let published = self.publish(lock, range, |_| None);
+        drop(published.inspect_err(|_| space.follow_back(self.taken.over(range), range))?);
+        self.sweep_away(range);
+        self.unhook_around(range);
+        Ok(())
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
     /// An entry where it goes. A page that others store into too loses the write right: writeback, which takes it from every
     /// entry that it finds, does not find one that is on its way.
     fn as_moved(&self, entry: Entry) -> Entry {
@@ -281,74 +294,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return;
             }
         }
-    }
-
-    /// Everything is where it belongs and no processor uses an old translation.
-    fn end_move<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        part: Part,
-        cuts: Joins,
-        retired: &mut RetiredList,
-    ) {
-        both.target().lock().moves += 1;
-        if part.keeps {
-            self.settle(work, &both.source, part.source, (cuts, retired));
-        } else {
-            self.retire_leaves(&mut both.source, part.source, retired);
-        }
-        self.settle(work, both.target(), part.target, (Joins { inside: true, ..Joins::BOTH }, retired));
-    }
-
-    /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that.
-    pub(super) fn settle<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &Taken<'s, H>,
-        range: PageRange,
-        joins: (Joins, &mut RetiredList),
-    ) {
-        let lock = taken.lock();
-        let vmas = self.tree.view_locked(&lock.writer).from(range.start());
-        vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
-        let _ = self.publish_joining(work, lock, range, Some, joins);
-    }
-
-    /// The source, if it was touched, is as it was; the target becomes a hole.
-    pub(super) fn give_up_move<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        source: Option<(PageRange, Joins)>,
-        target: PageRange,
-        retired: &mut RetiredList,
-    ) {
-        if let Some((source, cuts)) = source {
-            self.settle(work, &both.source, source, (cuts, &mut *retired));
-            self.follow_back(&both.source, source);
-        }
-        // Without memory for a hole what stands there stays, and is one for every access when it is let go.
-        drop(self.publish(work, both.target().lock(), target, |_| None, retired));
-        self.follow_back(both.target(), target);
-        self.retire_leaves(both.target_mut(), target, retired);
-    }
-
-    /// As munmap, by somebody who has taken more and given the tree lock.
-    pub(super) fn unmap_taken<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &mut Taken<'s, H>,
-        lock: TreeLock<'s>,
-        range: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<(), Unpublished> {
-        let lock = self.follow(taken, lock, range, None)?;
-        let published = self.publish(work, lock, range, |_| None, retired);
-        drop(published.inspect_err(|_| self.follow_back(taken, range))?);
-        self.sweep_away(taken, range);
-        self.retire_leaves(taken, range, retired);
-        Ok(())
     }
 }
 

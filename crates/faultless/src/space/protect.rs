@@ -1,8 +1,9 @@
 //! mprotect.
 
+use super::beside::Still;
 use super::populate::Goal;
 use super::publish::Unpublished;
-use super::range_work::Removed;
+use super::range_change::RangeChange;
 use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -158,85 +159,86 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         still: impl Fn(View<'_, Vma<H, D>>) -> bool,
         fetched: &mut Option<PageRange>,
     ) -> Result<Option<()>, ProtectError> {
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Protect, inside);
-        self.engine.assert_may_sleep("the tree lock");
-        let out_of_memory = ProtectError::OutOfMemory { range };
-        self.exclude(&mut work, inside, |_| true);
-        let (taken, tree) = self.take_near(inside, |_, _, _| {});
-        let view = self.view_of(&tree);
-        if !still(view) {
+        let mut call = self.change_excluding(Call::Protect, inside);
+        let map = call.take_near(inside, |_, _, _| {});
+        if !still(self.view_of(&map)) {
             return Ok(None);
         }
-        let (mut end, mut error) = {
-            let mut vmas =
-                view.from(inside.start()).map(|vma| (vma.range(), may_become_writable(vma.mapping())));
-            let (end, error) = protectable(range, protection, &mut vmas);
-            match self.first_sealed(view, range).filter(|sealed| *sealed < end) {
-                Some(sealed) => (sealed, Some(ProtectError::Sealed { address: sealed.address() })),
-                None => (end, error),
-            }
-        };
-        if let Some(prefix) = PageRange::new(inside.start(), end)
-            && let Some(map) = tree.limited()
+        let Extent { end, error, fetched: wanted } = self.extent(&map, range, inside.start(), protection);
+        if let Some(prefix) = PageRange::new(inside.start(), end) {
+            let each = |mapping| Some(edit::protected(mapping, protection));
+            call.publish_near(map, (prefix, Some(protection)), each).map_err(|error| match error {
+                Unpublished::OutOfMemory => ProtectError::OutOfMemory { range },
+                Unpublished::TooMany { limit } => ProtectError::TooManyMappings { range, limit },
+            })?;
+            call.sweep_rights(prefix, protection);
+            *fetched = wanted;
+        }
+        error.map_or(Ok(Some(())), Err)
+    }
+
+    /// How far the protection of `range`, from `start` on, can be changed: everything that can be said before.
+    fn extent(
+        &self,
+        still: &Still<'_>,
+        range: PageRange,
+        start: PageNumber,
+        protection: Protection,
+    ) -> Extent {
+        let view = self.view_of(still);
+        let mut vmas = view.from(start).map(|vma| (vma.range(), may_become_writable(vma.mapping())));
+        let (mut end, mut error) = protectable(range, protection, &mut vmas);
+        if let Some(sealed) = self.first_sealed(view, range).filter(|sealed| *sealed < end) {
+            (end, error) = (sealed, Some(ProtectError::Sealed { address: sealed.address() }));
+        }
+        if let Some(prefix) = PageRange::new(start, end)
+            && let Some(map) = still.limited()
             && let Err((page, limit)) = self.protectable_data(map, view, prefix, protection)
         {
             (end, error) = (page, Some(ProtectError::Limit { address: page.address(), error: limit }));
         }
-        let wanted =
-            PageRange::new(inside.start(), end).and_then(|prefix| becomes_writable(view, prefix, protection));
-        if let Some(wanted) = wanted.filter(|wanted| wanted.end() < end) {
-            (end, error) = (wanted.end(), None);
+        let fetched = PageRange::new(start, end).and_then(|part| becomes_writable(view, part, protection));
+        if let Some(fetched) = fetched.filter(|fetched| fetched.end() < end) {
+            (end, error) = (fetched.end(), None);
         }
-        let change = |mapping: Mapping<H>| Some(edit::protected(mapping, protection));
-        if let Some(prefix) = PageRange::new(inside.start(), end)
-            && let Some(map) = tree.limited()
-            && let Err(page) = self.splittable(map, view, prefix, change)
+        let each = |mapping| Some(edit::protected(mapping, protection));
+        if let Some(prefix) = PageRange::new(start, end)
+            && let Some(map) = still.limited()
+            && let Err(page) = self.splittable(map, view, prefix, each)
         {
             let limit = self.mapping_limit(map);
             (end, error) = (page, Some(ProtectError::TooManyMappings { range, limit }));
         }
-        if let Some(prefix) = PageRange::new(inside.start(), end) {
-            let what = (prefix, Some(protection));
-            let published = self.publish_near(&mut work, &taken, tree, what, change, &mut call.retired);
-            published.map_err(|error| match error {
-                Unpublished::OutOfMemory => out_of_memory,
-                Unpublished::TooMany { limit } => ProtectError::TooManyMappings { range, limit },
-            })?;
-            self.sweep_rights(&taken, prefix, protection);
-            *fetched = wanted;
-        } else {
-            drop(tree);
-        }
-        drop(taken);
-        error.map_or(Ok(Some(())), Err)
+        Extent { end, error, fetched }
     }
+}
 
-    fn sweep_rights(
-        &self,
-        taken: &super::range_work::Taken<'_, H>,
-        range: PageRange,
-        protection: Protection,
-    ) {
+/// How far a call goes.
+struct Extent {
+    /// Everything below this is changed.
+    end: PageNumber,
+    /// What is in the way there.
+    error: Option<ProtectError>,
+    /// The first locked private memory that becomes writable.
+    fetched: Option<PageRange>,
+}
+
+impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
+    fn sweep_rights(&mut self, range: PageRange, protection: Protection) {
         let rights = entry_rights(protection);
         let keep_write = if protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 };
-        let mut removed = Removed::new(self);
-        self.sweep(
-            taken,
-            range,
-            |_, old| match old.frame() {
-                Some(_) => {
-                    let write = old.bits() & keep_write;
-                    old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
-                }
-                None => old,
-            },
-            |page, old, new| {
-                if old.bits() & !new.bits() != 0 {
-                    removed.touch(page);
-                }
-            },
-        );
+        let step = |_, old: Entry| match old.frame() {
+            Some(_) => {
+                let write = old.bits() & keep_write;
+                old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
+            }
+            None => old,
+        };
+        self.sweep(range, step, |removed, page, old, new| {
+            if old.bits() & !new.bits() != 0 {
+                removed.touch(page);
+            }
+        });
     }
 }
 

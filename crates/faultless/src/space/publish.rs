@@ -1,16 +1,17 @@
 //! Publication: one step in which the map of a range becomes another. Every mapping that was not there before comes through
-//! [`Space::publish_new`], which asks in the same step whether it may: whether the space has exited, what mlockall has said
+//! [`RangeChange::publish_new`], which asks in the same step whether it may: whether the space has exited, what mlockall has said
 //! of what is to come, and the limits. (fork gives a child its mappings itself: nobody else has the child yet, and the
 //! parent has been asked.)
 
 use super::limits::SpaceUsage;
-use super::range_work::{Taken, TreeLock};
+use super::range_change::RangeChange;
+use super::range_work::TreeLock;
 use super::{LimitError, Map, Space};
 use crate::address::PageRange;
 use crate::design::LockingDesign;
 use crate::host::{Host, OutOfMemory};
 use crate::protection::{Protection, Sharing};
-use crate::sync::{Edited, RetiredList, full_fence, try_box};
+use crate::sync::{Edited, full_fence, try_box};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Flags, Mapping, Vma, edit};
 use alloc::boxed::Box;
@@ -119,80 +120,74 @@ pub(super) fn fence_of_range_work() {
     full_fence();
 }
 
-impl<H: Host, D: LockingDesign> Space<H, D> {
+impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     /// Publishes, in one step, what `each` makes of every mapping inside `range`. Splits at the ends, merges with neighbours.
-    /// The caller has taken `range` and gives the tree lock, which comes back. What it replaced comes to `retired`, for when
-    /// all is let go; the caller sweeps in between.
+    /// The caller has taken `range` and gives the tree lock, which comes back. What it replaced is retired when all is let go;
+    /// the caller sweeps in between.
     ///
     /// # Errors
     /// [`Unpublished`]: the map is as before.
-    pub(super) fn publish<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        lock: TreeLock<'s>,
+    pub fn publish(
+        &mut self,
+        lock: TreeLock<'a>,
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
-        retired: &mut RetiredList,
-    ) -> Result<TreeLock<'s>, Unpublished> {
-        self.publish_joining(work, lock, range, each, (Joins::BOTH, retired))
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        self.publish_joining(lock, range, each, Joins::BOTH)
     }
 
     /// The same; `joins`: with which neighbours.
-    pub(super) fn publish_joining<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        lock: TreeLock<'s>,
+    pub fn publish_joining(
+        &mut self,
+        lock: TreeLock<'a>,
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
-        (joins, retired): (Joins, &mut RetiredList),
-    ) -> Result<TreeLock<'s>, Unpublished> {
-        self.replace(work, lock, range, (&each, &None, joins), retired)
+        joins: Joins,
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        self.replace(lock, range, (&each, &None, joins))
     }
 
     /// Publishes `mapping` in the place of whatever is mapped in its range, if it may come. Returns the flags that it got too.
     ///
     /// # Errors
     /// [`Refused`]: the map is as before.
-    pub(super) fn publish_new<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        lock: TreeLock<'s>,
+    #[inline]
+    pub fn publish_new(
+        &mut self,
+        lock: TreeLock<'a>,
         (mut mapping, origin): (Mapping<H>, Origin),
-        (joins, retired): (Joins, &mut RetiredList),
-    ) -> Result<(TreeLock<'s>, Flags), Refused> {
-        self.admit(&lock, &mut mapping, origin)?;
+        joins: Joins,
+    ) -> Result<(TreeLock<'a>, Flags), Refused> {
+        self.space.admit(&lock, &mut mapping, origin)?;
         let (range, flags) = (mapping.range, mapping.flags);
-        let lock = self.replace(work, lock, range, (&|_| None, &Some(mapping), joins), retired)?;
+        let lock = self.replace(lock, range, (&|_| None, &Some(mapping), joins))?;
         Ok((lock, flags))
     }
 
-    /// As [`Space::publish_new`] where nothing is mapped, or BUSY, with the host following.
+    /// As [`RangeChange::publish_new`] where nothing is mapped, or BUSY, with the host following.
     ///
     /// # Errors
     /// [`Refused`]: the map is as before.
-    pub(super) fn publish_followed<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &Taken<'_, H>,
-        lock: TreeLock<'s>,
+    #[inline]
+    pub fn publish_followed(
+        &mut self,
+        lock: TreeLock<'a>,
         new: (Mapping<H>, Origin),
-        joins: (Joins, &mut RetiredList),
-    ) -> Result<(TreeLock<'s>, Flags), Refused> {
-        let range = new.0.range;
-        let lock = self.follow(taken, lock, range, Some(new.0.protection))?;
-        let published = self.publish_new(work, lock, new, joins);
-        published.inspect_err(|_| self.follow_back(taken, range))
+        joins: Joins,
+    ) -> Result<(TreeLock<'a>, Flags), Refused> {
+        let (space, range) = (self.space, new.0.range);
+        let lock = space.follow(self.taken.over(range), lock, range, Some(new.0.protection))?;
+        let published = self.publish_new(lock, new, joins);
+        published.inspect_err(|_| space.follow_back(self.taken.over(range), range))
     }
 
     /// Publishes in the place of whatever is mapped in `range` what stands for it until its next mapping comes: page work
     /// waits there.
-    pub(super) fn publish_busy<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        lock: TreeLock<'s>,
+    pub fn publish_busy(
+        &mut self,
+        lock: TreeLock<'a>,
         range: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<TreeLock<'s>, Unpublished> {
+    ) -> Result<TreeLock<'a>, Unpublished> {
         let busy = Mapping {
             range,
             protection: Protection::empty(),
@@ -203,9 +198,50 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             shift: 0,
             anon: None,
         };
-        self.replace(work, lock, range, (&|_| None, &Some(busy), Joins::BOTH), retired)
+        self.replace(lock, range, (&|_| None, &Some(busy), Joins::BOTH))
     }
 
+    /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that. Page work goes on
+    /// there: before that no processor uses what was swept.
+    pub fn settle(&mut self, range: PageRange, joins: Joins) {
+        self.flush();
+        let lock = self.lock();
+        let vmas = self.space.tree.view_locked(&lock.writer).from(range.start());
+        vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
+        let _ = self.publish_joining(lock, range, Some, joins);
+    }
+
+    fn replace(
+        &mut self,
+        lock: TreeLock<'a>,
+        range: PageRange,
+        wanted: Wanted<'_, H>,
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        let space = self.space;
+        let mut lock = space.exclude_neighbours(self.work(), lock, range, wanted)?;
+        let view = space.tree.view_locked(&lock.writer);
+        // One more than the limit where something new comes: Linux asks before it does.
+        let limit = space.mapping_limit(&lock);
+        let most = limit.saturating_add(usize::from(wanted.1.is_some()));
+        let may_be_more = |more| match lock.usage.mappings + more <= most {
+            true => Ok(()),
+            false => Err(Unpublished::TooMany { limit }),
+        };
+        let Draft { hull, goes, mut new, note } =
+            space.draft(self.work(), view, range, wanted, may_be_more)?;
+        let replaced = space.tree.replace(&mut lock.writer, hull, &mut new, &mut self.retired);
+        let made = replaced.map_err(|_| {
+            space.take_back(space.tree.view_locked(&lock.writer), hull, goes);
+            Unpublished::OutOfMemory
+        })?;
+        space.engine.charge(made);
+        lock.edited(note);
+        fence_of_range_work();
+        Ok(lock)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Whether `mapping` may come, in the place of what is mapped there; gives it the flags that mlockall wants. The one place
     /// that asks. It is in the step that publishes: mlockall and exit say first what they want, and then come to everything
     /// that is mapped, so that they come to this mapping, or it comes here after them.
@@ -229,40 +265,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    fn replace<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        lock: TreeLock<'s>,
-        range: PageRange,
-        wanted: Wanted<'_, H>,
-        retired: &mut RetiredList,
-    ) -> Result<TreeLock<'s>, Unpublished> {
-        let mut lock = self.exclude_neighbours(work, lock, range, wanted)?;
-        let view = self.tree.view_locked(&lock.writer);
-        // One more than the limit where something new comes: Linux asks before it does.
-        let limit = self.mapping_limit(&lock);
-        let most = limit.saturating_add(usize::from(wanted.1.is_some()));
-        let may_be_more = |more| match lock.usage.mappings + more <= most {
-            true => Ok(()),
-            false => Err(Unpublished::TooMany { limit }),
-        };
-        let Draft { hull, goes, mut new, note } = self.draft(work, view, range, wanted, may_be_more)?;
-        let made = self.tree.replace(&mut lock.writer, hull, &mut new, retired).map_err(|_| {
-            self.take_back(self.tree.view_locked(&lock.writer), hull, goes);
-            Unpublished::OutOfMemory
-        })?;
-        self.engine.charge(made);
-        lock.edited(note);
-        fence_of_range_work();
-        Ok(lock)
-    }
-
     /// What a publication puts in the place of what; that is closed, and detached. Between this and the end of the publication no
     /// table of a host is asked and no store: it follows before, and is swept after. A panic there would leave records
     /// closed, and first pages of these mappings would wait for ever; only the allocator, a design, or a host's `Park` and
     /// `Slots` could bring one, and those must not panic.
     /// `may_be_more`: whether there may be so many
     /// more mappings.
+    #[inline]
     pub(super) fn draft<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,

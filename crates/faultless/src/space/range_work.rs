@@ -11,6 +11,7 @@ use crate::sync::{Claims, RangesGuard, Reservation, RetiredList};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma};
 use alloc::vec::Vec;
+use smallvec::SmallVec;
 
 pub(super) type Taken<'a, H> = Reservation<'a, Map, Engine<H>>;
 pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
@@ -21,28 +22,29 @@ const FEW: usize = 16;
 /// Frames between two invalidations.
 const BATCH: usize = 64;
 
-/// Frames whose entries are gone, and that somebody may still reach until `invalidate`.
+/// Frames whose entries are gone, and pages of leaf tables that are unhooked: somebody may still reach them until `invalidate`.
+/// Who makes one flushes it; on the way out of a panic that does not come to pass, and the frames are leaked.
 pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
-    frames: [Option<Frame>; BATCH],
-    count: usize,
-    /// What the frames' pages lie in.
+    /// No more than its place: it takes no memory from the allocator.
+    frames: SmallVec<[Frame; BATCH]>,
+    /// What the frames' and the tables' pages lie in.
     range: Option<PageRange>,
 }
 
 impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
+    #[inline]
     pub fn new(space: &'a Space<H, D>) -> Self {
-        Self { space, frames: [None; BATCH], count: 0, range: None }
+        Self { space, frames: SmallVec::new(), range: None }
     }
 
     /// Takes over the mapping reference of `entry`, which was at `page`.
     pub fn add(&mut self, page: PageNumber, entry: Entry) {
         let Some(frame) = entry.frame() else { return };
-        if self.count == BATCH {
+        if self.frames.len() == BATCH {
             self.flush();
         }
-        self.frames[self.count] = Some(frame);
-        self.count += 1;
+        self.frames.push(frame);
         self.touch(page);
     }
 
@@ -51,33 +53,33 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
         self.touch_all(PageRange::single(page));
     }
 
-    /// The translations of `range` were.
+    /// The translations of `range` were, or a leaf table over it was unhooked.
     pub fn touch_all(&mut self, range: PageRange) {
         self.range = Some(self.range.map_or(range, |all| all.hull(range)));
     }
 
-    /// For a mutant: what was taken out can still be reached when it is freed.
-    #[cfg(mutant = "discard_without_invalidate")]
+    /// For mutants: what was taken out can still be reached when it is freed.
+    #[cfg(any(mutant = "discard_without_invalidate", mutant = "moved_without_invalidate"))]
     pub fn forget_range(&mut self) {
         self.range = None;
     }
 
     /// Invalidates, then drops the references (rule 6).
+    #[inline]
     pub fn flush(&mut self) {
-        if let Some(range) = self.range {
-            self.space.engine.invalidate(&self.space.table, range);
-            // Only now: should that panic, dropping this does not free frames that a processor may use.
-            self.range = None;
-        }
-        for frame in self.frames[..core::mem::take(&mut self.count)].iter_mut().filter_map(Option::take) {
-            self.space.engine.put_mapping(frame);
+        if self.range.is_some() || !self.frames.is_empty() {
+            self.flush_some();
         }
     }
-}
 
-impl<H: Host, D: LockingDesign> Drop for Removed<'_, H, D> {
-    fn drop(&mut self) {
-        self.flush();
+    fn flush_some(&mut self) {
+        if let Some(range) = self.range {
+            self.space.engine.invalidate(&self.space.table, range);
+            self.range = None;
+        }
+        while let Some(frame) = self.frames.pop() {
+            self.space.engine.put_mapping(frame);
+        }
     }
 }
 
@@ -233,12 +235,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         PageRange::with_pages(start, pages).expect("the table's pages have addresses")
     }
 
-    /// Sweeps all pages of `range` away, which is a hole or BUSY by now.
-    pub(super) fn sweep_away(&self, taken: &Taken<'_, H>, range: PageRange) {
-        let mut removed = Removed::new(self);
-        self.sweep(taken, range, |_, _| Entry::EMPTY, |page, old, _| removed.add(page, old));
-    }
-
     /// Widens a range about to become a hole to whole leaf tables where the rest of a table is a hole too, so that the table
     /// can go with its last mapping.
     pub(super) fn widen_to_leaves(
@@ -253,22 +249,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// What has become a hole of what is taken, and was swept, loses its leaf tables: those that lie wholly inside, or in more
-    /// that is a hole.
-    pub(super) fn retire_leaves(&self, taken: &mut Taken<'_, H>, hole: PageRange, retired: &mut RetiredList) {
-        let mut lock = taken.lock();
-        let (map, claims) = lock.parts();
-        let wider = self.with_leaves(taken, claims, self.tree.view_locked(&map.writer), hole);
-        let is_taken = taken.range().covers(wider) || taken.widen(taken.range().hull(wider), claims);
-        drop(lock);
-        self.unhook_leaves_of(taken, if is_taken { wider } else { hole }, retired);
-    }
-
     /// `range`, which is taken and becomes a hole, and the rest of the leaf tables at its ends where that is a hole and nobody
     /// else has claimed any of it. Where others have, and nothing else is in the way, the last of them and us takes the table
     /// out: [`RangeChange`](super::range_change::RangeChange). Who comes later finds our claim, or our hole. Without memory
     /// to remember it the table stays until a call makes a hole of all of it, or the space goes.
-    fn with_leaves(
+    pub(super) fn with_leaves(
         &self,
         taken: &Taken<'_, H>,
         claims: &mut Claims,
@@ -299,12 +284,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end())
     }
 
-    /// Takes out the leaf tables that lie wholly inside the range, a hole or BUSY, and swept (rule 7).
-    pub(super) fn unhook_leaves(&self, taken: &Taken<'_, H>, retired: &mut RetiredList) {
-        self.unhook_leaves_of(taken, taken.range(), retired);
-    }
-
-    fn unhook_leaves_of(&self, taken: &Taken<'_, H>, range: PageRange, retired: &mut RetiredList) {
+    /// See [`RangeChange::unhook_leaves`](super::range_change::RangeChange::unhook_leaves). The tables may be freed when
+    /// `removed` has been flushed, and not before: a processor's walker is in no section, and keeps what it has read of the
+    /// upper tables until it is told (invariant 15).
+    pub(super) fn unhook_leaves(
+        &self,
+        taken: &Taken<'_, H>,
+        range: PageRange,
+        removed: &mut Removed<'_, H, D>,
+        retired: &mut RetiredList,
+    ) {
         debug_assert!(taken.range().covers(range));
         let mut rest = Some(range);
         while let Some(part) = rest {
@@ -320,7 +309,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 if self.has_shared_table(taken, page) {
                     self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
                 }
+                if cfg!(mutant = "invalidate_before_unhook") {
+                    removed.touch_all(span);
+                    removed.flush();
+                }
                 retired.extend(self.table.unhook(page));
+                if !cfg!(mutant = "invalidate_before_unhook") {
+                    removed.touch_all(span);
+                }
             }
         }
     }

@@ -4,15 +4,16 @@ mod plan;
 
 pub use plan::{RemapError, RemapFlags, RemapRequest};
 
-use super::moving::{Both, Part};
+use super::moving::Part;
 use super::populate::Goal;
 use super::publish::{Joins, Origin};
-use super::range_work::{Taken, TreeLock};
+use super::range_change::RangeChange;
+use super::range_work::TreeLock;
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::host::Host;
-use crate::sync::{Choice, RetiredList};
+use crate::sync::Choice;
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags, Mapping, Vma};
 use plan::Plan;
@@ -50,16 +51,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !whole.contains(plan.start) {
             return Err(RemapError::Hole { address: plan.address() });
         }
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Remap, whole);
-        self.engine.assert_may_sleep("the tree lock");
+        let mut call = self.change(Call::Remap, whole);
         let here = plan.here(plan.old_pages.max(1), whole);
         for range in here.into_iter().chain(plan.fixed()) {
-            self.exclude(&mut work, range, |_| true);
+            call.exclude(range, |_| true);
         }
         match plan.fixed() {
-            Some(target) => self.remap_fixed(&mut work, plan, target, &mut call.retired),
-            None => self.remap_near(&mut work, plan, &mut call.retired),
+            Some(target) => call.remap_fixed(plan, target).map(|()| target.start()),
+            None => call.remap_near(plan),
         }
     }
 
@@ -95,201 +94,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(vma)
     }
 
-    /// To a place that is given.
-    fn remap_fixed<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        plan: &Plan,
-        target: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<PageNumber, RemapError> {
-        let whole = self.whole();
-        let source = plan.here(plan.old_pages.max(1), whole).unwrap_or(target);
-        let (mut both, lock) = if source.overlaps(target) {
-            // Mapped a second time, over its own end.
-            let (source, lock) = self.map.take(source.hull(target), &*self.engine);
-            (Both { source, target: None }, lock)
-        } else {
-            let ((source, target), lock) = self.map.take_both(source, target, &*self.engine);
-            (Both { source, target: Some(target) }, lock)
-        };
-        self.examine(&lock, plan)?;
-        drop(lock);
-        let result = if plan.old_pages == 0 {
-            self.map_again(work, &mut both, plan, target, retired)
-        } else if plan.old_pages == plan.new_pages {
-            self.move_all(work, &mut both, plan, target, retired)
-        } else {
-            self.move_resized(work, &mut both, plan, target, retired)
-        };
-        result.map(|()| target.start())
-    }
-
-    /// Part by part, each mapping on its own, as Linux does it: what is in the way of one does not bring the others back.
-    fn move_all<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        plan: &Plan,
-        target: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        let mut rest = plan.here(plan.old_pages, self.whole());
-        while let Some(range) = rest {
-            let lock = both.source.lock();
-            let next = self.tree.view_locked(&lock.writer).from(range.start()).next();
-            let Some((vma, source)) = next.and_then(|vma| Some((vma, vma.range().intersection(range)?)))
-            else {
-                break;
-            };
-            if vma.flags().contains(Flags::SEALED) {
-                return Err(RemapError::Sealed { address: vma.range().start().address() });
-            }
-            self.check_count(&lock, 0)?;
-            drop(lock);
-            let start = target.start().get() + (source.start().get() - plan.start.get());
-            let target = PageRange::with_pages(PageNumber::new(start), source.pages())?;
-            let part = Part { source, target, keeps: plan.has(RemapFlags::DONT_UNMAP) };
-            self.move_part(work, both, part, retired)?;
-            rest = PageRange::new(source.end(), range.end());
-        }
-        Ok(())
-    }
-
-    /// One mapping's, longer or shorter at the new place.
-    fn move_resized<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        plan: &Plan,
-        target: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        self.vacate(work, both, target, retired)?;
-        // Linux asks whether it can be cut off when what was at the target has gone.
-        let tail = plan.tail(self.whole());
-        if let Some(tail) = tail.inspect_err(|_| self.give_up_move(work, both, None, target, retired))? {
-            let cut = self.cut_off(work, &mut both.source, tail, retired);
-            cut.inspect_err(|_| self.give_up_move(work, both, None, target, retired))?;
-        }
-        let source = PageRange::with_pages(plan.start, plan.old_pages.min(plan.new_pages))?;
-        self.check_count(&both.source.lock(), 0)
-            .inspect_err(|_| self.give_up_move(work, both, None, target, retired))?;
-        self.move_part(work, both, Part { source, target, keeps: false }, retired)
-    }
-
-    fn cut_off<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        taken: &mut Taken<'s, H>,
-        tail: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        let lock = taken.lock();
-        self.refuse_sealed(&lock, tail)?;
-        Ok(self.unmap_taken(work, taken, lock, tail, retired)?)
-    }
-
-    /// Old length zero: what a shared mapping shows, at another place too.
-    fn map_again<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        both: &mut Both<'s, H>,
-        plan: &Plan,
-        target: PageRange,
-        retired: &mut RetiredList,
-    ) -> Result<(), RemapError> {
-        self.vacate(work, both, target, retired)?;
-        let lock = both.target().lock();
-        // It may have gone with what was at the target.
-        let vma = self.tree.view_locked(&lock.writer).find(plan.start).filter(|vma| !vma.is_busy());
-        let again = vma.map(|vma| {
-            let mapping = vma.glance();
-            let backing = match mapping.file_page(plan.start) {
-                Some((file, first)) => Backing::File { file: file.clone(), first },
-                None => mapping.backing.clone(),
-            };
-            Mapping { range: target, backing, ..mapping }
-        });
-        let mapped = match again {
-            Some(again) => {
-                let (new, joins) = ((again, Origin::Longer), (Joins::BOTH, &mut *retired));
-                let published = self.publish_followed(work, both.target(), lock, new, joins);
-                published.map(drop).map_err(RemapError::from)
-            }
-            None => {
-                drop(lock);
-                Err(RemapError::Hole { address: plan.address() })
-            }
-        };
-        mapped.inspect_err(|_| self.give_up_move(work, both, None, target, retired))
-    }
-
-    /// In place, or where there is room.
-    fn remap_near<'s>(
-        &'s self,
-        work: &mut D::Range<'s, H>,
-        plan: &Plan,
-        retired: &mut RetiredList,
-    ) -> Result<PageNumber, RemapError> {
-        let whole = self.whole();
-        let here = plan.here(plan.old_pages.max(plan.new_pages), whole).unwrap_or(whole);
-        let mut claim = here;
-        loop {
-            let (mut source, mut lock) = self.map.take(claim, &*self.engine);
-            let vma = self.examine(&lock, plan)?;
-            if plan.old_pages >= plan.new_pages && !plan.has(RemapFlags::DONT_UNMAP) {
-                let tail = plan.tail(whole)?;
-                drop(lock);
-                return match tail {
-                    Some(tail) => self.cut_off(work, &mut source, tail, retired).map(|()| plan.start),
-                    None => Ok(plan.start),
-                };
-            }
-            if let Some(more) = self.room_behind(&lock, plan, vma) {
-                let joins = Joins { grown: true, ..Joins::BOTH };
-                let new = (more, Origin::Longer);
-                drop(self.publish_followed(work, &source, lock, new, (joins, retired))?);
-                return Ok(plan.start);
-            }
-            if !plan.has(RemapFlags::MAY_MOVE) {
-                return Err(RemapError::NoRoom { address: plan.address(), pages: plan.new_pages });
-            }
-            self.check_count(&lock, 0)?;
-            let old = plan.here(plan.old_pages.max(1), whole).unwrap_or(here);
-            let is_all = claim == whole;
-            if !is_all {
-                source.narrow(old, &mut lock);
-            }
-            let choice = match is_all {
-                // All other claims are behind this one.
-                true => self.free_place_at(&lock, &Default::default(), plan.to, plan.new_pages),
-                false => self.free_place_at(&lock, lock.claims(), plan.to, plan.new_pages),
-            };
-            let target = match choice {
-                Choice::Range(target) => target,
-                Choice::Claimed if !is_all => {
-                    drop(lock);
-                    claim = whole;
-                    continue;
-                }
-                _ => return Err(RemapError::NoSpace { pages: plan.new_pages }),
-            };
-            let mut both = Both { source, target: None };
-            if !is_all {
-                both.target = Some(self.map.take_free(target, &*self.engine, &mut lock)?);
-            }
-            drop(lock);
-            if plan.old_pages == 0 {
-                self.map_again(work, &mut both, plan, target, retired)?;
-            } else {
-                let keeps = plan.has(RemapFlags::DONT_UNMAP);
-                self.move_part(work, &mut both, Part { source: old, target, keeps }, retired)?;
-            }
-            return Ok(target.start());
-        }
-    }
-
     /// What comes behind the mapping, if the old range ends where it does and the new one fits.
     fn room_behind(&self, lock: &TreeLock<'_>, plan: &Plan, vma: &Vma<H, D>) -> Option<Mapping<H>> {
         let end = vma.range().end();
@@ -300,6 +104,152 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let next = self.tree.view_locked(&lock.writer).from(end).next();
         let is_free = next.is_none_or(|next| next.range().start() >= range.end());
         (is_free && self.whole().covers(range)).then(|| extension(vma, range))
+    }
+}
+
+impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
+    /// To a place that is given.
+    fn remap_fixed(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        let source = plan.here(plan.old_pages.max(1), self.space.whole()).unwrap_or(target);
+        let lock = match source.overlaps(target) {
+            // Mapped a second time, over its own end.
+            true => self.take(source.hull(target)),
+            false => self.take_both(source, target),
+        };
+        self.space.examine(&lock, plan)?;
+        drop(lock);
+        if plan.old_pages == 0 {
+            self.map_again(plan, target)
+        } else if plan.old_pages == plan.new_pages {
+            self.move_all(plan, target)
+        } else {
+            self.move_resized(plan, target)
+        }
+    }
+
+    /// Part by part, each mapping on its own, as Linux does it: what is in the way of one does not bring the others back.
+    fn move_all(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        let space = self.space;
+        let mut rest = plan.here(plan.old_pages, space.whole());
+        while let Some(range) = rest {
+            let lock = self.lock();
+            let next = space.tree.view_locked(&lock.writer).from(range.start()).next();
+            let Some((vma, source)) = next.and_then(|vma| Some((vma, vma.range().intersection(range)?)))
+            else {
+                break;
+            };
+            if vma.flags().contains(Flags::SEALED) {
+                return Err(RemapError::Sealed { address: vma.range().start().address() });
+            }
+            space.check_count(&lock, 0)?;
+            drop(lock);
+            let start = target.start().get() + (source.start().get() - plan.start.get());
+            let target = PageRange::with_pages(PageNumber::new(start), source.pages())?;
+            self.move_part(Part { source, target, keeps: plan.has(RemapFlags::DONT_UNMAP) })?;
+            rest = PageRange::new(source.end(), range.end());
+        }
+        Ok(())
+    }
+
+    /// One mapping's, longer or shorter at the new place.
+    fn move_resized(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        self.vacate(target)?;
+        // Linux asks whether it can be cut off when what was at the target has gone.
+        self.cut_to(plan).inspect_err(|_| self.give_up_move(None, target))?;
+        let source = PageRange::with_pages(plan.start, plan.old_pages.min(plan.new_pages))?;
+        self.move_part(Part { source, target, keeps: false })
+    }
+
+    /// Cuts off what is longer than the new length.
+    fn cut_to(&mut self, plan: &Plan) -> Result<(), RemapError> {
+        if let Some(tail) = plan.tail(self.space.whole())? {
+            self.cut_off(tail)?;
+        }
+        self.space.check_count(&self.lock(), 0)
+    }
+
+    fn cut_off(&mut self, tail: PageRange) -> Result<(), RemapError> {
+        let lock = self.lock();
+        self.space.refuse_sealed(&lock, tail)?;
+        Ok(self.unmap_taken(lock, tail)?)
+    }
+
+    /// Old length zero: what a shared mapping shows, at another place too.
+    fn map_again(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        self.vacate(target)?;
+        self.map_vacated(plan, target).inspect_err(|_| self.give_up_move(None, target))
+    }
+
+    fn map_vacated(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        let lock = self.lock();
+        // It may have gone with what was at the target.
+        let vma = self.space.tree.view_locked(&lock.writer).find(plan.start).filter(|vma| !vma.is_busy());
+        let mapping = vma.ok_or(RemapError::Hole { address: plan.address() })?.glance();
+        let backing = match mapping.file_page(plan.start) {
+            Some((file, first)) => Backing::File { file: file.clone(), first },
+            None => mapping.backing.clone(),
+        };
+        let again = Mapping { range: target, backing, ..mapping };
+        drop(self.publish_followed(lock, (again, Origin::Longer), Joins::BOTH)?);
+        Ok(())
+    }
+
+    /// In place, or where there is room.
+    fn remap_near(&mut self, plan: &Plan) -> Result<PageNumber, RemapError> {
+        let space = self.space;
+        let whole = space.whole();
+        let here = plan.here(plan.old_pages.max(plan.new_pages), whole).unwrap_or(whole);
+        let mut claim = here;
+        loop {
+            let mut lock = self.take(claim);
+            let vma = space.examine(&lock, plan)?;
+            if plan.old_pages >= plan.new_pages && !plan.has(RemapFlags::DONT_UNMAP) {
+                let tail = plan.tail(whole)?;
+                drop(lock);
+                tail.map_or(Ok(()), |tail| self.cut_off(tail))?;
+                return Ok(plan.start);
+            }
+            if let Some(more) = space.room_behind(&lock, plan, vma) {
+                let joins = Joins { grown: true, ..Joins::BOTH };
+                drop(self.publish_followed(lock, (more, Origin::Longer), joins)?);
+                return Ok(plan.start);
+            }
+            if !plan.has(RemapFlags::MAY_MOVE) {
+                return Err(RemapError::NoRoom { address: plan.address(), pages: plan.new_pages });
+            }
+            space.check_count(&lock, 0)?;
+            let old = plan.here(plan.old_pages.max(1), whole).unwrap_or(here);
+            let is_all = claim == whole;
+            if !is_all {
+                self.taken.over_mut(claim).narrow(old, &mut lock);
+            }
+            let choice = match is_all {
+                // All other claims are behind this one.
+                true => space.free_place_at(&lock, &Default::default(), plan.to, plan.new_pages),
+                false => space.free_place_at(&lock, lock.claims(), plan.to, plan.new_pages),
+            };
+            let target = match choice {
+                Choice::Range(target) => target,
+                Choice::Claimed if !is_all => {
+                    drop(lock);
+                    self.release();
+                    claim = whole;
+                    continue;
+                }
+                _ => return Err(RemapError::NoSpace { pages: plan.new_pages }),
+            };
+            if !is_all {
+                self.take_free(target, &mut lock)?;
+            }
+            drop(lock);
+            if plan.old_pages == 0 {
+                self.map_again(plan, target)?;
+            } else {
+                let keeps = plan.has(RemapFlags::DONT_UNMAP);
+                self.move_part(Part { source: old, target, keeps })?;
+            }
+            return Ok(target.start());
+        }
     }
 }
 

@@ -16,10 +16,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (mut at, mut hole) = (range.start(), None);
         while let Some(rest) = PageRange::new(at, range.end()) {
             let Some(inside) = rest.intersection(self.whole()) else { break };
-            self.engine.assert_may_sleep("the tree lock");
-            let call = self.change();
             // Taken, so that nothing there is half done; let go before the file is asked.
-            let (taken, lock) = self.map.take(inside, &*self.engine);
+            let mut call = self.change_nothing();
+            let lock = call.take(inside);
             let next = self.tree.view_locked(&lock.writer).from(at).next().and_then(|vma| {
                 let part = vma.range().intersection(rest)?;
                 let refusal = refuses(vma.mapping(), advice);
@@ -27,8 +26,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Some((part, refusal, file))
             });
             drop(lock);
-            drop(taken);
-            drop(call);
+            call.finish();
             let Some((part, refusal, file)) = next else { break };
             if let Some(refusal) = refusal {
                 let wrong = Wrong::Refused(part.start().address(), refusal);

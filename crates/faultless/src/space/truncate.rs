@@ -28,10 +28,9 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
         if has_moved {
             // A page may have come from where we had not been to where we had. Again, with all of it taken, so that nothing
             // moves. Nobody is at work on a mapping that is busy all the same: it has no pages.
-            let _call = self.change();
-            let taken = self.map.take(self.whole(), &*self.engine).0;
+            let mut call = self.change_nothing();
+            drop(call.take(self.whole()));
             self.drop_mapped_pages_of(file, (&pages, &copies), |vma| !vma.is_busy());
-            drop(taken);
         }
     }
 
@@ -64,6 +63,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     }
                 }
             });
+            removed.flush();
         });
     }
 
@@ -156,6 +156,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
         });
+        weakened.flush();
     }
 
     /// As above, up to the first entry that somebody is at work on: he may be about to give the right.

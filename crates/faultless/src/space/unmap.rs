@@ -6,7 +6,6 @@ use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::Host;
-use crate::vma::tree::Ranged;
 
 /// Why nothing was unmapped; the space is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,30 +76,22 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     pub(super) fn unmap(&self, asked: PageRange) -> Result<(), UnmapError> {
         let Some(range) = asked.intersection(self.whole()) else { return Ok(()) };
-        let out_of_memory = UnmapError::OutOfMemory { range: asked };
-        let mut call = self.change();
-        let mut work = D::range_work(&self.lock, &self.engine, &self.tree, Call::Unmap, range);
-        self.engine.assert_may_sleep("the tree lock");
-        self.exclude(&mut work, range, |_| true);
-        let (taken, tree) =
-            self.take_near(range, |taken, claims, view| self.widen_to_leaves(taken, claims, view));
-        let view = self.view_of(&tree);
-        if view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end()) {
+        let mut call = self.change_excluding(Call::Unmap, range);
+        let still = call.take_near(range, |taken, claims, view| self.widen_to_leaves(taken, claims, view));
+        let view = self.view_of(&still);
+        if self.is_hole(view, range) {
             return Ok(());
         }
         if let Some(sealed) = self.first_sealed(view, range) {
             return Err(UnmapError::Sealed { range: asked, address: sealed.address() });
         }
-        let published =
-            self.publish_near(&mut work, &taken, tree, (range, None), |_| None, &mut call.retired);
-        published.map_err(|error| match error {
-            Unpublished::OutOfMemory => out_of_memory,
+        call.publish_near(still, (range, None), |_| None).map_err(|error| match error {
+            Unpublished::OutOfMemory => UnmapError::OutOfMemory { range: asked },
             Unpublished::TooMany { limit } => UnmapError::TooManyMappings { range: asked, limit },
         })?;
-        D::published(&mut work);
-        self.sweep_away(&taken, range);
-        self.unhook_leaves(&taken, &mut call.retired);
-        drop(taken);
+        D::published(call.work());
+        call.sweep_away(range);
+        call.unhook_leaves(call.range());
         Ok(())
     }
 }

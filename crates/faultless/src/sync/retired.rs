@@ -30,6 +30,7 @@ use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::marker::PhantomData;
+use core::mem;
 use core::ptr::NonNull;
 use crossbeam_utils::CachePadded;
 use smallvec::SmallVec;
@@ -67,7 +68,10 @@ pub struct RetiredKind {
     pub retired: Option<unsafe fn(NonNull<()>) -> bool>,
 }
 
-/// Something that readers may still reach: unhooked, and to be freed after a grace period.
+/// Something that readers may still reach: unhooked, and to be freed after a grace period. It is retired
+/// ([`Sections::retire`]), freed, or leaked by name: one that is dropped leaks too, and builds with debug assertions panic there
+/// (only with the feature `std`, which knows whether the thread panics already).
+#[must_use = "dropping it leaks the thing"]
 pub struct Retired {
     pointer: NonNull<()>,
     kind: &'static RetiredKind,
@@ -106,6 +110,11 @@ impl Retired {
         Self { pointer, kind }
     }
 
+    /// Leaks the thing.
+    pub fn leak(self) {
+        mem::forget(self);
+    }
+
     /// Frees it.
     ///
     /// # Safety
@@ -125,8 +134,9 @@ impl Retired {
     /// # Safety
     /// As [`Retired::free`], after [`Retired::tell`].
     unsafe fn free_told(self) {
+        let Self { pointer, kind } = *mem::ManuallyDrop::new(self);
         // SAFETY: by the contract above, and consumed here.
-        unsafe { (self.kind.free)(self.pointer) }
+        unsafe { (kind.free)(pointer) }
     }
 
     /// What was charged for it.
@@ -142,8 +152,88 @@ impl Retired {
 
 const _: () = assert!(size_of::<Retired>() == 16);
 
-/// What a call has unhooked: as few things as most calls do without memory from the allocator.
-pub type RetiredList = SmallVec<[Retired; 6]>;
+#[cfg(all(debug_assertions, feature = "std"))]
+impl Drop for Retired {
+    fn drop(&mut self) {
+        // What a panic leaves behind is leaked: it is not known whether anybody may reach it.
+        assert!(
+            std::thread::panicking(),
+            "a thing of {} bytes was unhooked and is leaked: it was not retired",
+            self.kind.bytes
+        );
+    }
+}
+
+/// What a call has unhooked: as few things as most calls do without memory from the allocator. What is in it when it is dropped
+/// is leaked, as [`Retired`] says.
+#[derive(Default)]
+#[must_use = "dropping it leaks what is in it"]
+pub struct RetiredList(SmallVec<[Retired; 6]>);
+
+impl RetiredList {
+    /// An empty one.
+    #[inline]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many things are in it.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Makes room for `more` things.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is less.
+    #[inline]
+    pub fn try_reserve(&mut self, more: usize) -> Result<(), OutOfMemory> {
+        self.0.try_reserve(more).map_err(|_| OutOfMemory)
+    }
+
+    /// Takes `thing`, for which there is room.
+    #[inline]
+    pub fn push(&mut self, thing: Retired) {
+        self.0.push(thing);
+    }
+
+    /// Gives all that is in it, and keeps its room.
+    #[inline]
+    pub fn drain(&mut self) -> impl ExactSizeIterator<Item = Retired> {
+        self.0.drain(..)
+    }
+}
+
+impl Extend<Retired> for RetiredList {
+    #[inline]
+    fn extend<I: IntoIterator<Item = Retired>>(&mut self, things: I) {
+        things.into_iter().for_each(|thing| self.push(thing));
+    }
+}
+
+impl FromIterator<Retired> for RetiredList {
+    #[inline]
+    fn from_iter<I: IntoIterator<Item = Retired>>(things: I) -> Self {
+        Self(things.into_iter().collect())
+    }
+}
+
+impl IntoIterator for RetiredList {
+    type Item = Retired;
+    type IntoIter = smallvec::IntoIter<[Retired; 6]>;
+
+    #[inline]
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
 
 /// No thing has this number.
 const NONE: u64 = u64::MAX;
@@ -346,7 +436,7 @@ impl Sections {
         #[cfg(not(mutant = "number_before_fence"))]
         let number = periods.begun.load(Ordering::Relaxed) + 1;
         let mut is_urgent = false;
-        for thing in things.drain(..) {
+        for thing in things.drain() {
             // Told after the number was read, so that whoever is in a hurry because of it asks for that one or a later one;
             // and before anybody can free it.
             #[cfg(not(mutant = "told_before_number"))]
@@ -397,7 +487,7 @@ impl Sections {
     pub unsafe fn free_all(&self) {
         self.each_slot(|slot| {
             let mut queue = slot.retired.queue.lock();
-            let things = core::mem::take(&mut queue.things);
+            let things = mem::take(&mut queue.things);
             queue.bytes = 0;
             slot.retired.settle(&mut queue, &self.periods);
             drop(queue);

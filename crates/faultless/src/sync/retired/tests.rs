@@ -310,3 +310,19 @@ fn a_hurry_outlasts_a_section() {
     assert_eq!(count(&ended), 1);
     assert!(!sections.periods.is_hurried());
 }
+
+/// Nothing that is unhooked is lost without a word. (A thing of no bytes: the test itself leaks nothing.)
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "it was not retired")]
+fn a_list_that_is_dropped_with_something_in_it_is_a_leak() {
+    let mut list = RetiredList::new();
+    list.push(Retired::new(Box::new(())));
+    drop(list);
+}
+
+#[test]
+fn a_leak_can_be_meant() {
+    Retired::new(Box::new(())).leak();
+    drop(RetiredList::new());
+}

@@ -77,7 +77,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
                 return Ok(false);
             }
         }
-        retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
+        retired.try_reserve(1 + places.len())?;
         let items = new.len() * size_of::<T>();
         match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
             Put::Here => *made += items,
@@ -104,7 +104,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         if new.is_empty() && !leaf.keeps_some(&places) {
             return Ok(false);
         }
-        retired.try_reserve(1 + places.len()).map_err(|_| OutOfMemory)?;
+        retired.try_reserve(1 + places.len())?;
         let items = new.len() * size_of::<T>();
         match leaf.put(base, places, new, |item| retire(retired, node::retired_item(item)))? {
             Put::Here => *made += items,
@@ -132,7 +132,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         }
         let pointers = into_pointers(core::mem::take(self.new));
         let drafted = Draft::new(old_root, self.range, &pointers).and_then(|draft| {
-            self.retired.try_reserve(draft.replaced()).map_err(|_| OutOfMemory)?;
+            self.retired.try_reserve(draft.replaced())?;
             Ok(draft)
         });
         match drafted {

@@ -1,0 +1,472 @@
+//! The order in which calls unhook leaf tables, invalidate, and free (invariant 15). A processor with page tables in hardware
+//! walks them in no section, and keeps what it has read of the upper ones; so a table that is unhooked is free only after an
+//! invalidation that came later. The software machine's walkers are in sections, and would not notice. Here a host that
+//! records the calls stands for such a processor.
+
+use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
+use faultless::design::LockingDesign;
+use faultless::frame::Folio;
+use faultless::host::{
+    Entry, Fate, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Stable, StdBarrier, StdClock,
+    StdPark, StdSlots, Unshared,
+};
+use faultless::protection::{Access, Protection};
+use faultless::sync::{Retired, Sections};
+use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement, RemapRequest};
+use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable, Soft};
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+macro_rules! under_every_design {
+    ($($module:ident: $design:ty),*; $names:tt) => { $(mod $module { tests_of!($design, $names); })* };
+}
+macro_rules! tests_of {
+    ($design:ty, ($($name:ident)*)) => {
+        $(#[test] fn $name() { super::$name::<$design>(); })*
+    };
+}
+
+under_every_design! {
+    faultless_design: ::faultless::design::Faultless,
+    faultless_retry: ::faultless_lab::designs::FaultlessRetry,
+    mmap_lock: ::faultless_lab::designs::MmapLock,
+    mmap_lock_hold: ::faultless_lab::designs::MmapLockHold,
+    range_lock: ::faultless_lab::designs::RangeLock,
+    speculative: ::faultless_lab::designs::Speculative,
+    table_lock: ::faultless_lab::designs::TableLock,
+    vma_lock: ::faultless_lab::designs::VmaLock,
+    vma_lock_hold: ::faultless_lab::designs::VmaLockHold,
+    vma_lock_hold_cow_fork: ::faultless_lab::designs::VmaLockHoldCowFork,
+    vma_lock_resume: ::faultless_lab::designs::VmaLockResume,
+    vma_lock_retry: ::faultless_lab::designs::VmaLockRetry,
+    vma_lock_retry_uptodate: ::faultless_lab::designs::VmaLockRetryUptodate;
+    (
+        munmap_unhooks_then_invalidates
+        exit_unhooks_then_invalidates
+        map_fixed_unhooks_then_invalidates
+        mremap_unhooks_then_invalidates
+        brk_unhooks_then_invalidates
+        a_sweep_of_many_frames_ends_with_the_tables
+        nothing_removed_is_nothing_invalidated
+    )
+}
+
+/// Pages of a leaf table.
+const LEAF: u64 = RadixTable::LEAF_PAGES;
+/// The same in bytes.
+const LENGTH: u64 = LEAF * PAGE_SIZE;
+/// Where the tests map: the second leaf table.
+const FIRST: u64 = LEAF;
+
+#[derive(Default)]
+struct Log {
+    /// Pages that a processor may use still: what was taken out of their entries, and leaf tables that were unhooked. Those of
+    /// an invalidation go.
+    stale: Mutex<Vec<Stale>>,
+    seen: Mutex<Seen>,
+}
+
+enum Stale {
+    Frame(PageNumber, Frame),
+    Leaf(PageRange),
+}
+
+impl Stale {
+    fn is_in(&self, range: PageRange) -> bool {
+        match self {
+            Self::Frame(page, _) => range.contains(*page),
+            Self::Leaf(span) => range.covers(*span),
+        }
+    }
+}
+
+/// How often something happened.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+struct Seen {
+    invalidations: usize,
+    unhooked: usize,
+    tables_freed: usize,
+    frames_freed: usize,
+}
+
+/// Also after a panic: what is dropped then is recorded too.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Log {
+    fn unhook(&self, span: PageRange) {
+        lock(&self.seen).unhooked += 1;
+        lock(&self.stale).push(Stale::Leaf(span));
+    }
+
+    fn invalidate(&self, range: PageRange) {
+        lock(&self.seen).invalidations += 1;
+        lock(&self.stale).retain(|stale| !stale.is_in(range));
+    }
+
+    fn free_table(&self, freed: PageRange) {
+        lock(&self.seen).tables_freed += 1;
+        let is_it = |stale: &Stale| matches!(stale, Stale::Leaf(span) if *span == freed);
+        let is_stale = lock(&self.stale).iter().any(is_it);
+        assert!(!is_stale, "invariant 15: the leaf table over {freed} is freed, and a processor may walk it");
+    }
+
+    fn free_frame(&self, freed: Frame) {
+        lock(&self.seen).frames_freed += 1;
+        let is_it = |stale: &Stale| matches!(stale, Stale::Frame(_, frame) if *frame == freed);
+        let is_stale = lock(&self.stale).iter().any(is_it);
+        assert!(!is_stale, "invariant 15: a frame is freed, and a processor may use it");
+    }
+}
+
+/// The software machine, recorded.
+struct Recorder {
+    soft: Soft,
+    frames: RecordedFrames,
+    log: Arc<Log>,
+}
+
+/// The table of a space of it.
+struct RecordedTable {
+    table: RadixTable,
+    log: Arc<Log>,
+}
+
+/// Its memory.
+struct RecordedFrames {
+    memory: PhysicalMemory,
+    log: Arc<Log>,
+}
+
+/// A leaf table that was unhooked.
+struct Unhooked {
+    table: Option<Retired>,
+    span: PageRange,
+    log: Arc<Log>,
+}
+
+impl Drop for Unhooked {
+    fn drop(&mut self) {
+        self.log.free_table(self.span);
+        if let Some(table) = self.table.take() {
+            // SAFETY: this is what was retired in its place, and it is dropped when that is freed.
+            unsafe { table.free() };
+        }
+    }
+}
+
+// SAFETY: the fields are given out as they are, and stay; each keeps its own contract. Memory apart, they are the software
+// machine's.
+unsafe impl Host for Recorder {
+    type Table = RecordedTable;
+    type Frames = RecordedFrames;
+    type Park = StdPark;
+    type Clock = StdClock;
+    type Barrier = StdBarrier;
+    type Slots = StdSlots;
+
+    fn frames(&self) -> &RecordedFrames {
+        &self.frames
+    }
+
+    fn park(&self) -> &StdPark {
+        self.soft.park()
+    }
+
+    fn clock(&self) -> &StdClock {
+        self.soft.clock()
+    }
+
+    fn barrier(&self) -> &StdBarrier {
+        self.soft.barrier()
+    }
+
+    fn slots(&self) -> &StdSlots {
+        self.soft.slots()
+    }
+
+    fn sections(&self) -> &Arc<Sections> {
+        self.soft.sections()
+    }
+
+    fn new_table(&self) -> Result<RecordedTable, OutOfMemory> {
+        Ok(RecordedTable { table: self.soft.new_table()?, log: self.log.clone() })
+    }
+}
+
+// SAFETY: as the table inside, which does it all. What is unhooked is freed later than that table demands, not sooner.
+unsafe impl PageTable for RecordedTable {
+    type Leaf<'s> = Leaf<'s>;
+    type Left = Left;
+    const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
+    const SHARES_LEAVES: bool = RadixTable::SHARES_LEAVES;
+
+    fn pages(&self) -> u64 {
+        self.table.pages()
+    }
+
+    fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
+        self.table.leaf(proof, page)
+    }
+
+    fn make_leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
+        self.table.make_leaf(proof, page)
+    }
+
+    fn hangs(&self, leaf: Leaf<'_>) -> bool {
+        self.table.hangs(leaf)
+    }
+
+    fn load(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
+        self.table.load(leaf, page)
+    }
+
+    fn try_announce(&self, leaf: Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
+        self.table.try_announce(leaf, page, seen)
+    }
+
+    unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+        // SAFETY: by the same contract.
+        unsafe { self.table.let_go(leaf, page) }
+    }
+
+    unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+        // SAFETY: by the same contract.
+        unsafe { self.table.install(leaf, page, new) }
+    }
+
+    unsafe fn exchange(
+        &self,
+        leaf: Leaf<'_>,
+        page: PageNumber,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
+        // SAFETY: by the same contract.
+        unsafe { self.table.exchange(leaf, page, seen, new) }?;
+        if let Some(frame) = seen.frame().filter(|_| new.frame() != seen.frame()) {
+            lock(&self.log.stale).push(Stale::Frame(page, frame));
+        }
+        Ok(())
+    }
+
+    unsafe fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
+        // SAFETY: by the same contract.
+        unsafe { self.table.fill(leaf, page, new) }
+    }
+
+    fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber> {
+        self.table.next_leaf(proof, range)
+    }
+
+    unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
+        // SAFETY: by the same contract.
+        let table = unsafe { self.table.unhook(page) }?;
+        let span = PageRange::with_pages(page.align_down(LEAF), LEAF).unwrap();
+        self.log.unhook(span);
+        Some(Retired::new(Box::new(Unhooked { table: Some(table), span, log: self.log.clone() })))
+    }
+
+    fn is_shared(&self, leaf: Leaf<'_>) -> bool {
+        self.table.is_shared(leaf)
+    }
+
+    fn others(&self, leaf: Leaf<'_>) -> u64 {
+        self.table.others(leaf)
+    }
+
+    unsafe fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
+        // SAFETY: by the same contract.
+        unsafe { self.table.share(leaf, &child.table, page) }
+    }
+
+    unsafe fn unshare(
+        &self,
+        leaf: Leaf<'_>,
+        page: PageNumber,
+        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
+    ) -> Unshared<Left> {
+        // SAFETY: by the same contract.
+        unsafe { self.table.unshare(leaf, page, each) }
+    }
+
+    fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
+        self.table.invalidate(range, wait);
+        self.log.invalidate(range);
+    }
+}
+
+// SAFETY: as the memory inside, which does it all.
+unsafe impl FrameSource for RecordedFrames {
+    fn allocate(&self) -> Option<Frame> {
+        self.memory.allocate()
+    }
+
+    unsafe fn free(&self, frame: Frame) {
+        self.log.free_frame(frame);
+        // SAFETY: by the same contract.
+        unsafe { self.memory.free(frame) }
+    }
+
+    fn folio(&self, frame: Frame) -> &Folio {
+        self.memory.folio(frame)
+    }
+
+    unsafe fn zero(&self, frame: Frame) {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.zero(frame) }
+    }
+
+    unsafe fn copy(&self, from: Frame, to: Frame) {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.copy(from, to) }
+    }
+
+    unsafe fn memory(&self, frame: Frame) -> NonNull<u8> {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.memory(frame) }
+    }
+
+    unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.read(frame, offset, bytes) }
+    }
+
+    unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.write(frame, offset, bytes) }
+    }
+
+    fn usage(&self) -> FrameUsage {
+        self.memory.usage()
+    }
+}
+
+/// A space of such a machine.
+struct Watched<D: LockingDesign>(AddressSpace<Recorder, D>);
+
+impl<D: LockingDesign> Deref for Watched<D> {
+    type Target = AddressSpace<Recorder, D>;
+
+    fn deref(&self) -> &AddressSpace<Recorder, D> {
+        &self.0
+    }
+}
+
+/// A space without an end of its own is taken apart without an invalidation: no processor runs in it any more.
+impl<D: LockingDesign> Drop for Watched<D> {
+    fn drop(&mut self) {
+        self.0.exit();
+    }
+}
+
+impl<D: LockingDesign> Watched<D> {
+    fn new() -> Self {
+        let log = Arc::new(Log::default());
+        let frames = RecordedFrames { memory: PhysicalMemory::new(2048).unwrap(), log: log.clone() };
+        let host = Recorder { soft: Soft::new(1).unwrap(), frames, log };
+        Self(AddressSpace::new(&Engine::new(host, Limits::default()).unwrap()).unwrap())
+    }
+
+    /// Maps so many leaf tables' pages over whatever is there.
+    fn map_tables(&self, first: u64, tables: u64) {
+        let request = MapRequest::anonymous(tables * LENGTH);
+        self.map(request.at(Placement::Fixed(at(first)))).unwrap();
+    }
+
+    fn touch(&self, pages: Range<u64>) {
+        pages.for_each(|page| self.fault_and_wait(at(page), Access::Write).unwrap());
+    }
+
+    fn seen(&self) -> Seen {
+        *lock(&self.engine().host().log.seen)
+    }
+
+    /// Calls `call`, and checks that it unhooks one leaf table and frees `frames` frames, with so many `invalidations`. The log
+    /// itself checks the order.
+    fn check<R>(&self, frames: usize, invalidations: usize, call: impl FnOnce() -> R) {
+        let before = self.seen();
+        call();
+        let now = self.seen();
+        assert_eq!(now.unhooked - before.unhooked, 1, "leaf tables unhooked");
+        assert_eq!(now.frames_freed - before.frames_freed, frames, "frames are free when the call returns");
+        assert_eq!(now.invalidations - before.invalidations, invalidations, "invalidations");
+        self.engine().flush();
+        assert_eq!(self.seen().tables_freed, self.seen().unhooked, "all are freed in the end");
+    }
+}
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+fn munmap_unhooks_then_invalidates<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 3);
+    space.check(3, 1, || space.unmap(at(FIRST), LENGTH).unwrap());
+    // A table without pages.
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 1);
+    space.discard(at(FIRST), PAGE_SIZE).unwrap();
+    space.check(0, 1, || space.unmap(at(FIRST), LENGTH).unwrap());
+}
+
+/// What exit has unhooked is retired before it flushes: so it is free when exit returns, not only with the next thing
+/// that is retired.
+fn exit_unhooks_then_invalidates<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 3);
+    space.check(3, 1, || {
+        space.exit();
+        assert_eq!(space.seen().tables_freed, 1, "free when exit returns");
+    });
+}
+
+fn map_fixed_unhooks_then_invalidates<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 3);
+    space.check(3, 1, || space.map_tables(FIRST, 1));
+}
+
+fn mremap_unhooks_then_invalidates<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 3);
+    let moved = RemapRequest::to(at(FIRST), LENGTH, at(4 * LEAF));
+    space.check(0, 1, || space.remap(moved).unwrap());
+    // Shorter, in place.
+    space.map_tables(8 * LEAF, 2);
+    space.touch(9 * LEAF..9 * LEAF + 2);
+    let shorter = RemapRequest::resize(at(8 * LEAF), 2 * LENGTH, LENGTH);
+    space.check(2, 1, || space.remap(shorter).unwrap());
+}
+
+fn brk_unhooks_then_invalidates<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.set_heap(at(FIRST));
+    space.set_break(at(FIRST + LEAF)).unwrap();
+    space.touch(FIRST..FIRST + 3);
+    space.check(3, 1, || space.set_break(at(FIRST)).unwrap());
+}
+
+/// Frames go in batches of 64, each after an invalidation; the last one comes after the table was unhooked.
+fn a_sweep_of_many_frames_ends_with_the_tables<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 130);
+    space.check(130, 3, || space.unmap(at(FIRST), LENGTH).unwrap());
+}
+
+fn nothing_removed_is_nothing_invalidated<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.protect(at(FIRST), PAGE_SIZE, Protection::READ).unwrap();
+    space.discard(at(FIRST), LENGTH).unwrap();
+    space.unmap(at(FIRST), LENGTH).unwrap();
+    assert_eq!(space.seen(), Seen::default());
+}
