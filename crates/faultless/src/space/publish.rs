@@ -9,6 +9,7 @@ use super::{LimitError, Map, Space};
 use crate::address::PageRange;
 use crate::design::LockingDesign;
 use crate::host::{Host, OutOfMemory};
+use crate::page_cache::Hull;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Edited, RetiredList, full_fence, try_box};
 use crate::vma::tree::{Ranged, View};
@@ -162,8 +163,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<(TreeLock<'s>, Flags), Refused> {
         self.admit(&lock, &mut mapping, origin)?;
         let (range, flags) = (mapping.range, mapping.flags);
+        #[cfg(mutant = "hull_after_publication")]
+        let late = mapping.clone();
+        #[cfg(not(mutant = "hull_after_publication"))]
+        self.tell_file(&mapping);
         let lock = self.replace(work, lock, range, (&|_| None, &Some(mapping), joins), retired)?;
+        #[cfg(mutant = "hull_after_publication")]
+        self.tell_file(&late);
         Ok((lock, flags))
+    }
+
+    /// The file that `mapping` shows hears what it shows, and where, before anybody can find it: see `page_cache/mappings.rs`.
+    /// The file lists the space already, since mmap or fork. If the publication fails, the file believes too much, and nothing
+    /// is wrong.
+    fn tell_file(&self, mapping: &Mapping<H>) {
+        if let Backing::File { file, first } = &mapping.backing {
+            file.widen(self.id, &Hull::of(mapping.range, *first));
+        }
     }
 
     /// As [`Space::publish_new`] where nothing is mapped, or BUSY, with the host following.
