@@ -39,6 +39,8 @@ writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeb
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3
 evicts_dirty             | faultless-soft | loom_shared | eviction_against_writeback | invariant 9
+hull_after_publication   | faultless-soft | loom_shared | a_new_mapping_against_writeback | invariant 9
+hull_before_moves        | faultless-soft | loom_folios | truncation_against_remap | invariant 3
 truncation_ignores_claims | faultless-soft | loom_folios | truncation_against_ | invariant 3
 push_ignores_detach      | faultless-soft | loom_folios | a_page_that_becomes_idle_against_truncation | (on the list|invariant 11)
 failed_write_is_clean    | faultless-soft | loom_shared | a_failed_write_stays_dirty | invariant 9

@@ -72,7 +72,8 @@ fn mixed(number: u64) -> u64 {
 
 struct Item(PageRange, Life);
 
-impl Ranged for Item {
+// SAFETY: fields that nobody changes.
+unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.0
     }

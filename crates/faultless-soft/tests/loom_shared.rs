@@ -112,6 +112,44 @@ fn a_store_against_writeback_and_unmap() {
     });
 }
 
+/// A mapping appears where the file had none, and is stored through, while the page is written back: the walk sees that the
+/// space shows the page, or the store finds the page under writeback.
+#[test]
+fn a_new_mapping_against_writeback() {
+    model(2, || {
+        let (engine, file, kept, space) = stored(6);
+        let other = Space::new(&engine).unwrap();
+        let (mapper, mapped) = (other.clone(), file.clone());
+        let maps = spawn(1, move || {
+            let request = MapRequest::shared_file(&mapped, 0, PAGE_SIZE, READ_WRITE);
+            mapper.map(request.at(Placement::Fixed(at(1)))).expect("a mapping");
+        });
+        let stores = |value| {
+            matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
+                && other.try_store_u64(at(1), value).is_ok()
+        };
+        let first = stores(2);
+        file.handle().start_sync();
+        kept.end();
+        // If the writeback has missed the entry, this store makes nothing dirty.
+        let second = first && other.try_store_u64(at(1), 3).is_ok();
+        file.handle().start_sync();
+        kept.end();
+        let last = if second {
+            3
+        } else if first {
+            2
+        } else {
+            1
+        };
+        assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
+        maps.join().unwrap();
+        close(file);
+        drop(other);
+        end(&engine, space);
+    });
+}
+
 /// fsyncgate: a page whose write has failed is written by the next writeback, with what was stored since.
 #[test]
 fn a_failed_write_stays_dirty() {

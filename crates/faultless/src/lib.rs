@@ -109,12 +109,12 @@
 //! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
 //! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
 //! reservation keeps its page, range or claim for good, and others may wait for it for ever, but nothing is freed early.
-//! Code that implements an `unsafe trait` ([`host::Host`], [`host::PageTable`], [`host::FrameSource`], [`host::Slots`]), or calls an
+//! Code that implements an `unsafe trait` ([`host::Host`], [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
+//! [`vma::tree::Ranged`]), or calls an
 //! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
 //! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
 //! safe calls.
-//! Not covered: a [`vma::tree::Tree`] of one's own whose items change their range ([`vma::tree::Ranged`]), or that is given
-//! unsorted items. An engine's tree gets neither.
+//! Not covered: a [`vma::tree::Tree`] of one's own that is given unsorted items. An engine's tree gets none.
 //!
 //! | module with unsafe code | relies on | guaranteed by |
 //! |---|---|---|

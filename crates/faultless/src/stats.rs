@@ -46,6 +46,8 @@ counters! {
     Evictions = "evictions",
     /// Folios that eviction looked at, whatever came of it.
     EvictionLooks = "eviction_looks",
+    /// Mappings that writeback, truncation and holes looked at, to find those that show a page of the file.
+    RmapLooks = "rmap_looks",
     /// Time faults waited for I/O.
     IoWait = "io_wait_ns",
     /// Times that page or range work met an entry's bit and had to wait.

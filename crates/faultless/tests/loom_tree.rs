@@ -12,7 +12,8 @@ struct Item {
     life: Life,
 }
 
-impl Ranged for Item {
+// SAFETY: fields that nobody changes.
+unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.range
     }

@@ -47,7 +47,8 @@ struct Item {
     sum: u64,
 }
 
-impl Ranged for Item {
+// SAFETY: fields that nobody changes.
+unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.range
     }

@@ -20,7 +20,9 @@ struct Vma {
     life: Life,
 }
 
-impl Ranged for Vma {
+// SAFETY: fields that nobody changes.
+#[allow(unsafe_code)]
+unsafe impl Ranged for Vma {
     fn range(&self) -> PageRange {
         self.range
     }

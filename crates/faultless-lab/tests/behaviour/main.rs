@@ -12,9 +12,9 @@ mod locks;
 mod merging;
 mod moves;
 mod pins;
-
 mod refresh;
 mod remote;
+mod reverse_map;
 mod shared;
 mod stand;
 mod tables;

@@ -23,8 +23,9 @@ mod writers;
 pub(crate) use account::{Account, Full, Miss};
 pub use account::{FolioLock, Pin};
 pub use handle::{FileError, FileHandle, FileRights};
+pub(crate) use mappings::Hull;
 
-use crate::address::PAGE_SIZE;
+use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::Engine;
 use crate::errno;
 use crate::frame::{Eviction, Reference, Refused};
@@ -60,11 +61,17 @@ fn frame_of(word: u64) -> Option<Frame> {
 /// A space that may map pages of a file; what truncation needs to know of it.
 pub(crate) trait Maps: Send + Sync {
     /// Takes away every page of `pages` that the space shows of file `file`, and every copy made of a page of `copies`.
-    fn drop_pages_of(&self, file: u64, pages: Range<u64>, copies: Range<u64>);
+    /// `shown` tells, as of when it is called, within which addresses the space may show the file.
+    fn drop_pages_of(
+        &self,
+        file: u64,
+        pages_and_copies: [Range<u64>; 2],
+        shown: &dyn Fn() -> Option<PageRange>,
+    );
 
     /// Takes the write right away from every entry that maps a folio of `pages` of file `file` that is under writeback.
-    /// When it returns, no processor stores into these.
-    fn protect_pages_of(&self, file: u64, pages: Range<u64>);
+    /// When it returns, no processor stores into these. `shown`: as above.
+    fn protect_pages_of(&self, file: u64, pages: Range<u64>, shown: &dyn Fn() -> Option<PageRange>);
 }
 
 impl dyn Maps {
@@ -498,14 +505,31 @@ impl<H: Host> File<H> {
         self.spaces.living(&self.engine)
     }
 
-    /// The first space behind number `last`.
-    fn space_after(&self, last: Option<u64>) -> Option<(u64, Weak<dyn Maps>)> {
-        self.spaces.after(&self.engine, last)
+    /// Calls `f` for every space that may show one of `pages`, upwards by number; and with what tells, when it is called,
+    /// within which addresses. The state of the pages has been changed before.
+    fn each_space(
+        &self,
+        pages: Range<u64>,
+        f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
+    ) {
+        self.spaces.each(&self.engine, &pages, |id, space| {
+            f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
+        });
     }
 
-    /// Adds a space before its first page of this file can be mapped. `id` grows with each space made.
-    pub(crate) fn register(&self, id: u64, space: Weak<dyn Maps>) -> Result<(), OutOfMemory> {
-        self.spaces.register(&self.engine, id, space)
+    /// Lists a space, if it is not there, and lets it show what is in `hull`. `id` grows with each space made.
+    pub(crate) fn register(
+        &self,
+        id: u64,
+        space: impl FnOnce() -> Weak<dyn Maps>,
+        hull: &Hull,
+    ) -> Result<(), OutOfMemory> {
+        self.spaces.register(&self.engine, id, space, hull)
+    }
+
+    /// Lets space `id`, which is listed, show what is in `hull`: called before a mapping of it can be seen.
+    pub(crate) fn widen(&self, id: u64, hull: &Hull) {
+        self.spaces.widen(&self.engine, id, hull);
     }
 }
 

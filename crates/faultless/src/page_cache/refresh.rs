@@ -117,7 +117,7 @@ impl<H: Host> File<H> {
         let (Some(first), Some(last)) = (pages().min(), pages().max()) else { return };
         // Partner: the fence after the bit in page work.
         full_fence();
-        self.each_space(|space| space.drop_pages_of(self.id, first..last + 1, 0..0));
+        self.drop_everywhere(first..last + 1, 0..0);
         for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
             let is_dirty = self.engine.folio(pin.frame()).is_dirty();
             if is_dirty && !cfg!(mutant = "refresh_drops_late_stores") && self.put_back(page, &pin) {

@@ -15,7 +15,7 @@
 use super::account::{LOOKS, Miss};
 use super::index;
 use super::writers::Removing;
-use super::{File, FileError, FolioLock, Maps, Pin, frame_of};
+use super::{File, FileError, FolioLock, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::Engine;
 use crate::frame::Reference;
@@ -166,7 +166,14 @@ impl<H: Host> File<H> {
         self.cuts.fetch_add(1, Ordering::AcqRel);
         fence_after_rmw();
         let first_copy = length.div_ceil(PAGE_SIZE);
-        self.each_space(|space| space.drop_pages_of(self.id, first..u64::MAX, first_copy..u64::MAX));
+        self.drop_everywhere(first..u64::MAX, first_copy..u64::MAX);
+    }
+
+    /// Takes `pages`, which are detached, from every space, and copies of `copies`, which are some of them.
+    pub(super) fn drop_everywhere(&self, pages: Range<u64>, copies: Range<u64>) {
+        self.each_space(pages, |space, pages, shown| {
+            space.drop_pages_of(self.id, [pages, copies.clone()], shown);
+        });
     }
 
     /// Calls `f` for every page of `pages` that is in memory.
@@ -199,17 +206,6 @@ impl<H: Host> File<H> {
             lock.0.wait_for_write(&|| false);
             if self.has_in_index(page, lock.0.frame()) {
                 return Some(lock);
-            }
-        }
-    }
-
-    /// Calls `f` for every space that maps the file, in the order of first mapping.
-    pub(super) fn each_space(&self, f: impl Fn(&dyn Maps)) {
-        let mut last = None;
-        while let Some((id, space)) = self.space_after(last) {
-            last = Some(id);
-            if let Some(space) = space.upgrade() {
-                f(&*space);
             }
         }
     }
@@ -272,7 +268,7 @@ impl<H: Host> File<H> {
         let removing = self.begin_removing(hole);
         self.each_attached(pages.clone(), |page, frame| self.detach(page, frame));
         full_fence();
-        self.each_space(|space| space.drop_pages_of(self.id, pages.clone(), 0..0));
+        self.drop_everywhere(pages, 0..0);
         drop(forbidden);
         Ok(removing)
     }

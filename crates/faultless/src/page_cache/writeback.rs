@@ -297,7 +297,9 @@ impl<H: Host> File<H> {
         // Partner: the fence after the bit in page work.
         full_fence();
         #[cfg(not(mutant = "writeback_keeps_rights"))]
-        self.each_space(|space| space.protect_pages_of(self.id, first..last + 1));
+        self.each_space(first..last + 1, |space, pages, shown| {
+            space.protect_pages_of(self.id, pages, shown);
+        });
         let _ = (first, last);
         for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
             self.submit_write(page, pin);

@@ -11,6 +11,7 @@ use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::frame::{MAX_SAME_PAGE, Share};
 use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::page_cache::Hull;
 use crate::protection::Sharing;
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
@@ -116,8 +117,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mapping = Mapping { anon: None, flags, ..mapping };
             // CVE-2024-27022: linked before it is set up, and found by a truncation that is under way.
             #[cfg(mutant = "fork_links_early")]
-            if let Backing::File { file, .. } = &mapping.backing {
-                file.register(0, child.as_maps())?;
+            if let Backing::File { file, first } = &mapping.backing {
+                file.register(0, || child.as_maps(), &Hull::of(mapping.range, *first))?;
             }
             copies.push(try_box(Vma::new(mapping)?)?);
         }
@@ -130,8 +131,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         (map.limits, map.heap) = (lock.limits, lock.heap);
         #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {
-            if let Backing::File { file, .. } = &vma.mapping().backing {
-                file.register(child.0.id, child.as_maps())?;
+            if let Backing::File { file, first } = &vma.mapping().backing {
+                file.register(child.0.id, || child.as_maps(), &Hull::of(vma.range(), *first))?;
             }
         }
         Ok(map)

@@ -11,7 +11,7 @@ use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, V
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
-use crate::page_cache::{File, FileHandle, FileRights};
+use crate::page_cache::{File, FileHandle, FileRights, Hull};
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Shared};
 use crate::vma::tree::{Ranged, View};
@@ -329,7 +329,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
                 let bytes = asked.pages() * PAGE_SIZE;
                 let file = File::in_memory(&self.engine, bytes)?;
-                file.register(self.id, handle.as_maps())?;
+                file.register(self.id, || handle.as_maps(), &Hull::EMPTY)?;
                 (Backing::File { file, first: 0 }, Sharing::Shared)
             }
             Source::Handle { handle: by, first, sharing } => {
@@ -357,8 +357,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 if request.flags.contains(Flags::GROWS_DOWN) {
                     return Err(MapError::GrowingFile);
                 }
-                // Before its first page can be mapped.
-                file.register(self.id, handle.as_maps())?;
+                // What it shows, and where, the file hears when that is known: see `publish_new`.
+                file.register(self.id, || handle.as_maps(), &Hull::EMPTY)?;
                 (Backing::File { file, first }, sharing)
             }
         };

@@ -10,6 +10,7 @@ use super::{LimitError, Map, Space};
 use crate::address::PageRange;
 use crate::design::LockingDesign;
 use crate::host::{Host, OutOfMemory};
+use crate::page_cache::Hull;
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Edited, full_fence, try_box};
 use crate::vma::tree::{Ranged, View};
@@ -160,7 +161,13 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     ) -> Result<(TreeLock<'a>, Flags), Refused> {
         self.space.admit(&lock, &mut mapping, origin)?;
         let (range, flags) = (mapping.range, mapping.flags);
+        #[cfg(mutant = "hull_after_publication")]
+        let late = mapping.clone();
+        #[cfg(not(mutant = "hull_after_publication"))]
+        self.space.tell_file(&mapping);
         let lock = self.replace(lock, range, (&|_| None, &Some(mapping), joins))?;
+        #[cfg(mutant = "hull_after_publication")]
+        self.space.tell_file(&late);
         Ok((lock, flags))
     }
 
@@ -242,6 +249,15 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// The file that `mapping` shows hears what it shows, and where, before anybody can find it: see `page_cache/mappings.rs`.
+    /// The file lists the space already, since mmap or fork. If the publication fails, the file believes too much, and nothing
+    /// is wrong.
+    fn tell_file(&self, mapping: &Mapping<H>) {
+        if let Backing::File { file, first } = &mapping.backing {
+            file.widen(self.id, &Hull::of(mapping.range, *first));
+        }
+    }
+
     /// Whether `mapping` may come, in the place of what is mapped there; gives it the flags that mlockall wants. The one place
     /// that asks. It is in the step that publishes: mlockall and exit say first what they want, and then come to everything
     /// that is mapped, so that they come to this mapping, or it comes here after them.

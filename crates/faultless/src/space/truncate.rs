@@ -7,6 +7,7 @@ use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, Frame, Host, PageTable};
 use crate::page_cache::Maps;
+use crate::stats::Counter;
 use crate::vma::Vma;
 use crate::vma::tree::Ranged;
 use core::ops::Range;
@@ -15,9 +16,14 @@ use core::ops::Range;
 const CLAIMS: usize = 16;
 
 impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
-    fn drop_pages_of(&self, file: u64, pages: Range<u64>, copies: Range<u64>) {
+    fn drop_pages_of(&self, file: u64, gone: [Range<u64>; 2], shown: &dyn Fn() -> Option<PageRange>) {
+        #[cfg(mutant = "hull_before_moves")]
+        let Some(early) = shown() else { return };
+        // Asked for the addresses after this: a page that has moved already is within them, and a later move is counted.
         let moves = self.map.lock_by(&*self.engine).moves;
-        self.drop_mapped_pages_of(file, (&pages, &copies), |_| true);
+        #[cfg(not(mutant = "hull_before_moves"))]
+        let Some(early) = shown() else { return };
+        self.drop_mapped_pages_of(file, &gone, early, |_| true);
         // Range work that had published a hole over such a page before we looked has swept it when it lets go. It has claimed
         // its range before we ask here. What claims a range later finds that we have been there: it is not waited for, and
         // does not wait for us.
@@ -30,18 +36,21 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
             // moves. Nobody is at work on a mapping that is busy all the same: it has no pages.
             let mut call = self.change_nothing();
             drop(call.take(self.whole()));
-            self.drop_mapped_pages_of(file, (&pages, &copies), |vma| !vma.is_busy());
+            if let Some(shown) = shown() {
+                self.drop_mapped_pages_of(file, &gone, shown, |vma| !vma.is_busy());
+            }
         }
     }
 
-    fn protect_pages_of(&self, file: u64, pages: Range<u64>) {
-        self.each_showing(file, &pages, |_| true, |range| self.protect_entries(range, file));
+    fn protect_pages_of(&self, file: u64, pages: Range<u64>, shown: &dyn Fn() -> Option<PageRange>) {
+        let Some(shown) = shown() else { return };
+        self.each_showing(file, (&pages, shown), |_| true, |range| self.protect_entries(range, file));
         // What moves meanwhile has lost the right by that.
         // Not waited for, since who waits for us may hold what they need. Range work that has published a hole over such a
         // page has its entry still, and what it has taken out a processor may use until it invalidates; it claims its range
         // until then. What claims a range from now on finds the entries without the right.
         if !cfg!(mutant = "writeback_ignores_claims") {
-            self.protect_claimed(file);
+            self.protect_claimed(file, shown);
         }
     }
 }
@@ -50,10 +59,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn drop_mapped_pages_of(
         &self,
         file: u64,
-        (pages, copies): (&Range<u64>, &Range<u64>),
+        [pages, copies]: &[Range<u64>; 2],
+        shown: PageRange,
         wanted: impl Fn(&Vma<H, D>) -> bool,
     ) {
-        self.each_showing(file, pages, wanted, |range| {
+        self.each_showing(file, (pages, shown), wanted, |range| {
             let mut removed = Removed::new(self);
             self.each_leaf_part(range, |part| {
                 for page in part.iter() {
@@ -68,7 +78,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and invalidates once.
-    fn protect_claimed(&self, file: u64) {
+    /// Outside of `shown` is no entry of the file that has the right, and no processor uses one that was there.
+    fn protect_claimed(&self, file: u64, shown: PageRange) {
         let (mut next, mut end, mut all) = (Some(0), None, None::<PageRange>);
         while let Some(from) = next {
             let mut few = [None; CLAIMS];
@@ -79,7 +90,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             // Many may wait for one range: it is looked at once for all of them.
             few.sort_unstable_by_key(|range| range.map(PageRange::start));
             let mut hull = None::<PageRange>;
-            for range in few.into_iter().flatten().filter_map(|range| range.intersection(self.whole())) {
+            for range in few.into_iter().flatten().filter_map(|range| range.intersection(shown)) {
                 all = Some(all.map_or(range, |all| all.hull(range)));
                 hull = match hull {
                     Some(hull) if hull.overlaps(range) => Some(hull.hull(range)),
@@ -96,19 +107,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Calls `f` for the range of every mapping that shows one of `pages` of the file, by value: the mapping may be gone
-    /// when one comes to its pages.
+    /// Calls `f` for the range of every mapping within `within` that shows one of `pages` of the file, by value: the mapping
+    /// may be gone when one comes to its pages.
     fn each_showing(
         &self,
         file: u64,
-        pages: &Range<u64>,
+        (pages, within): (&Range<u64>, PageRange),
         wanted: impl Fn(&Vma<H, D>) -> bool,
         f: impl Fn(PageRange),
     ) {
-        let mut from = PageNumber::new(0);
+        let mut from = within.start();
+        let mut looks = 0;
         loop {
             let section = self.engine.enter();
-            let next = self.tree.view(&section).from(from).find_map(|vma| {
+            let is_within = |vma: &&Vma<H, D>| vma.range().start() < within.end();
+            let next = self.tree.view(&section).from(from).take_while(is_within).find_map(|vma| {
+                looks += 1;
                 let range = vma.range();
                 let (mapped, page) = vma.mapping().file_page(range.start())?;
                 let start = range.start().checked_add(pages.start.saturating_sub(page))?;
@@ -123,6 +137,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             from = end;
             f(shown);
         }
+        self.engine.counters().add(Counter::RmapLooks, looks);
     }
 
     /// Calls `f` for the parts of `range` that have a leaf table.

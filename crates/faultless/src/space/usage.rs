@@ -11,7 +11,11 @@ use crate::vma::Flags;
 use alloc::vec::Vec;
 
 /// A mapping and its pages, in bytes. As in Linux's smaps, a page of a file is dirty in every mapping of it from the first
-/// store on, through whichever mapping or handle, until a write of it begins. The pages of a file in memory are dirty always.
+/// store on, through whichever mapping or handle, until a write of it begins.
+///
+/// Differs from Linux: the pages of a file in memory, shared anonymous memory included, are dirty always. Linux 6.18 counts a
+/// page of tmpfs that was only read as clean, and as dirty from the first
+/// store or write on, for ever. The sum of both is the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingUsage {
     /// The mapping.

@@ -6,6 +6,7 @@ use super::threads::Pool;
 use super::threads::survive;
 use super::{Bytes, Store, StoreError, Transfer};
 use crate::address::PAGE_SIZE;
+use rustix::fs::{OFlags, fcntl_getfl};
 #[cfg(target_os = "linux")]
 use rustix::io::Errno;
 use std::fmt;
@@ -123,9 +124,16 @@ impl FileStore {
     /// A file that is open already. Its errors name it "(open file)".
     ///
     /// # Errors
-    /// [`OpenError`]; whether the file may be read or written shows only when that is tried.
+    /// [`OpenError`]; [`OpenError::NoPermission`] if it was opened to write only. Whether it may be written shows only when
+    /// that is tried.
     pub fn from_file(file: File) -> Result<Self, OpenError> {
-        Self::checked(Path::new("(open file)"), "read", file)
+        let path = Path::new("(open file)");
+        // Of a file whose flags cannot be had the first read tells.
+        let mode = fcntl_getfl(&file).map(|flags| flags & OFlags::RWMODE);
+        if mode == Ok(OFlags::WRONLY) {
+            return Err(refused_to_open(path, "read", ErrorKind::PermissionDenied.into()));
+        }
+        Self::checked(path, "read", file)
     }
 
     fn checked(path: &Path, access: &'static str, file: File) -> Result<Self, OpenError> {
@@ -335,6 +343,17 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::mpsc::Receiver;
     use std::time::Duration;
+
+    /// Before, the first read failed.
+    #[test]
+    fn an_open_file_that_may_only_be_written_is_refused() {
+        let named = file(PAGE);
+        let open = |options: &mut fs::OpenOptions| FileStore::from_file(options.open(named.path()).unwrap());
+        let refused = open(fs::OpenOptions::new().write(true)).unwrap_err();
+        assert!(matches!(refused, OpenError::NoPermission { access: "read", .. }), "{refused}");
+        open(fs::OpenOptions::new().read(true)).unwrap();
+        open(fs::OpenOptions::new().read(true).write(true)).unwrap();
+    }
 
     fn file(length: usize) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();

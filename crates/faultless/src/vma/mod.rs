@@ -234,7 +234,8 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
     }
 }
 
-impl<H: Host, D: LockingDesign> Ranged for Vma<H, D> {
+// SAFETY: a VMA is immutable but for its record and its locks.
+unsafe impl<H: Host, D: LockingDesign> Ranged for Vma<H, D> {
     fn range(&self) -> PageRange {
         self.mapping.range
     }

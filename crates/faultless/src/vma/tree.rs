@@ -34,12 +34,20 @@ use leaf::LeafRef;
 use node::{Kind, Link, NodeRef};
 
 /// What a tree holds.
-pub trait Ranged {
-    /// The pages it covers: always the same ones.
+///
+/// # Safety
+/// The tree places an item, and finds it again to free it, by its answers: of an item whose range changes it would free one
+/// that readers still have, or read memory that holds none. So, for as long as the item lives:
+/// * [`Ranged::range`] always returns the same pages.
+/// * [`Ranged::life`] always returns the item's own mark, which no other item has.
+/// * [`Ranged::keeps_something`] always returns the same.
+/// * No method panics.
+pub unsafe trait Ranged {
+    /// The pages it covers.
     fn range(&self) -> PageRange;
     /// The mark that a reader touches before it gets the item.
     fn life(&self) -> &Life;
-    /// Whether the next two are to be called. Always the same.
+    /// Whether the next two are to be called.
     fn keeps_something(&self) -> bool {
         false
     }

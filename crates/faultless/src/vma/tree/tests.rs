@@ -17,7 +17,8 @@ struct Item {
     _alive: Arc<()>,
 }
 
-impl Ranged for Item {
+// SAFETY: fields that nobody changes.
+unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.range
     }
