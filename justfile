@@ -1,4 +1,4 @@
-# One recipe a check; CI calls the same. `just --list` shows them.
+# One recipe a check. CI (`.ci/run`) runs the same checks by commands of its own. `just --list` shows them.
 
 # The main job: a first comparison.
 compare *ARGS:
@@ -64,7 +64,7 @@ asan:
 
 # Ten minutes of `compare` with 16 threads: no wrong byte, no torn child, no leaked frame.
 soak:
-    cargo run --release -- compare --threads 16 --seconds 300
+    cargo run --release -- compare --threads 16 --seconds 100
 
 # Ten minutes of real memory: 4 threads touch it at random, a fifth discards, protects and snapshots it; every byte is checked.
 soak-real *ARGS:

@@ -49,6 +49,8 @@ asks_before_the_number   | faultless-soft | loom_shared | a_miss_beside_a_punch 
 resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14
+frame_not_zeroed         | faultless-soft | first_touch | a_frame_that_is_used_again | invariant 4
+resume_over_guard        | faultless-soft | first_touch | a_fault_that_waited | a page came where a guard is
 sync_passes_a_refresh    | faultless-soft | loom_files | a_sync_beside_reading_anew | invariant 9
 late_ends_are_clean      | faultless-soft | loom_files | a_flush_that_fails | invariant 9
 writes_ignore_removals   | faultless-soft | loom_files | a_write_of_two_pages | invariant 14

@@ -238,7 +238,7 @@ fn a_million_of_each_end_where_they_began() {
     end_where_they_began(250);
 }
 
-/// B12: 500 threads that have unmapped all they had kept 160 MB of leaf tables.
+/// Before: 500 threads that have unmapped all they had kept 160 MB of leaf tables.
 #[test]
 fn threads_that_retire_little_keep_little() {
     const THREADS: u64 = 500;

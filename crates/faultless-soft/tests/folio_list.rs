@@ -70,7 +70,7 @@ fn assert_nothing_is_left(engine: &Engine<Soft>) {
     assert_eq!((engine.idle_folios(), engine.cached_pages(), engine.frame_usage().used), (0, 0, 1));
 }
 
-/// B10: without memory pressure nothing took a page out of the queue, and its entry kept the file's memory.
+/// Before: without memory pressure nothing took a page out of the queue, and its entry kept the file's memory.
 #[test]
 fn a_hundred_thousand_files_that_were_read_and_dropped_leave_nothing() {
     let engine = engine(64);
@@ -85,7 +85,7 @@ fn a_hundred_thousand_files_that_were_read_and_dropped_leave_nothing() {
     assert_eq!(Arc::strong_count(&ones), 1, "a file that is gone keeps its store");
 }
 
-/// B11: each round left an entry.
+/// Before: each round left an entry.
 #[test]
 fn rounds_of_reads_and_holes_or_cuts_leave_nothing() {
     let engine = engine(64);
@@ -120,7 +120,7 @@ fn looks_until_no_memory(engine: &Arc<Engine<Soft>>) -> (u64, u64) {
     (first - before, looks() - first)
 }
 
-/// B18: each failed fault looked at all pages two hundred times.
+/// Before: each failed fault looked at all pages two hundred times.
 #[test]
 fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
     const PAGES: u64 = 4000;
@@ -143,7 +143,7 @@ fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
     assert_eq!((engine.idle_folios(), engine.cached_pages()), (0, PAGES - 100));
 }
 
-/// B18: a page that was idle once and is mapped again stands in the list; it is looked at once, and not again.
+/// Before: a page that was idle once and is mapped again stands in the list; it is looked at once, and not again.
 #[test]
 fn a_page_that_is_found_in_use_is_looked_at_once() {
     const PAGES: u64 = 4000;

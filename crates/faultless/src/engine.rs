@@ -86,13 +86,14 @@ impl<H: Host> Engine<H> {
         self.host.frames().usage()
     }
 
-    /// Pages of files in memory now.
+    /// How many pages of files are in the page cache. Pages of files without a store ([`File::in_memory`](crate::File::in_memory))
+    /// are not counted.
     pub fn cached_pages(&self) -> u64 {
         self.cache.cached()
     }
 
-    /// Pages of files in memory that nobody uses, which eviction may take; and those that have come into use again since
-    /// eviction last looked at them. Pages of files in memory only are not among them.
+    /// How many folios are on the list of idle folios: cached pages that nobody uses, and pages that came into use again after
+    /// eviction last looked at them. Files without a store have none there.
     pub fn idle_folios(&self) -> u64 {
         self.cache.idle.length(self)
     }
@@ -215,6 +216,9 @@ impl<H: Host> Engine<H> {
     // ---- sleeping
 
     /// In debug builds: the calling thread is in no section, so it has announced nothing. Invariant 1.
+    ///
+    /// # Panics
+    /// In debug builds, if it is in one.
     #[inline]
     pub fn assert_may_sleep(&self, doing: &str) {
         #[cfg(debug_assertions)]
@@ -229,6 +233,9 @@ impl<H: Host> Engine<H> {
     /// [`Held`]. Called right before it touches memory that a caller gave, which `doing` names: on a host with real memory
     /// the access can fault, and the fault path needs what the thread holds. Pins are not counted: they are values that a
     /// caller may keep. A function that takes one lets it go before it calls this. Invariant 13.
+    ///
+    /// # Panics
+    /// In debug builds, if it is in a section or holds one of these.
     #[inline]
     #[track_caller]
     pub fn assert_holds_nothing(&self, doing: &str) {
@@ -236,7 +243,8 @@ impl<H: Host> Engine<H> {
         Held::assert_none(doing);
     }
 
-    /// Sleeps on `key` while `blocked` says so, and counts the time.
+    /// Sleeps on `key` until `blocked` returns false, and adds the nanoseconds to `counter`. Whoever makes it false then calls
+    /// the park's `wake_all(key)`. The caller is in no section of this engine (debug builds panic).
     pub fn park_until(&self, counter: Counter, key: usize, mut blocked: impl FnMut() -> bool) {
         self.assert_may_sleep(counter.name());
         if !blocked() {
@@ -265,7 +273,7 @@ impl<H: Host> Engine<H> {
         self.host.sections().each_waits_on(|key| self.host.park().wake_all(key));
     }
 
-    /// Takes a lock that is held for a few instructions.
+    /// Takes a lock that is held for a few instructions. The caller is in no section of this engine (debug builds panic).
     pub fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         self.assert_may_sleep("a lock");
         mutex.lock()
@@ -289,7 +297,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Waits until every section that was entered before has ended.
+    /// Waits until every section that was entered before has ended. The caller is in no section of this engine (debug builds
+    /// panic).
     pub fn grace(&self) {
         self.assert_may_sleep("a grace period");
         self.timed(Counter::GraceWait, |wait| self.host.sections().grace(self.host.barrier(), wait));
@@ -346,7 +355,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Frees everything retired so far, by all threads; waits for a grace period if there is something.
+    /// Frees everything retired so far, by all threads; waits for a grace period if there is something. The caller is in no
+    /// section of this engine (debug builds panic), and holds nothing that the drop of a retired file or mapping may need.
     pub fn flush(&self) {
         self.flush_if(false);
     }

@@ -32,7 +32,7 @@ use crate::sync::plain;
 #[derive(Debug, Default)]
 #[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
 pub struct Folio {
-    /// Atomic; who writes what is said at each method.
+    /// Atomic. Each method states who may write.
     word: AtomicU64,
     /// The anonymous record or the file the page belongs to. Written by whoever has the frame alone, and by page
     /// work under the bit; a check reads it.

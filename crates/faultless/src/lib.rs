@@ -34,7 +34,8 @@
 //!
 //! # Where each call is
 //!
-//! All in `space/`, one verb a file; `range_work.rs` is what those that change mappings share.
+//! All in `space/`, one verb a file. Those that change mappings share `range_change.rs` (what a call holds, and the order in
+//! which it lets go) and `range_work.rs` (the steps).
 //!
 //! | call | file |
 //! |---|---|
@@ -51,13 +52,14 @@
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
 //! | what a space may use | `limits.rs` |
 //! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `truncate.rs` |
+//! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
 //!
 //! mremap moves pages by their entries. While they are on their way the mapping says so at both places, and page work that
-//! meets it waits, as it does for what is mapped over something (`moving.rs` has the steps).
+//! meets it waits, as it does for a mapping placed over an existing one (MAP_FIXED; `moving.rs` has the steps).
 //!
-//! Each call's errors name what they are about, and have Linux's number by their `errno`. Flags that Linux refuses as unknown
-//! cannot be said here where an enumeration stands for them; where a set of bits does, bits that are none of it are refused
-//! ([`AddressSpace::sync`], [`AddressSpace::remap`], [`AddressSpace::lock_all`]) or, of mmap's, not looked at.
+//! Each call has an error type of its own, which names the address or range and gives Linux's number by `errno`. Where an
+//! argument is an enumeration, unknown flags cannot be passed. Where it is a set of bits, unknown bits are refused
+//! ([`AddressSpace::sync`], [`AddressSpace::remap`], [`AddressSpace::lock_all`]); mmap ignores them.
 //!
 //! # Words
 //!
@@ -72,7 +74,7 @@
 //! # Lock order
 //!
 //! ```text
-//! a file's length, taken to change it, or for a hole  sleeps: until transfers of what goes have ended; the store is asked
+//! a file's length: a change, a hole, reading anew     sleeps: until transfers of what goes have ended; the store is asked
 //!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
 //! a design's own lock (none in the default design)
 //!   a range taken                                     sleeps: other range work on the same pages
@@ -80,8 +82,11 @@
 //!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
-//! a file's removal lock, the list of idle folios, the park's buckets    leaves: nothing is taken under them
+//! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
+//! folios; a slot's list of retired things; the park's buckets. A handle's account is taken before its file's errors.
 //! ```
+//! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there.
+//!
 //! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
 //! it at every place that may sleep ([`Engine::assert_may_sleep`]). Whoever drops the last use of a file's page may be in a
 //! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for.
@@ -110,7 +115,7 @@
 //! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
 //! reservation keeps its page, range or claim for good, and others may wait for it for ever, but nothing is freed early.
 //! Code that implements an `unsafe trait` ([`host::Host`], [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
-//! [`vma::tree::Ranged`]), or calls an
+//! [`sync::Stable`], [`vma::tree::Ranged`]), or calls an
 //! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
 //! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
 //! safe calls.
@@ -124,7 +129,8 @@
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
-//! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index |
+//! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
+//! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
 //! | `store/mod.rs` | the memory of a transfer | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |
 //!

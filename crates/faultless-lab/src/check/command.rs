@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Paragraphs are one line each: clap breaks them as wide as the terminal is.
 const AFTER: &str = "\
-Both sides begin with an empty window of 128 pages and the same two files. After each operation they have to say the \
+Both sides begin with an empty window of 128 pages and five files with the same bytes. After each operation they have to say the \
 same: the result or the error number, the signal with its code and address, the bytes that were loaded, and the map of \
 the window (start, end, rights, sharing, file, offset). After every 64th all bytes of the window are compared, and the \
 map's flags. A thousand operations make an episode, which has a seed of its own.

@@ -31,7 +31,7 @@ fn others<S: Stand, D: LockingDesign>(file: &Shared<File<S>>, space: &Space<S, D
     }
 }
 
-/// B20: each space was looked through from its first mapping to its last.
+/// Before: each space was looked through from its first mapping to its last.
 fn walks_look_at_no_mapping_of_other_files<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (real, other) = (Real::new(&machine, 4), machine.file(4));

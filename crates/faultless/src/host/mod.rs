@@ -297,7 +297,7 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     }
 }
 
-/// What becomes of an entry in [`PageTable::unshare`].
+/// What [`PageTable::unshare`] did with one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It is copied.

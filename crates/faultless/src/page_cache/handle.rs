@@ -70,8 +70,9 @@ impl FileError {
     }
 }
 
-/// An open file: what a descriptor is. It is told once of each time that writeback failed, however often others have
-/// been; of what failed before it was opened, only if nobody has been told.
+/// An open file: what a descriptor is. Each handle has its own account of errors. [`FileHandle::sync`] returns the last failure
+/// since this handle was last told; several failures in between are told as one. A failure from before the handle was opened is
+/// told only if nobody has been told of it.
 ///
 /// Dropping it starts nothing and waits for nothing: [`FileHandle::sync`] is the promise.
 pub struct FileHandle<H: Host> {
@@ -88,7 +89,7 @@ impl<H: Host> FileHandle<H> {
         &self.file
     }
 
-    /// What it was opened for, and the file too.
+    /// The rights that both the handle and its file were opened with.
     pub fn rights(&self) -> FileRights {
         match self.file.writable {
             true => self.rights,
@@ -140,7 +141,8 @@ impl<H: Host> FileHandle<H> {
         Ok(result?)
     }
 
-    /// Starts to write all that is dirty, and waits for nothing (sync_file_range). Errors are told by the next
+    /// Starts to write dirty pages, and waits for no I/O (sync_file_range). Passes over pages that are locked, are being written,
+    /// or lie where the file is being cut, punched or read anew; these stay dirty. Errors are told by the next
     /// [`FileHandle::sync`].
     pub fn start_sync(&self) {
         self.file.start_writeback(0..index::PAGES);
@@ -155,10 +157,10 @@ impl<H: Host> FileHandle<H> {
         self.file.set_store_length(length)
     }
 
-    /// As [`File::punch_hole`].
+    /// Makes zeros of `length` bytes from byte `offset` on: see [`File::punch_hole`].
     ///
     /// # Errors
-    /// [`FileError`].
+    /// As [`File::punch_hole`], and [`FileError::NotWritable`] if the handle may not write. The file is as before.
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.punch_hole(offset, length)
@@ -178,8 +180,8 @@ impl<H: Host> File<H> {
         FileHandle { file, rights, seen: Mutex::new(seen) }
     }
 
-    /// As [`FileHandle::sync`], with the account that the file's mappings have together: what msync was told of is not told
-    /// here, and the other way.
+    /// Writes and flushes as [`FileHandle::sync`]. It reports by the account that it shares with msync: a failure that one of
+    /// them has told, the other does not tell again.
     ///
     /// # Errors
     /// [`FileError::Store`].

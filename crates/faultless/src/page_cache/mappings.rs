@@ -20,13 +20,13 @@
 //!
 //! A mapping may also come with pages: by mremap or by fork.
 //!
-//! * mremap shows the same pages of the file as before, so the pages' hull has them already. The new addresses may lie
-//!   outside of the hull that a walk has read. Truncation reads how many moves the space has seen first, and the hull then: a
-//!   move that it has not counted has grown the hull before; one that comes later it counts, and looks again with the whole
-//!   space taken. Writeback needs no second look: mremap takes the write right from what it moves.
-//! * fork gives a child pages of its parent only. A child has a higher number, and a walk goes upwards. If fork has taken
-//!   the parent before truncation ends there, truncation waits for it, and the child is listed with its full hulls. If fork
-//!   comes later, or the parent is passed over, the parent has no such page to give. Fork gives no write right away.
+//! * mremap shows the same file pages, so the pages' hull covers them already. The new addresses may lie outside of the hull
+//!   that a walk has read. So truncation reads the space's number of moves first, and the hull second. If a move was counted
+//!   before that, its addresses are in the hull. If the number has changed at the end, truncation looks again, with the whole
+//!   space taken. Writeback needs no second look: mremap takes the write right from the entries that it moves.
+//! * fork gives a child only pages of its parent. The child has a higher number, and a walk goes upwards. If fork took the
+//!   parent before truncation finished with it, truncation waits for fork, and the child is listed with full hulls. If fork
+//!   comes later, the parent has no such page left. fork gives no write right.
 //!
 //! The other direction: no entry of a page of the file was ever outside of the hulls. So a space that is passed over has no
 //! entry, no old translation and no claim that matters; within a space, only claims within the hull of addresses do.

@@ -101,7 +101,7 @@ pub struct File<H: Host> {
     /// Written while `resizing` is taken.
     length: AtomicU64,
     index: Index,
-    /// Taken while the length changes or a hole is punched.
+    /// Taken while the length changes, a hole is punched or pages are read anew.
     resizing: Ranges<()>,
     /// The bytes of the store, which may be longer than the file while a write makes both longer. Read and written while
     /// `resizing` is taken.
@@ -129,7 +129,8 @@ impl<H: Host> File<H> {
     /// The file that `store` holds, to be read only: shared mappings of it cannot be writable.
     ///
     /// # Errors
-    /// What the store says of its length.
+    /// [`StoreError`]: the store cannot tell its length; or [`StoreError::Io`] with ENOMEM: there is no memory for the file. No
+    /// file is made.
     pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Shared<Self>, StoreError> {
         let length = store.length()?;
         Self::new(engine, Some(store), length, false).map_err(|_| no_memory(0))
@@ -138,7 +139,8 @@ impl<H: Host> File<H> {
     /// The file that `store` holds, to be read and written: by shared mappings and by [`FileHandle`]s.
     ///
     /// # Errors
-    /// What the store says of its length.
+    /// [`StoreError`]: the store cannot tell its length; or [`StoreError::Io`] with ENOMEM: there is no memory for the file. No
+    /// file is made.
     pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Shared<Self>, StoreError> {
         let length = store.length()?;
         Self::new(engine, Some(store), length, true).map_err(|_| no_memory(0))
@@ -500,7 +502,7 @@ impl<H: Host> File<H> {
         eviction
     }
 
-    /// How many spaces that have mapped it are there still.
+    /// How many living spaces have mapped the file.
     pub fn spaces(&self) -> usize {
         self.spaces.living(&self.engine)
     }

@@ -41,15 +41,16 @@ pub(super) enum Await {
 }
 
 impl<H: Host> File<H> {
-    /// Tells the file that it is `length` bytes long now: somebody else has changed its store, or it is a file in memory. The
-    /// store is left alone; [`FileHandle::set_length`](super::FileHandle::set_length) changes it too.
+    /// Sets the file's length to `length` bytes, without asking its store. Call it when somebody else has changed the store, or
+    /// for a file in memory; [`FileHandle::set_length`](super::FileHandle::set_length) changes the store too. It cannot fail. Waits
+    /// for other changes of the length, and for writes of what goes.
     ///
-    /// Pages behind the end go from the cache and from every space, dirty or not, copies of them too; a write of one that
-    /// is under way is awaited first. When this returns, no access reaches what was cut off. A partial last page:
-    /// * of a file that is only read, of before or of now, is read anew, so that what lies behind the end is zero and
-    ///   what has grown is there; copies of it stay;
-    /// * of a file that is written, stays, and is zeros behind the end. What was stored behind the end before it grows is
-    ///   zeros afterwards, as in ext4; in a file in memory it is there, as in tmpfs.
+    /// Pages behind the end go from the cache and from every space, with their private copies, dirty or not. When this returns,
+    /// no access reaches them. What happens to a partial last page:
+    /// * The file was opened to read only: the page is dropped and read again, so that it shows the store's bytes and zeros
+    ///   behind the end. Private copies stay.
+    /// * The file was opened for writing: the page stays, and becomes zeros behind the end. Bytes that were stored there are
+    ///   zeros when the file grows (as ext4); in a file in memory they are there (as tmpfs).
     pub fn set_length(&self, length: u64) {
         let resizing = self.take_resizing();
         self.store_length.store(length, Ordering::Relaxed);
@@ -210,13 +211,14 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Makes zeros of `length` bytes at `offset`, and gives their place in the store back (FALLOC_FL_PUNCH_HOLE with
+    /// Makes zeros of `length` bytes from byte `offset` on, and frees their space in the store (FALLOC_FL_PUNCH_HOLE with
     /// FALLOC_FL_KEEP_SIZE). Whole pages go from the cache and from every space; private copies stay, as on Linux. Stores
     /// during the call come before the hole or behind it. Waits for I/O.
     ///
     /// # Errors
-    /// [`FileError`]: `NotWritable`, `EmptyHole`, `TooLong` if it ends behind byte 2^63 - 1, and what the store says. The file is as before: what can fail comes before
-    /// anything is changed.
+    /// [`FileError::NotWritable`]; [`FileError::EmptyHole`]: `length` is 0; [`FileError::TooLong`]: the hole ends behind byte
+    /// 2^63 - 1; [`FileError::Store`]: a partial page could not be read, or the store refused; [`FileError::OutOfMemory`]. The
+    /// file is as before.
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.engine.assert_may_sleep("punching a hole");
         if !self.writable {

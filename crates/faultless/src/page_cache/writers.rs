@@ -6,7 +6,7 @@
 //! takes something, and a write that finds itself marked ends there: what it has written came before the removal.
 //!
 //! A removal marks when it begins. From then on until it ends, such a write waits before it comes to what is being removed.
-//! It notes a page while it holds the folio's lock or the right to resize, and writes it after that.
+//! A write notes a page's bytes while it holds the folio's lock or the right to resize. It then writes them, before it lets go.
 
 use super::File;
 use crate::host::{Host, OutOfMemory};

@@ -53,8 +53,8 @@ impl<H: Host> PinnedPage<H> {
         self.frame
     }
 
-    /// Copies bytes out, from `offset` in the page on; as many as the page has. Returns how many: fewer if the host has lost
-    /// them. `bytes` may be memory of a space of this engine: it is touched while nothing is held but this pin, which nobody
+    /// Copies bytes from the page into `bytes`, starting at byte `offset` of the page and ending with the page. Returns how many were
+    /// copied: fewer if the host has lost the page's bytes. `bytes` may be memory of a space of this engine: it is touched while nothing is held but this pin, which nobody
     /// waits for.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
         let mut bounce = [0; PAGE];
@@ -65,8 +65,8 @@ impl<H: Host> PinnedPage<H> {
         count
     }
 
-    /// Copies bytes in, from `offset` in the page on; as many as the page has. Returns how many: none if the page was
-    /// not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
+    /// Copies `bytes` into the page, starting at byte `offset` and ending with the page. Returns how many were copied: 0 if the page
+    /// was not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
     /// [`PinnedPage::read`].
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
         if self.access != Access::Write {
@@ -107,7 +107,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// shared mapping is the page that all have.
     ///
     /// # Errors
-    /// [`FaultError`].
+    /// [`FaultError::NoMapping`], [`FaultError::Protection`], a failed read, [`FaultError::OutOfMemory`], [`FaultError::Exited`];
+    /// [`FaultError::TooManyPins`]: the page is pinned 4,095 times. Nothing is pinned; the page may have been faulted in or copied.
     pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
         self.pin_with(address, (access, Protection::empty()), Reference::IoPin).map_err(|why| match why {
             NotPinned::Fault(error) => error,

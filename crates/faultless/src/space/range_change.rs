@@ -67,7 +67,7 @@ impl<'a, H: Host> TakenRanges<'a, H> {
 const UNTAKEN: &str = "range work on what is not taken";
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Begins a call, and asks the design for what it needs for `range`. Makes it before anything is taken.
+    /// Begins a call, and asks the design for what it needs for `range`. Call it before any range is taken.
     #[inline(always)]
     pub(super) fn change(&self, call: Call, range: PageRange) -> RangeChange<'_, H, D> {
         let work = D::range_work(&self.lock, &self.engine, &self.tree, call, range);
@@ -201,7 +201,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.taken.0.iter_mut().for_each(|taken| drop(taken.take()));
     }
 
-    /// The same, where nothing was swept, by one who has the tree lock anyhow.
+    /// Lets the ranges go under the tree lock that the caller already has. Only where nothing was swept.
     pub fn release_locked(&mut self, mut lock: TreeLock<'_>) {
         for taken in &mut self.taken.0 {
             if let Some(taken) = taken.take() {
@@ -238,7 +238,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         space.unhook_leaves(taken.over(range), range, removed, retired);
     }
 
-    /// The same, of a hole that was not taken with the rest of the leaf tables at its ends: they go too, if that is a hole.
+    /// As [`RangeChange::unhook_leaves`], for a hole whose first and last leaf table reach beyond the taken range: takes the rest of
+    /// these tables if that is a hole too, and unhooks them.
     pub fn unhook_around(&mut self, hole: PageRange) {
         let Self { space, taken, .. } = self;
         let taken = taken.over_mut(hole);

@@ -24,9 +24,8 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
         #[cfg(not(mutant = "hull_before_moves"))]
         let Some(early) = shown() else { return };
         self.drop_mapped_pages_of(file, &gone, early, |_| true);
-        // Range work that had published a hole over such a page before we looked has swept it when it lets go. It has claimed
-        // its range before we ask here. What claims a range later finds that we have been there: it is not waited for, and
-        // does not wait for us.
+        // Range work that published a hole over such a page before we looked still has to sweep it. Its claim is older than
+        // this wait, so we wait for it. Later claims come after our change; neither side waits for the other.
         #[cfg(not(mutant = "truncation_ignores_claims"))]
         let has_moved = self.map.wait_for_earlier(&*self.engine).moves != moves;
         #[cfg(mutant = "truncation_ignores_claims")]

@@ -18,9 +18,9 @@
 //! * a thing that is the last to keep something that should end soon, a file: at once. If a handle goes later, and only
 //!   retired things keep the file then, it is said ([`Sections::hurry`]), and the next call that retires asks for it.
 //!
-//! Each of the last two frees what is due of all lists, whoever's they are. So what is kept is no more than `MOST`, what
-//! slots have not told of yet ([`UNTOLD`], only the first [`TELLS_LATER`] of them), and what the calls under way
-//! bring: 4.5 MiB in all, however many threads there are.
+//! Each of the last two frees what is due of all lists, whoever's they are. So what is kept is at most [`MOST`] plus what
+//! slots have not told of yet ([`UNTOLD`] for each of the first [`TELLS_LATER`]): 4.5 MiB, however many threads there are.
+//! To that comes what the calls under way bring.
 
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
@@ -326,9 +326,9 @@ impl Periods {
 /// What [`Sections::retire`] leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// Little, or so much that the next calls free it.
+    /// Less than 4 MiB in all lists.
     Little,
-    /// More than 4 MiB, all lists together: older sections are under way still. Who can wait for a grace period does.
+    /// 4 MiB or more, all lists together: older sections are under way still. Who can wait for a grace period does.
     TooMuch,
 }
 
@@ -357,8 +357,11 @@ impl Awaited {
 }
 
 impl Sections {
-    /// Takes what was unhooked, of the thread of slot `index`, which is in no section and holds nothing that a drop of what
-    /// is freed may want; and frees what is due. Never waits for a section. `things` is empty then, and keeps its room.
+    /// Puts `things`, which are unhooked, into the list of slot `index`, and frees what is due. Never waits for a section. `things` is
+    /// empty afterwards and keeps its room. Returns [`Kept::TooMuch`] if all lists keep 4 MiB or more: then call
+    /// [`Sections::flush`], if the thread can wait.
+    ///
+    /// The caller is the slot's thread, is in no section, and holds nothing that dropping a freed thing may need.
     ///
     /// # Errors
     /// There is no memory for the list: the things stay where they are.

@@ -255,8 +255,7 @@ impl Model {
         first_difference(what, offset, &bytes[..known], &self.bytes[offset as usize..])
     }
 
-    /// A hole has three parts: the end of its first page, whole pages, the beginning of its last page. One that fails may
-    /// have made some of them. If the store has refused it, the whole pages are as before.
+    /// A hole that fails has changed nothing: see [`Model::is_unpunched`].
     fn punch(&mut self, offset: u64, length: u64, answer: &Answer, hits: Hits) -> Checked {
         let all = self.bytes.len() as u64;
         let mut end = (offset + length).min(all);
@@ -271,7 +270,7 @@ impl Model {
                 self.bytes[offset as usize..end as usize].fill(0);
                 Ok(())
             }
-            // `take_over` looks at what it has done.
+            // `is_unpunched` looks at what it has done.
             Answer::Error(_) if hits.any() => Ok(()),
             _ => Err(format!("the answer {} may not be", answer.in_words())),
         }
@@ -324,23 +323,12 @@ impl Model {
         first_difference("the store", start as u64, &stored[start..end], &self.bytes[start..end])
     }
 
-    /// After a hole that failed: takes over the parts that have become zeros. `now` are the file's bytes, as they are read.
+    /// Whether a hole that failed has changed nothing. `now` are the file's bytes, as they are read.
     ///
     /// # Errors
-    /// A byte that is neither as before nor zero, or a whole page that has changed though the store refused it.
-    pub fn take_over(&mut self, offset: u64, length: u64, now: &[u8], hits: Hits) -> Checked {
+    /// The length, or the first byte that differs.
+    pub fn is_unpunched(&self, now: &[u8]) -> Checked {
         expect(now.len() as u64 == self.length, || "a hole that failed has changed the length".into())?;
-        let end = (offset + length).min(self.length);
-        let offset = offset.min(end);
-        let first = offset.next_multiple_of(PAGE_SIZE).min(end);
-        let last = (end / PAGE_SIZE * PAGE_SIZE).max(first);
-        for (start, end, is_whole) in [(offset, first, false), (first, last, true), (last, end, false)] {
-            let part = start as usize..end as usize;
-            let became_zeros = now[part.clone()].iter().all(|byte| *byte == 0);
-            if became_zeros && !(is_whole && hits.of(Part::Punch) > 0) {
-                self.bytes[part].fill(0);
-            }
-        }
         first_difference("after a hole that failed", 0, now, self.contents())
     }
 }

@@ -10,7 +10,6 @@ use super::operation::{FileEpisode, FileOperation, MAPPED_PAGES, Place};
 use crate::designs::{Design, Visitor};
 use crate::progress::Progress;
 use crate::trouble::Trouble;
-use faultless::address::PAGE_SIZE;
 use faultless::design::LockingDesign;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -199,12 +198,8 @@ fn step(
 ) -> Result<(), String> {
     model.follow(operation, answer, hits)?;
     let pages = match (*operation, answer) {
-        (FileOperation::Punch { offset, length }, Answer::Error(_)) => {
-            return model.take_over(offset, length, &machine.contents()?, hits);
-        }
-        (FileOperation::Remove { page, pages }, Answer::Error(_)) => {
-            let (offset, length) = (page * PAGE_SIZE, pages * PAGE_SIZE);
-            return model.take_over(offset, length, &machine.contents()?, hits);
+        (FileOperation::Punch { .. } | FileOperation::Remove { .. }, Answer::Error(_)) => {
+            return model.is_unpunched(&machine.contents()?);
         }
         (FileOperation::Sync { .. } | FileOperation::Reopen { .. }, Answer::Done(_)) => 0..MAPPED_PAGES,
         (FileOperation::SyncMapping { page, pages }, Answer::Done(_)) => page..page + pages,
