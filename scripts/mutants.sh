@@ -2,7 +2,7 @@
 # Plants each mutant, builds, and runs the check that has to kill it: a model, or a test that needs no loom. A mutant counts as
 # killed only if the check passes without it and fails with it *for the stated reason*; a build that fails or a check that runs
 # out of time does not.
-# Arguments: names of mutants; without any, all of them.
+# Arguments: names of mutants; without any, all of them. MUTANT_JOBS: so many at a time; MUTANT_SECONDS: the most that a check may take.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -69,14 +69,15 @@ no_page_fence            | faultless-soft | loom | page_work_against_unmap | inv
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# Builds without a mutant are kept apart from those with one, and those of each job: a build without is made once.
 build() { # package, test file or lib, arguments of cargo: models are built with loom, other tests as always
-    local target=(--test "$2")
+    local target=(--test "$2") place=${FAULTLESS_MUTANT:+target/mutants-$job}
     if [ "$2" = lib ]; then target=(--lib); fi
     case "$2" in
-        loom* | lib) RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" cargo test -q --target-dir target/loom --profile checked -p "$1" "${target[@]}" "${@:3}" ;;
-        *) cargo test -q -p "$1" "${target[@]}" "${@:3}" ;;
+        loom* | lib) RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" cargo test -q --target-dir "${place:-target/loom}" --profile checked -p "$1" "${target[@]}" "${@:3}" ;;
+        *) cargo test -q --target-dir "${place:-target}" -p "$1" "${target[@]}" "${@:3}" ;;
     esac
 }
 export -f build
@@ -89,29 +90,39 @@ run() { # package, test file, check
     esac
     timeout "$seconds" bash -c 'build "$@"' build "$1" "$2" -- "${filter[@]}" >"$log" 2>&1
 }
-
-killed=0 all=0
-while IFS='|' read -r mutant package file check reason; do
-    mutant=$(echo $mutant) package=$(echo $package) file=$(echo $file) check=$(echo $check) reason=$(echo $reason)
-    [ -n "$mutant" ] || continue
-    if [ $# -gt 0 ] && ! printf '%s\n' "$@" | grep -qx "$mutant"; then continue; fi
-    all=$((all + 1))
-    printf '%-26s ' "$mutant"
-    if ! FAULTLESS_MUTANT= run "$package" "$file" "$check"; then
-        echo "NOT COUNTED: the check fails without the mutant"; tail -n 5 "$log"; continue
+try() { # mutant, package, test file, check, reason: says what became of it
+    if ! FAULTLESS_MUTANT='' run "$2" "$3" "$4"; then
+        echo "NOT COUNTED: the check fails without the mutant"; tail -n 5 "$log"; return
     fi
-    if ! grep -qE 'test result: ok\. [1-9]' "$log"; then echo "NOT COUNTED: there is no such check"; continue; fi
-    export FAULTLESS_MUTANT=$mutant
-    if ! build "$package" "$file" --no-run >"$log" 2>&1; then
-        echo "NOT COUNTED: does not build"; tail -n 5 "$log"; unset FAULTLESS_MUTANT; continue
+    if ! grep -qE 'test result: ok\. [1-9]' "$log"; then echo "NOT COUNTED: there is no such check"; return; fi
+    if ! FAULTLESS_MUTANT=$1 build "$2" "$3" --no-run >"$log" 2>&1; then
+        echo "NOT COUNTED: does not build"; tail -n 5 "$log"; return
     fi
-    run "$package" "$file" "$check"; status=$?
-    unset FAULTLESS_MUTANT
+    FAULTLESS_MUTANT=$1 run "$2" "$3" "$4"; local status=$?
     if [ $status -eq 124 ]; then echo "NOT COUNTED: out of time after $seconds s"
-    elif [ $status -eq 0 ]; then echo "ALIVE: ${check:-$file} passes with it"
-    elif grep -qE "$reason" "$log"; then
-        killed=$((killed + 1)); echo "killed by ${check:-$file}: $(grep -m1 -oE "$reason.*" "$log" | cut -c1-90)"
-    else echo "NOT COUNTED: ${check:-$file} fails, and not for '$reason'"; tail -n 15 "$log"; fi
-done <<<"$table"
+    elif [ $status -eq 0 ]; then echo "ALIVE: ${4:-$3} passes with it"
+    elif grep -qE "$5" "$log"; then
+        echo "killed by ${4:-$3}: $(grep -m1 -oE "$5.*" "$log" | cut -c1-90)"
+    else echo "NOT COUNTED: ${4:-$3} fails, and not for '$5'"; tail -n 15 "$log"; fi
+}
+each() { # job: every so many of those that are asked for
+    export job=$1
+    log=$work/log.$job
+    local number=0 said
+    while IFS='|' read -r mutant package file check reason; do
+        mutant=$(echo $mutant) package=$(echo $package) file=$(echo $file) check=$(echo $check) reason=$(echo $reason)
+        [ -n "$mutant" ] || continue
+        if [ ${#asked[@]} -gt 0 ] && ! printf '%s\n' "${asked[@]}" | grep -qx "$mutant"; then continue; fi
+        number=$((number + 1))
+        if [ $((number % jobs)) -ne "$job" ]; then continue; fi
+        said=$(try "$mutant" "$package" "$file" "$check" "$reason")
+        printf '%-26s %s\n' "$mutant" "$said" | tee -a "$work/said.$job"
+    done <<<"$table"
+}
+asked=("$@") jobs=${MUTANT_JOBS:-1}
+for ((job = 0; job < jobs; job++)); do each $job & done
+wait
+killed=$(cat "$work"/said.* | grep -cE '^[a-z0-9_]+ +killed by')
+all=$(cat "$work"/said.* | grep -cE '^[a-z0-9_]+ +(killed by|ALIVE|NOT COUNTED)')
 echo "killed $killed of $all"
-[ "$killed" -eq "$all" ]
+[ "$killed" -eq "$all" ] && [ "$all" -gt 0 ]

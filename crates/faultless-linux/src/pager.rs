@@ -11,6 +11,7 @@ use faultless::{AddressSpace, Engine, FaultError, Limits};
 use std::any::TypeId;
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What a pager may use.
@@ -57,6 +58,16 @@ impl Pager {
     /// [`OpenError`], each time the same; [`OpenError::Inherited`] in a child, by fork(2), of a process that has called it.
     pub fn shared() -> Result<&'static Self, OpenError> {
         static SHARED: OnceLock<Result<Pager, OpenError>> = OnceLock::new();
+        /// The process that makes it.
+        static MAKER: AtomicU32 = AtomicU32::new(0);
+        if SHARED.get().is_none() {
+            let this = std::process::id();
+            let maker = MAKER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
+            if maker.is_err_and(|maker| maker != this) {
+                // A thread of the parent was making it when this process was forked: it would be waited for in vain.
+                return Err(OpenError::Inherited);
+            }
+        }
         let pager = SHARED.get_or_init(|| Self::new(Options::default())).as_ref().map_err(Clone::clone)?;
         pager.check_process()?;
         Ok(pager)
@@ -104,6 +115,8 @@ pub enum ServeError {
 /// SIGSEGV, until the addresses are used for something else.
 pub struct Serving<D: LockingDesign = Faultless> {
     space: AddressSpace<Linux, D>,
+    /// Has the space end with signals blocked. Last, so that it is dropped last.
+    signals: Option<BlockedSignals>,
 }
 
 impl<D: LockingDesign> Serving<D> {
@@ -123,7 +136,7 @@ impl<D: LockingDesign> Serving<D> {
         if !space.engine().host().served().add(space) {
             return Err(ServeError::Served);
         }
-        Ok(Self { space: space.clone() })
+        Ok(Self { space: space.clone(), signals: None })
     }
 
     fn served(&self) -> &Served {
@@ -198,7 +211,7 @@ impl<D: LockingDesign> Drop for Serving<D> {
             // In a child the space never ends: whoever had locks of it may not be there.
             return std::mem::forget(self.space.clone());
         }
-        let _signals = BlockedSignals::asynchronous();
+        self.signals = Some(BlockedSignals::asynchronous());
         self.served().end(&self.space);
     }
 }

@@ -28,6 +28,18 @@ pub struct Region {
     length: usize,
     /// The file that pages come from until they are stored to. `None`: zeros.
     file: Option<Shared<File<Linux>>>,
+    /// Has the region end with signals blocked. Last, so that it is dropped last.
+    signals: Option<BlockedSignals>,
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.serving.is_inherited() {
+            // In a child the file never ends: its store's threads are not there.
+            return std::mem::forget(self.file.take());
+        }
+        self.signals = Some(BlockedSignals::asynchronous());
+    }
 }
 
 // SAFETY: the bytes are the region's own; references to them follow the borrow of the region.
@@ -81,6 +93,7 @@ impl Pager {
     /// [`RegionError`].
     pub fn store(&self, store: Arc<dyn Store>) -> Result<Region, RegionError> {
         self.check_process()?;
+        let _signals = BlockedSignals::asynchronous();
         let bytes = store.length()?;
         let length = usize::try_from(bytes).map_err(|_| RegionError::NoRoom { length: usize::MAX })?;
         let file = File::open(self.engine(), store)?;
@@ -107,7 +120,7 @@ impl Region {
             Some(file) => MapRequest::file(file, 0, length as u64, Protection::READ | Protection::WRITE),
         };
         space.map(request.at(Placement::Fixed(VirtAddr::new(0))))?;
-        Ok(Self { serving, start, length, file })
+        Ok(Self { serving, start, length, file, signals: None })
     }
 
     /// Its address, for accesses that take no reference: to a region that other threads change, or parts of which are
@@ -134,7 +147,7 @@ impl Region {
         let child = self.space().fork()?;
         let start = crate::table::table(&child).window().pointer();
         let serving = Serving::of(&child).map_err(|_| RegionError::NoRoom { length: self.length })?;
-        Ok(Self { serving, start, length: self.length, file: self.file.clone() })
+        Ok(Self { serving, start, length: self.length, file: self.file.clone(), signals: None })
     }
 
     /// Drops the pages of `part`: it reads as zeros or as the file afterwards. Pages of the file that the pager has in its

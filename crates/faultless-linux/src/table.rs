@@ -195,6 +195,13 @@ impl Table {
         self.frames.bring_home(frame, &mut home)
     }
 
+    /// Before a page goes: if the bytes of `frame` are another frame's, which may have them in that page, and may have nobody
+    /// else by now, they are copied.
+    fn keep_copy(&self, frame: Frame) -> Result<(), Errno> {
+        let mut home = self.frames.home(frame);
+        if matches!(*home, Home::CopyOf(_)) { self.frames.bring_home(frame, &mut home) } else { Ok(()) }
+    }
+
     /// Loads the page of `frame` at `at`, where nothing is, for the rights of `new`.
     fn load_page(&self, frame: Frame, at: usize, new: Entry) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
@@ -253,6 +260,7 @@ impl Table {
             Some(frame) => {
                 if !self.turn_into_copy(raw, new, at)? {
                     if raw.has(LOADED) {
+                        self.keep_copy(frame)?;
                         self.save(raw, at)?;
                         self.unload(page)?;
                         // Should loading fail, the entry says what is there.

@@ -89,6 +89,27 @@ fn invariant_14_a_write_beside_a_truncation_comes_before_or_behind_it() {
     );
 }
 
+/// A write that has written nothing yet loses nothing to a truncation: it comes wholly before it or wholly behind it.
+#[test]
+fn a_write_that_has_not_begun_is_not_cut() {
+    let (_engine, file, ram) = opened(1, 1);
+    ram.holds.store(true, Ordering::SeqCst);
+    let written = thread::scope(|s| {
+        s.spawn(|| file.handle().read_at(0, &mut [0]));
+        thread::sleep(Duration::from_millis(100));
+        // It waits for the read.
+        let cut = s.spawn(|| file.handle().set_length(0));
+        thread::sleep(Duration::from_millis(100));
+        // It waits for the truncation.
+        let write = s.spawn(|| file.handle().write_at(2 * PAGE_SIZE, &[7; 2 * P]));
+        thread::sleep(Duration::from_millis(100));
+        ram.go_on();
+        cut.join().unwrap().unwrap();
+        write.join().unwrap()
+    });
+    assert_eq!((written, file.length()), (Ok(2 * P), 4 * PAGE_SIZE));
+}
+
 /// The same in a file in memory, cut off or punched: what is left of the removed part is as if all of it came first or last.
 #[test]
 fn invariant_14_a_write_beside_a_removal_is_not_torn() {

@@ -54,8 +54,9 @@ pub(super) enum Next {
 /// A removal of bytes, from its begin to its end.
 pub(super) struct Removing<'a, H: Host>(&'a File<H>);
 
+/// Whether they have a byte in common.
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
-    a.start < b.end && b.start < a.end
+    a.start.max(b.start) < a.end.min(b.end)
 }
 
 impl<H: Host> File<H> {

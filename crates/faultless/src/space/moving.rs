@@ -60,6 +60,11 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     pub fn move_part(&mut self, part: Part) -> Result<(), RemapError> {
         self.check_move(part)?;
         self.vacate(part.target)?;
+        self.move_vacated(part)
+    }
+
+    /// The same, where what was at the target has gone; it becomes a hole if the part cannot come.
+    pub fn move_vacated(&mut self, part: Part) -> Result<(), RemapError> {
         let (cuts, whole) = self.cuts(part);
         if let Err(error) = self.prepare_move(part) {
             self.give_up_move(Some((part.source, cuts)), part.target);

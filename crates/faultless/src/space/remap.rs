@@ -153,11 +153,11 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 
     /// One mapping's, longer or shorter at the new place.
     fn move_resized(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        let source = PageRange::with_pages(plan.start, plan.old_pages.min(plan.new_pages))?;
         self.vacate(target)?;
         // Linux asks whether it can be cut off when what was at the target has gone.
         self.cut_to(plan).inspect_err(|_| self.give_up_move(None, target))?;
-        let source = PageRange::with_pages(plan.start, plan.old_pages.min(plan.new_pages))?;
-        self.move_part(Part { source, target, keeps: false })
+        self.move_vacated(Part { source, target, keeps: false })
     }
 
     /// Cuts off what is longer than the new length.

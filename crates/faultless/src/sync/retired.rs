@@ -385,9 +385,17 @@ impl Sections {
     /// Says that what has been retired should be freed soon: the next call that retires, or [`Sections::go_on_if_hurried`],
     /// sees to it. Waits for nothing, frees nothing, and may be called anywhere.
     pub(crate) fn hurry(&self) {
-        // The thing that it is for has its number already, and that is known here: no more than one more than have begun.
-        let number = self.periods.begun.load(Ordering::Relaxed) + 1;
-        self.periods.hurried.fetch_max(number, plain::Ordering::Relaxed);
+        // The thing that it is for has its number already, and that is known here: no more than one more than have begun. A
+        // period that begins and ends before this is noted would leave nobody in a hurry, so it is asked again.
+        let mut begun = self.periods.begun.load(Ordering::Relaxed);
+        loop {
+            self.periods.hurried.fetch_max(begun + 1, plain::Ordering::Relaxed);
+            let now = self.periods.begun.load(Ordering::Relaxed);
+            if now == begun {
+                break;
+            }
+            begun = now;
+        }
     }
 
     /// Frees what somebody is in a hurry for, as far as that goes without waiting. The caller is as in
