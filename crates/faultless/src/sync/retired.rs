@@ -439,7 +439,7 @@ impl Sections {
         let mut queue = list.queue.lock();
         queue.things.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
         #[cfg(mutant = "told_before_number")]
-        let was_urgent = things.iter().map(Retired::tell).fold(false, |some, is_urgent| some | is_urgent);
+        let was_urgent = things.0.iter().map(Retired::tell).fold(false, |some, is_urgent| some | is_urgent);
         #[cfg(mutant = "number_before_fence")]
         let number = periods.begun.load(Ordering::Relaxed) + 1;
         // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
