@@ -103,7 +103,7 @@ pub struct File<H: Host> {
     index: Index,
     /// Taken while the length changes, a hole is punched or pages are read anew.
     resizing: Ranges<()>,
-    /// The bytes of the store, which may be longer than the file while a write makes both longer. Read and written while
+    /// The bytes of the store, which may be longer than the file while a write makes both longer. Written while
     /// `resizing` is taken.
     store_length: plain::AtomicU64,
     /// The first page of which no transfer may begin, and the one behind the last; `u64::MAX`: there is none. Atomic; written

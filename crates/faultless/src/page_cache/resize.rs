@@ -99,8 +99,8 @@ impl<H: Host> File<H> {
         Ok(())
     }
 
-    /// Takes back what [`File::grow_store`] has made longer than the file. If the store refuses, it stays longer; those
-    /// bytes are zeros, and no file of the engine shows them.
+    /// Takes back what [`File::grow_store`] has made longer than the file. If the store refuses, it stays longer until the next
+    /// sync, or the end of the file, tries again; those bytes are zeros, and no file of the engine shows them.
     pub(super) fn shrink_store_to_length(&self, resizing: &Resizing<'_, H>) {
         let length = self.length();
         if self.store_length.load(Ordering::Relaxed) > length {

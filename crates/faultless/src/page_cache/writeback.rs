@@ -161,6 +161,10 @@ impl<H: Host> File<H> {
     /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has. A
     /// write that was submitted before the failure, and ends after it, leaves its page dirty too.
     pub(crate) fn flush_store(&self) {
+        // What a write that failed could not take back. One under way makes the store longer again.
+        if self.store_length.load(Ordering::Relaxed) > self.length() {
+            self.shrink_store_to_length(&self.take_resizing());
+        }
         let flushed = self.store.as_ref().map_or(Ok(()), |store| store.flush());
         let Err(error) = flushed else { return };
         self.failed_flushes.fetch_add(1, Ordering::AcqRel);
@@ -394,6 +398,10 @@ impl<H: Host> File<H> {
     pub(super) fn write_the_last(&mut self) {
         let Some(store) = &self.store else { return };
         let length = self.length();
+        // As in `flush_store`. No transfer is under way: each keeps the file.
+        if self.store_length.load(Ordering::Relaxed) > length {
+            let _ = store.set_length(length);
+        }
         let mut rest = 0..index::PAGES;
         while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) {
             rest.start = page + 1;
