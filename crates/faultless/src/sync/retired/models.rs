@@ -5,6 +5,7 @@
 use super::*;
 use crate::sync::atomic::AtomicPtr;
 use crate::sync::{FenceBarrier, LeftToRetired, Life, Section, Shared};
+use core::ptr::NonNull;
 use loom::thread;
 use std::sync::Arc;
 

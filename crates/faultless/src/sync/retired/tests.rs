@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::sync::{FenceBarrier, LeftToRetired, Section, Shared};
+use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;

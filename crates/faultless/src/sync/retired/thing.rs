@@ -1,0 +1,194 @@
+//! Things that were unhooked, and lists of them. One that is dropped is leaked, which debug builds do not let pass.
+
+use super::super::OutOfMemory;
+use alloc::boxed::Box;
+use core::marker::PhantomData;
+use core::mem;
+use core::ptr::NonNull;
+use smallvec::SmallVec;
+
+/// How things of one type are freed, and what they keep.
+pub struct RetiredKind {
+    /// Frees the thing. Called once, by any thread, after a grace period.
+    pub free: unsafe fn(NonNull<()>),
+    /// Bytes that the thing takes: with those of all threads' things they are kept under a limit.
+    pub bytes: usize,
+    /// Whether the bytes were charged ([`Sections::charge`](crate::sync::Sections::charge)): when the thing is freed, they are uncharged.
+    pub is_charged: bool,
+    /// Called once when the thing has been retired, before `free`, by any thread. True: what it keeps is kept by nothing
+    /// else that is not retired, and should end soon.
+    pub retired: Option<unsafe fn(NonNull<()>) -> bool>,
+}
+
+/// Something that readers may still reach: unhooked, and to be freed after a grace period. It is retired
+/// ([`Sections::retire`](crate::sync::Sections::retire)), freed, or leaked by name: one that is dropped leaks too, and builds with debug assertions panic there
+/// (only with the feature `std`, which knows whether the thread panics already).
+#[must_use = "dropping it leaks the thing"]
+pub struct Retired {
+    pointer: NonNull<()>,
+    kind: &'static RetiredKind,
+}
+
+// SAFETY: `Retired::new` takes only what may be sent; `from_raw` only what any thread may free.
+unsafe impl Send for Retired {}
+
+struct Boxed<T>(PhantomData<T>);
+
+impl<T> Boxed<T> {
+    const KIND: RetiredKind =
+        RetiredKind { free: Self::free, bytes: size_of::<T>(), is_charged: false, retired: None };
+
+    /// # Safety
+    /// `pointer` came from `Box::<T>::into_raw` and is passed once.
+    unsafe fn free(pointer: NonNull<()>) {
+        // SAFETY: by the contract above.
+        drop(unsafe { Box::from_raw(pointer.cast::<T>().as_ptr()) });
+    }
+}
+
+impl Retired {
+    /// Takes `thing`, which no new reader can find any more.
+    pub fn new<T: Send + 'static>(thing: Box<T>) -> Self {
+        // A Box is never null.
+        let pointer = NonNull::from(Box::leak(thing)).cast();
+        Self { pointer, kind: &Boxed::<T>::KIND }
+    }
+
+    /// Takes what is at `pointer`, which no new reader can find any more, and which is of this kind.
+    ///
+    /// # Safety
+    /// The functions of `kind` may be called with `pointer` as it says.
+    pub unsafe fn from_raw(pointer: NonNull<()>, kind: &'static RetiredKind) -> Self {
+        Self { pointer, kind }
+    }
+
+    /// Leaks the thing.
+    pub fn leak(self) {
+        mem::forget(self);
+    }
+
+    /// Frees it.
+    ///
+    /// # Safety
+    /// A grace period has passed since it was unhooked.
+    pub unsafe fn free(self) {
+        let _ = self.tell();
+        // SAFETY: by the contract above.
+        unsafe { self.free_told() };
+    }
+
+    /// Says that it is retired: once.
+    pub(super) fn tell(&self) -> bool {
+        // SAFETY: who made it said that this may be called, and it is there still.
+        self.kind.retired.is_some_and(|retired| unsafe { retired(self.pointer) })
+    }
+
+    /// # Safety
+    /// As [`Retired::free`], after [`Retired::tell`].
+    pub(super) unsafe fn free_told(self) {
+        let Self { pointer, kind } = *mem::ManuallyDrop::new(self);
+        // SAFETY: by the contract above, and consumed here.
+        unsafe { (kind.free)(pointer) }
+    }
+
+    /// What was charged for it.
+    pub(crate) fn charged(&self) -> usize {
+        if self.kind.is_charged { self.kind.bytes } else { 0 }
+    }
+
+    /// What it takes, with its place in a list.
+    pub(super) fn bytes(&self) -> usize {
+        self.kind.bytes + size_of::<(u64, Self)>()
+    }
+}
+
+const _: () = assert!(size_of::<Retired>() == 16);
+
+#[cfg(all(debug_assertions, feature = "std"))]
+impl Drop for Retired {
+    fn drop(&mut self) {
+        // What a panic leaves behind is leaked: it is not known whether anybody may reach it.
+        assert!(
+            std::thread::panicking(),
+            "a thing of {} bytes was unhooked and is leaked: it was not retired",
+            self.kind.bytes
+        );
+    }
+}
+
+/// What a call has unhooked: as few things as most calls do without memory from the allocator. What is in it when it is dropped
+/// is leaked, as [`Retired`] says.
+#[derive(Default)]
+#[must_use = "dropping it leaks what is in it"]
+pub struct RetiredList(SmallVec<[Retired; 6]>);
+
+impl RetiredList {
+    /// An empty one.
+    #[inline]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many things are in it.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Makes room for `more` things.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is less.
+    #[inline]
+    pub fn try_reserve(&mut self, more: usize) -> Result<(), OutOfMemory> {
+        self.0.try_reserve(more).map_err(|_| OutOfMemory)
+    }
+
+    /// Takes `thing`, for which there is room.
+    #[inline]
+    pub fn push(&mut self, thing: Retired) {
+        self.0.push(thing);
+    }
+
+    /// The things, which stay in it.
+    #[cfg(mutant = "told_before_number")]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Retired> {
+        self.0.iter()
+    }
+
+    /// Gives all that is in it, and keeps its room.
+    #[inline]
+    pub fn drain(&mut self) -> impl ExactSizeIterator<Item = Retired> {
+        self.0.drain(..)
+    }
+}
+
+impl Extend<Retired> for RetiredList {
+    #[inline]
+    fn extend<I: IntoIterator<Item = Retired>>(&mut self, things: I) {
+        things.into_iter().for_each(|thing| self.push(thing));
+    }
+}
+
+impl FromIterator<Retired> for RetiredList {
+    #[inline]
+    fn from_iter<I: IntoIterator<Item = Retired>>(things: I) -> Self {
+        Self(things.into_iter().collect())
+    }
+}
+
+impl IntoIterator for RetiredList {
+    type Item = Retired;
+    type IntoIter = smallvec::IntoIter<[Retired; 6]>;
+
+    #[inline]
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
