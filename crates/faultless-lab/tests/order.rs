@@ -3,6 +3,9 @@
 //! invalidation that came later. The software machine's walkers are in sections, and would not notice. Here a host that
 //! records the calls stands for such a processor.
 
+#[macro_use]
+mod every_design;
+
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::frame::Folio;
@@ -18,8 +21,8 @@ use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-macro_rules! under_every_design {
-    ($($module:ident: $design:ty),*; $names:tt) => { $(mod $module { tests_of!($design, $names); })* };
+macro_rules! under {
+    ($names:tt; $($module:ident: $design:ty),*) => { $(mod $module { tests_of!($design, $names); })* };
 }
 macro_rules! tests_of {
     ($design:ty, ($($name:ident)*)) => {
@@ -27,30 +30,15 @@ macro_rules! tests_of {
     };
 }
 
-under_every_design! {
-    faultless_design: ::faultless::design::Faultless,
-    faultless_retry: ::faultless_lab::designs::FaultlessRetry,
-    mmap_lock: ::faultless_lab::designs::MmapLock,
-    mmap_lock_hold: ::faultless_lab::designs::MmapLockHold,
-    range_lock: ::faultless_lab::designs::RangeLock,
-    speculative: ::faultless_lab::designs::Speculative,
-    table_lock: ::faultless_lab::designs::TableLock,
-    vma_lock: ::faultless_lab::designs::VmaLock,
-    vma_lock_hold: ::faultless_lab::designs::VmaLockHold,
-    vma_lock_hold_cow_fork: ::faultless_lab::designs::VmaLockHoldCowFork,
-    vma_lock_resume: ::faultless_lab::designs::VmaLockResume,
-    vma_lock_retry: ::faultless_lab::designs::VmaLockRetry,
-    vma_lock_retry_uptodate: ::faultless_lab::designs::VmaLockRetryUptodate;
-    (
-        munmap_unhooks_then_invalidates
-        exit_unhooks_then_invalidates
-        map_fixed_unhooks_then_invalidates
-        mremap_unhooks_then_invalidates
-        brk_unhooks_then_invalidates
-        a_sweep_of_many_frames_ends_with_the_tables
-        nothing_removed_is_nothing_invalidated
-    )
-}
+every_design! { [under] (
+    munmap_unhooks_then_invalidates
+    exit_unhooks_then_invalidates
+    map_fixed_unhooks_then_invalidates
+    mremap_unhooks_then_invalidates
+    brk_unhooks_then_invalidates
+    a_sweep_of_many_frames_ends_with_the_tables
+    nothing_removed_is_nothing_invalidated
+) }
 
 /// Pages of a leaf table.
 const LEAF: u64 = RadixTable::LEAF_PAGES;

@@ -13,6 +13,9 @@
 //! * `Transfer::intercept`, and the stores made with it or for tests (`DelayedStore`, `GatedStore`);
 //! * what a rival's mmap_lock allocates when a space is made ([`calls::lock_of_a_space`]): laboratory code.
 
+#[macro_use]
+#[path = "../every_design/mod.rs"]
+mod every_design;
 mod calls;
 mod failing;
 mod forks;
@@ -20,26 +23,10 @@ mod sweep;
 mod world;
 
 macro_rules! under_every_design {
-    ($($name:ident)*) => {
-        $crate::designs! { ($($name)*)
-            faultless_design: ::faultless::design::Faultless,
-            faultless_retry: ::faultless_lab::designs::FaultlessRetry,
-            mmap_lock: ::faultless_lab::designs::MmapLock,
-            mmap_lock_hold: ::faultless_lab::designs::MmapLockHold,
-            range_lock: ::faultless_lab::designs::RangeLock,
-            speculative: ::faultless_lab::designs::Speculative,
-            table_lock: ::faultless_lab::designs::TableLock,
-            vma_lock: ::faultless_lab::designs::VmaLock,
-            vma_lock_hold: ::faultless_lab::designs::VmaLockHold,
-            vma_lock_hold_cow_fork: ::faultless_lab::designs::VmaLockHoldCowFork,
-            vma_lock_resume: ::faultless_lab::designs::VmaLockResume,
-            vma_lock_retry: ::faultless_lab::designs::VmaLockRetry,
-            vma_lock_retry_uptodate: ::faultless_lab::designs::VmaLockRetryUptodate,
-        }
-    };
+    ($($name:ident)*) => { every_design! { [$crate::designs] ($($name)*) } };
 }
 macro_rules! designs {
-    ($names:tt $($module:ident: $design:ty,)*) => {
+    ($names:tt; $($module:ident: $design:ty),*) => {
         $(mod $module { $crate::tests_of!($design, $names); })*
     };
 }

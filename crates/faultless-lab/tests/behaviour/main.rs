@@ -1,5 +1,8 @@
 //! What an address space does, under every locking design: the same source, one instance a design.
 
+#[macro_use]
+#[path = "../every_design/mod.rs"]
+mod every_design;
 mod advice;
 mod border;
 mod calls;
@@ -34,24 +37,7 @@ use std::time::{Duration, Instant};
 
 /// Makes a `#[test]` of each function for each design, on the software machine.
 macro_rules! under_every_design {
-    ($($name:ident)*) => {
-        $crate::tests_on!(::faultless_soft::Soft;
-            faultless_design: ::faultless::design::Faultless,
-            faultless_retry: ::faultless_lab::designs::FaultlessRetry,
-            mmap_lock: ::faultless_lab::designs::MmapLock,
-            mmap_lock_hold: ::faultless_lab::designs::MmapLockHold,
-            range_lock: ::faultless_lab::designs::RangeLock,
-            speculative: ::faultless_lab::designs::Speculative,
-            table_lock: ::faultless_lab::designs::TableLock,
-            vma_lock: ::faultless_lab::designs::VmaLock,
-            vma_lock_hold: ::faultless_lab::designs::VmaLockHold,
-            vma_lock_hold_cow_fork: ::faultless_lab::designs::VmaLockHoldCowFork,
-            vma_lock_resume: ::faultless_lab::designs::VmaLockResume,
-            vma_lock_retry: ::faultless_lab::designs::VmaLockRetry,
-            vma_lock_retry_uptodate: ::faultless_lab::designs::VmaLockRetryUptodate;
-            ($($name)*)
-        );
-    };
+    ($($name:ident)*) => { every_design! { [$crate::tests_on] (::faultless_soft::Soft; ($($name)*)) } };
 }
 /// The functions of a file that make sense on real memory too, there, under the designs that keep nothing through I/O:
 /// one handler serves many faults.
@@ -60,16 +46,15 @@ macro_rules! on_real_memory {
         #[cfg(target_os = "linux")]
         mod real_memory {
             use super::*;
-            $crate::tests_on!($crate::stand::Linux;
+            $crate::tests_on! { ($crate::stand::Linux; ($($name)*));
                 faultless_design: ::faultless::design::Faultless,
-                faultless_retry: ::faultless_lab::designs::FaultlessRetry;
-                ($($name)*)
-            );
+                faultless_retry: ::faultless_lab::designs::FaultlessRetry
+            }
         }
     };
 }
 macro_rules! tests_on {
-    ($stand:ty; $($module:ident: $design:ty),*; $names:tt) => {
+    (($stand:ty; $names:tt); $($module:ident: $design:ty),*) => {
         $(mod $module { $crate::tests_of!($stand, $design, $names); })*
     };
 }
