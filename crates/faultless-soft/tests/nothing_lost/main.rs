@@ -196,6 +196,30 @@ fn invariant_14_a_failed_write_leaves_the_length() {
     assert_eq!(file.length(), 110);
 }
 
+/// The store has been made longer for the write, which fails, and then refuses to become shorter.
+#[test]
+fn invariant_14_a_store_that_stays_longer_is_asked_again_by_the_next_sync() {
+    for is_synced in [true, false] {
+        let (engine, file, ram) = opened(1, 1);
+        file.handle().set_length(100).unwrap();
+        ram.failing_reads.store(1, Ordering::SeqCst);
+        // The one that makes it longer goes well, the one that takes that back does not.
+        ram.failing_length.store(2, Ordering::SeqCst);
+        assert_eq!(file.handle().write_at(50, &[2; P]), Err(FileError::Store(EIO)));
+        assert_eq!((file.length(), ram.to_vec().len()), (100, 50 + P), "the store refused");
+        if is_synced {
+            ram.failing_length.store(1, Ordering::SeqCst);
+            let handle = file.handle();
+            assert_eq!(handle.sync(), Err(FileError::Store(EIO)), "it refuses again, and that is told");
+            assert_eq!((handle.sync(), ram.to_vec().len()), (Ok(()), 100));
+        } else {
+            drop(file);
+            engine.flush();
+            assert_eq!(ram.to_vec().len(), 100, "at the end of the file");
+        }
+    }
+}
+
 #[test]
 fn invariant_14_a_write_that_runs_out_of_memory_says_how_far_it_came() {
     let engine = engine(64);

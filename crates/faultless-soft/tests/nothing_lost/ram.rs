@@ -15,6 +15,8 @@ pub struct Ram {
     pub bytes: Mutex<Vec<u8>>,
     /// Says no to a new length and to a hole.
     pub refuses: AtomicBool,
+    /// The change of the length that fails: 1 is the next. 0: none.
+    pub failing_length: AtomicU64,
     /// So many reads fail from now on.
     pub failing_reads: AtomicU64,
     /// So many flushes fail from now on, and lose what was written since the last that did not.
@@ -105,6 +107,10 @@ impl Store for Ram {
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         if self.refuses.load(Ordering::SeqCst) {
+            return Err(EIO);
+        }
+        if self.failing_length.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) == Ok(1)
+        {
             return Err(EIO);
         }
         self.check("cut off", length, u64::MAX);

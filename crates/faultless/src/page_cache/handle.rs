@@ -251,7 +251,8 @@ impl<H: Host> File<H> {
                 done += part;
                 continue;
             }
-            self.shrink_store_to_length(&self.take_resizing());
+            // If the store refuses, the next sync tries again, and tells.
+            let _ = self.shrink_store_to_length(&self.take_resizing());
             return if done > 0 { Ok(done) } else { result.map(|_| done) };
         }
         Ok(done)

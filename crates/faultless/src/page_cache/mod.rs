@@ -103,9 +103,12 @@ pub struct File<H: Host> {
     index: Index,
     /// Taken while the length changes, a hole is punched or pages are read anew.
     resizing: Ranges<()>,
-    /// The bytes of the store, which may be longer than the file while a write makes both longer. Written while
-    /// `resizing` is taken.
+    /// The bytes of the store, which may be longer than the file while a write makes both longer. Read and written
+    /// while `resizing` is taken, or when the file goes.
     store_length: plain::AtomicU64,
+    /// Whether the store is longer than the file since a write failed, and would not become shorter. Written while `resizing` is
+    /// taken.
+    has_long_store: plain::AtomicBool,
     /// The first page of which no transfer may begin, and the one behind the last; `u64::MAX`: there is none. Atomic; written
     /// while `resizing` is taken. Partners: see [`File::forbidden`].
     forbidden_from: AtomicU64,
@@ -178,6 +181,7 @@ impl<H: Host> File<H> {
             index: Index::new(Arc::clone(sections)),
             resizing,
             store_length: plain::AtomicU64::new(length),
+            has_long_store: plain::AtomicBool::new(false),
             forbidden_from: AtomicU64::new(u64::MAX),
             forbidden_end: AtomicU64::new(0),
             cuts: AtomicU64::new(0),

@@ -101,11 +101,15 @@ impl<H: Host> File<H> {
 
     /// Takes back what [`File::grow_store`] has made longer than the file. If the store refuses, it stays longer until the next
     /// sync, or the end of the file, tries again; those bytes are zeros, and no file of the engine shows them.
-    pub(super) fn shrink_store_to_length(&self, resizing: &Resizing<'_, H>) {
+    ///
+    /// # Errors
+    /// The store refused.
+    pub(super) fn shrink_store_to_length(&self, resizing: &Resizing<'_, H>) -> Result<(), StoreError> {
         let length = self.length();
-        if self.store_length.load(Ordering::Relaxed) > length {
-            let _ = self.cut(resizing, length);
-        }
+        let is_longer = self.store_length.load(Ordering::Relaxed) > length;
+        let result = if is_longer { self.cut(resizing, length) } else { Ok(()) };
+        self.has_long_store.store(result.is_err(), Ordering::Relaxed);
+        result
     }
 
     /// Makes zeros of what lies behind the old end in its page, and publishes a greater length. The store is as long already.

@@ -161,9 +161,11 @@ impl<H: Host> File<H> {
     /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has. A
     /// write that was submitted before the failure, and ends after it, leaves its page dirty too.
     pub(crate) fn flush_store(&self) {
-        // What a write that failed could not take back. One under way makes the store longer again.
-        if self.store_length.load(Ordering::Relaxed) > self.length() {
-            self.shrink_store_to_length(&self.take_resizing());
+        // What a write that failed could not take back.
+        if self.has_long_store.load(Ordering::Relaxed)
+            && let Err(error) = self.shrink_store_to_length(&self.take_resizing())
+        {
+            self.errors.lock().record(error);
         }
         let flushed = self.store.as_ref().map_or(Ok(()), |store| store.flush());
         let Err(error) = flushed else { return };
@@ -399,7 +401,7 @@ impl<H: Host> File<H> {
         let Some(store) = &self.store else { return };
         let length = self.length();
         // As in `flush_store`. No transfer is under way: each keeps the file.
-        if self.store_length.load(Ordering::Relaxed) > length {
+        if self.has_long_store.load(Ordering::Relaxed) && self.store_length.load(Ordering::Relaxed) > length {
             let _ = store.set_length(length);
         }
         let mut rest = 0..index::PAGES;

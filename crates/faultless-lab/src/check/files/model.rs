@@ -65,7 +65,7 @@ pub struct Model {
     bytes: Vec<u8>,
     length: u64,
     setting: Setting,
-    /// Failed writes and flushes so far.
+    /// Failed writes and flushes so far, and refusals to shorten the store that a sync met.
     failed: u64,
     /// `failed` after the last failure that has to be told of. Of a write of what is being cut off, nothing need be.
     to_tell: u64,
@@ -126,7 +126,10 @@ impl Model {
     /// # Errors
     /// The difference, in words.
     pub fn follow(&mut self, operation: &FileOperation, answer: &Answer, hits: Hits) -> Checked {
-        let failed = hits.of(Part::Write) + hits.of(Part::Flush);
+        // A store that a failed write has left longer is made shorter by a sync.
+        let syncs = matches!(operation, FileOperation::Sync { .. } | FileOperation::SyncMapping { .. });
+        let shortened = if syncs { hits.of(Part::SetLength) } else { 0 };
+        let failed = hits.of(Part::Write) + hits.of(Part::Flush) + shortened;
         self.failed += failed;
         let cuts = matches!(
             operation,
