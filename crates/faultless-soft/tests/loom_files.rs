@@ -206,6 +206,29 @@ fn a_write_of_two_pages_beside_a_cut() {
     });
 }
 
+/// The same beside a hole over both pages.
+#[test]
+fn a_write_of_two_pages_beside_a_hole() {
+    model(2, || {
+        let engine =
+            Engine::new(Soft::new(8).expect("frames"), Limits::default()).expect("memory for an engine");
+        let file = File::in_memory(&engine, 2 * PAGE_SIZE).expect("memory for a file");
+        let (start, before, bytes) = (PAGE_SIZE - WORD as u64, [1; 2 * WORD], [7; 2 * WORD]);
+        file.handle().write_at(start, &before).unwrap();
+        let other = file.clone();
+        let hole = spawn(1, move || other.handle().punch_hole(0, 2 * PAGE_SIZE).unwrap());
+        let written = file.handle().write_at(start, &bytes).unwrap();
+        hole.join().unwrap();
+        let mut back = [0; 2 * WORD];
+        assert_eq!(file.handle().read_at(start, &mut back), Ok(2 * WORD));
+        // A write that ended early came first.
+        let last = if written == 2 * WORD { bytes } else { [0; 2 * WORD] };
+        assert!(back == last || back == [0; 2 * WORD], "invariant 14: a write was torn by a hole: {back:?}");
+        close(file);
+        end(&engine, Space::new(&engine).unwrap());
+    });
+}
+
 /// A write that is in the store's buffers when a flush fails, and ends after that.
 #[test]
 fn a_flush_that_fails_beside_the_end_of_a_write() {
