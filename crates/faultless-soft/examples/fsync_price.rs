@@ -1,0 +1,82 @@
+//! What fsync of one page costs when many spaces have mapped the file: where one of them shows the page, and where all do. Each
+//! space has twenty mappings. Median and range of the rounds, in microseconds.
+//!
+//! `cargo run --release -p faultless-soft --example fsync_price -- [SPACES] [ROUNDS]`
+
+use faultless::address::PAGE_SIZE;
+use faultless::design::Faultless;
+use faultless::protection::Protection;
+use faultless::stats::Counter;
+use faultless::store::{Bytes, Store, StoreError, Transfer};
+use faultless::{AddressSpace, Engine, File, Limits, MapRequest};
+use faultless_soft::Soft;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Mappings of a space.
+const MAPPINGS: u64 = 20;
+
+/// Takes every write, and has zeros.
+struct Sink;
+
+impl Store for Sink {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(1024 * PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        if let Bytes::Read(page) = transfer.bytes() {
+            page.fill(0);
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+}
+
+fn number(argument: Option<String>, otherwise: u64) -> Result<u64, String> {
+    let Some(argument) = argument else { return Ok(otherwise) };
+    let number = argument.parse().ok().filter(|number| *number > 0);
+    number.ok_or(format!("{argument}: a number greater than 0 is wanted"))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (spaces, rounds) = match (number(arguments.next(), 16_000), number(arguments.next(), 21)) {
+        (Ok(spaces), Ok(rounds)) => (spaces, rounds),
+        (Err(error), _) | (_, Err(error)) => {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    };
+    println!("{spaces} spaces of {MAPPINGS} mappings, {rounds} rounds");
+    for (who, all_show) in [("one shows the page", false), ("all show the page", true)] {
+        let engine = Engine::new(Soft::new(4096)?, Limits::default())?;
+        let (file, other) =
+            (File::open_rw(&engine, Arc::new(Sink))?, File::open_rw(&engine, Arc::new(Sink))?);
+        let rights = Protection::READ | Protection::WRITE;
+        let mut kept = Vec::new();
+        for number in 0..spaces {
+            let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine)?;
+            let page = if all_show || number == spaces / 2 { 0 } else { 1 };
+            space.map(MapRequest::shared_file(&file, page * PAGE_SIZE, PAGE_SIZE, rights))?;
+            for page in 1..MAPPINGS {
+                // Every second page, so that they stay apart.
+                space.map(MapRequest::shared_file(&other, 2 * page * PAGE_SIZE, PAGE_SIZE, rights))?;
+            }
+            kept.push(space);
+        }
+        let handle = file.handle();
+        let (mut times, before) = (Vec::new(), engine.statistics());
+        for round in 0..rounds {
+            handle.write_at(0, &[round as u8])?;
+            let start = Instant::now();
+            handle.sync()?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        times.sort_by(f64::total_cmp);
+        let looks = engine.statistics().since(&before).get(Counter::RmapLooks) / rounds;
+        let (first, middle, last) = (times[0], times[times.len() / 2], times[times.len() - 1]);
+        println!("{who}: {middle:.0} ({first:.0} to {last:.0}) µs, {looks} mappings looked at");
+    }
+    Ok(())
+}
