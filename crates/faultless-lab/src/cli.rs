@@ -16,7 +16,7 @@ use crate::scenarios::Turn;
 use crate::trouble::Trouble;
 use crate::{parse, report, scenarios};
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -216,7 +216,9 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     if line.ends_with(':') {
         line = format!("{line} {}", lines.next().unwrap_or_default());
     }
-    eprintln!("faultless: {line}; see faultless compare --help");
+    let command = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = command.map_or(String::new(), |name| format!("{name} "));
+    eprintln!("faultless: {line}; see faultless {command}--help");
     ExitCode::from(2)
 }
 

@@ -39,7 +39,12 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     assert_refused(&["compare", "--queue-depth=-1"], "'-1'");
     assert_refused(&["compare", "--queue-depth", "0"], "one read at a time is the least");
     assert_refused(&["compare", "--threads", "abc"], "write a whole number");
-    assert_refused(&["compare", "--threads", "99999999999999999999999"], "it is too much");
+    assert_refused(
+        &["compare", "--threads", "99999999999999999999999"],
+        "too much; see faultless compare --help",
+    );
+    assert_refused(&["check", "--ops", "0"], "; see faultless check --help");
+    assert_refused(&["chek"], "; see faultless --help");
     assert_refused(&["compare", "--seed", "-1"], "0 is the least");
     for name in [&["one\ntwo"][..], &["--design", "one\ntwo"], &["--rate", "one\ntwo=1"]] {
         assert_refused(&[&["compare"], name].concat(), "\\ntwo");

@@ -1,4 +1,4 @@
-//! What is made and dropped leaves nothing, however often: files, spaces, mappings, pages, forks, threads. By what the engine says
+//! Nothing is left of things that are made and dropped, however often: files, spaces, mappings, pages, forks, threads. By what the engine says
 //! that it uses ([`Engine::metadata_bytes`]), and by the allocator.
 //!
 //! In each run some thousands of each; `just many` makes and drops a million files, spaces, mappings and pages, and 100,000
@@ -89,7 +89,7 @@ fn map_file(space: &Space, file: &faultless::sync::Shared<File<Soft>>, page: u64
     space.map(request).expect("a mapping");
 }
 
-/// What the engine says, and what the allocator does.
+/// Bytes: by the engine's count, and by the allocator's.
 fn used(engine: &Engine<Soft>) -> (i64, i64) {
     (engine.metadata_bytes() as i64, LIVE.load(Ordering::Relaxed))
 }
@@ -202,7 +202,7 @@ const KINDS: [Kind; 5] = [
 fn end_where_they_began(times: u64) {
     let _alone = alone();
     let engine = engine();
-    // What there is once: slots, their lists, caches of frames.
+    // Made once: slots, their lists, caches of frames.
     KINDS.iter().for_each(|(_, work, _)| work(&engine, 2_000));
     engine.flush();
     for (name, work, count) in KINDS {
@@ -308,7 +308,7 @@ fn something(engine: &Arc<Engine<Soft>>, ones: &Arc<dyn Store>) -> (Vec<Space>, 
     (spaces, files)
 }
 
-/// What the engine says that it uses is what it has from the allocator.
+/// The engine's count agrees with the allocator's.
 #[test]
 fn metadata_is_what_the_allocator_gave() {
     let _alone = alone();
@@ -329,7 +329,7 @@ fn metadata_is_what_the_allocator_gave() {
     assert!(engine.metadata_bytes() as i64 <= metadata + LIST);
 }
 
-/// What one thing costs, as docs/memory.md has it.
+/// The bytes of one file, space, page and mapping, as docs/memory.md has them.
 #[test]
 fn what_each_takes_is_as_documented() {
     let _alone = alone();

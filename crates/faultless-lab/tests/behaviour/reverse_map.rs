@@ -66,7 +66,7 @@ fn walks_pass_over_spaces_that_show_other_pages<S: Stand, D: LockingDesign>() ->
     }
     assert_eq!(looks(&machine, || real.file.sync().unwrap()), 1, "the other space shows none of these");
     assert_eq!((real.word(0), real.word(2)), (70, 72));
-    // What a split, a change of rights or a hole leaves is inside.
+    // A split, a change of rights and a hole leave parts that are inside.
     high.protect(at(15), PAGE_SIZE, Protection::READ).unwrap();
     high.unmap(at(15), PAGE_SIZE).unwrap();
     high.store_u64(at(16), 76).unwrap();
