@@ -45,7 +45,11 @@ truncation_ignores_claims | faultless-soft | loom_folios | truncation_against_ |
 push_ignores_detach      | faultless-soft | loom_folios | a_page_that_becomes_idle_against_truncation | (on the list|invariant 11)
 failed_write_is_clean    | faultless-soft | loom_shared | a_failed_write_stays_dirty | invariant 9
 fsync_asks_before_the_lock | faultless-soft | loom_shared | a_sync_beside_one_that_begins | sync returned before
-asks_before_the_number   | faultless-soft | loom_shared | a_miss_beside_a_punch | deadlock
+sleeps_unfenced          | faultless      | lib | is_woken_for_what_it_waits_for | deadlock
+wakes_unfenced           | faultless      | lib | is_woken_for_what_it_waits_for | deadlock
+turn_ends_silently       | faultless-soft | loom_waits | two_misses_wait_for_one_place | deadlock
+turn_yields              | faultless-soft | loom_waits | two_misses_wait_for_one_place | deadlock
+event_passed_over        | faultless-soft | loom_waits | a_miss_beside_the_end_of_a_pin | deadlock
 resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeback | invariant 14
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14

@@ -4,9 +4,10 @@
 use crate::host::Linux;
 use crate::kernel::{BlockedSignals, EVENTS, Event, Userfault};
 use crate::table::{Table, table};
-use crate::wake::Bell;
+use crate::wake::{Bell, FaultNumber};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
+use faultless::host::{OutOfMemory, Sleeper};
 use faultless::protection::Access;
 use faultless::{AddressSpace, Fault, FaultError, PendingFault};
 use parking_lot::{Mutex, RwLock};
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// The spaces whose faults are served, whatever their design, and the faults that wait.
@@ -25,8 +26,10 @@ pub(crate) struct Served {
     bell: Arc<Bell>,
     /// By their windows' first addresses. Read by a handler for each fault; written when a space comes or goes.
     spaces: RwLock<BTreeMap<usize, Arc<dyn Faults>>>,
-    /// Faults that wait, by what for.
-    pending: Mutex<HashMap<usize, Vec<PutAside>>>,
+    /// Faults that wait.
+    pending: Mutex<HashMap<FaultNumber, PutAside>>,
+    /// How many faults have waited.
+    numbers: AtomicU64,
     /// Held while a page that the program has dropped is discarded.
     dropped: Mutex<()>,
     /// Why a page was refused the last time, until its window goes.
@@ -42,7 +45,7 @@ trait Faults: Send + Sync {
 
 /// A fault that waits, to its handler.
 trait Waits: Send {
-    fn waits_on(&self) -> usize;
+    fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory>;
     fn is_ready(&self) -> bool;
     fn finish(self: Box<Self>) -> Outcome;
 }
@@ -125,8 +128,8 @@ impl<D: LockingDesign> Dropped for AddressSpace<Linux, D> {
 }
 
 impl<D: LockingDesign> Waits for PendingFault<Linux, D> {
-    fn waits_on(&self) -> usize {
-        PendingFault::waits_on(self)
+    fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory> {
+        PendingFault::notify(self, sleeper)
     }
 
     fn is_ready(&self) -> bool {
@@ -147,8 +150,8 @@ fn window(table: &Table) -> Range<usize> {
 impl Served {
     pub fn new(userfault: Arc<Userfault>, bell: Arc<Bell>) -> Self {
         let (spaces, pending, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
-        let dropped = Mutex::default();
-        Self { userfault, bell, spaces, pending, dropped, refused, stop: AtomicBool::new(false) }
+        let (dropped, numbers) = (Mutex::default(), AtomicU64::new(0));
+        Self { userfault, bell, spaces, pending, numbers, dropped, refused, stop: AtomicBool::new(false) }
     }
 
     /// Whether the calling process is a child, by fork(2), of the one whose faults are served.
@@ -172,12 +175,13 @@ impl Served {
         let window = window(table(space));
         self.spaces.write().remove(&window.start);
         space.exit();
-        // Its pending faults are given up; by which key they wait is nobody's business any more.
-        let given_up: Vec<_> = {
-            let mut pending = self.pending.lock();
-            let keys: Vec<usize> = pending.keys().copied().collect();
-            keys.into_iter().flat_map(|key| take_ready(&mut pending, key)).collect()
-        };
+        // Its pending faults are given up now, whatever the handler has heard of it.
+        let given_up: Vec<_> = self
+            .pending
+            .lock()
+            .extract_if(|_, aside| aside.fault.is_ready())
+            .map(|(_, aside)| aside)
+            .collect();
         given_up.into_iter().for_each(|fault| self.go_on(fault));
         self.refused.lock().retain(|at, _| !window.contains(at));
     }
@@ -193,9 +197,9 @@ impl Served {
                 Err(errno) => panic!("poll of a userfaultfd: {errno}"),
             }
             if sources[1].revents().contains(PollFlags::IN) {
-                for key in self.bell.take() {
-                    let ready = take_ready(&mut self.pending.lock(), key);
-                    ready.into_iter().for_each(|fault| self.go_on(fault));
+                for number in self.bell.take() {
+                    let woken = self.pending.lock().remove(&number);
+                    woken.into_iter().for_each(|fault| self.go_on(fault));
                 }
             }
             match self.userfault.read(&mut events) {
@@ -239,18 +243,21 @@ impl Served {
     }
 
     fn put_aside(&self, fault: PutAside) {
-        let key = fault.fault.waits_on();
-        self.bell.expect();
+        let number = FaultNumber::new(self.numbers.fetch_add(1, Ordering::Relaxed));
         let ready = {
             let mut pending = self.pending.lock();
-            pending.entry(key).or_default().push(fault);
-            take_ready(&mut pending, key)
+            let aside = pending.entry(number).insert_entry(fault).into_mut();
+            let is_told = aside.fault.notify(number.sleeper()).is_ok();
+            // Where there is no memory to be told, it is looked at again and again.
+            if !is_told {
+                self.bell.wake(number);
+            }
+            if aside.fault.is_ready() { pending.remove(&number) } else { None }
         };
         ready.into_iter().for_each(|fault| self.go_on(fault));
     }
 
     fn go_on(&self, PutAside { fault, at }: PutAside) {
-        self.bell.expect_no_more();
         self.settle(fault.finish(), at);
     }
 
@@ -270,16 +277,6 @@ fn is_bus(error: &FaultError) -> bool {
             | FaultError::PastEnd { .. }
             | FaultError::OutOfMemory { .. }
     )
-}
-
-/// Takes out the faults that wait on `key` and can go on.
-fn take_ready(pending: &mut HashMap<usize, Vec<PutAside>>, key: usize) -> Vec<PutAside> {
-    let Some(waiting) = pending.remove(&key) else { return Vec::new() };
-    let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|aside| aside.fault.is_ready());
-    if !rest.is_empty() {
-        pending.insert(key, rest);
-    }
-    ready
 }
 
 /// Handler threads; stopped when dropped, and joined, but for the one that drops them.

@@ -1,26 +1,42 @@
 //! Sleeping, and how the end of a page's I/O reaches the handler, which does not sleep on pages.
 
-use faultless::host::{Park, StdPark};
+use faultless::host::{Park, Sleeper, StdPark};
 use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
-/// Tells the handler what was woken.
+/// Names from here on are those of faults that the handler has put aside; below are threads'.
+const FAULTS: u64 = 1 << 32;
+
+/// The number of a fault that the handler has put aside. No other fault of the process gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FaultNumber(u64);
+
+impl FaultNumber {
+    /// Number `count`.
+    pub fn new(count: u64) -> Self {
+        Self(count)
+    }
+
+    /// The name by which the engine wakes it.
+    pub fn sleeper(self) -> Sleeper {
+        Sleeper(FAULTS + self.0)
+    }
+}
+
+/// Tells the handler which of its faults may go on.
 pub(crate) struct Bell {
     event: OwnedFd,
-    /// Faults that the handler has put aside. Written by handlers.
-    waiting: AtomicUsize,
     /// What has been woken since the last look.
-    keys: Mutex<Vec<usize>>,
+    woken: Mutex<Vec<FaultNumber>>,
 }
 
 impl Bell {
     pub fn new() -> Result<Self, Errno> {
         let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { event, waiting: AtomicUsize::new(0), keys: Mutex::default() })
+        Ok(Self { event, woken: Mutex::default() })
     }
 
     /// Has the handler look, whatever for.
@@ -29,31 +45,17 @@ impl Bell {
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
 
-    /// A fault is put aside: from now on what is woken is told. The caller looks once more whether it is ready.
-    pub fn expect(&self) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        // Partner: the fence of `woken`. If ours comes first, it finds the fault waiting; if its, our look finds it ready.
-        fence(Ordering::SeqCst);
-    }
-
-    /// The fault has gone on.
-    pub fn expect_no_more(&self) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn woken(&self, key: usize) {
-        fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) != 0 {
-            self.keys.lock().push(key);
-            self.ring();
-        }
+    /// Has the handler look at a fault.
+    pub fn wake(&self, fault: FaultNumber) {
+        self.woken.lock().push(fault);
+        self.ring();
     }
 
     /// What has been woken since the last call.
-    pub fn take(&self) -> Vec<usize> {
+    pub fn take(&self) -> Vec<FaultNumber> {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.event, &mut count);
-        std::mem::take(&mut *self.keys.lock())
+        std::mem::take(&mut *self.woken.lock())
     }
 }
 
@@ -63,7 +65,7 @@ impl AsFd for Bell {
     }
 }
 
-/// [`StdPark`], which also rings a bell while the handler has faults put aside.
+/// [`StdPark`] for threads; wakes faults that the handler has put aside by a bell.
 pub struct WakingPark {
     park: StdPark,
     bell: Arc<Bell>,
@@ -76,13 +78,19 @@ impl WakingPark {
 }
 
 impl Park for WakingPark {
-    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool) {
-        self.park.park(key, blocked);
+    fn current(&self) -> Sleeper {
+        self.park.current()
     }
 
-    fn wake_all(&self, key: usize) {
-        self.park.wake_all(key);
-        self.bell.woken(key);
+    fn park(&self, me: Sleeper) {
+        self.park.park(me);
+    }
+
+    fn unpark(&self, sleeper: Sleeper) {
+        match sleeper.0.checked_sub(FAULTS) {
+            Some(number) => self.bell.wake(FaultNumber(number)),
+            None => self.park.unpark(sleeper),
+        }
     }
 
     fn pause(&self, look: u32) {

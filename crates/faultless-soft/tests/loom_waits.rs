@@ -164,3 +164,67 @@ fn a_fault_beside_a_store_that_is_asked() {
         end(&engine, space);
     });
 }
+
+/// A file of three pages, in an engine that pins one page for reads at a time.
+fn crowded() -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
+    let limits = Limits { cached_pages: 2, ..Limits::default() };
+    let engine = Engine::new(Soft::new(6).expect("frames"), limits).expect("memory for an engine");
+    let file = File::open(&engine, Arc::new(Zeros)).expect("a store with a length");
+    (engine, file)
+}
+
+/// A store of three pages of zeros, which ends each read at once.
+struct Zeros;
+
+impl Store for Zeros {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(3 * PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        if let Bytes::Read(bytes) = transfer.bytes() {
+            bytes.fill(0);
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+}
+
+fn read(handle: &FileHandle<Soft>, page: u64) {
+    let mut byte = [1];
+    assert_eq!(handle.read_at(page * PAGE_SIZE, &mut byte), Ok(1));
+    assert_eq!(byte, [0]);
+}
+
+/// A read that finds too many pages pinned goes on when the pin goes, whenever that is.
+#[test]
+fn a_miss_beside_the_end_of_a_pin() {
+    model(2, || {
+        let (engine, file) = crowded();
+        read(&file.handle(), 0);
+        let pin = file.try_lock_folio(0).expect("a page that was read");
+        let handle = file.handle();
+        let thread = spawn(1, move || read(&handle, 1));
+        drop(pin);
+        thread.join().unwrap();
+        close(file);
+        assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
+    });
+}
+
+/// One pin goes, and two go on: whoever has had the turn passes it on.
+#[test]
+fn two_misses_wait_for_one_place() {
+    model(2, || {
+        let (engine, file) = crowded();
+        read(&file.handle(), 0);
+        let pin = file.try_lock_folio(0).expect("a page that was read");
+        let threads = [1, 2].map(|of| {
+            let handle = file.handle();
+            spawn(of, move || read(&handle, u64::from(of)))
+        });
+        drop(pin);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        close(file);
+        assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
+    });
+}

@@ -4,9 +4,10 @@
 use crate::address::{PageNumber, PageRange};
 use crate::engine::Engine;
 use crate::host::Host;
+use crate::page_cache::NEWCOMER;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{OutOfMemory, Park, Shared, full_fence};
+use crate::sync::{OutOfMemory, Shared, full_fence};
 use crate::vma::tree::{Tree, View};
 use crate::vma::{Mapping, Vma};
 
@@ -69,12 +70,22 @@ pub struct Attempt {
     /// The engine's: a private mapping gets a page of its own, whatever the access. Set for a pin for I/O
     /// (Linux: `FAULT_FLAG_UNSHARE`).
     pub unshares: bool,
+    /// The engine's: its place in the queue for memory, once it has waited there.
+    pub ticket: u64,
 }
 
 impl Attempt {
     /// The first one.
     pub const fn first(purpose: Purpose) -> Self {
-        Self { purpose, retries: 0, tried: false, slow: false, only: Only::Any, unshares: false }
+        Self {
+            purpose,
+            retries: 0,
+            tried: false,
+            slow: false,
+            only: Only::Any,
+            unshares: false,
+            ticket: NEWCOMER,
+        }
     }
 }
 

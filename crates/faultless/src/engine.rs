@@ -3,14 +3,16 @@
 //! no section and has announced nothing (invariant 1).
 
 mod shared_tables;
+mod waits;
 
 pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
+pub(crate) use waits::{Dying, Notice, WaitTable};
 
 use crate::frame::{Folio, Left, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
-use crate::page_cache::{Account, Full};
+use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{AccessSection, Held, Kept, Mutex, MutexGuard, RetiredList, Section, full_fence, plain};
+use crate::sync::{AccessSection, Held, Kept, Mutex, MutexGuard, RetiredList, Section, plain};
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
@@ -49,6 +51,8 @@ pub struct Engine<H: Host> {
     /// Leaf tables shared.
     pub(crate) shared_tables: SharedTables,
     pub(crate) cache: CachePadded<Account>,
+    /// Who sleeps, by what for.
+    waits: WaitTable,
 }
 
 impl<H: Host> Engine<H> {
@@ -61,6 +65,7 @@ impl<H: Host> Engine<H> {
         let zero = frames.allocate().ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_anonymous(0);
+        let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;
         Ok(Arc::new(Self {
             host,
             limits,
@@ -68,6 +73,7 @@ impl<H: Host> Engine<H> {
             serial: CachePadded::new(plain::AtomicU64::new(1)),
             cache: CachePadded::default(),
             shared_tables: SharedTables::default(),
+            waits,
         }))
     }
 
@@ -243,36 +249,6 @@ impl<H: Host> Engine<H> {
         Held::assert_none(doing);
     }
 
-    /// Sleeps on `key` until `blocked` returns false, and adds the nanoseconds to `counter`. Whoever makes it false then calls
-    /// the park's `wake_all(key)`. The caller is in no section of this engine (debug builds panic).
-    pub fn park_until(&self, counter: Counter, key: usize, mut blocked: impl FnMut() -> bool) {
-        self.assert_may_sleep(counter.name());
-        if !blocked() {
-            return;
-        }
-        let start = self.host.clock().now_ns();
-        while blocked() {
-            self.host.park().park(key, &mut blocked);
-        }
-        self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
-    }
-
-    /// As [`Engine::park_until`], for a wait that the end of the space cuts short: [`Engine::wake_waiters`] wakes it.
-    pub(crate) fn park_killable(&self, counter: Counter, key: usize, blocked: impl FnMut() -> bool) {
-        let slot = self.host.slots().current();
-        self.host.sections().set_waits_on(slot, key);
-        // Partner: the fence of `wake_waiters`. If ours comes first, it finds the key; if its, `blocked` sees the end.
-        full_fence();
-        self.park_until(counter, key, blocked);
-        self.host.sections().set_waits_on(slot, 0);
-    }
-
-    /// Wakes all who are in [`Engine::park_killable`], to look again. After what they look at was stored.
-    pub(crate) fn wake_waiters(&self) {
-        full_fence();
-        self.host.sections().each_waits_on(|key| self.host.park().wake_all(key));
-    }
-
     /// Takes a lock that is held for a few instructions. The caller is in no section of this engine (debug builds panic).
     pub fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
         self.assert_may_sleep("a lock");
@@ -407,42 +383,14 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(frame);
         let key = core::ptr::from_ref(folio).addr();
         #[cfg(mutant = "wakes_before_the_place")]
-        self.host.park().wake_all(key);
+        self.wake_all(key);
         let (left, is_crowded) = folio.put_pin(reference);
         #[cfg(mutant = "wakes_before_the_place")]
         let is_crowded = false & is_crowded;
         self.see_to(frame, left);
         if is_crowded {
-            self.host.park().wake_all(key);
+            self.wake_all(key);
         }
-    }
-
-    /// What [`Engine::wait_for_place`] sleeps on.
-    pub(crate) fn place_key(&self, full: Full) -> usize {
-        core::ptr::from_ref(self.folio(full.frame)).addr()
-    }
-
-    /// Whether there is a place in a count that was full.
-    pub(crate) fn has_place(&self, full: Full) -> bool {
-        !self.folio(full.frame).is_full(full.reference)
-    }
-
-    /// Sleeps until there is a place in a count of pins that was full, or `given_up`. Others may take the place first. The
-    /// caller has no reference to the frame, which may be another page by then: it looks again. It has no pin that others
-    /// wait for here.
-    pub(crate) fn wait_for_place(&self, full: Full, given_up: &impl Fn() -> bool) {
-        let blocked = || !self.has_place(full) && !given_up();
-        #[cfg(mutant = "looks_before_it_notes")]
-        {
-            let mut sleeps = blocked();
-            self.host.sections().set_waits_on(self.host.slots().current(), self.place_key(full));
-            if sleeps {
-                self.host.park().park(self.place_key(full), &mut || core::mem::take(&mut sleeps));
-            }
-            return self.host.sections().set_waits_on(self.host.slots().current(), 0);
-        }
-        #[cfg(not(mutant = "looks_before_it_notes"))]
-        self.park_killable(Counter::MemoryWait, self.place_key(full), blocked);
     }
 
     /// Drops the mapping reference of an entry that is gone; the page of zeros has none.
@@ -461,27 +409,6 @@ impl<H: Host> Engine<H> {
 
 /// Looks after which a wait is taken to be for a preempted holder; see [`Park::pause`].
 const SPINS: u32 = 64;
-
-impl<H: Host> Park for Engine<H> {
-    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool) {
-        self.park_until(Counter::RangeWait, key, blocked);
-    }
-
-    fn wake_all(&self, key: usize) {
-        self.host.park().wake_all(key);
-    }
-
-    fn pause(&self, look: u32) {
-        self.host.park().pause(look);
-    }
-
-    fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R {
-        let start = self.host.clock().now_ns();
-        let result = wait();
-        self.counters().add(Counter::TreeLockWait, self.host.clock().now_ns().saturating_sub(start));
-        result
-    }
-}
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {

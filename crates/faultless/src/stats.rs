@@ -68,8 +68,10 @@ counters! {
     GraceWait = "grace_wait_ns",
     /// Time range work and copies of pages waited until no processor used an older translation.
     InvalidateWait = "invalidate_wait_ns",
-    /// Time faults waited for memory.
+    /// Time faults and calls on files waited for memory, or for a place among the pins of a page.
     MemoryWait = "memory_wait_ns",
+    /// Time faults and calls on files waited for a cut, a hole or a reading anew of the file to end.
+    ResizeWait = "resize_wait_ns",
     /// mmap_lock taken for reading, by faults and by madvise.
     MmapLockRead = "mmap_lock_read",
     /// mmap_lock taken for writing.

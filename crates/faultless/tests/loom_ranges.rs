@@ -3,7 +3,7 @@
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::StdPark;
+use faultless::host::{StdPark, StdSlots};
 use faultless::sync::{Choice, Claims, Edited, Ranges};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -92,9 +92,15 @@ fn model_of(preemptions: usize, own: fn(&Common), others: [fn(&Common); 2]) {
             places: core::array::from_fn(|_| UnsafeCell::new(0)),
         };
         let common = Arc::new(common);
+        StdSlots::set_current(0);
+        let mut slot = 0;
         let threads = others.map(|other| {
             let common = common.clone();
-            thread::spawn(move || other(&common))
+            slot += 1;
+            thread::spawn(move || {
+                StdSlots::set_current(slot);
+                other(&common);
+            })
         });
         own(&common);
         threads.into_iter().for_each(|thread| thread.join().unwrap());

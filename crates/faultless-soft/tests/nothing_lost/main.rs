@@ -364,7 +364,7 @@ fn a_sync_sleeps_while_the_store_is_cut_off() {
             thread::sleep(Duration::from_millis(5 << round));
             answer.send(()).unwrap();
         });
-        engine.statistics().get(Counter::MemoryWait) != 0
+        engine.statistics().get(Counter::ResizeWait) != 0
     });
     assert!(has_slept, "a thread that cannot go on looks again and again");
 }

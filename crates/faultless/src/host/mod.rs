@@ -10,7 +10,9 @@ mod membarrier;
 #[cfg(feature = "std")]
 mod standard;
 
-pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, SlotIndex, Stable};
+pub use crate::sync::{
+    Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, Sleeper, SlotIndex, Stable,
+};
 pub(crate) use caller::{Frames, Table};
 pub use entry::{Entry, Frame};
 #[cfg(feature = "std")]

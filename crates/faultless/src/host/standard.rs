@@ -1,59 +1,54 @@
 //! The host's services on an operating system with `std`: sleeping, a clock, a slot for each thread.
 
 use super::{Clock, Park, Slots};
-use crate::sync::{Condvar, Mutex, SlotIndex};
+use crate::sync::{Condvar, Mutex, Sleeper, SlotIndex};
 
-#[cfg(not(loom))]
-const BUCKETS: usize = 64;
-#[cfg(loom)]
-const BUCKETS: usize = 1;
-
-/// [`Park`] by mutexes and condition variables, a fixed number of each; keys share them.
-#[derive(Debug)]
+/// [`Park`] by a mutex and a condition variable for each thread. A thread's name is its number in [`StdSlots`].
+#[derive(Debug, Default)]
 pub struct StdPark {
-    buckets: [Bucket; BUCKETS],
+    #[cfg(any(loom, shuttle))]
+    parkers: [Parker; SlotIndex::MAX as usize],
 }
 
+/// Where a thread sleeps.
 #[derive(Debug, Default)]
-struct Bucket {
-    /// How many sleep here.
-    sleepers: Mutex<usize>,
+struct Parker {
+    /// Whether it has been woken since it last slept.
+    is_unparked: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Default for StdPark {
-    fn default() -> Self {
-        Self { buckets: core::array::from_fn(|_| Bucket::default()) }
-    }
-}
+/// One a thread of the process, whatever engine it sleeps for. Pages of it that no thread has touched take no memory.
+#[cfg(not(any(loom, shuttle)))]
+static PARKERS: [Parker; SlotIndex::MAX as usize] =
+    [const { Parker { is_unparked: Mutex::new(false), changed: Condvar::new() } }; SlotIndex::MAX as usize];
 
 impl StdPark {
-    fn bucket(&self, key: usize) -> &Bucket {
-        // Keys are addresses: their low bits say little (Fibonacci hashing).
-        let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        &self.buckets[hash as usize % BUCKETS]
+    fn parker(&self, of: Sleeper) -> &Parker {
+        #[cfg(any(loom, shuttle))]
+        return &self.parkers[of.0 as usize];
+        #[cfg(not(any(loom, shuttle)))]
+        return &PARKERS[of.0 as usize];
     }
 }
 
 impl Park for StdPark {
-    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool) {
-        let bucket = self.bucket(key);
-        let mut sleepers = bucket.sleepers.lock();
-        *sleepers += 1;
-        while blocked() {
-            sleepers = bucket.changed.wait(sleepers);
-        }
-        *sleepers -= 1;
+    fn current(&self) -> Sleeper {
+        Sleeper(u64::from(StdSlots.current().get()))
     }
 
-    fn wake_all(&self, key: usize) {
-        let bucket = self.bucket(key);
-        let sleepers = bucket.sleepers.lock();
-        let any = *sleepers != 0;
-        drop(sleepers);
-        if any {
-            bucket.changed.notify_all();
+    fn park(&self, me: Sleeper) {
+        let parker = self.parker(me);
+        let mut is_unparked = parker.is_unparked.lock();
+        while !core::mem::take(&mut *is_unparked) {
+            is_unparked = parker.changed.wait(is_unparked);
         }
+    }
+
+    fn unpark(&self, sleeper: Sleeper) {
+        let parker = self.parker(sleeper);
+        *parker.is_unparked.lock() = true;
+        parker.changed.notify_one();
     }
 
     #[cfg(not(any(loom, shuttle)))]
@@ -263,12 +258,15 @@ mod tests {
 
     #[test]
     fn a_wake_up_is_not_lost() {
-        use core::sync::atomic::{AtomicBool, Ordering};
-        let (park, blocked) = (StdPark::default(), AtomicBool::new(true));
+        let (park, (say, hear)) = (StdPark::default(), std::sync::mpsc::channel());
         std::thread::scope(|scope| {
-            scope.spawn(|| park.park(7, &mut || blocked.load(Ordering::Acquire)));
-            blocked.store(false, Ordering::Release);
-            park.wake_all(7);
+            let sleeper = scope.spawn(|| {
+                let me = park.current();
+                say.send(me).unwrap();
+                park.park(me);
+            });
+            park.unpark(hear.recv().unwrap());
+            sleeper.join().unwrap();
         });
     }
 }

@@ -1,11 +1,12 @@
 //! The page cache's account, one an engine: what is cached and pinned, and eviction.
 
 use super::folio_list::{FolioList, Isolated};
-use crate::engine::Engine;
+use super::memory_queue::MemoryQueue;
+use crate::engine::{Dying, Engine};
 use crate::frame::{Eviction, Reference};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Park, plain};
 use alloc::sync::Arc;
 
@@ -32,8 +33,8 @@ pub(crate) struct Account {
     pub(super) cached: plain::AtomicU64,
     /// Folios pinned by faults that wait, and by writes under way.
     pub(super) pins: plain::AtomicU64,
-    /// Counts pins let go; what a queued miss sleeps on.
-    pub(super) unpinned: AtomicU64,
+    /// Who waits for memory.
+    pub(crate) queue: MemoryQueue,
     /// Writes under way.
     pub(super) writes: plain::AtomicU64,
 }
@@ -41,10 +42,6 @@ pub(crate) struct Account {
 impl Account {
     pub(crate) fn cached(&self) -> u64 {
         self.cached.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn key(&self) -> usize {
-        core::ptr::from_ref(&self.unpinned).addr()
     }
 
     /// Only the page cache had a reference to the folio a moment ago: puts it on the list, if that is so still. A page of a
@@ -55,12 +52,6 @@ impl Account {
         if !folio.place().file.load(Ordering::Relaxed).is_null() && folio.try_list() {
             self.idle.push(engine, frame);
         }
-    }
-
-    /// Says that memory may have come free.
-    pub(super) fn tell_unpinned<P: Park>(&self, park: &P) {
-        self.unpinned.fetch_add(1, Ordering::Release);
-        park.wake_all(self.key());
     }
 }
 
@@ -98,10 +89,9 @@ impl<H: Host> Pin<H> {
         self.engine.folio(self.frame).is_writeback()
     }
 
-    /// Sleeps until no write of it is under way, or `given_up`.
-    pub(crate) fn wait_for_write(&self, given_up: &impl Fn() -> bool) {
-        let blocked = || self.is_writeback() && !given_up();
-        self.engine.park_killable(Counter::WritebackWait, self.key(), blocked);
+    /// Sleeps until no write of it is under way, or the end of the space.
+    pub(crate) fn wait_for_write(&self, dying: Option<&Dying>) {
+        self.engine.park_killable(Counter::WritebackWait, self.key(), dying, || self.is_writeback());
     }
 
     /// Locks it, if nobody has.
@@ -124,18 +114,18 @@ impl<H: Host> Pin<H> {
                 Ok(lock) => return lock,
                 Err(pin) => self = pin,
             }
-            self.wait_for_lock(&|| false);
+            self.wait_for_lock(None);
         }
     }
 
-    /// Sleeps until its read has ended, or `given_up`.
-    pub(crate) fn wait_for_read(&self, given_up: &impl Fn() -> bool) {
-        self.engine.park_killable(Counter::IoWait, self.key(), || self.is_reading() && !given_up());
+    /// Sleeps until its read has ended, or the end of the space.
+    pub(crate) fn wait_for_read(&self, dying: Option<&Dying>) {
+        self.engine.park_killable(Counter::IoWait, self.key(), dying, || self.is_reading());
     }
 
-    /// Sleeps until it is unlocked, or `given_up`.
-    pub(crate) fn wait_for_lock(&self, given_up: &impl Fn() -> bool) {
-        self.engine.park_killable(Counter::FolioLockWait, self.key(), || self.is_locked() && !given_up());
+    /// Sleeps until it is unlocked, or the end of the space.
+    pub(crate) fn wait_for_lock(&self, dying: Option<&Dying>) {
+        self.engine.park_killable(Counter::FolioLockWait, self.key(), dying, || self.is_locked());
     }
 
     pub(crate) fn key(&self) -> usize {
@@ -164,9 +154,8 @@ impl<H: Host> Drop for Pin<H> {
     fn drop(&mut self) {
         self.unlock();
         self.engine.unpin(self.frame, Reference::Pin);
-        let account = &self.engine.cache;
-        account.pins.fetch_sub(1, Ordering::Relaxed);
-        account.tell_unpinned(&*self.engine);
+        self.engine.cache.pins.fetch_sub(1, Ordering::Relaxed);
+        self.engine.tell_memory();
     }
 }
 
@@ -191,8 +180,12 @@ impl From<Full> for Miss {
 pub(crate) enum Miss {
     /// The file has no such page.
     PastEnd,
-    /// Too many folios are pinned: wait until [`Engine::wait_for_unpin`] with this number, then start over.
+    /// Too many folios are pinned, or others wait for memory already: wait in [`Engine::wait_for_turn`] with this number, then
+    /// start over.
     Queue(u64),
+    /// No transfer of the page may begin: wait in [`File::wait_while_forbidden`](super::File::wait_while_forbidden), then start
+    /// over.
+    Forbidden,
     /// The page has as many pins as can be counted: wait in [`Engine::wait_for_place`], then start over.
     Full(Full),
     /// No memory, and nothing to evict.
@@ -279,24 +272,9 @@ impl<H: Host> Engine<H> {
         evicted
     }
 
-    /// The number to wait with until memory may have come free, if writes are under way.
+    /// The number to wait with in [`Engine::wait_for_turn`], if writes are under way: what is being written can be evicted then.
     pub(crate) fn wait_for_writes(&self) -> Option<u64> {
-        let unpinned = self.cache.unpinned.load(Ordering::Acquire);
-        (self.cache.writes.load(Ordering::Relaxed) != 0).then_some(unpinned)
-    }
-
-    /// Whether a pin has been let go since `seen`, or none is left.
-    pub(crate) fn unpinned_since(&self, seen: u64) -> bool {
-        let account = &self.cache;
-        account.unpinned.load(Ordering::Acquire) != seen || account.pins.load(Ordering::Relaxed) == 0
-    }
-
-    /// Sleeps until then, or until `given_up`.
-    pub(crate) fn wait_for_unpin(&self, seen: u64, given_up: &impl Fn() -> bool) {
-        let key = self.cache.key();
-        self.park_killable(Counter::MemoryWait, key, || !self.unpinned_since(seen) && !given_up());
-        // Where no pin is left, the caller looks again without having slept, and may see once more what it saw before. A
-        // model ends only if that counts as a spin.
-        crate::sync::spin_loop();
+        let events = self.cache.queue.events();
+        (self.cache.writes.load(Ordering::Relaxed) != 0).then_some(events)
     }
 }

@@ -1,6 +1,6 @@
 //! Reads ahead of their use, and looks at what is there.
 
-use super::{File, frame_of};
+use super::{File, NEWCOMER, frame_of};
 use crate::host::Host;
 use crate::sync::atomic::Ordering;
 
@@ -23,7 +23,7 @@ impl<H: Host> File<H> {
         let is_full = account.cached() >= limit && self.engine.evict(1) == 0;
         let pins = account.pins.load(Ordering::Relaxed);
         // The read has a pin of its own; the caller's goes at once.
-        !is_full && (pins == 0 || pins < limit / 2) && self.read(page, false).is_ok()
+        !is_full && (pins == 0 || pins < limit / 2) && self.read(page, false, NEWCOMER).is_ok()
     }
 
     /// Whether `page` is in memory and read. By the time one knows it may have changed.

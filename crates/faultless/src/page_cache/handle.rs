@@ -2,6 +2,7 @@
 
 use super::account::{Miss, Pin};
 use super::index;
+use super::memory_queue::Looking;
 use super::writers::{Next, Writing};
 use super::{File, FolioLock};
 use crate::address::PAGE_SIZE;
@@ -342,23 +343,25 @@ impl<H: Host> File<H> {
                 return Some(lock);
             }
             pin = lock.unlock();
-            pin.wait_for_write(&|| false);
+            pin.wait_for_write(None);
         }
     }
 
     /// Pins page `page`, up to date. `None`: the file has no such page any more.
     pub(super) fn wait_for_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
+        let mut looking = Looking::new(&self.engine);
         loop {
             let cuts = self.cuts();
-            let pin = match self.read(page, false) {
+            let pin = match self.read(page, false, looking.ticket()) {
                 Ok((pin, _)) => pin,
                 Err(Miss::PastEnd) => return Ok(None),
                 Err(miss) => {
-                    self.wait_for_memory(miss)?;
+                    self.wait_after(miss, page, &mut looking)?;
                     continue;
                 }
             };
-            pin.wait_for_read(&|| false);
+            looking.has_found();
+            pin.wait_for_read(None);
             match self.engine.folio(pin.frame()).read_error(page * PAGE_SIZE) {
                 None => return Ok(Some(pin)),
                 Some(_) if page >= self.pages() => return Ok(None),
@@ -371,31 +374,37 @@ impl<H: Host> File<H> {
     /// Pins page `page`, which lies behind the end: zeros, and dirty. The caller is the only one to make the file longer.
     /// `None`: somebody who came beside a truncation is about to let it go; look again.
     fn new_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
+        let mut looking = Looking::new(&self.engine);
         loop {
             let frame = if self.is_in_memory() {
                 self.engine.allocate().ok_or(Miss::OutOfMemory)
             } else {
-                self.room_for_one()
+                self.room_for_one(looking.ticket())
             };
             let made = frame.and_then(|frame| Ok(self.attach_zeros(page, frame, Reference::Pin)?));
             match made {
                 Ok(frame) => return Ok(frame.map(|frame| Pin::new(&self.engine, frame))),
-                Err(miss) => self.wait_for_memory(miss)?,
+                Err(miss) => self.wait_after(miss, page, &mut looking)?,
             }
         }
     }
 
-    /// Waits in the queue for memory, or for the writes under way, after which there may be some.
-    fn wait_for_memory(&self, miss: Miss) -> Result<(), FileError> {
-        let unpinned = match miss {
+    /// Waits for what `miss`, of page `page`, wants, after which one looks again.
+    fn wait_after(&self, miss: Miss, page: u64, looking: &mut Looking<H>) -> Result<(), FileError> {
+        let events = match miss {
             Miss::Full(full) => {
-                self.engine.wait_for_place(full, &|| false);
+                self.engine.wait_for_place(full, None);
                 return Ok(());
             }
-            Miss::Queue(unpinned) => Some(unpinned),
-            _ => self.engine.wait_for_writes(),
+            Miss::Forbidden => {
+                self.wait_while_forbidden(page, None);
+                return Ok(());
+            }
+            Miss::Queue(events) => Some(events),
+            // After the writes under way there may be some.
+            Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_writes(),
         };
-        self.engine.wait_for_unpin(unpinned.ok_or(FileError::OutOfMemory)?, &|| false);
+        looking.wait(events.ok_or(FileError::OutOfMemory)?);
         Ok(())
     }
 }

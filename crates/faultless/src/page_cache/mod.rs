@@ -15,6 +15,7 @@ mod folio_list;
 mod handle;
 mod index;
 mod mappings;
+mod memory_queue;
 mod refresh;
 mod resize;
 mod writeback;
@@ -24,6 +25,7 @@ pub(crate) use account::{Account, Full, Miss};
 pub use account::{FolioLock, Pin};
 pub use handle::{FileError, FileHandle, FileRights};
 pub(crate) use mappings::Hull;
+pub(crate) use memory_queue::{AwaitedTurn, HAS_TURN, NEWCOMER, Turn};
 
 use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::Engine;
@@ -110,7 +112,7 @@ pub struct File<H: Host> {
     /// taken.
     has_long_store: plain::AtomicBool,
     /// The first page of which no transfer may begin, and the one behind the last; `u64::MAX`: there is none. Atomic; written
-    /// while `resizing` is taken. Partners: see [`File::forbidden`].
+    /// while `resizing` is taken. Partners: see [`File::is_forbidden`].
     forbidden_from: AtomicU64,
     forbidden_end: AtomicU64,
     /// Counts the beginnings and ends of cuts, and reads that were withdrawn: a read that found nothing behind the end says
@@ -270,8 +272,8 @@ impl<H: Host> File<H> {
     }
 
     /// Pins page `page`, and starts its read if nobody has; whether it did is the second. `again` tells of a fault that
-    /// had its page once.
-    pub(crate) fn read(&self, page: u64, again: bool) -> Result<(Pin<H>, bool), Miss> {
+    /// had its page once, `ticket` is its place in the queue for memory.
+    pub(crate) fn read(&self, page: u64, again: bool, ticket: u64) -> Result<(Pin<H>, bool), Miss> {
         let engine = &self.engine;
         let mut first_look = true;
         loop {
@@ -285,13 +287,13 @@ impl<H: Host> File<H> {
                 let frame = self.make_page(page, Reference::Pin)?;
                 return Ok((Pin::new(engine, frame), false));
             }
-            if let Some(unpinned) = self.forbidden(page) {
-                return Err(Miss::Queue(unpinned));
+            if self.is_forbidden(page) {
+                return Err(Miss::Forbidden);
             }
             if core::mem::take(&mut first_look) && again {
                 engine.counters().add(Counter::RetriesPageGone, 1);
             }
-            let frame = self.room_for_one()?;
+            let frame = self.room_for_one(ticket)?;
             let memory = self.index.make(page).and_then(|word| Ok((word, self.completion(page, frame)?)));
             let (word, completion) = memory.inspect_err(|_| engine.frames().free(frame))?;
             let folio = engine.folio(frame);
@@ -312,9 +314,9 @@ impl<H: Host> File<H> {
             engine.cache.cached.fetch_add(1, Ordering::Relaxed);
             // Partner: the fence of `Forbidden::begin`, which may have come too early to find the page.
             #[cfg(not(mutant = "resize_under_transfers"))]
-            if let Some(unpinned) = self.forbidden(page) {
+            if self.is_forbidden(page) {
                 self.withdraw(page, frame);
-                return Err(Miss::Queue(unpinned));
+                return Err(Miss::Forbidden);
             }
             let counters = engine.counters();
             counters.add(Counter::IoReads, 1);
@@ -459,15 +461,15 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// A frame for a new page, under the limits.
-    fn room_for_one(&self) -> Result<Frame, Miss> {
+    /// A frame for a new page, under the limits, for somebody with this `ticket`.
+    fn room_for_one(&self, ticket: u64) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
         for look in 0..LOOKS {
-            let unpinned = account.unpinned.load(Ordering::Acquire);
+            let events = account.queue.events();
             let pins = account.pins.load(Ordering::Relaxed);
-            if pins != 0 && pins >= limit / 2 {
-                return Err(Miss::Queue(unpinned));
+            if !account.queue.is_first(ticket) || pins != 0 && pins >= limit / 2 {
+                return Err(Miss::Queue(events));
             }
             let over = (account.cached() + 1).saturating_sub(limit);
             if over > 0 {
@@ -479,7 +481,7 @@ impl<H: Host> File<H> {
                 return Ok(frame);
             }
             if pins != 0 {
-                return Err(Miss::Queue(unpinned));
+                return Err(Miss::Queue(events));
             }
             // Others evict too, and may have taken what we made free.
             engine.pause(look);

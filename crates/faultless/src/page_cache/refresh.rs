@@ -80,7 +80,7 @@ impl<H: Host> File<H> {
                 }
                 Ok(None) => {}
                 Err(full) => {
-                    self.engine.wait_for_place(full, &|| false);
+                    self.engine.wait_for_place(full, None);
                     continue;
                 }
             }

@@ -17,9 +17,10 @@ use super::index;
 use super::writers::Removing;
 use super::{File, FileError, FolioLock, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
-use crate::engine::Engine;
+use crate::engine::{Dying, Engine};
 use crate::frame::Reference;
 use crate::host::{Frame, Host};
+use crate::stats::Counter;
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Reservation, fence_after_rmw, full_fence};
@@ -197,7 +198,7 @@ impl<H: Host> File<H> {
         loop {
             match self.find(page, Reference::Pin) {
                 Ok(found) => return found.map(|frame| Pin::new(&self.engine, frame)),
-                Err(full) => self.engine.wait_for_place(full, &|| false),
+                Err(full) => self.engine.wait_for_place(full, None),
             }
         }
     }
@@ -206,9 +207,9 @@ impl<H: Host> File<H> {
     pub(super) fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
         loop {
             let pin = self.pin_attached(page)?;
-            pin.wait_for_read(&|| false);
+            pin.wait_for_read(None);
             let lock = pin.lock();
-            lock.0.wait_for_write(&|| false);
+            lock.0.wait_for_write(None);
             if self.has_in_index(page, lock.0.frame()) {
                 return Some(lock);
             }
@@ -313,29 +314,32 @@ impl<H: Host> File<H> {
         self.is_in_memory() && word().and_then(frame_of).is_none()
     }
 
-    /// Whether transfers of `page` are forbidden: then the number to wait with until that may have ended. Asked by a read
-    /// after it has attached the page (SeqCst fence), and by a writeback while it holds the folio's lock.
-    pub(super) fn forbidden(&self, page: u64) -> Option<u64> {
-        // First the number, then the question: an end between the two is not slept through.
-        #[cfg(not(mutant = "asks_before_the_number"))]
-        let unpinned = self.engine.cache.unpinned.load(Ordering::Acquire);
+    /// Whether transfers of `page` are forbidden. Asked by a read after it has attached the page (SeqCst fence), and by a
+    /// writeback while it holds the folio's lock.
+    pub(crate) fn is_forbidden(&self, page: u64) -> bool {
         let first = self.forbidden_from.load(Ordering::Acquire);
-        let is_forbidden = first <= page && page < self.forbidden_end.load(Ordering::Acquire);
-        #[cfg(mutant = "asks_before_the_number")]
-        let unpinned = self.engine.cache.unpinned.load(Ordering::Acquire);
-        is_forbidden.then_some(unpinned)
+        first <= page && page < self.forbidden_end.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until transfers of `page` may begin.
+    pub(crate) fn wait_while_forbidden(&self, page: u64, dying: Option<&Dying>) {
+        let is_forbidden = || self.is_forbidden(page);
+        self.engine.park_killable(Counter::ResizeWait, self.forbidden_key(), dying, is_forbidden);
+    }
+
+    /// What [`File::wait_while_forbidden`] sleeps on.
+    pub(crate) fn forbidden_key(&self) -> usize {
+        core::ptr::from_ref(&self.forbidden_from).addr()
     }
 }
 
-/// While it lives, no transfer of the file's pages in a range is under way or begins. A thread that wants one waits in the
-/// queue for memory. Dropped without a commit, it leaves the file as it was.
+/// While it lives, no transfer of the file's pages in a range is under way or begins. A thread that wants one waits in
+/// [`File::wait_while_forbidden`]. Dropped without a commit, it leaves the file as it was.
 pub(super) struct Forbidden<'a, H: Host>(&'a File<H>);
 
 impl<'a, H: Host> Forbidden<'a, H> {
     /// Forbids, and then waits for what is under way.
     pub(super) fn begin(_: &Resizing<'_, H>, file: &'a File<H>, pages: Range<u64>, which: Await) -> Self {
-        // Counted as a pin, so that a thread that waits does not take the queue to be empty.
-        file.engine.cache.pins.fetch_add(1, Ordering::Relaxed);
         file.forbidden_end.store(pages.end, Ordering::Release);
         file.forbidden_from.store(pages.start, Ordering::Release);
         let forbidden = Self(file);
@@ -346,10 +350,10 @@ impl<'a, H: Host> Forbidden<'a, H> {
         file.each_attached(pages, |page, _| {
             let Some(pin) = file.pin_attached(page) else { return };
             if which == Await::ReadsAndWrites {
-                pin.wait_for_read(&|| false);
+                pin.wait_for_read(None);
             }
             let lock = pin.lock();
-            lock.0.wait_for_write(&|| false);
+            lock.0.wait_for_write(None);
         });
         let _ = which;
         forbidden
@@ -360,16 +364,14 @@ impl<H: Host> Drop for Forbidden<'_, H> {
     fn drop(&mut self) {
         // Release: whoever sees that it is allowed again sees the new length, and the pages detached.
         self.0.forbidden_from.store(u64::MAX, Ordering::Release);
-        let account = &self.0.engine.cache;
-        account.pins.fetch_sub(1, Ordering::Relaxed);
-        account.tell_unpinned(&*self.0.engine);
+        self.0.engine.wake_all(self.0.forbidden_key());
     }
 }
 
 impl From<Miss> for FileError {
     fn from(miss: Miss) -> Self {
         debug_assert!(
-            !matches!(miss, Miss::PastEnd | Miss::Queue(_) | Miss::Full(_)),
+            !matches!(miss, Miss::PastEnd | Miss::Queue(_) | Miss::Forbidden | Miss::Full(_)),
             "seen to by the caller"
         );
         Self::OutOfMemory

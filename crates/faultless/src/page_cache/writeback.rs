@@ -29,7 +29,7 @@ use crate::host::{Frame, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
-use crate::sync::{Park, fence_after_rmw, full_fence, try_box, try_box_or_back};
+use crate::sync::{fence_after_rmw, full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -87,7 +87,7 @@ enum Begun<H: Host> {
     /// Locked, or a write of it is under way.
     Busy(Pin<H>),
     /// Its file is being cut off or punched there: the number to wait with until that has ended.
-    Forbidden(u64),
+    Forbidden,
     /// Pinned as often as can be counted.
     Full(Full),
 }
@@ -134,13 +134,13 @@ impl<H: Host> File<H> {
                     let pin = Pin::new(&self.engine, frame);
                     // The tag is set under the lock, and the folio is under writeback before that is dropped.
                     #[cfg(not(mutant = "fsync_asks_before_the_lock"))]
-                    pin.wait_for_lock(&|| false);
-                    pin.wait_for_write(&|| false);
+                    pin.wait_for_lock(None);
+                    pin.wait_for_write(None);
                 }
                 // The truncation that cut it off has waited.
                 Ok(None) => {}
                 Err(full) => {
-                    self.engine.wait_for_place(full, &|| false);
+                    self.engine.wait_for_place(full, None);
                     continue;
                 }
             }
@@ -177,14 +177,14 @@ impl<H: Host> File<H> {
             match self.find(page, Reference::Pin) {
                 Ok(Some(frame)) => {
                     let pin = Pin::new(&self.engine, frame);
-                    pin.wait_for_read(&|| false);
+                    pin.wait_for_read(None);
                     if self.engine.folio(frame).is_uptodate() {
                         drop(self.lock_dirty(page, pin));
                     }
                 }
                 Ok(None) => {}
                 Err(full) => {
-                    self.engine.wait_for_place(full, &|| false);
+                    self.engine.wait_for_place(full, None);
                     continue;
                 }
             }
@@ -215,21 +215,21 @@ impl<H: Host> File<H> {
                 Begun::Busy(pin) if wait => {
                     // Its holder may wait for a page of ours.
                     self.submit_batch(&mut batch);
-                    pin.wait_for_lock(&|| false);
-                    pin.wait_for_write(&|| false);
+                    pin.wait_for_lock(None);
+                    pin.wait_for_write(None);
                     continue;
                 }
                 Begun::Full(full) if wait => {
                     self.submit_batch(&mut batch);
-                    self.engine.wait_for_place(full, &|| false);
+                    self.engine.wait_for_place(full, None);
                     continue;
                 }
-                Begun::Forbidden(unpinned) if wait => {
+                Begun::Forbidden if wait => {
                     self.submit_batch(&mut batch);
-                    self.engine.wait_for_unpin(unpinned, &|| false);
+                    self.wait_while_forbidden(page, None);
                     continue;
                 }
-                Begun::Again | Begun::Busy(_) | Begun::Forbidden(_) | Begun::Full(_) => {}
+                Begun::Again | Begun::Busy(_) | Begun::Forbidden | Begun::Full(_) => {}
             }
             rest.start = page + 1;
         }
@@ -241,8 +241,8 @@ impl<H: Host> File<H> {
         // First without a pin: to let one go wakes all who wait here, the caller among them, and they would look again as long
         // as the page is forbidden.
         #[cfg(not(mutant = "sync_passes_a_refresh"))]
-        if let Some(unpinned) = self.forbidden(page) {
-            return Begun::Forbidden(unpinned);
+        if self.is_forbidden(page) {
+            return Begun::Forbidden;
         }
         let frame = match self.find(page, Reference::Pin) {
             Ok(Some(frame)) => frame,
@@ -266,8 +266,8 @@ impl<H: Host> File<H> {
         }
         // Again with the lock: `Forbidden::begin` locks each page after it has forbidden.
         #[cfg(not(mutant = "resize_under_transfers"))]
-        if let Some(unpinned) = self.forbidden(page) {
-            return Begun::Forbidden(unpinned);
+        if self.is_forbidden(page) {
+            return Begun::Forbidden;
         }
         self.index.tag(page, Tag::Writing);
         self.index.untag(page, Tag::Dirty);
@@ -282,8 +282,8 @@ impl<H: Host> File<H> {
     /// (refresh.rs): whoever has forbidden transfers before he took it out is seen here.
     fn begin_without_page(&self, page: u64) -> Begun<H> {
         #[cfg(not(mutant = "sync_passes_a_refresh"))]
-        if let Some(unpinned) = self.forbidden(page) {
-            return Begun::Forbidden(unpinned);
+        if self.is_forbidden(page) {
+            return Begun::Forbidden;
         }
         self.index.untag(page, Tag::Dirty);
         // It may have come, and become dirty, since the look.
@@ -472,7 +472,7 @@ impl<H: Host> Last<H> {
             engine.frames().free(frame);
         }
         engine.cache.pins.fetch_sub(1, Ordering::Relaxed);
-        engine.cache.tell_unpinned(&*engine);
+        engine.tell_memory();
         drop(store);
     }
 }

@@ -5,7 +5,6 @@ use super::{AddressSpace, Space};
 use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
-use crate::sync::atomic::Ordering;
 use crate::sync::{ROOM_OF_RANGES, full_fence};
 use core::mem::ManuallyDrop;
 
@@ -17,8 +16,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let space = &self.0;
         space.engine.assert_may_sleep("exit");
         // Who waits for I/O lets go of what its design keeps meanwhile; only then can that be taken.
-        space.signs.dying.store(true, Ordering::Release);
-        space.engine.wake_waiters();
+        space.signs.dying.set(&*space.engine);
         space.map.lock_by(&*space.engine).exited = true;
         space.clear();
     }

@@ -56,10 +56,10 @@ pub use usage::MappingUsage;
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
-use crate::engine::Engine;
+use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
-use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::atomic::AtomicU64;
 use crate::sync::{ROOM_OF_RANGES, Ranges, Shared, Weak};
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
@@ -111,8 +111,8 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
 }
 
 pub(crate) struct Signs {
-    /// Set by exit, before it takes anything: faults that wait for I/O give up. Atomic; partner: `park_killable`.
-    dying: AtomicBool,
+    /// Set by exit, before it takes anything: faults that wait for I/O give up.
+    dying: Dying,
     /// Pages pinned for I/O by this space. Atomic; counted up under the page's bit, so that fork, which has stopped page work,
     /// finds each that there is.
     pins: AtomicU64,
@@ -140,7 +140,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             lock,
             signs: Shared::try_new_charged(
                 sections,
-                Signs { dying: AtomicBool::new(false), pins: AtomicU64::new(0) },
+                Signs { dying: Dying::default(), pins: AtomicU64::new(0) },
             )?,
         };
         engine.charge(ROOM_OF_RANGES);

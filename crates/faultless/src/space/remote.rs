@@ -12,7 +12,6 @@ use crate::errno;
 use crate::frame::Reference;
 use crate::host::Host;
 use crate::protection::{Access, Protection};
-use crate::sync::atomic::Ordering;
 use core::ops::Range;
 
 /// Why not one byte was copied.
@@ -100,9 +99,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             if let Some(page) = full {
                 run = [const { None }; RUN];
                 // Two threads that each keep pins and wait for one more could wait for each other.
-                let has_exited = || self.0.signs.dying.load(Ordering::Acquire);
-                self.0.engine.wait_for_place(page, &has_exited);
-                if !has_exited() {
+                let dying = &self.0.signs.dying;
+                self.0.engine.wait_for_place(page, Some(dying));
+                if !dying.is_set() {
                     continue;
                 }
                 (pinned, stopped) = (done, Some(FaultError::Exited { address }));

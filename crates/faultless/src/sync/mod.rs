@@ -11,6 +11,7 @@ mod ranges;
 mod retired;
 mod section;
 mod shared;
+mod wait;
 
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
 pub use held::Held;
@@ -21,12 +22,14 @@ pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
 pub(crate) use ranges::ROOM_OF_RANGES;
 pub use ranges::{
-    BesideGuard, Choice, Claims, Edit, Edited, Park, Ranges, RangesGuard, Reservation, Stable, TakenLocked,
+    BesideGuard, Choice, Claims, Edit, Edited, Ranges, RangesGuard, Reservation, Stable, TakenLocked,
 };
 pub use retired::{Kept, Retired, RetiredKind, RetiredList};
 pub use section::{AccessSection, Section, Sections, SlotIndex};
 pub(crate) use shared::LeftToRetired;
 pub use shared::{Counted, Shared, Weak};
+pub(crate) use wait::{BoxedWaiter, WaitList, WaitQueue, Waiter, Woken};
+pub use wait::{Park, Sleeper};
 
 /// Atomics whose order is part of the protocol.
 pub mod atomic {

@@ -50,13 +50,20 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 
 impl<T> Mutex<T> {
     /// A lock around `value`.
-    pub fn new(value: T) -> Self {
+    #[cfg(not(any(loom, shuttle)))]
+    pub const fn new(value: T) -> Self {
         Self {
             #[cfg(feature = "std")]
             inner: imp::Mutex::new(value),
             #[cfg(not(feature = "std"))]
             inner: spin::Mutex::new(value),
         }
+    }
+
+    /// A lock around `value`.
+    #[cfg(any(loom, shuttle))]
+    pub fn new(value: T) -> Self {
+        Self { inner: imp::Mutex::new(value) }
     }
 
     /// Takes the lock if nobody has it. Models always wait.
@@ -97,8 +104,15 @@ pub struct Condvar(imp::Condvar);
 #[cfg(feature = "std")]
 impl Condvar {
     /// A condition that nobody waits for.
-    pub fn new() -> Self {
+    #[cfg(not(any(loom, shuttle)))]
+    pub const fn new() -> Self {
         Self(imp::Condvar::new())
+    }
+
+    /// A condition that nobody waits for.
+    #[cfg(any(loom, shuttle))]
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Lets the guard go, sleeps, and takes it again. May wake for nothing.
@@ -111,5 +125,10 @@ impl Condvar {
     /// Wakes everybody.
     pub fn notify_all(&self) {
         self.0.notify_all();
+    }
+
+    /// Wakes one who waits.
+    pub fn notify_one(&self) {
+        self.0.notify_one();
     }
 }

@@ -2,6 +2,9 @@
 //! Disjoint ranges go on side by side; overlapping ones are served in the order in which they asked. Letting one go takes no
 //! lock where nobody waits: its flag is raised, and whoever has the lock next takes the claim out of the queue.
 //!
+//! Each thread that waits does so for one claim: for the last of those in its way. When that claim goes, the thread looks
+//! again. So in a queue for one place, each claim that goes wakes one thread, which finds itself first.
+//!
 //! Who has taken a range may change the tree there without the lock, too: an [`Edit`]. It names the pages that the change
 //! reads or writes, which no other edit has; and whoever takes the lock waits until there is none, but for those who take
 //! theirs by [`Ranges::take_beside`] to change something else.
@@ -23,28 +26,10 @@ use super::held::Held;
 use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
 use super::section::{AccessSection, Section};
+use super::wait::{Park, Waiter, Woken};
 use crate::address::{PageNumber, PageRange};
 use core::ops::{Deref, DerefMut};
 use crossbeam_utils::CachePadded;
-
-/// Sleeping until something changes: a futex, a wait queue, a condition variable.
-pub trait Park: Send + Sync {
-    /// Sleeps while `blocked` says so. `blocked` is called under the lock that [`Park::wake_all`] takes for the same
-    /// key, so that a condition cleared before `wake_all` is never slept on. May return early.
-    fn park(&self, key: usize, blocked: &mut dyn FnMut() -> bool);
-    /// Wakes everybody who sleeps on `key`.
-    fn wake_all(&self, key: usize);
-    /// Passes a short time: look number `look` of a wait that nobody ends with a wake-up. Spins for the first
-    /// looks, then yields, then sleeps in bounded steps.
-    fn pause(&self, look: u32);
-    /// Waits for a short lock that somebody has, in `wait`; whoever counts waits counts this one.
-    fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R
-    where
-        Self: Sized,
-    {
-        wait()
-    }
-}
 
 /// Proof that no table over its pages is freed meanwhile: a read section, or the range taken.
 ///
@@ -90,8 +75,6 @@ struct Inner<T> {
 /// A short lock around `T`, and the ranges taken under it.
 pub struct Ranges<T> {
     inner: Mutex<Inner<T>>,
-    /// Counts releases. Changed under `inner`; read by sleepers, whose park orders it.
-    releases: AtomicUsize,
     /// Threads that wait for a release. Changed under `inner`; read by who lets go, after a fence that is a partner of the
     /// one after the change. Apart from the lock, which others take meanwhile.
     waiting: CachePadded<AtomicUsize>,
@@ -121,7 +104,6 @@ impl<T: Edited> Ranges<T> {
         claims.queue.try_reserve_exact(PLACES).map_err(|_| OutOfMemory)?;
         Ok(Self {
             inner: Mutex::new(Inner { claims, crowd: 0, data }),
-            releases: AtomicUsize::new(0),
             waiting: CachePadded::new(AtomicUsize::new(0)),
             left: AtomicUsize::new(0),
             said: core::array::from_fn(|_| CachePadded::default()),
@@ -144,27 +126,31 @@ impl<T: Edited> Ranges<T> {
         BesideGuard { ranges: self, inner }
     }
 
-    /// Takes claims out that have been let go, and notes which edits have been made. True: a claim was taken out.
-    fn collect(&self, inner: &mut Inner<T>) -> bool {
-        let mut is_any = false;
-        if inner.claims.flags != 0 {
-            let Inner { claims, data, .. } = inner;
-            claims.remove(|claim| {
-                let Some(said) = claim.flag.map(|flag| &self.said[flag]) else { return false };
-                if claim.edits.is_some() && said.edited.load(Ordering::Acquire) {
+    /// Takes claims out that have been let go, and notes which edits have been made.
+    #[inline]
+    fn collect(&self, inner: &mut Inner<T>) {
+        let mut flags = inner.claims.flags;
+        while flags != 0 {
+            let flag = flags.trailing_zeros() as usize;
+            flags &= flags - 1;
+            let said = &self.said[flag];
+            if said.edited.load(Ordering::Acquire) {
+                let Inner { claims, data, .. } = inner;
+                if let Some(claim) = claims.flagged(flag) {
                     claim.edits = None;
                     data.edited(said.note.each_ref().map(|part| part.load(Ordering::Relaxed)));
-                    said.edited.store(false, Ordering::Relaxed);
                 }
-                let goes = claim.edits.is_none() && said.gone.load(Ordering::Acquire);
-                if goes {
-                    said.gone.store(false, Ordering::Relaxed);
-                }
-                is_any |= goes;
-                goes
-            });
+                said.edited.store(false, Ordering::Relaxed);
+            }
+            if said.gone.load(Ordering::Acquire)
+                && let Some(claim) = inner.claims.flagged(flag)
+                && claim.edits.is_none()
+            {
+                let ticket = claim.ticket;
+                inner.claims.remove(ticket);
+                said.gone.store(false, Ordering::Relaxed);
+            }
         }
-        is_any
     }
 
     /// What has been pushed, taken.
@@ -184,9 +170,7 @@ impl<T: Edited> Ranges<T> {
     pub fn take<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenLocked<'a, T, P> {
         let mut guard = self.lock_with_room(1, park);
         let claim = guard.inner.claims.push(range);
-        while !guard.inner.claims.is_first(claim.0, range) {
-            guard = self.wait_release(guard, park);
-        }
+        guard = self.wait_while(guard, park, |claims| claims.blocker(claim.0, range));
         (self.reserved(park, claim, range), guard)
     }
 
@@ -200,13 +184,10 @@ impl<T: Edited> Ranges<T> {
         let claim = guard.inner.claims.push(range);
         let is_crowded = guard.inner.claims.queue.len() > 1;
         guard.inner.crowd = if is_crowded { CROWD } else { guard.inner.crowd.saturating_sub(1) };
-        if !guard.inner.claims.is_first(claim.0, range) {
+        if guard.inner.claims.blocker(claim.0, range).is_some() {
             // Who was in the way may go while the edits end, and is not waited for then.
-            let mut alone = guard.alone(park);
-            while !alone.inner.claims.is_first(claim.0, range) {
-                alone = self.wait_release(alone, park);
-            }
-            guard = alone.beside(self);
+            let alone = guard.alone(park);
+            guard = self.wait_while(alone, park, |claims| claims.blocker(claim.0, range)).beside(self);
         }
         (self.reserved(park, claim, range), guard)
     }
@@ -217,7 +198,7 @@ impl<T: Edited> Ranges<T> {
         let mut guard = self.lock_by(park);
         // An empty queue has them.
         while guard.inner.claims.queue.try_reserve(places).is_err() {
-            guard = self.wait_release(guard, park);
+            guard = self.wait_once(guard, park, &|claims| claims.first_before(u64::MAX));
         }
         guard
     }
@@ -233,11 +214,10 @@ impl<T: Edited> Ranges<T> {
         debug_assert!(!first.overlaps(second));
         let mut guard = self.lock_with_room(2, park);
         let claims = (guard.inner.claims.push(first), guard.inner.claims.push(second));
-        while !guard.inner.claims.is_first(claims.0.0, first)
-            || !guard.inner.claims.is_first(claims.1.0, second)
-        {
-            guard = self.wait_release(guard, park);
-        }
+        let (one, other) = (claims.0.0, claims.1.0);
+        guard = self.wait_while(guard, park, |claims| {
+            claims.blocker(one, first).or_else(|| claims.blocker(other, second))
+        });
         ((self.reserved(park, claims.0, first), self.reserved(park, claims.1, second)), guard)
     }
 
@@ -320,9 +300,10 @@ impl<T: Edited> Ranges<T> {
     /// again then. False: there was no such claim.
     pub fn wait_for_release(&self, page: PageNumber, park: &impl Park) -> bool {
         let guard = self.lock_by(park);
-        let is_claimed = guard.inner.claims.overlapping(PageRange::single(page)).is_some();
+        let blocker = |claims: &Claims| claims.ticket_over(page);
+        let is_claimed = blocker(&guard.inner.claims).is_some();
         if is_claimed {
-            drop(self.wait_release(guard, park));
+            drop(self.wait_once(guard, park, &blocker));
         }
         is_claimed
     }
@@ -330,23 +311,45 @@ impl<T: Edited> Ranges<T> {
     /// Waits until all claims that were made before the call are gone, and returns with the short lock held. Keeps no later
     /// claim waiting, unlike a claim of one's own.
     pub fn wait_for_earlier(&self, park: &impl Park) -> RangesGuard<'_, T> {
-        let mut guard = self.lock_by(park);
+        let guard = self.lock_by(park);
         let end = guard.inner.claims.next_ticket;
-        while guard.inner.claims.queue.first().is_some_and(|claim| claim.ticket < end) {
-            guard = self.wait_release(guard, park);
+        self.wait_while(guard, park, |claims| claims.first_before(end))
+    }
+
+    /// Waits until `blocker` names no claim.
+    fn wait_while<'a>(
+        &'a self,
+        mut guard: RangesGuard<'a, T>,
+        park: &impl Park,
+        blocker: impl Fn(&Claims) -> Option<u64>,
+    ) -> RangesGuard<'a, T> {
+        while blocker(&guard.inner.claims).is_some() {
+            guard = self.wait_once(guard, park, &blocker);
         }
         guard
     }
 
-    fn wait_release<'a>(&'a self, guard: RangesGuard<'a, T>, park: &impl Park) -> RangesGuard<'a, T> {
+    /// Waits until the claim that `blocker` names has gone.
+    #[cold]
+    fn wait_once<'a>(
+        &'a self,
+        mut guard: RangesGuard<'a, T>,
+        park: &impl Park,
+        blocker: &dyn Fn(&Claims) -> Option<u64>,
+    ) -> RangesGuard<'a, T> {
         self.count_waiting(1);
         // Partner: the fence of who lets go. He sees that somebody waits, or his flag is seen here.
         full_fence();
-        let mut guard = guard;
-        if !self.collect(&mut guard.inner) {
-            let seen = self.releases.load(Ordering::Relaxed);
+        self.collect(&mut guard.inner);
+        let claims = &mut guard.inner.claims;
+        if let Some(claim) = blocker(claims).and_then(|ticket| claims.get_mut(ticket)) {
+            let waiter = Waiter::new(park.current(), 0, 0);
+            // SAFETY: it is new, and stays here until it has been woken; should `park` panic, `Leaving` takes it out.
+            unsafe { claim.waiters.push(&waiter) };
             drop(guard);
-            park.park(self.key(), &mut || self.releases.load(Ordering::Acquire) == seen);
+            let leaving = Leaving { ranges: self, waiter: &waiter };
+            waiter.sleep(park);
+            core::mem::forget(leaving);
             guard = self.lock_by(park);
         }
         self.count_waiting(-1);
@@ -359,13 +362,20 @@ impl<T: Edited> Ranges<T> {
         self.waiting.store(waiting.wrapping_add_signed(by), Ordering::Relaxed);
     }
 
-    fn count_release(&self, _inner: &mut Inner<T>) {
-        let releases = self.releases.load(Ordering::Relaxed);
-        self.releases.store(releases.wrapping_add(1), Ordering::Release);
-    }
-
-    fn key(&self) -> usize {
-        core::ptr::from_ref(&self.releases).addr()
+    /// Wakes who waited for claims that have gone.
+    #[cold]
+    fn wake_released(&self, park: &impl Park) {
+        loop {
+            let mut woken = Woken::new();
+            let mut inner = self.inner.lock();
+            inner.claims.released.take(0, usize::MAX, &mut woken);
+            drop(inner);
+            let is_all = !woken.is_full();
+            woken.wake(park);
+            if is_all {
+                break;
+            }
+        }
     }
 
     /// How many ranges are taken or waited for.
@@ -373,6 +383,26 @@ impl<T: Edited> Ranges<T> {
         let mut inner = self.inner.lock();
         self.collect(&mut inner);
         inner.claims.queue.len()
+    }
+}
+
+/// Takes a waiter out whose thread panics while it sleeps.
+struct Leaving<'a, T> {
+    ranges: &'a Ranges<T>,
+    waiter: &'a Waiter,
+}
+
+impl<T> Drop for Leaving<'_, T> {
+    fn drop(&mut self) {
+        let mut inner = self.ranges.inner.lock();
+        let Claims { queue, released, .. } = &mut inner.claims;
+        let queues = queue.iter_mut().map(|claim| &mut claim.waiters).chain([released]);
+        for queue in queues {
+            if queue.has(self.waiter) {
+                // SAFETY: it is in this queue.
+                unsafe { queue.remove(self.waiter) };
+            }
+        }
     }
 }
 
@@ -439,10 +469,8 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
         if claims.queue.iter().any(|c| c.ticket != self.ticket && c.range.overlaps(wider)) {
             return false;
         }
-        for claim in &mut claims.queue {
-            if claim.ticket == self.ticket {
-                claim.range = wider;
-            }
+        if let Some(claim) = claims.get_mut(self.ticket) {
+            claim.range = wider;
         }
         self.range = wider;
         true
@@ -462,26 +490,30 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
     /// Keeps only `range`, a part of what was taken, and lets the rest go.
     pub fn narrow(&mut self, range: PageRange, guard: &mut RangesGuard<'_, T>) {
         debug_assert!(self.range.covers(range));
-        for claim in guard.inner.claims.queue.iter_mut().filter(|claim| claim.ticket == self.ticket) {
+        let claims = &mut guard.inner.claims;
+        if let Some(claim) = claims.queue.iter_mut().find(|claim| claim.ticket == self.ticket) {
             claim.range = range;
+            // They look again.
+            claims.released.append(&mut claim.waiters);
         }
         self.range = range;
-        self.released(guard);
+        self.wake_under(guard);
     }
 
     /// Lets it go by somebody who has the short lock anyhow.
     pub fn finish(mut self, guard: &mut RangesGuard<'_, T>) {
         self.held = None;
-        guard.inner.claims.remove(|claim| claim.ticket == self.ticket);
-        self.released(guard);
+        guard.inner.claims.remove(self.ticket);
+        self.wake_under(guard);
         core::mem::forget(self);
     }
 
-    /// Wakes who waits for a release, later: they take the short lock.
-    fn released(&self, guard: &mut RangesGuard<'_, T>) {
-        if self.ranges.waiting.load(Ordering::Relaxed) != 0 {
-            self.ranges.count_release(&mut guard.inner);
-            self.park.wake_all(self.ranges.key());
+    /// Wakes who waited for what has gone. They take the short lock afterwards.
+    fn wake_under(&self, guard: &mut RangesGuard<'_, T>) {
+        while !guard.inner.claims.released.is_empty() {
+            let mut woken = Woken::new();
+            guard.inner.claims.released.take(0, usize::MAX, &mut woken);
+            woken.wake(self.park);
         }
     }
 
@@ -503,12 +535,14 @@ impl<T: Edited, P: Park> Drop for Reservation<'_, T, P> {
         }
         // By now somebody else may have taken the claim out; who waits is woken here all the same.
         let mut guard = ranges.lock_beside(self.park);
-        guard.inner.claims.remove(|claim| claim.ticket == self.ticket && claim.edits.is_none());
-        let is_waited_for = ranges.waiting.load(Ordering::Relaxed) != 0;
-        ranges.count_release(&mut guard.inner);
+        let claims = &mut guard.inner.claims;
+        if claims.get_mut(self.ticket).is_some_and(|claim| claim.edits.is_none()) {
+            claims.remove(self.ticket);
+        }
+        let is_waited_for = !claims.released.is_empty();
         drop(guard);
         if is_waited_for {
-            self.park.wake_all(ranges.key());
+            ranges.wake_released(self.park);
         }
     }
 }

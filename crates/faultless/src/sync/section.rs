@@ -64,9 +64,6 @@ pub(super) struct Slot {
     pub access: AtomicUsize,
     /// What the access is to. Written by the slot's thread before it makes `access` odd.
     subject: AtomicU64,
-    /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
-    /// [`Sections::each_waits_on`], between their fences.
-    waits_on: plain::AtomicUsize,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
     /// Numbers in stock: the next one, and the end. The slot's thread's.
@@ -84,7 +81,6 @@ impl Slot {
             sequence: AtomicUsize::new(0),
             access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
-            waits_on: plain::AtomicUsize::new(0),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],
             #[cfg(debug_assertions)]
@@ -352,19 +348,6 @@ impl Sections {
     /// Every slot's counters.
     pub fn each_counters(&self, mut f: impl FnMut(&Counters)) {
         self.each_slot(|slot| f(&slot.counters));
-    }
-
-    /// Says what the thread of this slot sleeps on; zero for nothing.
-    pub fn set_waits_on(&self, index: SlotIndex, key: usize) {
-        self.slot(index).waits_on.store(key, Ordering::Relaxed);
-    }
-
-    /// What any thread said that it sleeps on.
-    pub fn each_waits_on(&self, mut f: impl FnMut(usize)) {
-        self.each_slot(|slot| match slot.waits_on.load(Ordering::Relaxed) {
-            0 => {}
-            key => f(key),
-        });
     }
 
     pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {

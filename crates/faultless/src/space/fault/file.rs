@@ -124,7 +124,7 @@ pub(super) fn find<H: Host, D: LockingDesign>(
             Ok(frame) => Found::Ready(frame),
             Err(Miss::PastEnd) => Found::PastEnd(super::past_end(address, file, page)),
             Err(Miss::Full(_)) => Found::NotReady(NotReady::Absent),
-            Err(Miss::OutOfMemory | Miss::Queue(_)) => Found::NoMemory,
+            Err(Miss::OutOfMemory | Miss::Queue(_) | Miss::Forbidden) => Found::NoMemory,
         };
     }
     match file.find(page, reference) {

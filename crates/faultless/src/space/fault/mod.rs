@@ -252,10 +252,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         space.refuse(page, |work| is_lacking(work, access));
                         return Err(FaultError::OutOfMemory { address });
                     }
-                    if let Some(unpinned) = writes {
-                        // What is being written can be evicted then.
+                    if let Some(seen) = writes {
                         drop(kept);
-                        let awaited = Awaited::Memory { unpinned };
+                        let awaited = Awaited::Memory { seen, turn: None };
                         let pending = PendingFault::new(self, address, access, attempt, awaited, None);
                         return Ok(Fault::Pending(pending));
                     }
@@ -271,7 +270,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     let after = absent.after::<D>(attempt);
                     // What was kept while memory was short is not kept through this.
                     let mut kept = kept.take().filter(|_| after == AfterIo::Hold);
-                    let awaited = match absent.file.read(absent.page, attempt.retries > 0) {
+                    let awaited = match absent.file.read(absent.page, attempt.retries > 0, attempt.ticket) {
                         // Read or unlocked meanwhile. Who resumes keeps the pin all the same: it must not lose the page
                         // again.
                         Ok((pin, _))
@@ -282,12 +281,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             continue;
                         }
                         Ok((pin, started)) => Awaited::Page { pin, absent, started },
-                        Err(miss @ (Miss::Queue(_) | Miss::Full(_))) => {
+                        Err(miss @ (Miss::Queue(_) | Miss::Forbidden | Miss::Full(_))) => {
                             // Nobody waits for others' pins with a lock that they may need to let them go.
                             drop(kept);
                             let awaited = match miss {
                                 Miss::Full(full) => Awaited::Place { full },
-                                Miss::Queue(unpinned) => Awaited::Memory { unpinned },
+                                Miss::Queue(seen) => Awaited::Memory { seen, turn: None },
+                                Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
                                 Miss::PastEnd | Miss::OutOfMemory => unreachable!("not matched above"),
                             };
                             let pending = PendingFault::new(self, address, access, attempt, awaited, None);

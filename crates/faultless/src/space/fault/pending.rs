@@ -6,14 +6,13 @@ use super::file::NotReady;
 use super::{Absent, Fault, FaultError, Step, anon_of, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, LockingDesign};
-use crate::engine::Engine;
+use crate::engine::{Engine, Notice};
 use crate::frame::Reference;
-use crate::host::Host;
-use crate::page_cache::{Full, Pin};
+use crate::host::{Host, OutOfMemory, Sleeper};
+use crate::page_cache::{AwaitedTurn, File, Full, HAS_TURN, NEWCOMER, Pin, Turn};
 use crate::protection::Access;
 use crate::stats::Counter;
 use crate::store::StoreError;
-use crate::sync::atomic::Ordering;
 use crate::sync::{Shared, Weak};
 use alloc::sync::Arc;
 
@@ -21,8 +20,10 @@ use alloc::sync::Arc;
 pub(super) enum Awaited<H: Host> {
     /// The read, or the unlocking, of a folio that it has pinned, so that the page cannot be gone when it comes back.
     Page { pin: Pin<H>, absent: Absent<H>, started: bool },
-    /// Other faults' pins: too many folios are pinned for a new read.
-    Memory { unpinned: u64 },
+    /// Memory, after so many events: others' pins, or writes under way, have it.
+    Memory { seen: u64, turn: Option<AwaitedTurn<H>> },
+    /// That transfers of a page of a file may begin.
+    Allowed { file: Shared<File<H>>, page: u64 },
     /// A place among the pins of the page.
     Place { full: Full },
 }
@@ -33,6 +34,8 @@ pub(super) enum Awaited<H: Host> {
 /// Dropped, the fault is given up: the read goes on, nothing else happens.
 #[must_use = "a pending fault does nothing until it is waited for or finished"]
 pub struct PendingFault<H: Host, D: LockingDesign> {
+    /// In queues of the engine and of the space's signs: goes before they do.
+    notice: Option<Notice>,
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
     /// The space's.
@@ -53,8 +56,12 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         awaited: Awaited<H>,
         kept: Option<D::Kept>,
     ) -> Self {
+        let mut attempt = attempt;
+        if matches!(awaited, Awaited::Memory { .. }) && attempt.ticket == NEWCOMER {
+            attempt.ticket = space.engine().cache.queue.ticket();
+        }
         let (engine, signs, space) = (space.engine().clone(), space.0.signs.clone(), space.downgrade());
-        Self { engine, space, signs, address, access, attempt, awaited, kept }
+        Self { notice: None, engine, space, signs, address, access, attempt, awaited, kept }
     }
 
     /// The address of the access.
@@ -67,14 +74,26 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         self.access
     }
 
-    /// What [`PendingFault::wait`] sleeps on: when [`PendingFault::is_ready`] may have become true, the host's
-    /// [`Park::wake_all`](crate::host::Park::wake_all) is called with it, except for the end of the space. For a host that serves many at once.
-    pub fn waits_on(&self) -> usize {
-        match &self.awaited {
+    /// Has the host's [`Park::unpark`](crate::host::Park::unpark) called with `sleeper` when [`PendingFault::is_ready`] may have
+    /// become true, until the fault is dropped. For a host that serves many faults at once, and gives each a name among
+    /// its sleepers. It may have become true before: look once more afterwards.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: the sleeper may not be woken. The fault is as before.
+    pub fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory> {
+        let key = match &mut self.awaited {
             Awaited::Page { pin, .. } => pin.key(),
-            Awaited::Memory { .. } => self.engine.cache.key(),
+            Awaited::Allowed { file, .. } => file.forbidden_key(),
             Awaited::Place { full } => self.engine.place_key(*full),
-        }
+            Awaited::Memory { seen, turn } => {
+                *turn = Some(AwaitedTurn::new(&self.engine, sleeper, *seen, self.attempt.ticket)?);
+                // Only for the end of the space: nothing else is at this address.
+                core::ptr::from_ref(&*self.signs).addr()
+            }
+        };
+        // SAFETY: the fault has the engine and the signs, and drops the notice before them.
+        self.notice = Some(unsafe { self.engine.notice(sleeper, key, &self.signs.dying)? });
+        Ok(())
     }
 
     /// Whether [`PendingFault::finish`] would go on now. For a host that polls.
@@ -86,14 +105,17 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                     NotReady::Locked => pin.is_locked(),
                     NotReady::Writeback => pin.is_writeback(),
                 },
-                Awaited::Memory { unpinned } => self.engine.unpinned_since(*unpinned),
+                Awaited::Memory { turn: Some(turn), .. } => turn.is_turn(),
+                // A host that polls gets no turn.
+                Awaited::Memory { seen, turn: None } => self.engine.cache.queue.events() != *seen,
+                Awaited::Allowed { file, page } => !file.is_forbidden(*page),
                 Awaited::Place { full } => self.engine.has_place(*full),
             }
     }
 
     /// Whether the space has exited.
     fn is_given_up(&self) -> bool {
-        self.signs.dying.load(Ordering::Acquire)
+        self.signs.dying.is_set()
     }
 
     /// Sleeps until the I/O has ended or the space has exited, and goes on. May come back pending, if the page is needed
@@ -101,28 +123,55 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     ///
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`].
-    pub fn wait(self) -> Result<Fault<H, D>, FaultError> {
-        let given_up = || self.is_given_up();
-        match &self.awaited {
+    pub fn wait(mut self) -> Result<Fault<H, D>, FaultError> {
+        let dying = Some(&self.signs.dying);
+        match &mut self.awaited {
             Awaited::Page { pin, absent, .. } => match absent.why {
-                NotReady::Absent => pin.wait_for_read(&given_up),
-                NotReady::Locked => pin.wait_for_lock(&given_up),
-                NotReady::Writeback => pin.wait_for_write(&given_up),
+                NotReady::Absent => pin.wait_for_read(dying),
+                NotReady::Locked => pin.wait_for_lock(dying),
+                NotReady::Writeback => pin.wait_for_write(dying),
             },
-            Awaited::Memory { unpinned } => self.engine.wait_for_unpin(*unpinned, &given_up),
-            Awaited::Place { full } => self.engine.wait_for_place(*full, &given_up),
+            Awaited::Memory { seen, turn } => {
+                *turn = None;
+                let turn = self.engine.wait_for_turn(*seen, self.attempt.ticket, dying);
+                return self.take_turn(turn);
+            }
+            Awaited::Allowed { file, page } => file.wait_while_forbidden(*page, dying),
+            Awaited::Place { full } => self.engine.wait_for_place(*full, dying),
         }
-        self.finish()
+        self.go_on()
     }
 
     /// Goes on if the I/O has ended; otherwise comes back as it was. Does not sleep for I/O.
     ///
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`]; `Exited` if the space has.
-    pub fn finish(self) -> Result<Fault<H, D>, FaultError> {
+    pub fn finish(mut self) -> Result<Fault<H, D>, FaultError> {
         if !self.is_ready() {
             return Ok(Fault::Pending(self));
         }
+        if let Awaited::Memory { turn: Some(turn), .. } = &mut self.awaited {
+            let turn = turn.take_turn();
+            return self.take_turn(turn);
+        }
+        self.go_on()
+    }
+
+    /// Goes on with a turn in the queue for memory, unless the space has exited; lets go of the turn then.
+    fn take_turn(mut self, turn: Option<Turn<H>>) -> Result<Fault<H, D>, FaultError> {
+        let Some(turn) = turn else { return self.go_on() };
+        let ticket = core::mem::replace(&mut self.attempt.ticket, HAS_TURN);
+        let mut result = self.go_on();
+        if let Ok(Fault::Pending(pending)) = &mut result {
+            pending.attempt.ticket = ticket;
+            if let Awaited::Memory { seen, .. } = pending.awaited {
+                turn.failed(seen);
+            }
+        }
+        result
+    }
+
+    fn go_on(self) -> Result<Fault<H, D>, FaultError> {
         let exited = self.is_given_up();
         let Self { space, address, access, attempt, awaited, kept, .. } = self;
         let Some(space) = space.upgrade().map(AddressSpace).filter(|_| !exited) else {
@@ -130,7 +179,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         };
         let (pin, absent, started) = match awaited {
             Awaited::Page { pin, absent, started } => (pin, absent, started),
-            Awaited::Memory { .. } | Awaited::Place { .. } => {
+            Awaited::Memory { .. } | Awaited::Allowed { .. } | Awaited::Place { .. } => {
                 drop(kept);
                 return space.fault_from(address, access, attempt);
             }

@@ -2,8 +2,10 @@
 //! [`Ranges`](super::Ranges).
 
 use super::{Edited, FLAGS, Park, Reservation};
-use crate::address::PageRange;
+use crate::address::{PageNumber, PageRange};
 use crate::sync::life::OutOfMemory;
+use crate::sync::wait::WaitQueue;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 pub(super) struct Claim {
@@ -13,6 +15,8 @@ pub(super) struct Claim {
     pub(super) flag: Option<usize>,
     /// What it edits without the lock now.
     pub(super) edits: Option<PageRange>,
+    /// Who waits until it has gone.
+    pub(super) waiters: WaitQueue,
 }
 
 /// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
@@ -24,10 +28,14 @@ pub(crate) const ROOM_OF_RANGES: usize = PLACES * size_of::<Claim>();
 /// The claims in the order of their asking; taken ones and waiting ones alike.
 #[derive(Default)]
 pub struct Claims {
-    pub(super) queue: Vec<Claim>,
+    pub(super) queue: VecDeque<Claim>,
     pub(super) next_ticket: u64,
     /// A bit for each flag that a claim of the queue has.
     pub(super) flags: u64,
+    /// By flag: the ticket of that claim.
+    tickets: [u64; FLAGS],
+    /// Who waited for claims that have gone, and has not been woken yet.
+    pub(super) released: WaitQueue,
     /// See [`Reservation::leave`].
     pub(super) left: Vec<PageRange>,
 }
@@ -36,6 +44,11 @@ impl Claims {
     /// The first claimed range that overlaps `range`.
     pub fn overlapping(&self, range: PageRange) -> Option<PageRange> {
         self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
+    }
+
+    /// The ticket of the first claim over `page`.
+    pub(super) fn ticket_over(&self, page: PageNumber) -> Option<u64> {
+        self.queue.iter().find(|claim| claim.range.contains(page)).map(|claim| claim.ticket)
     }
 
     /// The ticket that the next claim gets.
@@ -52,7 +65,7 @@ impl Claims {
     ) -> Option<u64> {
         // The queue is in the order of tickets.
         let first = self.queue.partition_point(|claim| claim.ticket < tickets.start);
-        let mut claims = self.queue[first..].iter().take_while(|claim| claim.ticket < tickets.end);
+        let mut claims = self.queue.range(first..).take_while(|claim| claim.ticket < tickets.end);
         ranges.iter_mut().for_each(|range| *range = None);
         for (range, claim) in ranges.iter_mut().zip(&mut claims) {
             *range = Some(claim.range);
@@ -77,25 +90,44 @@ impl Claims {
         Ok(())
     }
 
-    /// Whoever calls this has seen to a place.
+    /// The caller has reserved capacity in the queue.
     pub(super) fn push(&mut self, range: PageRange) -> (u64, Option<usize>) {
         debug_assert!(self.queue.len() < self.queue.capacity());
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let flag = Some(self.flags.trailing_ones() as usize).filter(|flag| *flag < FLAGS);
-        self.flags |= flag.map_or(0, |flag| 1 << flag);
-        self.queue.push(Claim { ticket, range, flag, edits: None });
+        if let Some(flag) = flag {
+            self.flags |= 1 << flag;
+            self.tickets[flag] = ticket;
+        }
+        self.queue.push_back(Claim { ticket, range, flag, edits: None, waiters: WaitQueue::default() });
         (ticket, flag)
     }
 
-    /// Takes out those of which `goes` says so.
-    pub(super) fn remove(&mut self, mut goes: impl FnMut(&mut Claim) -> bool) {
-        let flags = &mut self.flags;
-        self.queue.retain_mut(|claim| {
-            let stays = !goes(claim);
-            *flags &= !claim.flag.filter(|_| !stays).map_or(0, |flag| 1 << flag);
-            stays
-        });
+    /// The place of claim `ticket`, if it has not gone.
+    fn place(&self, ticket: u64) -> Option<usize> {
+        match self.queue.front() {
+            // The one that came first goes first, mostly.
+            Some(first) if first.ticket == ticket => Some(0),
+            _ => self.queue.binary_search_by_key(&ticket, |claim| claim.ticket).ok(),
+        }
+    }
+
+    /// Claim `ticket`, if it has not gone.
+    pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut Claim> {
+        self.place(ticket).map(|place| &mut self.queue[place])
+    }
+
+    /// The claim with this flag.
+    pub(super) fn flagged(&mut self, flag: usize) -> Option<&mut Claim> {
+        self.get_mut(self.tickets[flag])
+    }
+
+    /// Takes claim `ticket` out; who waits for it has to be woken.
+    pub(super) fn remove(&mut self, ticket: u64) {
+        let Some(mut claim) = self.place(ticket).and_then(|place| self.queue.remove(place)) else { return };
+        self.flags &= !claim.flag.map_or(0, |flag| 1 << flag);
+        self.released.append(&mut claim.waiters);
     }
 
     /// The ranges that are edited now.
@@ -103,8 +135,16 @@ impl Claims {
         self.queue.iter().filter_map(|claim| claim.edits)
     }
 
-    pub(super) fn is_first(&self, ticket: u64, range: PageRange) -> bool {
-        !self.queue.iter().take_while(|c| c.ticket != ticket).any(|c| c.range.overlaps(range))
+    /// The last claim of those before `ticket` that overlaps `range`. In a queue for one place it is the one before, so that
+    /// each claim that goes wakes one.
+    pub(super) fn blocker(&self, ticket: u64, range: PageRange) -> Option<u64> {
+        let place = self.place(ticket)?;
+        self.queue.range(..place).rev().find(|claim| claim.range.overlaps(range)).map(|claim| claim.ticket)
+    }
+
+    /// The claim that came first, if it came before `end`.
+    pub(super) fn first_before(&self, end: u64) -> Option<u64> {
+        self.queue.front().map(|claim| claim.ticket).filter(|ticket| *ticket < end)
     }
 }
 

@@ -74,7 +74,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
     pub fn edit<P: Park>(mut self, taken: &Reservation<'a, T, P>, hull: PageRange) -> Edit<'a> {
         debug_assert!(cfg!(mutant = "edits_of_neighbours") || self.is_free(hull));
         let said = &self.ranges.said[taken.flag.expect("who edits has a flag")];
-        for claim in self.inner.claims.queue.iter_mut().filter(|claim| claim.ticket == taken.ticket) {
+        if let Some(claim) = self.inner.claims.get_mut(taken.ticket) {
             claim.edits = Some(hull);
         }
         Edit { said, note: [0; 4] }

@@ -1,0 +1,313 @@
+//! The queue for memory: calls and faults that have found none wait for it in the order in which they first asked.
+//!
+//! Something that may have made memory free is an *event*: a pin that goes, a write that ends. An event gives as many of those
+//! that wait a *turn* as there is room for, the oldest first, and wakes only those. What happens at the end of a turn
+//! depends on what came of it:
+//!
+//! * It found memory, needs none any more, or its space has exited: the turn passes to the next one, as after an event.
+//! * It found none: it waits again, in its old place, and passes nothing on. The next event begins anew.
+//!
+//! A newcomer waits behind those who wait already, whatever it would find.
+//!
+//! ```text
+//! look:   seen = events; is there room, and does nobody wait who came before?       no: wait with `seen`
+//! wait:   lock { into the queue }; fence; events != seen: give turns; until it is my turn: park
+//! event:  events += 1; fence; somebody waits: lock { give turns }; unpark
+//! ```
+//! So an event between the look and the queue is not slept through. A turn that ends, or a wait that is given up, counts as an
+//! event: somebody may have joined the queue only because of it.
+
+use crate::engine::{Dying, Engine};
+use crate::host::{Host, OutOfMemory, Park, Sleeper};
+use crate::stats::Counter;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, WaitQueue, Waiter, Woken, full_fence, plain, try_box};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::mem;
+
+/// Turns at a time, at most: as many as the pages that are evicted at once.
+const TURNS: u64 = 32;
+
+/// The ticket of somebody who does not wait yet: behind all who do.
+pub(crate) const NEWCOMER: u64 = u64::MAX;
+/// The ticket of somebody who has a turn: before all who wait, also before an older one that has joined the queue since. If the
+/// turn were not used for that one's sake, both would sleep.
+pub(crate) const HAS_TURN: u64 = 0;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct MemoryQueue {
+    inner: Mutex<Inner>,
+    /// How many wait. Written under the lock; read between the fences of the module.
+    waiting: AtomicUsize,
+    /// One more than the ticket of the first one who waits; zero: nobody does. Written under the lock.
+    first: plain::AtomicU64,
+    next_ticket: plain::AtomicU64,
+    /// Counts events. Release, and Acquire: what has made memory free is seen.
+    events: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    waiters: WaitQueue,
+    /// How many have a turn.
+    turns: u64,
+}
+
+impl MemoryQueue {
+    /// The number to wait with. Read before one looks for memory.
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody with `ticket` may take memory: nobody waits who came before. Asked after [`MemoryQueue::events`].
+    pub fn is_first(&self, ticket: u64) -> bool {
+        match self.first.load(plain::Ordering::Relaxed) {
+            0 => true,
+            first => ticket < first,
+        }
+    }
+
+    /// A place in the queue, for whoever waits for the first time.
+    pub fn ticket(&self) -> u64 {
+        self.next_ticket.fetch_add(1, plain::Ordering::Relaxed) + HAS_TURN + 1
+    }
+
+    /// Memory may have come free; there is room for so many.
+    pub fn tell(&self, park: &impl Park, room: u64) {
+        self.events.fetch_add(1, Ordering::Release);
+        full_fence();
+        if self.waiting.load(Ordering::Relaxed) != 0 {
+            self.give_turns(park, room, 0);
+        }
+    }
+
+    /// Lets go of `ended` turns, and gives turns while there is room.
+    #[cold]
+    fn give_turns(&self, park: &impl Park, room: u64, mut ended: u64) {
+        loop {
+            let mut woken = Woken::new();
+            let mut inner = self.inner.lock();
+            inner.turns -= mem::take(&mut ended);
+            let free = room.min(TURNS).saturating_sub(inner.turns) as usize;
+            let count = inner.waiters.take(0, free, &mut woken);
+            inner.turns += count as u64;
+            self.settle(&inner, 0, count);
+            drop(inner);
+            let is_all = !woken.is_full();
+            woken.wake(park);
+            if is_all {
+                break;
+            }
+        }
+    }
+
+    /// After a change under the lock.
+    fn settle(&self, inner: &Inner, more: usize, less: usize) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        self.waiting.store(waiting + more - less, Ordering::Relaxed);
+        let first = inner.waiters.first_ticket().map_or(0, |ticket| ticket + 1);
+        self.first.store(first, plain::Ordering::Relaxed);
+    }
+
+    fn add(&self, waiter: &Waiter) {
+        let mut inner = self.inner.lock();
+        // SAFETY: new, and its owner takes it out before it goes.
+        unsafe { inner.waiters.push(waiter) };
+        self.settle(&inner, 1, 0);
+        drop(inner);
+        full_fence();
+    }
+
+    /// Whether it had got a turn; if not, it waits no longer.
+    fn remove(&self, waiter: &Waiter) -> bool {
+        if waiter.is_woken() {
+            return true;
+        }
+        let mut inner = self.inner.lock();
+        if waiter.is_woken() {
+            return true;
+        }
+        // SAFETY: `add` has put it there, and nobody has taken it out.
+        unsafe { inner.waiters.remove(waiter) };
+        self.settle(&inner, 0, 1);
+        false
+    }
+}
+
+/// A turn at taking memory; it passes to the next one when this is dropped.
+pub(crate) struct Turn<H: Host> {
+    engine: Arc<Engine<H>>,
+    /// No memory was found after so many events.
+    failed: Option<u64>,
+}
+
+impl<H: Host> Turn<H> {
+    fn new(engine: &Arc<Engine<H>>) -> Self {
+        Self { engine: engine.clone(), failed: None }
+    }
+
+    /// It has found no memory after `seen` events: the turn does not pass.
+    pub fn failed(mut self, seen: u64) {
+        self.failed = Some(seen);
+    }
+}
+
+impl<H: Host> Drop for Turn<H> {
+    fn drop(&mut self) {
+        let (engine, queue) = (&self.engine, &self.engine.cache.queue);
+        match self.failed {
+            None if cfg!(mutant = "turn_ends_silently") => {}
+            None => engine.end_turn(1),
+            Some(seen) => {
+                let room = if queue.events() == seen { 0 } else { engine.room_for_turns() };
+                queue.give_turns(engine.host().park(), room, 1);
+            }
+        }
+    }
+}
+
+/// A place in the queue of a fault whose host does not sleep for it: its sleeper is woken when its turn has come.
+pub(crate) struct AwaitedTurn<H: Host> {
+    engine: Arc<Engine<H>>,
+    waiter: Box<Waiter>,
+    is_taken: bool,
+}
+
+impl<H: Host> AwaitedTurn<H> {
+    /// # Errors
+    /// [`OutOfMemory`]: there is no place.
+    pub fn new(
+        engine: &Arc<Engine<H>>,
+        sleeper: Sleeper,
+        seen: u64,
+        ticket: u64,
+    ) -> Result<Self, OutOfMemory> {
+        let waiter = try_box(Waiter::new(sleeper, 0, ticket))?;
+        let this = Self { engine: engine.clone(), waiter, is_taken: false };
+        engine.join_queue(&this.waiter, seen);
+        Ok(this)
+    }
+
+    /// Whether the turn has come.
+    pub fn is_turn(&self) -> bool {
+        self.waiter.is_woken()
+    }
+
+    /// The turn, if it has come.
+    pub fn take_turn(&mut self) -> Option<Turn<H>> {
+        self.is_taken |= self.is_turn();
+        self.is_taken.then(|| Turn::new(&self.engine))
+    }
+}
+
+impl<H: Host> Drop for AwaitedTurn<H> {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.engine.leave_queue(&self.waiter);
+        }
+    }
+}
+
+/// Takes a waiter of the stack out of the queue.
+struct Leaving<'a, H: Host>(&'a Engine<H>, &'a Waiter);
+
+impl<H: Host> Drop for Leaving<'_, H> {
+    fn drop(&mut self) {
+        self.0.leave_queue(self.1);
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// So many may look for memory at a time: pins for reads take no more than half of the page cache.
+    fn room_for_turns(&self) -> u64 {
+        let pins = self.cache.pins.load(Ordering::Relaxed);
+        (self.limits().cached_pages / 2).saturating_sub(pins).max(u64::from(pins == 0))
+    }
+
+    /// Memory may have come free.
+    pub(super) fn tell_memory(&self) {
+        self.cache.queue.tell(self.host().park(), self.room_for_turns());
+    }
+
+    fn end_turn(&self, turns: u64) {
+        let queue = &self.cache.queue;
+        queue.events.fetch_add(1, Ordering::Release);
+        queue.give_turns(self.host().park(), self.room_for_turns(), turns);
+    }
+
+    fn join_queue(&self, waiter: &Waiter, seen: u64) {
+        let queue = &self.cache.queue;
+        queue.add(waiter);
+        if queue.events() != seen && !cfg!(mutant = "event_passed_over") {
+            queue.give_turns(self.host().park(), self.room_for_turns(), 0);
+        }
+    }
+
+    /// It waits no longer; if its turn has come, that ends.
+    fn leave_queue(&self, waiter: &Waiter) {
+        let had_turn = self.cache.queue.remove(waiter);
+        self.end_turn(u64::from(had_turn));
+    }
+
+    /// Sleeps until it is the turn of `ticket`, which has found no memory after `seen` events. `None`: the space has exited.
+    pub(crate) fn wait_for_turn(
+        self: &Arc<Self>,
+        seen: u64,
+        ticket: u64,
+        dying: Option<&Dying>,
+    ) -> Option<Turn<H>> {
+        let me = self.host().park().current();
+        let waiter = Waiter::new(me, 0, ticket);
+        let sleep = || {
+            let leaving = Leaving(self, &waiter);
+            self.join_queue(&waiter, seen);
+            let is_over = || waiter.is_woken() || dying.is_some_and(Dying::is_set);
+            self.sleep_until(Counter::MemoryWait, me, is_over);
+            let has_turn = waiter.is_woken();
+            if has_turn {
+                mem::forget(leaving);
+            }
+            has_turn.then(|| Turn::new(self))
+        };
+        match dying {
+            Some(dying) => dying.with_sleeper(me, sleep),
+            None => sleep(),
+        }
+    }
+}
+
+/// A call on a file that looks for memory, again and again: its ticket, and its turn while it has one.
+pub(crate) struct Looking<H: Host> {
+    engine: Arc<Engine<H>>,
+    ticket: u64,
+    turn: Option<Turn<H>>,
+}
+
+impl<H: Host> Looking<H> {
+    pub fn new(engine: &Arc<Engine<H>>) -> Self {
+        Self { engine: engine.clone(), ticket: NEWCOMER, turn: None }
+    }
+
+    /// What to look with.
+    pub fn ticket(&self) -> u64 {
+        if self.turn.is_some() && !cfg!(mutant = "turn_yields") { HAS_TURN } else { self.ticket }
+    }
+
+    /// It needs no more.
+    pub fn has_found(&mut self) {
+        self.turn = None;
+    }
+
+    /// Waits for its turn. No memory was found after `seen` events.
+    pub fn wait(&mut self, seen: u64) {
+        if let Some(turn) = self.turn.take() {
+            turn.failed(seen);
+        }
+        if self.ticket == NEWCOMER {
+            self.ticket = self.engine.cache.queue.ticket();
+        }
+        self.turn = self.engine.wait_for_turn(seen, self.ticket, None);
+    }
+}
