@@ -19,11 +19,17 @@ const BATCH: usize = 8;
 const LEAVES: u64 = 512;
 #[cfg(loom)]
 const LEAVES: u64 = 4;
-/// How often one looks for memory before there is none: others free some, and others take it.
+/// How often one looks for memory before there is none: others free some, and others take it. These looks spin
+/// ([`Park::pause`]), and take less than 50 microseconds.
 #[cfg(not(loom))]
-pub(super) const LOOKS: u32 = 100;
+const LOOKS: u32 = 48;
 #[cfg(loom)]
-pub(super) const LOOKS: u32 = 2;
+const LOOKS: u32 = 2;
+/// The same while somebody else evicts, who may have taken what there was off the list: he may be preempted.
+#[cfg(not(loom))]
+const LOOKS_BESIDE: u32 = 100;
+#[cfg(loom)]
+const LOOKS_BESIDE: u32 = 2;
 
 /// The page cache's account, one an engine.
 #[derive(Default)]
@@ -37,6 +43,8 @@ pub(crate) struct Account {
     pub(crate) queue: MemoryQueue,
     /// Writes under way.
     pub(super) writes: plain::AtomicU64,
+    /// Threads that evict.
+    evictors: plain::AtomicU64,
 }
 
 impl Account {
@@ -213,7 +221,12 @@ impl<H: Host> Engine<H> {
         if self.evict(FEW) == 0 {
             self.pause(look);
         }
-        look < LOOKS
+        self.looks_on(look)
+    }
+
+    /// Whether look number `look` for memory is not the last one.
+    pub(super) fn looks_on(&self, look: u32) -> bool {
+        look < LOOKS || look < LOOKS_BESIDE && self.cache.evictors.load(Ordering::Relaxed) != 0
     }
 
     /// Evicts up to `wanted` clean pages that nobody uses; how many it did. Where there is none but dirty pages, starts
@@ -227,6 +240,7 @@ impl<H: Host> Engine<H> {
     /// * A dirty folio goes to the young end, so that later calls look at others.
     pub(crate) fn evict(&self, wanted: u64) -> u64 {
         let idle = &self.cache.idle;
+        self.cache.evictors.fetch_add(1, Ordering::Relaxed);
         let (mut evicted, mut looks, mut left) = (0, 0, 0);
         let mut dirty: [Option<Isolated<H>>; FEW as usize] = [const { None }; FEW as usize];
         let mut dirties = dirty.iter_mut();
@@ -257,6 +271,7 @@ impl<H: Host> Engine<H> {
                 }
             }
         }
+        self.cache.evictors.fetch_sub(1, Ordering::Relaxed);
         self.counters().add(Counter::Evictions, evicted);
         self.counters().add(Counter::EvictionLooks, looks);
         for Isolated { frame, file } in dirty.into_iter().flatten() {

@@ -39,7 +39,6 @@ use crate::sync::{
     Counted, LeftToRetired, Mutex, Park, ROOM_OF_RANGES, Ranges, RetiredList, Shared, Weak, fence_after_rmw,
     plain, try_box,
 };
-use account::LOOKS;
 use alloc::sync::Arc;
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -465,7 +464,8 @@ impl<H: Host> File<H> {
     fn room_for_one(&self, ticket: u64) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
-        for look in 0..LOOKS {
+        let mut look = 0;
+        while engine.looks_on(look) {
             let events = account.queue.events();
             let pins = account.pins.load(Ordering::Relaxed);
             if !account.queue.is_first(ticket) || pins != 0 && pins >= limit / 2 {
@@ -485,6 +485,7 @@ impl<H: Host> File<H> {
             }
             // Others evict too, and may have taken what we made free.
             engine.pause(look);
+            look += 1;
         }
         Err(Miss::OutOfMemory)
     }

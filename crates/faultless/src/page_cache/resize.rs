@@ -12,7 +12,7 @@
 //!
 //! All of them hold the file's `resizing` reservation, here called [`Resizing`].
 
-use super::account::{LOOKS, Miss};
+use super::account::Miss;
 use super::index;
 use super::writers::Removing;
 use super::{File, FileError, FolioLock, Pin, frame_of};
@@ -286,7 +286,8 @@ impl<H: Host> File<H> {
         if head.is_empty() || tail.is_empty() {
             return Ok([self.pin_to_zero(head)?, self.pin_to_zero(tail)?]);
         }
-        for _ in 0..LOOKS {
+        // Each time somebody else has evicted what was just read.
+        for _ in 0..100 {
             drop(self.pin_to_zero(head)?);
             let last = self.pin_to_zero(tail)?;
             let page = head.start / PAGE_SIZE;
