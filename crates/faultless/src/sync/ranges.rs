@@ -134,20 +134,23 @@ impl<T: Edited> Ranges<T> {
             let flag = flags.trailing_zeros() as usize;
             flags &= flags - 1;
             let said = &self.said[flag];
-            if said.edited.load(Ordering::Acquire) {
-                let Inner { claims, data, .. } = inner;
-                if let Some(claim) = claims.flagged(flag) {
-                    claim.edits = None;
-                    data.edited(said.note.each_ref().map(|part| part.load(Ordering::Relaxed)));
-                }
-                said.edited.store(false, Ordering::Relaxed);
+            let (has_edited, has_gone) =
+                (said.edited.load(Ordering::Acquire), said.gone.load(Ordering::Acquire));
+            if !(has_edited || has_gone) {
+                continue;
             }
-            if said.gone.load(Ordering::Acquire)
-                && let Some(claim) = inner.claims.flagged(flag)
-                && claim.edits.is_none()
-            {
-                let ticket = claim.ticket;
-                inner.claims.remove(ticket);
+            let Inner { claims, data, .. } = inner;
+            let Some(claim) = claims.flagged(flag) else { continue };
+            if has_edited {
+                claim.edits = None;
+                claims.editing -= 1;
+                data.edited(said.note.each_ref().map(|part| part.load(Ordering::Relaxed)));
+                said.edited.store(false, Ordering::Relaxed);
+            } else if claim.edits.is_some() {
+                continue;
+            }
+            if has_gone {
+                claims.remove(claims.ticket_of(flag));
                 said.gone.store(false, Ordering::Relaxed);
             }
         }
@@ -466,7 +469,7 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
 
     /// Takes more, up to `wider`, where nobody else has claimed any of it. Returns whether it did.
     pub fn widen(&mut self, wider: PageRange, claims: &mut Claims) -> bool {
-        if claims.queue.iter().any(|c| c.ticket != self.ticket && c.range.overlaps(wider)) {
+        if claims.is_claimed_beside(self, wider) {
             return false;
         }
         if let Some(claim) = claims.get_mut(self.ticket) {

@@ -254,7 +254,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     }
                     if let Some(seen) = writes {
                         drop(kept);
-                        let awaited = Awaited::Memory { seen, turn: None };
+                        let awaited = Awaited::Memory { seen };
                         let pending = PendingFault::new(self, address, access, attempt, awaited, None);
                         return Ok(Fault::Pending(pending));
                     }
@@ -286,7 +286,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                             drop(kept);
                             let awaited = match miss {
                                 Miss::Full(full) => Awaited::Place { full },
-                                Miss::Queue(seen) => Awaited::Memory { seen, turn: None },
+                                Miss::Queue(seen) => Awaited::Memory { seen },
                                 Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
                                 Miss::PastEnd | Miss::OutOfMemory => unreachable!("not matched above"),
                             };

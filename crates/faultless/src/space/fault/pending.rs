@@ -13,7 +13,8 @@ use crate::page_cache::{AwaitedTurn, File, Full, HAS_TURN, NEWCOMER, Pin, Turn};
 use crate::protection::Access;
 use crate::stats::Counter;
 use crate::store::StoreError;
-use crate::sync::{Shared, Weak};
+use crate::sync::{Shared, Weak, try_box};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 /// What it waits for.
@@ -21,11 +22,19 @@ pub(super) enum Awaited<H: Host> {
     /// The read, or the unlocking, of a folio that it has pinned, so that the page cannot be gone when it comes back.
     Page { pin: Pin<H>, absent: Absent<H>, started: bool },
     /// Memory, after so many events: others' pins, or writes under way, have it.
-    Memory { seen: u64, turn: Option<AwaitedTurn<H>> },
+    Memory { seen: u64 },
     /// That transfers of a page of a file may begin.
     Allowed { file: Shared<File<H>>, page: u64 },
     /// A place among the pins of the page.
     Place { full: Full },
+}
+
+/// How the sleeper that the fault was given is woken.
+struct Told<H: Host> {
+    #[expect(dead_code, reason = "it is in queues")]
+    notice: Notice,
+    /// If the fault waits for memory.
+    turn: Option<AwaitedTurn<H>>,
 }
 
 /// A page fault whose I/O is under way. Holds values, a pinned folio and a weak handle to its space; what else it
@@ -35,7 +44,7 @@ pub(super) enum Awaited<H: Host> {
 #[must_use = "a pending fault does nothing until it is waited for or finished"]
 pub struct PendingFault<H: Host, D: LockingDesign> {
     /// In queues of the engine and of the space's signs: goes before they do.
-    notice: Option<Notice>,
+    told: Option<Box<Told<H>>>,
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
     /// The space's.
@@ -61,7 +70,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             attempt.ticket = space.engine().cache.queue.ticket();
         }
         let (engine, signs, space) = (space.engine().clone(), space.0.signs.clone(), space.downgrade());
-        Self { notice: None, engine, space, signs, address, access, attempt, awaited, kept }
+        Self { told: None, engine, space, signs, address, access, attempt, awaited, kept }
     }
 
     /// The address of the access.
@@ -81,18 +90,20 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     /// # Errors
     /// [`OutOfMemory`]: the sleeper may not be woken. The fault is as before.
     pub fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory> {
-        let key = match &mut self.awaited {
+        let mut turn = None;
+        let key = match &self.awaited {
             Awaited::Page { pin, .. } => pin.key(),
             Awaited::Allowed { file, .. } => file.forbidden_key(),
             Awaited::Place { full } => self.engine.place_key(*full),
-            Awaited::Memory { seen, turn } => {
-                *turn = Some(AwaitedTurn::new(&self.engine, sleeper, *seen, self.attempt.ticket)?);
+            Awaited::Memory { seen } => {
+                turn = Some(AwaitedTurn::new(&self.engine, sleeper, *seen, self.attempt.ticket)?);
                 // Only for the end of the space: nothing else is at this address.
                 core::ptr::from_ref(&*self.signs).addr()
             }
         };
         // SAFETY: the fault has the engine and the signs, and drops the notice before them.
-        self.notice = Some(unsafe { self.engine.notice(sleeper, key, &self.signs.dying)? });
+        let notice = unsafe { self.engine.notice(sleeper, key, &self.signs.dying)? };
+        self.told = Some(try_box(Told { notice, turn })?);
         Ok(())
     }
 
@@ -105,9 +116,11 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                     NotReady::Locked => pin.is_locked(),
                     NotReady::Writeback => pin.is_writeback(),
                 },
-                Awaited::Memory { turn: Some(turn), .. } => turn.is_turn(),
-                // A host that polls gets no turn.
-                Awaited::Memory { seen, turn: None } => self.engine.cache.queue.events() != *seen,
+                Awaited::Memory { seen } => match &self.told {
+                    Some(told) => told.turn.as_ref().is_some_and(AwaitedTurn::is_turn),
+                    // A host that polls gets no turn.
+                    None => self.engine.cache.queue.events() != *seen,
+                },
                 Awaited::Allowed { file, page } => !file.is_forbidden(*page),
                 Awaited::Place { full } => self.engine.has_place(*full),
             }
@@ -124,15 +137,16 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`].
     pub fn wait(mut self) -> Result<Fault<H, D>, FaultError> {
+        // From here on the thread waits itself.
+        self.told = None;
         let dying = Some(&self.signs.dying);
-        match &mut self.awaited {
+        match &self.awaited {
             Awaited::Page { pin, absent, .. } => match absent.why {
                 NotReady::Absent => pin.wait_for_read(dying),
                 NotReady::Locked => pin.wait_for_lock(dying),
                 NotReady::Writeback => pin.wait_for_write(dying),
             },
-            Awaited::Memory { seen, turn } => {
-                *turn = None;
+            Awaited::Memory { seen } => {
                 let turn = self.engine.wait_for_turn(*seen, self.attempt.ticket, dying);
                 return self.take_turn(turn);
             }
@@ -150,11 +164,8 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         if !self.is_ready() {
             return Ok(Fault::Pending(self));
         }
-        if let Awaited::Memory { turn: Some(turn), .. } = &mut self.awaited {
-            let turn = turn.take_turn();
-            return self.take_turn(turn);
-        }
-        self.go_on()
+        let turn = self.told.as_mut().and_then(|told| told.turn.as_mut()?.take_turn());
+        self.take_turn(turn)
     }
 
     /// Goes on with a turn in the queue for memory, unless the space has exited; lets go of the turn then.
@@ -164,7 +175,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let mut result = self.go_on();
         if let Ok(Fault::Pending(pending)) = &mut result {
             pending.attempt.ticket = ticket;
-            if let Awaited::Memory { seen, .. } = pending.awaited {
+            if let Awaited::Memory { seen } = pending.awaited {
                 turn.failed(seen);
             }
         }

@@ -34,6 +34,8 @@ pub struct Claims {
     pub(super) flags: u64,
     /// By flag: the ticket of that claim.
     tickets: [u64; FLAGS],
+    /// How many claims edit.
+    pub(super) editing: usize,
     /// Who waited for claims that have gone, and has not been woken yet.
     pub(super) released: WaitQueue,
     /// See [`Reservation::leave`].
@@ -74,12 +76,14 @@ impl Claims {
     }
 
     /// Whether somebody besides `taken` has claimed some of `range`.
+    #[inline]
     pub fn is_claimed_beside<T: Edited, P: Park>(
         &self,
         taken: &Reservation<'_, T, P>,
         range: PageRange,
     ) -> bool {
-        self.queue.iter().any(|c| c.ticket != taken.ticket && c.range.overlaps(range))
+        // Mostly there is no other claim.
+        self.queue.len() > 1 && self.queue.iter().any(|c| c.ticket != taken.ticket && c.range.overlaps(range))
     }
 
     pub(super) fn leave(&mut self, range: PageRange) -> Result<(), OutOfMemory> {
@@ -105,6 +109,7 @@ impl Claims {
     }
 
     /// The place of claim `ticket`, if it has not gone.
+    #[inline]
     fn place(&self, ticket: u64) -> Option<usize> {
         match self.queue.front() {
             // The one that came first goes first, mostly.
@@ -114,18 +119,31 @@ impl Claims {
     }
 
     /// Claim `ticket`, if it has not gone.
+    #[inline]
     pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut Claim> {
         self.place(ticket).map(|place| &mut self.queue[place])
     }
 
     /// The claim with this flag.
+    #[inline]
     pub(super) fn flagged(&mut self, flag: usize) -> Option<&mut Claim> {
         self.get_mut(self.tickets[flag])
     }
 
+    /// Its ticket.
+    pub(super) fn ticket_of(&self, flag: usize) -> u64 {
+        self.tickets[flag]
+    }
+
     /// Takes claim `ticket` out; who waits for it has to be woken.
+    #[inline]
     pub(super) fn remove(&mut self, ticket: u64) {
-        let Some(mut claim) = self.place(ticket).and_then(|place| self.queue.remove(place)) else { return };
+        let claim = match self.place(ticket) {
+            Some(0) => self.queue.pop_front(),
+            Some(place) => self.queue.remove(place),
+            None => None,
+        };
+        let Some(mut claim) = claim else { return };
         self.flags &= !claim.flag.map_or(0, |flag| 1 << flag);
         self.released.append(&mut claim.waiters);
     }
@@ -137,7 +155,11 @@ impl Claims {
 
     /// The last claim of those before `ticket` that overlaps `range`. In a queue for one place it is the one before, so that
     /// each claim that goes wakes one.
+    #[inline]
     pub(super) fn blocker(&self, ticket: u64, range: PageRange) -> Option<u64> {
+        if self.queue.len() == 1 {
+            return None;
+        }
         let place = self.place(ticket)?;
         self.queue.range(..place).rev().find(|claim| claim.range.overlaps(range)).map(|claim| claim.ticket)
     }

@@ -29,7 +29,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
 
     /// How many are at their edits. None of them begins while the lock is held.
     pub fn edits(&self) -> usize {
-        self.inner.claims.edits().count()
+        self.inner.claims.editing
     }
 
     /// Whether others have claimed something or had the lock when it was wanted, now or a few takings ago. In models, always.
@@ -39,7 +39,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
 
     /// Whether nobody edits any of `hull`.
     pub fn is_free(&self, hull: PageRange) -> bool {
-        !self.inner.claims.edits().any(|edit| edit.overlaps(hull))
+        self.inner.claims.editing == 0 || !self.inner.claims.edits().any(|edit| edit.overlaps(hull))
     }
 
     /// What is claimed, for [`Reservation::widen`].
@@ -51,6 +51,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
     /// in a read section, takes no such lock, sleeps on nothing, and waits at most for another one who changes the tree. So
     /// this is the wait for a short lock whose holder is preempted, no longer: a kernel does not preempt in a section, and
     /// elsewhere `pause` yields and then sleeps in bounded steps. As with that lock, nobody lends the editor a priority.
+    #[inline]
     pub fn alone(mut self, park: &impl Park) -> RangesGuard<'a, T> {
         if self.edits() != 0 {
             park.wait_for_lock(|| {
@@ -76,6 +77,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
         let said = &self.ranges.said[taken.flag.expect("who edits has a flag")];
         if let Some(claim) = self.inner.claims.get_mut(taken.ticket) {
             claim.edits = Some(hull);
+            self.inner.claims.editing += 1;
         }
         Edit { said, note: [0; 4] }
     }

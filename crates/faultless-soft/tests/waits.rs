@@ -1,0 +1,132 @@
+//! Waits: who is told of what, and in which order.
+#![cfg(not(loom))]
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::host::{Host, Park};
+use faultless::protection::{Access, Protection};
+use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
+use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault};
+use faultless_soft::Soft;
+use std::sync::Arc;
+
+type Space = faultless::AddressSpace<Soft, faultless::design::Faultless>;
+type Pending = PendingFault<Soft, faultless::design::Faultless>;
+
+/// Pages of zeros.
+struct Zeros;
+
+const PAGES: u64 = 16;
+
+impl Store for Zeros {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(PAGES * PAGE_SIZE)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        if let Bytes::Read(bytes) = transfer.bytes() {
+            bytes.fill(0);
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+}
+
+/// An engine that pins so many pages for reads, a gate before its store, and a space that maps the file.
+fn world(pins: u64) -> (Arc<Engine<Soft>>, Arc<GatedStore<Zeros>>, Space, VirtAddr) {
+    let limits = Limits { cached_pages: 2 * pins, ..Limits::default() };
+    let engine = Engine::new(Soft::new(64).unwrap(), limits).unwrap();
+    let gate = Arc::new(GatedStore::new(Zeros));
+    let file = File::open(&engine, gate.clone()).unwrap();
+    let space = Space::new(&engine).unwrap();
+    let at = space.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();
+    (engine, gate, space, at)
+}
+
+fn pending(space: &Space, at: VirtAddr, page: u64) -> Pending {
+    match space.fault(VirtAddr::new(at.get() + page * PAGE_SIZE), Access::Read).unwrap() {
+        Fault::Pending(pending) => pending,
+        Fault::Done => panic!("page {page} came without a read"),
+    }
+}
+
+fn is_done(pending: Pending) -> bool {
+    matches!(pending.finish().unwrap(), Fault::Done)
+}
+
+/// A host that serves many faults is told of each when its read ends.
+#[test]
+fn a_sleeper_is_woken_when_its_read_ends() {
+    let (engine, gate, space, at) = world(8);
+    let park = engine.host().park();
+    let mut fault = pending(&space, at, 3);
+    let me = park.current();
+    fault.notify(me).unwrap();
+    assert!(!fault.is_ready());
+    std::thread::scope(|scope| {
+        scope.spawn(|| gate.pass(1));
+        // Once more than the read's end: it may wake for nothing.
+        while !fault.is_ready() {
+            park.park(me);
+        }
+    });
+    assert!(is_done(fault));
+    assert_eq!(space.resident(at, PAGES * PAGE_SIZE).unwrap().iter().filter(|page| **page).count(), 1);
+}
+
+/// And when its space exits.
+#[test]
+fn a_sleeper_is_woken_when_its_space_exits() {
+    let (engine, gate, space, at) = world(8);
+    let park = engine.host().park();
+    let (mut fault, other) = (pending(&space, at, 3), Space::new(&engine).unwrap());
+    let me = park.current();
+    fault.notify(me).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            other.exit();
+            space.exit();
+        });
+        while !fault.is_ready() {
+            park.park(me);
+        }
+    });
+    assert!(matches!(fault.finish(), Err(FaultError::Exited { .. })));
+    gate.open();
+}
+
+/// Faults that find too many pages pinned go on in the order in which they came, as many as there is room for, and a newcomer
+/// waits behind them.
+#[test]
+fn misses_wait_for_memory_in_order() {
+    let (engine, gate, space, at) = world(2);
+    let me = engine.host().park().current();
+    let reads = [0, 1].map(|page| pending(&space, at, page));
+    let mut queued: Vec<_> = (2..6).map(|page| pending(&space, at, page)).collect();
+    assert_eq!(gate.waiting(), 2, "two pages are pinned for reads, and no more");
+    queued.iter_mut().for_each(|fault| fault.notify(me).unwrap());
+    let ready = |queued: &[Pending]| queued.iter().map(Pending::is_ready).collect::<Vec<_>>();
+    assert_eq!(ready(&queued), [false; 4]);
+
+    gate.pass(1);
+    let [first, second] = reads;
+    assert!(is_done(first));
+    // The read has had a pin of its own, which went; and so has the fault's.
+    assert_eq!(ready(&queued), [true, false, false, false]);
+    let newcomer = pending(&space, at, 9);
+    assert_eq!(gate.waiting(), 1, "a newcomer does not pass those who wait");
+    drop(newcomer);
+
+    let turn = queued.remove(0);
+    let Fault::Pending(reading) = turn.finish().unwrap() else { panic!("its read is to come") };
+    assert_eq!((gate.waiting(), ready(&queued)), (2, vec![false; 3]));
+    // A fault that is given up gives up its place, and its turn.
+    drop(queued.remove(0));
+    gate.pass(2);
+    assert!(is_done(second));
+    assert_eq!(ready(&queued), [true, false]);
+    drop(queued.remove(0));
+    assert_eq!(ready(&queued), [true], "the turn has passed");
+    assert!(is_done(reading));
+    gate.open();
+    let Fault::Pending(last) = queued.remove(0).finish().unwrap() else { panic!("it has begun a read") };
+    assert!(is_done(last));
+}
