@@ -55,20 +55,22 @@ impl<H: Host> Engine<H> {
     /// An engine on `host`.
     ///
     /// # Errors
-    /// [`OutOfMemory`] if there is not even a frame for the page of zeros.
+    /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or [`Slots::attach`] says so.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
         let frames = Frames::new(host.frames());
         let zero = frames.allocate().ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_anonymous(0);
-        Ok(Arc::new(Self {
+        let engine = Self {
             host,
             limits,
             zero,
             serial: CachePadded::new(plain::AtomicU64::new(1)),
             cache: CachePadded::default(),
             shared_tables: SharedTables::default(),
-        }))
+        };
+        engine.host.slots().attach(engine.host.sections())?;
+        Ok(Arc::new(engine))
     }
 
     /// The host.
@@ -485,6 +487,7 @@ impl<H: Host> Park for Engine<H> {
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
+        self.host.slots().detach(self.host.sections());
         // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
         unsafe { self.host.sections().free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);

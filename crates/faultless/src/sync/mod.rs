@@ -4,6 +4,7 @@
 mod barrier;
 mod held;
 mod life;
+mod listed;
 mod meter;
 mod modelled;
 mod mutex;

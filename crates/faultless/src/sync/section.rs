@@ -16,6 +16,7 @@
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
+use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
 use super::{full_fence, plain};
@@ -67,6 +68,8 @@ pub(super) struct Slot {
     /// What the thread sleeps on, if the end of its space may wake it; else zero. Written by the slot's thread; partner:
     /// [`Sections::each_waits_on`], between their fences.
     waits_on: plain::AtomicUsize,
+    /// Whether scans look at the slot. The slot's thread's; [`Sections::unlist`] hands it on.
+    is_listed: plain::AtomicBool,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
     /// Numbers in stock: the next one, and the end. The slot's thread's.
@@ -85,6 +88,7 @@ impl Slot {
             access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
             waits_on: plain::AtomicUsize::new(0),
+            is_listed: plain::AtomicBool::new(false),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],
             #[cfg(debug_assertions)]
@@ -123,6 +127,15 @@ fn come_online(slot: &Slot, barrier: &impl Barrier) {
     barrier.mark(&slot.sequence, sequence + 1);
 }
 
+/// Nobody waits for the slot's thread, which is in no section, until its next one.
+fn go_offline(slot: &Slot) {
+    slot.check_no_unmarked();
+    let sequence = slot.sequence.load(Ordering::Relaxed);
+    if sequence & 1 == 1 {
+        slot.sequence.store(sequence + 1, Ordering::Release);
+    }
+}
+
 struct Chunk {
     slots: [CachePadded<Slot>; CHUNK_SLOTS],
     /// By slot: whom the grace period under way waits for. Apart from the slots, whose threads do not look at it.
@@ -150,9 +163,10 @@ impl Chunk {
 pub struct Sections {
     /// Chunks, made when a slot in them is first used, freed with `self`.
     chunks: [AtomicPtr<Chunk>; CHUNKS],
-    /// One more than the highest slot used. Grows only; SeqCst against the fence of a grace period: a thread that a
-    /// grace period does not count has entered after it began.
-    used: AtomicUsize,
+    /// The slots that scans look at: all that are in use.
+    pub(super) listed: Listed<{ (SlotIndex::MAX as usize).div_ceil(64) }>,
+    /// What slots had retired that are in use no more.
+    pub(super) left: List,
     /// Grace periods for what is retired.
     pub(super) periods: CachePadded<Periods>,
     /// What the engine and its host's tables have from the allocator, but for the chunks and what is in them.
@@ -170,7 +184,8 @@ impl Sections {
     pub fn new() -> Self {
         Self {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            used: AtomicUsize::new(0),
+            listed: Listed::new(),
+            left: List::of_all(),
             periods: CachePadded::default(),
             meter: Meter::default(),
         }
@@ -179,16 +194,30 @@ impl Sections {
     #[inline]
     pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
         let index = index.0 as usize;
-        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
-        if chunk.is_null() || index >= self.used.load(Ordering::Relaxed) {
-            return self.first_use(index);
+        // The remainder changes nothing, and costs less than the check that it spares.
+        let chunk = self.chunks[index / CHUNK_SLOTS % CHUNKS].load(Ordering::Acquire);
+        if !chunk.is_null() {
+            // SAFETY: chunks are freed only in Drop.
+            let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
+            if slot.is_listed.load(Ordering::Relaxed) {
+                return slot;
+            }
         }
-        // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
+        self.list(index)
     }
 
+    /// Slot `index`, with whom the period under way waits for there. `None`: no slot near it has been used.
+    #[inline]
+    fn made(&self, index: usize) -> Option<(&Slot, &Awaited)> {
+        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
+        // SAFETY: null, or a chunk, and those are freed only in Drop.
+        let chunk = unsafe { chunk.as_ref() }?;
+        Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
+    }
+
+    /// The first use of a slot, or the first since it was given up.
     #[cold]
-    fn first_use(&self, index: usize) -> &Slot {
+    fn list(&self, index: usize) -> &Slot {
         let place = &self.chunks[index / CHUNK_SLOTS];
         let mut chunk = place.load(Ordering::Acquire);
         if chunk.is_null() {
@@ -202,9 +231,41 @@ impl Sections {
                 }
             }
         }
-        self.used.fetch_max(index + 1, Ordering::SeqCst);
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
+        let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
+        self.listed.set(index);
+        slot.is_listed.store(true, Ordering::Relaxed);
+        slot
+    }
+
+    /// Gives a slot up: grace periods and shootdowns no longer look at it. Call it when the slot's thread ends, or in a kernel
+    /// when the processor goes offline. If the slot was never used, nothing happens. The slot's next use lists it again. What
+    /// it has counted stays in the statistics; what it has retired is freed by other slots.
+    ///
+    /// Where there is no memory to hand on what it has retired, the slot stays listed. That costs scans a look, and nothing else.
+    ///
+    /// # Safety
+    /// Nobody uses `index` during the call. Its thread is in no section and no access, and waits for nothing. Whoever uses
+    /// `index` next comes after the call.
+    pub unsafe fn unlist(&self, index: SlotIndex) {
+        let index = index.0 as usize;
+        let Some((slot, _)) = self.made(index).filter(|(slot, _)| slot.is_listed.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        go_offline(slot);
+        if self.leave_behind(&slot.retired).is_ok() {
+            slot.is_listed.store(cfg!(mutant = "unlisted_by_half"), Ordering::Relaxed);
+            self.listed.clear(index);
+        }
+    }
+
+    /// How many slots a grace period looks at: those of threads that have used these sections and have not ended. (In a
+    /// kernel: of processors that have not gone offline since.)
+    pub fn listed(&self) -> usize {
+        let mut count = 0;
+        self.each_slot(|_| count += 1);
+        count
     }
 
     /// Enters a read section. Sections do not nest; a thread in one does not sleep.
@@ -252,12 +313,7 @@ impl Sections {
     /// As [`Sections::quiescent`].
     #[inline]
     pub unsafe fn offline(&self, index: SlotIndex) {
-        let slot = self.slot(index);
-        slot.check_no_unmarked();
-        let sequence = slot.sequence.load(Ordering::Relaxed);
-        if sequence & 1 == 1 {
-            slot.sequence.store(sequence + 1, Ordering::Release);
-        }
+        go_offline(self.slot(index));
     }
 
     /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
@@ -339,7 +395,7 @@ impl Sections {
     pub fn charged(&self) -> usize {
         let chunks = self.chunks.iter().filter(|chunk| !chunk.load(Ordering::Relaxed).is_null()).count();
         let mut bytes = size_of::<Self>() + chunks * size_of::<Chunk>() + self.meter.sum();
-        self.each_slot(|slot| bytes += slot.retired.room());
+        self.each_list(|list| bytes += list.room());
         bytes
     }
 
@@ -349,9 +405,13 @@ impl Sections {
         &self.slot(index).counters
     }
 
-    /// Every slot's counters.
+    /// Every slot's counters, those of threads that are gone included.
     pub fn each_counters(&self, mut f: impl FnMut(&Counters)) {
-        self.each_slot(|slot| f(&slot.counters));
+        for chunk in &self.chunks {
+            // SAFETY: null, or a chunk, and those are freed only in Drop.
+            let chunk = unsafe { chunk.load(Ordering::Acquire).as_ref() };
+            chunk.iter().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
+        }
     }
 
     /// Says what the thread of this slot sleeps on; zero for nothing.
@@ -367,29 +427,26 @@ impl Sections {
         });
     }
 
+    /// Every slot that is in use.
+    #[inline]
     pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {
-        let used = self.used.load(Ordering::SeqCst);
-        for first in (0..used).step_by(CHUNK_SLOTS) {
-            let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
-            // Null: its thread has not entered yet; `used` may be ahead for a lower chunk.
-            if !chunk.is_null() {
-                // SAFETY: chunks are freed only in Drop.
-                unsafe { &*chunk }.slots.iter().take(used - first).for_each(|slot| f(slot));
-            }
-        }
+        self.find_slot(0, |slot, _| (f(slot), false).1);
     }
 
-    /// How many slots there are.
-    pub(super) fn used(&self) -> usize {
-        self.used.load(Ordering::SeqCst)
+    /// The first slot in use, from `first` on, for which `f` returns true. A slot whose owner comes meanwhile may be passed over.
+    #[inline]
+    pub(super) fn find_slot(
+        &self,
+        first: usize,
+        mut f: impl FnMut(&Slot, &Awaited) -> bool,
+    ) -> Option<usize> {
+        self.listed.find(first, |index| self.made(index).is_some_and(|(slot, awaited)| f(slot, awaited)))
     }
 
-    /// Slot `index`, with whom the period under way waits for there. `None`: its thread has not entered yet.
-    pub(super) fn awaited(&self, index: usize) -> Option<(&Slot, &Awaited)> {
-        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
-        // SAFETY: null, or a chunk, and those are freed only in Drop.
-        let chunk = unsafe { chunk.as_ref() }?;
-        Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
+    /// Every list of things that are retired.
+    pub(super) fn each_list(&self, mut f: impl FnMut(&List)) {
+        self.each_slot(|slot| f(&slot.retired));
+        f(&self.left);
     }
 }
 
@@ -476,6 +533,6 @@ mod tests {
             let thread = std::thread::Builder::new().stack_size(32 << 10).spawn_scoped(scope, first_use);
             thread.unwrap().join().unwrap();
         });
-        assert!(sections.used() > 5 * CHUNK_SLOTS);
+        assert_eq!(sections.find_slot(0, |_, _| true), Some(5 * CHUNK_SLOTS));
     }
 }
