@@ -55,7 +55,8 @@ impl<H: Host> Engine<H> {
     /// An engine on `host`.
     ///
     /// # Errors
-    /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or [`Slots::attach`] says so.
+    /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or memory for the slots of 64 threads, or if
+    /// [`Slots::attach`] says so.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
         let frames = Frames::new(host.frames());
         let zero = frames.allocate().ok_or(OutOfMemory)?;
@@ -70,6 +71,7 @@ impl<H: Host> Engine<H> {
             shared_tables: SharedTables::default(),
         };
         engine.host.slots().attach(engine.host.sections())?;
+        engine.host.sections().keep_spare()?;
         Ok(Arc::new(engine))
     }
 
@@ -133,6 +135,15 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub fn counters(&self) -> &Counters {
         self.host.sections().counters(self.host.slots().current())
+    }
+
+    /// As [`Engine::counters`], at the beginning of a call that may be its thread's first: makes the thread's slot ready.
+    ///
+    /// # Errors
+    /// There is no memory for the slot: the call has done nothing yet, and says so.
+    #[inline]
+    pub(crate) fn prepare(&self) -> Result<&Counters, OutOfMemory> {
+        self.host.sections().prepare(self.host.slots().current())
     }
 
     /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.

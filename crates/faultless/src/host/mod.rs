@@ -411,7 +411,8 @@ pub trait Clock: Send + Sync {
 /// # Safety
 /// While a thread is in a section, no other thread gets its number.
 pub unsafe trait Slots: Send + Sync {
-    /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section.
+    /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section. Where slots are
+    /// processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs memory for it.
     fn current(&self) -> SlotIndex;
 
     /// Tells of the sections of a new engine. Called once for each engine, before its first section. A host keeps a

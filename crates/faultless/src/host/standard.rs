@@ -146,9 +146,9 @@ mod numbers {
                     return free;
                 }
                 if numbers.next < self.limit {
-                    // None is free now. A thread's end allocates nothing.
+                    // None is free now. A thread's end allocates nothing; without memory now, its number may be lost then.
                     let given_out = numbers.next as usize + 1;
-                    numbers.free.reserve(given_out);
+                    let _ = numbers.free.try_reserve(given_out);
                     numbers.next += 1;
                     return numbers.next - 1;
                 }
@@ -159,7 +159,11 @@ mod numbers {
         }
 
         pub fn give_back(&self, number: u32) {
-            self.lock().free.push(Reverse(number));
+            let mut numbers = self.lock();
+            if numbers.free.try_reserve(1).is_ok() {
+                numbers.free.push(Reverse(number));
+            }
+            drop(numbers);
             self.returned.notify_one();
         }
 

@@ -182,6 +182,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// }
     /// ```
     pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+        engine.prepare()?;
         Ok(Self(Shared::try_new_charged(engine.host().sections(), Space::new(engine, table)?)?))
     }
 

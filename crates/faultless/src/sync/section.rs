@@ -16,15 +16,18 @@
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
+use super::life::try_box_uninit;
 use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
-use super::{full_fence, plain};
+use super::{OutOfMemory, full_fence, plain};
 use crate::stats::Counters;
+use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
+use core::alloc::Layout;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use crossbeam_utils::CachePadded;
 
 #[cfg(not(loom))]
@@ -144,18 +147,18 @@ struct Chunk {
 
 impl Chunk {
     /// A chunk whose first slot has number `first`. Slot by slot: the stacks of a kernel's threads have no room for all.
-    fn boxed(first: usize) -> Box<Self> {
-        let mut chunk = Box::<Self>::new_uninit();
+    fn boxed(first: usize) -> Result<Box<Self>, OutOfMemory> {
+        let mut chunk = try_box_uninit::<Self>()?;
         let place = chunk.as_mut_ptr();
         for i in 0..CHUNK_SLOTS {
             // SAFETY: places of the box's own, each written once.
             unsafe {
-                (&raw mut (*place).slots[i]).write(CachePadded::new(Slot::new(first + i)));
+                (&raw mut (*place).slots[i]).write(CachePadded::new(Slot::new(first.saturating_add(i))));
                 (&raw mut (*place).awaited[i]).write(Awaited::default());
             }
         }
         // SAFETY: both arrays have been filled, and there is nothing else in it.
-        unsafe { chunk.assume_init() }
+        Ok(unsafe { chunk.assume_init() })
     }
 }
 
@@ -163,6 +166,8 @@ impl Chunk {
 pub struct Sections {
     /// Chunks, made when a slot in them is first used, freed with `self`.
     chunks: [AtomicPtr<Chunk>; CHUNKS],
+    /// Null, or a chunk that has no number yet, for first uses without memory. It keeps no bytes untold, as those of high numbers.
+    spare: plain::AtomicPtr<Chunk>,
     /// The slots that scans look at: all that are in use.
     pub(super) listed: Listed<{ (SlotIndex::MAX as usize).div_ceil(64) }>,
     /// What slots had retired that are in use no more.
@@ -184,6 +189,7 @@ impl Sections {
     pub fn new() -> Self {
         Self {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            spare: plain::AtomicPtr::new(ptr::null_mut()),
             listed: Listed::new(),
             left: List::of_all(),
             periods: CachePadded::default(),
@@ -191,19 +197,113 @@ impl Sections {
         }
     }
 
+    /// Slot `index`, if it is ready and listed.
     #[inline]
-    pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
+    fn listed_slot(&self, index: SlotIndex) -> Option<&Slot> {
         let index = index.0 as usize;
         // The remainder changes nothing, and costs less than the check that it spares.
         let chunk = self.chunks[index / CHUNK_SLOTS % CHUNKS].load(Ordering::Acquire);
-        if !chunk.is_null() {
-            // SAFETY: chunks are freed only in Drop.
-            let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
-            if slot.is_listed.load(Ordering::Relaxed) {
-                return slot;
-            }
+        if chunk.is_null() {
+            return None;
         }
-        self.list(index)
+        // SAFETY: chunks are freed only in Drop.
+        let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
+        slot.is_listed.load(Ordering::Relaxed).then_some(slot)
+    }
+
+    /// Slot `index`. Its first use takes the spare chunk if it needs one and there is no memory.
+    #[inline]
+    pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
+        self.listed_slot(index).unwrap_or_else(|| self.list(index.0 as usize))
+    }
+
+    /// Makes slot `index` ready, and returns its counters. Nothing that is done with the slot after that needs memory for it, until
+    /// it is given up ([`Sections::unlist`]). Call it where the lack of memory can be told: when a processor comes online, or at
+    /// the beginning of a call that a thread may make as its first. A slot that was not prepared is made ready by its first use,
+    /// which takes it from [`Sections::keep_spare`] where there is no memory, and aborts if that is used up.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: the slot is as before.
+    #[inline]
+    pub fn prepare(&self, index: SlotIndex) -> Result<&Counters, OutOfMemory> {
+        match self.listed_slot(index) {
+            Some(slot) => Ok(&slot.counters),
+            None => self.make_ready(index.0 as usize),
+        }
+    }
+
+    /// Takes memory for 64 slots, if none is in stock: for first uses that cannot say that there is no memory.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is no such stock.
+    pub fn keep_spare(&self) -> Result<(), OutOfMemory> {
+        // Models are small; and all their slots are in one chunk.
+        if CHUNKS > 1 && self.spare.load(Ordering::Relaxed).is_null() {
+            self.give_spare(Chunk::boxed(usize::MAX)?);
+        }
+        Ok(())
+    }
+
+    /// Frees `chunk`, which nobody uses, if there is a spare one already.
+    fn give_spare(&self, chunk: Box<Chunk>) {
+        let chunk = Box::into_raw(chunk);
+        // Release, partner: the Acquire of who takes it.
+        let given = self.spare.compare_exchange(ptr::null_mut(), chunk, Ordering::Release, Ordering::Relaxed);
+        if given.is_err() {
+            // SAFETY: from a Box just now, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(chunk) });
+        }
+    }
+
+    #[cold]
+    fn make_ready(&self, index: usize) -> Result<&Counters, OutOfMemory> {
+        let slot = self.list_in(index, Chunk::boxed)?;
+        // Where there is none, calls that can say so go on without.
+        let _ = self.keep_spare();
+        Ok(&slot.counters)
+    }
+
+    /// The first use of a slot, or the first since it was given up.
+    #[cold]
+    fn list(&self, index: usize) -> &Slot {
+        let chunk = |first| {
+            Chunk::boxed(first).or_else(|OutOfMemory| {
+                let spare =
+                    NonNull::new(self.spare.swap(ptr::null_mut(), Ordering::Acquire)).ok_or(OutOfMemory)?;
+                // SAFETY: from a Box, and nobody else has it any more.
+                Ok(unsafe { Box::from_raw(spare.as_ptr()) })
+            })
+        };
+        match self.list_in(index, chunk) {
+            Ok(slot) => slot,
+            Err(OutOfMemory) => handle_alloc_error(Layout::new::<Chunk>()),
+        }
+    }
+
+    /// Lists slot `index`, in a chunk that `chunk` brings if there is none.
+    fn list_in(
+        &self,
+        index: usize,
+        chunk: impl FnOnce(usize) -> Result<Box<Chunk>, OutOfMemory>,
+    ) -> Result<&Slot, OutOfMemory> {
+        let place = &self.chunks[index / CHUNK_SLOTS];
+        let mut there = place.load(Ordering::Acquire);
+        if there.is_null() {
+            let new = Box::into_raw(chunk(index - index % CHUNK_SLOTS)?);
+            there = match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => new,
+                Err(theirs) => {
+                    // SAFETY: `new` came from a Box just now and nobody else has seen it.
+                    self.give_spare(unsafe { Box::from_raw(new) });
+                    theirs
+                }
+            };
+        }
+        // SAFETY: chunks are freed only in Drop.
+        let slot = unsafe { &(*there).slots[index % CHUNK_SLOTS] };
+        self.listed.set(index);
+        slot.is_listed.store(true, Ordering::Relaxed);
+        Ok(slot)
     }
 
     /// Slot `index`, with whom the period under way waits for there. `None`: no slot near it has been used.
@@ -213,29 +313,6 @@ impl Sections {
         // SAFETY: null, or a chunk, and those are freed only in Drop.
         let chunk = unsafe { chunk.as_ref() }?;
         Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
-    }
-
-    /// The first use of a slot, or the first since it was given up.
-    #[cold]
-    fn list(&self, index: usize) -> &Slot {
-        let place = &self.chunks[index / CHUNK_SLOTS];
-        let mut chunk = place.load(Ordering::Acquire);
-        if chunk.is_null() {
-            let new = Box::into_raw(Chunk::boxed(index - index % CHUNK_SLOTS));
-            match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => chunk = new,
-                Err(theirs) => {
-                    // SAFETY: `new` came from a Box just now and nobody else has seen it.
-                    drop(unsafe { Box::from_raw(new) });
-                    chunk = theirs;
-                }
-            }
-        }
-        // SAFETY: chunks are freed only in Drop.
-        let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
-        self.listed.set(index);
-        slot.is_listed.store(true, Ordering::Relaxed);
-        slot
     }
 
     /// Gives a slot up: grace periods and shootdowns no longer look at it. Call it when the slot's thread ends, or in a kernel
@@ -394,6 +471,7 @@ impl Sections {
     /// What was charged, and what these sections themselves take: slots, and lists of what is retired.
     pub fn charged(&self) -> usize {
         let chunks = self.chunks.iter().filter(|chunk| !chunk.load(Ordering::Relaxed).is_null()).count();
+        let chunks = chunks + usize::from(!self.spare.load(Ordering::Relaxed).is_null());
         let mut bytes = size_of::<Self>() + chunks * size_of::<Chunk>() + self.meter.sum();
         self.each_list(|list| bytes += list.room());
         bytes
@@ -454,8 +532,8 @@ impl Drop for Sections {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: no section is left.
         unsafe { self.free_all() };
-        for place in &self.chunks {
-            let chunk = place.load(Ordering::Relaxed);
+        let spare = self.spare.load(Ordering::Relaxed);
+        for chunk in self.chunks.iter().map(|place| place.load(Ordering::Relaxed)).chain([spare]) {
             if !chunk.is_null() {
                 // SAFETY: `&mut self`: no section is left, and the chunk came from a Box.
                 drop(unsafe { Box::from_raw(chunk) });
