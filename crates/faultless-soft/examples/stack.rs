@@ -162,8 +162,10 @@ fn memory(table: &mut Table) -> Result<(), Failure> {
     table.call("discard: tables", || space.discard(at(LEAF), bytes(LEAF)))?;
     let free = [("advise: DontNeed", Advice::DontNeed), ("advise: WillNeed", Advice::WillNeed)];
     let flags = [("advise: DontFork", Advice::DontFork), ("advise: DoFork", Advice::DoFork)];
-    let guards = [("advise: GuardInstall", Advice::GuardInstall), ("advise: GuardRemove", Advice::GuardRemove)];
-    let populate = [("advise: PopulateRead", Advice::PopulateRead), ("advise: PopulateWrite", Advice::PopulateWrite)];
+    let guards =
+        [("advise: GuardInstall", Advice::GuardInstall), ("advise: GuardRemove", Advice::GuardRemove)];
+    let populate =
+        [("advise: PopulateRead", Advice::PopulateRead), ("advise: PopulateWrite", Advice::PopulateWrite)];
     for (name, advice) in [free, flags, guards, populate].concat() {
         table.call(name, || space.advise(at(30), bytes(3), advice))?;
     }
@@ -180,7 +182,9 @@ fn memory(table: &mut Table) -> Result<(), Failure> {
     table.call("mapping_from", || space.mapping_from(PageNumber::new(0)));
     table.call("usage", || space.usage());
     table.call("set_limits", || space.set_limits(SpaceLimits::default()));
-    table.call("seal", || space.seal(space.map(MapRequest::anonymous(bytes(1)))?, bytes(1)).map_err(Failure::from))?;
+    table.call("seal", || {
+        space.seal(space.map(MapRequest::anonymous(bytes(1)))?, bytes(1)).map_err(Failure::from)
+    })?;
     table.call("unmap: a page", || space.unmap(at(50), bytes(1)))?;
     table.call("map: over pages", || space.map(anonymous(4, 60)))?;
     table.call("unmap: tables", || space.unmap(at(3 * LEAF), bytes(LEAF)))?;

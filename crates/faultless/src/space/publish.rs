@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 use smallvec::SmallVec;
 
 /// A list that needs no memory from the allocator while it is short, as in most calls.
-type Few<T> = SmallVec<[T; 4]>;
+type Few<T> = SmallVec<[T; 3]>;
 
 /// Why a new map could not be published; the old one stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

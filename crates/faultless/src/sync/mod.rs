@@ -15,8 +15,8 @@ mod shared;
 
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
 pub use held::Held;
-pub(crate) use life::{try_box_or_back, try_box_uninit};
 pub use life::{Life, OutOfMemory, try_box};
+pub(crate) use life::{try_box_or_back, try_box_uninit};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};

@@ -169,11 +169,11 @@ impl<'s, T> Path<'s, T> {
 }
 
 /// How a change becomes the tree's.
-struct Swing<'s, T> {
+struct Swing<T> {
     /// The new node; none if the tree becomes empty.
     child: Option<Child<T>>,
-    /// The node it goes into, on this level of this path, or the tree itself.
-    place: Option<(Path<'s, T>, usize)>,
+    /// The node it goes into, on this level of the draft's path, or the tree itself.
+    level: Option<usize>,
 }
 
 /// New nodes that nobody has seen, and what they replace. Dropped unpublished, it is undone.
@@ -184,7 +184,9 @@ pub struct Draft<'s, T: Ranged> {
     /// The leaves' parents that it has taken.
     shaped: Vec<&'s Body<T>>,
     /// None: nothing changes.
-    swing: Option<Swing<'s, T>>,
+    swing: Option<Swing<T>>,
+    /// The way to what is replaced.
+    path: Path<'s, T>,
 }
 
 impl<T: Ranged> Drop for Draft<'_, T> {
@@ -198,13 +200,23 @@ impl<T: Ranged> Drop for Draft<'_, T> {
 }
 
 impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
+    /// Nothing. It stays where it is made: stacks have no room for several.
+    pub fn new() -> Self {
+        let (new, old, items, shaped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { new, old, items, shaped, swing: None, path: Path::new() }
+    }
+
     /// The tree under `root` with `new` instead of what was in `range`.
     ///
     /// # Errors
     /// [`Unchanged`].
-    pub fn new(root: Option<Link<'s, T>>, range: PageRange, new: &[NonNull<T>]) -> Result<Self, Unchanged> {
-        let mut draft =
-            Self { new: Vec::new(), old: Vec::new(), items: Vec::new(), shaped: Vec::new(), swing: None };
+    #[inline(never)]
+    pub fn make(
+        &mut self,
+        root: Option<Link<'s, T>>,
+        range: PageRange,
+        new: &[NonNull<T>],
+    ) -> Result<(), Unchanged> {
         let mut held = Vec::new();
         held.try_reserve_exact(new.len()).map_err(|_| OutOfMemory)?;
         held.extend(new.iter().map(|&item| {
@@ -218,38 +230,39 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         let mut nodes;
         if let Some(root) = root {
             let (mut left, mut right) = (Path::new(), Path::new());
-            draft.cut(root, range, &mut left, &mut right)?;
-            if new.is_empty() && draft.items.is_empty() {
-                return Ok(draft);
+            self.cut(root, range, &mut left, &mut right)?;
+            if new.is_empty() && self.items.is_empty() {
+                return Ok(());
             }
             let height = match root.node() {
                 NodeRef::Leaf(_) => 0,
                 NodeRef::Inner(inner) => inner.body.height(),
             };
-            nodes = draft.rebuild(0, &mut left, &mut right, held)?;
+            nodes = self.rebuild(0, &mut left, &mut right, held)?;
             loop {
                 if let [child] = nodes[..]
                     && level < height
                     && left.at(level).link.pointer() == right.at(level).link.pointer()
                 {
-                    draft.swing = Some(Swing { child: Some(child), place: Some((left, level + 1)) });
-                    return Ok(draft);
+                    self.path = left;
+                    self.swing = Some(Swing { child: Some(child), level: Some(level + 1) });
+                    return Ok(());
                 }
                 if level == height {
                     break;
                 }
                 level += 1;
-                nodes = draft.rebuild(level, &mut left, &mut right, nodes)?;
+                nodes = self.rebuild(level, &mut left, &mut right, nodes)?;
             }
         } else {
-            nodes = draft.build(0, zero, held)?;
+            nodes = self.build(0, zero, held)?;
         }
         while nodes.len() > 1 {
             level += 1;
-            nodes = draft.build(level, zero, nodes)?;
+            nodes = self.build(level, zero, nodes)?;
         }
-        draft.swing = Some(Swing { child: nodes.first().copied(), place: None });
-        Ok(draft)
+        self.swing = Some(Swing { child: nodes.first().copied(), level: None });
+        Ok(())
     }
 
     /// How many nodes and items it replaces.
@@ -263,11 +276,12 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
     }
 
     /// Makes it the tree's. `retired` has room for what it replaces.
-    pub fn publish(mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
+    pub fn publish(&mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
         let Some(swing) = self.swing.take() else { return };
         let link = swing.child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
-        match (swing.place, swing.child) {
-            (Some((path, level)), Some(child)) => {
+        let path = &self.path;
+        match (swing.level, swing.child) {
+            (Some(level), Some(child)) => {
                 let mut sum = child.sum;
                 for (above, step) in (level..).map_while(|level| path.get(level)).enumerate() {
                     let NodeRef::Inner(inner) = step.link.node() else { break };
