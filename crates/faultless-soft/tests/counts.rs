@@ -210,3 +210,29 @@ fn any_number_of_faults_waits_for_one_page() {
     assert_eq!(space.load_u64(at(0)), Ok(u64::from_ne_bytes([5; 8])));
     assert_eq!(engine.statistics().get(Counter::IoReads), 1);
 }
+
+/// An engine gives up the slots of threads that end, however many there were; their counts stay, and what they have retired goes.
+#[test]
+fn an_engine_looks_at_no_slot_of_a_thread_that_has_ended() {
+    const THREADS: u64 = 150;
+    let engine = machine();
+    let space = Space::new(&engine).unwrap();
+    let slots = || engine.host().sections().listed();
+    let before = (slots(), engine.statistics().get(Counter::Faults));
+    let all_here = std::sync::Barrier::new(THREADS as usize);
+    let work = |page: u64| {
+        space.map(MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(2 * page)))).unwrap();
+        space.store_u64(at(2 * page), page).unwrap();
+        space.unmap(at(2 * page), PAGE_SIZE).unwrap();
+        all_here.wait();
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..THREADS).map(|page| scope.spawn(move || work(page))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    assert_eq!((slots(), engine.statistics().get(Counter::Faults)), (before.0, before.1 + THREADS));
+    let used = engine.metadata_bytes();
+    engine.flush();
+    assert!(engine.metadata_bytes() < used, "what they have retired was nobody's");
+}

@@ -59,14 +59,15 @@ impl<H: Host> Engine<H> {
     /// An engine on `host`.
     ///
     /// # Errors
-    /// [`OutOfMemory`] if there is not even a frame for the page of zeros.
+    /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or memory for the slots of 64 threads, or if
+    /// [`Slots::attach`] says so.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
         let frames = Frames::new(host.frames());
         let zero = frames.allocate().ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_anonymous(0);
         let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;
-        Ok(Arc::new(Self {
+        let engine = Self {
             host,
             limits,
             zero,
@@ -74,7 +75,10 @@ impl<H: Host> Engine<H> {
             cache: CachePadded::default(),
             shared_tables: SharedTables::default(),
             waits,
-        }))
+        };
+        engine.host.slots().attach(engine.host.sections())?;
+        engine.host.sections().keep_spare()?;
+        Ok(Arc::new(engine))
     }
 
     /// The host.
@@ -137,6 +141,15 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub fn counters(&self) -> &Counters {
         self.host.sections().counters(self.host.slots().current())
+    }
+
+    /// As [`Engine::counters`], at the beginning of a call that may be its thread's first: makes the thread's slot ready.
+    ///
+    /// # Errors
+    /// There is no memory for the slot: the call has done nothing yet, and says so.
+    #[inline]
+    pub(crate) fn prepare(&self) -> Result<&Counters, OutOfMemory> {
+        self.host.sections().prepare(self.host.slots().current())
     }
 
     /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.
@@ -412,6 +425,7 @@ const SPINS: u32 = 64;
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
+        self.host.slots().detach(self.host.sections());
         // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
         unsafe { self.host.sections().free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);

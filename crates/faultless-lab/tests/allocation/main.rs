@@ -7,7 +7,7 @@
 //! that cannot fail politely aborts the test, with these exceptions, which come before the failures begin or are passed
 //! over:
 //!
-//! * a thread's first entry into a section, when no thread had a number so high before: the slots' chunk (`sync/section.rs`);
+//! * a thread's first call, when no thread had a number so high before: the slots' chunk (`faultless-soft/tests/first_use.rs`);
 //! * what makes a machine: `Engine::new`, `Soft::new`;
 //! * `mappings()` and `usage()`, which collect; `mapping_from` and `usage_of` need no memory;
 //! * `Transfer::intercept`, and the stores made with it or for tests (`DelayedStore`, `GatedStore`);

@@ -413,6 +413,24 @@ pub trait Clock: Send + Sync {
 /// # Safety
 /// While a thread is in a section, no other thread gets its number.
 pub unsafe trait Slots: Send + Sync {
-    /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section.
+    /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section. Where slots are
+    /// processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs memory for it.
     fn current(&self) -> SlotIndex;
+
+    /// Tells of the sections of a new engine. Called once for each engine, before its first section. A host keeps a
+    /// [`Weak`](alloc::sync::Weak) of them until [`Slots::detach`], if threads end while the engine lives: it calls
+    /// [`Sections::unlist`] with the number of a thread that ends, before another thread gets the number. A host that keeps
+    /// nothing has every grace period look at all slots that have ever been used.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: nothing is kept.
+    fn attach(&self, sections: &Arc<Sections>) -> Result<(), OutOfMemory> {
+        let _ = sections;
+        Ok(())
+    }
+
+    /// The engine of these sections goes; they may never have been attached. Lets go of what [`Slots::attach`] has kept.
+    fn detach(&self, sections: &Sections) {
+        let _ = sections;
+    }
 }

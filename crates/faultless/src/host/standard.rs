@@ -2,6 +2,10 @@
 
 use super::{Clock, Park, Slots};
 use crate::sync::{Condvar, Mutex, Sleeper, SlotIndex};
+#[cfg(not(any(loom, shuttle)))]
+use crate::sync::{OutOfMemory, Sections};
+#[cfg(not(any(loom, shuttle)))]
+use alloc::sync::Arc;
 
 /// [`Park`] by a mutex and a condition variable for each thread. A thread's name is its number in [`StdSlots`].
 #[derive(Debug, Default)]
@@ -87,7 +91,9 @@ impl Clock for StdClock {
     }
 }
 
-/// [`Slots`] by thread: a number for each living thread that has used an engine, given back when it ends.
+/// [`Slots`] by thread: a number for each living thread that has used an engine, given back when it ends. No grace period
+/// looks at the slots of a thread that has ended. A thread whose handle has been joined has ended; the end of a
+/// [`std::thread::scope`] may come earlier than that of its threads.
 ///
 /// There are [`SlotIndex::MAX`] numbers, 65,536, for all engines of the process. A thread beyond that sleeps in its first use
 /// of an engine until another thread ends: [`StdSlots::waiting`] counts these. A program that needs more threads must not let
@@ -97,9 +103,11 @@ pub struct StdSlots;
 
 #[cfg(not(any(loom, shuttle)))]
 mod numbers {
-    use super::SlotIndex;
+    use super::{OutOfMemory, Sections, SlotIndex};
     use std::cell::Cell;
-    use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+    use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
     /// The numbers below `limit`.
     pub struct Pool {
@@ -109,14 +117,15 @@ mod numbers {
     }
 
     struct Numbers {
-        free: Vec<u32>,
+        /// The lowest goes first, so that those in use lie close together. It has room for all that were ever given out.
+        free: BinaryHeap<Reverse<u32>>,
         next: u32,
         waiting: usize,
     }
 
     impl Pool {
         pub const fn new(limit: u32) -> Self {
-            let numbers = Mutex::new(Numbers { free: Vec::new(), next: 0, waiting: 0 });
+            let numbers = Mutex::new(Numbers { free: BinaryHeap::new(), next: 0, waiting: 0 });
             Self { numbers, returned: Condvar::new(), limit }
         }
 
@@ -128,10 +137,13 @@ mod numbers {
         pub fn take(&self) -> u32 {
             let mut numbers = self.lock();
             loop {
-                if let Some(free) = numbers.free.pop() {
+                if let Some(Reverse(free)) = numbers.free.pop() {
                     return free;
                 }
                 if numbers.next < self.limit {
+                    // None is free now. A thread's end allocates nothing; without memory now, its number may be lost then.
+                    let given_out = numbers.next as usize + 1;
+                    let _ = numbers.free.try_reserve(given_out);
                     numbers.next += 1;
                     return numbers.next - 1;
                 }
@@ -142,7 +154,11 @@ mod numbers {
         }
 
         pub fn give_back(&self, number: u32) {
-            self.lock().free.push(number);
+            let mut numbers = self.lock();
+            if numbers.free.try_reserve(1).is_ok() {
+                numbers.free.push(Reverse(number));
+            }
+            drop(numbers);
             self.returned.notify_one();
         }
 
@@ -153,10 +169,38 @@ mod numbers {
 
     static POOL: Pool = Pool::new(SlotIndex::MAX);
 
+    /// The sections of all engines, where a thread that ends gives its slot up.
+    static ATTACHED: Mutex<Vec<Weak<Sections>>> = Mutex::new(Vec::new());
+
+    fn attached() -> MutexGuard<'static, Vec<Weak<Sections>>> {
+        ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn attach(sections: &Arc<Sections>) -> Result<(), OutOfMemory> {
+        let mut all = attached();
+        all.try_reserve(1).map_err(|_| OutOfMemory)?;
+        all.push(Arc::downgrade(sections));
+        Ok(())
+    }
+
+    pub fn detach(sections: &Sections) {
+        attached().retain(|weak| !std::ptr::eq(weak.as_ptr(), sections));
+    }
+
     struct Mine(u32);
 
     impl Drop for Mine {
         fn drop(&mut self) {
+            if let Some(slot) = SlotIndex::new(self.0) {
+                // One at a time, and not under the lock: the end of the last handle frees what is retired. If an engine goes
+                // meanwhile, another one may be passed over: then its slot stays listed, for the number's next thread.
+                let nth = |n: usize| attached().get(n).map(Weak::upgrade);
+                for sections in (0..).map_while(nth).flatten() {
+                    // SAFETY: the slot is this thread's, which ends: it is in no section, and waits for nothing. The number
+                    // is given back afterwards.
+                    unsafe { sections.unlist(slot) };
+                }
+            }
             let _ = INDEX.try_with(|index| index.set(u32::MAX));
             POOL.give_back(self.0);
         }
@@ -172,18 +216,16 @@ mod numbers {
     }
 
     #[inline]
-    pub fn current() -> u32 {
-        match INDEX.with(Cell::get) {
-            u32::MAX => first_use(),
-            index => index,
-        }
+    pub fn current() -> SlotIndex {
+        // One comparison: no slot has the number that stands for none yet.
+        SlotIndex::new(INDEX.with(Cell::get)).unwrap_or_else(first_use)
     }
 
     #[cold]
-    fn first_use() -> u32 {
+    fn first_use() -> SlotIndex {
         let index = MINE.with(|mine| mine.0);
         INDEX.with(|place| place.set(index));
-        index
+        SlotIndex::new(index).expect("the pool gives numbers below its limit")
     }
 }
 
@@ -195,8 +237,9 @@ mod numbers {
     #[cfg(shuttle)]
     shuttle::thread_local! { static INDEX: std::cell::Cell<u32> = std::cell::Cell::new(0); }
 
-    pub fn current() -> u32 {
-        INDEX.with(std::cell::Cell::get)
+    pub fn current() -> super::SlotIndex {
+        let index = INDEX.with(std::cell::Cell::get);
+        super::SlotIndex::new(index).expect("a model has no more threads than slots")
     }
 
     pub fn set(index: u32) {
@@ -223,8 +266,17 @@ impl StdSlots {
 unsafe impl Slots for StdSlots {
     #[inline]
     fn current(&self) -> SlotIndex {
-        // Numbers stay below MAX, see `take`.
-        SlotIndex::new(numbers::current()).expect("a slot number below the maximum")
+        numbers::current()
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    fn attach(&self, sections: &Arc<Sections>) -> Result<(), OutOfMemory> {
+        numbers::attach(sections)
+    }
+
+    #[cfg(not(any(loom, shuttle)))]
+    fn detach(&self, sections: &Sections) {
+        numbers::detach(sections);
     }
 }
 
@@ -254,6 +306,41 @@ mod tests {
         });
         assert_eq!(pool.waiting(), 0);
         assert_eq!(StdSlots::waiting(), 0);
+    }
+
+    #[test]
+    fn the_lowest_number_goes_first() {
+        let pool = numbers::Pool::new(10);
+        assert_eq!([0; 5].map(|_| pool.take()), [0, 1, 2, 3, 4]);
+        [3, 1, 4].into_iter().for_each(|number| pool.give_back(number));
+        assert_eq!([0; 4].map(|_| pool.take()), [1, 3, 4, 5]);
+    }
+
+    /// Many threads at once, which end: grace periods look at no slot of theirs, their counts stay, and the numbers are used again.
+    #[test]
+    fn threads_that_have_ended_are_not_looked_at() {
+        use crate::stats::{Counter, Statistics};
+        let sections = Arc::new(Sections::new());
+        StdSlots.attach(&sections).unwrap();
+        for _ in 0..3 {
+            let all_here = std::sync::Barrier::new(200);
+            std::thread::scope(|scope| {
+                let work = || {
+                    sections.counters(StdSlots.current()).add(Counter::Faults, 1);
+                    all_here.wait();
+                    sections.listed()
+                };
+                let threads: Vec<_> = (0..200).map(|_| scope.spawn(work)).collect();
+                threads.into_iter().for_each(|thread| assert!(thread.join().unwrap() > 0));
+            });
+            assert_eq!(sections.listed(), 0);
+        }
+        let mut sum = Statistics::default();
+        sections.each_counters(|counters| sum.accumulate(counters));
+        assert_eq!(sum.get(Counter::Faults), 600);
+        StdSlots.detach(&sections);
+        std::thread::scope(|scope| _ = scope.spawn(|| sections.counters(StdSlots.current())).join().unwrap());
+        assert_eq!(sections.listed(), 1, "of a thread that has ended after the engine went");
     }
 
     #[test]

@@ -36,8 +36,8 @@ use crate::stats::Counter;
 use crate::store::{Completion, Direction, Store, StoreError, Transfer};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{
-    Counted, LeftToRetired, Mutex, Park, ROOM_OF_RANGES, Ranges, RetiredList, Shared, Weak, fence_after_rmw,
-    plain, try_box,
+    Claims, Counted, LeftToRetired, Mutex, Park, ROOM_OF_RANGES, Ranges, RetiredList, Shared, Weak,
+    fence_after_rmw, plain, try_box,
 };
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -169,7 +169,7 @@ impl<H: Host> File<H> {
         engine.retire(&mut RetiredList::new());
         let id = engine.next_serial();
         let engine = engine.clone();
-        let resizing = Ranges::try_new(())?;
+        let room = Claims::with_room()?;
         let host = Arc::clone(&engine);
         let sections = host.host().sections();
         let file = Shared::try_new_retirable(sections, |this| Self {
@@ -180,7 +180,7 @@ impl<H: Host> File<H> {
             writable,
             length: AtomicU64::new(length),
             index: Index::new(Arc::clone(sections)),
-            resizing,
+            resizing: Ranges::with_room((), room),
             store_length: plain::AtomicU64::new(length),
             has_long_store: plain::AtomicBool::new(false),
             forbidden_from: AtomicU64::new(u64::MAX),

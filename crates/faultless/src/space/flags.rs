@@ -104,6 +104,7 @@ impl<H: Host> Mapping<H> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// As [`reach`], of the tree. The part of `range` that no table can address is a hole.
+    #[inline(never)]
     pub(super) fn reach<R>(
         &self,
         map: &Map,

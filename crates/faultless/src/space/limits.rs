@@ -251,11 +251,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
     ) -> Result<(), PageNumber> {
         let limit = self.mapping_limit(map);
-        let mut count = map.usage.mappings;
         // Only two ends are cut.
-        if count.saturating_add(2) <= limit {
+        if map.usage.mappings.saturating_add(2) <= limit {
             return Ok(());
         }
+        Self::splittable_below(limit, map, view, range, each)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn splittable_below(
+        limit: usize,
+        map: &Map,
+        view: View<'_, Vma<H, D>>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+    ) -> Result<(), PageNumber> {
+        let mut count = map.usage.mappings;
         let mut left = view.before(range.start()).map(Vma::glance);
         let mut old = view.from(range.start()).map(Vma::glance).peekable();
         while let Some(whole) = old.next_if(|old| old.range.start() < range.end()) {

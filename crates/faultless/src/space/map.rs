@@ -274,6 +274,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`MapError`]; the space is as before.
     pub fn map(&self, request: MapRequest<H>) -> Result<VirtAddr, MapError> {
+        self.0.engine.prepare()?;
         let (asked, flags) = {
             let lock = self.0.map.lock_by(&*self.0.engine);
             let asked = self.0.asked(&lock, request.placement, request.length)?;

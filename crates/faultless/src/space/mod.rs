@@ -60,7 +60,7 @@ use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
 use crate::sync::atomic::AtomicU64;
-use crate::sync::{ROOM_OF_RANGES, Ranges, Shared, Weak};
+use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak};
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
 use alloc::sync::Arc;
@@ -119,16 +119,15 @@ pub(crate) struct Signs {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    fn new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
+    fn try_new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Shared<Self>, OutOfMemory> {
         let sections = engine.host().sections();
         let lock = Shared::try_new_charged(sections, D::Space::default())?;
-        let (tree, writer) = Tree::new();
-        let space = Self {
-            id: engine.next_serial(),
-            engine: engine.clone(),
-            table: Table::new(table),
-            tree,
-            map: CachePadded::new(Ranges::try_new(Map {
+        let signs = Signs { dying: Dying::default(), pins: AtomicU64::new(0) };
+        let signs = Shared::try_new_charged(sections, signs)?;
+        let room = Claims::with_room()?;
+        let space = Shared::try_make_charged(sections, |_| {
+            let (tree, writer) = Tree::new();
+            let map = Map {
                 writer,
                 exited: false,
                 locks: lock::Locks::default(),
@@ -136,13 +135,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 limits: SpaceLimits::default(),
                 heap: None,
                 moves: 0,
-            })?),
-            lock,
-            signs: Shared::try_new_charged(
-                sections,
-                Signs { dying: Dying::default(), pins: AtomicU64::new(0) },
-            )?,
-        };
+            };
+            Self {
+                id: engine.next_serial(),
+                engine: engine.clone(),
+                table: Table::new(table),
+                tree,
+                map: CachePadded::new(Ranges::with_room(map, room)),
+                lock,
+                signs,
+            }
+        })?;
         engine.charge(ROOM_OF_RANGES);
         Ok(space)
     }
@@ -182,7 +185,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// }
     /// ```
     pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
-        Ok(Self(Shared::try_new_charged(engine.host().sections(), Space::new(engine, table)?)?))
+        engine.prepare()?;
+        Ok(Self(Space::try_new(engine, table)?))
     }
 
     /// The machine it lives in.

@@ -15,6 +15,8 @@ use crate::sync::atomic::Ordering;
 use alloc::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
+/// Bytes that go by way of the stack at once, which has no room for a page. Each is a step of a model.
+const PART: usize = if cfg!(loom) { PAGE } else { 1024 };
 
 /// As Linux before 5.19: a pin takes the page that is there. Only in mutants of bugs of that time.
 const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
@@ -56,27 +58,44 @@ impl<H: Host> PinnedPage<H> {
     /// Copies bytes from the page into `bytes`, starting at byte `offset` of the page and ending with the page. Returns how many were
     /// copied: fewer if the host has lost the page's bytes. `bytes` may be memory of a space of this engine: it is touched while nothing is held but this pin, which nobody
     /// waits for.
+    #[inline(never)]
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
-        let mut bounce = [0; PAGE];
         let wanted = bytes.len().min(PAGE.saturating_sub(offset));
-        let count = self.engine.frames().read(self.frame, offset, &mut bounce[..wanted]);
-        self.engine.assert_holds_nothing("the buffer of a read of a pinned page");
-        bytes[..count].copy_from_slice(&bounce[..count]);
-        count
+        let mut bounce = [0; PART];
+        let mut done = 0;
+        for part in bytes[..wanted].chunks_mut(PART) {
+            let count = self.engine.frames().read(self.frame, offset + done, &mut bounce[..part.len()]);
+            self.engine.assert_holds_nothing("the buffer of a read of a pinned page");
+            part[..count].copy_from_slice(&bounce[..count]);
+            done += count;
+            if count < part.len() {
+                break;
+            }
+        }
+        done
     }
 
     /// Copies `bytes` into the page, starting at byte `offset` and ending with the page. Returns how many were copied: 0 if the page
     /// was not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
     /// [`PinnedPage::read`].
+    #[inline(never)]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
         if self.access != Access::Write {
             return 0;
         }
-        let mut bounce = [0; PAGE];
         let wanted = bytes.len().min(PAGE.saturating_sub(offset));
-        self.engine.assert_holds_nothing("the buffer of a write to a pinned page");
-        bounce[..wanted].copy_from_slice(&bytes[..wanted]);
-        self.engine.frames().write(self.frame, offset, &bounce[..wanted])
+        let mut bounce = [0; PART];
+        let mut done = 0;
+        for part in bytes[..wanted].chunks(PART) {
+            self.engine.assert_holds_nothing("the buffer of a write to a pinned page");
+            bounce[..part.len()].copy_from_slice(part);
+            let count = self.engine.frames().write(self.frame, offset + done, &bounce[..part.len()]);
+            done += count;
+            if count < part.len() {
+                break;
+            }
+        }
+        done
     }
 }
 

@@ -178,6 +178,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// How far the protection of `range`, from `start` on, can be changed: everything that can be said before.
+    #[inline(never)]
     fn extent(
         &self,
         still: &Still<'_>,

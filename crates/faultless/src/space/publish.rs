@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 use smallvec::SmallVec;
 
 /// A list that needs no memory from the allocator while it is short, as in most calls.
-type Few<T> = SmallVec<[T; 4]>;
+type Few<T> = SmallVec<[T; 3]>;
 
 /// Why a new map could not be published; the old one stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,9 +285,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// table of a host is asked and no store: it follows before, and is swept after. A panic there would leave records
     /// closed, and first pages of these mappings would wait for ever; only the allocator, a design, or a host's `Park` and
     /// `Slots` could bring one, and those must not panic.
-    /// `may_be_more`: whether there may be so many
-    /// more mappings.
-    #[inline]
+    /// `may_be_more`: whether there may be so many more mappings. Not inlined: what it has on the stack is gone when the tree changes.
+    #[inline(never)]
     pub(super) fn draft<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
@@ -307,7 +306,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let note = SpaceUsage::default().with(&next).change_from(gone);
             let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
             new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
-            for mapping in next {
+            for mapping in next.drain(..) {
                 let vma = try_box(Vma::new(mapping)?)?;
                 // Nobody has it yet: no wait.
                 D::exclude(work, &self.engine, vma.lock());

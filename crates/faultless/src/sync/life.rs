@@ -25,7 +25,8 @@ pub(crate) fn try_box_or_back<T>(value: T) -> Result<Box<T>, T> {
     }
 }
 
-pub(super) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
+/// As [`try_box`], for a value that is written where it is to be.
+pub(crate) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return Ok(Box::new_uninit());

@@ -4,6 +4,7 @@
 mod barrier;
 mod held;
 mod life;
+mod listed;
 mod meter;
 mod modelled;
 mod mutex;
@@ -15,8 +16,8 @@ mod wait;
 
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
 pub use held::Held;
-pub(crate) use life::try_box_or_back;
 pub use life::{Life, OutOfMemory, try_box};
+pub(crate) use life::{try_box_or_back, try_box_uninit};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};

@@ -100,14 +100,18 @@ impl<T: Edited> Ranges<T> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn try_new(data: T) -> Result<Self, OutOfMemory> {
-        let mut claims = Claims::default();
-        claims.queue.try_reserve_exact(PLACES).map_err(|_| OutOfMemory)?;
-        Ok(Self {
+        Ok(Self::with_room(data, Claims::with_room()?))
+    }
+
+    /// Nothing taken. For a value that is built where it is to be: a result of this size goes by way of the stack.
+    #[inline(always)]
+    pub(crate) fn with_room(data: T, claims: Claims) -> Self {
+        Self {
             inner: Mutex::new(Inner { claims, crowd: 0, data }),
             waiting: CachePadded::new(AtomicUsize::new(0)),
             left: AtomicUsize::new(0),
             said: core::array::from_fn(|_| CachePadded::default()),
-        })
+        }
     }
 
     /// The short lock alone: nobody edits. The wait, if there is one, is counted.

@@ -88,8 +88,18 @@ struct Queue {
 
 impl List {
     /// The list of slot `index`.
+    #[inline]
     pub(super) fn new(index: usize) -> Self {
-        let untold = if index < TELLS_LATER { UNTOLD } else { 0 };
+        Self::telling(if index < TELLS_LATER { UNTOLD } else { 0 })
+    }
+
+    /// A list that is no slot's.
+    pub(super) fn of_all() -> Self {
+        Self::telling(0)
+    }
+
+    #[inline]
+    fn telling(untold: usize) -> Self {
         let (oldest, room) = (plain::AtomicU64::new(NONE), plain::AtomicUsize::new(0));
         Self { queue: Mutex::default(), oldest, room, untold }
     }
@@ -120,10 +130,8 @@ pub(super) struct Periods {
     completed: AtomicU64,
     /// Whether somebody drives. Acquire, and Release when it is let go.
     driven: AtomicBool,
-    /// The slots from here on, up to the next, have not been seen to pass. The driver's.
+    /// The slots from here on have not been seen to pass. The driver's.
     pending: plain::AtomicUsize,
-    /// How many slots there were when the period began. The driver's.
-    slots: plain::AtomicUsize,
     /// Somebody is in a hurry for this period. Grows only. Relaxed: it is looked at again and again.
     hurried: plain::AtomicU64,
     /// Bytes in all lists, but for what is untold. On a line of its own: slots write it now and then.
@@ -151,7 +159,8 @@ pub enum Kept {
     TooMuch,
 }
 
-/// The odd numbers that the period under way found in a slot, or zeros. The driver's.
+/// The odd numbers that the period under way found in a slot, or zeros. The driver's. Those of a slot that is in use only
+/// since are from an earlier period or zeros. It has left what they say: no section has the number of an earlier one.
 #[derive(Default)]
 pub(super) struct Awaited {
     sequence: plain::AtomicUsize,
@@ -234,9 +243,9 @@ impl Sections {
     fn go_on(&self, barrier: &impl Barrier, wanted: u64) {
         let due = self.drive(barrier, wanted.max(self.periods.hurried.load(plain::Ordering::Relaxed)));
         if due != 0 {
-            self.each_slot(|slot| {
-                if slot.retired.oldest.load(plain::Ordering::Relaxed) <= due {
-                    self.free_due(&slot.retired);
+            self.each_list(|list| {
+                if list.oldest.load(plain::Ordering::Relaxed) <= due {
+                    self.free_due(list);
                 }
             });
         }
@@ -249,6 +258,28 @@ impl Sections {
     /// There is no memory for the list: the things stay where they are.
     pub fn retire_later(&self, index: SlotIndex, things: &mut RetiredList) -> Result<(), OutOfMemory> {
         self.queue(&self.slot(index).retired, things).map(drop)
+    }
+
+    /// Hands what a list keeps on to the one that all look after, and gives its memory back. Its slot is given up.
+    ///
+    /// # Errors
+    /// There is no memory for the list of all: nothing has changed.
+    pub(super) fn leave_behind(&self, list: &List) -> Result<(), OutOfMemory> {
+        let mut queue = list.queue.lock();
+        if !queue.things.is_empty() {
+            // Nobody takes the two the other way round.
+            let mut left = self.left.queue.lock();
+            left.things.try_reserve(queue.things.len()).map_err(|_| OutOfMemory)?;
+            // They keep their numbers: somebody may be in a hurry for one.
+            left.things.extend(queue.things.drain(..));
+            left.things.make_contiguous().sort_unstable_by_key(|(number, _)| *number);
+            left.bytes += mem::take(&mut queue.bytes);
+            self.left.settle(&mut left, &self.periods);
+        }
+        queue.things = VecDeque::new();
+        self.periods.kept.fetch_sub(mem::take(&mut queue.told), plain::Ordering::Relaxed);
+        list.settle(&mut queue, &self.periods);
+        Ok(())
     }
 
     /// Puts them into the list. Returns their number, and that up to which a batch asks for a period: zero for none.
@@ -292,7 +323,7 @@ impl Sections {
     /// `barrier` is what [`Sections::enter`] demands: with a weaker one the grace period may end before an older section.
     pub unsafe fn flush(&self, barrier: &impl Barrier, always: bool, mut wait: impl FnMut(u32)) {
         let mut is_any = always;
-        self.each_slot(|slot| is_any |= slot.retired.oldest.load(plain::Ordering::Relaxed) != NONE);
+        self.each_list(|list| is_any |= list.oldest.load(plain::Ordering::Relaxed) != NONE);
         if !is_any {
             return;
         }
@@ -307,7 +338,7 @@ impl Sections {
             wait(look);
             look += 1;
         }
-        self.each_slot(|slot| self.free_due(&slot.retired));
+        self.each_list(|list| self.free_due(list));
     }
 
     /// Frees all that is retired.
@@ -315,11 +346,11 @@ impl Sections {
     /// # Safety
     /// Nobody is in a section or an access, nor will be in one that reaches what was retired.
     pub unsafe fn free_all(&self) {
-        self.each_slot(|slot| {
-            let mut queue = slot.retired.queue.lock();
+        self.each_list(|list| {
+            let mut queue = list.queue.lock();
             let things = mem::take(&mut queue.things);
             queue.bytes = 0;
-            slot.retired.settle(&mut queue, &self.periods);
+            list.settle(&mut queue, &self.periods);
             drop(queue);
             for (_, thing) in things {
                 self.uncharge(thing.charged());
@@ -369,22 +400,15 @@ impl Sections {
 
     /// Notes for the period that begins who is in a section.
     fn note_slots(&self) {
-        let slots = self.used();
-        (0..slots).filter_map(|index| self.awaited(index)).for_each(|(slot, awaited)| awaited.note(slot));
+        self.find_slot(0, |slot, awaited| (awaited.note(slot), false).1);
         self.periods.pending.store(0, plain::Ordering::Relaxed);
-        self.periods.slots.store(slots, plain::Ordering::Relaxed);
     }
 
     /// Whether all whom the period under way has found in a section have left it.
     fn have_passed(&self) -> bool {
-        let slots = self.periods.slots.load(plain::Ordering::Relaxed);
         let pending = self.periods.pending.load(plain::Ordering::Relaxed);
-        let is_in = |index: &usize| {
-            // A slot that came since has zeros.
-            self.awaited(*index).is_some_and(|(slot, awaited)| !awaited.has_passed(slot))
-        };
-        let still = (pending..slots).find(is_in);
-        self.periods.pending.store(still.unwrap_or(slots), plain::Ordering::Relaxed);
+        let still = self.find_slot(pending, |slot, awaited| !awaited.has_passed(slot));
+        self.periods.pending.store(still.unwrap_or(SlotIndex::MAX as usize), plain::Ordering::Relaxed);
         still.is_none()
     }
 

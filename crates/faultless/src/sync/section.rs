@@ -16,14 +16,18 @@
 
 use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
+use super::life::try_box_uninit;
+use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
-use super::{full_fence, plain};
+use super::{OutOfMemory, full_fence, plain};
 use crate::stats::Counters;
+use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
+use core::alloc::Layout;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use crossbeam_utils::CachePadded;
 
 #[cfg(not(loom))]
@@ -64,6 +68,8 @@ pub(super) struct Slot {
     pub access: AtomicUsize,
     /// What the access is to. Written by the slot's thread before it makes `access` odd.
     subject: AtomicU64,
+    /// Whether scans look at the slot. The slot's thread's; [`Sections::unlist`] hands it on.
+    is_listed: plain::AtomicBool,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
     /// Numbers in stock: the next one, and the end. The slot's thread's.
@@ -81,6 +87,7 @@ impl Slot {
             sequence: AtomicUsize::new(0),
             access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
+            is_listed: plain::AtomicBool::new(false),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],
             #[cfg(debug_assertions)]
@@ -119,6 +126,15 @@ fn come_online(slot: &Slot, barrier: &impl Barrier) {
     barrier.mark(&slot.sequence, sequence + 1);
 }
 
+/// Nobody waits for the slot's thread, which is in no section, until its next one.
+fn go_offline(slot: &Slot) {
+    slot.check_no_unmarked();
+    let sequence = slot.sequence.load(Ordering::Relaxed);
+    if sequence & 1 == 1 {
+        slot.sequence.store(sequence + 1, Ordering::Release);
+    }
+}
+
 struct Chunk {
     slots: [CachePadded<Slot>; CHUNK_SLOTS],
     /// By slot: whom the grace period under way waits for. Apart from the slots, whose threads do not look at it.
@@ -127,18 +143,18 @@ struct Chunk {
 
 impl Chunk {
     /// A chunk whose first slot has number `first`. Slot by slot: the stacks of a kernel's threads have no room for all.
-    fn boxed(first: usize) -> Box<Self> {
-        let mut chunk = Box::<Self>::new_uninit();
+    fn boxed(first: usize) -> Result<Box<Self>, OutOfMemory> {
+        let mut chunk = try_box_uninit::<Self>()?;
         let place = chunk.as_mut_ptr();
         for i in 0..CHUNK_SLOTS {
             // SAFETY: places of the box's own, each written once.
             unsafe {
-                (&raw mut (*place).slots[i]).write(CachePadded::new(Slot::new(first + i)));
+                (&raw mut (*place).slots[i]).write(CachePadded::new(Slot::new(first.saturating_add(i))));
                 (&raw mut (*place).awaited[i]).write(Awaited::default());
             }
         }
         // SAFETY: both arrays have been filled, and there is nothing else in it.
-        unsafe { chunk.assume_init() }
+        Ok(unsafe { chunk.assume_init() })
     }
 }
 
@@ -146,9 +162,12 @@ impl Chunk {
 pub struct Sections {
     /// Chunks, made when a slot in them is first used, freed with `self`.
     chunks: [AtomicPtr<Chunk>; CHUNKS],
-    /// One more than the highest slot used. Grows only; SeqCst against the fence of a grace period: a thread that a
-    /// grace period does not count has entered after it began.
-    used: AtomicUsize,
+    /// Null, or a chunk that has no number yet, for first uses without memory. It keeps no bytes untold, as those of high numbers.
+    spare: plain::AtomicPtr<Chunk>,
+    /// The slots that scans look at: all that are in use.
+    pub(super) listed: Listed<{ (SlotIndex::MAX as usize).div_ceil(64) }>,
+    /// What slots had retired that are in use no more.
+    pub(super) left: List,
     /// Grace periods for what is retired.
     pub(super) periods: CachePadded<Periods>,
     /// What the engine and its host's tables have from the allocator, but for the chunks and what is in them.
@@ -166,41 +185,160 @@ impl Sections {
     pub fn new() -> Self {
         Self {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            used: AtomicUsize::new(0),
+            spare: plain::AtomicPtr::new(ptr::null_mut()),
+            listed: Listed::new(),
+            left: List::of_all(),
             periods: CachePadded::default(),
             meter: Meter::default(),
         }
     }
 
+    /// Slot `index`, if it is ready and listed.
     #[inline]
-    pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
+    fn listed_slot(&self, index: SlotIndex) -> Option<&Slot> {
         let index = index.0 as usize;
-        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
-        if chunk.is_null() || index >= self.used.load(Ordering::Relaxed) {
-            return self.first_use(index);
+        // The remainder changes nothing, and costs less than the check that it spares.
+        let chunk = self.chunks[index / CHUNK_SLOTS % CHUNKS].load(Ordering::Acquire);
+        if chunk.is_null() {
+            return None;
         }
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
+        let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
+        slot.is_listed.load(Ordering::Relaxed).then_some(slot)
+    }
+
+    /// Slot `index`. Its first use takes the spare chunk if it needs one and there is no memory.
+    #[inline]
+    pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
+        self.listed_slot(index).unwrap_or_else(|| self.list(index.0 as usize))
+    }
+
+    /// Makes slot `index` ready, and returns its counters. Nothing that is done with the slot after that needs memory for it, until
+    /// it is given up ([`Sections::unlist`]). Call it where the lack of memory can be told: when a processor comes online, or at
+    /// the beginning of a call that a thread may make as its first. A slot that was not prepared is made ready by its first use,
+    /// which takes it from [`Sections::keep_spare`] where there is no memory, and aborts if that is used up.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: the slot is as before.
+    #[inline]
+    pub fn prepare(&self, index: SlotIndex) -> Result<&Counters, OutOfMemory> {
+        match self.listed_slot(index) {
+            Some(slot) => Ok(&slot.counters),
+            None => self.make_ready(index.0 as usize),
+        }
+    }
+
+    /// Takes memory for 64 slots, if none is in stock: for first uses that cannot say that there is no memory.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is no such stock.
+    pub fn keep_spare(&self) -> Result<(), OutOfMemory> {
+        // Models are small; and all their slots are in one chunk.
+        if CHUNKS > 1 && self.spare.load(Ordering::Relaxed).is_null() {
+            self.give_spare(Chunk::boxed(usize::MAX)?);
+        }
+        Ok(())
+    }
+
+    /// Frees `chunk`, which nobody uses, if there is a spare one already.
+    fn give_spare(&self, chunk: Box<Chunk>) {
+        let chunk = Box::into_raw(chunk);
+        // Release, partner: the Acquire of who takes it.
+        let given = self.spare.compare_exchange(ptr::null_mut(), chunk, Ordering::Release, Ordering::Relaxed);
+        if given.is_err() {
+            // SAFETY: from a Box just now, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(chunk) });
+        }
     }
 
     #[cold]
-    fn first_use(&self, index: usize) -> &Slot {
+    fn make_ready(&self, index: usize) -> Result<&Counters, OutOfMemory> {
+        let slot = self.list_in(index, Chunk::boxed)?;
+        // Where there is none, calls that can say so go on without.
+        let _ = self.keep_spare();
+        Ok(&slot.counters)
+    }
+
+    /// The first use of a slot, or the first since it was given up.
+    #[cold]
+    fn list(&self, index: usize) -> &Slot {
+        let chunk = |first| {
+            Chunk::boxed(first).or_else(|OutOfMemory| {
+                let spare =
+                    NonNull::new(self.spare.swap(ptr::null_mut(), Ordering::Acquire)).ok_or(OutOfMemory)?;
+                // SAFETY: from a Box, and nobody else has it any more.
+                Ok(unsafe { Box::from_raw(spare.as_ptr()) })
+            })
+        };
+        match self.list_in(index, chunk) {
+            Ok(slot) => slot,
+            Err(OutOfMemory) => handle_alloc_error(Layout::new::<Chunk>()),
+        }
+    }
+
+    /// Lists slot `index`, in a chunk that `chunk` brings if there is none.
+    fn list_in(
+        &self,
+        index: usize,
+        chunk: impl FnOnce(usize) -> Result<Box<Chunk>, OutOfMemory>,
+    ) -> Result<&Slot, OutOfMemory> {
         let place = &self.chunks[index / CHUNK_SLOTS];
-        let mut chunk = place.load(Ordering::Acquire);
-        if chunk.is_null() {
-            let new = Box::into_raw(Chunk::boxed(index - index % CHUNK_SLOTS));
-            match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => chunk = new,
+        let mut there = place.load(Ordering::Acquire);
+        if there.is_null() {
+            let new = Box::into_raw(chunk(index - index % CHUNK_SLOTS)?);
+            there = match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => new,
                 Err(theirs) => {
                     // SAFETY: `new` came from a Box just now and nobody else has seen it.
-                    drop(unsafe { Box::from_raw(new) });
-                    chunk = theirs;
+                    self.give_spare(unsafe { Box::from_raw(new) });
+                    theirs
                 }
-            }
+            };
         }
-        self.used.fetch_max(index + 1, Ordering::SeqCst);
         // SAFETY: chunks are freed only in Drop.
-        unsafe { &(*chunk).slots[index % CHUNK_SLOTS] }
+        let slot = unsafe { &(*there).slots[index % CHUNK_SLOTS] };
+        self.listed.set(index);
+        slot.is_listed.store(true, Ordering::Relaxed);
+        Ok(slot)
+    }
+
+    /// Slot `index`, with whom the period under way waits for there. `None`: no slot near it has been used.
+    #[inline]
+    fn made(&self, index: usize) -> Option<(&Slot, &Awaited)> {
+        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
+        // SAFETY: null, or a chunk, and those are freed only in Drop.
+        let chunk = unsafe { chunk.as_ref() }?;
+        Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
+    }
+
+    /// Gives a slot up: grace periods and shootdowns no longer look at it. Call it when the slot's thread ends, or in a kernel
+    /// when the processor goes offline. If the slot was never used, nothing happens. The slot's next use lists it again. What
+    /// it has counted stays in the statistics; what it has retired is freed by other slots.
+    ///
+    /// Where there is no memory to hand on what it has retired, the slot stays listed. That costs scans a look, and nothing else.
+    ///
+    /// # Safety
+    /// Nobody uses `index` during the call. Its thread is in no section and no access, and waits for nothing. Whoever uses
+    /// `index` next comes after the call.
+    pub unsafe fn unlist(&self, index: SlotIndex) {
+        let index = index.0 as usize;
+        let Some((slot, _)) = self.made(index).filter(|(slot, _)| slot.is_listed.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        go_offline(slot);
+        if self.leave_behind(&slot.retired).is_ok() {
+            slot.is_listed.store(cfg!(mutant = "unlisted_by_half"), Ordering::Relaxed);
+            self.listed.clear(index);
+        }
+    }
+
+    /// How many slots a grace period looks at: those of threads that have used these sections and have not ended. (In a
+    /// kernel: of processors that have not gone offline since.)
+    pub fn listed(&self) -> usize {
+        let mut count = 0;
+        self.each_slot(|_| count += 1);
+        count
     }
 
     /// Enters a read section. Sections do not nest; a thread in one does not sleep.
@@ -248,12 +386,7 @@ impl Sections {
     /// As [`Sections::quiescent`].
     #[inline]
     pub unsafe fn offline(&self, index: SlotIndex) {
-        let slot = self.slot(index);
-        slot.check_no_unmarked();
-        let sequence = slot.sequence.load(Ordering::Relaxed);
-        if sequence & 1 == 1 {
-            slot.sequence.store(sequence + 1, Ordering::Release);
-        }
+        go_offline(self.slot(index));
     }
 
     /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
@@ -334,8 +467,9 @@ impl Sections {
     /// What was charged, and what these sections themselves take: slots, and lists of what is retired.
     pub fn charged(&self) -> usize {
         let chunks = self.chunks.iter().filter(|chunk| !chunk.load(Ordering::Relaxed).is_null()).count();
+        let chunks = chunks + usize::from(!self.spare.load(Ordering::Relaxed).is_null());
         let mut bytes = size_of::<Self>() + chunks * size_of::<Chunk>() + self.meter.sum();
-        self.each_slot(|slot| bytes += slot.retired.room());
+        self.each_list(|list| bytes += list.room());
         bytes
     }
 
@@ -345,34 +479,35 @@ impl Sections {
         &self.slot(index).counters
     }
 
-    /// Every slot's counters.
+    /// Every slot's counters, those of threads that are gone included.
     pub fn each_counters(&self, mut f: impl FnMut(&Counters)) {
-        self.each_slot(|slot| f(&slot.counters));
-    }
-
-    pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {
-        let used = self.used.load(Ordering::SeqCst);
-        for first in (0..used).step_by(CHUNK_SLOTS) {
-            let chunk = self.chunks[first / CHUNK_SLOTS].load(Ordering::Acquire);
-            // Null: its thread has not entered yet; `used` may be ahead for a lower chunk.
-            if !chunk.is_null() {
-                // SAFETY: chunks are freed only in Drop.
-                unsafe { &*chunk }.slots.iter().take(used - first).for_each(|slot| f(slot));
-            }
+        for chunk in &self.chunks {
+            // SAFETY: null, or a chunk, and those are freed only in Drop.
+            let chunk = unsafe { chunk.load(Ordering::Acquire).as_ref() };
+            chunk.iter().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
         }
     }
 
-    /// How many slots there are.
-    pub(super) fn used(&self) -> usize {
-        self.used.load(Ordering::SeqCst)
+    /// Every slot that is in use.
+    #[inline]
+    pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {
+        self.find_slot(0, |slot, _| (f(slot), false).1);
     }
 
-    /// Slot `index`, with whom the period under way waits for there. `None`: its thread has not entered yet.
-    pub(super) fn awaited(&self, index: usize) -> Option<(&Slot, &Awaited)> {
-        let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
-        // SAFETY: null, or a chunk, and those are freed only in Drop.
-        let chunk = unsafe { chunk.as_ref() }?;
-        Some((&chunk.slots[index % CHUNK_SLOTS], &chunk.awaited[index % CHUNK_SLOTS]))
+    /// The first slot in use, from `first` on, for which `f` returns true. A slot whose owner comes meanwhile may be passed over.
+    #[inline]
+    pub(super) fn find_slot(
+        &self,
+        first: usize,
+        mut f: impl FnMut(&Slot, &Awaited) -> bool,
+    ) -> Option<usize> {
+        self.listed.find(first, |index| self.made(index).is_some_and(|(slot, awaited)| f(slot, awaited)))
+    }
+
+    /// Every list of things that are retired.
+    pub(super) fn each_list(&self, mut f: impl FnMut(&List)) {
+        self.each_slot(|slot| f(&slot.retired));
+        f(&self.left);
     }
 }
 
@@ -380,8 +515,8 @@ impl Drop for Sections {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: no section is left.
         unsafe { self.free_all() };
-        for place in &self.chunks {
-            let chunk = place.load(Ordering::Relaxed);
+        let spare = self.spare.load(Ordering::Relaxed);
+        for chunk in self.chunks.iter().map(|place| place.load(Ordering::Relaxed)).chain([spare]) {
             if !chunk.is_null() {
                 // SAFETY: `&mut self`: no section is left, and the chunk came from a Box.
                 drop(unsafe { Box::from_raw(chunk) });
@@ -459,6 +594,6 @@ mod tests {
             let thread = std::thread::Builder::new().stack_size(32 << 10).spawn_scoped(scope, first_use);
             thread.unwrap().join().unwrap();
         });
-        assert!(sections.used() > 5 * CHUNK_SLOTS);
+        assert_eq!(sections.find_slot(0, |_, _| true), Some(5 * CHUNK_SLOTS));
     }
 }

@@ -101,7 +101,15 @@ impl<T> Shared<T> {
 
     /// As [`Shared::try_new`], charged as long as the memory is there.
     pub(crate) fn try_new_charged(sections: &Arc<Sections>, value: T) -> Result<Self, OutOfMemory> {
-        Self::try_make(Count::new(0), None, Some(sections), |_| value)
+        Self::try_make_charged(sections, |_| value)
+    }
+
+    /// As [`Shared::try_new_cyclic`], charged as long as the memory is there.
+    pub(crate) fn try_make_charged(
+        sections: &Arc<Sections>,
+        make: impl FnOnce(&Weak<T>) -> T,
+    ) -> Result<Self, OutOfMemory> {
+        Self::try_make(Count::new(0), None, Some(sections), make)
     }
 
     /// As [`Shared::try_new_cyclic`], charged, for a value that retired things have handles of ([`Shared::count_as_retired`]): when
@@ -143,9 +151,8 @@ impl<T> Shared<T> {
         }
         // The strong handles' weak one. If `make` panics, the memory is lost.
         let weak = ManuallyDrop::new(Weak { counted });
-        let value = make(&weak);
         // SAFETY: nobody reads the value while there are no strong handles.
-        unsafe { (&raw mut (*place).value).write(ManuallyDrop::new(value)) };
+        unsafe { (&raw mut (*place).value).write(ManuallyDrop::new(make(&weak))) };
         // Release, partner: the Acquire of `Weak::upgrade`.
         weak.counts().0.store(1, Ordering::Release);
         Ok(Self { counted, owns: PhantomData })

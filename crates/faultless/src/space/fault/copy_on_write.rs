@@ -60,6 +60,9 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
     }
 }
 
+/// Bytes that are copied at once by way of the stack, which has no room for a page. Each is a step of a model.
+const PART: usize = if cfg!(loom) { PAGE_SIZE as usize } else { 512 };
+
 /// A private copy of `frame`, which a pin or the entry itself keeps meanwhile.
 pub(super) fn copy_of<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
@@ -73,12 +76,14 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
         false => frames.copy(frame, new),
         // Others may be storing into it: word by word.
         true => {
-            let mut bytes = [0; PAGE_SIZE as usize];
-            if frames.read(frame, 0, &mut bytes) == bytes.len() {
-                frames.write(new, 0, &bytes);
-            } else {
-                // The host has lost them. It says so where the copy is mapped.
-                frames.copy(frame, new);
+            let mut bytes = [0; PART];
+            for offset in (0..PAGE_SIZE as usize).step_by(PART) {
+                if frames.read(frame, offset, &mut bytes) < PART {
+                    // The host has lost them. It says so where the copy is mapped.
+                    frames.copy(frame, new);
+                    break;
+                }
+                frames.write(new, offset, &bytes);
             }
         }
     }

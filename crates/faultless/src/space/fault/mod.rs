@@ -13,7 +13,7 @@ use super::protect::entry_rights;
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Need, Purpose};
-use crate::host::{Entry, Frame, FrameSource, Host, PageTable};
+use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
@@ -160,7 +160,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`FaultError`]; the entry is as before.
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<Fault<H, D>, FaultError> {
-        self.0.engine.counters().add(Counter::Faults, 1);
+        let counters = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address })?;
+        counters.add(Counter::Faults, 1);
         self.fault_from(address, access, Attempt::first(Purpose::Fault))
     }
 
@@ -178,7 +179,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 
     /// Serves a fault that makes the page of a private mapping the space's own, and waits for its I/O. For a pin.
     pub(super) fn unshare_and_wait(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
-        self.0.engine.counters().add(Counter::Faults, 1);
+        let counters = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address })?;
+        counters.add(Counter::Faults, 1);
         let attempt = Attempt { unshares: true, ..Attempt::first(Purpose::Fault) };
         let mut fault = self.fault_from(address, access, attempt)?;
         while let Fault::Pending(pending) = fault {

@@ -43,6 +43,16 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// None, with room for the first [`PLACES`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(crate) fn with_room() -> Result<Self, OutOfMemory> {
+        let mut claims = Self::default();
+        claims.queue.try_reserve_exact(PLACES).map_err(|_| OutOfMemory)?;
+        Ok(claims)
+    }
+
     /// The first claimed range that overlaps `range`.
     pub fn overlapping(&self, range: PageRange) -> Option<PageRange> {
         self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))

@@ -42,8 +42,8 @@ fn flush(sections: &Sections) {
 /// All is freed; and what the lists say together is what each has told, whoever freed it.
 fn assert_empty(sections: &Sections) {
     let mut told = 0;
-    sections.each_slot(|slot| {
-        let queue = slot.retired.queue.lock();
+    sections.each_list(|list| {
+        let queue = list.queue.lock();
         assert_eq!((queue.things.len(), queue.bytes), (0, 0), "kept");
         told += queue.told;
     });
@@ -311,5 +311,79 @@ fn a_period_that_begins_beside_a_retirement() {
         driver.join().unwrap();
         flush(&sections);
         assert_eq!(count(&ends), 2, "a thing was lost, or freed twice");
+    });
+}
+
+/// Looks a thing up and uses it, in a section of slot `of`.
+fn look(sections: &Sections, of: u32, place: &AtomicPtr<Thing>) {
+    let section = enter(sections, of);
+    let thing = place.load(Ordering::Acquire);
+    if !thing.is_null() {
+        // SAFETY: what the models are about: it is freed when the section has ended.
+        unsafe { &*thing }.1.touch();
+    }
+    drop(section);
+}
+
+/// A slot is given up and used again by another thread, beside a grace period. Whoever is in one of its sections is waited for,
+/// and what was done in one is over when its bytes are freed.
+fn a_slot_is_given_on(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static) {
+    model(3, move || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let place = Arc::new(AtomicPtr::new(Box::into_raw(Thing::new(&ends))));
+        let owner = {
+            let (sections, place) = (sections.clone(), place.clone());
+            thread::spawn(move || {
+                look(&sections, 1, &place);
+                // SAFETY: this thread has had the slot, and passes it to the next.
+                unsafe { sections.unlist(slot(1)) };
+                let next = thread::spawn(move || look(&sections, 1, &place));
+                next.join().unwrap();
+            })
+        };
+        let thing = place.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        free(&sections, thing);
+        owner.join().unwrap();
+        flush(&sections);
+        assert_eq!(count(&ends), 1, "a thing was lost, or freed twice");
+    });
+}
+
+#[test]
+fn a_slot_that_is_given_on_beside_a_grace_period() {
+    a_slot_is_given_on(|sections, thing| {
+        sections.grace(&FenceBarrier, |_| thread::yield_now());
+        // SAFETY: nobody finds it any more, and those who have found it have left their sections.
+        unsafe { Thing::free(NonNull::new(thing).unwrap().cast()) };
+    });
+}
+
+#[test]
+fn a_slot_that_is_given_on_beside_a_retirement() {
+    a_slot_is_given_on(|sections, thing| {
+        // SAFETY: nobody finds it any more.
+        retire(sections, 0, unsafe { Thing::retired(thing, false) });
+    });
+}
+
+/// A slot is given up with something retired, while somebody frees what is due of all lists: each thing is freed once.
+#[test]
+fn a_helper_beside_a_slot_that_is_given_up() {
+    model(3, || {
+        let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
+        let section = enter(&sections, 0);
+        retire(&sections, 1, heavy(&ends));
+        retire(&sections, 1, light(&ends));
+        drop(section);
+        let owner = {
+            let sections = sections.clone();
+            // SAFETY: the slot is this thread's now.
+            thread::spawn(move || unsafe { sections.unlist(slot(1)) })
+        };
+        retire(&sections, 2, heavy(&ends));
+        owner.join().unwrap();
+        flush(&sections);
+        assert_eq!(count(&ends), 3, "a thing was lost, or freed twice");
+        assert_empty(&sections);
     });
 }

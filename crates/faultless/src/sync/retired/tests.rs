@@ -1,7 +1,7 @@
 //! Things that count their ends, retired beside sections.
 
 use super::*;
-use crate::sync::{FenceBarrier, LeftToRetired, Section, Shared};
+use crate::sync::{FenceBarrier, LeftToRetired, QuiescentStates, Section, Shared};
 use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -181,6 +181,89 @@ fn threads_retire_beside_sections() {
     });
     flush(&sections, |_| {});
     assert_eq!(count(&freed), THREADS as usize * ROUNDS);
+}
+
+fn unlist(sections: &Sections, of: u32) {
+    // SAFETY: no thread uses the slot now, nor is in a section of it.
+    unsafe { sections.unlist(slot(of)) };
+}
+
+/// A period looks at slots in use, however many there were.
+#[test]
+fn slots_that_were_given_up_are_not_looked_at() {
+    let (sections, freed) = (Sections::new(), Arc::default());
+    (0..2_000).for_each(|of| retire(&sections, of, 1, &freed));
+    assert_eq!(sections.listed(), 2_000);
+    (1..2_000).for_each(|of| unlist(&sections, of));
+    assert_eq!(sections.listed(), 1);
+    assert_eq!(sections.listed.find(0, |of| of != 0), None);
+    retire(&sections, 700, 1, &freed);
+    assert_eq!(sections.listed.find(1, |_| true), Some(700));
+    unlist(&sections, 3_000);
+    assert_eq!(sections.listed(), 2, "nobody has used the slot that was given up last");
+}
+
+#[test]
+fn what_a_slot_has_retired_that_was_given_up_is_freed_by_others() {
+    let (sections, left, freed) = (Sections::new(), Arc::default(), Arc::default());
+    [0, 70].into_iter().for_each(|of| _ = sections.counters(slot(of)));
+    let empty = sections.charged();
+    retire(&sections, 0, 1, &freed);
+    let kept = sections.periods.kept.load(plain::Ordering::Relaxed);
+    for of in [5, 6, 70] {
+        retire(&sections, of, 3, &left);
+        unlist(&sections, of);
+    }
+    // A slot tells of small things late: its end tells of all.
+    let told = sections.left.queue.lock().bytes;
+    assert!(told > 9 * size_of::<Thing>());
+    assert_eq!(sections.periods.kept.load(plain::Ordering::Relaxed), kept + told);
+    for _ in 0..HELP {
+        assert_eq!(count(&left), 0);
+        retire(&sections, 0, BATCH, &freed);
+    }
+    assert_eq!(count(&left), 9);
+    unlist(&sections, 0);
+    flush(&sections, |_| {});
+    assert_eq!(sections.periods.kept.load(plain::Ordering::Relaxed), 0, "all is freed, and all is told");
+    assert_eq!(sections.charged(), empty, "lists of slots that were given up have memory");
+}
+
+/// Somebody is in a hurry for something whose slot is given up: it keeps the number that the hurry is for.
+#[test]
+fn a_hurry_outlasts_the_slot() {
+    let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());
+    let handle =
+        Shared::try_new_retirable(&sections, |_| Watched(Arc::clone(&sections), Arc::clone(&ended))).unwrap();
+    beside_a_section(&sections, || {
+        retire(&sections, 4, 1, &Arc::default());
+        unlist(&sections, 4);
+        retire_keeper(&sections, 5, Keeper(handle));
+        unlist(&sections, 5);
+        assert_eq!(count(&ended), 0, "invariant 3: freed under a section that is older");
+    });
+    go_on(&sections);
+    assert_eq!(count(&ended), 1);
+}
+
+/// A thread that ends without a word, in a program whose threads tell quiescent states, is not waited for.
+#[test]
+fn a_slot_that_is_given_up_is_offline() {
+    let sections = Sections::new();
+    // SAFETY: this thread has the slot.
+    drop(unsafe { sections.enter(slot(1), &QuiescentStates) });
+    unlist(&sections, 1);
+    sections.grace(&QuiescentStates, |_| panic!("slot 1 was given up"));
+    // SAFETY: as above.
+    drop(unsafe { sections.enter(slot(1), &QuiescentStates) });
+    let mut looks = 0;
+    sections.grace(&QuiescentStates, |look| {
+        looks += 1;
+        assert_eq!(look, 0);
+        // SAFETY: in no section.
+        unsafe { sections.quiescent(slot(1)) };
+    });
+    assert_eq!(looks, 1, "and is waited for in its next use");
 }
 
 /// Counts its end, and weighs what a leaf table does.

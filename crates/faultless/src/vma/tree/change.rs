@@ -131,17 +131,16 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             return Ok(());
         }
         let pointers = into_pointers(core::mem::take(self.new));
-        let drafted = Draft::new(old_root, self.range, &pointers).and_then(|draft| {
-            self.retired.try_reserve(draft.replaced())?;
-            Ok(draft)
-        });
-        match drafted {
-            Ok(draft) => {
+        let mut draft = Draft::new();
+        let drafted = draft.make(old_root, self.range, &pointers);
+        match drafted.and_then(|()| Ok(self.retired.try_reserve(draft.replaced())?)) {
+            Ok(()) => {
                 self.made += pointers.len() * size_of::<T>() + draft.bytes();
                 draft.publish(root, self.retired);
                 Ok(())
             }
             Err(error) => {
+                drop(draft);
                 // SAFETY: the draft is undone, nobody has seen them.
                 *self.new = unsafe { into_boxes(pointers) };
                 Err(error)

@@ -5,7 +5,7 @@ use super::key::{Far, Key, Near};
 use super::node::{Built, Summary, hole, link};
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::sync::{Life, OutOfMemory, try_box};
+use crate::sync::{Life, OutOfMemory, try_box, try_box_uninit};
 use crate::vma::tree::Ranged;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -210,13 +210,30 @@ impl<K: Key, T> Leaf<K, T> {
 
     /// A leaf of items, or `None` if one lies too far.
     fn build(base: PageNumber, held: &[Held<T>]) -> Option<Built> {
-        let mut leaf = Self::empty();
-        for (i, held) in held.iter().enumerate() {
-            leaf.items[i] = AtomicPtr::new(held.item.as_ptr());
-            leaf.starts[i] = K::pack(held.start.get() - base.get())?;
-            leaf.ends[i] = K::pack(held.end.get() - base.get())?;
+        let pack = |page: PageNumber| K::pack(page.get() - base.get());
+        // The others lie below it.
+        held.last().map_or(Some(K::UNUSED), |last| pack(last.end))?;
+        let Ok(mut leaf) = try_box_uninit::<Self>() else { return Some(Err(OutOfMemory)) };
+        let place = leaf.as_mut_ptr();
+        // Field by field: it is not built on the stack and copied.
+        for i in 0..ITEMS {
+            let held = held.get(i);
+            let item = held.map_or(ptr::null_mut(), |held| held.item.as_ptr());
+            let start = held.and_then(|held| pack(held.start)).unwrap_or(K::UNUSED);
+            let end = held.and_then(|held| pack(held.end)).unwrap_or(K::UNUSED);
+            // SAFETY: places of the box's own, each written once.
+            unsafe {
+                (&raw mut (*place).items[i]).write(AtomicPtr::new(item));
+                (&raw mut (*place).starts[i]).write(start);
+                (&raw mut (*place).ends[i]).write(end);
+            }
         }
-        Some(try_box(leaf).map(|leaf| link(leaf, K::TAG)))
+        // SAFETY: as above, and with this one every field is written.
+        let leaf = unsafe {
+            (&raw mut (*place).life).write(Life::new());
+            leaf.assume_init()
+        };
+        Some(Ok(link(leaf, K::TAG)))
     }
 }
 

@@ -15,7 +15,7 @@ use super::leaf::{Leaf, LeafRef};
 use crate::address::PageNumber;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::sync::plain::{AtomicU64, Ordering as PlainOrdering};
-use crate::sync::{Life, OutOfMemory, Retired, RetiredKind, try_box};
+use crate::sync::{Life, OutOfMemory, Retired, RetiredKind, try_box_uninit};
 use crate::vma::tree::Ranged;
 use alloc::boxed::Box;
 use core::marker::PhantomData;
@@ -104,23 +104,33 @@ impl<K: Key, T> Inner<K, T> {
     fn build(height: u8, base: PageNumber, children: &[Child<T>]) -> Option<Built> {
         let pack = |child: &Child<T>| K::pack(child.start.get() - base.get());
         pack(children.last()?)?;
-        let child = |i: usize| children.get(i);
-        let inner = try_box(Self {
-            body: Body {
-                children: core::array::from_fn(|i| {
-                    AtomicPtr::new(child(i).map_or(ptr::null_mut(), |child| child.link.as_ptr()))
-                }),
-                state: AtomicUsize::new(FREE),
-                height,
-                len: children.len() as u8,
-                gap: AtomicU64::new(Summary::of(children.iter().map(|child| child.sum)).gap),
-                sums: core::array::from_fn(|i| child(i).map_or_else(Sums::default, |child| child.sum.into())),
-                life: Life::new(),
-                marker: PhantomData,
-            },
-            keys: core::array::from_fn(|i| child(i).and_then(pack).unwrap_or(K::UNUSED)),
-        });
-        Some(inner.map(|inner| link(inner, INNER | K::TAG)))
+        let gap = Summary::of(children.iter().map(|child| child.sum)).gap;
+        let Ok(mut inner) = try_box_uninit::<Self>() else { return Some(Err(OutOfMemory)) };
+        let place = inner.as_mut_ptr();
+        // Field by field: stacks have no room for a node.
+        for i in 0..CHILDREN {
+            let child = children.get(i);
+            let link = child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
+            let sums = child.map_or_else(Sums::default, |child| child.sum.into());
+            let key = child.and_then(pack).unwrap_or(K::UNUSED);
+            // SAFETY: places of the box's own, each written once.
+            unsafe {
+                (&raw mut (*place).body.children[i]).write(AtomicPtr::new(link));
+                (&raw mut (*place).body.sums[i]).write(sums);
+                (&raw mut (*place).keys[i]).write(key);
+            }
+        }
+        // SAFETY: as above, and with these every field is written.
+        let inner = unsafe {
+            (&raw mut (*place).body.state).write(AtomicUsize::new(FREE));
+            (&raw mut (*place).body.height).write(height);
+            (&raw mut (*place).body.len).write(children.len() as u8);
+            (&raw mut (*place).body.gap).write(AtomicU64::new(gap));
+            (&raw mut (*place).body.life).write(Life::new());
+            (&raw mut (*place).body.marker).write(PhantomData);
+            inner.assume_init()
+        };
+        Some(Ok(link(inner, INNER | K::TAG)))
     }
 }
 

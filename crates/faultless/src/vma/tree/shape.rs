@@ -23,7 +23,7 @@ use core::ops::Range;
 use core::ptr::{self, NonNull};
 
 /// Levels of a tree of 2^35 items, with every node filled to the minimum: more than there can be.
-const LEVELS: usize = 16;
+const LEVELS: usize = 13;
 
 /// How far below its first item a leaf's span begins at most, in pages: half of what a near key reaches.
 const ROOM: u64 = 1 << 31;
@@ -131,8 +131,12 @@ impl<T> Step<'_, T> {
 
 /// The way from the root to a place in a leaf.
 struct Path<'s, T> {
-    /// The step on each level, up to the root's; on inner levels the place is that of the node below.
-    steps: [Option<Step<'s, T>>; LEVELS],
+    /// The node on each level, up to the root's. In arrays of their own, all of this takes half as much of the stack as one array of
+    /// steps.
+    links: [Option<Link<'s, T>>; LEVELS],
+    bases: [PageNumber; LEVELS],
+    /// On inner levels the place is that of the node below.
+    places: [u8; LEVELS],
 }
 
 impl<T> Clone for Path<'_, T> {
@@ -143,17 +147,33 @@ impl<T> Clone for Path<'_, T> {
 impl<T> Copy for Path<'_, T> {}
 
 impl<'s, T> Path<'s, T> {
+    const fn new() -> Self {
+        Self { links: [None; LEVELS], bases: [PageNumber::new(0); LEVELS], places: [0; LEVELS] }
+    }
+
+    fn get(&self, level: usize) -> Option<Step<'s, T>> {
+        let link = self.links.get(level).copied().flatten()?;
+        Some(Step { link, base: self.bases[level], place: usize::from(self.places[level]) })
+    }
+
     fn at(&self, level: usize) -> Step<'s, T> {
-        self.steps[level].expect("the path reaches from the leaf to the root")
+        self.get(level).expect("the path reaches from the leaf to the root")
+    }
+
+    fn set(&mut self, level: usize, step: Step<'s, T>) {
+        self.links[level] = Some(step.link);
+        self.bases[level] = step.base;
+        // Nodes have fewer places.
+        self.places[level] = step.place as u8;
     }
 }
 
 /// How a change becomes the tree's.
-struct Swing<'s, T> {
+struct Swing<T> {
     /// The new node; none if the tree becomes empty.
     child: Option<Child<T>>,
-    /// The node it goes into, on this level of this path, or the tree itself.
-    place: Option<(Path<'s, T>, usize)>,
+    /// The node it goes into, on this level of the draft's path, or the tree itself.
+    level: Option<usize>,
 }
 
 /// New nodes that nobody has seen, and what they replace. Dropped unpublished, it is undone.
@@ -164,7 +184,9 @@ pub struct Draft<'s, T: Ranged> {
     /// The leaves' parents that it has taken.
     shaped: Vec<&'s Body<T>>,
     /// None: nothing changes.
-    swing: Option<Swing<'s, T>>,
+    swing: Option<Swing<T>>,
+    /// The way to what is replaced.
+    path: Path<'s, T>,
 }
 
 impl<T: Ranged> Drop for Draft<'_, T> {
@@ -178,13 +200,23 @@ impl<T: Ranged> Drop for Draft<'_, T> {
 }
 
 impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
+    /// Nothing. It stays where it is made: stacks have no room for several.
+    pub fn new() -> Self {
+        let (new, old, items, shaped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { new, old, items, shaped, swing: None, path: Path::new() }
+    }
+
     /// The tree under `root` with `new` instead of what was in `range`.
     ///
     /// # Errors
     /// [`Unchanged`].
-    pub fn new(root: Option<Link<'s, T>>, range: PageRange, new: &[NonNull<T>]) -> Result<Self, Unchanged> {
-        let mut draft =
-            Self { new: Vec::new(), old: Vec::new(), items: Vec::new(), shaped: Vec::new(), swing: None };
+    #[inline(never)]
+    pub fn make(
+        &mut self,
+        root: Option<Link<'s, T>>,
+        range: PageRange,
+        new: &[NonNull<T>],
+    ) -> Result<(), Unchanged> {
         let mut held = Vec::new();
         held.try_reserve_exact(new.len()).map_err(|_| OutOfMemory)?;
         held.extend(new.iter().map(|&item| {
@@ -197,38 +229,40 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         let mut level = 0;
         let mut nodes;
         if let Some(root) = root {
-            let (mut left, mut right) = draft.cut(root, range)?;
-            if new.is_empty() && draft.items.is_empty() {
-                return Ok(draft);
+            let (mut left, mut right) = (Path::new(), Path::new());
+            self.cut(root, range, &mut left, &mut right)?;
+            if new.is_empty() && self.items.is_empty() {
+                return Ok(());
             }
             let height = match root.node() {
                 NodeRef::Leaf(_) => 0,
                 NodeRef::Inner(inner) => inner.body.height(),
             };
-            nodes = draft.rebuild(0, &mut left, &mut right, held)?;
+            nodes = self.rebuild(0, &mut left, &mut right, held)?;
             loop {
                 if let [child] = nodes[..]
                     && level < height
                     && left.at(level).link.pointer() == right.at(level).link.pointer()
                 {
-                    draft.swing = Some(Swing { child: Some(child), place: Some((left, level + 1)) });
-                    return Ok(draft);
+                    self.path = left;
+                    self.swing = Some(Swing { child: Some(child), level: Some(level + 1) });
+                    return Ok(());
                 }
                 if level == height {
                     break;
                 }
                 level += 1;
-                nodes = draft.rebuild(level, &mut left, &mut right, nodes)?;
+                nodes = self.rebuild(level, &mut left, &mut right, nodes)?;
             }
         } else {
-            nodes = draft.build(0, zero, held)?;
+            nodes = self.build(0, zero, held)?;
         }
         while nodes.len() > 1 {
             level += 1;
-            nodes = draft.build(level, zero, nodes)?;
+            nodes = self.build(level, zero, nodes)?;
         }
-        draft.swing = Some(Swing { child: nodes.first().copied(), place: None });
-        Ok(draft)
+        self.swing = Some(Swing { child: nodes.first().copied(), level: None });
+        Ok(())
     }
 
     /// How many nodes and items it replaces.
@@ -242,13 +276,14 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
     }
 
     /// Makes it the tree's. `retired` has room for what it replaces.
-    pub fn publish(mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
+    pub fn publish(&mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
         let Some(swing) = self.swing.take() else { return };
         let link = swing.child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
-        match (swing.place, swing.child) {
-            (Some((path, level)), Some(child)) => {
+        let path = &self.path;
+        match (swing.level, swing.child) {
+            (Some(level), Some(child)) => {
                 let mut sum = child.sum;
-                for (above, step) in path.steps[level..].iter().flatten().enumerate() {
+                for (above, step) in (level..).map_while(|level| path.get(level)).enumerate() {
                     let NodeRef::Inner(inner) = step.link.node() else { break };
                     let (body, before) = (inner.body, inner.body.summary());
                     if above == 0 {
@@ -294,25 +329,25 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         Ok(())
     }
 
-    /// The way to the leaf over `page`, and behind the last place in it that starts below `end`.
-    fn path(
+    /// Makes `path` the way to the leaf over `page`, and behind the last place in it that starts below `end`.
+    fn find(
         &mut self,
         root: Link<'s, T>,
         page: PageNumber,
         end: PageNumber,
-    ) -> Result<Path<'s, T>, Unchanged> {
-        let mut path = Path { steps: [None; LEVELS] };
+        path: &mut Path<'s, T>,
+    ) -> Result<(), Unchanged> {
         let (mut link, mut base) = (root, PageNumber::new(0));
         loop {
             self.shape(link)?;
             match link.node() {
                 NodeRef::Leaf(leaf) => {
-                    path.steps[0] = Some(Step { link, base, place: leaf.below(base, end) });
-                    return Ok(path);
+                    path.set(0, Step { link, base, place: leaf.below(base, end) });
+                    return Ok(());
                 }
                 NodeRef::Inner(inner) => {
                     let place = inner.place(page.get() - base.get());
-                    path.steps[inner.body.height()] = Some(Step { link, base, place });
+                    path.set(inner.body.height(), Step { link, base, place });
                     base = inner.start(base, place);
                     link = inner.body.child(place);
                 }
@@ -328,12 +363,12 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
             false => step.place.checked_sub(1),
         };
         let branch = (level + 1..LEVELS).find_map(|l| {
-            let step = path.steps[l]?;
+            let step = path.get(l)?;
             beside(&step).map(|place| (l, Step { place, ..step }))
         });
         let Some((mut l, mut step)) = branch else { return Ok(false) };
         loop {
-            path.steps[l] = Some(step);
+            path.set(l, step);
             self.shape(step.link)?;
             if l == level {
                 return Ok(true);
@@ -349,11 +384,18 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
     }
 
-    /// Where the range begins and ends, and the items between.
-    fn cut(&mut self, root: Link<'s, T>, range: PageRange) -> Result<(Path<'s, T>, Path<'s, T>), Unchanged> {
-        let left = self.path(root, range.start(), range.start())?;
-        let right = self.path(root, PageNumber::new(range.end().get() - 1), range.end())?;
-        let mut at = left;
+    /// Finds where the range begins and ends, and the items between.
+    #[inline(never)]
+    fn cut(
+        &mut self,
+        root: Link<'s, T>,
+        range: PageRange,
+        left: &mut Path<'s, T>,
+        right: &mut Path<'s, T>,
+    ) -> Result<(), Unchanged> {
+        self.find(root, range.start(), range.start(), left)?;
+        self.find(root, PageNumber::new(range.end().get() - 1), range.end(), right)?;
+        let mut at = *left;
         loop {
             let Step { link, base, place: first } = at.at(0);
             let NodeRef::Leaf(leaf) = link.node() else { unreachable!("level 0 has leaves") };
@@ -367,7 +409,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
             self.items.try_reserve(behind - first).map_err(|_| OutOfMemory)?;
             self.items.extend(leaf.live(base, first..behind).map(|held| held.item));
             if is_last {
-                return Ok((left, right));
+                return Ok(());
             }
             self.advance(&mut at, 0, true)?;
         }

@@ -1,0 +1,314 @@
+//! How deep each call goes into its thread's stack: the table, and an error if one goes deeper than 4 KiB. A kernel's thread has
+//! 8 or 16 KiB for all that it does. Counted is the engine with all that it calls: the software machine, a store that answers at
+//! once, and the allocator.
+//!
+//! `cargo run --release -p faultless-soft --example stack`
+
+use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
+use faultless::design::Faultless;
+use faultless::protection::{Access, Protection, Sharing};
+use faultless::store::{Bytes, Store, StoreError, Transfer};
+use faultless::{
+    AddressSpace, Advice, Engine, File, Limits, LockAll, LockMode, MapRequest, Placement, RemapFlags,
+    RemapRequest, SpaceLimits, SyncFlags,
+};
+use faultless_soft::Soft;
+use std::error::Error;
+use std::hint::black_box;
+use std::sync::{Arc, Mutex, PoisonError};
+
+type Failure = Box<dyn Error + Send + Sync>;
+type Space = AddressSpace<Soft, Faultless>;
+
+/// The most bytes that a call may take.
+const MOST: usize = 4096;
+/// So many are painted below a call.
+const PAINTED: usize = 64 << 10;
+/// Next to the frame of who paints: its own calls go there.
+const NEAR: usize = 256;
+const PAINT: u64 = 0x5a5a_a5a5_1234_fedc;
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+/// Pages of a leaf table.
+const LEAF: u64 = 512;
+
+/// The words from `NEAR` to `PAINTED` bytes below `here`.
+fn below(here: usize) -> impl Iterator<Item = *mut u64> {
+    (here - PAINTED..here - NEAR).step_by(8).map(|address| (address & !7) as *mut u64)
+}
+
+#[inline(never)]
+fn paint() {
+    let here = 0_u64;
+    for word in below((&raw const here).addr()) {
+        // SAFETY: the stack of this program's thread is larger, and nothing is there yet: the frames below this one are those of calls,
+        // and this function makes none that lasts.
+        unsafe { word.write_volatile(PAINT) };
+    }
+}
+
+/// How many bytes below its own frame `call` has written.
+#[inline(never)]
+fn depth<R>(call: impl FnOnce() -> R) -> (usize, R) {
+    let here = black_box(0_u64);
+    paint();
+    let result = call();
+    let here = (&raw const here).addr();
+    // SAFETY: painted above, by this thread.
+    let deepest = below(here).find(|word| unsafe { word.read_volatile() } != PAINT);
+    (deepest.map_or(NEAR, |word| here - word.addr()), result)
+}
+
+/// Calls by name, each with the most that it has taken.
+#[derive(Default)]
+struct Table(Vec<(&'static str, usize)>);
+
+impl Table {
+    fn call<R>(&mut self, name: &'static str, call: impl FnOnce() -> R) -> R {
+        let (bytes, result) = depth(call);
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, most)) => *most = bytes.max(*most),
+            None => self.0.push((name, bytes)),
+        }
+        result
+    }
+}
+
+/// A file in memory that answers at once.
+struct Memory(Mutex<Vec<u8>>);
+
+impl Memory {
+    fn pages(pages: u64) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![1; (pages * PAGE_SIZE) as usize])))
+    }
+}
+
+impl Store for Memory {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).len() as u64)
+    }
+
+    fn submit(&self, mut transfer: Transfer) {
+        let offset = transfer.offset() as usize;
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = bytes.get_mut(offset..).unwrap_or_default();
+        let length = inside.len().min(PAGE_SIZE as usize);
+        match transfer.bytes() {
+            Bytes::Read(page) => page[..length].copy_from_slice(&inside[..length]),
+            Bytes::Write(page) => inside[..length].copy_from_slice(&page[..length]),
+        }
+        drop(bytes);
+        transfer.complete(Ok(length));
+    }
+
+    fn set_length(&self, length: u64) -> Result<(), StoreError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).resize(length as usize, 0);
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[offset as usize..][..length as usize].fill(0);
+        Ok(())
+    }
+}
+
+fn at(page: u64) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+fn bytes(pages: u64) -> u64 {
+    pages * PAGE_SIZE
+}
+
+fn fixed(request: MapRequest<Soft>, page: u64) -> MapRequest<Soft> {
+    request.at(Placement::Fixed(at(page)))
+}
+
+fn anonymous(pages: u64, page: u64) -> MapRequest<Soft> {
+    fixed(MapRequest::anonymous(bytes(pages)), page)
+}
+
+fn engine(cached_pages: u64) -> Result<Arc<Engine<Soft>>, Failure> {
+    Ok(Engine::new(Soft::new(1 << 14)?, Limits { cached_pages, ..Limits::default() })?)
+}
+
+/// Many mappings, so that the tree has levels, and changes build nodes.
+fn crowd(space: &Space) -> Result<(), Failure> {
+    for n in 0..3000 {
+        space.map(anonymous(1, 1 << 20 | n * 2))?;
+    }
+    Ok(())
+}
+
+fn memory(table: &mut Table) -> Result<(), Failure> {
+    let engine = engine(u64::MAX)?;
+    let space = table.call("AddressSpace::new", || Space::new(&engine))?;
+    crowd(&space)?;
+    table.call("map", || space.map(anonymous(4 * LEAF, 0)))?;
+    table.call("map: anywhere", || space.map(MapRequest::anonymous(bytes(2))))?;
+    table.call("map: shared", || space.map(MapRequest::shared_anonymous(bytes(2))))?;
+    table.call("map: populated", || space.map(MapRequest { populate: true, ..anonymous(8, 5000) }))?;
+    let fault = |page, access| space.fault_and_wait(at(page), access);
+    table.call("fault: first store, first table", || fault(3, Access::Write))?;
+    table.call("fault: first store", || fault(4, Access::Write))?;
+    table.call("fault: zeros", || fault(5, Access::Read))?;
+    table.call("fault: store to zeros", || fault(5, Access::Write))?;
+    table.call("fault: nothing to do", || fault(5, Access::Write))?;
+    table.call("fault: no mapping", || fault(1 << 30, Access::Write)).unwrap_err();
+    (0..4 * LEAF).try_for_each(|page| fault(page, Access::Write))?;
+    table.call("protect: a page", || space.protect(at(9), bytes(1), Protection::READ))?;
+    table.call("protect: tables", || space.protect(at(0), bytes(4 * LEAF), Protection::READ))?;
+    table.call("protect: tables", || space.protect(at(0), bytes(4 * LEAF), READ_WRITE))?;
+    table.call("discard", || space.discard(at(20), bytes(2)))?;
+    table.call("discard: tables", || space.discard(at(LEAF), bytes(LEAF)))?;
+    let free = [("advise: DontNeed", Advice::DontNeed), ("advise: WillNeed", Advice::WillNeed)];
+    let flags = [("advise: DontFork", Advice::DontFork), ("advise: DoFork", Advice::DoFork)];
+    let guards =
+        [("advise: GuardInstall", Advice::GuardInstall), ("advise: GuardRemove", Advice::GuardRemove)];
+    let populate =
+        [("advise: PopulateRead", Advice::PopulateRead), ("advise: PopulateWrite", Advice::PopulateWrite)];
+    for (name, advice) in [free, flags, guards, populate].concat() {
+        table.call(name, || space.advise(at(30), bytes(3), advice))?;
+    }
+    table.call("lock", || space.lock(at(40), bytes(3), LockMode::Now))?;
+    table.call("unlock", || space.unlock(at(40), bytes(3)))?;
+    table.call("lock_all", || space.lock_all(LockAll::CURRENT | LockAll::FUTURE | LockAll::ON_FAULT))?;
+    table.call("unlock_all", || space.unlock_all())?;
+    table.call("pin", || space.pin(at(3), Access::Write).map(drop))?;
+    let mut buffer = vec![0; bytes(3) as usize];
+    table.call("read_remote", || space.read_remote(at(3), &mut buffer))?;
+    table.call("write_remote", || space.write_remote(at(3), &buffer))?;
+    table.call("resident", || space.resident(at(0), bytes(9)))?;
+    table.call("mappings", || space.mappings());
+    table.call("mapping_from", || space.mapping_from(PageNumber::new(0)));
+    table.call("usage", || space.usage());
+    table.call("set_limits", || space.set_limits(SpaceLimits::default()));
+    table.call("seal", || {
+        space.seal(space.map(MapRequest::anonymous(bytes(1)))?, bytes(1)).map_err(Failure::from)
+    })?;
+    table.call("unmap: a page", || space.unmap(at(50), bytes(1)))?;
+    table.call("map: over pages", || space.map(anonymous(4, 60)))?;
+    table.call("unmap: tables", || space.unmap(at(3 * LEAF), bytes(LEAF)))?;
+    let flags = RemapFlags::MAY_MOVE | RemapFlags::DONT_UNMAP;
+    let to = |page, pages, new| RemapRequest::to(at(page), bytes(pages), at(new));
+    let remaps = [
+        ("remap: shrink", RemapRequest::resize(at(100), bytes(8), bytes(4))),
+        ("remap: grow and move", RemapRequest::resize(at(110), bytes(8), bytes(800))),
+        ("remap: to", to(130, 8, 9000)),
+        ("remap: several mappings", to(61, 30, 10_000)),
+        ("remap: tables", to(LEAF * 2, LEAF, 20 * LEAF)),
+        ("remap: DONT_UNMAP", RemapRequest { flags, ..to(150, 8, 0) }),
+    ];
+    for (name, request) in remaps {
+        table.call(name, || space.remap(request))?;
+    }
+    space.set_heap(at(1 << 16));
+    table.call("set_break", || space.set_break(at(1 << 16 | 9)))?;
+    table.call("set_break", || space.set_break(at(1 << 16 | 3)))?;
+    Ok(())
+}
+
+fn forks(table: &mut Table) -> Result<(), Failure> {
+    let engine = engine(u64::MAX)?;
+    let space = Space::new(&engine)?;
+    crowd(&space)?;
+    space.map(anonymous(3 * LEAF, 0))?;
+    for page in (0..LEAF).chain([LEAF, LEAF + 1]) {
+        space.fault_and_wait(at(page), Access::Write)?;
+    }
+    let child = table.call("fork", || space.fork())?;
+    table.call("fault: copy of a shared table", || child.fault_and_wait(at(3), Access::Write))?;
+    table.call("fault: copy of a page", || child.fault_and_wait(at(LEAF), Access::Write))?;
+    table.call("fault: reuse of a page", || space.fault_and_wait(at(LEAF), Access::Write))?;
+    table.call("exit", || child.exit());
+    table.call("drop of a space", || drop(child));
+    let child = space.fork()?;
+    table.call("unmap: shared tables", || child.unmap(at(0), bytes(LEAF)))?;
+    table.call("drop of a space", || drop(child));
+    let child = space.fork()?;
+    table.call("remap: shared tables", || child.remap(RemapRequest::to(at(0), bytes(9), at(LEAF * 90))))?;
+    table.call("protect: shared tables", || child.protect(at(10), bytes(9), Protection::READ))?;
+    table.call("discard: shared tables", || child.discard(at(20), bytes(9)))?;
+    table.call("drop of a space", || drop(child));
+    table.call("drop of a space", || drop(space));
+    table.call("Engine::flush", || engine.flush());
+    table.call("Engine::statistics", || engine.statistics());
+    table.call("Engine::metadata_bytes", || engine.metadata_bytes());
+    Ok(())
+}
+
+fn files(table: &mut Table) -> Result<(), Failure> {
+    // Few pages are kept, so that reads evict, and write what is dirty.
+    let engine = engine(48)?;
+    let file = table.call("File::open_rw", || File::open_rw(&engine, Memory::pages(64)))?;
+    let plain = table.call("File::in_memory", || File::in_memory(&engine, bytes(8)))?;
+    let handle = table.call("File::handle", || file.handle());
+    let space = Space::new(&engine)?;
+    crowd(&space)?;
+    let request = || MapRequest::file(&file, 0, bytes(64), READ_WRITE);
+    table.call("map: file", || space.map(fixed(request(), 0)))?;
+    let shared = || MapRequest::shared_file(&file, 0, bytes(64), READ_WRITE);
+    table.call("map: shared file", || space.map(fixed(shared(), 100)))?;
+    space.map(fixed(MapRequest::shared_file(&plain, 0, bytes(8), READ_WRITE), 200))?;
+    let handles = MapRequest::handle(&Arc::new(file.handle()), 0, bytes(8), READ_WRITE, Sharing::Shared);
+    table.call("map: handle", || space.map(fixed(handles, 300)))?;
+    let fault = |page, access| space.fault_and_wait(at(page), access);
+    table.call("fault: page of a file, read", || fault(3, Access::Read))?;
+    table.call("fault: page of a file, there", || fault(103, Access::Read))?;
+    table.call("fault: store to a shared file", || fault(103, Access::Write))?;
+    table.call("fault: copy of a file's page", || fault(3, Access::Write))?;
+    table.call("fault: file in memory", || fault(203, Access::Write))?;
+    table.call("sync of a range", || space.sync(at(100), bytes(9), SyncFlags::SYNC))?;
+    let mut buffer = vec![7; bytes(20) as usize];
+    for first in [0, 20, 40, 0, 20, 40] {
+        (first..first + 20).try_for_each(|page| fault(100 + page, Access::Write))?;
+        space.discard(at(100), bytes(64))?;
+        table.call("write_at", || handle.write_at(bytes(first), &buffer))?;
+        table.call("read_at, with room made", || handle.read_at(bytes(first), &mut buffer))?;
+    }
+    for page in (0..64).rev() {
+        table.call("fault: room is made", || fault(page, Access::Read))?;
+        space.discard(at(page), bytes(1))?;
+    }
+    handle.write_at(0, &buffer)?;
+    table.call("write behind the end", || handle.write_at(bytes(64), &buffer))?;
+    table.call("start_sync", || handle.start_sync());
+    table.call("FileHandle::sync", || handle.sync())?;
+    handle.write_at(5, &buffer)?;
+    table.call("File::sync", || file.sync())?;
+    table.call("refresh", || file.refresh(0, bytes(9)))?;
+    (100..120).try_for_each(|page| fault(page, Access::Write))?;
+    table.call("punch_hole", || handle.punch_hole(bytes(1) + 5, bytes(9)))?;
+    table.call("advise: Remove", || space.advise(at(100), bytes(3), Advice::Remove))?;
+    (100..120).try_for_each(|page| fault(page, Access::Write))?;
+    table.call("FileHandle::set_length", || handle.set_length(bytes(8) + 5))?;
+    table.call("FileHandle::set_length", || handle.set_length(bytes(90)))?;
+    table.call("fork: files", || space.fork().map(drop))?;
+    handle.write_at(0, &buffer)?;
+    fault(105, Access::Write)?;
+    table.call("unmap: file", || space.unmap(at(100), bytes(64)))?;
+    drop(space);
+    table.call("drop of a handle", || drop(handle));
+    table.call("drop of a file", || drop(file));
+    engine.flush();
+    Ok(())
+}
+
+fn measure() -> Result<Table, Failure> {
+    let mut table = Table::default();
+    memory(&mut table)?;
+    forks(&mut table)?;
+    files(&mut table)?;
+    Ok(table)
+}
+
+fn main() -> Result<(), Failure> {
+    let thread = std::thread::Builder::new().stack_size(1 << 20).spawn(measure)?;
+    let mut table = thread.join().map_err(|_| "the measuring thread panicked")??;
+    table.0.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    println!("{:<34} bytes of stack", "call");
+    table.0.iter().for_each(|(name, bytes)| println!("{name:<34} {bytes:>6}"));
+    match table.0.iter().filter(|(_, bytes)| *bytes > MOST).count() {
+        0 => Ok(()),
+        some => Err(format!("{some} calls take more than {MOST} bytes of stack").into()),
+    }
+}

@@ -1,0 +1,151 @@
+//! Which slots scans look at: a bit for each. A scan costs what the slots in use cost, not what all that ever were.
+//!
+//! ```text
+//! owner:  set bit; enter: store odd; fence; read        scan:  unhook; fence; read bits; read the slots'
+//! ```
+//! Either the scan sees the bit and the odd number, or the owner sees that it is unhooked: the fences are those of sections
+//! and grace periods, which have to be there anyhow.
+
+use super::atomic::{AtomicU64, AtomicUsize, Ordering};
+use super::mutex::Mutex;
+
+/// Bits of a word.
+const BITS: usize = u64::BITS as usize;
+
+/// A bit for each of `WORDS * 64` slots. With one word there is no bound.
+pub(super) struct Listed<const WORDS: usize> {
+    /// Atomic. A bit is set and cleared by the slot's owner; partners: scans, see above.
+    words: [AtomicU64; WORDS],
+    /// The words from here on are zeros, or their bits are just being set. Atomic; written under `bounding`.
+    bound: AtomicUsize,
+    bounding: Mutex<()>,
+}
+
+impl<const WORDS: usize> Listed<WORDS> {
+    pub(super) fn new() -> Self {
+        Self {
+            words: core::array::from_fn(|_| AtomicU64::new(0)),
+            bound: AtomicUsize::new(0),
+            bounding: Mutex::new(()),
+        }
+    }
+
+    /// Sets bit `index`. The owner enters its first section after this.
+    pub(super) fn set(&self, index: usize) {
+        let word = index / BITS;
+        // Release: a scan that sees the bit sees the slot.
+        self.words[word].fetch_or(1 << (index % BITS), Ordering::Release);
+        if WORDS > 1 {
+            // After the bit is there: whoever lowers the bound later sees it, and whoever did before has been overruled.
+            let _bounding = self.bounding.lock();
+            if self.bound.load(Ordering::Relaxed) <= word {
+                self.bound.store(word + 1, Ordering::Release);
+            }
+        }
+    }
+
+    /// Clears bit `index`. The owner has left its last section.
+    pub(super) fn clear(&self, index: usize) {
+        // Release: a scan that passes over the slot sees what was done in its sections, as by the number that it would have read.
+        let order = if cfg!(mutant = "unlisted_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        let word = &self.words[index / BITS];
+        let before = word.fetch_and(!(1 << (index % BITS)), order);
+        if WORDS > 1 && before == 1 << (index % BITS) {
+            let _bounding = self.bounding.lock();
+            let mut bound = self.bound.load(Ordering::Relaxed);
+            // Asked under the lock: a bit that has come meanwhile keeps its word.
+            let is_empty = |word: usize| {
+                cfg!(mutant = "bound_not_asked_again") && word == index / BITS
+                    || self.words[word].load(Ordering::Acquire) == 0
+            };
+            while bound > 0 && is_empty(bound - 1) {
+                bound -= 1;
+            }
+            self.bound.store(bound, Ordering::Release);
+        }
+    }
+
+    /// The first slot from `first` on that has a bit and for which `f` returns true.
+    #[inline]
+    pub(super) fn find(&self, first: usize, mut f: impl FnMut(usize) -> bool) -> Option<usize> {
+        let bound = if WORDS > 1 { self.bound.load(Ordering::Acquire) } else { WORDS };
+        let mut wanted = u64::MAX << (first % BITS);
+        for (index, word) in self.words.iter().enumerate().take(bound).skip(first / BITS) {
+            // Acquire: the slot has been made; and see `clear`.
+            let mut bits = word.load(Ordering::Acquire) & wanted;
+            wanted = u64::MAX;
+            while bits != 0 {
+                let slot = index * BITS + bits.trailing_zeros() as usize;
+                if f(slot) {
+                    return Some(slot);
+                }
+                bits &= bits - 1;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+
+    fn all(listed: &Listed<4>, first: usize) -> Vec<usize> {
+        let mut all = Vec::new();
+        assert_eq!(listed.find(first, |slot| (all.push(slot), false).1), None);
+        all
+    }
+
+    #[test]
+    fn bits_are_found_in_order_and_words_without_any_are_not_looked_at() {
+        let listed = Listed::<4>::new();
+        [200, 3, 64, 63].into_iter().for_each(|slot| listed.set(slot));
+        assert_eq!(all(&listed, 0), [3, 63, 64, 200]);
+        assert_eq!(all(&listed, 64), [64, 200]);
+        assert_eq!(listed.find(4, |slot| slot != 63), Some(64));
+        assert_eq!(listed.bound.load(Ordering::Relaxed), 4);
+        listed.clear(200);
+        assert_eq!((all(&listed, 0), listed.bound.load(Ordering::Relaxed)), (vec![3, 63, 64], 2));
+        [3, 64, 63].into_iter().for_each(|slot| listed.clear(slot));
+        assert_eq!((all(&listed, 0), listed.bound.load(Ordering::Relaxed)), (vec![], 0));
+        listed.set(255);
+        assert_eq!(all(&listed, 0), [255]);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::sync::full_fence;
+    use loom::thread;
+    use std::sync::Arc;
+
+    /// The last bit of the last word goes, and at the same time another one is set in that word: a scan sees it, or its owner
+    /// sees what was done before the scan.
+    #[test]
+    fn a_bit_that_comes_while_its_word_empties() {
+        loom::model(|| {
+            let listed = Arc::new(Listed::<2>::new());
+            listed.set(64);
+            let unhooked = Arc::new(AtomicUsize::new(0));
+            let leaver = {
+                let listed = listed.clone();
+                thread::spawn(move || listed.clear(64))
+            };
+            let comer = {
+                let (listed, unhooked) = (listed.clone(), unhooked.clone());
+                thread::spawn(move || {
+                    listed.set(65);
+                    full_fence();
+                    unhooked.load(Ordering::Relaxed) == 1
+                })
+            };
+            unhooked.store(1, Ordering::Relaxed);
+            full_fence();
+            let is_seen = listed.find(0, |slot| slot == 65).is_some();
+            leaver.join().unwrap();
+            assert!(comer.join().unwrap() || is_seen, "invariant 3: a scan passes over a slot in use");
+            assert_eq!(listed.find(0, |_| true), Some(65), "invariant 3: a slot in use is lost");
+        });
+    }
+}
