@@ -3,7 +3,7 @@
 //! A thread whose wait the end of its space cuts short is in a second queue, the space's: [`Dying`].
 
 use super::Engine;
-use crate::host::{Clock, Host, OutOfMemory, Park, Sleeper};
+use crate::host::{Clock, Host, OutOfMemory, Park, Sleeper, Slots};
 use crate::page_cache::Full;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -102,6 +102,10 @@ impl<H: Host> Engine<H> {
     pub(crate) fn sleep_until(&self, counter: Counter, me: Sleeper, mut is_over: impl FnMut() -> bool) {
         self.assert_may_sleep(counter.name());
         let start = self.host.clock().now_ns();
+        if H::Slots::ARE_THREADS && !is_over() {
+            // SAFETY: the slot is this thread's alone, which is in no section: see above.
+            unsafe { self.host.sections().sleep(self.host.slots().current()) };
+        }
         while !is_over() {
             self.host.park().park(me);
         }

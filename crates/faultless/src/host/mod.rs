@@ -411,8 +411,13 @@ pub trait Clock: Send + Sync {
 /// Whose slot is whose.
 ///
 /// # Safety
-/// While a thread is in a section, no other thread gets its number.
+/// While a thread is in a section, no other thread gets its number. If [`Slots::ARE_THREADS`], no other thread gets it before the
+/// thread has ended.
 pub unsafe trait Slots: Send + Sync {
+    /// Whether a slot is one thread's, so that nobody else uses it while that thread sleeps in [`Park::park`]. Then grace periods
+    /// do not look at sleeping threads. Not true of a kernel, whose slots are processors'.
+    const ARE_THREADS: bool = false;
+
     /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section. Where slots are
     /// processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs memory for it.
     fn current(&self) -> SlotIndex;

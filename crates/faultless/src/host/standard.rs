@@ -264,6 +264,8 @@ impl StdSlots {
 // SAFETY: a number is one thread's until the thread ends; then it is in no section any more. A thread whose
 // thread-locals are gone already (a destructor of another one) fails in `with`, it does not share.
 unsafe impl Slots for StdSlots {
+    const ARE_THREADS: bool = true;
+
     #[inline]
     fn current(&self) -> SlotIndex {
         numbers::current()

@@ -5,6 +5,9 @@
 //! ```
 //! Either the scan sees the bit and the odd number, or the owner sees that it is unhooked: the fences are those of sections
 //! and grace periods, which have to be there anyhow.
+//!
+//! The bit of a slot in use is cleared too while its thread sleeps. So a scan beside thousands of threads that wait for I/O looks
+//! at none of them.
 
 use super::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::mutex::Mutex;
@@ -16,7 +19,9 @@ const BITS: usize = u64::BITS as usize;
 pub(super) struct Listed<const WORDS: usize> {
     /// Atomic. A bit is set and cleared by the slot's owner; partners: scans, see above.
     words: [AtomicU64; WORDS],
-    /// The words from here on are zeros, or their bits are just being set. Atomic; written under `bounding`.
+    /// The same, of sleeping threads too. Atomic; a bit is set and cleared by the slot's owner.
+    in_use: [AtomicU64; WORDS],
+    /// The words of `in_use` from here on are zeros, or their bits are just being set. Atomic; written under `bounding`.
     bound: AtomicUsize,
     bounding: Mutex<()>,
 }
@@ -25,6 +30,7 @@ impl<const WORDS: usize> Listed<WORDS> {
     pub(super) fn new() -> Self {
         Self {
             words: core::array::from_fn(|_| AtomicU64::new(0)),
+            in_use: core::array::from_fn(|_| AtomicU64::new(0)),
             bound: AtomicUsize::new(0),
             bounding: Mutex::new(()),
         }
@@ -36,6 +42,7 @@ impl<const WORDS: usize> Listed<WORDS> {
         // Release: a scan that sees the bit sees the slot.
         self.words[word].fetch_or(1 << (index % BITS), Ordering::Release);
         if WORDS > 1 {
+            self.in_use[word].fetch_or(1 << (index % BITS), Ordering::Release);
             // After the bit is there: whoever lowers the bound later sees it, and whoever did before has been overruled.
             let _bounding = self.bounding.lock();
             if self.bound.load(Ordering::Relaxed) <= word {
@@ -46,23 +53,37 @@ impl<const WORDS: usize> Listed<WORDS> {
 
     /// Clears bit `index`. The owner has left its last section.
     pub(super) fn clear(&self, index: usize) {
-        // Release: a scan that passes over the slot sees what was done in its sections, as by the number that it would have read.
-        let order = if cfg!(mutant = "unlisted_relaxed") { Ordering::Relaxed } else { Ordering::Release };
-        let word = &self.words[index / BITS];
-        let before = word.fetch_and(!(1 << (index % BITS)), order);
-        if WORDS > 1 && before == 1 << (index % BITS) {
+        self.sleep(index);
+        if WORDS == 1 {
+            return;
+        }
+        let before = self.in_use[index / BITS].fetch_and(!(1 << (index % BITS)), Ordering::Release);
+        if before == 1 << (index % BITS) {
             let _bounding = self.bounding.lock();
             let mut bound = self.bound.load(Ordering::Relaxed);
             // Asked under the lock: a bit that has come meanwhile keeps its word.
             let is_empty = |word: usize| {
                 cfg!(mutant = "bound_not_asked_again") && word == index / BITS
-                    || self.words[word].load(Ordering::Acquire) == 0
+                    || self.in_use[word].load(Ordering::Acquire) == 0
             };
             while bound > 0 && is_empty(bound - 1) {
                 bound -= 1;
             }
             self.bound.store(bound, Ordering::Release);
         }
+    }
+
+    /// Clears the bit of a slot that stays in use. The owner is in no section.
+    pub(super) fn sleep(&self, index: usize) {
+        // Release: a scan that passes over the slot sees what was done in its sections, as by the number that it would have read.
+        let order = if cfg!(mutant = "unlisted_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        self.words[index / BITS].fetch_and(!(1 << (index % BITS)), order);
+    }
+
+    /// Sets it again. The owner enters its next section after this.
+    pub(super) fn wake(&self, index: usize) {
+        // Release: as in `set`. The bound is still above it.
+        self.words[index / BITS].fetch_or(1 << (index % BITS), Ordering::Release);
     }
 
     /// The first slot from `first` on that has a bit and for which `f` returns true.
@@ -110,6 +131,22 @@ mod tests {
         assert_eq!((all(&listed, 0), listed.bound.load(Ordering::Relaxed)), (vec![], 0));
         listed.set(255);
         assert_eq!(all(&listed, 0), [255]);
+    }
+
+    #[test]
+    fn a_slot_that_sleeps_keeps_its_place() {
+        let listed = Listed::<4>::new();
+        [3, 70, 200].into_iter().for_each(|slot| listed.set(slot));
+        listed.sleep(200);
+        listed.sleep(3);
+        assert_eq!(all(&listed, 0), [70]);
+        listed.clear(70);
+        assert_eq!((all(&listed, 0), listed.bound.load(Ordering::Relaxed)), (vec![], 4));
+        listed.wake(200);
+        assert_eq!(all(&listed, 0), [200]);
+        listed.sleep(200);
+        listed.clear(200);
+        assert_eq!(listed.bound.load(Ordering::Relaxed), 1, "slot 3 sleeps still");
     }
 }
 

@@ -70,6 +70,11 @@ pub(super) struct List {
 }
 
 impl List {
+    /// Whether nothing is in it. Asked by the slot's thread.
+    pub(super) fn is_empty(&self) -> bool {
+        self.oldest.load(plain::Ordering::Relaxed) == NONE
+    }
+
     /// Bytes that the list has from the allocator.
     pub(super) fn room(&self) -> usize {
         self.room.load(plain::Ordering::Relaxed)

@@ -70,6 +70,8 @@ pub(super) struct Slot {
     subject: AtomicU64,
     /// Whether scans look at the slot. The slot's thread's; [`Sections::unlist`] hands it on.
     is_listed: plain::AtomicBool,
+    /// Whether it is in use, but not listed since its thread sleeps. As above.
+    sleeps: plain::AtomicBool,
     /// Written by the slot's thread, read by [`Sections::each_counters`].
     counters: Counters,
     /// Numbers in stock: the next one, and the end. The slot's thread's.
@@ -88,6 +90,7 @@ impl Slot {
             access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
             is_listed: plain::AtomicBool::new(false),
+            sleeps: plain::AtomicBool::new(false),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],
             #[cfg(debug_assertions)]
@@ -297,7 +300,11 @@ impl Sections {
         }
         // SAFETY: chunks are freed only in Drop.
         let slot = unsafe { &(*there).slots[index % CHUNK_SLOTS] };
-        self.listed.set(index);
+        if slot.sleeps.swap(false, Ordering::Relaxed) {
+            self.listed.wake(index);
+        } else {
+            self.listed.set(index);
+        }
         slot.is_listed.store(true, Ordering::Relaxed);
         Ok(slot)
     }
@@ -322,14 +329,29 @@ impl Sections {
     /// `index` next comes after the call.
     pub unsafe fn unlist(&self, index: SlotIndex) {
         let index = index.0 as usize;
-        let Some((slot, _)) = self.made(index).filter(|(slot, _)| slot.is_listed.load(Ordering::Relaxed))
-        else {
-            return;
-        };
+        let is_in_use =
+            |slot: &Slot| slot.is_listed.load(Ordering::Relaxed) || slot.sleeps.load(Ordering::Relaxed);
+        let Some((slot, _)) = self.made(index).filter(|(slot, _)| is_in_use(slot)) else { return };
         go_offline(slot);
         if self.leave_behind(&slot.retired).is_ok() {
             slot.is_listed.store(cfg!(mutant = "unlisted_by_half"), Ordering::Relaxed);
+            slot.sleeps.store(false, Ordering::Relaxed);
             self.listed.clear(index);
+        }
+    }
+
+    /// The thread of a slot is about to sleep: until its next use of the slot, grace periods and shootdowns do not look at it. If it
+    /// has retired something that is not freed yet, they go on to look.
+    ///
+    /// # Safety
+    /// Nobody else uses `index` while the thread sleeps, so it is not a processor's. The thread is in no section and no access.
+    pub(crate) unsafe fn sleep(&self, index: SlotIndex) {
+        let slot = self.slot(index);
+        if slot.retired.is_empty() {
+            go_offline(slot);
+            slot.sleeps.store(true, Ordering::Relaxed);
+            slot.is_listed.store(false, Ordering::Relaxed);
+            self.listed.sleep(index.0 as usize);
         }
     }
 
