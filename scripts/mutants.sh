@@ -67,6 +67,7 @@ told_before_number       | faultless      | lib | a_handle_that_goes_while | nob
 number_before_fence      | faultless      | lib | a_period_that_begins | (invariant 3|Causality violation)
 bytes_free_own_list      | faultless      | lib | what_all_slots_keep | what others have retired is kept
 unlisted_by_half         | faultless      | lib | a_slot_that_is_given_on | (invariant 3|Causality violation)
+sleeps_by_half           | faultless      | lib | a_slot_that_sleeps | (invariant 3|Causality violation)
 unlisted_relaxed         | faultless      | lib | a_slot_that_is_given_on | (invariant 3|Causality violation)
 bound_not_asked_again    | faultless      | lib | a_bit_that_comes_while | invariant 3
 full_asked_before_the_count | faultless   | lib | copies_at_the_limit | a count of mappings runs over

@@ -350,7 +350,7 @@ impl Sections {
         if slot.retired.is_empty() {
             go_offline(slot);
             slot.sleeps.store(true, Ordering::Relaxed);
-            slot.is_listed.store(false, Ordering::Relaxed);
+            slot.is_listed.store(cfg!(mutant = "sleeps_by_half"), Ordering::Relaxed);
             self.listed.sleep(index.0 as usize);
         }
     }

@@ -325,9 +325,13 @@ fn look(sections: &Sections, of: u32, place: &AtomicPtr<Thing>) {
     drop(section);
 }
 
-/// A slot is given up and used again by another thread, beside a grace period. Whoever is in one of its sections is waited for,
-/// and what was done in one is over when its bytes are freed.
-fn a_slot_is_given_on(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static) {
+/// A slot leaves the scans by `leave`, and is used again in `again`, beside a grace period. Whoever is in one of its sections is
+/// waited for, and what was done in one is over when its bytes are freed.
+fn a_slot_leaves(
+    leave: fn(&Sections),
+    again: fn(Box<dyn FnOnce() + Send>),
+    free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static,
+) {
     model(3, move || {
         let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
         let place = Arc::new(AtomicPtr::new(Box::into_raw(Thing::new(&ends))));
@@ -335,10 +339,8 @@ fn a_slot_is_given_on(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync 
             let (sections, place) = (sections.clone(), place.clone());
             thread::spawn(move || {
                 look(&sections, 1, &place);
-                // SAFETY: this thread has had the slot, and passes it to the next.
-                unsafe { sections.unlist(slot(1)) };
-                let next = thread::spawn(move || look(&sections, 1, &place));
-                next.join().unwrap();
+                leave(&sections);
+                again(Box::new(move || look(&sections, 1, &place)));
             })
         };
         let thing = place.swap(core::ptr::null_mut(), Ordering::AcqRel);
@@ -349,21 +351,48 @@ fn a_slot_is_given_on(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync 
     });
 }
 
+/// By another thread, after its own has ended.
+fn a_slot_is_given_on(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static) {
+    // SAFETY: the thread has had the slot, and passes it to the next.
+    let leave = |sections: &Sections| unsafe { sections.unlist(slot(1)) };
+    a_slot_leaves(leave, |work| thread::spawn(work).join().unwrap(), free);
+}
+
+/// By its thread, which has slept meanwhile.
+fn a_slot_sleeps(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static) {
+    // SAFETY: the slot is the thread's, which is in no section.
+    a_slot_leaves(|sections| unsafe { sections.sleep(slot(1)) }, |work| work(), free);
+}
+
+fn free_after_grace(sections: &Sections, thing: *mut Thing) {
+    sections.grace(&FenceBarrier, |_| thread::yield_now());
+    // SAFETY: nobody finds it any more, and those who have found it have left their sections.
+    unsafe { Thing::free(NonNull::new(thing).unwrap().cast()) };
+}
+
+fn retire_it(sections: &Sections, thing: *mut Thing) {
+    // SAFETY: nobody finds it any more.
+    retire(sections, 0, unsafe { Thing::retired(thing, false) });
+}
+
 #[test]
 fn a_slot_that_is_given_on_beside_a_grace_period() {
-    a_slot_is_given_on(|sections, thing| {
-        sections.grace(&FenceBarrier, |_| thread::yield_now());
-        // SAFETY: nobody finds it any more, and those who have found it have left their sections.
-        unsafe { Thing::free(NonNull::new(thing).unwrap().cast()) };
-    });
+    a_slot_is_given_on(free_after_grace);
 }
 
 #[test]
 fn a_slot_that_is_given_on_beside_a_retirement() {
-    a_slot_is_given_on(|sections, thing| {
-        // SAFETY: nobody finds it any more.
-        retire(sections, 0, unsafe { Thing::retired(thing, false) });
-    });
+    a_slot_is_given_on(retire_it);
+}
+
+#[test]
+fn a_slot_that_sleeps_beside_a_grace_period() {
+    a_slot_sleeps(free_after_grace);
+}
+
+#[test]
+fn a_slot_that_sleeps_beside_a_retirement() {
+    a_slot_sleeps(retire_it);
 }
 
 /// A slot is given up with something retired, while somebody frees what is due of all lists: each thing is freed once.
