@@ -93,7 +93,7 @@ impl Park for WakingPark {
         }
     }
 
-    fn pause(&self, look: u32) {
-        self.park.pause(look);
+    fn spin(&self, look: u32) {
+        self.park.spin(look);
     }
 }

@@ -272,7 +272,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn pause_on_bit(&self, look: u32) {
         self.assert_may_sleep("an entry's bit");
         let start = self.host.clock().now_ns();
-        self.host.park().pause(look);
+        self.host.park().spin(look);
         let counters = self.counters();
         let waited = self.host.clock().now_ns().saturating_sub(start);
         counters.add(Counter::PageBitWait, waited);
@@ -298,7 +298,7 @@ impl<H: Host> Engine<H> {
         let mut start = None;
         work(&mut |look| {
             start.get_or_insert_with(|| self.host.clock().now_ns());
-            self.host.park().pause(look);
+            self.host.park().spin(look);
         });
         if let Some(start) = start {
             self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
@@ -420,7 +420,7 @@ impl<H: Host> Engine<H> {
     }
 }
 
-/// Looks after which a wait is taken to be for a preempted holder; see [`Park::pause`].
+/// Looks after which a wait is taken to be for a preempted holder; see [`Park::spin`].
 const SPINS: u32 = 64;
 
 impl<H: Host> Drop for Engine<H> {

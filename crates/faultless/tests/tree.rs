@@ -153,7 +153,7 @@ fn readers_beside_a_writer() {
             }
             let mut retired = RetiredList::new();
             tree.replace(&mut writer, hull, &mut new, &mut retired).unwrap();
-            sections.grace(&FenceBarrier, |look| park.pause(look));
+            sections.grace(&FenceBarrier, |look| park.spin(look));
             // SAFETY: after a grace period.
             retired.into_iter().for_each(|retired| unsafe { retired.free() });
         }

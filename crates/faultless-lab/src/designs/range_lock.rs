@@ -164,7 +164,7 @@ impl RangeTree {
                 return requests;
             }
             drop(requests);
-            engine.host().park().pause(look);
+            engine.host().park().wait_for_memory(look);
             look += 1;
         }
     }

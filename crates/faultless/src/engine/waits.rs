@@ -176,13 +176,17 @@ impl<H: Host> Park for Engine<H> {
         self.host.park().unpark(sleeper);
     }
 
-    fn pause(&self, look: u32) {
-        self.host.park().pause(look);
+    fn spin(&self, look: u32) {
+        self.host.park().spin(look);
+    }
+
+    fn wait_for_memory(&self, look: u32) {
+        self.host.park().wait_for_memory(look);
     }
 
     fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R {
         let start = self.host.clock().now_ns();
-        let result = wait();
+        let result = self.host.park().wait_for_lock(wait);
         self.counters().add(Counter::TreeLockWait, self.host.clock().now_ns().saturating_sub(start));
         result
     }

@@ -56,7 +56,7 @@ impl Park for StdPark {
     }
 
     #[cfg(not(any(loom, shuttle)))]
-    fn pause(&self, look: u32) {
+    fn spin(&self, look: u32) {
         const SPINS: u32 = 64;
         const YIELDS: u32 = 80;
         match look {
@@ -68,7 +68,7 @@ impl Park for StdPark {
     }
 
     #[cfg(any(loom, shuttle))]
-    fn pause(&self, _look: u32) {
+    fn spin(&self, _look: u32) {
         crate::sync::spin_loop();
     }
 }

@@ -20,7 +20,7 @@ const LEAVES: u64 = 512;
 #[cfg(loom)]
 const LEAVES: u64 = 4;
 /// How often one looks for memory before there is none: others free some, and others take it. These looks spin
-/// ([`Park::pause`]), and take less than 50 microseconds.
+/// ([`Park::wait_for_memory`]), and take less than 50 microseconds.
 #[cfg(not(loom))]
 const LOOKS: u32 = 48;
 #[cfg(loom)]
@@ -219,7 +219,7 @@ impl<H: Host> Engine<H> {
     /// has been tried often enough.
     pub(crate) fn make_room(&self, look: u32) -> bool {
         if self.evict(FEW) == 0 {
-            self.pause(look);
+            self.wait_for_memory(look);
         }
         self.looks_on(look)
     }

@@ -484,7 +484,7 @@ impl<H: Host> File<H> {
                 return Err(Miss::Queue(events));
             }
             // Others evict too, and may have taken what we made free.
-            engine.pause(look);
+            engine.wait_for_memory(look);
             look += 1;
         }
         Err(Miss::OutOfMemory)

@@ -116,7 +116,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
                 }
                 Err(Unchanged::Contended) => {
                     drop(section);
-                    space.engine.pause(look);
+                    space.engine.spin(look);
                     section = space.engine.enter();
                 }
                 Err(Unchanged::OutOfMemory(error)) => {

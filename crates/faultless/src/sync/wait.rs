@@ -37,11 +37,19 @@ pub trait Park: Send + Sync {
     /// bear to wake for nothing.
     fn unpark(&self, sleeper: Sleeper);
 
-    /// Passes a short time: look number `look` of a wait that nobody ends with a wake-up. Spins for the first
-    /// looks, then yields, then sleeps in bounded steps.
-    fn pause(&self, look: u32);
+    /// Passes a moment of a wait for another processor, or for a thread that holds something for a few instructions, which nobody
+    /// ends with a wake-up. `look` counts the looks so far, from 0. Where threads are preempted, spins first, then yields,
+    /// then sleeps in bounded steps; a kernel that is not preempted there just spins, and may lower the processor's power.
+    fn spin(&self, look: u32);
 
-    /// Waits for a short lock that somebody has, in `wait`; whoever counts waits counts this one.
+    /// Passes a moment in which others may free memory, after a look for some has found none. `look` as for [`Park::spin`]; there
+    /// are 48 looks, or 100 while another thread evicts, and a fault fails after the last. No lock is held. A kernel may free caches
+    /// of its own here, or sleep for a moment.
+    fn wait_for_memory(&self, look: u32) {
+        self.spin(look);
+    }
+
+    /// Waits in `wait` for a short lock that another thread has. A host may count these waits, or lend the holder its priority.
     fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R
     where
         Self: Sized,

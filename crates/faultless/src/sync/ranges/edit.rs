@@ -50,13 +50,13 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
     /// Waits until nobody edits, and keeps the lock meanwhile, so that no new edit begins. An edit ends by itself: who is at one is
     /// in a read section, takes no such lock, sleeps on nothing, and waits at most for another one who changes the tree. So
     /// this is the wait for a short lock whose holder is preempted, no longer: a kernel does not preempt in a section, and
-    /// elsewhere `pause` yields and then sleeps in bounded steps. As with that lock, nobody lends the editor a priority.
+    /// elsewhere `spin` yields and then sleeps in bounded steps. As with that lock, nobody lends the editor a priority.
     #[inline]
     pub fn alone(mut self, park: &impl Park) -> RangesGuard<'a, T> {
         if self.edits() != 0 {
             park.wait_for_lock(|| {
                 for look in 0.. {
-                    park.pause(look);
+                    park.spin(look);
                     self.ranges.collect(&mut self.inner);
                     if self.edits() == 0 {
                         break;

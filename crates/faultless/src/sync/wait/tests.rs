@@ -13,7 +13,7 @@ impl Park for Notes {
     fn unpark(&self, sleeper: Sleeper) {
         self.0.lock().unwrap().push(sleeper.0);
     }
-    fn pause(&self, _: u32) {}
+    fn spin(&self, _: u32) {}
 }
 
 fn waiters(tickets: impl IntoIterator<Item = u64>) -> Vec<Waiter> {
