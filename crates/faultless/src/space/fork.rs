@@ -54,6 +54,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let table = space.engine.host().child_table(&space.table)?;
         // SAFETY: new, and of this engine's host.
         let child = unsafe { Self::with_table(&space.engine, table) }?;
+        self.fork_into(child)
+    }
+
+    /// Makes `child`, which is empty, the child. Not inlined: the stack has no room for this and for the making of a space.
+    #[inline(never)]
+    fn fork_into(&self, child: Self) -> Result<Self, ForkError> {
+        let space = &*self.0;
         let whole = space.whole();
         let mut call = space.change(Call::Fork, whole);
         call.exclude(whole, D::fork_excludes);

@@ -98,7 +98,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
             }
             if let Some(page) = full {
-                run = [const { None }; RUN];
+                run.iter_mut().for_each(|place| *place = None);
                 // Two threads that each keep pins and wait for one more could wait for each other.
                 let has_exited = || self.0.signs.dying.load(Ordering::Acquire);
                 self.0.engine.wait_for_place(page, &has_exited);
@@ -116,7 +116,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     _ => Ok(done),
                 };
             }
-            for (page, offset, part) in run.into_iter().flatten() {
+            for (page, offset, part) in run.iter_mut().filter_map(Option::take) {
                 let copied = copy(&page, offset, part.clone());
                 done += copied;
                 if copied < part.len() {

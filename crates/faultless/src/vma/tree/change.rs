@@ -97,6 +97,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
     }
 
     /// Makes the change if the root is a leaf, and stays one. False: it does not.
+    #[inline(never)]
     fn in_the_root(&mut self, root: &AtomicPtr<()>, leaf: LeafRef<'_, T>) -> Result<bool, OutOfMemory> {
         let Self { range, ref mut new, ref mut retired, ref mut made } = *self;
         let base = PageNumber::new(0);
