@@ -83,7 +83,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    #[cfg(test)]
+    #[cfg(all(test, not(loom), not(shuttle)))]
     pub(super) fn new(sections: Arc<Sections>) -> Self {
         Self { root: Upper::new(), sections }
     }
