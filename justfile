@@ -49,6 +49,14 @@ loom BOUND="":
 instructions *ARGS:
     scripts/instructions.sh {{ARGS}}
 
+# How deep each call goes into its thread's stack; fails beyond 4 KiB, or what a call is known to take.
+stack:
+    cargo run --release -p faultless-soft --example stack
+
+# What threads that have ended still cost a store and a discard, and a fork.
+thread-price *ARGS:
+    cargo run --release -p faultless-soft --example thread_price -- {{ARGS}}
+
 # Documentation without warnings.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps

@@ -239,10 +239,27 @@ impl<H: Host> Engine<H> {
     ///   use does not count, so that a call finds a page to evict however many were used.
     /// * A dirty folio goes to the young end, so that later calls look at others.
     pub(crate) fn evict(&self, wanted: u64) -> u64 {
+        let mut dirty: [Option<Isolated<H>>; FEW as usize] = [const { None }; FEW as usize];
+        let evicted = self.evict_clean(wanted, &mut dirty);
+        for Isolated { frame, file } in dirty.iter_mut().filter_map(Option::take) {
+            if evicted != 0 {
+                self.cache.idle.push(self, frame);
+                continue;
+            }
+            let page = self.folio(frame).index();
+            file.start_writeback(page..page + 1);
+            // Idle still if it could not be written: then it goes to the young end.
+            self.put_listed(frame);
+        }
+        evicted
+    }
+
+    /// [`Engine::evict`], without what becomes of the `dirty` ones. Not inlined: the stack has no room for this and for writeback.
+    #[inline(never)]
+    fn evict_clean(&self, wanted: u64, dirty: &mut [Option<Isolated<H>>]) -> u64 {
         let idle = &self.cache.idle;
         self.cache.evictors.fetch_add(1, Ordering::Relaxed);
         let (mut evicted, mut looks, mut left) = (0, 0, 0);
-        let mut dirty: [Option<Isolated<H>>; FEW as usize] = [const { None }; FEW as usize];
         let mut dirties = dirty.iter_mut();
         while evicted < wanted && left < LEAVES {
             let mut batch: [Option<Isolated<H>>; BATCH] = [const { None }; BATCH];
@@ -252,7 +269,7 @@ impl<H: Host> Engine<H> {
                 break;
             }
             looks += count as u64;
-            for folio in batch.into_iter().flatten() {
+            for folio in batch.iter_mut().filter_map(Option::take) {
                 match folio.file.evict(folio.frame, left < LEAVES / 2) {
                     Eviction::Taken => evicted += 1,
                     Eviction::InUse => self.put_listed(folio.frame),
@@ -274,16 +291,6 @@ impl<H: Host> Engine<H> {
         self.cache.evictors.fetch_sub(1, Ordering::Relaxed);
         self.counters().add(Counter::Evictions, evicted);
         self.counters().add(Counter::EvictionLooks, looks);
-        for Isolated { frame, file } in dirty.into_iter().flatten() {
-            if evicted != 0 {
-                idle.push(self, frame);
-                continue;
-            }
-            let page = self.folio(frame).index();
-            file.start_writeback(page..page + 1);
-            // Idle still if it could not be written: then it goes to the young end.
-            self.put_listed(frame);
-        }
         evicted
     }
 

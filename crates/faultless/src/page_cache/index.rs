@@ -83,8 +83,22 @@ pub(super) struct Index {
 }
 
 impl Index {
+    #[cfg(all(test, not(loom), not(shuttle)))]
     pub(super) fn new(sections: Arc<Sections>) -> Self {
         Self { root: Upper::new(), sections }
+    }
+
+    /// Makes an index at `place`, part by part: stacks have no room for one.
+    ///
+    /// # Safety
+    /// `place` is the caller's to write, and aligned.
+    pub(super) unsafe fn write(place: *mut Self, sections: Arc<Sections>) {
+        for i in 0..FANOUT {
+            // SAFETY: by the contract above.
+            unsafe { (&raw mut (*place).root.0[i]).write(AtomicPtr::new(ptr::null_mut())) };
+        }
+        // SAFETY: by the contract above. These are all fields.
+        unsafe { (&raw mut (*place).sections).write(sections) };
     }
 
     fn place(upper: &Upper, page: u64, level: u32) -> &AtomicPtr<()> {

@@ -129,6 +129,14 @@ pub struct File<H: Host> {
     spaces: FileMappings,
 }
 
+/// Writes the fields where they are to be: stacks have no room for a file. One that is forgotten does not compile.
+macro_rules! write_fields {
+    ($place:ident, $name:ident { $($field:ident: $value:expr,)* } but $written:ident) => {{
+        let _ = |all: &Self| { let $name { $($field: _,)* $written: _ } = all; };
+        $((&raw mut (*$place).$field).write($value);)*
+    }};
+}
+
 impl<H: Host> File<H> {
     /// The file that `store` holds, to be read only: shared mappings of it cannot be writable.
     ///
@@ -172,26 +180,33 @@ impl<H: Host> File<H> {
         let room = Claims::with_room()?;
         let host = Arc::clone(&engine);
         let sections = host.host().sections();
-        let file = Shared::try_new_retirable(sections, |this| Self {
-            id,
-            this: this.clone(),
-            engine,
-            store,
-            writable,
-            length: AtomicU64::new(length),
-            index: Index::new(Arc::clone(sections)),
-            resizing: Ranges::with_room((), room),
-            store_length: plain::AtomicU64::new(length),
-            has_long_store: plain::AtomicBool::new(false),
-            forbidden_from: AtomicU64::new(u64::MAX),
-            forbidden_end: AtomicU64::new(0),
-            cuts: AtomicU64::new(0),
-            errors: Mutex::default(),
-            failed_flushes: AtomicU64::new(0),
-            writers: Writers::default(),
-            removal: Mutex::new(()),
-            spaces: FileMappings::default(),
-        })?;
+        let make = |this: &Weak<Self>, place: *mut Self| {
+            // SAFETY: the file's memory; every field of it is written, as the macro checks.
+            unsafe {
+                Index::write(&raw mut (*place).index, Arc::clone(sections));
+                write_fields!(place, File {
+                    id: id,
+                    this: this.clone(),
+                    engine: engine,
+                    store: store,
+                    writable: writable,
+                    length: AtomicU64::new(length),
+                    resizing: Ranges::with_room((), room),
+                    store_length: plain::AtomicU64::new(length),
+                    has_long_store: plain::AtomicBool::new(false),
+                    forbidden_from: AtomicU64::new(u64::MAX),
+                    forbidden_end: AtomicU64::new(0),
+                    cuts: AtomicU64::new(0),
+                    errors: Mutex::default(),
+                    failed_flushes: AtomicU64::new(0),
+                    writers: Writers::default(),
+                    removal: Mutex::new(()),
+                    spaces: FileMappings::default(),
+                } but index);
+            }
+        };
+        // SAFETY: it writes the whole value.
+        let file = unsafe { Shared::try_new_retirable_in_place(sections, make) }?;
         sections.charge(ROOM_OF_RANGES);
         Ok(file)
     }

@@ -23,7 +23,7 @@ use core::ops::Range;
 
 /// Pages that are taken from the spaces together.
 #[cfg(not(loom))]
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
@@ -54,8 +54,8 @@ impl<H: Host> File<H> {
         }
         let resizing = self.take_resizing();
         let forbidden = Forbidden::begin(&resizing, self, pages.clone(), Await::ReadsAndWrites);
-        let mut batch =
-            Batch { pages: [const { None }; BATCH], count: 0, dirty: self.first_dirty(pages.clone()) };
+        let dirty = self.first_dirty(pages.clone());
+        let mut batch = Batch { pages: [const { None }; BATCH], count: 0, dirty };
         if batch.dirty.is_none() {
             self.index.each_from(pages.start, &mut |page, word| {
                 if page < pages.end && frame_of(word.load(Ordering::Acquire)).is_some() {
@@ -69,6 +69,7 @@ impl<H: Host> File<H> {
     }
 
     /// The first of `pages` that is dirty.
+    #[inline(never)]
     fn first_dirty(&self, mut pages: Range<u64>) -> Option<u64> {
         while let Some(page) = self.index.next_tagged(pages.clone(), Tag::Dirty) {
             match self.find(page, Reference::Pin) {

@@ -37,7 +37,7 @@ use core::ptr::NonNull;
 
 /// Pages whose entries are looked at together.
 #[cfg(not(loom))]
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
@@ -237,6 +237,7 @@ impl<H: Host> File<H> {
     }
 
     /// The page's state on its way from dirty to being written.
+    #[inline(never)]
     fn begin_writeback(&self, page: u64) -> Begun<H> {
         // First without a pin: to let one go wakes all who wait here, the caller among them, and they would look again as long
         // as the page is forbidden.

@@ -54,6 +54,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let table = space.engine.host().child_table(&space.table)?;
         // SAFETY: new, and of this engine's host.
         let child = unsafe { Self::with_table(&space.engine, table) }?;
+        self.fork_into(child)
+    }
+
+    /// Makes `child`, which is empty, the child. Not inlined: the stack has no room for this and for the making of a space.
+    #[inline(never)]
+    fn fork_into(&self, child: Self) -> Result<Self, ForkError> {
+        let space = &*self.0;
         let whole = space.whole();
         let mut call = space.change(Call::Fork, whole);
         call.exclude(whole, D::fork_excludes);
@@ -77,7 +84,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         drop(child_lock);
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
-        call.finish();
         let made = copied.and(followed);
         // dup_mmap's error path: what is half made stays where the files find it.
         #[cfg(mutant = "failed_fork_stays")]
@@ -101,6 +107,7 @@ fn is_plain_anonymous<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
+    #[inline(never)]
     fn copy_mappings<'c>(
         &self,
         lock: &RangesGuard<'_, super::Map>,
@@ -151,6 +158,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Gives the child the entries of every private mapping that has anonymous pages: shares the leaf tables where that
     /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped.
+    #[inline(never)]
     fn copy_pages(
         &self,
         call: &mut RangeChange<'_, H, D>,

@@ -266,6 +266,14 @@ impl From<OutOfMemory> for MapError {
     }
 }
 
+/// How an attempt to map somewhere ended.
+enum Placed {
+    /// It is mapped there, with these flags.
+    There(PageRange, Flags),
+    /// The design could not have what it needs for that place without waiting.
+    Refused(PageRange),
+}
+
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Maps something; returns its first address. Waits for other range work on the same pages; for I/O only if its
     /// pages are to be fetched, and then holds nothing. That a page cannot be fetched is no error, and what somebody
@@ -319,19 +327,46 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         request: MapRequest<H>,
         asked: PageRange,
     ) -> Result<Mapped, MapError> {
-        let (backing, sharing) = match request.source {
-            Source::Anonymous => (Backing::Anonymous, Sharing::Private),
+        let MapRequest { protection, placement, .. } = request;
+        let (backing, sharing, flags) = self.backing(handle, request, asked)?;
+        let serial = self.engine.next_serial();
+        let flags = edit::accounted(protection, sharing, flags);
+        let mapping =
+            Mapping { range: asked, protection, sharing, flags, backing, serial, shift: 0, anon: None };
+        let (range, flags) = match placement {
+            Placement::Anywhere => self.map_anywhere(None, mapping),
+            Placement::Hint(at) => {
+                let hint = PageRange::with_pages(at.page(), asked.pages()).ok();
+                self.map_anywhere(hint.filter(|hint| self.whole().covers(*hint)), mapping)
+            }
+            Placement::Fixed(_) => self.map_fixed(asked, mapping),
+            Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping),
+        }?;
+        Ok(Mapped { range, flags, serial })
+    }
+
+    /// What a new mapping shows, and the flags that it gets from that. A file hears that the space may show it. Not inlined: the
+    /// stack has no room for this and the publication.
+    #[inline(never)]
+    fn backing(
+        &self,
+        handle: &AddressSpace<H, D>,
+        request: MapRequest<H>,
+        asked: PageRange,
+    ) -> Result<(Backing<H>, Sharing, Flags), MapError> {
+        let mut flags = request.flags;
+        let (file, first, sharing) = match request.source {
+            Source::Anonymous => return Ok((Backing::Anonymous, Sharing::Private, flags)),
             Source::AnonymousShared => {
-                if request.flags.contains(Flags::GROWS_DOWN) {
+                if flags.contains(Flags::GROWS_DOWN) {
                     return Err(MapError::GrowingFile);
                 }
                 if !H::Table::SHARES_WRITES {
                     return Err(MapError::SharedWriteUnsupported);
                 }
-                let bytes = asked.pages() * PAGE_SIZE;
-                let file = File::in_memory(&self.engine, bytes)?;
+                let file = File::in_memory(&self.engine, asked.pages() * PAGE_SIZE)?;
                 file.register(self.id, || handle.as_maps(), &Hull::EMPTY)?;
-                (Backing::File { file, first: 0 }, Sharing::Shared)
+                return Ok((Backing::File { file, first: 0 }, Sharing::Shared, flags));
             }
             Source::Handle { handle: by, first, sharing } => {
                 let rights = by.rights();
@@ -339,78 +374,68 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(MapError::NotReadable);
                 }
                 let is_bound = sharing == Sharing::Shared && !rights.contains(FileRights::WRITE);
-                let flags = request.flags | if is_bound { Flags::READ_ONLY } else { Flags::empty() };
-                let source = Source::File { file: by.file().clone(), first, sharing };
-                return self.map(handle, MapRequest { source, flags, ..request }, asked);
+                flags |= if is_bound { Flags::READ_ONLY } else { Flags::empty() };
+                (by.file().clone(), first, sharing)
             }
-            Source::File { file, first, sharing } => {
-                if first.checked_add(asked.pages()).is_none_or(|end| end > LAST_FILE_PAGE) {
-                    return Err(MapError::FileOffset { first, pages: asked.pages() });
-                }
-                if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
-                    if !file.is_writable() || request.flags.contains(Flags::READ_ONLY) {
-                        return Err(MapError::SharedWrite);
-                    }
-                    if !H::Table::SHARES_WRITES {
-                        return Err(MapError::SharedWriteUnsupported);
-                    }
-                }
-                if request.flags.contains(Flags::GROWS_DOWN) {
-                    return Err(MapError::GrowingFile);
-                }
-                // What it shows, and where, the file hears when that is known: see `publish_new`.
-                file.register(self.id, || handle.as_maps(), &Hull::EMPTY)?;
-                (Backing::File { file, first }, sharing)
-            }
+            Source::File { file, first, sharing } => (file, first, sharing),
         };
-        let serial = self.engine.next_serial();
-        let flags = edit::accounted(request.protection, sharing, request.flags);
-        let mapping = |range| Mapping {
-            range,
-            protection: request.protection,
-            sharing,
-            flags,
-            backing,
-            serial,
-            shift: 0,
-            anon: None,
-        };
-        let (range, flags) = match request.placement {
-            Placement::Anywhere => self.map_anywhere(None, asked.pages(), mapping),
-            Placement::Hint(at) => {
-                let hint = PageRange::with_pages(at.page(), asked.pages()).ok();
-                let hint = hint.filter(|hint| self.whole().covers(*hint));
-                self.map_anywhere(hint, asked.pages(), mapping)
+        if first.checked_add(asked.pages()).is_none_or(|end| end > LAST_FILE_PAGE) {
+            return Err(MapError::FileOffset { first, pages: asked.pages() });
+        }
+        if sharing == Sharing::Shared && request.protection.contains(Protection::WRITE) {
+            if !file.is_writable() || flags.contains(Flags::READ_ONLY) {
+                return Err(MapError::SharedWrite);
             }
-            Placement::Fixed(_) => self.map_fixed(asked, mapping(asked)),
-            Placement::FixedNoReplace(_) => self.map_no_replace(asked, mapping(asked)),
-        }?;
-        Ok(Mapped { range, flags, serial })
+            if !H::Table::SHARES_WRITES {
+                return Err(MapError::SharedWriteUnsupported);
+            }
+        }
+        if flags.contains(Flags::GROWS_DOWN) {
+            return Err(MapError::GrowingFile);
+        }
+        // What it shows, and where, the file hears when that is known: see `publish_new`.
+        file.register(self.id, || handle.as_maps(), &Hull::EMPTY)?;
+        Ok((Backing::File { file, first }, sharing, flags))
     }
 
+    /// Maps `mapping` where there is room for it, at `hint` if there is some there.
     fn map_anywhere(
         &self,
         hint: Option<PageRange>,
-        pages: u64,
-        mapping: impl FnOnce(PageRange) -> Mapping<H>,
+        mapping: Mapping<H>,
     ) -> Result<(PageRange, Flags), MapError> {
-        let mut refused = None;
-        let (mut call, lock) = loop {
-            let (kind, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
-            let mut call = self.change(kind, range);
-            let at = refused.or(hint);
-            let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, at, pages);
-            let lock = call.take_chosen(choose).ok_or(MapError::NoSpace { pages })?;
-            let place = call.range();
-            match D::placed(call.work(), place) {
-                Ok(()) => break (call, lock),
+        let (mut mapping, mut refused) = (Some(mapping), None);
+        loop {
+            match self.map_somewhere(hint, refused, &mut mapping)? {
+                Placed::There(range, flags) => return Ok((range, flags)),
                 // All is let go, and comes back with what this place needs.
-                Err(_) => refused = Some(place),
+                Placed::Refused(place) => refused = Some(place),
             }
-        };
-        // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
+        }
+    }
+
+    /// One attempt of [`Space::map_anywhere`]; `refused`: the place that the design could not have in the last one. The call is too
+    /// large to be moved, so that it ends here.
+    #[inline(never)]
+    fn map_somewhere(
+        &self,
+        hint: Option<PageRange>,
+        refused: Option<PageRange>,
+        mapping: &mut Option<Mapping<H>>,
+    ) -> Result<Placed, MapError> {
+        let pages = mapping.as_ref().map_or(0, |mapping| mapping.range.pages());
+        let (kind, range) = refused.map_or((Call::Place, self.whole()), |place| (Call::Map, place));
+        let mut call = self.change(kind, range);
+        let at = refused.or(hint);
+        let choose = |map: &Map, claims: &Claims| self.free_place_at(map, claims, at, pages);
+        let lock = call.take_chosen(choose).ok_or(MapError::NoSpace { pages })?;
         let range = call.range();
-        call.map_hole(lock, mapping(range)).map(|flags| (range, flags))
+        if D::placed(call.work(), range).is_err() {
+            return Ok(Placed::Refused(range));
+        }
+        // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
+        let mapping = Mapping { range, ..mapping.take().expect("it is mapped once") };
+        call.map_hole(lock, mapping).map(|flags| Placed::There(range, flags))
     }
 
     /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
@@ -449,6 +474,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         otherwise
     }
 
+    #[inline(never)]
     fn map_no_replace(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
         let mut call = self.change(Call::Map, range);
         let lock = call.take(range);
@@ -457,6 +483,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
+    #[inline(never)]
     fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
         let mut call = self.change_excluding(Call::Map, range);
         let lock = call.take(range);

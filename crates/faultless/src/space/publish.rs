@@ -304,21 +304,31 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             let gone = SpaceUsage::default().with(closed.iter().map(|vma| vma.mapping()));
             let note = SpaceUsage::default().with(&next).change_from(gone);
-            let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
-            new.try_reserve_exact(next.len()).map_err(|_| OutOfMemory)?;
-            for mapping in next.drain(..) {
-                let vma = try_box(Vma::new(mapping)?)?;
-                // Nobody has it yet: no wait.
-                D::exclude(work, &self.engine, vma.lock());
-                new.push(vma);
-            }
-            Ok(Draft { hull, goes: closed.len(), new, note })
+            Ok(Draft { hull, goes: closed.len(), new: self.vmas(work, &mut next)?, note })
         });
         match built {
             Ok(_) => closed.iter().for_each(|vma| D::detach(vma.lock(), true)),
             Err(_) => closed.iter().for_each(|vma| vma.reopen()),
         }
         built
+    }
+
+    /// VMAs of `mappings`, which nobody has yet. Not inlined: the stack has no room for this beside what drafts them.
+    #[inline(never)]
+    fn vmas<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        mappings: &mut Few<Mapping<H>>,
+    ) -> Result<Vec<Box<Vma<H, D>>>, OutOfMemory> {
+        let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
+        new.try_reserve_exact(mappings.len()).map_err(|_| OutOfMemory)?;
+        for mapping in mappings.drain(..) {
+            let vma = try_box(Vma::new(mapping)?)?;
+            // Nobody has it yet: no wait.
+            D::exclude(work, &self.engine, vma.lock());
+            new.push(vma);
+        }
+        Ok(new)
     }
 
     /// The first `goes` VMAs of `hull`, which a draft has closed, stay.
@@ -422,7 +432,7 @@ fn build<'a, H: Host, D: LockingDesign>(
         push(Piece { mapping: close(left)?, is_new: false, goes_on: false })?;
     }
     let mut is_last_new = false;
-    for piece in middle {
+    for piece in middle.drain(..) {
         is_last_new = push(piece)?;
     }
     match keep_behind {

@@ -140,6 +140,7 @@ impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     /// Lets all go, in the order that stands at the type; so does dropping it.
+    #[inline(always)]
     pub fn finish(self) {
         drop(self);
     }

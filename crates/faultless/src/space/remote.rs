@@ -97,7 +97,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
             }
             if let Some(page) = full {
-                run = [const { None }; RUN];
+                run.iter_mut().for_each(|place| *place = None);
                 // Two threads that each keep pins and wait for one more could wait for each other.
                 let dying = &self.0.signs.dying;
                 self.0.engine.wait_for_place(page, Some(dying));
@@ -115,7 +115,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     _ => Ok(done),
                 };
             }
-            for (page, offset, part) in run.into_iter().flatten() {
+            for (page, offset, part) in run.iter_mut().filter_map(Option::take) {
                 let copied = copy(&page, offset, part.clone());
                 done += copied;
                 if copied < part.len() {

@@ -1,14 +1,31 @@
 //! madvise(MADV_REMOVE): a hole in what is mapped shared.
 
 use super::Space;
-use super::advise::{Advice, AdviseError, refuses};
+use super::advise::{Advice, AdviseError, Refusal, refuses};
 use super::flags::Wrong;
-use crate::address::{PAGE_SIZE, PageRange};
+use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::host::Host;
+use crate::page_cache::File;
+use crate::sync::Shared;
 use crate::vma::tree::Ranged;
 
+/// What is mapped in a part of a range, whether it may not go, and the file that it shows, with the first page.
+type Removed<H> = (PageRange, Option<Refusal>, Option<(Shared<File<H>>, u64)>);
+
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// What is mapped at the first page of `rest` from `at` on where something is. `inside` is taken, so that nothing there is half
+    /// done, and let go before the file is asked. Not inlined: the stack has no room for this and for the file's work.
+    #[inline(never)]
+    fn next_removed(&self, at: PageNumber, rest: PageRange, inside: PageRange) -> Option<Removed<H>> {
+        let mut call = self.change_nothing();
+        let lock = call.take(inside);
+        let vma = self.tree.view_locked(&lock.writer).from(at).next()?;
+        let part = vma.range().intersection(rest)?;
+        let file = vma.mapping().file_page(part.start()).map(|(file, page)| (file.clone(), page));
+        Some((part, refuses(vma.mapping(), Advice::Remove), file))
+    }
+
     /// Punches the pages of `range` out of their files, mapping by mapping as they are found. Nothing is held while a file is at
     /// work; what somebody maps there meanwhile stays as it is.
     pub(super) fn remove(&self, range: PageRange) -> Result<(), AdviseError> {
@@ -16,18 +33,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (mut at, mut hole) = (range.start(), None);
         while let Some(rest) = PageRange::new(at, range.end()) {
             let Some(inside) = rest.intersection(self.whole()) else { break };
-            // Taken, so that nothing there is half done; let go before the file is asked.
-            let mut call = self.change_nothing();
-            let lock = call.take(inside);
-            let next = self.tree.view_locked(&lock.writer).from(at).next().and_then(|vma| {
-                let part = vma.range().intersection(rest)?;
-                let refusal = refuses(vma.mapping(), advice);
-                let file = vma.mapping().file_page(part.start()).map(|(file, page)| (file.clone(), page));
-                Some((part, refusal, file))
-            });
-            drop(lock);
-            call.finish();
-            let Some((part, refusal, file)) = next else { break };
+            let Some((part, refusal, file)) = self.next_removed(at, rest, inside) else { break };
             if let Some(refusal) = refusal {
                 let wrong = Wrong::Refused(part.start().address(), refusal);
                 return Err(self.advise_error(range, advice, wrong));

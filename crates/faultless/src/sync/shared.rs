@@ -96,7 +96,8 @@ impl<T> Shared<T> {
     /// # Errors
     /// [`OutOfMemory`]; `make` is not called.
     pub fn try_new_cyclic(make: impl FnOnce(&Weak<T>) -> T) -> Result<Self, OutOfMemory> {
-        Self::try_make(Count::new(0), None, None, make)
+        // SAFETY: the whole value is written.
+        unsafe { Self::try_make(Count::new(0), None, None, |weak, place| place.write(make(weak))) }
     }
 
     /// As [`Shared::try_new`], charged as long as the memory is there.
@@ -109,14 +110,31 @@ impl<T> Shared<T> {
         sections: &Arc<Sections>,
         make: impl FnOnce(&Weak<T>) -> T,
     ) -> Result<Self, OutOfMemory> {
-        Self::try_make(Count::new(0), None, Some(sections), make)
+        // SAFETY: the whole value is written.
+        unsafe { Self::try_make(Count::new(0), None, Some(sections), |weak, place| place.write(make(weak))) }
     }
 
     /// As [`Shared::try_new_cyclic`], charged, for a value that retired things have handles of ([`Shared::count_as_retired`]): when
     /// only those are left, [`LeftToRetired::left_to_retired`] is called.
+    #[cfg(test)]
     pub(crate) fn try_new_retirable(
         sections: &Arc<Sections>,
         make: impl FnOnce(&Weak<T>) -> T,
+    ) -> Result<Self, OutOfMemory>
+    where
+        T: LeftToRetired,
+    {
+        // SAFETY: the whole value is written.
+        unsafe { Self::try_new_retirable_in_place(sections, |weak, place| place.write(make(weak))) }
+    }
+
+    /// As [`Shared::try_new_retirable`], of a value that is too large for the stack: `make` writes it where it is to be.
+    ///
+    /// # Safety
+    /// `make` writes the whole value.
+    pub(crate) unsafe fn try_new_retirable_in_place(
+        sections: &Arc<Sections>,
+        make: impl FnOnce(&Weak<T>, *mut T),
     ) -> Result<Self, OutOfMemory>
     where
         T: LeftToRetired,
@@ -127,14 +145,18 @@ impl<T> Shared<T> {
             // SAFETY: by the contract above.
             unsafe { value.cast::<T>().as_ref() }.left_to_retired();
         }
-        Self::try_make(super::modelled::count(T::IS_MODELLED), Some(tell::<T>), Some(sections), make)
+        let strong = super::modelled::count(T::IS_MODELLED);
+        // SAFETY: by the contract above.
+        unsafe { Self::try_make(strong, Some(tell::<T>), Some(sections), make) }
     }
 
-    fn try_make(
+    /// # Safety
+    /// `make` writes the whole value.
+    unsafe fn try_make(
         strong: Count,
         left_to_retired: Option<unsafe fn(NonNull<()>)>,
         charged_to: Option<&Arc<Sections>>,
-        make: impl FnOnce(&Weak<T>) -> T,
+        make: impl FnOnce(&Weak<T>, *mut T),
     ) -> Result<Self, OutOfMemory> {
         let memory: Box<MaybeUninit<Counted<T>>> = try_box_uninit()?;
         let counted = NonNull::from(Box::leak(memory)).cast::<Counted<T>>();
@@ -151,8 +173,9 @@ impl<T> Shared<T> {
         }
         // The strong handles' weak one. If `make` panics, the memory is lost.
         let weak = ManuallyDrop::new(Weak { counted });
-        // SAFETY: nobody reads the value while there are no strong handles.
-        unsafe { (&raw mut (*place).value).write(ManuallyDrop::new(make(&weak))) };
+        // Nobody reads the value while there are no strong handles.
+        // SAFETY: the memory is there. A value of this type lies in its `ManuallyDrop` as it would alone.
+        make(&weak, unsafe { &raw mut (*place).value }.cast::<T>());
         // Release, partner: the Acquire of `Weak::upgrade`.
         weak.counts().0.store(1, Ordering::Release);
         Ok(Self { counted, owns: PhantomData })

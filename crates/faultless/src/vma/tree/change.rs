@@ -97,6 +97,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
     }
 
     /// Makes the change if the root is a leaf, and stays one. False: it does not.
+    #[inline(never)]
     fn in_the_root(&mut self, root: &AtomicPtr<()>, leaf: LeafRef<'_, T>) -> Result<bool, OutOfMemory> {
         let Self { range, ref mut new, ref mut retired, ref mut made } = *self;
         let base = PageNumber::new(0);
@@ -131,21 +132,18 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             return Ok(());
         }
         let pointers = into_pointers(core::mem::take(self.new));
-        let mut draft = Draft::new();
-        let drafted = draft.make(old_root, self.range, &pointers);
-        match drafted.and_then(|()| Ok(self.retired.try_reserve(draft.replaced())?)) {
-            Ok(()) => {
+        let changed = {
+            let mut draft = Draft::new();
+            let drafted = draft.make(old_root, self.range, &pointers);
+            drafted.and_then(|()| Ok(self.retired.try_reserve(draft.replaced())?)).inspect(|()| {
                 self.made += pointers.len() * size_of::<T>() + draft.bytes();
                 draft.publish(root, self.retired);
-                Ok(())
-            }
-            Err(error) => {
-                drop(draft);
-                // SAFETY: the draft is undone, nobody has seen them.
-                *self.new = unsafe { into_boxes(pointers) };
-                Err(error)
-            }
-        }
+            })
+        };
+        changed.inspect_err(|_| {
+            // SAFETY: the draft is undone, nobody has seen them.
+            *self.new = unsafe { into_boxes(pointers) };
+        })
     }
 }
 

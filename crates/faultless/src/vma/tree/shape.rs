@@ -201,9 +201,16 @@ impl<T: Ranged> Drop for Draft<'_, T> {
 
 impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
     /// Nothing. It stays where it is made: stacks have no room for several.
+    #[inline(always)]
     pub fn new() -> Self {
-        let (new, old, items, shaped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { new, old, items, shaped, swing: None, path: Path::new() }
+        Self {
+            new: Vec::new(),
+            old: Vec::new(),
+            items: Vec::new(),
+            shaped: Vec::new(),
+            swing: None,
+            path: Path::new(),
+        }
     }
 
     /// The tree under `root` with `new` instead of what was in `range`.
@@ -276,6 +283,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
     }
 
     /// Makes it the tree's. `retired` has room for what it replaces.
+    #[inline(never)]
     pub fn publish(&mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
         let Some(swing) = self.swing.take() else { return };
         let link = swing.child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
