@@ -457,6 +457,15 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep("invalidate");
         self.timed(Counter::InvalidateWait, |wait| table.invalidate(range, wait));
     }
+
+    /// Before the frames and the tables of a space go: returns when no processor has its table loaded.
+    pub(crate) fn unload(&self, table: &H::Table) {
+        self.assert_may_sleep("unload");
+        // The mutant: processors keep translations of a space that is gone.
+        if !cfg!(mutant = "frames_before_unload") {
+            self.timed(Counter::InvalidateWait, |wait| table.unload(wait));
+        }
+    }
 }
 
 /// Looks after which a wait is taken to be for a preempted holder; see [`Park::pause`].
