@@ -30,7 +30,8 @@ fixed_without_busy       | faultless-soft | loom | page_work_against_map_fixed |
 install_loses_dirty      | faultless-soft | loom | invariant_9_a_dirty_bit_is_not_lost | invariant 9
 subject_relaxed          | faultless-soft | loom | accesses_after_each_other_against_unmap | (invariant 3|Causality violation)
 leaf_with_neighbour      | faultless-soft | loom | a_leaf_table_keeps_its_neighbour | rule 7
-invalidate_before_unhook | faultless-lab  | order | _unhooks_then_invalidates | invariant 15
+invalidate_before_unhook | faultless-soft | loom | a_kept_upper_entry_against_unmap | (invariant (3|15)|Causality violation)
+frames_before_unload     | faultless-soft | processors | a_space_ends_when | invariant 3
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
 shared_table_is_writable | faultless-soft | loom_fork | a_store_against_fork | invariant 7
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)

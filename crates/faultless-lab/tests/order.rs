@@ -1,7 +1,7 @@
 //! The order in which calls unhook leaf tables, invalidate, and free (invariant 15). A processor with page tables in hardware
 //! walks them in no section, and keeps what it has read of the upper ones; so a table that is unhooked is free only after an
-//! invalidation that came later. The software machine's walkers are in sections, and would not notice. Here a host that
-//! records the calls stands for such a processor.
+//! invalidation that came later. Here a host records the calls, so that each order is checked without threads; models on
+//! `Soft::with_caches` check what a processor does meanwhile.
 
 #[macro_use]
 mod every_design;
@@ -19,6 +19,7 @@ use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement, RemapReques
 use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable, Soft};
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 macro_rules! under {
@@ -38,6 +39,7 @@ every_design! { [under] (
     brk_unhooks_then_invalidates
     a_sweep_of_many_frames_ends_with_the_tables
     nothing_removed_is_nothing_invalidated
+    the_last_handle_unloads_then_frees
 ) }
 
 /// Pages of a leaf table.
@@ -120,6 +122,8 @@ struct Recorder {
 struct RecordedTable {
     table: RadixTable,
     log: Arc<Log>,
+    /// No processor has it loaded any more.
+    is_unloaded: AtomicBool,
 }
 
 /// Its memory.
@@ -180,7 +184,8 @@ unsafe impl Host for Recorder {
     }
 
     fn new_table(&self) -> Result<RecordedTable, OutOfMemory> {
-        Ok(RecordedTable { table: self.soft.new_table()?, log: self.log.clone() })
+        let table = self.soft.new_table()?;
+        Ok(RecordedTable { table, log: self.log.clone(), is_unloaded: AtomicBool::new(false) })
     }
 }
 
@@ -234,7 +239,8 @@ unsafe impl PageTable for RecordedTable {
     ) -> Result<(), Entry> {
         // SAFETY: by the same contract.
         unsafe { self.table.exchange(leaf, page, seen, new) }?;
-        if let Some(frame) = seen.frame().filter(|_| new.frame() != seen.frame()) {
+        let goes = new.frame() != seen.frame() && !self.is_unloaded.load(Ordering::Relaxed);
+        if let Some(frame) = seen.frame().filter(|_| goes) {
             lock(&self.log.stale).push(Stale::Frame(page, frame));
         }
         Ok(())
@@ -283,6 +289,11 @@ unsafe impl PageTable for RecordedTable {
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         self.table.invalidate(range, wait);
         self.log.invalidate(range);
+    }
+
+    fn unload(&self, wait: impl FnMut(u32)) {
+        self.table.unload(wait);
+        self.is_unloaded.store(true, Ordering::Relaxed);
     }
 }
 
@@ -340,13 +351,6 @@ impl<D: LockingDesign> Deref for Watched<D> {
 
     fn deref(&self) -> &AddressSpace<Recorder, D> {
         &self.0
-    }
-}
-
-/// A space without an end of its own is taken apart without an invalidation: no processor runs in it any more.
-impl<D: LockingDesign> Drop for Watched<D> {
-    fn drop(&mut self) {
-        self.0.exit();
     }
 }
 
@@ -457,4 +461,14 @@ fn nothing_removed_is_nothing_invalidated<D: LockingDesign>() {
     space.discard(at(FIRST), LENGTH).unwrap();
     space.unmap(at(FIRST), LENGTH).unwrap();
     assert_eq!(space.seen(), Seen::default());
+}
+
+/// Without an exit before. The log checks that no frame goes while a processor has the table loaded.
+fn the_last_handle_unloads_then_frees<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 3);
+    let log = space.engine().host().log.clone();
+    drop(space);
+    assert!(lock(&log.seen).frames_freed >= 3, "the pages, and the page of zeros with the engine");
 }

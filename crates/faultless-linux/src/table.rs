@@ -586,6 +586,10 @@ unsafe impl PageTable for Table {
         }
     }
 
+    fn unload(&self, _wait: impl FnMut(u32)) {
+        // The kernel's tables are its own, and go with the window. Nobody uses the window by then.
+    }
+
     unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         self.window.protect(range, rights).map_err(|_| OutOfMemory)
     }

@@ -9,6 +9,7 @@
 //! ```
 //! A translation lives as long as the access section in which it was found: there is no translation cache that
 //! would outlive it. So [`invalidate`](faultless::host::PageTable::invalidate) is the end of all older sections.
+//! [`Soft::with_caches`] makes a machine for tests whose processors keep translations, as hardware does.
 
 #[cfg(all(mutant, not(debug_assertions)))]
 compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");
@@ -36,6 +37,9 @@ pub struct Soft {
     memory: PhysicalMemory,
     /// Of all processors: the engine's read sections and the processors' accesses.
     sections: Arc<Sections>,
+    /// What the processors keep of page tables, on a machine made by [`Soft::with_caches`]. Immutable.
+    #[cfg(debug_assertions)]
+    processors: Option<Arc<table::Processors>>,
     barrier: StdBarrier,
     park: StdPark,
     clock: StdClock,
@@ -54,10 +58,35 @@ impl Soft {
         Ok(Self {
             memory: PhysicalMemory::new(frames)?,
             sections: Arc::new(Sections::new()),
+            #[cfg(debug_assertions)]
+            processors: None,
             barrier: StdBarrier::new(),
             park: StdPark::default(),
             clock: StdClock::default(),
         })
+    }
+
+    /// As [`Soft::new`], with processors that have a TLB and a cache of upper table entries, as hardware has. Use it in
+    /// tests: a frame or a leaf table that is freed before its translations were invalidated ends the test.
+    ///
+    /// Translations stay in the caches when the access has ended, until they are invalidated. The first 16 threads have caches of
+    /// their own; a thread beyond these shares the caches of an earlier one.
+    ///
+    /// Without debug assertions the machine is as [`Soft::new`] makes it: the checks would slow every access.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    ///
+    /// # Panics
+    /// Later, in whichever call frees too early: the message begins with "invariant 3" or "invariant 15".
+    pub fn with_caches(frames: u64) -> Result<Self, MemoryError> {
+        let soft = Self::new(frames)?;
+        #[cfg(debug_assertions)]
+        let soft = {
+            let processors = Some(table::Processors::new());
+            Self { memory: soft.memory.cached_by(processors.clone()), processors, ..soft }
+        };
+        Ok(soft)
     }
 }
 
@@ -95,6 +124,9 @@ unsafe impl Host for Soft {
     }
 
     fn new_table(&self) -> Result<RadixTable, OutOfMemory> {
-        RadixTable::new(Arc::clone(&self.sections))
+        let table = RadixTable::new(Arc::clone(&self.sections));
+        #[cfg(debug_assertions)]
+        let table = table.map(|table| table.cached_by(self.processors.clone()));
+        table
     }
 }

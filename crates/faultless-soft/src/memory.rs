@@ -5,6 +5,8 @@
 
 use crate::arena::Arena;
 use crate::free_list::{BATCH, Cache, FreeList, Held};
+#[cfg(debug_assertions)]
+use crate::table::Processors;
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage, Slots, StdSlots};
 #[cfg(loom)]
@@ -12,6 +14,8 @@ use faultless::sync::atomic::AtomicU64;
 use faultless::sync::atomic::Ordering;
 use faultless::sync::plain;
 use std::ptr::NonNull;
+#[cfg(debug_assertions)]
+use std::sync::Arc;
 
 /// The most frames that a memory can have: list heads keep a frame's number, plus one, in 32 bits.
 pub const MAX_FRAMES: u64 = u32::MAX as u64 - 1;
@@ -65,6 +69,9 @@ pub struct PhysicalMemory {
     caches: [Cache; CACHES],
     /// Allocations until one fails, that one included; 0: none will. Atomic; see [`FOR_EVER`].
     failing: plain::AtomicU64,
+    /// The processors' caches, which name no frame that is freed. Immutable.
+    #[cfg(debug_assertions)]
+    processors: Option<Arc<Processors>>,
 }
 
 impl PhysicalMemory {
@@ -88,7 +95,16 @@ impl PhysicalMemory {
             list: FreeList::new(frames),
             caches: std::array::from_fn(|_| Cache::new()),
             failing: plain::AtomicU64::new(0),
+            #[cfg(debug_assertions)]
+            processors: None,
         })
+    }
+
+    /// The same memory, whose frames may be named in these caches.
+    #[cfg(debug_assertions)]
+    pub(crate) fn cached_by(mut self, processors: Option<Arc<Processors>>) -> Self {
+        self.processors = processors;
+        self
     }
 
     /// From the `n`-th allocation on (1 is the next one) all fail; `None`: no longer. For tests.
@@ -250,6 +266,10 @@ unsafe impl FrameSource for PhysicalMemory {
     unsafe fn free(&self, frame: Frame) {
         let folio = self.folio(frame);
         debug_assert!(folio.is_free(), "{frame:?} is freed while somebody has a reference to it");
+        #[cfg(all(debug_assertions, not(loom)))]
+        if let Some(processors) = &self.processors {
+            processors.assert_forgotten(frame);
+        }
         folio.life().end();
         self.arena.poison(frame.get());
         // A number that `allocate` has given out fits.

@@ -1,9 +1,12 @@
 //! What a processor does for one access: it walks the table, sets the accessed and dirty bits, and uses the frame,
-//! all inside one access section, which [`PageTable::invalidate`] waits for.
+//! all inside one access section, which [`PageTable::invalidate`] waits for. A machine made by
+//! [`Soft::with_caches`](crate::Soft::with_caches) has processors that keep translations longer.
 
 use crate::memory::PhysicalMemory;
-use crate::table::RadixTable;
-use faultless::address::VirtAddr;
+#[cfg(debug_assertions)]
+use crate::table::Caches;
+use crate::table::{Leaf, RadixTable};
+use faultless::address::{PageNumber, VirtAddr};
 use faultless::host::{Entry, Frame, PageTable};
 use faultless::protection::Access;
 use faultless::sync::AccessSection;
@@ -35,29 +38,71 @@ pub(crate) fn access<R>(
     if page.get() >= RadixTable::PAGES {
         return Err(fault);
     }
+    #[cfg(debug_assertions)]
+    if let Some(processors) = table.processors() {
+        // Held until the access has ended, so that an invalidation waits for it.
+        let mut caches = processors.current();
+        let frame = through_caches(&mut caches, section, table, page, access).ok_or(fault)?;
+        return Ok(operation(memory, frame, address.offset_in_page()));
+    }
     let leaf = table.leaf(section, page).ok_or(fault)?;
-    let (right, bits) = match access {
+    let (frame, _) = walk(table, leaf, page, access).ok_or(fault)?;
+    Ok(operation(memory, frame, address.offset_in_page()))
+}
+
+/// The right that an access needs, and the bits that it leaves in the entry.
+#[inline]
+fn needs(access: Access) -> (u64, u64) {
+    match access {
         Access::Read => (Entry::READ, Entry::ACCESSED),
         Access::Write => (Entry::WRITE, Entry::ACCESSED | Entry::DIRTY),
         Access::Execute => (Entry::EXECUTE, Entry::ACCESSED),
-    };
+    }
+}
+
+/// The last step of a walk: the frame, and the entry that names it, allows the access and has the bits that it leaves.
+#[inline]
+fn walk(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber, access: Access) -> Option<(Frame, Entry)> {
+    let (right, bits) = needs(access);
     // As the write bit of an upper entry, which goes before that of the entry.
     if access == Access::Write && table.is_shared(leaf) && !cfg!(mutant = "shared_table_is_writable") {
-        return Err(fault);
+        return None;
     }
     let mut entry = table.translate(leaf, page);
-    let frame = loop {
-        let Some(frame) = entry.frame().filter(|_| entry.has(right)) else { return Err(fault) };
+    loop {
+        let frame = entry.frame().filter(|_| entry.has(right))?;
         if entry.has(bits) {
-            break frame;
+            return Some((frame, entry));
         }
         // The bits come before the access: a store into a page that looks clean could be dropped with the page.
         match table.set_hardware(leaf, page, entry, bits) {
-            Ok(()) => break frame,
+            Ok(()) => return Some((frame, entry.with(bits))),
             Err(now) => entry = now,
         }
+    }
+}
+
+/// The frame of `page` as a processor with caches finds it; it keeps what it walks.
+#[cfg(debug_assertions)]
+fn through_caches(
+    caches: &mut Caches,
+    section: &AccessSection<'_>,
+    table: &RadixTable,
+    page: PageNumber,
+    access: Access,
+) -> Option<Frame> {
+    let subject = table.subject(page);
+    if let Some(frame) = caches.frame(subject, needs(access).0) {
+        return Some(frame);
+    }
+    let leaf = caches.leaf(section, table, page);
+    let Some((leaf, (frame, entry))) = leaf.and_then(|leaf| Some((leaf, walk(table, leaf, page, access)?)))
+    else {
+        caches.faulted(section, table, page);
+        return None;
     };
-    Ok(operation(memory, frame, address.offset_in_page()))
+    caches.keep(subject, leaf, (frame, entry));
+    Some(frame)
 }
 
 #[cfg(all(test, not(loom), not(shuttle)))]
@@ -66,7 +111,7 @@ mod tests {
     use crate::Soft;
     use crate::alone::{Entries, Frames};
     use crate::table::{access_section, section};
-    use faultless::address::{PageNumber, PageRange};
+    use faultless::address::PageRange;
     use faultless::host::{FrameSource, Host};
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -188,7 +233,7 @@ mod models {
     use crate::Soft;
     use crate::alone::{Entries, Frames};
     use crate::table::{access_section, section};
-    use faultless::address::{PageNumber, PageRange};
+    use faultless::address::PageRange;
     use faultless::host::{FrameSource, Host, StdSlots};
     use loom::thread;
     use std::sync::Arc;

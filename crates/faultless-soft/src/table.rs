@@ -2,9 +2,13 @@
 //! trees ([`share`]).
 
 mod block;
+#[cfg(debug_assertions)]
+mod cached;
 mod share;
 
 use block::Reserve;
+#[cfg(debug_assertions)]
+pub(crate) use cached::{Caches, Processors};
 use faultless::address::{PageNumber, PageRange};
 use faultless::host::{Entry, Fate, OutOfMemory, PageTable, Stable, Unshared};
 #[cfg(not(loom))]
@@ -93,6 +97,8 @@ unsafe impl Table for LeafTable {
 impl Drop for LeafTable {
     fn drop(&mut self) {
         debug_assert!(!self.sharing.is_shared(), "a table freed that others have");
+        #[cfg(all(debug_assertions, not(loom)))]
+        cached::assert_leaf_forgotten(self);
         self.life.end();
     }
 }
@@ -275,6 +281,9 @@ pub struct RadixTable {
     reserve: Reserve,
     /// The access sections of all processors; [`PageTable::invalidate`] waits for the older ones. Immutable.
     sections: Arc<Sections>,
+    /// The processors' caches, on a machine that has them. Immutable.
+    #[cfg(debug_assertions)]
+    processors: Option<Arc<Processors>>,
 }
 
 /// A leaf table and the place where it hangs.
@@ -324,7 +333,14 @@ impl RadixTable {
     pub fn new(sections: Arc<Sections>) -> Result<Self, OutOfMemory> {
         let root = make::<Root>()?;
         sections.charge(size_of::<Root>());
-        Ok(Self { root, tag: next_tag(), reserve: Reserve::default(), sections })
+        Ok(Self {
+            root,
+            tag: next_tag(),
+            reserve: Reserve::default(),
+            sections,
+            #[cfg(debug_assertions)]
+            processors: None,
+        })
     }
 
     /// The entry as a processor's walk finds it. Acquire, partner: [`PageTable::install`]: what was written into the
@@ -360,6 +376,10 @@ impl RadixTable {
 
 impl Drop for RadixTable {
     fn drop(&mut self) {
+        #[cfg(debug_assertions)]
+        if let Some(processors) = &self.processors {
+            processors.assert_unloaded(self.tag);
+        }
         self.sections.uncharge(self.root.charged());
     }
 }
@@ -554,6 +574,18 @@ unsafe impl PageTable for RadixTable {
         let first = self.subject(range.start());
         let of_range = |subject: u64| subject.wrapping_sub(first) < range.pages();
         self.sections.grace_of(of_range, wait);
+        #[cfg(debug_assertions)]
+        if let Some(processors) = &self.processors {
+            processors.forget(self, range);
+        }
+    }
+
+    fn unload(&self, _wait: impl FnMut(u32)) {
+        // An access holds a handle of its space, so none is under way.
+        #[cfg(debug_assertions)]
+        if let Some(processors) = &self.processors {
+            processors.forget_all(self.tag);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 type Space = AddressSpace<Soft, Faultless>;
 
 fn engine() -> Arc<Engine<Soft>> {
-    Engine::new(Soft::new(8).unwrap(), Limits::default()).unwrap()
+    Engine::new(Soft::with_caches(8).unwrap(), Limits::default()).unwrap()
 }
 
 #[test]

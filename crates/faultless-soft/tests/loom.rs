@@ -17,7 +17,14 @@ use faultless_soft::{AccessError, Cpu, Soft};
 use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
 use std::sync::{Arc, Mutex};
 
+/// Processors keep translations, as hardware does.
 fn machine() -> Arc<Engine<Soft>> {
+    let soft = Soft::with_caches(6).expect("six frames");
+    Engine::new(soft, Limits::default()).expect("memory for an engine")
+}
+
+/// As `machine`, without caches: their locks would order what an access section alone has to order.
+fn machine_of_sections() -> Arc<Engine<Soft>> {
     let soft = Soft::new(6).expect("six frames");
     Engine::new(soft, Limits::default()).expect("memory for an engine")
 }
@@ -112,7 +119,13 @@ fn page_work_against_protect() {
 /// Invariant 3: a frame is given away only when the last access that could reach it has ended.
 #[test]
 fn an_access_against_unmap() {
-    model(3, || {
+    for machine in [machine, machine_of_sections] {
+        access_against_unmap(machine);
+    }
+}
+
+fn access_against_unmap(machine: fn() -> Arc<Engine<Soft>>) {
+    model(3, move || {
         let engine = machine();
         let space = Space::new(&engine).unwrap();
         map(&space, 1, 1);
@@ -137,7 +150,7 @@ fn an_access_against_unmap() {
 #[test]
 fn accesses_after_each_other_against_unmap() {
     model(2, || {
-        let engine = machine();
+        let engine = machine_of_sections();
         let space = Space::new(&engine).unwrap();
         map(&space, 1, 1);
         space.store_u64(at(1), 7).unwrap();
@@ -193,6 +206,27 @@ fn freeing_a_leaf_table() {
         fault.join().unwrap();
         space.store_u64(at(1), 4).unwrap();
         assert_eq!(space.load_u64(at(1)).unwrap(), 4);
+        end(&engine, space);
+    });
+}
+
+/// Invariant 15: so it is beside a processor that walks, without a section, from an upper entry that it keeps.
+#[test]
+fn a_kept_upper_entry_against_unmap() {
+    model(3, || {
+        let engine = machine();
+        let space = Space::new(&engine).unwrap();
+        map(&space, 0, 2);
+        space.store_u64(at(1), 5).unwrap();
+        let other = space.clone();
+        let accesses = spawn(1, move || {
+            // The first one keeps the table, also if it faults.
+            let _ = other.try_load_u64(at(1));
+            let _ = other.try_load_u64(at(0));
+        });
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        engine.flush();
+        accesses.join().unwrap();
         end(&engine, space);
     });
 }

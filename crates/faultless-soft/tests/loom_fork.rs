@@ -14,7 +14,7 @@ use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
 use std::sync::Arc;
 
 fn machine() -> Arc<Engine<Soft>> {
-    Engine::new(Soft::new(8).expect("eight frames"), Limits::default()).expect("memory for an engine")
+    Engine::new(Soft::with_caches(8).expect("eight frames"), Limits::default()).expect("memory for an engine")
 }
 
 /// A space with 1 in both pages of a leaf table.

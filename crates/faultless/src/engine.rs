@@ -248,6 +248,15 @@ impl<H: Host> Engine<H> {
         let _ = doing;
     }
 
+    /// In debug builds: the calling thread may wait for other processors. It is in no section (invariant 1) and holds no short
+    /// lock (invariant 17).
+    #[inline]
+    #[track_caller]
+    fn assert_may_wait_for_processors(&self, doing: &str) {
+        self.assert_may_sleep(doing);
+        Held::assert_no_short_lock(doing);
+    }
+
     /// In debug builds: the calling thread is in no section and holds no lock, claim or locked folio that is counted as
     /// [`Held`]. Called right before it touches memory that a caller gave, which `doing` names: on a host with real memory
     /// the access can fault, and the fault path needs what the thread holds. Pins are not counted: they are values that a
@@ -289,7 +298,7 @@ impl<H: Host> Engine<H> {
     /// Waits until every section that was entered before has ended. The caller is in no section of this engine (debug builds
     /// panic).
     pub fn grace(&self) {
-        self.assert_may_sleep("a grace period");
+        self.assert_may_wait_for_processors("a grace period");
         self.timed(Counter::GraceWait, |wait| self.host.sections().grace(self.host.barrier(), wait));
     }
 
@@ -356,7 +365,7 @@ impl<H: Host> Engine<H> {
     }
 
     fn flush_if(&self, always: bool) {
-        self.assert_may_sleep("a grace period");
+        self.assert_may_wait_for_processors("a grace period");
         let (sections, barrier) = (self.host.sections(), self.host.barrier());
         // SAFETY: the barrier with which this engine's sections are entered.
         self.timed(Counter::GraceWait, |wait| unsafe { sections.flush(barrier, always, wait) });
@@ -415,8 +424,17 @@ impl<H: Host> Engine<H> {
 
     /// After range work or a copy-on-write break took translations away: returns when no processor uses them.
     pub(crate) fn invalidate(&self, table: &H::Table, range: crate::address::PageRange) {
-        self.assert_may_sleep("invalidate");
+        self.assert_may_wait_for_processors("invalidate");
         self.timed(Counter::InvalidateWait, |wait| table.invalidate(range, wait));
+    }
+
+    /// Before the frames and the tables of a space go: returns when no processor has its table loaded.
+    pub(crate) fn unload(&self, table: &H::Table) {
+        self.assert_may_wait_for_processors("unload");
+        // The mutant: processors keep translations of a space that is gone.
+        if !cfg!(mutant = "frames_before_unload") {
+            self.timed(Counter::InvalidateWait, |wait| table.unload(wait));
+        }
     }
 }
 

@@ -22,7 +22,7 @@ const P: usize = PAGE_SIZE as usize;
 type Space = AddressSpace<Soft, Faultless>;
 
 fn engine(frames: u64) -> Arc<Engine<Soft>> {
-    Engine::new(Soft::new(frames).unwrap(), Limits::default()).unwrap()
+    Engine::new(Soft::with_caches(frames).unwrap(), Limits::default()).unwrap()
 }
 
 fn opened(pages: usize, fill: u8) -> (Arc<Engine<Soft>>, faultless::sync::Shared<File<Soft>>, Arc<Ram>) {

@@ -284,6 +284,15 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
 
+    /// Returns when no processor has this table loaded, nor keeps a translation or an upper entry of it. The engine calls it
+    /// once, when the last handle of a space goes, before it frees the frames that the entries name and drops the table. A
+    /// kernel switches those processors to another table that still have this one loaded without using it (lazy TLB), and
+    /// flushes what is tagged with this table (its ASID or PCID). A host whose processors keep nothing does nothing.
+    ///
+    /// The host guarantees that no access through the table begins any more. The caller is in no section and has announced
+    /// nothing; this may sleep. `wait` is as for [`PageTable::invalidate`].
+    fn unload(&self, wait: impl FnMut(u32));
+
     /// From now on `range` is mapped with these rights, or not at all: what a host whose processors have mappings of their
     /// own does to those. The caller is in no section and has announced nothing; this may sleep. An access between the two is served, or meets a fault that finds nothing and is tried
     /// again. Called only if [`PageTable::FOLLOWS`].

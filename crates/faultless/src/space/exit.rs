@@ -53,6 +53,9 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
     fn drop(&mut self) {
         // The last handle: no call is under way, and accesses hold a handle too. Truncation may have come by a weak
         // one, but then it had a handle, and this runs in it.
+        // A processor may have the table loaded still, and keep translations: it is in no section. So this comes before the
+        // frames, and they before the tables (invariants 3 and 15).
+        self.engine.unload(&self.table);
         let whole = self.whole();
         let mut rest = Some(whole);
         while let Some(range) = rest {

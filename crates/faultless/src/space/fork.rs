@@ -16,7 +16,7 @@ use crate::protection::Sharing;
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{RangesGuard, RetiredList, try_box};
-use crate::vma::tree::Ranged;
+use crate::vma::tree::{Ranged, View};
 use crate::vma::{AnonId, AnonRecord, Backing, Flags, Mapping, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -72,16 +72,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
         let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
         child_lock.locks = lock.locks.of_child();
+        let has_file_guards = lock.locks.file_guards;
+        // From here on we wait for other processors, so the locks go. What keeps both trees as they are is that all of them is
+        // taken: who changes a tree has taken what he changes.
+        drop(child_lock);
         drop(lock);
         #[cfg(mutant = "fork_reads_records_early")]
         let early = space.pages_of_records(call.taken.over(whole));
         let frozen = D::fork(&space.lock, &space.engine);
         #[cfg(not(mutant = "fork_reads_records_early"))]
-        let copied = space.copy_pages(&mut call, (&child.0, &child_taken, &child_lock), None);
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, None);
         #[cfg(mutant = "fork_reads_records_early")]
-        let copied = space.copy_pages(&mut call, (&child.0, &child_taken, &child_lock), Some(&early[..]));
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, Some(&early[..]));
         drop(frozen);
-        drop(child_lock);
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
         let made = copied.and(followed);
@@ -145,6 +148,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(map)
     }
 
+    /// The tree, of which all is taken.
+    fn view_taken<'t>(&'t self, taken: &'t Taken<'_, H>) -> View<'t, Vma<H, D>> {
+        debug_assert!(taken.range().covers(self.whole()));
+        // SAFETY: who changes a part of the tree has taken it, and all of it is taken. When it was, the tree lock was held and
+        // no edit was under way.
+        unsafe { self.tree.view_still(taken) }
+    }
+
     /// For a mutant: which private mappings have anonymous pages now.
     #[cfg(mutant = "fork_reads_records_early")]
     fn pages_of_records(&self, taken: &Taken<'_, H>) -> Vec<bool> {
@@ -157,19 +168,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Gives the child the entries of every private mapping that has anonymous pages: shares the leaf tables where that
-    /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped.
+    /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped, and no
+    /// lock is held: this waits for grace periods and invalidations.
     #[inline(never)]
     fn copy_pages(
         &self,
         call: &mut RangeChange<'_, H, D>,
-        (child, child_taken, child_lock): (&Self, &Taken<'_, H>, &RangesGuard<'_, super::Map>),
+        (child, child_taken): (&Self, &Taken<'_, H>),
+        has_file_guards: bool,
         early: Option<&[bool]>,
     ) -> Result<(), OutOfMemory> {
-        let lock = call.lock();
         let (taken, weakened) = (call.taken.over(self.whole()), &mut call.removed);
         let pairs = || {
-            let parents = self.tree.view_locked(&lock.writer).from(PageNumber::new(0)).filter(is_inherited);
-            parents.zip(child.tree.view_locked(&child_lock.writer).from(PageNumber::new(0)))
+            let parents = self.view_taken(taken).from(PageNumber::new(0)).filter(is_inherited);
+            parents.zip(child.view_taken(child_taken).from(PageNumber::new(0)))
         };
         for (i, (vma, copy)) in pairs().enumerate() {
             // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
@@ -191,7 +203,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if result.is_err() {
                 return;
             }
-            let vmas = self.tree.view_locked(&lock.writer).from(span.start());
+            let vmas = self.view_taken(taken).from(span.start());
             match self.share_table(span, vmas, shares_more, child) {
                 Ok(false) => {}
                 Ok(true) => return shared = Some(shared.map_or(span, |shared| shared.hull(span))),
@@ -210,7 +222,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     Ok(false)
                 } else if copy.record().and_then(AnonRecord::id).is_some() {
                     self.copy_entries(leaf, (child, child_taken), part, weakened)
-                } else if lock.locks.file_guards && !is_plain_anonymous(vma) {
+                } else if has_file_guards && !is_plain_anonymous(vma) {
                     self.copy_guards(taken, (child, child_taken), part).map(|()| false)
                 } else {
                     Ok(false)

@@ -1,5 +1,7 @@
 //! Counts, in debug builds, the locks and claims that a thread holds. A thread that touches memory which a caller gave
-//! must hold none: on a host with real memory the access can fault, and the fault path takes the same locks.
+//! must hold none: on a host with real memory the access can fault, and the fault path takes the same locks. A thread that
+//! waits for other processors must hold no short lock: another processor may spin on it with interrupts off, and would never
+//! answer.
 
 use core::marker::PhantomData;
 
@@ -7,6 +9,8 @@ use core::marker::PhantomData;
 std::thread_local! {
     /// Locks and claims that this thread holds. No destructor, so that signal handlers and ending threads may read it.
     static COUNT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+    /// Those of them that are short locks ([`Mutex`](super::Mutex)).
+    static SHORT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }
 
 /// One lock, claim or locked folio that the calling thread holds. Put it beside the guard that it counts. It stays on its
@@ -16,6 +20,9 @@ std::thread_local! {
 /// Empty: debug builds with `std` count, all others do nothing.
 #[derive(Debug)]
 pub struct Held {
+    /// What it adds to `SHORT`.
+    #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+    short: usize,
     /// Not `Send`: the count is the thread's.
     thread: PhantomData<*const ()>,
 }
@@ -25,9 +32,47 @@ impl Held {
     #[inline]
     #[must_use]
     pub fn new() -> Self {
+        Self::counted(0)
+    }
+
+    /// The same for a short lock.
+    #[inline]
+    #[must_use]
+    pub(super) fn short_lock() -> Self {
+        Self::counted(1)
+    }
+
+    #[inline]
+    fn counted(_short: usize) -> Self {
         #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
-        COUNT.with(|count| count.set(count.get() + 1));
-        Self { thread: PhantomData }
+        {
+            COUNT.with(|count| count.set(count.get() + 1));
+            SHORT.with(|count| count.set(count.get() + _short));
+        }
+        Self {
+            #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+            short: _short,
+            thread: PhantomData,
+        }
+    }
+
+    /// In debug builds: the calling thread holds no short lock. Called right before it waits for other processors: for an
+    /// invalidation or a grace period, which `doing` names. Ranges and the locks of a design may be held. Invariant 17.
+    ///
+    /// # Panics
+    /// In debug builds with `std`, if the thread holds a short lock: another processor may spin on it and never answer.
+    #[inline]
+    #[track_caller]
+    pub fn assert_no_short_lock(doing: &str) {
+        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        SHORT.with(|count| {
+            let held = count.get();
+            assert!(
+                held == 0,
+                "invariant 17: a thread that holds {held} short locks would wait for other processors: {doing}"
+            );
+        });
+        let _ = doing;
     }
 
     /// In debug builds: the calling thread holds nothing that is counted. Called right before it touches memory that a
@@ -60,7 +105,10 @@ impl Drop for Held {
     #[inline]
     fn drop(&mut self) {
         #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
-        COUNT.with(|count| count.set(count.get() - 1));
+        {
+            COUNT.with(|count| count.set(count.get() - 1));
+            SHORT.with(|count| count.set(count.get() - self.short));
+        }
     }
 }
 
@@ -74,6 +122,19 @@ mod tests {
 
     fn is_allowed() -> bool {
         catch_unwind(|| Held::assert_none("a caller's memory")).is_ok()
+    }
+
+    #[test]
+    fn nobody_waits_for_processors_with_a_short_lock() {
+        let may_wait = || catch_unwind(|| Held::assert_no_short_lock("a test")).is_ok();
+        let (ranges, park) = (Ranges::try_new(()).expect("memory"), StdPark::default());
+        let (taken, lock) = ranges.take(PageRange::single(PageNumber::new(3)), &park);
+        assert!(!may_wait());
+        drop(lock);
+        assert!(may_wait(), "a range may be taken");
+        drop(taken);
+        let _claim = Held::new();
+        assert!(may_wait());
     }
 
     #[test]

@@ -12,6 +12,8 @@ use std::sync as imp;
 
 /// A lock for a few instructions. Nobody takes it while announced (see [`crate::Engine::lock`]).
 ///
+/// Nobody waits for an invalidation or a grace period with one held (invariant 17).
+///
 /// Without `std` this spins: a kernel must not be preempted while it holds one, see ARCHITECTURE.md.
 #[derive(Debug, Default)]
 pub struct Mutex<T> {
@@ -79,7 +81,7 @@ impl<T> Mutex<T> {
         #[cfg(not(feature = "std"))]
         let inner = self.inner.try_lock()?;
         #[cfg(not(any(loom, shuttle)))]
-        return Some(MutexGuard { inner, held: Held::new() });
+        return Some(MutexGuard { inner, held: Held::short_lock() });
     }
 
     /// Waits for the lock. A lock whose holder panicked is taken like any other.
@@ -92,7 +94,7 @@ impl<T> Mutex<T> {
         let inner = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         #[cfg(not(feature = "std"))]
         let inner = self.inner.lock();
-        MutexGuard { inner, held: Held::new() }
+        MutexGuard { inner, held: Held::short_lock() }
     }
 }
 

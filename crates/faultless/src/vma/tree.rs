@@ -23,7 +23,7 @@ pub use change::Unchanged;
 use crate::address::{PageNumber, PageRange};
 use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::sync::plain::{AtomicU64, Ordering as PlainOrdering};
-use crate::sync::{Life, OutOfMemory, RetiredList, Section, spin_loop};
+use crate::sync::{Life, OutOfMemory, RetiredList, Section, Stable, spin_loop};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use change::Change;
@@ -138,6 +138,16 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         // Relaxed: the writer's own store, or one of a writer before, after which the lock was taken or an edit's end was seen.
         let root = NonNull::new(self.root.load(Ordering::Relaxed));
         // SAFETY: nodes are whole when a link leads to them; only the writer replaces them, and it is borrowed.
+        View { root: root.map(|root| unsafe { Link::new(root) }) }
+    }
+
+    /// The tree as it is, for somebody who keeps others from changing it without the writer's lock.
+    ///
+    /// # Safety
+    /// As long as the view is used, nobody changes the tree. The caller has had the writer's lock since the last change.
+    pub unsafe fn view_still<'s>(&'s self, _proof: &'s impl Stable) -> View<'s, T> {
+        let root = NonNull::new(self.root.load(Ordering::Acquire));
+        // SAFETY: nodes are whole when a link leads to them; nobody replaces any, by the contract above.
         View { root: root.map(|root| unsafe { Link::new(root) }) }
     }
 

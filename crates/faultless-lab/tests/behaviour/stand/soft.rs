@@ -22,7 +22,7 @@ impl Stand for Soft {
     const LAST_WORD: VirtAddr = VirtAddr::new(u64::MAX - 7);
 
     fn engine(frames: u64, limits: Limits) -> Result<Arc<Engine<Soft>>, Infallible> {
-        let soft = Soft::new(frames).expect("frames");
+        let soft = Soft::with_caches(frames).expect("frames");
         // What tests do with a few pages meets shared tables too.
         let limits = Limits { shared_entries: limits.shared_entries.min(2), ..limits };
         Ok(Engine::new(soft, limits).expect("an engine"))

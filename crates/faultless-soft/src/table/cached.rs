@@ -1,0 +1,275 @@
+//! What processors keep of page tables, as hardware does: a TLB and a cache of upper entries for each, in no section.
+//!
+//! ```text
+//!   access ──► translation kept, with the right ───────────────────────────────► frame      the entry is not read
+//!         └──► leaf table kept ──► entry: set accessed, dirty; keep it ────────► frame      the upper entries are not read
+//!         └──► upper entries ──► leaf table: keep it ──► entry: the same ──────► frame
+//! ```
+//! A translation is kept until `invalidate`, `unload`, a fault at its page, or another one in its place. A processor whose
+//! access faults forgets what it has of the page, and walks the upper tables once more, as it may at any time by
+//! speculation. So what is freed or unhooked without an invalidation after it is still reached from here. Outside loom a
+//! frame or a table that is freed while something here names it ends the test; under loom its next use does.
+
+use super::{FAN, Leaf, LeafTable, RadixTable};
+use faultless::address::{PageNumber, PageRange};
+use faultless::host::{Entry, Frame, PageTable, Slots, StdSlots};
+use faultless::sync::atomic::AtomicPtr;
+use faultless::sync::{AccessSection, Mutex, MutexGuard};
+use std::ptr::NonNull;
+use std::sync::Arc;
+#[cfg(not(loom))]
+use std::sync::Weak;
+
+/// Processors that have caches. More slots than these share them, as threads of one core do.
+#[cfg(not(loom))]
+const PROCESSORS: usize = 16;
+#[cfg(loom)]
+const PROCESSORS: usize = 3;
+/// Translations, and leaf tables, that a processor keeps; direct mapped.
+#[cfg(not(loom))]
+const PLACES: usize = 8;
+#[cfg(loom)]
+const PLACES: usize = 1;
+
+/// The caches of all processors of a machine.
+pub(crate) struct Processors(Box<[Mutex<Caches>]>);
+
+/// What one processor keeps. Its lock is held for the whole of an access, so that whoever forgets something under the lock
+/// has waited for the access that used it.
+#[derive(Default)]
+pub(crate) struct Caches {
+    translations: [Option<Translation>; PLACES],
+    leaves: [Option<KeptLeaf>; PLACES],
+}
+
+/// A translation, as it was when the processor walked.
+#[derive(Clone, Copy)]
+struct Translation {
+    /// [`RadixTable::subject`] of its page.
+    subject: u64,
+    frame: Frame,
+    /// Of [`Entry`]. The write right only if the entry was dirty: the first store walks, to set that.
+    rights: u64,
+}
+
+/// A leaf table, as an upper entry named it.
+#[derive(Clone, Copy)]
+struct KeptLeaf {
+    /// [`RadixTable::subject`] of its first page.
+    subject: u64,
+    /// With the marks that it was found with.
+    found: *mut LeafTable,
+    place: NonNull<AtomicPtr<LeafTable>>,
+}
+
+// SAFETY: tables and their places are used by all threads anyway.
+unsafe impl Send for KeptLeaf {}
+
+fn first_of_leaf(subject: u64) -> u64 {
+    subject & !(FAN as u64 - 1)
+}
+
+fn place_of(number: u64) -> usize {
+    number as usize % PLACES
+}
+
+impl RadixTable {
+    /// The same table, whose processors keep translations in these caches.
+    pub(crate) fn cached_by(mut self, processors: Option<Arc<Processors>>) -> Self {
+        self.processors = processors;
+        self
+    }
+
+    /// The caches of processors that access memory through this table.
+    pub(crate) fn processors(&self) -> Option<&Processors> {
+        self.processors.as_deref()
+    }
+}
+
+impl Processors {
+    pub fn new() -> Arc<Self> {
+        let new = Arc::new(Self((0..PROCESSORS).map(|_| Mutex::new(Caches::default())).collect()));
+        #[cfg(not(loom))]
+        {
+            let mut all = MACHINES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            all.retain(|machine| machine.strong_count() != 0);
+            all.push(Arc::downgrade(&new));
+        }
+        new
+    }
+
+    /// The caches of the processor that the calling thread is.
+    pub fn current(&self) -> MutexGuard<'_, Caches> {
+        self.0[StdSlots.current().get() as usize % PROCESSORS].lock()
+    }
+
+    /// Forgets what is kept of the pages of `range`, and returns when no access uses it.
+    pub(super) fn forget(&self, table: &RadixTable, range: PageRange) {
+        let first = table.subject(range.start());
+        self.forget_from(first, first + range.pages());
+    }
+
+    /// Forgets all that is kept of the table with this tag.
+    pub(super) fn forget_all(&self, tag: u64) {
+        self.forget_from(tag, tag + RadixTable::PAGES);
+    }
+
+    fn forget_from(&self, first: u64, end: u64) {
+        for caches in &self.0 {
+            let mut caches = caches.lock();
+            let is_of = |subject: u64| (first..end).contains(&subject);
+            caches.translations.iter_mut().for_each(|kept| _ = kept.take_if(|kept| is_of(kept.subject)));
+            let overlaps = |leaf: &KeptLeaf| leaf.subject < end && first < leaf.subject + FAN as u64;
+            caches.leaves.iter_mut().for_each(|kept| _ = kept.take_if(|kept| overlaps(kept)));
+        }
+    }
+
+    /// Panics if some processor keeps something of a table that is about to be dropped.
+    pub(super) fn assert_unloaded(&self, tag: u64) {
+        let is_of = |subject: u64| subject & !(RadixTable::PAGES - 1) == tag;
+        let keeps = |caches: &Caches| {
+            caches.translations.iter().flatten().any(|kept| is_of(kept.subject))
+                || caches.leaves.iter().flatten().any(|kept| is_of(kept.subject))
+        };
+        if let Some(processor) = self.find(keeps) {
+            panic!("invariant 15: a page table is dropped, and processor {processor} keeps something of it");
+        }
+    }
+
+    /// Panics if some processor keeps a translation to a frame that is about to be freed.
+    #[cfg(not(loom))]
+    pub fn assert_forgotten(&self, frame: Frame) {
+        let keeps = |caches: &Caches| caches.translations.iter().flatten().any(|kept| kept.frame == frame);
+        if let Some(processor) = self.find(keeps) {
+            panic!("invariant 3: {frame:?} is freed, and processor {processor} keeps a translation to it");
+        }
+    }
+
+    /// The number of a processor whose caches are `wanted`.
+    fn find(&self, wanted: impl Fn(&Caches) -> bool) -> Option<usize> {
+        self.0.iter().position(|caches| wanted(&caches.lock()))
+    }
+}
+
+/// Machines with caches: a table that is freed does not know whose it was.
+#[cfg(not(loom))]
+static MACHINES: std::sync::Mutex<Vec<Weak<Processors>>> = std::sync::Mutex::new(Vec::new());
+
+/// Panics if some processor keeps a leaf table that is about to be freed.
+#[cfg(not(loom))]
+pub(super) fn assert_leaf_forgotten(table: &LeafTable) {
+    let all = MACHINES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let all: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
+    let is_it = |leaf: &KeptLeaf| std::ptr::eq(super::share::unmarked(leaf.found), table);
+    for machine in all {
+        if let Some(processor) = machine.find(|caches| caches.leaves.iter().flatten().any(is_it)) {
+            panic!("invariant 15: a leaf table is freed, and processor {processor} keeps it");
+        }
+    }
+}
+
+impl Caches {
+    /// The frame of a translation that is kept and gives `right`.
+    pub fn frame(&self, subject: u64, right: u64) -> Option<Frame> {
+        let kept = self.translations[place_of(subject)].as_ref()?;
+        (kept.subject == subject && kept.rights & right == right).then_some(kept.frame)
+    }
+
+    /// The leaf table over `page` from which a walk goes on: the one that is kept, or the one that hangs now, which is kept.
+    pub fn leaf<'s>(
+        &mut self,
+        section: &'s AccessSection<'_>,
+        table: &'s RadixTable,
+        page: PageNumber,
+    ) -> Option<Leaf<'s>> {
+        let subject = first_of_leaf(table.subject(page));
+        let place = &mut self.leaves[place_of(subject / FAN as u64)];
+        if let Some(kept) = place.filter(|kept| kept.subject == subject) {
+            // SAFETY: `subject` is of this table, whose places live as long as it does.
+            return Some(Leaf { found: kept.found, place: unsafe { kept.place.as_ref() } });
+        }
+        let leaf = table.leaf(section, page)?;
+        *place = Some(KeptLeaf { subject, found: leaf.found, place: NonNull::from(leaf.place) });
+        Some(leaf)
+    }
+
+    /// Keeps `entry` of `leaf`, which names `frame` and has its accessed bit.
+    pub fn keep(&mut self, subject: u64, leaf: Leaf<'_>, (frame, entry): (Frame, Entry)) {
+        let mut rights = entry.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE);
+        if !entry.has(Entry::DIRTY) || super::share::is_marked(leaf.found) {
+            rights &= !Entry::WRITE;
+        }
+        self.translations[place_of(subject)] = Some(Translation { subject, frame, rights });
+    }
+
+    /// An access to `page` has faulted: what is kept of it goes, and the upper tables are walked once more.
+    pub fn faulted(&mut self, section: &AccessSection<'_>, table: &RadixTable, page: PageNumber) {
+        let subject = table.subject(page);
+        self.translations[place_of(subject)].take_if(|kept| kept.subject == subject);
+        let first = first_of_leaf(subject);
+        self.leaves[place_of(first / FAN as u64)].take_if(|kept| kept.subject == first);
+        let _ = self.leaf(section, table, page);
+    }
+}
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use crate::{Cpu, Soft};
+    use faultless::address::{PAGE_SIZE, PageRange, VirtAddr};
+    use faultless::design::Faultless;
+    use faultless::host::{Entry, PageTable};
+    use faultless::{AddressSpace, Engine, Limits, MapRequest};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    type Space = AddressSpace<Soft, Faultless>;
+
+    /// A space with one page, which a processor has stored to.
+    fn stored() -> (Arc<Engine<Soft>>, Space, VirtAddr) {
+        let engine = Engine::new(Soft::with_caches(16).unwrap(), Limits::default()).unwrap();
+        let space = Space::new(&engine).unwrap();
+        let page = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
+        space.store_u64(page, 5).unwrap();
+        (engine, space, page)
+    }
+
+    /// Takes the entry of `page` away, and returns what it was.
+    fn take_entry(engine: &Arc<Engine<Soft>>, space: &Space, page: VirtAddr, new: Entry) -> Entry {
+        // SAFETY: the test gives the entry back before the engine looks at it.
+        let (section, table) = unsafe { (engine.enter_section(), space.table()) };
+        let leaf = table.leaf(&section, page.page()).unwrap();
+        let seen = table.load(leaf, page.page());
+        // SAFETY: nobody else is at work on the page.
+        unsafe { table.exchange(leaf, page.page(), seen, new) }.unwrap();
+        seen
+    }
+
+    #[test]
+    fn a_translation_is_used_until_it_is_invalidated() {
+        let (engine, space, page) = stored();
+        let entry = take_entry(&engine, &space, page, Entry::EMPTY);
+        assert_eq!(space.try_load_u64(page), Ok(5), "the entry is not looked at");
+        assert_eq!(space.try_store_u64(page, 6), Ok(()), "nor for a store into a page that is dirty");
+        // SAFETY: invalidates, and changes nothing.
+        unsafe { space.table() }.invalidate(PageRange::single(page.page()), |_| {});
+        assert!(space.try_load_u64(page).is_err(), "forgotten");
+        take_entry(&engine, &space, page, entry);
+        assert_eq!(space.try_load_u64(page), Ok(6));
+    }
+
+    #[test]
+    fn a_frame_that_is_freed_while_a_translation_is_kept_is_seen() {
+        let (engine, space, page) = stored();
+        // SAFETY: nothing is changed.
+        let processors = unsafe { space.table() }.processors().unwrap();
+        let entry = take_entry(&engine, &space, page, Entry::EMPTY);
+        let frame = entry.frame().unwrap();
+        let check = || catch_unwind(AssertUnwindSafe(|| processors.assert_forgotten(frame)));
+        let said = check().unwrap_err();
+        assert!(said.downcast_ref::<String>().unwrap().starts_with("invariant 3"));
+        // SAFETY: invalidates, and changes nothing.
+        unsafe { space.table() }.invalidate(PageRange::single(page.page()), |_| {});
+        assert!(check().is_ok());
+        take_entry(&engine, &space, page, entry);
+    }
+}

@@ -1,0 +1,47 @@
+//! What the engine owes processors: an end of a space that they are told of, and waits in which nobody spins for them.
+#![cfg(not(any(loom, shuttle)))]
+
+use faultless::address::PAGE_SIZE;
+use faultless::design::Faultless;
+use faultless::stats::Counter;
+use faultless::{AddressSpace, Engine, Limits, MapRequest};
+use faultless_soft::{Cpu, Soft};
+use std::sync::Arc;
+
+type Space = AddressSpace<Soft, Faultless>;
+
+/// A space with four pages that were stored to.
+fn stored() -> (Arc<Engine<Soft>>, Space) {
+    let limits = Limits { shared_entries: 4, ..Limits::default() };
+    let engine = Engine::new(Soft::with_caches(64).unwrap(), limits).unwrap();
+    let space = Space::new(&engine).unwrap();
+    let start = space.map(MapRequest::anonymous(4 * PAGE_SIZE)).unwrap();
+    (0..4).for_each(|page| space.store_u64(start.checked_add(page * PAGE_SIZE).unwrap(), page).unwrap());
+    (engine, space)
+}
+
+/// Invariants 3 and 15: the end of a space leaves nothing in the processors' caches. Debug builds panic where it does.
+#[test]
+fn a_space_ends_when_no_processor_has_its_table_loaded() {
+    let (engine, space) = stored();
+    drop(space);
+    engine.flush();
+    assert_eq!(engine.frame_usage().used, 1, "the page of zeros is left");
+}
+
+/// Invariant 17: fork waits for a grace period and an invalidation with no short lock held, whether it shares a table, copies
+/// its entries, or finds it shared and gets its own. Debug builds panic at a wait with one.
+#[test]
+fn invariant_17_a_fork_waits_with_no_short_lock_held() {
+    let (engine, space) = stored();
+    let child = space.fork().unwrap();
+    assert_eq!(engine.statistics().get(Counter::TablesShared), 1);
+    let few = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
+    space.store_u64(few, 1).unwrap();
+    let grandchild = child.fork().unwrap();
+    let second = space.fork().unwrap();
+    assert_eq!(second.load_u64(few), Ok(1));
+    drop((space, child, grandchild, second));
+    engine.flush();
+    assert_eq!(engine.frame_usage().used, 1);
+}
