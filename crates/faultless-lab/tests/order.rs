@@ -234,7 +234,7 @@ unsafe impl PageTable for RecordedTable {
     ) -> Result<(), Entry> {
         // SAFETY: by the same contract.
         unsafe { self.table.exchange(leaf, page, seen, new) }?;
-        if let Some(frame) = seen.frame().filter(|_| new.frame() != seen.frame()) {
+        if let Some(frame) = seen.mapped_frame().filter(|_| new.mapped_frame() != seen.mapped_frame()) {
             lock(&self.log.stale).push(Stale::Frame(page, frame));
         }
         Ok(())

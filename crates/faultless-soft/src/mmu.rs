@@ -47,7 +47,7 @@ pub(crate) fn access<R>(
     }
     let mut entry = table.translate(leaf, page);
     let frame = loop {
-        let Some(frame) = entry.frame().filter(|_| entry.has(right)) else { return Err(fault) };
+        let Some(frame) = entry.mapped_frame().filter(|_| entry.has(right)) else { return Err(fault) };
         if entry.has(bits) {
             break frame;
         }
@@ -163,7 +163,7 @@ mod tests {
                 });
             }
             for _ in 0..20_000 {
-                let old = put(&soft, &table, Entry::EMPTY).frame().unwrap();
+                let old = put(&soft, &table, Entry::EMPTY).mapped_frame().unwrap();
                 table.invalidate(PageRange::single(PageNumber::new(5)), |_| faultless::sync::spin_loop());
                 soft.frames().store_u64(old, 8, 1);
                 (0..20).for_each(|_| std::hint::spin_loop());

@@ -445,13 +445,6 @@ impl<H: Host> Engine<H> {
         self.park_killable(Counter::MemoryWait, self.place_key(full), blocked);
     }
 
-    /// Drops the mapping reference of an entry that is gone; the page of zeros has none.
-    pub(crate) fn put_mapping(&self, frame: Frame) {
-        if frame != self.zero {
-            self.put(frame, Reference::Mapping);
-        }
-    }
-
     /// After range work or a copy-on-write break took translations away: returns when no processor uses them.
     pub(crate) fn invalidate(&self, table: &H::Table, range: crate::address::PageRange) {
         self.assert_may_sleep("invalidate");

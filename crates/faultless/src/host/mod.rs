@@ -12,7 +12,7 @@ mod standard;
 
 pub use crate::sync::{Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, SlotIndex, Stable};
 pub(crate) use caller::{Frames, Table};
-pub use entry::{Entry, Frame};
+pub use entry::{Entry, EntryKind, Frame, GENERATIONS, Slot};
 #[cfg(feature = "std")]
 pub use membarrier::StdBarrier;
 #[cfg(feature = "std")]

@@ -8,10 +8,11 @@ use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
-use crate::host::{Entry, Host, PageTable};
+use crate::host::{Entry, EntryKind, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma, edit};
+use core::cell::Cell;
 
 /// Why the protection was not changed, or not everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -227,18 +228,29 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     fn sweep_rights(&mut self, range: PageRange, protection: Protection) {
         let rights = entry_rights(protection);
         let keep_write = if protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 };
-        let step = |_, old: Entry| match old.frame() {
-            Some(_) => {
-                let write = old.bits() & keep_write;
-                old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
+        let change = |old: Entry| {
+            let write = old.bits() & keep_write;
+            old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
+        };
+        // An old translation of an absent page may give more than its entry does.
+        let absent = Cell::new(None);
+        let step = |page, old: Entry| match old.kind() {
+            EntryKind::Page(_) => change(old),
+            EntryKind::Swapped(..) | EntryKind::Gone(_) | EntryKind::Kept(_) => {
+                let page = PageRange::single(page);
+                absent.set(Some(absent.get().map_or(page, |all: PageRange| all.hull(page))));
+                change(old)
             }
-            None => old,
+            EntryKind::Empty | EntryKind::Guard => old,
         };
         self.sweep(range, step, |removed, page, old, new| {
             if old.bits() & !new.bits() != 0 {
                 removed.touch(page);
             }
         });
+        if let Some(pages) = absent.get() {
+            self.removed.touch_all(pages);
+        }
     }
 }
 
