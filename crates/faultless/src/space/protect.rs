@@ -8,7 +8,7 @@ use super::{AddressSpace, LimitError, Space};
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
-use crate::host::{Entry, EntryKind, Host, PageTable};
+use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma, edit};
@@ -234,14 +234,15 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         };
         // An old translation of an absent page may give more than its entry does.
         let absent = Cell::new(None);
-        let step = |page, old: Entry| match old.kind() {
-            EntryKind::Page(_) => change(old),
-            EntryKind::Swapped(..) | EntryKind::Gone(_) | EntryKind::Kept(_) => {
-                let page = PageRange::single(page);
-                absent.set(Some(absent.get().map_or(page, |all: PageRange| all.hull(page))));
-                change(old)
+        let step = |page, old: Entry| {
+            if old.has(Entry::MAPPED) {
+                return change(old);
             }
-            EntryKind::Empty | EntryKind::Guard => old,
+            if old.is_absent() {
+                note(&absent, page);
+                return change(old);
+            }
+            old
         };
         self.sweep(range, step, |removed, page, old, new| {
             if old.bits() & !new.bits() != 0 {
@@ -252,6 +253,13 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             self.removed.touch_all(pages);
         }
     }
+}
+
+/// Adds `page` to the range that is invalidated.
+#[cold]
+fn note(pages: &Cell<Option<PageRange>>, page: PageNumber) {
+    let page = PageRange::single(page);
+    pages.set(Some(pages.get().map_or(page, |all| all.hull(page))));
 }
 
 /// The first part of a mapping in `range` that is locked, private and not writable yet.
