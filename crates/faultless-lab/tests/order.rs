@@ -239,8 +239,8 @@ unsafe impl PageTable for RecordedTable {
     ) -> Result<(), Entry> {
         // SAFETY: by the same contract.
         unsafe { self.table.exchange(leaf, page, seen, new) }?;
-        let goes = new.frame() != seen.frame() && !self.is_unloaded.load(Ordering::Relaxed);
-        if let Some(frame) = seen.frame().filter(|_| goes) {
+        let goes = new.mapped_frame() != seen.mapped_frame() && !self.is_unloaded.load(Ordering::Relaxed);
+        if let Some(frame) = seen.mapped_frame().filter(|_| goes) {
             lock(&self.log.stale).push(Stale::Frame(page, frame));
         }
         Ok(())

@@ -60,7 +60,7 @@ fn seen(raw: Entry) -> Entry {
 
 /// Whether the entry says that the kernel has a page of a frame.
 fn has_page(raw: Entry) -> bool {
-    raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::REFUSED)
+    raw.mapped_frame().is_some() && raw.has(LOADED) && !raw.has(Entry::REFUSED)
 }
 
 /// Why the kernel's page table did not follow an entry.
@@ -171,7 +171,7 @@ impl Table {
     /// Before the kernel's page at `at` goes, of an announced entry that goes too: if it is the home of a frame that others
     /// have, its bytes move.
     fn save(&self, raw: Entry, at: usize) -> Result<(), Errno> {
-        match raw.frame() {
+        match raw.mapped_frame() {
             Some(frame) if !self.frames.folio(frame).has_one_mapping_only() => {
                 self.bring_home(raw, frame, at)
             }
@@ -234,7 +234,7 @@ impl Table {
     /// If `new` is a copy of the frame that is loaded at `at`, for writing: the page becomes the copy, and the frame keeps
     /// its bytes elsewhere. Nothing is copied but what somebody else still wants.
     fn turn_into_copy(&self, raw: Entry, new: Entry, at: usize) -> Result<bool, Errno> {
-        let (Some(old), Some(frame)) = (raw.frame(), new.frame()) else { return Ok(false) };
+        let (Some(old), Some(frame)) = (raw.mapped_frame(), new.mapped_frame()) else { return Ok(false) };
         let is_copy = *self.frames.home(frame) == Home::CopyOf(old);
         if !is_copy || !new.has(Entry::WRITE) || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
             return Ok(false);
@@ -247,9 +247,11 @@ impl Table {
     /// Makes the kernel have at `page`, whose entry `raw` is announced, what `new` says, and wakes who waits for it.
     fn show(&self, leaf: Leaf<'_>, page: PageNumber, raw: Entry, new: Entry) -> Result<(), Obstacle> {
         let at = self.window.address(page);
-        match new.frame() {
+        match new.mapped_frame() {
             None => self.save(raw, at)?,
-            Some(frame) if raw.frame() == Some(frame) && raw.has(LOADED) && !raw.has(Entry::REFUSED) => {
+            Some(frame)
+                if raw.mapped_frame() == Some(frame) && raw.has(LOADED) && !raw.has(Entry::REFUSED) =>
+            {
                 if new.has(Entry::WRITE) {
                     self.settle(frame, at)?;
                 } else if !raw.has(Entry::WRITE) {
@@ -284,7 +286,7 @@ impl Table {
     /// other fault on the page comes to the same, until the page is discarded.
     pub(crate) fn note_dropped(&self, section: &Section<'_>, page: PageNumber) -> bool {
         self.if_absent(section, page, |raw, at| {
-            if let Some(frame) = raw.frame() {
+            if let Some(frame) = raw.mapped_frame() {
                 let mut home = self.frames.home(frame);
                 if *home == Home::Page(at) {
                     *home = Home::Lost;
@@ -324,13 +326,13 @@ impl Table {
     /// Whether the bytes of `page` are lost, so that an access gets SIGBUS.
     pub(crate) fn is_lost(&self, proof: &impl Stable, page: PageNumber) -> bool {
         let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
-        raw.and_then(Entry::frame).is_some_and(|frame| *self.frames.home(frame) == Home::Lost)
+        raw.and_then(Entry::mapped_frame).is_some_and(|frame| *self.frames.home(frame) == Home::Lost)
     }
 
     /// Announces what is left of a page that nobody wants, for `invalidate` to drop it.
     fn claim(&self, leaf: Leaf<'_>, page: PageNumber) -> Claim {
         let raw = self.entries.load(leaf, page);
-        if raw.frame().is_some() || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
+        if raw.mapped_frame().is_some() || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
             Claim::Nothing
         } else if raw.is_announced() || !self.entries.try_announce(leaf, page, raw) {
             Claim::Wait
@@ -348,7 +350,8 @@ impl Table {
             // Nothing in a window's own pages makes this fail; if it does, the pages stay for `install` to drop.
             let done = self.window.drop_pages(run).is_ok();
             for page in run.iter() {
-                let kept = self.entries.load(leaf, page).dropped();
+                let there = self.entries.load(leaf, page).without(Entry::ANNOUNCED | LOADED);
+                let kept = if there.is_absent() { there } else { there.dropped() };
                 let left = if done { kept } else { kept.with(LOADED) };
                 let _ = self.entries.install(leaf, page, left);
             }
@@ -377,11 +380,14 @@ impl Table {
         };
         for page in part.iter().take_while(|page| wait != Some(*page)) {
             let raw = self.entries.load(leaf, page);
-            if raw.frame().is_none() && !raw.has(LOADED) {
+            if raw.mapped_frame().is_none() && !raw.has(LOADED) {
                 // Nothing there: one call takes what is on both sides of it.
                 continue;
             }
-            if raw.frame().is_some() && raw.has(LOADED) && !raw.has(Entry::WRITE) && !raw.has(Entry::REFUSED)
+            if raw.mapped_frame().is_some()
+                && raw.has(LOADED)
+                && !raw.has(Entry::WRITE)
+                && !raw.has(Entry::REFUSED)
             {
                 protected.stretch(page);
             } else {
@@ -474,7 +480,7 @@ unsafe impl PageTable for Table {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
         let next = new.without(Entry::ANNOUNCED | Entry::REFUSED | LOADED);
         match self.show(leaf, page, raw, new) {
-            Ok(()) if raw.has(LOADED) || new.frame().is_some() => {
+            Ok(()) if raw.has(LOADED) || new.mapped_frame().is_some() => {
                 self.entries.install(leaf, page, next.with(LOADED)).map(seen)
             }
             Ok(()) => self.entries.install(leaf, page, next).map(seen),
@@ -502,7 +508,7 @@ unsafe impl PageTable for Table {
         if seen(raw) != entry {
             return Err(seen(raw));
         }
-        if new.frame().is_some() && raw.frame().is_none() && raw.has(LOADED) {
+        if new.mapped_frame().is_some() && raw.mapped_frame().is_none() && raw.has(LOADED) {
             // Moved to where something is still that nobody wants any more: that goes first.
             if !self.entries.try_announce(leaf, page, raw) {
                 return Err(self.load(leaf, page));
@@ -512,7 +518,7 @@ unsafe impl PageTable for Table {
             let _ = self.entries.install(leaf, page, new);
             return Ok(());
         }
-        if new.frame().is_some() || !raw.has(LOADED) {
+        if new.mapped_frame().is_some() || !raw.has(LOADED) {
             let new = new.with(raw.bits() & LOADED);
             return self.entries.exchange(leaf, page, raw, new).map_err(seen);
         }
@@ -539,7 +545,7 @@ unsafe impl PageTable for Table {
 
     unsafe fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
-        let home = raw.frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
+        let home = raw.mapped_frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
         let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
         let next = match gone {
             true if self.userfault.poison(at).is_ok() => raw.with(LOADED | Entry::REFUSED),

@@ -70,7 +70,7 @@ fn walk(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber, access: Access) ->
     }
     let mut entry = table.translate(leaf, page);
     loop {
-        let frame = entry.frame().filter(|_| entry.has(right))?;
+        let frame = entry.mapped_frame().filter(|_| entry.has(right))?;
         if entry.has(bits) {
             return Some((frame, entry));
         }
@@ -208,7 +208,7 @@ mod tests {
                 });
             }
             for _ in 0..20_000 {
-                let old = put(&soft, &table, Entry::EMPTY).frame().unwrap();
+                let old = put(&soft, &table, Entry::EMPTY).mapped_frame().unwrap();
                 table.invalidate(PageRange::single(PageNumber::new(5)), |_| faultless::sync::spin_loop());
                 soft.frames().store_u64(old, 8, 1);
                 (0..20).for_each(|_| std::hint::spin_loop());

@@ -457,7 +457,7 @@ unsafe impl PageTable for RadixTable {
         let mut old = Entry::from_bits(entry.load(Ordering::Relaxed));
         loop {
             debug_assert!(old.is_announced(), "install over an entry that is not announced");
-            let keeps_frame = new.frame().is_some() && new.frame() == old.frame();
+            let keeps_frame = new.mapped_frame().is_some() && new.mapped_frame() == old.mapped_frame();
             let kept = if keeps_frame { old.bits() & Entry::HARDWARE } else { 0 };
             match swap_if(entry, old, new.with(kept)) {
                 Ok(()) => return Ok(old.without(Entry::ANNOUNCED)),
@@ -479,7 +479,7 @@ unsafe impl PageTable for RadixTable {
     #[cfg(mutant = "install_loses_dirty")]
     unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
         let old = self.load(leaf, page);
-        let keeps_frame = new.frame().is_some() && new.frame() == old.frame();
+        let keeps_frame = new.mapped_frame().is_some() && new.mapped_frame() == old.mapped_frame();
         let kept = if keeps_frame { old.bits() & Entry::HARDWARE } else { 0 };
         linger();
         leaf.entry(page).swap(new.without(Entry::ANNOUNCED).with(kept).bits(), Ordering::Release);

@@ -415,13 +415,6 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Drops the mapping reference of an entry that is gone; the page of zeros has none.
-    pub(crate) fn put_mapping(&self, frame: Frame) {
-        if frame != self.zero {
-            self.put(frame, Reference::Mapping);
-        }
-    }
-
     /// After range work or a copy-on-write break took translations away: returns when no processor uses them.
     pub(crate) fn invalidate(&self, table: &H::Table, range: crate::address::PageRange) {
         self.assert_may_wait_for_processors("invalidate");

@@ -22,13 +22,19 @@ use crate::sync::plain;
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
 ///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
 ///  57 DIRTY: the store has not what it holds                  58 WRITEBACK: a write of it is under way
-///  59 LISTED: the list of idle folios has a reference         60–63 free
+///  59 LISTED: the list of idle folios has a reference
+///  reserved for reclaim, which is not there yet, and zero:
+///  60 ANONYMOUS   61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
+///  63 LAZY: after MADV_FREE, not stored to since
 /// ```
+/// Reclaim's queues will take the place of the list of idle folios, so QUEUED needs no bit beside LISTED.
+///
 /// Bits 0 to 50 and bit 59 are references: when all are gone the frame is free. A word without references is changed only
 /// by whoever has the frame alone.
 ///
 /// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no line in
 /// common. 52 bytes are used. The other 12 are for reclaim, which needs the number of a memory limit and a generation.
+/// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
 #[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
 pub struct Folio {
@@ -74,6 +80,8 @@ const LOCKED: u64 = 1 << 56;
 const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
+/// ANONYMOUS, ISOLATED, USED2, LAZY: see the type.
+const RESERVED: u64 = 0xf << 60;
 
 const MAPPINGS: u64 = PIN - 1;
 /// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
@@ -87,6 +95,7 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
+const _: () = assert!(RESERVED == !0 << 60 && RESERVED & (REFERENCES | WRITEBACK) == 0);
 
 /// How often a leaf table that is shared may have one page. A table with more has several mappings of one file.
 pub(crate) const MAX_SAME_PAGE: u64 = 8;
@@ -176,7 +185,25 @@ pub(crate) enum Share {
 }
 
 impl Folio {
+    /// The folio of a frame that is free: all its bytes are zero.
+    #[cfg(not(any(loom, shuttle)))]
+    pub const fn new() -> Self {
+        Self {
+            word: AtomicU64::new(0),
+            owner: plain::AtomicU64::new(0),
+            index: plain::AtomicU64::new(0),
+            error: plain::AtomicU32::new(0),
+            place: ListPlace {
+                file: plain::AtomicPtr::new(core::ptr::null_mut()),
+                before: plain::AtomicU64::new(0),
+                after: plain::AtomicU64::new(0),
+            },
+            life: Life::new(),
+        }
+    }
+
     /// The folio of a frame that is free.
+    #[cfg(any(loom, shuttle))]
     pub fn new() -> Self {
         Self::default()
     }

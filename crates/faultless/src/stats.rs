@@ -113,6 +113,10 @@ counters! {
     TablesShared = "tables_shared",
     /// Leaf tables copied since, by who was first to write an entry.
     TablesCopied = "tables_copied",
+    /// Entries of pages that were swapped, gone or kept, counted once more: by fork, or by leaving a shared table.
+    AbsentCopied = "absent_entries_copied",
+    /// Entries of pages that were swapped, gone or kept, dropped.
+    AbsentDropped = "absent_entries_dropped",
 }
 
 const COUNTERS: usize = Counter::ALL.len();

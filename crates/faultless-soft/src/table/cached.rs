@@ -263,7 +263,7 @@ mod tests {
         // SAFETY: nothing is changed.
         let processors = unsafe { space.table() }.processors().unwrap();
         let entry = take_entry(&engine, &space, page, Entry::EMPTY);
-        let frame = entry.frame().unwrap();
+        let frame = entry.mapped_frame().unwrap();
         let check = || catch_unwind(AssertUnwindSafe(|| processors.assert_forgotten(frame)));
         let said = check().unwrap_err();
         assert!(said.downcast_ref::<String>().unwrap().starts_with("invariant 3"));

@@ -190,7 +190,7 @@ pub(super) fn unshare(
     let mut is_whole = true;
     for (i, page, entry, seen) in entries() {
         let kept = each(Fate::Copied, page, seen).without(Entry::WRITE | Entry::ANNOUNCED);
-        if kept.frame() != seen.frame() {
+        if seen.holds_page() && !kept.has_page_of(seen) {
             is_whole = false;
         } else if seen.has(Entry::WRITE) {
             entry.fetch_and(!Entry::WRITE, Ordering::Relaxed);

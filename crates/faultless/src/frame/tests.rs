@@ -112,3 +112,17 @@ fn a_failed_read_says_why() {
     assert_eq!(folio.read_error(3 * 4096), Some(StoreError::Io { offset: 3 * 4096, errno: 5 }));
     assert!(!folio.is_uptodate());
 }
+
+/// A kernel's array of folios is memory of zeros, or a constant.
+#[test]
+fn memory_of_zeros_is_a_folio_of_a_free_frame() {
+    static MADE: [Folio; 2] = [const { Folio::new() }; 2];
+    let zeros = core::mem::MaybeUninit::<[Folio; 2]>::zeroed();
+    // SAFETY: a folio is atomic numbers and a pointer that may be null.
+    let zeros: [Folio; 2] = unsafe { zeros.assume_init() };
+    for folio in MADE.iter().chain(&zeros) {
+        assert!(folio.is_free() && folio.mappings() == 0 && folio.owner() == 0);
+        folio.begin_anonymous(7);
+        assert!(folio.is_exclusive() && folio.put(Reference::Mapping));
+    }
+}

@@ -27,6 +27,55 @@ impl fmt::Debug for Frame {
     }
 }
 
+/// The number of a slot of swap space, which says where the bytes of a page are while no frame has them; below 2^40.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u64);
+
+impl Slot {
+    /// How many numbers there are.
+    pub const COUNT: u64 = 1 << 40;
+
+    /// Slot `number`, or `None` where an entry has no room for it.
+    pub const fn new(number: u64) -> Option<Self> {
+        if number < Self::COUNT { Some(Self(number)) } else { None }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {}", self.0)
+    }
+}
+
+/// How many generations an entry can tell apart. A slot that is used again has another generation.
+pub const GENERATIONS: u16 = 1 << 12;
+
+/// The meaning of a page-table entry, without the bits that say who may use it. [`Entry::kind`] returns it.
+///
+/// Match on all kinds, without `_`: then the compiler finds each place that has to learn a new one. [`Entry::holds_page`] is
+/// the question "is a page here?". Nothing makes the last three kinds yet: they are for reclaim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// Nothing is there.
+    Empty,
+    /// Accesses are refused, though the mapping allows them.
+    Guard,
+    /// It maps a frame. The entry counts one mapping of it.
+    Page(Frame),
+    /// The bytes are in a slot, which has this generation. The entry counts one use of the slot.
+    Swapped(Slot, u16),
+    /// Reclaim has taken a page that can be had again: a file's, or one after MADV_FREE. The entry counts nothing. The frame may
+    /// have another life by now; it tells which frame an old translation leads to.
+    Gone(Frame),
+    /// It maps a frame that no processor uses, since somebody moves the page. The entry counts one mapping of it.
+    Kept(Frame),
+}
+
 /// A page-table entry. The bits that x86-64 has are where x86-64 has them; other hosts translate.
 ///
 /// ```text
@@ -34,10 +83,20 @@ impl fmt::Debug for Frame {
 ///  1 WRITE     stores allowed              9 ANNOUNCED  page work is under way
 ///  2 READ      loads allowed              10 EXECUTE    fetches allowed (x86-64: the opposite, in bit 63)
 ///  5 ACCESSED  a processor has used it    12–51 the frame
-///  7 GUARD     of an entry that names no frame: accesses are refused
+///  7 GUARD     of an entry of kind 0: accesses are refused
 ///  8 REFUSED    the process was told that it cannot have it    11 the host's own, which the engine never sees
 /// ```
 /// `MAPPED` without rights is PROT_NONE over a page that stays (x86-64: not present, by a software bit).
+///
+/// An entry without `MAPPED` has a kind in bits 3–4:
+///
+/// ```text
+///  0 empty, or GUARD
+///  1 swapped  12–51 the slot, 52–63 its generation
+///  2 gone     12–51 the frame that it mapped
+///  3 kept     12–51 the frame that it maps; WRITE too
+/// ```
+/// Kinds 1 to 3 have the READ and EXECUTE that the page had. 8, 9 and 11 mean the same in all entries. Zero is an empty entry.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Entry(u64);
 
@@ -65,6 +124,13 @@ impl Entry {
     /// What a processor sets by itself.
     pub const HARDWARE: u64 = Self::ACCESSED | Self::DIRTY;
 
+    const KIND_SHIFT: u32 = 3;
+    const KIND: u64 = 3 << Self::KIND_SHIFT;
+    const SWAPPED: u64 = 1;
+    const GONE: u64 = 2;
+    const KEPT: u64 = 3;
+    const RIGHTS: u64 = Self::READ | Self::WRITE | Self::EXECUTE;
+    const GENERATION_SHIFT: u32 = 52;
     const FRAME_SHIFT: u32 = 12;
     const FRAME_MASK: u64 = (Frame::COUNT - 1) << Self::FRAME_SHIFT;
 
@@ -83,6 +149,71 @@ impl Entry {
         Self(frame.get() << Self::FRAME_SHIFT | rights | Self::MAPPED)
     }
 
+    /// An entry for a page whose bytes are in `slot` of this `generation` (below [`GENERATIONS`]; higher bits are left out), and
+    /// that had `rights` of [`Entry::READ`], [`Entry::EXECUTE`].
+    pub const fn swapped(slot: Slot, generation: u16, rights: u64) -> Self {
+        let generation = ((generation % GENERATIONS) as u64) << Self::GENERATION_SHIFT;
+        let rights = rights & (Self::READ | Self::EXECUTE);
+        Self(generation | slot.get() << Self::FRAME_SHIFT | rights | Self::SWAPPED << Self::KIND_SHIFT)
+    }
+
+    /// An entry for a page that reclaim has taken from `frame`, that can be had again, and that had `rights` of
+    /// [`Entry::READ`], [`Entry::EXECUTE`].
+    pub const fn gone(frame: Frame, rights: u64) -> Self {
+        let rights = rights & (Self::READ | Self::EXECUTE);
+        Self(frame.get() << Self::FRAME_SHIFT | rights | Self::GONE << Self::KIND_SHIFT)
+    }
+
+    /// An entry that maps `frame`, which no processor uses meanwhile, and that had `rights` of [`Entry::READ`],
+    /// [`Entry::WRITE`], [`Entry::EXECUTE`].
+    pub const fn kept(frame: Frame, rights: u64) -> Self {
+        Self(frame.get() << Self::FRAME_SHIFT | rights & Self::RIGHTS | Self::KEPT << Self::KIND_SHIFT)
+    }
+
+    /// The meaning of the entry.
+    #[inline]
+    pub const fn kind(self) -> EntryKind {
+        if self.has(Self::MAPPED) {
+            return EntryKind::Page(self.number());
+        }
+        match (self.0 & Self::KIND) >> Self::KIND_SHIFT {
+            Self::SWAPPED => {
+                EntryKind::Swapped(Slot(self.number().0), (self.0 >> Self::GENERATION_SHIFT) as u16)
+            }
+            Self::GONE => EntryKind::Gone(self.number()),
+            Self::KEPT => EntryKind::Kept(self.number()),
+            _ if self.has(Self::GUARD) => EntryKind::Guard,
+            _ => EntryKind::Empty,
+        }
+    }
+
+    /// Whether a page is there, present or not: the entry is neither empty nor a guard.
+    #[inline]
+    pub const fn holds_page(self) -> bool {
+        self.0 & (Self::MAPPED | Self::KIND) != 0
+    }
+
+    /// Whether a page is there that no processor can use: it is swapped, gone or kept. A processor may still use a translation,
+    /// for stores too, that is older than the entry. So a call that changes, copies or drops the entry invalidates.
+    #[inline]
+    pub const fn is_absent(self) -> bool {
+        !self.has(Self::MAPPED) && self.0 & Self::KIND != 0
+    }
+
+    /// Whether both hold the same page in the same way, with these or other rights.
+    pub fn has_page_of(self, other: Self) -> bool {
+        self.holds_page() && self.kind() == other.kind()
+    }
+
+    /// The entry as processors may use it: a kept page is mapped again. Other kinds stay as they are.
+    #[inline]
+    pub const fn restored(self) -> Self {
+        if let EntryKind::Kept(_) = self.kind() {
+            return Self(self.0 & !Self::KIND | Self::MAPPED);
+        }
+        self
+    }
+
     /// Whether all of `bits` are set.
     pub const fn has(self, bits: u64) -> bool {
         self.0 & bits == bits
@@ -90,7 +221,7 @@ impl Entry {
 
     /// Whether it is a guard page.
     pub const fn is_guard(self) -> bool {
-        self.0 & (Self::MAPPED | Self::GUARD) == Self::GUARD
+        self.0 & (Self::MAPPED | Self::KIND | Self::GUARD) == Self::GUARD
     }
 
     /// What a sweep that drops pages leaves here: nothing, or the guard.
@@ -108,13 +239,24 @@ impl Entry {
         Self(self.0 & !bits)
     }
 
-    /// The frame, if it names one.
-    pub const fn frame(self) -> Option<Frame> {
-        if self.has(Self::MAPPED) {
-            Some(Frame((self.0 & Self::FRAME_MASK) >> Self::FRAME_SHIFT))
-        } else {
-            None
+    /// The frame of an entry that maps one ([`EntryKind::Page`]). `None` does not mean that nothing is there: see
+    /// [`Entry::holds_page`].
+    #[inline]
+    pub const fn mapped_frame(self) -> Option<Frame> {
+        if self.has(Self::MAPPED) { Some(self.number()) } else { None }
+    }
+
+    /// The frame of which the entry counts one mapping: of a page that is mapped or kept.
+    #[inline]
+    pub const fn counted_frame(self) -> Option<Frame> {
+        match self.kind() {
+            EntryKind::Page(frame) | EntryKind::Kept(frame) => Some(frame),
+            EntryKind::Empty | EntryKind::Guard | EntryKind::Swapped(..) | EntryKind::Gone(_) => None,
         }
+    }
+
+    const fn number(self) -> Frame {
+        Frame((self.0 & Self::FRAME_MASK) >> Self::FRAME_SHIFT)
     }
 
     /// Whether page work is under way on it.
@@ -125,8 +267,13 @@ impl Entry {
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(frame) = self.frame() else { return write!(f, "entry {:#x}", self.0) };
-        write!(f, "{frame:?} ")?;
+        match self.kind() {
+            EntryKind::Page(frame) => write!(f, "{frame:?} ")?,
+            EntryKind::Empty | EntryKind::Guard => return write!(f, "entry {:#x}", self.0),
+            kind @ (EntryKind::Swapped(..) | EntryKind::Gone(_) | EntryKind::Kept(_)) => {
+                write!(f, "{kind:?} ")?
+            }
+        }
         for (bit, letter) in [
             (Self::READ, 'r'),
             (Self::WRITE, 'w'),
@@ -143,3 +290,84 @@ impl fmt::Debug for Entry {
 
 const _: () = assert!(size_of::<Entry>() == 8);
 const _: () = assert!(Entry::FRAME_MASK == 0x000f_ffff_ffff_f000);
+const _: () = assert!(Entry::EMPTY.bits() == 0 && matches!(Entry::EMPTY.kind(), EntryKind::Empty));
+const _: () = assert!(Entry::KIND & (Entry::RIGHTS | Entry::HARDWARE | Entry::GUARD | Entry::REFUSED) == 0);
+
+#[cfg(all(test, not(loom), not(shuttle)))]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    const LAST_FRAME: Frame = Frame(Frame::COUNT - 1);
+    const LAST_SLOT: Slot = Slot(Slot::COUNT - 1);
+
+    // In constants too.
+    const _: () = assert!(matches!(
+        Entry::swapped(LAST_SLOT, GENERATIONS - 1, Entry::READ).kind(),
+        EntryKind::Swapped(Slot(0xff_ffff_ffff), 0xfff)
+    ));
+    const _: () = assert!(matches!(Entry::gone(LAST_FRAME, 0).kind(), EntryKind::Gone(LAST_FRAME)));
+    const _: () = assert!(matches!(Entry::kept(LAST_FRAME, 0).kind(), EntryKind::Kept(LAST_FRAME)));
+
+    /// Each single bit of a number of 40 bits, and all of them.
+    fn numbers() -> impl Iterator<Item = u64> {
+        (0..40).map(|bit| 1 << bit).chain([0, Frame::COUNT - 1])
+    }
+
+    #[test]
+    fn every_kind_comes_back_with_all_its_bits() {
+        let rights = [0, Entry::READ, Entry::EXECUTE, Entry::READ | Entry::EXECUTE];
+        let marks = [0, Entry::ANNOUNCED, Entry::REFUSED, 1 << 11];
+        for (number, rights, marks) in numbers()
+            .flat_map(|number| rights.map(|rights| (number, rights)))
+            .flat_map(|(number, rights)| marks.map(|marks| (number, rights, marks)))
+        {
+            let (frame, slot) = (Frame::new(number).unwrap(), Slot::new(number).unwrap());
+            let mut entries = vec![
+                (Entry::mapping(frame, rights), EntryKind::Page(frame)),
+                (Entry::gone(frame, rights), EntryKind::Gone(frame)),
+                (Entry::kept(frame, rights | Entry::WRITE), EntryKind::Kept(frame)),
+            ];
+            let generations = (0..12).map(|bit| 1 << bit).chain([0, GENERATIONS - 1]);
+            entries.extend(generations.map(|generation| {
+                (Entry::swapped(slot, generation, rights), EntryKind::Swapped(slot, generation))
+            }));
+            for (entry, kind) in entries {
+                let marked = entry.with(marks);
+                assert_eq!(marked.kind(), kind);
+                assert_eq!(marked.bits() & (Entry::READ | Entry::EXECUTE), rights);
+                assert!(marked.has(marks) && marked.holds_page() && !marked.is_guard());
+                assert_eq!(marked.is_absent(), !marked.has(Entry::MAPPED));
+                assert_eq!(marked.dropped(), Entry::EMPTY);
+                assert!(marked.has_page_of(entry));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_and_a_guard_hold_no_page() {
+        for marks in [0, Entry::ANNOUNCED, Entry::REFUSED, 1 << 11] {
+            let (empty, guard) = (Entry::EMPTY.with(marks), Entry::from_bits(Entry::GUARD | marks));
+            assert_eq!((empty.kind(), guard.kind()), (EntryKind::Empty, EntryKind::Guard));
+            assert!(!empty.holds_page() && !guard.holds_page() && !empty.is_absent() && !guard.is_absent());
+        }
+    }
+
+    #[test]
+    fn a_kept_page_is_mapped_again_with_the_rights_it_had() {
+        let frame = Frame::new(7).unwrap();
+        let rights = Entry::READ | Entry::WRITE;
+        assert_eq!(Entry::kept(frame, rights).restored(), Entry::mapping(frame, rights));
+        let gone = Entry::gone(frame, Entry::READ);
+        assert_eq!(gone.restored(), gone);
+    }
+
+    #[test]
+    fn only_a_mapped_or_kept_page_counts_a_mapping() {
+        let (frame, slot) = (Frame::new(7).unwrap(), Slot::new(7).unwrap());
+        assert_eq!(Entry::mapping(frame, 0).counted_frame(), Some(frame));
+        assert_eq!(Entry::kept(frame, 0).counted_frame(), Some(frame));
+        assert_eq!(Entry::gone(frame, 0).counted_frame(), None);
+        assert_eq!(Entry::swapped(slot, 7, 0).counted_frame(), None);
+    }
+}

@@ -14,7 +14,7 @@ pub use crate::sync::{
     Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, Sleeper, SlotIndex, Stable,
 };
 pub(crate) use caller::{Frames, Table};
-pub use entry::{Entry, Frame};
+pub use entry::{Entry, EntryKind, Frame, GENERATIONS, Slot};
 #[cfg(feature = "std")]
 pub use membarrier::StdBarrier;
 #[cfg(feature = "std")]
@@ -77,8 +77,9 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 /// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.
 ///
 /// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit; all others leave it alone, except
-/// that a processor may set the accessed and dirty bits of any present entry at any time. An entry that names no frame may
-/// have [`Entry::GUARD`], which a host keeps as it keeps a frame. A host whose hardware
+/// that a processor may set the accessed and dirty bits of any present entry at any time. An entry without
+/// [`Entry::MAPPED`] may be a guard, or hold a page that is not present ([`Entry::kind`]). A host keeps its bits as it keeps a
+/// frame, and lets no processor use it. A host whose hardware
 /// tables take no compare-and-swap keeps these words in tables of its own and makes the hardware follow: in
 /// [`PageTable::install`] and [`PageTable::exchange`], before the store that clears the bit.
 ///

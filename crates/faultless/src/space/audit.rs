@@ -107,7 +107,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if entry.is_guard() && found.is_none() {
             return Err(AuditError::NotMapped { page });
         }
-        let Some(frame) = entry.frame() else { return Ok(()) };
+        if !entry.holds_page() {
+            return Ok(());
+        }
         let Some(vma) = found else { return Err(AuditError::NotMapped { page }) };
         let protection = vma.mapping().protection;
         let readable = protection.intersects(Protection::READ | Protection::WRITE);
@@ -116,6 +118,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         {
             return Err(AuditError::Rights { page, protection });
         }
+        let Some(frame) = entry.counted_frame() else { return Ok(()) };
         let folio: &Folio = space.engine.folio(frame);
         if folio.is_free() {
             return Err(AuditError::FreeFrame { page });

@@ -79,10 +79,8 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             for page in span.iter() {
                 let entry = self.table.load(leaf, page);
                 // As the sweep does it: the child may have the page still.
-                if let Some(frame) = entry.frame()
-                    && self.table.exchange(leaf, page, entry, Entry::EMPTY).is_ok()
-                {
-                    self.engine.put_mapping(frame);
+                if entry.holds_page() && self.table.exchange(leaf, page, entry, Entry::EMPTY).is_ok() {
+                    self.engine.drop_entry(entry);
                 }
             }
         }

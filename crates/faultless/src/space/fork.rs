@@ -9,8 +9,8 @@ use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
-use crate::frame::{MAX_SAME_PAGE, Share};
-use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::frame::MAX_SAME_PAGE;
+use crate::host::{Entry, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::Hull;
 use crate::protection::Sharing;
 use crate::stats::Counter;
@@ -292,11 +292,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             {
                 return Ok(false);
             }
-            let is_full = |page: PageNumber| {
-                let frame =
-                    self.table.load(leaf, page).frame().filter(|frame| *frame != self.engine.zero_frame());
-                frame.is_some_and(|frame| self.engine.folio(frame).is_mapping_full())
-            };
+            let is_full = |page: PageNumber| self.engine.is_copy_full(self.table.load(leaf, page));
             if !self.engine.shared_tables.try_count(|| span.iter().any(is_full)) {
                 return Ok(false);
             }
@@ -326,11 +322,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         for page in part.iter() {
             // Their words were written last by whoever faulted: fetch some while this one is counted.
             if let Some(ahead) = page.checked_add(AHEAD).filter(|ahead| part.contains(*ahead))
-                && let Some(frame) = self.table.load(leaf, ahead).frame()
+                && let Some(frame) = self.table.load(leaf, ahead).mapped_frame()
             {
                 self.engine.host().frames().prefetch(frame);
             }
-            let Some((entry, frame)) = self.announce_mapped(leaf, page) else {
+            let Some(entry) = self.announce_page(leaf, page) else {
                 if self.table.load(leaf, page).is_guard() {
                     child.fill_guard(child_taken, page)?;
                 }
@@ -342,7 +338,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 // The child's range is ours: its tables stay.
                 None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
             }
-            .and_then(|()| self.share(entry, frame));
+            .and_then(|()| self.engine.copy_entry(entry));
             match (shared, child_leaf) {
                 // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
                 // there.
@@ -353,7 +349,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(error);
                 }
             }
-            if entry.has(Entry::WRITE) {
+            // An old translation of an absent page may give the right still.
+            if entry.has(Entry::WRITE) || entry.is_absent() {
                 weakened.touch(page);
                 // Nothing new is mapped: a host needs no memory for this.
                 if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
@@ -365,12 +362,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(pinned)
     }
 
-    /// Sets the bit in the entry of `page` if it maps a frame.
-    fn announce_mapped(
-        &self,
-        leaf: <H::Table as PageTable>::Leaf<'_>,
-        page: PageNumber,
-    ) -> Option<(Entry, Frame)> {
+    /// Sets the bit in the entry of `page` if it holds a page.
+    fn announce_page(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber) -> Option<Entry> {
         let mut look = 0;
         loop {
             let entry = self.table.load(leaf, page);
@@ -379,24 +372,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 look += 1;
                 continue;
             }
-            let frame = entry.frame()?;
-            if self.table.try_announce(leaf, page, entry) {
-                return Some((entry, frame));
+            if !entry.holds_page() {
+                return None;
             }
-        }
-    }
-
-    /// The child's entry for a page that it shares with the parent from now on, its mapping counted. `None`: I/O goes on
-    /// into the page, so that it stays the parent's alone.
-    fn share(&self, entry: Entry, frame: Frame) -> Result<Option<Entry>, OutOfMemory> {
-        let shared = entry.without(Entry::HARDWARE | Entry::WRITE);
-        if frame == self.engine.zero_frame() {
-            return Ok(Some(shared));
-        }
-        match self.engine.folio(frame).try_share() {
-            Share::Shared => Ok(Some(shared)),
-            Share::Pinned => Ok(None),
-            Share::Full => Err(OutOfMemory),
+            if self.table.try_announce(leaf, page, entry) {
+                return Some(entry);
+            }
         }
     }
 
@@ -416,12 +397,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let leaf = self.table.leaf(taken, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
             let Some(leaf) = leaf else { return };
             for page in part.iter() {
-                let Some((entry, frame)) = self.announce_mapped(leaf, page) else { continue };
-                let is_shared = frame == self.engine.zero_frame() || !self.engine.folio(frame).is_exclusive();
-                if result.is_err() || is_shared {
+                let Some(entry) = self.announce_page(leaf, page) else { continue };
+                let own = entry.counted_frame().filter(|frame| self.is_own(*frame) && result.is_ok());
+                let Some(frame) = own else {
                     self.table.let_go(leaf, page);
                     continue;
-                }
+                };
                 result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
                     let copy = frames.allocate().ok_or(OutOfMemory)?;
                     // Word by word: the device may be writing.

@@ -5,6 +5,7 @@ mod audit;
 mod beside;
 mod brk;
 mod discard;
+mod entry_count;
 mod exit;
 pub mod fault;
 mod first_page;

@@ -24,7 +24,7 @@ use super::remap::RemapError;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, EntryKind, Host, OutOfMemory, PageTable};
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Flags, Mapping, Vma, edit};
 
@@ -49,9 +49,16 @@ impl Part {
     }
 }
 
-/// Whether an entry goes where its page goes: a frame, or a guard.
+/// Whether an entry goes where its page goes.
 fn moves_along(entry: Entry) -> bool {
-    entry.frame().is_some() || entry.is_guard()
+    match entry.kind() {
+        EntryKind::Page(_)
+        | EntryKind::Guard
+        | EntryKind::Swapped(..)
+        | EntryKind::Gone(_)
+        | EntryKind::Kept(_) => true,
+        EntryKind::Empty => false,
+    }
 }
 
 impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
@@ -266,7 +273,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// An entry where it goes. A page that others store into too loses the write right: writeback, which takes it from every
     /// entry that it finds, does not find one that is on its way.
     fn as_moved(&self, entry: Entry) -> Entry {
-        let is_shared = entry.frame().is_some_and(|frame| !self.engine.folio(frame).is_exclusive());
+        let is_shared = entry.counted_frame().is_some_and(|frame| !self.engine.folio(frame).is_exclusive());
         entry.without(Entry::REFUSED | if is_shared { Entry::WRITE } else { 0 })
     }
 
@@ -274,7 +281,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn pick_up(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
         // A host that has the bytes in the processor's own page keeps them where somebody else wants the frame: we do.
         let kept = seen
-            .frame()
+            .counted_frame()
             .filter(|frame| H::Table::FOLLOWS && self.engine.folio(*frame).try_get(Reference::Pin).is_ok());
         let picked = self.table.exchange(leaf, page, seen, Entry::EMPTY).is_ok();
         if let Some(frame) = kept {
@@ -294,7 +301,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 look += 1;
                 continue;
             }
-            debug_assert!(there.frame().is_none(), "moved over something");
+            debug_assert!(!there.holds_page(), "moved over something");
             if self.table.exchange(leaf, page, there, entry).is_ok() {
                 return;
             }

@@ -57,6 +57,8 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
 
     /// Puts `new` in the entry and ends the announcement by the same store. Returns what was there.
     pub fn install(mut self, new: Entry) -> Result<Entry, OutOfMemory> {
+        // Reclaim, which will make them, is not there yet.
+        debug_assert!(!new.is_absent(), "page work makes {new:?}");
         let old = self.space.table.install(self.leaf, self.page, new)?;
         self.held = false;
         Ok(old)

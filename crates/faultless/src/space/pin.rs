@@ -175,7 +175,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     if !protection.contains(rights) {
                         return Some(Err(FaultError::Protection { address, access, protection }.into()));
                     }
-                    let frame = work.entry.frame().filter(|_| work.entry.has(needed))?;
+                    let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
                     // A page that others have too is copied at the next store, and the pin would not show that store.
                     let is_private = work.vma.record().is_some() && !PINS_SHARED_PAGES;
                     if is_long && is_private && !space.is_own(frame) {

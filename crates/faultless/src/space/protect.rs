@@ -12,6 +12,7 @@ use crate::host::{Entry, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma, edit};
+use core::cell::Cell;
 
 /// Why the protection was not changed, or not everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -228,19 +229,38 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     fn sweep_rights(&mut self, range: PageRange, protection: Protection) {
         let rights = entry_rights(protection);
         let keep_write = if protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 };
-        let step = |_, old: Entry| match old.frame() {
-            Some(_) => {
-                let write = old.bits() & keep_write;
-                old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
+        let change = |old: Entry| {
+            let write = old.bits() & keep_write;
+            old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
+        };
+        // An old translation of an absent page may give more than its entry does.
+        let absent = Cell::new(None);
+        let step = |page, old: Entry| {
+            if old.has(Entry::MAPPED) {
+                return change(old);
             }
-            None => old,
+            if old.is_absent() {
+                note(&absent, page);
+                return change(old);
+            }
+            old
         };
         self.sweep(range, step, |removed, page, old, new| {
             if old.bits() & !new.bits() != 0 {
                 removed.touch(page);
             }
         });
+        if let Some(pages) = absent.get() {
+            self.removed.touch_all(pages);
+        }
     }
+}
+
+/// Adds `page` to the range that is invalidated.
+#[cold]
+fn note(pages: &Cell<Option<PageRange>>, page: PageNumber) {
+    let page = PageRange::single(page);
+    pages.set(Some(pages.get().map_or(page, |all| all.hull(page))));
 }
 
 /// The first part of a mapping in `range` that is locked, private and not writable yet.

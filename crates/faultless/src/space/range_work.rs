@@ -5,7 +5,7 @@ use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::engine::Engine;
-use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::protection::Protection;
 use crate::sync::{Claims, RangesGuard, Reservation, RetiredList};
 use crate::vma::tree::{Ranged, View};
@@ -19,32 +19,34 @@ pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
 /// VMAs that are excluded for one look at the tree.
 const FEW: usize = 16;
 
-/// Frames between two invalidations.
+/// Entries between two invalidations.
 const BATCH: usize = 64;
 
-/// Frames whose entries are gone, and pages of leaf tables that are unhooked: somebody may still reach them until `invalidate`.
-/// Who makes one flushes it; on the way out of a panic that does not come to pass, and the frames are leaked.
+/// Entries that are gone, and pages of leaf tables that are unhooked: a processor may still use them until `invalidate`.
+/// Who makes one flushes it; on the way out of a panic that does not come to pass, and what the entries count is leaked.
 pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
     /// No more than its place: it takes no memory from the allocator.
-    frames: SmallVec<[Frame; BATCH]>,
-    /// What the frames' and the tables' pages lie in.
+    entries: SmallVec<[Entry; BATCH]>,
+    /// What the entries' and the tables' pages lie in.
     range: Option<PageRange>,
 }
 
 impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
     #[inline]
     pub fn new(space: &'a Space<H, D>) -> Self {
-        Self { space, frames: SmallVec::new(), range: None }
+        Self { space, entries: SmallVec::new(), range: None }
     }
 
-    /// Takes over the mapping reference of `entry`, which was at `page`.
+    /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated as a present one is.
     pub fn add(&mut self, page: PageNumber, entry: Entry) {
-        let Some(frame) = entry.frame() else { return };
-        if self.frames.len() == BATCH {
+        if !entry.holds_page() {
+            return;
+        }
+        if self.entries.len() == BATCH {
             self.flush();
         }
-        self.frames.push(frame);
+        self.entries.push(entry);
         self.touch(page);
     }
 
@@ -67,7 +69,7 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
     /// Invalidates, then drops the references (rule 6).
     #[inline]
     pub fn flush(&mut self) {
-        if self.range.is_some() || !self.frames.is_empty() {
+        if self.range.is_some() || !self.entries.is_empty() {
             self.flush_some();
         }
     }
@@ -77,8 +79,8 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
             self.space.engine.invalidate(&self.space.table, range);
             self.range = None;
         }
-        while let Some(frame) = self.frames.pop() {
-            self.space.engine.put_mapping(frame);
+        while let Some(entry) = self.entries.pop() {
+            self.space.engine.drop_entry(entry);
         }
     }
 }

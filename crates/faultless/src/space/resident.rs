@@ -4,7 +4,7 @@ use super::AddressSpace;
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
-use crate::host::{Host, PageTable};
+use crate::host::{Entry, EntryKind, Host, PageTable};
 use alloc::vec::Vec;
 
 /// Pages looked at in one section.
@@ -79,10 +79,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             for page in (part.start().get()..end.get()).map(PageNumber::new) {
                 let vma = view.find(page).ok_or_else(|| hole(page))?;
                 let entry = self.0.table.leaf(&section, page).map(|leaf| self.0.table.load(leaf, page));
-                let is_mapped = entry.is_some_and(|entry| entry.frame().is_some());
                 let is_cached =
                     || vma.mapping().file_page(page).is_some_and(|(file, page)| file.is_cached(page));
-                answers.push(is_mapped || is_cached());
+                answers.push(match entry.unwrap_or(Entry::EMPTY).kind() {
+                    EntryKind::Page(_) | EntryKind::Kept(_) => true,
+                    EntryKind::Swapped(..) => false,
+                    EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => is_cached(),
+                });
             }
         }
         Ok(answers)

@@ -19,7 +19,7 @@ pub(super) type LeftOf<H> = <<H as Host>::Table as PageTable>::Left;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// One try to get a table of one's own in the place of `leaf`, which was found in `section` and is shared. `becomes` says
-    /// what the caller makes of an entry: what names no frame then is not counted.
+    /// what the caller makes of an entry: an entry that holds no page then is not counted.
     pub(super) fn try_unshare(
         &self,
         section: &Section<'_>,
@@ -31,7 +31,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let unshared = self.table.unshare(leaf, page, |fate, page, entry| {
             if fate == Fate::Stays {
                 // What goes now needs no owner.
-                if becomes(page, entry).frame().is_none() {
+                if !becomes(page, entry).holds_page() {
                     return entry;
                 }
                 last = last.filter(|vma| vma.range().contains(page));
@@ -41,7 +41,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             let ahead = PageNumber::new(page.get() + AHEAD);
             if ahead.align_down(H::Table::LEAF_PAGES) == page.align_down(H::Table::LEAF_PAGES)
-                && let Some(frame) = self.table.load(leaf, ahead).frame()
+                && let Some(frame) = self.table.load(leaf, ahead).mapped_frame()
             {
                 self.engine.host().frames().prefetch(frame);
             }
@@ -55,17 +55,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// What a copied table has for `entry`. A change of what stays mapped is left to the caller's own sweep.
     fn copied(&self, entry: Entry, new: Entry) -> Entry {
-        let Some(frame) = entry.frame().filter(|frame| new.frame() == Some(*frame)) else { return new };
-        if frame != self.engine.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
-            self.engine.shared_tables.count_copy(self.engine.folio(frame));
+        if !entry.has_page_of(new) {
+            return new;
         }
+        self.engine.count_copied(entry);
         entry
     }
 
     /// A table that came from the parent is this space's alone, and so are those of its pages that nobody has copied.
     fn adopt(&self, vma: Option<&Vma<H, D>>, entry: Entry) {
         let anon = vma.and_then(Vma::record).and_then(AnonRecord::id);
-        let frame = entry.frame().filter(|frame| *frame != self.engine.zero_frame());
+        let frame = entry.counted_frame().filter(|frame| *frame != self.engine.zero_frame());
         if let (Some(anon), Some(frame)) = (anon, frame)
             && self.engine.folio(frame).is_exclusive()
         {

@@ -5,7 +5,7 @@ use super::page_work::{Announced, Leaves, Refused};
 use super::range_work::Removed;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
-use crate::host::{Entry, Frame, Host, PageTable};
+use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::page_cache::Maps;
 use crate::stats::Counter;
 use crate::vma::Vma;
@@ -189,13 +189,23 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 if entry.is_announced() {
                     return Some(page);
                 }
-                let is_meant = |frame: &Frame| {
-                    let folio = self.engine.folio(*frame);
+                let is_meant = |frame: Frame| {
+                    let folio = self.engine.folio(frame);
                     folio.owner() == file && folio.is_writeback()
                 };
                 let clean = entry.without(Entry::WRITE | Entry::DIRTY);
-                if clean == entry || !entry.frame().is_some_and(|frame| is_meant(&frame)) {
-                    break;
+                match entry.kind() {
+                    EntryKind::Page(frame) if clean != entry && is_meant(frame) => {}
+                    EntryKind::Kept(frame) | EntryKind::Gone(frame) if is_meant(frame) => {
+                        // An old translation may give the right still.
+                        weakened.touch(page);
+                        if clean == entry {
+                            break;
+                        }
+                    }
+                    EntryKind::Page(_) | EntryKind::Kept(_) | EntryKind::Gone(_) => break,
+                    // A page in a slot is not the file's.
+                    EntryKind::Swapped(..) | EntryKind::Empty | EntryKind::Guard => break,
                 }
                 match self.table.exchange(leaf, page, entry, clean) {
                     Ok(()) => {
@@ -227,11 +237,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             false,
             |work: Announced<'_, H, D>| {
                 let shows = work.vma.mapping().file_page(page).filter(|(mapped, _)| mapped.id() == file);
-                let (Some((_, shown)), Some(frame)) = (shows, work.entry.frame()) else {
-                    return Entry::EMPTY;
+                let Some((_, shown)) = shows else { return Entry::EMPTY };
+                let goes = match work.entry.kind() {
+                    EntryKind::Page(frame) | EntryKind::Kept(frame) => {
+                        let is_copy = self.engine.folio(frame).owner() != file;
+                        if is_copy { copies } else { pages }.contains(&shown)
+                    }
+                    EntryKind::Swapped(..) => copies.contains(&shown),
+                    // The frame may be another page's by now. Nothing is lost: the file is asked again.
+                    EntryKind::Gone(_) => pages.contains(&shown) || copies.contains(&shown),
+                    EntryKind::Empty | EntryKind::Guard => false,
                 };
-                let is_copy = self.engine.folio(frame).owner() != file;
-                if !(if is_copy { copies } else { pages }).contains(&shown) {
+                if !goes {
                     return Entry::EMPTY;
                 }
                 work.install(Entry::EMPTY).unwrap_or(Entry::EMPTY)

@@ -6,7 +6,7 @@ use super::resident::FEW;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;
-use crate::host::{Entry, Host, PageTable};
+use crate::host::{Entry, EntryKind, Host, PageTable};
 use crate::vma::Flags;
 use alloc::vec::Vec;
 
@@ -62,7 +62,17 @@ impl MappingUsage {
 
     /// `others`: how many other spaces have the same table, and the page by it.
     fn add<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, entry: Entry, others: u64) {
-        let Some(frame) = entry.frame().filter(|frame| *frame != space.engine.zero_frame()) else { return };
+        let frame = match entry.kind() {
+            EntryKind::Page(frame) | EntryKind::Kept(frame) => frame,
+            EntryKind::Swapped(..) => {
+                self.swap += PAGE_SIZE;
+                return;
+            }
+            EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => return,
+        };
+        if frame == space.engine.zero_frame() {
+            return;
+        }
         let folio = space.engine.folio(frame);
         // It may be gone, and others have its frame, by now: a figure of a moment.
         let mappings = folio.mappings().max(1) + others;

@@ -62,11 +62,15 @@ impl Default for Life {
 
 impl Life {
     /// The mark of something alive.
+    #[cfg(not(loom))]
+    pub const fn new() -> Self {
+        Self {}
+    }
+
+    /// The mark of something alive.
+    #[cfg(loom)]
     pub fn new() -> Self {
-        Self {
-            #[cfg(loom)]
-            freed: loom::cell::UnsafeCell::new(false),
-        }
+        Self { freed: loom::cell::UnsafeCell::new(false) }
     }
 
     /// Says that the thing is read now.

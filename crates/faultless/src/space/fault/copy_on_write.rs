@@ -29,7 +29,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     if engine.folio(frame).try_reuse() {
         engine.folio(frame).set_owner(anon.get());
         counters.add(Counter::CowReuses, 1);
-        let new = work.entry.with(write_right(&work));
+        let new = work.entry.restored().with(write_right(&work));
         return install(work, new);
     }
     // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.

@@ -63,7 +63,7 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
     }
     let new = Entry::mapping(frame, rights);
     Ok(match work.install(new) {
-        Ok(_) => Step::Done(None),
+        Ok(old) => Step::Done(super::outlived(old)),
         Err(_) => {
             engine.put(frame, Reference::Mapping);
             Step::NeedMemory
@@ -91,7 +91,7 @@ pub(super) fn make_writable<H: Host, D: LockingDesign>(
     if !file.make_dirty(page, frame) {
         return Err(NotReady::Writeback);
     }
-    let new = work.entry.with(Entry::WRITE | entry_rights(work.vma.mapping().protection));
+    let new = work.entry.restored().with(Entry::WRITE | entry_rights(work.vma.mapping().protection));
     Ok(super::install(work, new))
 }
 

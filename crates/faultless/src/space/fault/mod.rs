@@ -13,7 +13,7 @@ use super::protect::entry_rights;
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Need, Purpose};
-use crate::host::{Entry, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
@@ -137,8 +137,11 @@ impl<H: Host> Absent<H> {
         same_page
             && mapping.serial == self.serial
             && mapping.protection.allows(access)
-            && work.entry.frame().is_none()
-            && (!work.entry.is_guard() || cfg!(mutant = "resume_over_guard"))
+            && match work.entry.kind() {
+                EntryKind::Empty | EntryKind::Gone(_) => true,
+                EntryKind::Guard => cfg!(mutant = "resume_over_guard"),
+                EntryKind::Page(_) | EntryKind::Swapped(..) | EntryKind::Kept(_) => false,
+            }
     }
 
     /// Whether it has to be waited for still.
@@ -346,9 +349,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Not announced any more: the old translation goes, then the old frame (rule 6).
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
-        if let Some(frame) = replaced.and_then(Entry::frame) {
+        if let Some(old) = replaced {
             self.engine.invalidate(&self.table, PageRange::single(address.page()));
-            self.engine.put_mapping(frame);
+            self.engine.drop_entry(old);
         }
     }
 }
@@ -371,8 +374,8 @@ fn is_lacking<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Acc
 enum Class<'a, H: Host> {
     /// It has the right: somebody was quicker, or the processor's own table lags behind.
     Served,
-    /// It is a guard page.
-    Guard(VirtAddr),
+    /// It is a guard page, or its bytes cannot be had.
+    Refused(FaultError),
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
@@ -396,7 +399,7 @@ fn classify<'a, H: Host, D: LockingDesign>(
         return Err(Step::Failed(FaultError::Protection { address, access, protection }));
     }
     if entry.is_guard() {
-        return Ok(Class::Guard(address));
+        return Ok(Class::Refused(FaultError::Guard { address }));
     }
     if work.attempt.unshares
         && let Some(class) = unshare(work)?
@@ -404,20 +407,29 @@ fn classify<'a, H: Host, D: LockingDesign>(
         return Ok(class);
     }
     let needed = needed(access);
-    Ok(match (entry.frame(), access, &mapping.backing) {
-        (Some(_), _, _) if entry.has(needed) => Class::Served,
-        (Some(frame), Access::Write, _) => match (vma.record(), mapping.file_page(work.page)) {
-            (Some(record), _) => Class::Break(anon_of(work, record)?, frame),
-            (None, Some((file, page))) => Class::Dirty(file, page, frame),
-            (None, None) => return Err(Step::LookAgain),
-        },
-        (Some(_), _, _) => Class::Rights,
-        (None, _, Backing::Busy) => return Err(Step::LookAgain),
-        (None, Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
-        (None, _, Backing::Anonymous) => {
-            Class::Fill(anon_of(work, vma.record().ok_or(Step::LookAgain)?)?, access)
+    match entry.kind() {
+        EntryKind::Page(frame) | EntryKind::Kept(frame) => {
+            if entry.has(needed) {
+                return Ok(Class::Served);
+            }
+            if access != Access::Write {
+                return Ok(Class::Rights);
+            }
+            return match (vma.record(), mapping.file_page(work.page)) {
+                (Some(record), _) => Ok(Class::Break(anon_of(work, record)?, frame)),
+                (None, Some((file, page))) => Ok(Class::Dirty(file, page, frame)),
+                (None, None) => Err(Step::LookAgain),
+            };
         }
-        (None, access, Backing::File { file, first }) => {
+        EntryKind::Swapped(..) => return Ok(Class::Refused(FaultError::Lost { address })),
+        EntryKind::Guard => return Ok(Class::Refused(FaultError::Guard { address })),
+        EntryKind::Empty | EntryKind::Gone(_) => {}
+    }
+    Ok(match (access, &mapping.backing) {
+        (_, Backing::Busy) => return Err(Step::LookAgain),
+        (Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
+        (_, Backing::Anonymous) => Class::Fill(anon_of(work, vma.record().ok_or(Step::LookAgain)?)?, access),
+        (access, Backing::File { file, first }) => {
             let page = first + (work.page.get() - mapping.range.start().get());
             match (access, mapping.sharing, vma.record()) {
                 (Access::Write, Sharing::Private, Some(record)) => {
@@ -437,12 +449,21 @@ fn unshare<'a, H: Host, D: LockingDesign>(
 ) -> Result<Option<Class<'a, H>>, Step<H>> {
     let Some(record) = work.vma.record() else { return Ok(None) };
     let mapping = work.vma.mapping();
-    match (work.entry.frame(), &mapping.backing) {
-        (Some(frame), _) if work.space.is_own(frame) => Ok(None),
-        (Some(frame), _) => Ok(Some(Class::Break(anon_of(work, record)?, frame))),
-        (None, Backing::Busy) => Err(Step::LookAgain),
-        (None, Backing::Anonymous) => Ok(Some(Class::Fill(anon_of(work, record)?, Access::Read))),
-        (None, Backing::File { .. }) => match mapping.file_page(work.page) {
+    match work.entry.kind() {
+        EntryKind::Page(frame) | EntryKind::Kept(frame) => {
+            if work.space.is_own(frame) {
+                return Ok(None);
+            }
+            return Ok(Some(Class::Break(anon_of(work, record)?, frame)));
+        }
+        // Refused by the caller.
+        EntryKind::Swapped(..) | EntryKind::Guard => return Ok(None),
+        EntryKind::Empty | EntryKind::Gone(_) => {}
+    }
+    match &mapping.backing {
+        Backing::Busy => Err(Step::LookAgain),
+        Backing::Anonymous => Ok(Some(Class::Fill(anon_of(work, record)?, Access::Read))),
+        Backing::File { .. } => match mapping.file_page(work.page) {
             Some((file, page)) => Ok(Some(Class::Private(anon_of(work, record)?, file, page))),
             None => Err(Step::LookAgain),
         },
@@ -477,16 +498,16 @@ fn finish<H: Host, D: LockingDesign>(
         Step::Wait(Absent { file: file.clone(), page, serial, why, cuts: file.cuts() })
     };
     match class {
-        Class::Guard(address) => {
+        Class::Refused(error) => {
             work.refuse();
-            Step::Failed(FaultError::Guard { address })
+            Step::Failed(error)
         }
         Class::Served => {
-            let entry = work.entry;
+            let entry = work.entry.restored();
             install(work, entry)
         }
         Class::Rights => {
-            let new = work.entry.with(entry_rights(work.vma.mapping().protection));
+            let new = work.entry.restored().with(entry_rights(work.vma.mapping().protection));
             install(work, new)
         }
         Class::Zero => anonymous::map_zero(work),
@@ -508,8 +529,19 @@ fn finish<H: Host, D: LockingDesign>(
 /// Installs over nothing, or over the same frame.
 fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> Step<H> {
     match work.install(new) {
-        Ok(_) => Step::Done(None),
+        Ok(old) => Step::Done(outlived(old)),
         Err(_) => Step::NeedMemory,
+    }
+}
+
+/// An entry that was replaced and whose translation may still be in use: that of a page which reclaim has taken.
+fn outlived(old: Entry) -> Option<Entry> {
+    match old.kind() {
+        EntryKind::Gone(_) => Some(old),
+        // The same frame is mapped again.
+        EntryKind::Page(_) | EntryKind::Kept(_) => None,
+        // A fault installs nothing over a page in a slot.
+        EntryKind::Swapped(..) | EntryKind::Empty | EntryKind::Guard => None,
     }
 }
 
@@ -531,7 +563,7 @@ fn install_new<H: Host, D: LockingDesign>(
     folio.begin_anonymous(anon.get());
     let rights = entry_rights(work.vma.mapping().protection);
     match work.install(Entry::mapping(frame, rights | bits)) {
-        Ok(old) => Step::Done(old.frame().map(|_| old)),
+        Ok(old) => Step::Done(old.holds_page().then_some(old)),
         Err(_) => {
             if folio.cancel_anonymous() {
                 frames.free(frame);
