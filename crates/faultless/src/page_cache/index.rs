@@ -3,7 +3,7 @@
 //! writeback and written, so that nobody looks at every page to find those.
 
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use crate::sync::try_box;
+use crate::sync::try_box_zeroed;
 use crate::sync::{OutOfMemory, Sections};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -204,7 +204,8 @@ impl Index {
         if !child.is_null() {
             return Ok(child);
         }
-        let new = Box::into_raw(try_box(new())?);
+        // SAFETY: both kinds of nodes are words of zero, and null pointers.
+        let new = Box::into_raw(unsafe { try_box_zeroed(new) }?);
         match place.compare_exchange(ptr::null_mut(), new.cast(), Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
                 self.sections.charge(size_of::<T>());

@@ -38,6 +38,27 @@ pub(crate) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
     }
 }
 
+/// A box of what `new` makes. Outside of models it comes from the allocator as zeros, and `new` is not called: the stack has no
+/// room for large values.
+///
+/// # Safety
+/// Outside of models, memory of zeros is what `new` makes.
+pub(crate) unsafe fn try_box_zeroed<T>(new: impl FnOnce() -> T) -> Result<Box<T>, OutOfMemory> {
+    #[cfg(any(loom, shuttle))]
+    return try_box(new());
+    #[cfg(not(any(loom, shuttle)))]
+    {
+        let _ = new;
+        let layout = Layout::new::<T>();
+        assert!(layout.size() != 0, "a value without a size is not boxed");
+        // SAFETY: the layout has a size; zeros are a value, by the contract; and the pointer goes into a Box of that very layout.
+        unsafe {
+            let memory = alloc::alloc::alloc_zeroed(layout).cast::<T>();
+            if memory.is_null() { Err(OutOfMemory) } else { Ok(Box::from_raw(memory)) }
+        }
+    }
+}
+
 /// A mark in everything that readers reach without a lock: tree nodes, VMAs, tables, frames. Empty in a real
 /// build. Under loom a free is a write and a use is a read of one cell, so that a missing order between them is
 /// found, and what is freed stays allocated, so that it is found and does not crash.

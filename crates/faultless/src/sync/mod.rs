@@ -17,7 +17,7 @@ mod wait;
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
 pub use held::Held;
 pub use life::{Life, OutOfMemory, try_box};
-pub(crate) use life::{try_box_or_back, try_box_uninit};
+pub(crate) use life::{try_box_or_back, try_box_uninit, try_box_zeroed};
 #[cfg(feature = "std")]
 pub use mutex::Condvar;
 pub use mutex::{Mutex, MutexGuard};
