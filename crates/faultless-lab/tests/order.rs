@@ -14,10 +14,12 @@ use faultless::host::{
     StdPark, StdSlots, Unshared,
 };
 use faultless::protection::{Access, Protection};
+use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Retired, Sections};
-use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement, RemapRequest};
+use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable, Soft};
 use std::ops::{Deref, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -40,6 +42,7 @@ every_design! { [under] (
     a_sweep_of_many_frames_ends_with_the_tables
     nothing_removed_is_nothing_invalidated
     the_last_handle_unloads_then_frees
+    invariant_1_no_transfer_ends_in_an_interrupt
 ) }
 
 /// Pages of a leaf table.
@@ -55,6 +58,8 @@ struct Log {
     /// an invalidation go.
     stale: Mutex<Vec<Stale>>,
     seen: Mutex<Seen>,
+    /// The processor serves an interrupt.
+    is_in_interrupt: AtomicBool,
 }
 
 enum Stale {
@@ -177,6 +182,10 @@ unsafe impl Host for Recorder {
 
     fn slots(&self) -> &StdSlots {
         self.soft.slots()
+    }
+
+    fn is_in_interrupt(&self) -> bool {
+        self.log.is_in_interrupt.load(Ordering::Relaxed)
     }
 
     fn sections(&self) -> &Arc<Sections> {
@@ -471,4 +480,39 @@ fn the_last_handle_unloads_then_frees<D: LockingDesign>() {
     let log = space.engine().host().log.clone();
     drop(space);
     assert!(lock(&log.seen).frames_freed >= 3, "the pages, and the page of zeros with the engine");
+}
+
+/// Debug builds say so to a host that completes a transfer there.
+fn invariant_1_no_transfer_ends_in_an_interrupt<D: LockingDesign>() {
+    if !cfg!(debug_assertions) {
+        return;
+    }
+    let space = Watched::<D>::new();
+    let store = Arc::new(GatedStore::new(Zeros));
+    let file = File::open(space.engine(), store.clone()).unwrap();
+    let request = MapRequest::file(&file, 0, PAGE_SIZE, Protection::READ).at(Placement::Fixed(at(FIRST)));
+    space.map(request).unwrap();
+    let Fault::Pending(fault) = space.fault(at(FIRST), Access::Read).unwrap() else { panic!("it is read") };
+    let log = space.engine().host().log.clone();
+    log.is_in_interrupt.store(true, Ordering::Relaxed);
+    let result = catch_unwind(AssertUnwindSafe(|| store.open()));
+    log.is_in_interrupt.store(false, Ordering::Relaxed);
+    let message = result.expect_err("a transfer ended in an interrupt");
+    let message = message.downcast_ref::<String>().expect("a message");
+    assert!(message.starts_with("invariant 1: an interrupt would wait"), "{message}");
+    // The read never ends.
+    std::mem::forget((space, file, fault));
+}
+
+/// One page.
+struct Zeros;
+
+impl Store for Zeros {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(PAGE_SIZE)
+    }
+
+    fn submit(&self, transfer: Transfer) {
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
 }

@@ -234,17 +234,20 @@ impl<H: Host> Engine<H> {
 
     // ---- sleeping
 
-    /// In debug builds: the calling thread is in no section, so it has announced nothing. Invariant 1.
+    /// In debug builds: the calling thread is in no section, so it has announced nothing, and serves no interrupt. Invariant 1.
     ///
     /// # Panics
-    /// In debug builds, if it is in one.
+    /// In debug builds, if it is in one, or serves one ([`Host::is_in_interrupt`]).
     #[inline]
     pub fn assert_may_sleep(&self, doing: &str) {
         #[cfg(debug_assertions)]
-        assert!(
-            !self.host.sections().inside(self.host.slots().current(), self.host.barrier()),
-            "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
-        );
+        {
+            assert!(!self.host.is_in_interrupt(), "invariant 1: an interrupt would wait: {doing}");
+            assert!(
+                !self.host.sections().inside(self.host.slots().current(), self.host.barrier()),
+                "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
+            );
+        }
         let _ = doing;
     }
 

@@ -115,6 +115,7 @@ impl<H: Host> Engine<H> {
     /// Wakes all who sleep in [`Engine::park_until`] with `key`, to look again. Called after what they look at was changed, by
     /// a thread that holds no lock which they may want.
     pub fn wake_all(&self, key: usize) {
+        self.assert_may_sleep("the lock of a queue");
         self.waits.list(key).wake(self.host.park(), key);
     }
 

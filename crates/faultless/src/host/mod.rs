@@ -72,6 +72,12 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
         let _ = parent;
         self.new_table()
     }
+
+    /// Whether the calling processor serves an interrupt, where no call of the engine may be made and no transfer may be completed.
+    /// Debug builds ask, where the engine takes a lock, sleeps or wakes somebody. docs/contexts.md has each call.
+    fn is_in_interrupt(&self) -> bool {
+        false
+    }
 }
 
 /// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.

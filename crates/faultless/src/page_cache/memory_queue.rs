@@ -228,6 +228,7 @@ impl<H: Host> Engine<H> {
 
     /// Memory may have come free.
     pub(super) fn tell_memory(&self) {
+        self.assert_may_sleep("the lock of the queue for memory");
         self.cache.queue.tell(self.host().park(), self.room_for_turns());
     }
 

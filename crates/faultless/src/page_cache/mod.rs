@@ -425,6 +425,7 @@ impl<H: Host> File<H> {
     /// The read of `page` into `frame` has ended. On any thread.
     fn end_read(&self, page: u64, frame: Frame, result: Result<usize, StoreError>) {
         let (engine, offset) = (&self.engine, page * PAGE_SIZE);
+        engine.assert_may_sleep("the end of a read");
         let folio = engine.folio(frame);
         let inside = self.length().saturating_sub(offset).min(PAGE_SIZE);
         match result {

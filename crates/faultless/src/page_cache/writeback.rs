@@ -366,6 +366,7 @@ impl<H: Host> File<H> {
         result: Result<usize, StoreError>,
     ) {
         let engine = &self.engine;
+        engine.assert_may_sleep("the end of a write");
         let offset = page * PAGE_SIZE;
         let failed = match result {
             Ok(moved) if moved < inside => Some(StoreError::PastEnd { offset: offset + moved as u64 }),
