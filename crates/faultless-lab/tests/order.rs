@@ -16,7 +16,7 @@ use faultless::host::{
 use faultless::protection::{Access, Protection};
 use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Retired, Sections};
-use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest, Placement, RemapRequest};
+use faultless::{AddressSpace, Engine, Fault, File, Limits, MapError, MapRequest, Placement, RemapRequest};
 use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable, Soft};
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,6 +43,7 @@ every_design! { [under] (
     nothing_removed_is_nothing_invalidated
     the_last_handle_unloads_then_frees
     invariant_1_no_transfer_ends_in_an_interrupt
+    nothing_is_mapped_below_the_lowest_address
 ) }
 
 /// Pages of a leaf table.
@@ -205,8 +206,9 @@ unsafe impl PageTable for RecordedTable {
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
     const SHARES_LEAVES: bool = RadixTable::SHARES_LEAVES;
 
-    fn pages(&self) -> u64 {
-        self.table.pages()
+    /// All but those of the first leaf table.
+    fn pages(&self) -> PageRange {
+        PageRange::new(PageNumber::new(FIRST), self.table.pages().end()).expect("there is more than one")
     }
 
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
@@ -480,6 +482,28 @@ fn the_last_handle_unloads_then_frees<D: LockingDesign>() {
     let log = space.engine().host().log.clone();
     drop(space);
     assert!(lock(&log.seen).frames_freed >= 3, "the pages, and the page of zeros with the engine");
+}
+
+fn nothing_is_mapped_below_the_lowest_address<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    let anonymous = |length| MapRequest::anonymous(length);
+    for (first, pages) in [(0, 1), (FIRST - 1, 1), (FIRST - 1, 2)] {
+        let request = anonymous(pages * PAGE_SIZE);
+        for placement in [Placement::Fixed(at(first)), Placement::FixedNoReplace(at(first))] {
+            let refused = space.map(request.clone().at(placement));
+            assert!(matches!(refused, Err(MapError::OutOfBounds { .. })), "{refused:?}");
+        }
+        assert!(space.unmap(at(first), pages * PAGE_SIZE).is_err());
+    }
+    assert!(space.fault(at(FIRST - 1), Access::Read).is_err());
+    assert!(space.map(anonymous(PAGE_SIZE).at(Placement::Hint(at(1)))).unwrap() >= at(FIRST));
+    // All that there is: the last place is the lowest.
+    let whole = anonymous((RadixTable::PAGES - LEAF - 1) * PAGE_SIZE);
+    assert_eq!(space.map(whole).unwrap(), at(FIRST));
+    assert!(matches!(space.map(anonymous(PAGE_SIZE)), Err(MapError::NoSpace { .. })));
+    space.fault_and_wait(at(FIRST), Access::Write).unwrap();
+    space.exit();
+    assert_eq!(space.engine().frame_usage().used, 1, "the page of zeros");
 }
 
 /// Debug builds say so to a host that completes a transfer there.

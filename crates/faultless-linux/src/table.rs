@@ -447,8 +447,8 @@ unsafe impl PageTable for Table {
     /// userfaultfd copies pages in: what two entries map are two pages of the kernel's.
     const SHARES_WRITES: bool = false;
 
-    fn pages(&self) -> u64 {
-        self.window.pages()
+    fn pages(&self) -> PageRange {
+        PageRange::with_pages(PageNumber::new(0), self.window.pages()).expect("a window has pages")
     }
 
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {

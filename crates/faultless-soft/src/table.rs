@@ -408,8 +408,8 @@ unsafe impl PageTable for RadixTable {
     const LEAF_PAGES: u64 = LeafTable::SPAN;
     const SHARES_LEAVES: bool = true;
 
-    fn pages(&self) -> u64 {
-        Self::PAGES
+    fn pages(&self) -> PageRange {
+        PageRange::new(PageNumber::new(0), PageNumber::new(Self::PAGES)).expect("it has pages")
     }
 
     fn leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {

@@ -133,8 +133,9 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// [`PageTable::invalidate`]. A host that shares none says [`core::convert::Infallible`].
     type Left: Send;
 
-    /// Pages that the table can address: page 0 up to this, a multiple of [`PageTable::LEAF_PAGES`]. Always the same.
-    fn pages(&self) -> u64;
+    /// The pages that can be mapped; both ends are multiples of [`PageTable::LEAF_PAGES`]. Always the same. Page 0 is mapped only
+    /// where a call names it.
+    fn pages(&self) -> PageRange;
 
     /// The leaf table over `page`, if there is one. Acquire: what was written into a new leaf is seen.
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Self::Leaf<'s>>;

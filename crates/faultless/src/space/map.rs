@@ -150,12 +150,12 @@ pub enum MapError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// The range lies outside of what the table can address (ENOMEM).
-    #[error("{range} lies outside of the address space, which ends at {end}")]
+    #[error("{range} lies outside of the address space, {space}")]
     OutOfBounds {
         /// What was asked for.
         range: PageRange,
-        /// The first address that cannot be mapped.
-        end: VirtAddr,
+        /// What can be mapped.
+        space: PageRange,
     },
     /// The mapping would reach the page with the last byte a file can have, number 2^63 - 1 (EOVERFLOW).
     #[error(
@@ -302,15 +302,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// The pages that are asked for. What is wrong with several things at once is told in Linux's order: length, how much is
     /// mapped already, end, address, what is there already; and the rest after that.
     fn asked(&self, map: &Map, placement: Placement, length: u64) -> Result<PageRange, MapError> {
-        let at = match placement {
-            Placement::Anywhere | Placement::Hint(_) => VirtAddr::default(),
-            Placement::Fixed(at) | Placement::FixedNoReplace(at) => at,
+        let (at, is_placed) = match placement {
+            Placement::Anywhere | Placement::Hint(_) => (VirtAddr::default(), false),
+            Placement::Fixed(at) | Placement::FixedNoReplace(at) => (at, true),
         };
         let range = PageRange::from_bytes(at.page().address(), length)?;
         self.may_map_more(map)?;
-        let end = self.whole().end().address();
-        if end.get().checked_sub(range.bytes()).is_none_or(|last| at.get() > last) {
-            return Err(MapError::OutOfBounds { range, end });
+        let space = self.whole();
+        let fits = if is_placed { space.covers(range) } else { range.pages() <= space.pages() };
+        // A last address inside the last page fits no more: what begins in a page is counted in bytes.
+        if !fits || at.get() > space.end().address().get() - range.bytes() {
+            return Err(MapError::OutOfBounds { range, space });
         }
         if at.offset_in_page() != 0 {
             return Err(RangeError::Unaligned { address: at }.into());
@@ -459,17 +461,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     pub(super) fn free_place(&self, map: &Map, claims: &Claims, pages: u64) -> Choice {
         let view = self.tree.view_locked(&map.writer);
         let mut otherwise = Choice::Nothing;
-        let mut within = PageRange::new(PageNumber::new(1), self.whole().end());
+        let first = self.whole().start().max(PageNumber::new(1));
+        let mut within = PageRange::new(first, self.whole().end());
         while let Some(start) = within.and_then(|within| self.tree.highest_gap(&map.writer, pages, within)) {
             let Ok(range) = PageRange::with_pages(start, pages) else { break };
             let guard = view.from(range.end()).next().map(guarded).filter(|guard| guard.overlaps(range));
             if let Some(guard) = guard {
-                within = PageRange::new(PageNumber::new(1), guard.start());
+                within = PageRange::new(first, guard.start());
                 continue;
             }
             let Some(claimed) = claims.overlapping(range) else { return Choice::Range(range) };
             otherwise = Choice::Claimed;
-            within = PageRange::new(PageNumber::new(1), claimed.start());
+            within = PageRange::new(first, claimed.start());
         }
         otherwise
     }

@@ -55,7 +55,7 @@ pub use sync_file::{SyncError, SyncFlags};
 pub use unmap::UnmapError;
 pub use usage::MappingUsage;
 
-use crate::address::{PageNumber, PageRange};
+use crate::address::PageRange;
 use crate::design::LockingDesign;
 use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, PageTable, Table};
@@ -153,7 +153,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Every page that the table can address.
     fn whole(&self) -> PageRange {
-        PageRange::new(PageNumber::new(0), PageNumber::new(self.table.pages())).expect("a table has pages")
+        self.table.pages()
     }
 }
 

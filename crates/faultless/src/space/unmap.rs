@@ -22,12 +22,12 @@ pub enum UnmapError {
         address: VirtAddr,
     },
     /// The range reaches past what the table can address (EINVAL).
-    #[error("{range} reaches past the end of the address space, {end}")]
+    #[error("{range} lies outside of the address space, {space}")]
     OutOfBounds {
         /// What was asked for.
         range: PageRange,
-        /// The first address that cannot be mapped.
-        end: VirtAddr,
+        /// What can be mapped.
+        space: PageRange,
     },
     /// Splitting a mapping would make more than the limit (ENOMEM).
     #[error("unmapping {range} would split a mapping, and the space has its limit of {limit}")]
@@ -67,7 +67,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let range = PageRange::from_bytes(address, length)?;
         let whole = self.0.whole();
         if !whole.covers(range) {
-            return Err(UnmapError::OutOfBounds { range, end: whole.end().address() });
+            return Err(UnmapError::OutOfBounds { range, space: whole });
         }
         self.0.unmap(range)
     }

@@ -72,14 +72,14 @@ pub enum RemapError {
         new_length: u64,
     },
     /// The new place lies outside of the address space, or the length is more than all of it (EINVAL).
-    #[error("{length} bytes at {address} do not fit into the address space, which ends at {end}")]
+    #[error("{length} bytes at {address} do not fit into the address space, {space}")]
     OutOfBounds {
         /// Where.
         address: VirtAddr,
         /// How many bytes.
         length: u64,
-        /// The first address that cannot be mapped.
-        end: VirtAddr,
+        /// What can be mapped.
+        space: PageRange,
     },
     /// The new place overlaps the old one (EINVAL).
     #[error("the new place {new} overlaps the old one {old}")]
@@ -225,8 +225,7 @@ impl Plan {
         // Numbers that wrap around are what is left of them, as on Linux; nothing that long is mapped.
         let old_pages = old_length.wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
         let new_pages = PageRange::from_bytes(VirtAddr::default(), new_length)?.pages();
-        let out =
-            |address| RemapError::OutOfBounds { address, length: new_length, end: whole.end().address() };
+        let out = |address| RemapError::OutOfBounds { address, length: new_length, space: whole };
         if new_pages > whole.pages() {
             return Err(out(old));
         }
@@ -289,7 +288,7 @@ impl Plan {
             false => Err(RemapError::OutOfBounds {
                 address: self.address(),
                 length: self.old_pages << PAGE_SHIFT,
-                end: whole.end().address(),
+                space: whole,
             }),
         }
     }
