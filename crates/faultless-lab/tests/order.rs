@@ -488,9 +488,8 @@ fn nothing_is_mapped_below_the_lowest_address<D: LockingDesign>() {
     let space = Watched::<D>::new();
     let anonymous = |length| MapRequest::anonymous(length);
     for (first, pages) in [(0, 1), (FIRST - 1, 1), (FIRST - 1, 2)] {
-        let request = anonymous(pages * PAGE_SIZE);
         for placement in [Placement::Fixed(at(first)), Placement::FixedNoReplace(at(first))] {
-            let refused = space.map(request.clone().at(placement));
+            let refused = space.map(anonymous(pages * PAGE_SIZE).at(placement));
             assert!(matches!(refused, Err(MapError::OutOfBounds { .. })), "{refused:?}");
         }
         assert!(space.unmap(at(first), pages * PAGE_SIZE).is_err());

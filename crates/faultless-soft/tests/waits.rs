@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
-use faultless::host::{Host, Park};
+use faultless::host::{Host, Park, Sleeper};
 use faultless::protection::{Access, Protection};
 use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
 use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault};
@@ -70,6 +70,16 @@ fn a_sleeper_is_woken_when_its_read_ends() {
     });
     assert!(is_done(fault));
     assert_eq!(space.resident(at, PAGES * PAGE_SIZE).unwrap().iter().filter(|page| **page).count(), 1);
+}
+
+/// A name that is nobody's harms nobody.
+#[test]
+fn a_name_of_no_thread_is_never_woken() {
+    let (_, gate, space, at) = world(8);
+    let mut fault = pending(&space, at, 3);
+    fault.notify(Sleeper(u64::MAX)).unwrap();
+    gate.open();
+    assert!(is_done(fault));
 }
 
 /// And when its space exits.

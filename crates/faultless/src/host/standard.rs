@@ -28,11 +28,13 @@ static PARKERS: [Parker; SlotIndex::MAX as usize] =
     [const { Parker { is_unparked: Mutex::new(false), changed: Condvar::new() } }; SlotIndex::MAX as usize];
 
 impl StdPark {
-    fn parker(&self, of: Sleeper) -> &Parker {
+    /// `None`: no thread has this name, which came from a caller.
+    fn parker(&self, of: Sleeper) -> Option<&Parker> {
+        let number = usize::try_from(of.0).ok()?;
         #[cfg(any(loom, shuttle))]
-        return &self.parkers[of.0 as usize];
+        return self.parkers.get(number);
         #[cfg(not(any(loom, shuttle)))]
-        return &PARKERS[of.0 as usize];
+        return PARKERS.get(number);
     }
 }
 
@@ -42,7 +44,7 @@ impl Park for StdPark {
     }
 
     fn park(&self, me: Sleeper) {
-        let parker = self.parker(me);
+        let Some(parker) = self.parker(me) else { return };
         let mut is_unparked = parker.is_unparked.lock();
         while !core::mem::take(&mut *is_unparked) {
             is_unparked = parker.changed.wait(is_unparked);
@@ -50,7 +52,7 @@ impl Park for StdPark {
     }
 
     fn unpark(&self, sleeper: Sleeper) {
-        let parker = self.parker(sleeper);
+        let Some(parker) = self.parker(sleeper) else { return };
         *parker.is_unparked.lock() = true;
         parker.changed.notify_one();
     }

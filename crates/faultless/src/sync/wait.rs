@@ -32,7 +32,7 @@ pub trait Park: Send + Sync {
     /// returned, returns at once. May return early: the engine looks again.
     fn park(&self, me: Sleeper);
 
-    /// Ends the sleep of `sleeper`, or its next one. Does not sleep and calls no engine: the caller may have a space's short
+    /// Ends the sleep of `sleeper`, or its next one; does nothing for a name that the host has not given. Does not sleep and calls no engine: the caller may have a space's short
     /// lock. The sleeper may have woken and ended by itself, and its name may be another thread's by now: that thread must
     /// bear to wake for nothing.
     fn unpark(&self, sleeper: Sleeper);
