@@ -160,7 +160,7 @@ pub mod vma;
 
 pub use engine::{Engine, Limits};
 pub use page_cache::{File, FileError, FileHandle, FileRights, FolioLock, Pin};
-pub use space::fault::{self, Fault, FaultError, PendingFault};
+pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};
 pub use space::{
     AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,
     LockError, LockMode, MapError, MapRequest, MappingInfo, MappingUsage, PinnedPage, Placement,

@@ -9,6 +9,7 @@ use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
+use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
 use crate::host::{Entry, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::Hull;
@@ -33,6 +34,15 @@ pub enum ForkError {
     /// The space has exited.
     #[error("the space has exited")]
     Exited,
+}
+
+impl ForkError {
+    /// Linux's number: ENOMEM.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::OutOfMemory | Self::Exited => errno::ENOMEM,
+        }
+    }
 }
 
 impl From<OutOfMemory> for ForkError {

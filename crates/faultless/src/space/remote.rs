@@ -8,7 +8,6 @@ use super::pin::NotPinned;
 use super::{AddressSpace, PinnedPage, fault::FaultError};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
-use crate::errno;
 use crate::frame::Reference;
 use crate::host::Host;
 use crate::protection::{Access, Protection};
@@ -27,10 +26,7 @@ pub struct RemoteError {
 impl RemoteError {
     /// Linux's number: EFAULT, or ENOMEM without memory.
     pub fn errno(&self) -> i32 {
-        match self.error {
-            FaultError::OutOfMemory { .. } => errno::ENOMEM,
-            _ => errno::EFAULT,
-        }
+        self.error.errno()
     }
 }
 

@@ -3,9 +3,11 @@
 
 mod anonymous;
 mod copy_on_write;
+mod error;
 mod file;
 mod pending;
 
+pub use error::{FaultError, Signal};
 pub use pending::PendingFault;
 
 use super::page_work::{Announced, Leaves, Refused};
@@ -17,81 +19,10 @@ use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageT
 use crate::page_cache::{File, Miss, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
-use crate::store::StoreError;
 use crate::sync::Shared;
 use crate::vma::{AnonId, AnonRecord, Backing};
 use file::NotReady;
 use pending::Awaited;
-
-/// Why an access cannot be served. A process would get a signal: SEGV for the first three, BUS for the next two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FaultError {
-    /// Nothing is mapped there (SEGV_MAPERR).
-    #[error("nothing is mapped at {address}")]
-    NoMapping {
-        /// The address of the access.
-        address: VirtAddr,
-    },
-    /// The mapping does not allow it (SEGV_ACCERR).
-    #[error("{access} at {address} is not allowed by {protection}")]
-    Protection {
-        /// The address of the access.
-        address: VirtAddr,
-        /// What was tried.
-        access: Access,
-        /// What the mapping allows.
-        protection: Protection,
-    },
-    /// It is a guard page (SEGV_MAPERR, as Linux has it).
-    #[error("{address} is a guard page")]
-    Guard {
-        /// The address of the access.
-        address: VirtAddr,
-    },
-    /// The page lies past the end of the file (BUS_ADRERR).
-    #[error("{address} shows page {page} of a file of {length} bytes")]
-    PastEnd {
-        /// The address of the access.
-        address: VirtAddr,
-        /// The page of the file.
-        page: u64,
-        /// The file's length in bytes.
-        length: u64,
-    },
-    /// The page could not be read (BUS_ADRERR).
-    #[error("the page at {address} could not be read: {error}")]
-    Io {
-        /// The address of the access.
-        address: VirtAddr,
-        /// What the store said.
-        error: StoreError,
-    },
-    /// The host has lost the page's bytes (BUS_ADRERR): on a Linux process, the program itself has dropped memory that a
-    /// snapshot needs. Never zeros in their place.
-    #[error("the bytes of the page at {address} are lost: the host no longer has them")]
-    Lost {
-        /// The address of the access.
-        address: VirtAddr,
-    },
-    /// The page is pinned for I/O as often as can be counted, 4,095 times: only [`AddressSpace::pin`] says this.
-    #[error("the page at {address} is pinned for I/O too often")]
-    TooManyPins {
-        /// The address of the access.
-        address: VirtAddr,
-    },
-    /// The space has exited while the access waited (the process was killed).
-    #[error("the space has exited, and with it the access to {address}")]
-    Exited {
-        /// The address of the access.
-        address: VirtAddr,
-    },
-    /// No frame, and nothing could be evicted.
-    #[error("out of memory for the page at {address}")]
-    OutOfMemory {
-        /// The address of the access.
-        address: VirtAddr,
-    },
-}
 
 /// How a fault went.
 pub enum Fault<H: Host, D: LockingDesign> {
