@@ -176,7 +176,29 @@ fn exits() {
     }
 }
 
+/// Processor time of waking a thread that sleeps, by the system alone: what the end of a read cannot be without.
+fn bare_wakes() {
+    let times = thread::scope(|scope| {
+        let sleeper = scope.spawn(|| (0..101).for_each(|_| thread::park()));
+        let wake = |_| {
+            thread::sleep(Duration::from_millis(2));
+            let begun = cpu_of(libc::CLOCK_THREAD_CPUTIME_ID);
+            sleeper.thread().unpark();
+            cpu_of(libc::CLOCK_THREAD_CPUTIME_ID) - begun
+        };
+        let times = (0..101).map(wake).collect();
+        // It may have woken for nothing, and be done; or the other way round.
+        while !sleeper.is_finished() {
+            sleeper.thread().unpark();
+            thread::yield_now();
+        }
+        times
+    });
+    row("processor time of waking a thread, without the engine", median(times));
+}
+
 fn ends_of_reads() {
+    bare_wakes();
     for threads in [100, 1000, 8000] {
         beside_waits(threads, |_, _, store| {
             let some = threads / 10;

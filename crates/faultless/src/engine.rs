@@ -76,6 +76,7 @@ impl<H: Host> Engine<H> {
             shared_tables: SharedTables::default(),
             waits,
         };
+        engine.charge(engine.waits.room());
         engine.host.slots().attach(engine.host.sections())?;
         engine.host.sections().keep_spare()?;
         Ok(Arc::new(engine))
@@ -440,6 +441,7 @@ const SPINS: u32 = 64;
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
         self.host.slots().detach(self.host.sections());
+        self.uncharge(self.waits.room());
         // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
         unsafe { self.host.sections().free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);
