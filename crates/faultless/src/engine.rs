@@ -417,6 +417,9 @@ impl<H: Host> Engine<H> {
         if is_crowded {
             self.wake_all(key);
         }
+        if reference == Reference::IoPin {
+            self.tell_freed();
+        }
     }
 
     /// After range work or a copy-on-write break took translations away: returns when no processor uses them.

@@ -172,21 +172,29 @@ mod numbers {
     static POOL: Pool = Pool::new(SlotIndex::MAX);
 
     /// The sections of all engines, where a thread that ends gives its slot up.
-    static ATTACHED: Mutex<Vec<Weak<Sections>>> = Mutex::new(Vec::new());
+    struct Attached {
+        /// In the order of their numbers, which are not used again.
+        all: Vec<(u64, Weak<Sections>)>,
+        next: u64,
+    }
 
-    fn attached() -> MutexGuard<'static, Vec<Weak<Sections>>> {
+    static ATTACHED: Mutex<Attached> = Mutex::new(Attached { all: Vec::new(), next: 0 });
+
+    fn attached() -> MutexGuard<'static, Attached> {
         ATTACHED.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn attach(sections: &Arc<Sections>) -> Result<(), OutOfMemory> {
-        let mut all = attached();
-        all.try_reserve(1).map_err(|_| OutOfMemory)?;
-        all.push(Arc::downgrade(sections));
+        let mut attached = attached();
+        attached.all.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let number = attached.next;
+        attached.next += 1;
+        attached.all.push((number, Arc::downgrade(sections)));
         Ok(())
     }
 
     pub fn detach(sections: &Sections) {
-        attached().retain(|weak| !std::ptr::eq(weak.as_ptr(), sections));
+        attached().all.retain(|(_, weak)| !std::ptr::eq(weak.as_ptr(), sections));
     }
 
     struct Mine(u32);
@@ -194,13 +202,19 @@ mod numbers {
     impl Drop for Mine {
         fn drop(&mut self) {
             if let Some(slot) = SlotIndex::new(self.0) {
-                // One at a time, and not under the lock: the end of the last handle frees what is retired. If an engine goes
-                // meanwhile, another one may be passed over: then its slot stays listed, for the number's next thread.
-                let nth = |n: usize| attached().get(n).map(Weak::upgrade);
-                for sections in (0..).map_while(nth).flatten() {
+                // One at a time, and not under the lock: the end of the last handle frees what is retired. By number, since
+                // engines come and go meanwhile.
+                let from = |number: u64| {
+                    let attached = attached();
+                    let place = attached.all.partition_point(|(known, _)| *known < number);
+                    attached.all.get(place).map(|(number, weak)| (*number, weak.upgrade()))
+                };
+                let mut next = 0;
+                while let Some((number, sections)) = from(next) {
+                    next = number + 1;
                     // SAFETY: the slot is this thread's, which ends: it is in no section, and waits for nothing. The number
                     // is given back afterwards.
-                    unsafe { sections.unlist(slot) };
+                    sections.inspect(|sections| unsafe { sections.unlist(slot) });
                 }
             }
             let _ = INDEX.try_with(|index| index.set(u32::MAX));

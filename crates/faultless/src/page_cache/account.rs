@@ -41,8 +41,8 @@ pub(crate) struct Account {
     pub(super) pins: plain::AtomicU64,
     /// Who waits for memory.
     pub(crate) queue: MemoryQueue,
-    /// Writes under way.
-    pub(super) writes: plain::AtomicU64,
+    /// Reads and writes under way.
+    pub(super) transfers: plain::AtomicU64,
     /// Threads that evict.
     evictors: plain::AtomicU64,
 }
@@ -294,9 +294,10 @@ impl<H: Host> Engine<H> {
         evicted
     }
 
-    /// The number to wait with in [`Engine::wait_for_turn`], if writes are under way: what is being written can be evicted then.
-    pub(crate) fn wait_for_writes(&self) -> Option<u64> {
+    /// The number to wait with in [`Engine::wait_for_turn`], if reads or writes are under way: when one has ended, its page can be
+    /// evicted.
+    pub(crate) fn wait_for_transfers(&self) -> Option<u64> {
         let events = self.cache.queue.events();
-        (self.cache.writes.load(Ordering::Relaxed) != 0).then_some(events)
+        (self.cache.transfers.load(Ordering::Relaxed) != 0).then_some(events)
     }
 }

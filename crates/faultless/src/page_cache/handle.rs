@@ -392,17 +392,20 @@ impl<H: Host> File<H> {
     /// Waits for what `miss`, of page `page`, wants, after which one looks again.
     fn wait_after(&self, miss: Miss, page: u64, looking: &mut Looking<H>) -> Result<(), FileError> {
         let events = match miss {
+            // Nobody waits for these with a turn that others need.
             Miss::Full(full) => {
+                looking.has_found();
                 self.engine.wait_for_place(full, None);
                 return Ok(());
             }
             Miss::Forbidden => {
+                looking.has_found();
                 self.wait_while_forbidden(page, None);
                 return Ok(());
             }
             Miss::Queue(events) => Some(events),
-            // After the writes under way there may be some.
-            Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_writes(),
+            // After the transfers under way there may be some.
+            Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_transfers(),
         };
         looking.wait(events.ok_or(FileError::OutOfMemory)?);
         Ok(())

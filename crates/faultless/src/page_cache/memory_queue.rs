@@ -1,6 +1,7 @@
 //! The queue for memory: calls and faults that have found none wait for it in the order in which they first asked.
 //!
-//! Something that may have made memory free is an *event*: a pin that goes, a write that ends. An event gives as many of those
+//! Something that may have made memory free is an *event*: a pin that goes, a read or a write that ends, range work that has
+//! dropped pages. An event gives as many of those
 //! that wait a *turn* as there is room for, the oldest first, and wakes only those. What happens at the end of a turn
 //! depends on what came of it:
 //!
@@ -21,7 +22,7 @@ use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, Park, Sleeper};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, WaitQueue, Waiter, Woken, full_fence, plain, try_box};
+use crate::sync::{Mutex, WaitQueue, Waiter, Woken, fence_after_rmw, full_fence, plain, try_box};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::mem;
@@ -75,22 +76,29 @@ impl MemoryQueue {
     }
 
     /// Memory may have come free; there is room for so many.
-    pub fn tell(&self, park: &impl Park, room: u64) {
+    fn tell(&self, park: &impl Park, room: impl Fn() -> u64) {
         self.events.fetch_add(1, Ordering::Release);
         full_fence();
-        if self.waiting.load(Ordering::Relaxed) != 0 {
-            self.give_turns(park, room, 0);
+        if self.is_waited_for() {
+            self.give_turns(park, room);
         }
     }
 
-    /// Lets go of `ended` turns, and gives turns while there is room.
+    fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) != 0
+    }
+
+    fn end_turns(&self, turns: u64) {
+        self.inner.lock().turns -= turns;
+    }
+
+    /// Gives turns while there is room.
     #[cold]
-    fn give_turns(&self, park: &impl Park, room: u64, mut ended: u64) {
+    fn give_turns(&self, park: &impl Park, room: impl Fn() -> u64) {
         loop {
             let mut woken = Woken::new();
             let mut inner = self.inner.lock();
-            inner.turns -= mem::take(&mut ended);
-            let free = room.min(TURNS).saturating_sub(inner.turns) as usize;
+            let free = room().min(TURNS).saturating_sub(inner.turns) as usize;
             let count = inner.waiters.take(0, free, &mut woken);
             inner.turns += count as u64;
             self.settle(&inner, 0, count);
@@ -161,8 +169,13 @@ impl<H: Host> Drop for Turn<H> {
             None if cfg!(mutant = "turn_ends_silently") => {}
             None => engine.end_turn(1),
             Some(seen) => {
-                let room = if queue.events() == seen { 0 } else { engine.room_for_turns() };
-                queue.give_turns(engine.host().park(), room, 1);
+                queue.end_turns(1);
+                // Partner: an event's fence. An event that comes later finds the turn ended; one that came earlier, and found it
+                // taken, is seen here.
+                full_fence();
+                if queue.events() != seen {
+                    queue.give_turns(engine.host().park(), || engine.room_for_turns());
+                }
             }
         }
     }
@@ -227,22 +240,32 @@ impl<H: Host> Engine<H> {
     }
 
     /// Memory may have come free.
-    pub(super) fn tell_memory(&self) {
+    pub(crate) fn tell_memory(&self) {
         self.assert_may_sleep("the lock of the queue for memory");
-        self.cache.queue.tell(self.host().park(), self.room_for_turns());
+        self.cache.queue.tell(self.host().park(), || self.room_for_turns());
+    }
+
+    /// The same, after references to frames have been dropped: costs a load where nobody waits.
+    #[inline]
+    pub(crate) fn tell_freed(&self) {
+        // Partner: the fence of who joins the queue. The drops have been read-modify-writes.
+        fence_after_rmw();
+        if self.cache.queue.is_waited_for() {
+            self.tell_memory();
+        }
     }
 
     fn end_turn(&self, turns: u64) {
         let queue = &self.cache.queue;
-        queue.events.fetch_add(1, Ordering::Release);
-        queue.give_turns(self.host().park(), self.room_for_turns(), turns);
+        queue.end_turns(turns);
+        queue.tell(self.host().park(), || self.room_for_turns());
     }
 
     fn join_queue(&self, waiter: &Waiter, seen: u64) {
         let queue = &self.cache.queue;
         queue.add(waiter);
         if queue.events() != seen && !cfg!(mutant = "event_passed_over") {
-            queue.give_turns(self.host().park(), self.room_for_turns(), 0);
+            queue.give_turns(self.host().park(), || self.room_for_turns());
         }
     }
 

@@ -326,6 +326,7 @@ impl<H: Host> File<H> {
             fence_after_rmw();
             let pin = Pin::new(engine, frame);
             engine.cache.cached.fetch_add(1, Ordering::Relaxed);
+            engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
             // Partner: the fence of `Forbidden::begin`, which may have come too early to find the page.
             #[cfg(not(mutant = "resize_under_transfers"))]
             if self.is_forbidden(page) {
@@ -444,6 +445,8 @@ impl<H: Host> File<H> {
         }
         engine.wake_all(core::ptr::from_ref(folio).addr());
         engine.unpin(frame, Reference::Pin);
+        engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
+        engine.tell_memory();
     }
 
     /// What lies behind the end of the file reads as zeros.
@@ -496,7 +499,7 @@ impl<H: Host> File<H> {
             {
                 return Ok(frame);
             }
-            if pins != 0 {
+            if pins != 0 || account.transfers.load(Ordering::Relaxed) != 0 {
                 return Err(Miss::Queue(events));
             }
             // Others evict too, and may have taken what we made free.

@@ -324,7 +324,7 @@ impl<H: Host> File<H> {
         // The bytes may be in the store from now on, and in what a flush loses.
         let flushes = self.failed_flushes.load(Ordering::Acquire);
         engine.counters().add(Counter::IoWrites, 1);
-        engine.cache.writes.fetch_add(1, Ordering::Relaxed);
+        engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
         let (mut moving, mut has_memory) = (None, true);
         if engine.folio(pin.frame()).is_pinned_for_io() {
             // Somebody may write it at any time: the store gets a copy, and the page stays dirty.
@@ -393,7 +393,7 @@ impl<H: Host> File<H> {
         }
         self.index.untag(page, Tag::Writing);
         engine.folio(pin.frame()).end_writeback(dirty);
-        engine.cache.writes.fetch_sub(1, Ordering::Relaxed);
+        engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         engine.wake_all(pin.key());
     }
 
@@ -421,7 +421,7 @@ impl<H: Host> File<H> {
             let inside = (length - offset).min(PAGE_SIZE) as usize;
             frames.write(frame, inside, &[0; PAGE_SIZE as usize][inside..]);
             engine.counters().add(Counter::IoWrites, 1);
-            engine.cache.writes.fetch_add(1, Ordering::Relaxed);
+            engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
             // Counted as a pin, so that whoever waits for memory sleeps until it ends.
             engine.cache.pins.fetch_add(1, Ordering::Relaxed);
             let memory = frames.memory(frame);
@@ -468,7 +468,7 @@ impl<H: Host> Last<H> {
             engine.counters().add(Counter::WritebackErrors, 1);
         }
         engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-        engine.cache.writes.fetch_sub(1, Ordering::Relaxed);
+        engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         engine.folio(frame).end_writeback(false);
         if engine.folio(frame).put_cached() {
             engine.frames().free(frame);

@@ -79,9 +79,13 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
             self.space.engine.invalidate(&self.space.table, range);
             self.range = None;
         }
+        if self.entries.is_empty() {
+            return;
+        }
         while let Some(entry) = self.entries.pop() {
             self.space.engine.drop_entry(entry);
         }
+        self.space.engine.tell_freed();
     }
 }
 

@@ -181,7 +181,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
                 Step::NeedMemory => {
                     look += 1;
-                    let writes = engine.wait_for_writes();
+                    let writes = engine.wait_for_transfers();
                     if !engine.make_room(look) {
                         // Before what it keeps is asked for once more.
                         drop(kept);

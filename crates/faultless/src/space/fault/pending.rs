@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 pub(super) enum Awaited<H: Host> {
     /// The read, or the unlocking, of a folio that it has pinned, so that the page cannot be gone when it comes back.
     Page { pin: Pin<H>, absent: Absent<H>, started: bool },
-    /// Memory, after so many events: others' pins, or writes under way, have it.
+    /// Memory, after so many events: others' pins, or transfers under way, have it.
     Memory { seen: u64 },
     /// That transfers of a page of a file may begin.
     Allowed { file: Shared<File<H>>, page: u64 },
@@ -84,8 +84,9 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     }
 
     /// Has the host's [`Park::unpark`](crate::host::Park::unpark) called with `sleeper` when [`PendingFault::is_ready`] may have
-    /// become true, until the fault is dropped. For a host that serves many faults at once, and gives each a name among
-    /// its sleepers. It may have become true before: look once more afterwards.
+    /// become true, once, unless the fault is dropped before. For a host that serves many faults at once, and gives each a name
+    /// among its sleepers. It may have become true before the call: look once more afterwards. The wake-up may be for nothing: if the
+    /// fault is not ready then, call this again.
     ///
     /// # Errors
     /// [`OutOfMemory`]: the sleeper may not be woken. The fault is as before.
@@ -137,6 +138,9 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`].
     pub fn wait(mut self) -> Result<Fault<H, D>, FaultError> {
+        if let Some(turn) = self.turn_that_came() {
+            return self.take_turn(Some(turn));
+        }
         // From here on the thread waits itself.
         self.told = None;
         let dying = Some(&self.signs.dying);
@@ -164,8 +168,13 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         if !self.is_ready() {
             return Ok(Fault::Pending(self));
         }
-        let turn = self.told.as_mut().and_then(|told| told.turn.as_mut()?.take_turn());
+        let turn = self.turn_that_came();
         self.take_turn(turn)
+    }
+
+    /// The turn of the sleeper that it was given, if it has come.
+    fn turn_that_came(&mut self) -> Option<Turn<H>> {
+        self.told.as_mut()?.turn.as_mut()?.take_turn()
     }
 
     /// Goes on with a turn in the queue for memory, unless the space has exited; lets go of the turn then.

@@ -1,0 +1,444 @@
+//! Waits for memory, and names that hosts give to faults: what was found by attacking them. A host of the tests' own runs
+//! something at the calls in which others may come between.
+#![cfg(not(any(loom, shuttle)))]
+
+use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::design::Faultless;
+use faultless::host::{Host, OutOfMemory, Park, Sleeper, StdBarrier, StdClock, StdPark, StdSlots};
+use faultless::protection::{Access, Protection};
+use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
+use faultless::sync::{Sections, Shared};
+use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest, PendingFault};
+use faultless_soft::{PhysicalMemory, RadixTable};
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
+
+/// How many calls to let pass, and what to run then.
+type Hook = (u32, Box<dyn FnOnce()>);
+
+thread_local! {
+    /// At the call of `Hooked::park` with this number, counted down to zero, this runs, once.
+    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+}
+
+fn arm(after: u32, hook: impl FnOnce() + 'static) {
+    HOOK.set(Some((after, Box::new(hook))));
+}
+
+/// Whether the hook has run.
+fn disarm() -> bool {
+    HOOK.take().is_none()
+}
+
+/// Names from here on are the host's own; these wake-ups are noted.
+const OWN: u64 = 1 << 32;
+
+#[derive(Default)]
+struct Noting {
+    park: StdPark,
+    woken: Mutex<Vec<u64>>,
+}
+
+impl Noting {
+    fn woken(&self) -> Vec<u64> {
+        std::mem::take(&mut self.woken.lock().unwrap())
+    }
+}
+
+impl Park for Noting {
+    fn current(&self) -> Sleeper {
+        self.park.current()
+    }
+    fn park(&self, me: Sleeper) {
+        self.park.park(me);
+    }
+    fn unpark(&self, sleeper: Sleeper) {
+        if sleeper.0 >= OWN {
+            self.woken.lock().unwrap().push(sleeper.0 - OWN);
+        } else {
+            self.park.unpark(sleeper);
+        }
+    }
+    fn spin(&self, look: u32) {
+        self.park.spin(look);
+    }
+}
+
+struct Hooked {
+    memory: PhysicalMemory,
+    sections: Arc<Sections>,
+    barrier: StdBarrier,
+    park: Noting,
+    clock: StdClock,
+}
+
+// SAFETY: as `Soft`.
+unsafe impl Host for Hooked {
+    type Table = RadixTable;
+    type Frames = PhysicalMemory;
+    type Park = Noting;
+    type Clock = StdClock;
+    type Barrier = StdBarrier;
+    type Slots = StdSlots;
+
+    fn frames(&self) -> &PhysicalMemory {
+        &self.memory
+    }
+    fn park(&self) -> &Noting {
+        let hook = HOOK.with_borrow_mut(|place| match place {
+            Some((0, _)) => place.take().map(|(_, hook)| hook),
+            Some((count, _)) => {
+                *count -= 1;
+                None
+            }
+            None => None,
+        });
+        if let Some(hook) = hook {
+            hook();
+        }
+        &self.park
+    }
+    fn clock(&self) -> &StdClock {
+        &self.clock
+    }
+    fn barrier(&self) -> &StdBarrier {
+        &self.barrier
+    }
+    fn slots(&self) -> &StdSlots {
+        &StdSlots
+    }
+    fn sections(&self) -> &Arc<Sections> {
+        &self.sections
+    }
+    fn new_table(&self) -> Result<RadixTable, OutOfMemory> {
+        RadixTable::new(Arc::clone(&self.sections))
+    }
+}
+
+type Space = AddressSpace<Hooked, Faultless>;
+type Pending = PendingFault<Hooked, Faultless>;
+
+struct Zeros;
+const PAGES: u64 = 16;
+
+impl Store for Zeros {
+    fn length(&self) -> Result<u64, StoreError> {
+        Ok(PAGES * PAGE_SIZE)
+    }
+    fn submit(&self, mut transfer: Transfer) {
+        if let Bytes::Read(bytes) = transfer.bytes() {
+            bytes.fill(0);
+        }
+        transfer.complete(Ok(PAGE_SIZE as usize));
+    }
+}
+
+struct World {
+    engine: Arc<Engine<Hooked>>,
+    gate: Arc<GatedStore<Zeros>>,
+    file: Shared<File<Hooked>>,
+    space: Space,
+    at: VirtAddr,
+}
+
+fn world(cached_pages: u64) -> World {
+    let limits = Limits { cached_pages, ..Limits::default() };
+    let host = Hooked {
+        memory: PhysicalMemory::new(64).unwrap(),
+        sections: Arc::new(Sections::new()),
+        barrier: StdBarrier::new(),
+        park: Noting::default(),
+        clock: StdClock::default(),
+    };
+    let engine = Engine::new(host, limits).unwrap();
+    let gate = Arc::new(GatedStore::new(Zeros));
+    let file = File::open_rw(&engine, gate.clone()).unwrap();
+    let space = Space::new(&engine).unwrap();
+    let rights = Protection::READ | Protection::WRITE;
+    let at = space.map(MapRequest::shared_file(&file, 0, PAGES * PAGE_SIZE, rights)).unwrap();
+    World { engine, gate, file, space, at }
+}
+
+impl World {
+    fn at(&self, page: u64) -> VirtAddr {
+        VirtAddr::new(self.at.get() + page * PAGE_SIZE)
+    }
+    fn pending(&self, page: u64, access: Access) -> Pending {
+        match self.space.fault(self.at(page), access).unwrap() {
+            Fault::Pending(pending) => pending,
+            Fault::Done => panic!("page {page} came without a wait"),
+        }
+    }
+    fn park(&self) -> &Noting {
+        self.engine.host().park()
+    }
+}
+
+/// A wake-up may be for nothing. Then a host gives the name again.
+#[test]
+fn a_sleeper_that_was_woken_for_nothing_is_woken_again() {
+    let w = world(16);
+    w.gate.pass(1);
+    w.file.handle().write_at(0, &[1; 8]).unwrap();
+    w.file.handle().start_sync();
+    assert_eq!(w.gate.waiting(), 1, "the write is under way");
+    let mut fault = w.pending(0, Access::Write);
+    fault.notify(Sleeper(OWN + 7)).unwrap();
+    assert!(!fault.is_ready());
+    std::thread::scope(|scope| {
+        // Locks the folio, finds that it is being written, and unlocks it.
+        let other = scope.spawn(|| w.file.handle().write_at(8, &[2; 8]).unwrap());
+        let start = std::time::Instant::now();
+        let mut early = Vec::new();
+        while early.is_empty() && start.elapsed().as_secs() < 2 {
+            early.extend(w.park().woken());
+            std::thread::yield_now();
+        }
+        let Fault::Pending(mut fault) = fault.finish().unwrap() else { panic!("it is being written still") };
+        fault.notify(Sleeper(OWN + 7)).unwrap();
+        assert!(!fault.is_ready());
+        w.gate.pass(1);
+        other.join().unwrap();
+        assert!(fault.is_ready(), "it could go on");
+        let late = w.park().woken();
+        w.gate.open();
+        assert_eq!(late, [7], "woken before, for nothing: {early:?}");
+    });
+}
+
+/// Two wait for memory. The first has its turn, finds none, and is dropped; the pin that it found goes meanwhile. Then the
+/// second could go on. `after`: the pin goes at this call of `Host::park` in the first one's turn.
+fn drops_a_pin_in_a_turn(after: u32) -> Option<bool> {
+    let w = world(2);
+    let reading = w.pending(0, Access::Read);
+    let mut first = w.pending(1, Access::Read);
+    let mut second = w.pending(2, Access::Read);
+    first.notify(Sleeper(OWN + 1)).unwrap();
+    second.notify(Sleeper(OWN + 2)).unwrap();
+    assert!(!first.is_ready() && !second.is_ready());
+    drop(reading);
+    assert!(first.is_ready() && !second.is_ready());
+    // Its page is there, and being read: it is pinned at once.
+    let again = w.pending(0, Access::Read);
+    arm(after, move || drop(again));
+    let result = first.finish().unwrap();
+    let has_run = disarm();
+    drop(result);
+    w.gate.open();
+    // Who holds nothing else: the engine has no pin left, but perhaps the read's own.
+    has_run.then(|| second.is_ready())
+}
+
+#[test]
+fn a_turn_that_finds_nothing_beside_a_pin_that_goes_is_not_lost() {
+    let lost: Vec<u32> = (0..100)
+        .map_while(|after| Some((after, drops_a_pin_in_a_turn(after)?)))
+        .filter(|x| !x.1)
+        .map(|x| x.0)
+        .collect();
+    assert_eq!(lost, [0; 0], "at these calls of Host::park the other one sleeps for ever");
+}
+
+/// The same, with the fault that fails kept for a while: whoever is behind it waits for its host.
+#[test]
+fn memory_that_munmap_frees_wakes_who_waits_for_memory() {
+    let w = world(4);
+    for page in 0..3 {
+        w.gate.pass(1);
+        w.space.fault_and_wait(w.at(page), Access::Read).unwrap();
+    }
+    // A read of a store that hangs.
+    let hangs = w.pending(3, Access::Read);
+    let mut waits = w.pending(4, Access::Read);
+    waits.notify(Sleeper(OWN + 1)).unwrap();
+    assert!(!waits.is_ready(), "all four pages are in use");
+    w.space.unmap(w.at, 3 * PAGE_SIZE).unwrap();
+    let is_ready = waits.is_ready();
+    drop(waits);
+    // Somebody who asks now begins a read at once.
+    let newcomer = w.pending(4, Access::Read);
+    let reads = w.gate.waiting();
+    drop((newcomer, hangs));
+    w.gate.open();
+    assert_eq!((reads, is_ready), (2, true), "a newcomer gets what who waited was not told of");
+}
+
+/// A space exits beside reads under way. Another one's fault waits for memory, and does not fail for the lack of it.
+#[test]
+fn reads_that_were_given_up_do_not_fail_other_faults() {
+    let w = world(2);
+    drop(w.pending(0, Access::Read));
+    drop(w.pending(1, Access::Read));
+    assert_eq!(w.gate.waiting(), 2, "both reads go on");
+    let result = w.space.fault(w.at(2), Access::Read);
+    let error = result.err();
+    w.gate.open();
+    assert_eq!(error, None, "memory comes as soon as one of the reads ends");
+}
+
+/// Who waits in order: a fault that was notified, whose turn has come, waits as a thread.
+#[test]
+fn a_notified_fault_that_is_waited_for_keeps_its_turn() {
+    let w = world(2);
+    let reading = w.pending(0, Access::Read);
+    let mut first = w.pending(1, Access::Read);
+    let mut second = w.pending(2, Access::Read);
+    first.notify(Sleeper(OWN + 1)).unwrap();
+    second.notify(Sleeper(OWN + 2)).unwrap();
+    drop(reading);
+    assert!(first.is_ready() && !second.is_ready());
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(move || {
+            let result = first.wait();
+            matches!(result, Ok(Fault::Pending(_)))
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let has_passed = second.is_ready();
+        let is_over = waiter.is_finished();
+        drop(second);
+        let result = waiter.join().unwrap();
+        w.gate.open();
+        assert!(result);
+        assert!(is_over || !has_passed, "the oldest had its turn, and the second has it now");
+    });
+}
+
+/// Zeros; a hole takes until `go` is raised.
+struct SlowHoles(Arc<std::sync::atomic::AtomicU32>);
+
+impl Store for SlowHoles {
+    fn length(&self) -> Result<u64, StoreError> {
+        Zeros.length()
+    }
+    fn submit(&self, transfer: Transfer) {
+        Zeros.submit(transfer);
+    }
+    fn punch(&self, _: u64, _: u64) -> Result<(), StoreError> {
+        use std::sync::atomic::Ordering;
+        self.0.fetch_add(1, Ordering::SeqCst);
+        while self.0.load(Ordering::SeqCst) == 1 {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+/// A read by handle has its turn, and waits for the end of a hole in its file with it. Faults on other files have memory
+/// enough, and are not served.
+#[test]
+fn a_read_that_waits_for_a_hole_does_not_keep_its_turn() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let w = world(2);
+    let state = Arc::new(AtomicU32::new(0));
+    let slow = File::open_rw(&w.engine, Arc::new(SlowHoles(state.clone()))).unwrap();
+    let reading = w.pending(0, Access::Read);
+    let moment = || std::thread::sleep(std::time::Duration::from_millis(150));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| slow.handle().read_at(5 * PAGE_SIZE, &mut [0; 8]).unwrap());
+        moment();
+        let mut other = w.pending(1, Access::Read);
+        other.notify(Sleeper(OWN + 1)).unwrap();
+        let hole = scope.spawn(|| slow.handle().punch_hole(4 * PAGE_SIZE, 4 * PAGE_SIZE).unwrap());
+        while state.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        assert!(!reader.is_finished() && !other.is_ready());
+        drop(reading);
+        moment();
+        moment();
+        let is_ready = other.is_ready();
+        drop(other);
+        state.store(2, Ordering::SeqCst);
+        hole.join().unwrap();
+        reader.join().unwrap();
+        w.gate.open();
+        assert!(
+            is_ready,
+            "no page is pinned, and nobody has a turn but who waits for the hole of another file"
+        );
+    });
+}
+
+/// A read has ended, and its fault is served; the thread that ends it is preempted before it lets go of the page. Another
+/// fault waits for that moment.
+#[test]
+fn a_read_that_is_just_ending_does_not_fail_other_faults() {
+    let w = world(1);
+    let mut first = w.pending(0, Access::Read);
+    first.notify(Sleeper(OWN + 1)).unwrap();
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let gate = w.gate.clone();
+    let ends = std::thread::spawn(move || {
+        // In the waking of those who wait for the page.
+        arm(0, move || gone.recv().unwrap());
+        gate.open();
+        disarm()
+    });
+    while !first.is_ready() {
+        std::thread::yield_now();
+    }
+    assert!(matches!(first.finish(), Ok(Fault::Done)));
+    w.space.unmap(w.at, PAGE_SIZE).unwrap();
+    let result = w.space.fault(w.at(1), Access::Read).err();
+    go.send(()).unwrap();
+    assert!(ends.join().unwrap());
+    assert_eq!(result, None, "the page goes as soon as that thread runs on");
+}
+
+/// madvise(MADV_WILLNEED) of as much as the cache has, of a slow store. Faults of all other spaces and files wait for it,
+/// and get no SIGBUS.
+#[test]
+fn pages_that_are_read_ahead_do_not_fail_other_faults() {
+    let w = world(8);
+    let other = Space::new(&w.engine).unwrap();
+    let quick = File::open(&w.engine, Arc::new(Zeros)).unwrap();
+    let at = other.map(MapRequest::file(&quick, 0, PAGE_SIZE, Protection::READ)).unwrap();
+    w.space.advise(w.at, PAGES * PAGE_SIZE, faultless::Advice::WillNeed).unwrap();
+    assert_eq!(w.gate.waiting(), 8);
+    let result = other.fault(at, Access::Read).err();
+    w.gate.open();
+    assert_eq!(result, None, "8 reads are under way: memory comes");
+}
+
+/// The same with the limits that an engine has by default: all frames are being read into, and memory of zeros is refused.
+#[test]
+fn pages_that_are_read_ahead_do_not_fail_stores_to_anonymous_memory() {
+    use faultless_soft::Soft;
+    let engine = Engine::new(Soft::new(12).unwrap(), Limits::default()).unwrap();
+    let gate = Arc::new(GatedStore::new(Zeros));
+    let file = File::open(&engine, gate.clone()).unwrap();
+    let reader = AddressSpace::<Soft, Faultless>::new(&engine).unwrap();
+    let at = reader.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();
+    let other = AddressSpace::<Soft, Faultless>::new(&engine).unwrap();
+    let anonymous = other.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
+    reader.advise(at, PAGES * PAGE_SIZE, faultless::Advice::WillNeed).unwrap();
+    let reads = gate.waiting();
+    let result = other.fault(anonymous, Access::Write).err();
+    gate.open();
+    assert_eq!((reads, result), (11, None), "reads are under way: memory comes");
+}
+
+/// A page of a file that I/O goes into is unmapped, and then its pin goes: that memory is free for those who wait.
+#[test]
+fn a_pin_for_io_that_goes_wakes_who_waits_for_memory() {
+    let w = world(4);
+    for page in 0..3 {
+        w.gate.pass(1);
+        w.space.fault_and_wait(w.at(page), Access::Read).unwrap();
+    }
+    let pinned = w.space.pin(w.at(0), Access::Read).unwrap();
+    w.space.unmap(w.at, PAGE_SIZE).unwrap();
+    // A read of a store that hangs.
+    let hangs = w.pending(3, Access::Read);
+    let mut waits = w.pending(4, Access::Read);
+    waits.notify(Sleeper(OWN + 1)).unwrap();
+    assert!(!waits.is_ready(), "all four pages are in use");
+    drop(pinned);
+    let is_ready = waits.is_ready();
+    drop(waits);
+    let newcomer = w.pending(4, Access::Read);
+    let reads = w.gate.waiting();
+    drop((newcomer, hangs));
+    w.gate.open();
+    assert_eq!((reads, is_ready), (2, true), "a newcomer gets what who waited was not told of");
+}
