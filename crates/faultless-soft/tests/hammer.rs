@@ -340,7 +340,7 @@ fn comers(engine: Arc<Engine<Soft>>) {
             match random.below(4) {
                 0 => _ = space.unmap(at, PAGE_SIZE),
                 1 => {
-                    let request = MapRequest::file(&file, page * PAGE_SIZE, PAGE_SIZE, rights);
+                    let request = MapRequest::file(&file, page, PAGE_SIZE, rights);
                     space.map(request.at(Placement::Fixed(at))).unwrap();
                 }
                 2 => {

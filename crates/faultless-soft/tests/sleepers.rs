@@ -151,8 +151,7 @@ fn sleepers(engine: Arc<Engine<Soft>>) {
                     let _ = match step % 3 {
                         0 => spaces[1].unmap(at, PAGE_SIZE).is_ok(),
                         1 => {
-                            let request =
-                                MapRequest::file(&file, step % PAGES * PAGE_SIZE, PAGE_SIZE, rights);
+                            let request = MapRequest::file(&file, step % PAGES, PAGE_SIZE, rights);
                             spaces[1].map(request.at(Placement::Fixed(at))).is_ok()
                         }
                         _ => spaces[1].discard(at, PAGE_SIZE).is_ok(),

@@ -313,6 +313,9 @@ impl Store for SlowHoles {
     fn submit(&self, transfer: Transfer) {
         Zeros.submit(transfer);
     }
+    fn set_length(&self, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
     fn punch(&self, _: u64, _: u64) -> Result<(), StoreError> {
         use std::sync::atomic::Ordering;
         self.0.fetch_add(1, Ordering::SeqCst);
@@ -416,6 +419,40 @@ fn pages_that_are_read_ahead_do_not_fail_stores_to_anonymous_memory() {
     let result = other.fault(anonymous, Access::Write).err();
     gate.open();
     assert_eq!((reads, result), (11, None), "reads are under way: memory comes");
+}
+
+/// Pages of another file are cut off, or go with it: that memory is free for those who wait.
+#[test]
+fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
+    for is_cut in [true, false] {
+        let w = world(4);
+        let quick = File::open_rw(&w.engine, Arc::new(SlowHoles(Arc::default()))).unwrap();
+        let handle = quick.handle();
+        let locks: Vec<_> = (0..3)
+            .map(|page| {
+                handle.write_at(page * PAGE_SIZE, &[1]).unwrap();
+                handle.sync().unwrap();
+                let request = MapRequest::shared_file(&quick, page, PAGE_SIZE, Protection::READ);
+                let other = Space::new(&w.engine).unwrap();
+                let at = other.map(request).unwrap();
+                other.fault_and_wait(at, Access::Read).unwrap();
+                other
+            })
+            .collect();
+        let hangs = w.pending(3, Access::Read);
+        let mut waits = w.pending(4, Access::Read);
+        waits.notify(Sleeper(OWN + 1)).unwrap();
+        assert!(!waits.is_ready(), "all four pages are in use");
+        if is_cut {
+            handle.set_length(0).unwrap();
+        } else {
+            drop((handle, quick, locks));
+            w.engine.flush();
+        }
+        assert!(waits.is_ready(), "three pages are free, and nobody was told");
+        drop((waits, hangs));
+        w.gate.open();
+    }
 }
 
 /// A page of a file that I/O goes into is unmapped, and then its pin goes: that memory is free for those who wait.

@@ -78,7 +78,7 @@
 //!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
 //! a design's own lock (none in the default design)
 //!   a range taken                                     sleeps: other range work on the same pages
-//!     the tree lock                                   a few instructions, and waits for edits; fork holds it while it copies
+//!     the tree lock                                   a few instructions, and waits for edits; nobody waits for another processor with it
 //!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
@@ -113,7 +113,7 @@
 //!
 //! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
 //! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
-//! reservation keeps its page, range or claim for good, and others may wait for it for ever, but nothing is freed early.
+//! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed early.
 //! Code that implements an `unsafe trait` ([`host::Host`], [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
 //! [`sync::Stable`], [`vma::tree::Ranged`]), or calls an
 //! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to

@@ -208,10 +208,13 @@ impl<H: Host> AwaitedTurn<H> {
         self.waiter.is_woken()
     }
 
-    /// The turn, if it has come.
+    /// The turn, if it has come. It is taken once.
     pub fn take_turn(&mut self) -> Option<Turn<H>> {
-        self.is_taken |= self.is_turn();
-        self.is_taken.then(|| Turn::new(&self.engine))
+        if self.is_taken || !self.is_turn() {
+            return None;
+        }
+        self.is_taken = true;
+        Some(Turn::new(&self.engine))
     }
 }
 

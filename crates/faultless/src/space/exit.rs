@@ -84,6 +84,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
                 }
             }
         }
+        self.engine.tell_freed();
         // Also what keeps a file, and with it this engine.
         self.engine.flush();
         self.engine.uncharge(ROOM_OF_RANGES + self.tree.clear());
