@@ -55,7 +55,7 @@ pub enum FaultError {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// The page is pinned for I/O as often as can be counted, 4,095 times: only [`AddressSpace::pin`] says this.
+    /// The page is pinned for I/O as often as can be counted, 4,095 times: only [`AddressSpace::pin`](crate::AddressSpace::pin) says this.
     #[error("the page at {address} is pinned for I/O too often")]
     TooManyPins {
         /// The address of the access.
