@@ -1,4 +1,4 @@
-//! What fsync of one page costs when many spaces have mapped the file: where one of them shows the page, and where all do. Each
+//! The cost of fsync of one page when many spaces have mapped the file: where one of them shows the page, and where all do. Each
 //! space has twenty mappings. Median and range of the rounds, in microseconds.
 //!
 //! `cargo run --release -p faultless-soft --example fsync_price -- [SPACES] [ROUNDS]`

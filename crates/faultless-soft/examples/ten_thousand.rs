@@ -1,4 +1,4 @@
-//! What waiting costs with thousands of threads: the figures of docs/waits.md. On the software MMU, beside this Linux where it
+//! The cost of waiting with thousands of threads: the figures of docs/waits.md. On the software MMU, beside this Linux where it
 //! has the same.
 //!
 //! `cargo run --release -p faultless-soft --example ten_thousand`

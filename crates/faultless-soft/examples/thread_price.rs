@@ -1,4 +1,4 @@
-//! What threads that have ended still cost: a store to a page that is discarded again, and a fork whose child goes, in a machine
+//! The cost that is left of threads that have ended: a store to a page that is discarded again, and a fork whose child goes, in a machine
 //! that many threads have used at once, beside one that only this thread has used. In turns; medians, in nanoseconds.
 //!
 //! `cargo run --release -p faultless-soft --example thread_price -- [THREADS] [ROUNDS]`

@@ -37,7 +37,7 @@ pub struct Soft {
     memory: PhysicalMemory,
     /// Of all processors: the engine's read sections and the processors' accesses.
     sections: Arc<Sections>,
-    /// What the processors keep of page tables, on a machine made by [`Soft::with_caches`]. Immutable.
+    /// The processors' caches of page tables, on a machine made by [`Soft::with_caches`]. Immutable.
     #[cfg(debug_assertions)]
     processors: Option<Arc<table::Processors>>,
     barrier: StdBarrier,

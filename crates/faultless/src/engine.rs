@@ -51,7 +51,7 @@ pub struct Engine<H: Host> {
     /// Leaf tables shared.
     pub(crate) shared_tables: SharedTables,
     pub(crate) cache: CachePadded<Account>,
-    /// Who sleeps, by what for.
+    /// Queues of sleeping threads, by what they wait for.
     waits: WaitTable,
 }
 

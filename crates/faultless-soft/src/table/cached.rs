@@ -1,4 +1,4 @@
-//! What processors keep of page tables, as hardware does: a TLB and a cache of upper entries for each, in no section.
+//! Caches of processors, as hardware has them: a TLB and a cache of upper entries for each, in no section.
 //!
 //! ```text
 //!   access ──► translation kept, with the right ───────────────────────────────► frame      the entry is not read
@@ -34,7 +34,7 @@ const PLACES: usize = 1;
 /// The caches of all processors of a machine.
 pub(crate) struct Processors(Box<[Mutex<Caches>]>);
 
-/// What one processor keeps. Its lock is held for the whole of an access, so that whoever forgets something under the lock
+/// The caches of one processor. The lock is held for the whole of an access, so that whoever forgets something under the lock
 /// has waited for the access that used it.
 #[derive(Default)]
 pub(crate) struct Caches {

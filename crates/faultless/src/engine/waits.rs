@@ -17,7 +17,7 @@ const QUEUES: usize = 1024;
 #[cfg(loom)]
 const QUEUES: usize = 1;
 
-/// Who sleeps, by what for: a number, mostly an address. Keys that share a queue are told apart in it.
+/// Queues of sleeping threads, by what they wait for: a number, mostly an address. Keys that share a queue are told apart in it.
 pub(crate) struct WaitTable(Vec<WaitList>);
 
 impl WaitTable {
@@ -148,7 +148,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// What [`Engine::wait_for_place`] sleeps on.
+    /// The key of [`Engine::wait_for_place`].
     pub(crate) fn place_key(&self, full: Full) -> usize {
         core::ptr::from_ref(self.folio(full.frame)).addr()
     }

@@ -39,7 +39,7 @@ pub(crate) struct Account {
     pub(super) cached: plain::AtomicU64,
     /// Folios pinned by faults that wait, and by writes under way.
     pub(super) pins: plain::AtomicU64,
-    /// Who waits for memory.
+    /// Calls and faults that wait for memory.
     pub(crate) queue: MemoryQueue,
     /// Reads and writes under way.
     pub(super) transfers: plain::AtomicU64,

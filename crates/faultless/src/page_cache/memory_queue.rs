@@ -1,9 +1,8 @@
 //! The queue for memory: calls and faults that have found none wait for it in the order in which they first asked.
 //!
-//! Something that may have made memory free is an *event*: a pin that goes, a read or a write that ends, range work that has
-//! dropped pages. An event gives as many of those
-//! that wait a *turn* as there is room for, the oldest first, and wakes only those. What happens at the end of a turn
-//! depends on what came of it:
+//! Something that may have made memory free is an *event*: a pin that goes, a read or a write that ends, range work or a cut that
+//! has dropped pages. An event gives as many of those that wait a *turn* as there is room for, the oldest first, and wakes only
+//! those. The end of a turn depends on what came of it:
 //!
 //! * It found memory, needs none any more, or its space has exited: the turn passes to the next one, as after an event.
 //! * It found none: it waits again, in its old place, and passes nothing on. The next event begins anew.
@@ -75,7 +74,7 @@ impl MemoryQueue {
         self.next_ticket.fetch_add(1, plain::Ordering::Relaxed) + HAS_TURN + 1
     }
 
-    /// Memory may have come free; there is room for so many.
+    /// Memory may have come free; `room` says for how many, when it is asked.
     fn tell(&self, park: &impl Park, room: impl Fn() -> u64) {
         self.events.fetch_add(1, Ordering::Release);
         full_fence();
@@ -317,7 +316,7 @@ impl<H: Host> Looking<H> {
         Self { engine: engine.clone(), ticket: NEWCOMER, turn: None }
     }
 
-    /// What to look with.
+    /// The ticket to look for memory with.
     pub fn ticket(&self) -> u64 {
         if self.turn.is_some() && !cfg!(mutant = "turn_yields") { HAS_TURN } else { self.ticket }
     }

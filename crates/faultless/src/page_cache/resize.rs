@@ -328,7 +328,7 @@ impl<H: Host> File<H> {
         self.engine.park_killable(Counter::ResizeWait, self.forbidden_key(), dying, is_forbidden);
     }
 
-    /// What [`File::wait_while_forbidden`] sleeps on.
+    /// The key of [`File::wait_while_forbidden`].
     pub(crate) fn forbidden_key(&self) -> usize {
         core::ptr::from_ref(&self.forbidden_from).addr()
     }

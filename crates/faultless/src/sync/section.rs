@@ -167,9 +167,9 @@ pub struct Sections {
     chunks: [AtomicPtr<Chunk>; CHUNKS],
     /// Null, or a chunk that has no number yet, for first uses without memory. It keeps no bytes untold, as those of high numbers.
     spare: plain::AtomicPtr<Chunk>,
-    /// The slots that scans look at: all that are in use.
+    /// The slots that scans look at: all that are in use, but for those whose threads sleep.
     pub(super) listed: Listed<{ (SlotIndex::MAX as usize).div_ceil(64) }>,
-    /// What slots had retired that are in use no more.
+    /// Things that slots had retired which are in use no more.
     pub(super) left: List,
     /// Grace periods for what is retired.
     pub(super) periods: CachePadded<Periods>,
@@ -355,8 +355,8 @@ impl Sections {
         }
     }
 
-    /// How many slots a grace period looks at: those of threads that have used these sections and have not ended. (In a
-    /// kernel: of processors that have not gone offline since.)
+    /// How many slots a grace period looks at: those of threads that have used these sections, have not ended, and do not sleep.
+    /// (In a kernel: of processors that have not gone offline since.)
     pub fn listed(&self) -> usize {
         let mut count = 0;
         self.each_slot(|_| count += 1);

@@ -61,7 +61,7 @@ pub trait Park: Send + Sync {
 /// A place in a queue of waiters.
 pub(crate) struct Waiter {
     sleeper: Sleeper,
-    /// What it waits for, among those in its queue.
+    /// Tells those in one queue apart, by what they wait for.
     key: usize,
     /// Queues are in the order of these, and of coming among equals.
     ticket: u64,

@@ -15,7 +15,7 @@ pub(super) struct Claim {
     pub(super) flag: Option<usize>,
     /// What it edits without the lock now.
     pub(super) edits: Option<PageRange>,
-    /// Who waits until it has gone.
+    /// Threads that wait until it has gone.
     pub(super) waiters: WaitQueue,
 }
 
@@ -36,7 +36,7 @@ pub struct Claims {
     tickets: [u64; FLAGS],
     /// How many claims edit.
     pub(super) editing: usize,
-    /// Who waited for claims that have gone, and has not been woken yet.
+    /// Threads that waited for claims that have gone, and have not been woken yet.
     pub(super) released: WaitQueue,
     /// See [`Reservation::leave`].
     pub(super) left: Vec<PageRange>,
