@@ -52,7 +52,7 @@ impl Random {
 
 /// Seconds that each hammer runs.
 fn seconds() -> u64 {
-    std::env::var("HAMMER_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(3)
+    std::env::var("HAMMER_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
 }
 
 /// Runs `threads` of `work`, which is called with the thread's number until the time is over; exits the process on a hang.

@@ -1,7 +1,7 @@
 //! The queue for memory: calls and faults that have found none wait for it in the order in which they first asked.
 //!
-//! Something that may have made memory free is an *event*: a pin that goes, a read or a write that ends, range work or a cut that
-//! has dropped pages. An event gives as many of those that wait a *turn* as there is room for, the oldest first, and wakes only
+//! Something that may have made memory free is an *event*: a pin that goes, a read or a write that ends, range work or the end of a space
+//! that has dropped pages. An event gives as many of those that wait a *turn* as there is room for, the oldest first, and wakes only
 //! those. The end of a turn depends on what came of it:
 //!
 //! * It found memory, needs none any more, or its space has exited: the turn passes to the next one, as after an event.

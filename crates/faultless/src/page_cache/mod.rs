@@ -588,7 +588,6 @@ impl<H: Host> Drop for File<H> {
                 self.forget(frame);
             }
         });
-        self.engine.tell_freed();
         self.engine.uncharge(ROOM_OF_RANGES + self.spaces.room(&self.engine));
     }
 }

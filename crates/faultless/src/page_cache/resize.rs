@@ -366,8 +366,6 @@ impl<H: Host> Drop for Forbidden<'_, H> {
         // Release: whoever sees that it is allowed again sees the new length, and the pages detached.
         self.0.forbidden_from.store(u64::MAX, Ordering::Release);
         self.0.engine.wake_all(self.0.forbidden_key());
-        // What has been cut off or punched out is free.
-        self.0.engine.tell_freed();
     }
 }
 
