@@ -49,7 +49,7 @@ loom BOUND="":
 instructions *ARGS:
     scripts/instructions.sh {{ARGS}}
 
-# How deep each call goes into its thread's stack; fails beyond 4 KiB, or what a call is known to take.
+# How deep each call goes into its thread's stack; fails beyond 4 KiB.
 stack:
     cargo run --release -p faultless-soft --example stack
 

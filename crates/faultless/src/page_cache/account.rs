@@ -12,6 +12,8 @@ use alloc::sync::Arc;
 
 /// Pages evicted at once.
 const FEW: u64 = 32;
+/// Dirty folios that are written at once, where nothing can be evicted.
+const WRITTEN: usize = 16;
 /// Folios that eviction looks at with one taking of the list's lock.
 const BATCH: usize = 8;
 /// Folios that one call of [`Engine::evict`] may look at and leave on the list, at most.
@@ -239,7 +241,7 @@ impl<H: Host> Engine<H> {
     ///   use does not count, so that a call finds a page to evict however many were used.
     /// * A dirty folio goes to the young end, so that later calls look at others.
     pub(crate) fn evict(&self, wanted: u64) -> u64 {
-        let mut dirty: [Option<Isolated<H>>; FEW as usize] = [const { None }; FEW as usize];
+        let mut dirty: [Option<Isolated<H>>; WRITTEN] = [const { None }; WRITTEN];
         let evicted = self.evict_clean(wanted, &mut dirty);
         for Isolated { frame, file } in dirty.iter_mut().filter_map(Option::take) {
             if evicted != 0 {

@@ -101,7 +101,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
                 return published.inspect_err(|_| space.follow_back(self.taken.over(range), range));
             }
         };
-        let wanted = (&each as &dyn Fn(_) -> _, &None, Joins::BOTH);
+        let wanted = (&each as &dyn Fn(_) -> _, None, Joins::BOTH);
         let Draft { hull, goes, mut new, note } =
             space.draft(self.work(), space.tree.view(&section), range, wanted, |_| Ok(()))?;
         debug_assert!(near.covers(hull));

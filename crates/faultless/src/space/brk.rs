@@ -198,9 +198,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 self.may_map_more(&lock)?;
                 // Not with what ends where the heap starts, as on Linux.
                 let joins = Joins { below: old > heap.start.page(), ..Joins::BOTH };
-                let published = call.publish_followed(lock, (self.heap_part(range), Origin::Fresh), joins)?;
-                fetched = Some(range).filter(|_| published.1.is_fetched());
-                lock = published.0;
+                let mut part = self.heap_part(range);
+                let published = call.publish_followed(lock, (&mut part, Origin::Fresh), joins)?;
+                fetched = Some(range).filter(|_| part.flags.is_fetched());
+                lock = published;
             }
             lock.heap = Some(Heap { end: address, ..heap });
             return Ok(fetched);

@@ -78,10 +78,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // The mapping stays: no publication, and no leaf table goes (rule 3). The sweep alone waits for
         // faults at work; one that comes later brings a new page, as it may.
         if let Some(part) = PageRange::new(inside.start(), reach.end.min(inside.end())) {
-            call.sweep(part, |_, old| old.dropped(), |removed, page, old, _| removed.add(page, old));
-            // 60bae7370896: the call does not wait for the flush.
-            #[cfg(mutant = "discard_without_invalidate")]
-            call.removed.forget_range();
+            call.take_out(part, |_, old| old.dropped());
         }
         match reach.error {
             None => Ok(()),

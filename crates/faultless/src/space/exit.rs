@@ -40,8 +40,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // Partner: the fence after the bit in page work.
         full_fence();
         D::published(call.work());
-        call.sweep_away(whole);
-        call.unhook_leaves(whole);
+        call.sweep_away(whole, Some(whole));
         // Before the flush, which frees what is retired by then.
         call.finish();
         self.engine.grace_and_flush();

@@ -4,7 +4,7 @@
 
 use super::limits::SpaceUsage;
 use super::range_change::RangeChange;
-use super::range_work::{Removed, Taken};
+use super::range_work::{Taken, Weakened};
 use super::shared_table::LeafOf;
 use super::{AddressSpace, Space};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -188,7 +188,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         has_file_guards: bool,
         early: Option<&[bool]>,
     ) -> Result<(), OutOfMemory> {
-        let (taken, weakened) = (call.taken.over(self.whole()), &mut call.removed);
+        let (taken, weakened) = (call.taken.over(self.whole()), &mut call.weakened);
         let pairs = || {
             let parents = self.view_taken(taken).from(PageNumber::new(0)).filter(is_inherited);
             parents.zip(child.view_taken(child_taken).from(PageNumber::new(0)))
@@ -253,7 +253,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             weakened.touch_all(shared);
         }
         // No processor writes through an old translation when this has been flushed: here the instant ends.
-        weakened.flush();
+        weakened.flush(self);
         result?;
         for (vma, copy) in pairs().filter(|_| pinned) {
             if let Some(anon) = copy.record().and_then(AnonRecord::id) {
@@ -325,7 +325,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         leaf: LeafOf<'_, H>,
         (child, child_taken): (&Self, &Taken<'_, H>),
         part: PageRange,
-        weakened: &mut Removed<'_, H, D>,
+        weakened: &mut Weakened,
     ) -> Result<bool, OutOfMemory> {
         let mut pinned = false;
         let mut child_leaf = None;

@@ -77,6 +77,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Makes the mapping above `page`, a hole, reach down to it, if it grows down, is not too long then, and keeps its gap to
     /// what lies below. True: look again. The caller has announced and taken nothing; readers of the tree see the old map or
     /// the new one (CVE-2023-3269).
+    #[inline(never)]
     pub(super) fn grow_down(&self, page: PageNumber) -> bool {
         let look = || {
             let section = self.engine.enter();
@@ -119,8 +120,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if vma.is_busy() || !gap || !fits {
                 break vma.is_busy();
             }
-            let new = (extension(vma, range), Origin::Longer);
-            break call.publish_followed(lock, new, Joins::ABOVE).is_ok();
+            let mut new = extension(vma, range);
+            break call.publish_followed(lock, (&mut new, Origin::Longer), Joins::ABOVE).is_ok();
         }
     }
 }

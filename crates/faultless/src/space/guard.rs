@@ -27,7 +27,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
             self.mark_guarded(taken, part);
             let guard = Entry::from_bits(Entry::GUARD);
-            call.sweep(part, |_, _| guard, |removed, page, old, _| removed.add(page, old));
+            call.take_out(part, |_, _| guard);
             Ok(())
         })
     }

@@ -487,7 +487,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
     #[inline(never)]
-    fn map_fixed(&self, range: PageRange, mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
+    fn map_fixed(&self, range: PageRange, mut mapping: Mapping<H>) -> Result<(PageRange, Flags), MapError> {
         let mut call = self.change_excluding(Call::Map, range);
         let lock = call.take(range);
         let view = self.tree.view_locked(&lock.writer);
@@ -499,14 +499,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         // Page work waits until it is settled, which takes no memory.
         let busy = if cfg!(mutant = "fixed_without_busy") { Flags::empty() } else { Flags::MOVING };
-        let (protection, flags) = (mapping.protection, mapping.flags | busy);
-        let new = (Mapping { flags, ..mapping }, Origin::Fresh);
-        let (lock, flags) = call.publish_new(lock, new, Joins::BOTH)?;
+        mapping.flags |= busy;
+        let protection = mapping.protection;
+        let lock = call.publish_new(lock, (&mut mapping, Origin::Fresh), Joins::BOTH)?;
+        let flags = mapping.flags;
         drop(lock);
-        call.sweep_away(range);
-        call.unhook_leaves(range);
         // Before the host gives the new rights: to what was mapped they must not come.
-        call.flush();
+        call.sweep_away(range, Some(range));
         let followed = self.table.follow(range, Some(protection));
         if followed.is_ok() {
             call.settle(range, Joins { inside: true, ..Joins::BOTH });
@@ -523,10 +522,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     /// Has the host follow, and publishes what comes where nothing is; then lets the range go. Returns the flags.
-    fn map_hole(&mut self, lock: TreeLock<'a>, mapping: Mapping<H>) -> Result<Flags, MapError> {
-        let (lock, flags) = self.publish_followed(lock, (mapping, Origin::Fresh), Joins::BOTH)?;
+    fn map_hole(&mut self, lock: TreeLock<'a>, mut mapping: Mapping<H>) -> Result<Flags, MapError> {
+        let lock = self.publish_followed(lock, (&mut mapping, Origin::Fresh), Joins::BOTH)?;
         self.release_locked(lock);
-        Ok(flags)
+        Ok(mapping.flags)
     }
 }
 

@@ -85,6 +85,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 
     /// Whether the limits leave room for the part at its target, before what is mapped there goes. (Linux asks when it has
     /// gone.) It is asked again when the part is published there, and then fails only if others have mapped more meanwhile.
+    #[inline(never)]
     fn check_move(&self, part: Part) -> Result<(), RemapError> {
         let lock = self.lock();
         let hole = RemapError::Hole { address: part.source.start().address() };
@@ -110,6 +111,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 
     /// On Linux the target joins what it meets before anything leaves the source. So where it meets the mapping that it was
     /// a part of, and has a record from the other side, what is left of that mapping has this record.
+    #[inline(never)]
     fn share_record(&self, part: Part, whole: PageRange) {
         let lock = self.lock();
         let view = self.space.tree.view_locked(&lock.writer);
@@ -133,9 +135,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         }
         self.space.refuse_sealed(&lock, target)?;
         drop(self.publish_busy(lock, target)?);
-        self.sweep_away(target);
         // Before a moved page is there: a processor may use it before the target is settled.
-        self.flush();
+        self.sweep_away(target, None);
         Ok(())
     }
 
@@ -152,13 +153,13 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         };
         let lock = self.publish(lock, source, moving)?;
         let vma = space.tree.view_locked(&lock.writer).find(source.start()).ok_or(hole)?;
-        let arrives = arriving(vma.glance(), part);
+        let mut arrives = arriving(vma.glance(), part);
         drop(lock);
         self.make_leaves(part)?;
         // After a refusal the caller undoes all of it, also on a host that follows.
         let lock = space.follow(self.taken.over(target), self.lock(), target, Some(arrives.protection))?;
-        let new = (arrives, Origin::Moved { more: part.more() });
-        drop(self.publish_new(lock, new, Joins::BOTH)?);
+        let origin = Origin::Moved { more: part.more() };
+        drop(self.publish_new(lock, (&mut arrives, origin), Joins::BOTH)?);
         let stays = |mapping: Mapping<H>| {
             let anon = mapping.anon.filter(|_| !is_whole);
             let flags = mapping.flags - Flags::LOCKS;
@@ -201,8 +202,9 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     }
 
     /// Moves the entries, with their frames and all that is known of them: nothing is copied, and no count changes.
+    #[inline(never)]
     fn carry(&mut self, part: Part) {
-        let Self { space, taken, removed: weakened, .. } = self;
+        let Self { space, taken, weakened, .. } = self;
         let target = taken.over(part.target);
         space.each_leaf(taken.over(part.source), part.source, |leaf, pages| {
             for page in pages.iter() {
@@ -235,7 +237,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             self.unhook_around(part.source);
         }
         #[cfg(mutant = "moved_without_invalidate")]
-        self.removed.forget_range();
+        self.weakened.forget();
         if part.keeps {
             self.settle(part.source, cuts);
         }
@@ -263,8 +265,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let lock = space.follow(self.taken.over(range), lock, range, None)?;
         let published = self.publish(lock, range, |_| None);
         drop(published.inspect_err(|_| space.follow_back(self.taken.over(range), range))?);
-        self.sweep_away(range);
-        self.unhook_around(range);
+        let tables = self.around(range);
+        self.sweep_away(range, Some(tables));
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! page's announcement ([`Only`]): a range that is replaced meanwhile is not populated by mistake.
 
 use super::AddressSpace;
-use super::fault::{Fault, FaultError};
+use super::fault::FaultError;
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Only, Purpose};
 use crate::host::Host;
@@ -136,10 +136,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// One page; nothing, if what is mapped there now is not what this is for.
     fn fetch(&self, page: PageNumber, access: Access, goal: Goal) -> Result<(), FaultError> {
         let attempt = Attempt { only: goal.only(), ..Attempt::first(Purpose::Fault) };
-        let mut fault = self.fault_from(page.address(), access, attempt)?;
-        while let Fault::Pending(pending) = fault {
-            fault = pending.wait()?;
-        }
-        Ok(())
+        self.fault_until_done(page.address(), access, attempt)
     }
 }

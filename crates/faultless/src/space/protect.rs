@@ -245,13 +245,13 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             }
             old
         };
-        self.sweep(range, step, |removed, page, old, new| {
+        self.sweep(range, step, |weakened, page, old, new| {
             if old.bits() & !new.bits() != 0 {
-                removed.touch(page);
+                weakened.touch(page);
             }
         });
         if let Some(pages) = absent.get() {
-            self.removed.touch_all(pages);
+            self.weakened.touch_all(pages);
         }
     }
 }

@@ -103,7 +103,7 @@ impl Joins {
 }
 
 /// The change of each old mapping, the new mapping, and the neighbours that they may join.
-pub(super) type Wanted<'a, H> = (&'a dyn Fn(Mapping<H>) -> Option<Mapping<H>>, &'a Option<Mapping<H>>, Joins);
+pub(super) type Wanted<'a, H> = (&'a dyn Fn(Mapping<H>) -> Option<Mapping<H>>, Option<&'a Mapping<H>>, Joins);
 
 /// A publication in preparation.
 pub(super) struct Draft<H: Host, D: LockingDesign> {
@@ -145,10 +145,10 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
         joins: Joins,
     ) -> Result<TreeLock<'a>, Unpublished> {
-        self.replace(lock, range, (&each, &None, joins))
+        self.replace(lock, range, (&each, None, joins))
     }
 
-    /// Publishes `mapping` in the place of whatever is mapped in its range, if it may come. Returns the flags that it got too.
+    /// Publishes `mapping` in the place of whatever is mapped in its range, if it may come; it has then all flags that it got.
     ///
     /// # Errors
     /// [`Refused`]: the map is as before.
@@ -156,19 +156,18 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     pub fn publish_new(
         &mut self,
         lock: TreeLock<'a>,
-        (mut mapping, origin): (Mapping<H>, Origin),
+        (mapping, origin): (&mut Mapping<H>, Origin),
         joins: Joins,
-    ) -> Result<(TreeLock<'a>, Flags), Refused> {
-        self.space.admit(&lock, &mut mapping, origin)?;
-        let (range, flags) = (mapping.range, mapping.flags);
+    ) -> Result<TreeLock<'a>, Refused> {
+        self.space.admit(&lock, mapping, origin)?;
         #[cfg(mutant = "hull_after_publication")]
         let late = mapping.clone();
         #[cfg(not(mutant = "hull_after_publication"))]
-        self.space.tell_file(&mapping);
-        let lock = self.replace(lock, range, (&|_| None, &Some(mapping), joins))?;
+        self.space.tell_file(mapping);
+        let lock = self.replace(lock, mapping.range, (&|_| None, Some(mapping), joins))?;
         #[cfg(mutant = "hull_after_publication")]
         self.space.tell_file(&late);
-        Ok((lock, flags))
+        Ok(lock)
     }
 
     /// As [`RangeChange::publish_new`] where nothing is mapped, or BUSY, with the host following.
@@ -179,9 +178,9 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     pub fn publish_followed(
         &mut self,
         lock: TreeLock<'a>,
-        new: (Mapping<H>, Origin),
+        new: (&mut Mapping<H>, Origin),
         joins: Joins,
-    ) -> Result<(TreeLock<'a>, Flags), Refused> {
+    ) -> Result<TreeLock<'a>, Refused> {
         let (space, range) = (self.space, new.0.range);
         let lock = space.follow(self.taken.over(range), lock, range, Some(new.0.protection))?;
         let published = self.publish_new(lock, new, joins);
@@ -205,7 +204,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
             shift: 0,
             anon: None,
         };
-        self.replace(lock, range, (&|_| None, &Some(busy), Joins::BOTH))
+        self.replace(lock, range, (&|_| None, Some(&busy), Joins::BOTH))
     }
 
     /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that. Page work goes on
@@ -367,101 +366,120 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both.
+/// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both. Each step is a
+/// function of its own, so that the stack has room for one at a time.
 fn build<'a, H: Host, D: LockingDesign>(
     view: View<'a, Vma<H, D>>,
     range: PageRange,
-    (each, insert, joins): Wanted<'_, H>,
+    wanted: Wanted<'_, H>,
     (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
 ) -> Result<PageRange, Unpublished> {
-    let mut hull = range;
-    // Two VMAs that both stay as they were do not join now, though they could (Linux).
-    let mut is_last_new = false;
-    let mut push = |Piece { mapping, is_new, goes_on }: Piece<H>| -> Result<bool, Unpublished> {
-        let may_join = goes_on || is_new || is_last_new;
-        is_last_new = is_new;
-        if let Some(last) = next.last_mut()
-            && may_join
-            && edit::joins(last, &mapping)
-        {
-            *last = edit::join(last, &mapping);
-            return Ok(is_new);
-        }
-        next.try_reserve(1).map_err(|_| OutOfMemory)?;
-        next.push(mapping);
-        Ok(is_new)
-    };
-    let mut close = |vma: &'a Vma<H, D>| -> Result<Mapping<H>, Unpublished> {
-        closed.try_reserve(1).map_err(|_| OutOfMemory)?;
-        closed.push(vma);
-        Ok(vma.close())
-    };
-    let start = range.start();
-    let left = view.before(start).filter(|vma| joins.below && vma.range().end() == start);
-    let old = view.from(start).take_while(|vma| vma.range().start() < range.end());
-
+    let joins = wanted.2;
+    let mut pieces: Few<Piece<H>> = Few::new();
+    let mut hull = cut_up(view, range, wanted, (closed, &mut pieces))?;
     // The first mapping that comes decides whether the neighbour on the left joins.
-    let mut middle: Few<Piece<H>> = Few::new();
-    let mut keep_behind = None;
-    for vma in old {
-        let mapping = close(vma)?;
-        hull = hull.hull(vma.range());
-        middle.try_reserve(3).map_err(|_| OutOfMemory)?;
-        let part = |part: Option<PageRange>| part.and_then(|part| edit::cut(&mapping, part));
-        let old = |goes_on| move |mapping| Piece { mapping, is_new: false, goes_on };
-        let before = part(PageRange::new(vma.range().start(), start));
-        let goes_on = before.is_some();
-        middle.extend(before.map(old(false)));
-        middle.extend(part(Some(range)).and_then(each).map(|mapping| {
-            let is_new = joins.inside || !edit::is_alike(vma.mapping(), &mapping);
-            Piece { mapping, is_new, goes_on }
-        }));
-        keep_behind = part(PageRange::new(range.end(), vma.range().end())).map(old(true));
-    }
-    let place = middle.iter().take_while(|piece| piece.mapping.range.end() <= start).count();
-    if let Some(insert) = insert {
-        middle.try_reserve(1).map_err(|_| OutOfMemory)?;
-        middle.insert(place, Piece { mapping: insert.clone(), is_new: true, goes_on: false });
-    }
-    if let (Some(left), Some(first)) = (left, middle.first())
-        && first.is_new
+    if joins.below
+        && let Some(first) = pieces.first().filter(|first| first.is_new)
+        && let Some(left) = view.before(range.start()).filter(|vma| vma.range().end() == range.start())
         && edit::joins(&left.glance(), &first.mapping)
     {
         // It may have got pages since the glance: then it stays beside, replaced by itself.
         hull = hull.hull(left.range());
-        push(Piece { mapping: close(left)?, is_new: false, goes_on: false })?;
+        next.push(close(closed, left)?);
     }
-    let mut is_last_new = false;
-    for piece in middle.drain(..) {
-        is_last_new = push(piece)?;
-    }
-    match keep_behind {
-        Some(behind) => _ = push(behind)?,
-        None => {
-            let right = view.from(range.end()).next().filter(|vma| vma.range().start() == range.end());
-            let may_join = |last: &Mapping<H>, right: &Mapping<H>| {
-                let fresh = || Mapping { anon: None, ..last.clone() };
-                edit::joins(last, right)
-                    || joins.grown && right.anon.is_none() && edit::joins(&fresh(), right)
-            };
-            if let (Some(right), Some(last)) = (right, next.last())
-                && is_last_new
-                && joins.above
-                && last.range.end() == range.end()
-                && may_join(last, &right.glance())
-            {
-                hull = hull.hull(right.range());
-                let mapping = close(right)?;
-                if may_join(last, &mapping) {
-                    let joined = edit::join(last, &mapping);
-                    next.pop();
-                    next.push(joined);
-                } else {
-                    next.try_reserve(1).map_err(|_| OutOfMemory)?;
-                    next.push(mapping);
-                }
-            }
-        }
+    let is_last_new = join_up(&mut pieces, next)?;
+    if joins.above
+        && is_last_new
+        && next.last().is_some_and(|last| last.range.end() == range.end())
+        && let Some(right) = view.from(range.end()).next()
+        && right.range().start() == range.end()
+    {
+        hull = join_right(right, joins, (closed, next))?.map_or(hull, |right| hull.hull(right));
     }
     Ok(hull)
+}
+
+fn close<'a, H: Host, D: LockingDesign>(
+    closed: &mut Few<&'a Vma<H, D>>,
+    vma: &'a Vma<H, D>,
+) -> Result<Mapping<H>, OutOfMemory> {
+    closed.try_reserve(1).map_err(|_| OutOfMemory)?;
+    closed.push(vma);
+    Ok(vma.close())
+}
+
+/// Closes what lies in `range`, and cuts it into pieces, with what `each` makes of it and what comes new.
+#[inline(never)]
+fn cut_up<'a, H: Host, D: LockingDesign>(
+    view: View<'a, Vma<H, D>>,
+    range: PageRange,
+    (each, insert, joins): Wanted<'_, H>,
+    (closed, pieces): (&mut Few<&'a Vma<H, D>>, &mut Few<Piece<H>>),
+) -> Result<PageRange, OutOfMemory> {
+    let mut hull = range;
+    let start = range.start();
+    for vma in view.from(start).take_while(|vma| vma.range().start() < range.end()) {
+        let mapping = close(closed, vma)?;
+        hull = hull.hull(vma.range());
+        pieces.try_reserve(3).map_err(|_| OutOfMemory)?;
+        let part = |part: Option<PageRange>| part.and_then(|part| edit::cut(&mapping, part));
+        let mut goes_on = false;
+        if let Some(mapping) = part(PageRange::new(vma.range().start(), start)) {
+            pieces.push(Piece { mapping, is_new: false, goes_on });
+            goes_on = true;
+        }
+        if let Some(mapping) = part(Some(range)).and_then(each) {
+            let is_new = joins.inside || !edit::is_alike(vma.mapping(), &mapping);
+            pieces.push(Piece { mapping, is_new, goes_on });
+        }
+        if let Some(mapping) = part(PageRange::new(range.end(), vma.range().end())) {
+            pieces.push(Piece { mapping, is_new: false, goes_on: true });
+        }
+    }
+    if let Some(insert) = insert {
+        let place = pieces.iter().take_while(|piece| piece.mapping.range.end() <= start).count();
+        pieces.try_reserve(1).map_err(|_| OutOfMemory)?;
+        pieces.insert(place, Piece { mapping: insert.clone(), is_new: true, goes_on: false });
+    }
+    Ok(hull)
+}
+
+/// Puts `pieces` behind what is in `next`, joined where they may. Returns whether the last one is new.
+#[inline(never)]
+fn join_up<H: Host>(pieces: &mut Few<Piece<H>>, next: &mut Few<Mapping<H>>) -> Result<bool, OutOfMemory> {
+    // Two VMAs that both stay as they were do not join now, though they could (Linux).
+    let mut is_last_new = false;
+    next.try_reserve(pieces.len()).map_err(|_| OutOfMemory)?;
+    for Piece { mapping, is_new, goes_on } in pieces.drain(..) {
+        let may_join = goes_on || is_new || is_last_new;
+        is_last_new = is_new;
+        match next.last_mut() {
+            Some(last) if may_join && edit::joins(last, &mapping) => *last = edit::join(last, &mapping),
+            _ => next.push(mapping),
+        }
+    }
+    Ok(is_last_new)
+}
+
+/// The neighbour on the right goes too, if it may join the last of `next`. Returns its range then.
+#[inline(never)]
+fn join_right<'a, H: Host, D: LockingDesign>(
+    right: &'a Vma<H, D>,
+    joins: Joins,
+    (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
+) -> Result<Option<PageRange>, OutOfMemory> {
+    let may_join = |last: &Mapping<H>, right: &Mapping<H>| {
+        let fresh = || Mapping { anon: None, ..last.clone() };
+        edit::joins(last, right) || joins.grown && right.anon.is_none() && edit::joins(&fresh(), right)
+    };
+    next.try_reserve(1).map_err(|_| OutOfMemory)?;
+    let Some(last) = next.last_mut().filter(|last| may_join(last, &right.glance())) else { return Ok(None) };
+    let mapping = close(closed, right)?;
+    if may_join(last, &mapping) {
+        *last = edit::join(last, &mapping);
+    } else {
+        // It has got pages since the glance: it stays beside, replaced by itself.
+        next.push(mapping);
+    }
+    Ok(Some(right.range()))
 }

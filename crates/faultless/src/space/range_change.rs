@@ -1,6 +1,6 @@
 //! A call that does range work: what it holds, and the one order in which it lets go.
 
-use super::range_work::{Removed, Taken, TreeLock};
+use super::range_work::{Removed, Taken, TreeLock, Weakened};
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
@@ -23,8 +23,8 @@ use crate::vma::Mapping;
 /// ```
 pub(super) struct RangeChange<'a, H: Host, D: LockingDesign> {
     pub space: &'a Space<H, D>,
-    /// Frames and leaf tables that somebody may still reach.
-    pub removed: Removed<'a, H, D>,
+    /// What processors may still use, of pages whose frames stay, and of leaf tables.
+    pub weakened: Weakened,
     /// Most calls take one range, mremap two.
     pub taken: TakenRanges<'a, H>,
     /// None: nobody asked the design, since no mapping changes.
@@ -95,7 +95,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn begin<'a>(&'a self, work: Option<D::Range<'a, H>>) -> RangeChange<'a, H, D> {
         RangeChange {
             space: self,
-            removed: Removed::new(self),
+            weakened: Weakened::new(),
             taken: TakenRanges([None, None]),
             work,
             retired: RetiredList::new(),
@@ -113,9 +113,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut tables = RetiredList::new();
             if is_hole {
                 // Nothing to sweep: who made a hole of a part of it has swept that.
-                let mut removed = Removed::new(self);
-                self.unhook_leaves(&taken, span, &mut removed, &mut tables);
-                removed.flush();
+                let mut weakened = Weakened::new();
+                self.unhook_leaves(&taken, span, &mut weakened, &mut tables);
+                weakened.flush(self);
             }
             drop(taken);
             drop(work);
@@ -128,7 +128,7 @@ impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
     #[inline]
     fn drop(&mut self) {
         // Should the host panic here, what is retired below is leaked: a processor may use it.
-        self.removed.flush();
+        self.flush();
         self.release();
         self.work = None;
         if self.space.map.is_left() {
@@ -217,31 +217,54 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.space.exclude(self.work(), range, wanted);
     }
 
-    /// As [`Space::sweep`], of what is taken; `changed` gets what is removed, too.
+    /// As [`Space::sweep`], of what is taken, for a step that takes no page out. `changed` says what is weakened.
     pub fn sweep(
         &mut self,
         range: PageRange,
         step: impl Fn(PageNumber, Entry) -> Entry,
-        mut changed: impl FnMut(&mut Removed<'a, H, D>, PageNumber, Entry, Entry),
+        mut changed: impl FnMut(&mut Weakened, PageNumber, Entry, Entry),
     ) {
-        let Self { space, removed, taken, .. } = self;
-        space.sweep(taken.over(range), range, step, |page, old, new| changed(removed, page, old, new));
+        let Self { space, weakened, taken, .. } = self;
+        space.sweep(taken.over(range), range, step, |page, old, new| changed(weakened, page, old, new));
     }
 
-    /// Sweeps all pages of `range` away, which is a hole or BUSY by now.
-    pub fn sweep_away(&mut self, range: PageRange) {
-        self.sweep(range, |_, _| Entry::EMPTY, |removed, page, old, _| removed.add(page, old));
+    /// As [`Space::sweep`], of what is taken, for a step that leaves no page or what there was. When it returns, no processor
+    /// uses what was taken out, whose references are dropped.
+    #[inline(never)]
+    pub fn take_out(&mut self, range: PageRange, step: impl Fn(PageNumber, Entry) -> Entry) {
+        let mut removed = Removed::new(self.space);
+        let taken = self.taken.over(range);
+        self.space.sweep(taken, range, step, |page, old, _| removed.add(page, old));
+        // 60bae7370896: the call does not wait for the flush.
+        #[cfg(mutant = "discard_without_invalidate")]
+        removed.weakened.forget();
+        removed.flush();
     }
 
-    /// Takes out the leaf tables that lie wholly inside `range`, a hole or BUSY, and swept (rule 7).
-    pub fn unhook_leaves(&mut self, range: PageRange) {
-        let Self { space, removed, taken, retired, .. } = self;
-        space.unhook_leaves(taken.over(range), range, removed, retired);
+    /// Sweeps all pages of `range` away, which is a hole or BUSY by now, and takes out the leaf tables that lie wholly inside
+    /// `tables`. When it returns, no processor uses any of that.
+    #[inline(never)]
+    pub fn sweep_away(&mut self, range: PageRange, tables: Option<PageRange>) {
+        let Self { space, taken, retired, .. } = self;
+        let mut removed = Removed::new(space);
+        let taken = taken.over(range);
+        space.sweep(taken, range, |_, _| Entry::EMPTY, |page, old, _| removed.add(page, old));
+        if let Some(tables) = tables {
+            space.unhook_leaves(taken, tables, &mut removed.weakened, retired);
+        }
+        removed.flush();
     }
 
-    /// As [`RangeChange::unhook_leaves`], for a hole whose first and last leaf table reach beyond the taken range: takes the rest of
-    /// these tables if that is a hole too, and unhooks them.
+    /// Takes out the leaf tables of a hole that has been swept. Its first and last table may reach beyond the taken range: the
+    /// rest of these is taken too if that is a hole.
     pub fn unhook_around(&mut self, hole: PageRange) {
+        let tables = self.around(hole);
+        let Self { space, weakened, taken, retired, .. } = self;
+        space.unhook_leaves(taken.over(tables), tables, weakened, retired);
+    }
+
+    /// A hole that is taken, and the rest of its first and last leaf table if that is a hole too, which is taken then.
+    pub fn around(&mut self, hole: PageRange) -> PageRange {
         let Self { space, taken, .. } = self;
         let taken = taken.over_mut(hole);
         let mut lock = taken.lock();
@@ -249,11 +272,12 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let wider = space.with_leaves(taken, claims, space.tree.view_locked(&map.writer), hole);
         let is_taken = taken.range().covers(wider) || taken.widen(taken.range().hull(wider), claims);
         drop(lock);
-        self.unhook_leaves(if is_taken { wider } else { hole });
+        if is_taken { wider } else { hole }
     }
 
-    /// Returns when no processor uses what was removed: before page work goes on in a range that is taken still.
+    /// Returns when no processor uses what was weakened: before page work goes on in a range that is taken still.
+    #[inline]
     pub fn flush(&mut self) {
-        self.removed.flush();
+        self.weakened.flush(self.space);
     }
 }

@@ -22,20 +22,56 @@ const FEW: usize = 16;
 /// Entries between two invalidations.
 const BATCH: usize = 64;
 
-/// Entries that are gone, and pages of leaf tables that are unhooked: a processor may still use them until `invalidate`.
-/// Who makes one flushes it; on the way out of a panic that does not come to pass, and what the entries count is leaked.
+/// Pages whose translations were weakened, and of leaf tables that are unhooked: a processor may still use what was there,
+/// until they are invalidated.
+#[derive(Default)]
+pub(super) struct Weakened(Option<PageRange>);
+
+impl Weakened {
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    /// The translation at `page` was weakened; no frame goes.
+    pub fn touch(&mut self, page: PageNumber) {
+        self.touch_all(PageRange::single(page));
+    }
+
+    /// The translations of `range` were, or a leaf table over it was unhooked.
+    pub fn touch_all(&mut self, range: PageRange) {
+        self.0 = Some(self.0.map_or(range, |all| all.hull(range)));
+    }
+
+    /// For mutants: what was taken out can still be reached when it is freed.
+    #[cfg(any(mutant = "discard_without_invalidate", mutant = "moved_without_invalidate"))]
+    pub fn forget(&mut self) {
+        self.0 = None;
+    }
+
+    /// Invalidates them.
+    #[inline]
+    pub fn flush<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>) {
+        if let Some(range) = self.0.take() {
+            space.engine.invalidate(&space.table, range);
+        }
+    }
+}
+
+/// Entries that are gone, which a processor may still use until `invalidate`. Whoever makes one flushes it; on the way out of
+/// a panic that does not come to pass, and what the entries count is leaked. It is large: it lives on the stack while
+/// something is swept, and not while the tree changes.
 pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
     /// No more than its place: it takes no memory from the allocator.
     entries: SmallVec<[Entry; BATCH]>,
-    /// What the entries' and the tables' pages lie in.
-    range: Option<PageRange>,
+    /// What the entries' pages lie in, and those of tables that were unhooked.
+    pub weakened: Weakened,
 }
 
 impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
     #[inline]
     pub fn new(space: &'a Space<H, D>) -> Self {
-        Self { space, entries: SmallVec::new(), range: None }
+        Self { space, entries: SmallVec::new(), weakened: Weakened::new() }
     }
 
     /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated as a present one is.
@@ -47,38 +83,12 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
             self.flush();
         }
         self.entries.push(entry);
-        self.touch(page);
-    }
-
-    /// The translation at `page` was weakened; no frame goes.
-    pub fn touch(&mut self, page: PageNumber) {
-        self.touch_all(PageRange::single(page));
-    }
-
-    /// The translations of `range` were, or a leaf table over it was unhooked.
-    pub fn touch_all(&mut self, range: PageRange) {
-        self.range = Some(self.range.map_or(range, |all| all.hull(range)));
-    }
-
-    /// For mutants: what was taken out can still be reached when it is freed.
-    #[cfg(any(mutant = "discard_without_invalidate", mutant = "moved_without_invalidate"))]
-    pub fn forget_range(&mut self) {
-        self.range = None;
+        self.weakened.touch(page);
     }
 
     /// Invalidates, then drops the references (rule 6).
-    #[inline]
     pub fn flush(&mut self) {
-        if self.range.is_some() || !self.entries.is_empty() {
-            self.flush_some();
-        }
-    }
-
-    fn flush_some(&mut self) {
-        if let Some(range) = self.range {
-            self.space.engine.invalidate(&self.space.table, range);
-            self.range = None;
-        }
+        self.weakened.flush(self.space);
         if self.entries.is_empty() {
             return;
         }
@@ -290,14 +300,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end())
     }
 
-    /// See [`RangeChange::unhook_leaves`](super::range_change::RangeChange::unhook_leaves). The tables may be freed when
-    /// `removed` has been flushed, and not before: a processor's walker is in no section, and keeps what it has read of the
+    /// Takes out the leaf tables that lie wholly inside `range`, a hole or BUSY, and swept (rule 7). The tables may be freed when
+    /// `weakened` has been flushed, and not before: a processor's walker is in no section, and keeps what it has read of the
     /// upper tables until it is told (invariant 15).
     pub(super) fn unhook_leaves(
         &self,
         taken: &Taken<'_, H>,
         range: PageRange,
-        removed: &mut Removed<'_, H, D>,
+        weakened: &mut Weakened,
         retired: &mut RetiredList,
     ) {
         debug_assert!(taken.range().covers(range));
@@ -316,12 +326,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
                 }
                 if cfg!(mutant = "invalidate_before_unhook") {
-                    removed.touch_all(span);
-                    removed.flush();
+                    weakened.touch_all(span);
+                    weakened.flush(self);
                 }
                 retired.extend(self.table.unhook(page));
                 if !cfg!(mutant = "invalidate_before_unhook") {
-                    removed.touch_all(span);
+                    weakened.touch_all(span);
                 }
             }
         }

@@ -46,6 +46,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 const HEADROOM: usize = 3;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    #[inline(never)]
     fn remap(&self, plan: &Plan) -> Result<PageNumber, RemapError> {
         let whole = self.whole();
         if !whole.contains(plan.start) {
@@ -189,8 +190,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             Some((file, first)) => Backing::File { file: file.clone(), first },
             None => mapping.backing.clone(),
         };
-        let again = Mapping { range: target, backing, ..mapping };
-        drop(self.publish_followed(lock, (again, Origin::Longer), Joins::BOTH)?);
+        let mut again = Mapping { range: target, backing, ..mapping };
+        drop(self.publish_followed(lock, (&mut again, Origin::Longer), Joins::BOTH)?);
         Ok(())
     }
 
@@ -209,9 +210,9 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 tail.map_or(Ok(()), |tail| self.cut_off(tail))?;
                 return Ok(plan.start);
             }
-            if let Some(more) = space.room_behind(&lock, plan, vma) {
+            if let Some(mut more) = space.room_behind(&lock, plan, vma) {
                 let joins = Joins { grown: true, ..Joins::BOTH };
-                drop(self.publish_followed(lock, (more, Origin::Longer), joins)?);
+                drop(self.publish_followed(lock, (&mut more, Origin::Longer), joins)?);
                 return Ok(plan.start);
             }
             if !plan.has(RemapFlags::MAY_MOVE) {

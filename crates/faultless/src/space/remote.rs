@@ -31,7 +31,7 @@ impl RemoteError {
 }
 
 /// Pages that are pinned together: all of them, before a byte of them is copied. Linux takes 1024.
-const RUN: usize = 16;
+const RUN: usize = 8;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// process_vm_readv of one piece: copies bytes at `address` out, up to the first page that cannot be had, and returns

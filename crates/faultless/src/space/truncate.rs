@@ -2,7 +2,7 @@
 
 use super::Space;
 use super::page_work::{Announced, Leaves, Refused};
-use super::range_work::Removed;
+use super::range_work::{Removed, Weakened};
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
@@ -78,6 +78,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and invalidates once.
     /// Outside of `shown` is no entry of the file that has the right, and no processor uses one that was there.
+    #[inline(never)]
     fn protect_claimed(&self, file: u64, shown: PageRange) {
         let (mut next, mut end, mut all) = (Some(0), None, None::<PageRange>);
         while let Some(from) = next {
@@ -87,19 +88,21 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             next = lock.claims().with_tickets(from..end, &mut few);
             drop(lock);
             // Many may wait for one range: it is looked at once for all of them.
-            few.sort_unstable_by_key(|range| range.map(PageRange::start));
-            let mut hull = None::<PageRange>;
-            for range in few.into_iter().flatten().filter_map(|range| range.intersection(shown)) {
-                all = Some(all.map_or(range, |all| all.hull(range)));
-                hull = match hull {
-                    Some(hull) if hull.overlaps(range) => Some(hull.hull(range)),
-                    before => {
-                        before.into_iter().for_each(|before| self.protect_entries(before, file));
-                        Some(range)
-                    }
-                };
+            for i in 0..CLAIMS {
+                let range = few[i].take().and_then(|range: PageRange| range.intersection(shown));
+                match few[..i]
+                    .iter_mut()
+                    .flatten()
+                    .find(|hull| range.is_some_and(|range| hull.overlaps(range)))
+                {
+                    Some(hull) => *hull = range.map_or(*hull, |range| hull.hull(range)),
+                    None => few[i] = range,
+                }
             }
-            hull.into_iter().for_each(|hull| self.protect_entries(hull, file));
+            for &range in few.iter().flatten() {
+                all = Some(all.map_or(range, |all| all.hull(range)));
+                self.protect_entries(range, file);
+            }
         }
         if let Some(all) = all {
             self.engine.invalidate(&self.table, all);
@@ -158,7 +161,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// under writeback, whatever is mapped there: less is always right, and a store that was allowed faults. When it returns,
     /// no processor has the old right of one that it changed.
     fn protect_entries(&self, range: PageRange, file: u64) {
-        let mut weakened = Removed::new(self);
+        let mut weakened = Weakened::new();
         self.each_leaf_part(range, |part| {
             let (mut rest, mut look) = (Some(part), 0);
             while let Some(part) = rest {
@@ -170,16 +173,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
         });
-        weakened.flush();
+        weakened.flush(self);
     }
 
     /// As above, up to the first entry that somebody is at work on: he may be about to give the right.
-    fn protect_up_to_a_bit(
-        &self,
-        part: PageRange,
-        file: u64,
-        weakened: &mut Removed<'_, H, D>,
-    ) -> Option<PageNumber> {
+    fn protect_up_to_a_bit(&self, part: PageRange, file: u64, weakened: &mut Weakened) -> Option<PageNumber> {
         let section = self.engine.enter();
         // Unhooked: swept, so that nothing is there.
         let leaf = self.table.leaf(&section, part.start())?;

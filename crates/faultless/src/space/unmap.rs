@@ -90,8 +90,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Unpublished::TooMany { limit } => UnmapError::TooManyMappings { range: asked, limit },
         })?;
         D::published(call.work());
-        call.sweep_away(range);
-        call.unhook_leaves(call.range());
+        call.sweep_away(range, Some(call.range()));
         Ok(())
     }
 }

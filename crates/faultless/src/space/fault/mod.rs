@@ -3,6 +3,7 @@
 
 mod anonymous;
 mod copy_on_write;
+mod course;
 mod error;
 mod file;
 mod pending;
@@ -16,13 +17,13 @@ use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, LockingDesign, Need, Purpose};
 use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
-use crate::page_cache::{File, Miss, Pin};
+use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::sync::Shared;
 use crate::vma::{AnonId, AnonRecord, Backing};
+use course::Course;
 use file::NotReady;
-use pending::Awaited;
 
 /// How a fault went.
 pub enum Fault<H: Host, D: LockingDesign> {
@@ -44,6 +45,8 @@ pub(super) enum Step<H: Host> {
     Wait(Absent<H>),
     /// The design wants another lock first.
     Blocked,
+    /// Nothing is mapped there.
+    Hole,
     /// It cannot be served.
     Failed(FaultError),
 }
@@ -96,7 +99,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<Fault<H, D>, FaultError> {
         let counters = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address })?;
         counters.add(Counter::Faults, 1);
-        self.fault_from(address, access, Attempt::first(Purpose::Fault))
+        let mut pending = None;
+        self.fault_from(address, access, Attempt::first(Purpose::Fault), &mut pending)?;
+        Ok(pending.map_or(Fault::Done, Fault::Pending))
     }
 
     /// Serves a page fault and waits for its I/O, as often as it takes.
@@ -104,148 +109,60 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`FaultError`].
     pub fn fault_and_wait(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
-        let mut fault = self.fault(address, access)?;
-        while let Fault::Pending(pending) = fault {
-            fault = pending.wait()?;
-        }
-        Ok(())
+        self.count_and_wait(address, access, Attempt::first(Purpose::Fault))
     }
 
     /// Serves a fault that makes the page of a private mapping the space's own, and waits for its I/O. For a pin.
     pub(super) fn unshare_and_wait(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+        self.count_and_wait(address, access, Attempt { unshares: true, ..Attempt::first(Purpose::Fault) })
+    }
+
+    fn count_and_wait(&self, address: VirtAddr, access: Access, attempt: Attempt) -> Result<(), FaultError> {
         let counters = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address })?;
         counters.add(Counter::Faults, 1);
-        let attempt = Attempt { unshares: true, ..Attempt::first(Purpose::Fault) };
-        let mut fault = self.fault_from(address, access, attempt)?;
-        while let Fault::Pending(pending) = fault {
-            fault = pending.wait()?;
+        self.fault_until_done(address, access, attempt)
+    }
+
+    /// Serves a fault and waits for its I/O, as often as it takes.
+    pub(super) fn fault_until_done(
+        &self,
+        address: VirtAddr,
+        access: Access,
+        attempt: Attempt,
+    ) -> Result<(), FaultError> {
+        let mut pending = None;
+        self.fault_from(address, access, attempt, &mut pending)?;
+        while pending.is_some() {
+            PendingFault::wait_in(&mut pending)?;
         }
         Ok(())
     }
 
+    /// The loop of a fault: tries, and does between two tries what cannot be done while the page is announced. Its frame is small,
+    /// since writeback may run below it; a try has a frame of its own, which is gone by then. If it has to wait, it is put into
+    /// `pending`, which is empty; it is too large to be moved from call to call.
+    #[inline]
     pub(super) fn fault_from(
         &self,
         address: VirtAddr,
         access: Access,
-        mut attempt: Attempt,
-    ) -> Result<Fault<H, D>, FaultError> {
-        let space = &*self.0;
-        let (page, engine) = (address.page(), &space.engine);
-        if !space.whole().contains(page) {
+        attempt: Attempt,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        if !self.0.whole().contains(address.page()) {
             return Err(FaultError::NoMapping { address });
         }
-        let (mut counted, mut look, mut closed) = (attempt.retries > 0, 0, 0);
-        let mut kept: Option<D::Kept> = None;
+        let mut course = Course { attempt, kept: None, is_counted: attempt.retries > 0, look: 0, closed: 0 };
         loop {
-            let work = |work: Announced<'_, H, D>| {
-                if !work.attempt.only.admits(work.vma.mapping()) {
-                    return Step::Done(None);
-                }
-                match classify(&work, address, access) {
-                    Ok(class) => finish(work, class, address),
-                    Err(step) => step,
-                }
-            };
-            let worked =
-                space.page_work(page, &mut attempt, Leaves::Make, kept.is_some(), work, keeps::<H, D>);
-            let result = match worked {
-                Ok(worked) => {
-                    kept = worked.kept.or(kept);
-                    worked.result
-                }
-                Err(Refused::Hole | Refused::NoTable) => {
-                    // Nothing is held while a mapping above is made longer.
-                    kept = None;
-                    if space.grow_down(page) {
-                        continue;
-                    }
-                    return Err(FaultError::NoMapping { address });
-                }
-                Err(Refused::OutOfMemory) => Step::NeedMemory,
-            };
-            match result {
+            match self.0.try_fault(address, access, &mut course) {
                 Step::Done(replaced) => {
-                    space.after_install(address, replaced);
-                    return Ok(Fault::Done);
+                    self.0.after_install(address, replaced);
+                    return Ok(());
                 }
-                Step::Failed(error) => return Err(error),
-                Step::Blocked => {
-                    kept = None;
-                    D::blocked(&space.lock, engine, &mut attempt);
-                }
-                // Range work is between closing a record and publishing what comes.
-                Step::LookAgain => {
-                    kept = None;
-                    engine.pause_on_bit(closed);
-                    closed += 1;
-                }
-                Step::NeedMemory => {
-                    look += 1;
-                    let writes = engine.wait_for_transfers();
-                    if !engine.make_room(look) {
-                        // Before what it keeps is asked for once more.
-                        drop(kept);
-                        space.refuse(page, |work| is_lacking(work, access));
-                        return Err(FaultError::OutOfMemory { address });
-                    }
-                    if let Some(seen) = writes {
-                        drop(kept);
-                        let awaited = Awaited::Memory { seen };
-                        let pending = PendingFault::new(self, address, access, attempt, awaited, None);
-                        return Ok(Fault::Pending(pending));
-                    }
-                }
-                Step::Wait(_) if D::allows(&space.lock, engine, attempt, Need::Wait).is_err() => {
-                    kept = None;
-                    D::blocked(&space.lock, engine, &mut attempt);
-                }
-                Step::Wait(absent) => {
-                    if absent.why == NotReady::Absent && !core::mem::replace(&mut counted, true) {
-                        engine.counters().add(Counter::MajorFaults, 1);
-                    }
-                    let after = absent.after::<D>(attempt);
-                    // What was kept while memory was short is not kept through this.
-                    let mut kept = kept.take().filter(|_| after == AfterIo::Hold);
-                    let awaited = match absent.file.read(absent.page, attempt.retries > 0, attempt.ticket) {
-                        // Read or unlocked meanwhile. Who resumes keeps the pin all the same: it must not lose the page
-                        // again.
-                        Ok((pin, _))
-                            if after != AfterIo::Resume
-                                && !absent.is_busy::<D>(&pin)
-                                && absent.file.is_attached(absent.page, pin.frame()) =>
-                        {
-                            continue;
-                        }
-                        Ok((pin, started)) => Awaited::Page { pin, absent, started },
-                        Err(miss @ (Miss::Queue(_) | Miss::Forbidden | Miss::Full(_))) => {
-                            // Nobody waits for others' pins with a lock that they may need to let them go.
-                            drop(kept);
-                            let awaited = match miss {
-                                Miss::Full(full) => Awaited::Place { full },
-                                Miss::Queue(seen) => Awaited::Memory { seen },
-                                Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
-                                Miss::PastEnd | Miss::OutOfMemory => unreachable!("not matched above"),
-                            };
-                            let pending = PendingFault::new(self, address, access, attempt, awaited, None);
-                            return Ok(Fault::Pending(pending));
-                        }
-                        Err(Miss::PastEnd) => {
-                            drop(kept);
-                            space.refuse(page, |work| absent.is_wanted(work, access));
-                            return Err(past_end(address, &absent.file, absent.page));
-                        }
-                        Err(Miss::OutOfMemory) => {
-                            drop(kept);
-                            space.refuse(page, |work| absent.is_wanted(work, access));
-                            return Err(FaultError::OutOfMemory { address });
-                        }
-                    };
-                    if let Some(kept) = &mut kept {
-                        D::through_io(kept);
-                    }
-                    let pending = PendingFault::new(self, address, access, attempt, awaited, kept);
-                    return Ok(Fault::Pending(pending));
-                }
+                step => self.between_tries((address, access), step, &mut course, pending)?,
+            }
+            if pending.is_some() {
+                return Ok(());
             }
         }
     }
@@ -261,6 +178,32 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// One try: announces the page, and does what it needs, or says what is missing.
+    #[inline(never)]
+    fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<D>) -> Step<H> {
+        let work = |work: Announced<'_, H, D>| {
+            if !work.attempt.only.admits(work.vma.mapping()) {
+                return Step::Done(None);
+            }
+            match classify(&work, address, access) {
+                Ok(class) => finish(work, class, address),
+                Err(step) => step,
+            }
+        };
+        let has_kept = course.kept.is_some();
+        let attempt = &mut course.attempt;
+        match self.page_work(address.page(), attempt, Leaves::Make, has_kept, work, keeps::<H, D>) {
+            Ok(worked) => {
+                if worked.kept.is_some() {
+                    course.kept = worked.kept;
+                }
+                worked.result
+            }
+            Err(Refused::Hole | Refused::NoTable) => Step::Hole,
+            Err(Refused::OutOfMemory) => Step::NeedMemory,
+        }
+    }
+
     /// Tells the host that an access to `page` cannot be served, if that is so still.
     fn refuse(&self, page: PageNumber, is_so: impl FnOnce(&Announced<'_, H, D>) -> bool) {
         let refuse = |work: Announced<'_, H, D>| {

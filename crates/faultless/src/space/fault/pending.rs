@@ -56,21 +56,25 @@ pub struct PendingFault<H: Host, D: LockingDesign> {
     kept: Option<D::Kept>,
 }
 
+/// How a fault begins anew after its wait, and the pin that it keeps until then.
+type Anew<H> = (Attempt, Option<Pin<H>>);
+
 impl<H: Host, D: LockingDesign> PendingFault<H, D> {
-    pub(super) fn new(
+    /// A fault that waits, put into `place`.
+    #[inline(never)]
+    pub(super) fn put(
+        place: &mut Option<Self>,
         space: &AddressSpace<H, D>,
-        address: VirtAddr,
-        access: Access,
-        attempt: Attempt,
+        (address, access): (VirtAddr, Access),
+        mut attempt: Attempt,
         awaited: Awaited<H>,
         kept: Option<D::Kept>,
-    ) -> Self {
-        let mut attempt = attempt;
+    ) {
         if matches!(awaited, Awaited::Memory { .. }) && attempt.ticket == NEWCOMER {
             attempt.ticket = space.engine().cache.queue.ticket();
         }
         let (engine, signs, space) = (space.engine().clone(), space.0.signs.clone(), space.downgrade());
-        Self { told: None, engine, space, signs, address, access, attempt, awaited, kept }
+        *place = Some(Self { told: None, engine, space, signs, address, access, attempt, awaited, kept });
     }
 
     /// The address of the access.
@@ -137,27 +141,36 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     ///
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`].
-    pub fn wait(mut self) -> Result<Fault<H, D>, FaultError> {
-        if let Some(turn) = self.turn_that_came() {
-            return self.take_turn(Some(turn));
+    pub fn wait(self) -> Result<Fault<H, D>, FaultError> {
+        let mut place = Some(self);
+        Self::wait_in(&mut place)?;
+        Ok(place.map_or(Fault::Done, Fault::Pending))
+    }
+
+    /// As [`PendingFault::wait`], in its place, which is empty if the fault is done or has failed: the stack has no room for a
+    /// fault in each of the calls that follow.
+    pub(super) fn wait_in(place: &mut Option<Self>) -> Result<(), FaultError> {
+        let Some(fault) = place else { return Ok(()) };
+        if let Some(turn) = fault.turn_that_came() {
+            return Self::take_turn(place, Some(turn));
         }
         // From here on the thread waits itself.
-        self.told = None;
-        let dying = Some(&self.signs.dying);
-        match &self.awaited {
+        fault.told = None;
+        let dying = Some(&fault.signs.dying);
+        match &fault.awaited {
             Awaited::Page { pin, absent, .. } => match absent.why {
                 NotReady::Absent => pin.wait_for_read(dying),
                 NotReady::Locked => pin.wait_for_lock(dying),
                 NotReady::Writeback => pin.wait_for_write(dying),
             },
             Awaited::Memory { seen } => {
-                let turn = self.engine.wait_for_turn(*seen, self.attempt.ticket, dying);
-                return self.take_turn(turn);
+                let turn = fault.engine.wait_for_turn(*seen, fault.attempt.ticket, dying);
+                return Self::take_turn(place, turn);
             }
             Awaited::Allowed { file, page } => file.wait_while_forbidden(*page, dying),
-            Awaited::Place { full } => self.engine.wait_for_place(*full, dying),
+            Awaited::Place { full } => fault.engine.wait_for_place(*full, dying),
         }
-        self.go_on()
+        Self::go_on(place)
     }
 
     /// Goes on if the I/O has ended; otherwise comes back as it was. Does not sleep for I/O.
@@ -169,7 +182,9 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             return Ok(Fault::Pending(self));
         }
         let turn = self.turn_that_came();
-        self.take_turn(turn)
+        let mut place = Some(self);
+        Self::take_turn(&mut place, turn)?;
+        Ok(place.map_or(Fault::Done, Fault::Pending))
     }
 
     /// The turn of the sleeper that it was given, if it has come.
@@ -178,11 +193,11 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     }
 
     /// Goes on with a turn in the queue for memory, unless the space has exited; lets go of the turn then.
-    fn take_turn(mut self, turn: Option<Turn<H>>) -> Result<Fault<H, D>, FaultError> {
-        let Some(turn) = turn else { return self.go_on() };
-        let ticket = core::mem::replace(&mut self.attempt.ticket, HAS_TURN);
-        let mut result = self.go_on();
-        if let Ok(Fault::Pending(pending)) = &mut result {
+    fn take_turn(place: &mut Option<Self>, turn: Option<Turn<H>>) -> Result<(), FaultError> {
+        let (Some(turn), Some(fault)) = (turn, &mut *place) else { return Self::go_on(place) };
+        let ticket = core::mem::replace(&mut fault.attempt.ticket, HAS_TURN);
+        let result = Self::go_on(place);
+        if let Some(pending) = place {
             pending.attempt.ticket = ticket;
             if let Awaited::Memory { seen } = pending.awaited {
                 turn.failed(seen);
@@ -191,25 +206,28 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         result
     }
 
-    fn go_on(self) -> Result<Fault<H, D>, FaultError> {
-        let exited = self.is_given_up();
-        let Self { space, address, access, attempt, awaited, kept, .. } = self;
-        let Some(space) = space.upgrade().map(AddressSpace).filter(|_| !exited) else {
-            return Err(FaultError::Exited { address });
-        };
-        let (pin, absent, started) = match awaited {
-            Awaited::Page { pin, absent, started } => (pin, absent, started),
-            Awaited::Memory { .. } | Awaited::Allowed { .. } | Awaited::Place { .. } => {
-                drop(kept);
-                return space.fault_from(address, access, attempt);
-            }
-        };
+    fn go_on(place: &mut Option<Self>) -> Result<(), FaultError> {
+        let Some(fault) = place.take() else { return Ok(()) };
+        let (address, access) = (fault.address, fault.access);
+        let space = fault.space.upgrade().map(AddressSpace).filter(|_| !fault.is_given_up());
+        let space = space.ok_or(FaultError::Exited { address })?;
+        match fault.after_wait(&space)? {
+            None => Ok(()),
+            // The pin stays until then, so that a page still wanted is found.
+            Some((attempt, _pin)) => space.fault_from(address, access, attempt, place),
+        }
+    }
+
+    /// What comes after the wait: nothing more, if the page is mapped now; else the fault begins anew, with nothing kept but the pin.
+    #[inline(never)]
+    fn after_wait(self, space: &AddressSpace<H, D>) -> Result<Option<Anew<H>>, FaultError> {
+        let Self { address, access, attempt, awaited, kept, .. } = self;
+        let Awaited::Page { pin, absent, started } = awaited else { return Ok(Some((attempt, None))) };
         let offset = absent.page * crate::address::PAGE_SIZE;
         match space.engine().folio(pin.frame()).read_error(offset) {
             None => {}
             Some(error) if absent.file.is_cut_since(absent.cuts, error) => {
-                drop(kept);
-                return space.fault_from(address, access, D::again(attempt, started));
+                return Ok(Some((D::again(attempt, started), None)));
             }
             Some(error) => {
                 drop(kept);
@@ -225,25 +243,17 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let again = D::again(attempt, started);
         if absent.why == NotReady::Writeback {
             // The entry may have the page already, so that there is nothing to compare.
-            drop(kept);
-            let fault = space.fault_from(address, access, again);
-            drop(pin);
-            return fault;
+            return Ok(Some((again, Some(pin))));
         }
         if absent.after::<D>(attempt) == AfterIo::Retry {
-            drop((pin, kept));
             space.engine().counters().add(Counter::Retries, 1);
-            return space.fault_from(address, access, again);
+            return Ok(Some((again, None)));
         }
         if space.0.resume(address, access, attempt, &pin, &absent, kept.is_some()) {
-            return Ok(Fault::Done);
+            return Ok(None);
         }
-        drop(kept);
-        // Something else is mapped there, or the page was cut off meanwhile, or there was no memory: from the start. The
-        // pin stays until then, so that a page still wanted is found.
-        let fault = space.fault_from(address, access, again);
-        drop(pin);
-        fault
+        // Something else is mapped there, or the page was cut off meanwhile, or there was no memory: from the start.
+        Ok(Some((again, Some(pin))))
     }
 }
 

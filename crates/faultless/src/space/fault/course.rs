@@ -1,0 +1,145 @@
+//! What a fault does between two tries, while it has nothing announced: makes room, lets a design take its lock, begins to read a
+//! page. What it would wait for makes it a [`PendingFault`].
+
+use super::file::NotReady;
+use super::pending::Awaited;
+use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
+use crate::address::VirtAddr;
+use crate::design::{AfterIo, Attempt, LockingDesign, Need};
+use crate::host::Host;
+use crate::page_cache::Miss;
+use crate::protection::Access;
+use crate::space::AddressSpace;
+use crate::stats::Counter;
+
+/// How far a fault has come, from try to try.
+pub(super) struct Course<D: LockingDesign> {
+    pub attempt: Attempt,
+    /// What the design keeps from the last try.
+    pub kept: Option<D::Kept>,
+    /// Whether it is counted as a major fault.
+    pub is_counted: bool,
+    /// Tries that found no memory, and that met a closed record.
+    pub look: u32,
+    pub closed: u32,
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// What a try needs before the next one, which comes now unless it is put into `pending`. Nothing is announced.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn between_tries(
+        &self,
+        (address, access): (VirtAddr, Access),
+        step: Step<H>,
+        course: &mut Course<D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let space = &*self.0;
+        let (page, engine) = (address.page(), &space.engine);
+        match step {
+            Step::Done(_) => unreachable!("the caller's"),
+            Step::Failed(error) => Err(error),
+            Step::Hole => {
+                // Nothing is held while a mapping above is made longer.
+                course.kept = None;
+                if space.grow_down(page) { Ok(()) } else { Err(FaultError::NoMapping { address }) }
+            }
+            Step::Blocked => {
+                course.kept = None;
+                D::blocked(&space.lock, engine, &mut course.attempt);
+                Ok(())
+            }
+            // Range work is between closing a record and publishing what comes.
+            Step::LookAgain => {
+                course.kept = None;
+                engine.pause_on_bit(course.closed);
+                course.closed += 1;
+                Ok(())
+            }
+            Step::NeedMemory => {
+                course.look += 1;
+                let writes = engine.wait_for_transfers();
+                if !engine.make_room(course.look) {
+                    // Before what it keeps is asked for once more.
+                    course.kept = None;
+                    self.refuse_for_memory(address, access);
+                    return Err(FaultError::OutOfMemory { address });
+                }
+                if let Some(seen) = writes {
+                    course.kept = None;
+                    let awaited = Awaited::Memory { seen };
+                    PendingFault::put(pending, self, (address, access), course.attempt, awaited, None);
+                }
+                Ok(())
+            }
+            Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Need::Wait).is_err() => {
+                course.kept = None;
+                D::blocked(&space.lock, engine, &mut course.attempt);
+                Ok(())
+            }
+            Step::Wait(absent) => self.wait_for_page((address, access), absent, course, pending),
+        }
+    }
+
+    #[inline(never)]
+    fn refuse_for_memory(&self, address: VirtAddr, access: Access) {
+        self.0.refuse(address.page(), |work| is_lacking(work, access));
+    }
+
+    /// A page of a file that is not there: begins to read it, unless that has happened meanwhile.
+    #[inline(never)]
+    fn wait_for_page(
+        &self,
+        (address, access): (VirtAddr, Access),
+        absent: Absent<H>,
+        course: &mut Course<D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let (space, page, attempt) = (&*self.0, address.page(), course.attempt);
+        if absent.why == NotReady::Absent && !core::mem::replace(&mut course.is_counted, true) {
+            space.engine.counters().add(Counter::MajorFaults, 1);
+        }
+        let after = absent.after::<D>(attempt);
+        // What was kept while memory was short is not kept through this.
+        let mut kept = course.kept.take().filter(|_| after == AfterIo::Hold);
+        let refused = |absent: &Absent<H>| space.refuse(page, |work| absent.is_wanted(work, access));
+        let awaited = match absent.file.read(absent.page, attempt.retries > 0, attempt.ticket) {
+            // Read or unlocked meanwhile. Who resumes keeps the pin all the same: it must not lose the page again.
+            Ok((pin, _))
+                if after != AfterIo::Resume
+                    && !absent.is_busy::<D>(&pin)
+                    && absent.file.is_attached(absent.page, pin.frame()) =>
+            {
+                course.kept = kept;
+                return Ok(());
+            }
+            Ok((pin, started)) => Awaited::Page { pin, absent, started },
+            Err(Miss::PastEnd) => {
+                drop(kept);
+                refused(&absent);
+                return Err(past_end(address, &absent.file, absent.page));
+            }
+            Err(Miss::OutOfMemory) => {
+                drop(kept);
+                refused(&absent);
+                return Err(FaultError::OutOfMemory { address });
+            }
+            // Nobody waits for others' pins with a lock that they may need to let them go.
+            Err(miss) => {
+                kept = None;
+                match miss {
+                    Miss::Full(full) => Awaited::Place { full },
+                    Miss::Queue(seen) => Awaited::Memory { seen },
+                    Miss::Forbidden => Awaited::Allowed { file: absent.file, page: absent.page },
+                    Miss::PastEnd | Miss::OutOfMemory => unreachable!("matched above"),
+                }
+            }
+        };
+        if let Some(kept) = &mut kept {
+            D::through_io(kept);
+        }
+        PendingFault::put(pending, self, (address, access), attempt, awaited, kept);
+        Ok(())
+    }
+}
