@@ -189,12 +189,8 @@ unsafe impl Host for Recorder {
         self.log.is_in_interrupt.load(Ordering::Relaxed)
     }
 
-    fn sections(&self) -> &Arc<Sections> {
-        self.soft.sections()
-    }
-
-    fn new_table(&self) -> Result<RecordedTable, OutOfMemory> {
-        let table = self.soft.new_table()?;
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<RecordedTable, OutOfMemory> {
+        let table = self.soft.new_table(sections)?;
         Ok(RecordedTable { table, log: self.log.clone(), is_unloaded: AtomicBool::new(false) })
     }
 }

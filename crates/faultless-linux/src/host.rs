@@ -15,7 +15,6 @@ use std::sync::Arc;
 pub struct Linux {
     frames: Arc<Frames>,
     userfault: Arc<Userfault>,
-    sections: Arc<Sections>,
     barrier: StdBarrier,
     park: WakingPark,
     clock: StdClock,
@@ -39,7 +38,6 @@ impl Linux {
         Ok(Self {
             frames,
             userfault,
-            sections: Arc::new(Sections::new()),
             barrier: StdBarrier::new(),
             park,
             clock: StdClock::default(),
@@ -54,8 +52,8 @@ impl Linux {
     }
 
     /// A table over a new window of `pages` pages.
-    pub(crate) fn table(&self, pages: u64) -> Result<Table, OutOfMemory> {
-        Table::new(&self.userfault, &self.frames, &self.sections, pages)
+    pub(crate) fn table(&self, sections: &Arc<Sections>, pages: u64) -> Result<Table, OutOfMemory> {
+        Table::new(&self.userfault, &self.frames, sections, pages)
     }
 }
 
@@ -88,15 +86,11 @@ unsafe impl Host for Linux {
         &StdSlots
     }
 
-    fn sections(&self) -> &Arc<Sections> {
-        &self.sections
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<Table, OutOfMemory> {
+        self.table(sections, self.default_pages)
     }
 
-    fn new_table(&self) -> Result<Table, OutOfMemory> {
-        self.table(self.default_pages)
-    }
-
-    fn child_table(&self, parent: &Table) -> Result<Table, OutOfMemory> {
-        self.table(parent.window().pages())
+    fn child_table(&self, sections: &Arc<Sections>, parent: &Table) -> Result<Table, OutOfMemory> {
+        self.table(sections, parent.window().pages())
     }
 }

@@ -108,12 +108,13 @@ impl Region {
             return Err(RegionError::Empty);
         }
         let _signals = BlockedSignals::asynchronous();
-        let table = pager.engine().host().table((length as u64).div_ceil(PAGE_SIZE));
+        let (engine, pages) = (pager.engine(), (length as u64).div_ceil(PAGE_SIZE));
+        let table = engine.host().table(engine.sections(), pages);
         let no_room = |OutOfMemory| RegionError::NoRoom { length };
         let table: Table = table.map_err(no_room)?;
         let start = table.window().pointer();
         // SAFETY: new, and of this pager's host.
-        let space = unsafe { AddressSpace::with_table(pager.engine(), table) }.map_err(no_room)?;
+        let space = unsafe { AddressSpace::with_table(engine, table) }.map_err(no_room)?;
         let serving = Serving::of(&space).map_err(|_| RegionError::NoRoom { length })?;
         let request = match &file {
             None => MapRequest::anonymous(length as u64),

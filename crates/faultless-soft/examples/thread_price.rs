@@ -5,7 +5,6 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::host::Host;
 use faultless::{AddressSpace, Advice, Engine, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
 use std::error::Error;
@@ -89,7 +88,7 @@ fn main() -> Result<(), Failure> {
     println!("{:<20} {:>6} {:>16} {:>12}", "used by", "slots", "store + discard", "fork + exit");
     let [one, many] = machines.each_mut().map(|machine| {
         let medians = [median(&mut machine.discards), median(&mut machine.forks)];
-        let slots = machine.engine.host().sections().listed();
+        let slots = machine.engine.sections().listed();
         println!("{:<20} {slots:>6} {:>16.0} {:>12.0}", machine.name, medians[0], medians[1]);
         medians
     });

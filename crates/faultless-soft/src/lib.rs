@@ -35,8 +35,6 @@ use std::sync::Arc;
 /// A machine with [`RadixTable`]s and [`PhysicalMemory`], whose processors are the threads of this process.
 pub struct Soft {
     memory: PhysicalMemory,
-    /// Of all processors: the engine's read sections and the processors' accesses.
-    sections: Arc<Sections>,
     /// The processors' caches of page tables, on a machine made by [`Soft::with_caches`]. Immutable.
     #[cfg(debug_assertions)]
     processors: Option<Arc<table::Processors>>,
@@ -57,7 +55,6 @@ impl Soft {
     pub fn new(frames: u64) -> Result<Self, MemoryError> {
         Ok(Self {
             memory: PhysicalMemory::new(frames)?,
-            sections: Arc::new(Sections::new()),
             #[cfg(debug_assertions)]
             processors: None,
             barrier: StdBarrier::new(),
@@ -119,12 +116,8 @@ unsafe impl Host for Soft {
         &StdSlots
     }
 
-    fn sections(&self) -> &Arc<Sections> {
-        &self.sections
-    }
-
-    fn new_table(&self) -> Result<RadixTable, OutOfMemory> {
-        let table = RadixTable::new(Arc::clone(&self.sections));
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
+        let table = RadixTable::new(Arc::clone(sections));
         #[cfg(debug_assertions)]
         let table = table.map(|table| table.cached_by(self.processors.clone()));
         table

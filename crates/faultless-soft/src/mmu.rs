@@ -113,39 +113,40 @@ mod tests {
     use crate::table::{access_section, section};
     use faultless::address::PageRange;
     use faultless::host::{FrameSource, Host};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     const AT: VirtAddr = VirtAddr::new(0x5008);
 
     fn machine(rights: u64) -> (Soft, RadixTable, Frame) {
         let soft = Soft::new(4).unwrap();
-        let table = soft.new_table().unwrap();
+        let table = soft.new_table(&Arc::default()).unwrap();
         let frame = soft.frames().allocate().unwrap();
         Frames(soft.frames()).zero(frame);
-        put(&soft, &table, Entry::mapping(frame, rights));
+        put(&table, Entry::mapping(frame, rights));
         (soft, table, frame)
     }
 
     /// Page work that maps the page of `AT`.
-    fn put(soft: &Soft, table: &RadixTable, new: Entry) -> Entry {
-        let section = section(soft.sections());
+    fn put(table: &RadixTable, new: Entry) -> Entry {
+        let section = section(table.sections());
         let leaf = table.make_leaf(&section, AT.page()).unwrap();
         while !table.try_announce(leaf, AT.page(), table.load(leaf, AT.page()).without(Entry::ANNOUNCED)) {}
         Entries(table).install(leaf, AT.page(), new).unwrap()
     }
 
-    fn entry(soft: &Soft, table: &RadixTable) -> Entry {
-        let section = section(soft.sections());
+    fn entry(table: &RadixTable) -> Entry {
+        let section = section(table.sections());
         table.load(table.leaf(&section, AT.page()).unwrap(), AT.page())
     }
 
     fn load(soft: &Soft, table: &RadixTable, address: VirtAddr) -> Result<u64, PageFault> {
-        let section = access_section(soft.sections(), table, address.page());
+        let section = access_section(table, address.page());
         access(&section, table, soft.frames(), address, Access::Read, PhysicalMemory::load_u64)
     }
 
     fn store(soft: &Soft, table: &RadixTable, address: VirtAddr, value: u64) -> Result<(), PageFault> {
-        let section = access_section(soft.sections(), table, address.page());
+        let section = access_section(table, address.page());
         access(&section, table, soft.frames(), address, Access::Write, |memory, frame, offset| {
             memory.store_u64(frame, offset, value);
         })
@@ -156,9 +157,9 @@ mod tests {
         let (soft, table, frame) = machine(Entry::READ | Entry::WRITE);
         assert_eq!(load(&soft, &table, AT), Ok(0));
         let mapped = Entry::mapping(frame, Entry::READ | Entry::WRITE);
-        assert_eq!(entry(&soft, &table), mapped.with(Entry::ACCESSED));
+        assert_eq!(entry(&table), mapped.with(Entry::ACCESSED));
         assert_eq!(store(&soft, &table, AT, 9), Ok(()));
-        assert_eq!(entry(&soft, &table), mapped.with(Entry::HARDWARE));
+        assert_eq!(entry(&table), mapped.with(Entry::HARDWARE));
         assert_eq!(load(&soft, &table, AT), Ok(9));
         assert_eq!(soft.frames().load_u64(frame, 8), 9);
     }
@@ -172,7 +173,7 @@ mod tests {
         for far in [VirtAddr::new(0), VirtAddr::new(RadixTable::PAGES << 12), VirtAddr::new(u64::MAX - 7)] {
             assert_eq!(load(&soft, &table, far), Err(fault(far, Access::Read)));
         }
-        put(&soft, &table, Entry::mapping(frame, 0));
+        put(&table, Entry::mapping(frame, 0));
         assert_eq!(load(&soft, &table, AT), Err(fault(AT, Access::Read)));
         assert_eq!(
             fault(AT, Access::Write).to_string(),
@@ -185,13 +186,13 @@ mod tests {
     fn an_announcement_does_not_stop_a_processor() {
         let (soft, table, frame) = machine(Entry::READ | Entry::WRITE);
         {
-            let section = section(soft.sections());
+            let section = section(table.sections());
             let leaf = table.leaf(&section, AT.page()).unwrap();
             assert!(table.try_announce(leaf, AT.page(), table.load(leaf, AT.page())));
         }
         assert_eq!(store(&soft, &table, AT, 3), Ok(()));
         let mapped = Entry::mapping(frame, Entry::READ | Entry::WRITE).with(Entry::HARDWARE);
-        assert_eq!(entry(&soft, &table), mapped.with(Entry::ANNOUNCED));
+        assert_eq!(entry(&table), mapped.with(Entry::ANNOUNCED));
     }
 
     /// Invariant 3: a frame goes after invalidate, and nobody reaches it through the old translation.
@@ -208,7 +209,7 @@ mod tests {
                 });
             }
             for _ in 0..20_000 {
-                let old = put(&soft, &table, Entry::EMPTY).mapped_frame().unwrap();
+                let old = put(&table, Entry::EMPTY).mapped_frame().unwrap();
                 table.invalidate(PageRange::single(PageNumber::new(5)), |_| faultless::sync::spin_loop());
                 soft.frames().store_u64(old, 8, 1);
                 (0..20).for_each(|_| std::hint::spin_loop());
@@ -220,7 +221,7 @@ mod tests {
                 Frames(soft.frames()).free(old);
                 let new = soft.frames().allocate().unwrap();
                 Frames(soft.frames()).zero(new);
-                put(&soft, &table, Entry::mapping(new, Entry::READ | Entry::WRITE));
+                put(&table, Entry::mapping(new, Entry::READ | Entry::WRITE));
             }
             stop.store(true, Ordering::Relaxed);
         });
@@ -249,7 +250,7 @@ mod models {
 
     fn machine() -> Arc<(Soft, RadixTable)> {
         let soft = Soft::new(2).unwrap();
-        let table = soft.new_table().unwrap();
+        let table = soft.new_table(&Arc::default()).unwrap();
         Arc::new((soft, table))
     }
 
@@ -261,8 +262,8 @@ mod models {
         (machine, frame)
     }
 
-    fn put((soft, table): &(Soft, RadixTable), old: Entry, new: Entry) {
-        let section = section(soft.sections());
+    fn put((_, table): &(Soft, RadixTable), old: Entry, new: Entry) {
+        let section = section(table.sections());
         let leaf = table.make_leaf(&section, PAGE).unwrap();
         assert!(table.try_announce(leaf, PAGE, old));
         Entries(table).install(leaf, PAGE, new).unwrap();
@@ -280,12 +281,12 @@ mod models {
     }
 
     fn load(soft: &Soft, table: &RadixTable) -> Result<u64, PageFault> {
-        let section = access_section(soft.sections(), table, PAGE);
+        let section = access_section(table, PAGE);
         access(&section, table, soft.frames(), PAGE.address(), Access::Read, PhysicalMemory::load_u64)
     }
 
     fn store(soft: &Soft, table: &RadixTable, value: u64) -> Result<(), PageFault> {
-        let section = access_section(soft.sections(), table, PAGE);
+        let section = access_section(table, PAGE);
         access(&section, table, soft.frames(), PAGE.address(), Access::Write, |memory, frame, offset| {
             memory.store_u64(frame, offset, value);
         })
@@ -304,7 +305,7 @@ mod models {
             });
             let (soft, table) = &*machine;
             {
-                let section = section(soft.sections());
+                let section = section(table.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 assert!(table.try_announce(leaf, PAGE, Entry::EMPTY));
                 // Behind every fence, as a fault does it: the install alone has to order the zeros.
@@ -339,7 +340,7 @@ mod models {
             });
             let (soft, table) = &*machine;
             {
-                let section = section(soft.sections());
+                let section = section(table.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 let seen = table.load(leaf, PAGE);
                 if table.try_announce(leaf, PAGE, seen) {
@@ -361,7 +362,7 @@ mod models {
             let other = spawn(&machine, |soft, table| store(soft, table, 1).unwrap());
             let (soft, table) = &*machine;
             {
-                let section = section(soft.sections());
+                let section = section(table.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 let seen = table.load(leaf, PAGE);
                 if table.try_announce(leaf, PAGE, seen) {
@@ -373,7 +374,7 @@ mod models {
                 }
             }
             other.join().unwrap();
-            let section = section(soft.sections());
+            let section = section(table.sections());
             let entry = table.load(table.leaf(&section, PAGE).unwrap(), PAGE);
             assert_eq!(entry, Entry::mapping(frame, RIGHTS).with(Entry::HARDWARE), "invariant 9");
         });
@@ -391,7 +392,7 @@ mod models {
             });
             let (soft, table) = &*machine;
             {
-                let section = section(soft.sections());
+                let section = section(table.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 let mut seen = table.load(leaf, PAGE);
                 while let Err(now) = Entries(table).exchange(leaf, PAGE, seen, Entry::EMPTY) {
@@ -413,7 +414,7 @@ mod models {
         check(|| {
             let machine = machine();
             let other = spawn(&machine, |soft, table| {
-                let section = section(soft.sections());
+                let section = section(table.sections());
                 let leaf = table.make_leaf(&section, PageNumber::new(0)).unwrap();
                 Entries(table)
                     .exchange(leaf, PageNumber::new(0), Entry::EMPTY, Entry::from_bits(1 << 12))
@@ -421,12 +422,12 @@ mod models {
             });
             let (soft, table) = &*machine;
             {
-                let section = section(soft.sections());
+                let section = section(table.sections());
                 let leaf = table.make_leaf(&section, PAGE).unwrap();
                 Entries(table).exchange(leaf, PAGE, Entry::EMPTY, Entry::from_bits(2 << 12)).unwrap();
             }
             other.join().unwrap();
-            let section = section(soft.sections());
+            let section = section(table.sections());
             let leaf = table.leaf(&section, PAGE).unwrap();
             assert_eq!(table.load(leaf, PAGE).bits(), 2 << 12);
             assert_eq!(table.load(leaf, PageNumber::new(0)).bits(), 1 << 12);

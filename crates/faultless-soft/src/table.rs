@@ -589,6 +589,13 @@ unsafe impl PageTable for RadixTable {
     }
 }
 
+#[cfg(all(test, not(shuttle)))]
+impl RadixTable {
+    pub(crate) fn sections(&self) -> &Sections {
+        &self.sections
+    }
+}
+
 /// A section of the calling thread, for the tests of this crate.
 #[cfg(all(test, not(shuttle)))]
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
@@ -599,14 +606,10 @@ pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
 
 /// As `section`, for an access of the calling thread.
 #[cfg(all(test, not(shuttle)))]
-pub(crate) fn access_section<'a>(
-    sections: &'a Sections,
-    table: &RadixTable,
-    page: PageNumber,
-) -> faultless::sync::AccessSection<'a> {
+pub(crate) fn access_section(table: &RadixTable, page: PageNumber) -> faultless::sync::AccessSection<'_> {
     use faultless::host::{Slots, StdSlots};
     // SAFETY: as above.
-    unsafe { sections.enter_access(StdSlots.current(), table.subject(page)) }
+    unsafe { table.sections.enter_access(StdSlots.current(), table.subject(page)) }
 }
 
 /// Frees what was unhooked, after a grace period, for the models.

@@ -217,7 +217,7 @@ fn an_engine_looks_at_no_slot_of_a_thread_that_has_ended() {
     const THREADS: u64 = 150;
     let engine = machine();
     let space = Space::new(&engine).unwrap();
-    let slots = || engine.host().sections().listed();
+    let slots = || engine.sections().listed();
     let before = (slots(), engine.statistics().get(Counter::Faults));
     let all_here = std::sync::Barrier::new(THREADS as usize);
     let work = |page: u64| {

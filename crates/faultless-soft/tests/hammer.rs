@@ -374,7 +374,7 @@ fn comers(engine: Arc<Engine<Soft>>) {
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
-    eprintln!("  {comers:?} threads, {} slots listed", engine.host().sections().listed());
+    eprintln!("  {comers:?} threads, {} slots listed", engine.sections().listed());
     space.exit();
     drop((space, file));
     engine.flush();

@@ -3,7 +3,7 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::host::{Host, Slots, StdSlots};
+use faultless::host::{Slots, StdSlots};
 use faultless::protection::{Access, Protection};
 use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{QuiescentStates, Sections};
@@ -96,7 +96,7 @@ fn sleepers(engine: Arc<Engine<Soft>>) {
                 eprintln!(
                     "HANG after {now}: {:?}, {} listed",
                     engine.statistics(),
-                    engine.host().sections().listed()
+                    engine.sections().listed()
                 );
                 std::process::exit(101);
             }
@@ -176,7 +176,7 @@ fn sleepers(engine: Arc<Engine<Soft>>) {
     watch.join().unwrap();
     engine.flush();
     assert_eq!(wrong.load(Ordering::SeqCst), 0, "invariant 3: a wrong word");
-    let listed = engine.host().sections().listed();
+    let listed = engine.sections().listed();
     assert!(listed <= 2, "{listed} slots are listed");
 }
 

@@ -66,7 +66,6 @@ impl Park for Noting {
 
 struct Hooked {
     memory: PhysicalMemory,
-    sections: Arc<Sections>,
     barrier: StdBarrier,
     park: Noting,
     clock: StdClock,
@@ -107,11 +106,8 @@ unsafe impl Host for Hooked {
     fn slots(&self) -> &StdSlots {
         &StdSlots
     }
-    fn sections(&self) -> &Arc<Sections> {
-        &self.sections
-    }
-    fn new_table(&self) -> Result<RadixTable, OutOfMemory> {
-        RadixTable::new(Arc::clone(&self.sections))
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
+        RadixTable::new(Arc::clone(sections))
     }
 }
 
@@ -145,7 +141,6 @@ fn world(cached_pages: u64) -> World {
     let limits = Limits { cached_pages, ..Limits::default() };
     let host = Hooked {
         memory: PhysicalMemory::new(64).unwrap(),
-        sections: Arc::new(Sections::new()),
         barrier: StdBarrier::new(),
         park: Noting::default(),
         clock: StdClock::default(),

@@ -12,7 +12,7 @@ use crate::frame::{Folio, Left, Reference};
 use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{AccessSection, Held, Kept, Mutex, MutexGuard, RetiredList, Section, plain};
+use crate::sync::{AccessSection, Held, Kept, Mutex, MutexGuard, RetiredList, Section, Sections, plain};
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
@@ -43,6 +43,8 @@ impl Default for Limits {
 /// One machine's memory and what is shared by its spaces.
 pub struct Engine<H: Host> {
     host: H,
+    /// The read sections of its threads. Immutable.
+    sections: Arc<Sections>,
     limits: Limits,
     /// The page of zeros that reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
@@ -69,6 +71,7 @@ impl<H: Host> Engine<H> {
         let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;
         let engine = Self {
             host,
+            sections: Arc::new(Sections::new()),
             limits,
             zero,
             serial: CachePadded::new(plain::AtomicU64::new(1)),
@@ -77,14 +80,21 @@ impl<H: Host> Engine<H> {
             waits,
         };
         engine.charge(engine.waits.room());
-        engine.host.slots().attach(engine.host.sections())?;
-        engine.host.sections().keep_spare()?;
+        engine.host.slots().attach(&engine.sections)?;
+        engine.sections.keep_spare()?;
         Ok(Arc::new(engine))
     }
 
     /// The host.
     pub fn host(&self) -> &H {
         &self.host
+    }
+
+    /// The read sections of this engine's threads: for [`Host::new_table`], and for a processor's first and last moment
+    /// ([`Sections::prepare`], [`Sections::unlist`]).
+    #[inline]
+    pub fn sections(&self) -> &Arc<Sections> {
+        &self.sections
     }
 
     /// What it may use.
@@ -118,30 +128,30 @@ impl<H: Host> Engine<H> {
     /// itself, the queue of calls that wait for ranges behind its first two places, what a store or a host keeps otherwise, and
     /// what a locking design other than [`Faultless`](crate::design::Faultless) allocates.
     pub fn metadata_bytes(&self) -> usize {
-        self.host.sections().charged()
+        self.sections.charged()
     }
 
     #[inline]
     pub(crate) fn charge(&self, bytes: usize) {
-        self.host.sections().charge(bytes);
+        self.sections.charge(bytes);
     }
 
     #[inline]
     pub(crate) fn uncharge(&self, bytes: usize) {
-        self.host.sections().uncharge(bytes);
+        self.sections.uncharge(bytes);
     }
 
     /// What happened so far, over all threads.
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
-        self.host.sections().each_counters(|counters| sum.accumulate(counters));
+        self.sections.each_counters(|counters| sum.accumulate(counters));
         sum
     }
 
     /// The calling thread's counters.
     #[inline]
     pub fn counters(&self) -> &Counters {
-        self.host.sections().counters(self.host.slots().current())
+        self.sections.counters(self.host.slots().current())
     }
 
     /// As [`Engine::counters`], at the beginning of a call that may be its thread's first: makes the thread's slot ready.
@@ -150,7 +160,7 @@ impl<H: Host> Engine<H> {
     /// There is no memory for the slot: the call has done nothing yet, and says so.
     #[inline]
     pub(crate) fn prepare(&self) -> Result<&Counters, OutOfMemory> {
-        self.host.sections().prepare(self.host.slots().current())
+        self.sections.prepare(self.host.slots().current())
     }
 
     /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.
@@ -175,7 +185,7 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub(crate) fn enter(&self) -> Section<'_> {
         // SAFETY: `Slots::current` gives no two threads the same slot.
-        unsafe { self.host.sections().enter(self.host.slots().current(), self.host.barrier()) }
+        unsafe { self.sections.enter(self.host.slots().current(), self.host.barrier()) }
     }
 
     /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
@@ -186,7 +196,7 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub unsafe fn enter_access(&self, subject: u64) -> AccessSection<'_> {
         // SAFETY: `Slots::current` gives no two threads the same slot.
-        unsafe { self.host.sections().enter_access(self.host.slots().current(), subject) }
+        unsafe { self.sections.enter_access(self.host.slots().current(), subject) }
     }
 
     /// For a host whose [`Host::Barrier`] is [`QuiescentStates`](crate::sync::QuiescentStates): the calling thread is in no
@@ -197,7 +207,7 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub unsafe fn quiescent(&self) {
         // SAFETY: by the contract above.
-        unsafe { self.host.sections().quiescent(self.host.slots().current()) }
+        unsafe { self.sections.quiescent(self.host.slots().current()) }
     }
 
     /// As [`Engine::quiescent`], and nobody waits for this thread until its next section.
@@ -206,7 +216,7 @@ impl<H: Host> Engine<H> {
     /// As [`Engine::quiescent`].
     pub unsafe fn offline(&self) {
         // SAFETY: by the contract above.
-        unsafe { self.host.sections().offline(self.host.slots().current()) }
+        unsafe { self.sections.offline(self.host.slots().current()) }
     }
 
     pub(crate) fn next_serial(&self) -> u64 {
@@ -221,7 +231,7 @@ impl<H: Host> Engine<H> {
             let first = self.serial.fetch_add(STOCK, plain::Ordering::Relaxed);
             first..first + STOCK
         };
-        self.host.sections().number(self.host.slots().current(), more)
+        self.sections.number(self.host.slots().current(), more)
     }
 
     /// The page of zeros.
@@ -245,7 +255,7 @@ impl<H: Host> Engine<H> {
         {
             assert!(!self.host.is_in_interrupt(), "invariant 1: an interrupt would wait: {doing}");
             assert!(
-                !self.host.sections().inside(self.host.slots().current(), self.host.barrier()),
+                !self.sections.inside(self.host.slots().current(), self.host.barrier()),
                 "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
             );
         }
@@ -303,7 +313,7 @@ impl<H: Host> Engine<H> {
     /// panic).
     pub fn grace(&self) {
         self.assert_may_wait_for_processors("a grace period");
-        self.timed(Counter::GraceWait, |wait| self.host.sections().grace(self.host.barrier(), wait));
+        self.timed(Counter::GraceWait, |wait| self.sections.grace(self.host.barrier(), wait));
     }
 
     /// Gives `work` what it waits with, and counts from its first wait on. Who need not wait pays for no clock.
@@ -324,7 +334,7 @@ impl<H: Host> Engine<H> {
     /// let go. Waits for nobody's section, but for a grace period where there is no memory to remember the things, or where 4 MiB
     /// are waiting to be freed already, of all threads together.
     pub(crate) fn retire(&self, things: &mut RetiredList) {
-        let (sections, barrier) = (self.host.sections(), self.host.barrier());
+        let (sections, barrier) = (&self.sections, self.host.barrier());
         if things.is_empty() {
             // SAFETY: as below.
             return unsafe { sections.go_on_if_hurried(barrier) };
@@ -343,7 +353,7 @@ impl<H: Host> Engine<H> {
     /// nothing else.
     pub(crate) fn retire_tables(&self, tables: &mut RetiredList) {
         let slot = self.host.slots().current();
-        if self.host.sections().retire_later(slot, tables).is_err() {
+        if self.sections.retire_later(slot, tables).is_err() {
             self.free_after_grace(tables);
         }
     }
@@ -351,7 +361,7 @@ impl<H: Host> Engine<H> {
     fn free_after_grace(&self, things: &mut RetiredList) {
         self.grace();
         for thing in things.drain() {
-            self.host.sections().uncharge(thing.charged());
+            self.sections.uncharge(thing.charged());
             // SAFETY: unhooked before it came here, and a grace period has passed since.
             unsafe { thing.free() };
         }
@@ -370,7 +380,7 @@ impl<H: Host> Engine<H> {
 
     fn flush_if(&self, always: bool) {
         self.assert_may_wait_for_processors("a grace period");
-        let (sections, barrier) = (self.host.sections(), self.host.barrier());
+        let (sections, barrier) = (&self.sections, self.host.barrier());
         // SAFETY: the barrier with which this engine's sections are entered.
         self.timed(Counter::GraceWait, |wait| unsafe { sections.flush(barrier, always, wait) });
     }
@@ -443,10 +453,10 @@ const SPINS: u32 = 64;
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
-        self.host.slots().detach(self.host.sections());
+        self.host.slots().detach(&self.sections);
         self.uncharge(self.waits.room());
         // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
-        unsafe { self.host.sections().free_all() };
+        unsafe { self.sections.free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);
         self.frames().free(self.zero);
     }

@@ -23,7 +23,6 @@ pub enum Zeroing {
 /// [`faultless_soft::Soft`], but for its frames.
 pub struct Machine {
     frames: Frames,
-    sections: Arc<Sections>,
     park: StdPark,
     clock: StdClock,
     barrier: StdBarrier,
@@ -33,7 +32,6 @@ impl Machine {
     pub fn new(frames: u64, zeroing: Zeroing) -> Result<Self, MemoryError> {
         Ok(Self {
             frames: Frames { memory: PhysicalMemory::new(frames)?, zeroing },
-            sections: Arc::new(Sections::new()),
             park: StdPark::default(),
             clock: StdClock::default(),
             barrier: StdBarrier::new(),
@@ -70,12 +68,8 @@ unsafe impl Host for Machine {
         &StdSlots
     }
 
-    fn sections(&self) -> &Arc<Sections> {
-        &self.sections
-    }
-
-    fn new_table(&self) -> Result<RadixTable, OutOfMemory> {
-        RadixTable::new(Arc::clone(&self.sections))
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
+        RadixTable::new(Arc::clone(sections))
     }
 }
 

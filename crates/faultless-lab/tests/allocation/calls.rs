@@ -20,7 +20,7 @@ crate::under_every_design!(mapping unmapping changing advising locking moving fa
 
 /// The allocations of a rival's locks in a new space, counted from that space's first one on.
 pub fn lock_of_a_space<D: LockingDesign>(world: &World<D>) -> Range<u64> {
-    let table = count(|| world.engine.host().new_table().unwrap());
+    let table = count(|| world.engine.host().new_table(world.engine.sections()).unwrap());
     table + 1..table + 1 + count(D::Space::default)
 }
 

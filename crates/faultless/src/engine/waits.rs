@@ -110,7 +110,7 @@ impl<H: Host> Engine<H> {
         let start = self.host.clock().now_ns();
         if H::Slots::ARE_THREADS && !is_over() {
             // SAFETY: the slot is this thread's alone, which is in no section: see above.
-            unsafe { self.host.sections().sleep(self.host.slots().current()) };
+            unsafe { self.sections.sleep(self.host.slots().current()) };
         }
         while !is_over() {
             self.host.park().park(me);

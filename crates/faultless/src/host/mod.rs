@@ -54,23 +54,25 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     fn barrier(&self) -> &Self::Barrier;
     /// Whose slot is whose.
     fn slots(&self) -> &Self::Slots;
-    /// The read sections of this machine. The host owns them because its `invalidate` may need them: on a software
-    /// MMU a processor's accesses are sections too.
-    fn sections(&self) -> &Arc<Sections>;
 
-    /// An empty table for a new space.
+    /// Makes an empty table for a new space of the engine that has `sections`. A table keeps them if it charges them for its
+    /// memory, or if its `invalidate` waits for them: on a software MMU a processor's accesses are sections too.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    fn new_table(&self) -> Result<Self::Table, OutOfMemory>;
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<Self::Table, OutOfMemory>;
 
-    /// An empty table for the child of a space that has `parent`, with as many pages.
+    /// Makes an empty table for the child of a space that has `parent`, with as many pages. `sections` are those of the parent.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    fn child_table(&self, parent: &Self::Table) -> Result<Self::Table, OutOfMemory> {
+    fn child_table(
+        &self,
+        sections: &Arc<Sections>,
+        parent: &Self::Table,
+    ) -> Result<Self::Table, OutOfMemory> {
         let _ = parent;
-        self.new_table()
+        self.new_table(sections)
     }
 
     /// Whether the calling processor serves an interrupt, where no call of the engine may be made and no transfer may be completed.

@@ -178,12 +178,11 @@ impl<H: Host> File<H> {
         let id = engine.next_serial();
         let engine = engine.clone();
         let room = Claims::with_room()?;
-        let host = Arc::clone(&engine);
-        let sections = host.host().sections();
+        let sections = Arc::clone(engine.sections());
         let make = |this: &Weak<Self>, place: *mut Self| {
             // SAFETY: the file's memory; every field of it is written, as the macro checks.
             unsafe {
-                Index::write(&raw mut (*place).index, Arc::clone(sections));
+                Index::write(&raw mut (*place).index, Arc::clone(&sections));
                 write_fields!(place, File {
                     id: id,
                     this: this.clone(),
@@ -206,7 +205,7 @@ impl<H: Host> File<H> {
             }
         };
         // SAFETY: it writes the whole value.
-        let file = unsafe { Shared::try_new_retirable_in_place(sections, make) }?;
+        let file = unsafe { Shared::try_new_retirable_in_place(&sections, make) }?;
         sections.charge(ROOM_OF_RANGES);
         Ok(file)
     }
@@ -563,7 +562,7 @@ impl<H: Host> File<H> {
 
 impl<H: Host> LeftToRetired for File<H> {
     fn left_to_retired(&self) {
-        self.engine.host().sections().hurry();
+        self.engine.sections().hurry();
     }
 }
 

@@ -61,7 +61,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`ForkError`]; the parent is as before.
     pub fn fork(&self) -> Result<Self, ForkError> {
         let space = &*self.0;
-        let table = space.engine.host().child_table(&space.table)?;
+        let table = space.engine.host().child_table(space.engine.sections(), &space.table)?;
         // SAFETY: new, and of this engine's host.
         let child = unsafe { Self::with_table(&space.engine, table) }?;
         self.fork_into(child)

@@ -121,7 +121,7 @@ pub(crate) struct Signs {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     fn try_new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Shared<Self>, OutOfMemory> {
-        let sections = engine.host().sections();
+        let sections = engine.sections();
         let lock = Shared::try_new_charged(sections, D::Space::default())?;
         let signs = Signs { dying: Dying::default(), pins: AtomicU64::new(0) };
         let signs = Shared::try_new_charged(sections, signs)?;
@@ -163,7 +163,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, OutOfMemory> {
-        let table = engine.host().new_table()?;
+        let table = engine.host().new_table(engine.sections())?;
         // SAFETY: new, and of this engine's host.
         unsafe { Self::with_table(engine, table) }
     }
@@ -174,15 +174,15 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// [`OutOfMemory`]; the table is dropped.
     ///
     /// # Safety
-    /// The table is empty, nobody else uses it, and it was made by this engine's host: a table of another machine names
-    /// other frames, and waits for other sections.
+    /// The table is empty, nobody else uses it, and this engine's host made it with [`Engine::sections`]: a table of another
+    /// machine names other frames, and waits for other sections.
     ///
     /// ```compile_fail,E0133
     /// # use faultless::host::{Host, OutOfMemory};
     /// # use faultless::{AddressSpace, Engine, design::Faultless};
     /// # use std::sync::Arc;
     /// fn with_the_table_of_another<H: Host>(a: &Arc<Engine<H>>, b: &Arc<Engine<H>>) -> Result<(), OutOfMemory> {
-    ///     AddressSpace::<H, Faultless>::with_table(a, b.host().new_table()?).map(drop)
+    ///     AddressSpace::<H, Faultless>::with_table(a, b.host().new_table(b.sections())?).map(drop)
     /// }
     /// ```
     pub unsafe fn with_table(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Self, OutOfMemory> {
