@@ -10,14 +10,14 @@ use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::frame::Folio;
 use faultless::host::{
-    Entry, Fate, Frame, FrameSource, FrameUsage, Host, OutOfMemory, PageTable, Stable, StdBarrier, StdClock,
-    StdPark, StdSlots, Unshared,
+    Entry, Fate, Frame, FrameSource, FrameUsage, OutOfMemory, PageTable, Stable, StdHost, StdPark,
+    StdServices, Unshared,
 };
 use faultless::protection::{Access, Protection};
 use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Retired, Sections};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapError, MapRequest, Placement, RemapRequest};
-use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable, Soft};
+use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable};
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
@@ -119,7 +119,7 @@ impl Log {
 
 /// The software machine, recorded.
 struct Recorder {
-    soft: Soft,
+    services: StdServices,
     frames: RecordedFrames,
     log: Arc<Log>,
 }
@@ -155,34 +155,18 @@ impl Drop for Unhooked {
     }
 }
 
-// SAFETY: the fields are given out as they are, and stay; each keeps its own contract. Memory apart, they are the software
-// machine's.
-unsafe impl Host for Recorder {
+// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+unsafe impl StdHost for Recorder {
     type Table = RecordedTable;
     type Frames = RecordedFrames;
     type Park = StdPark;
-    type Clock = StdClock;
-    type Barrier = StdBarrier;
-    type Slots = StdSlots;
 
     fn frames(&self) -> &RecordedFrames {
         &self.frames
     }
 
-    fn park(&self) -> &StdPark {
-        self.soft.park()
-    }
-
-    fn clock(&self) -> &StdClock {
-        self.soft.clock()
-    }
-
-    fn barrier(&self) -> &StdBarrier {
-        self.soft.barrier()
-    }
-
-    fn slots(&self) -> &StdSlots {
-        self.soft.slots()
+    fn services(&self) -> &StdServices {
+        &self.services
     }
 
     fn is_in_interrupt(&self) -> bool {
@@ -190,7 +174,7 @@ unsafe impl Host for Recorder {
     }
 
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RecordedTable, OutOfMemory> {
-        let table = self.soft.new_table(sections)?;
+        let table = RadixTable::new(Arc::clone(sections))?;
         Ok(RecordedTable { table, log: self.log.clone(), is_unloaded: AtomicBool::new(false) })
     }
 }
@@ -365,7 +349,7 @@ impl<D: LockingDesign> Watched<D> {
     fn new() -> Self {
         let log = Arc::new(Log::default());
         let frames = RecordedFrames { memory: PhysicalMemory::new(2048).unwrap(), log: log.clone() };
-        let host = Recorder { soft: Soft::new(1).unwrap(), frames, log };
+        let host = Recorder { services: StdServices::default(), frames, log };
         Self(AddressSpace::new(&Engine::new(host, Limits::default()).unwrap()).unwrap())
     }
 

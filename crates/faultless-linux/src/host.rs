@@ -7,7 +7,7 @@ use crate::table::Table;
 use crate::wake::{Bell, WakingPark};
 use crate::{OpenError, Options};
 use faultless::address::PAGE_SIZE;
-use faultless::host::{Host, OutOfMemory, StdBarrier, StdClock, StdSlots};
+use faultless::host::{OutOfMemory, StdHost, StdServices};
 use faultless::sync::Sections;
 use std::sync::Arc;
 
@@ -15,9 +15,7 @@ use std::sync::Arc;
 pub struct Linux {
     frames: Arc<Frames>,
     userfault: Arc<Userfault>,
-    barrier: StdBarrier,
-    park: WakingPark,
-    clock: StdClock,
+    services: StdServices<WakingPark>,
     /// Of a space that is made without a table: pages.
     default_pages: u64,
     handlers: Handlers,
@@ -31,19 +29,11 @@ impl Linux {
             .map_err(|errno| OpenError::System { call: "eventfd", errno: errno.raw_os_error() })?;
         let bell = Arc::new(bell);
         let frames = Arc::new(Frames::new(options.memory.div_ceil(PAGE_SIZE), &userfault)?);
-        let park = WakingPark::new(&bell);
+        let services = StdServices::with_park(WakingPark::new(&bell));
         let served = Served::new(Arc::clone(&userfault), bell);
         let handlers = Handlers::start(served, options.handlers.get())
             .map_err(|error| OpenError::Thread { errno: error.raw_os_error().unwrap_or(0) })?;
-        Ok(Self {
-            frames,
-            userfault,
-            barrier: StdBarrier::new(),
-            park,
-            clock: StdClock::default(),
-            default_pages: options.window.div_ceil(PAGE_SIZE),
-            handlers,
-        })
+        Ok(Self { frames, userfault, services, default_pages: options.window.div_ceil(PAGE_SIZE), handlers })
     }
 
     /// The spaces that are served.
@@ -58,32 +48,17 @@ impl Linux {
 }
 
 // SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
-unsafe impl Host for Linux {
+unsafe impl StdHost for Linux {
     type Table = Table;
     type Frames = Frames;
     type Park = WakingPark;
-    type Clock = StdClock;
-    type Barrier = StdBarrier;
-    type Slots = StdSlots;
 
     fn frames(&self) -> &Frames {
         &self.frames
     }
 
-    fn park(&self) -> &WakingPark {
-        &self.park
-    }
-
-    fn clock(&self) -> &StdClock {
-        &self.clock
-    }
-
-    fn barrier(&self) -> &StdBarrier {
-        &self.barrier
-    }
-
-    fn slots(&self) -> &StdSlots {
-        &StdSlots
+    fn services(&self) -> &StdServices<WakingPark> {
+        &self.services
     }
 
     fn new_table(&self, sections: &Arc<Sections>) -> Result<Table, OutOfMemory> {

@@ -28,7 +28,7 @@ pub use memory::{MAX_FRAMES, MemoryError, PhysicalMemory};
 pub use mmu::PageFault;
 pub use table::{Leaf, Left, RadixTable};
 
-use faultless::host::{Host, OutOfMemory, StdBarrier, StdClock, StdPark, StdSlots};
+use faultless::host::{OutOfMemory, StdHost, StdPark, StdServices};
 use faultless::sync::Sections;
 use std::sync::Arc;
 
@@ -38,9 +38,7 @@ pub struct Soft {
     /// The processors' caches of page tables, on a machine made by [`Soft::with_caches`]. Immutable.
     #[cfg(debug_assertions)]
     processors: Option<Arc<table::Processors>>,
-    barrier: StdBarrier,
-    park: StdPark,
-    clock: StdClock,
+    services: StdServices,
 }
 
 // What a mapping costs, its places in the tree apart. Folios: `faultless::frame`.
@@ -57,9 +55,7 @@ impl Soft {
             memory: PhysicalMemory::new(frames)?,
             #[cfg(debug_assertions)]
             processors: None,
-            barrier: StdBarrier::new(),
-            park: StdPark::default(),
-            clock: StdClock::default(),
+            services: StdServices::default(),
         })
     }
 
@@ -88,32 +84,17 @@ impl Soft {
 }
 
 // SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
-unsafe impl Host for Soft {
+unsafe impl StdHost for Soft {
     type Table = RadixTable;
     type Frames = PhysicalMemory;
     type Park = StdPark;
-    type Clock = StdClock;
-    type Barrier = StdBarrier;
-    type Slots = StdSlots;
 
     fn frames(&self) -> &PhysicalMemory {
         &self.memory
     }
 
-    fn park(&self) -> &StdPark {
-        &self.park
-    }
-
-    fn clock(&self) -> &StdClock {
-        &self.clock
-    }
-
-    fn barrier(&self) -> &StdBarrier {
-        &self.barrier
-    }
-
-    fn slots(&self) -> &StdSlots {
-        &StdSlots
+    fn services(&self) -> &StdServices {
+        &self.services
     }
 
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {

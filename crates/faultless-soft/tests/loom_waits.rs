@@ -5,16 +5,17 @@
 #![cfg(loom)]
 
 mod models;
+mod zeros;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Access;
-use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, FaultError, File, FileHandle, Limits, MapRequest, PinnedPage, Placement};
 use faultless_soft::{Cpu, Soft};
 use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use zeros::Zeros;
 
 /// A space with a page that is pinned for I/O as often as is counted in a model: twice.
 fn pinned() -> (Arc<Engine<Soft>>, Space, [PinnedPage<Soft>; 2]) {
@@ -169,24 +170,8 @@ fn a_fault_beside_a_store_that_is_asked() {
 fn crowded() -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
     let limits = Limits { cached_pages: 2, ..Limits::default() };
     let engine = Engine::new(Soft::new(6).expect("frames"), limits).expect("memory for an engine");
-    let file = File::open(&engine, Arc::new(Zeros)).expect("a store with a length");
+    let file = File::open(&engine, Arc::new(Zeros(3))).expect("a store with a length");
     (engine, file)
-}
-
-/// A store of three pages of zeros, which ends each read at once.
-struct Zeros;
-
-impl Store for Zeros {
-    fn length(&self) -> Result<u64, StoreError> {
-        Ok(3 * PAGE_SIZE)
-    }
-
-    fn submit(&self, mut transfer: Transfer) {
-        if let Bytes::Read(bytes) = transfer.bytes() {
-            bytes.fill(0);
-        }
-        transfer.complete(Ok(PAGE_SIZE as usize));
-    }
 }
 
 fn read(handle: &FileHandle<Soft>, page: u64) {

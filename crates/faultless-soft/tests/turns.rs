@@ -2,27 +2,45 @@
 //! something at the calls in which others may come between.
 #![cfg(not(any(loom, shuttle)))]
 
+mod zeros;
+
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::host::{Host, OutOfMemory, Park, Sleeper, StdBarrier, StdClock, StdPark, StdSlots};
+use faultless::host::{Host, OutOfMemory, Park, Sleeper, StdHost, StdPark, StdServices};
 use faultless::protection::{Access, Protection};
-use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
+use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Sections, Shared};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest, PendingFault};
 use faultless_soft::{PhysicalMemory, RadixTable};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
+use zeros::Zeros;
 
 /// How many calls to let pass, and what to run then.
 type Hook = (u32, Box<dyn FnOnce()>);
 
 thread_local! {
-    /// At the call of `Hooked::park` with this number, counted down to zero, this runs, once.
+    /// At the call of `Noting` with this number, counted down to zero, this runs, once.
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
 }
 
 fn arm(after: u32, hook: impl FnOnce() + 'static) {
     HOOK.set(Some((after, Box::new(hook))));
+}
+
+/// Runs the hook, if this is the call that it is for.
+fn run_hook() {
+    let hook = HOOK.with_borrow_mut(|place| match place {
+        Some((0, _)) => place.take().map(|(_, hook)| hook),
+        Some((count, _)) => {
+            *count -= 1;
+            None
+        }
+        None => None,
+    });
+    if let Some(hook) = hook {
+        hook();
+    }
 }
 
 /// Whether the hook has run.
@@ -47,12 +65,15 @@ impl Noting {
 
 impl Park for Noting {
     fn current(&self) -> Sleeper {
+        run_hook();
         self.park.current()
     }
     fn park(&self, me: Sleeper) {
+        run_hook();
         self.park.park(me);
     }
     fn unpark(&self, sleeper: Sleeper) {
+        run_hook();
         if sleeper.0 >= OWN {
             self.woken.lock().unwrap().push(sleeper.0 - OWN);
         } else {
@@ -60,51 +81,27 @@ impl Park for Noting {
         }
     }
     fn spin(&self, look: u32) {
+        run_hook();
         self.park.spin(look);
     }
 }
 
 struct Hooked {
     memory: PhysicalMemory,
-    barrier: StdBarrier,
-    park: Noting,
-    clock: StdClock,
+    services: StdServices<Noting>,
 }
 
 // SAFETY: as `Soft`.
-unsafe impl Host for Hooked {
+unsafe impl StdHost for Hooked {
     type Table = RadixTable;
     type Frames = PhysicalMemory;
     type Park = Noting;
-    type Clock = StdClock;
-    type Barrier = StdBarrier;
-    type Slots = StdSlots;
 
     fn frames(&self) -> &PhysicalMemory {
         &self.memory
     }
-    fn park(&self) -> &Noting {
-        let hook = HOOK.with_borrow_mut(|place| match place {
-            Some((0, _)) => place.take().map(|(_, hook)| hook),
-            Some((count, _)) => {
-                *count -= 1;
-                None
-            }
-            None => None,
-        });
-        if let Some(hook) = hook {
-            hook();
-        }
-        &self.park
-    }
-    fn clock(&self) -> &StdClock {
-        &self.clock
-    }
-    fn barrier(&self) -> &StdBarrier {
-        &self.barrier
-    }
-    fn slots(&self) -> &StdSlots {
-        &StdSlots
+    fn services(&self) -> &StdServices<Noting> {
+        &self.services
     }
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
         RadixTable::new(Arc::clone(sections))
@@ -114,20 +111,7 @@ unsafe impl Host for Hooked {
 type Space = AddressSpace<Hooked, Faultless>;
 type Pending = PendingFault<Hooked, Faultless>;
 
-struct Zeros;
 const PAGES: u64 = 16;
-
-impl Store for Zeros {
-    fn length(&self) -> Result<u64, StoreError> {
-        Ok(PAGES * PAGE_SIZE)
-    }
-    fn submit(&self, mut transfer: Transfer) {
-        if let Bytes::Read(bytes) = transfer.bytes() {
-            bytes.fill(0);
-        }
-        transfer.complete(Ok(PAGE_SIZE as usize));
-    }
-}
 
 struct World {
     engine: Arc<Engine<Hooked>>,
@@ -139,14 +123,9 @@ struct World {
 
 fn world(cached_pages: u64) -> World {
     let limits = Limits { cached_pages, ..Limits::default() };
-    let host = Hooked {
-        memory: PhysicalMemory::new(64).unwrap(),
-        barrier: StdBarrier::new(),
-        park: Noting::default(),
-        clock: StdClock::default(),
-    };
+    let host = Hooked { memory: PhysicalMemory::new(64).unwrap(), services: StdServices::default() };
     let engine = Engine::new(host, limits).unwrap();
-    let gate = Arc::new(GatedStore::new(Zeros));
+    let gate = Arc::new(GatedStore::new(Zeros(PAGES)));
     let file = File::open_rw(&engine, gate.clone()).unwrap();
     let space = Space::new(&engine).unwrap();
     let rights = Protection::READ | Protection::WRITE;
@@ -202,7 +181,7 @@ fn a_sleeper_that_was_woken_for_nothing_is_woken_again() {
 }
 
 /// Two wait for memory. The first has its turn, finds none, and is dropped; the pin that it found goes meanwhile. Then the
-/// second could go on. `after`: the pin goes at this call of `Host::park` in the first one's turn.
+/// second could go on. `after`: the pin goes at this call of the host's `Park` in the first one's turn.
 fn drops_a_pin_in_a_turn(after: u32) -> Option<bool> {
     let w = world(2);
     let reading = w.pending(0, Access::Read);
@@ -303,10 +282,10 @@ struct SlowHoles(Arc<std::sync::atomic::AtomicU32>);
 
 impl Store for SlowHoles {
     fn length(&self) -> Result<u64, StoreError> {
-        Zeros.length()
+        Zeros(PAGES).length()
     }
     fn submit(&self, transfer: Transfer) {
-        Zeros.submit(transfer);
+        Zeros(PAGES).submit(transfer);
     }
     fn set_length(&self, _: u64) -> Result<(), StoreError> {
         Ok(())
@@ -389,7 +368,7 @@ fn a_read_that_is_just_ending_does_not_fail_other_faults() {
 fn pages_that_are_read_ahead_do_not_fail_other_faults() {
     let w = world(8);
     let other = Space::new(&w.engine).unwrap();
-    let quick = File::open(&w.engine, Arc::new(Zeros)).unwrap();
+    let quick = File::open(&w.engine, Arc::new(Zeros(PAGES))).unwrap();
     let at = other.map(MapRequest::file(&quick, 0, PAGE_SIZE, Protection::READ)).unwrap();
     w.space.advise(w.at, PAGES * PAGE_SIZE, faultless::Advice::WillNeed).unwrap();
     assert_eq!(w.gate.waiting(), 8);
@@ -403,7 +382,7 @@ fn pages_that_are_read_ahead_do_not_fail_other_faults() {
 fn pages_that_are_read_ahead_do_not_fail_stores_to_anonymous_memory() {
     use faultless_soft::Soft;
     let engine = Engine::new(Soft::new(12).unwrap(), Limits::default()).unwrap();
-    let gate = Arc::new(GatedStore::new(Zeros));
+    let gate = Arc::new(GatedStore::new(Zeros(PAGES)));
     let file = File::open(&engine, gate.clone()).unwrap();
     let reader = AddressSpace::<Soft, Faultless>::new(&engine).unwrap();
     let at = reader.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();

@@ -1,40 +1,28 @@
 //! Waits: who is told of what, and in which order.
 #![cfg(not(loom))]
 
+mod zeros;
+
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::host::{Host, Park, Sleeper};
 use faultless::protection::{Access, Protection};
-use faultless::store::{Bytes, GatedStore, Store, StoreError, Transfer};
+use faultless::store::GatedStore;
 use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault};
 use faultless_soft::Soft;
 use std::sync::Arc;
+use zeros::Zeros;
 
 type Space = faultless::AddressSpace<Soft, faultless::design::Faultless>;
 type Pending = PendingFault<Soft, faultless::design::Faultless>;
 
 /// Pages of zeros.
-struct Zeros;
-
 const PAGES: u64 = 16;
-
-impl Store for Zeros {
-    fn length(&self) -> Result<u64, StoreError> {
-        Ok(PAGES * PAGE_SIZE)
-    }
-
-    fn submit(&self, mut transfer: Transfer) {
-        if let Bytes::Read(bytes) = transfer.bytes() {
-            bytes.fill(0);
-        }
-        transfer.complete(Ok(PAGE_SIZE as usize));
-    }
-}
 
 /// An engine that pins so many pages for reads, a gate before its store, and a space that maps the file.
 fn world(pins: u64) -> (Arc<Engine<Soft>>, Arc<GatedStore<Zeros>>, Space, VirtAddr) {
     let limits = Limits { cached_pages: 2 * pins, ..Limits::default() };
     let engine = Engine::new(Soft::new(64).unwrap(), limits).unwrap();
-    let gate = Arc::new(GatedStore::new(Zeros));
+    let gate = Arc::new(GatedStore::new(Zeros(PAGES)));
     let file = File::open(&engine, gate.clone()).unwrap();
     let space = Space::new(&engine).unwrap();
     let at = space.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();

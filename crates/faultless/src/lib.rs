@@ -114,7 +114,7 @@
 //! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
 //! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
 //! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed early.
-//! Code that implements an `unsafe trait` ([`host::Host`], [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
+//! Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
 //! [`sync::Stable`], [`vma::tree::Ranged`]), or calls an
 //! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
 //! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
@@ -130,6 +130,7 @@
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
 //! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
+//! | `host/std_host.rs` | frames and tables are as `Host` demands | whoever implements `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
 //! | `store/mod.rs` | the memory of a transfer | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |

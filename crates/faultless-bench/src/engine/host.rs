@@ -3,9 +3,7 @@
 #![allow(unsafe_code)]
 
 use faultless::frame::Folio;
-use faultless::host::{
-    Frame, FrameSource, FrameUsage, Host, OutOfMemory, StdBarrier, StdClock, StdPark, StdSlots,
-};
+use faultless::host::{Frame, FrameSource, FrameUsage, OutOfMemory, StdHost, StdPark, StdServices};
 use faultless::sync::Sections;
 use faultless_soft::{MemoryError, PhysicalMemory, RadixTable};
 use std::ptr::NonNull;
@@ -23,49 +21,30 @@ pub enum Zeroing {
 /// [`faultless_soft::Soft`], but for its frames.
 pub struct Machine {
     frames: Frames,
-    park: StdPark,
-    clock: StdClock,
-    barrier: StdBarrier,
+    services: StdServices,
 }
 
 impl Machine {
     pub fn new(frames: u64, zeroing: Zeroing) -> Result<Self, MemoryError> {
         Ok(Self {
             frames: Frames { memory: PhysicalMemory::new(frames)?, zeroing },
-            park: StdPark::default(),
-            clock: StdClock::default(),
-            barrier: StdBarrier::new(),
+            services: StdServices::default(),
         })
     }
 }
 
 // SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
-unsafe impl Host for Machine {
+unsafe impl StdHost for Machine {
     type Table = RadixTable;
     type Frames = Frames;
     type Park = StdPark;
-    type Clock = StdClock;
-    type Barrier = StdBarrier;
-    type Slots = StdSlots;
 
     fn frames(&self) -> &Frames {
         &self.frames
     }
 
-    fn park(&self) -> &StdPark {
-        &self.park
-    }
-
-    fn clock(&self) -> &StdClock {
-        &self.clock
-    }
-
-    fn barrier(&self) -> &StdBarrier {
-        &self.barrier
-    }
-
-    fn slots(&self) -> &StdSlots {
-        &StdSlots
+    fn services(&self) -> &StdServices {
+        &self.services
     }
 
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {

@@ -9,6 +9,8 @@ mod entry;
 mod membarrier;
 #[cfg(feature = "std")]
 mod standard;
+#[cfg(feature = "std")]
+mod std_host;
 
 pub use crate::sync::{
     Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, Sleeper, SlotIndex, Stable,
@@ -19,6 +21,8 @@ pub use entry::{Entry, EntryKind, Frame, GENERATIONS, Slot};
 pub use membarrier::StdBarrier;
 #[cfg(feature = "std")]
 pub use standard::{StdClock, StdPark, StdSlots};
+#[cfg(feature = "std")]
+pub use std_host::{StdHost, StdServices};
 
 use crate::address::{PageNumber, PageRange};
 use crate::frame::Folio;
@@ -26,7 +30,7 @@ use crate::protection::Protection;
 use crate::sync::{Retired, Sections};
 use alloc::sync::Arc;
 
-/// Everything an engine needs from where it runs.
+/// Everything an engine needs from where it runs. A host in a process with `std` implements `StdHost` in its place.
 ///
 /// # Safety
 /// What the methods return does what its trait says, and is the same at each call.

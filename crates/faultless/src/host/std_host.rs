@@ -1,0 +1,112 @@
+//! A host in a process with `std`: it brings frames and tables, and the rest is here.
+
+use super::{
+    FrameSource, Host, OutOfMemory, PageTable, Park, Sections, StdBarrier, StdClock, StdPark, StdSlots,
+};
+use alloc::sync::Arc;
+
+/// Sleeping, the time and the barrier of a host in a process with `std`. `P` is how its threads sleep.
+#[derive(Debug, Default)]
+pub struct StdServices<P = StdPark> {
+    park: P,
+    clock: StdClock,
+    barrier: StdBarrier,
+}
+
+impl<P: Park> StdServices<P> {
+    /// The services of a host whose threads sleep by `park`. With [`StdPark`], [`Default`] makes the same.
+    pub fn with_park(park: P) -> Self {
+        Self { park, clock: StdClock::default(), barrier: StdBarrier::new() }
+    }
+}
+
+/// A [`Host`] whose processors are the threads of this process. Each type with this trait is a [`Host`], with a slot for each
+/// thread ([`StdSlots`]). Implement it in the place of [`Host`] where only frames, tables and perhaps the sleeping are a host's own.
+///
+/// # Safety
+/// As [`Host`].
+pub unsafe trait StdHost: Sized + Send + Sync + 'static {
+    /// The page table of one space.
+    type Table: PageTable;
+    /// The physical memory.
+    type Frames: FrameSource;
+    /// How threads sleep; mostly [`StdPark`].
+    type Park: Park;
+
+    /// The physical memory: [`Host::frames`].
+    fn frames(&self) -> &Self::Frames;
+
+    /// Everything else, which the host keeps for as long as it lives.
+    fn services(&self) -> &StdServices<Self::Park>;
+
+    /// Makes an empty table for a new space: [`Host::new_table`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<Self::Table, OutOfMemory>;
+
+    /// Makes an empty table for the child of a space that has `parent`: [`Host::child_table`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn child_table(
+        &self,
+        sections: &Arc<Sections>,
+        parent: &Self::Table,
+    ) -> Result<Self::Table, OutOfMemory> {
+        let _ = parent;
+        self.new_table(sections)
+    }
+
+    /// Whether the calling thread serves an interrupt: [`Host::is_in_interrupt`]. A machine that models interrupts says so.
+    fn is_in_interrupt(&self) -> bool {
+        false
+    }
+}
+
+// SAFETY: frames and tables are the type's own, by the contract of `StdHost`. The services are given out as they are, and stay.
+unsafe impl<M: StdHost> Host for M {
+    type Table = M::Table;
+    type Frames = M::Frames;
+    type Park = M::Park;
+    type Clock = StdClock;
+    type Barrier = StdBarrier;
+    type Slots = StdSlots;
+
+    #[inline]
+    fn frames(&self) -> &M::Frames {
+        StdHost::frames(self)
+    }
+
+    #[inline]
+    fn park(&self) -> &M::Park {
+        &self.services().park
+    }
+
+    #[inline]
+    fn clock(&self) -> &StdClock {
+        &self.services().clock
+    }
+
+    #[inline]
+    fn barrier(&self) -> &StdBarrier {
+        &self.services().barrier
+    }
+
+    #[inline]
+    fn slots(&self) -> &StdSlots {
+        &StdSlots
+    }
+
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<M::Table, OutOfMemory> {
+        StdHost::new_table(self, sections)
+    }
+
+    fn child_table(&self, sections: &Arc<Sections>, parent: &M::Table) -> Result<M::Table, OutOfMemory> {
+        StdHost::child_table(self, sections, parent)
+    }
+
+    fn is_in_interrupt(&self) -> bool {
+        StdHost::is_in_interrupt(self)
+    }
+}
