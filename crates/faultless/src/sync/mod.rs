@@ -12,6 +12,7 @@ mod ranges;
 mod retired;
 mod section;
 mod shared;
+mod slot;
 mod wait;
 
 pub use barrier::{Barrier, FenceBarrier, QuiescentStates};
@@ -26,9 +27,10 @@ pub use ranges::{
     BesideGuard, Choice, Claims, Edit, Edited, Ranges, RangesGuard, Reservation, Stable, TakenLocked,
 };
 pub use retired::{Kept, Retired, RetiredKind, RetiredList};
-pub use section::{AccessSection, Section, Sections, SlotIndex};
+pub use section::{AccessSection, Section, Sections};
 pub(crate) use shared::LeftToRetired;
 pub use shared::{Counted, Shared, Weak};
+pub use slot::SlotIndex;
 pub(crate) use wait::{BoxedWaiter, WaitList, WaitQueue, Waiter, Woken};
 pub use wait::{Park, Sleeper};
 
@@ -76,7 +78,9 @@ pub fn fence_after_rmw() {
 
 /// Counters that order nothing: plain `core` atomics under every back-end, so that models stay small.
 pub mod plain {
-    pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+    pub use core::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    };
 }
 
 /// One step of a short wait on another processor.

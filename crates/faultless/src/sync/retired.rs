@@ -25,7 +25,8 @@
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
 use super::mutex::Mutex;
-use super::section::{Sections, Slot, SlotIndex};
+use super::section::Sections;
+use super::slot::{Slot, SlotIndex};
 use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::collections::VecDeque;
 use core::mem;

@@ -14,12 +14,12 @@
 //! Between `light` and `heavy` either the grace period sees the word odd and waits, or the reader sees everything
 //! published before the grace period. An access says which page it is of; a shootdown of other pages need not wait for it.
 
-use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
-use super::life::try_box_uninit;
 use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
+use super::slot::{CHUNK_SLOTS, CHUNKS, Chunk, Slot, SlotIndex, State};
 use super::{OutOfMemory, full_fence, plain};
 use crate::stats::Counters;
 use alloc::alloc::handle_alloc_error;
@@ -29,137 +29,6 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 use crossbeam_utils::CachePadded;
-
-#[cfg(not(loom))]
-const CHUNKS: usize = 1024;
-#[cfg(loom)]
-const CHUNKS: usize = 1;
-#[cfg(not(loom))]
-const CHUNK_SLOTS: usize = 64;
-#[cfg(loom)]
-const CHUNK_SLOTS: usize = 4;
-
-/// The number of a thread's (in a kernel: a processor's) slot; below [`SlotIndex::MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotIndex(u32);
-
-impl SlotIndex {
-    /// How many slots there can be.
-    pub const MAX: u32 = (CHUNKS * CHUNK_SLOTS) as u32;
-
-    /// Slot `index`, or `None` from [`SlotIndex::MAX`] on.
-    pub fn new(index: u32) -> Option<Self> {
-        (index < Self::MAX).then_some(Self(index))
-    }
-
-    /// The number.
-    pub fn get(self) -> u32 {
-        self.0
-    }
-}
-
-/// What one thread writes and hardly anybody else, on cache lines of its own.
-#[repr(C)]
-pub(super) struct Slot {
-    /// Odd while in a section, or, where sections are not marked, while online. Written by the slot's thread; partners:
-    /// [`Sections::grace`] and the periods.
-    pub sequence: AtomicUsize,
-    /// Odd while in an access. Written by the slot's thread; partners: as above, and [`Sections::grace_of`].
-    pub access: AtomicUsize,
-    /// What the access is to. Written by the slot's thread before it makes `access` odd.
-    subject: AtomicU64,
-    /// Whether scans look at the slot. The slot's thread's; [`Sections::unlist`] hands it on.
-    is_listed: plain::AtomicBool,
-    /// Whether it is in use, but not listed since its thread sleeps. As above.
-    sleeps: plain::AtomicBool,
-    /// Written by the slot's thread, read by [`Sections::each_counters`].
-    counters: Counters,
-    /// Numbers in stock: the next one, and the end. The slot's thread's.
-    numbers: [plain::AtomicU64; 2],
-    /// Whether in a section that is not marked; for checks. The slot's thread's.
-    #[cfg(debug_assertions)]
-    in_unmarked: plain::AtomicUsize,
-    /// What the slot's thread has retired. Others come only to free what was left behind.
-    pub retired: List,
-}
-
-impl Slot {
-    fn new(index: usize) -> Self {
-        Self {
-            sequence: AtomicUsize::new(0),
-            access: AtomicUsize::new(0),
-            subject: AtomicU64::new(u64::MAX),
-            is_listed: plain::AtomicBool::new(false),
-            sleeps: plain::AtomicBool::new(false),
-            counters: Counters::default(),
-            numbers: [const { plain::AtomicU64::new(0) }; 2],
-            #[cfg(debug_assertions)]
-            in_unmarked: plain::AtomicUsize::new(0),
-            retired: List::new(index),
-        }
-    }
-
-    #[inline]
-    fn set_in_unmarked(&self, inside: bool) {
-        #[cfg(debug_assertions)]
-        {
-            let before = self.in_unmarked.swap(usize::from(inside), Ordering::Relaxed);
-            assert!(before != usize::from(inside), "a read section inside a read section");
-        }
-        let _ = inside;
-    }
-
-    fn is_in_unmarked(&self) -> bool {
-        #[cfg(debug_assertions)]
-        return self.in_unmarked.load(Ordering::Relaxed) != 0;
-        #[cfg(not(debug_assertions))]
-        return false;
-    }
-
-    #[inline]
-    fn check_no_unmarked(&self) {
-        debug_assert!(!self.is_in_unmarked(), "a quiescent state inside a read section");
-    }
-}
-
-/// The first section since the slot was offline: orders what it will read after its being online.
-#[cold]
-fn come_online(slot: &Slot, barrier: &impl Barrier) {
-    let sequence = slot.sequence.load(Ordering::Relaxed);
-    barrier.mark(&slot.sequence, sequence + 1);
-}
-
-/// Nobody waits for the slot's thread, which is in no section, until its next one.
-fn go_offline(slot: &Slot) {
-    slot.check_no_unmarked();
-    let sequence = slot.sequence.load(Ordering::Relaxed);
-    if sequence & 1 == 1 {
-        slot.sequence.store(sequence + 1, Ordering::Release);
-    }
-}
-
-struct Chunk {
-    slots: [CachePadded<Slot>; CHUNK_SLOTS],
-    /// By slot: whom the grace period under way waits for. Apart from the slots, whose threads do not look at it.
-    awaited: [Awaited; CHUNK_SLOTS],
-}
-
-impl Chunk {
-    /// A chunk whose first slot has number `first`. Slot by slot: the stacks of a kernel's threads have no room for all.
-    fn boxed(first: usize) -> Result<Box<Self>, OutOfMemory> {
-        let mut chunk = try_box_uninit::<Self>()?;
-        let place = chunk.as_mut_ptr();
-        for i in 0..CHUNK_SLOTS {
-            // SAFETY: places of the box's own, each written once.
-            unsafe {
-                (&raw mut (*place).slots[i]).write(CachePadded::new(Slot::new(first.saturating_add(i))));
-                (&raw mut (*place).awaited[i]).write(Awaited::default());
-            }
-        }
-        // SAFETY: both arrays have been filled, and there is nothing else in it.
-        Ok(unsafe { chunk.assume_init() })
-    }
-}
 
 /// The slots of all threads that use one engine.
 pub struct Sections {
@@ -199,7 +68,7 @@ impl Sections {
     /// Slot `index`, if it is ready and listed.
     #[inline]
     fn listed_slot(&self, index: SlotIndex) -> Option<&Slot> {
-        let index = index.0 as usize;
+        let index = index.get() as usize;
         // The remainder changes nothing, and costs less than the check that it spares.
         let chunk = self.chunks[index / CHUNK_SLOTS % CHUNKS].load(Ordering::Acquire);
         if chunk.is_null() {
@@ -207,13 +76,13 @@ impl Sections {
         }
         // SAFETY: chunks are freed only in Drop.
         let slot = unsafe { &(*chunk).slots[index % CHUNK_SLOTS] };
-        slot.is_listed.load(Ordering::Relaxed).then_some(slot)
+        slot.is(State::Listed).then_some(slot)
     }
 
     /// Slot `index`. Its first use takes the spare chunk if it needs one and there is no memory.
     #[inline]
     pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
-        self.listed_slot(index).unwrap_or_else(|| self.list(index.0 as usize))
+        self.listed_slot(index).unwrap_or_else(|| self.list(index.get() as usize))
     }
 
     /// Makes slot `index` ready, and returns its counters. Nothing that is done with the slot after that needs memory for it, until
@@ -227,7 +96,7 @@ impl Sections {
     pub fn prepare(&self, index: SlotIndex) -> Result<&Counters, OutOfMemory> {
         match self.listed_slot(index) {
             Some(slot) => Ok(&slot.counters),
-            None => self.make_ready(index.0 as usize),
+            None => self.make_ready(index.get() as usize),
         }
     }
 
@@ -300,12 +169,12 @@ impl Sections {
         }
         // SAFETY: chunks are freed only in Drop.
         let slot = unsafe { &(*there).slots[index % CHUNK_SLOTS] };
-        if slot.sleeps.swap(false, Ordering::Relaxed) {
+        if slot.is(State::Sleeps) {
             self.listed.wake(index);
         } else {
             self.listed.set(index);
         }
-        slot.is_listed.store(true, Ordering::Relaxed);
+        slot.set(State::Listed);
         Ok(slot)
     }
 
@@ -328,14 +197,13 @@ impl Sections {
     /// Nobody uses `index` during the call. Its thread is in no section and no access, and waits for nothing. Whoever uses
     /// `index` next comes after the call.
     pub unsafe fn unlist(&self, index: SlotIndex) {
-        let index = index.0 as usize;
-        let is_in_use =
-            |slot: &Slot| slot.is_listed.load(Ordering::Relaxed) || slot.sleeps.load(Ordering::Relaxed);
-        let Some((slot, _)) = self.made(index).filter(|(slot, _)| is_in_use(slot)) else { return };
-        go_offline(slot);
+        let index = index.get() as usize;
+        let Some((slot, _)) = self.made(index).filter(|(slot, _)| !slot.is(State::Unused)) else { return };
+        slot.go_offline();
         if self.leave_behind(&slot.retired).is_ok() {
-            slot.is_listed.store(cfg!(mutant = "unlisted_by_half"), Ordering::Relaxed);
-            slot.sleeps.store(false, Ordering::Relaxed);
+            if !cfg!(mutant = "unlisted_by_half") {
+                slot.set(State::Unused);
+            }
             self.listed.clear(index);
         }
     }
@@ -348,10 +216,11 @@ impl Sections {
     pub(crate) unsafe fn sleep(&self, index: SlotIndex) {
         let slot = self.slot(index);
         if slot.retired.is_empty() {
-            go_offline(slot);
-            slot.sleeps.store(true, Ordering::Relaxed);
-            slot.is_listed.store(cfg!(mutant = "sleeps_by_half"), Ordering::Relaxed);
-            self.listed.sleep(index.0 as usize);
+            slot.go_offline();
+            if !cfg!(mutant = "sleeps_by_half") {
+                slot.set(State::Sleeps);
+            }
+            self.listed.sleep(index.get() as usize);
         }
     }
 
@@ -378,7 +247,7 @@ impl Sections {
             barrier.mark(&slot.sequence, sequence + 1);
         } else {
             if sequence & 1 == 0 {
-                come_online(slot, barrier);
+                slot.come_online(barrier);
             }
             slot.set_in_unmarked(true);
         }
@@ -408,7 +277,7 @@ impl Sections {
     /// As [`Sections::quiescent`].
     #[inline]
     pub unsafe fn offline(&self, index: SlotIndex) {
-        go_offline(self.slot(index));
+        self.slot(index).go_offline();
     }
 
     /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
@@ -488,11 +357,13 @@ impl Sections {
 
     /// What was charged, and what these sections themselves take: slots, and lists of what is retired.
     pub fn charged(&self) -> usize {
-        let chunks = self.chunks.iter().filter(|chunk| !chunk.load(Ordering::Relaxed).is_null()).count();
-        let chunks = chunks + usize::from(!self.spare.load(Ordering::Relaxed).is_null());
-        let mut bytes = size_of::<Self>() + chunks * size_of::<Chunk>() + self.meter.sum();
-        self.each_list(|list| bytes += list.room());
-        bytes
+        let spare = usize::from(!self.spare.load(Ordering::Relaxed).is_null());
+        // Those of threads that sleep too: scans pass over them.
+        let in_chunk = |chunk: &Chunk| {
+            size_of::<Chunk>() + chunk.slots.iter().map(|slot| slot.retired.room()).sum::<usize>()
+        };
+        let chunks = self.made_chunks().map(in_chunk).sum::<usize>();
+        size_of::<Self>() + spare * size_of::<Chunk>() + chunks + self.left.room() + self.meter.sum()
     }
 
     /// The counters of one thread.
@@ -503,11 +374,13 @@ impl Sections {
 
     /// Every slot's counters, those of threads that are gone included.
     pub fn each_counters(&self, mut f: impl FnMut(&Counters)) {
-        for chunk in &self.chunks {
-            // SAFETY: null, or a chunk, and those are freed only in Drop.
-            let chunk = unsafe { chunk.load(Ordering::Acquire).as_ref() };
-            chunk.iter().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
-        }
+        self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
+    }
+
+    /// The chunks whose slots have been used, some of them.
+    fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
+        // SAFETY: null, or a chunk, and those are freed only in Drop.
+        self.chunks.iter().filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
     }
 
     /// Every slot that is in use.

@@ -229,6 +229,20 @@ fn what_a_slot_has_retired_that_was_given_up_is_freed_by_others() {
     assert_eq!(sections.charged(), empty, "lists of slots that were given up have memory");
 }
 
+#[test]
+fn the_room_of_a_list_is_counted_while_its_thread_sleeps() {
+    let (sections, freed) = (Sections::new(), Arc::default());
+    let _ = sections.counters(slot(0));
+    let before = sections.charged();
+    retire(&sections, 0, BATCH - 1, &freed);
+    flush(&sections, |_| {});
+    let awake = sections.charged();
+    assert!(awake > before, "an empty list keeps its room");
+    // SAFETY: nobody else uses the slot, and nobody is in a section.
+    unsafe { sections.sleep(slot(0)) };
+    assert_eq!((sections.listed(), sections.charged()), (0, awake));
+}
+
 /// Somebody is in a hurry for something whose slot is given up: it keeps the number that the hurry is for.
 #[test]
 fn a_hurry_outlasts_the_slot() {
