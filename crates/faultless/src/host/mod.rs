@@ -4,6 +4,8 @@
 //! tables, a Linux process with userfaultfd. The traits hold no policy; each method states what it may assume.
 
 mod caller;
+#[cfg(all(feature = "conformance", not(any(loom, shuttle))))]
+pub mod conformance;
 mod entry;
 #[cfg(feature = "std")]
 mod membarrier;

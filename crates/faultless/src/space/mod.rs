@@ -56,7 +56,7 @@ pub use unmap::UnmapError;
 pub use usage::MappingUsage;
 
 use crate::address::PageRange;
-use crate::design::LockingDesign;
+use crate::design::{Faultless, LockingDesign};
 use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
@@ -71,7 +71,7 @@ use crossbeam_utils::CachePadded;
 ///
 /// Every method may be called by any number of threads at once. What a method waits for is said there; no method but
 /// [`fault::PendingFault::wait`] and those that contain it ever waits for I/O.
-pub struct AddressSpace<H: Host, D: LockingDesign>(pub(crate) Shared<Space<H, D>>);
+pub struct AddressSpace<H: Host, D: LockingDesign = Faultless>(pub(crate) Shared<Space<H, D>>);
 
 impl<H: Host, D: LockingDesign> Clone for AddressSpace<H, D> {
     fn clone(&self) -> Self {

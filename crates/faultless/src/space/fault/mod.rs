@@ -15,7 +15,7 @@ use super::page_work::{Announced, Leaves, Refused};
 use super::protect::entry_rights;
 use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
-use crate::design::{AfterIo, Attempt, LockingDesign, Need, Purpose};
+use crate::design::{AfterIo, Attempt, Faultless, LockingDesign, Need, Purpose};
 use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
@@ -26,7 +26,7 @@ use course::Course;
 use file::NotReady;
 
 /// How a fault went.
-pub enum Fault<H: Host, D: LockingDesign> {
+pub enum Fault<H: Host, D: LockingDesign = Faultless> {
     /// The page is there, with the rights asked for.
     Done,
     /// It waits for I/O or memory, holding nothing.

@@ -5,7 +5,7 @@ use super::super::{AddressSpace, Signs, Space};
 use super::file::NotReady;
 use super::{Absent, Fault, FaultError, Step, anon_of, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
-use crate::design::{AfterIo, Attempt, LockingDesign};
+use crate::design::{AfterIo, Attempt, Faultless, LockingDesign};
 use crate::engine::{Engine, Notice};
 use crate::frame::Reference;
 use crate::host::{Host, OutOfMemory, Sleeper};
@@ -42,7 +42,7 @@ struct Told<H: Host> {
 ///
 /// Dropped, the fault is given up: the read goes on, nothing else happens.
 #[must_use = "a pending fault does nothing until it is waited for or finished"]
-pub struct PendingFault<H: Host, D: LockingDesign> {
+pub struct PendingFault<H: Host, D: LockingDesign = Faultless> {
     /// In queues of the engine and of the space's signs: goes before they do.
     told: Option<Box<Told<H>>>,
     engine: Arc<Engine<H>>,

@@ -1,0 +1,94 @@
+//! The software machine does what every host must do, with processors that keep translations and without.
+#![cfg(not(any(loom, shuttle)))]
+
+mod wrong;
+
+use faultless::address::VirtAddr;
+use faultless::host::conformance::{Outcome, Rig, check, run};
+use faultless::{AddressSpace, Engine, Limits};
+use faultless_soft::{Cpu, Soft};
+use std::sync::Arc;
+use wrong::{Planted, WrongRig};
+
+/// Makes a machine with so many frames.
+struct Machine(fn(u64) -> Soft);
+
+impl Rig for Machine {
+    type Host = Soft;
+    type Process = AddressSpace<Soft>;
+
+    fn engine(&self, frames: u64) -> Arc<Engine<Soft>> {
+        Engine::new(self.0(frames), Limits::default()).unwrap()
+    }
+
+    fn process(&self, space: AddressSpace<Soft>) -> AddressSpace<Soft> {
+        space
+    }
+
+    fn space<'a>(&self, process: &'a AddressSpace<Soft>) -> &'a AddressSpace<Soft> {
+        process
+    }
+
+    fn load(&self, process: &AddressSpace<Soft>, address: VirtAddr) -> Option<u64> {
+        process.load_u64(address).ok()
+    }
+
+    fn store(&self, process: &AddressSpace<Soft>, address: VirtAddr, value: u64) -> bool {
+        process.store_u64(address, value).is_ok()
+    }
+}
+
+#[test]
+fn the_software_machine_is_a_host() {
+    check(&Machine(|frames| Soft::new(frames).unwrap()));
+}
+
+#[test]
+fn with_caches_it_is_one_too() {
+    check(&Machine(|frames| Soft::with_caches(frames).unwrap()));
+}
+
+/// The check that fails on a host with this fault.
+fn fails(planted: Planted) -> Option<(&'static str, String)> {
+    run(&WrongRig(planted), |_| {}).into_iter().find_map(|one| match one.outcome {
+        Outcome::Failed(what) => Some((one.name, what)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_host_with_nothing_planted_passes() {
+    assert_eq!(fails(Planted::Nothing), None);
+}
+
+#[test]
+fn each_planted_fault_is_found() {
+    let planted = [
+        (Planted::FrameGivenTwice, "a frame is given out once, and again when it has come back"),
+        (Planted::FreedStaysUsed, "a frame is given out once, and again when it has come back"),
+        (Planted::FolioOfTwoFrames, "each frame has a folio of its own, which is free"),
+        (Planted::ZeroesHalf, "zero fills a whole frame with zeros"),
+        (Planted::CopiesLess, "copy copies a whole frame"),
+        (Planted::WriteSaysAll, "read and write reach each byte of a frame, and end with it"),
+        (Planted::NextLeafPassesOver, "next_leaf finds each leaf table, in order"),
+        (
+            Planted::AnnouncesWhateverIsThere,
+            "try_announce sets the bit if the entry is what was seen, and let_go clears it",
+        ),
+        (Planted::LetGoEmpties, "install and let_go keep accessed and dirty bits where the frame stays"),
+        (
+            Planted::InstallForgetsWhatWasUsed,
+            "install and let_go keep accessed and dirty bits where the frame stays",
+        ),
+        (Planted::ExchangesWhateverIsThere, "exchange changes an entry if it is what was seen"),
+        (Planted::DropsGuards, "guards and pages that are not present are kept as they are"),
+        (Planted::UnhookedStaysFound, "unhook takes a leaf table out, and readers of it see that"),
+        (Planted::EarlyWakeIsLost, "a wake-up that comes before the sleep is kept"),
+        (Planted::InvalidatesNothing, "after munmap no access is served"),
+        (Planted::InvalidatesOnePage, "after munmap no access is served"),
+    ];
+    for (planted, check) in planted {
+        let found = fails(planted);
+        assert_eq!(found.as_ref().map(|(name, _)| *name), Some(check), "{planted:?}: {found:?}");
+    }
+}

@@ -1,0 +1,382 @@
+//! A host with one planted fault. Its processors have one TLB for all, so that a translation is used until it is invalidated.
+
+use faultless::address::{PageNumber, PageRange, VirtAddr};
+use faultless::frame::Folio;
+use faultless::host::conformance::Rig;
+use faultless::host::{
+    Entry, Frame, FrameSource, FrameUsage, OutOfMemory, PageTable, Park, Sleeper, Stable, StdHost, StdPark,
+    StdServices,
+};
+use faultless::protection::Access;
+use faultless::sync::{Retired, Sections};
+use faultless::{AddressSpace, Engine, Limits};
+use faultless_soft::{Leaf, PhysicalMemory, RadixTable};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What the host does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    Nothing,
+    FrameGivenTwice,
+    FolioOfTwoFrames,
+    ZeroesHalf,
+    CopiesLess,
+    FreedStaysUsed,
+    WriteSaysAll,
+    AnnouncesWhateverIsThere,
+    LetGoEmpties,
+    InstallForgetsWhatWasUsed,
+    ExchangesWhateverIsThere,
+    DropsGuards,
+    NextLeafPassesOver,
+    UnhookedStaysFound,
+    InvalidatesNothing,
+    InvalidatesOnePage,
+    EarlyWakeIsLost,
+}
+
+/// Translations by table and page.
+type Tlb = Mutex<BTreeMap<(u64, u64), Entry>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub struct Wrong {
+    frames: Frames,
+    services: StdServices<Sleeping>,
+    planted: Planted,
+    tlb: Arc<Tlb>,
+    tables: AtomicU64,
+}
+
+pub struct Frames {
+    memory: PhysicalMemory,
+    planted: Planted,
+    last: AtomicU64,
+    count: AtomicU64,
+}
+
+pub struct Sleeping {
+    park: StdPark,
+    planted: Planted,
+    sleeps: [AtomicBool; 64],
+}
+
+pub struct Table {
+    table: RadixTable,
+    planted: Planted,
+    number: u64,
+    tlb: Arc<Tlb>,
+}
+
+// SAFETY: it is not safe, on purpose: the checks end with the first thing that they find.
+unsafe impl StdHost for Wrong {
+    type Table = Table;
+    type Frames = Frames;
+    type Park = Sleeping;
+
+    fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    fn services(&self) -> &StdServices<Sleeping> {
+        &self.services
+    }
+
+    fn new_table(&self, sections: &Arc<Sections>) -> Result<Table, OutOfMemory> {
+        let number = self.tables.fetch_add(1, Ordering::Relaxed);
+        let table = RadixTable::new(Arc::clone(sections))?;
+        Ok(Table { table, planted: self.planted, number, tlb: self.tlb.clone() })
+    }
+}
+
+impl Park for Sleeping {
+    fn current(&self) -> Sleeper {
+        self.park.current()
+    }
+
+    fn park(&self, me: Sleeper) {
+        let sleeps = self.sleeps.get(me.0 as usize);
+        sleeps.inspect(|sleeps| sleeps.store(true, Ordering::SeqCst));
+        self.park.park(me);
+        sleeps.inspect(|sleeps| sleeps.store(false, Ordering::SeqCst));
+    }
+
+    fn unpark(&self, sleeper: Sleeper) {
+        let sleeps = self.sleeps.get(sleeper.0 as usize).is_none_or(|sleeps| sleeps.load(Ordering::SeqCst));
+        if sleeps || self.planted != Planted::EarlyWakeIsLost {
+            self.park.unpark(sleeper);
+        }
+    }
+
+    fn spin(&self, look: u32) {
+        self.park.spin(look);
+    }
+}
+
+// SAFETY: as above.
+unsafe impl FrameSource for Frames {
+    fn allocate(&self) -> Option<Frame> {
+        if self.planted == Planted::FrameGivenTwice && self.count.fetch_add(1, Ordering::Relaxed) % 40 == 39 {
+            return Frame::new(self.last.load(Ordering::Relaxed));
+        }
+        self.memory.allocate().inspect(|frame| self.last.store(frame.get(), Ordering::Relaxed))
+    }
+
+    unsafe fn free(&self, frame: Frame) {
+        if self.planted != Planted::FreedStaysUsed {
+            // SAFETY: by the same contract.
+            unsafe { self.memory.free(frame) }
+        }
+    }
+
+    fn folio(&self, frame: Frame) -> &Folio {
+        match (self.planted, Frame::new(frame.get() & !1)) {
+            (Planted::FolioOfTwoFrames, Some(even)) if even.get() != 0 => self.memory.folio(even),
+            _ => self.memory.folio(frame),
+        }
+    }
+
+    unsafe fn zero(&self, frame: Frame) {
+        // SAFETY: by the same contract.
+        unsafe {
+            match self.planted {
+                Planted::ZeroesHalf => _ = self.memory.write(frame, 0, &[0; 2048]),
+                _ => self.memory.zero(frame),
+            }
+        }
+    }
+
+    unsafe fn copy(&self, from: Frame, to: Frame) {
+        // SAFETY: by the same contract.
+        unsafe {
+            match self.planted {
+                Planted::CopiesLess => {
+                    let mut bytes = [0; 4032];
+                    self.memory.read(from, 0, &mut bytes);
+                    self.memory.write(to, 0, &bytes);
+                }
+                _ => self.memory.copy(from, to),
+            }
+        }
+    }
+
+    unsafe fn memory(&self, frame: Frame) -> NonNull<u8> {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.memory(frame) }
+    }
+
+    unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
+        // SAFETY: by the same contract.
+        unsafe { self.memory.read(frame, offset, bytes) }
+    }
+
+    unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
+        // SAFETY: by the same contract.
+        let written = unsafe { self.memory.write(frame, offset, bytes) };
+        if self.planted == Planted::WriteSaysAll { bytes.len() } else { written }
+    }
+
+    fn usage(&self) -> FrameUsage {
+        self.memory.usage()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl PageTable for Table {
+    type Leaf<'s> = Leaf<'s>;
+    type Left = std::convert::Infallible;
+    const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
+
+    fn pages(&self) -> PageRange {
+        self.table.pages()
+    }
+
+    fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
+        self.table.leaf(proof, page)
+    }
+
+    fn make_leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
+        self.table.make_leaf(proof, page)
+    }
+
+    fn hangs(&self, leaf: Leaf<'_>) -> bool {
+        self.table.hangs(leaf)
+    }
+
+    fn load(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
+        self.table.load(leaf, page)
+    }
+
+    fn try_announce(&self, leaf: Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
+        let seen = match self.planted {
+            Planted::AnnouncesWhateverIsThere => self.load(leaf, page),
+            _ => seen,
+        };
+        self.table.try_announce(leaf, page, seen)
+    }
+
+    unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+        // SAFETY: by the same contract.
+        unsafe {
+            match self.planted {
+                Planted::LetGoEmpties => _ = self.table.install(leaf, page, Entry::EMPTY),
+                _ => self.table.let_go(leaf, page),
+            }
+        }
+    }
+
+    unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+        // SAFETY: by the same contract.
+        let old = unsafe { self.table.install(leaf, page, new) }?;
+        let forgets = self.planted == Planted::InstallForgetsWhatWasUsed;
+        Ok(if forgets { old.without(Entry::ACCESSED | Entry::DIRTY) } else { old })
+    }
+
+    unsafe fn exchange(
+        &self,
+        leaf: Leaf<'_>,
+        page: PageNumber,
+        seen: Entry,
+        new: Entry,
+    ) -> Result<(), Entry> {
+        let (seen, new) = match self.planted {
+            Planted::ExchangesWhateverIsThere => (self.load(leaf, page), new),
+            Planted::DropsGuards if new.is_guard() => (seen, Entry::EMPTY),
+            _ => (seen, new),
+        };
+        // SAFETY: by the same contract.
+        unsafe { self.table.exchange(leaf, page, seen, new) }
+    }
+
+    unsafe fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
+        // SAFETY: by the same contract.
+        unsafe { self.table.fill(leaf, page, new) }
+    }
+
+    fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber> {
+        let page = self.table.next_leaf(proof, range)?;
+        let behind = PageNumber::new(page.align_down(Self::LEAF_PAGES).get() + Self::LEAF_PAGES);
+        match PageRange::new(behind, range.end()) {
+            Some(rest) if self.planted == Planted::NextLeafPassesOver => self.table.next_leaf(proof, rest),
+            _ => Some(page),
+        }
+    }
+
+    unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
+        if self.planted == Planted::UnhookedStaysFound {
+            return None;
+        }
+        // SAFETY: by the same contract.
+        unsafe { self.table.unhook(page) }
+    }
+
+    fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
+        self.table.invalidate(range, wait);
+        let pages = match self.planted {
+            Planted::InvalidatesNothing => return,
+            Planted::InvalidatesOnePage => range.start().get()..range.start().get() + 1,
+            _ => range.start().get()..range.end().get(),
+        };
+        lock(&self.tlb).retain(|(table, page), _| *table != self.number || !pages.contains(page));
+    }
+
+    fn unload(&self, wait: impl FnMut(u32)) {
+        self.table.unload(wait);
+        lock(&self.tlb).retain(|(table, _), _| *table != self.number);
+    }
+}
+
+/// Makes machines with one fault.
+pub struct WrongRig(pub Planted);
+
+impl WrongRig {
+    /// One access, as the processor makes it; faults are served.
+    fn access<T>(
+        space: &AddressSpace<Wrong>,
+        address: VirtAddr,
+        access: Access,
+        operation: impl Fn(&PhysicalMemory, Frame, usize) -> T,
+    ) -> Option<T> {
+        let (engine, page) = (space.engine(), address.page());
+        let needed = if access == Access::Write { Entry::WRITE } else { Entry::READ };
+        let offset = address.offset_in_page() as usize;
+        loop {
+            {
+                let mut tlb = lock(&engine.host().tlb);
+                // SAFETY: dropped here; an access calls no engine.
+                let section = unsafe { engine.enter_section() };
+                // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
+                let table = unsafe { space.table() };
+                let key = (table.number, page.get());
+                if let Some(frame) =
+                    tlb.get(&key).filter(|entry| entry.has(needed)).and_then(|e| e.mapped_frame())
+                {
+                    return Some(operation(&engine.host().frames.memory, frame, offset));
+                }
+                let used = Entry::ACCESSED | if access == Access::Write { Entry::DIRTY } else { 0 };
+                let leaf = table.pages().contains(page).then(|| table.table.leaf(&section, page)).flatten();
+                if let Some(leaf) = leaf {
+                    let entry = table.table.translate(leaf, page);
+                    if entry.has(Entry::MAPPED | needed) {
+                        // SAFETY: what hardware does.
+                        if unsafe { table.table.exchange(leaf, page, entry, entry.with(used)) }.is_ok() {
+                            tlb.insert(key, entry);
+                        }
+                        continue;
+                    }
+                }
+            }
+            space.fault_and_wait(address, access).ok()?;
+        }
+    }
+}
+
+impl Rig for WrongRig {
+    type Host = Wrong;
+    type Process = AddressSpace<Wrong>;
+
+    fn engine(&self, frames: u64) -> Arc<Engine<Wrong>> {
+        let planted = self.0;
+        let park =
+            Sleeping { park: StdPark::default(), planted, sleeps: [const { AtomicBool::new(false) }; 64] };
+        let memory = PhysicalMemory::new(frames).unwrap();
+        let wrong = Wrong {
+            frames: Frames { memory, planted, last: AtomicU64::new(0), count: AtomicU64::new(0) },
+            services: StdServices::with_park(park),
+            planted,
+            tlb: Arc::default(),
+            tables: AtomicU64::new(0),
+        };
+        Engine::new(wrong, Limits::default()).unwrap()
+    }
+
+    fn process(&self, space: AddressSpace<Wrong>) -> AddressSpace<Wrong> {
+        space
+    }
+
+    fn space<'a>(&self, process: &'a AddressSpace<Wrong>) -> &'a AddressSpace<Wrong> {
+        process
+    }
+
+    fn load(&self, process: &AddressSpace<Wrong>, address: VirtAddr) -> Option<u64> {
+        Self::access(process, address, Access::Read, |memory, frame, offset| {
+            let mut word = [0; 8];
+            // SAFETY: the translation is valid, so that the frame is in use.
+            unsafe { memory.read(frame, offset, &mut word) };
+            u64::from_ne_bytes(word)
+        })
+    }
+
+    fn store(&self, process: &AddressSpace<Wrong>, address: VirtAddr, value: u64) -> bool {
+        let write = |memory: &PhysicalMemory, frame, offset| {
+            // SAFETY: as above.
+            unsafe { memory.write(frame, offset, &value.to_ne_bytes()) };
+        };
+        Self::access(process, address, Access::Write, write).is_some()
+    }
+}
