@@ -229,13 +229,21 @@ pub enum RangeError {
         /// The length given, in bytes.
         length: u64,
     },
+    /// A part of a mapping that does not lie in it (EINVAL).
+    #[error("byte {end} is not a place in the mapping at {address}")]
+    Outside {
+        /// The first address of the mapping.
+        address: VirtAddr,
+        /// Where the part ends, in bytes from there.
+        end: u64,
+    },
 }
 
 impl RangeError {
     /// Linux's number, where a range that overflows is ENOMEM.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Unaligned { .. } | Self::ZeroLength { .. } => crate::errno::EINVAL,
+            Self::Unaligned { .. } | Self::ZeroLength { .. } | Self::Outside { .. } => crate::errno::EINVAL,
             Self::Overflow { .. } => crate::errno::ENOMEM,
         }
     }
