@@ -55,13 +55,13 @@ impl<B: Named> Guard<B> {
     #[inline]
     pub fn enter(&self) -> Section<'_> {
         // SAFETY: `StdSlots` gives no two threads the same slot.
-        unsafe { self.sections.enter(StdSlots.current(), &self.barrier) }
+        unsafe { self.sections.enter(StdSlots.pin(), &self.barrier) }
     }
 
     /// Takes what was unhooked, and frees what is due, as the engine does; `things` keeps its room. The caller is in no section.
     pub fn retire(&self, things: &mut RetiredList) {
         // SAFETY: readers of what the bench retires enter by this guard.
-        let retired = unsafe { self.sections.retire(StdSlots.current(), &self.barrier, things) };
+        let retired = unsafe { self.sections.retire(StdSlots.pin(), &self.barrier, things) };
         assert!(retired.is_ok(), "there is memory");
     }
     /// As [`Tree::replace_beside`]; `section` is of this guard. Each thread of a case changes items of its own.

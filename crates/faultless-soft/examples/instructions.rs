@@ -85,7 +85,7 @@ unsafe impl Ranged for Item {
 /// A section of this thread, the only one.
 fn enter<'a>(sections: &'a Sections, barrier: &impl Barrier) -> Section<'a> {
     // SAFETY: no two threads have the same slot, and all that enter here have this barrier or a fence.
-    unsafe { sections.enter(StdSlots.current(), barrier) }
+    unsafe { sections.enter(StdSlots.pin(), barrier) }
 }
 
 /// Mappings of 16 pages with 16 pages between them.
@@ -117,7 +117,7 @@ fn update(mappings: u64, rounds: u64) -> Result<Took, Failure> {
         unsafe { tree.replace_beside(&writers, &section, range, &mut new, &mut retired) }?;
         drop(section);
         // SAFETY: there is no other reader.
-        unsafe { sections.retire(StdSlots.current(), &barrier, &mut retired) }?;
+        unsafe { sections.retire(StdSlots.pin(), &barrier, &mut retired) }?;
         Ok::<_, Failure>(())
     })?;
     // SAFETY: the only barrier there is.

@@ -133,7 +133,7 @@ impl PhysicalMemory {
     /// The cache of the calling thread, unless somebody else is in it.
     #[inline]
     fn own_cache(&self) -> Option<Held<'_>> {
-        self.caches[StdSlots.current().get() as usize % CACHES].try_hold()
+        self.caches[StdSlots.pin().get() as usize % CACHES].try_hold()
     }
 
     /// Fills a cache, which is empty: with what was freed, or with frames that have never been used.

@@ -601,7 +601,7 @@ impl RadixTable {
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
     use faultless::host::{FenceBarrier, Slots, StdSlots};
     // SAFETY: no two living threads have the same slot; models give their threads different ones.
-    unsafe { sections.enter(StdSlots.current(), &FenceBarrier) }
+    unsafe { sections.enter(StdSlots.pin(), &FenceBarrier) }
 }
 
 /// As `section`, for an access of the calling thread.
@@ -609,7 +609,7 @@ pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
 pub(crate) fn access_section(table: &RadixTable, page: PageNumber) -> faultless::sync::AccessSection<'_> {
     use faultless::host::{Slots, StdSlots};
     // SAFETY: as above.
-    unsafe { table.sections.enter_access(StdSlots.current(), table.subject(page)) }
+    unsafe { table.sections.enter_access(StdSlots.pin(), table.subject(page)) }
 }
 
 /// Frees what was unhooked, after a grace period, for the models.

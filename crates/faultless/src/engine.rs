@@ -9,10 +9,14 @@ pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
 use crate::frame::{Folio, Left, Reference};
-use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
+use crate::host::{
+    Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, SlotGuard, Slots,
+};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
-use crate::sync::{AccessSection, Held, Kept, Mutex, MutexGuard, RetiredList, Section, Sections, plain};
+use crate::sync::{
+    AccessSection, Held, Kept, Mutex, MutexGuard, Pinned, RetiredList, Section, Sections, plain,
+};
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
@@ -39,6 +43,9 @@ impl Default for Limits {
         Self { cached_pages: u64::MAX, mappings: 65_530, shared_entries: SHARED_ENTRIES }
     }
 }
+
+/// Something of a slot of `H`, with the guard that keeps its thread there.
+pub(crate) type PinnedTo<H, T> = Pinned<T, <<H as Host>::Slots as Slots>::Guard>;
 
 /// One machine's memory and what is shared by its spaces.
 pub struct Engine<H: Host> {
@@ -148,10 +155,10 @@ impl<H: Host> Engine<H> {
         sum
     }
 
-    /// The calling thread's counters.
+    /// The calling thread's counters, and the guard of its slot. Drop it before anything sleeps.
     #[inline]
-    pub fn counters(&self) -> &Counters {
-        self.sections.counters(self.host.slots().current())
+    pub fn counters(&self) -> PinnedTo<H, &Counters> {
+        Pinned::new(self.host.slots().pin(), |slot| self.sections.counters(slot))
     }
 
     /// As [`Engine::counters`], at the beginning of a call that may be its thread's first: makes the thread's slot ready.
@@ -159,8 +166,8 @@ impl<H: Host> Engine<H> {
     /// # Errors
     /// There is no memory for the slot: the call has done nothing yet, and says so.
     #[inline]
-    pub(crate) fn prepare(&self) -> Result<&Counters, OutOfMemory> {
-        self.sections.prepare(self.host.slots().current())
+    pub(crate) fn prepare(&self) -> Result<PinnedTo<H, &Counters>, OutOfMemory> {
+        Pinned::try_new(self.host.slots().pin(), |slot| self.sections.prepare(slot))
     }
 
     /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.
@@ -177,15 +184,16 @@ impl<H: Host> Engine<H> {
     /// }
     /// ```
     #[inline]
-    pub unsafe fn enter_section(&self) -> Section<'_> {
+    pub unsafe fn enter_section(&self) -> PinnedTo<H, Section<'_>> {
         self.enter()
     }
 
     /// As [`Engine::enter_section`], for the engine: no function of this crate gives a section to its caller.
     #[inline]
-    pub(crate) fn enter(&self) -> Section<'_> {
-        // SAFETY: `Slots::current` gives no two threads the same slot.
-        unsafe { self.sections.enter(self.host.slots().current(), self.host.barrier()) }
+    pub(crate) fn enter(&self) -> PinnedTo<H, Section<'_>> {
+        // SAFETY: while there is the guard, no other thread uses the slot.
+        let enter = |slot| unsafe { self.sections.enter(slot, self.host.barrier()) };
+        Pinned::new(self.host.slots().pin(), enter)
     }
 
     /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
@@ -194,9 +202,10 @@ impl<H: Host> Engine<H> {
     /// # Safety
     /// As [`Engine::enter_section`].
     #[inline]
-    pub unsafe fn enter_access(&self, subject: u64) -> AccessSection<'_> {
-        // SAFETY: `Slots::current` gives no two threads the same slot.
-        unsafe { self.sections.enter_access(self.host.slots().current(), subject) }
+    pub unsafe fn enter_access(&self, subject: u64) -> PinnedTo<H, AccessSection<'_>> {
+        // SAFETY: while there is the guard, no other thread uses the slot.
+        let enter = |slot| unsafe { self.sections.enter_access(slot, subject) };
+        Pinned::new(self.host.slots().pin(), enter)
     }
 
     /// For a host whose [`Host::Barrier`] is [`QuiescentStates`](crate::sync::QuiescentStates): the calling thread is in no
@@ -206,8 +215,9 @@ impl<H: Host> Engine<H> {
     /// It has no [`Section`] of this engine, and is in no call of it, except one that has called the host's [`Park`].
     #[inline]
     pub unsafe fn quiescent(&self) {
+        let guard = self.host.slots().pin();
         // SAFETY: by the contract above.
-        unsafe { self.sections.quiescent(self.host.slots().current()) }
+        unsafe { self.sections.quiescent(guard.index()) }
     }
 
     /// As [`Engine::quiescent`], and nobody waits for this thread until its next section.
@@ -215,8 +225,9 @@ impl<H: Host> Engine<H> {
     /// # Safety
     /// As [`Engine::quiescent`].
     pub unsafe fn offline(&self) {
+        let guard = self.host.slots().pin();
         // SAFETY: by the contract above.
-        unsafe { self.sections.offline(self.host.slots().current()) }
+        unsafe { self.sections.offline(guard.index()) }
     }
 
     pub(crate) fn next_serial(&self) -> u64 {
@@ -231,7 +242,8 @@ impl<H: Host> Engine<H> {
             let first = self.serial.fetch_add(STOCK, plain::Ordering::Relaxed);
             first..first + STOCK
         };
-        self.sections.number(self.host.slots().current(), more)
+        let guard = self.host.slots().pin();
+        self.sections.number(guard.index(), more)
     }
 
     /// The page of zeros.
@@ -255,7 +267,7 @@ impl<H: Host> Engine<H> {
         {
             assert!(!self.host.is_in_interrupt(), "invariant 1: an interrupt would wait: {doing}");
             assert!(
-                !self.sections.inside(self.host.slots().current(), self.host.barrier()),
+                !self.sections.inside(self.host.slots().pin().index(), self.host.barrier()),
                 "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
             );
         }
@@ -342,7 +354,7 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep("what a drop of the last reference does");
         // SAFETY: only spaces of this engine retire, what they have unhooked from their tables and trees; all their readers
         // enter by this engine, with this barrier.
-        match unsafe { sections.retire(self.host.slots().current(), barrier, things) } {
+        match unsafe { sections.retire(self.host.slots().pin(), barrier, things) } {
             Ok(Kept::Little) => {}
             Ok(Kept::TooMuch) => self.flush(),
             Err(OutOfMemory) => self.free_after_grace(things),
@@ -352,8 +364,10 @@ impl<H: Host> Engine<H> {
     /// As [`Engine::retire`], for leaf tables alone, and by somebody who may hold what a drop of anything else may want: frees
     /// nothing else.
     pub(crate) fn retire_tables(&self, tables: &mut RetiredList) {
-        let slot = self.host.slots().current();
-        if self.sections.retire_later(slot, tables).is_err() {
+        let guard = self.host.slots().pin();
+        let kept = self.sections.retire_later(guard.index(), tables);
+        drop(guard);
+        if kept.is_err() {
             self.free_after_grace(tables);
         }
     }

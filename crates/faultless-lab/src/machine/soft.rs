@@ -211,7 +211,7 @@ impl<D: LockingDesign> Memory for SoftProcess<D> {
 
     fn counted(&self) -> [Option<u64>; IN_MAJOR_FAULTS.len()] {
         let mut counted = Statistics::default();
-        counted.accumulate(self.space.engine().counters());
+        counted.accumulate(&self.space.engine().counters());
         IN_MAJOR_FAULTS.map(|(_, counter): (_, Counter)| Some(counted.get(counter)))
     }
 }

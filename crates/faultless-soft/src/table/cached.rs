@@ -100,7 +100,7 @@ impl Processors {
 
     /// The caches of the processor that the calling thread is.
     pub fn current(&self) -> MutexGuard<'_, Caches> {
-        self.0[StdSlots.current().get() as usize % PROCESSORS].lock()
+        self.0[StdSlots.pin().get() as usize % PROCESSORS].lock()
     }
 
     /// Forgets what is kept of the pages of `range`, and returns when no access uses it.

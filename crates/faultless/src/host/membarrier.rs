@@ -122,7 +122,7 @@ mod tests {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     // SAFETY: no two threads have the same slot; all have the same barrier.
-                    let _section = unsafe { sections.enter(StdSlots.current(), barrier) };
+                    let _section = unsafe { sections.enter(StdSlots.pin(), barrier) };
                     // SAFETY: one of `values`, which live longer.
                     let value = unsafe { &*current.load(Ordering::Acquire) };
                     for _ in 0..3 {

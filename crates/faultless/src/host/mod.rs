@@ -15,7 +15,7 @@ mod standard;
 mod std_host;
 
 pub use crate::sync::{
-    Barrier, FenceBarrier, OutOfMemory, Park, QuiescentStates, Sleeper, SlotIndex, Stable,
+    Barrier, FenceBarrier, OutOfMemory, Park, Pinned, QuiescentStates, Sleeper, SlotGuard, SlotIndex, Stable,
 };
 pub(crate) use caller::{Frames, Table};
 pub use entry::{Entry, EntryKind, Frame, GENERATIONS, Slot};
@@ -436,16 +436,25 @@ pub trait Clock: Send + Sync {
 /// Whose slot is whose.
 ///
 /// # Safety
-/// While a thread is in a section, no other thread gets its number. If [`Slots::ARE_THREADS`], no other thread gets it before the
+/// While a thread has a guard, it stays that thread's, no other thread that is in a section gets its number, and none that gets
+/// it runs before the guard is dropped. If [`Slots::ARE_THREADS`], no other thread gets it before the
 /// thread has ended.
 pub unsafe trait Slots: Send + Sync {
     /// Whether a slot is one thread's, so that nobody else uses it while that thread sleeps in [`Park::park`]. Then grace periods
     /// do not look at sleeping threads. Not true of a kernel, whose slots are processors'.
     const ARE_THREADS: bool = false;
 
-    /// The slot of the calling thread; in a kernel, of its processor, with preemption off while in a section. Where slots are
-    /// processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs memory for it.
-    fn current(&self) -> SlotIndex;
+    /// Keeps a thread at its slot: in a kernel preemption is off, or migration, while there is one. A host whose slots are
+    /// threads' says [`SlotIndex`].
+    type Guard: SlotGuard;
+
+    /// Keeps the calling thread at its slot, which the guard names: in a kernel, that of its processor. The engine has a guard as
+    /// long as it uses the number, and drops it before it sleeps, waits, or calls [`Park`], [`Barrier::heavy`] or a store. A read
+    /// section has one from beginning to end. Guards of a thread overlap, and need not go in the order in which they came.
+    ///
+    /// Where slots are processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs
+    /// memory for it.
+    fn pin(&self) -> Self::Guard;
 
     /// Tells of the sections of a new engine. Called once for each engine, before its first section. A host keeps a
     /// [`Weak`](alloc::sync::Weak) of them until [`Slots::detach`], if threads end while the engine lives: it calls

@@ -40,7 +40,7 @@ impl StdPark {
 
 impl Park for StdPark {
     fn current(&self) -> Sleeper {
-        Sleeper(u64::from(StdSlots.current().get()))
+        Sleeper(u64::from(StdSlots.pin().get()))
     }
 
     fn park(&self, me: Sleeper) {
@@ -282,8 +282,10 @@ impl StdSlots {
 unsafe impl Slots for StdSlots {
     const ARE_THREADS: bool = true;
 
+    type Guard = SlotIndex;
+
     #[inline]
-    fn current(&self) -> SlotIndex {
+    fn pin(&self) -> SlotIndex {
         numbers::current()
     }
 
@@ -304,10 +306,10 @@ mod tests {
 
     #[test]
     fn living_threads_have_different_slots() {
-        let mine = StdSlots.current();
-        let other = std::thread::scope(|s| s.spawn(|| StdSlots.current()).join().unwrap());
+        let mine = StdSlots.pin();
+        let other = std::thread::scope(|s| s.spawn(|| StdSlots.pin()).join().unwrap());
         assert_ne!(mine, other);
-        assert_eq!(mine, StdSlots.current());
+        assert_eq!(mine, StdSlots.pin());
     }
 
     #[test]
@@ -344,7 +346,7 @@ mod tests {
             let all_here = std::sync::Barrier::new(200);
             std::thread::scope(|scope| {
                 let work = || {
-                    sections.counters(StdSlots.current()).add(Counter::Faults, 1);
+                    sections.counters(StdSlots.pin()).add(Counter::Faults, 1);
                     all_here.wait();
                     sections.listed()
                 };
@@ -357,7 +359,7 @@ mod tests {
         sections.each_counters(|counters| sum.accumulate(counters));
         assert_eq!(sum.get(Counter::Faults), 600);
         StdSlots.detach(&sections);
-        std::thread::scope(|scope| _ = scope.spawn(|| sections.counters(StdSlots.current())).join().unwrap());
+        std::thread::scope(|scope| _ = scope.spawn(|| sections.counters(StdSlots.pin())).join().unwrap());
         assert_eq!(sections.listed(), 1, "of a thread that has ended after the engine went");
     }
 

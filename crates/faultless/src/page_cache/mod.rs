@@ -332,10 +332,9 @@ impl<H: Host> File<H> {
                 self.withdraw(page, frame);
                 return Err(Miss::Forbidden);
             }
-            let counters = engine.counters();
-            counters.add(Counter::IoReads, 1);
+            engine.counters().add(Counter::IoReads, 1);
             if old & SEEN != 0 {
-                counters.add(Counter::IoRereads, 1);
+                engine.counters().add(Counter::IoRereads, 1);
             }
             if page < self.pages() {
                 self.submit(page, frame, completion);

@@ -7,6 +7,7 @@ use super::range_work::{Taken, TreeLock};
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
+use crate::engine::PinnedTo;
 use crate::host::{Host, PageTable};
 use crate::protection::Protection;
 use crate::sync::{Claims, Edit, Park, Section};
@@ -14,23 +15,23 @@ use crate::vma::tree::{Ranged, Unchanged, View, Writers};
 use crate::vma::{Mapping, Vma};
 
 /// What keeps the tree still for who has taken a range.
-pub(super) enum Still<'a> {
+pub(super) enum Still<'a, H: Host> {
     /// All of it: the tree lock, and nobody is at an edit.
     All(TreeLock<'a>),
     /// What is near the range, and there is room for whatever the change comes to.
-    Near(Near<'a>),
+    Near(Near<'a, H>),
 }
 
 /// An edit under way. Fields go in this order: in a kernel who is in a section is not preempted, and others wait for the edit.
-pub(super) struct Near<'a> {
+pub(super) struct Near<'a, H: Host> {
     writers: Writers,
     edit: Edit<'a>,
-    section: Section<'a>,
+    section: PinnedTo<H, Section<'a>>,
     /// What is not edited by anybody else.
     hull: PageRange,
 }
 
-impl Still<'_> {
+impl<H: Host> Still<'_, H> {
     /// What limits go by, unless there is room anyhow.
     pub fn limited(&self) -> Option<&Map> {
         match self {
@@ -42,7 +43,7 @@ impl Still<'_> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// The tree, of which that much stands still.
-    pub(super) fn view_of<'l>(&'l self, still: &'l Still<'_>) -> View<'l, Vma<H, D>> {
+    pub(super) fn view_of<'l>(&'l self, still: &'l Still<'_, H>) -> View<'l, Vma<H, D>> {
         match still {
             Still::All(lock) => self.tree.view_locked(&lock.writer),
             Still::Near(near) => self.tree.view(&near.section),
@@ -56,7 +57,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         &mut self,
         range: PageRange,
         widen: impl FnOnce(&mut Taken<'_, H>, &mut Claims, View<'_, Vma<H, D>>),
-    ) -> Still<'a> {
+    ) -> Still<'a, H> {
         let space = self.space;
         let (mut taken, mut lock) = space.map.take_beside(range, &*space.engine);
         // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
@@ -87,7 +88,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     /// ones.
     pub fn publish_near(
         &mut self,
-        still: Still<'a>,
+        still: Still<'a, H>,
         (range, rights): (PageRange, Option<Protection>),
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
     ) -> Result<(), Unpublished> {

@@ -182,7 +182,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     #[inline(never)]
     fn extent(
         &self,
-        still: &Still<'_>,
+        still: &Still<'_, H>,
         range: PageRange,
         start: PageNumber,
         protection: Protection,

@@ -26,6 +26,7 @@ use super::held::Held;
 use super::life::OutOfMemory;
 use super::mutex::{Mutex, MutexGuard};
 use super::section::{AccessSection, Section};
+use super::slot::Pinned;
 use super::wait::{Park, Waiter, Woken};
 use crate::address::{PageNumber, PageRange};
 use core::ops::{Deref, DerefMut};
@@ -41,6 +42,8 @@ pub unsafe trait Stable {}
 unsafe impl Stable for Section<'_> {}
 // SAFETY: as above.
 unsafe impl Stable for AccessSection<'_> {}
+// SAFETY: what is inside lives as long.
+unsafe impl<T: Stable, G> Stable for Pinned<T, G> {}
 // SAFETY: a leaf table is unhooked only by who has taken its whole span, and this range overlaps it.
 unsafe impl<T: Edited, P: Park> Stable for Reservation<'_, T, P> {}
 

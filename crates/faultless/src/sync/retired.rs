@@ -26,7 +26,7 @@ use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
 use super::mutex::Mutex;
 use super::section::Sections;
-use super::slot::{Slot, SlotIndex};
+use super::slot::{Slot, SlotGuard, SlotIndex};
 use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::collections::VecDeque;
 use core::mem;
@@ -191,11 +191,12 @@ impl Awaited {
 }
 
 impl Sections {
-    /// Puts `things`, which are unhooked, into the list of slot `index`, and frees what is due. Never waits for a section. `things` is
+    /// Puts `things`, which are unhooked, into the list of the slot of `guard`, and frees what is due. Never waits for a section. `things` is
     /// empty afterwards and keeps its room. Returns [`Kept::TooMuch`] if all lists keep 4 MiB or more: then call
     /// [`Sections::flush`], if the thread can wait.
     ///
-    /// The caller is the slot's thread, is in no section, and holds nothing that dropping a freed thing may need.
+    /// The caller is the slot's thread, is in no section, and holds nothing that dropping a freed thing may need: the guard goes
+    /// before anything is freed.
     ///
     /// # Errors
     /// There is no memory for the list: the things stay where they are.
@@ -205,12 +206,13 @@ impl Sections {
     /// demands.
     pub unsafe fn retire(
         &self,
-        index: SlotIndex,
+        guard: impl SlotGuard,
         barrier: &impl Barrier,
         things: &mut RetiredList,
     ) -> Result<Kept, OutOfMemory> {
-        let (list, periods) = (&self.slot(index).retired, &self.periods);
+        let (list, periods) = (&self.slot(guard.index()).retired, &self.periods);
         let (number, batch) = self.queue(list, things)?;
+        drop(guard);
         self.go_on(barrier, if periods.keeps(ASK) { number } else { batch });
         self.free_due(list);
         Ok(if periods.keeps(MOST) { Kept::TooMuch } else { Kept::Little })

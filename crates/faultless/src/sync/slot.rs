@@ -8,6 +8,7 @@ use super::retired::{Awaited, List};
 use super::{OutOfMemory, plain};
 use crate::stats::Counters;
 use alloc::boxed::Box;
+use core::ops::Deref;
 use crossbeam_utils::CachePadded;
 
 #[cfg(not(loom))]
@@ -36,6 +37,51 @@ impl SlotIndex {
     #[inline]
     pub fn get(self) -> u32 {
         self.0
+    }
+}
+
+/// Keeps the calling thread at its slot until it is dropped: [`Slots::pin`](crate::host::Slots::pin). Guards of one thread may
+/// overlap. It is dropped before its thread sleeps.
+pub trait SlotGuard {
+    /// The number of the slot. Always the same.
+    fn index(&self) -> SlotIndex;
+}
+
+/// Where the number is a thread's own, nothing has to be kept.
+impl SlotGuard for SlotIndex {
+    #[inline]
+    fn index(&self) -> SlotIndex {
+        *self
+    }
+}
+
+/// Something that belongs to a slot, such as a read section, and the guard that keeps its thread there meanwhile. The guard goes
+/// last.
+pub struct Pinned<T, G> {
+    value: T,
+    _guard: G,
+}
+
+impl<T, G: SlotGuard> Pinned<T, G> {
+    /// What `make` makes of the slot that `guard` is for.
+    #[inline]
+    pub(crate) fn new(guard: G, make: impl FnOnce(SlotIndex) -> T) -> Self {
+        Self { value: make(guard.index()), _guard: guard }
+    }
+
+    /// The same, if `make` makes something.
+    #[inline]
+    pub(crate) fn try_new<E>(guard: G, make: impl FnOnce(SlotIndex) -> Result<T, E>) -> Result<Self, E> {
+        Ok(Self { value: make(guard.index())?, _guard: guard })
+    }
+}
+
+impl<T, G> Deref for Pinned<T, G> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.value
     }
 }
 

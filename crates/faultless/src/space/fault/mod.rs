@@ -97,8 +97,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// # Errors
     /// [`FaultError`]; the entry is as before.
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<Fault<H, D>, FaultError> {
-        let counters = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address })?;
-        counters.add(Counter::Faults, 1);
+        let prepared = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address });
+        prepared?.add(Counter::Faults, 1);
         let mut pending = None;
         self.fault_from(address, access, Attempt::first(Purpose::Fault), &mut pending)?;
         Ok(pending.map_or(Fault::Done, Fault::Pending))
@@ -118,8 +118,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     fn count_and_wait(&self, address: VirtAddr, access: Access, attempt: Attempt) -> Result<(), FaultError> {
-        let counters = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address })?;
-        counters.add(Counter::Faults, 1);
+        let prepared = self.0.engine.prepare().map_err(|OutOfMemory| FaultError::OutOfMemory { address });
+        prepared?.add(Counter::Faults, 1);
         self.fault_until_done(address, access, attempt)
     }
 

@@ -361,7 +361,7 @@ fn writers_side_by_side() {
                             is_new.then(|| item(at, at + 1 + state % 2, alive)).into_iter().collect();
                         loop {
                             // SAFETY: the slot is this thread's.
-                            let section = unsafe { sections.enter(StdSlots.current(), &FenceBarrier) };
+                            let section = unsafe { sections.enter(StdSlots.pin(), &FenceBarrier) };
                             let place = range(at, at + 2);
                             // SAFETY: the stretch is this thread's alone, and all readers enter by `sections`.
                             let done =
