@@ -55,7 +55,7 @@ impl<B: Named> Guard<B> {
     #[inline]
     pub fn enter(&self) -> Section<'_> {
         // SAFETY: `StdSlots` gives no two threads the same slot.
-        unsafe { self.sections.enter(StdSlots.pin(), &self.barrier) }
+        unsafe { self.sections.enter(StdSlots.current(), &self.barrier) }
     }
 
     /// Takes what was unhooked, and frees what is due, as the engine does; `things` keeps its room. The caller is in no section.

@@ -575,7 +575,7 @@ unsafe impl PageTable for Table {
             let waits_at = {
                 // Of the barriers the stronger one: beside a call of the kernel it costs nothing.
                 // SAFETY: `StdSlots` gives no two threads the same slot, and the caller is in no section.
-                let section = unsafe { self.sections.enter(StdSlots.pin(), &FenceBarrier) };
+                let section = unsafe { self.sections.enter(StdSlots.current(), &FenceBarrier) };
                 let Some(page) = self.entries.next_leaf(&section, range) else { break };
                 let first = page.align_down(Self::LEAF_PAGES);
                 let span =

@@ -85,7 +85,7 @@ unsafe impl Ranged for Item {
 /// A section of this thread, the only one.
 fn enter<'a>(sections: &'a Sections, barrier: &impl Barrier) -> Section<'a> {
     // SAFETY: no two threads have the same slot, and all that enter here have this barrier or a fence.
-    unsafe { sections.enter(StdSlots.pin(), barrier) }
+    unsafe { sections.enter(StdSlots.current(), barrier) }
 }
 
 /// Mappings of 16 pages with 16 pages between them.

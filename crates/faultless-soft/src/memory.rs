@@ -8,7 +8,7 @@ use crate::free_list::{BATCH, Cache, FreeList, Held};
 #[cfg(debug_assertions)]
 use crate::table::Processors;
 use faultless::frame::Folio;
-use faultless::host::{Frame, FrameSource, FrameUsage, Slots, StdSlots};
+use faultless::host::{Frame, FrameSource, FrameUsage, StdSlots};
 #[cfg(loom)]
 use faultless::sync::atomic::AtomicU64;
 use faultless::sync::atomic::Ordering;
@@ -133,7 +133,7 @@ impl PhysicalMemory {
     /// The cache of the calling thread, unless somebody else is in it.
     #[inline]
     fn own_cache(&self) -> Option<Held<'_>> {
-        self.caches[StdSlots.pin().get() as usize % CACHES].try_hold()
+        self.caches[StdSlots.current().get() as usize % CACHES].try_hold()
     }
 
     /// Fills a cache, which is empty: with what was freed, or with frames that have never been used.

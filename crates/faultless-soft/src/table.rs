@@ -599,17 +599,17 @@ impl RadixTable {
 /// A section of the calling thread, for the tests of this crate.
 #[cfg(all(test, not(shuttle)))]
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
-    use faultless::host::{FenceBarrier, Slots, StdSlots};
+    use faultless::host::{FenceBarrier, StdSlots};
     // SAFETY: no two living threads have the same slot; models give their threads different ones.
-    unsafe { sections.enter(StdSlots.pin(), &FenceBarrier) }
+    unsafe { sections.enter(StdSlots.current(), &FenceBarrier) }
 }
 
 /// As `section`, for an access of the calling thread.
 #[cfg(all(test, not(shuttle)))]
 pub(crate) fn access_section(table: &RadixTable, page: PageNumber) -> faultless::sync::AccessSection<'_> {
-    use faultless::host::{Slots, StdSlots};
+    use faultless::host::StdSlots;
     // SAFETY: as above.
-    unsafe { table.sections.enter_access(StdSlots.pin(), table.subject(page)) }
+    unsafe { table.sections.enter_access(StdSlots.current(), table.subject(page)) }
 }
 
 /// Frees what was unhooked, after a grace period, for the models.

@@ -3,7 +3,7 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::host::{OutOfMemory, Slots, StdSlots};
+use faultless::host::{OutOfMemory, StdSlots};
 use faultless::protection::Access;
 use faultless::{AddressSpace, Engine, FaultError, Limits, MapError, MapRequest, Placement};
 use faultless_soft::Soft;
@@ -58,7 +58,7 @@ fn a_first_call_without_memory_says_so_or_takes_the_spare_slots() {
     space.fault_and_wait(at, Access::Write).unwrap();
     let (threads, step) = (130, &Barrier::new(130));
     let call = || {
-        let slot = StdSlots.pin().get();
+        let slot = StdSlots.current().get();
         step.wait();
         // A page that is there: the fault needs no memory but that for the slot.
         let fault = || without_memory(|| space.fault_and_wait(at, Access::Write));

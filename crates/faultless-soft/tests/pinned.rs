@@ -7,8 +7,7 @@ mod zeros;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{
-    Barrier, FenceBarrier, Host, OutOfMemory, Park, Sleeper, SlotGuard, SlotIndex, Slots, StdClock, StdPark,
-    StdSlots,
+    Barrier, FenceBarrier, Host, OutOfMemory, Park, Sleeper, SlotIndex, Slots, StdClock, StdPark, StdSlots,
 };
 use faultless::protection::{Access, Protection};
 use faultless::store::{Store, StoreError, Transfer};
@@ -32,13 +31,7 @@ fn assert_preemptible(doing: &str) {
 }
 
 /// Preemption is off.
-struct Off(SlotIndex);
-
-impl SlotGuard for Off {
-    fn index(&self) -> SlotIndex {
-        self.0
-    }
-}
+struct Off;
 
 impl Drop for Off {
     fn drop(&mut self) {
@@ -56,10 +49,10 @@ struct Processors {
 unsafe impl Slots for Processors {
     type Guard = Off;
 
-    fn pin(&self) -> Off {
+    fn pin(&self) -> (SlotIndex, Off) {
         self.pinned.fetch_add(1, Ordering::Relaxed);
         GUARDS.set(GUARDS.get() + 1);
-        Off(StdSlots.pin())
+        (StdSlots.current(), Off)
     }
 }
 

@@ -25,7 +25,7 @@ fn a_thread_that_ends_while_engines_go_is_not_waited_for() {
         let start = Barrier::new(2);
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let slot = StdSlots.pin();
+                let slot = StdSlots.current();
                 for sections in &all {
                     // SAFETY: this thread's slot.
                     drop(unsafe { sections.enter(slot, &QuiescentStates) });

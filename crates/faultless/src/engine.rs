@@ -9,9 +9,7 @@ pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
 use crate::frame::{Folio, Left, Reference};
-use crate::host::{
-    Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, SlotGuard, Slots,
-};
+use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{
@@ -158,7 +156,8 @@ impl<H: Host> Engine<H> {
     /// The calling thread's counters, and the guard of its slot. Drop it before anything sleeps.
     #[inline]
     pub fn counters(&self) -> PinnedTo<H, &Counters> {
-        Pinned::new(self.host.slots().pin(), |slot| self.sections.counters(slot))
+        let (slot, guard) = self.host.slots().pin();
+        Pinned::new(self.sections.counters(slot), guard)
     }
 
     /// As [`Engine::counters`], at the beginning of a call that may be its thread's first: makes the thread's slot ready.
@@ -167,7 +166,8 @@ impl<H: Host> Engine<H> {
     /// There is no memory for the slot: the call has done nothing yet, and says so.
     #[inline]
     pub(crate) fn prepare(&self) -> Result<PinnedTo<H, &Counters>, OutOfMemory> {
-        Pinned::try_new(self.host.slots().pin(), |slot| self.sections.prepare(slot))
+        let (slot, guard) = self.host.slots().pin();
+        Ok(Pinned::new(self.sections.prepare(slot)?, guard))
     }
 
     /// Enters a read section of this thread, for a host that looks at entries or at mappings by itself.
@@ -191,9 +191,10 @@ impl<H: Host> Engine<H> {
     /// As [`Engine::enter_section`], for the engine: no function of this crate gives a section to its caller.
     #[inline]
     pub(crate) fn enter(&self) -> PinnedTo<H, Section<'_>> {
+        let (slot, guard) = self.host.slots().pin();
         // SAFETY: while there is the guard, no other thread uses the slot.
-        let enter = |slot| unsafe { self.sections.enter(slot, self.host.barrier()) };
-        Pinned::new(self.host.slots().pin(), enter)
+        let section = unsafe { self.sections.enter(slot, self.host.barrier()) };
+        Pinned::new(section, guard)
     }
 
     /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
@@ -203,9 +204,10 @@ impl<H: Host> Engine<H> {
     /// As [`Engine::enter_section`].
     #[inline]
     pub unsafe fn enter_access(&self, subject: u64) -> PinnedTo<H, AccessSection<'_>> {
+        let (slot, guard) = self.host.slots().pin();
         // SAFETY: while there is the guard, no other thread uses the slot.
-        let enter = |slot| unsafe { self.sections.enter_access(slot, subject) };
-        Pinned::new(self.host.slots().pin(), enter)
+        let access = unsafe { self.sections.enter_access(slot, subject) };
+        Pinned::new(access, guard)
     }
 
     /// For a host whose [`Host::Barrier`] is [`QuiescentStates`](crate::sync::QuiescentStates): the calling thread is in no
@@ -215,9 +217,9 @@ impl<H: Host> Engine<H> {
     /// It has no [`Section`] of this engine, and is in no call of it, except one that has called the host's [`Park`].
     #[inline]
     pub unsafe fn quiescent(&self) {
-        let guard = self.host.slots().pin();
+        let (slot, _guard) = self.host.slots().pin();
         // SAFETY: by the contract above.
-        unsafe { self.sections.quiescent(guard.index()) }
+        unsafe { self.sections.quiescent(slot) }
     }
 
     /// As [`Engine::quiescent`], and nobody waits for this thread until its next section.
@@ -225,9 +227,9 @@ impl<H: Host> Engine<H> {
     /// # Safety
     /// As [`Engine::quiescent`].
     pub unsafe fn offline(&self) {
-        let guard = self.host.slots().pin();
+        let (slot, _guard) = self.host.slots().pin();
         // SAFETY: by the contract above.
-        unsafe { self.sections.offline(guard.index()) }
+        unsafe { self.sections.offline(slot) }
     }
 
     pub(crate) fn next_serial(&self) -> u64 {
@@ -242,8 +244,8 @@ impl<H: Host> Engine<H> {
             let first = self.serial.fetch_add(STOCK, plain::Ordering::Relaxed);
             first..first + STOCK
         };
-        let guard = self.host.slots().pin();
-        self.sections.number(guard.index(), more)
+        let (slot, _guard) = self.host.slots().pin();
+        self.sections.number(slot, more)
     }
 
     /// The page of zeros.
@@ -267,7 +269,7 @@ impl<H: Host> Engine<H> {
         {
             assert!(!self.host.is_in_interrupt(), "invariant 1: an interrupt would wait: {doing}");
             assert!(
-                !self.sections.inside(self.host.slots().pin().index(), self.host.barrier()),
+                !self.sections.inside(self.host.slots().pin().0, self.host.barrier()),
                 "invariant 1: a thread that is announced or in a read section would sleep: {doing}"
             );
         }
@@ -304,6 +306,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// One step of waiting for somebody's announcement to end.
+    #[cold]
     pub(crate) fn pause_on_bit(&self, look: u32) {
         self.assert_may_sleep("an entry's bit");
         let start = self.host.clock().now_ns();
@@ -364,8 +367,8 @@ impl<H: Host> Engine<H> {
     /// As [`Engine::retire`], for leaf tables alone, and by somebody who may hold what a drop of anything else may want: frees
     /// nothing else.
     pub(crate) fn retire_tables(&self, tables: &mut RetiredList) {
-        let guard = self.host.slots().pin();
-        let kept = self.sections.retire_later(guard.index(), tables);
+        let (slot, guard) = self.host.slots().pin();
+        let kept = self.sections.retire_later(slot, tables);
         drop(guard);
         if kept.is_err() {
             self.free_after_grace(tables);

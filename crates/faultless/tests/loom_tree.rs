@@ -112,7 +112,7 @@ fn readers_beside_a_writer_that_does_not_wait() {
         for (place, new) in changes {
             let mut things = replace(&shared.0, &mut writer, place, new);
             // SAFETY: readers enter by these sections, with this barrier.
-            unsafe { shared.1.retire(SlotIndex::new(0).unwrap(), &FenceBarrier, &mut things) }.unwrap();
+            unsafe { shared.1.retire((SlotIndex::new(0).unwrap(), ()), &FenceBarrier, &mut things) }.unwrap();
         }
         reader.join().unwrap();
         read(shared.0.view_locked(&writer), 0);

@@ -111,7 +111,7 @@ fn readers_beside_a_writer() {
                 let mut state = seed;
                 while !done.load(Ordering::Relaxed) {
                     // SAFETY: the slot is this thread's.
-                    let section = unsafe { sections.enter(StdSlots.pin(), &FenceBarrier) };
+                    let section = unsafe { sections.enter(StdSlots.current(), &FenceBarrier) };
                     let view = tree.view(&section);
                     let at = page(random(&mut state, PAGES));
                     let found = view.find(at).expect("every page is covered, always");

@@ -12,7 +12,7 @@
 
 use super::{FAN, Leaf, LeafTable, RadixTable};
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::{Entry, Frame, PageTable, Slots, StdSlots};
+use faultless::host::{Entry, Frame, PageTable, StdSlots};
 use faultless::sync::atomic::AtomicPtr;
 use faultless::sync::{AccessSection, Mutex, MutexGuard};
 use std::ptr::NonNull;
@@ -100,7 +100,7 @@ impl Processors {
 
     /// The caches of the processor that the calling thread is.
     pub fn current(&self) -> MutexGuard<'_, Caches> {
-        self.0[StdSlots.pin().get() as usize % PROCESSORS].lock()
+        self.0[StdSlots.current().get() as usize % PROCESSORS].lock()
     }
 
     /// Forgets what is kept of the pages of `range`, and returns when no access uses it.

@@ -3,7 +3,7 @@
 //! A thread whose wait the end of its space cuts short is in a second queue, the space's: [`Dying`].
 
 use super::Engine;
-use crate::host::{Clock, Host, OutOfMemory, Park, Sleeper, SlotGuard, Slots};
+use crate::host::{Clock, Host, OutOfMemory, Park, Sleeper, Slots};
 use crate::page_cache::Full;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -109,9 +109,9 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep(counter.name());
         let start = self.host.clock().now_ns();
         if H::Slots::ARE_THREADS && !is_over() {
-            let guard = self.host.slots().pin();
+            let (slot, _guard) = self.host.slots().pin();
             // SAFETY: the slot is this thread's alone, which is in no section: see above.
-            unsafe { self.sections.sleep(guard.index()) };
+            unsafe { self.sections.sleep(slot) };
         }
         while !is_over() {
             self.host.park().park(me);

@@ -107,7 +107,7 @@ mod kernel {
 #[cfg(all(test, not(loom), not(shuttle)))]
 mod tests {
     use super::*;
-    use crate::host::{Slots, StdSlots};
+    use crate::host::StdSlots;
     use crate::sync::Sections;
     use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
@@ -122,7 +122,7 @@ mod tests {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     // SAFETY: no two threads have the same slot; all have the same barrier.
-                    let _section = unsafe { sections.enter(StdSlots.pin(), barrier) };
+                    let _section = unsafe { sections.enter(StdSlots.current(), barrier) };
                     // SAFETY: one of `values`, which live longer.
                     let value = unsafe { &*current.load(Ordering::Acquire) };
                     for _ in 0..3 {

@@ -15,7 +15,7 @@ mod standard;
 mod std_host;
 
 pub use crate::sync::{
-    Barrier, FenceBarrier, OutOfMemory, Park, Pinned, QuiescentStates, Sleeper, SlotGuard, SlotIndex, Stable,
+    Barrier, FenceBarrier, OutOfMemory, Park, Pinned, QuiescentStates, Sleeper, SlotIndex, Stable,
 };
 pub(crate) use caller::{Frames, Table};
 pub use entry::{Entry, EntryKind, Frame, GENERATIONS, Slot};
@@ -444,17 +444,17 @@ pub unsafe trait Slots: Send + Sync {
     /// do not look at sleeping threads. Not true of a kernel, whose slots are processors'.
     const ARE_THREADS: bool = false;
 
-    /// Keeps a thread at its slot: in a kernel preemption is off, or migration, while there is one. A host whose slots are
-    /// threads' says [`SlotIndex`].
-    type Guard: SlotGuard;
+    /// Keeps a thread at its slot: in a kernel preemption is off, or migration, while there is one. `()` where slots are threads'.
+    type Guard;
 
-    /// Keeps the calling thread at its slot, which the guard names: in a kernel, that of its processor. The engine has a guard as
-    /// long as it uses the number, and drops it before it sleeps, waits, or calls [`Park`], [`Barrier::heavy`] or a store. A read
-    /// section has one from beginning to end. Guards of a thread overlap, and need not go in the order in which they came.
+    /// Keeps the calling thread at its slot (in a kernel, that of its processor) until the guard is dropped. Returns the number of
+    /// the slot, too. The engine has the guard as long as it uses the number, and drops it before it sleeps, waits, or calls
+    /// [`Park`], [`Barrier::heavy`] or a store. A read section has one from beginning to end. Guards of a thread overlap, and need
+    /// not go in the order in which they came.
     ///
     /// Where slots are processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs
     /// memory for it.
-    fn pin(&self) -> Self::Guard;
+    fn pin(&self) -> (SlotIndex, Self::Guard);
 
     /// Tells of the sections of a new engine. Called once for each engine, before its first section. A host keeps a
     /// [`Weak`](alloc::sync::Weak) of them until [`Slots::detach`], if threads end while the engine lives: it calls

@@ -40,7 +40,7 @@ impl StdPark {
 
 impl Park for StdPark {
     fn current(&self) -> Sleeper {
-        Sleeper(u64::from(StdSlots.pin().get()))
+        Sleeper(u64::from(StdSlots.current().get()))
     }
 
     fn park(&self, me: Sleeper) {
@@ -264,6 +264,12 @@ mod numbers {
 }
 
 impl StdSlots {
+    /// The slot of the calling thread, which has it until it ends.
+    #[inline]
+    pub fn current(&self) -> SlotIndex {
+        numbers::current()
+    }
+
     /// How many threads wait for a number now: other than zero only while [`SlotIndex::MAX`] threads have one.
     #[cfg(not(any(loom, shuttle)))]
     pub fn waiting() -> usize {
@@ -282,11 +288,11 @@ impl StdSlots {
 unsafe impl Slots for StdSlots {
     const ARE_THREADS: bool = true;
 
-    type Guard = SlotIndex;
+    type Guard = ();
 
     #[inline]
-    fn pin(&self) -> SlotIndex {
-        numbers::current()
+    fn pin(&self) -> (SlotIndex, ()) {
+        (self.current(), ())
     }
 
     #[cfg(not(any(loom, shuttle)))]
@@ -306,10 +312,10 @@ mod tests {
 
     #[test]
     fn living_threads_have_different_slots() {
-        let mine = StdSlots.pin();
-        let other = std::thread::scope(|s| s.spawn(|| StdSlots.pin()).join().unwrap());
+        let mine = StdSlots.current();
+        let other = std::thread::scope(|s| s.spawn(|| StdSlots.current()).join().unwrap());
         assert_ne!(mine, other);
-        assert_eq!(mine, StdSlots.pin());
+        assert_eq!(mine, StdSlots.current());
     }
 
     #[test]
@@ -346,7 +352,7 @@ mod tests {
             let all_here = std::sync::Barrier::new(200);
             std::thread::scope(|scope| {
                 let work = || {
-                    sections.counters(StdSlots.pin()).add(Counter::Faults, 1);
+                    sections.counters(StdSlots.current()).add(Counter::Faults, 1);
                     all_here.wait();
                     sections.listed()
                 };
@@ -359,7 +365,7 @@ mod tests {
         sections.each_counters(|counters| sum.accumulate(counters));
         assert_eq!(sum.get(Counter::Faults), 600);
         StdSlots.detach(&sections);
-        std::thread::scope(|scope| _ = scope.spawn(|| sections.counters(StdSlots.pin())).join().unwrap());
+        std::thread::scope(|scope| _ = scope.spawn(|| sections.counters(StdSlots.current())).join().unwrap());
         assert_eq!(sections.listed(), 1, "of a thread that has ended after the engine went");
     }
 

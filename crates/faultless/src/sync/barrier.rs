@@ -139,7 +139,7 @@ mod tests {
         let things = || (0..1000).map(|_| Retired::new(Box::new(0))).collect();
         for _ in 0..2 {
             // SAFETY: all that enter do so with this barrier.
-            unsafe { sections.retire(slot(0), &QuiescentStates, &mut things()) }.unwrap();
+            unsafe { sections.retire((slot(0), ()), &QuiescentStates, &mut things()) }.unwrap();
         }
     }
 

@@ -30,7 +30,7 @@ pub use retired::{Kept, Retired, RetiredKind, RetiredList};
 pub use section::{AccessSection, Section, Sections};
 pub(crate) use shared::LeftToRetired;
 pub use shared::{Counted, Shared, Weak};
-pub use slot::{Pinned, SlotGuard, SlotIndex};
+pub use slot::{Pinned, SlotIndex};
 pub(crate) use wait::{BoxedWaiter, WaitList, WaitQueue, Waiter, Woken};
 pub use wait::{Park, Sleeper};
 

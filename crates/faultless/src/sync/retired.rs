@@ -26,7 +26,7 @@ use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
 use super::mutex::Mutex;
 use super::section::Sections;
-use super::slot::{Slot, SlotGuard, SlotIndex};
+use super::slot::{Slot, SlotIndex};
 use super::{OutOfMemory, fence_after_rmw, full_fence, plain};
 use alloc::collections::VecDeque;
 use core::mem;
@@ -191,7 +191,7 @@ impl Awaited {
 }
 
 impl Sections {
-    /// Puts `things`, which are unhooked, into the list of the slot of `guard`, and frees what is due. Never waits for a section. `things` is
+    /// Puts `things`, which are unhooked, into the list of the slot that is pinned, and frees what is due. Never waits for a section. `things` is
     /// empty afterwards and keeps its room. Returns [`Kept::TooMuch`] if all lists keep 4 MiB or more: then call
     /// [`Sections::flush`], if the thread can wait.
     ///
@@ -206,11 +206,11 @@ impl Sections {
     /// demands.
     pub unsafe fn retire(
         &self,
-        guard: impl SlotGuard,
+        (slot, guard): (SlotIndex, impl Sized),
         barrier: &impl Barrier,
         things: &mut RetiredList,
     ) -> Result<Kept, OutOfMemory> {
-        let (list, periods) = (&self.slot(guard.index()).retired, &self.periods);
+        let (list, periods) = (&self.slot(slot).retired, &self.periods);
         let (number, batch) = self.queue(list, things)?;
         drop(guard);
         self.go_on(barrier, if periods.keeps(ASK) { number } else { batch });

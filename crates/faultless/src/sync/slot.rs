@@ -40,21 +40,6 @@ impl SlotIndex {
     }
 }
 
-/// Keeps the calling thread at its slot until it is dropped: [`Slots::pin`](crate::host::Slots::pin). Guards of one thread may
-/// overlap. It is dropped before its thread sleeps.
-pub trait SlotGuard {
-    /// The number of the slot. Always the same.
-    fn index(&self) -> SlotIndex;
-}
-
-/// Where the number is a thread's own, nothing has to be kept.
-impl SlotGuard for SlotIndex {
-    #[inline]
-    fn index(&self) -> SlotIndex {
-        *self
-    }
-}
-
 /// Something that belongs to a slot, such as a read section, and the guard that keeps its thread there meanwhile. The guard goes
 /// last.
 pub struct Pinned<T, G> {
@@ -62,17 +47,11 @@ pub struct Pinned<T, G> {
     _guard: G,
 }
 
-impl<T, G: SlotGuard> Pinned<T, G> {
-    /// What `make` makes of the slot that `guard` is for.
+impl<T, G> Pinned<T, G> {
+    /// `value` is of the slot that `guard` is for.
     #[inline]
-    pub(crate) fn new(guard: G, make: impl FnOnce(SlotIndex) -> T) -> Self {
-        Self { value: make(guard.index()), _guard: guard }
-    }
-
-    /// The same, if `make` makes something.
-    #[inline]
-    pub(crate) fn try_new<E>(guard: G, make: impl FnOnce(SlotIndex) -> Result<T, E>) -> Result<Self, E> {
-        Ok(Self { value: make(guard.index())?, _guard: guard })
+    pub(crate) fn new(value: T, guard: G) -> Self {
+        Self { value, _guard: guard }
     }
 }
 

@@ -26,7 +26,7 @@ fn enter(sections: &Sections, of: u32) -> Section<'_> {
 
 fn retire(sections: &Sections, of: u32, thing: Retired) -> Kept {
     // SAFETY: as in `enter`.
-    unsafe { sections.retire(slot(of), &FenceBarrier, &mut [thing].into_iter().collect()) }.unwrap()
+    unsafe { sections.retire((slot(of), ()), &FenceBarrier, &mut [thing].into_iter().collect()) }.unwrap()
 }
 
 fn go_on(sections: &Sections) {

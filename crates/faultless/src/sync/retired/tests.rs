@@ -22,7 +22,7 @@ fn slot(index: u32) -> SlotIndex {
 fn retire(sections: &Sections, of: u32, count: usize, freed: &Arc<AtomicUsize>) {
     let mut things = (0..count).map(|_| Retired::new(Box::new(Thing(Arc::clone(freed))))).collect();
     // SAFETY: all that enter `sections` in these tests do so with this barrier.
-    unsafe { sections.retire(slot(of), &FenceBarrier, &mut things) }.unwrap();
+    unsafe { sections.retire((slot(of), ()), &FenceBarrier, &mut things) }.unwrap();
 }
 
 fn flush(sections: &Sections, wait: impl FnMut(u32)) {
@@ -152,7 +152,7 @@ fn a_drop_may_retire() {
     let things =
         (0..BATCH).map(|_| Retired::new(Box::new(Nested(Arc::clone(&sections), Arc::clone(&freed)))));
     // SAFETY: as in `retire`.
-    unsafe { sections.retire(slot(0), &FenceBarrier, &mut things.collect()) }.unwrap();
+    unsafe { sections.retire((slot(0), ()), &FenceBarrier, &mut things.collect()) }.unwrap();
     flush(&sections, |_| {});
     assert_eq!(count(&freed), BATCH * BATCH);
 }
@@ -292,7 +292,7 @@ impl Drop for Table {
 fn retire_table(sections: &Sections, of: u32, freed: &Arc<AtomicUsize>) -> Kept {
     let table = Retired::new(Box::new(Table(Arc::clone(freed), [0; 4096])));
     // SAFETY: as in `retire`.
-    unsafe { sections.retire(slot(of), &FenceBarrier, &mut [table].into_iter().collect()) }.unwrap()
+    unsafe { sections.retire((slot(of), ()), &FenceBarrier, &mut [table].into_iter().collect()) }.unwrap()
 }
 
 /// Threads that retire little keep little, however many there are.
@@ -365,7 +365,8 @@ fn keeper(keeper: Keeper) -> Retired {
 
 fn retire_keeper(sections: &Sections, of: u32, thing: Keeper) -> Kept {
     // SAFETY: as in `retire`.
-    unsafe { sections.retire(slot(of), &FenceBarrier, &mut [keeper(thing)].into_iter().collect()) }.unwrap()
+    unsafe { sections.retire((slot(of), ()), &FenceBarrier, &mut [keeper(thing)].into_iter().collect()) }
+        .unwrap()
 }
 
 fn go_on(sections: &Sections) {

@@ -4,7 +4,7 @@ use super::leaf::ITEMS;
 use super::node::{CHILDREN, Link, NodeRef, Summary};
 use super::{Ranged, Tree, Unchanged, View, Writer};
 use crate::address::{PageNumber, PageRange};
-use crate::host::{Slots, StdSlots};
+use crate::host::StdSlots;
 use crate::sync::{FenceBarrier, Life, RetiredList, Sections};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -361,7 +361,7 @@ fn writers_side_by_side() {
                             is_new.then(|| item(at, at + 1 + state % 2, alive)).into_iter().collect();
                         loop {
                             // SAFETY: the slot is this thread's.
-                            let section = unsafe { sections.enter(StdSlots.pin(), &FenceBarrier) };
+                            let section = unsafe { sections.enter(StdSlots.current(), &FenceBarrier) };
                             let place = range(at, at + 2);
                             // SAFETY: the stretch is this thread's alone, and all readers enter by `sections`.
                             let done =
