@@ -23,9 +23,7 @@ use crate::kernel::{Userfault, Window};
 use faultless::AddressSpace;
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::LockingDesign;
-use faultless::host::{
-    Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Slots, Stable, StdSlots,
-};
+use faultless::host::{Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Stable, StdSlots};
 use faultless::protection::{Access, Protection};
 use faultless::sync::{Retired, Section, Sections};
 use faultless_soft::{Leaf, RadixTable};

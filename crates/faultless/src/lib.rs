@@ -115,7 +115,7 @@
 //! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
 //! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed early.
 //! Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
-//! [`sync::Stable`], [`vma::tree::Ranged`]), or calls an
+//! [`sync::Stable`], [`sync::ShortLock`], [`vma::tree::Ranged`]), or calls an
 //! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
 //! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
 //! safe calls.
@@ -125,6 +125,7 @@
 //! |---|---|---|
 //! | `host/caller.rs`: the calls of the host that demand something | one owner of each frame, one of each entry; `invalidate` before a frame is freed | folios' words (`frame.rs`, private to the crate), the bit, ranges taken; a table in that module says which |
 //! | `sync/section.rs`, `sync/retired.rs` | one thread a slot; the same barrier at both ends; what is retired is reached in sections only | [`host::Slots`]; the host's one barrier; `Engine::retire` is private, [`sync::Sections::retire`] unsafe |
+//! | `sync/short_lock.rs` | one thread at a time has a lock's word | [`sync::ShortLock`], which a program without `std` chooses |
 //! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |

@@ -2,7 +2,7 @@
 #![cfg(not(any(loom, shuttle)))]
 
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::{FenceBarrier, Slots, StdPark, StdSlots};
+use faultless::host::{FenceBarrier, StdPark, StdSlots};
 use faultless::sync::{Life, OutOfMemory, Park, RetiredList, Sections};
 use faultless::vma::tree::{Ranged, Tree, View, Writer};
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -12,6 +12,7 @@ mod ranges;
 mod retired;
 mod section;
 mod shared;
+mod short_lock;
 mod slot;
 mod wait;
 
@@ -30,6 +31,7 @@ pub use retired::{Kept, Retired, RetiredKind, RetiredList};
 pub use section::{AccessSection, Section, Sections};
 pub(crate) use shared::LeftToRetired;
 pub use shared::{Counted, Shared, Weak};
+pub use short_lock::{ShortLock, SpinLock};
 pub use slot::{Pinned, SlotIndex};
 pub(crate) use wait::{BoxedWaiter, WaitList, WaitQueue, Waiter, Woken};
 pub use wait::{Park, Sleeper};

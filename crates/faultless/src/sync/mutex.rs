@@ -1,6 +1,8 @@
-//! The short lock: the operating system's, a spin lock without one, or a model's.
+//! The short lock: the operating system's, what a program without one has chosen ([`ShortLock`](super::ShortLock)), or a model's.
 
 use super::held::Held;
+#[cfg(not(feature = "std"))]
+use super::short_lock;
 use core::ops::{Deref, DerefMut};
 
 #[cfg(loom)]
@@ -14,13 +16,14 @@ use std::sync as imp;
 ///
 /// Nobody waits for an invalidation or a grace period with one held (invariant 17).
 ///
-/// Without `std` this spins: a kernel must not be preempted while it holds one, see ARCHITECTURE.md.
+/// Without `std` it is the lock that the program has chosen: [`ShortLock`](super::ShortLock). A kernel must not be preempted while
+/// it holds one, see ARCHITECTURE.md.
 #[derive(Debug, Default)]
 pub struct Mutex<T> {
     #[cfg(feature = "std")]
     inner: imp::Mutex<T>,
     #[cfg(not(feature = "std"))]
-    inner: spin::Mutex<T>,
+    inner: short_lock::Mutex<T>,
 }
 
 /// What [`Mutex::lock`] returns. Counted as [`Held`].
@@ -29,7 +32,7 @@ pub struct MutexGuard<'a, T> {
     #[cfg(feature = "std")]
     inner: imp::MutexGuard<'a, T>,
     #[cfg(not(feature = "std"))]
-    inner: spin::MutexGuard<'a, T>,
+    inner: short_lock::Guard<'a, T>,
     #[cfg_attr(not(feature = "std"), expect(dead_code, reason = "it counts while the guard lives"))]
     held: Held,
 }
@@ -58,7 +61,7 @@ impl<T> Mutex<T> {
             #[cfg(feature = "std")]
             inner: imp::Mutex::new(value),
             #[cfg(not(feature = "std"))]
-            inner: spin::Mutex::new(value),
+            inner: short_lock::Mutex::new(value),
         }
     }
 
