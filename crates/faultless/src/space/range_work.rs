@@ -19,14 +19,16 @@ pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
 /// VMAs that are excluded for one look at the tree.
 const FEW: usize = 16;
 
-/// Entries between two invalidations.
+/// Entries between two invalidations, without memory for more.
 const BATCH: usize = 64;
+/// The same with memory: a munmap of 64 MiB invalidates 16 times. The frames of a batch are free only after it.
+const LARGE_BATCH: usize = 1024;
 
 /// Entries that are gone, and pages of leaf tables that are unhooked: a processor may still use them until `invalidate`.
 /// Who makes one flushes it; on the way out of a panic that does not come to pass, and what the entries count is leaked.
 pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
-    /// No more than its place: it takes no memory from the allocator.
+    /// More than its place only if there is memory.
     entries: SmallVec<[Entry; BATCH]>,
     /// What the entries' and the tables' pages lie in.
     range: Option<PageRange>,
@@ -43,11 +45,17 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
         if !entry.holds_page() {
             return;
         }
-        if self.entries.len() == BATCH {
+        if self.entries.len() == self.entries.capacity() && !self.grow() {
             self.flush();
         }
         self.entries.push(entry);
         self.touch(page);
+    }
+
+    /// Makes room for a large batch. False: there is no memory, or it is one already.
+    #[cold]
+    fn grow(&mut self) -> bool {
+        !self.entries.spilled() && self.entries.try_grow(LARGE_BATCH).is_ok()
     }
 
     /// The translation at `page` was weakened; no frame goes.
@@ -128,7 +136,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         rights: Option<Protection>,
     ) -> Result<TreeLock<'s>, OutOfMemory> {
         debug_assert!(taken.range().covers(range));
-        if !H::Table::FOLLOWS {
+        if self.table.following().is_none() {
             return Ok(lock);
         }
         drop(lock);
@@ -149,7 +157,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Has it follow the map as it is.
     pub(super) fn follow_map(&self, taken: &Taken<'_, H>, range: PageRange) -> Result<(), OutOfMemory> {
-        if !H::Table::FOLLOWS {
+        if self.table.following().is_none() {
             return Ok(());
         }
         let mut parts = Vec::new();
