@@ -10,14 +10,14 @@ use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::frame::Folio;
 use faultless::host::{
-    Entry, Fate, Frame, FrameSource, FrameUsage, OutOfMemory, PageTable, Stable, StdHost, StdPark,
-    StdServices, Unshared,
+    Entry, Frame, FrameSource, FrameUsage, LeafRecord, OutOfMemory, PageTable, PlaceWord, ShareLeaves,
+    SpareLink, Stable, StdHost, StdPark, StdServices, Unsupported,
 };
 use faultless::protection::{Access, Protection};
 use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Retired, Sections};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapError, MapRequest, Placement, RemapRequest};
-use faultless_soft::{Leaf, Left, PhysicalMemory, RadixTable};
+use faultless_soft::{Leaf, PhysicalMemory, RadixTable, Tag};
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
@@ -36,6 +36,7 @@ macro_rules! tests_of {
 every_design! { [under] (
     munmap_unhooks_then_invalidates
     exit_unhooks_then_invalidates
+    exit_abandons_the_table_before_it_sweeps
     map_fixed_unhooks_then_invalidates
     mremap_unhooks_then_invalidates
     brk_unhooks_then_invalidates
@@ -80,6 +81,10 @@ impl Stale {
 /// How often something happened.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 struct Seen {
+    /// Spaces whose table no access needs any more.
+    abandoned: usize,
+    /// Entries that were swept before that.
+    swept_before: usize,
     invalidations: usize,
     unhooked: usize,
     tables_freed: usize,
@@ -100,6 +105,12 @@ impl Log {
     fn invalidate(&self, range: PageRange) {
         lock(&self.seen).invalidations += 1;
         lock(&self.stale).retain(|stale| !stale.is_in(range));
+    }
+
+    fn abandon(&self) {
+        let mut seen = lock(&self.seen);
+        seen.abandoned += 1;
+        seen.swept_before = lock(&self.stale).len();
     }
 
     fn free_table(&self, freed: PageRange) {
@@ -182,13 +193,31 @@ unsafe impl StdHost for Recorder {
 // SAFETY: as the table inside, which does it all. What is unhooked is freed later than that table demands, not sooner.
 unsafe impl PageTable for RecordedTable {
     type Leaf<'s> = Leaf<'s>;
-    type Left = Left;
+    type Root<'s> = Tag;
+    type Sharing = Self;
+    type Following = Unsupported;
+    type Refusing = Unsupported;
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
-    const SHARES_LEAVES: bool = RadixTable::SHARES_LEAVES;
 
     /// All but those of the first leaf table.
     fn pages(&self) -> PageRange {
         PageRange::new(PageNumber::new(FIRST), self.table.pages().end()).expect("there is more than one")
+    }
+
+    fn root(&self) -> Tag {
+        self.table.root()
+    }
+
+    fn sharing(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn following(&self) -> Option<&Unsupported> {
+        None
+    }
+
+    fn refusing(&self) -> Option<&Unsupported> {
+        None
     }
 
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
@@ -254,29 +283,6 @@ unsafe impl PageTable for RecordedTable {
         Some(Retired::new(Box::new(Unhooked { table: Some(table), span, log: self.log.clone() })))
     }
 
-    fn is_shared(&self, leaf: Leaf<'_>) -> bool {
-        self.table.is_shared(leaf)
-    }
-
-    fn others(&self, leaf: Leaf<'_>) -> u64 {
-        self.table.others(leaf)
-    }
-
-    unsafe fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
-        // SAFETY: by the same contract.
-        unsafe { self.table.share(leaf, &child.table, page) }
-    }
-
-    unsafe fn unshare(
-        &self,
-        leaf: Leaf<'_>,
-        page: PageNumber,
-        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
-    ) -> Unshared<Left> {
-        // SAFETY: by the same contract.
-        unsafe { self.table.unshare(leaf, page, each) }
-    }
-
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         self.table.invalidate(range, wait);
         self.log.invalidate(range);
@@ -285,6 +291,51 @@ unsafe impl PageTable for RecordedTable {
     fn unload(&self, wait: impl FnMut(u32)) {
         self.table.unload(wait);
         self.is_unloaded.store(true, Ordering::Relaxed);
+    }
+
+    fn abandon(&self, wait: impl FnMut(u32)) {
+        self.table.abandon(wait);
+        self.log.abandon();
+    }
+}
+
+// SAFETY: as the table inside, which does it all.
+unsafe impl ShareLeaves<Self> for RecordedTable {
+    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
+        self.table.record(leaf)
+    }
+
+    fn found(&self, leaf: Leaf<'_>) -> PlaceWord {
+        self.table.found(leaf)
+    }
+
+    fn now(&self, leaf: Leaf<'_>) -> PlaceWord {
+        self.table.now(leaf)
+    }
+
+    unsafe fn put(&self, leaf: Leaf<'_>, word: PlaceWord) {
+        // SAFETY: by the same contract.
+        unsafe { self.table.put(leaf, word) }
+    }
+
+    unsafe fn reserve(&self, page: PageNumber) -> Result<NonNull<SpareLink>, OutOfMemory> {
+        // SAFETY: by the same contract.
+        unsafe { self.table.reserve(page) }
+    }
+
+    unsafe fn hang(&self, page: PageNumber, word: PlaceWord) {
+        // SAFETY: by the same contract.
+        unsafe { self.table.hang(page, word) }
+    }
+
+    unsafe fn open<'s>(&'s self, leaf: Leaf<'s>, spare: NonNull<SpareLink>) -> Leaf<'s> {
+        // SAFETY: by the same contract.
+        unsafe { self.table.open(leaf, spare) }
+    }
+
+    unsafe fn weaken(&self, leaf: Leaf<'_>, page: PageNumber) {
+        // SAFETY: by the same contract.
+        unsafe { self.table.weaken(leaf, page) }
     }
 }
 
@@ -409,6 +460,28 @@ fn exit_unhooks_then_invalidates<D: LockingDesign>() {
     });
 }
 
+/// Once, with all entries there still; and not for what is not an exit.
+fn exit_abandons_the_table_before_it_sweeps<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    space.map_tables(FIRST, 2);
+    space.touch(FIRST..FIRST + 130);
+    space.unmap(at(FIRST), PAGE_SIZE).unwrap();
+    space.protect(at(FIRST + 1), PAGE_SIZE, Protection::READ).unwrap();
+    let child = space.fork().unwrap();
+    child.fault_and_wait(at(FIRST + 2), Access::Write).unwrap();
+    drop(child);
+    let before = space.seen();
+    assert_eq!(before.abandoned, 0, "nothing has exited: a child that was dropped has not");
+    assert!(before.frames_freed > 1);
+    let frames = space.engine().frame_usage().used;
+    space.exit();
+    let now = space.seen();
+    assert_eq!((now.abandoned, now.swept_before), (1, 0), "once, before the first entry is swept");
+    assert_eq!(space.engine().frame_usage().used, 1, "all {frames} but the page of zeros");
+    space.clone().exit();
+    assert_eq!(space.seen().abandoned, 1, "a second exit finds it abandoned");
+}
+
 fn map_fixed_unhooks_then_invalidates<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 1);
@@ -437,12 +510,18 @@ fn brk_unhooks_then_invalidates<D: LockingDesign>() {
     space.check(3, 1, || space.set_break(at(FIRST)).unwrap());
 }
 
-/// Frames go in batches of 64, each after an invalidation; the last one comes after the table was unhooked.
+/// Frames go in batches of 1,024, each after an invalidation; the last one comes after the tables were unhooked.
 fn a_sweep_of_many_frames_ends_with_the_tables<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 1);
     space.touch(FIRST..FIRST + 130);
-    space.check(130, 3, || space.unmap(at(FIRST), LENGTH).unwrap());
+    space.check(130, 1, || space.unmap(at(FIRST), LENGTH).unwrap());
+    space.map_tables(FIRST, 3);
+    space.touch(FIRST..FIRST + 1030);
+    let before = space.seen();
+    space.unmap(at(FIRST), 3 * LENGTH).unwrap();
+    let now = space.seen();
+    assert_eq!((now.frames_freed - before.frames_freed, now.invalidations - before.invalidations), (1030, 2));
 }
 
 fn nothing_removed_is_nothing_invalidated<D: LockingDesign>() {

@@ -3,7 +3,7 @@
 
 use crate::host::Linux;
 use crate::kernel::{BlockedSignals, EVENTS, Event, Userfault};
-use crate::table::{Table, table};
+use crate::table::table;
 use crate::wake::{Bell, FaultNumber};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
@@ -15,7 +15,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -76,7 +75,7 @@ impl<D: LockingDesign> From<Result<Fault<Linux, D>, FaultError>> for Outcome {
 
 impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
     fn fault(&self, event: Event) -> Option<Outcome> {
-        let address = table(self).address_at(event.address)?;
+        let address = self.root().address_at(event.address)?;
         let access = if event.write { Access::Write } else { Access::Read };
         if event.missing && self.may_be_dropped(address) {
             self.serve_anew(address);
@@ -141,12 +140,6 @@ impl<D: LockingDesign> Waits for PendingFault<Linux, D> {
     }
 }
 
-/// The addresses of a table's window.
-fn window(table: &Table) -> Range<usize> {
-    let start = table.window().start();
-    start..start + (table.window().pages() * PAGE_SIZE) as usize
-}
-
 impl Served {
     pub fn new(userfault: Arc<Userfault>, bell: Arc<Bell>) -> Self {
         let (spaces, pending, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
@@ -161,7 +154,7 @@ impl Served {
 
     /// From now on faults in the space's window are served. False: they are already.
     pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) -> bool {
-        match self.spaces.write().entry(window(table(space)).start) {
+        match self.spaces.write().entry(space.root().range().start) {
             Entry::Occupied(_) => false,
             Entry::Vacant(place) => {
                 place.insert(Arc::new(space.clone()));
@@ -172,7 +165,7 @@ impl Served {
 
     /// Ends the space: from now on they are not; who waits is woken.
     pub fn end<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
-        let window = window(table(space));
+        let window = space.root().range();
         self.spaces.write().remove(&window.start);
         space.exit();
         // Its pending faults are given up now, whatever the handler has heard of it.

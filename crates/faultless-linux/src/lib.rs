@@ -56,6 +56,7 @@ mod handler;
 mod host;
 mod kernel;
 mod pager;
+mod place;
 mod region;
 mod table;
 mod wake;

@@ -159,7 +159,7 @@ impl<D: LockingDesign> Serving<D> {
         if self.is_inherited() {
             return None;
         }
-        table::table(&self.space).pointer(address)
+        self.space.root().pointer(address)
     }
 
     /// Whether an access to `address` would find its page and not fault.

@@ -146,7 +146,7 @@ impl Region {
         self.check_process()?;
         let _signals = BlockedSignals::asynchronous();
         let child = self.space().fork()?;
-        let start = crate::table::table(&child).window().pointer();
+        let start = child.root().start();
         let serving = Serving::of(&child).map_err(|_| RegionError::NoRoom { length: self.length })?;
         Ok(Self { serving, start, length: self.length, file: self.file.clone(), signals: None })
     }

@@ -16,14 +16,20 @@
 //! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
 //! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
 
+mod invalidate;
+
 use crate::Linux;
 use crate::entries::Entries;
 use crate::frames::{Frames, Home, LOST};
 use crate::kernel::{Userfault, Window};
+use crate::place::Place;
 use faultless::AddressSpace;
-use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
+use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
 use faultless::design::LockingDesign;
-use faultless::host::{Entry, FenceBarrier, Frame, FrameSource, OutOfMemory, PageTable, Stable, StdSlots};
+use faultless::host::{
+    Entry, FenceBarrier, FollowRanges, Frame, FrameSource, OutOfMemory, PageTable, RefuseAccesses, Stable,
+    StdSlots, Unsupported,
+};
 use faultless::protection::{Access, Protection};
 use faultless::sync::{Retired, Section, Sections};
 use faultless_soft::{Leaf, RadixTable};
@@ -104,19 +110,6 @@ impl Table {
     /// The addresses of this process that the space's pages are at.
     pub(crate) fn window(&self) -> &Window {
         &self.window
-    }
-
-    /// Where the space's `address` is in this process; `None` outside of the window.
-    pub(crate) fn pointer(&self, address: VirtAddr) -> Option<*mut u8> {
-        let inside = address.get() < self.window.pages() * PAGE_SIZE;
-        // In the window, by the line above.
-        inside.then(|| self.window.pointer().as_ptr().wrapping_add(address.get() as usize))
-    }
-
-    /// The space's address that is at `address` of this process.
-    pub(crate) fn address_at(&self, address: usize) -> Option<VirtAddr> {
-        let offset = address.checked_sub(self.window.start())? as u64;
-        (offset < self.window.pages() * PAGE_SIZE).then(|| VirtAddr::new(offset))
     }
 
     /// Whether an access to `page` would find it.
@@ -326,127 +319,40 @@ impl Table {
         let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
         raw.and_then(Entry::mapped_frame).is_some_and(|frame| *self.frames.home(frame) == Home::Lost)
     }
-
-    /// Announces what is left of a page that nobody wants, for `invalidate` to drop it.
-    fn claim(&self, leaf: Leaf<'_>, page: PageNumber) -> Claim {
-        let raw = self.entries.load(leaf, page);
-        if raw.mapped_frame().is_some() || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
-            Claim::Nothing
-        } else if raw.is_announced() || !self.entries.try_announce(leaf, page, raw) {
-            Claim::Wait
-        } else {
-            Claim::Claimed
-        }
-    }
-
-    /// Has the kernel follow the entries of `part`, which one leaf table covers, up to one that somebody else is at work on.
-    fn follow_entries(&self, section: &Section<'_>, part: PageRange) -> Option<PageNumber> {
-        let leaf = self.entries.leaf(section, part.start())?;
-        let mut dropped = Run::default();
-        let mut wait = None;
-        let drop_run = |run: PageRange| {
-            // Nothing in a window's own pages makes this fail; if it does, the pages stay for `install` to drop.
-            let done = self.window.drop_pages(run).is_ok();
-            for page in run.iter() {
-                let there = self.entries.load(leaf, page).without(Entry::ANNOUNCED | LOADED);
-                let kept = if there.is_absent() { there } else { there.dropped() };
-                let left = if done { kept } else { kept.with(LOADED) };
-                let _ = self.entries.install(leaf, page, left);
-            }
-        };
-        for page in part.iter() {
-            match self.claim(leaf, page) {
-                Claim::Claimed => dropped.add(page, drop_run),
-                Claim::Nothing => dropped.end(drop_run),
-                Claim::Wait => {
-                    wait = Some(page);
-                    break;
-                }
-            }
-        }
-        dropped.end(drop_run);
-        let mut protected = Run::default();
-        let protect_run = |run: PageRange| {
-            let (at, bytes) = (self.window.address(run.start()), run.pages() as usize * PAGE);
-            if self.userfault.write_protect(at, bytes, true).is_err() {
-                // The program has mapped something else inside. All that is the window's still is protected.
-                for page in run.iter() {
-                    let protected = self.userfault.write_protect(self.window.address(page), PAGE, true);
-                    debug_assert!(protected != Err(Errno::NOMEM), "protecting needs no memory");
-                }
-            }
-        };
-        for page in part.iter().take_while(|page| wait != Some(*page)) {
-            let raw = self.entries.load(leaf, page);
-            if raw.mapped_frame().is_none() && !raw.has(LOADED) {
-                // Nothing there: one call takes what is on both sides of it.
-                continue;
-            }
-            if raw.mapped_frame().is_some()
-                && raw.has(LOADED)
-                && !raw.has(Entry::WRITE)
-                && !raw.has(Entry::REFUSED)
-            {
-                protected.stretch(page);
-            } else {
-                protected.end(protect_run);
-            }
-        }
-        protected.end(protect_run);
-        wait
-    }
-}
-
-/// See [`Table::claim`].
-enum Claim {
-    Nothing,
-    Claimed,
-    Wait,
-}
-
-/// Pages beside each other that one call of the kernel takes.
-#[derive(Default)]
-struct Run(Option<PageRange>);
-
-impl Run {
-    fn add(&mut self, page: PageNumber, end: impl FnOnce(PageRange)) {
-        let page = PageRange::single(page);
-        match self.0 {
-            Some(run) if run.end() == page.start() => self.0 = Some(run.hull(page)),
-            _ => {
-                self.end(end);
-                self.0 = Some(page);
-            }
-        }
-    }
-
-    /// Up to `page`, whatever lies between.
-    fn stretch(&mut self, page: PageNumber) {
-        let page = PageRange::single(page);
-        self.0 = Some(self.0.map_or(page, |run| run.hull(page)));
-    }
-
-    fn end(&mut self, end: impl FnOnce(PageRange)) {
-        if let Some(run) = self.0.take() {
-            end(run);
-        }
-    }
 }
 
 // SAFETY: the entries are `RadixTable`'s, changed as its methods have it; the kernel's pages follow as the module says.
 unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
+    type Root<'s> = Place;
     /// The kernel's page table is not seen: what each process has of it cannot be shared.
-    type Left = std::convert::Infallible;
+    type Sharing = Unsupported;
+    type Following = Self;
+    type Refusing = Self;
 
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
-    const FOLLOWS: bool = true;
     const MAPS_ZEROS: bool = false;
     /// userfaultfd copies pages in: what two entries map are two pages of the kernel's.
     const SHARES_WRITES: bool = false;
 
     fn pages(&self) -> PageRange {
         PageRange::with_pages(PageNumber::new(0), self.window.pages()).expect("a window has pages")
+    }
+
+    fn root(&self) -> Place {
+        Place::of(&self.window)
+    }
+
+    fn sharing(&self) -> Option<&Unsupported> {
+        None
+    }
+
+    fn following(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn refusing(&self) -> Option<&Self> {
+        Some(self)
     }
 
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
@@ -541,19 +447,6 @@ unsafe impl PageTable for Table {
         self.entries.fill(leaf, page, new);
     }
 
-    unsafe fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
-        let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
-        let home = raw.mapped_frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
-        let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
-        let next = match gone {
-            true if self.userfault.poison(at).is_ok() => raw.with(LOADED | Entry::REFUSED),
-            // The access is tried again.
-            true => raw.without(LOADED | Entry::REFUSED),
-            false => raw,
-        };
-        let _ = self.entries.install(leaf, page, next.without(Entry::ANNOUNCED));
-    }
-
     fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber> {
         self.entries.next_leaf(proof, range)
     }
@@ -593,8 +486,27 @@ unsafe impl PageTable for Table {
     fn unload(&self, _wait: impl FnMut(u32)) {
         // The kernel's tables are its own, and go with the window. Nobody uses the window by then.
     }
+}
 
+// SAFETY: the kernel's mappings have those rights when the call returns.
+unsafe impl FollowRanges for Table {
     unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         self.window.protect(range, rights).map_err(|_| OutOfMemory)
+    }
+}
+
+// SAFETY: the entry says what the kernel has, and is let go by the same step.
+unsafe impl RefuseAccesses<Self> for Table {
+    unsafe fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
+        let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
+        let home = raw.mapped_frame().map_or(Ok(()), |frame| self.bring_home(raw, frame, at));
+        let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
+        let next = match gone {
+            true if self.userfault.poison(at).is_ok() => raw.with(LOADED | Entry::REFUSED),
+            // The access is tried again.
+            true => raw.without(LOADED | Entry::REFUSED),
+            false => raw,
+        };
+        let _ = self.entries.install(leaf, page, next.without(Entry::ANNOUNCED));
     }
 }

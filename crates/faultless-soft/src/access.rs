@@ -92,8 +92,7 @@ fn attempt<D: LockingDesign, R>(
     operation: impl FnOnce(&PhysicalMemory, Frame, u64) -> R,
 ) -> Result<R, PageFault> {
     let engine = space.engine();
-    // SAFETY: only asked for its number.
-    let subject = unsafe { space.table() }.subject(address.page());
+    let subject = space.root().subject(address.page());
     // SAFETY: dropped here; an access calls no engine.
     let section = unsafe { engine.enter_access(subject) };
     // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.

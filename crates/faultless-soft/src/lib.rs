@@ -26,7 +26,7 @@ mod table;
 pub use access::{AccessError, Cpu};
 pub use memory::{MAX_FRAMES, MemoryError, PhysicalMemory};
 pub use mmu::PageFault;
-pub use table::{Leaf, Left, RadixTable};
+pub use table::{Leaf, RadixTable, Tag};
 
 use faultless::host::{OutOfMemory, StdHost, StdPark, StdServices};
 use faultless::sync::Sections;

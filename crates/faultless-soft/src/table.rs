@@ -5,20 +5,20 @@ mod block;
 #[cfg(debug_assertions)]
 mod cached;
 mod share;
+mod upper;
 
-use block::Reserve;
+use block::{Block, Reserve};
 #[cfg(debug_assertions)]
 pub(crate) use cached::{Caches, Processors};
 use faultless::address::{PageNumber, PageRange};
-use faultless::host::{Entry, Fate, OutOfMemory, PageTable, Stable, Unshared};
+use faultless::host::{Entry, LeafRecord, OutOfMemory, PageTable, PlaceWord, Stable, Unsupported};
 #[cfg(not(loom))]
 use faultless::sync::RetiredKind;
 use faultless::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use faultless::sync::{Life, Retired, Sections, plain};
-pub use share::Left;
-use share::Sharing;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use upper::{Upper, Walk, get_or_make};
 
 /// Nine bits a level, as on x86-64; one under loom, so that a model reaches the second leaf and the second table.
 #[cfg(not(loom))]
@@ -75,8 +75,18 @@ fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
 struct LeafTable {
     /// Atomic; who writes what is said at [`PageTable`]'s methods.
     entries: [AtomicU64; FAN],
-    sharing: Sharing,
+    /// Who else has the table. The engine's.
+    record: LeafRecord,
+    /// What its own memory is a part of, if not from a Box. Written by whoever has the table alone.
+    block: plain::AtomicPtr<Block>,
     life: Life,
+}
+
+impl LeafTable {
+    /// The block that its memory is a part of; null if it is from a Box.
+    fn block(&self) -> *mut Block {
+        self.block.load(plain::Ordering::Relaxed)
+    }
 }
 
 // SAFETY: zeros are empty entries, and a table that nobody shares; `Life` has no bytes outside loom.
@@ -85,7 +95,8 @@ unsafe impl Table for LeafTable {
     #[cfg(any(loom, shuttle))]
     fn empty() -> Self {
         let entries = std::array::from_fn(|_| AtomicU64::new(0));
-        Self { entries, sharing: Sharing::new(), life: Life::new() }
+        let block = plain::AtomicPtr::new(ptr::null_mut());
+        Self { entries, record: LeafRecord::new(), block, life: Life::new() }
     }
 
     unsafe fn free(table: NonNull<Self>) {
@@ -96,7 +107,7 @@ unsafe impl Table for LeafTable {
 
 impl Drop for LeafTable {
     fn drop(&mut self) {
-        debug_assert!(!self.sharing.is_shared(), "a table freed that others have");
+        self.record.end();
         #[cfg(all(debug_assertions, not(loom)))]
         cached::assert_leaf_forgotten(self);
         self.life.end();
@@ -110,173 +121,16 @@ struct Ghost(&'static LeafTable);
 #[cfg(loom)]
 impl Drop for Ghost {
     fn drop(&mut self) {
+        self.0.record.end();
         self.0.life.end();
-    }
-}
-
-/// A table of tables, which live until it is dropped, or of leaves, which come and go: 4 KiB stay for each GiB that was ever
-/// touched (docs/protocol.md, rule 7).
-struct Upper<C: Table> {
-    /// Null, or a table from a Box. Set by compare-and-swap (Release), followed by Acquire loads: whoever finds a
-    /// table finds it empty or later. A leaf's place is set back to null by `unhook`; while the leaf is shared, the pointer
-    /// has marks ([`share::SHARED`]).
-    places: [AtomicPtr<C>; FAN],
-    life: Life,
-}
-
-// SAFETY: zeros are null pointers; `Life` has no bytes outside loom.
-unsafe impl<C: Table> Table for Upper<C> {
-    const SPAN: u64 = FAN as u64 * C::SPAN;
-    #[cfg(any(loom, shuttle))]
-    fn empty() -> Self {
-        Self { places: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())), life: Life::new() }
-    }
-}
-
-impl<C: Table> Upper<C> {
-    fn place(&self, page: PageNumber) -> &AtomicPtr<C> {
-        self.life.touch();
-        &self.places[(page.get() / C::SPAN) as usize % FAN]
-    }
-}
-
-impl<C: Table> Drop for Upper<C> {
-    fn drop(&mut self) {
-        for place in &self.places {
-            let child = place.load(Ordering::Relaxed);
-            // A shared leaf is others': whoever drops a table has left what it shares.
-            debug_assert!(!share::is_marked(child), "a table dropped that has a shared leaf");
-            if let Some(child) = NonNull::new(child).filter(|child| !share::is_marked(child.as_ptr())) {
-                // SAFETY: `&mut self`: nobody else is here; what hangs is a table's only place, and freed once.
-                unsafe { C::free(child) };
-            }
-        }
-        self.life.end();
-    }
-}
-
-/// What hangs at `place`, made where it is missing, and charged; of two makers the second takes the first one's.
-fn get_or_make<C: Table>(place: &AtomicPtr<C>, sections: &Sections) -> Result<*mut C, OutOfMemory> {
-    let found = place.load(Ordering::Acquire);
-    if !found.is_null() {
-        return Ok(found);
-    }
-    let new = Box::into_raw(make::<C>()?);
-    // Release, partner: the Acquire loads of whoever walks here.
-    match place.compare_exchange(ptr::null_mut(), new, Ordering::Release, Ordering::Acquire) {
-        Ok(_) => {
-            sections.charge(size_of::<C>());
-            Ok(new)
-        }
-        Err(theirs) => {
-            // SAFETY: `new` came from a Box just now and nobody else has seen it.
-            drop(unsafe { Box::from_raw(new) });
-            Ok(theirs)
-        }
-    }
-}
-
-/// The way from an upper table down to the places where leaves hang.
-trait Walk: Table {
-    /// The place of the leaf over `page`, if the tables above it exist.
-    fn leaf_place(&self, page: PageNumber) -> Option<&AtomicPtr<LeafTable>>;
-    /// The same, made where it is missing.
-    fn make_leaf_place(
-        &self,
-        page: PageNumber,
-        sections: &Sections,
-    ) -> Result<&AtomicPtr<LeafTable>, OutOfMemory>;
-    /// What this table was charged, with all below it.
-    fn charged(&self) -> usize;
-    /// The first page in `from..end`, as far as this table goes, whose leaf exists. `from` lies in this table.
-    fn next_leaf(&self, from: u64, end: u64) -> Option<u64>;
-}
-
-/// The first answer of `at` for one of the pages `from`, and then the starts of `step`-sized blocks, before `end`.
-fn each_block(from: u64, end: u64, step: u64, mut at: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
-    let mut page = from;
-    while page < end {
-        if let Some(found) = at(page) {
-            return Some(found);
-        }
-        page = (page | (step - 1)) + 1;
-    }
-    None
-}
-
-impl Walk for Upper<LeafTable> {
-    fn leaf_place(&self, page: PageNumber) -> Option<&AtomicPtr<LeafTable>> {
-        Some(self.place(page))
-    }
-
-    fn make_leaf_place(&self, page: PageNumber, _: &Sections) -> Result<&AtomicPtr<LeafTable>, OutOfMemory> {
-        Ok(self.place(page))
-    }
-
-    fn charged(&self) -> usize {
-        let leaf = |place: &AtomicPtr<LeafTable>| {
-            let leaf = NonNull::new(place.load(Ordering::Acquire))?;
-            // A shared leaf is others'.
-            // SAFETY: it hangs here, and the caller frees it later.
-            let is_own =
-                !share::is_marked(leaf.as_ptr()) && unsafe { leaf.as_ref() }.sharing.block().is_null();
-            is_own.then_some(size_of::<LeafTable>())
-        };
-        size_of::<Self>() + self.places.iter().filter_map(leaf).sum::<usize>()
-    }
-
-    fn next_leaf(&self, from: u64, end: u64) -> Option<u64> {
-        let end = end.min((from | (Self::SPAN - 1)) + 1);
-        each_block(from, end, LeafTable::SPAN, |page| {
-            let leaf = self.place(PageNumber::new(page)).load(Ordering::Acquire);
-            (!leaf.is_null()).then_some(page)
-        })
-    }
-}
-
-impl<C: Walk> Upper<C> {
-    fn child(&self, page: PageNumber) -> Option<&C> {
-        let child = self.place(page).load(Ordering::Acquire);
-        // SAFETY: null, or from a Box; `C` is no leaf, so it lives until `self` is dropped.
-        unsafe { child.as_ref() }
-    }
-}
-
-impl<C: Walk> Walk for Upper<C> {
-    fn leaf_place(&self, page: PageNumber) -> Option<&AtomicPtr<LeafTable>> {
-        self.child(page)?.leaf_place(page)
-    }
-
-    fn make_leaf_place(
-        &self,
-        page: PageNumber,
-        sections: &Sections,
-    ) -> Result<&AtomicPtr<LeafTable>, OutOfMemory> {
-        let child = get_or_make(self.place(page), sections)?;
-        // SAFETY: as in `child`, and not null.
-        unsafe { &*child }.make_leaf_place(page, sections)
-    }
-
-    fn charged(&self) -> usize {
-        let child = |place: &AtomicPtr<C>| {
-            // SAFETY: as in `child`.
-            unsafe { place.load(Ordering::Acquire).as_ref() }.map(Walk::charged)
-        };
-        size_of::<Self>() + self.places.iter().filter_map(child).sum::<usize>()
-    }
-
-    fn next_leaf(&self, from: u64, end: u64) -> Option<u64> {
-        let end = end.min((from | (Self::SPAN - 1)) + 1);
-        each_block(from, end, C::SPAN, |page| self.child(PageNumber::new(page))?.next_leaf(page, end))
     }
 }
 
 /// A four-level page table: 2^36 pages, leaves of 512.
 pub struct RadixTable {
     root: Box<Root>,
-    /// The upper bits of what accesses through this table call their page; other tables' may be the same, which costs a
-    /// wait. Immutable.
-    tag: u64,
+    /// Immutable.
+    tag: Tag,
     /// For what fork shares with this table.
     reserve: Reserve,
     /// The access sections of all processors; [`PageTable::invalidate`] waits for the older ones. Immutable.
@@ -289,16 +143,29 @@ pub struct RadixTable {
 /// A leaf table and the place where it hangs.
 #[derive(Clone, Copy)]
 pub struct Leaf<'s> {
-    /// What was found there, with its marks; not null.
+    /// What was found there, with its marks ([`PlaceWord`]); not null.
     found: *mut LeafTable,
     place: &'s AtomicPtr<LeafTable>,
 }
 
 impl<'s> Leaf<'s> {
+    /// The word by which it was found.
+    #[inline]
+    fn word(self) -> PlaceWord {
+        PlaceWord::from_raw(self.found.cast())
+    }
+
+    /// Whether no store goes through the place, whatever the entries allow.
+    #[inline]
+    pub(crate) fn is_shared(self) -> bool {
+        self.word().is_shared()
+    }
+
+    #[inline]
     fn table(self) -> &'s LeafTable {
         // SAFETY: from a Box; the proof that it was found with keeps it. A section keeps every leaf, a range taken those
         // that are not shared, and callers look at no others then.
-        let table = unsafe { &*share::unmarked(self.found) };
+        let table = unsafe { &*self.word().leaf().cast::<LeafTable>() };
         table.life.touch();
         table
     }
@@ -309,11 +176,24 @@ impl<'s> Leaf<'s> {
     }
 }
 
+/// How processors name the pages of a table: the upper bits of what an access section says that it accesses. Other tables' may be the
+/// same, which costs a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(u64);
+
+impl Tag {
+    /// What an access section of `page` is said to access.
+    #[inline]
+    pub(crate) fn subject(self, page: PageNumber) -> u64 {
+        self.0 | (page.get() & (RadixTable::PAGES - 1))
+    }
+}
+
 /// Tags of tables, never the last one: no access is to [`u64::MAX`].
-fn next_tag() -> u64 {
+fn next_tag() -> Tag {
     static NEXT: plain::AtomicU64 = plain::AtomicU64::new(0);
     const TAGS: u64 = (1 << (64 - RadixTable::PAGES.trailing_zeros())) - 1;
-    (NEXT.fetch_add(1, plain::Ordering::Relaxed) % TAGS) * RadixTable::PAGES
+    Tag((NEXT.fetch_add(1, plain::Ordering::Relaxed) % TAGS) * RadixTable::PAGES)
 }
 
 impl RadixTable {
@@ -323,7 +203,7 @@ impl RadixTable {
     /// What an access section of `page` is said to access.
     #[inline]
     pub(crate) fn subject(&self, page: PageNumber) -> u64 {
-        self.tag | (page.get() & (Self::PAGES - 1))
+        self.tag.subject(page)
     }
 
     /// An empty table. `sections` are those in which processors access memory through it.
@@ -378,7 +258,7 @@ impl Drop for RadixTable {
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
         if let Some(processors) = &self.processors {
-            processors.assert_unloaded(self.tag);
+            processors.assert_unloaded(self.tag.0);
         }
         self.sections.uncharge(self.root.charged());
     }
@@ -403,13 +283,35 @@ fn linger() {
 unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
-    type Left = Left;
+    type Root<'s> = Tag;
+    type Sharing = Self;
+    type Following = Unsupported;
+    type Refusing = Unsupported;
 
     const LEAF_PAGES: u64 = LeafTable::SPAN;
-    const SHARES_LEAVES: bool = true;
 
     fn pages(&self) -> PageRange {
         PageRange::new(PageNumber::new(0), PageNumber::new(Self::PAGES)).expect("it has pages")
+    }
+
+    #[inline]
+    fn root(&self) -> Tag {
+        self.tag
+    }
+
+    #[inline]
+    fn sharing(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    #[inline]
+    fn following(&self) -> Option<&Unsupported> {
+        None
+    }
+
+    #[inline]
+    fn refusing(&self) -> Option<&Unsupported> {
+        None
     }
 
     fn leaf<'s>(&'s self, _proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {
@@ -427,7 +329,7 @@ unsafe impl PageTable for RadixTable {
 
     fn hangs(&self, leaf: Leaf<'_>) -> bool {
         // While the proof lasts the leaf is not freed, so the same pointer is the same leaf.
-        !self.is_shared(leaf) && ptr::eq(leaf.place.load(Ordering::Acquire), leaf.found)
+        !leaf.is_shared() && ptr::eq(leaf.place.load(Ordering::Acquire), leaf.found)
     }
 
     fn load(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
@@ -513,7 +415,7 @@ unsafe impl PageTable for RadixTable {
         let place = self.root.leaf_place(page)?;
         // Release, partner: `hangs`; Acquire, partner: who made the leaf.
         let table = place.swap(ptr::null_mut(), Ordering::AcqRel);
-        debug_assert!(!share::is_marked(table), "unhooked while others have it");
+        debug_assert!(!PlaceWord::from_raw(table.cast()).is_shared(), "unhooked while others have it");
         let table = NonNull::new(table)?;
         #[cfg(loom)]
         // SAFETY: from a Box or a block, and never freed.
@@ -533,36 +435,10 @@ unsafe impl PageTable for RadixTable {
             // Its block is charged as a whole.
             const OF_BLOCK: RetiredKind = kind(false);
             // SAFETY: whoever frees it comes after this.
-            let is_own = unsafe { table.as_ref() }.sharing.block().is_null();
+            let is_own = unsafe { table.as_ref() }.block().is_null();
             // SAFETY: taken out of its only place just now; tables go from thread to thread.
             Some(unsafe { Retired::from_raw(table.cast(), if is_own { &OWN } else { &OF_BLOCK }) })
         }
-    }
-
-    #[inline]
-    fn is_shared(&self, leaf: Leaf<'_>) -> bool {
-        share::is_marked(leaf.found)
-    }
-
-    fn others(&self, leaf: Leaf<'_>) -> u64 {
-        leaf.table().sharing.others()
-    }
-
-    unsafe fn share(&self, leaf: Leaf<'_>, child: &Self, page: PageNumber) -> Result<bool, OutOfMemory> {
-        share::share(
-            leaf,
-            child.root.make_leaf_place(page, &child.sections)?,
-            (&child.reserve, &child.sections),
-        )
-    }
-
-    unsafe fn unshare(
-        &self,
-        leaf: Leaf<'_>,
-        page: PageNumber,
-        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
-    ) -> Unshared<Left> {
-        share::unshare(leaf, page, each)
     }
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
@@ -584,7 +460,7 @@ unsafe impl PageTable for RadixTable {
         // An access holds a handle of its space, so none is under way.
         #[cfg(debug_assertions)]
         if let Some(processors) = &self.processors {
-            processors.forget_all(self.tag);
+            processors.forget_all(self.tag.0);
         }
     }
 }

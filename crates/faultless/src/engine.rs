@@ -455,6 +455,12 @@ impl<H: Host> Engine<H> {
         self.timed(Counter::InvalidateWait, |wait| table.invalidate(range, wait));
     }
 
+    /// A space has exited, and is about to be swept.
+    pub(crate) fn abandon(&self, table: &H::Table) {
+        self.assert_may_wait_for_processors("abandon");
+        self.timed(Counter::InvalidateWait, |wait| table.abandon(wait));
+    }
+
     /// Before the frames and the tables of a space go: returns when no processor has its table loaded.
     pub(crate) fn unload(&self, table: &H::Table) {
         self.assert_may_wait_for_processors("unload");

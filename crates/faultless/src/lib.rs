@@ -47,7 +47,7 @@
 //! | … DONTNEED; REMOVE; guards; POPULATE, and what mlock and MAP_POPULATE fetch | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
 //! | mlock, mlockall; mseal; what they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
 //! | mincore; msync | `resident.rs`; `sync_file.rs` |
-//! | fork, the leaf tables that it shares; exit | `fork.rs`, `shared_table.rs`; `exit.rs` |
+//! | fork, the leaf tables that it shares; exit | `fork.rs`, `shared_table.rs`, `../tables/`; `exit.rs` |
 //! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
 //! | what a space may use | `limits.rs` |
@@ -114,8 +114,8 @@
 //! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
 //! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
 //! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed early.
-//! Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`], [`host::FrameSource`], [`host::Slots`],
-//! [`sync::Stable`], [`sync::ShortLock`], [`vma::tree::Ranged`]), or calls an
+//! Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`] and its abilities, [`host::FrameSource`],
+//! [`host::Slots`], [`sync::Stable`], [`sync::ShortLock`], [`vma::tree::Ranged`]), or calls an
 //! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
 //! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
 //! safe calls.
@@ -129,6 +129,7 @@
 //! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
+//! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; who shares has taken the child's range |
 //! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
 //! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
 //! | `host/std_host.rs` | frames and tables are as `Host` demands | whoever implements `StdHost` |
@@ -158,6 +159,7 @@ mod space;
 pub mod stats;
 pub mod store;
 pub mod sync;
+mod tables;
 pub mod vma;
 
 pub use engine::{Engine, Limits};

@@ -2,7 +2,7 @@
 //! touched before one is used, so that a fork pays for no page of it.
 
 use super::LeafTable;
-use faultless::host::OutOfMemory;
+use faultless::host::{OutOfMemory, SpareLink};
 use faultless::sync::Sections;
 use faultless::sync::atomic::{AtomicPtr, Ordering};
 use faultless::sync::plain::{self, AtomicUsize};
@@ -30,9 +30,10 @@ pub(super) struct Block {
 }
 
 /// A table of a block that nobody uses yet; in the block, and so is the table.
+#[repr(C)]
 pub(super) struct Spare {
-    /// Whoever keeps several, keeps them in a list. Its own.
-    pub next: AtomicPtr<Spare>,
+    /// The engine's. First, so that a pointer to it is one to the spare.
+    link: SpareLink,
     block: NonNull<Block>,
     index: usize,
 }
@@ -53,7 +54,7 @@ impl Block {
             (&raw mut (*block).used).write(AtomicUsize::new(0));
             (&raw mut (*block).sections).write(Arc::clone(sections));
             for index in 0..TABLES {
-                let spare = Spare { next: AtomicPtr::new(ptr::null_mut()), block: found, index };
+                let spare = Spare { link: SpareLink::new(), block: found, index };
                 (&raw mut (*block).spares[index]).write(spare);
             }
         }
@@ -128,7 +129,7 @@ impl Spare {
             table.write(super::Table::empty());
             #[cfg(not(any(loom, shuttle)))]
             table.write_bytes(0, 1);
-            (*table).sharing.set_block(block.as_ptr());
+            (*table).block.store(block.as_ptr(), plain::Ordering::Relaxed);
             NonNull::new_unchecked(table)
         }
     }
@@ -141,7 +142,7 @@ impl Spare {
 pub(super) unsafe fn free(table: NonNull<LeafTable>) {
     // SAFETY: by the contract above.
     unsafe {
-        match NonNull::new(table.as_ref().sharing.block()) {
+        match NonNull::new(table.as_ref().block()) {
             None => drop(Box::from_raw(table.as_ptr())),
             Some(block) => {
                 ptr::drop_in_place(table.as_ptr());

@@ -158,9 +158,10 @@ static MACHINES: std::sync::Mutex<Vec<Weak<Processors>>> = std::sync::Mutex::new
 /// Panics if some processor keeps a leaf table that is about to be freed.
 #[cfg(not(loom))]
 pub(super) fn assert_leaf_forgotten(table: &LeafTable) {
+    use faultless::host::PlaceWord;
     let all = MACHINES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let all: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
-    let is_it = |leaf: &KeptLeaf| std::ptr::eq(super::share::unmarked(leaf.found), table);
+    let is_it = |leaf: &KeptLeaf| std::ptr::eq(PlaceWord::from_raw(leaf.found.cast()).leaf().cast(), table);
     for machine in all {
         if let Some(processor) = machine.find(|caches| caches.leaves.iter().flatten().any(is_it)) {
             panic!("invariant 15: a leaf table is freed, and processor {processor} keeps it");
@@ -196,7 +197,7 @@ impl Caches {
     /// Keeps `entry` of `leaf`, which names `frame` and has its accessed bit.
     pub fn keep(&mut self, subject: u64, leaf: Leaf<'_>, (frame, entry): (Frame, Entry)) {
         let mut rights = entry.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE);
-        if !entry.has(Entry::DIRTY) || super::share::is_marked(leaf.found) {
+        if !entry.has(Entry::DIRTY) || leaf.is_shared() {
             rights &= !Entry::WRITE;
         }
         self.translations[place_of(subject)] = Some(Translation { subject, frame, rights });

@@ -5,7 +5,7 @@ use faultless::frame::Folio;
 use faultless::host::conformance::Rig;
 use faultless::host::{
     Entry, Frame, FrameSource, FrameUsage, OutOfMemory, PageTable, Park, Sleeper, Stable, StdHost, StdPark,
-    StdServices,
+    StdServices, Unsupported,
 };
 use faultless::protection::Access;
 use faultless::sync::{Retired, Sections};
@@ -189,11 +189,28 @@ unsafe impl FrameSource for Frames {
 // SAFETY: as above.
 unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
-    type Left = std::convert::Infallible;
+    type Root<'s> = ();
+    type Sharing = Unsupported;
+    type Following = Unsupported;
+    type Refusing = Unsupported;
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
 
     fn pages(&self) -> PageRange {
         self.table.pages()
+    }
+
+    fn root(&self) {}
+
+    fn sharing(&self) -> Option<&Unsupported> {
+        None
+    }
+
+    fn following(&self) -> Option<&Unsupported> {
+        None
+    }
+
+    fn refusing(&self) -> Option<&Unsupported> {
+        None
     }
 
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Leaf<'s>> {

@@ -9,11 +9,11 @@
 //! | bytes in `memory` are read and written by nobody else | READING: a folio that is not up to date is mapped nowhere. WRITEBACK: every write right is gone before (`page_cache/writeback.rs`) |
 //! | `read` and `write` meet no transfer into the frame | the caller has a reference to a folio that is up to date; a writer has the folio's lock or a right, neither of which goes with WRITEBACK; a page pinned for I/O is written back from a copy |
 //! | an entry is installed, refused or let go by whoever announced it | `space::page_work::Announced`; fork, which announces each entry it copies |
-//! | an entry is exchanged or filled, a leaf unhooked, by whoever took its pages | the callers have a `Taken` over them; a space without handles has no other caller |
+//! | an entry is exchanged or filled, a leaf unhooked, by whoever took its pages | the callers have a `Taken` over them; a space without handles has no other caller; a copy of a shared leaf is filled before it hangs (`tables/share.rs`) |
 //! | an entry counts its frame | each entry that is put takes over a reference; each that is taken out gives one to `Removed` |
-//! | a leaf table stays while it may be walked | what is unhooked is retired after a later `invalidate` of its pages (`Drop` of `RangeChange` in `space/range_change.rs`); what was left by `unshare` is dropped after `invalidate` (`space/shared_table.rs`) |
+//! | a leaf table stays while it may be walked | what is unhooked is retired after a later `invalidate` of its pages (`Drop` of `RangeChange` in `space/range_change.rs`); a shared leaf that was left is dropped after `invalidate` (`space/shared_table.rs`) |
 
-use super::{Entry, Fate, Frame, FrameSource, OutOfMemory, PageTable, Unshared};
+use super::{Entry, FollowRanges, Frame, FrameSource, OutOfMemory, PageTable, RefuseAccesses};
 use crate::address::{PageNumber, PageRange};
 use crate::protection::Protection;
 use crate::sync::Retired;
@@ -126,10 +126,13 @@ impl<T: PageTable> Table<T> {
         unsafe { self.0.install(leaf, page, new) }
     }
 
-    /// As [`PageTable::refuse`].
+    /// As [`RefuseAccesses::refuse`], for a host that does; any other lets go.
     pub(crate) fn refuse(&self, leaf: T::Leaf<'_>, page: PageNumber) {
-        // SAFETY: the table above, line 6.
-        unsafe { self.0.refuse(leaf, page) }
+        match self.0.refusing() {
+            // SAFETY: the table above, line 6.
+            Some(refusing) => unsafe { refusing.refuse(leaf, page) },
+            None => self.let_go(leaf, page),
+        }
     }
 
     /// As [`PageTable::exchange`].
@@ -158,27 +161,9 @@ impl<T: PageTable> Table<T> {
         unsafe { self.0.unhook(page) }
     }
 
-    /// As [`PageTable::share`].
-    pub(crate) fn share(&self, leaf: T::Leaf<'_>, child: &T, page: PageNumber) -> Result<bool, OutOfMemory> {
-        // SAFETY: the table above, line 9; both tables are this engine's, and each space leaves what it shares before it
-        // drops its table (`space/exit.rs`).
-        unsafe { self.0.share(leaf, child, page) }
-    }
-
-    /// As [`PageTable::unshare`].
-    pub(crate) fn unshare(
-        &self,
-        leaf: T::Leaf<'_>,
-        page: PageNumber,
-        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
-    ) -> Unshared<T::Left> {
-        // SAFETY: the table above, lines 8 and 9.
-        unsafe { self.0.unshare(leaf, page, each) }
-    }
-
-    /// As [`PageTable::follow`].
+    /// As [`FollowRanges::follow`], for a host that does.
     pub(crate) fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         // SAFETY: the table above, line 7.
-        unsafe { self.0.follow(range, rights) }
+        self.0.following().map_or(Ok(()), |following| unsafe { following.follow(range, rights) })
     }
 }

@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has a table that says what each call means on three hosts: a software MMU, a kernel with x86-64
 //! tables, a Linux process with userfaultfd. The traits hold no policy; each method states what it may assume.
 
+mod abilities;
 mod caller;
 #[cfg(all(feature = "conformance", not(any(loom, shuttle))))]
 pub mod conformance;
@@ -17,6 +18,9 @@ mod std_host;
 pub use crate::sync::{
     Barrier, FenceBarrier, OutOfMemory, Park, Pinned, QuiescentStates, Sleeper, SlotIndex, Stable,
 };
+pub use abilities::{
+    FollowRanges, LeafRecord, PlaceWord, RefuseAccesses, ShareLeaves, SpareLink, Unsupported,
+};
 pub(crate) use caller::{Frames, Table};
 pub use entry::{Entry, EntryKind, Frame, GENERATIONS, Slot};
 #[cfg(feature = "std")]
@@ -28,7 +32,6 @@ pub use std_host::{StdHost, StdServices};
 
 use crate::address::{PageNumber, PageRange};
 use crate::frame::Folio;
-use crate::protection::Protection;
 use crate::sync::{Retired, Sections};
 use alloc::sync::Arc;
 
@@ -99,6 +102,9 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 ///
 /// Upper tables live as long as the space; only leaf tables come and go.
 ///
+/// A table that can do more than each table must says so by three *abilities*: [`PageTable::sharing`], [`PageTable::following`] and
+/// [`PageTable::refusing`]. For one that it has not it names [`Unsupported`] and returns `None`.
+///
 /// A host that takes memory for tables from the allocator says so to its [`Sections`], by [`Sections::charge`] and
 /// [`Sections::uncharge`], so that [`Engine::metadata_bytes`](crate::Engine::metadata_bytes) counts it. A leaf table that is
 /// retired says by its [`RetiredKind`](crate::sync::RetiredKind) whether the engine uncharges it.
@@ -117,16 +123,25 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 ///     let _ = table.unhook(page);
 /// }
 /// ```
-pub unsafe trait PageTable: Send + Sync + 'static {
+pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// A leaf table and where it hangs. Valid for `'s`, the life of the proof it was found with.
     type Leaf<'s>: Copy
     where
         Self: 's;
 
+    /// What safe code may know of a table: [`PageTable::root`].
+    type Root<'s>
+    where
+        Self: 's;
+    /// How leaf tables are shared; [`Unsupported`]: fork copies each entry.
+    type Sharing: ShareLeaves<Self>;
+    /// How mappings beside the table follow; [`Unsupported`]: there are none.
+    type Following: FollowRanges;
+    /// How an access that cannot be served is answered; [`Unsupported`]: the thread that made it gets the error of its fault.
+    type Refusing: RefuseAccesses<Self>;
+
     /// Pages of one leaf table; a power of two.
     const LEAF_PAGES: u64;
-    /// Whether [`PageTable::follow`] does anything: processors have mappings of their own beside this table.
-    const FOLLOWS: bool = false;
     /// Whether the page of zeros can be mapped for reading such that a store faults. Where not, a read of untouched
     /// memory gets a frame of its own.
     const MAPS_ZEROS: bool = true;
@@ -134,16 +149,24 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// shared mapping can be writable: [`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported); and
     /// what is written by a [`FileHandle`](crate::FileHandle) is seen where the page is mapped afterwards.
     const SHARES_WRITES: bool = true;
-    /// Whether a leaf table can hang in several tables at once ([`PageTable::share`]). Where not, fork copies each entry.
-    const SHARES_LEAVES: bool = false;
-
-    /// A shared leaf table that this one has left, as long as a processor may still walk it: dropped after
-    /// [`PageTable::invalidate`]. A host that shares none says [`core::convert::Infallible`].
-    type Left: Send;
-
     /// The pages that can be mapped; both ends are multiples of [`PageTable::LEAF_PAGES`]. Always the same. Page 0 is mapped only
     /// where a call names it.
     fn pages(&self) -> PageRange;
+
+    /// Returns what the host's own code may know of this table without `unsafe`, through
+    /// [`AddressSpace::root`](crate::AddressSpace::root): of a kernel, what it loads into the processor's register. Always the same. It
+    /// gives nobody a way to an entry. A kernel that loads it, or keeps it loaded, sees to it that the space has a handle, or
+    /// that [`PageTable::unload`] finds the processor.
+    fn root(&self) -> Self::Root<'_>;
+
+    /// The ability to share leaf tables. Always the same answer.
+    fn sharing(&self) -> Option<&Self::Sharing>;
+
+    /// The ability to follow ranges. Always the same answer.
+    fn following(&self) -> Option<&Self::Following>;
+
+    /// The ability to answer accesses that cannot be served. Always the same answer.
+    fn refusing(&self) -> Option<&Self::Refusing>;
 
     /// The leaf table over `page`, if there is one. Acquire: what was written into a new leaf is seen.
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Self::Leaf<'s>>;
@@ -196,17 +219,6 @@ pub unsafe trait PageTable: Send + Sync + 'static {
         new: Entry,
     ) -> Result<Entry, OutOfMemory>;
 
-    /// The access that this page work is for cannot be served: the page cannot be read, or there is no memory for it.
-    /// Clears the bit. A host that is not there when the access is tried again sees to its signal now, and sets
-    /// [`Entry::REFUSED`], for all accesses until the entry is installed anew or swept.
-    ///
-    /// # Safety
-    /// As [`PageTable::let_go`].
-    unsafe fn refuse(&self, leaf: Self::Leaf<'_>, page: PageNumber) {
-        // SAFETY: by the same contract.
-        unsafe { self.let_go(leaf, page) }
-    }
-
     /// Range work's step: puts `new` in the place of `seen` (neither has the bit) if the entry is still that. AcqRel.
     ///
     /// # Errors
@@ -223,7 +235,8 @@ pub unsafe trait PageTable: Send + Sync + 'static {
         new: Entry,
     ) -> Result<(), Entry>;
 
-    /// Puts `new` where nothing is: fork fills the child's entries. Release. A host whose processors walk another table
+    /// Puts `new` where nothing is: fork fills the child's entries, and whoever leaves a shared leaf the copy, before it hangs
+    /// ([`ShareLeaves::open`]). Release. A host whose processors walk another table
     /// leaves that for the first access.
     ///
     /// # Safety
@@ -241,59 +254,6 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// The caller has taken the leaf's whole span, which is a hole or BUSY, and has swept it.
     unsafe fn unhook(&self, page: PageNumber) -> Option<Retired>;
 
-    /// Whether the leaf was shared with other tables when it was found. Then its entries are not written but by processors,
-    /// which set accessed bits, and no processor stores through it, whatever its entries allow. A leaf that was found by a
-    /// range taken, and not in a section, is asked nothing else: others may free it.
-    fn is_shared(&self, leaf: Self::Leaf<'_>) -> bool {
-        let _ = leaf;
-        false
-    }
-
-    /// How many other tables have the leaf, which was found in a section.
-    fn others(&self, leaf: Self::Leaf<'_>) -> u64 {
-        let _ = leaf;
-        0
-    }
-
-    /// Hangs the leaf over `page` in `child` as well, which has none there; it was found in a section. When `invalidate` of
-    /// its pages has returned, no processor stores through it any more. Takes the memory that [`PageTable::unshare`] will need.
-    /// Does not sleep. False: somebody is at work on it, and nothing is done. Called only if [`PageTable::SHARES_LEAVES`].
-    ///
-    /// # Errors
-    /// [`OutOfMemory`]: nothing is done.
-    ///
-    /// # Safety
-    /// `leaf` hangs in this table over `page`. Both tables are walked in sections of one engine only. Before either is
-    /// dropped, it leaves what it shares, and a grace period passes.
-    unsafe fn share(
-        &self,
-        leaf: Self::Leaf<'_>,
-        child: &Self,
-        page: PageNumber,
-    ) -> Result<bool, OutOfMemory> {
-        let _ = (leaf, child, page);
-        Ok(false)
-    }
-
-    /// Gives this table a leaf of its own in the place of the shared one over `page`, which was found in a section: the shared
-    /// one where nobody else has it any more, else a copy. `each` is called for the entries that are not empty (for all, of what
-    /// is copied), and nobody else is at work on the table meanwhile. It says what the copy has, which gets no write right; the
-    /// shared table loses that of each frame which the copy has too. Does not sleep, and needs no memory.
-    ///
-    /// # Safety
-    /// `leaf` hung in this table over `page`. `each` counts each frame that the copy keeps once more, as
-    /// [`PageTable::install`] demands. What comes back in [`Unshared::Left`] is dropped after [`PageTable::invalidate`] of
-    /// the leaf's pages and a grace period.
-    unsafe fn unshare(
-        &self,
-        leaf: Self::Leaf<'_>,
-        page: PageNumber,
-        each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
-    ) -> Unshared<Self::Left> {
-        let _ = (leaf, page, each);
-        Unshared::Own
-    }
-
     /// Returns when no processor uses a translation of `range` that is older than the call, nor walks a leaf table over some of
     /// it that was unhooked before (what processors keep of upper tables goes too): a TLB shootdown, or the end of older
     /// access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
@@ -309,40 +269,19 @@ pub unsafe trait PageTable: Send + Sync + 'static {
     /// nothing; this may sleep. `wait` is as for [`PageTable::invalidate`].
     fn unload(&self, wait: impl FnMut(u32));
 
-    /// From now on `range` is mapped with these rights, or not at all: what a host whose processors have mappings of their
-    /// own does to those. The caller is in no section and has announced nothing; this may sleep. An access between the two is served, or meets a fault that finds nothing and is tried
-    /// again. Called only if [`PageTable::FOLLOWS`].
+    /// Tells that the space has exited: all its faults fail from now on, so no access through this table need succeed. The engine calls
+    /// it once, when exit has emptied the map for good and before it sweeps the entries; never for a space that goes without exit.
     ///
-    /// # Errors
-    /// [`OutOfMemory`]: as before, or in part; the caller says again what holds.
+    /// A kernel loads another root here on every processor that has this one, and loads this one no more. Invalidations of the
+    /// table, of which exit makes one for each batch of frames, then find no processor to interrupt. A host with nothing
+    /// to gain keeps the default, which does nothing: `invalidate` and `unload` are called all the same.
     ///
-    /// # Safety
-    /// The caller has taken `range` and publishes the same rights next.
-    unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
-        let _ = (range, rights);
-        Ok(())
+    /// The caller has taken all pages, is in no section and has announced nothing; this may sleep, but needs no memory. Page
+    /// work that has announced before may still install an entry, which the sweep then takes. `wait` is as for
+    /// [`PageTable::invalidate`].
+    fn abandon(&self, wait: impl FnMut(u32)) {
+        let _ = wait;
     }
-}
-
-/// What [`PageTable::unshare`] did with one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It is copied.
-    Copied,
-    /// The table becomes this space's own, and came from another one by fork; its pages are exclusive still, or some are. The
-    /// entry stays as it is, whatever is answered.
-    Stays,
-}
-
-/// How [`PageTable::unshare`] went.
-#[derive(Debug)]
-pub enum Unshared<L> {
-    /// The leaf is this table's own, or it is not the one that hangs there: look again.
-    Own,
-    /// Another one is at work on it, or about to leave it: nothing is done.
-    Busy,
-    /// What hangs there now is this table's own.
-    Left(L),
 }
 
 /// Physical memory: frames of one page each, and a [`Folio`] for each frame.

@@ -62,7 +62,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let (mut taken, mut lock) = space.map.take_beside(range, &*space.engine);
         // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
         // anything, the lock is held: that costs less.
-        let may_edit = !D::LOCKS_VMAS && !H::Table::FOLLOWS && taken.may_edit() && lock.is_crowded();
+        let may_edit =
+            !D::LOCKS_VMAS && space.table.following().is_none() && taken.may_edit() && lock.is_crowded();
         if may_edit && space.has_room_for(lock.data(), lock.edits() + 1) {
             let section = space.engine.enter();
             let view = space.tree.view(&section);

@@ -6,7 +6,7 @@ use crate::address::PageRange;
 use crate::design::{Call, LockingDesign};
 use crate::host::{Entry, Host, PageTable};
 use crate::sync::{ROOM_OF_RANGES, full_fence};
-use core::mem::ManuallyDrop;
+use core::mem::{self, ManuallyDrop};
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
@@ -36,10 +36,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // SAFETY: dropped after the grace period at the end; a panic before that leaks it.
         let old = ManuallyDrop::new(unsafe { self.tree.take_all(&mut lock.writer) });
         lock.usage = SpaceUsage::default();
+        let is_first = !mem::replace(&mut lock.abandoned, true);
         drop(lock);
         // Partner: the fence after the bit in page work.
         full_fence();
         D::published(call.work());
+        // With all of the space taken, so that no other exit sweeps before the host has been told.
+        if is_first {
+            self.engine.abandon(&self.table);
+        }
         call.sweep_away(whole, Some(whole));
         // Before the flush, which frees what is retired by then.
         call.finish();

@@ -274,7 +274,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         child: &Self,
     ) -> Result<bool, OutOfMemory> {
         let enough = self.engine.limits().shared_entries;
-        if !H::Table::SHARES_LEAVES || enough > H::Table::LEAF_PAGES {
+        if self.table.sharing().is_none() || enough > H::Table::LEAF_PAGES {
             return Ok(false);
         }
         let (mut mapped, mut has_pages, mut of_files) = (0, false, 0);

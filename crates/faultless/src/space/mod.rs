@@ -86,6 +86,8 @@ pub(crate) struct Map {
     writer: Writer,
     /// Set by exit: nothing is mapped any more.
     exited: bool,
+    /// Set by exit, when the map is empty: the host has been told, or is about to be.
+    abandoned: bool,
     /// What is locked as it comes, and up to how much.
     locks: lock::Locks,
     /// What the mappings come to; changed with them, or when it is seen that an edit has been made.
@@ -133,6 +135,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let map = Map {
                 writer,
                 exited: false,
+                abandoned: false,
                 locks: lock::Locks::default(),
                 usage: limits::SpaceUsage::default(),
                 limits: SpaceLimits::default(),
@@ -204,6 +207,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// dirty.
     pub unsafe fn table(&self) -> &H::Table {
         &self.0.table
+    }
+
+    /// What the host's own code may know of its page table, by [`PageTable::root`]. A kernel asks at each switch to a thread of the
+    /// space, and loads it.
+    pub fn root(&self) -> <H::Table as PageTable>::Root<'_> {
+        self.0.table.root()
     }
 
     /// How many ranges are taken or waited for now. Zero when no call is under way (invariant 11).

@@ -282,9 +282,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Takes an entry out of the source, if it is still `seen`.
     fn pick_up(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
         // A host that has the bytes in the processor's own page keeps them where somebody else wants the frame: we do.
-        let kept = seen
-            .counted_frame()
-            .filter(|frame| H::Table::FOLLOWS && self.engine.folio(*frame).try_get(Reference::Pin).is_ok());
+        let kept = seen.counted_frame().filter(|frame| {
+            self.table.following().is_some() && self.engine.folio(*frame).try_get(Reference::Pin).is_ok()
+        });
         let picked = self.table.exchange(leaf, page, seen, Entry::EMPTY).is_ok();
         if let Some(frame) = kept {
             self.engine.put(frame, Reference::Pin);

@@ -1,13 +1,13 @@
 //! Page work: announce in the page's own entry, then look the VMA up.
 
 use super::Space;
-use super::shared_table::LeftOf;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, LockingDesign, Need};
 use crate::engine::Engine;
-use crate::host::{Entry, Host, OutOfMemory, PageTable, Unshared};
+use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
 use crate::sync::fence_after_rmw;
+use crate::tables::{Left, Unshared};
 use crate::vma::Vma;
 
 /// Why page work did not begin.
@@ -86,7 +86,7 @@ pub(super) struct Worked<R, K> {
 }
 
 /// How one try to announce ended.
-enum Try<H: Host, R, K> {
+enum Try<R, K> {
     Worked(Worked<R, K>),
     Refused(Refused),
     /// Something moved: at once again.
@@ -98,10 +98,10 @@ enum Try<H: Host, R, K> {
     /// A range whose next mapping is not there yet.
     Busy,
     /// A table of this space's own has come in the place of a shared one.
-    Left(LeftOf<H>),
+    Left(Left),
 }
 
-impl<H: Host, R, K> From<Blocked> for Try<H, R, K> {
+impl<R, K> From<Blocked> for Try<R, K> {
     fn from(blocked: Blocked) -> Self {
         match blocked {
             Blocked::Wait => Self::Blocked,
@@ -165,7 +165,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
         work: &mut Option<impl FnOnce(Announced<'_, H, D>) -> R>,
         keeps: &impl Fn(&R, Attempt) -> bool,
-    ) -> Try<H, R, D::Kept> {
+    ) -> Try<R, D::Kept> {
         let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, page, attempt));
         let section = self.engine.enter();
         let view = self.tree.view(&section);

@@ -19,8 +19,10 @@ pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
 /// VMAs that are excluded for one look at the tree.
 const FEW: usize = 16;
 
-/// Entries between two invalidations.
+/// Entries between two invalidations, without memory for more.
 const BATCH: usize = 64;
+/// The same with memory: a munmap of 64 MiB invalidates 16 times. The frames of a batch are free only after it.
+const LARGE_BATCH: usize = 1024;
 
 /// Pages whose translations were weakened, and of leaf tables that are unhooked: a processor may still use what was there,
 /// until they are invalidated.
@@ -62,7 +64,7 @@ impl Weakened {
 /// something is swept, and not while the tree changes.
 pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
-    /// No more than its place: it takes no memory from the allocator.
+    /// More than its place only if there is memory.
     entries: SmallVec<[Entry; BATCH]>,
     /// What the entries' pages lie in, and those of tables that were unhooked.
     pub weakened: Weakened,
@@ -79,11 +81,17 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
         if !entry.holds_page() {
             return;
         }
-        if self.entries.len() == BATCH {
+        if self.entries.len() == self.entries.capacity() && !self.grow() {
             self.flush();
         }
         self.entries.push(entry);
         self.weakened.touch(page);
+    }
+
+    /// Makes room for a large batch. False: there is no memory, or it is one already.
+    #[cold]
+    fn grow(&mut self) -> bool {
+        !self.entries.spilled() && self.entries.try_grow(LARGE_BATCH).is_ok()
     }
 
     /// Invalidates, then drops the references (rule 6).
@@ -138,7 +146,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         rights: Option<Protection>,
     ) -> Result<TreeLock<'s>, OutOfMemory> {
         debug_assert!(taken.range().covers(range));
-        if !H::Table::FOLLOWS {
+        if self.table.following().is_none() {
             return Ok(lock);
         }
         drop(lock);
@@ -159,7 +167,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Has it follow the map as it is.
     pub(super) fn follow_map(&self, taken: &Taken<'_, H>, range: PageRange) -> Result<(), OutOfMemory> {
-        if !H::Table::FOLLOWS {
+        if self.table.following().is_none() {
             return Ok(());
         }
         let mut parts = Vec::new();

@@ -5,9 +5,10 @@ use super::Space;
 use super::range_work::Taken;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
-use crate::host::{Entry, Fate, FrameSource, Host, PageTable, Unshared};
+use crate::host::{Entry, FrameSource, Host, PageTable};
 use crate::stats::Counter;
 use crate::sync::Section;
+use crate::tables::{Fate, Left, Unshared};
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Vma};
 
@@ -15,18 +16,19 @@ use crate::vma::{AnonRecord, Vma};
 const AHEAD: u64 = 8;
 
 pub(super) type LeafOf<'s, H> = <<H as Host>::Table as PageTable>::Leaf<'s>;
-pub(super) type LeftOf<H> = <<H as Host>::Table as PageTable>::Left;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// One try to get a table of one's own in the place of `leaf`, which was found in `section` and is shared. `becomes` says
     /// what the caller makes of an entry: an entry that holds no page then is not counted.
-    pub(super) fn try_unshare(
-        &self,
+    #[cold]
+    #[inline(never)]
+    pub(super) fn try_unshare<'s>(
+        &'s self,
         section: &Section<'_>,
-        leaf: LeafOf<'_, H>,
+        leaf: LeafOf<'s, H>,
         page: PageNumber,
         mut becomes: impl FnMut(PageNumber, Entry) -> Entry,
-    ) -> Unshared<LeftOf<H>> {
+    ) -> Unshared {
         let mut last: Option<&Vma<H, D>> = None;
         let unshared = self.table.unshare(leaf, page, |fate, page, entry| {
             if fate == Fate::Stays {
@@ -75,7 +77,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Ends what [`Space::try_unshare`] has begun, in no section: nobody else has the table for himself before no processor
     /// of this space is in it.
-    pub(super) fn leave(&self, page: PageNumber, left: LeftOf<H>) {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn leave(&self, page: PageNumber, left: Left) {
         // CVE-2021-4002: a shared table is let go of before old translations are gone.
         if !cfg!(mutant = "unshare_without_invalidate") {
             self.engine.invalidate(&self.table, self.leaf_span(page));

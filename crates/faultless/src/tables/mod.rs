@@ -1,0 +1,25 @@
+//! Leaf tables that hang in several tables, since a fork (docs/fork.md). The place where such a leaf hangs is marked: no processor
+//! stores through it, and nobody writes its entries but processors, which set accessed bits.
+//!
+//! ```text
+//!            before              shared                    one has left               the other was last
+//!  parent    place ──► leaf      place* ──► leaf           place ──► copy             place ──► copy
+//!  child                         place* ──┘   └─ spare     place* ──► leaf            place ──► leaf
+//! ```
+//! Page work or range work that has to write an entry leaves the table first: it fills a spare table, of which there is one for each
+//! space but one, and hangs it in its place. The space is counted until its processors have left too ([`Left`]). If all
+//! spares are taken, another space is leaving, and is waited for. A space that is alone has the table for itself.
+//!
+//! The host gives steps of one meaning each ([`ShareLeaves`](crate::host::ShareLeaves)); the order, the fences and the counts are here.
+//!
+//! | file | |
+//! |---|---|
+//! | `record.rs` | one leaf's lock, counts and spares |
+//! | `share.rs` | to share a leaf, and to leave it |
+
+mod record;
+mod share;
+
+pub(crate) use record::Left;
+pub use record::{LeafRecord, SpareLink};
+pub(crate) use share::{Fate, Unshared};

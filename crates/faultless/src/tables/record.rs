@@ -1,0 +1,184 @@
+//! What the engine keeps beside each leaf table: who has it, and the tables for those who leave.
+
+use crate::sync::Life;
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::ptr::{self, NonNull};
+
+/// The engine's record of one leaf table, in the host's memory: beside the entries, or in what a kernel keeps for the frame of a
+/// page table. Only a host that shares leaf tables has them ([`ShareLeaves`](crate::host::ShareLeaves)).
+///
+/// The host makes it with the leaf table, gives it out by [`ShareLeaves::record`](crate::host::ShareLeaves::record), calls
+/// [`LeafRecord::end`] before it frees the table or uses it for something else, and reads and writes nothing of it. Zeros are the
+/// record of a leaf that nobody shares, so memory of zeros needs no initialization.
+///
+/// It is a line of 64 bytes. 24 are used. The others are for the way back from a page to the entries that map it:
+///
+/// | bytes | | state |
+/// |--:|---|---|
+/// | 8 | spaces that have the leaf, less one | used |
+/// | 2 | the lock; whether all of the leaf has been copied | used |
+/// | 8 | spare tables | used |
+/// | 8 | the space whose page work announces in the leaf; none while it is shared | reserved, zero |
+/// | 8 | the first page | reserved, zero |
+/// | 8 | the family: leaves that came from one leaf by copying | reserved, zero |
+/// | 4 | the place in the family | reserved, zero |
+#[derive(Debug)]
+#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
+pub struct LeafRecord {
+    /// Places but one where the leaf hangs, and spaces that have left and are waited for. Up under the lock; down by [`Left`].
+    others: AtomicU64,
+    /// Whether somebody shares or copies the leaf now.
+    locked: AtomicBool,
+    /// Whether somebody has copied all of it since it was shared, so that no page of it is exclusive. Under the lock.
+    is_copied: AtomicBool,
+    /// Tables for those who leave: as many as `others` less those who are leaving. Under the lock.
+    spares: AtomicPtr<SpareLink>,
+    life: Life,
+}
+
+#[cfg(not(any(loom, shuttle)))]
+const _: () = assert!(size_of::<LeafRecord>() == 64);
+
+/// A leaf table in reserve, as the engine keeps it: a link of a list. It lies in the host's memory, but not in the table, which
+/// is not touched before [`ShareLeaves::open`](crate::host::ShareLeaves::open). The host makes one for each table that it
+/// may be asked for, and reads and writes nothing of it.
+#[derive(Debug)]
+pub struct SpareLink {
+    /// The next one in the list of a leaf. Under the lock of its record.
+    next: AtomicPtr<Self>,
+}
+
+impl SpareLink {
+    /// A link in no list.
+    pub fn new() -> Self {
+        Self { next: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+impl Default for SpareLink {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LeafRecord {
+    /// The record of a leaf table that nobody shares.
+    #[cfg(not(any(loom, shuttle)))]
+    pub const fn new() -> Self {
+        Self {
+            others: AtomicU64::new(0),
+            locked: AtomicBool::new(false),
+            is_copied: AtomicBool::new(false),
+            spares: AtomicPtr::new(ptr::null_mut()),
+            life: Life::new(),
+        }
+    }
+
+    /// The record of a leaf table that nobody shares.
+    #[cfg(any(loom, shuttle))]
+    pub fn new() -> Self {
+        Self {
+            others: AtomicU64::new(0),
+            locked: AtomicBool::new(false),
+            is_copied: AtomicBool::new(false),
+            spares: AtomicPtr::new(ptr::null_mut()),
+            life: Life::new(),
+        }
+    }
+
+    /// Ends the record: the leaf table is about to be freed. Call it once. Debug builds panic if other tables have the leaf; models,
+    /// if somebody uses the record afterwards.
+    pub fn end(&self) {
+        debug_assert!(self.others.load(Ordering::Relaxed) == 0, "a leaf table freed that others have");
+        self.life.end();
+    }
+
+    /// How many other tables have the leaf, those counted that have left and are waited for. Acquire, partner: [`Left`]: what its
+    /// processors did is seen.
+    pub(crate) fn others(&self) -> u64 {
+        self.life.touch();
+        self.others.load(Ordering::Acquire)
+    }
+
+    /// Acquire, partner: [`Locked`]'s Release.
+    pub(super) fn try_lock(&self) -> Option<Locked<'_>> {
+        self.life.touch();
+        let locked = self.locked.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        // Made only then: dropping one unlocks.
+        locked.is_ok().then(|| Locked(self))
+    }
+}
+
+impl Default for LeafRecord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The record of a leaf table that nobody else shares, leaves or takes over now.
+pub(super) struct Locked<'a>(&'a LeafRecord);
+
+impl<'a> Locked<'a> {
+    pub fn others(&self) -> u64 {
+        self.0.others()
+    }
+
+    /// One table more has the leaf. It brings what the first one to leave will need.
+    ///
+    /// # Safety
+    /// From [`ShareLeaves::reserve`](crate::host::ShareLeaves::reserve), and not added before.
+    pub unsafe fn add(&self, spare: NonNull<SpareLink>) {
+        // SAFETY: by the contract above; it is the lock's from now on.
+        unsafe { spare.as_ref() }.next.store(self.0.spares.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.0.spares.store(spare.as_ptr(), Ordering::Relaxed);
+        self.0.others.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A table for the space that leaves. None: as many are leaving as have the leaf.
+    pub fn take_spare(&self) -> Option<NonNull<SpareLink>> {
+        let spare = NonNull::new(self.0.spares.load(Ordering::Relaxed))?;
+        // SAFETY: in the list, which is the lock's; the host keeps it until it is opened.
+        let next = unsafe { spare.as_ref() }.next.load(Ordering::Relaxed);
+        self.0.spares.store(next, Ordering::Relaxed);
+        Some(spare)
+    }
+
+    /// A copy was made; `is_whole`: of all pages.
+    pub fn note_copied(&self, is_whole: bool) {
+        self.0.is_copied.fetch_or(is_whole, Ordering::Relaxed);
+    }
+
+    /// One space has the leaf alone: whether all of it had been copied.
+    pub fn forget_copied(&self) -> bool {
+        self.0.is_copied.swap(false, Ordering::Relaxed)
+    }
+
+    /// Ends the lock. The space that had the leaf is counted until the value returned is dropped.
+    pub fn leave(self) -> Left {
+        Left(NonNull::from(self.0))
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.locked.store(false, Ordering::Release);
+    }
+}
+
+/// A shared leaf table that a space has left, whose processors may still be in it. Dropped when they are not: after
+/// [`PageTable::invalidate`](crate::host::PageTable::invalidate) of its pages.
+#[derive(Debug)]
+pub(crate) struct Left(NonNull<LeafRecord>);
+
+// SAFETY: records are shared between threads anyway; this is a count of one.
+unsafe impl Send for Left {}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        // SAFETY: counted in `others`: until the next line somebody else has the leaf and does not free it, nor its record.
+        let record = unsafe { self.0.as_ref() };
+        record.life.touch();
+        // Release, partner: `LeafRecord::others`.
+        record.others.fetch_sub(1, Ordering::Release);
+    }
+}
