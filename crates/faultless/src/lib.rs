@@ -1,149 +1,40 @@
-//! A virtual-memory subsystem in which a page fault waits for no lock it does not need, and nobody waits for a page
-//! fault's I/O.
+//! A virtual-memory subsystem in which a page fault waits for no lock it does not need, and nobody waits for a page fault's I/O:
+//! address spaces with mmap and its kin, copy-on-write fork, files with a page cache and writeback. It runs wherever somebody
+//! supplies a *host*, which is page tables, physical memory and a way to sleep: a software machine (`faultless-soft`), a Linux process
+//! over userfaultfd (`faultless-linux`), an emulator, a kernel.
 //!
-//! # The idea
-//!
-//! Whoever touches one page *announces* it in that page's own table entry, by one bit. Whoever changes a range
-//! publishes the change, then *sweeps* the entries and waits where it meets the bit. Nobody waits for I/O or memory
-//! while announced or sweeping.
-//!
-//! ```text
-//!   page work (a fault)                          range work (unmap, protect, map over, fork, exit)
-//!   ───────────────────                          ─────────────────────────────────────────────────
-//!   enter the read section                       take the range among other range work
-//!   set the bit in the entry ◄───── fence ─────► publish new VMAs: one store into the tree
-//!   look the VMA up                              sweep the entries, waiting at each bit
-//!   install: one store, which clears the bit     invalidate; only then free frames; let the range go
 //! ```
-//! Either the sweep meets the bit and waits, or the look-up finds the new mapping. The wait is short: an announced
-//! thread never sleeps. Two faults write no line in common, however large the mapping.
+//! use faultless::address::PAGE_SIZE;
+//! use faultless::protection::Access;
+//! use faultless::{AddressSpace, Engine, Fault, Limits, MapRequest};
+//! use faultless_soft::{Cpu, Soft};
 //!
-//! # The way of a fault
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A host: 1,024 frames of memory, and page tables, in software.
+//! let engine = Engine::new(Soft::new(1024)?, Limits::default())?;
+//! let space: AddressSpace<Soft> = AddressSpace::new(&engine)?;
 //!
-//! 1. [`AddressSpace::fault`] (`space/fault/mod.rs`) is the one entry for every host. It calls page work,
-//!    `space/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
-//!    a fork has left shared is copied before that (`space/shared_table.rs`).
-//! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
-//!    `copy_on_write.rs`, each a page long. No frame at hand: let go, evict, start over.
+//! // Anonymous memory reads as zeros. Its mapping goes with the value.
+//! let memory = space.map_owned(MapRequest::anonymous(16 * PAGE_SIZE))?;
+//! space.store_u64(memory.address(), 42)?;
 //!
-//!    A store into a shared mapping makes the file's folio dirty, and only then gets the right; writeback takes the
-//!    right away before it reads the bytes (`page_cache/writeback.rs`). While a page is on its way, a store waits as in 3.
-//! 3. What needs I/O pins the folio, starts the read (`page_cache/mod.rs`), and becomes a [`PendingFault`]: a value that
-//!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
-//!    (`space/fault/pending.rs`).
+//! // A fault as a host's handler serves it: one that needs I/O comes back as a value that holds no lock.
+//! match space.fault(memory.address(), Access::Write)? {
+//!     Fault::Done => {}
+//!     Fault::Pending(pending) => drop(pending.wait()?),
+//! }
 //!
-//! # Where each call is
-//!
-//! All in `space/`, one verb a file. Those that change mappings share `range_change.rs` (what a call holds, and the order in
-//! which it lets go) and `range_work.rs` (the steps).
-//!
-//! | call | file |
-//! |---|---|
-//! | mmap, munmap | `map.rs`, `unmap.rs` |
-//! | mprotect; downwards to the start of a stack | `protect.rs`; `grow.rs` |
-//! | mremap: what is asked and refused; in place, or where to; the pages on their way | `remap/plan.rs`; `remap.rs`; `moving.rs` |
-//! | brk; a fault below a mapping that grows down | `brk.rs`; `grow.rs` |
-//! | madvise: which advice is for what | `advise.rs` |
-//! | … DONTNEED; REMOVE; guards; POPULATE, and what mlock and MAP_POPULATE fetch | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
-//! | mlock, mlockall; mseal; what they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
-//! | mincore; msync | `resident.rs`; `sync_file.rs` |
-//! | fork, the leaf tables that it shares; exit | `fork.rs`, `shared_table.rs`, `../tables/`; `exit.rs` |
-//! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
-//! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
-//! | what a space may use | `limits.rs` |
-//! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `truncate.rs` |
-//! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
-//!
-//! mremap moves pages by their entries. While they are on their way the mapping says so at both places, and page work that
-//! meets it waits, as it does for a mapping placed over an existing one (MAP_FIXED; `moving.rs` has the steps).
-//!
-//! Each call has an error type of its own, which names the address or range and gives Linux's number by `errno`. Where an
-//! argument is an enumeration, unknown flags cannot be passed. Where it is a set of bits, unknown bits are refused
-//! ([`AddressSpace::sync`], [`AddressSpace::remap`], [`AddressSpace::lock_all`]); mmap ignores them.
-//!
-//! # Words
-//!
-//! * *Announcement*: the bit [`host::Entry::ANNOUNCED`]. *Page work*: what is done under it.
-//! * *Range work*: what changes mappings; it holds a *reservation*, [`sync::Reservation`].
-//! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
-//!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
-//! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
-//! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
-//!   and the number that they carry.
-//!
-//! # Lock order
-//!
-//! ```text
-//! a file's length: a change, a hole, reading anew     sleeps: until transfers of what goes have ended; the store is asked
-//!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
-//! a design's own lock (none in the default design)
-//!   a range taken                                     sleeps: other range work on the same pages
-//!     the tree lock                                   a few instructions, and waits for edits; nobody waits for another processor with it
-//!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
-//!       a file's list of spaces
-//!     an entry's bit                                  never held while one sleeps; one at a time
-//! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
-//! folios; a slot's list of retired things; a queue of those who sleep. A handle's account is taken before its file's errors.
+//! // The child has what the parent had at one instant, and its own from then on.
+//! let child = space.fork()?;
+//! child.store_u64(memory.address(), 7)?;
+//! assert_eq!(space.load_u64(memory.address())?, 42);
+//! # Ok(())
+//! # }
 //! ```
-//! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there.
 //!
-//! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
-//! it at every place that may sleep ([`Engine::assert_may_sleep`]). Whoever drops the last use of a file's page may be in a
-//! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for.
-//! Grace periods and `invalidate` wait for read sections, so they are awaited in no section; with a range taken they may be,
-//! since sections do not wait.
-//!
-//! None of these is held while memory that a caller gave is touched: bytes go by a page of the engine's own. Debug builds
-//! check it ([`Engine::assert_holds_nothing`]).
-//!
-//! # What may be read and written while holding what
-//!
-//! | | read section | bit of the entry | range taken | tree lock |
-//! |---|---|---|---|---|
-//! | tree, VMAs | read | read | read what lies in the range; replace what an edit names ([`sync::Edit`]) | read, replace |
-//! | tables | read; make a missing leaf; get an own one for a shared one | the same | the same; unhook a leaf all inside a hole | – |
-//! | an entry of a shared table | read | – | – | – |
-//! | an entry without the bit | announce | – | exchange, after publication | – |
-//! | an entry with the bit | – | install, by who set it | wait | – |
-//! | a folio's state | dirty, before it gives the write right | dirty | – | – |
-//! | a frame's bytes | through an entry, as a processor | fill a new one, copy | – | – |
-//! | a folio's word | take a reference unless free | count, reuse, share | drop, after `invalidate` | – |
-//!
-//! # Memory safety
-//!
-//! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
-//! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
-//! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed early.
-//! Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`] and its abilities, [`host::FrameSource`],
-//! [`host::Slots`], [`sync::Stable`], [`sync::ShortLock`], [`vma::tree::Ranged`]), or calls an
-//! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
-//! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
-//! safe calls.
-//! Not covered: a [`vma::tree::Tree`] of one's own that is given unsorted items. An engine's tree gets none.
-//!
-//! | module with unsafe code | relies on | guaranteed by |
-//! |---|---|---|
-//! | `host/caller.rs`: the calls of the host that demand something | one owner of each frame, one of each entry; `invalidate` before a frame is freed | folios' words (`frame.rs`, private to the crate), the bit, ranges taken; a table in that module says which |
-//! | `sync/section.rs`, `sync/retired.rs` | one thread a slot; the same barrier at both ends; what is retired is reached in sections only | [`host::Slots`]; the host's one barrier; `Engine::retire` is private, [`sync::Sections::retire`] unsafe |
-//! | `sync/short_lock.rs` | one thread at a time has a lock's word | [`sync::ShortLock`], which a program without `std` chooses |
-//! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
-//! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
-//! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
-//! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; who shares has taken the child's range |
-//! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
-//! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
-//! | `host/std_host.rs` | frames and tables are as `Host` demands | whoever implements `StdHost` |
-//! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
-//! | `store/mod.rs` | the memory of a transfer | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
-//! | `host/membarrier.rs` | a call of the kernel without pointers | – |
-//!
-//! The host's processors use frames while others do: so a host makes each access to a mapped frame atomic (a software
-//! machine), or makes it outside of this program's memory model (hardware, another process).
-//!
-//! # Designs
-//!
-//! What page work and range work take, and what a fault keeps through I/O, is a plug-in: [`design::LockingDesign`].
-//! The default, [`design::Faultless`], takes nothing but the bit. The laboratory runs its rivals in this same engine.
+//! * [`internals`]: how it works, and a fault's whole way through the code.
+//! * [`host`]: bring your own machine; checks that it is right are in `host::conformance`.
+//! * [`design`]: the locking designs that this one argues with, as plug-ins of the same engine.
 #![cfg_attr(not(feature = "std"), no_std)]
 extern crate alloc;
 
@@ -153,6 +44,7 @@ mod engine;
 pub mod errno;
 pub mod frame;
 pub mod host;
+pub mod internals;
 mod page_cache;
 pub mod protection;
 mod space;

@@ -115,7 +115,7 @@ impl Entry {
     pub const DIRTY: u64 = 1 << 6;
     /// Accesses are refused, though the mapping allows them (MADV_GUARD_INSTALL). In entries that name no frame.
     pub const GUARD: u64 = 1 << 7;
-    /// The host has told the process that the page cannot be had; see [`super::PageTable::refuse`].
+    /// The host has told the process that the page cannot be had; see [`super::RefuseAccesses::refuse`].
     pub const REFUSED: u64 = 1 << 8;
     /// Page work is under way on this page.
     pub const ANNOUNCED: u64 = 1 << 9;
