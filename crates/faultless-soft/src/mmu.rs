@@ -360,7 +360,7 @@ mod models {
         check(|| {
             let (machine, frame) = mapped();
             let other = spawn(&machine, |soft, table| store(soft, table, 1).unwrap());
-            let (soft, table) = &*machine;
+            let (_, table) = &*machine;
             {
                 let section = section(table.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
@@ -413,14 +413,14 @@ mod models {
     fn two_makers_get_one_leaf() {
         check(|| {
             let machine = machine();
-            let other = spawn(&machine, |soft, table| {
+            let other = spawn(&machine, |_, table| {
                 let section = section(table.sections());
                 let leaf = table.make_leaf(&section, PageNumber::new(0)).unwrap();
                 Entries(table)
                     .exchange(leaf, PageNumber::new(0), Entry::EMPTY, Entry::from_bits(1 << 12))
                     .unwrap();
             });
-            let (soft, table) = &*machine;
+            let (_, table) = &*machine;
             {
                 let section = section(table.sections());
                 let leaf = table.make_leaf(&section, PAGE).unwrap();

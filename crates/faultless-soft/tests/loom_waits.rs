@@ -9,6 +9,7 @@ mod zeros;
 
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Access;
+use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, FaultError, File, FileHandle, Limits, MapRequest, PinnedPage, Placement};
 use faultless_soft::{Cpu, Soft};
