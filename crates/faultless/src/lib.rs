@@ -52,6 +52,7 @@
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
 //! | what a space may use | `limits.rs` |
 //! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `truncate.rs` |
+//! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
 //!
 //! mremap moves pages by their entries. While they are on their way the mapping says so at both places, and page work that
@@ -129,9 +130,9 @@
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
-//! | `page_cache/`: `mod.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
+//! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
-//! | `store/mod.rs` | the memory of a transfer | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
+//! | `store/transfer.rs` | the memory of a transfer, whose pages do not overlap | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |
 //!
 //! The host's processors use frames while others do: so a host makes each access to a mapped frame atomic (a software
