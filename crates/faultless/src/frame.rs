@@ -219,12 +219,12 @@ impl Folio {
         self.word.store(MAPPING | EXCLUSIVE | UPTODATE, Ordering::Relaxed);
     }
 
-    /// Begins a life as page `index` of a file's cache, being read; pinned once for the read and once for the
+    /// Begins a life as page `index` of a file's cache, being read, with so many `pins`: one for the read, and those of the
     /// caller. The caller has the frame alone and publishes it afterwards (Release).
-    pub(crate) fn begin_reading(&self, file: u64, index: u64) {
+    pub(crate) fn begin_reading(&self, file: u64, index: u64, pins: u64) {
         self.owner.store(file, Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
-        self.word.store(CACHED | READING | REFERENCED | (2 * PIN), Ordering::Relaxed);
+        self.word.store(CACHED | READING | REFERENCED | (pins * PIN), Ordering::Relaxed);
     }
 
     /// Begins a life as page `index` of a file, of zeros that the store does not have: up to date and dirty, with one
@@ -257,8 +257,8 @@ impl Folio {
 
     /// Gives up a life begun by [`Folio::begin_reading`] that was not published after all. As above.
     #[must_use]
-    pub(crate) fn cancel_reading(&self) -> bool {
-        self.drop_references(CACHED + 2 * PIN)
+    pub(crate) fn cancel_reading(&self, pins: u64) -> bool {
+        self.drop_references(CACHED + pins * PIN)
     }
 
     /// The page's number in its file.

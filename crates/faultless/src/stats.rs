@@ -32,13 +32,13 @@ counters! {
     RetriesPageGone = "retries_page_gone",
     /// Faults that resumed after I/O, and found their mapping changed.
     ResumesChanged = "resumes_changed",
-    /// Reads started.
+    /// Pages whose read was started.
     IoReads = "io_reads",
     /// Reads of a page that had been read before and was evicted.
     IoRereads = "io_rereads",
-    /// Writes of dirty pages started.
+    /// Dirty pages whose write was started.
     IoWrites = "io_writes",
-    /// Writes of dirty pages that failed.
+    /// Writes that failed, each of one or more dirty pages; and flushes that failed.
     WritebackErrors = "writeback_errors",
     /// Time that stores, syncs and truncations waited for writes of dirty pages.
     WritebackWait = "writeback_wait_ns",

@@ -45,17 +45,23 @@ impl Store for Bytes {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        let offset = transfer.offset();
         let mut bytes = self.0.lock().unwrap();
-        let inside = bytes.get_mut(offset as usize..).unwrap_or_default();
-        let length = inside.len().min(PAGE_SIZE as usize);
-        let inside = &mut inside[..length];
-        match transfer.bytes() {
-            store::Bytes::Read(page) => page[..length].copy_from_slice(inside),
-            store::Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
-        }
+        let result = transfer.move_pages(|offset, page| {
+            let inside = bytes.get_mut(offset as usize..).unwrap_or_default();
+            let length = inside.len().min(PAGE_SIZE as usize);
+            let inside = &mut inside[..length];
+            match page {
+                store::Bytes::Read(page) => page[..length].copy_from_slice(inside),
+                store::Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
+            }
+            if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) }
+        });
         drop(bytes);
-        transfer.complete(if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) });
+        transfer.complete(result);
+    }
+
+    fn max_pages(&self) -> usize {
+        store::MAX_PAGES
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

@@ -260,7 +260,7 @@ fn willneed_begins_reads_and_waits_for_none<S: Stand, D: LockingDesign>() -> Ran
     space.map(of_file(&file, 10, 5, Protection::READ)).unwrap();
     space.map(anonymous(15, 2)).unwrap();
     space.advise(at(10), pages(7), Advice::WillNeed).unwrap();
-    gate.wait_for(3);
+    assert_eq!(gate.waiting(), 1, "one transfer of three pages");
     assert_eq!(resident(&space, 10, 7), "0000000", "being read");
     let error = space.advise(at(10), pages(8), Advice::WillNeed).unwrap_err();
     assert!(matches!(error, AdviseError::Hole { address, .. } if address == at(17)));

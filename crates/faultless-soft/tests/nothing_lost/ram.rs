@@ -39,20 +39,23 @@ impl Ram {
     }
 
     pub fn transfer(&self, mut transfer: Transfer) {
-        let offset = transfer.offset() as usize;
         let mut bytes = self.bytes.lock().unwrap();
-        let n = bytes.len().saturating_sub(offset).min(P);
-        match transfer.bytes() {
-            Bytes::Read(page) => page[..n].copy_from_slice(&bytes[offset..offset + n]),
-            // As pwrite: a write of what lies behind the end makes it longer again.
-            Bytes::Write(page) => {
-                let end = bytes.len().max(offset + n);
-                bytes.resize(end, 0);
-                bytes[offset..offset + n].copy_from_slice(&page[..n]);
+        let result = transfer.move_pages(|offset, page| {
+            let offset = offset as usize;
+            let n = bytes.len().saturating_sub(offset).min(P);
+            match page {
+                Bytes::Read(page) => page[..n].copy_from_slice(&bytes[offset..offset + n]),
+                // As pwrite: a write of what lies behind the end makes it longer again.
+                Bytes::Write(page) => {
+                    let end = bytes.len().max(offset + n);
+                    bytes.resize(end, 0);
+                    bytes[offset..offset + n].copy_from_slice(&page[..n]);
+                }
             }
-        }
+            Ok(n)
+        });
         drop(bytes);
-        transfer.complete(Ok(n));
+        transfer.complete(result);
     }
 
     pub fn go_on(&self) {
@@ -63,7 +66,7 @@ impl Ram {
 
     fn check(&self, what: &str, from: u64, end: u64) {
         for transfer in self.held.lock().unwrap().iter() {
-            if transfer.offset() < end && transfer.offset() + PAGE_SIZE > from {
+            if transfer.offset() < end && transfer.offset() + transfer.pages() as u64 * PAGE_SIZE > from {
                 let line = format!(
                     "{what} while a {:?} of {} is under way",
                     transfer.direction(),

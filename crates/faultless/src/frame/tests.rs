@@ -16,7 +16,7 @@ fn reuse_in_place_counts_pins() {
 #[test]
 fn eviction_takes_only_what_nobody_uses() {
     let folio = Folio::new();
-    folio.begin_reading(1, 0);
+    folio.begin_reading(1, 0, 2);
     assert!(!folio.try_list(), "in use");
     folio.finish_read();
     assert_eq!(folio.release(Reference::Pin), Left::Others);
@@ -35,7 +35,7 @@ fn eviction_takes_only_what_nobody_uses() {
 #[test]
 fn a_folio_that_the_list_lets_go_comes_back_when_it_is_idle() {
     let folio = Folio::new();
-    folio.begin_reading(1, 0);
+    folio.begin_reading(1, 0, 2);
     folio.finish_read();
     assert_eq!(folio.release(Reference::Pin), Left::Others);
     assert_eq!(folio.release(Reference::Pin), Left::Idle);
@@ -51,7 +51,7 @@ fn a_folio_that_the_list_lets_go_comes_back_when_it_is_idle() {
 #[test]
 fn what_is_dirty_or_being_written_is_not_evicted() {
     let folio = Folio::new();
-    folio.begin_reading(1, 0);
+    folio.begin_reading(1, 0, 2);
     folio.finish_read();
     assert_eq!((folio.try_dirty(), folio.try_dirty()), (Some(true), Some(false)));
     assert!(!folio.put(Reference::Pin));
@@ -98,16 +98,16 @@ fn copies_of_tables_count_beyond_where_others_are_refused() {
 #[test]
 fn a_cancelled_life_leaves_others_their_references() {
     let folio = Folio::new();
-    folio.begin_reading(1, 0);
+    folio.begin_reading(1, 0, 2);
     assert_eq!(folio.try_get(Reference::Pin), Ok(()), "somebody who meant an older life");
-    assert!(!folio.cancel_reading());
+    assert!(!folio.cancel_reading(2));
     assert!(folio.put(Reference::Pin), "who comes last frees");
 }
 
 #[test]
 fn a_failed_read_says_why() {
     let folio = Folio::new();
-    folio.begin_reading(1, 3);
+    folio.begin_reading(1, 3, 2);
     folio.fail_read(StoreError::Io { offset: 3 * 4096, errno: 5 });
     assert_eq!(folio.read_error(3 * 4096), Some(StoreError::Io { offset: 3 * 4096, errno: 5 }));
     assert!(!folio.is_uptodate());

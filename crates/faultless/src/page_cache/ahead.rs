@@ -1,29 +1,151 @@
-//! Reads ahead of their use, and looks at what is there.
+//! Reads ahead of their use, in runs, and looks at what is there.
 
-use super::{File, NEWCOMER, frame_of};
-use crate::host::Host;
+use super::folio_list::FolioList;
+use super::{File, NEWCOMER, SEEN, frame_of, index, word_of};
+use crate::host::{Frame, Host};
+use crate::stats::Counter;
+use crate::store::{Completion, MAX_PAGES, Place, Places, Store};
 use crate::sync::atomic::Ordering;
+use crate::sync::{fence_after_rmw, try_box};
+use core::ops::Range;
+use smallvec::SmallVec;
+
+fn frames_of(places: &[Place]) -> impl Iterator<Item = Frame> {
+    places.iter().filter_map(|place| place.frame)
+}
 
 impl<H: Host> File<H> {
-    /// Starts the read of `page` if it is not in memory. False: no more now, since it lies past the end, or there is no
-    /// room that needs no wait.
-    pub(crate) fn start_read(&self, page: u64) -> bool {
-        if page >= self.pages() {
+    /// Starts the reads of those of `pages` that are not in memory, and waits for none. Consecutive pages are one transfer, as far
+    /// as the store takes such. A page that the caller is about to wait for is not to be among them: it would wait for the whole run.
+    ///
+    /// Returns false if it stopped early: a page lies past the end, or there is no room that needs no wait.
+    pub(crate) fn start_reads(&self, pages: Range<u64>) -> bool {
+        // A file without a store is not read.
+        let Some(store) = &self.store else { return true };
+        let most = store.max_pages().clamp(1, MAX_PAGES) as u64;
+        let end = pages.end.min(self.pages()).min(index::PAGES);
+        let mut at = pages.start;
+        while let Some(first) = (at..end).find(|page| !self.is_attached_or_read(*page)) {
+            let most = end.min(first + most);
+            let run = first..(first + 1..most).find(|page| self.is_attached_or_read(*page)).unwrap_or(most);
+            let Some(count) = self.start_run(run) else { return false };
+            at = first + count;
+        }
+        end == pages.end
+    }
+
+    fn is_attached_or_read(&self, page: u64) -> bool {
+        self.index.get(page).is_some_and(|word| frame_of(word.load(Ordering::Acquire)).is_some())
+    }
+
+    /// Starts the read of `pages`, or of the first of them; returns how many. `None`: there is no room, or no transfer of them may
+    /// begin.
+    ///
+    /// Everything that may wait comes first. From the first page that is attached to the submission nothing waits: others may
+    /// wait for these pages, and hold what this thread would wait for.
+    fn start_run(&self, pages: Range<u64>) -> Option<u64> {
+        let (engine, first) = (&self.engine, pages.start);
+        // First: whoever finds the cache full because of this waits, as for any transfer.
+        engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
+        let mut places = self.places_ahead(pages.end - first);
+        let has_room = !places.is_empty();
+        self.attach_ahead(first, &mut places);
+        if places.is_empty() {
+            self.end_transfer();
+            // Somebody else reads the page now, if that is why.
+            return (has_room && self.is_attached_or_read(first)).then_some(0);
+        }
+        let count = places.len() as u64;
+        engine.counters().add(Counter::IoReads, count);
+        let Some(completion) = self.completion_ahead(first, &places) else {
+            (first..).zip(frames_of(&places)).for_each(|(page, frame)| self.withdraw(page, frame));
+            self.end_transfer();
+            return None;
+        };
+        self.submit_reads(first, places, completion);
+        Some(count)
+    }
+
+    /// Takes frames for up to `count` pages that are read ahead, and counts them as cached. May write dirty pages back.
+    fn places_ahead(&self, count: u64) -> Places {
+        let (engine, account) = (&self.engine, &self.engine.cache);
+        let (limit, pins) = (engine.limits().cached_pages, account.pins.load(Ordering::Relaxed));
+        let mut places = Places::new();
+        // Those who wait for memory come first.
+        if !account.queue.is_first(NEWCOMER) || pins != 0 && pins >= limit / 2 {
+            return places;
+        }
+        let count = if places.try_reserve_exact(count as usize).is_ok() { count } else { 1 };
+        let over = (account.cached() + count).saturating_sub(limit);
+        if over > 0 {
+            engine.evict(over);
+        }
+        // At once, so that several threads together stay below the limit.
+        let before = account.cached.fetch_add(count, Ordering::Relaxed);
+        let room = limit.saturating_sub(before).min(count);
+        places.extend((0..room).map_while(|_| engine.allocate().map(|frame| self.place(frame))));
+        account.cached.fetch_sub(count - places.len() as u64, Ordering::Relaxed);
+        places
+    }
+
+    /// Attaches the frames of `places` as the pages from `first` on, being read, up to the first page that cannot be read now. Gives
+    /// the other frames back.
+    fn attach_ahead(&self, first: u64, places: &mut Places) {
+        let attached =
+            (first..).zip(frames_of(places)).take_while(|(page, frame)| self.attach(*page, *frame));
+        let attached = attached.count();
+        // The one that was refused has gone already.
+        let others = places.get(attached + 1..).unwrap_or_default();
+        frames_of(others).for_each(|frame| self.engine.frames().free(frame));
+        self.engine.cache.cached.fetch_sub(others.len() as u64, Ordering::Relaxed);
+        places.truncate(attached);
+    }
+
+    /// Attaches `frame`, which is counted as cached, as page `page`, being read. False: the page cannot be read now, and the frame
+    /// is free, or is freed by whoever has looked it up.
+    fn attach(&self, page: u64, frame: Frame) -> bool {
+        let engine = &self.engine;
+        let free = || {
+            engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            engine.frames().free(frame);
+        };
+        let Ok(word) = self.index.make(page) else {
+            free();
+            return false;
+        };
+        let folio = engine.folio(frame);
+        FolioList::begin(folio, Some(&self.this));
+        folio.begin_reading(self.id, page, 1);
+        let old = word.load(Ordering::Acquire);
+        let is_attached = frame_of(old).is_none()
+            && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if !is_attached {
+            if folio.cancel_reading(1) {
+                free();
+            } else {
+                engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            }
             return false;
         }
-        let is_there = || {
-            let word = self.index.get(page)?;
-            frame_of(word.load(Ordering::Acquire))
-        };
-        // What has no store is not read.
-        if is_there().is_some() || self.is_in_memory() {
-            return true;
+        // As in `read`.
+        fence_after_rmw();
+        if page >= self.pages() || self.is_forbidden(page) {
+            self.withdraw(page, frame);
+            return false;
         }
-        let (account, limit) = (&self.engine.cache, self.engine.limits().cached_pages);
-        let is_full = account.cached() >= limit && self.engine.evict(1) == 0;
-        let pins = account.pins.load(Ordering::Relaxed);
-        // The read has a pin of its own; the caller's goes at once.
-        !is_full && (pins == 0 || pins < limit / 2) && self.read(page, false, NEWCOMER).is_ok()
+        if old & SEEN != 0 {
+            engine.counters().add(Counter::IoRereads, 1);
+        }
+        true
+    }
+
+    /// Makes what the end of a run calls. `None`: there is no memory for that.
+    fn completion_ahead(&self, first: u64, places: &[Place]) -> Option<Completion> {
+        let this = self.this.upgrade()?;
+        let mut frames = SmallVec::<[Frame; 1]>::new();
+        frames.try_reserve_exact(places.len()).ok()?;
+        frames.extend(frames_of(places));
+        Some(try_box(move |result| this.end_reads(first, &frames, result)).ok()?)
     }
 
     /// Whether `page` is in memory and read. By the time one knows it may have changed.

@@ -31,7 +31,7 @@ const BIT_WORDS: usize = FANOUT.div_ceil(64);
 struct Leaf {
     words: [AtomicU64; FANOUT],
     /// A bit a page for each [`Tag`]: who looks for tagged pages reads one word for 64 of them.
-    tags: [[AtomicU64; BIT_WORDS]; 3],
+    tags: [[AtomicU64; BIT_WORDS]; 4],
 }
 
 /// What a page is looked for by.
@@ -43,6 +43,8 @@ pub(super) enum Tag {
     Writing,
     /// A write of it has ended well, and perhaps not reached the device. Never cleared: asked only when a flush has failed.
     Written,
+    /// A write of it has failed, or was not tried because one before it in its transfer failed: it is written alone next time.
+    Alone,
 }
 
 impl Leaf {

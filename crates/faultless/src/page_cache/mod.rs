@@ -16,6 +16,7 @@ mod handle;
 mod index;
 mod mappings;
 mod memory_queue;
+mod reading;
 mod refresh;
 mod resize;
 mod writeback;
@@ -33,11 +34,11 @@ use crate::errno;
 use crate::frame::{Eviction, Reference, Refused};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
 use crate::stats::Counter;
-use crate::store::{Completion, Direction, Store, StoreError, Transfer};
+use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{
     Claims, Counted, LeftToRetired, Mutex, Park, ROOM_OF_RANGES, Ranges, RetiredList, Shared, Weak,
-    fence_after_rmw, plain, try_box,
+    fence_after_rmw, plain,
 };
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -121,6 +122,9 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Counts flushes that failed. Partners: see [`File::flush_store`].
     failed_flushes: AtomicU64,
+    /// Counts writes that left more pages behind than the one that failed. Atomic; ordered by the tags: see
+    /// [`File::finish_writeback`].
+    left_behind: plain::AtomicU64,
     /// Writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
     /// Held while the word of an attached page is cleared.
@@ -198,6 +202,7 @@ impl<H: Host> File<H> {
                     cuts: AtomicU64::new(0),
                     errors: Mutex::default(),
                     failed_flushes: AtomicU64::new(0),
+                    left_behind: plain::AtomicU64::new(0),
                     writers: Writers::default(),
                     removal: Mutex::new(()),
                     spaces: FileMappings::default(),
@@ -311,12 +316,12 @@ impl<H: Host> File<H> {
             let (word, completion) = memory.inspect_err(|_| engine.frames().free(frame))?;
             let folio = engine.folio(frame);
             FolioList::begin(folio, Some(&self.this));
-            folio.begin_reading(self.id, page);
+            folio.begin_reading(self.id, page, 2);
             let old = word.load(Ordering::Acquire);
             let attached = frame_of(old).is_none()
                 && word.compare_exchange(old, word_of(frame), Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if !attached {
-                if folio.cancel_reading() {
+                if folio.cancel_reading(2) {
                     engine.frames().free(frame);
                 }
                 crate::sync::spin_loop();
@@ -330,6 +335,7 @@ impl<H: Host> File<H> {
             #[cfg(not(mutant = "resize_under_transfers"))]
             if self.is_forbidden(page) {
                 self.withdraw(page, frame);
+                self.end_transfer();
                 return Err(Miss::Forbidden);
             }
             engine.counters().add(Counter::IoReads, 1);
@@ -339,17 +345,10 @@ impl<H: Host> File<H> {
             if page < self.pages() {
                 self.submit(page, frame, completion);
             } else {
-                self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
+                completion(Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
             }
             return Ok((pin, true));
         }
-    }
-
-    /// Ends a read that must not begin. Whoever has found the page meanwhile looks again: it asked for `cuts` before that.
-    fn withdraw(&self, page: u64, frame: Frame) {
-        self.detach(page, frame);
-        self.cuts.fetch_add(1, Ordering::AcqRel);
-        self.end_read(page, frame, Err(StoreError::PastEnd { offset: page * PAGE_SIZE }));
     }
 
     /// Takes a reference to page `page` of a file that has no store, made of zeros where it is missing. Does not sleep.
@@ -404,55 +403,6 @@ impl<H: Host> File<H> {
             frames.free(frame);
         }
         Ok(None)
-    }
-
-    /// What the end of a read calls; had before anybody waits for the read.
-    fn completion(&self, page: u64, frame: Frame) -> Result<Completion, OutOfMemory> {
-        let this = self.this.upgrade().ok_or(OutOfMemory)?;
-        Ok(try_box(move |result| this.end_read(page, frame, result))?)
-    }
-
-    fn submit(&self, page: u64, frame: Frame, completion: Completion) {
-        let Some(store) = &self.store else { return };
-        let memory = self.engine.frames().memory(frame);
-        // SAFETY: the read's own pin keeps the frame until the completion, and nobody touches the bytes of a folio
-        // that is being read.
-        let transfer = unsafe { Transfer::new(Direction::Read, page * PAGE_SIZE, memory, completion) };
-        store.submit(transfer);
-    }
-
-    /// The read of `page` into `frame` has ended. On any thread.
-    fn end_read(&self, page: u64, frame: Frame, result: Result<usize, StoreError>) {
-        let (engine, offset) = (&self.engine, page * PAGE_SIZE);
-        engine.assert_may_sleep("the end of a read");
-        let folio = engine.folio(frame);
-        let inside = self.length().saturating_sub(offset).min(PAGE_SIZE);
-        match result {
-            Ok(bytes) if bytes > 0 && inside > 0 => {
-                self.zero_tail(frame, (bytes as u64).min(inside));
-                folio.finish_read();
-            }
-            Ok(_) => {
-                self.detach(page, frame);
-                folio.fail_read(StoreError::PastEnd { offset });
-            }
-            Err(error) => {
-                self.detach(page, frame);
-                folio.fail_read(error);
-            }
-        }
-        engine.wake_all(core::ptr::from_ref(folio).addr());
-        engine.unpin(frame, Reference::Pin);
-        engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
-        engine.tell_memory();
-    }
-
-    /// What lies behind the end of the file reads as zeros.
-    fn zero_tail(&self, frame: Frame, from: u64) {
-        let from = from.min(PAGE_SIZE) as usize;
-        let memory = self.engine.frames().memory(frame);
-        // SAFETY: the frame's own PAGE_SIZE bytes; its read has ended and nobody sees it up to date yet.
-        unsafe { memory.as_ptr().add(from).write_bytes(0, PAGE_SIZE as usize - from) }
     }
 
     /// Clears the word of `page` if it names `frame`, takes the folio off the list, and drops the cache's reference.

@@ -18,6 +18,10 @@
 //!
 //! The folio's lock keeps writers by handle, truncation and others' writeback away, for the moment in which the state
 //! changes; it is not held while entries are looked at, and nobody waits for one while a batch is not submitted.
+//!
+//! Consecutive pages of a batch are one transfer, if the store takes such. They end together: whoever waits for one of them waits for
+//! all. If one of them fails, it and those behind it stay dirty, and are tagged Alone: the next write of each is a transfer of its own,
+//! until one goes well. A sync makes that attempt itself, so that a page that cannot be written keeps no other page from the store.
 
 use super::account::{Full, Pin};
 use super::index::{self, Tag};
@@ -27,17 +31,19 @@ use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
-use crate::store::{Direction, Store, StoreError, Transfer};
+use crate::store::{Direction, MAX_PAGES, Outcome, Place, Places, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
 use crate::sync::{fence_after_rmw, full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
+use smallvec::SmallVec;
 
 /// Pages whose entries are looked at together.
 #[cfg(not(loom))]
-const BATCH: usize = 32;
+const BATCH: usize = MAX_PAGES;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
@@ -92,10 +98,20 @@ enum Begun<H: Host> {
     Full(Full),
 }
 
-/// Pages that are under writeback and not submitted.
-struct Batch<H: Host> {
-    pages: [Option<(u64, Pin<H>)>; BATCH],
-    count: usize,
+/// Pages that are under writeback and not submitted, upwards by number. A few need no memory of the allocator.
+type Batch<H> = SmallVec<[(u64, Pin<H>); 4]>;
+
+/// The pins of consecutive pages that are one transfer. One needs no memory of the allocator.
+type Pins<H> = SmallVec<[Pin<H>; 1]>;
+
+/// A write under way, but for its pages.
+struct Write {
+    /// Its bytes that are the file's: fewer than a page's only in the last page.
+    inside: usize,
+    /// The store has a copy of the page, which others may write meanwhile.
+    stays_dirty: bool,
+    /// How many flushes had failed before it was submitted.
+    flushes: u64,
 }
 
 impl<H: Host> File<H> {
@@ -126,7 +142,18 @@ impl<H: Host> File<H> {
     /// Writes the dirty pages of `pages` back, and waits until that and what was under way before has ended. The caller
     /// holds nothing.
     pub(crate) fn finish_writeback(&self, pages: Range<u64>) {
+        // Counted before the tags say that the writes have ended.
+        let seen = self.left_behind.load(Ordering::Relaxed);
         self.write_back(pages.clone(), true);
+        self.wait_for_writes(pages.clone());
+        // Pages behind one that could not be written: now each is written alone, as if there were no runs.
+        if self.left_behind.load(Ordering::Relaxed) != seen {
+            self.write_back(pages.clone(), true);
+            self.wait_for_writes(pages);
+        }
+    }
+
+    fn wait_for_writes(&self, pages: Range<u64>) {
         let mut rest = pages;
         while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Writing) {
             match self.find(page, Reference::Pin) {
@@ -199,14 +226,17 @@ impl<H: Host> File<H> {
         if self.is_in_memory() {
             return;
         }
-        let mut batch = Batch { pages: [const { None }; BATCH], count: 0 };
+        let mut batch = Batch::new();
         let mut rest = pages;
         while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Dirty) {
             match self.begin_writeback(page) {
                 Begun::Started(pin) => {
-                    batch.pages[batch.count] = Some((page, pin));
-                    batch.count += 1;
-                    if batch.count == BATCH {
+                    let is_full = batch.len() == batch.capacity();
+                    if is_full && batch.try_reserve_exact(BATCH.saturating_sub(batch.len())).is_err() {
+                        self.submit_batch(&mut batch);
+                    }
+                    batch.push((page, pin));
+                    if batch.len() >= BATCH {
                         self.submit_batch(&mut batch);
                     }
                 }
@@ -296,105 +326,135 @@ impl<H: Host> File<H> {
         Begun::Again
     }
 
-    /// Takes the write rights of the batch's pages away, and then submits them.
+    /// Takes the write rights of the batch's pages away, and then submits them: consecutive pages as one transfer.
     fn submit_batch(&self, batch: &mut Batch<H>) {
-        let count = core::mem::take(&mut batch.count);
-        let pages = || batch.pages[..count].iter().flatten().map(|(page, _)| *page);
-        let (Some(first), Some(last)) = (pages().min(), pages().max()) else { return };
+        let (Some((first, _)), Some((last, _)), Some(store)) = (batch.first(), batch.last(), &self.store)
+        else {
+            return;
+        };
         // Partner: the fence after the bit in page work.
         full_fence();
         #[cfg(not(mutant = "writeback_keeps_rights"))]
-        self.each_space(first..last + 1, |space, pages, shown| {
+        self.each_space(*first..*last + 1, |space, pages, shown| {
             space.protect_pages_of(self.id, pages, shown);
         });
         let _ = (first, last);
-        for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
-            self.submit_write(page, pin);
+        let most = store.max_pages().clamp(1, MAX_PAGES);
+        let mut rest = mem::take(batch).into_iter();
+        while let [(first, _), ..] = *rest.as_slice() {
+            let mut pins = Pins::new();
+            let count = self.run_length(rest.as_slice(), most);
+            let count = if pins.try_reserve_exact(count).is_ok() { count } else { 1 };
+            pins.extend(rest.by_ref().take(count).map(|(_, pin)| pin));
+            self.submit_write(first, pins);
         }
     }
 
-    fn submit_write(&self, page: u64, pin: Pin<H>) {
-        let (engine, offset) = (&self.engine, page * PAGE_SIZE);
+    /// How many of `pages`, at most `most`, are written as one transfer with the first.
+    fn run_length(&self, pages: &[(u64, Pin<H>)], most: usize) -> usize {
+        let first = pages[0].0;
+        let follows = |(place, (page, pin)): &(u64, &(u64, Pin<H>))| {
+            *page == first + place && !self.is_written_alone(*page, pin)
+        };
+        (0..).zip(&pages[..pages.len().min(most)]).take_while(follows).count().max(1)
+    }
+
+    fn is_written_alone(&self, page: u64, pin: &Pin<H>) -> bool {
+        self.engine.folio(pin.frame()).is_pinned_for_io() || self.index.is_tagged(page, Tag::Alone)
+    }
+
+    /// Submits the write of consecutive pages from `first` on. No right to write them is left.
+    #[inline(never)]
+    fn submit_write(&self, first: u64, pins: Pins<H>) {
+        let (engine, offset) = (&self.engine, first * PAGE_SIZE);
         let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
         let frames = engine.frames();
         // No length changes this until the write has ended: see resize.rs.
-        let inside = self.length().saturating_sub(offset).min(PAGE_SIZE) as usize;
-        // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
-        frames.write(pin.frame(), inside, &[0; PAGE_SIZE as usize][inside..]);
+        let inside = self.length().saturating_sub(offset).min(pins.len() as u64 * PAGE_SIZE) as usize;
+        let tail = inside % PAGE_SIZE as usize;
+        if tail != 0 {
+            // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
+            let last = pins[inside / PAGE_SIZE as usize].frame();
+            frames.write(last, tail, &[0; PAGE_SIZE as usize][tail..]);
+        }
         // The bytes may be in the store from now on, and in what a flush loses.
         let flushes = self.failed_flushes.load(Ordering::Acquire);
-        engine.counters().add(Counter::IoWrites, 1);
+        engine.counters().add(Counter::IoWrites, pins.len() as u64);
         engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
-        let (mut moving, mut has_memory) = (None, true);
-        if engine.folio(pin.frame()).is_pinned_for_io() {
-            // Somebody may write it at any time: the store gets a copy, and the page stays dirty.
+        let mut places = Places::new();
+        let (mut moving, mut has_memory) = (None, places.try_reserve_exact(pins.len()).is_ok());
+        // Somebody may write it at any time: the store gets a copy, and the page stays dirty. Such a page is written alone.
+        if engine.folio(pins[0].frame()).is_pinned_for_io() {
             if let Ok(mut copy) = try_box([0; PAGE_SIZE as usize]) {
-                frames.read(pin.frame(), 0, &mut copy[..]);
-                moving = Some(Moving(NonNull::from(Box::leak(copy))));
+                frames.read(pins[0].frame(), 0, &mut copy[..]);
+                let copy = Moving(NonNull::from(Box::leak(copy)));
+                places.push(Place { memory: copy.0.cast(), frame: None });
+                moving = Some(copy);
             } else {
                 has_memory = false;
             }
+        } else if has_memory {
+            places.extend(pins.iter().map(|pin| self.place(pin.frame())));
         }
-        let memory = match &moving {
-            Some(moving) => moving.0.cast(),
-            None => frames.memory(pin.frame()),
-        };
+        let write = Write { inside, stays_dirty: moving.is_some(), flushes };
         let end = move |result| {
-            let stays_dirty = moving.is_some();
             drop(moving);
-            this.end_write(page, pin, (inside, stays_dirty, flushes), result);
+            this.end_write(first, pins, write, result);
         };
-        // A write that finds no memory has failed like any other: the page stays dirty.
+        // A write that finds no memory has failed like any other: the pages stay dirty.
         let completion = match if has_memory { try_box_or_back(end) } else { Err(end) } {
             Ok(completion) => completion,
             Err(end) => return end(Err(no_memory(offset))),
         };
-        // SAFETY: the pin keeps the frame until the completion, and nobody stores into it: no entry has the write right,
-        // and none gets it while the folio is under writeback; who writes by handle waits for the same. A copy is the
-        // completion's own.
-        let transfer = unsafe { Transfer::new(Direction::Write, offset, memory, completion) };
+        // SAFETY: the pins keep the frames, of which no two are the same, until the completion, and nobody stores into them: no entry
+        // has the write right, and none gets it while the folio is under writeback; who writes by handle waits for the same. A copy is
+        // the completion's own.
+        let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
         store.submit(transfer);
     }
 
-    /// The write of `page`, of which `inside` bytes are the file's, has ended. On any thread. `flushes`: how many had failed
-    /// before it was submitted.
-    fn end_write(
-        &self,
-        page: u64,
-        pin: Pin<H>,
-        (inside, stays_dirty, flushes): (usize, bool, u64),
-        result: Result<usize, StoreError>,
-    ) {
-        let engine = &self.engine;
+    /// The write of the pages from `first` on has ended. On any thread.
+    fn end_write(&self, first: u64, pins: Pins<H>, write: Write, result: Result<usize, StoreError>) {
+        let (engine, offset) = (&self.engine, first * PAGE_SIZE);
         engine.assert_may_sleep("the end of a write");
-        let offset = page * PAGE_SIZE;
-        let failed = match result {
-            Ok(moved) if moved < inside => Some(StoreError::PastEnd { offset: offset + moved as u64 }),
-            Ok(_) => None,
-            Err(error) => Some(error),
-        };
+        let outcome = Outcome::new(offset, pins.len(), result);
+        let moved = outcome.moved();
+        let is_short = moved < write.inside;
+        let failed =
+            outcome.error().or(is_short.then(|| StoreError::PastEnd { offset: offset + moved as u64 }));
+        let written = if failed.is_some() { moved / PAGE_SIZE as usize } else { pins.len() };
         if let Some(error) = failed {
             engine.counters().add(Counter::WritebackErrors, 1);
             self.errors.lock().record(error);
         }
-        if failed.is_none() {
+        let pages = first..first + pins.len() as u64;
+        for page in first..first + written as u64 {
             self.index.tag(page, Tag::Written);
+            if self.index.is_tagged(page, Tag::Alone) {
+                self.index.untag(page, Tag::Alone);
+            }
+        }
+        for page in first + written as u64..pages.end {
+            self.index.tag(page, Tag::Alone);
+        }
+        if pins.len() - written > 1 {
+            self.left_behind.fetch_add(1, Ordering::Relaxed);
         }
         // Partner: the fence of a flush that has failed.
         full_fence();
-        let is_lost =
-            self.failed_flushes.load(Ordering::Relaxed) != flushes && !cfg!(mutant = "late_ends_are_clean");
-        #[cfg(not(mutant = "failed_write_is_clean"))]
-        let dirty = failed.is_some() || stays_dirty || is_lost;
-        #[cfg(mutant = "failed_write_is_clean")]
-        let dirty = stays_dirty || is_lost;
-        if dirty {
-            self.index.tag(page, Tag::Dirty);
+        let is_lost = self.failed_flushes.load(Ordering::Relaxed) != write.flushes
+            && !cfg!(mutant = "late_ends_are_clean");
+        for (page, pin) in pages.zip(&pins) {
+            let has_failed = page >= first + written as u64 && !cfg!(mutant = "failed_write_is_clean");
+            let dirty = has_failed || write.stays_dirty || is_lost;
+            if dirty {
+                self.index.tag(page, Tag::Dirty);
+            }
+            self.index.untag(page, Tag::Writing);
+            engine.folio(pin.frame()).end_writeback(dirty);
         }
-        self.index.untag(page, Tag::Writing);
-        engine.folio(pin.frame()).end_writeback(dirty);
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
-        engine.wake_all(pin.key());
+        pins.iter().for_each(|pin| engine.wake_all(pin.key()));
     }
 
     /// The file goes, and nobody can be told of errors any more: what is dirty is written all the same, and the store, the
@@ -424,7 +484,7 @@ impl<H: Host> File<H> {
             engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
             // Counted as a pin, so that whoever waits for memory sleeps until it ends.
             engine.cache.pins.fetch_add(1, Ordering::Relaxed);
-            let memory = frames.memory(frame);
+            let places = Places::from_buf([self.place(frame)]);
             let last = Last { engine, frame, store: store.clone() };
             let completion = match try_box_or_back(move |result| last.end(result)) {
                 Ok(completion) => completion,
@@ -435,7 +495,7 @@ impl<H: Host> File<H> {
             };
             // SAFETY: the cache's reference keeps the frame until the completion, and nobody stores into it: the file is gone,
             // and with it every mapping and every pin for writing, which keeps its file.
-            let transfer = unsafe { Transfer::new(Direction::Write, offset, memory, completion) };
+            let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
             store.submit(transfer);
         }
     }

@@ -355,7 +355,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             hole = hole.or((part.start() > at).then_some(at));
             at = part.end();
             if let Some((file, first)) = file {
-                let _ = (first..first + part.pages()).all(|page| file.start_read(page));
+                file.start_reads(first..first + part.pages());
             }
         }
         let hole: Option<PageNumber> = hole.or((at < range.end()).then_some(at));

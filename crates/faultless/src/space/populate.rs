@@ -125,11 +125,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    /// At every page that is a multiple of a few: begins the reads of the next few, as many as a small cache keeps.
+    /// At every page that is a multiple of a few: begins the reads of the next few, as many as a small cache keeps. The page that is
+    /// fetched next is a transfer of its own, so that its access does not wait for the others.
     fn read_ahead(&self, file: &Shared<File<H>>, first: u64, index: u64, pages: u64) {
         let few = AHEAD.min(self.engine().limits().cached_pages / 4).max(1);
         if few > 1 && index.is_multiple_of(few) {
-            let _ = (index..pages.min(index + few)).all(|index| file.start_read(first + index));
+            let (next, end) = (first + index, first + pages.min(index + few));
+            let _ = file.start_reads(next..next + 1) && file.start_reads(next + 1..end);
         }
     }
 

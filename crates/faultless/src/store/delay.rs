@@ -1,4 +1,4 @@
-//! A slow device: a transfer completes no earlier than its latency after it has started.
+//! A slow device: a transfer, however many pages it has, completes no earlier than its latency after it has started.
 #![forbid(unsafe_code)]
 
 use super::threads::{join, lock, survive};
@@ -119,6 +119,10 @@ impl<S: Store> Store for DelayedStore<S> {
             state.start(transfer)
         };
         self.timer.begin(&*self.inner, started);
+    }
+
+    fn max_pages(&self) -> usize {
+        self.inner.max_pages()
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::{Direction, Store, StoreError, Transfer};
+use crate::address::PAGE_SIZE;
 use crate::sync::Mutex;
 
-/// Which operations fail; counted from 1, from the store's beginning.
+/// Which operations fail; counted from 1, from the store's beginning. An operation is the read or the write of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The n-th, and no other.
@@ -46,7 +47,8 @@ impl InjectedError {
     }
 }
 
-/// Fails the n-th operation in one direction; the rest goes through. What fails never reaches the store inside.
+/// Fails the n-th operation in one direction; the rest goes through. A page that fails never reaches the store inside, nor do the
+/// pages behind it in its transfer, which are not tried and not counted. The pages before it are moved.
 pub struct FailingStore<S> {
     /// Immutable.
     inner: S,
@@ -81,11 +83,13 @@ impl<S: Store> FailingStore<S> {
         self.state.lock().failure = failure;
     }
 
-    /// Counts the operation and says whether it fails.
-    fn fails(&self) -> bool {
+    /// Counts the operations of a transfer of so many pages, up to the first that fails. Returns its number in the transfer.
+    fn first_failing(&self, pages: usize) -> Option<usize> {
         let mut state = self.state.lock();
-        state.operations += 1;
-        state.failure.is_some_and(|failure| failure.hits(state.operations))
+        (0..pages).find(|_| {
+            state.operations += 1;
+            state.failure.is_some_and(|failure| failure.hits(state.operations))
+        })
     }
 }
 
@@ -94,13 +98,23 @@ impl<S: Store> Store for FailingStore<S> {
         self.inner.length()
     }
 
-    fn submit(&self, transfer: Transfer) {
-        if transfer.direction() == self.direction && self.fails() {
-            let error = self.error.at(transfer.offset());
-            transfer.complete(Err(error));
-        } else {
-            self.inner.submit(transfer);
+    fn submit(&self, mut transfer: Transfer) {
+        let is_ours = transfer.direction() == self.direction;
+        let failing = if is_ours { self.first_failing(transfer.pages()) } else { None };
+        let Some(before) = failing else { return self.inner.submit(transfer) };
+        let bytes = before * PAGE_SIZE as usize;
+        let error = self.error.at(transfer.offset() + bytes as u64);
+        if before == 0 {
+            return transfer.complete(Err(error));
         }
+        transfer.truncate(before);
+        self.inner.submit(transfer.intercept(move |result, completion| {
+            completion(if result == Ok(bytes) { Err(error) } else { result });
+        }));
+    }
+
+    fn max_pages(&self) -> usize {
+        self.inner.max_pages()
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
@@ -118,7 +132,7 @@ impl<S: Store> Store for FailingStore<S> {
 
 #[cfg(all(test, not(loom), not(shuttle)))]
 mod tests {
-    use super::super::testing::{Numbered, transfer};
+    use super::super::testing::{self, Numbered, transfer};
     use super::*;
 
     const EIO: InjectedError = InjectedError::Io { errno: 5 };
@@ -150,6 +164,22 @@ mod tests {
         assert_eq!(failed(&store, Direction::Write), [false; 4]);
         store.set(Some(Failure::Once(store.operations() + 1)));
         assert_eq!(failed(&store, Direction::Write), [true, false, false, false]);
+    }
+
+    #[test]
+    fn a_page_in_the_middle_of_a_run_fails_and_those_before_it_are_moved() {
+        let store = FailingStore::new(Numbered, Direction::Read, Failure::Once(3), EIO);
+        let read = || {
+            let (read, ended) = testing::run(Direction::Read, 0, &[9; 4]);
+            store.submit(read);
+            let ended = ended.recv().unwrap();
+            let bytes: Vec<_> = ended.more.iter().map(|page| page[0]).collect();
+            (ended.result, bytes, store.operations())
+        };
+        assert_eq!(read(), (Err(StoreError::Io { offset: 8192, errno: 5 }), vec![1, 9, 9], 3));
+        assert_eq!(read(), (Ok(4 * 4096), vec![1, 2, 3], 7));
+        store.set(Some(Failure::Once(8)));
+        assert_eq!(read(), (Err(StoreError::Io { offset: 0, errno: 5 }), vec![9, 9, 9], 8));
     }
 
     #[test]

@@ -87,6 +87,10 @@ impl<S: Store> Store for GatedStore<S> {
         self.inner.submit(transfer);
     }
 
+    fn max_pages(&self) -> usize {
+        self.inner.max_pages()
+    }
+
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         self.inner.set_length(length)
     }

@@ -10,6 +10,7 @@ mod file;
 mod gate;
 #[cfg(feature = "std")]
 mod threads;
+mod transfer;
 
 #[cfg(feature = "std")]
 pub use delay::DelayedStore;
@@ -19,14 +20,13 @@ pub use fail::{FailingStore, Failure, InjectedError};
 pub use file::{FileStore, OpenError};
 #[cfg(feature = "std")]
 pub use gate::GatedStore;
+pub use transfer::{Bytes, Completion, Direction, MAX_PAGES, Transfer};
+pub(crate) use transfer::{Outcome, Part, Place, Places};
 
-use crate::address::PAGE_SIZE;
 use crate::errno;
-use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::ptr::NonNull;
 
-/// Why a transfer did not happen.
+/// Why a transfer did not happen, or not as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The device or file system said no.
@@ -85,6 +85,22 @@ impl StoreError {
         }
     }
 
+    /// The byte at which it happened: in a page of the transfer, the first that was not moved.
+    pub fn offset(&self) -> u64 {
+        match *self {
+            Self::Io { offset, .. }
+            | Self::PastEnd { offset }
+            | Self::NoSpace { offset }
+            | Self::Unsupported { offset }
+            | Self::Closed { offset } => offset,
+        }
+    }
+
+    /// The same error at another byte.
+    pub(crate) fn at(self, offset: u64) -> Self {
+        Self::from_code(self.code(), offset)
+    }
+
     /// The inverse of [`StoreError::code`].
     pub(crate) fn from_code(code: u32, offset: u64) -> Self {
         match code {
@@ -93,134 +109,6 @@ impl StoreError {
             2 => Self::Closed { offset },
             3 => Self::Unsupported { offset },
             errno => Self::Io { offset, errno: (errno - 4) as i32 },
-        }
-    }
-}
-
-/// Which way a page goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From the store into memory.
-    Read,
-    /// From memory to the store.
-    Write,
-}
-
-/// The page of a [`Transfer`] in memory, as the direction allows it. A store matches on it:
-///
-/// ```
-/// # use faultless::store::{Bytes, StoreError, Transfer};
-/// # fn read(_: &mut [u8], _: u64) -> Result<usize, StoreError> { Ok(0) }
-/// # fn write(_: &[u8], _: u64) -> Result<usize, StoreError> { Ok(0) }
-/// fn submit(mut transfer: Transfer) {
-///     let offset = transfer.offset();
-///     let result = match transfer.bytes() {
-///         Bytes::Read(page) => read(page, offset),
-///         Bytes::Write(page) => write(page, offset),
-///     };
-///     transfer.complete(result);
-/// }
-/// ```
-///
-/// | | while the transfer is under way | so the store gets |
-/// |---|---|---|
-/// | [`Direction::Read`] | the page is not up to date: it is mapped nowhere, and neither the engine nor a processor reads or writes it | exclusive access |
-/// | [`Direction::Write`] | processors and file handles may read the page; nobody writes it, since every write right was taken away before | shared access |
-///
-/// A page that is written cannot be changed:
-///
-/// ```compile_fail,E0594
-/// # use faultless::store::{Bytes, Transfer};
-/// fn spoil(mut transfer: Transfer) {
-///     if let Bytes::Write(page) = transfer.bytes() {
-///         page[0] = 1;
-///     }
-/// }
-/// ```
-#[derive(Debug)]
-pub enum Bytes<'a> {
-    /// To be filled, from its start on. What is in it before is of no meaning.
-    Read(&'a mut [u8]),
-    /// To be kept. Others may read it at the same time.
-    Write(&'a [u8]),
-}
-
-/// What a transfer calls when it has ended: with the number of bytes moved.
-pub type Completion = Box<dyn FnOnce(Result<usize, StoreError>) + Send>;
-
-/// One page on its way. Whoever has it completes it once; dropped, it completes with [`StoreError::Closed`], so that
-/// nobody waits for ever.
-pub struct Transfer {
-    direction: Direction,
-    offset: u64,
-    memory: NonNull<u8>,
-    completion: Option<Completion>,
-}
-
-// SAFETY: `Transfer::new` demands memory that any thread may use: exclusively for a read, shared for a write.
-unsafe impl Send for Transfer {}
-
-impl Transfer {
-    /// A transfer of the page at byte `offset` of the store.
-    ///
-    /// # Safety
-    /// `memory` has `PAGE_SIZE` initialised bytes that stay valid until `completion` is called or dropped. Until then nobody
-    /// else writes them, nor reads them if the direction is [`Direction::Read`].
-    pub unsafe fn new(
-        direction: Direction,
-        offset: u64,
-        memory: NonNull<u8>,
-        completion: Completion,
-    ) -> Self {
-        Self { direction, offset, memory, completion: Some(completion) }
-    }
-
-    /// Which way the page goes.
-    pub fn direction(&self) -> Direction {
-        self.direction
-    }
-
-    /// Where in the store, in bytes; a multiple of the page size.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// The page in memory: `PAGE_SIZE` bytes.
-    pub fn bytes(&mut self) -> Bytes<'_> {
-        let (memory, size) = (self.memory.as_ptr(), PAGE_SIZE as usize);
-        match self.direction {
-            // SAFETY: by `new` nobody else uses the bytes; `&mut self` keeps them to one user here.
-            Direction::Read => Bytes::Read(unsafe { core::slice::from_raw_parts_mut(memory, size) }),
-            // SAFETY: by `new` nobody writes the bytes.
-            Direction::Write => Bytes::Write(unsafe { core::slice::from_raw_parts(memory, size) }),
-        }
-    }
-
-    /// Ends the transfer. A read that moved fewer bytes than a page has met the end of the file: whoever asked fills
-    /// the rest with zeros.
-    pub fn complete(mut self, result: Result<usize, StoreError>) {
-        if let Some(completion) = self.completion.take() {
-            completion(result);
-        }
-    }
-
-    /// Calls `before` with the result first, and then what was to be called. For wrappers; `before` gets the
-    /// old completion and decides when to call it.
-    pub fn intercept(
-        mut self,
-        before: impl FnOnce(Result<usize, StoreError>, Completion) + Send + 'static,
-    ) -> Self {
-        if let Some(old) = self.completion.take() {
-            self.completion = Some(Box::new(move |result| before(result, old)));
-        }
-        self
-    }
-}
-
-impl Drop for Transfer {
-    fn drop(&mut self) {
-        if let Some(completion) = self.completion.take() {
-            completion(Err(StoreError::Closed { offset: self.offset }));
         }
     }
 }
@@ -236,8 +124,16 @@ pub trait Store: Send + Sync + 'static {
     /// What the file system said.
     fn length(&self) -> Result<u64, StoreError>;
 
-    /// Starts a transfer and returns at once; it completes later, on any thread, or before this returns.
+    /// Starts a transfer and returns at once; it completes later, on any thread, or before this returns. The transfer has at most
+    /// [`Store::max_pages`] pages.
     fn submit(&self, transfer: Transfer);
+
+    /// The most pages that one transfer may have: a device's limit. The engine gives a transfer at least one page, and at most
+    /// [`MAX_PAGES`]. One, unless the store says otherwise: such a store sees no runs, and may use [`Transfer::bytes`]. Does not
+    /// sleep; always the same number.
+    fn max_pages(&self) -> usize {
+        1
+    }
 
     /// Makes it `length` bytes long; what it has more is zeros. May wait. No transfer of what goes is under way.
     ///
@@ -275,6 +171,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         (**self).submit(transfer);
     }
 
+    fn max_pages(&self) -> usize {
+        (**self).max_pages()
+    }
+
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         (**self).set_length(length)
     }
@@ -292,14 +192,17 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 #[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
 pub(crate) mod testing {
     use super::*;
+    use crate::address::PAGE_SIZE;
+    use core::ptr::NonNull;
     use std::sync::mpsc::{Receiver, channel};
 
     type Page = [u8; PAGE_SIZE as usize];
 
-    /// How a transfer ended, and its page.
+    /// How a transfer ended, and its pages.
     pub(crate) struct Ended {
         pub(crate) result: Result<usize, StoreError>,
         pub(crate) page: Box<Page>,
+        pub(crate) more: Vec<Box<Page>>,
     }
 
     struct Owned(NonNull<Page>);
@@ -308,6 +211,10 @@ pub(crate) mod testing {
     unsafe impl Send for Owned {}
 
     impl Owned {
+        fn new(fill: u8) -> Self {
+            Self(NonNull::from(Box::leak(Box::new([fill; PAGE_SIZE as usize]))))
+        }
+
         fn into_page(self) -> Box<Page> {
             // SAFETY: it came out of a Box, once; the transfer that used it has ended.
             unsafe { Box::from_raw(self.0.as_ptr()) }
@@ -316,15 +223,22 @@ pub(crate) mod testing {
 
     /// A transfer over a page of its own, all bytes `fill`; the receiver gets it when the transfer has ended.
     pub(crate) fn transfer(direction: Direction, offset: u64, fill: u8) -> (Transfer, Receiver<Ended>) {
-        let memory = NonNull::from(Box::leak(Box::new([fill; PAGE_SIZE as usize])));
-        let owned = Owned(memory);
+        run(direction, offset, &[fill])
+    }
+
+    /// A transfer over pages of its own, each full of its byte of `fills`; as above.
+    pub(crate) fn run(direction: Direction, offset: u64, fills: &[u8]) -> (Transfer, Receiver<Ended>) {
+        let owned: Vec<_> = fills.iter().map(|fill| Owned::new(*fill)).collect();
+        let memory: Vec<_> = owned.iter().map(|owned| owned.0.cast()).collect();
         let (sender, receiver) = channel();
         let completion = Box::new(move |result| {
+            let mut pages = owned.into_iter().map(Owned::into_page);
+            let page = pages.next().expect("a page");
             // A test that no longer listens has nothing to be told.
-            let _ = sender.send(Ended { result, page: owned.into_page() });
+            let _ = sender.send(Ended { result, page, more: pages.collect() });
         });
-        // SAFETY: a whole page that nobody else knows, and that the completion, called last, takes back.
-        (unsafe { Transfer::new(direction, offset, memory.cast(), completion) }, receiver)
+        // SAFETY: whole pages that nobody else knows, and that the completion, called last, takes back.
+        (unsafe { Transfer::of_pages(direction, offset, &memory, completion) }, receiver)
     }
 
     /// A store that answers at once: page `n` is full of the byte `n`; writes go nowhere.
@@ -336,11 +250,17 @@ pub(crate) mod testing {
         }
 
         fn submit(&self, mut transfer: Transfer) {
-            let number = (transfer.offset() / PAGE_SIZE) as u8;
-            if let Bytes::Read(page) = transfer.bytes() {
-                page.fill(number);
-            }
-            transfer.complete(Ok(PAGE_SIZE as usize));
+            let result = transfer.move_pages(|offset, page| {
+                if let Bytes::Read(page) = page {
+                    page.fill((offset / PAGE_SIZE) as u8);
+                }
+                Ok(PAGE_SIZE as usize)
+            });
+            transfer.complete(result);
+        }
+
+        fn max_pages(&self) -> usize {
+            MAX_PAGES
         }
     }
 }
@@ -349,6 +269,7 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::{Numbered, transfer};
     use super::*;
+    use crate::address::PAGE_SIZE;
 
     #[test]
     fn a_dropped_transfer_says_that_the_store_was_closed() {

@@ -5,7 +5,7 @@ use super::super::operation::{IN_MEMORY, REFUSING, STORED};
 use super::super::step::contents;
 use faultless::address::PAGE_SIZE;
 use faultless::errno::EPERM;
-use faultless::store::{self, DelayedStore, Direction, Store, StoreError, Transfer};
+use faultless::store::{self, DelayedStore, Direction, MAX_PAGES, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, File, FileError, FileHandle};
 use faultless_soft::Soft;
@@ -45,16 +45,22 @@ impl Store for Bytes {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        let offset = transfer.offset();
         let mut bytes = self.lock();
-        let inside = part(&mut bytes, offset, PAGE_SIZE);
-        let length = inside.len();
-        match transfer.bytes() {
-            store::Bytes::Read(page) => page[..length].copy_from_slice(inside),
-            store::Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
-        }
+        let result = transfer.move_pages(|offset, page| {
+            let inside = part(&mut bytes, offset, PAGE_SIZE);
+            let length = inside.len();
+            match page {
+                store::Bytes::Read(page) => page[..length].copy_from_slice(inside),
+                store::Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
+            }
+            if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) }
+        });
         drop(bytes);
-        transfer.complete(if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) });
+        transfer.complete(result);
+    }
+
+    fn max_pages(&self) -> usize {
+        MAX_PAGES
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
@@ -90,6 +96,10 @@ impl Store for LateWrites {
             Direction::Read => self.bytes.submit(transfer),
             Direction::Write => self.late.submit(transfer),
         }
+    }
+
+    fn max_pages(&self) -> usize {
+        self.bytes.max_pages()
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@ use super::super::draw::Draw;
 use super::operation::{Part, Setting};
 use faultless::address::PAGE_SIZE;
 use faultless::errno::EIO;
-use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
+use faultless::store::{Bytes, Direction, MAX_PAGES, Store, StoreError, Transfer};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -20,10 +20,17 @@ struct Failures {
     times: u64,
 }
 
+/// A transfer under way: its direction, offset and length in bytes.
+type UnderWay = (Direction, u64, u64);
+
+fn under_way(transfer: &Transfer) -> UnderWay {
+    (transfer.direction(), transfer.offset(), transfer.pages() as u64 * PAGE_SIZE)
+}
+
 struct State {
     bytes: Vec<u8>,
     /// Transfers that have been submitted and have not ended.
-    under_way: Vec<(Direction, u64)>,
+    under_way: Vec<UnderWay>,
     failures: [Failures; Part::ALL.len()],
     /// How many operations of each part have failed or were refused.
     hits: [u64; Part::ALL.len()],
@@ -78,27 +85,25 @@ impl Kept {
     }
 
     fn begin(&self, transfer: &Transfer) {
-        lock(&self.state).under_way.push((transfer.direction(), transfer.offset()));
+        lock(&self.state).under_way.push(under_way(transfer));
     }
 
     fn carry_out(&self, mut transfer: Transfer) {
-        let (direction, offset) = (transfer.direction(), transfer.offset());
+        let this = under_way(&transfer);
+        let part = if this.0 == Direction::Read { Part::Read } else { Part::Write };
         let mut state = lock(&self.state);
-        let result = match direction {
-            Direction::Read => state.fails(Part::Read, offset),
-            Direction::Write => state.fails(Part::Write, offset),
-        };
-        let result = result.and_then(|()| {
+        let result = transfer.move_pages(|offset, page| {
+            state.fails(part, offset)?;
             let start = state.bytes.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
             let end = state.bytes.len().min(start + PAGE_SIZE as usize);
             let (inside, length) = (&mut state.bytes[start..end], end - start);
-            match transfer.bytes() {
+            match page {
                 Bytes::Read(page) => page[..length].copy_from_slice(inside),
                 Bytes::Write(page) => inside.copy_from_slice(&page[..length]),
             }
             if length == 0 { Err(StoreError::PastEnd { offset }) } else { Ok(length) }
         });
-        if let Some(place) = state.under_way.iter().position(|known| *known == (direction, offset)) {
+        if let Some(place) = state.under_way.iter().position(|known| *known == this) {
             state.under_way.swap_remove(place);
         }
         drop(state);
@@ -127,10 +132,11 @@ impl State {
     }
 
     /// Notes transfers that are under way and must not be.
-    fn none_under_way(&mut self, what: &str, is_wrong: impl Fn(Direction, u64) -> bool) {
-        let wrong = self.under_way.iter().find(|(direction, offset)| is_wrong(*direction, *offset));
-        if let Some((direction, offset)) = wrong {
-            let said = format!("{what} while a {direction:?} of the page at {offset:#x} is under way");
+    fn none_under_way(&mut self, what: &str, is_wrong: impl Fn(u64, u64) -> bool) {
+        let wrong = self.under_way.iter().find(|(_, offset, length)| is_wrong(*offset, offset + length));
+        if let Some((direction, offset, length)) = wrong {
+            let said =
+                format!("{what} while a {direction:?} of {length:#x} bytes at {offset:#x} is under way");
             self.broken.get_or_insert(said);
         }
     }
@@ -146,13 +152,17 @@ impl Store for Kept {
         self.carry_out(transfer);
     }
 
+    fn max_pages(&self) -> usize {
+        MAX_PAGES
+    }
+
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let old = state.bytes.len() as u64;
         // A transfer of the page that the shorter length ends in is sized by the old one.
         let first = length / PAGE_SIZE * PAGE_SIZE;
-        state.none_under_way(&format!("set_length({length:#x}) from {old:#x}"), |_, offset| {
-            length < old && offset >= first
+        state.none_under_way(&format!("set_length({length:#x}) from {old:#x}"), |_, end| {
+            length < old && end > first
         });
         if self.refuses_lengths {
             return state.refuse(Part::SetLength, length);
@@ -165,9 +175,8 @@ impl Store for Kept {
     fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let end = offset + length;
-        state.none_under_way(&format!("punch({offset:#x}, {length:#x})"), |_, at| {
-            at < end && at + PAGE_SIZE > offset
-        });
+        let what = format!("punch({offset:#x}, {length:#x})");
+        state.none_under_way(&what, |from, to| from < end && to > offset);
         if self.refuses_holes {
             return state.refuse(Part::Punch, offset);
         }
@@ -243,6 +252,10 @@ impl Store for Late {
         self.inner.begin(&transfer);
         lock(&self.queue.held).0.push(transfer);
         self.queue.changed.notify_one();
+    }
+
+    fn max_pages(&self) -> usize {
+        self.inner.max_pages()
     }
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
