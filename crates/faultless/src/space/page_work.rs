@@ -1,6 +1,7 @@
 //! Page work: announce in the page's own entry, then look the VMA up.
 
 use super::Space;
+use super::shared_table::LeafOf;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, LockingDesign, Need};
 use crate::engine::Engine;
@@ -101,6 +102,21 @@ enum Try<R, K> {
     Left(Left),
 }
 
+/// Why a leaf table was not made.
+enum Unmade {
+    Refused(Refused),
+    Blocked(Blocked),
+}
+
+impl<R, K> From<Unmade> for Try<R, K> {
+    fn from(unmade: Unmade) -> Self {
+        match unmade {
+            Unmade::Refused(refused) => Self::Refused(refused),
+            Unmade::Blocked(blocked) => blocked.into(),
+        }
+    }
+}
+
 impl<R, K> From<Blocked> for Try<R, K> {
     fn from(blocked: Blocked) -> Self {
         match blocked {
@@ -119,13 +135,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         attempt: &mut Attempt,
         leaves: Leaves,
         holding: bool,
-        work: impl FnOnce(Announced<'_, H, D>) -> R,
+        work: impl Fn(Announced<'_, H, D>) -> R,
         keeps: impl Fn(&R, Attempt) -> bool,
     ) -> Result<Worked<R, D::Kept>, Refused> {
-        let mut work = Some(work);
         let mut look = 0;
         loop {
-            let tried = self.announce(page, *attempt, leaves, holding, &mut work, &keeps);
+            let tried = self.announce(page, *attempt, leaves, holding, &work, &keeps);
             match tried {
                 Try::Worked(worked) => return Ok(worked),
                 Try::Refused(refused) => return Err(refused),
@@ -156,6 +171,26 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             && self.tree.view_locked(&lock.writer).find(page).is_some_and(Vma::is_busy)
     }
 
+    /// The leaf table over `page`, which is missing.
+    #[cold]
+    #[inline(never)]
+    fn make_leaf<'s>(
+        &'s self,
+        section: &'s Section<'_>,
+        page: PageNumber,
+        (attempt, leaves): (Attempt, Leaves),
+        found: Option<&Vma<H, D>>,
+    ) -> Result<LeafOf<'s, H>, Unmade> {
+        if leaves == Leaves::Existing {
+            return Err(Unmade::Refused(Refused::NoTable));
+        }
+        if found.or_else(|| self.tree.view(section).find(page)).is_none() {
+            return Err(Unmade::Refused(Refused::Hole));
+        }
+        D::allows(&self.lock, &self.engine, attempt, Need::LeafTable).map_err(Unmade::Blocked)?;
+        self.table.make_leaf(section, page).map_err(|OutOfMemory| Unmade::Refused(Refused::OutOfMemory))
+    }
+
     /// One try, step by step as in docs/protocol.md.
     fn announce<R>(
         &self,
@@ -163,7 +198,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         attempt: Attempt,
         leaves: Leaves,
         holding: bool,
-        work: &mut Option<impl FnOnce(Announced<'_, H, D>) -> R>,
+        work: &impl Fn(Announced<'_, H, D>) -> R,
         keeps: &impl Fn(&R, Attempt) -> bool,
     ) -> Try<R, D::Kept> {
         let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, page, attempt));
@@ -182,19 +217,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let Some(early) = self.tree.view(&section).find(page) else { return Try::Refused(Refused::Hole) };
         let leaf = match self.table.leaf(&section, page) {
             Some(leaf) => leaf,
-            None if leaves == Leaves::Existing => return Try::Refused(Refused::NoTable),
-            None => {
-                if found.or_else(|| view.find(page)).is_none() {
-                    return Try::Refused(Refused::Hole);
-                }
-                if let Err(blocked) = D::allows(&self.lock, &self.engine, attempt, Need::LeafTable) {
-                    return blocked.into();
-                }
-                match self.table.make_leaf(&section, page) {
-                    Ok(leaf) => leaf,
-                    Err(OutOfMemory) => return Try::Refused(Refused::OutOfMemory),
-                }
-            }
+            None => match self.make_leaf(&section, page, (attempt, leaves), found) {
+                Ok(leaf) => leaf,
+                Err(unmade) => return unmade.into(),
+            },
         };
         // Nobody announces in a table that others have too.
         if self.table.is_shared(leaf) {
@@ -240,7 +266,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.table.let_go(leaf, page);
             return blocked.into();
         }
-        let Some(work) = work.take() else { return Try::Again };
         let result =
             work(Announced { space: self, page, vma, entry, attempt, leaf, section: &section, held: true });
         let kept = match (outside, inside) {

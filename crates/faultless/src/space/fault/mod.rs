@@ -205,7 +205,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Tells the host that an access to `page` cannot be served, if that is so still.
-    fn refuse(&self, page: PageNumber, is_so: impl FnOnce(&Announced<'_, H, D>) -> bool) {
+    fn refuse(&self, page: PageNumber, is_so: impl Fn(&Announced<'_, H, D>) -> bool) {
         let refuse = |work: Announced<'_, H, D>| {
             if is_so(&work) {
                 work.refuse();
