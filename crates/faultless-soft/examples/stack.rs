@@ -128,8 +128,9 @@ fn anonymous(pages: u64, page: u64) -> MapRequest<Soft> {
     fixed(MapRequest::anonymous(bytes(pages)), page)
 }
 
-fn engine(cached_pages: u64) -> Result<Arc<Engine<Soft>>, Failure> {
-    Ok(Engine::new(Soft::new(1 << 14)?, Limits { cached_pages, ..Limits::default() })?)
+fn engine(table: &mut Table, cached_pages: u64) -> Result<Arc<Engine<Soft>>, Failure> {
+    let (soft, limits) = (Soft::new(1 << 14)?, Limits { cached_pages, ..Limits::default() });
+    Ok(table.call("Engine::new", || Engine::new(soft, limits))?)
 }
 
 /// Many mappings, so that the tree has levels, and changes build nodes.
@@ -141,7 +142,7 @@ fn crowd(space: &Space) -> Result<(), Failure> {
 }
 
 fn memory(table: &mut Table) -> Result<(), Failure> {
-    let engine = engine(u64::MAX)?;
+    let engine = engine(table, u64::MAX)?;
     let space = table.call("AddressSpace::new", || Space::new(&engine))?;
     crowd(&space)?;
     table.call("map", || space.map(anonymous(4 * LEAF, 0)))?;
@@ -208,7 +209,7 @@ fn memory(table: &mut Table) -> Result<(), Failure> {
 }
 
 fn forks(table: &mut Table) -> Result<(), Failure> {
-    let engine = engine(u64::MAX)?;
+    let engine = engine(table, u64::MAX)?;
     let space = Space::new(&engine)?;
     crowd(&space)?;
     space.map(anonymous(3 * LEAF, 0))?;
@@ -241,7 +242,7 @@ fn forks(table: &mut Table) -> Result<(), Failure> {
 
 fn files(table: &mut Table) -> Result<(), Failure> {
     // Few pages are kept, so that reads evict, and write what is dirty.
-    let engine = engine(48)?;
+    let engine = engine(table, 48)?;
     let file = table.call("File::open_rw", || File::open_rw(&engine, Memory::pages(64)))?;
     let plain = table.call("File::in_memory", || File::in_memory(&engine, bytes(8)))?;
     let handle = table.call("File::handle", || file.handle());

@@ -14,6 +14,7 @@ use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{
     AccessSection, Held, Kept, Mutex, MutexGuard, Pinned, RetiredList, Section, Sections, plain,
+    try_box_uninit,
 };
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
@@ -69,25 +70,31 @@ impl<H: Host> Engine<H> {
     /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or memory for the slots of 64 threads, or if
     /// [`Slots::attach`] says so.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
+        let sections = Sections::try_shared()?;
         let frames = Frames::new(host.frames());
         let zero = frames.allocate().ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_anonymous(0);
         let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;
-        let engine = Self {
-            host,
-            sections: Arc::new(Sections::new()),
-            limits,
-            zero,
-            serial: CachePadded::new(plain::AtomicU64::new(1)),
-            cache: CachePadded::default(),
-            shared_tables: SharedTables::default(),
-            waits,
+        let mut engine = try_box_uninit::<Self>().inspect_err(|_| frames.free(zero))?;
+        let place = engine.as_mut_ptr();
+        // Made where it stays: a host may be large, and a kernel's stack has no room for it.
+        // SAFETY: places of the box's own; each field is written once, and none is read before all are.
+        let engine = unsafe {
+            (&raw mut (*place).sections).write(sections);
+            (&raw mut (*place).limits).write(limits);
+            (&raw mut (*place).zero).write(zero);
+            (&raw mut (*place).serial).write(CachePadded::new(plain::AtomicU64::new(1)));
+            (&raw mut (*place).shared_tables).write(SharedTables::default());
+            (&raw mut (*place).cache).write(CachePadded::default());
+            (&raw mut (*place).waits).write(waits);
+            (&raw mut (*place).host).write(host);
+            engine.assume_init()
         };
         engine.charge(engine.waits.room());
         engine.host.slots().attach(&engine.sections)?;
         engine.sections.keep_spare()?;
-        Ok(Arc::new(engine))
+        Ok(Arc::from(engine))
     }
 
     /// The host.

@@ -36,6 +36,22 @@ impl<const WORDS: usize> Listed<WORDS> {
         }
     }
 
+    /// Makes a new one at `place`.
+    ///
+    /// # Safety
+    /// `place` is memory for one, which nobody uses.
+    pub(super) unsafe fn write_to(place: *mut Self) {
+        // SAFETY: by the contract above; each field is written once, and none is read.
+        unsafe {
+            for word in 0..WORDS {
+                (&raw mut (*place).words[word]).write(AtomicU64::new(0));
+                (&raw mut (*place).in_use[word]).write(AtomicU64::new(0));
+            }
+            (&raw mut (*place).bound).write(AtomicUsize::new(0));
+            (&raw mut (*place).bounding).write(Mutex::new(()));
+        }
+    }
+
     /// Sets bit `index`. The owner enters its first section after this.
     pub(super) fn set(&self, index: usize) {
         let word = index / BITS;

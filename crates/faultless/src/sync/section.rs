@@ -16,6 +16,7 @@
 
 use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
+use super::life::try_box_uninit;
 use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
@@ -24,6 +25,7 @@ use super::{OutOfMemory, full_fence, plain};
 use crate::stats::Counters;
 use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -63,6 +65,28 @@ impl Sections {
             periods: CachePadded::default(),
             meter: Meter::default(),
         }
+    }
+
+    /// As [`Sections::new`], in a count of its own. It is made where it stays: a kernel's stack has no room for it.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn try_shared() -> Result<Arc<Self>, OutOfMemory> {
+        let mut sections = try_box_uninit::<Self>()?;
+        let place = sections.as_mut_ptr();
+        // SAFETY: places of the box's own; each field is written once, and none is read.
+        let sections = unsafe {
+            for i in 0..CHUNKS {
+                (&raw mut (*place).chunks[i]).write(AtomicPtr::new(ptr::null_mut()));
+            }
+            (&raw mut (*place).spare).write(plain::AtomicPtr::new(ptr::null_mut()));
+            Listed::write_to(&raw mut (*place).listed);
+            (&raw mut (*place).left).write(List::of_all());
+            (&raw mut (*place).periods).write(CachePadded::default());
+            (&raw mut (*place).meter).write(Meter::default());
+            sections.assume_init()
+        };
+        Ok(Arc::from(sections))
     }
 
     /// Slot `index`, if it is ready and listed.
