@@ -52,6 +52,8 @@ pub mod access;
 mod entries;
 mod error;
 mod frames;
+#[cfg(feature = "vm-memory")]
+mod guest;
 mod handler;
 mod host;
 mod kernel;
@@ -63,6 +65,8 @@ mod wake;
 
 pub use error::{OpenError, RegionError};
 pub use frames::Frames;
+#[cfg(feature = "vm-memory")]
+pub use guest::{GuestRegion, GuestRegionError};
 pub use host::Linux;
 pub use pager::{Options, Pager, ServeError, Serving};
 pub use region::Region;
