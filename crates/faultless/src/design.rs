@@ -8,8 +8,8 @@ use crate::page_cache::NEWCOMER;
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{OutOfMemory, Shared, full_fence};
-use crate::vma::tree::{Tree, View};
-use crate::vma::{Mapping, Vma};
+pub use crate::vma::tree::{Tree, View};
+pub use crate::vma::{Backing, Mapping, Vma};
 
 /// What happens after a fault's I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

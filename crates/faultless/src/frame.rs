@@ -582,7 +582,7 @@ impl Folio {
     ///
     /// # Safety
     /// An entry maps the frame, and each such mapping is taken back, by [`Folio::put_uncounted`], before that goes.
-    #[doc(hidden)]
+    #[cfg(any(test, feature = "audit"))]
     pub unsafe fn get_uncounted(&self) -> bool {
         self.try_get(Reference::Mapping).is_ok()
     }
@@ -591,7 +591,7 @@ impl Folio {
     ///
     /// # Safety
     /// It was had by [`Folio::get_uncounted`].
-    #[doc(hidden)]
+    #[cfg(any(test, feature = "audit"))]
     pub unsafe fn put_uncounted(&self) {
         let is_last = self.put(Reference::Mapping);
         debug_assert!(!is_last, "an entry maps the frame");

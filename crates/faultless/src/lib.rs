@@ -42,6 +42,7 @@ pub mod address;
 pub mod design;
 mod engine;
 pub mod errno;
+#[doc(hidden)]
 pub mod frame;
 pub mod host;
 pub mod internals;
@@ -50,19 +51,24 @@ pub mod protection;
 mod space;
 pub mod stats;
 pub mod store;
+#[doc(hidden)]
 pub mod sync;
 mod tables;
+#[doc(hidden)]
 pub mod vma;
 
 pub use engine::{Engine, Limits};
-pub use page_cache::{File, FileError, FileHandle, FileRights, FolioLock, Pin};
+pub use page_cache::{File, FileError, FileHandle, FileRef, FileRights, FolioLock, Pin};
+#[cfg(any(test, feature = "audit"))]
+pub use space::AuditError;
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};
 pub use space::{
-    AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,
-    LockError, LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage, PinnedPage, Placement,
-    ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
-    SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
+    AddressSpace, Advice, AdviseError, BrkError, DiscardError, ForkError, LimitError, LockAll, LockError,
+    LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage, PinnedPage, Placement, ProtectError,
+    RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source, SpaceLimits,
+    SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
+pub use vma::Flags;
 
 #[cfg(all(mutant, not(debug_assertions)))]
 compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");

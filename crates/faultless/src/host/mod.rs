@@ -15,8 +15,10 @@ mod standard;
 #[cfg(feature = "std")]
 mod std_host;
 
+pub use crate::frame::Folio;
 pub use crate::sync::{
-    Barrier, FenceBarrier, OutOfMemory, Park, Pinned, QuiescentStates, Sleeper, SlotIndex, Stable,
+    AccessSection, Barrier, FenceBarrier, OutOfMemory, Park, Pinned, QuiescentStates, Retired, RetiredKind,
+    Section, Sections, ShortLock, Sleeper, SlotIndex, Stable,
 };
 pub use abilities::{
     FollowRanges, LeafRecord, PlaceWord, RefuseAccesses, ShareLeaves, SpareLink, Unsupported,
@@ -31,8 +33,6 @@ pub use standard::{StdClock, StdPark, StdSlots};
 pub use std_host::{StdHost, StdServices};
 
 use crate::address::{PageNumber, PageRange};
-use crate::frame::Folio;
-use crate::sync::{Retired, Sections};
 use alloc::sync::Arc;
 
 /// Everything an engine needs from where it runs. A host in a process with `std` implements `StdHost` in its place.
@@ -107,7 +107,7 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 ///
 /// A host that takes memory for tables from the allocator says so to its [`Sections`], by [`Sections::charge`] and
 /// [`Sections::uncharge`], so that [`Engine::metadata_bytes`](crate::Engine::metadata_bytes) counts it. A leaf table that is
-/// retired says by its [`RetiredKind`](crate::sync::RetiredKind) whether the engine uncharges it.
+/// retired says by its [`RetiredKind`] whether the engine uncharges it.
 ///
 /// # Safety
 /// The engine frees frames and tables by what these methods say: an entry changes only as the methods have it, a leaf

@@ -1,5 +1,6 @@
 //! Handles of a file: read, write, sync and resize it, each with its own account of errors.
 
+use super::FileRef;
 use super::account::{Miss, Pin};
 use super::index;
 use super::memory_queue::Looking;
@@ -86,7 +87,7 @@ pub struct FileHandle<H: Host> {
 
 impl<H: Host> FileHandle<H> {
     /// The file.
-    pub fn file(&self) -> &Shared<File<H>> {
+    pub fn file(&self) -> &FileRef<H> {
         &self.file
     }
 

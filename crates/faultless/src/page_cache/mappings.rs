@@ -191,6 +191,7 @@ impl FileMappings {
     }
 
     /// How many of them are there still.
+    #[cfg(any(test, feature = "audit"))]
     pub fn living<H: Host>(&self, engine: &Engine<H>) -> usize {
         let list = engine.lock(&self.0);
         list.spaces.iter().filter(|listed| !listed.is_gone()).count()

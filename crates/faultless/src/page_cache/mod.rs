@@ -89,6 +89,10 @@ fn no_memory(offset: u64) -> StoreError {
     StoreError::Io { offset, errno: errno::ENOMEM }
 }
 
+/// A reference to a file that is open, which is counted and cloned as an [`Arc`](alloc::sync::Arc) is. With the last one, what is dirty is
+/// written, and the file's pages go.
+pub type FileRef<H> = Shared<File<H>>;
+
 /// A file's pages in memory.
 pub struct File<H: Host> {
     id: u64,
@@ -147,7 +151,7 @@ impl<H: Host> File<H> {
     /// # Errors
     /// [`StoreError`]: the store cannot tell its length; or [`StoreError::Io`] with ENOMEM: there is no memory for the file. No
     /// file is made.
-    pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Shared<Self>, StoreError> {
+    pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<FileRef<H>, StoreError> {
         let length = store.length()?;
         Self::new(engine, Some(store), length, false).map_err(|_| no_memory(0))
     }
@@ -157,7 +161,7 @@ impl<H: Host> File<H> {
     /// # Errors
     /// [`StoreError`]: the store cannot tell its length; or [`StoreError::Io`] with ENOMEM: there is no memory for the file. No
     /// file is made.
-    pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<Shared<Self>, StoreError> {
+    pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<FileRef<H>, StoreError> {
         let length = store.length()?;
         Self::new(engine, Some(store), length, true).map_err(|_| no_memory(0))
     }
@@ -167,7 +171,7 @@ impl<H: Host> File<H> {
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn in_memory(engine: &Arc<Engine<H>>, length: u64) -> Result<Shared<Self>, OutOfMemory> {
+    pub fn in_memory(engine: &Arc<Engine<H>>, length: u64) -> Result<FileRef<H>, OutOfMemory> {
         Self::new(engine, None, length, true)
     }
 
@@ -176,7 +180,7 @@ impl<H: Host> File<H> {
         store: Option<Arc<dyn Store>>,
         length: u64,
         writable: bool,
-    ) -> Result<Shared<Self>, OutOfMemory> {
+    ) -> Result<FileRef<H>, OutOfMemory> {
         // What is closed and waits: before the next one takes its place.
         engine.retire(&mut RetiredList::new());
         let id = engine.next_serial();
@@ -477,6 +481,7 @@ impl<H: Host> File<H> {
     }
 
     /// How many living spaces have mapped the file.
+    #[cfg(any(test, feature = "audit"))]
     pub fn spaces(&self) -> usize {
         self.spaces.living(&self.engine)
     }

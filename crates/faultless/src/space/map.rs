@@ -11,7 +11,7 @@ use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, V
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::host::{Host, OutOfMemory, PageTable};
-use crate::page_cache::{File, FileHandle, FileRights, Hull};
+use crate::page_cache::{File, FileHandle, FileRef, FileRights, Hull};
 use crate::protection::{Protection, Sharing};
 use crate::sync::{Choice, Claims, Shared};
 use crate::vma::tree::{Ranged, View};
@@ -96,7 +96,7 @@ impl<H: Host> MapRequest<H> {
     }
 
     /// `length` bytes of `file` from page `first` on, private, anywhere.
-    pub fn file(file: &Shared<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+    pub fn file(file: &FileRef<H>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
         Self { length, protection, source, ..Self::anonymous(length) }
     }
@@ -107,7 +107,7 @@ impl<H: Host> MapRequest<H> {
     }
 
     /// `length` bytes of `file` from page `first` on, shared, anywhere.
-    pub fn shared_file(file: &Shared<File<H>>, first: u64, length: u64, protection: Protection) -> Self {
+    pub fn shared_file(file: &FileRef<H>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Shared };
         Self { source, ..Self::file(file, first, length, protection) }
     }

@@ -1,6 +1,7 @@
 //! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
 
 mod advise;
+#[cfg(any(test, feature = "audit"))]
 mod audit;
 mod beside;
 mod brk;
@@ -38,6 +39,7 @@ mod unmap;
 mod usage;
 
 pub use advise::{Advice, AdviseError, UnknownAdvice};
+#[cfg(any(test, feature = "audit"))]
 pub use audit::AuditError;
 pub use brk::BrkError;
 pub use discard::DiscardError;
@@ -216,6 +218,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     /// How many ranges are taken or waited for now. Zero when no call is under way (invariant 11).
+    #[cfg(any(test, feature = "audit"))]
     pub fn taken_ranges(&self) -> usize {
         self.0.map.claimed()
     }
