@@ -34,6 +34,7 @@ invalidate_before_unhook | faultless-soft | loom | a_kept_upper_entry_against_un
 frames_before_unload     | faultless-soft | processors | a_space_ends_when | invariant 3
 fork_without_freeze      | faultless-soft | loom | forks_cut$ | invariant 7
 shared_table_is_writable | faultless-soft | loom_fork | a_store_against_fork | invariant 7
+store_noted_late         | faultless-soft | loom_shared | a_first_store_against_writeback | invariant 9
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
 shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9

@@ -1,5 +1,5 @@
-//! The cost of fsync of one page when many spaces have mapped the file: where one of them shows the page, and where all do. Each
-//! space has twenty mappings. Median and range of the rounds, in microseconds.
+//! The cost of fsync of one page when many spaces have mapped the file: where one of them shows the page, and where all do; and where one
+//! stores through its mapping, or all have. Each space has twenty mappings. Median and range of the rounds, in microseconds.
 //!
 //! `cargo run --release -p faultless-soft --example fsync_price -- [SPACES] [ROUNDS]`
 
@@ -9,7 +9,7 @@ use faultless::protection::Protection;
 use faultless::stats::Counter;
 use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::{AddressSpace, Engine, File, Limits, MapRequest};
-use faultless_soft::Soft;
+use faultless_soft::{Cpu, Soft};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,7 +49,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     println!("{spaces} spaces of {MAPPINGS} mappings, {rounds} rounds");
-    for (who, all_show) in [("one shows the page", false), ("all show the page", true)] {
+    let cases = [
+        ("one shows the page", false, 0),
+        ("all show the page", true, 0),
+        ("all show it, one stores", true, 1),
+        ("all show it, all have stored", true, spaces),
+    ];
+    for (who, all_show, storing) in cases {
         let engine = Engine::new(Soft::new(4096)?, Limits::default())?;
         let (file, other) =
             (File::open_rw(&engine, Arc::new(Sink))?, File::open_rw(&engine, Arc::new(Sink))?);
@@ -58,17 +64,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         for number in 0..spaces {
             let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine)?;
             let page = if all_show || number == spaces / 2 { 0 } else { 1 };
-            space.map(MapRequest::shared_file(&file, page * PAGE_SIZE, PAGE_SIZE, rights))?;
+            let place = space.map(MapRequest::shared_file(&file, page * PAGE_SIZE, PAGE_SIZE, rights))?;
             for page in 1..MAPPINGS {
                 // Every second page, so that they stay apart.
                 space.map(MapRequest::shared_file(&other, 2 * page * PAGE_SIZE, PAGE_SIZE, rights))?;
             }
-            kept.push(space);
+            if number < storing {
+                space.store_u64(place, number)?;
+            }
+            kept.push((space, place));
         }
         let handle = file.handle();
         let (mut times, before) = (Vec::new(), engine.statistics());
         for round in 0..rounds {
-            handle.write_at(0, &[round as u8])?;
+            match &kept[..] {
+                [(space, place), ..] if storing != 0 => space.store_u64(*place, round)?,
+                _ => _ = handle.write_at(0, &[round as u8])?,
+            }
             let start = Instant::now();
             handle.sync()?;
             times.push(start.elapsed().as_secs_f64() * 1e6);

@@ -112,6 +112,41 @@ fn a_store_against_writeback_and_unmap() {
     });
 }
 
+/// A space that has never stored into the file does so for the first time while the page is written back: the walk, which passes over
+/// spaces that have not stored, comes to it, or the store finds the page under writeback.
+#[test]
+fn a_first_store_against_writeback() {
+    model(2, || {
+        let (engine, file, kept, space) = stored(6);
+        let other = Space::new(&engine).unwrap();
+        let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(1)));
+        other.map(request).expect("a mapping");
+        let storer = other.clone();
+        let store = spawn(1, move || {
+            matches!(storer.fault(at(1), Access::Write), Ok(Fault::Done))
+                && storer.try_store_u64(at(1), 2).is_ok()
+        });
+        file.handle().start_sync();
+        kept.end();
+        let first = store.join().unwrap();
+        // If the writeback has missed the entry, this store makes nothing dirty.
+        let second = first && other.try_store_u64(at(1), 3).is_ok();
+        file.handle().start_sync();
+        kept.end();
+        let last = if second {
+            3
+        } else if first {
+            2
+        } else {
+            1
+        };
+        assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
+        drop(other);
+        close(file);
+        end(&engine, space);
+    });
+}
+
 /// A mapping appears where the file had none, and is stored through, while the page is written back: the walk sees that the
 /// space shows the page, or the store finds the page under writeback.
 #[test]

@@ -28,6 +28,16 @@
 //!   parent before truncation finished with it, truncation waits for fork, and the child is listed with full hulls. If fork
 //!   comes later, the parent has no such page left. fork gives no write right.
 //!
+//! # Spaces that have stored
+//!
+//! Writeback has only to come to spaces with a right to store. A space sets a bit in the file before it makes a page dirty and gives
+//! itself such a right ([`FileMappings::note_store`]); 1,024 bits, by the space's number. Writeback passes over spaces whose bit is not
+//! set. Either it sees the bit, which was set before the page's state was looked at; or the page was under writeback by then,
+//! and the space waits and gives no right (the fence in `note_store`, and that before writeback's walk). Bits stay: of a file that more
+//! than a thousand spaces have stored into, all are looked at.
+//!
+//! # Spaces that show nothing
+//!
 //! The other direction: no entry of a page of the file was ever outside of the hulls. So a space that is passed over has no
 //! entry, no old translation and no claim that matters; within a space, only claims within the hull of addresses do.
 //!
@@ -39,7 +49,8 @@ use super::Maps;
 use crate::address::{PageNumber, PageRange};
 use crate::engine::Engine;
 use crate::host::{Host, OutOfMemory};
-use crate::sync::{Mutex, Weak};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, Weak, full_fence};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -50,8 +61,18 @@ const FEW: usize = 16;
 /// Spaces that a walk looks at with one taking of the lock.
 const LOOKS: usize = 256;
 
+/// Words of bits of spaces that have stored.
+#[cfg(not(loom))]
+const STORED: usize = 16;
+#[cfg(loom)]
+const STORED: usize = 1;
+
 #[derive(Default)]
-pub(super) struct FileMappings(Mutex<List>);
+pub(super) struct FileMappings {
+    list: Mutex<List>,
+    /// Bit `id` modulo their number: such a space may have a right to store. Atomic; bits are set by faults, never cleared.
+    stored: [AtomicU64; STORED],
+}
 
 /// Protected by its lock.
 #[derive(Default)]
@@ -138,7 +159,7 @@ impl FileMappings {
         space: impl FnOnce() -> Weak<dyn Maps>,
         hull: &Hull,
     ) -> Result<(), OutOfMemory> {
-        let mut list = engine.lock(&self.0);
+        let mut list = engine.lock(&self.list);
         if list.widen(id, hull) {
             return Ok(());
         }
@@ -150,21 +171,47 @@ impl FileMappings {
 
     /// Makes the hulls of space `id`, which is registered, cover `hull`.
     pub fn widen<H: Host>(&self, engine: &Engine<H>, id: u64, hull: &Hull) {
-        let is_listed = engine.lock(&self.0).widen(id, hull);
+        let is_listed = engine.lock(&self.list).widen(id, hull);
         debug_assert!(is_listed, "space {id} maps a file that does not list it");
     }
 
     /// Bytes that it has from the allocator.
     pub fn room<H: Host>(&self, engine: &Engine<H>) -> usize {
-        engine.lock(&self.0).room()
+        engine.lock(&self.list).room()
     }
 
-    /// Calls `f` for each space that may show one of `pages`, and its number, upwards. The caller has changed the state of the
-    /// pages before. Nothing is held in `f`.
-    pub fn each<H: Host>(&self, engine: &Engine<H>, pages: &Range<u64>, f: impl Fn(u64, &dyn Maps)) {
+    fn bit(&self, id: u64) -> (&AtomicU64, u64) {
+        (&self.stored[(id / 64) as usize % STORED], 1 << (id % 64))
+    }
+
+    /// Space `id` is about to make a page dirty, and to get the right to store into it. Before it looks at the page's state.
+    pub fn note_store(&self, id: u64) {
+        let (word, bit) = self.bit(id);
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+        // Partner: the fence before writeback's walk.
+        full_fence();
+    }
+
+    /// Whether space `id` may have a right to store. Asked after the pages are under writeback, and a fence.
+    pub fn has_stored(&self, id: u64) -> bool {
+        let (word, bit) = self.bit(id);
+        word.load(Ordering::Relaxed) & bit != 0
+    }
+
+    /// Calls `f` for each space that may show one of `pages` and is `wanted`, and its number, upwards. The caller has changed the state
+    /// of the pages before. Nothing is held in `f`.
+    pub fn each<H: Host>(
+        &self,
+        engine: &Engine<H>,
+        pages: &Range<u64>,
+        wanted: impl Fn(u64) -> bool,
+        f: impl Fn(u64, &dyn Maps),
+    ) {
         let mut walk = Walk::default();
         loop {
-            let step = engine.lock(&self.0).step(&mut walk, pages);
+            let step = engine.lock(&self.list).step(&mut walk, pages, &wanted);
             match step {
                 Step::Space(id, space) => {
                     if let Some(space) = space.upgrade() {
@@ -176,7 +223,7 @@ impl FileMappings {
             }
         }
         if walk.has_met_gone {
-            let mut list = engine.lock(&self.0);
+            let mut list = engine.lock(&self.list);
             let before = list.room();
             list.forget_gone();
             list.give_room_back();
@@ -186,14 +233,14 @@ impl FileMappings {
 
     /// The addresses at which space `id` may show the file, as of now.
     pub fn addresses<H: Host>(&self, engine: &Engine<H>, id: u64) -> Option<PageRange> {
-        let list = engine.lock(&self.0);
+        let list = engine.lock(&self.list);
         list.place(id).ok().and_then(|place| list.spaces[place].hull.addresses())
     }
 
     /// How many of them are there still.
     #[cfg(any(test, feature = "audit"))]
     pub fn living<H: Host>(&self, engine: &Engine<H>) -> usize {
-        let list = engine.lock(&self.0);
+        let list = engine.lock(&self.list);
         list.spaces.iter().filter(|listed| !listed.is_gone()).count()
     }
 }
@@ -241,12 +288,15 @@ impl List {
         Ok(())
     }
 
-    fn step(&self, walk: &mut Walk, pages: &Range<u64>) -> Step {
+    fn step(&self, walk: &mut Walk, pages: &Range<u64>, wanted: &impl Fn(u64) -> bool) -> Step {
         let last = walk.last;
         let place = last.map_or(0, |last| self.spaces.partition_point(|listed| listed.id <= last));
         let rest = &self.spaces[place..];
         for listed in rest.iter().take(LOOKS) {
             walk.last = Some(listed.id);
+            if !wanted(listed.id) {
+                continue;
+            }
             if listed.is_gone() {
                 walk.has_met_gone = true;
             } else if listed.hull.shows(pages) {
@@ -310,7 +360,7 @@ mod tests {
         let (mut walk, mut ids, mut steps) = (Walk::default(), Vec::new(), 0);
         loop {
             steps += 1;
-            match list.step(&mut walk, &pages) {
+            match list.step(&mut walk, &pages, &|_| true) {
                 Step::Space(id, _) => ids.push(id),
                 Step::Passed => {}
                 Step::End => return (ids, steps),

@@ -493,7 +493,25 @@ impl<H: Host> File<H> {
         pages: Range<u64>,
         f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
-        self.spaces.each(&self.engine, &pages, |id, space| {
+        self.each_wanted(pages, |_| true, f);
+    }
+
+    /// The same, of those that may have a right to store: after the pages are under writeback, and a fence.
+    fn each_storing_space(
+        &self,
+        pages: Range<u64>,
+        f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
+    ) {
+        self.each_wanted(pages, |id| self.spaces.has_stored(id), f);
+    }
+
+    fn each_wanted(
+        &self,
+        pages: Range<u64>,
+        wanted: impl Fn(u64) -> bool,
+        f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
+    ) {
+        self.spaces.each(&self.engine, &pages, wanted, |id, space| {
             f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
         });
     }

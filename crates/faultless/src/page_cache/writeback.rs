@@ -133,6 +133,18 @@ impl<H: Host> File<H> {
         }
     }
 
+    /// As [`File::make_dirty`], for a mapping of space `id`, which gets a right to store next.
+    pub(crate) fn make_dirty_for(&self, id: u64, page: u64, frame: Frame) -> bool {
+        if !self.is_in_memory() && !cfg!(mutant = "store_noted_late") {
+            self.spaces.note_store(id);
+        }
+        let is_dirty = self.make_dirty(page, frame);
+        if cfg!(mutant = "store_noted_late") {
+            self.spaces.note_store(id);
+        }
+        is_dirty
+    }
+
     /// Starts to write back the dirty pages of `pages`. Waits for no I/O; passes over pages that are locked or being
     /// written.
     pub(crate) fn start_writeback(&self, pages: Range<u64>) {
@@ -332,10 +344,10 @@ impl<H: Host> File<H> {
         else {
             return;
         };
-        // Partner: the fence after the bit in page work.
+        // Partners: the fence after the bit in page work, and that of `FileMappings::note_store`.
         full_fence();
         #[cfg(not(mutant = "writeback_keeps_rights"))]
-        self.each_space(*first..*last + 1, |space, pages, shown| {
+        self.each_storing_space(*first..*last + 1, |space, pages, shown| {
             space.protect_pages_of(self.id, pages, shown);
         });
         let _ = (first, last);

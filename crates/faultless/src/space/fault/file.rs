@@ -55,7 +55,7 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
     let mut rights = entry_rights(mapping.protection);
     // Nobody asks when a file in memory is written: its pages need not be found clean.
     if shared_write && (access == Access::Write || file.is_in_memory()) {
-        if !file.make_dirty(page, frame) {
+        if !file.make_dirty_for(work.space.id, page, frame) {
             engine.put(frame, Reference::Mapping);
             return Err(NotReady::Writeback);
         }
@@ -88,7 +88,7 @@ pub(super) fn make_writable<H: Host, D: LockingDesign>(
     if D::LOCKS_FOLIOS && work.engine().folio(frame).is_locked() {
         return Err(NotReady::Locked);
     }
-    if !file.make_dirty(page, frame) {
+    if !file.make_dirty_for(work.space.id, page, frame) {
         return Err(NotReady::Writeback);
     }
     let new = work.entry.restored().with(Entry::WRITE | entry_rights(work.vma.mapping().protection));
