@@ -441,7 +441,7 @@ mod tests {
         }
         drop(goes);
         let mut walk = Walk::default();
-        while !matches!(list.step(&mut walk, &(0..1)), Step::End) {}
+        while !matches!(list.step(&mut walk, &(0..1), &|_| true), Step::End) {}
         assert!(walk.has_met_gone);
         list.forget_gone();
         list.give_room_back();
