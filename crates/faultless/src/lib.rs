@@ -58,10 +58,10 @@ pub use engine::{Engine, Limits};
 pub use page_cache::{File, FileError, FileHandle, FileRights, FolioLock, Pin};
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};
 pub use space::{
-    AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForkError, LimitError, LockAll,
-    LockError, LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage, PinnedPage, Placement,
-    ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
-    SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
+    AddressSpace, Advice, AdviseError, AuditError, BrkError, DiscardError, ForeignFrames, ForkError,
+    LimitError, LockAll, LockError, LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage,
+    PinnedPage, Placement, ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError,
+    SealError, Source, SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
 
 #[cfg(all(mutant, not(debug_assertions)))]
