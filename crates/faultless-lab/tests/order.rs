@@ -33,6 +33,9 @@ macro_rules! tests_of {
     };
 }
 
+// They need the same host.
+mod entry_kinds;
+
 every_design! { [under] (
     munmap_unhooks_then_invalidates
     exit_unhooks_then_invalidates
@@ -60,6 +63,8 @@ struct Log {
     /// an invalidation go.
     stale: Mutex<Vec<Stale>>,
     seen: Mutex<Seen>,
+    /// What was invalidated, of which table.
+    invalidated: Mutex<Vec<(Tag, PageRange)>>,
     /// The processor serves an interrupt.
     is_in_interrupt: AtomicBool,
 }
@@ -102,8 +107,9 @@ impl Log {
         lock(&self.stale).push(Stale::Leaf(span));
     }
 
-    fn invalidate(&self, range: PageRange) {
+    fn invalidate(&self, table: Tag, range: PageRange) {
         lock(&self.seen).invalidations += 1;
+        lock(&self.invalidated).push((table, range));
         lock(&self.stale).retain(|stale| !stale.is_in(range));
     }
 
@@ -259,8 +265,8 @@ unsafe impl PageTable for RecordedTable {
     ) -> Result<(), Entry> {
         // SAFETY: by the same contract.
         unsafe { self.table.exchange(leaf, page, seen, new) }?;
-        let goes = new.mapped_frame() != seen.mapped_frame() && !self.is_unloaded.load(Ordering::Relaxed);
-        if let Some(frame) = seen.mapped_frame().filter(|_| goes) {
+        let goes = new.counted_frame() != seen.counted_frame() && !self.is_unloaded.load(Ordering::Relaxed);
+        if let Some(frame) = seen.counted_frame().filter(|_| goes) {
             lock(&self.log.stale).push(Stale::Frame(page, frame));
         }
         Ok(())
@@ -285,7 +291,7 @@ unsafe impl PageTable for RecordedTable {
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         self.table.invalidate(range, wait);
-        self.log.invalidate(range);
+        self.log.invalidate(self.root(), range);
     }
 
     fn unload(&self, wait: impl FnMut(u32)) {

@@ -289,6 +289,8 @@ unsafe impl PageTable for RadixTable {
     type Refusing = Unsupported;
 
     const LEAF_PAGES: u64 = LeafTable::SPAN;
+    /// Of the frames of its [`PhysicalMemory`](crate::PhysicalMemory), whoever has them.
+    const MAPS_FOREIGN: bool = true;
 
     fn pages(&self) -> PageRange {
         PageRange::new(PageNumber::new(0), PageNumber::new(Self::PAGES)).expect("it has pages")

@@ -63,10 +63,10 @@ pub use page_cache::{File, FileError, FileHandle, FileRef, FileRights, FolioLock
 pub use space::AuditError;
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};
 pub use space::{
-    AddressSpace, Advice, AdviseError, BrkError, DiscardError, ForkError, LimitError, LockAll, LockError,
-    LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage, PinnedPage, Placement, ProtectError,
-    RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source, SpaceLimits,
-    SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
+    AddressSpace, Advice, AdviseError, BrkError, DiscardError, ForeignFrames, ForkError, LimitError, LockAll,
+    LockError, LockMode, MapError, MapRequest, Mapped, MappingInfo, MappingUsage, PinnedPage, Placement,
+    ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
+    SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
 pub use vma::Flags;
 

@@ -9,6 +9,7 @@ mod calls;
 mod closing;
 mod faults;
 mod files;
+mod foreign;
 mod growth;
 mod invariants;
 mod locks;

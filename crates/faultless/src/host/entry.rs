@@ -58,7 +58,7 @@ pub const GENERATIONS: u16 = 1 << 12;
 /// The meaning of a page-table entry, without the bits that say who may use it. [`Entry::kind`] returns it.
 ///
 /// Match on all kinds, without `_`: then the compiler finds each place that has to learn a new one. [`Entry::holds_page`] is
-/// the question "is a page here?". Nothing makes the last three kinds yet: they are for reclaim.
+/// the question "is a page here?". Nothing makes `Swapped`, `Gone` and `Kept` yet: they are for reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// Nothing is there.
@@ -67,6 +67,9 @@ pub enum EntryKind {
     Guard,
     /// It maps a frame. The entry counts one mapping of it.
     Page(Frame),
+    /// It maps a frame that the engine does not own: see [`ForeignFrames`](crate::ForeignFrames). The entry counts nothing, and the
+    /// frame may have no [`Folio`](crate::frame::Folio).
+    Foreign(Frame),
     /// The bytes are in a slot, which has this generation. The entry counts one use of the slot.
     Swapped(Slot, u16),
     /// Reclaim has taken a page that can be had again: a file's, or one after MADV_FREE. The entry counts nothing. The frame may
@@ -86,7 +89,8 @@ pub enum EntryKind {
 ///  7 GUARD     of an entry of kind 0: accesses are refused
 ///  8 REFUSED    the process was told that it cannot have it    11 the host's own, which the engine never sees
 /// ```
-/// `MAPPED` without rights is PROT_NONE over a page that stays (x86-64: not present, by a software bit).
+/// `MAPPED` without rights is PROT_NONE over a page that stays (x86-64: not present, by a software bit). In an entry with `MAPPED`,
+/// bit 52 (x86-64: a software bit) is `FOREIGN`: the engine does not own the frame. Bits 53–63 of such an entry are free.
 ///
 /// An entry without `MAPPED` has a kind in bits 3–4:
 ///
@@ -121,6 +125,8 @@ impl Entry {
     pub const ANNOUNCED: u64 = 1 << 9;
     /// Instruction fetches allowed.
     pub const EXECUTE: u64 = 1 << 10;
+    /// With `MAPPED`: the engine does not own the frame. In other entries the bit is part of a number.
+    pub const FOREIGN: u64 = 1 << 52;
     /// What a processor sets by itself.
     pub const HARDWARE: u64 = Self::ACCESSED | Self::DIRTY;
 
@@ -149,6 +155,12 @@ impl Entry {
         Self(frame.get() << Self::FRAME_SHIFT | rights | Self::MAPPED)
     }
 
+    /// An entry that maps `frame`, which the engine does not own, with `rights` of [`Entry::READ`], [`Entry::WRITE`],
+    /// [`Entry::EXECUTE`].
+    pub const fn foreign(frame: Frame, rights: u64) -> Self {
+        Self::mapping(frame, rights).with(Self::FOREIGN)
+    }
+
     /// An entry for a page whose bytes are in `slot` of this `generation` (below [`GENERATIONS`]; higher bits are left out), and
     /// that had `rights` of [`Entry::READ`], [`Entry::EXECUTE`].
     pub const fn swapped(slot: Slot, generation: u16, rights: u64) -> Self {
@@ -174,6 +186,9 @@ impl Entry {
     #[inline]
     pub const fn kind(self) -> EntryKind {
         if self.has(Self::MAPPED) {
+            if self.has(Self::FOREIGN) {
+                return EntryKind::Foreign(self.number());
+            }
             return EntryKind::Page(self.number());
         }
         match (self.0 & Self::KIND) >> Self::KIND_SHIFT {
@@ -239,19 +254,23 @@ impl Entry {
         Self(self.0 & !bits)
     }
 
-    /// The frame of an entry that maps one ([`EntryKind::Page`]). `None` does not mean that nothing is there: see
-    /// [`Entry::holds_page`].
+    /// The frame that processors reach by the entry ([`EntryKind::Page`], [`EntryKind::Foreign`]). `None` does not mean that nothing
+    /// is there: see [`Entry::holds_page`].
     #[inline]
     pub const fn mapped_frame(self) -> Option<Frame> {
         if self.has(Self::MAPPED) { Some(self.number()) } else { None }
     }
 
-    /// The frame of which the entry counts one mapping: of a page that is mapped or kept.
+    /// The frame of which the entry counts one mapping: of a page that is mapped or kept, and the engine's own.
     #[inline]
     pub const fn counted_frame(self) -> Option<Frame> {
         match self.kind() {
             EntryKind::Page(frame) | EntryKind::Kept(frame) => Some(frame),
-            EntryKind::Empty | EntryKind::Guard | EntryKind::Swapped(..) | EntryKind::Gone(_) => None,
+            EntryKind::Empty
+            | EntryKind::Guard
+            | EntryKind::Foreign(_)
+            | EntryKind::Swapped(..)
+            | EntryKind::Gone(_) => None,
         }
     }
 
@@ -270,9 +289,10 @@ impl fmt::Debug for Entry {
         match self.kind() {
             EntryKind::Page(frame) => write!(f, "{frame:?} ")?,
             EntryKind::Empty | EntryKind::Guard => return write!(f, "entry {:#x}", self.0),
-            kind @ (EntryKind::Swapped(..) | EntryKind::Gone(_) | EntryKind::Kept(_)) => {
-                write!(f, "{kind:?} ")?
-            }
+            kind @ (EntryKind::Foreign(_)
+            | EntryKind::Swapped(..)
+            | EntryKind::Gone(_)
+            | EntryKind::Kept(_)) => write!(f, "{kind:?} ")?,
         }
         for (bit, letter) in [
             (Self::READ, 'r'),
@@ -290,6 +310,7 @@ impl fmt::Debug for Entry {
 
 const _: () = assert!(size_of::<Entry>() == 8);
 const _: () = assert!(Entry::FRAME_MASK == 0x000f_ffff_ffff_f000);
+const _: () = assert!(Entry::FRAME_MASK & Entry::FOREIGN == 0);
 const _: () = assert!(Entry::EMPTY.bits() == 0 && matches!(Entry::EMPTY.kind(), EntryKind::Empty));
 const _: () = assert!(Entry::KIND & (Entry::RIGHTS | Entry::HARDWARE | Entry::GUARD | Entry::REFUSED) == 0);
 
@@ -325,6 +346,7 @@ mod tests {
             let (frame, slot) = (Frame::new(number).unwrap(), Slot::new(number).unwrap());
             let mut entries = vec![
                 (Entry::mapping(frame, rights), EntryKind::Page(frame)),
+                (Entry::foreign(frame, rights | Entry::WRITE), EntryKind::Foreign(frame)),
                 (Entry::gone(frame, rights), EntryKind::Gone(frame)),
                 (Entry::kept(frame, rights | Entry::WRITE), EntryKind::Kept(frame)),
             ];
@@ -367,6 +389,7 @@ mod tests {
         let (frame, slot) = (Frame::new(7).unwrap(), Slot::new(7).unwrap());
         assert_eq!(Entry::mapping(frame, 0).counted_frame(), Some(frame));
         assert_eq!(Entry::kept(frame, 0).counted_frame(), Some(frame));
+        assert_eq!(Entry::foreign(frame, 0).counted_frame(), None);
         assert_eq!(Entry::gone(frame, 0).counted_frame(), None);
         assert_eq!(Entry::swapped(slot, 7, 0).counted_frame(), None);
     }

@@ -149,6 +149,11 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// shared mapping can be writable: [`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported); and
     /// what is written by a [`FileHandle`](crate::FileHandle) is seen where the page is mapped afterwards.
     const SHARES_WRITES: bool = true;
+    /// Whether entries with [`Entry::FOREIGN`] can be made: the host's processors reach a frame by its number alone, whether the host's
+    /// [`FrameSource`] has such a frame or not, and an entry keeps that bit. The type of memory (uncached, write-combining) is the
+    /// host's to know by the frame's number. Where not, no mapping of foreign frames is made:
+    /// [`MapError::ForeignUnsupported`](crate::MapError::ForeignUnsupported).
+    const MAPS_FOREIGN: bool = false;
     /// The pages that can be mapped; both ends are multiples of [`PageTable::LEAF_PAGES`]. Always the same. Page 0 is mapped only
     /// where a call names it.
     fn pages(&self) -> PageRange;
@@ -210,7 +215,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     ///
     /// # Safety
     /// The caller has announced the entry. If `new` names a frame, that frame is in use, is filled, and is counted once for
-    /// this entry or is the page of zeros; `new` gives the write right only if every space that sees the frame may see the
+    /// this entry, or is the page of zeros, or is foreign and answered for ([`ForeignFrames`](crate::ForeignFrames)); `new` gives the write right only if every space that sees the frame may see the
     /// store.
     unsafe fn install(
         &self,

@@ -218,7 +218,8 @@ pub(super) enum Refusal {
 pub(super) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -> Option<Refusal> {
     let (is_private, is_locked) =
         (mapping.sharing == Sharing::Private, mapping.flags.contains(Flags::LOCKED));
-    let is_anonymous = is_private && !matches!(mapping.backing, Backing::File { .. });
+    let is_anonymous = is_private && matches!(mapping.backing, Backing::Anonymous);
+    let is_foreign = mapping.is_foreign();
     let loses = matches!(
         advice,
         Advice::DontNeed
@@ -241,7 +242,10 @@ pub(super) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -> Option<R
         _ if loses && mapping.keeps_contents() => Some(Refusal::Sealed),
         _ if drops && is_locked => Some(Refusal::Locked),
         Advice::Free | Advice::WipeOnFork if !is_anonymous => Some(Refusal::Kind),
-        Advice::Remove if is_anonymous => Some(Refusal::Kind),
+        Advice::Remove if is_anonymous || is_foreign => Some(Refusal::Kind),
+        // Linux's VM_SPECIAL.
+        Advice::DoFork | Advice::GuardInstall | Advice::GuardRemove if is_foreign => Some(Refusal::Kind),
+        Advice::Cold | Advice::PageOut if is_foreign => Some(Refusal::Kind),
         Advice::Remove if is_private => Some(Refusal::Private),
         Advice::Remove if !mapping.reaches_its_file() => Some(Refusal::ReadOnly),
         Advice::Cold | Advice::PageOut => Some(Refusal::NotYet),
@@ -254,7 +258,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// and hold nothing then; all else waits as [`AddressSpace::unmap`], or not at all.
     ///
     /// Differs from Linux where memory for nodes runs out: nothing is done then, where Linux has done what lies below. Where
-    /// there is room for one of the two cuts that a mapping needs, Linux makes that one; here it stays whole.
+    /// there is room for one of the two cuts that a mapping needs, Linux makes that one; here it stays whole. And it refuses to drop the
+    /// entries of foreign frames (MADV_DONTNEED: EINVAL), which no fault would bring back there; here the next access does.
     ///
     /// # Errors
     /// [`AdviseError`]. Holes do not keep the rest from being done, except from being populated; an error of a mapping
@@ -266,7 +271,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         };
         let space = &*self.0;
         let flags = |set: Flags, clear: Flags| {
-            let change = move |flags: Flags| flags.difference(clear) | set;
+            let change = move |mapping: &Mapping<H>| mapping.flags.difference(clear) | set;
             let refuse = |mapping: &Mapping<H>| refuses(mapping, advice);
             let changed = space.change_flags(range, Holes::Skip, |_| Ok(()), refuse, change);
             changed.map_err(|wrong| space.advise_error(range, advice, wrong))
@@ -306,6 +311,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         self.populate(range, Goal::Access(access)).map_err(|error| match error {
             Unpopulated::Hole(address) => AdviseError::Hole { range, advice, address },
             Unpopulated::NotAllowed(address, access) => AdviseError::NotAllowed { address, access },
+            Unpopulated::Foreign(address) => AdviseError::Kind { advice, address },
             Unpopulated::Fault(error) => AdviseError::Fault(error),
         })
     }

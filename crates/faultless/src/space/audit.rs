@@ -5,7 +5,7 @@ use super::{AddressSpace, SpaceUsage};
 use crate::address::PageNumber;
 use crate::design::LockingDesign;
 use crate::frame::Folio;
-use crate::host::{Entry, Host, PageTable};
+use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::protection::Protection;
 use crate::vma::AnonId;
 
@@ -37,6 +37,17 @@ pub enum AuditError {
     FreeFrame {
         /// The page.
         page: PageNumber,
+    },
+    /// The entry maps a foreign frame that its mapping does not show there, or a frame of the engine's where the mapping shows foreign
+    /// ones.
+    #[error("{page:?} maps {frame:?}, and its mapping shows {shown:?} of the foreign frames")]
+    Foreign {
+        /// The page.
+        page: PageNumber,
+        /// The frame of the entry.
+        frame: Frame,
+        /// The foreign frame that the mapping shows there.
+        shown: Option<Frame>,
     },
     /// The limits are held against a wrong sum.
     #[error("counts: the mappings come to {mapped}, and {counted} was counted")]
@@ -118,7 +129,18 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         {
             return Err(AuditError::Rights { page, protection });
         }
+        let shown = vma.mapping().foreign_frame(page);
+        if let EntryKind::Foreign(frame) = entry.kind() {
+            return if shown == Some(frame) {
+                Ok(())
+            } else {
+                Err(AuditError::Foreign { page, frame, shown })
+            };
+        }
         let Some(frame) = entry.counted_frame() else { return Ok(()) };
+        if shown.is_some() {
+            return Err(AuditError::Foreign { page, frame, shown });
+        }
         let folio: &Folio = space.engine.folio(frame);
         if folio.is_free() {
             return Err(AuditError::FreeFrame { page });

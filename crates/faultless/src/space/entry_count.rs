@@ -12,7 +12,7 @@ impl<H: Host> Engine<H> {
     pub(super) fn drop_entry(&self, entry: Entry) {
         match entry.kind() {
             EntryKind::Page(frame) => self.put_mapping(frame),
-            EntryKind::Empty | EntryKind::Guard => {}
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {}
             EntryKind::Kept(frame) => {
                 self.counters().add(Counter::AbsentDropped, 1);
                 self.put_mapping(frame);
@@ -35,7 +35,7 @@ impl<H: Host> Engine<H> {
             EntryKind::Kept(frame) => self.share(frame)? && self.count_absent(),
             // The slot's count goes up here, when there are slots. It can be full.
             EntryKind::Swapped(..) | EntryKind::Gone(_) => self.count_absent(),
-            EntryKind::Empty | EntryKind::Guard => true,
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => true,
         };
         Ok(counted.then_some(copy))
     }
@@ -53,7 +53,7 @@ impl<H: Host> Engine<H> {
                 self.count_absent();
                 return;
             }
-            EntryKind::Empty | EntryKind::Guard => return,
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => return,
         };
         if mapped != self.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
             self.shared_tables.count_copy(self.folio(mapped));
@@ -67,7 +67,8 @@ impl<H: Host> Engine<H> {
                 frame != self.zero_frame() && self.folio(frame).is_mapping_full()
             }
             // A slot's count will be asked here.
-            EntryKind::Swapped(..) | EntryKind::Gone(_) | EntryKind::Empty | EntryKind::Guard => false,
+            EntryKind::Swapped(..) | EntryKind::Gone(_) => false,
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
         }
     }
 

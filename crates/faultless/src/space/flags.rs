@@ -125,7 +125,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         sealed.map(|vma| vma.range().start().max(range.start()))
     }
 
-    /// Publishes flags that `change` makes of each mapping's in `range`, as far as `refuse` lets it. `before` decides on
+    /// Publishes flags that `change` makes of each mapping in `range`, as far as `refuse` lets it. `before` decides on
     /// the whole, in the same step.
     pub(super) fn change_flags<R>(
         &self,
@@ -133,7 +133,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holes: Holes,
         before: impl FnOnce(&Map) -> Result<(), R>,
         refuse: impl Fn(&Mapping<H>) -> Option<R>,
-        change: impl Fn(Flags) -> Flags,
+        change: impl Fn(&Mapping<H>) -> Flags,
     ) -> Result<(), Wrong<R>> {
         let none = Wrong::Hole(range.start().address());
         let inside = range.intersection(self.whole()).ok_or(none)?;
@@ -141,7 +141,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = call.take(inside);
         before(&lock).map_err(Wrong::All)?;
         let mut reach = self.reach(&lock, range, holes, refuse);
-        let each = |mapping: Mapping<H>| Some(Mapping { flags: change(mapping.flags), ..mapping });
+        let each = |mapping: Mapping<H>| Some(Mapping { flags: change(&mapping), ..mapping });
         let part = |reach: &Reach<R>| PageRange::new(inside.start(), reach.end.min(inside.end()));
         if let Some(part) = part(&reach)
             && let Err(end) = self.splittable(&lock, self.tree.view_locked(&lock.writer), part, each)
@@ -157,11 +157,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         reach.error.map_or(Ok(()), Err)
     }
 
-    fn changes(&self, lock: &TreeLock<'_>, part: PageRange, change: &impl Fn(Flags) -> Flags) -> bool {
+    fn changes(&self, lock: &TreeLock<'_>, part: PageRange, change: &impl Fn(&Mapping<H>) -> Flags) -> bool {
         let vmas = self.tree.view_locked(&lock.writer).from(part.start());
-        let mut flags =
-            vmas.take_while(|vma| vma.range().start() < part.end()).map(|vma| vma.mapping().flags);
-        flags.any(|flags| change(flags) != flags)
+        let mut mappings = vmas.take_while(|vma| vma.range().start() < part.end()).map(Vma::mapping);
+        mappings.any(|mapping| change(mapping) != mapping.flags)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::AddressSpace;
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
-use crate::host::Host;
+use crate::host::{Frame, Host};
 use crate::protection::{Protection, Sharing};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Flags};
@@ -23,6 +23,8 @@ pub struct MappingInfo {
     pub flags: Flags,
     /// The file's number and the page of the file that the mapping begins with.
     pub file: Option<(u64, u64)>,
+    /// The frame that a mapping of frames which the engine does not own begins with.
+    pub foreign: Option<Frame>,
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
@@ -53,6 +55,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         };
         let (protection, sharing) = (mapping.protection, mapping.sharing);
         let flags = mapping.flags - Flags::OWN;
-        Some(MappingInfo { range: vma.range(), protection, sharing, flags, file })
+        let foreign = mapping.foreign_frame(mapping.range.start());
+        Some(MappingInfo { range: vma.range(), protection, sharing, flags, file, foreign })
     }
 }

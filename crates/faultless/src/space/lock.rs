@@ -8,7 +8,7 @@ use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::Host;
-use crate::vma::Flags;
+use crate::vma::{Flags, Mapping};
 
 /// When the pages of a locked mapping come. mlock2 knows no other flag than MLOCK_ONFAULT, and refuses the rest (EINVAL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// faults, and nothing is held while they wait for I/O. A mapping that is unlocked or replaced meanwhile is not
     /// fetched. Pages of a private mapping that can be written are had for writing.
     ///
-    /// Nothing is evicted from a mapping in this version, locked or not.
+    /// Nothing is evicted from a mapping in this version, locked or not. A mapping of foreign frames is passed over: it is never
+    /// locked, and not fetched.
     ///
     /// # Errors
     /// [`LockError`].
@@ -145,7 +146,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             LockMode::OnFault => Ok(()),
             LockMode::Now => self.populate(range, Goal::Lock).map_err(|error| match error {
                 Unpopulated::Hole(address) => LockError::Hole { range, address },
-                Unpopulated::NotAllowed(address, _) => LockError::NotAllowed { address },
+                // Foreign frames are not fetched for this, so that it is not said.
+                Unpopulated::NotAllowed(address, _) | Unpopulated::Foreign(address) => {
+                    LockError::NotAllowed { address }
+                }
                 Unpopulated::Fault(error) => LockError::Fault(error),
             }),
         }
@@ -220,7 +224,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let too_many = others.saturating_add(range.pages()) > limit / PAGE_SIZE;
             if too_many { Err(LockError::Limit { limit }) } else { Ok(()) }
         };
-        let change = |flags: Flags| flags.difference(Flags::LOCKS) | set;
+        // Passed over without an error, as on Linux (VM_SPECIAL): foreign frames stay anyway.
+        let change = |mapping: &Mapping<H>| {
+            let set = if mapping.is_foreign() { Flags::empty() } else { set };
+            mapping.flags.difference(Flags::LOCKS) | set
+        };
         let changed = self.change_flags(range, holes, before, |_| None, change);
         changed.or_else(|wrong| match wrong {
             Wrong::Hole(_) if holes == Holes::Skip => Ok(()),

@@ -1,5 +1,6 @@
 //! mmap.
 
+use super::foreign::ForeignFrames;
 use super::grow::guarded;
 use super::limits::TooMany;
 use super::populate::Goal;
@@ -45,6 +46,14 @@ pub enum Source<H: Host> {
         /// As above.
         first: u64,
         /// As above.
+        sharing: Sharing,
+    },
+    /// Frames that the engine does not own, from the first on; the mapping is no longer than they are many. A private mapping can
+    /// never be written.
+    Foreign {
+        /// The frames.
+        frames: ForeignFrames,
+        /// Whether the mapping may ever be writable: `Shared`.
         sharing: Sharing,
     },
 }
@@ -124,6 +133,12 @@ impl<H: Host> MapRequest<H> {
         Self { source, protection, ..Self::anonymous(length) }
     }
 
+    /// All of `frames`, which the engine does not own, shared, anywhere.
+    pub fn foreign(frames: ForeignFrames, protection: Protection) -> Self {
+        let source = Source::Foreign { frames, sharing: Sharing::Shared };
+        Self { source, protection, ..Self::anonymous(frames.count() * PAGE_SIZE) }
+    }
+
     /// The same elsewhere.
     pub fn at(self, placement: Placement) -> Self {
         Self { placement, ..self }
@@ -196,6 +211,21 @@ pub enum MapError {
     /// [`PageTable::SHARES_WRITES`](crate::host::PageTable::SHARES_WRITES).
     #[error("this host has no writable shared mappings")]
     SharedWriteUnsupported,
+    /// The host's tables can map no frame but the host's own (EOPNOTSUPP): see
+    /// [`PageTable::MAPS_FOREIGN`](crate::host::PageTable::MAPS_FOREIGN).
+    #[error("this host maps no foreign frames")]
+    ForeignUnsupported,
+    /// More pages than there are foreign frames (EINVAL).
+    #[error("{pages} pages of {frames} foreign frames")]
+    ForeignLength {
+        /// How many pages were asked for.
+        pages: u64,
+        /// How many frames there are.
+        frames: u64,
+    },
+    /// A private mapping of foreign frames that can be written (EINVAL): the engine does not copy them.
+    #[error("a private mapping of foreign frames cannot be writable")]
+    ForeignPrivate,
     /// No free place of that size (ENOMEM).
     #[error("no free place for {pages} pages")]
     NoSpace {
@@ -203,7 +233,7 @@ pub enum MapError {
         pages: u64,
     },
     /// What grows down is private and anonymous (EINVAL).
-    #[error("a mapping of a file cannot grow down")]
+    #[error("a mapping of a file or of foreign frames cannot grow down")]
     GrowingFile,
     /// A limit of the space (ENOMEM).
     #[error(transparent)]
@@ -227,13 +257,13 @@ impl MapError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(error) => error.errno(),
-            Self::GrowingFile => errno::EINVAL,
+            Self::GrowingFile | Self::ForeignLength { .. } | Self::ForeignPrivate => errno::EINVAL,
             Self::Limit(error) => error.errno(),
             Self::FileOffset { .. } => errno::EOVERFLOW,
             Self::Exists { .. } => errno::EEXIST,
             Self::SharedWrite | Self::NotReadable => errno::EACCES,
             Self::Sealed { .. } | Self::LockNotPermitted => errno::EPERM,
-            Self::SharedWriteUnsupported => errno::EOPNOTSUPP,
+            Self::SharedWriteUnsupported | Self::ForeignUnsupported => errno::EOPNOTSUPP,
             Self::OutOfBounds { .. }
             | Self::NoSpace { .. }
             | Self::TooManyMappings { .. }
@@ -380,6 +410,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 (by.file().clone(), first, sharing)
             }
             Source::File { file, first, sharing } => (file, first, sharing),
+            Source::Foreign { frames, sharing } => {
+                let backing = frames.backing::<H>(asked.pages(), sharing, request.protection)?;
+                if flags.contains(Flags::GROWS_DOWN) {
+                    return Err(MapError::GrowingFile);
+                }
+                return Ok((backing, sharing, flags - Flags::LOCKS));
+            }
         };
         if first.checked_add(asked.pages()).is_none_or(|end| end > LAST_FILE_PAGE) {
             return Err(MapError::FileOffset { first, pages: asked.pages() });

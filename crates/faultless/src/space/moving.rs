@@ -53,6 +53,7 @@ impl Part {
 fn moves_along(entry: Entry) -> bool {
     match entry.kind() {
         EntryKind::Page(_)
+        | EntryKind::Foreign(_)
         | EntryKind::Guard
         | EntryKind::Swapped(..)
         | EntryKind::Gone(_)

@@ -3,7 +3,7 @@
 
 use super::page_work::{Leaves, Refused};
 use super::{AddressSpace, Signs, Space, fault::FaultError};
-use crate::address::{PAGE_SIZE, PageNumber, VirtAddr};
+use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::Engine;
 use crate::frame::Reference;
@@ -12,6 +12,7 @@ use crate::page_cache::{File, Full};
 use crate::protection::{Access, Protection};
 use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
+use crate::vma::Mapping;
 use alloc::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -110,10 +111,29 @@ impl<H: Host> Drop for PinnedPage<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// What may be done with a page, if it is mapped.
-    fn protection_of(&self, page: PageNumber) -> Option<Protection> {
+    /// Whether the mapping of the page at `address` refuses to have it pinned.
+    fn check_pin(&self, address: VirtAddr, (access, rights): (Access, Protection)) -> Result<(), FaultError> {
         let section = self.engine.enter();
-        Some(self.tree.view(&section).find(page)?.mapping().protection)
+        let vma = self.tree.view(&section).find(address.page());
+        let mapping = vma.ok_or(FaultError::NoMapping { address })?.mapping();
+        may_pin(mapping, address, (access, rights))
+    }
+}
+
+/// Whether a page of `mapping` may be pinned. Linux's order too: get_user_pages, and so access_process_vm, first refuses VM_IO and
+/// VM_PFNMAP with EFAULT (check_vma_flags); a device's own `access` hook, which ptrace then tries, is not there.
+fn may_pin<H: Host>(
+    mapping: &Mapping<H>,
+    address: VirtAddr,
+    (access, rights): (Access, Protection),
+) -> Result<(), FaultError> {
+    let protection = mapping.protection;
+    if mapping.is_foreign() {
+        return Err(FaultError::Foreign { address });
+    }
+    match protection.contains(rights) {
+        true => Ok(()),
+        false => Err(FaultError::Protection { address, access, protection }),
     }
 }
 
@@ -127,7 +147,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ///
     /// # Errors
     /// [`FaultError::NoMapping`], [`FaultError::Protection`], a failed read, [`FaultError::OutOfMemory`], [`FaultError::Exited`];
-    /// [`FaultError::TooManyPins`]: the page is pinned 4,095 times. Nothing is pinned; the page may have been faulted in or copied.
+    /// [`FaultError::Foreign`]: the frame is not the engine's; [`FaultError::TooManyPins`]: the page is pinned 4,095 times. Nothing is pinned; the page may have been faulted in or copied.
     pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
         self.pin_with(address, (access, Protection::empty()), Reference::IoPin).map_err(|why| match why {
             NotPinned::Fault(error) => error,
@@ -171,9 +191,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Leaves::Existing,
                 false,
                 |work| {
-                    let protection = work.vma.mapping().protection;
-                    if !protection.contains(rights) {
-                        return Some(Err(FaultError::Protection { address, access, protection }.into()));
+                    if let Err(error) = may_pin(work.vma.mapping(), address, (access, rights)) {
+                        return Some(Err(error.into()));
                     }
                     let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
                     // A page that others have too is copied at the next store, and the pin would not show that store.
@@ -203,13 +222,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) => {}
                 // Nothing grows down to it, and nothing is faulted in that is refused then, as on Linux.
-                Err(Refused::NoTable) => match space.protection_of(address.page()) {
-                    None => return Err(no_mapping.into()),
-                    Some(protection) if !protection.contains(rights) => {
-                        return Err(FaultError::Protection { address, access, protection }.into());
-                    }
-                    Some(_) => {}
-                },
+                Err(Refused::NoTable) => space.check_pin(address, (access, rights))?,
                 Err(Refused::Hole) => return Err(no_mapping.into()),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }.into()),
             }

@@ -35,6 +35,8 @@ pub(super) enum Unpopulated {
     Hole(VirtAddr),
     /// The mapping allows no such access.
     NotAllowed(VirtAddr, Access),
+    /// The frames there are not the engine's.
+    Foreign(VirtAddr),
     /// The fault failed.
     Fault(FaultError),
 }
@@ -45,6 +47,7 @@ struct Part<H: Host> {
     protection: Protection,
     sharing: Sharing,
     file: Option<(Shared<File<H>>, u64)>,
+    is_foreign: bool,
     is_wanted: bool,
 }
 
@@ -104,11 +107,17 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let vma = self.0.tree.view(&section).from(rest.start()).next()?;
         let (range, mapping) = (vma.range().intersection(rest)?, vma.mapping());
         let file = mapping.file_page(range.start()).map(|(file, page)| (file.clone(), page));
-        let is_wanted = goal.only().admits(mapping);
-        Some(Part { range, protection: mapping.protection, sharing: mapping.sharing, file, is_wanted })
+        let is_foreign = mapping.is_foreign();
+        // Linux passes over VM_IO and VM_PFNMAP here, and refuses advice to populate them.
+        let is_wanted = goal.only().admits(mapping) && (!is_foreign || matches!(goal, Goal::Access(_)));
+        let (protection, sharing) = (mapping.protection, mapping.sharing);
+        Some(Part { range, protection, sharing, file, is_foreign, is_wanted })
     }
 
     fn populate_part(&self, part: &Part<H>, goal: Goal) -> Result<(), Unpopulated> {
+        if part.is_foreign {
+            return Err(Unpopulated::Foreign(part.range.start().address()));
+        }
         let access = goal
             .access(part.protection, part.sharing)
             .map_err(|access| Unpopulated::NotAllowed(part.range.start().address(), access))?;

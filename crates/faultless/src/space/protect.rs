@@ -29,8 +29,8 @@ pub enum ProtectError {
         address: VirtAddr,
     },
     /// A shared mapping of a file that was opened to be read only, or by a handle that was, or on a host where none can be writable, cannot become
-    /// writable; everything below it has been changed (EACCES).
-    #[error("the shared mapping at {address} cannot become writable; what lies below it has changed")]
+    /// writable, nor can a private mapping of foreign frames; everything below it has been changed (EACCES).
+    #[error("the mapping at {address} cannot become writable; what lies below it has changed")]
     SharedWrite {
         /// The first address of the mapping.
         address: VirtAddr,
@@ -282,6 +282,9 @@ fn becomes_writable<H: Host, D: LockingDesign>(
 
 /// Whether the mapping can be made writable.
 fn may_become_writable<H: Host>(mapping: &Mapping<H>) -> bool {
+    if mapping.is_foreign() {
+        return mapping.sharing == Sharing::Shared;
+    }
     mapping.sharing == Sharing::Private || mapping.reaches_its_file() && H::Table::SHARES_WRITES
 }
 

@@ -267,7 +267,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let pages = mapping.range.pages();
         match origin {
             Origin::Fresh | Origin::Longer => {
-                if origin == Origin::Fresh && !cfg!(mutant = "future_asked_early") {
+                let is_asked = origin == Origin::Fresh && !mapping.is_foreign();
+                if is_asked && !cfg!(mutant = "future_asked_early") {
                     mapping.flags |= map.locks.future;
                 }
                 // The replaced mapping counts as locked too, as on Linux.

@@ -142,6 +142,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             if vma.flags().contains(Flags::SEALED) {
                 return Err(RemapError::Sealed { address: vma.range().start().address() });
             }
+            plan.check_foreign(vma.mapping())?;
             space.check_count(&lock, 0)?;
             drop(lock);
             let start = target.start().get() + (source.start().get() - plan.start.get());

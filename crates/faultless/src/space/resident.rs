@@ -46,7 +46,7 @@ impl ResidentError {
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// mincore: for each page of `length` bytes at `address` whether an access would need no read: it has a page, or its
     /// file has it in memory. A page of untouched anonymous memory is not in memory, a guard neither. Each was true at some
-    /// moment during the call. Waits for nothing.
+    /// moment during the call. Waits for nothing. A foreign frame is not in memory, as on Linux, where mincore passes over VM_PFNMAP.
     ///
     /// Differs from Linux: of a file, what is in memory is told to everybody who maps it.
     ///
@@ -83,7 +83,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     || vma.mapping().file_page(page).is_some_and(|(file, page)| file.is_cached(page));
                 answers.push(match entry.unwrap_or(Entry::EMPTY).kind() {
                     EntryKind::Page(_) | EntryKind::Kept(_) => true,
-                    EntryKind::Swapped(..) => false,
+                    EntryKind::Foreign(_) | EntryKind::Swapped(..) => false,
                     EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => is_cached(),
                 });
             }

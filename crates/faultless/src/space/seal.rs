@@ -7,7 +7,7 @@ use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
 use crate::errno;
 use crate::host::Host;
-use crate::vma::Flags;
+use crate::vma::{Flags, Mapping};
 
 /// Why nothing was sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             range => range?,
         };
         let space = &*self.0;
-        let change = |flags: Flags| flags | Flags::SEALED;
+        let change = |mapping: &Mapping<H>| mapping.flags | Flags::SEALED;
         let sealed = space.change_flags(range, Holes::Refuse, |_| Ok::<(), ()>(()), |_| None, change);
         sealed.map_err(|wrong| match wrong {
             Wrong::Hole(address) | Wrong::Refused(address, ()) => SealError::Hole { range, address },

@@ -202,8 +202,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         }
                     }
                     EntryKind::Page(_) | EntryKind::Kept(_) | EntryKind::Gone(_) => break,
-                    // A page in a slot is not the file's.
-                    EntryKind::Swapped(..) | EntryKind::Empty | EntryKind::Guard => break,
+                    // Neither a page in a slot nor a foreign frame is the file's.
+                    EntryKind::Swapped(..) | EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {
+                        break;
+                    }
                 }
                 match self.table.exchange(leaf, page, entry, clean) {
                     Ok(()) => {
@@ -244,7 +246,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     EntryKind::Swapped(..) => copies.contains(&shown),
                     // The frame may be another page's by now. Nothing is lost: the file is asked again.
                     EntryKind::Gone(_) => pages.contains(&shown) || copies.contains(&shown),
-                    EntryKind::Empty | EntryKind::Guard => false,
+                    EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
                 };
                 if !goes {
                     return Entry::EMPTY;

@@ -16,6 +16,8 @@ use alloc::vec::Vec;
 /// Differs from Linux: the pages of a file in memory, shared anonymous memory included, are dirty always. Linux 6.18 counts a
 /// page of tmpfs that was only read as clean, and as dirty from the first
 /// store or write on, for ever. The sum of both is the same.
+///
+/// Of a mapping of foreign frames all figures are zero, as on Linux, whose walk for smaps passes over VM_PFNMAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingUsage {
     /// The mapping.
@@ -68,7 +70,7 @@ impl MappingUsage {
                 self.swap += PAGE_SIZE;
                 return;
             }
-            EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => return,
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => return,
         };
         if frame == space.engine.zero_frame() {
             return;

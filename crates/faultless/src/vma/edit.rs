@@ -2,28 +2,34 @@
 
 use super::{AnonId, Backing, Flags, Mapping};
 use crate::address::PageRange;
-use crate::host::Host;
+use crate::host::{Frame, Host};
 use crate::protection::{Protection, Sharing};
 use crate::sync::Shared;
 
-/// The part of `mapping` inside `range`, with its place in the file moved along.
+/// The part of `mapping` inside `range`, with its place in the file, or among foreign frames, moved along.
 pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>> {
     let part = mapping.range.intersection(range)?;
     let mut new = mapping.clone();
-    if let Backing::File { first, .. } = &mut new.backing {
-        *first += part.start().get() - mapping.range.start().get();
+    let pages = part.start().get() - mapping.range.start().get();
+    match &mut new.backing {
+        Backing::File { first, .. } => *first += pages,
+        Backing::Foreign { first } => *first = Frame::new(first.get() + pages)?,
+        Backing::Anonymous | Backing::Busy => {}
     }
     new.range = part;
     Some(new)
 }
 
 /// Whether `right` goes on where `left` ends, and is like it but for rights and pages: same sharing, flags and shift, the file
-/// going on where it stopped.
+/// or the foreign frames going on where they stopped.
 fn goes_on<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let backing = match (&left.backing, &right.backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
         (Backing::File { file: a, first: x }, Backing::File { file: b, first: y }) => {
             Shared::ptr_eq(a, b) && x.checked_add(left.range.pages()) == Some(*y)
+        }
+        (Backing::Foreign { first: x }, Backing::Foreign { first: y }) => {
+            x.get() + left.range.pages() == y.get()
         }
         _ => false,
     };

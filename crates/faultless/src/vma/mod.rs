@@ -11,7 +11,7 @@ pub use record::{AnonId, AnonRecord};
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
-use crate::host::Host;
+use crate::host::{Frame, Host};
 use crate::page_cache::File;
 use crate::protection::{Protection, Sharing};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +30,11 @@ pub enum Backing<H: Host> {
         /// The page of the file that the mapping begins with.
         first: u64,
     },
+    /// Frames that the engine does not own, from `first` on: see [`ForeignFrames`](crate::ForeignFrames).
+    Foreign {
+        /// The frame that the mapping begins with.
+        first: Frame,
+    },
     /// Nothing yet: range work clears the pages of what was here and will publish what comes next (docs/protocol.md,
     /// rule 1). Page work that meets it waits for that range.
     Busy,
@@ -40,6 +45,7 @@ impl<H: Host> Clone for Backing<H> {
         match self {
             Self::Anonymous => Self::Anonymous,
             Self::File { file, first } => Self::File { file: file.clone(), first: *first },
+            Self::Foreign { first } => Self::Foreign { first: *first },
             Self::Busy => Self::Busy,
         }
     }
@@ -125,6 +131,19 @@ impl<H: Host> Mapping<H> {
             _ => None,
         }
     }
+
+    /// The frame that `page`, which it covers, shows, for a mapping of frames that the engine does not own.
+    pub fn foreign_frame(&self, page: PageNumber) -> Option<Frame> {
+        match self.backing {
+            Backing::Foreign { first } => Frame::new(first.get() + (page.get() - self.range.start().get())),
+            _ => None,
+        }
+    }
+
+    /// Whether it shows frames that the engine does not own.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.backing, Backing::Foreign { .. })
+    }
 }
 
 impl<H: Host> Mapping<H> {
@@ -132,7 +151,7 @@ impl<H: Host> Mapping<H> {
     pub fn reaches_its_file(&self) -> bool {
         let is_writable = match &self.backing {
             Backing::File { file, .. } => file.is_writable(),
-            Backing::Anonymous | Backing::Busy => false,
+            Backing::Anonymous | Backing::Foreign { .. } | Backing::Busy => false,
         };
         is_writable && self.sharing == Sharing::Shared && !self.flags.contains(Flags::READ_ONLY)
     }
@@ -145,6 +164,7 @@ impl<H: Host> fmt::Debug for Mapping<H> {
         match &self.backing {
             Backing::Anonymous => Ok(()),
             Backing::File { file, first } => write!(f, " file {} from page {first}", file.id()),
+            Backing::Foreign { first } => write!(f, " foreign {first:?}"),
             Backing::Busy => f.write_str(" busy"),
         }
     }
@@ -153,7 +173,7 @@ impl<H: Host> fmt::Debug for Mapping<H> {
 /// A mapping in the tree. Immutable; freed a grace period after it was replaced.
 pub struct Vma<H: Host, D: LockingDesign> {
     mapping: Mapping<H>,
-    /// The record of a private mapping, with pages or without.
+    /// The record of a private mapping, with pages or without; of foreign frames there is none.
     record: Option<AnonRecord>,
     /// What the design keeps in each VMA.
     lock: D::Vma,
@@ -169,7 +189,9 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
     /// # Errors
     /// There is no memory for the design's lock.
     pub fn new(mapping: Mapping<H>) -> Result<Self, OutOfMemory> {
-        let is_private = mapping.sharing == Sharing::Private && !matches!(mapping.backing, Backing::Busy);
+        // What the engine does not own it never copies, so that a private mapping of it has no anonymous pages either.
+        let has_none = matches!(mapping.backing, Backing::Foreign { .. } | Backing::Busy);
+        let is_private = mapping.sharing == Sharing::Private && !has_none;
         let record = is_private.then(|| AnonRecord::new(mapping.anon));
         let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
         Ok(Self { mapping, record, lock: D::new_vma()?, moving, life: Life::new() })
@@ -185,7 +207,7 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
         self.mapping.range
     }
 
-    /// The record of its anonymous pages; `None` for a shared mapping.
+    /// The record of its anonymous pages; `None` for a mapping that never has any: a shared one, or one of foreign frames.
     pub fn record(&self) -> Option<&AnonRecord> {
         self.record.as_ref()
     }
@@ -251,7 +273,7 @@ unsafe impl<H: Host, D: LockingDesign> Ranged for Vma<H, D> {
     fn retired(&self) -> bool {
         match &self.mapping.backing {
             Backing::File { file, .. } => file.count_as_retired(),
-            Backing::Anonymous | Backing::Busy => false,
+            Backing::Anonymous | Backing::Foreign { .. } | Backing::Busy => false,
         }
     }
 

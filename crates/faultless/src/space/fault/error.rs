@@ -61,6 +61,14 @@ pub enum FaultError {
         /// The address of the access.
         address: VirtAddr,
     },
+    /// The frame at the address is not the engine's, so that it is neither pinned nor copied from outside. Only
+    /// [`AddressSpace::pin`](crate::AddressSpace::pin), [`AddressSpace::read_remote`](crate::AddressSpace::read_remote) and
+    /// [`AddressSpace::write_remote`](crate::AddressSpace::write_remote) say this.
+    #[error("the frame at {address} is not the engine's")]
+    Foreign {
+        /// The address of the access.
+        address: VirtAddr,
+    },
     /// The space has exited while the access waited (the process was killed).
     #[error("the space has exited, and with it the access to {address}")]
     Exited {
@@ -116,8 +124,11 @@ impl FaultError {
             Self::NoMapping { .. } | Self::Guard { .. } => Signal::NotMapped,
             Self::Protection { .. } => Signal::NotAllowed,
             Self::PastEnd { .. } | Self::Io { .. } | Self::Lost { .. } => Signal::NoPage,
-            // No access says `TooManyPins`: only a pin for I/O does, whose caller gets an error.
-            Self::TooManyPins { .. } | Self::Exited { .. } | Self::OutOfMemory { .. } => Signal::Kill,
+            // No access says `TooManyPins` or `Foreign`: only a pin does, whose caller gets an error.
+            Self::TooManyPins { .. }
+            | Self::Foreign { .. }
+            | Self::Exited { .. }
+            | Self::OutOfMemory { .. } => Signal::Kill,
         }
     }
 
@@ -146,6 +157,7 @@ mod tests {
             (FaultError::PastEnd { address, page: 3, length: 4096 }, Signal::NoPage, (7, 2)),
             (FaultError::Io { address, error }, Signal::NoPage, (7, 2)),
             (FaultError::Lost { address }, Signal::NoPage, (7, 2)),
+            (FaultError::Foreign { address }, Signal::Kill, (9, 0)),
             (FaultError::Exited { address }, Signal::Kill, (9, 0)),
             (FaultError::OutOfMemory { address }, Signal::Kill, (9, 0)),
         ];

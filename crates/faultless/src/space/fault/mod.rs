@@ -74,7 +74,9 @@ impl<H: Host> Absent<H> {
             && match work.entry.kind() {
                 EntryKind::Empty | EntryKind::Gone(_) => true,
                 EntryKind::Guard => cfg!(mutant = "resume_over_guard"),
-                EntryKind::Page(_) | EntryKind::Swapped(..) | EntryKind::Kept(_) => false,
+                EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Swapped(..) | EntryKind::Kept(_) => {
+                    false
+                }
             }
     }
 
@@ -257,6 +259,8 @@ enum Class<'a, H: Host> {
     File(&'a Shared<File<H>>, u64, Access),
     Private(AnonId, &'a Shared<File<H>>, u64),
     Break(AnonId, Frame),
+    /// A frame that the engine does not own.
+    Foreign(Frame),
     /// The first store to a page of a shared mapping, since it was mapped or written back.
     Dirty(&'a Shared<File<H>>, u64, Frame),
 }
@@ -297,10 +301,14 @@ fn classify<'a, H: Host, D: LockingDesign>(
         }
         EntryKind::Swapped(..) => return Ok(Class::Refused(FaultError::Lost { address })),
         EntryKind::Guard => return Ok(Class::Refused(FaultError::Guard { address })),
-        EntryKind::Empty | EntryKind::Gone(_) => {}
+        EntryKind::Foreign(_) if entry.has(needed) => return Ok(Class::Served),
+        EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Gone(_) => {}
     }
     Ok(match (access, &mapping.backing) {
         (_, Backing::Busy) => return Err(Step::LookAgain),
+        (_, Backing::Foreign { .. }) => {
+            Class::Foreign(mapping.foreign_frame(work.page).ok_or(Step::LookAgain)?)
+        }
         (Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
         (_, Backing::Anonymous) => Class::Fill(anon_of(work, vma.record().ok_or(Step::LookAgain)?)?, access),
         (access, Backing::File { file, first }) => {
@@ -331,11 +339,12 @@ fn unshare<'a, H: Host, D: LockingDesign>(
             return Ok(Some(Class::Break(anon_of(work, record)?, frame)));
         }
         // Refused by the caller.
-        EntryKind::Swapped(..) | EntryKind::Guard => return Ok(None),
+        EntryKind::Swapped(..) | EntryKind::Guard | EntryKind::Foreign(_) => return Ok(None),
         EntryKind::Empty | EntryKind::Gone(_) => {}
     }
     match &mapping.backing {
-        Backing::Busy => Err(Step::LookAgain),
+        // Foreign frames have no record.
+        Backing::Busy | Backing::Foreign { .. } => Err(Step::LookAgain),
         Backing::Anonymous => Ok(Some(Class::Fill(anon_of(work, record)?, Access::Read))),
         Backing::File { .. } => match mapping.file_page(work.page) {
             Some((file, page)) => Ok(Some(Class::Private(anon_of(work, record)?, file, page))),
@@ -384,6 +393,11 @@ fn finish<H: Host, D: LockingDesign>(
             let new = work.entry.restored().with(entry_rights(work.vma.mapping().protection));
             install(work, new)
         }
+        // All rights at once: nobody copies such a page, or asks whether it is dirty.
+        Class::Foreign(frame) => {
+            let rights = entry_rights(work.vma.mapping().protection) | write_right(&work);
+            install(work, Entry::foreign(frame, rights))
+        }
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(anon, access) => anonymous::fill(work, anon, access),
         Class::File(file, page, access) => {
@@ -413,13 +427,13 @@ fn outlived(old: Entry) -> Option<Entry> {
     match old.kind() {
         EntryKind::Gone(_) => Some(old),
         // The same frame is mapped again.
-        EntryKind::Page(_) | EntryKind::Kept(_) => None,
+        EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Kept(_) => None,
         // A fault installs nothing over a page in a slot.
         EntryKind::Swapped(..) | EntryKind::Empty | EntryKind::Guard => None,
     }
 }
 
-/// The right to store into a page that is the space's own, if the mapping gives it.
+/// The right to store into a page that is the space's own, or that nobody copies, if the mapping gives it.
 fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
     if work.vma.mapping().protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 }
 }

@@ -8,7 +8,7 @@ use crate::errno;
 use crate::host::{Host, OutOfMemory};
 use crate::protection::Sharing;
 use crate::vma::tree::Ranged;
-use crate::vma::{Flags, Vma};
+use crate::vma::{Flags, Mapping, Vma};
 
 bitflags::bitflags! {
     /// How memory may move.
@@ -95,6 +95,18 @@ pub enum RemapError {
         /// The address.
         address: VirtAddr,
     },
+    /// A mapping of foreign frames becomes no longer, and is not mapped a second time (EFAULT). With `DONT_UNMAP` it is not moved (EINVAL).
+    #[error(
+        "the mapping at {address} shows foreign frames: it is not remapped to {pages} pages with {flags:?}"
+    )]
+    Foreign {
+        /// The address.
+        address: VirtAddr,
+        /// How many pages it was to become.
+        pages: u64,
+        /// How it was to move.
+        flags: RemapFlags,
+    },
     /// It would reach past the last page a file can have (EINVAL).
     #[error("the mapping would reach past page {first} + {pages} of a file")]
     FileOffset {
@@ -164,7 +176,8 @@ impl RemapError {
             | Self::Overlap { .. }
             | Self::Private { .. }
             | Self::FileOffset { .. } => errno::EINVAL,
-            Self::Hole { .. } | Self::ManyMappings { .. } => errno::EFAULT,
+            Self::Foreign { flags, .. } if flags.contains(RemapFlags::DONT_UNMAP) => errno::EINVAL,
+            Self::Hole { .. } | Self::ManyMappings { .. } | Self::Foreign { .. } => errno::EFAULT,
             Self::Sealed { .. } => errno::EPERM,
             Self::Limit(error) => error.errno(),
             Self::NoRoom { .. }
@@ -293,6 +306,17 @@ impl Plan {
         }
     }
 
+    /// Whether it may be done to `mapping`, which begins at or below the old address or is one of several, as far as foreign frames go:
+    /// those that a mapping shows are all that the caller has answered for.
+    pub fn check_foreign<H: Host>(&self, mapping: &Mapping<H>) -> Result<(), RemapError> {
+        match mapping.is_foreign() && (self.new_pages > self.old_pages || self.has(RemapFlags::DONT_UNMAP)) {
+            true => {
+                Err(RemapError::Foreign { address: self.address(), pages: self.new_pages, flags: self.flags })
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Whether the mapping at the old address can be remapped so.
     pub fn check<H: Host, D: LockingDesign>(&self, vma: &Vma<H, D>) -> Result<(), RemapError> {
         let mapping = vma.mapping();
@@ -315,6 +339,7 @@ impl Plan {
             let end = vma.range().end().address();
             return Err(RemapError::ManyMappings { address: self.address(), end });
         }
+        self.check_foreign(mapping)?;
         match mapping.file_page(self.start) {
             Some((_, first))
                 if first.checked_add(self.new_pages).is_none_or(|end| end > u64::MAX >> PAGE_SHIFT) =>
