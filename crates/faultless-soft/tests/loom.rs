@@ -14,7 +14,7 @@ use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
-use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
+use models::{READ_WRITE, Space, at, beside, close, in_a_space, map, spawn};
 use std::sync::{Arc, Mutex};
 
 /// Processors keep translations, as hardware does.
@@ -80,39 +80,31 @@ fn map_file(space: &Space, file: &Shared<File<Soft>>, page: u64, rights: Protect
 /// Invariant 3: no access succeeds after unmap has returned, whatever a fault on the way does.
 #[test]
 fn page_work_against_unmap() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
+    in_a_space(3, machine, |_, space| {
         // The page beside stays, and with it the leaf table and the record of anonymous pages.
-        map(&space, 0, 2);
+        map(space, 0, 2);
         space.store_u64(at(0), 1).unwrap();
-        let other = space.clone();
-        let fault = spawn(1, move || {
+        let fault = beside(space, move |other| {
             let _ = other.fault(at(1), Access::Write);
         });
         space.unmap(at(1), PAGE_SIZE).unwrap();
         fault.join().unwrap();
         space.audit().unwrap_or_else(|error| panic!("{error}"));
         assert!(is_unmapped(space.load_u64(at(1))), "invariant 3: an access succeeds after unmap");
-        end(&engine, space);
     });
 }
 
 /// Invariant 3: no page is writable after protect has returned.
 #[test]
 fn page_work_against_protect() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 1, 1);
-        let other = space.clone();
-        let fault = spawn(1, move || {
+    in_a_space(3, machine, |_, space| {
+        map(space, 1, 1);
+        let fault = beside(space, move |other| {
             let _ = other.fault(at(1), Access::Write);
         });
         space.protect(at(1), PAGE_SIZE, Protection::READ).unwrap();
         assert!(space.try_store_u64(at(1), 1).is_err(), "invariant 3: a store succeeds after protect");
         fault.join().unwrap();
-        end(&engine, space);
     });
 }
 
@@ -125,23 +117,19 @@ fn an_access_against_unmap() {
 }
 
 fn access_against_unmap(machine: fn() -> Arc<Engine<Soft>>) {
-    model(3, move || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 1, 1);
+    in_a_space(3, machine, move |_, space| {
+        map(space, 1, 1);
         space.store_u64(at(1), 7).unwrap();
-        let other = space.clone();
-        let access = spawn(1, move || {
+        let access = beside(space, move |other| {
             if let Ok(value) = other.try_load_u64(at(1)) {
                 assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
             }
         });
         space.unmap(at(1), PAGE_SIZE).unwrap();
         // The frame's next life.
-        map(&space, 2, 1);
+        map(space, 2, 1);
         space.store_u64(at(2), 9).unwrap();
         access.join().unwrap();
-        end(&engine, space);
     });
 }
 
@@ -149,77 +137,63 @@ fn access_against_unmap(machine: fn() -> Arc<Engine<Soft>>) {
 /// wait for.
 #[test]
 fn accesses_after_each_other_against_unmap() {
-    model(2, || {
-        let engine = machine_of_sections();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 1, 1);
+    in_a_space(2, machine_of_sections, |_, space| {
+        map(space, 1, 1);
         space.store_u64(at(1), 7).unwrap();
-        let other = space.clone();
-        let accesses = spawn(1, move || {
+        let accesses = beside(space, move |other| {
             if let Ok(value) = other.try_load_u64(at(1)) {
                 assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
             }
             assert!(other.try_load_u64(at(3)).is_err());
         });
         space.unmap(at(1), PAGE_SIZE).unwrap();
-        map(&space, 2, 1);
+        map(space, 2, 1);
         space.store_u64(at(2), 9).unwrap();
         accesses.join().unwrap();
-        end(&engine, space);
     });
 }
 
 /// A page faulted into the new mapping is not swept away with the old one.
 #[test]
 fn page_work_against_map_fixed() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
+    in_a_space(3, machine, |_, space| {
         let old = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ).at(Placement::Fixed(at(1)));
         space.map(old).unwrap();
         let other = space.clone();
         // A store succeeds in the new mapping only.
         let store = spawn(1, move || other.store_u64(at(1), 8).is_ok());
-        map(&space, 1, 1);
+        map(space, 1, 1);
         let expected = if store.join().unwrap() { 8 } else { 0 };
         assert_eq!(
             space.load_u64(at(1)).unwrap(),
             expected,
             "invariant 3: a page of the new mapping was swept away with the old one"
         );
-        end(&engine, space);
     });
 }
 
 /// A leaf table freed with its last mapping: a fault meanwhile loses no page of the mapping that comes next.
 #[test]
 fn freeing_a_leaf_table() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 2);
-        let other = space.clone();
-        let fault = spawn(1, move || other.fault(at(1), Access::Write).is_ok());
+    in_a_space(3, machine, |engine, space| {
+        map(space, 0, 2);
+        let fault = beside(space, move |other| other.fault(at(1), Access::Write).is_ok());
         space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
-        map(&space, 0, 2);
+        map(space, 0, 2);
         engine.flush();
         fault.join().unwrap();
         space.store_u64(at(1), 4).unwrap();
         assert_eq!(space.load_u64(at(1)).unwrap(), 4);
-        end(&engine, space);
     });
 }
 
 /// Invariant 15: so it is beside a processor that walks, without a section, from an upper entry that it keeps.
 #[test]
 fn a_kept_upper_entry_against_unmap() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 2);
+    in_a_space(3, machine, |engine, space| {
+        map(space, 0, 2);
         space.store_u64(at(1), 5).unwrap();
-        let other = space.clone();
-        let accesses = spawn(1, move || {
+        let accesses = beside(space, move |other| {
             // The first one keeps the table, also if it faults.
             let _ = other.try_load_u64(at(1));
             let _ = other.try_load_u64(at(0));
@@ -227,21 +201,17 @@ fn a_kept_upper_entry_against_unmap() {
         space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
         engine.flush();
         accesses.join().unwrap();
-        end(&engine, space);
     });
 }
 
 /// Rule 7: a leaf table goes only with its whole span; the neighbour's page stays.
 #[test]
 fn a_leaf_table_keeps_its_neighbour() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 2);
-        let other = space.clone();
-        let store = spawn(1, move || other.store_u64(at(1), 6).unwrap());
+    in_a_space(3, machine, |engine, space| {
+        map(space, 0, 2);
+        let store = beside(space, move |other| other.store_u64(at(1), 6).unwrap());
         // And the same from the other side.
-        map(&space, 2, 2);
+        map(space, 2, 2);
         space.store_u64(at(2), 7).unwrap();
         space.unmap(at(0), PAGE_SIZE).unwrap();
         space.unmap(at(3), PAGE_SIZE).unwrap();
@@ -249,59 +219,49 @@ fn a_leaf_table_keeps_its_neighbour() {
         engine.flush();
         assert_eq!(space.load_u64(at(1)).unwrap(), 6, "rule 7: a neighbour's page went with the leaf table");
         assert_eq!(space.load_u64(at(2)).unwrap(), 7, "rule 7: a neighbour's page went with the leaf table");
-        end(&engine, space);
     });
 }
 
 /// Rule 6: letting go of a present entry keeps the dirty bit that a processor sets meanwhile.
 #[test]
 fn invariant_9_a_dirty_bit_is_not_lost() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 1, 1);
+    in_a_space(3, machine, |_, space| {
+        map(space, 1, 1);
         // Writable, not stored to yet: over the page of zeros, since the first page of all is taken to be dirty.
         assert!(matches!(space.fault(at(1), Access::Read), Ok(Fault::Done)));
         assert!(matches!(space.fault(at(1), Access::Write), Ok(Fault::Done)));
-        let other = space.clone();
-        let store = spawn(1, move || other.try_store_u64(at(1), 2).is_ok());
+        let store = beside(space, move |other| other.try_store_u64(at(1), 2).is_ok());
         assert!(matches!(space.fault(at(1), Access::Write), Ok(Fault::Done)));
         if store.join().unwrap() {
             assert!(space.is_dirty(at(1)), "invariant 9: a dirty bit was lost");
         }
-        end(&engine, space);
     });
 }
 
 /// Rule 8: a fault that comes back from its read maps the page only where it is still mapped the same way.
 #[test]
 fn resume_against_unmap() {
-    model(3, || {
-        let engine = machine();
-        let (file, fives) = file(&engine);
-        let space = Space::new(&engine).unwrap();
-        map_file(&space, &file, 1, Protection::READ);
+    in_a_space(3, machine, |engine, space| {
+        let (file, fives) = file(engine);
+        map_file(space, &file, 1, Protection::READ);
         // The read is under way, the fault a value.
         let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
         fives.end_reads();
         let other = spawn(1, move || pending.wait().map(|_| ()));
         space.unmap(at(1), PAGE_SIZE).unwrap();
-        map(&space, 1, 1);
+        map(space, 1, 1);
         let _ = other.join().unwrap();
         assert_eq!(space.load_u64(at(1)).unwrap(), 0, "rule 8: the old file's page is in the new mapping");
         close(file);
-        end(&engine, space);
     });
 }
 
 /// Truncation: when it returns, nobody maps what was cut off, whether a fault resumes meanwhile or not.
 #[test]
 fn resume_against_truncation() {
-    model(3, || {
-        let engine = machine();
-        let (file, fives) = file(&engine);
-        let space = Space::new(&engine).unwrap();
-        map_file(&space, &file, 1, Protection::READ);
+    in_a_space(3, machine, |engine, space| {
+        let (file, fives) = file(engine);
+        map_file(space, &file, 1, Protection::READ);
         let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
         fives.end_reads();
         let other = spawn(1, move || pending.wait().map(|_| ()));
@@ -310,38 +270,31 @@ fn resume_against_truncation() {
         let _ = other.join().unwrap();
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped again");
         close(file);
-        end(&engine, space);
     });
 }
 
 /// A fault on what is being moved: its page goes along, or it finds a hole.
 #[test]
 fn page_work_against_remap() {
-    model(2, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 2);
+    in_a_space(2, machine, |_, space| {
+        map(space, 0, 2);
         space.store_u64(at(0), 1).unwrap();
-        let other = space.clone();
-        let store = spawn(1, move || other.store_u64(at(1), 2).is_ok());
+        let store = beside(space, move |other| other.store_u64(at(1), 2).is_ok());
         space.remap(RemapRequest::to(at(0), 2 * PAGE_SIZE, at(2))).unwrap();
         assert!(space.try_load_u64(at(0)).is_err(), "invariant 3: an access succeeds at the old place");
         let expected = if store.join().unwrap() { 2 } else { 0 };
         assert!(is_unmapped(space.load_u64(at(1))), "invariant 3: an access succeeds at the old place");
         assert_eq!(space.load_u64(at(2)).unwrap(), 1, "a page was lost on the way");
         assert_eq!(space.load_u64(at(3)).unwrap(), expected, "a page was lost on the way");
-        end(&engine, space);
     });
 }
 
 /// CVE-2018-18281: what has moved is freed only when no access by the old place can reach it.
 #[test]
 fn an_access_against_remap() {
-    model(2, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 2);
-        map(&space, 3, 1);
+    in_a_space(2, machine, |_, space| {
+        map(space, 0, 2);
+        map(space, 3, 1);
         space.store_u64(at(1), 7).unwrap();
         let (first, second) = (space.clone(), space.clone());
         let access = spawn(1, move || {
@@ -358,20 +311,16 @@ fn an_access_against_remap() {
         space.remap(RemapRequest::to(at(1), PAGE_SIZE, at(2))).unwrap();
         access.join().unwrap();
         discard.join().unwrap();
-        end(&engine, space);
     });
 }
 
 /// 60bae7370896: a page that is discarded is freed only when no access by the old entry can reach it.
 #[test]
 fn an_access_against_discard() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 1, 2);
+    in_a_space(3, machine, |_, space| {
+        map(space, 1, 2);
         space.store_u64(at(1), 7).unwrap();
-        let other = space.clone();
-        let access = spawn(1, move || {
+        let access = beside(space, move |other| {
             if let Ok(value) = other.try_load_u64(at(1)) {
                 assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
             }
@@ -380,18 +329,14 @@ fn an_access_against_discard() {
         // The frame's next life.
         space.store_u64(at(2), 9).unwrap();
         access.join().unwrap();
-        end(&engine, space);
     });
 }
 
 /// Lespinasse 2012: a range that is replaced while it is populated is not populated by mistake.
 #[test]
 fn populating_against_map_fixed() {
-    model(2, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        let other = space.clone();
-        let replace = spawn(1, move || map(&other, 1, 1));
+    in_a_space(2, machine, |_, space| {
+        let replace = beside(space, move |other| map(&other, 1, 1));
         let request = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ).at(Placement::Fixed(at(1)));
         space.map(MapRequest { populate: true, ..request }).unwrap();
         replace.join().unwrap();
@@ -399,25 +344,21 @@ fn populating_against_map_fixed() {
             let resident = space.resident(at(1), PAGE_SIZE).unwrap();
             assert_eq!(resident, [false], "populated by mistake");
         }
-        end(&engine, space);
     });
 }
 
 /// dup_mmap's error path: a fork that fails beside stores leaves nobody whom its files find.
 #[test]
 fn a_fork_that_fails() {
-    model(2, || {
-        let engine = machine();
-        let (file, fives) = file(&engine);
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 1);
-        map_file(&space, &file, 1, READ_WRITE);
-        bring(&space, 1, Access::Write, &fives);
+    in_a_space(2, machine, |engine, space| {
+        let (file, fives) = file(engine);
+        map(space, 0, 1);
+        map_file(space, &file, 1, READ_WRITE);
+        bring(space, 1, Access::Write, &fives);
         // I/O goes on into it, so that fork needs a frame for a copy, and there is none.
         let pinned = space.pin(at(0), Access::Write).unwrap();
         engine.host().frames().fail_from(Some(1));
-        let other = space.clone();
-        let store = spawn(1, move || other.try_store_u64(at(0), 2).is_ok());
+        let store = beside(space, move |other| other.try_store_u64(at(0), 2).is_ok());
         assert!(space.fork().is_err());
         store.join().unwrap();
         engine.host().frames().fail_from(None);
@@ -425,22 +366,18 @@ fn a_fork_that_fails() {
         assert_eq!(file.spaces(), 1, "invariant 11: a fork that failed is found by its file");
         close(file);
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: the parent maps a page that was cut off");
-        end(&engine, space);
     });
 }
 
 /// Invariant 7: the child never sees the second store without the first.
 #[test]
 fn forks_cut() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
+    in_a_space(3, machine, |_, space| {
         // In two leaf tables, so that neither is shared (`loom_fork.rs`).
-        map(&space, 1, 2);
+        map(space, 1, 2);
         space.store_u64(at(1), 0).unwrap();
         space.store_u64(at(2), 0).unwrap();
-        let other = space.clone();
-        let stores = spawn(1, move || {
+        let stores = beside(space, move |other| {
             other.store_u64(at(1), 1).unwrap();
             other.store_u64(at(2), 1).unwrap();
         });
@@ -452,22 +389,18 @@ fn forks_cut() {
         assert_eq!(cut, later, "invariant 7: the child changed after fork");
         assert_eq!(space.load_u64(at(1)).unwrap(), 1, "the parent lost a store");
         drop(child);
-        end(&engine, space);
     });
 }
 
 /// fb49c455323f: what a mapping's record says is read when page work has stopped, not before.
 #[test]
 fn forks_cut_of_first_pages() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
+    in_a_space(3, machine, |_, space| {
         // Two mappings, since their rights differ.
-        map(&space, 0, 1);
+        map(space, 0, 1);
         let all = READ_WRITE | Protection::EXECUTE;
         space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
-        let other = space.clone();
-        let stores = spawn(1, move || {
+        let stores = beside(space, move |other| {
             other.store_u64(at(0), 1).unwrap();
             other.store_u64(at(1), 1).unwrap();
         });
@@ -476,20 +409,17 @@ fn forks_cut_of_first_pages() {
         assert_ne!(cut, (0, 1), "invariant 7: the child sees the second store without the first");
         stores.join().unwrap();
         drop(child);
-        end(&engine, space);
     });
 }
 
 /// CVE-2024-27022: truncation during a fork leaves the child no page that was cut off.
 #[test]
 fn truncation_during_fork() {
-    model(3, || {
-        let engine = machine();
-        let (file, fives) = file(&engine);
-        let space = Space::new(&engine).unwrap();
-        map_file(&space, &file, 1, READ_WRITE);
+    in_a_space(3, machine, |engine, space| {
+        let (file, fives) = file(engine);
+        map_file(space, &file, 1, READ_WRITE);
         // A private copy: the mapping has anonymous pages, so that fork copies its entries.
-        bring(&space, 1, Access::Write, &fives);
+        bring(space, 1, Access::Write, &fives);
         let truncated = file.clone();
         let truncation = spawn(1, move || truncated.set_length(0));
         let child = space.fork().unwrap();
@@ -498,27 +428,22 @@ fn truncation_during_fork() {
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: the parent maps a page that was cut off");
         drop(child);
         close(file);
-        end(&engine, space);
     });
 }
 
 /// c46000458d57: a merge decides on a record that cannot change any more.
 #[test]
 fn a_merge_against_a_first_page() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 1);
-        map(&space, 2, 1);
+    in_a_space(3, machine, |_, space| {
+        map(space, 0, 1);
+        map(space, 2, 1);
         space.store_u64(at(0), 1).unwrap();
-        let other = space.clone();
-        let fault = spawn(1, move || {
+        let fault = beside(space, move |other| {
             let _ = other.fault(at(2), Access::Write);
         });
         // Fills the hole: one mapping if the right one has no page yet, else two.
-        map(&space, 1, 1);
+        map(space, 1, 1);
         fault.join().unwrap();
-        end(&engine, space);
     });
 }
 
@@ -526,62 +451,51 @@ fn a_merge_against_a_first_page() {
 /// comes first, its page has the number of the mapping that it ends in.
 #[test]
 fn a_first_page_against_a_merge() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
+    in_a_space(3, machine, |_, space| {
         //   0 rw, pages    1 rwx, none    2 rw, pages of its own
-        map(&space, 0, 1);
-        map(&space, 2, 1);
+        map(space, 0, 1);
+        map(space, 2, 1);
         space.store_u64(at(0), 1).unwrap();
         space.store_u64(at(2), 1).unwrap();
         let all = READ_WRITE | Protection::EXECUTE;
         space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
-        let other = space.clone();
-        let fault = spawn(1, move || other.store_u64(at(1), 1).unwrap());
+        let fault = beside(space, move |other| other.store_u64(at(1), 1).unwrap());
         // Joins what lies above if the page is there already, else what lies below.
         space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
         fault.join().unwrap();
         assert_eq!(space.mappings().len(), 2);
-        end(&engine, space);
     });
 }
 
 /// CVE-2024-1312: so it is while the neighbour goes, and another one comes in its place.
 #[test]
 fn a_first_page_beside_unmap() {
-    model(3, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 0, 1);
+    in_a_space(3, machine, |_, space| {
+        map(space, 0, 1);
         space.store_u64(at(0), 1).unwrap();
         let all = READ_WRITE | Protection::EXECUTE;
         space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
-        let other = space.clone();
-        let fault = spawn(1, move || other.store_u64(at(1), 1).unwrap());
+        let fault = beside(space, move |other| other.store_u64(at(1), 1).unwrap());
         space.unmap(at(0), PAGE_SIZE).unwrap();
-        map(&space, 0, 1);
+        map(space, 0, 1);
         fault.join().unwrap();
         // One of them is new, so they join: both have a page, of one number.
         space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
         space.store_u64(at(0), 1).unwrap();
         assert_eq!(space.mappings().len(), 1);
-        end(&engine, space);
     });
 }
 
 /// CVE-2016-5195: a pin for writing is on a private page, whatever is discarded meanwhile.
 #[test]
 fn a_pin_for_writing_against_discard() {
-    model(3, || {
-        let engine = machine();
-        let (file, fives) = file(&engine);
-        let space = Space::new(&engine).unwrap();
-        map_file(&space, &file, 0, READ_WRITE);
-        map_file(&space, &file, 2, Protection::READ);
-        bring(&space, 2, Access::Read, &fives);
+    in_a_space(3, machine, |engine, space| {
+        let (file, fives) = file(engine);
+        map_file(space, &file, 0, READ_WRITE);
+        map_file(space, &file, 2, Protection::READ);
+        bring(space, 2, Access::Read, &fives);
         let before = space.load_u64(at(2)).unwrap();
-        let other = space.clone();
-        let discard = spawn(1, move || other.discard(at(0), PAGE_SIZE).unwrap());
+        let discard = beside(space, move |other| other.discard(at(0), PAGE_SIZE).unwrap());
         let pinned = space.pin(at(0), Access::Write).unwrap();
         assert_eq!(pinned.write(0, &[9; 8]), 8);
         drop(pinned);
@@ -589,17 +503,14 @@ fn a_pin_for_writing_against_discard() {
         let after = space.load_u64(at(2)).unwrap();
         assert_eq!(before, after, "invariant 5: a write through a private mapping reached the file's page");
         close(file);
-        end(&engine, space);
     });
 }
 
 /// CVE-2020-29374: a page that a child has pinned is not written in place when the child has unmapped it.
 #[test]
 fn reuse_in_place_counts_pins() {
-    model(1, || {
-        let engine = machine();
-        let space = Space::new(&engine).unwrap();
-        map(&space, 1, 1);
+    in_a_space(1, machine, |_, space| {
+        map(space, 1, 1);
         space.store_u64(at(1), 1).unwrap();
         let child = space.fork().unwrap();
         let pinned = child.pin(at(1), Access::Read).unwrap();
@@ -613,6 +524,5 @@ fn reuse_in_place_counts_pins() {
             "invariant 6: written in place while the child has it pinned"
         );
         drop((pinned, child));
-        end(&engine, space);
     });
 }

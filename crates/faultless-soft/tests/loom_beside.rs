@@ -11,7 +11,7 @@ use faultless::address::PAGE_SIZE;
 use faultless::protection::{Access, Protection};
 use faultless::{Engine, FaultError, Limits, MapError, MapRequest, Placement, ProtectError, SpaceLimits};
 use faultless_soft::{AccessError, Cpu, Soft};
-use models::{READ_WRITE, Space, at, end, model, spawn};
+use models::{READ_WRITE, Space, at, beside, end, model};
 use std::sync::Arc;
 
 /// A space of four pages, each a mapping of its own: rights differ.
@@ -39,8 +39,7 @@ fn mapped(space: &Space) -> [bool; 4] {
 fn unmap_beside_protect() {
     model(3, || {
         let (engine, space) = machine();
-        let other = space.clone();
-        let unmap = spawn(1, move || other.unmap(at(0), PAGE_SIZE).unwrap());
+        let unmap = beside(&space, move |other| other.unmap(at(0), PAGE_SIZE).unwrap());
         space.protect(at(3), PAGE_SIZE, READ_WRITE).unwrap();
         space.store_u64(at(3), 3).unwrap();
         unmap.join().unwrap();
@@ -56,8 +55,7 @@ fn two_parts_of_one_mapping() {
     model(3, || {
         let (engine, space) = machine();
         space.protect(at(0), PAGE_SIZE, Protection::READ).unwrap();
-        let other = space.clone();
-        let unmap = spawn(1, move || other.unmap(at(0), PAGE_SIZE).unwrap());
+        let unmap = beside(&space, move |other| other.unmap(at(0), PAGE_SIZE).unwrap());
         space.unmap(at(1), PAGE_SIZE).unwrap();
         unmap.join().unwrap();
         assert_eq!(mapped(&space), [false, false, true, true]);
@@ -70,8 +68,7 @@ fn two_parts_of_one_mapping() {
 fn unmap_beside_a_search() {
     model(3, || {
         let (engine, space) = machine();
-        let other = space.clone();
-        let unmap = spawn(1, move || other.unmap(at(3), PAGE_SIZE).unwrap());
+        let unmap = beside(&space, move |other| other.unmap(at(3), PAGE_SIZE).unwrap());
         match space.map(MapRequest::anonymous(PAGE_SIZE)) {
             Ok(place) => assert_eq!(place, at(3)),
             Err(error) => assert_eq!(error, MapError::NoSpace { pages: 1 }),
@@ -86,8 +83,7 @@ fn unmap_beside_a_search() {
 fn a_fault_beside_unmap() {
     model(3, || {
         let (engine, space) = machine();
-        let other = space.clone();
-        let fault = spawn(1, move || _ = other.fault(at(2), Access::Write));
+        let fault = beside(&space, move |other| _ = other.fault(at(2), Access::Write));
         space.unmap(at(3), PAGE_SIZE).unwrap();
         fault.join().unwrap();
         assert_eq!(mapped(&space), [true, true, true, false]);
@@ -101,8 +97,7 @@ fn a_limit_beside_unmap() {
     model(3, || {
         let (engine, space) = machine();
         space.set_limits(SpaceLimits { data: 2 * PAGE_SIZE, ..space.limits() });
-        let other = space.clone();
-        let unmap = spawn(1, move || other.unmap(at(1), PAGE_SIZE).unwrap());
+        let unmap = beside(&space, move |other| other.unmap(at(1), PAGE_SIZE).unwrap());
         let refused = space.protect(at(3), PAGE_SIZE, READ_WRITE);
         assert!(matches!(refused, Err(ProtectError::Limit { .. })), "more data than may be: {refused:?}");
         unmap.join().unwrap();

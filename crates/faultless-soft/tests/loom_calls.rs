@@ -12,7 +12,7 @@ use faultless::protection::Protection;
 use faultless::vma::Flags;
 use faultless::{Engine, Limits, LockAll, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
-use models::{Space, at, end, model, spawn};
+use models::{Space, at, beside, end, model, spawn};
 use std::sync::Arc;
 
 fn machine() -> (Arc<Engine<Soft>>, Space) {
@@ -36,8 +36,7 @@ fn is_locked(space: &Space) -> bool {
 fn mlockall_misses_no_mapping() {
     model(3, || {
         let (engine, space) = machine();
-        let other = space.clone();
-        let map = spawn(1, move || map_first(&other));
+        let map = beside(&space, move |other| map_first(&other));
         space.lock_all(LockAll::CURRENT | LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
         map.join().unwrap();
         assert!(is_locked(&space), "neither current nor future");
@@ -51,8 +50,7 @@ fn munlockall_misses_no_mapping() {
     model(3, || {
         let (engine, space) = machine();
         space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
-        let other = space.clone();
-        let map = spawn(1, move || map_first(&other));
+        let map = beside(&space, move |other| map_first(&other));
         space.unlock_all().unwrap();
         map.join().unwrap();
         assert!(!is_locked(&space), "locked after munlockall");

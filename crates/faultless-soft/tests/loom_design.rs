@@ -17,7 +17,7 @@ use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
 use faultless::{AddressSpace, Engine, FaultError, Limits};
 use faultless_soft::{AccessError, Cpu, Soft};
-use models::{at, end, map, model, spawn};
+use models::{at, beside, end, map, model};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -168,8 +168,7 @@ fn a_speculation_against_unmap() {
         // The page beside stays, and with it the leaf table and the record: the fault needs neither.
         map(&space, 0, 2);
         space.store_u64(at(0), 1).unwrap();
-        let other = space.clone();
-        let fault = spawn(1, move || {
+        let fault = beside(&space, move |other| {
             let _ = other.fault(at(1), Access::Write);
         });
         space.unmap(at(1), PAGE_SIZE).unwrap();
@@ -189,8 +188,7 @@ fn a_speculation_against_fork() {
         map(&space, 0, 2);
         space.store_u64(at(0), 0).unwrap();
         space.store_u64(at(1), 0).unwrap();
-        let other = space.clone();
-        let stores = spawn(1, move || {
+        let stores = beside(&space, move |other| {
             other.store_u64(at(0), 1).unwrap();
             other.store_u64(at(1), 1).unwrap();
         });

@@ -12,7 +12,7 @@ use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, File, FileError, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
-use models::{READ_WRITE, Space, at, close, end, model, spawn};
+use models::{READ_WRITE, Space, at, beside, close, end, model, spawn};
 use std::sync::{Arc, Mutex};
 
 const WORD: usize = 8;
@@ -144,8 +144,7 @@ fn a_store_beside_reading_anew() {
         let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE);
         space.map(request.at(Placement::Fixed(at(1)))).unwrap();
         assert_eq!(space.load_u64(at(1)).unwrap(), 0);
-        let other = space.clone();
-        let stores = spawn(1, move || {
+        let stores = beside(&space, move |other| {
             matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
                 && other.try_store_u64(at(1), 7).is_ok()
         });

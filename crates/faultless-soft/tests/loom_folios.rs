@@ -12,7 +12,7 @@ use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
 use faultless_soft::{Cpu, Soft};
-use models::{Space, at, end, map, model, spawn};
+use models::{Space, at, beside, end, map, model, spawn};
 use std::sync::Arc;
 
 /// A store of two pages of fives, whose transfers end at once.
@@ -116,8 +116,7 @@ fn mapped() -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Space) {
 fn truncation_against_unmap() {
     model(2, || {
         let (engine, file, space) = mapped();
-        let other = space.clone();
-        let unmap = spawn(1, move || other.unmap(at(1), PAGE_SIZE).unwrap());
+        let unmap = beside(&space, move |other| other.unmap(at(1), PAGE_SIZE).unwrap());
         file.set_length(0);
         assert!(space.try_load_u64(at(1)).is_err(), "invariant 3: a page that was cut off is mapped");
         unmap.join().unwrap();
@@ -131,8 +130,7 @@ fn truncation_against_unmap() {
 fn truncation_against_remap() {
     model(2, || {
         let (engine, file, space) = mapped();
-        let other = space.clone();
-        let remap = spawn(1, move || {
+        let remap = beside(&space, move |other| {
             other.remap(RemapRequest::to(at(1), PAGE_SIZE, at(0))).unwrap();
         });
         file.set_length(0);

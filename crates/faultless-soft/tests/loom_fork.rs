@@ -10,7 +10,7 @@ use faultless::stats::Counter;
 use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::{Engine, Fault, File, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
-use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
+use models::{READ_WRITE, Space, at, beside, close, end, map, model, spawn};
 use std::sync::Arc;
 
 fn machine() -> Arc<Engine<Soft>> {
@@ -47,8 +47,7 @@ fn a_store_against_fork() {
     model(3, || {
         let engine = machine();
         let space = parent(&engine);
-        let other = space.clone();
-        let store = spawn(1, move || other.store_u64(at(0), 2).unwrap());
+        let store = beside(&space, move |other| other.store_u64(at(0), 2).unwrap());
         let child = sharing(&engine, &space);
         let cut = child.load_u64(at(0)).unwrap();
         store.join().unwrap();
@@ -70,8 +69,7 @@ fn an_access_against_leaving() {
         let engine = Engine::new(soft, Limits::default()).expect("memory for an engine");
         let space = parent(&engine);
         let child = sharing(&engine, &space);
-        let other = space.clone();
-        let access = spawn(1, move || {
+        let access = beside(&space, move |other| {
             assert_eq!(other.try_load_u64(at(0)), Ok(1), "invariant 7: the parent sees the child's store");
         });
         space.store_u64(at(1), 2).unwrap();
@@ -90,8 +88,7 @@ fn both_write() {
         let engine = machine();
         let space = parent(&engine);
         let child = sharing(&engine, &space);
-        let other = space.clone();
-        let store = spawn(1, move || other.store_u64(at(0), 2).unwrap());
+        let store = beside(&space, move |other| other.store_u64(at(0), 2).unwrap());
         child.store_u64(at(0), 3).unwrap();
         store.join().unwrap();
         assert_eq!(
@@ -112,8 +109,7 @@ fn two_faults_on_one_table() {
         let engine = machine();
         let space = parent(&engine);
         let child = sharing(&engine, &space);
-        let other = space.clone();
-        let store = spawn(1, move || other.store_u64(at(0), 2).unwrap());
+        let store = beside(&space, move |other| other.store_u64(at(0), 2).unwrap());
         space.store_u64(at(1), 3).unwrap();
         store.join().unwrap();
         assert_eq!((words(&space), words(&child)), ((2, 3), (1, 1)), "a page was lost");
@@ -130,8 +126,7 @@ fn a_fault_against_unmap() {
         let engine = machine();
         let space = parent(&engine);
         let child = sharing(&engine, &space);
-        let other = space.clone();
-        let fault = spawn(1, move || {
+        let fault = beside(&space, move |other| {
             let _ = other.store_u64(at(1), 2);
         });
         space.unmap(at(1), PAGE_SIZE).unwrap();

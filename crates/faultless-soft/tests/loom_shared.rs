@@ -11,7 +11,7 @@ use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, File, Limits, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
-use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
+use models::{READ_WRITE, Space, at, beside, close, end, map, model, spawn};
 use std::sync::{Arc, Mutex};
 
 /// A store of one page that keeps what is written; transfers end when the test says so.
@@ -72,8 +72,7 @@ fn stored(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Spa
 fn a_store_against_writeback() {
     model(2, || {
         let (engine, file, kept, space) = stored(6);
-        let other = space.clone();
-        let store = spawn(1, move || {
+        let store = beside(&space, move |other| {
             other.try_store_u64(at(1), 2).is_ok()
                 || matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
                     && other.try_store_u64(at(1), 2).is_ok()
@@ -192,8 +191,7 @@ fn a_failed_write_stays_dirty() {
         let (engine, file, kept, space) = stored(6);
         file.handle().start_sync();
         let transfers = std::mem::take(&mut kept.0.lock().unwrap().0);
-        let other = space.clone();
-        let store = spawn(1, move || {
+        let store = beside(&space, move |other| {
             matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
                 && other.try_store_u64(at(1), 2).is_ok()
         });
@@ -220,8 +218,7 @@ fn eviction_against_writeback() {
         let (engine, file, kept, space) = stored(2);
         space.unmap(at(1), PAGE_SIZE).unwrap();
         map(&space, 2, 1);
-        let other = space.clone();
-        let fault = spawn(1, move || {
+        let fault = beside(&space, move |other| {
             let _ = other.fault(at(2), Access::Write);
         });
         file.handle().start_sync();

@@ -13,7 +13,7 @@ use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{Engine, Fault, FaultError, File, FileHandle, Limits, MapRequest, PinnedPage, Placement};
 use faultless_soft::{Cpu, Soft};
-use models::{READ_WRITE, Space, at, close, end, map, model, spawn};
+use models::{READ_WRITE, Space, at, beside, close, end, map, model, spawn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use zeros::Zeros;
@@ -35,8 +35,7 @@ fn pinned() -> (Arc<Engine<Soft>>, Space, [PinnedPage<Soft>; 2]) {
 fn a_wait_for_a_place_against_an_unpin() {
     model(3, || {
         let (engine, space, [stays, goes]) = pinned();
-        let other = space.clone();
-        let write = spawn(1, move || other.write_remote(at(1), &7_u64.to_ne_bytes()));
+        let write = beside(&space, move |other| other.write_remote(at(1), &7_u64.to_ne_bytes()));
         drop(goes);
         assert_eq!(write.join().unwrap(), Ok(8));
         assert_eq!(space.load_u64(at(1)).unwrap(), 7);
@@ -65,8 +64,7 @@ fn two_waits_for_a_place() {
 fn a_wait_for_a_place_against_exit() {
     model(3, || {
         let (engine, space, pins) = pinned();
-        let other = space.clone();
-        let write = spawn(1, move || other.write_remote(at(1), &7_u64.to_ne_bytes()));
+        let write = beside(&space, move |other| other.write_remote(at(1), &7_u64.to_ne_bytes()));
         space.exit();
         assert!(write.join().unwrap().is_err(), "no place and no mapping");
         drop(pins);
@@ -152,8 +150,7 @@ fn a_fault_beside_a_store_that_is_asked() {
         let space = Space::new(&engine).unwrap();
         let request = MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(1)));
         space.map(request).unwrap();
-        let other = space.clone();
-        let faults = spawn(1, move || {
+        let faults = beside(&space, move |other| {
             let mut fault = other.fault(at(1), Access::Read).unwrap();
             while let Fault::Pending(pending) = fault {
                 fault = pending.wait().unwrap();

@@ -60,3 +60,26 @@ pub fn end<D: LockingDesign>(engine: &Engine<Soft>, space: AddressSpace<Soft, D>
 pub fn close(file: Shared<File<Soft>>) {
     file.set_length(0);
 }
+
+/// A model in one space of an engine that `engine` makes: runs `body`, and asserts that everything is given back with the space.
+pub fn in_a_space(
+    bound: usize,
+    engine: fn() -> Arc<Engine<Soft>>,
+    body: impl Fn(&Arc<Engine<Soft>>, &Space) + Sync + Send + 'static,
+) {
+    model(bound, move || {
+        let engine = engine();
+        let space = Space::new(&engine).unwrap();
+        body(&engine, &space);
+        end(&engine, space);
+    });
+}
+
+/// Runs `act` in the space on a second thread.
+pub fn beside<D: LockingDesign, R: 'static>(
+    space: &AddressSpace<Soft, D>,
+    act: impl FnOnce(&AddressSpace<Soft, D>) -> R + 'static,
+) -> thread::JoinHandle<R> {
+    let space = space.clone();
+    spawn(1, move || act(&space))
+}
