@@ -66,5 +66,5 @@ pub use frames::Frames;
 pub use host::Linux;
 pub use pager::{Options, Pager, ServeError, Serving};
 pub use region::Region;
-pub use table::Table;
+pub use table::{Stale, Table};
 pub use wake::WakingPark;

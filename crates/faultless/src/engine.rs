@@ -3,9 +3,11 @@
 //! no section and has announced nothing (invariant 1).
 
 mod shared_tables;
+mod stale;
 mod waits;
 
 pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
+pub(crate) use stale::{OpenBatches, RemovedBatch, RemovedEntries, StaleBatch};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
 use crate::frame::{Folio, Left, Reference};
@@ -60,6 +62,8 @@ pub struct Engine<H: Host> {
     pub(crate) cache: CachePadded<Account>,
     /// Queues of sleeping threads, by what they wait for.
     waits: WaitTable,
+    /// On a line of its own: range work reads it.
+    open_batches: CachePadded<OpenBatches>,
 }
 
 impl<H: Host> Engine<H> {
@@ -83,6 +87,7 @@ impl<H: Host> Engine<H> {
             cache: CachePadded::default(),
             shared_tables: SharedTables::default(),
             waits,
+            open_batches: CachePadded::default(),
         };
         engine.charge(engine.waits.room());
         engine.host.slots().attach(&engine.sections)?;

@@ -23,7 +23,7 @@ use super::account::{Full, Pin};
 use super::index::{self, Tag};
 use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
-use crate::engine::Engine;
+use crate::engine::{Engine, StaleBatch};
 use crate::frame::Reference;
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
@@ -303,14 +303,23 @@ impl<H: Host> File<H> {
         let (Some(first), Some(last)) = (pages().min(), pages().max()) else { return };
         // Partner: the fence after the bit in page work.
         full_fence();
-        #[cfg(not(mutant = "writeback_keeps_rights"))]
-        self.each_space(first..last + 1, |space, pages, shown| {
-            space.protect_pages_of(self.id, pages, shown);
-        });
-        let _ = (first, last);
+        if !cfg!(mutant = "writeback_keeps_rights") {
+            self.protect_everywhere(first..last + 1);
+        }
         for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
             self.submit_write(page, pin);
         }
+    }
+
+    /// Takes the write right of those of `pages` that are under writeback from every space. When it returns, no processor stores
+    /// into them. Not inlined: the batch is off the stack again when the bytes are read.
+    #[inline(never)]
+    fn protect_everywhere(&self, pages: Range<u64>) {
+        let mut stale = StaleBatch::open(&self.engine);
+        self.each_space(pages, |space, pages, shown| {
+            space.protect_pages_of(self.id, pages, shown, &mut stale);
+        });
+        stale.finish();
     }
 
     fn submit_write(&self, page: u64, pin: Pin<H>) {
