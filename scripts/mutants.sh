@@ -39,6 +39,8 @@ unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leav
 shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
+sweep_ignores_batches    | faultless-soft | loom_shared | a_protect_beside_a_writeback | invariant 3
+batch_freed_early        | faultless-soft | processors | truncation_frees | invariant 3
 unconfirmed              | faultless-soft | loom_design | a_speculation_against_unmap | invariant 3
 evicts_dirty             | faultless-soft | loom_shared | eviction_against_writeback | invariant 9
 hull_after_publication   | faultless-soft | loom_shared | a_new_mapping_against_writeback | invariant 9

@@ -3,7 +3,7 @@
 use crate::frames::Frames;
 use crate::handler::{Handlers, Served};
 use crate::kernel::Userfault;
-use crate::table::Table;
+use crate::table::{Stale, Table};
 use crate::wake::{Bell, WakingPark};
 use crate::{OpenError, Options};
 use faultless::address::PAGE_SIZE;
@@ -67,5 +67,9 @@ unsafe impl StdHost for Linux {
 
     fn child_table(&self, sections: &Arc<Sections>, parent: &Table) -> Result<Table, OutOfMemory> {
         self.table(sections, parent.window().pages())
+    }
+
+    fn invalidate_all(&self, _sections: &Sections, batch: &mut [Stale], wait: impl FnMut(u32)) {
+        Stale::invalidate_all(batch, wait);
     }
 }

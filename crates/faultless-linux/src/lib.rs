@@ -70,5 +70,5 @@ pub use guest::{GuestRegion, GuestRegionError};
 pub use host::Linux;
 pub use pager::{Options, Pager, ServeError, Serving};
 pub use region::Region;
-pub use table::Table;
+pub use table::{Stale, Table};
 pub use wake::WakingPark;

@@ -31,9 +31,10 @@ use faultless::host::{
     StdSlots, Unsupported,
 };
 use faultless::protection::{Access, Protection};
-use faultless::sync::{Retired, Section, Sections};
+use faultless::sync::{Retired, Section, Sections, Shared, Weak};
 use faultless_soft::{Leaf, RadixTable};
 use rustix::io::Errno;
+use std::ops::Deref;
 use std::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -42,13 +43,43 @@ const PAGE: usize = PAGE_SIZE as usize;
 const LOADED: u64 = 1 << 11;
 
 /// See the module.
-pub struct Table {
+pub struct Table(Shared<Parts>);
+
+/// Pages of a window, for [`StdHost::invalidate_all`](faultless::host::StdHost::invalidate_all).
+pub struct Stale {
+    /// Gone: so is the window, and nobody uses its pages.
+    table: Weak<Parts>,
+    range: PageRange,
+}
+
+/// What a table is made of.
+pub struct Parts {
     /// Entries by the page's number in the window.
     entries: Entries,
     window: Window,
     userfault: Arc<Userfault>,
     frames: Arc<Frames>,
     sections: Arc<Sections>,
+}
+
+impl Deref for Table {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Stale {
+    /// Has the kernel follow the entries of all `batch`, one after the other: a call of the kernel takes one run of pages of one
+    /// window.
+    pub(crate) fn invalidate_all(batch: &[Self], mut wait: impl FnMut(u32)) {
+        for stale in batch {
+            if let Some(table) = stale.table.upgrade() {
+                Table(table).invalidate(stale.range, &mut wait);
+            }
+        }
+    }
 }
 
 /// The table of a space, to be asked for its window.
@@ -98,13 +129,13 @@ impl Table {
     ) -> Result<Self, OutOfMemory> {
         let pages = pages.checked_next_multiple_of(Self::LEAF_PAGES).filter(|n| *n <= RadixTable::PAGES);
         let window = Window::reserve(userfault, pages.ok_or(OutOfMemory)?).map_err(|_| OutOfMemory)?;
-        Ok(Self {
+        Ok(Self(Shared::try_new(Parts {
             entries: Entries::new(RadixTable::new(Arc::clone(sections))?),
             window,
             userfault: Arc::clone(userfault),
             frames: Arc::clone(frames),
             sections: Arc::clone(sections),
-        })
+        })?))
     }
 
     /// The addresses of this process that the space's pages are at.
@@ -326,6 +357,7 @@ unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
     type Root<'s> = Place;
     /// The kernel's page table is not seen: what each process has of it cannot be shared.
+    type Stale = Stale;
     type Sharing = Unsupported;
     type Following = Self;
     type Refusing = Self;
@@ -481,6 +513,10 @@ unsafe impl PageTable for Table {
                 look += 1;
             }
         }
+    }
+
+    fn stale(&self, range: PageRange) -> Stale {
+        Stale { table: Shared::downgrade(&self.0), range }
     }
 
     fn unload(&self, _wait: impl FnMut(u32)) {

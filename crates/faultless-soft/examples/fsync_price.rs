@@ -1,9 +1,10 @@
 //! The cost of fsync of one page when many spaces have mapped the file: where one of them shows the page, and where all do; and where one
-//! stores through its mapping, or all have. Each space has twenty mappings. Median and range of the rounds, in microseconds.
+//! stores through its mapping, or all have. Each space has twenty mappings. Other threads have made an access and do nothing
+//! since: an invalidation looks at each of them. Median and range of the rounds, in microseconds.
 //!
-//! `cargo run --release -p faultless-soft --example fsync_price -- [SPACES] [ROUNDS]`
+//! `cargo run --release -p faultless-soft --example fsync_price -- [SPACES] [ROUNDS] [THREADS]`
 
-use faultless::address::PAGE_SIZE;
+use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::Protection;
 use faultless::stats::Counter;
@@ -11,7 +12,7 @@ use faultless::store::{Bytes, Store, StoreError, Transfer};
 use faultless::{AddressSpace, Engine, File, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 /// Mappings of a space.
@@ -41,19 +42,19 @@ fn number(argument: Option<String>, otherwise: u64) -> Result<u64, String> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let (spaces, rounds) = match (number(arguments.next(), 16_000), number(arguments.next(), 21)) {
-        (Ok(spaces), Ok(rounds)) => (spaces, rounds),
-        (Err(error), _) | (_, Err(error)) => {
+    let mut next = |otherwise| {
+        number(arguments.next(), otherwise).unwrap_or_else(|error| {
             eprintln!("{error}");
             std::process::exit(2);
-        }
+        })
     };
-    println!("{spaces} spaces of {MAPPINGS} mappings, {rounds} rounds");
+    let (spaces, rounds, threads) = (next(16_000), next(21), next(256));
+    println!("{spaces} spaces of {MAPPINGS} mappings, {rounds} rounds, {threads} other threads");
     let cases = [
         ("one shows the page", false, 0),
         ("all show the page", true, 0),
         ("all show it, one stores", true, 1),
-        ("all show it, all have stored", true, spaces),
+        ("all show it, all store", true, spaces as usize),
     ];
     for (who, all_show, storing) in cases {
         let engine = Engine::new(Soft::new(4096)?, Limits::default())?;
@@ -64,31 +65,55 @@ fn main() -> Result<(), Box<dyn Error>> {
         for number in 0..spaces {
             let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine)?;
             let page = if all_show || number == spaces / 2 { 0 } else { 1 };
-            let place = space.map(MapRequest::shared_file(&file, page * PAGE_SIZE, PAGE_SIZE, rights))?;
+            let address = space.map(MapRequest::shared_file(&file, page * PAGE_SIZE, PAGE_SIZE, rights))?;
             for page in 1..MAPPINGS {
                 // Every second page, so that they stay apart.
                 space.map(MapRequest::shared_file(&other, 2 * page * PAGE_SIZE, PAGE_SIZE, rights))?;
             }
-            if number < storing {
-                space.store_u64(place, number)?;
-            }
-            kept.push((space, place));
+            kept.push((space, address));
         }
-        let handle = file.handle();
-        let (mut times, before) = (Vec::new(), engine.statistics());
-        for round in 0..rounds {
-            match &kept[..] {
-                [(space, place), ..] if storing != 0 => space.store_u64(*place, round)?,
-                _ => _ = handle.write_at(0, &[round as u8])?,
-            }
-            let start = Instant::now();
-            handle.sync()?;
-            times.push(start.elapsed().as_secs_f64() * 1e6);
-        }
-        times.sort_by(f64::total_cmp);
-        let looks = engine.statistics().since(&before).get(Counter::RmapLooks) / rounds;
-        let (first, middle, last) = (times[0], times[times.len() / 2], times[times.len() - 1]);
-        println!("{who}: {middle:.0} ({first:.0} to {last:.0}) µs, {looks} mappings looked at");
+        let start = kept[0].0.map(MapRequest::anonymous(PAGE_SIZE))?;
+        kept[0].0.store_u64(start, 1)?;
+        let (accessed, end) = (Barrier::new(threads as usize + 1), Barrier::new(threads as usize + 1));
+        let idle = || {
+            let loaded = kept[0].0.try_load_u64(start);
+            accessed.wait();
+            end.wait();
+            loaded.map(|_| ())
+        };
+        std::thread::scope(|scope| -> Result<(), Box<dyn Error>> {
+            (0..threads).for_each(|_| _ = scope.spawn(idle));
+            accessed.wait();
+            let measured = measure(&engine, &file, &kept, rounds, storing);
+            end.wait();
+            let (times, looks) = measured?;
+            let (first, middle, last) = (times[0], times[times.len() / 2], times[times.len() - 1]);
+            println!("{who}: {middle:.0} ({first:.0} to {last:.0}) µs, {looks} mappings looked at");
+            Ok(())
+        })?;
     }
     Ok(())
+}
+
+/// The times of the rounds, shortest first, and how many mappings one looks at.
+fn measure(
+    engine: &Arc<Engine<Soft>>,
+    file: &File<Soft>,
+    spaces: &[(AddressSpace<Soft, Faultless>, VirtAddr)],
+    rounds: u64,
+    storing: usize,
+) -> Result<(Vec<f64>, u64), Box<dyn Error>> {
+    let handle = file.handle();
+    let (mut times, before) = (Vec::new(), engine.statistics());
+    for round in 0..rounds {
+        handle.write_at(0, &[round as u8])?;
+        for (space, address) in &spaces[..storing] {
+            space.store_u64(*address, round)?;
+        }
+        let start = Instant::now();
+        handle.sync()?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok((times, engine.statistics().since(&before).get(Counter::RmapLooks) / rounds))
 }

@@ -26,7 +26,7 @@ mod table;
 pub use access::{AccessError, Cpu};
 pub use memory::{MAX_FRAMES, MemoryError, PhysicalMemory};
 pub use mmu::PageFault;
-pub use table::{Leaf, RadixTable, Tag};
+pub use table::{Leaf, RadixTable, Stale, Tag};
 
 use faultless::host::{OutOfMemory, StdHost, StdPark, StdServices};
 use faultless::sync::Sections;
@@ -102,5 +102,13 @@ unsafe impl StdHost for Soft {
         #[cfg(debug_assertions)]
         let table = table.map(|table| table.cached_by(self.processors.clone()));
         table
+    }
+
+    fn invalidate_all(&self, sections: &Sections, batch: &mut [Stale], wait: impl FnMut(u32)) {
+        Stale::wait_for_all(sections, batch, wait);
+        #[cfg(debug_assertions)]
+        if let Some(processors) = self.processors.as_ref().filter(|_| !cfg!(mutant = "no_invalidate")) {
+            batch.iter().for_each(|stale| processors.forget(*stale));
+        }
     }
 }

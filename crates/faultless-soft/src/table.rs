@@ -189,6 +189,30 @@ impl Tag {
     }
 }
 
+/// Pages of a table, for [`Soft::invalidate_all`](crate::Soft). A later table may have the same tag, which costs a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// [`RadixTable::subject`] of the first page.
+    first: u64,
+    pages: u64,
+}
+
+impl Stale {
+    /// Whether an access that is said to be of `subject` is to one of them.
+    #[inline]
+    fn is_of(self, subject: u64) -> bool {
+        subject.wrapping_sub(self.first) < self.pages
+    }
+
+    /// Waits for the accesses in `sections` to any of `batch`: what a machine of these tables does in
+    /// [`Host::invalidate_all`](faultless::host::Host::invalidate_all).
+    pub fn wait_for_all(sections: &Sections, batch: &[Self], wait: impl FnMut(u32)) {
+        if !cfg!(mutant = "no_invalidate") {
+            sections.grace_of(|subject| batch.iter().any(|stale| stale.is_of(subject)), wait);
+        }
+    }
+}
+
 /// Tags of tables, never the last one: no access is to [`u64::MAX`].
 fn next_tag() -> Tag {
     static NEXT: plain::AtomicU64 = plain::AtomicU64::new(0);
@@ -284,6 +308,7 @@ unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
     type Root<'s> = Tag;
+    type Stale = Stale;
     type Sharing = Self;
     type Following = Unsupported;
     type Refusing = Unsupported;
@@ -449,13 +474,17 @@ unsafe impl PageTable for RadixTable {
             return;
         }
         // A translation lives as long as its access, which says what it is of.
-        let first = self.subject(range.start());
-        let of_range = |subject: u64| subject.wrapping_sub(first) < range.pages();
-        self.sections.grace_of(of_range, wait);
+        let stale = self.stale(range);
+        self.sections.grace_of(|subject| stale.is_of(subject), wait);
         #[cfg(debug_assertions)]
         if let Some(processors) = &self.processors {
-            processors.forget(self, range);
+            processors.forget(stale);
         }
+    }
+
+    #[inline]
+    fn stale(&self, range: PageRange) -> Stale {
+        Stale { first: self.subject(range.start()), pages: range.pages() }
     }
 
     fn unload(&self, _wait: impl FnMut(u32)) {

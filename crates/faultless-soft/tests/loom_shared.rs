@@ -52,7 +52,11 @@ impl Kept {
 
 /// A file of one page, and a space with a shared mapping of it at page 1, in which 1 has been stored.
 fn stored(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
-    let soft = Soft::new(frames).expect("frames");
+    stored_on(Soft::new(frames).expect("frames"))
+}
+
+/// The same, on this machine.
+fn stored_on(soft: Soft) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
     let engine = Engine::new(soft, Limits::default()).expect("memory for an engine");
     let kept = Arc::new(Kept(Mutex::new((Vec::new(), 0))));
     let file = File::open_rw(&engine, kept.clone()).expect("a store with a length");
@@ -83,6 +87,28 @@ fn a_store_against_writeback() {
         file.handle().start_sync();
         kept.end();
         assert_eq!(kept.0.lock().unwrap().1, last, "invariant 9: a store was not written");
+        close(file);
+        end(&engine, space);
+    });
+}
+
+/// Writeback takes the write right first, and invalidates later, with those of other spaces. mprotect finds nothing to take; when it
+/// returns, no processor stores by a translation that it had before.
+#[test]
+fn a_protect_beside_a_writeback() {
+    model(2, || {
+        let (engine, file, kept, space) = stored_on(Soft::with_caches(6).expect("frames"));
+        let (written, store) = (file.clone(), kept.clone());
+        let writeback = spawn(1, move || {
+            written.handle().start_sync();
+            store.end();
+        });
+        space.protect(at(1), PAGE_SIZE, Protection::READ).unwrap();
+        assert!(space.try_store_u64(at(1), 2).is_err(), "invariant 3: a store comes after mprotect");
+        writeback.join().unwrap();
+        file.handle().start_sync();
+        kept.end();
+        assert_eq!(kept.0.lock().unwrap().1, 1, "invariant 9: a store was not written");
         close(file);
         end(&engine, space);
     });

@@ -13,7 +13,7 @@ use faultless::protection::{Access, Protection};
 use faultless::store::{Store, StoreError, Transfer};
 use faultless::sync::{Sections, Shared};
 use faultless::{AddressSpace, Engine, File, Limits, MapRequest, Placement, SyncFlags};
-use faultless_soft::{PhysicalMemory, RadixTable};
+use faultless_soft::{PhysicalMemory, RadixTable, Stale};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -128,6 +128,9 @@ unsafe impl Host for Kernel {
     }
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
         RadixTable::new(Arc::clone(sections))
+    }
+    fn invalidate_all(&self, sections: &Sections, batch: &mut [Stale], wait: impl FnMut(u32)) {
+        Stale::wait_for_all(sections, batch, wait);
     }
 }
 

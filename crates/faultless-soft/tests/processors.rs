@@ -3,8 +3,9 @@
 
 use faultless::address::PAGE_SIZE;
 use faultless::design::Faultless;
+use faultless::protection::Protection;
 use faultless::stats::Counter;
-use faultless::{AddressSpace, Engine, Limits, MapRequest};
+use faultless::{AddressSpace, Engine, File, Limits, MapRequest};
 use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
 
@@ -44,4 +45,25 @@ fn invariant_17_a_fork_waits_with_no_short_lock_held() {
     drop((space, child, grandchild, second));
     engine.flush();
     assert_eq!(engine.frame_usage().used, 1);
+}
+
+/// Invariant 3: what truncation takes out of several spaces is free when no processor has a translation to it. Debug builds panic
+/// where it is sooner.
+#[test]
+fn truncation_frees_what_no_processor_can_reach() {
+    const SPACES: u64 = 40;
+    let engine = Engine::new(Soft::with_caches(64).unwrap(), Limits::default()).unwrap();
+    let file = File::in_memory(&engine, 2 * PAGE_SIZE).unwrap();
+    let rights = Protection::READ | Protection::WRITE;
+    let request = || MapRequest::shared_file(&file, 0, 2 * PAGE_SIZE, rights);
+    let spaces: Vec<_> = (0..SPACES).map(|_| Space::new(&engine).unwrap()).collect();
+    let starts: Vec<_> = spaces.iter().map(|space| space.map(request()).unwrap()).collect();
+    for (number, (space, start)) in spaces.iter().zip(&starts).enumerate() {
+        space.store_u64(*start, number as u64).unwrap();
+    }
+    file.set_length(0);
+    for (space, start) in spaces.iter().zip(&starts) {
+        assert!(space.try_load_u64(*start).is_err(), "invariant 3: a page that was cut off is reached");
+    }
+    assert_eq!(engine.frame_usage().used, 1, "the page of zeros is left");
 }

@@ -11,7 +11,7 @@ use faultless::protection::{Access, Protection};
 use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::sync::{Sections, Shared};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapRequest, PendingFault};
-use faultless_soft::{PhysicalMemory, RadixTable};
+use faultless_soft::{PhysicalMemory, RadixTable, Stale};
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use zeros::Zeros;
@@ -105,6 +105,9 @@ unsafe impl StdHost for Hooked {
     }
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
         RadixTable::new(Arc::clone(sections))
+    }
+    fn invalidate_all(&self, sections: &Sections, batch: &mut [Stale], wait: impl FnMut(u32)) {
+        Stale::wait_for_all(sections, batch, wait);
     }
 }
 

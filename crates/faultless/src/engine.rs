@@ -3,9 +3,11 @@
 //! no section and has announced nothing (invariant 1).
 
 mod shared_tables;
+mod stale;
 mod waits;
 
 pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
+pub(crate) use stale::{OpenBatches, RemovedBatch, RemovedEntries, StaleBatch};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
 use crate::frame::{Folio, Left, Reference};
@@ -61,6 +63,8 @@ pub struct Engine<H: Host> {
     pub(crate) cache: CachePadded<Account>,
     /// Queues of sleeping threads, by what they wait for.
     waits: WaitTable,
+    /// On a line of its own: range work reads it.
+    open_batches: CachePadded<OpenBatches>,
 }
 
 impl<H: Host> Engine<H> {
@@ -88,6 +92,7 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).shared_tables).write(SharedTables::default());
             (&raw mut (*place).cache).write(CachePadded::default());
             (&raw mut (*place).waits).write(waits);
+            (&raw mut (*place).open_batches).write(CachePadded::default());
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };

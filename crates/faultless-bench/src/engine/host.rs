@@ -5,7 +5,7 @@
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage, OutOfMemory, StdHost, StdPark, StdServices};
 use faultless::sync::Sections;
-use faultless_soft::{MemoryError, PhysicalMemory, RadixTable};
+use faultless_soft::{MemoryError, PhysicalMemory, RadixTable, Stale};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -49,6 +49,10 @@ unsafe impl StdHost for Machine {
 
     fn new_table(&self, sections: &Arc<Sections>) -> Result<RadixTable, OutOfMemory> {
         RadixTable::new(Arc::clone(sections))
+    }
+
+    fn invalidate_all(&self, sections: &Sections, batch: &mut [Stale], wait: impl FnMut(u32)) {
+        Stale::wait_for_all(sections, batch, wait);
     }
 }
 

@@ -10,8 +10,8 @@
 //! speculation. So what is freed or unhooked without an invalidation after it is still reached from here. Outside loom a
 //! frame or a table that is freed while something here names it ends the test; under loom its next use does.
 
-use super::{FAN, Leaf, LeafTable, RadixTable};
-use faultless::address::{PageNumber, PageRange};
+use super::{FAN, Leaf, LeafTable, RadixTable, Stale};
+use faultless::address::PageNumber;
 use faultless::host::{Entry, Frame, PageTable, StdSlots};
 use faultless::sync::atomic::AtomicPtr;
 use faultless::sync::{AccessSection, Mutex, MutexGuard};
@@ -103,10 +103,9 @@ impl Processors {
         self.0[StdSlots.current().get() as usize % PROCESSORS].lock()
     }
 
-    /// Forgets what is kept of the pages of `range`, and returns when no access uses it.
-    pub(super) fn forget(&self, table: &RadixTable, range: PageRange) {
-        let first = table.subject(range.start());
-        self.forget_from(first, first + range.pages());
+    /// Forgets what is kept of these pages, and returns when no access uses it.
+    pub(crate) fn forget(&self, stale: Stale) {
+        self.forget_from(stale.first, stale.first + stale.pages);
     }
 
     /// Forgets all that is kept of the table with this tag.

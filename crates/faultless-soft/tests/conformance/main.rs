@@ -86,6 +86,7 @@ fn each_planted_fault_is_found() {
         (Planted::EarlyWakeIsLost, "a wake-up that comes before the sleep is kept"),
         (Planted::InvalidatesNothing, "after munmap no access is served"),
         (Planted::InvalidatesOnePage, "after munmap no access is served"),
+        (Planted::InvalidatesOneOfAll, "what is cut off a file is refused in every process"),
     ];
     for (planted, check) in planted {
         let found = fails(planted);

@@ -35,6 +35,7 @@ pub enum Planted {
     UnhookedStaysFound,
     InvalidatesNothing,
     InvalidatesOnePage,
+    InvalidatesOneOfAll,
     EarlyWakeIsLost,
 }
 
@@ -43,6 +44,21 @@ type Tlb = Mutex<BTreeMap<(u64, u64), Entry>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops the translations of `range` in table `number`.
+fn forget(tlb: &Tlb, planted: Planted, number: u64, range: PageRange) {
+    let pages = match planted {
+        Planted::InvalidatesNothing => return,
+        Planted::InvalidatesOnePage => range.start().get()..range.start().get() + 1,
+        _ => range.start().get()..range.end().get(),
+    };
+    lock(tlb).retain(|(table, page), _| *table != number || !pages.contains(page));
+}
+
+pub struct Stale {
+    table: u64,
+    range: PageRange,
 }
 
 pub struct Wrong {
@@ -91,6 +107,13 @@ unsafe impl StdHost for Wrong {
         let number = self.tables.fetch_add(1, Ordering::Relaxed);
         let table = RadixTable::new(Arc::clone(sections))?;
         Ok(Table { table, planted: self.planted, number, tlb: self.tlb.clone() })
+    }
+
+    fn invalidate_all(&self, _: &Sections, batch: &mut [Stale], _: impl FnMut(u32)) {
+        let count = if self.planted == Planted::InvalidatesOneOfAll { 1 } else { batch.len() };
+        for Stale { table, range } in &batch[..count] {
+            forget(&self.tlb, self.planted, *table, *range);
+        }
     }
 }
 
@@ -190,6 +213,7 @@ unsafe impl FrameSource for Frames {
 unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
     type Root<'s> = ();
+    type Stale = Stale;
     type Sharing = Unsupported;
     type Following = Unsupported;
     type Refusing = Unsupported;
@@ -294,12 +318,11 @@ unsafe impl PageTable for Table {
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         self.table.invalidate(range, wait);
-        let pages = match self.planted {
-            Planted::InvalidatesNothing => return,
-            Planted::InvalidatesOnePage => range.start().get()..range.start().get() + 1,
-            _ => range.start().get()..range.end().get(),
-        };
-        lock(&self.tlb).retain(|(table, page), _| *table != self.number || !pages.contains(page));
+        forget(&self.tlb, self.planted, self.number, range);
+    }
+
+    fn stale(&self, range: PageRange) -> Stale {
+        Stale { table: self.number, range }
     }
 
     fn unload(&self, wait: impl FnMut(u32)) {

@@ -65,8 +65,8 @@ impl Dying {
     }
 }
 
-/// Has a sleeper woken when what it waits for, or the end of its space, may have come: once for each. Given up by dropping it.
-pub(crate) struct Notice(#[expect(dead_code, reason = "they are in queues")] [BoxedWaiter; 2]);
+/// Has a sleeper woken when the end of its space, or what it waits for, may have come: once for each. Given up by dropping it.
+pub(crate) struct Notice(#[expect(dead_code, reason = "they are in queues")] [Option<BoxedWaiter>; 2]);
 
 impl<H: Host> Engine<H> {
     /// Sleeps until `blocked` returns false, and adds the nanoseconds to `counter`. Whoever makes it false then calls
@@ -126,8 +126,8 @@ impl<H: Host> Engine<H> {
         self.waits.list(key).wake(self.host.park(), key);
     }
 
-    /// Has `sleeper` woken as a thread would be that sleeps with `key` and `dying`. The caller looks once more afterwards
-    /// whether there is something to wait for.
+    /// Has `sleeper` woken as a thread would be that sleeps with `key` and `dying`; without a key, by the end of the space alone.
+    /// The caller looks once more afterwards whether there is something to wait for.
     ///
     /// # Errors
     /// [`OutOfMemory`]: it is not woken.
@@ -137,16 +137,14 @@ impl<H: Host> Engine<H> {
     pub(crate) unsafe fn notice(
         &self,
         sleeper: Sleeper,
-        key: usize,
+        key: Option<usize>,
         dying: &Dying,
     ) -> Result<Notice, OutOfMemory> {
         // SAFETY: by the contract above.
-        unsafe {
-            Ok(Notice([
-                BoxedWaiter::new(&dying.waiters, sleeper, 0)?,
-                BoxedWaiter::new(self.waits.list(key), sleeper, key)?,
-            ]))
-        }
+        let join = |list: &WaitList, key| unsafe { BoxedWaiter::new(list, sleeper, key) };
+        let end = join(&dying.waiters, 0)?;
+        let awaited = key.map(|key| join(self.waits.list(key), key)).transpose()?;
+        Ok(Notice([Some(end), awaited]))
     }
 
     /// The key of [`Engine::wait_for_place`].

@@ -3,7 +3,7 @@
 //!
 //! | duty of the caller | kept by |
 //! |---|---|
-//! | a frame is freed once, and nobody reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`Removed::flush` in `space/range_work.rs`), or, when the last handle of a space goes, after [`PageTable::unload`] (`space/exit.rs`) |
+//! | a frame is freed once, and nobody reaches it then | the folio's word: `Folio::put`, `put_cached`, `try_evict` and the `cancel_*` answer true to one caller, which frees. An entry's reference is dropped after [`PageTable::invalidate`] (`Removed::flush` in `space/range_work.rs`), after [`Host::invalidate_all`](super::Host::invalidate_all) (`RemovedBatch` in `engine/stale.rs`), or, when the last handle of a space goes, after [`PageTable::unload`] (`space/exit.rs`) |
 //! | a frame is zeroed or copied into by whoever has it alone | only frames just allocated are, before their folio's life begins or before their page is published (`fault/`, `fork.rs`, `page_cache/mod.rs`) |
 //! | the source of a copy stays and is not written | the caller has announced the entry that names it, or has it pinned, and it is mapped read-only |
 //! | bytes in `memory` are read and written by nobody else | READING: a folio that is not up to date is mapped nowhere. WRITEBACK: every write right is gone before (`page_cache/writeback.rs`) |

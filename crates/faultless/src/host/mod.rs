@@ -84,6 +84,24 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
         self.new_table(sections)
     }
 
+    /// Invalidates pages of several tables in one round: returns when [`PageTable::invalidate`] of each of them would have
+    /// returned. The engine calls it where truncation or writeback has changed entries in several spaces, and holds no handle of
+    /// these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`], in no
+    /// order; the host may change the order.
+    ///
+    /// A table may be gone by now. Its pages are passed over if [`PageTable::unload`] has returned, and invalidated if not.
+    ///
+    /// A kernel interrupts each processor once for the whole batch. A host that has no better way invalidates one after the other.
+    ///
+    /// The caller is in no section and has announced nothing; this may sleep, and needs no memory. `wait` is as for
+    /// [`PageTable::invalidate`].
+    fn invalidate_all(
+        &self,
+        sections: &Sections,
+        batch: &mut [<Self::Table as PageTable>::Stale],
+        wait: impl FnMut(u32),
+    );
+
     /// Whether the calling processor serves an interrupt, where no call of the engine may be made and no transfer may be completed.
     /// Debug builds ask, where the engine takes a lock, sleeps or wakes somebody. docs/contexts.md has each call.
     fn is_in_interrupt(&self) -> bool {
@@ -133,6 +151,9 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     type Root<'s>
     where
         Self: 's;
+    /// Pages of this table, named such that [`Host::invalidate_all`] finds them when the engine has no handle of the space: a
+    /// number that no other table gets as long as this one may be in use, or a weak handle. At most 32 bytes.
+    type Stale: Send + 'static;
     /// How leaf tables are shared; [`Unsupported`]: fork copies each entry.
     type Sharing: ShareLeaves<Self>;
     /// How mappings beside the table follow; [`Unsupported`]: there are none.
@@ -264,6 +285,9 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
     /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
+
+    /// Names `range` for a later [`Host::invalidate_all`]. Needs no memory.
+    fn stale(&self, range: PageRange) -> Self::Stale;
 
     /// Returns when no processor has this table loaded, nor keeps a translation or an upper entry of it. The engine calls it
     /// once, when the last handle of a space goes, before it frees the frames that the entries name and drops the table. A

@@ -58,6 +58,14 @@ pub unsafe trait StdHost: Sized + Send + Sync + 'static {
         self.new_table(sections)
     }
 
+    /// Invalidates pages of several tables: [`Host::invalidate_all`].
+    fn invalidate_all(
+        &self,
+        sections: &Sections,
+        batch: &mut [<Self::Table as PageTable>::Stale],
+        wait: impl FnMut(u32),
+    );
+
     /// Whether the calling thread serves an interrupt: [`Host::is_in_interrupt`]. A machine that models interrupts says so.
     fn is_in_interrupt(&self) -> bool {
         false
@@ -104,6 +112,15 @@ unsafe impl<M: StdHost> Host for M {
 
     fn child_table(&self, sections: &Arc<Sections>, parent: &M::Table) -> Result<M::Table, OutOfMemory> {
         StdHost::child_table(self, sections, parent)
+    }
+
+    fn invalidate_all(
+        &self,
+        sections: &Sections,
+        batch: &mut [<M::Table as PageTable>::Stale],
+        wait: impl FnMut(u32),
+    ) {
+        StdHost::invalidate_all(self, sections, batch, wait);
     }
 
     fn is_in_interrupt(&self) -> bool {

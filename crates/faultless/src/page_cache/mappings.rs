@@ -67,25 +67,23 @@ const STORED: usize = 16;
 #[cfg(loom)]
 const STORED: usize = 1;
 
-#[derive(Default)]
-pub(super) struct FileMappings {
-    list: Mutex<List>,
+pub(super) struct FileMappings<H: Host> {
+    list: Mutex<List<dyn Maps<H>>>,
     /// Bit `id` modulo their number: such a space may have a right to store. Atomic; bits are set by faults, never cleared.
     stored: [AtomicU64; STORED],
 }
 
-/// Protected by its lock.
-#[derive(Default)]
-struct List {
+/// Spaces of type `S`. Protected by its lock.
+struct List<S: ?Sized> {
     /// By number.
-    spaces: Vec<Listed>,
+    spaces: Vec<Listed<S>>,
     /// How many there were when those that are gone were last taken out.
     living: usize,
 }
 
-struct Listed {
+struct Listed<S: ?Sized> {
     id: u64,
-    space: Weak<dyn Maps>,
+    space: Weak<S>,
     hull: Hull,
 }
 
@@ -138,25 +136,37 @@ struct Walk {
 }
 
 /// What one taking of the lock has brought.
-enum Step {
+enum Step<S: ?Sized> {
     /// A space that may show the pages, and its number.
-    Space(u64, Weak<dyn Maps>),
+    Space(u64, Weak<S>),
     /// Only spaces that do not: the walk goes on.
     Passed,
     End,
 }
 
-impl FileMappings {
+impl<H: Host> Default for FileMappings<H> {
+    fn default() -> Self {
+        Self { list: Mutex::new(List::default()), stored: core::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+impl<S: ?Sized> Default for List<S> {
+    fn default() -> Self {
+        Self { spaces: Vec::new(), living: 0 }
+    }
+}
+
+impl<H: Host> FileMappings<H> {
     /// Adds a space, if it is not there, and makes its hulls cover `hull`. Numbers grow with each space made, so that most
     /// come last.
     ///
     /// # Errors
     /// [`OutOfMemory`]; it is not added.
-    pub fn register<H: Host>(
+    pub fn register(
         &self,
         engine: &Engine<H>,
         id: u64,
-        space: impl FnOnce() -> Weak<dyn Maps>,
+        space: impl FnOnce() -> Weak<dyn Maps<H>>,
         hull: &Hull,
     ) -> Result<(), OutOfMemory> {
         let mut list = engine.lock(&self.list);
@@ -170,13 +180,13 @@ impl FileMappings {
     }
 
     /// Makes the hulls of space `id`, which is registered, cover `hull`.
-    pub fn widen<H: Host>(&self, engine: &Engine<H>, id: u64, hull: &Hull) {
+    pub fn widen(&self, engine: &Engine<H>, id: u64, hull: &Hull) {
         let is_listed = engine.lock(&self.list).widen(id, hull);
         debug_assert!(is_listed, "space {id} maps a file that does not list it");
     }
 
     /// Bytes that it has from the allocator.
-    pub fn room<H: Host>(&self, engine: &Engine<H>) -> usize {
+    pub fn room(&self, engine: &Engine<H>) -> usize {
         engine.lock(&self.list).room()
     }
 
@@ -202,12 +212,12 @@ impl FileMappings {
 
     /// Calls `f` for each space that may show one of `pages` and is `wanted`, and its number, upwards. The caller has changed the state
     /// of the pages before. Nothing is held in `f`.
-    pub fn each<H: Host>(
+    pub fn each(
         &self,
         engine: &Engine<H>,
         pages: &Range<u64>,
         wanted: impl Fn(u64) -> bool,
-        f: impl Fn(u64, &dyn Maps),
+        mut f: impl FnMut(u64, &dyn Maps<H>),
     ) {
         let mut walk = Walk::default();
         loop {
@@ -232,14 +242,14 @@ impl FileMappings {
     }
 
     /// The addresses at which space `id` may show the file, as of now.
-    pub fn addresses<H: Host>(&self, engine: &Engine<H>, id: u64) -> Option<PageRange> {
+    pub fn addresses(&self, engine: &Engine<H>, id: u64) -> Option<PageRange> {
         let list = engine.lock(&self.list);
         list.place(id).ok().and_then(|place| list.spaces[place].hull.addresses())
     }
 
     /// How many of them are there still.
     #[cfg(any(test, feature = "audit"))]
-    pub fn living<H: Host>(&self, engine: &Engine<H>) -> usize {
+    pub fn living(&self, engine: &Engine<H>) -> usize {
         let list = engine.lock(&self.list);
         list.spaces.iter().filter(|listed| !listed.is_gone()).count()
     }
@@ -254,15 +264,15 @@ fn account<H: Host>(engine: &Engine<H>, before: usize, now: usize) {
     }
 }
 
-impl Listed {
+impl<S: ?Sized> Listed<S> {
     fn is_gone(&self) -> bool {
         self.space.strong_count() == 0
     }
 }
 
-impl List {
+impl<S: ?Sized> List<S> {
     fn room(&self) -> usize {
-        self.spaces.capacity() * size_of::<Listed>()
+        self.spaces.capacity() * size_of::<Listed<S>>()
     }
 
     /// False: there is no space `id`.
@@ -277,7 +287,7 @@ impl List {
     }
 
     /// Adds a space that is not there.
-    fn add(&mut self, id: u64, space: Weak<dyn Maps>, hull: Hull) -> Result<(), OutOfMemory> {
+    fn add(&mut self, id: u64, space: Weak<S>, hull: Hull) -> Result<(), OutOfMemory> {
         if self.spaces.len() >= (2 * self.living).max(FEW) {
             self.forget_gone();
         }
@@ -288,7 +298,7 @@ impl List {
         Ok(())
     }
 
-    fn step(&self, walk: &mut Walk, pages: &Range<u64>, wanted: &impl Fn(u64) -> bool) -> Step {
+    fn step(&self, walk: &mut Walk, pages: &Range<u64>, wanted: &impl Fn(u64) -> bool) -> Step<S> {
         let last = walk.last;
         let place = last.map_or(0, |last| self.spaces.partition_point(|listed| listed.id <= last));
         let rest = &self.spaces[place..];
@@ -335,28 +345,15 @@ impl List {
 mod tests {
     use super::*;
     use crate::sync::Shared;
-    use core::ptr::NonNull;
 
     struct Nobody;
-
-    impl Maps for Nobody {
-        fn drop_pages_of(&self, _: u64, _: [Range<u64>; 2], _: &dyn Fn() -> Option<PageRange>) {}
-        fn protect_pages_of(&self, _: u64, _: Range<u64>, _: &dyn Fn() -> Option<PageRange>) {}
-    }
-
-    fn weak(space: &Shared<Nobody>) -> Weak<dyn Maps> {
-        // SAFETY: the pointer that comes in.
-        unsafe {
-            Shared::downgrade(space).unsize(|counted| counted as NonNull<crate::sync::Counted<dyn Maps>>)
-        }
-    }
 
     fn range(pages: Range<u64>) -> PageRange {
         PageRange::new(PageNumber::new(pages.start), PageNumber::new(pages.end)).unwrap()
     }
 
     /// The spaces that a walk for `pages` comes to, and how often it takes the lock.
-    fn walked(list: &List, pages: Range<u64>) -> (Vec<u64>, usize) {
+    fn walked(list: &List<Nobody>, pages: Range<u64>) -> (Vec<u64>, usize) {
         let (mut walk, mut ids, mut steps) = (Walk::default(), Vec::new(), 0);
         loop {
             steps += 1;
@@ -374,7 +371,7 @@ mod tests {
         let space = Shared::try_new(Nobody).unwrap();
         for id in [5, 9, 9, 2, 5, 7, 11, 2] {
             if !list.widen(id, &Hull::of(range(0..1), id)) {
-                list.add(id, weak(&space), Hull::of(range(0..1), id)).unwrap();
+                list.add(id, Shared::downgrade(&space), Hull::of(range(0..1), id)).unwrap();
             }
         }
         assert_eq!(walked(&list, 0..u64::MAX).0, [2, 5, 7, 9, 11]);
@@ -413,7 +410,7 @@ mod tests {
         let mut list = List::default();
         let space = Shared::try_new(Nobody).unwrap();
         for id in 0..1000 {
-            list.add(id, weak(&space), Hull::of(range(id..id + 1), id % 500)).unwrap();
+            list.add(id, Shared::downgrade(&space), Hull::of(range(id..id + 1), id % 500)).unwrap();
         }
         let (ids, steps) = walked(&list, 321..322);
         assert_eq!(ids, [321, 821]);
@@ -424,9 +421,9 @@ mod tests {
     fn spaces_that_are_gone_are_forgotten() {
         let mut list = List::default();
         let parent = Shared::try_new(Nobody).unwrap();
-        list.add(0, weak(&parent), Hull::of(range(0..1), 0)).unwrap();
+        list.add(0, Shared::downgrade(&parent), Hull::of(range(0..1), 0)).unwrap();
         for id in 1..10_000 {
-            list.add(id, weak(&Shared::try_new(Nobody).unwrap()), Hull::EMPTY).unwrap();
+            list.add(id, Shared::downgrade(&Shared::try_new(Nobody).unwrap()), Hull::EMPTY).unwrap();
             assert!(list.spaces.len() <= FEW, "one is left of {}", list.spaces.len());
         }
         assert_eq!(walked(&list, 0..1).0, [0]);
@@ -437,7 +434,7 @@ mod tests {
         let mut list = List::default();
         let (stays, goes) = (Shared::try_new(Nobody).unwrap(), Shared::try_new(Nobody).unwrap());
         for id in 0..1000 {
-            list.add(id, weak(if id % 100 == 0 { &stays } else { &goes }), Hull::EMPTY).unwrap();
+            list.add(id, Shared::downgrade(if id % 100 == 0 { &stays } else { &goes }), Hull::EMPTY).unwrap();
         }
         drop(goes);
         let mut walk = Walk::default();

@@ -29,7 +29,7 @@ pub(crate) use mappings::Hull;
 pub(crate) use memory_queue::{AwaitedTurn, HAS_TURN, NEWCOMER, Turn};
 
 use crate::address::{PAGE_SIZE, PageRange};
-use crate::engine::Engine;
+use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
 use crate::frame::{Eviction, Reference, Refused};
 use crate::host::{Frame, FrameSource, Host, OutOfMemory};
@@ -61,24 +61,32 @@ fn frame_of(word: u64) -> Option<Frame> {
 }
 
 /// A space that may map pages of a file; what truncation needs to know of it.
-pub(crate) trait Maps: Send + Sync {
+pub(crate) trait Maps<H: Host>: Send + Sync {
     /// Takes away every page of `pages` that the space shows of file `file`, and every copy made of a page of `copies`.
-    /// `shown` tells, as of when it is called, within which addresses the space may show the file.
+    /// `shown` tells, as of when it is called, within which addresses the space may show the file. Processors may use
+    /// what it has taken away until `removed` is finished.
     fn drop_pages_of(
         &self,
         file: u64,
         pages_and_copies: [Range<u64>; 2],
         shown: &dyn Fn() -> Option<PageRange>,
+        removed: &mut RemovedBatch<'_, H>,
     );
 
     /// Takes the write right away from every entry that maps a folio of `pages` of file `file` that is under writeback.
-    /// When it returns, no processor stores into these. `shown`: as above.
-    fn protect_pages_of(&self, file: u64, pages: Range<u64>, shown: &dyn Fn() -> Option<PageRange>);
+    /// Processors may store into these until `stale` is finished. `shown`: as above.
+    fn protect_pages_of(
+        &self,
+        file: u64,
+        pages: Range<u64>,
+        shown: &dyn Fn() -> Option<PageRange>,
+        stale: &mut StaleBatch<'_, H>,
+    );
 }
 
-impl dyn Maps {
+impl<H: Host> dyn Maps<H> {
     /// A space of any design.
-    pub(crate) fn of<S: Maps + 'static>(space: Weak<S>) -> Weak<Self> {
+    pub(crate) fn of<S: Maps<H> + 'static>(space: Weak<S>) -> Weak<Self> {
         // SAFETY: the pointer that comes in.
         unsafe { space.unsize(|counted| counted as NonNull<Counted<Self>>) }
     }
@@ -134,7 +142,7 @@ pub struct File<H: Host> {
     /// Held while the word of an attached page is cleared.
     removal: Mutex<()>,
     /// The spaces that may map the file.
-    spaces: FileMappings,
+    spaces: FileMappings<H>,
 }
 
 /// Writes the fields where they are to be: stacks have no room for a file. One that is forgotten does not compile.
@@ -491,7 +499,7 @@ impl<H: Host> File<H> {
     fn each_space(
         &self,
         pages: Range<u64>,
-        f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        f: impl FnMut(&dyn Maps<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
         self.each_wanted(pages, |_| true, f);
     }
@@ -500,7 +508,7 @@ impl<H: Host> File<H> {
     fn each_storing_space(
         &self,
         pages: Range<u64>,
-        f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        f: impl FnMut(&dyn Maps<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
         self.each_wanted(pages, |id| self.spaces.has_stored(id), f);
     }
@@ -509,7 +517,7 @@ impl<H: Host> File<H> {
         &self,
         pages: Range<u64>,
         wanted: impl Fn(u64) -> bool,
-        f: impl Fn(&dyn Maps, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        mut f: impl FnMut(&dyn Maps<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
         self.spaces.each(&self.engine, &pages, wanted, |id, space| {
             f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
@@ -520,7 +528,7 @@ impl<H: Host> File<H> {
     pub(crate) fn register(
         &self,
         id: u64,
-        space: impl FnOnce() -> Weak<dyn Maps>,
+        space: impl FnOnce() -> Weak<dyn Maps<H>>,
         hull: &Hull,
     ) -> Result<(), OutOfMemory> {
         self.spaces.register(&self.engine, id, space, hull)

@@ -17,7 +17,7 @@ use super::index;
 use super::writers::Removing;
 use super::{File, FileError, FolioLock, Pin, frame_of};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
-use crate::engine::{Dying, Engine};
+use crate::engine::{Dying, Engine, RemovedBatch};
 use crate::frame::Reference;
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
@@ -175,11 +175,14 @@ impl<H: Host> File<H> {
         self.drop_everywhere(first..u64::MAX, first_copy..u64::MAX);
     }
 
-    /// Takes `pages`, which are detached, from every space, and copies of `copies`, which are some of them.
+    /// Takes `pages`, which are detached, from every space, and copies of `copies`, which are some of them. When it returns,
+    /// no processor uses them.
     pub(super) fn drop_everywhere(&self, pages: Range<u64>, copies: Range<u64>) {
+        let mut removed = RemovedBatch::open(&self.engine);
         self.each_space(pages, |space, pages, shown| {
-            space.drop_pages_of(self.id, [pages, copies.clone()], shown);
+            space.drop_pages_of(self.id, [pages, copies.clone()], shown, &mut removed);
         });
+        removed.finish();
     }
 
     /// Calls `f` for every page of `pages` that is in memory.

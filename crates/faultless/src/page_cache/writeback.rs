@@ -27,7 +27,7 @@ use super::account::{Full, Pin};
 use super::index::{self, Tag};
 use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
-use crate::engine::Engine;
+use crate::engine::{Engine, StaleBatch};
 use crate::frame::Reference;
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
@@ -346,11 +346,9 @@ impl<H: Host> File<H> {
         };
         // Partners: the fence after the bit in page work, and that of `FileMappings::note_store`.
         full_fence();
-        #[cfg(not(mutant = "writeback_keeps_rights"))]
-        self.each_storing_space(*first..*last + 1, |space, pages, shown| {
-            space.protect_pages_of(self.id, pages, shown);
-        });
-        let _ = (first, last);
+        if !cfg!(mutant = "writeback_keeps_rights") {
+            self.protect_everywhere(*first..*last + 1);
+        }
         let most = store.max_pages().clamp(1, MAX_PAGES);
         let mut rest = mem::take(batch).into_iter();
         while let [(first, _), ..] = *rest.as_slice() {
@@ -360,6 +358,17 @@ impl<H: Host> File<H> {
             pins.extend(rest.by_ref().take(count).map(|(_, pin)| pin));
             self.submit_write(first, pins);
         }
+    }
+
+    /// Takes the write right of those of `pages` that are under writeback from every space. When it returns, no processor stores
+    /// into them. Not inlined: the batch is off the stack again when the bytes are read.
+    #[inline(never)]
+    fn protect_everywhere(&self, pages: Range<u64>) {
+        let mut stale = StaleBatch::open(&self.engine);
+        self.each_storing_space(pages, |space, pages, shown| {
+            space.protect_pages_of(self.id, pages, shown, &mut stale);
+        });
+        stale.finish();
     }
 
     /// How many of `pages`, at most `most`, are written as one transfer with the first.

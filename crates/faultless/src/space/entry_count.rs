@@ -9,7 +9,7 @@ impl<H: Host> Engine<H> {
     /// Drops what `entry` counts: the mapping of a frame, or the use of a slot. Called once for an entry that has been taken out
     /// of a table, after the translations that it gave have been invalidated.
     #[inline]
-    pub(super) fn drop_entry(&self, entry: Entry) {
+    pub(crate) fn drop_entry(&self, entry: Entry) {
         match entry.kind() {
             EntryKind::Page(frame) => self.put_mapping(frame),
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {}

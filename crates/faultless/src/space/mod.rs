@@ -229,7 +229,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Shared::downgrade(&self.0)
     }
 
-    pub(crate) fn as_maps(&self) -> Weak<dyn Maps> {
-        <dyn Maps>::of(self.downgrade())
+    pub(crate) fn as_maps(&self) -> Weak<dyn Maps<H>> {
+        <dyn Maps<H>>::of(self.downgrade())
     }
 }

@@ -229,6 +229,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 }
             }
         });
+        weakened.swept(space, part.source);
     }
 
     /// Everything is where it belongs. When no processor uses an old translation, page work goes on.

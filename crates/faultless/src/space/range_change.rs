@@ -226,6 +226,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     ) {
         let Self { space, weakened, taken, .. } = self;
         space.sweep(taken.over(range), range, step, |page, old, new| changed(weakened, page, old, new));
+        weakened.swept(space, range);
     }
 
     /// As [`Space::sweep`], of what is taken, for a step that leaves no page or what there was. When it returns, no processor
@@ -235,6 +236,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let mut removed = Removed::new(self.space);
         let taken = self.taken.over(range);
         self.space.sweep(taken, range, step, |page, old, _| removed.add(page, old));
+        removed.weakened.swept(self.space, range);
         // 60bae7370896: the call does not wait for the flush.
         #[cfg(mutant = "discard_without_invalidate")]
         removed.weakened.forget();
@@ -249,6 +251,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let mut removed = Removed::new(space);
         let taken = taken.over(range);
         space.sweep(taken, range, |_, _| Entry::EMPTY, |page, old, _| removed.add(page, old));
+        removed.weakened.swept(space, range);
         if let Some(tables) = tables {
             space.unhook_leaves(taken, tables, &mut removed.weakened, retired);
         }

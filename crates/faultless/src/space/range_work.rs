@@ -4,25 +4,19 @@ use super::shared_table::LeafOf;
 use super::{Map, Space};
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
-use crate::engine::Engine;
+use crate::engine::{Engine, RemovedEntries};
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::protection::Protection;
 use crate::sync::{Claims, RangesGuard, Reservation, RetiredList};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma};
 use alloc::vec::Vec;
-use smallvec::SmallVec;
 
 pub(super) type Taken<'a, H> = Reservation<'a, Map, Engine<H>>;
 pub(super) type TreeLock<'a> = RangesGuard<'a, Map>;
 
 /// VMAs that are excluded for one look at the tree.
 const FEW: usize = 16;
-
-/// Entries between two invalidations, without memory for more.
-const BATCH: usize = 64;
-/// The same with memory: a munmap of 64 MiB invalidates 16 times. The frames of a batch are free only after it.
-const LARGE_BATCH: usize = 1024;
 
 /// Pages whose translations were weakened, and of leaf tables that are unhooked: a processor may still use what was there,
 /// until they are invalidated.
@@ -42,6 +36,14 @@ impl Weakened {
     /// The translations of `range` were, or a leaf table over it was unhooked.
     pub fn touch_all(&mut self, range: PageRange) {
         self.0 = Some(self.0.map_or(range, |all| all.hull(range)));
+    }
+
+    /// All of `range` was swept. Somebody else may have weakened some of it before, and not invalidated it yet.
+    #[inline]
+    pub fn swept<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, range: PageRange) {
+        if space.engine.has_stale() {
+            self.touch_all(range);
+        }
     }
 
     /// For mutants: what was taken out can still be reached when it is freed.
@@ -64,8 +66,7 @@ impl Weakened {
 /// something is swept, and not while the tree changes.
 pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
-    /// More than its place only if there is memory.
-    entries: SmallVec<[Entry; BATCH]>,
+    entries: RemovedEntries,
     /// What the entries' pages lie in, and those of tables that were unhooked.
     pub weakened: Weakened,
 }
@@ -73,7 +74,7 @@ pub(super) struct Removed<'a, H: Host, D: LockingDesign> {
 impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
     #[inline]
     pub fn new(space: &'a Space<H, D>) -> Self {
-        Self { space, entries: SmallVec::new(), weakened: Weakened::new() }
+        Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
     }
 
     /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated as a present one is.
@@ -81,29 +82,17 @@ impl<'a, H: Host, D: LockingDesign> Removed<'a, H, D> {
         if !entry.holds_page() {
             return;
         }
-        if self.entries.len() == self.entries.capacity() && !self.grow() {
+        if !self.entries.has_room() {
             self.flush();
         }
         self.entries.push(entry);
         self.weakened.touch(page);
     }
 
-    /// Makes room for a large batch. False: there is no memory, or it is one already.
-    #[cold]
-    fn grow(&mut self) -> bool {
-        !self.entries.spilled() && self.entries.try_grow(LARGE_BATCH).is_ok()
-    }
-
     /// Invalidates, then drops the references (rule 6).
     pub fn flush(&mut self) {
         self.weakened.flush(self.space);
-        if self.entries.is_empty() {
-            return;
-        }
-        while let Some(entry) = self.entries.pop() {
-            self.space.engine.drop_entry(entry);
-        }
-        self.space.engine.tell_freed();
+        self.entries.drop_all(&self.space.engine);
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::Space;
 use super::page_work::{Announced, Leaves, Refused};
-use super::range_work::{Removed, Weakened};
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
+use crate::engine::{RemovedBatch, StaleBatch};
 use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::page_cache::Maps;
 use crate::stats::Counter;
@@ -15,15 +15,21 @@ use core::ops::Range;
 /// Claims that writeback looks at with one taking of the tree lock.
 const CLAIMS: usize = 16;
 
-impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
-    fn drop_pages_of(&self, file: u64, gone: [Range<u64>; 2], shown: &dyn Fn() -> Option<PageRange>) {
+impl<H: Host, D: LockingDesign> Maps<H> for Space<H, D> {
+    fn drop_pages_of(
+        &self,
+        file: u64,
+        gone: [Range<u64>; 2],
+        shown: &dyn Fn() -> Option<PageRange>,
+        removed: &mut RemovedBatch<'_, H>,
+    ) {
         #[cfg(mutant = "hull_before_moves")]
         let Some(early) = shown() else { return };
         // Asked for the addresses after this: a page that has moved already is within them, and a later move is counted.
         let moves = self.map.lock_by(&*self.engine).moves;
         #[cfg(not(mutant = "hull_before_moves"))]
         let Some(early) = shown() else { return };
-        self.drop_mapped_pages_of(file, &gone, early, |_| true);
+        self.drop_mapped_pages_of(file, &gone, early, removed, |_| true);
         // Range work that published a hole over such a page before we looked still has to sweep it. Its claim is older than
         // this wait, so we wait for it. Later claims come after our change; neither side waits for the other.
         #[cfg(not(mutant = "truncation_ignores_claims"))]
@@ -36,20 +42,34 @@ impl<H: Host, D: LockingDesign> Maps for Space<H, D> {
             let mut call = self.change_nothing();
             drop(call.take(self.whole()));
             if let Some(shown) = shown() {
-                self.drop_mapped_pages_of(file, &gone, shown, |vma| !vma.is_busy());
+                self.drop_mapped_pages_of(file, &gone, shown, removed, |vma| !vma.is_busy());
             }
         }
     }
 
-    fn protect_pages_of(&self, file: u64, pages: Range<u64>, shown: &dyn Fn() -> Option<PageRange>) {
+    fn protect_pages_of(
+        &self,
+        file: u64,
+        pages: Range<u64>,
+        shown: &dyn Fn() -> Option<PageRange>,
+        stale: &mut StaleBatch<'_, H>,
+    ) {
         let Some(shown) = shown() else { return };
-        self.each_showing(file, (&pages, shown), |_| true, |range| self.protect_entries(range, file));
+        self.each_showing(
+            file,
+            (&pages, shown),
+            |_| true,
+            |range| {
+                self.protect_entries(range, file, stale);
+                stale.end_part(&self.table);
+            },
+        );
         // What moves meanwhile has lost the right by that.
         // Not waited for, since who waits for us may hold what they need. Range work that has published a hole over such a
         // page has its entry still, and what it has taken out a processor may use until it invalidates; it claims its range
         // until then. What claims a range from now on finds the entries without the right.
         if !cfg!(mutant = "writeback_ignores_claims") {
-            self.protect_claimed(file, shown);
+            self.protect_claimed(file, shown, stale);
         }
     }
 }
@@ -60,27 +80,27 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         file: u64,
         [pages, copies]: &[Range<u64>; 2],
         shown: PageRange,
+        removed: &mut RemovedBatch<'_, H>,
         wanted: impl Fn(&Vma<H, D>) -> bool,
     ) {
         self.each_showing(file, (pages, shown), wanted, |range| {
-            let mut removed = Removed::new(self);
             self.each_leaf_part(range, |part| {
                 for page in part.iter() {
                     if self.is_used(page) {
                         let old = self.drop_page(page, file, pages, copies);
-                        removed.add(page, old);
+                        removed.add(&self.table, page, old);
                     }
                 }
             });
-            removed.flush();
+            removed.end_part(&self.table);
         });
     }
 
-    /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and invalidates once.
-    /// Outside of `shown` is no entry of the file that has the right, and no processor uses one that was there.
+    /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and has all of it
+    /// invalidated. Outside of `shown` is no entry of the file that has the right, and no processor uses one that was there.
     #[inline(never)]
-    fn protect_claimed(&self, file: u64, shown: PageRange) {
-        let (mut next, mut end, mut all) = (Some(0), None, None::<PageRange>);
+    fn protect_claimed(&self, file: u64, shown: PageRange, stale: &mut StaleBatch<'_, H>) {
+        let (mut next, mut end) = (Some(0), None);
         while let Some(from) = next {
             let mut few = [None; CLAIMS];
             let lock = self.map.lock_by(&*self.engine);
@@ -100,13 +120,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
             for &range in few.iter().flatten() {
-                all = Some(all.map_or(range, |all| all.hull(range)));
-                self.protect_entries(range, file);
+                // What has been taken out of it, a processor may use until its call invalidates.
+                stale.touch_all(range);
+                self.protect_entries(range, file, stale);
             }
         }
-        if let Some(all) = all {
-            self.engine.invalidate(&self.table, all);
-        }
+        stale.end_part(&self.table);
     }
 
     /// Calls `f` for the range of every mapping within `within` that shows one of `pages` of the file, by value: the mapping
@@ -116,7 +135,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         file: u64,
         (pages, within): (&Range<u64>, PageRange),
         wanted: impl Fn(&Vma<H, D>) -> bool,
-        f: impl Fn(PageRange),
+        mut f: impl FnMut(PageRange),
     ) {
         let mut from = within.start();
         let mut looks = 0;
@@ -158,14 +177,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file that is
-    /// under writeback, whatever is mapped there: less is always right, and a store that was allowed faults. When it returns,
-    /// no processor has the old right of one that it changed.
-    fn protect_entries(&self, range: PageRange, file: u64) {
-        let mut weakened = Weakened::new();
+    /// under writeback, whatever is mapped there: less is always right, and a store that was allowed faults.
+    fn protect_entries(&self, range: PageRange, file: u64, stale: &mut StaleBatch<'_, H>) {
         self.each_leaf_part(range, |part| {
             let (mut rest, mut look) = (Some(part), 0);
             while let Some(part) = rest {
-                let at = self.protect_up_to_a_bit(part, file, &mut weakened);
+                let at = self.protect_up_to_a_bit(part, file, stale);
                 rest = at.and_then(|at| PageRange::new(at, part.end()));
                 if rest.is_some() {
                     self.engine.pause_on_bit(look);
@@ -173,11 +190,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
         });
-        weakened.flush(self);
     }
 
     /// As above, up to the first entry that somebody is at work on: he may be about to give the right.
-    fn protect_up_to_a_bit(&self, part: PageRange, file: u64, weakened: &mut Weakened) -> Option<PageNumber> {
+    fn protect_up_to_a_bit(
+        &self,
+        part: PageRange,
+        file: u64,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Option<PageNumber> {
         let section = self.engine.enter();
         // Unhooked: swept, so that nothing is there.
         let leaf = self.table.leaf(&section, part.start())?;
@@ -196,7 +217,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     EntryKind::Page(frame) if clean != entry && is_meant(frame) => {}
                     EntryKind::Kept(frame) | EntryKind::Gone(frame) if is_meant(frame) => {
                         // An old translation may give the right still.
-                        weakened.touch(page);
+                        stale.touch(page);
                         if clean == entry {
                             break;
                         }
@@ -209,7 +230,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
                 match self.table.exchange(leaf, page, entry, clean) {
                     Ok(()) => {
-                        weakened.touch(page);
+                        stale.touch(page);
                         break;
                     }
                     Err(now) => entry = now,

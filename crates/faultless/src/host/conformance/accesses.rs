@@ -10,9 +10,10 @@ use crate::protection::Protection;
 use crate::space::{AddressSpace, MapRequest, Placement, RemapRequest};
 use crate::sync::Mutex;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(super) fn checks<R: Rig>() -> [Check<R>; 10] {
+pub(super) fn checks<R: Rig>() -> [Check<R>; 11] {
     [
         ("new memory is zeros, and shows what is stored", zeros),
         ("after munmap no access is served", unmapped),
@@ -22,6 +23,7 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 10] {
         ("a mapping in the place of another shows its own pages", replaced),
         ("fork: each has what the parent had, and its own stores", forked),
         ("a shared mapping of a file shows what another one stores", shared),
+        ("what is cut off a file is refused in every process", cut_off),
         ("no store comes after munmap", no_late_store),
         ("all that was used comes back", comes_back),
     ]
@@ -222,6 +224,35 @@ fn shared<R: Rig>(rig: &R) -> Finding {
     program.must_show(two, 11)?;
     program.store(word(two, 1, 5), 12)?;
     program.must_show(word(one, 1, 5), 12)
+}
+
+/// More than one batch of [`Host::invalidate_all`].
+fn cut_off<R: Rig>(rig: &R) -> Finding {
+    const PROCESSES: u64 = 40;
+    let first = Program::new(rig)?;
+    let file = say("File::in_memory", File::in_memory(&first.engine, 3 * PAGE_SIZE))?;
+    let mut programs = alloc::vec![first];
+    for _ in 1..PROCESSES {
+        let space = say("AddressSpace::new", Space::<R>::new(&programs[0].engine))?;
+        programs.push(Program { rig, engine: programs[0].engine.clone(), process: rig.process(space) });
+    }
+    let request = || MapRequest::file(&file, 0, 3 * PAGE_SIZE, READ_WRITE);
+    let mut starts = Vec::new();
+    for (number, program) in programs.iter().enumerate() {
+        let start = say("map", program.space().map(request()))?;
+        program.must_show(word(start, 1, 0), 0)?;
+        program.store(start, number as u64)?;
+        program.store(word(start, 2, 0), number as u64)?;
+        starts.push(start);
+    }
+    // Its page, and copies.
+    file.set_length(PAGE_SIZE);
+    for (number, (program, start)) in programs.iter().zip(starts).enumerate() {
+        program.must_refuse(word(start, 1, 0), "after its page was cut off the file")?;
+        program.must_refuse(word(start, 2, 0), "after its page was cut off the file")?;
+        program.must_show(start, number as u64)?;
+    }
+    Ok(())
 }
 
 /// One thread stores to a page as long as it can. Another unmaps it, and writes the frame itself, which is free by then: a store

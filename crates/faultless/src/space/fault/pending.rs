@@ -97,13 +97,12 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
     pub fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory> {
         let mut turn = None;
         let key = match &self.awaited {
-            Awaited::Page { pin, .. } => pin.key(),
-            Awaited::Allowed { file, .. } => file.forbidden_key(),
-            Awaited::Place { full } => self.engine.place_key(*full),
+            Awaited::Page { pin, .. } => Some(pin.key()),
+            Awaited::Allowed { file, .. } => Some(file.forbidden_key()),
+            Awaited::Place { full } => Some(self.engine.place_key(*full)),
             Awaited::Memory { seen } => {
                 turn = Some(AwaitedTurn::new(&self.engine, sleeper, *seen, self.attempt.ticket)?);
-                // Only for the end of the space: nothing else is at this address.
-                core::ptr::from_ref(&*self.signs).addr()
+                None
             }
         };
         // SAFETY: the fault has the engine and the signs, and drops the notice before them.

@@ -3,10 +3,10 @@
 //! and writable; and so does a fault that installs another frame over one, before it returns. Nothing in the engine makes such
 //! entries yet, so these tests put them into the table by hand.
 
-use super::{Log, RecordedFrames, Recorder, lock};
+use super::host::{Recorder, lock};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
-use faultless::host::{Entry, EntryKind, Frame, FrameSource, Host, PageTable, Slot, StdServices};
+use faultless::host::{Entry, EntryKind, Frame, FrameSource, Host, PageTable, Slot};
 use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
 use faultless::store::FileStore;
@@ -15,10 +15,9 @@ use faultless::{
     AddressSpace, Advice, AuditError, Engine, FaultError, File, Limits, MapRequest, Placement, RemapRequest,
     SyncFlags,
 };
-use faultless_soft::PhysicalMemory;
 use std::sync::Arc;
 
-every_design! { [under] (
+every_design! { [crate::under] (
     what_drops_pages_drops_each_kind_once_and_invalidates
     what_keeps_pages_keeps_each_kind
     mprotect_changes_the_rights_of_each_kind_and_invalidates
@@ -141,10 +140,7 @@ impl<D: LockingDesign> World<D> {
 
 fn engine(shared_entries: u64) -> Arc<Engine<Recorder>> {
     let limits = Limits { shared_entries, ..Limits::default() };
-    let log = Arc::new(Log::default());
-    let frames = RecordedFrames { memory: PhysicalMemory::new(256).expect("memory"), log: log.clone() };
-    let host = Recorder { services: StdServices::default(), frames, log };
-    Engine::new(host, limits).expect("a frame")
+    Engine::new(Recorder::new(), limits).expect("a frame")
 }
 
 /// What a processor does, which this host has none of: faults, and stores into the frame that it finds.

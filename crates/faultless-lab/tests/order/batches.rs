@@ -1,0 +1,116 @@
+//! Truncation and writeback invalidate several spaces at once. Range work that comes in between finds entries that are weak already,
+//! and processors that use what was there.
+
+use super::{Recorder, Watched, Zeros, at};
+use crate::FIRST;
+use faultless::address::PAGE_SIZE;
+use faultless::design::LockingDesign;
+use faultless::protection::{Access, Protection};
+use faultless::sync::Shared;
+use faultless::{Engine, File, Limits, MapRequest, Placement, RemapRequest};
+use std::sync::Arc;
+
+every_design! { [crate::under] (
+    writeback_invalidates_many_spaces_at_once
+    truncation_invalidates_many_spaces_at_once
+    munmap_beside_a_truncation_invalidates_too
+    munmap_beside_a_hole_invalidates_too
+    discarding_beside_a_truncation_invalidates_too
+    mremap_beside_a_truncation_invalidates_too
+    mprotect_beside_a_writeback_invalidates_too
+) }
+
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+
+/// A file of one page, and spaces that show it and have stored into it.
+struct Shown<D: LockingDesign> {
+    file: Shared<File<Recorder>>,
+    spaces: Vec<Watched<D>>,
+}
+
+impl<D: LockingDesign> Shown<D> {
+    fn new(spaces: usize) -> Self {
+        let engine = Engine::new(Recorder::new(), Limits::default()).unwrap();
+        let file = File::open_rw(&engine, Arc::new(Zeros)).unwrap();
+        let request =
+            || MapRequest::shared_file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(FIRST)));
+        let spaces = (0..spaces).map(|_| {
+            let space = Watched::<D>::beside(&engine);
+            space.map(request()).unwrap();
+            space.fault_and_wait(at(FIRST), Access::Write).unwrap();
+            space
+        });
+        let spaces = spaces.collect();
+        Self { spaces, file }
+    }
+
+    /// How often `call` invalidates.
+    fn rounds(&self, call: impl FnOnce()) -> usize {
+        let before = self.spaces[0].seen().invalidations;
+        call();
+        self.spaces[0].seen().invalidations - before
+    }
+
+    /// Does `change` in the first space when the invalidation of `call` begins. When it has ended, no processor uses what was there
+    /// before, although the other one is under way.
+    fn beside(&self, call: impl FnOnce(), change: impl FnOnce(&Watched<D>) + Send + 'static) {
+        let space = Watched(self.spaces[0].clone());
+        let log = space.engine().host().log.clone();
+        let (hook_log, table) = (log.clone(), space.root());
+        let hook = move || {
+            assert!(hook_log.has_old(table, at(FIRST).page()), "the call has weakened the entry");
+            change(&space);
+            assert!(
+                !hook_log.has_old(table, at(FIRST).page()),
+                "invariant 3: a processor uses what was there"
+            );
+        };
+        log.when_invalidated(hook);
+        assert!(self.rounds(call) >= 2, "nothing was invalidated");
+    }
+}
+
+fn writeback_invalidates_many_spaces_at_once<D: LockingDesign>() {
+    let shown = Shown::<D>::new(100);
+    // The log checks that the bytes are read after that.
+    let rounds = shown.rounds(|| shown.file.sync().unwrap());
+    assert!((1..=4).contains(&rounds), "{rounds} rounds for 100 spaces");
+}
+
+fn truncation_invalidates_many_spaces_at_once<D: LockingDesign>() {
+    let shown = Shown::<D>::new(100);
+    // The log checks that the frame is freed after that.
+    let rounds = shown.rounds(|| shown.file.set_length(0));
+    assert!((1..=4).contains(&rounds), "{rounds} rounds for 100 spaces");
+    assert_eq!(shown.spaces[0].engine().frame_usage().used, 1, "the page of zeros is left");
+}
+
+fn munmap_beside_a_truncation_invalidates_too<D: LockingDesign>() {
+    let shown = Shown::<D>::new(2);
+    shown.beside(|| shown.file.set_length(0), |space| space.unmap(at(FIRST), PAGE_SIZE).unwrap());
+}
+
+fn munmap_beside_a_hole_invalidates_too<D: LockingDesign>() {
+    let shown = Shown::<D>::new(2);
+    let punch = || shown.file.handle().punch_hole(0, PAGE_SIZE).unwrap();
+    shown.beside(punch, |space| space.unmap(at(FIRST), PAGE_SIZE).unwrap());
+}
+
+fn discarding_beside_a_truncation_invalidates_too<D: LockingDesign>() {
+    let shown = Shown::<D>::new(2);
+    shown.beside(|| shown.file.set_length(0), |space| space.discard(at(FIRST), PAGE_SIZE).unwrap());
+}
+
+fn mremap_beside_a_truncation_invalidates_too<D: LockingDesign>() {
+    let shown = Shown::<D>::new(2);
+    let change = |space: &Watched<D>| {
+        space.remap(RemapRequest::to(at(FIRST), PAGE_SIZE, at(4 * FIRST))).unwrap();
+    };
+    shown.beside(|| shown.file.set_length(0), change);
+}
+
+fn mprotect_beside_a_writeback_invalidates_too<D: LockingDesign>() {
+    let shown = Shown::<D>::new(2);
+    let change = |space: &Watched<D>| space.protect(at(FIRST), PAGE_SIZE, Protection::READ).unwrap();
+    shown.beside(|| shown.file.sync().unwrap(), change);
+}
