@@ -1,7 +1,7 @@
 //! Reads ahead of their use, and looks at what is there.
 
 use super::{File, NEWCOMER, frame_of};
-use crate::host::Host;
+use crate::host::{GroupId, Host};
 use crate::sync::atomic::Ordering;
 
 impl<H: Host> File<H> {
@@ -20,7 +20,7 @@ impl<H: Host> File<H> {
             return true;
         }
         let (account, limit) = (&self.engine.cache, self.engine.limits().cached_pages);
-        let is_full = account.cached() >= limit && self.engine.evict(1) == 0;
+        let is_full = account.cached() >= limit && self.engine.evict(GroupId::ROOT, 1) == 0;
         let pins = account.pins.load(Ordering::Relaxed);
         // The read has a pin of its own; the caller's goes at once.
         !is_full && (pins == 0 || pins < limit / 2) && self.read(page, false, NEWCOMER).is_ok()
