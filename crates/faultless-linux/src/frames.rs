@@ -7,7 +7,7 @@
 use crate::kernel::Userfault;
 use faultless::address::PAGE_SIZE;
 use faultless::frame::Folio;
-use faultless::host::{Frame, FrameSource, FrameUsage};
+use faultless::host::{Frame, FrameSource, FrameUsage, FrameUse, GroupId};
 use faultless::sync::Held;
 use faultless_soft::{MemoryError, PhysicalMemory};
 use parking_lot::{Mutex, MutexGuard};
@@ -168,8 +168,8 @@ impl Frames {
 
 // SAFETY: frames are `PhysicalMemory`'s, each with a buffer of its own.
 unsafe impl FrameSource for Frames {
-    fn allocate(&self) -> Option<Frame> {
-        self.memory.allocate()
+    fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
+        self.memory.allocate(group, purpose)
     }
 
     unsafe fn free(&self, frame: Frame) {

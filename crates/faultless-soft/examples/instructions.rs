@@ -5,7 +5,9 @@
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::Faultless;
-use faultless::host::{Barrier, FrameSource, Host, PageTable, Slots, StdBarrier, StdSlots};
+use faultless::host::{
+    Barrier, FrameSource, FrameUse, GroupId, Host, PageTable, Slots, StdBarrier, StdSlots,
+};
 use faultless::protection::{Access, Protection};
 use faultless::sync::{FenceBarrier, Life, RetiredList, Section, Sections, fence_after_rmw};
 use faultless::vma::tree::{Ranged, Tree, Writer};
@@ -145,7 +147,8 @@ struct Machine {
 /// Memory that the operating system has given already: each frame has been used.
 fn memory(frames: u64) -> Result<Soft, Failure> {
     let soft = Soft::new(frames)?;
-    let used: Vec<_> = std::iter::from_fn(|| soft.frames().allocate()).collect();
+    let used: Vec<_> =
+        std::iter::from_fn(|| soft.frames().allocate(GroupId::ROOT, FrameUse::Anonymous)).collect();
     for frame in used.into_iter().rev() {
         // SAFETY: given out just now, and nobody else knows it.
         unsafe {
@@ -181,7 +184,8 @@ fn anonymous_fault(rounds: u64) -> Result<Took, Failure> {
 /// The part of the former that a page of zeros takes.
 fn zeroing(rounds: u64) -> Result<Took, Failure> {
     let soft = memory(rounds + 512)?;
-    let frames: Option<Vec<_>> = (0..rounds).map(|_| soft.frames().allocate()).collect();
+    let frames: Option<Vec<_>> =
+        (0..rounds).map(|_| soft.frames().allocate(GroupId::ROOT, FrameUse::Anonymous)).collect();
     let frames = frames.ok_or("no frames")?;
     measured(rounds, |round| {
         // SAFETY: given out, and nobody else knows it.

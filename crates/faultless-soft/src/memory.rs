@@ -8,7 +8,7 @@ use crate::free_list::{BATCH, Cache, FreeList, Held};
 #[cfg(debug_assertions)]
 use crate::table::Processors;
 use faultless::frame::Folio;
-use faultless::host::{Frame, FrameSource, FrameUsage, StdSlots};
+use faultless::host::{Frame, FrameSource, FrameUsage, FrameUse, GroupId, StdSlots};
 #[cfg(loom)]
 use faultless::sync::atomic::AtomicU64;
 use faultless::sync::atomic::Ordering;
@@ -239,9 +239,9 @@ fn each_frame<T>(frames: u64, make: impl FnMut() -> T) -> Result<Vec<T>, MemoryE
     Ok(all)
 }
 
-// SAFETY: list and caches give a frame out once until it comes back; frame n has page n of the arena.
-unsafe impl FrameSource for PhysicalMemory {
-    fn allocate(&self) -> Option<Frame> {
+impl PhysicalMemory {
+    /// See [`FrameSource::allocate`].
+    pub(crate) fn take_frame(&self) -> Option<Frame> {
         if self.failing.load(Ordering::Relaxed) != 0 && self.injected_failure() {
             return None;
         }
@@ -261,6 +261,15 @@ unsafe impl FrameSource for PhysicalMemory {
         let frame = Frame::new(u64::from(found?))?;
         self.folio(frame).life().renew();
         Some(frame)
+    }
+}
+
+// SAFETY: list and caches give a frame out once until it comes back; frame n has page n of the arena.
+unsafe impl FrameSource for PhysicalMemory {
+    /// All frames are alike.
+    #[inline]
+    fn allocate(&self, _: GroupId, _: FrameUse) -> Option<Frame> {
+        self.take_frame()
     }
 
     unsafe fn free(&self, frame: Frame) {
@@ -366,12 +375,12 @@ mod tests {
     fn the_limit_is_reached_and_not_passed() {
         for frames in [1, 3, 63, 64, 65, 3 * (BATCH * CACHES) as u64 + 7] {
             let memory = memory(frames);
-            let taken: HashSet<_> = std::iter::from_fn(|| memory.allocate()).collect();
+            let taken: HashSet<_> = std::iter::from_fn(|| memory.take_frame()).collect();
             assert_eq!(taken.len() as u64, frames);
             assert_eq!(memory.usage(), FrameUsage { used: frames, limit: frames });
             taken.into_iter().for_each(|frame| memory.free(frame));
             assert_eq!(memory.usage(), FrameUsage { used: 0, limit: frames });
-            assert_eq!(std::iter::from_fn(|| memory.allocate()).count() as u64, frames);
+            assert_eq!(std::iter::from_fn(|| memory.take_frame()).count() as u64, frames);
         }
     }
 
@@ -394,7 +403,7 @@ mod tests {
                     for _ in 0..500 {
                         // Each thread's part is always there, whoever has the rest.
                         let mine: Vec<_> =
-                            (0..50).map(|_| memory.allocate().expect("within the limit")).collect();
+                            (0..50).map(|_| memory.take_frame().expect("within the limit")).collect();
                         mine.iter().for_each(|&frame| memory.store_u64(frame, 8, id));
                         for frame in mine {
                             assert_eq!(memory.load_u64(frame, 8), id, "{frame:?} has two owners");
@@ -410,17 +419,17 @@ mod tests {
     #[test]
     fn a_frame_freed_by_another_thread_is_found() {
         let memory = memory(1);
-        let frame = memory.allocate().unwrap();
-        assert_eq!(memory.allocate(), None);
+        let frame = memory.take_frame().unwrap();
+        assert_eq!(memory.take_frame(), None);
         std::thread::scope(|scope| scope.spawn(|| memory.free(frame)).join().unwrap());
-        assert_eq!(memory.allocate(), Some(frame));
+        assert_eq!(memory.take_frame(), Some(frame));
     }
 
     #[test]
     fn failures_come_where_they_are_asked_for() {
         let memory = memory(8);
         let outcome = |n| -> Vec<bool> {
-            let frames: Vec<_> = (0..n).map(|_| memory.allocate()).collect();
+            let frames: Vec<_> = (0..n).map(|_| memory.take_frame()).collect();
             frames.iter().flatten().for_each(|&frame| memory.free(frame));
             frames.iter().map(Option::is_some).collect()
         };
@@ -440,7 +449,7 @@ mod tests {
         let memory = memory(1000);
         memory.fail_once(77);
         let failed: usize = std::thread::scope(|scope| {
-            let count = || (0..100).filter(|_| memory.allocate().is_none()).count();
+            let count = || (0..100).filter(|_| memory.take_frame().is_none()).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
@@ -450,7 +459,7 @@ mod tests {
     #[test]
     fn zero_and_copy() {
         let memory = memory(4);
-        let (a, b) = (memory.allocate().unwrap(), memory.allocate().unwrap());
+        let (a, b) = (memory.take_frame().unwrap(), memory.take_frame().unwrap());
         memory.store_u64(a, 4088, 7);
         memory.copy(a, b);
         assert_eq!(memory.load_u64(b, 4088), 7);
@@ -474,7 +483,7 @@ mod tests {
     #[cfg(debug_assertions)]
     fn old_bytes_are_spoiled() {
         let memory = memory(1);
-        let frame = memory.allocate().unwrap();
+        let frame = memory.take_frame().unwrap();
         assert_eq!(memory.load_u64(frame, 0).to_ne_bytes(), [POISON; 8]);
         memory.store_u64(frame, 0, 1);
         memory.free(frame);
@@ -496,13 +505,13 @@ mod models {
         model.check(|| {
             let memory = Arc::new(Frames(Box::new(PhysicalMemory::new(2).unwrap())));
             // Both on the list: a frame can come back to the top while a pop is under way.
-            let (a, b) = (memory.allocate().unwrap(), memory.allocate().unwrap());
+            let (a, b) = (memory.take_frame().unwrap(), memory.take_frame().unwrap());
             memory.free(a);
             memory.free(b);
             let theirs = Arc::clone(&memory);
             let other = thread::spawn(move || {
-                let first = theirs.allocate();
-                let second = theirs.allocate();
+                let first = theirs.take_frame();
+                let second = theirs.take_frame();
                 first.inspect(|&frame| theirs.free(frame));
                 second.inspect(|&frame| {
                     // Reports any use that is not ordered before this one.
@@ -510,7 +519,7 @@ mod models {
                     theirs.free(frame);
                 });
             });
-            let mine = [memory.allocate(), memory.allocate()];
+            let mine = [memory.take_frame(), memory.take_frame()];
             for frame in mine.into_iter().flatten() {
                 memory.zero(frame);
                 memory.free(frame);

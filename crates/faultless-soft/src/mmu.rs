@@ -112,7 +112,7 @@ mod tests {
     use crate::alone::{Entries, Frames};
     use crate::table::{access_section, section};
     use faultless::address::PageRange;
-    use faultless::host::{FrameSource, Host};
+    use faultless::host::Host;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -121,7 +121,7 @@ mod tests {
     fn machine(rights: u64) -> (Soft, RadixTable, Frame) {
         let soft = Soft::new(4).unwrap();
         let table = soft.new_table(&Arc::default()).unwrap();
-        let frame = soft.frames().allocate().unwrap();
+        let frame = soft.frames().take_frame().unwrap();
         Frames(soft.frames()).zero(frame);
         put(&table, Entry::mapping(frame, rights));
         (soft, table, frame)
@@ -219,7 +219,7 @@ mod tests {
                     assert_eq!(found, 1, "invariant 3: a store reached a frame that was taken away");
                 }
                 Frames(soft.frames()).free(old);
-                let new = soft.frames().allocate().unwrap();
+                let new = soft.frames().take_frame().unwrap();
                 Frames(soft.frames()).zero(new);
                 put(&table, Entry::mapping(new, Entry::READ | Entry::WRITE));
             }
@@ -256,7 +256,7 @@ mod models {
 
     fn mapped() -> (Arc<(Soft, RadixTable)>, Frame) {
         let machine = machine();
-        let frame = machine.0.frames().allocate().unwrap();
+        let frame = machine.0.frames().take_frame().unwrap();
         Frames(machine.0.frames()).zero(frame);
         put(&machine, Entry::EMPTY, Entry::mapping(frame, RIGHTS));
         (machine, frame)
@@ -309,7 +309,7 @@ mod models {
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 assert!(table.try_announce(leaf, PAGE, Entry::EMPTY));
                 // Behind every fence, as a fault does it: the install alone has to order the zeros.
-                let frame = soft.frames().allocate().unwrap();
+                let frame = soft.frames().take_frame().unwrap();
                 Frames(soft.frames()).zero(frame);
                 Entries(table).install(leaf, PAGE, Entry::mapping(frame, RIGHTS).with(hardware)).unwrap();
             }
@@ -344,7 +344,7 @@ mod models {
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 let seen = table.load(leaf, PAGE);
                 if table.try_announce(leaf, PAGE, seen) {
-                    let new = soft.frames().allocate().unwrap();
+                    let new = soft.frames().take_frame().unwrap();
                     Frames(soft.frames()).zero(new);
                     let new = Entry::mapping(new, RIGHTS).with(Entry::ACCESSED);
                     Entries(table).install(leaf, PAGE, new).unwrap();
@@ -402,7 +402,7 @@ mod models {
             let retired = Entries(table).unhook(PAGE).unwrap();
             table.invalidate(PageRange::single(PAGE), |_| faultless::sync::spin_loop());
             Frames(soft.frames()).free(frame);
-            assert_eq!(soft.frames().allocate(), Some(frame));
+            assert_eq!(soft.frames().take_frame(), Some(frame));
             soft.frames().store_u64(frame, 0, 7);
             crate::table::free_retired(retired);
             other.join().unwrap();

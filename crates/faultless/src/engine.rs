@@ -11,7 +11,10 @@ pub(crate) use stale::{OpenBatches, RemovedBatch, RemovedEntries, StaleBatch};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
 use crate::frame::{Folio, Left, Reference};
-use crate::host::{Clock, Frame, FrameSource, FrameUsage, Frames, Host, OutOfMemory, PageTable, Park, Slots};
+use crate::host::{
+    Clock, Frame, FrameSource, FrameUsage, FrameUse, Frames, GroupId, Host, OutOfMemory, PageTable, Park,
+    Slots,
+};
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::sync::{
@@ -76,7 +79,7 @@ impl<H: Host> Engine<H> {
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
         let sections = Sections::try_shared()?;
         let frames = Frames::new(host.frames());
-        let zero = frames.allocate().ok_or(OutOfMemory)?;
+        let zero = frames.allocate(GroupId::ROOT, FrameUse::ZeroPage).ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_anonymous(0);
         let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;

@@ -3,7 +3,9 @@
 #![allow(unsafe_code)]
 
 use faultless::frame::Folio;
-use faultless::host::{Frame, FrameSource, FrameUsage, OutOfMemory, StdHost, StdPark, StdServices};
+use faultless::host::{
+    Frame, FrameSource, FrameUsage, FrameUse, GroupId, OutOfMemory, StdHost, StdPark, StdServices,
+};
 use faultless::sync::Sections;
 use faultless_soft::{MemoryError, PhysicalMemory, RadixTable, Stale};
 use std::ptr::NonNull;
@@ -64,8 +66,8 @@ pub struct Frames {
 
 // SAFETY: the memory's own, but that zeroing may be done earlier.
 unsafe impl FrameSource for Frames {
-    fn allocate(&self) -> Option<Frame> {
-        self.memory.allocate()
+    fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
+        self.memory.allocate(group, purpose)
     }
 
     unsafe fn free(&self, frame: Frame) {
@@ -129,7 +131,7 @@ mod tests {
         for zeroing in [Zeroing::InFault, Zeroing::Ahead] {
             let frames = Frames { memory: PhysicalMemory::new(1).unwrap(), zeroing };
             for _ in 0..3 {
-                let frame = frames.allocate().unwrap();
+                let frame = frames.allocate(GroupId::ROOT, FrameUse::Anonymous).unwrap();
                 let mut bytes = [1; 4096];
                 // SAFETY: given out just now, and nobody else knows it.
                 unsafe {

@@ -3,7 +3,7 @@
 use crate::failing::{Often, live, with_failure};
 use crate::world::{EAGAIN, ENOMEM, Line, Seen, World, bytes, listing};
 use faultless::design::LockingDesign;
-use faultless::host::{FrameSource, Host};
+use faultless::host::{FrameSource, FrameUse, GroupId, Host};
 use std::fmt::{self, Display};
 use std::ops::Range;
 
@@ -192,7 +192,7 @@ fn with_frames_failing<D: LockingDesign>(
         Often::Always => frames.fail_from(Some(attempt.n)),
     }
     let result = call(world);
-    let next: [_; 40] = std::array::from_fn(|_| frames.allocate());
+    let next: [_; 40] = std::array::from_fn(|_| frames.allocate(GroupId::ROOT, FrameUse::Anonymous));
     frames.fail_from(None);
     // SAFETY: given out just now, to this test alone.
     next.iter().flatten().for_each(|frame| unsafe { frames.free(*frame) });

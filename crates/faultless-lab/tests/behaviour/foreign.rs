@@ -3,7 +3,7 @@
 use crate::advice::{NONE, pages};
 use crate::*;
 use faultless::address::PageNumber;
-use faultless::host::{Frame, FrameSource, Host, PageTable};
+use faultless::host::{Frame, FrameSource, FrameUse, GroupId, Host, PageTable};
 use faultless::protection::{Access, Sharing};
 use faultless::vma::Flags;
 use faultless::{
@@ -48,7 +48,7 @@ impl<S: Stand> Device<S> {
         let frames = engine.host().frames();
         let mut taken: Vec<Frame> = Vec::new();
         let first = loop {
-            taken.push(frames.allocate().expect("a frame"));
+            taken.push(frames.allocate(GroupId::ROOT, FrameUse::Anonymous).expect("a frame"));
             taken.sort();
             let is_run = |run: &&[Frame]| run[0].get() + count - 1 == run[run.len() - 1].get();
             if let Some(run) = taken.windows(count as usize).find(is_run) {

@@ -1,8 +1,7 @@
 //! Truncation and writeback invalidate several spaces at once. Range work that comes in between finds entries that are weak already,
 //! and processors that use what was there.
 
-use super::{Recorder, Watched, Zeros, at};
-use crate::FIRST;
+use super::{FIRST, READ_WRITE, Recorder, Watched, Zeros, at};
 use faultless::address::PAGE_SIZE;
 use faultless::design::LockingDesign;
 use faultless::protection::{Access, Protection};
@@ -19,8 +18,6 @@ every_design! { [crate::under] (
     mremap_beside_a_truncation_invalidates_too
     mprotect_beside_a_writeback_invalidates_too
 ) }
-
-const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
 /// A file of one page, and spaces that show it and have stored into it.
 struct Shown<D: LockingDesign> {

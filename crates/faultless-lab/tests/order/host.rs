@@ -4,8 +4,8 @@ use crate::{FIRST, LEAF};
 use faultless::address::{PageNumber, PageRange};
 use faultless::frame::Folio;
 use faultless::host::{
-    Entry, Frame, FrameSource, FrameUsage, LeafRecord, OutOfMemory, PageTable, PlaceWord, ShareLeaves,
-    SpareLink, Stable, StdHost, StdPark, StdServices, Unsupported,
+    Entry, Frame, FrameSource, FrameUsage, FrameUse, GroupId, LeafRecord, OutOfMemory, PageTable, PlaceWord,
+    ShareLeaves, SpareLink, Stable, StdHost, StdPark, StdServices, Unsupported,
 };
 use faultless::sync::{Retired, Sections};
 use faultless_soft::{Leaf, PhysicalMemory, RadixTable, Tag};
@@ -21,6 +21,8 @@ pub struct Log {
     seen: Mutex<Seen>,
     /// What was invalidated, of which table.
     pub invalidated: Mutex<Vec<(Tag, PageRange)>>,
+    /// What frames were taken for.
+    taken_for: Mutex<Vec<FrameUse>>,
     /// The processor serves an interrupt.
     pub is_in_interrupt: AtomicBool,
     /// What somebody else does when the next invalidation begins.
@@ -72,6 +74,11 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     pub fn seen(&self) -> Seen {
         *lock(&self.seen)
+    }
+
+    /// What frames were taken for since the last time.
+    pub fn taken_for(&self) -> Vec<FrameUse> {
+        std::mem::take(&mut lock(&self.taken_for))
     }
 
     /// Has `hook` called when the next invalidation begins.
@@ -376,8 +383,10 @@ unsafe impl ShareLeaves<Self> for RecordedTable {
 
 // SAFETY: as the memory inside, which does it all.
 unsafe impl FrameSource for RecordedFrames {
-    fn allocate(&self) -> Option<Frame> {
-        self.memory.allocate()
+    fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
+        assert_eq!(group, GroupId::ROOT);
+        lock(&self.log.taken_for).push(purpose);
+        self.memory.allocate(group, purpose)
     }
 
     unsafe fn free(&self, frame: Frame) {

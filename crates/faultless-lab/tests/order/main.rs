@@ -12,7 +12,7 @@ mod host;
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
-use faultless::host::PageTable;
+use faultless::host::{FrameUse, PageTable};
 use faultless::protection::{Access, Protection};
 use faultless::store::{GatedStore, Store, StoreError, Transfer};
 use faultless::{AddressSpace, Engine, Fault, File, Limits, MapError, MapRequest, Placement, RemapRequest};
@@ -45,8 +45,10 @@ every_design! { [under] (
     the_last_handle_unloads_then_frees
     invariant_1_no_transfer_ends_in_an_interrupt
     nothing_is_mapped_below_the_lowest_address
+    a_host_hears_what_a_frame_is_for
 ) }
 
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 /// Pages of a leaf table.
 const LEAF: u64 = RadixTable::LEAF_PAGES;
 /// The same in bytes.
@@ -211,6 +213,30 @@ fn the_last_handle_unloads_then_frees<D: LockingDesign>() {
     let log = space.engine().host().log.clone();
     drop(space);
     assert!(log.seen().frames_freed >= 3, "the pages, and the page of zeros with the engine");
+}
+
+fn a_host_hears_what_a_frame_is_for<D: LockingDesign>() {
+    let space = Watched::<D>::new();
+    let log = space.engine().host().log.clone();
+    assert_eq!(log.taken_for(), [FrameUse::ZeroPage]);
+    space.map_tables(FIRST, 1);
+    space.touch(FIRST..FIRST + 1);
+    assert_eq!(log.taken_for(), [FrameUse::Anonymous]);
+    let child = space.fork().unwrap();
+    space.touch(FIRST..FIRST + 1);
+    assert_eq!(log.taken_for(), [FrameUse::CopyOnWrite]);
+    drop(child);
+    let pinned = space.pin(at(FIRST), Access::Write).unwrap();
+    drop(space.fork().unwrap());
+    assert_eq!(log.taken_for(), [FrameUse::Fork]);
+    drop(pinned);
+    let file = File::open(space.engine(), Arc::new(Zeros)).unwrap();
+    let request = MapRequest::file(&file, 0, PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(FIRST)));
+    space.map(request).unwrap();
+    space.fault_and_wait(at(FIRST), Access::Read).unwrap();
+    assert_eq!(log.taken_for(), [FrameUse::File]);
+    space.touch(FIRST..FIRST + 1);
+    assert_eq!(log.taken_for(), [FrameUse::CopyOnWrite]);
 }
 
 fn nothing_is_mapped_below_the_lowest_address<D: LockingDesign>() {

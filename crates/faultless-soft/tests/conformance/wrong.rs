@@ -4,8 +4,8 @@ use faultless::address::{PageNumber, PageRange, VirtAddr};
 use faultless::frame::Folio;
 use faultless::host::conformance::Rig;
 use faultless::host::{
-    Entry, Frame, FrameSource, FrameUsage, OutOfMemory, PageTable, Park, Sleeper, Stable, StdHost, StdPark,
-    StdServices, Unsupported,
+    Entry, Frame, FrameSource, FrameUsage, FrameUse, GroupId, OutOfMemory, PageTable, Park, Sleeper, Stable,
+    StdHost, StdPark, StdServices, Unsupported,
 };
 use faultless::protection::Access;
 use faultless::sync::{Retired, Sections};
@@ -143,11 +143,11 @@ impl Park for Sleeping {
 
 // SAFETY: as above.
 unsafe impl FrameSource for Frames {
-    fn allocate(&self) -> Option<Frame> {
+    fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         if self.planted == Planted::FrameGivenTwice && self.count.fetch_add(1, Ordering::Relaxed) % 40 == 39 {
             return Frame::new(self.last.load(Ordering::Relaxed));
         }
-        self.memory.allocate().inspect(|frame| self.last.store(frame.get(), Ordering::Relaxed))
+        self.memory.allocate(group, purpose).inspect(|frame| self.last.store(frame.get(), Ordering::Relaxed))
     }
 
     unsafe fn free(&self, frame: Frame) {

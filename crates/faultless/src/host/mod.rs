@@ -328,10 +328,16 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
 /// }
 /// ```
 pub unsafe trait FrameSource: Send + Sync + 'static {
-    /// A free frame with whatever is in it. Does not sleep: page work calls this while announced.
-    fn allocate(&self) -> Option<Frame>;
+    /// Takes a free frame, with whatever is in it, for `group`, which pays for it, and for `purpose`. Returns `None` if there is none
+    /// for them. Does not sleep: page work calls this while announced.
+    ///
+    /// A host may keep frames apart by these two: for a page of a file one that a device reaches, or a few for copies on write alone, so
+    /// that a store into a page that is there does not fail where new memory does. A frame keeps neither for life: where
+    /// a copy is not needed, the page is taken over.
+    fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame>;
 
-    /// Takes a frame back. Does not sleep.
+    /// Takes a frame back, from whatever it was used for. Does not sleep. Who has paid for it is the folio's to say, when there are
+    /// more groups than one.
     ///
     /// # Safety
     /// The frame is given out and the caller has it alone: no reference is left in its folio, no page table names it, and
@@ -384,6 +390,32 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
 
     /// How many frames there are at most, and how many are given out now.
     fn usage(&self) -> FrameUsage;
+}
+
+/// A group of processes that pays for memory together, and makes room in its own when it has too much (a memory cgroup). There is one
+/// for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupId(());
+
+impl GroupId {
+    /// The group of all processes that are in no other.
+    pub const ROOT: Self = Self(());
+}
+
+/// What a frame is taken for: see [`FrameSource::allocate`]. More may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FrameUse {
+    /// The engine's page of zeros: once, and for as long as it lives.
+    ZeroPage,
+    /// A page of anonymous memory.
+    Anonymous,
+    /// A copy of a page that is mapped, for the store that has faulted.
+    CopyOnWrite,
+    /// A page of a file, to be read from its store, written as a whole, or zeros.
+    File,
+    /// A copy for the child of a page that I/O is written into, in fork.
+    Fork,
 }
 
 /// See [`FrameSource::usage`].

@@ -4,7 +4,7 @@ use super::folio_list::{FolioList, Isolated};
 use super::memory_queue::MemoryQueue;
 use crate::engine::{Dying, Engine};
 use crate::frame::{Eviction, Reference};
-use crate::host::{Frame, FrameSource, Host, OutOfMemory};
+use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Park, plain};
@@ -209,18 +209,19 @@ impl From<OutOfMemory> for Miss {
 }
 
 impl<H: Host> Engine<H> {
-    /// A frame, if need be one that was a clean page of a file.
-    pub(crate) fn allocate(&self) -> Option<Frame> {
-        self.host().frames().allocate().or_else(|| {
-            self.evict(FEW);
-            self.host().frames().allocate()
+    /// A frame for a page of a file, if need be one that was a clean page of a file of the same group.
+    pub(crate) fn allocate(&self, group: GroupId) -> Option<Frame> {
+        let frames = self.host().frames();
+        frames.allocate(group, FrameUse::File).or_else(|| {
+            self.evict(group, FEW);
+            frames.allocate(group, FrameUse::File)
         })
     }
 
-    /// After an allocation failed for the `look`-th time: evicts, or waits a moment for others to free some. False: that
-    /// has been tried often enough.
-    pub(crate) fn make_room(&self, look: u32) -> bool {
-        if self.evict(FEW) == 0 {
+    /// After an allocation for `group` failed for the `look`-th time: evicts, or waits a moment for others to free some. False:
+    /// that has been tried often enough.
+    pub(crate) fn make_room(&self, group: GroupId, look: u32) -> bool {
+        if self.evict(group, FEW) == 0 {
             self.wait_for_memory(look);
         }
         self.looks_on(look)
@@ -240,7 +241,9 @@ impl<H: Host> Engine<H> {
     /// * A folio that was used since the last look goes to the young end, in the first half of [`LEAVES`]. After that its
     ///   use does not count, so that a call finds a page to evict however many were used.
     /// * A dirty folio goes to the young end, so that later calls look at others.
-    pub(crate) fn evict(&self, wanted: u64) -> u64 {
+    ///
+    /// There is one list, of the one `group`.
+    pub(crate) fn evict(&self, _group: GroupId, wanted: u64) -> u64 {
         let mut dirty: [Option<Isolated<H>>; WRITTEN] = [const { None }; WRITTEN];
         let evicted = self.evict_clean(wanted, &mut dirty);
         for Isolated { frame, file } in dirty.iter_mut().filter_map(Option::take) {

@@ -2,7 +2,7 @@
 
 use super::folio_list::FolioList;
 use super::{File, NEWCOMER, SEEN, frame_of, index, word_of};
-use crate::host::{Frame, Host};
+use crate::host::{Frame, GroupId, Host};
 use crate::stats::Counter;
 use crate::store::{Completion, MAX_PAGES, Place, Places, Store};
 use crate::sync::atomic::Ordering;
@@ -78,12 +78,12 @@ impl<H: Host> File<H> {
         let count = if places.try_reserve_exact(count as usize).is_ok() { count } else { 1 };
         let over = (account.cached() + count).saturating_sub(limit);
         if over > 0 {
-            engine.evict(over);
+            engine.evict(GroupId::ROOT, over);
         }
         // At once, so that several threads together stay below the limit.
         let before = account.cached.fetch_add(count, Ordering::Relaxed);
         let room = limit.saturating_sub(before).min(count);
-        places.extend((0..room).map_while(|_| engine.allocate().map(|frame| self.place(frame))));
+        places.extend((0..room).map_while(|_| engine.allocate(GroupId::ROOT).map(|frame| self.place(frame))));
         account.cached.fetch_sub(count - places.len() as u64, Ordering::Relaxed);
         places
     }

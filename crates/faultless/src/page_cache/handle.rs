@@ -9,7 +9,7 @@ use super::{File, FolioLock};
 use crate::address::PAGE_SIZE;
 use crate::errno;
 use crate::frame::Reference;
-use crate::host::Host;
+use crate::host::{GroupId, Host};
 use crate::store::StoreError;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Mutex, Shared};
@@ -378,7 +378,7 @@ impl<H: Host> File<H> {
         let mut looking = Looking::new(&self.engine);
         loop {
             let frame = if self.is_in_memory() {
-                self.engine.allocate().ok_or(Miss::OutOfMemory)
+                self.engine.allocate(GroupId::ROOT).ok_or(Miss::OutOfMemory)
             } else {
                 self.room_for_one(looking.ticket())
             };

@@ -32,7 +32,7 @@ use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
 use crate::frame::{Eviction, Reference, Refused};
-use crate::host::{Frame, FrameSource, Host, OutOfMemory};
+use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -376,7 +376,7 @@ impl<H: Host> File<H> {
             if let Some(frame) = self.find(page, reference)? {
                 return Ok(frame);
             }
-            let frame = frames.allocate().ok_or(Miss::OutOfMemory)?;
+            let frame = frames.allocate(GroupId::ROOT, FrameUse::File).ok_or(Miss::OutOfMemory)?;
             let Some(frame) = self.attach_zeros(page, frame, reference)? else { continue };
             // Partner: the fence of a cut, which has lowered the length before.
             fence_after_rmw();
@@ -452,10 +452,10 @@ impl<H: Host> File<H> {
             }
             let over = (account.cached() + 1).saturating_sub(limit);
             if over > 0 {
-                engine.evict(over);
+                engine.evict(GroupId::ROOT, over);
             }
             if account.cached() < limit
-                && let Some(frame) = engine.allocate()
+                && let Some(frame) = engine.allocate(GroupId::ROOT)
             {
                 return Ok(frame);
             }

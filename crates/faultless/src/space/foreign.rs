@@ -14,13 +14,13 @@ use crate::vma::Backing;
 ///
 /// ```
 /// # use faultless::address::PAGE_SIZE;
-/// # use faultless::host::FrameSource;
+/// # use faultless::host::{FrameSource, FrameUse, GroupId};
 /// # use faultless::protection::Protection;
 /// # use faultless::{AddressSpace, Engine, ForeignFrames, Limits, MapRequest};
 /// # use faultless_soft::{Cpu, Soft};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let engine = Engine::new(Soft::new(64)?, Limits::default())?;
-/// # let device = engine.host().frames().allocate().ok_or("a frame")?;
+/// # let device = engine.host().frames().allocate(GroupId::ROOT, FrameUse::Anonymous).ok_or("a frame")?;
 /// // SAFETY: `device` is ours, and stays until `space` has gone.
 /// let frames = unsafe { ForeignFrames::new(device, 1) }.ok_or("a frame that an entry has room for")?;
 /// let space: AddressSpace<Soft> = AddressSpace::new(&engine)?;

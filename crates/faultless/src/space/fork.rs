@@ -11,7 +11,7 @@ use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Entry, FrameSource, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
 use crate::page_cache::Hull;
 use crate::protection::Sharing;
 use crate::stats::Counter;
@@ -414,7 +414,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     continue;
                 };
                 result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
-                    let copy = frames.allocate().ok_or(OutOfMemory)?;
+                    let copy = frames.allocate(GroupId::ROOT, FrameUse::Fork).ok_or(OutOfMemory)?;
                     // Word by word: the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
                     if frames.read(frame, 0, &mut bytes) < bytes.len() {

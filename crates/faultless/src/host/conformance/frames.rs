@@ -2,7 +2,7 @@
 
 use super::{Check, Finding, Rig, must};
 use crate::address::PAGE_SIZE;
-use crate::host::{Frame, FrameSource, Frames, Host};
+use crate::host::{Frame, FrameSource, FrameUse, Frames, GroupId, Host};
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
@@ -21,7 +21,9 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 6] {
 
 /// A frame of the engine's, as a check uses it: nobody else has it.
 pub(super) fn take<F: FrameSource>(frames: Frames<'_, F>) -> Result<Frame, super::Unmet> {
-    frames.allocate().ok_or_else(|| "allocate finds no frame, and few are given out".into())
+    frames
+        .allocate(GroupId::ROOT, FrameUse::Anonymous)
+        .ok_or_else(|| "allocate finds no frame, and few are given out".into())
 }
 
 fn pattern(seed: u8) -> Vec<u8> {

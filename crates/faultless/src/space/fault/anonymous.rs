@@ -3,7 +3,7 @@
 use super::super::page_work::Announced;
 use super::{Step, install, install_new};
 use crate::design::LockingDesign;
-use crate::host::{Entry, FrameSource, Host};
+use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host};
 use crate::protection::{Access, Protection};
 use crate::space::protect::entry_rights;
 use crate::vma::AnonId;
@@ -21,7 +21,7 @@ pub(super) fn fill<H: Host, D: LockingDesign>(
     access: Access,
 ) -> Step<H> {
     let frames = work.engine().frames();
-    let Some(frame) = frames.allocate() else { return Step::NeedMemory };
+    let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
     frames.zero(frame);
     let bits = match access {
         // The store comes next: no need for the processor to find the page clean.

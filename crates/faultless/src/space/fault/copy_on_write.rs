@@ -6,7 +6,7 @@ use super::{Step, install, install_new, write_right};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, Host};
+use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host};
 use crate::page_cache::File;
 use crate::stats::Counter;
 use crate::vma::AnonId;
@@ -21,7 +21,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
     let engine = work.engine();
     let (frames, counters) = (engine.frames(), work.section().counters());
     if frame == engine.zero_frame() {
-        let Some(new) = frames.allocate() else { return Step::NeedMemory };
+        let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
         frames.zero(new);
         let right = write_right(&work);
         return install_new(work, anon, new, right);
@@ -70,7 +70,7 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
     frame: Frame,
 ) -> Step<H> {
     let frames = work.engine().frames();
-    let Some(new) = frames.allocate() else { return Step::NeedMemory };
+    let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
     match shown.is_some_and(|(file, _)| file.is_writable()) {
         false => frames.copy(frame, new),

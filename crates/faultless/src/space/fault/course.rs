@@ -6,7 +6,7 @@ use super::pending::Awaited;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, LockingDesign, Need};
-use crate::host::Host;
+use crate::host::{GroupId, Host};
 use crate::page_cache::Miss;
 use crate::protection::Access;
 use crate::space::AddressSpace;
@@ -60,7 +60,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Step::NeedMemory => {
                 course.look += 1;
                 let writes = engine.wait_for_transfers();
-                if !engine.make_room(course.look) {
+                if !engine.make_room(GroupId::ROOT, course.look) {
                     // Before what it keeps is asked for once more.
                     course.kept = None;
                     self.refuse_for_memory(address, access);
