@@ -75,15 +75,16 @@ impl<H: Host> Engine<H> {
     ///
     /// # Errors
     /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or memory for the slots of 64 threads, or if
-    /// [`Slots::attach`] says so.
+    /// [`Slots::attach`] says so. Where the allocator has no room for the count of handles, with the engine in it, the program is
+    /// aborted, as [`Arc::new`] does: make an engine early.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
-        let sections = Sections::try_shared()?;
+        let (sections, waits) = (Sections::try_shared()?, WaitTable::new()?);
+        let mut engine = try_box_uninit::<Self>()?;
+        // Last, so that no failure has to give it back: from here on the engine does.
         let frames = Frames::new(host.frames());
         let zero = frames.allocate(GroupId::ROOT, FrameUse::ZeroPage).ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_anonymous(0);
-        let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;
-        let mut engine = try_box_uninit::<Self>().inspect_err(|_| frames.free(zero))?;
         let place = engine.as_mut_ptr();
         // Made where it stays: a host may be large, and a kernel's stack has no room for it.
         // SAFETY: places of the box's own; each field is written once, and none is read before all are.

@@ -70,7 +70,7 @@ impl Sections {
     /// As [`Sections::new`], in a count of its own. It is made where it stays: a kernel's stack has no room for it.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
+    /// [`OutOfMemory`]. As of [`Arc::new`], the program is aborted where there is room for it but not for the count.
     pub fn try_shared() -> Result<Arc<Self>, OutOfMemory> {
         let mut sections = try_box_uninit::<Self>()?;
         let place = sections.as_mut_ptr();
