@@ -72,7 +72,7 @@ impl<H: Host> Engine<H> {
         let frames = Frames::new(host.frames());
         let zero = frames.allocate().ok_or(OutOfMemory)?;
         frames.zero(zero);
-        frames.folio(zero).begin_anonymous(0);
+        frames.folio(zero).begin_zeros();
         let waits = WaitTable::new().inspect_err(|_| frames.free(zero))?;
         let engine = Self {
             host,
@@ -255,6 +255,15 @@ impl<H: Host> Engine<H> {
 
     pub(crate) fn folio(&self, frame: Frame) -> &Folio {
         self.host.frames().folio(frame)
+    }
+
+    /// For tests: follows the home of `frame` as reclaim will, in a section. Returns the page that it names.
+    #[doc(hidden)]
+    pub fn follow_home(&self, frame: Frame) -> Option<crate::address::PageNumber> {
+        let section = self.enter();
+        let (record, index) = crate::tables::follow(self.folio(frame), &section)?;
+        record.space()?;
+        Some(crate::address::PageNumber::new(record.first() + index))
     }
 
     // ---- sleeping

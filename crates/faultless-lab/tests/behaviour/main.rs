@@ -10,6 +10,7 @@ mod closing;
 mod faults;
 mod files;
 mod growth;
+mod homes;
 mod invariants;
 mod locks;
 mod merging;

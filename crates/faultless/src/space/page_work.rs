@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::host::{Entry, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
 use crate::sync::fence_after_rmw;
-use crate::tables::{Left, Unshared};
+use crate::tables::{Home, Left, Unshared};
 use crate::vma::Vma;
 
 /// Why page work did not begin.
@@ -53,6 +53,16 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
 
     pub fn section(&self) -> &'a Section<'a> {
         self.section
+    }
+
+    /// The home of what the entry maps.
+    pub fn home(&self) -> Home {
+        self.space.table.home(self.leaf, self.page)
+    }
+
+    /// The entry is about to let its page go, which others may map still.
+    pub fn leave_home(&self) {
+        self.space.leave_home(self.leaf, self.page, self.entry);
     }
 
     /// Puts `new` in the entry and ends the announcement by the same store. Returns what was there.

@@ -27,7 +27,8 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
         return install_new(work, anon, new, right);
     }
     if engine.folio(frame).try_reuse() {
-        engine.folio(frame).set_owner(anon.get());
+        engine.folio(frame).set_home(work.home());
+        engine.folio(frame).note_record(anon.get());
         counters.add(Counter::CowReuses, 1);
         let new = work.entry.restored().with(write_right(&work));
         return install(work, new);

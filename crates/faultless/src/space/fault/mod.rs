@@ -344,7 +344,7 @@ fn unshare<'a, H: Host, D: LockingDesign>(
     }
 }
 
-/// The number that a mapping's anonymous pages carry. The first to ask for it makes the record: as on Linux before its
+/// The number of a mapping's record of anonymous pages. The first to ask for it makes the record: as on Linux before its
 /// page is looked for.
 #[inline]
 fn anon_of<H: Host, D: LockingDesign>(
@@ -434,7 +434,10 @@ fn install_new<H: Host, D: LockingDesign>(
 ) -> Step<H> {
     let frames = work.engine().frames();
     let folio = frames.folio(frame);
-    folio.begin_anonymous(anon.get());
+    // What the entry had, others may have still.
+    work.leave_home();
+    folio.begin_anonymous(work.home());
+    folio.note_record(anon.get());
     let rights = entry_rights(work.vma.mapping().protection);
     match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => Step::Done(old.holds_page().then_some(old)),
