@@ -7,6 +7,7 @@ use crate::tables::Home;
 impl Folio {
     /// Begins a life as an anonymous page with one mapping, by the entry that `home` names. The caller has the frame alone.
     /// Release, partner: [`Folio::mapped_home`]: whoever sees the mapping sees this home, or a later one.
+    #[inline]
     pub(crate) fn begin_anonymous(&self, home: Home) {
         self.home.store(home.bits(), Ordering::Relaxed);
         self.word.store(MAPPING | EXCLUSIVE | UPTODATE | ANONYMOUS, Ordering::Release);
@@ -76,12 +77,9 @@ impl Folio {
     }
 
     /// For models: the page came by the record with this number, which `audit` compares.
-    #[inline]
+    #[cfg(any(loom, shuttle))]
     pub(crate) fn note_record(&self, record: u64) {
-        #[cfg(any(loom, shuttle))]
         self.record.store(record, Ordering::Relaxed);
-        #[cfg(not(any(loom, shuttle)))]
-        let _ = record;
     }
 
     /// For models: that number.

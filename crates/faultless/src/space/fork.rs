@@ -256,8 +256,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         weakened.flush(self);
         result?;
         for (vma, copy) in pairs().filter(|_| pinned) {
-            if let Some(anon) = copy.record().and_then(AnonRecord::id) {
-                self.copy_pinned(taken, (child, child_taken), vma.range(), anon)?;
+            if copy.record().and_then(AnonRecord::id).is_some() {
+                self.copy_pinned(taken, (child, child_taken), vma.range())?;
             }
         }
         Ok(())
@@ -401,7 +401,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         (child, child_taken): (&Self, &Taken<'_, H>),
         range: PageRange,
-        anon: AnonId,
     ) -> Result<(), OutOfMemory> {
         let frames = self.engine.frames();
         let mut result = Ok(());
@@ -426,7 +425,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         return Err(OutOfMemory);
                     }
                     frames.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
-                    frames.folio(copy).note_record(anon.get());
                     frames.write(copy, 0, &bytes);
                     let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
