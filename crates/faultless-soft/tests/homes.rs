@@ -131,15 +131,15 @@ fn a_page_that_moves_takes_its_home_along() {
 
 #[test]
 fn no_table_under_a_locked_mapping_is_shared() {
-    let lock = |space: &Space| space.lock(at(1), PAGE_SIZE, LockMode::OnFault).unwrap();
-    let works: [(&str, &dyn Fn(&Space)); 4] = [
-        ("mlock", &lock),
-        ("mlockall", &|space| space.lock_all(LockAll::CURRENT | LockAll::ON_FAULT).unwrap()),
-        ("a locked mapping beside", &|space| {
+    type Work = fn(&Space);
+    let works: [(&str, Work); 4] = [
+        ("mlock", |space| space.lock(at(1), PAGE_SIZE, LockMode::OnFault).unwrap()),
+        ("mlockall", |space| space.lock_all(LockAll::CURRENT | LockAll::ON_FAULT).unwrap()),
+        ("a locked mapping beside", |space| {
             let request = MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(PAGES + 1)));
             space.map(MapRequest { flags: Flags::LOCKS, ..request }).unwrap();
         }),
-        ("mlockall before mmap", &|space| {
+        ("mlockall before mmap", |space| {
             space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
             map(space, PAGES + 1, 1);
         }),

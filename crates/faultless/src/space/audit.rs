@@ -83,7 +83,8 @@ pub enum AuditError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Checks every entry, the homes of anonymous pages, the records of leaf tables, and the sums that the limits go by. Meaningful while no other call on the space is under way.
+    /// Checks every entry, the homes of anonymous pages, the records of leaf tables, and the sums that the limits go by. Meaningful
+    /// while no other call on the space is under way.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -132,8 +133,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Err(AuditError::TableOf { page: first });
         }
         let span = space.leaf_span(first);
-        let within = space.tree.view(section).from(first).take_while(|vma| vma.range().start() < span.end());
-        match within.filter(|vma| vma.flags().contains(Flags::LOCKED)).next() {
+        let mut within =
+            space.tree.view(section).from(first).take_while(|vma| vma.range().start() < span.end());
+        match within.find(|vma| vma.flags().contains(Flags::LOCKED)) {
             Some(locked) if is_shared => {
                 Err(AuditError::LockedAndShared { page: locked.range().start().max(first) })
             }
