@@ -37,6 +37,9 @@ shared_table_is_writable | faultless-soft | loom_fork | a_store_against_fork | i
 store_noted_late         | faultless-soft | loom_shared | a_first_store_against_writeback | invariant 9
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
 shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
+home_stays               | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
+space_without_grace      | faultless-soft | loom_homes | a_home_against_the_last_handle | (invariant 3|Causality violation)
+locked_table_shared      | faultless-soft | homes | no_table_under_a_locked | rule H6
 writeback_keeps_rights   | faultless-soft | loom_shared | a_store_against_writeback$ | invariant 9
 writeback_ignores_claims | faultless-soft | loom_shared | a_store_against_writeback_and_unmap | invariant 9
 sweep_ignores_batches    | faultless-soft | loom_shared | a_protect_beside_a_writeback | invariant 3

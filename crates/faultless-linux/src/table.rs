@@ -27,8 +27,8 @@ use faultless::AddressSpace;
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
 use faultless::design::LockingDesign;
 use faultless::host::{
-    Entry, FenceBarrier, FollowRanges, Frame, FrameSource, OutOfMemory, PageTable, RefuseAccesses, Stable,
-    StdSlots, Unsupported,
+    Entry, FenceBarrier, FollowRanges, Frame, FrameSource, LeafRecord, OutOfMemory, PageTable,
+    RefuseAccesses, Stable, StdSlots, Unsupported,
 };
 use faultless::protection::{Access, Protection};
 use faultless::sync::{Retired, Section, Sections, Shared, Weak};
@@ -393,6 +393,10 @@ unsafe impl PageTable for Table {
 
     fn make_leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
         self.entries.make_leaf(proof, page)
+    }
+
+    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
+        self.entries.record(leaf)
     }
 
     fn hangs(&self, leaf: Leaf<'_>) -> bool {

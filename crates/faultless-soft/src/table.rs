@@ -75,7 +75,7 @@ fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
 struct LeafTable {
     /// Atomic; who writes what is said at [`PageTable`]'s methods.
     entries: [AtomicU64; FAN],
-    /// Who else has the table. The engine's.
+    /// Which space has the table, or who shares it. The engine's.
     record: LeafRecord,
     /// What its own memory is a part of, if not from a Box. Written by whoever has the table alone.
     block: plain::AtomicPtr<Block>,
@@ -430,6 +430,11 @@ unsafe impl PageTable for RadixTable {
     ) -> Result<(), Entry> {
         debug_assert!(!seen.is_announced() && !new.is_announced());
         swap_if(leaf.entry(page), seen, new)
+    }
+
+    #[inline]
+    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
+        &leaf.table().record
     }
 
     fn next_leaf(&self, _proof: &impl Stable, range: PageRange) -> Option<PageNumber> {

@@ -84,7 +84,7 @@ impl<H: Host> Engine<H> {
         let frames = Frames::new(host.frames());
         let zero = frames.allocate(GroupId::ROOT, FrameUse::ZeroPage).ok_or(OutOfMemory)?;
         frames.zero(zero);
-        frames.folio(zero).begin_anonymous(0);
+        frames.folio(zero).begin_zeros();
         let place = engine.as_mut_ptr();
         // Made where it stays: a host may be large, and a kernel's stack has no room for it.
         // SAFETY: places of the box's own; each field is written once, and none is read before all are.
@@ -271,6 +271,15 @@ impl<H: Host> Engine<H> {
 
     pub(crate) fn folio(&self, frame: Frame) -> &Folio {
         self.host.frames().folio(frame)
+    }
+
+    /// For tests: follows the home of `frame` as reclaim will, in a section. Returns the page that it names.
+    #[doc(hidden)]
+    pub fn follow_home(&self, frame: Frame) -> Option<crate::address::PageNumber> {
+        let section = self.enter();
+        let (record, index) = crate::tables::follow(self.folio(frame), &section)?;
+        record.space()?;
+        Some(crate::address::PageNumber::new(record.first() + index))
     }
 
     // ---- sleeping

@@ -6,6 +6,7 @@ use crate::store::StoreError;
 use crate::sync::Life;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::plain;
+use crate::tables::Home;
 
 /// Counts and state of one frame. A host makes them and looks at them; only the engine changes them:
 ///
@@ -23,8 +24,9 @@ use crate::sync::plain;
 ///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
 ///  57 DIRTY: the store has not what it holds                  58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
+///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
 ///  reserved for reclaim, which is not there yet, and zero:
-///  60 ANONYMOUS   61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
+///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
 ///  63 LAZY: after MADV_FREE, not stored to since
 /// ```
 /// Reclaim's queues will take the place of the list of idle folios, so QUEUED needs no bit beside LISTED.
@@ -33,22 +35,36 @@ use crate::sync::plain;
 /// by whoever has the frame alone.
 ///
 /// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no line in
-/// common. 52 bytes are used. The other 12 are for reclaim, which needs the number of a memory limit and a generation.
+/// common:
+///
+/// | bytes | | state |
+/// |--:|---|---|
+/// | 8 | the word | used |
+/// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
+/// | 8 | of a file's folio the page of the file; of an anonymous one the swap slot | used; reserved |
+/// | 4 | why a read failed | used |
+/// | 4 | the memory limit that pays for it | reserved |
+/// | 24 | the place in the list of idle folios | used |
+/// | 8 | | free |
+///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
 #[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
 pub struct Folio {
     /// Atomic. Each method states who may write.
     word: AtomicU64,
-    /// The anonymous record or the file the page belongs to. Written by whoever has the frame alone, and by page
-    /// work under the bit; a check reads it.
-    owner: plain::AtomicU64,
-    /// The page's number in its file. As `owner`.
+    /// A [`Home`]. Of a file's folio written by whoever has the frame alone; of an anonymous one by whoever has the entry that it
+    /// names, or has the only mapping (rule H2 of docs/home.md). Read in sections.
+    home: AtomicU64,
+    /// The page's number in its file; of an anonymous folio unused. Written by whoever has the frame alone.
     index: plain::AtomicU64,
     /// Why the read failed: the error's code. Written before FAILED is set (Release), read after (Acquire).
     error: plain::AtomicU32,
     /// Its file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
+    /// The number of the record by which an anonymous page came, for `audit`.
+    #[cfg(any(loom, shuttle))]
+    record: plain::AtomicU64,
     life: Life,
 }
 
@@ -80,8 +96,9 @@ const LOCKED: u64 = 1 << 56;
 const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
-/// ANONYMOUS, ISOLATED, USED2, LAZY: see the type.
-const RESERVED: u64 = 0xf << 60;
+const ANONYMOUS: u64 = 1 << 60;
+/// ISOLATED, USED2, LAZY: see the type.
+const RESERVED: u64 = 0x7 << 61;
 
 const MAPPINGS: u64 = PIN - 1;
 /// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
@@ -95,7 +112,7 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-const _: () = assert!(RESERVED == !0 << 60 && RESERVED & (REFERENCES | WRITEBACK) == 0);
+const _: () = assert!(RESERVED == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK) == 0);
 
 /// How often a leaf table that is shared may have one page. A table with more has several mappings of one file.
 pub(crate) const MAX_SAME_PAGE: u64 = 8;
@@ -190,7 +207,7 @@ impl Folio {
     pub const fn new() -> Self {
         Self {
             word: AtomicU64::new(0),
-            owner: plain::AtomicU64::new(0),
+            home: AtomicU64::new(0),
             index: plain::AtomicU64::new(0),
             error: plain::AtomicU32::new(0),
             place: ListPlace {
@@ -213,16 +230,10 @@ impl Folio {
         &self.life
     }
 
-    /// Begins a life as an anonymous page with one mapping. The caller has the frame alone.
-    pub(crate) fn begin_anonymous(&self, record: u64) {
-        self.owner.store(record, Ordering::Relaxed);
-        self.word.store(MAPPING | EXCLUSIVE | UPTODATE, Ordering::Relaxed);
-    }
-
     /// Begins a life as page `index` of a file's cache, being read, with so many `pins`: one for the read, and those of the
     /// caller. The caller has the frame alone and publishes it afterwards (Release).
     pub(crate) fn begin_reading(&self, file: u64, index: u64, pins: u64) {
-        self.owner.store(file, Ordering::Relaxed);
+        self.home.store(Home::of_file(file).bits(), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | READING | REFERENCED | (pins * PIN), Ordering::Relaxed);
     }
@@ -231,7 +242,7 @@ impl Folio {
     /// `reference`. A page of a file without a store stays dirty, so that nobody evicts it. The caller has the frame alone
     /// and publishes it afterwards (Release).
     pub(crate) fn begin_dirty(&self, file: u64, index: u64, reference: Reference) {
-        self.owner.store(file, Ordering::Relaxed);
+        self.home.store(Home::of_file(file).bits(), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
     }
@@ -269,11 +280,6 @@ impl Folio {
     /// Its place in the list of idle folios.
     pub(crate) fn place(&self) -> &ListPlace {
         &self.place
-    }
-
-    /// The anonymous record or the file that the page belongs to.
-    pub fn owner(&self) -> u64 {
-        self.owner.load(Ordering::Relaxed)
     }
 
     /// Adds a reference unless the frame is free or the count is full. Acquire: what the last owner did is seen. A caller
@@ -567,11 +573,6 @@ impl Folio {
         self.word.load(Ordering::Relaxed) & EXCLUSIVE != 0
     }
 
-    /// The page belongs to `record` from now on: the only mapping left has taken it over. Under the entry's bit.
-    pub(crate) fn set_owner(&self, record: u64) {
-        self.owner.store(record, Ordering::Relaxed);
-    }
-
     /// Whether it is anonymous and one entry is all that refers to it. Certain while that entry is announced: nobody comes
     /// to the page but through it.
     pub fn has_one_mapping_only(&self) -> bool {
@@ -603,5 +604,6 @@ impl Folio {
     }
 }
 
+mod home;
 #[cfg(all(test, not(loom), not(shuttle)))]
 mod tests;

@@ -69,7 +69,8 @@
 //!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
-//!   and the number that they carry.
+//!   and the number by which Linux's rules of merging go.
+//! * *Home*: the table entry that an anonymous folio names as the one that maps it (docs/home.md).
 //!
 //! # Lock order
 //!
@@ -108,6 +109,7 @@
 //! | a folio's state | dirty, before it gives the write right | dirty | – | – |
 //! | a frame's bytes | through an entry, as a processor | fill a new one, copy | – | – |
 //! | a folio's word | take a reference unless free | count, reuse, share | drop, after `invalidate` | – |
+//! | an anonymous folio's home | follow, once the word has shown a mapping | write, if it names the entry or this is the only mapping | the same | – |
 //!
 //! # Memory safety
 //!
@@ -129,6 +131,7 @@
 //! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
+//! | `tables/home.rs` | the record that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
 //! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; who shares has taken the child's range |
 //! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
 //! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |

@@ -11,6 +11,7 @@ mod faults;
 mod files;
 mod foreign;
 mod growth;
+mod homes;
 mod invariants;
 mod locks;
 mod merging;

@@ -205,11 +205,16 @@ fn a_sweep_that_changes_nothing_leaves_it_shared<S: Stand, D: LockingDesign>() -
     let machine = machine::<S>()?;
     let space = parent::<S, D>(&machine);
     let child = space.fork().unwrap();
-    child.lock(at(FIRST), PAGES * PAGE_SIZE, LockMode::OnFault).unwrap();
     child.protect(at(FIRST), PAGES * PAGE_SIZE, READ_WRITE).unwrap();
     space.unmap(at(100), 100 * PAGE_SIZE).unwrap();
     assert_eq!(count(&machine, Counter::TablesCopied), 0);
     assert_eq!((words(&space), words(&child)), (words_with(0, 0), words_with(0, 0)));
+    child.lock(at(FIRST), PAGES * PAGE_SIZE, LockMode::OnFault).unwrap();
+    assert_eq!(
+        count(&machine, Counter::TablesCopied),
+        1,
+        "rule H6: locked pages are in a table of their own"
+    );
     drop((space, child));
     machine.end()
 }

@@ -264,6 +264,10 @@ unsafe impl PageTable for RecordedTable {
         self.table.make_leaf(proof, page)
     }
 
+    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
+        self.table.record(leaf)
+    }
+
     fn hangs(&self, leaf: Leaf<'_>) -> bool {
         self.table.hangs(leaf)
     }
@@ -343,10 +347,6 @@ unsafe impl PageTable for RecordedTable {
 
 // SAFETY: as the table inside, which does it all.
 unsafe impl ShareLeaves<Self> for RecordedTable {
-    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
-        self.table.record(leaf)
-    }
-
     fn found(&self, leaf: Leaf<'_>) -> PlaceWord {
         self.table.found(leaf)
     }

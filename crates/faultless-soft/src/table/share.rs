@@ -4,7 +4,7 @@
 use super::block::Spare;
 use super::{Leaf, LeafTable, RadixTable, Walk};
 use faultless::address::PageNumber;
-use faultless::host::{Entry, LeafRecord, OutOfMemory, PlaceWord, ShareLeaves, SpareLink};
+use faultless::host::{Entry, OutOfMemory, PlaceWord, ShareLeaves, SpareLink};
 use faultless::sync::atomic::Ordering;
 use std::ptr::NonNull;
 
@@ -12,10 +12,6 @@ const _: () = assert!(align_of::<LeafTable>() >= 4, "room for the marks of a pla
 
 // SAFETY: each method is one step on the place, the record or an entry, as its contract says.
 unsafe impl ShareLeaves<Self> for RadixTable {
-    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
-        &leaf.table().record
-    }
-
     #[inline]
     fn found(&self, leaf: Leaf<'_>) -> PlaceWord {
         leaf.word()

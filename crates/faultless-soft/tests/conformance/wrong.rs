@@ -4,8 +4,8 @@ use faultless::address::{PageNumber, PageRange, VirtAddr};
 use faultless::frame::Folio;
 use faultless::host::conformance::Rig;
 use faultless::host::{
-    Entry, Frame, FrameSource, FrameUsage, FrameUse, GroupId, OutOfMemory, PageTable, Park, Sleeper, Stable,
-    StdHost, StdPark, StdServices, Unsupported,
+    Entry, Frame, FrameSource, FrameUsage, FrameUse, GroupId, LeafRecord, OutOfMemory, PageTable, Park,
+    Sleeper, Stable, StdHost, StdPark, StdServices, Unsupported,
 };
 use faultless::protection::Access;
 use faultless::sync::{Retired, Sections};
@@ -243,6 +243,10 @@ unsafe impl PageTable for Table {
 
     fn make_leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Result<Leaf<'s>, OutOfMemory> {
         self.table.make_leaf(proof, page)
+    }
+
+    fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
+        self.table.record(leaf)
     }
 
     fn hangs(&self, leaf: Leaf<'_>) -> bool {

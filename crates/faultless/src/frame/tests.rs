@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn reuse_in_place_counts_pins() {
     let folio = Folio::new();
-    folio.begin_anonymous(1);
+    folio.begin_anonymous(Home::NONE);
     assert_eq!(folio.try_share(), Share::Shared);
     assert_eq!(folio.try_get(Reference::IoPin), Ok(()));
     assert!(!folio.put(Reference::Mapping));
@@ -73,7 +73,7 @@ fn what_is_dirty_or_being_written_is_not_evicted() {
 #[test]
 fn a_full_count_refuses() {
     let folio = Folio::new();
-    folio.begin_anonymous(1);
+    folio.begin_anonymous(Home::NONE);
     while folio.try_get(Reference::IoPin).is_ok() {}
     assert_eq!(folio.try_get(Reference::IoPin), Err(Refused::Full));
     assert_eq!(folio.mappings(), 1);
@@ -83,7 +83,7 @@ fn a_full_count_refuses() {
 #[test]
 fn copies_of_tables_count_beyond_where_others_are_refused() {
     let folio = Folio::new();
-    folio.begin_anonymous(1);
+    folio.begin_anonymous(Home::NONE);
     folio.word.fetch_add(MAPPINGS_FULL - 2, Ordering::Relaxed);
     assert!(!folio.is_mapping_full());
     assert!(folio.count_copy(), "full by this one");
@@ -121,8 +121,8 @@ fn memory_of_zeros_is_a_folio_of_a_free_frame() {
     // SAFETY: a folio is atomic numbers and a pointer that may be null.
     let zeros: [Folio; 2] = unsafe { zeros.assume_init() };
     for folio in MADE.iter().chain(&zeros) {
-        assert!(folio.is_free() && folio.mappings() == 0 && folio.owner() == 0);
-        folio.begin_anonymous(7);
+        assert!(folio.is_free() && folio.mappings() == 0 && folio.mapped_home().is_none());
+        folio.begin_anonymous(Home::NONE);
         assert!(folio.is_exclusive() && folio.put(Reference::Mapping));
     }
 }

@@ -70,24 +70,25 @@ unsafe impl<T: PageTable> RefuseAccesses<T> for Unsupported {
     }
 }
 
-/// The word by which a leaf table hangs in its parent: which leaf, and two marks. *Shared*: the leaf hangs in other tables too, and
-/// no processor stores through this place, whatever the entries allow. *Inherited*: it came here by fork.
+/// The word by which a leaf table hangs in its parent: which leaf, and a mark. *Shared*: the leaf hangs in other tables too, and
+/// no processor stores through this place, whatever the entries allow.
 ///
-/// A software table may store the word as it is ([`PlaceWord::into_raw`]). A kernel makes an upper entry of it: the leaf's frame,
-/// the write bit clear where it is shared, and a software bit for *inherited*.
+/// A software table may store the word as it is ([`PlaceWord::into_raw`]). A kernel makes an upper entry of it: the leaf's frame, and
+/// the write bit clear where it is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaceWord(*mut ());
 
 impl PlaceWord {
     const SHARED: usize = 1;
-    const INHERITED: usize = 2;
-    const MARKS: usize = Self::SHARED | Self::INHERITED;
 
-    /// The word without marks for a leaf table, by a pointer that the host alone follows: it has to be a multiple of four,
+    /// The word without the mark for a leaf table, by a pointer that the host alone follows: it has to be even,
     /// and another one for each leaf. Null: no leaf hangs there.
     #[inline]
     pub fn new(leaf: *mut ()) -> Self {
-        debug_assert!(leaf.addr() & Self::MARKS == 0, "a leaf table whose address leaves no room for marks");
+        debug_assert!(
+            leaf.addr() & Self::SHARED == 0,
+            "a leaf table whose address leaves no room for the mark"
+        );
         Self(leaf)
     }
 
@@ -97,7 +98,7 @@ impl PlaceWord {
         Self(word)
     }
 
-    /// The word as one pointer: that of the leaf, with the marks in its two lowest bits.
+    /// The word as one pointer: that of the leaf, with the mark in its lowest bit.
     #[inline]
     pub const fn into_raw(self) -> *mut () {
         self.0
@@ -106,19 +107,13 @@ impl PlaceWord {
     /// The leaf table, as it was given to [`PlaceWord::new`].
     #[inline]
     pub fn leaf(self) -> *mut () {
-        self.0.map_addr(|word| word & !Self::MARKS)
+        self.0.map_addr(|word| word & !Self::SHARED)
     }
 
     /// Whether the leaf hangs in other tables too.
     #[inline]
     pub fn is_shared(self) -> bool {
         self.0.addr() & Self::SHARED != 0
-    }
-
-    /// Whether the leaf hangs in other tables too and came here by fork.
-    #[inline]
-    pub fn is_inherited(self) -> bool {
-        self.0.addr() & Self::INHERITED != 0
     }
 
     /// The same leaf in the same place, unshared.
@@ -130,11 +125,6 @@ impl PlaceWord {
     pub(crate) fn shared(self) -> Self {
         Self(self.0.map_addr(|word| word | Self::SHARED))
     }
-
-    /// The same leaf in the child's place.
-    pub(crate) fn inherited(self) -> Self {
-        Self(self.0.map_addr(|word| word | Self::MARKS))
-    }
 }
 
 /// Leaf tables that can hang in several tables at once, so that fork need not copy their entries. Given out by
@@ -145,15 +135,11 @@ impl PlaceWord {
 /// by a range taken.
 ///
 /// # Safety
-/// The engine frees leaf tables and counts pages by what these methods say: each does what it says, and nothing else. The record of
-/// a leaf is one place in memory from when the leaf is made until it is freed, and is at first zeros or
-/// [`LeafRecord::new`]. A processor does not store through a place whose word is shared once
+/// The engine frees leaf tables and counts pages by what these methods say: each does what it says, and nothing else. A processor does not
+/// store through a place whose word is shared once
 /// [`PageTable::invalidate`] of its pages has returned. [`PageTable::hangs`] is false of a leaf that was found shared, and of one whose
 /// place is marked by now.
 pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
-    /// The engine's record of the leaf.
-    fn record<'s>(&'s self, leaf: T::Leaf<'s>) -> &'s LeafRecord;
-
     /// The place word by which the leaf was found. Reads the value alone: another thread may have freed the table.
     fn found(&self, leaf: T::Leaf<'_>) -> PlaceWord;
 
@@ -201,10 +187,6 @@ pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
 
 // SAFETY: there is no value.
 unsafe impl<T: PageTable> ShareLeaves<T> for Unsupported {
-    fn record<'s>(&'s self, _: T::Leaf<'s>) -> &'s LeafRecord {
-        match *self {}
-    }
-
     fn found(&self, _: T::Leaf<'_>) -> PlaceWord {
         match *self {}
     }

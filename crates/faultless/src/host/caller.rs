@@ -16,7 +16,8 @@
 use super::{Entry, FollowRanges, Frame, FrameSource, OutOfMemory, PageTable, RefuseAccesses};
 use crate::address::{PageNumber, PageRange};
 use crate::protection::Protection;
-use crate::sync::Retired;
+use crate::sync::{Retired, Stable};
+use crate::tables::{Home, MOST_ENTRIES, SpaceMark};
 use core::ops::Deref;
 use core::ptr::NonNull;
 
@@ -90,28 +91,60 @@ impl<'a, F: FrameSource> Frames<'a, F> {
 }
 
 /// The page table of a space, for the engine.
-pub(crate) struct Table<T>(T);
+pub(crate) struct Table<T> {
+    table: T,
+    /// The space that the table is of, as its leaf tables' records name it. Immutable.
+    space: SpaceMark,
+}
 
 /// For the methods that demand nothing.
 impl<T> Deref for Table<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        &self.0
+        &self.table
     }
 }
 
 impl<T: PageTable> Table<T> {
-    /// `table` is empty, of this engine's host, and nobody else's.
-    pub(crate) fn new(table: T) -> Self {
-        Self(table)
+    /// `table` is empty, of this engine's host, and nobody else's but the space's.
+    pub(crate) fn new(table: T, space: SpaceMark) -> Self {
+        const { assert!(T::LEAF_PAGES <= MOST_ENTRIES, "a home has no room for the index of an entry") }
+        Self { table, space }
+    }
+
+    /// The space that the table is of.
+    pub(crate) fn space(&self) -> SpaceMark {
+        self.space
+    }
+
+    /// As [`PageTable::make_leaf`]; the leaf's record names the space, unless others have the leaf too.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: as before.
+    pub(crate) fn make_leaf<'s>(
+        &'s self,
+        proof: &'s impl Stable,
+        page: PageNumber,
+    ) -> Result<T::Leaf<'s>, OutOfMemory> {
+        let leaf = self.table.make_leaf(proof, page)?;
+        if !self.is_shared(leaf) {
+            self.table.record(leaf).begin(self.space, page.align_down(T::LEAF_PAGES).get());
+        }
+        Ok(leaf)
+    }
+
+    /// The home of what the entry of `page` maps, in `leaf`, which was found in a section, or is this space's own.
+    #[inline]
+    pub(crate) fn home<'s>(&'s self, leaf: T::Leaf<'s>, page: PageNumber) -> Home {
+        Home::of_entry(self.table.record(leaf), page.get() % T::LEAF_PAGES)
     }
 
     /// As [`PageTable::let_go`].
     #[inline]
     pub(crate) fn let_go(&self, leaf: T::Leaf<'_>, page: PageNumber) {
         // SAFETY: the table above, line 6.
-        unsafe { self.0.let_go(leaf, page) }
+        unsafe { self.table.let_go(leaf, page) }
     }
 
     /// As [`PageTable::install`].
@@ -123,12 +156,12 @@ impl<T: PageTable> Table<T> {
         new: Entry,
     ) -> Result<Entry, OutOfMemory> {
         // SAFETY: the table above, lines 6 and 8.
-        unsafe { self.0.install(leaf, page, new) }
+        unsafe { self.table.install(leaf, page, new) }
     }
 
     /// As [`RefuseAccesses::refuse`], for a host that does; any other lets go.
     pub(crate) fn refuse(&self, leaf: T::Leaf<'_>, page: PageNumber) {
-        match self.0.refusing() {
+        match self.table.refusing() {
             // SAFETY: the table above, line 6.
             Some(refusing) => unsafe { refusing.refuse(leaf, page) },
             None => self.let_go(leaf, page),
@@ -145,25 +178,25 @@ impl<T: PageTable> Table<T> {
         new: Entry,
     ) -> Result<(), Entry> {
         // SAFETY: the table above, lines 7 and 8.
-        unsafe { self.0.exchange(leaf, page, seen, new) }
+        unsafe { self.table.exchange(leaf, page, seen, new) }
     }
 
     /// As [`PageTable::fill`].
     #[inline]
     pub(crate) fn fill(&self, leaf: T::Leaf<'_>, page: PageNumber, new: Entry) {
         // SAFETY: the table above, lines 7 and 8.
-        unsafe { self.0.fill(leaf, page, new) }
+        unsafe { self.table.fill(leaf, page, new) }
     }
 
     /// As [`PageTable::unhook`].
     pub(crate) fn unhook(&self, page: PageNumber) -> Option<Retired> {
         // SAFETY: the table above, lines 7 and 9.
-        unsafe { self.0.unhook(page) }
+        unsafe { self.table.unhook(page) }
     }
 
     /// As [`FollowRanges::follow`], for a host that does.
     pub(crate) fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         // SAFETY: the table above, line 7.
-        self.0.following().map_or(Ok(()), |following| unsafe { following.follow(range, rights) })
+        self.table.following().map_or(Ok(()), |following| unsafe { following.follow(range, rights) })
     }
 }

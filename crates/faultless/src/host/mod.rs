@@ -129,7 +129,8 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 ///
 /// # Safety
 /// The engine frees frames and tables by what these methods say: an entry changes only as the methods have it, a leaf
-/// found with a proof stays in memory as long as the proof lives, and `invalidate` waits for every older translation.
+/// found with a proof stays in memory as long as the proof lives, and `invalidate` waits for every older translation. The record
+/// of a leaf is one place in memory from when the leaf is made until it is freed, and is at first zeros or [`LeafRecord::new`].
 ///
 /// A method that is not `unsafe` breaks no memory safety, whatever page and leaf of a table of this type it gets. It may
 /// panic. The `unsafe` methods change what processors reach, or free tables: each states what its caller guarantees.
@@ -161,7 +162,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// How an access that cannot be served is answered; [`Unsupported`]: the thread that made it gets the error of its fault.
     type Refusing: RefuseAccesses<Self>;
 
-    /// Pages of one leaf table; a power of two.
+    /// Pages of one leaf table; a power of two, 2048 at most.
     const LEAF_PAGES: u64;
     /// Whether the page of zeros can be mapped for reading such that a store faults. Where not, a read of untouched
     /// memory gets a frame of its own.
@@ -268,6 +269,9 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// # Safety
     /// Nobody else changes the entry now. `new` is as for [`PageTable::install`].
     unsafe fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
+
+    /// The engine's record of the leaf. Not asked of a leaf that is [shared](ShareLeaves) and was found by a range taken.
+    fn record<'s>(&'s self, leaf: Self::Leaf<'s>) -> &'s LeafRecord;
 
     /// The first page from `range`'s start on, and inside it, whose leaf table exists.
     fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber>;

@@ -1,13 +1,17 @@
 //! A look at a space that stands still: do its entries agree with its mappings? For tests and for embedders who doubt
 //! their host.
 
+use super::shared_table::LeafOf;
 use super::{AddressSpace, SpaceUsage};
 use crate::address::PageNumber;
 use crate::design::LockingDesign;
 use crate::frame::Folio;
 use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::protection::Protection;
-use crate::vma::AnonId;
+use crate::sync::Section;
+use crate::tables::{self, Home};
+use crate::vma::tree::Ranged;
+use crate::vma::{AnonRecord, Flags};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,20 +61,41 @@ pub enum AuditError {
         /// What the limits go by.
         counted: SpaceUsage,
     },
-    /// An exclusive anonymous page that belongs to another record than its mapping.
-    #[error("records: {page:?} belongs to record {owner}, its mapping has {record}")]
+    /// An anonymous page whose mapping has no record of such, or another one than it came by.
+    #[error("records: {page:?} is anonymous, and its mapping does not have the record that it came by")]
     Record {
         /// The page.
         page: PageNumber,
-        /// The record that the page names.
-        owner: u64,
-        /// The mapping's.
-        record: u64,
+    },
+    /// The folio's only mapping is not the entry that its home names.
+    #[error("rule H2: the home of what {page:?} maps, and nothing else does, is another entry")]
+    Home {
+        /// The page.
+        page: PageNumber,
+    },
+    /// The home is in a table that no space has.
+    #[error("rule H1: the home of what {page:?} maps is in a table that no space has")]
+    NoTable {
+        /// The page.
+        page: PageNumber,
+    },
+    /// The record of a leaf table says other than what is so.
+    #[error("rule H4: the record of the leaf table over {page:?} names another space, or other pages")]
+    TableOf {
+        /// The first page of the table.
+        page: PageNumber,
+    },
+    /// A locked mapping over a leaf table that others have too.
+    #[error("rule H6: {page:?} is locked, and its leaf table is shared")]
+    LockedAndShared {
+        /// The first page of both.
+        page: PageNumber,
     },
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Checks every entry, and the sums that the limits go by. Meaningful while no other call on the space is under way.
+    /// Checks every entry, the homes of anonymous pages, the records of leaf tables, and the sums that the limits go by. Meaningful
+    /// while no other call on the space is under way.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -92,8 +117,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             let start = page.align_down(H::Table::LEAF_PAGES);
             for page in (start.get()..start.get() + H::Table::LEAF_PAGES).map(PageNumber::new) {
                 let Some(leaf) = space.table.leaf(&section, page) else { break };
-                let is_shared = space.table.is_shared(leaf);
-                self.audit_entry(&section, page, space.table.load(leaf, page), is_shared)?;
+                if page == start {
+                    self.audit_table(&section, leaf, page)?;
+                }
+                self.audit_entry(&section, leaf, page)?;
             }
             rest = crate::address::PageRange::new(
                 PageNumber::new(start.get() + H::Table::LEAF_PAGES),
@@ -103,14 +130,38 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    fn audit_entry(
-        &self,
-        section: &crate::sync::Section<'_>,
-        page: PageNumber,
-        entry: Entry,
-        is_shared: bool,
+    /// The record of a leaf table that was found in `section`, whose first page is `first`.
+    fn audit_table<'a>(
+        &'a self,
+        section: &Section<'_>,
+        leaf: LeafOf<'a, H>,
+        first: PageNumber,
     ) -> Result<(), AuditError> {
         let space = &self.0;
+        let (record, is_shared) = (space.table.record(leaf), space.table.is_shared(leaf));
+        let expected = (!is_shared).then(|| space.table.space());
+        if record.space() != expected || record.first() != first.get() || !record.is_in_a_space() {
+            return Err(AuditError::TableOf { page: first });
+        }
+        let span = space.leaf_span(first);
+        let mut within =
+            space.tree.view(section).from(first).take_while(|vma| vma.range().start() < span.end());
+        match within.find(|vma| vma.flags().contains(Flags::LOCKED)) {
+            Some(locked) if is_shared => {
+                Err(AuditError::LockedAndShared { page: locked.range().start().max(first) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn audit_entry<'a>(
+        &'a self,
+        section: &Section<'_>,
+        leaf: LeafOf<'a, H>,
+        page: PageNumber,
+    ) -> Result<(), AuditError> {
+        let space = &self.0;
+        let entry = space.table.load(leaf, page);
         if entry.is_announced() {
             return Err(AuditError::Announced { page });
         }
@@ -145,13 +196,26 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if folio.is_free() {
             return Err(AuditError::FreeFrame { page });
         }
-        match vma.record() {
-            // In a shared table it is not exclusive, whatever its word says.
-            Some(record) if !is_shared && folio.is_exclusive() && frame != space.engine.zero_frame() => {
-                let (owner, record) = (folio.owner(), record.id().map_or(0, AnonId::get));
-                if owner == record { Ok(()) } else { Err(AuditError::Record { page, owner, record }) }
+        if !folio.is_anonymous() {
+            return Ok(());
+        }
+        let id = vma.record().and_then(AnonRecord::id).ok_or(AuditError::Record { page })?;
+        // What a fork has passed on came by the record of another space.
+        #[cfg(any(loom, shuttle))]
+        if !id.is_inherited() && folio.is_exclusive() && folio.noted_record() != id.get() {
+            return Err(AuditError::Record { page });
+        }
+        let _ = id;
+        // The count first: whoever else lets the folio go changes home before.
+        let is_only = folio.mappings() == 1;
+        match folio.mapped_home() {
+            Some(home) if is_only && home != Home::NONE && home != space.table.home(leaf, page) => {
+                Err(AuditError::Home { page })
             }
-            _ => Ok(()),
+            _ => match tables::follow(folio, section) {
+                Some((record, _)) if !record.is_in_a_space() => Err(AuditError::NoTable { page }),
+                _ => Ok(()),
+            },
         }
     }
 }

@@ -1,5 +1,9 @@
 //! The counts that entries stand for. All calls that copy or drop entries come through here, and match every kind.
 
+use super::Space;
+use super::shared_table::LeafOf;
+use crate::address::PageNumber;
+use crate::design::LockingDesign;
 use crate::engine::Engine;
 use crate::frame::{Reference, Share};
 use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory};
@@ -93,6 +97,17 @@ impl<H: Host> Engine<H> {
     fn put_mapping(&self, frame: Frame) {
         if frame != self.zero_frame() {
             self.put(frame, Reference::Mapping);
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// The entry of `page`, which the caller has by its bit or by range, lets go of what `entry` maps (rule H1 of docs/home.md).
+    /// Before [`Engine::drop_entry`].
+    #[inline]
+    pub(super) fn leave_home<'s>(&'s self, leaf: LeafOf<'s, H>, page: PageNumber, entry: Entry) {
+        if let Some(frame) = entry.counted_frame() {
+            self.engine.folio(frame).leave_home(|| self.table.home(leaf, page));
         }
     }
 }

@@ -61,14 +61,14 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // frames, and they before the tables (invariants 3 and 15).
         self.engine.unload(&self.table);
         let whole = self.whole();
-        let mut rest = Some(whole);
+        let (mut rest, mut has_tables) = (Some(whole), false);
         while let Some(range) = rest {
             // A section for each leaf: a large space holds nobody's grace period up.
             let section = self.engine.enter();
             let Some(page) = self.table.next_leaf(&section, range) else { break };
             let first = page.align_down(H::Table::LEAF_PAGES);
             let Ok(span) = PageRange::with_pages(first, H::Table::LEAF_PAGES) else { break };
-            rest = PageRange::new(span.end(), whole.end());
+            (rest, has_tables) = (PageRange::new(span.end(), whole.end()), true);
             let Some(leaf) = self.table.leaf(&section, page) else { continue };
             let section = match self.table.is_shared(leaf) {
                 false => section,
@@ -84,11 +84,18 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
                 let entry = self.table.load(leaf, page);
                 // As the sweep does it: the child may have the page still.
                 if entry.holds_page() && self.table.exchange(leaf, page, entry, Entry::EMPTY).is_ok() {
+                    self.leave_home(leaf, page, entry);
                     self.engine.drop_entry(entry);
                 }
             }
         }
         self.engine.tell_freed();
+        // Rule H5: whoever has followed a home in a section may be in a leaf table of this space, and in its record the name of the
+        // space. After exit has waited there is neither, unless a fault has made a table since.
+        let is_swept = self.map.lock_by(&*self.engine).abandoned && !has_tables;
+        if !is_swept && !cfg!(mutant = "space_without_grace") {
+            self.engine.grace();
+        }
         // Also what keeps a file, and with it this engine.
         self.engine.flush();
         self.engine.uncharge(ROOM_OF_RANGES + self.tree.clear());

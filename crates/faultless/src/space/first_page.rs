@@ -1,4 +1,4 @@
-//! The first anonymous page of a mapping: which number its pages carry from then on.
+//! The first anonymous page of a mapping: which number its record has from then on.
 
 use super::Space;
 use crate::design::LockingDesign;

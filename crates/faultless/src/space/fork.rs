@@ -256,15 +256,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         weakened.flush(self);
         result?;
         for (vma, copy) in pairs().filter(|_| pinned) {
-            if let Some(anon) = copy.record().and_then(AnonRecord::id) {
-                self.copy_pinned(taken, (child, child_taken), vma.range(), anon)?;
+            if copy.record().and_then(AnonRecord::id).is_some() {
+                self.copy_pinned(taken, (child, child_taken), vma.range())?;
             }
         }
         Ok(())
     }
 
     /// Shares the leaf table over `span` with the child, if all that is mapped there is private and goes to the child as
-    /// it is, with anonymous pages somewhere, and if it has entries enough, or is shared already; and if its pages can be
+    /// it is, not locked, with anonymous pages somewhere, and if it has entries enough, or is shared already; and if its pages can be
     /// counted once more when it is copied. `vmas`: those from its start on.
     fn share_table<'v>(
         &self,
@@ -279,8 +279,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         let (mut mapped, mut has_pages, mut of_files) = (0, false, 0);
         for vma in vmas.take_while(|vma| vma.range().start() < span.end()) {
-            let is_wiped = vma.mapping().flags.contains(Flags::WIPE_ON_FORK);
-            let Some(record) = vma.record().filter(|_| is_inherited(&vma) && !is_wiped) else {
+            let flags = vma.mapping().flags;
+            // Rule H6, for a locked one.
+            let is_locked = flags.contains(Flags::LOCKED) && !cfg!(mutant = "locked_table_shared");
+            let is_shareable = is_inherited(&vma) && !flags.contains(Flags::WIPE_ON_FORK) && !is_locked;
+            let Some(record) = vma.record().filter(|_| is_shareable) else {
                 return Ok(false);
             };
             has_pages |= record.id().is_some();
@@ -398,7 +401,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         taken: &Taken<'_, H>,
         (child, child_taken): (&Self, &Taken<'_, H>),
         range: PageRange,
-        anon: AnonId,
     ) -> Result<(), OutOfMemory> {
         let frames = self.engine.frames();
         let mut result = Ok(());
@@ -422,7 +424,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         frames.free(copy);
                         return Err(OutOfMemory);
                     }
-                    frames.folio(copy).begin_anonymous(anon.get());
+                    frames.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
                     frames.write(copy, 0, &bytes);
                     let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));

@@ -230,6 +230,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             mapping.flags.difference(Flags::LOCKS) | set
         };
         let changed = self.change_flags(range, holes, before, |_| None, change);
+        if !set.is_empty() {
+            self.own_locked_tables(range);
+        }
         changed.or_else(|wrong| match wrong {
             Wrong::Hole(_) if holes == Holes::Skip => Ok(()),
             Wrong::Hole(address) => Err(LockError::Hole { range, address }),

@@ -68,6 +68,7 @@ use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::Maps;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak};
+use crate::tables::SpaceMark;
 use crate::vma::Vma;
 use crate::vma::tree::{Tree, Writer};
 use alloc::sync::Arc;
@@ -134,7 +135,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let signs = Signs { dying: Dying::default(), pins: AtomicU64::new(0) };
         let signs = Shared::try_new_charged(sections, signs)?;
         let room = Claims::with_room()?;
-        let space = Shared::try_make_charged(sections, |_| {
+        let space = Shared::try_make_charged(sections, |weak| {
             let (tree, writer) = Tree::new();
             let map = Map {
                 writer,
@@ -149,7 +150,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Self {
                 id: engine.next_serial(),
                 engine: engine.clone(),
-                table: Table::new(table),
+                table: Table::new(table, SpaceMark::new(weak.as_raw())),
                 tree,
                 map: CachePadded::new(Ranges::with_room(map, room)),
                 lock,

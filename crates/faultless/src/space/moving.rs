@@ -25,6 +25,7 @@ use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, EntryKind, Host, OutOfMemory, PageTable};
+use crate::tables::Home;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Flags, Mapping, Vma, edit};
 
@@ -222,7 +223,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                     } else if space.pick_up(leaf, page, seen) {
                         weakened.touch(page);
                         if moves_along(seen) {
-                            space.put_down(target, part.to(page), space.as_moved(seen));
+                            let from = space.table.home(leaf, page);
+                            space.put_down(target, part.to(page), space.as_moved(seen), from);
                         }
                         break;
                     }
@@ -294,9 +296,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         picked
     }
 
-    /// Puts an entry in the target, where others announce for a moment, see that it is MOVING, and let go.
-    fn put_down(&self, taken: &Taken<'_, H>, page: PageNumber, entry: Entry) {
+    /// Puts an entry in the target, where others announce for a moment, see that it is MOVING, and let go. Its page's home goes
+    /// along, if it was `from`: before the table that it named is retired.
+    fn put_down(&self, taken: &Taken<'_, H>, page: PageNumber, entry: Entry, from: Home) {
         let leaf = self.table.leaf(taken, page).expect("a leaf table made before");
+        if let Some(frame) = entry.counted_frame() {
+            self.engine.folio(frame).move_home(from, self.table.home(leaf, page));
+        }
         let mut look = 0;
         loop {
             let there = self.table.load(leaf, page);

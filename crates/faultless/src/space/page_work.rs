@@ -5,10 +5,12 @@ use super::shared_table::LeafOf;
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, LockingDesign, Need};
 use crate::engine::Engine;
-use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
 use crate::sync::Section;
 use crate::sync::fence_after_rmw;
-use crate::tables::{Left, Unshared};
+use crate::tables::{Home, Left, Unshared};
+#[cfg(any(loom, shuttle))]
+use crate::vma::AnonRecord;
 use crate::vma::Vma;
 
 /// Why page work did not begin.
@@ -54,6 +56,27 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
 
     pub fn section(&self) -> &'a Section<'a> {
         self.section
+    }
+
+    /// The home of what the entry maps.
+    #[inline]
+    pub fn home(&self) -> Home {
+        self.space.table.home(self.leaf, self.page)
+    }
+
+    /// For models: by which record the page in `frame` comes. `audit` compares.
+    #[inline]
+    pub fn note_record(&self, frame: Frame) {
+        #[cfg(any(loom, shuttle))]
+        if let Some(id) = self.vma.record().and_then(AnonRecord::id) {
+            self.engine().folio(frame).note_record(id.get());
+        }
+        let _ = frame;
+    }
+
+    /// The entry is about to let its page go, which others may map still.
+    pub fn leave_home(&self) {
+        self.space.leave_home(self.leaf, self.page, self.entry);
     }
 
     /// Puts `new` in the entry and ends the announcement by the same store. Returns what was there.

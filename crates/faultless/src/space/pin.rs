@@ -208,7 +208,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         space.signs.pins.fetch_add(1, Ordering::Relaxed);
                     }
                     let file = work.vma.mapping().file_page(page).map(|(file, _)| file);
-                    let is_files = |file: &&Shared<File<H>>| work.engine().folio(frame).owner() == file.id();
+                    let is_files = |file: &&Shared<File<H>>| work.engine().folio(frame).is_page_of(file.id());
                     let file = file.filter(|file| access == Access::Write && is_files(file)).cloned();
                     Some(Ok((frame, file)))
                 },

@@ -165,6 +165,9 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         #[cfg(not(mutant = "hull_after_publication"))]
         self.space.tell_file(mapping);
         let lock = self.replace(lock, mapping.range, (&|_| None, Some(mapping), joins))?;
+        if mapping.flags.contains(Flags::LOCKED) {
+            self.locked = Some(mapping.range);
+        }
         #[cfg(mutant = "hull_after_publication")]
         self.space.tell_file(&late);
         Ok(lock)

@@ -19,6 +19,7 @@ use crate::vma::Mapping;
 ///   the ranges taken
 ///   what the design keeps                   other calls go on from here
 ///   leaf tables that were left              by those who had claims in one table with us: the last one frees it
+///   shared tables under a locked mapping    replaced by the space's own (rule H6 of docs/home.md)
 ///   what was replaced or unhooked           retired, when nothing is held
 /// ```
 pub(super) struct RangeChange<'a, H: Host, D: LockingDesign> {
@@ -31,6 +32,8 @@ pub(super) struct RangeChange<'a, H: Host, D: LockingDesign> {
     work: Option<D::Range<'a, H>>,
     /// Things that it has replaced and unhooked.
     pub retired: RetiredList,
+    /// Where it has published a locked mapping, whose tables are to be the space's own.
+    pub locked: Option<PageRange>,
 }
 
 /// The ranges that a call has taken.
@@ -99,6 +102,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             taken: TakenRanges([None, None]),
             work,
             retired: RetiredList::new(),
+            locked: None,
         }
     }
 
@@ -131,6 +135,9 @@ impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
         self.flush();
         self.release();
         self.work = None;
+        if let Some(locked) = self.locked {
+            self.space.own_locked_tables(locked);
+        }
         if self.space.map.is_left() {
             self.space.unhook_left();
         }

@@ -205,6 +205,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         break;
                     }
                     if self.table.exchange(leaf, page, seen, new).is_ok() {
+                        // No step puts another page in the place of one.
+                        if !new.holds_page() {
+                            self.leave_home(leaf, page, seen);
+                        }
                         changed(page, seen, new);
                         break;
                     }

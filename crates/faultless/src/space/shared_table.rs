@@ -8,9 +8,7 @@ use crate::design::LockingDesign;
 use crate::host::{Entry, FrameSource, Host, PageTable};
 use crate::stats::Counter;
 use crate::sync::Section;
-use crate::tables::{Fate, Left, Unshared};
-use crate::vma::tree::Ranged;
-use crate::vma::{AnonRecord, Vma};
+use crate::tables::{Left, Unshared};
 
 /// How many entries ahead of the one being copied the folio's word is fetched.
 const AHEAD: u64 = 8;
@@ -29,18 +27,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         page: PageNumber,
         mut becomes: impl FnMut(PageNumber, Entry) -> Entry,
     ) -> Unshared {
-        let mut last: Option<&Vma<H, D>> = None;
-        let unshared = self.table.unshare(leaf, page, |fate, page, entry| {
-            if fate == Fate::Stays {
-                // What goes now needs no owner.
-                if !becomes(page, entry).holds_page() {
-                    return entry;
-                }
-                last = last.filter(|vma| vma.range().contains(page));
-                last = last.or_else(|| self.tree.view(section).find(page));
-                self.adopt(last, entry);
-                return entry;
-            }
+        let unshared = self.table.unshare(leaf, page, |page, entry| {
             let ahead = PageNumber::new(page.get() + AHEAD);
             if ahead.align_down(H::Table::LEAF_PAGES) == page.align_down(H::Table::LEAF_PAGES)
                 && let Some(frame) = self.table.load(leaf, ahead).mapped_frame()
@@ -64,17 +51,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         entry
     }
 
-    /// A table that came from the parent is this space's alone, and so are those of its pages that nobody has copied.
-    fn adopt(&self, vma: Option<&Vma<H, D>>, entry: Entry) {
-        let anon = vma.and_then(Vma::record).and_then(AnonRecord::id);
-        let frame = entry.counted_frame().filter(|frame| *frame != self.engine.zero_frame());
-        if let (Some(anon), Some(frame)) = (anon, frame)
-            && self.engine.folio(frame).is_exclusive()
-        {
-            self.engine.folio(frame).set_owner(anon.get());
-        }
-    }
-
     /// Ends what [`Space::try_unshare`] has begun, in no section: nobody else has the table for himself before no processor
     /// of this space is in it.
     #[cold]
@@ -91,6 +67,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Whether the table over `page`, in what is taken, is shared.
     pub(super) fn has_shared_table(&self, taken: &Taken<'_, H>, page: PageNumber) -> bool {
         self.table.leaf(taken, page).is_some_and(|leaf| self.table.is_shared(leaf))
+    }
+
+    /// Gives this space tables of its own all over `range`, where something is locked now: what is reclaimed from a shared table is
+    /// taken from all who share it, and nobody asks then what each of them has mapped there (rule H6). In no section; a fork that
+    /// comes from now on finds the lock, and shares no table there.
+    pub(super) fn own_locked_tables(&self, range: PageRange) {
+        if self.table.sharing().is_none() || cfg!(mutant = "locked_table_shared") {
+            return;
+        }
+        self.each_leaf_part(range, |part| {
+            self.own_table(part, |_, entry| entry, |_, _| true);
+        });
     }
 
     /// Gets a table of this space's own over `part`, which one leaf table covers, unless it has one; or unless that is shared,

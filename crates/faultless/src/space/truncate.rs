@@ -162,7 +162,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Calls `f` for the parts of `range` that have a leaf table.
-    fn each_leaf_part(&self, range: PageRange, mut f: impl FnMut(PageRange)) {
+    pub(super) fn each_leaf_part(&self, range: PageRange, mut f: impl FnMut(PageRange)) {
         let mut rest = Some(range);
         while let Some(part) = rest {
             let section = self.engine.enter();
@@ -210,7 +210,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
                 let is_meant = |frame: Frame| {
                     let folio = self.engine.folio(frame);
-                    folio.owner() == file && folio.is_writeback()
+                    folio.is_writeback() && folio.is_page_of(file)
                 };
                 let clean = entry.without(Entry::WRITE | Entry::DIRTY);
                 match entry.kind() {
@@ -261,7 +261,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 let Some((_, shown)) = shows else { return Entry::EMPTY };
                 let goes = match work.entry.kind() {
                     EntryKind::Page(frame) | EntryKind::Kept(frame) => {
-                        let is_copy = self.engine.folio(frame).owner() != file;
+                        let is_copy = !self.engine.folio(frame).is_page_of(file);
                         if is_copy { copies } else { pages }.contains(&shown)
                     }
                     EntryKind::Swapped(..) => copies.contains(&shown),
@@ -272,6 +272,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 if !goes {
                     return Entry::EMPTY;
                 }
+                work.leave_home();
                 work.install(Entry::EMPTY).unwrap_or(Entry::EMPTY)
             },
             |_, _| false,

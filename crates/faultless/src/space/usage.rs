@@ -78,7 +78,7 @@ impl MappingUsage {
         let folio = space.engine.folio(frame);
         // It may be gone, and others have its frame, by now: a figure of a moment.
         let mappings = folio.mappings().max(1) + others;
-        let is_anonymous = self.mapping.file.is_none_or(|(file, _)| folio.owner() != file);
+        let is_anonymous = self.mapping.file.is_none_or(|(file, _)| !folio.is_page_of(file));
         let is_dirty = is_anonymous || entry.has(Entry::DIRTY) || folio.is_dirty();
         *match (mappings > 1, is_dirty) {
             (true, false) => &mut self.shared_clean,

@@ -14,12 +14,15 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `record.rs` | one leaf's lock, counts and spares |
+//! | `record.rs` | one leaf's lock, counts and spares, and the space that has it |
+//! | `home.rs` | the entry that an anonymous folio names (docs/home.md) |
 //! | `share.rs` | to share a leaf, and to leave it |
 
+mod home;
 mod record;
 mod share;
 
-pub(crate) use record::Left;
+pub(crate) use home::{Home, MOST_ENTRIES, follow};
 pub use record::{LeafRecord, SpareLink};
-pub(crate) use share::{Fate, Unshared};
+pub(crate) use record::{Left, SpaceMark};
+pub(crate) use share::Unshared;

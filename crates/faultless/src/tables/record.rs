@@ -2,38 +2,61 @@
 
 use crate::sync::Life;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use crate::sync::plain;
 use core::ptr::{self, NonNull};
 
 /// The engine's record of one leaf table, in the host's memory: beside the entries, or in what a kernel keeps for the frame of a
-/// page table. Only a host that shares leaf tables has them ([`ShareLeaves`](crate::host::ShareLeaves)).
+/// page table. Each leaf table has one, shared or not: the way from a page back to the entry that maps it goes through it.
 ///
-/// The host makes it with the leaf table, gives it out by [`ShareLeaves::record`](crate::host::ShareLeaves::record), calls
+/// The host makes it with the leaf table, gives it out by [`PageTable::record`](crate::host::PageTable::record), calls
 /// [`LeafRecord::end`] before it frees the table or uses it for something else, and reads and writes nothing of it. Zeros are the
 /// record of a leaf that nobody shares, so memory of zeros needs no initialization.
 ///
-/// It is a line of 64 bytes. 24 are used. The others are for the way back from a page to the entries that map it:
+/// It is a line of 64 bytes, and aligned so, since a [home](crate::frame::Folio) has no room for the low bits of its address:
 ///
 /// | bytes | | state |
 /// |--:|---|---|
 /// | 8 | spaces that have the leaf, less one | used |
-/// | 2 | the lock; whether all of the leaf has been copied | used |
+/// | 1 | the lock | used |
 /// | 8 | spare tables | used |
-/// | 8 | the space whose page work announces in the leaf; none while it is shared | reserved, zero |
-/// | 8 | the first page | reserved, zero |
+/// | 8 | the space whose page work announces in the leaf; shared: none | used |
+/// | 8 | the first page | used |
 /// | 8 | the family: leaves that came from one leaf by copying | reserved, zero |
 /// | 4 | the place in the family | reserved, zero |
 #[derive(Debug)]
-#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
+#[repr(align(64))]
 pub struct LeafRecord {
     /// Places but one where the leaf hangs, and spaces that have left and are waited for. Up under the lock; down by [`Left`].
     others: AtomicU64,
     /// Whether somebody shares or copies the leaf now.
     locked: AtomicBool,
-    /// Whether somebody has copied all of it since it was shared, so that no page of it is exclusive. Under the lock.
-    is_copied: AtomicBool,
     /// Tables for those who leave: as many as `others` less those who are leaving. Under the lock.
     spares: AtomicPtr<SpareLink>,
+    /// A [`SpaceMark`], [`SHARED`], or zero before the first. Zero to a mark by whoever makes the leaf, before an entry of it is
+    /// written; then under the lock. Read in sections.
+    space: plain::AtomicUsize,
+    /// The first page that the leaf covers, the same in each space that has it. Written with the first `space`.
+    first: plain::AtomicU64,
     life: Life,
+}
+
+/// Several spaces have the leaf, and none announces in it. No address.
+const SHARED: usize = 1;
+
+/// Names a space in a record: the address of the counts of its handles ([`Weak::as_raw`](crate::sync::Weak)), as a number. What
+/// follows it has found the record in the same section: the space is freed a grace period after its last table (rule H5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpaceMark(usize);
+
+impl SpaceMark {
+    /// Of a table that is in no space, for checks of a host.
+    #[cfg(all(feature = "conformance", not(any(loom, shuttle))))]
+    pub const NOBODY: Self = Self(64);
+
+    /// Of the space whose handles are counted at `counts`.
+    pub fn new(counts: NonNull<()>) -> Self {
+        Self(counts.as_ptr().expose_provenance())
+    }
 }
 
 #[cfg(not(any(loom, shuttle)))]
@@ -68,8 +91,9 @@ impl LeafRecord {
         Self {
             others: AtomicU64::new(0),
             locked: AtomicBool::new(false),
-            is_copied: AtomicBool::new(false),
             spares: AtomicPtr::new(ptr::null_mut()),
+            space: plain::AtomicUsize::new(0),
+            first: plain::AtomicU64::new(0),
             life: Life::new(),
         }
     }
@@ -80,8 +104,9 @@ impl LeafRecord {
         Self {
             others: AtomicU64::new(0),
             locked: AtomicBool::new(false),
-            is_copied: AtomicBool::new(false),
             spares: AtomicPtr::new(ptr::null_mut()),
+            space: plain::AtomicUsize::new(0),
+            first: plain::AtomicU64::new(0),
             life: Life::new(),
         }
     }
@@ -90,7 +115,38 @@ impl LeafRecord {
     /// if somebody uses the record afterwards.
     pub fn end(&self) {
         debug_assert!(self.others.load(Ordering::Relaxed) == 0, "a leaf table freed that others have");
+        self.space.store(0, Ordering::Relaxed);
         self.life.end();
+    }
+
+    /// The leaf is `space`'s, from page `first` on, if nobody has said so yet. Whoever makes a leaf calls it before it writes an
+    /// entry; of two makers, which say the same, one does. A space that only finds a new leaf may write an entry before the maker
+    /// comes here: whoever follows the home then meets a record without a space, and passes over.
+    pub(crate) fn begin(&self, space: SpaceMark, first: u64) {
+        if self.space.load(Ordering::Relaxed) == 0 {
+            self.first.store(first, Ordering::Relaxed);
+            let _ = self.space.compare_exchange(0, space.0, Ordering::Release, Ordering::Relaxed);
+        }
+    }
+
+    /// The space that announces in the leaf; none of a shared one. A hint, unless it is the caller's own and the leaf is too.
+    pub(crate) fn space(&self) -> Option<SpaceMark> {
+        match self.space.load(Ordering::Acquire) {
+            0 | SHARED => None,
+            space => Some(SpaceMark(space)),
+        }
+    }
+
+    /// Whether a space has the leaf, or several have.
+    pub(crate) fn is_in_a_space(&self) -> bool {
+        self.life.touch();
+        self.space.load(Ordering::Acquire) != 0
+    }
+
+    /// The first page that the leaf covers.
+    pub(crate) fn first(&self) -> u64 {
+        self.life.touch();
+        self.first.load(Ordering::Relaxed)
     }
 
     /// How many other tables have the leaf, those counted that have left and are waited for. Acquire, partner: [`Left`]: what its
@@ -143,14 +199,9 @@ impl<'a> Locked<'a> {
         Some(spare)
     }
 
-    /// A copy was made; `is_whole`: of all pages.
-    pub fn note_copied(&self, is_whole: bool) {
-        self.0.is_copied.fetch_or(is_whole, Ordering::Relaxed);
-    }
-
-    /// One space has the leaf alone: whether all of it had been copied.
-    pub fn forget_copied(&self) -> bool {
-        self.0.is_copied.swap(false, Ordering::Relaxed)
+    /// Several spaces have the leaf from now on, so that nobody announces in it; or `space` alone.
+    pub fn set_space(&self, space: Option<SpaceMark>) {
+        self.0.space.store(space.map_or(SHARED, |space| space.0), Ordering::Release);
     }
 
     /// Ends the lock. The space that had the leaf is counted until the value returned is dropped.

@@ -5,16 +5,6 @@ use crate::address::PageNumber;
 use crate::host::{Entry, OutOfMemory, PageTable, ShareLeaves, Table};
 use crate::sync::full_fence;
 
-/// What [`Table::unshare`] did with one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// It is copied.
-    Copied,
-    /// The leaf becomes this space's own, and came from another one by fork; its pages are exclusive still, or some are. The
-    /// entry stays as it is, whatever is answered.
-    Stays,
-}
-
 /// How [`Table::unshare`] went.
 #[derive(Debug)]
 pub(crate) enum Unshared {
@@ -37,7 +27,7 @@ impl<T: PageTable> Table<T> {
 
     /// How many other tables have the leaf, which was found in a section.
     pub(crate) fn others<'s>(&'s self, leaf: T::Leaf<'s>) -> u64 {
-        self.sharing().map_or(0, |sharing| sharing.record(leaf).others())
+        self.sharing().map_or(0, |_| self.record(leaf).others())
     }
 
     /// Hangs the leaf over `page` in `child` as well, which has none there; it was found in a section. When `invalidate` of its
@@ -53,7 +43,7 @@ impl<T: PageTable> Table<T> {
         page: PageNumber,
     ) -> Result<bool, OutOfMemory> {
         let (Some(sharing), Some(of_child)) = (self.sharing(), child.sharing()) else { return Ok(false) };
-        let Some(locked) = sharing.record(leaf).try_lock() else { return Ok(false) };
+        let Some(locked) = self.record(leaf).try_lock() else { return Ok(false) };
         let found = sharing.found(leaf);
         if sharing.now(leaf) != found {
             return Ok(false);
@@ -63,25 +53,26 @@ impl<T: PageTable> Table<T> {
         // leaf still, and is changed under the lock alone while it is shared or becomes so.
         unsafe {
             locked.add(of_child.reserve(page)?);
-            of_child.hang(page, found.inherited());
+            locked.set_space(None);
+            of_child.hang(page, found.shared());
             sharing.put(leaf, found.shared());
         }
         Ok(true)
     }
 
     /// Gives this space a leaf of its own in the place of the shared one over `page`, which was found in a section: the shared one
-    /// where nobody else has it any more, else a copy. `each` is called for the entries that are not empty (for all, of what is
-    /// copied), and nobody else is at work on the leaf meanwhile. It says what the copy has, which gets no write right, and counts
-    /// each frame that the copy keeps once more; the shared leaf loses the write right of each frame which the copy has too.
+    /// where nobody else has it any more, else a copy. `each` is called for the entries that are copied and not empty, and nobody else
+    /// is at work on the leaf meanwhile. It says what the copy has, which gets no write right, and counts each frame that the copy
+    /// keeps once more; the shared leaf loses the write right of each frame which the copy has too.
     /// Does not sleep, and needs no memory. [`Unshared::Left`] is dropped after `invalidate` of the leaf's pages.
     pub(crate) fn unshare<'s>(
         &'s self,
         leaf: T::Leaf<'s>,
         page: PageNumber,
-        mut each: impl FnMut(Fate, PageNumber, Entry) -> Entry,
+        mut each: impl FnMut(PageNumber, Entry) -> Entry,
     ) -> Unshared {
         let Some(sharing) = self.sharing() else { return Unshared::Own };
-        let Some(locked) = sharing.record(leaf).try_lock() else { return Unshared::Busy };
+        let Some(locked) = self.record(leaf).try_lock() else { return Unshared::Busy };
         let found = sharing.found(leaf);
         if !found.is_shared() || sharing.now(leaf) != found {
             return Unshared::Own;
@@ -102,9 +93,7 @@ impl<T: PageTable> Table<T> {
             })
         };
         if locked.others() == 0 {
-            if !locked.forget_copied() && found.is_inherited() {
-                entries().for_each(|(page, seen)| _ = each(Fate::Stays, page, seen));
-            }
+            locked.set_space(Some(self.space()));
             // SAFETY: the place has the leaf still; nobody else has it, and it is this space's own.
             unsafe { sharing.put(leaf, found.own()) };
             return Unshared::Own;
@@ -112,12 +101,11 @@ impl<T: PageTable> Table<T> {
         let Some(spare) = locked.take_spare() else { return Unshared::Busy };
         // SAFETY: out of the list of this leaf, and so reserved by a table of this host and opened by nobody else.
         let copy = unsafe { sharing.open(leaf, spare) };
-        let mut is_whole = true;
+        self.record(copy).begin(self.space(), first);
         for (page, seen) in entries() {
-            let kept = each(Fate::Copied, page, seen).without(Entry::WRITE | Entry::ANNOUNCED);
-            if seen.holds_page() && !kept.has_page_of(seen) {
-                is_whole = false;
-            } else if seen.has(Entry::WRITE) {
+            let kept = each(page, seen).without(Entry::WRITE | Entry::ANNOUNCED);
+            let is_left = seen.holds_page() && !kept.has_page_of(seen);
+            if seen.has(Entry::WRITE) && !is_left {
                 // SAFETY: shared, and locked: nobody else but processors writes the entry.
                 unsafe { sharing.weaken(leaf, page) };
             }
@@ -125,7 +113,6 @@ impl<T: PageTable> Table<T> {
                 self.fill(copy, page, kept);
             }
         }
-        locked.note_copied(is_whole);
         // SAFETY: the place has the shared leaf still; the copy is nobody else's, and filled.
         unsafe { sharing.put(leaf, sharing.found(copy)) };
         Unshared::Left(locked.leave())

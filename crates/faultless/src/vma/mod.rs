@@ -113,7 +113,7 @@ pub struct Mapping<H: Host> {
     /// How many pages lower it lies than where its anonymous pages came into being (modulo 2^64): zero until mremap moves
     /// them. Linux merges anonymous memory by it (`vm_pgoff`).
     pub shift: u64,
-    /// What its anonymous pages carry, once it has some.
+    /// The number of its record, once it has anonymous pages.
     pub anon: Option<AnonId>,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// What anonymous pages carry to say whose they are: all that their mapping becomes when it is split, moved or merged,
+/// Whose anonymous pages are, for merges: all that their mapping becomes when it is split, moved or merged,
 /// and neighbours that differ in rights alone (Linux's anon_vma). Unique in the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnonId(u64);
@@ -27,7 +27,7 @@ impl AnonId {
         self.0 & Self::INHERITED != 0
     }
 
-    /// The number that folios carry.
+    /// The number.
     pub fn get(self) -> u64 {
         self.0
     }

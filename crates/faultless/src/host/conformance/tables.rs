@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, Host, PageTable, Slot, Table};
 use crate::sync::RetiredList;
+use crate::tables::{Home, SpaceMark};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -50,7 +51,7 @@ impl<R: Rig> Bench<R> {
         let engine = rig.engine(256);
         let table = engine.host().new_table(engine.sections());
         let table = table.map_err(|_| Unmet::from("a new machine has no memory for a table"))?;
-        Ok(Self { engine, table: Table::new(table) })
+        Ok(Self { engine, table: Table::new(table, SpaceMark::NOBODY) })
     }
 
     /// A page somewhere in the middle.
@@ -85,7 +86,7 @@ impl<R: Rig> Bench<R> {
         let frames = self.engine.frames();
         let frame = take(frames)?;
         frames.zero(frame);
-        frames.folio(frame).begin_anonymous(1);
+        frames.folio(frame).begin_anonymous(Home::NONE);
         let new = Entry::mapping(frame, rights);
         self.with(page, |leaf, seen| {
             must!(self.table.try_announce(leaf, page, seen), "try_announce refuses {seen:?}, which is there");
@@ -297,7 +298,7 @@ fn fill<R: Rig>(rig: &R) -> Finding {
     let frames = bench.engine.frames();
     let frame = take(frames)?;
     frames.zero(frame);
-    frames.folio(frame).begin_anonymous(1);
+    frames.folio(frame).begin_anonymous(Home::NONE);
     let new = Entry::mapping(frame, Entry::READ);
     bench.with(page, |leaf, _| {
         bench.table.fill(leaf, page, new);

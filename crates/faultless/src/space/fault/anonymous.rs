@@ -6,7 +6,6 @@ use crate::design::LockingDesign;
 use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host};
 use crate::protection::{Access, Protection};
 use crate::space::protect::entry_rights;
-use crate::vma::AnonId;
 
 /// A read of what nobody has written.
 pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> Step<H> {
@@ -15,11 +14,7 @@ pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> 
 }
 
 /// The first write; or the first access, where the page of zeros cannot be mapped.
-pub(super) fn fill<H: Host, D: LockingDesign>(
-    work: Announced<'_, H, D>,
-    anon: AnonId,
-    access: Access,
-) -> Step<H> {
+pub(super) fn fill<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, access: Access) -> Step<H> {
     let frames = work.engine().frames();
     let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
     frames.zero(frame);
@@ -29,5 +24,5 @@ pub(super) fn fill<H: Host, D: LockingDesign>(
         _ if work.vma.mapping().protection.contains(Protection::WRITE) => Entry::WRITE,
         _ => 0,
     };
-    install_new(work, anon, frame, bits)
+    install_new(work, frame, bits)
 }

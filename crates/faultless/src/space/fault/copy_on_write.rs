@@ -9,45 +9,40 @@ use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host};
 use crate::page_cache::File;
 use crate::stats::Counter;
-use crate::vma::AnonId;
 
 /// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros. Or a pin of it, which
 /// need not be for writing.
-pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(
-    work: Announced<'_, H, D>,
-    anon: AnonId,
-    frame: Frame,
-) -> Step<H> {
+pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let engine = work.engine();
     let (frames, counters) = (engine.frames(), work.section().counters());
     if frame == engine.zero_frame() {
         let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
         frames.zero(new);
         let right = write_right(&work);
-        return install_new(work, anon, new, right);
+        return install_new(work, new, right);
     }
     if engine.folio(frame).try_reuse() {
-        engine.folio(frame).set_owner(anon.get());
+        engine.folio(frame).set_home(work.home());
+        work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
         let new = work.entry.restored().with(write_right(&work));
         return install(work, new);
     }
     // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.
-    copy_of(work, anon, frame)
+    copy_of(work, frame)
 }
 
 /// The first write to a private mapping's page that is not mapped: a copy of the file's, if that is in memory.
 pub(super) fn from_file<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     address: VirtAddr,
-    anon: AnonId,
     file: &File<H>,
     page: u64,
 ) -> Result<Step<H>, NotReady> {
     match find(&work, address, file, page, Reference::Pin) {
         Found::Ready(frame) => {
             let engine = work.engine();
-            let step = copy_of(work, anon, frame);
+            let step = copy_of(work, frame);
             engine.put(frame, Reference::Pin);
             Ok(step)
         }
@@ -64,11 +59,7 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
 const PART: usize = if cfg!(loom) { PAGE_SIZE as usize } else { 512 };
 
 /// A private copy of `frame`, which a pin or the entry itself keeps meanwhile.
-pub(super) fn copy_of<H: Host, D: LockingDesign>(
-    work: Announced<'_, H, D>,
-    anon: AnonId,
-    frame: Frame,
-) -> Step<H> {
+pub(super) fn copy_of<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let frames = work.engine().frames();
     let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
@@ -88,6 +79,7 @@ pub(super) fn copy_of<H: Host, D: LockingDesign>(
         }
     }
     work.section().counters().add(Counter::CowCopies, 1);
+    work.leave_home();
     let right = write_right(&work);
-    install_new(work, anon, new, right)
+    install_new(work, new, right)
 }

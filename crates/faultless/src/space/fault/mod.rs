@@ -21,7 +21,7 @@ use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::stats::Counter;
 use crate::sync::Shared;
-use crate::vma::{AnonId, AnonRecord, Backing};
+use crate::vma::{AnonRecord, Backing};
 use course::Course;
 use file::NotReady;
 
@@ -255,10 +255,10 @@ enum Class<'a, H: Host> {
     /// The entry lacks a right that the mapping gives.
     Rights,
     Zero,
-    Fill(AnonId, Access),
+    Fill(Access),
     File(&'a Shared<File<H>>, u64, Access),
-    Private(AnonId, &'a Shared<File<H>>, u64),
-    Break(AnonId, Frame),
+    Private(&'a Shared<File<H>>, u64),
+    Break(Frame),
     /// A frame that the engine does not own.
     Foreign(Frame),
     /// The first store to a page of a shared mapping, since it was mapped or written back.
@@ -294,7 +294,7 @@ fn classify<'a, H: Host, D: LockingDesign>(
                 return Ok(Class::Rights);
             }
             return match (vma.record(), mapping.file_page(work.page)) {
-                (Some(record), _) => Ok(Class::Break(anon_of(work, record)?, frame)),
+                (Some(record), _) => begin_record(work, record).map(|()| Class::Break(frame)),
                 (None, Some((file, page))) => Ok(Class::Dirty(file, page, frame)),
                 (None, None) => Err(Step::LookAgain),
             };
@@ -310,12 +310,16 @@ fn classify<'a, H: Host, D: LockingDesign>(
             Class::Foreign(mapping.foreign_frame(work.page).ok_or(Step::LookAgain)?)
         }
         (Access::Read | Access::Execute, Backing::Anonymous) if H::Table::MAPS_ZEROS => Class::Zero,
-        (_, Backing::Anonymous) => Class::Fill(anon_of(work, vma.record().ok_or(Step::LookAgain)?)?, access),
+        (_, Backing::Anonymous) => {
+            begin_record(work, vma.record().ok_or(Step::LookAgain)?)?;
+            Class::Fill(access)
+        }
         (access, Backing::File { file, first }) => {
             let page = first + (work.page.get() - mapping.range.start().get());
             match (access, mapping.sharing, vma.record()) {
                 (Access::Write, Sharing::Private, Some(record)) => {
-                    Class::Private(anon_of(work, record)?, file, page)
+                    begin_record(work, record)?;
+                    Class::Private(file, page)
                 }
                 _ => Class::File(file, page, access),
             }
@@ -336,7 +340,7 @@ fn unshare<'a, H: Host, D: LockingDesign>(
             if work.space.is_own(frame) {
                 return Ok(None);
             }
-            return Ok(Some(Class::Break(anon_of(work, record)?, frame)));
+            return begin_record(work, record).map(|()| Some(Class::Break(frame)));
         }
         // Refused by the caller.
         EntryKind::Swapped(..) | EntryKind::Guard | EntryKind::Foreign(_) => return Ok(None),
@@ -345,30 +349,30 @@ fn unshare<'a, H: Host, D: LockingDesign>(
     match &mapping.backing {
         // Foreign frames have no record.
         Backing::Busy | Backing::Foreign { .. } => Err(Step::LookAgain),
-        Backing::Anonymous => Ok(Some(Class::Fill(anon_of(work, record)?, Access::Read))),
+        Backing::Anonymous => begin_record(work, record).map(|()| Some(Class::Fill(Access::Read))),
         Backing::File { .. } => match mapping.file_page(work.page) {
-            Some((file, page)) => Ok(Some(Class::Private(anon_of(work, record)?, file, page))),
+            Some((file, page)) => begin_record(work, record).map(|()| Some(Class::Private(file, page))),
             None => Err(Step::LookAgain),
         },
     }
 }
 
-/// The number that a mapping's anonymous pages carry. The first to ask for it makes the record: as on Linux before its
-/// page is looked for.
+/// The mapping has anonymous pages from now on, if it had none. The first to ask makes the record: as on Linux before its page is
+/// looked for.
 #[inline]
-fn anon_of<H: Host, D: LockingDesign>(
+fn begin_record<H: Host, D: LockingDesign>(
     work: &Announced<'_, H, D>,
     record: &AnonRecord,
-) -> Result<AnonId, Step<H>> {
-    record.id().map_or_else(|| first_page(work), Ok)
+) -> Result<(), Step<H>> {
+    if record.id().is_some() { Ok(()) } else { first_page(work) }
 }
 
 #[cold]
-fn first_page<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> Result<AnonId, Step<H>> {
+fn first_page<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> Result<(), Step<H>> {
     let space = work.space;
     let allowed = D::allows(&space.lock, &space.engine, work.attempt, Need::FirstAnonymous);
     allowed.map_err(|_| Step::Blocked)?;
-    space.begin_record(space.tree.view(work.section()), work.vma).ok_or(Step::LookAgain)
+    space.begin_record(space.tree.view(work.section()), work.vma).map(drop).ok_or(Step::LookAgain)
 }
 
 fn finish<H: Host, D: LockingDesign>(
@@ -399,18 +403,18 @@ fn finish<H: Host, D: LockingDesign>(
             install(work, Entry::foreign(frame, rights))
         }
         Class::Zero => anonymous::map_zero(work),
-        Class::Fill(anon, access) => anonymous::fill(work, anon, access),
+        Class::Fill(access) => anonymous::fill(work, access),
         Class::File(file, page, access) => {
             file::map(work, address, file, page, access).unwrap_or_else(|no| wait(file, page, no))
         }
         Class::Dirty(file, page, frame) => {
             file::make_writable(work, address, file, page, frame).unwrap_or_else(|no| wait(file, page, no))
         }
-        Class::Private(anon, file, page) => {
-            let copied = copy_on_write::from_file(work, address, anon, file, page);
+        Class::Private(file, page) => {
+            let copied = copy_on_write::from_file(work, address, file, page);
             copied.unwrap_or_else(|no| wait(file, page, no))
         }
-        Class::Break(anon, frame) => copy_on_write::break_or_reuse(work, anon, frame),
+        Class::Break(frame) => copy_on_write::break_or_reuse(work, frame),
     }
 }
 
@@ -439,16 +443,12 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 }
 
 /// Installs a frame that this fault took and has alone, with `bits` besides what the mapping allows; gives it back where
-/// that fails.
-fn install_new<H: Host, D: LockingDesign>(
-    work: Announced<'_, H, D>,
-    anon: AnonId,
-    frame: Frame,
-    bits: u64,
-) -> Step<H> {
+/// that fails. A page that the entry has now, and others may have too, has left its home before.
+fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
     let frames = work.engine().frames();
     let folio = frames.folio(frame);
-    folio.begin_anonymous(anon.get());
+    folio.begin_anonymous(work.home());
+    work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
     match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => Step::Done(old.holds_page().then_some(old)),

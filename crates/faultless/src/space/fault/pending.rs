@@ -3,7 +3,7 @@
 use super::super::page_work::{Announced, Leaves, Worked};
 use super::super::{AddressSpace, Signs, Space};
 use super::file::NotReady;
-use super::{Absent, Fault, FaultError, Step, anon_of, copy_on_write, file, past_end};
+use super::{Absent, Fault, FaultError, Step, begin_record, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Faultless, LockingDesign};
 use crate::engine::{Engine, Notice};
@@ -279,8 +279,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let vma = work.vma;
             let step = match (access, vma.record()) {
                 (access, Some(record)) if access == Access::Write || work.attempt.unshares => {
-                    let anon = anon_of(&work, record).ok()?;
-                    copy_on_write::copy_of(work, anon, pin.frame())
+                    begin_record(&work, record).ok()?;
+                    copy_on_write::copy_of(work, pin.frame())
                 }
                 _ => {
                     work.engine().folio(pin.frame()).try_get(Reference::Mapping).ok()?;
