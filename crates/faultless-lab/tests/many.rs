@@ -80,7 +80,7 @@ fn at(page: u64) -> VirtAddr {
 }
 
 fn map(space: &Space, page: u64, pages: u64, rights: Protection) {
-    let request = MapRequest::anonymous(pages * PAGE_SIZE).with(rights).at(Placement::Fixed(at(page)));
+    let request = MapRequest::anonymous(pages * PAGE_SIZE).protection(rights).at(Placement::Fixed(at(page)));
     space.map(request).expect("a mapping");
 }
 
@@ -138,7 +138,7 @@ fn mappings(engine: &Arc<Engine<Soft>>, count: u64) {
             let page = 1 + n % AT_ONCE * if n % 2 == 0 { 1 } else { LEAF };
             let rights = if n % 4 < 2 { READ_WRITE } else { Protection::READ };
             let request =
-                MapRequest::anonymous(PAGE_SIZE).with(rights).at(Placement::FixedNoReplace(at(page)));
+                MapRequest::anonymous(PAGE_SIZE).protection(rights).at(Placement::FixedNoReplace(at(page)));
             if space.map(request).is_ok() {
                 let _ = space.load_u64(at(page)).unwrap();
             }

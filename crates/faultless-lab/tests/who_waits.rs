@@ -64,7 +64,7 @@ impl<D: LockingDesign> Stalled<D> {
         space.store_u64(at(ABOVE), 1).expect("a store");
         let source = Source::File { file: file.clone(), first: 0, sharing };
         let request = MapRequest { source, ..MapRequest::anonymous(4 * PAGE_SIZE) };
-        space.map(request.with(Protection::READ).at(Placement::Fixed(at(A)))).expect("a mapping");
+        space.map(request.protection(Protection::READ).at(Placement::Fixed(at(A)))).expect("a mapping");
         gate.pass(1);
         space.load_u64(at(A + 1)).expect("a load");
         // In memory, and no longer mapped.

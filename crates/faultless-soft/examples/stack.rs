@@ -8,7 +8,7 @@ use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::store::{Bytes, Store, StoreError, Transfer};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     AddressSpace, Advice, Engine, File, Limits, LockAll, LockMode, MapRequest, Placement, RemapFlags,
     RemapRequest, SpaceLimits, SyncFlags,
@@ -230,7 +230,7 @@ fn forks(table: &mut Table) -> Result<(), Failure> {
     table.call("protect: shared tables", || child.protect(at(10), bytes(9), Protection::READ))?;
     table.call("discard: shared tables", || child.discard(at(20), bytes(9)))?;
     table.call("drop of a space", || drop(child));
-    let stack = MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(2, LEAF * 60) };
+    let stack = MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(2, LEAF * 60) };
     space.map(stack)?;
     table.call("fault: a stack grows", || space.fault_and_wait(at(LEAF * 60 - 3), Access::Write))?;
     table.call("drop of a space", || drop(space));

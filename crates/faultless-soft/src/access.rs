@@ -196,7 +196,7 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use faultless::design::Faultless;

@@ -147,7 +147,7 @@ fn inside_page(offset: usize, length: usize) -> usize {
     length.min(PAGE.saturating_sub(offset))
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

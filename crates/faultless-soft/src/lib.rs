@@ -15,7 +15,7 @@
 compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");
 
 mod access;
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
 mod alone;
 mod arena;
 mod free_list;
@@ -42,7 +42,7 @@ pub struct Soft {
 }
 
 // What a mapping costs, its places in the tree apart. Folios: `faultless::frame`.
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<faultless::vma::Vma<Soft, faultless::design::Faultless>>() <= 128);
 
 impl Soft {

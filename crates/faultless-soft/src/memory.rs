@@ -224,7 +224,7 @@ impl PhysicalMemory {
 
 /// A step of waiting for somebody who does a few instructions, or was preempted in them.
 fn wait_for_holder(looks: u32) {
-    if cfg!(any(loom, shuttle)) || looks < 64 {
+    if cfg!(loom) || looks < 64 {
         faultless::sync::spin_loop();
     } else {
         std::thread::yield_now();
@@ -347,7 +347,7 @@ unsafe impl FrameSource for PhysicalMemory {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::Soft;

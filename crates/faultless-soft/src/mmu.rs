@@ -105,7 +105,7 @@ fn through_caches(
     Some(frame)
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::Soft;
@@ -235,7 +235,7 @@ mod models {
     use crate::alone::{Entries, Frames};
     use crate::table::{access_section, section};
     use faultless::address::PageRange;
-    use faultless::host::{FrameSource, Host, StdSlots};
+    use faultless::host::{Host, StdSlots};
     use loom::thread;
     use std::sync::Arc;
 

@@ -36,12 +36,12 @@ type Root = Upper<LeafTable>;
 /// A table of one level.
 ///
 /// # Safety
-/// Except under loom and shuttle, all bytes zero are a value: the empty table.
+/// Except under loom, all bytes zero are a value: the empty table.
 unsafe trait Table: Sized {
     /// Pages that it covers.
     const SPAN: u64;
     /// For the back-ends whose atomics are not plain words.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     fn empty() -> Self;
 
     /// Frees a table.
@@ -56,9 +56,9 @@ unsafe trait Table: Sized {
 
 /// An empty table, or nothing if there is no memory.
 fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     return faultless::sync::try_box(T::empty());
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     {
         let layout = std::alloc::Layout::new::<T>();
         const { assert!(size_of::<T>() != 0) };
@@ -92,7 +92,7 @@ impl LeafTable {
 // SAFETY: zeros are empty entries, and a table that nobody shares; `Life` has no bytes outside loom.
 unsafe impl Table for LeafTable {
     const SPAN: u64 = FAN as u64;
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     fn empty() -> Self {
         let entries = std::array::from_fn(|_| AtomicU64::new(0));
         let block = plain::AtomicPtr::new(ptr::null_mut());
@@ -501,7 +501,7 @@ unsafe impl PageTable for RadixTable {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
 impl RadixTable {
     pub(crate) fn sections(&self) -> &Sections {
         &self.sections
@@ -509,7 +509,7 @@ impl RadixTable {
 }
 
 /// A section of the calling thread, for the tests of this crate.
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
     use faultless::host::{FenceBarrier, StdSlots};
     // SAFETY: no two living threads have the same slot; models give their threads different ones.
@@ -517,7 +517,7 @@ pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
 }
 
 /// As `section`, for an access of the calling thread.
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
 pub(crate) fn access_section(table: &RadixTable, page: PageNumber) -> faultless::sync::AccessSection<'_> {
     use faultless::host::StdSlots;
     // SAFETY: as above.
@@ -531,5 +531,5 @@ pub(crate) fn free_retired(retired: Retired) {
     unsafe { retired.free() }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -1,5 +1,5 @@
 //! Counts of references that come to their ends: nothing overflows, and what cannot be counted is refused or waits.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;

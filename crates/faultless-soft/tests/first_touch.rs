@@ -1,5 +1,5 @@
 //! What a page shows when it comes first.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::PAGE_SIZE;
 use faultless::design::Faultless;

@@ -1,5 +1,5 @@
 //! A thread's first call, when there is no memory for its slot.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;

@@ -1,5 +1,5 @@
 //! The list of idle folios: what it keeps, and what a fault pays for it when there is no memory.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;

@@ -1,11 +1,11 @@
 //! The entry that an anonymous page names as its own (docs/home.md), asked as reclaim will ask it.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{Frame, PageTable};
 use faultless::stats::Counter;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     AddressSpace, Advice, Engine, Limits, LockAll, LockMode, MapRequest, Placement, RemapRequest,
 };
@@ -137,7 +137,7 @@ fn no_table_under_a_locked_mapping_is_shared() {
         ("mlockall", |space| space.lock_all(LockAll::CURRENT | LockAll::ON_FAULT).unwrap()),
         ("a locked mapping beside", |space| {
             let request = MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(PAGES + 1)));
-            space.map(MapRequest { flags: Flags::LOCKS, ..request }).unwrap();
+            space.map(MapRequest { flags: MappingFlags::LOCKS, ..request }).unwrap();
         }),
         ("mlockall before mmap", |space| {
             space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();

@@ -157,7 +157,7 @@ fn accesses_after_each_other_against_unmap() {
 #[test]
 fn page_work_against_map_fixed() {
     in_a_space(3, machine, |_, space| {
-        let old = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ).at(Placement::Fixed(at(1)));
+        let old = MapRequest::anonymous(PAGE_SIZE).protection(Protection::READ).at(Placement::Fixed(at(1)));
         space.map(old).unwrap();
         let other = space.clone();
         // A store succeeds in the new mapping only.
@@ -337,7 +337,8 @@ fn an_access_against_discard() {
 fn populating_against_map_fixed() {
     in_a_space(2, machine, |_, space| {
         let replace = beside(space, move |other| map(&other, 1, 1));
-        let request = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ).at(Placement::Fixed(at(1)));
+        let request =
+            MapRequest::anonymous(PAGE_SIZE).protection(Protection::READ).at(Placement::Fixed(at(1)));
         space.map(MapRequest { populate: true, ..request }).unwrap();
         replace.join().unwrap();
         if space.mappings()[0].protection == READ_WRITE {
@@ -399,7 +400,7 @@ fn forks_cut_of_first_pages() {
         // Two mappings, since their rights differ.
         map(space, 0, 1);
         let all = READ_WRITE | Protection::EXECUTE;
-        space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
+        space.map(MapRequest::anonymous(PAGE_SIZE).protection(all).at(Placement::Fixed(at(1)))).unwrap();
         let stores = beside(space, move |other| {
             other.store_u64(at(0), 1).unwrap();
             other.store_u64(at(1), 1).unwrap();
@@ -458,7 +459,7 @@ fn a_first_page_against_a_merge() {
         space.store_u64(at(0), 1).unwrap();
         space.store_u64(at(2), 1).unwrap();
         let all = READ_WRITE | Protection::EXECUTE;
-        space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
+        space.map(MapRequest::anonymous(PAGE_SIZE).protection(all).at(Placement::Fixed(at(1)))).unwrap();
         let fault = beside(space, move |other| other.store_u64(at(1), 1).unwrap());
         // Joins what lies above if the page is there already, else what lies below.
         space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
@@ -474,7 +475,7 @@ fn a_first_page_beside_unmap() {
         map(space, 0, 1);
         space.store_u64(at(0), 1).unwrap();
         let all = READ_WRITE | Protection::EXECUTE;
-        space.map(MapRequest::anonymous(PAGE_SIZE).with(all).at(Placement::Fixed(at(1)))).unwrap();
+        space.map(MapRequest::anonymous(PAGE_SIZE).protection(all).at(Placement::Fixed(at(1)))).unwrap();
         let fault = beside(space, move |other| other.store_u64(at(1), 1).unwrap());
         space.unmap(at(0), PAGE_SIZE).unwrap();
         map(space, 0, 1);

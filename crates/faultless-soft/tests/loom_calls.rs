@@ -9,7 +9,7 @@ mod models;
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
 use faultless::host::PageTable;
 use faultless::protection::Protection;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{Engine, Limits, LockAll, MapRequest, Placement};
 use faultless_soft::{Cpu, Soft};
 use models::{Space, at, beside, end, model, spawn};
@@ -28,7 +28,7 @@ fn map_first(space: &Space) {
 fn is_locked(space: &Space) -> bool {
     let mappings = space.mappings();
     assert_eq!(mappings.len(), 1);
-    mappings[0].flags.contains(Flags::LOCKED)
+    mappings[0].flags.contains(MappingFlags::LOCKED)
 }
 
 /// A mapping made beside mlockall is there when it looks, or comes later: locked in both cases.
@@ -73,7 +73,7 @@ fn the_table_goes(second: bool, other: fn(&Space)) {
         let (engine, space) = machine();
         map_first(&space);
         if second {
-            let request = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ);
+            let request = MapRequest::anonymous(PAGE_SIZE).protection(Protection::READ);
             space.map(request.at(Placement::Fixed(at(1)))).unwrap();
         }
         space.store_u64(at(0), 1).unwrap();

@@ -8,7 +8,7 @@
 mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Need, Purpose};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, Capability, LockingDesign, Purpose};
 use faultless::host::{Host, OutOfMemory};
 use faultless::protection::Access;
 use faultless::sync::atomic::{AtomicU64, Ordering};
@@ -115,7 +115,7 @@ impl LockingDesign for Counted {
         _: &Shared<CountedLock>,
         _: &Engine<H>,
         attempt: Attempt,
-        _: Need,
+        _: Capability,
     ) -> Result<(), Blocked> {
         if attempt.slow { Ok(()) } else { Err(Blocked::Wait) }
     }

@@ -1,5 +1,5 @@
 //! A mapping as a value: it goes with the value, unless something forbids that, and its parts are those of the mapping.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, RangeError};
 use faultless::protection::Protection;

@@ -1,6 +1,6 @@
 //! A host whose slots are processors': while the engine uses a slot's number, its thread stays there, and while a thread stays
 //! there, the engine does not sleep, wait for others, or call a store. The host implements `Host` itself, as a kernel does.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 mod zeros;
 

@@ -1,5 +1,5 @@
 //! What the engine owes processors: an end of a space that they are told of, and waits in which nobody spins for them.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::PAGE_SIZE;
 use faultless::design::Faultless;

@@ -1,5 +1,5 @@
 //! mremap beside limits that change.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;

@@ -1,6 +1,6 @@
 //! Transfers of several pages: what a store gets, and what becomes of the pages when such a transfer fails, ends early, is late or is
 //! dropped.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;

@@ -1,5 +1,5 @@
 //! Slots that are gone, or whose threads sleep, beside everything else.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;

@@ -33,7 +33,7 @@ pub enum Purpose {
 
 /// Which mapping page work is for, if not for whatever it finds: on another it does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Only {
+pub enum MappingFilter {
     /// Whatever is mapped.
     Any,
     /// What one map call made, by its serial.
@@ -42,7 +42,7 @@ pub enum Only {
     Locked,
 }
 
-impl Only {
+impl MappingFilter {
     /// Whether it is for `mapping`.
     pub(crate) fn admits<H: Host>(self, mapping: &Mapping<H>) -> bool {
         match self {
@@ -66,7 +66,7 @@ pub struct Attempt {
     /// The design's mark: take the slow lock this time, since the fast one was not to be had.
     pub slow: bool,
     /// The engine's: which mapping it is for.
-    pub only: Only,
+    pub only: MappingFilter,
     /// The engine's: a private mapping gets a page of its own, whatever the access. Set for a pin for I/O
     /// (Linux: `FAULT_FLAG_UNSHARE`).
     pub unshares: bool,
@@ -82,7 +82,7 @@ impl Attempt {
             retries: 0,
             tried: false,
             slow: false,
-            only: Only::Any,
+            only: MappingFilter::Any,
             unshares: false,
             ticket: NEWCOMER,
         }
@@ -100,7 +100,7 @@ pub enum Blocked {
 
 /// What page work comes to need, and not every design gives to every attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub enum Capability {
     /// A leaf table where none is.
     LeafTable,
     /// The first anonymous page of a mapping.
@@ -210,7 +210,12 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`Blocked`], as [`LockingDesign::inside`].
     #[inline]
-    fn allows<H: Host>(_: &Shared<Self::Space>, _: &Engine<H>, _: Attempt, _: Need) -> Result<(), Blocked> {
+    fn allows<H: Host>(
+        _: &Shared<Self::Space>,
+        _: &Engine<H>,
+        _: Attempt,
+        _: Capability,
+    ) -> Result<(), Blocked> {
         Ok(())
     }
 

@@ -10,7 +10,7 @@ pub(crate) use shared_tables::{MAX_SHARED_TABLES, SharedTables};
 pub(crate) use stale::{OpenBatches, RemovedBatch, RemovedEntries, StaleBatch};
 pub(crate) use waits::{Dying, Notice, WaitTable};
 
-use crate::frame::{Folio, Left, Reference};
+use crate::frame::{Folio, Reference, Remaining};
 use crate::host::{
     Clock, Frame, FrameSource, FrameUsage, FrameUse, Frames, GroupId, Host, OutOfMemory, PageTable, Park,
     Slots,
@@ -448,11 +448,11 @@ impl<H: Host> Engine<H> {
     }
 
     #[inline]
-    fn see_to(&self, frame: Frame, left: Left) {
+    fn see_to(&self, frame: Frame, left: Remaining) {
         match left {
-            Left::Nothing => self.frames().free(frame),
-            Left::Idle => self.cache.list(self, frame),
-            Left::Others => {}
+            Remaining::Nothing => self.frames().free(frame),
+            Remaining::Idle => self.cache.list(self, frame),
+            Remaining::Others => {}
         }
     }
 

@@ -1,6 +1,8 @@
 //! Folios: the counts and the state of one frame in one atomic word, so that one compare-and-swap decides whether a
 //! page is exclusive, free, or in use.
 
+pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
+
 use crate::engine::MAX_SHARED_TABLES;
 use crate::store::StoreError;
 use crate::sync::Life;
@@ -49,7 +51,7 @@ use crate::tables::Home;
 ///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
-#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
+#[cfg_attr(not(loom), repr(align(64)))]
 pub struct Folio {
     /// Atomic. Each method states who may write.
     word: AtomicU64,
@@ -63,7 +65,7 @@ pub struct Folio {
     /// Its file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
     /// The number of the record by which an anonymous page came, for `audit`.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     record: plain::AtomicU64,
     life: Life,
 }
@@ -80,7 +82,7 @@ pub(crate) struct ListPlace {
     pub(crate) after: plain::AtomicU64,
 }
 
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Folio>() == 64 && size_of::<ListPlace>() <= 24);
 
 const MAPPING: u64 = 1;
@@ -157,53 +159,9 @@ impl Reference {
     }
 }
 
-/// Why there is no further reference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// The frame is free.
-    Free,
-    /// As many as the count can hold.
-    Full,
-}
-
-/// The references that remain after one has been dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// No reference: the caller frees the frame.
-    Nothing,
-    /// The page cache's reference alone: the caller puts the folio on the list of idle folios.
-    Idle,
-    /// Other references, or the list has it.
-    Others,
-}
-
-/// The outcome of eviction for a folio of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Eviction {
-    /// The caller has the frame alone. The list's reference and the page cache's are gone.
-    Taken,
-    /// It was used since the last look, and is given another round.
-    Used,
-    /// It is in no use, and has to be written first.
-    Dirty,
-    /// Somebody uses it.
-    InUse,
-}
-
-/// fork's answer for one page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
-    /// One more mapping, exclusive no longer.
-    Shared,
-    /// Somebody does I/O into the page through this mapping: the child gets a copy instead.
-    Pinned,
-    /// As many mappings as the count can hold.
-    Full,
-}
-
 impl Folio {
     /// The folio of a frame that is free: all its bytes are zero.
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {
             word: AtomicU64::new(0),
@@ -220,7 +178,7 @@ impl Folio {
     }
 
     /// The folio of a frame that is free.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub fn new() -> Self {
         Self::default()
     }
@@ -311,7 +269,7 @@ impl Folio {
 
     /// Drops a pin. Returns what is left, and whether somebody may be waiting ([`crate::Engine`]'s `wait_for_place`) until
     /// there are fewer.
-    pub(crate) fn put_pin(&self, reference: Reference) -> (Left, bool) {
+    pub(crate) fn put_pin(&self, reference: Reference) -> (Remaining, bool) {
         let (left, old) = self.release_units(reference.unit());
         // In place of "was full": pins of page work come and go without a word, and may be the ones that make it full.
         let full = if reference == Reference::IoPin { IO_PINS_FULL } else { reference.mask() };
@@ -327,7 +285,7 @@ impl Folio {
     }
 
     /// As [`Folio::put`], and says whether the folio has become idle.
-    pub(crate) fn release(&self, reference: Reference) -> Left {
+    pub(crate) fn release(&self, reference: Reference) -> Remaining {
         self.release_units(reference.unit()).0
     }
 
@@ -352,16 +310,16 @@ impl Folio {
     }
 
     /// Drops the reference of the list of idle folios; as [`Folio::release`].
-    pub(crate) fn release_listed(&self) -> Left {
+    pub(crate) fn release_listed(&self) -> Remaining {
         self.release_units(LISTED).0
     }
 
     fn drop_references(&self, unit: u64) -> bool {
-        self.release_units(unit).0 == Left::Nothing
+        self.release_units(unit).0 == Remaining::Nothing
     }
 
     /// Drops references. Returns what is left, and the word as it was.
-    fn release_units(&self, unit: u64) -> (Left, u64) {
+    fn release_units(&self, unit: u64) -> (Remaining, u64) {
         let old = self.word.fetch_sub(unit, Ordering::Release);
         debug_assert!(
             old & REFERENCES >= unit,
@@ -370,10 +328,10 @@ impl Folio {
         let left = match (old & REFERENCES) - unit {
             0 => {
                 fence(Ordering::Acquire);
-                Left::Nothing
+                Remaining::Nothing
             }
-            CACHED => Left::Idle,
-            _ => Left::Others,
+            CACHED => Remaining::Idle,
+            _ => Remaining::Others,
         };
         (left, old)
     }
@@ -605,5 +563,6 @@ impl Folio {
 }
 
 mod home;
-#[cfg(all(test, not(loom), not(shuttle)))]
+mod outcome;
+#[cfg(all(test, not(loom)))]
 mod tests;

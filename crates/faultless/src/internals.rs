@@ -20,8 +20,8 @@
 //! # The way of a fault
 //!
 //! 1. [`AddressSpace::fault`] (`space/fault/mod.rs`) is the one entry for every host. It calls page work,
-//!    `space/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
-//!    a fork has left shared is copied before that (`space/shared_table.rs`).
+//!    `space/fault/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
+//!    a fork has left shared is copied before that (`space/fault/shared_table.rs`).
 //! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
 //!    `copy_on_write.rs`, each a page long. No frame at hand: let go, evict, start over.
 //!
@@ -33,24 +33,26 @@
 //!
 //! # Where each call is
 //!
-//! All in `space/`, one verb a file. Those that change mappings share `range_change.rs` (what a call holds, and the order in
-//! which it lets go) and `range_work.rs` (the steps).
+//! In `space/calls/`, one verb a file. Those that change mappings share what is in `space/change/`: `range_change.rs` (what a call holds,
+//! and the order in which it lets go), `range_work.rs` (the steps), `publish.rs` (how the map becomes another), `concurrent.rs` (changes
+//! of disjoint parts side by side) and `moving.rs`.
 //!
 //! | call | file |
 //! |---|---|
 //! | mmap, munmap | `map.rs`, `unmap.rs` |
 //! | mprotect; downwards to the start of a stack | `protect.rs`; `grow.rs` |
-//! | mremap: what is asked and refused; in place, or where to; the pages on their way | `remap/plan.rs`; `remap.rs`; `moving.rs` |
+//! | mremap: what is asked and refused; in place, or where to; the pages on their way | `remap/plan.rs`; `remap.rs`; `../change/moving.rs` |
 //! | brk; a fault below a mapping that grows down | `brk.rs`; `grow.rs` |
+//! | frames that the engine does not own | `../foreign.rs` |
 //! | madvise: which advice is for what | `advise.rs` |
 //! | … DONTNEED; REMOVE; guards; POPULATE, and what mlock and MAP_POPULATE fetch | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
 //! | mlock, mlockall; mseal; what they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
 //! | mincore; msync | `resident.rs`; `sync_file.rs` |
-//! | fork, the leaf tables that it shares; exit | `fork.rs`, `shared_table.rs`, `../tables/`; `exit.rs` |
+//! | fork, the leaf tables that it shares; exit | `fork.rs`, `../fault/shared_table.rs`, `tables/`; `exit.rs` |
 //! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
-//! | what a space may use | `limits.rs` |
-//! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `truncate.rs` |
+//! | what a space may use | `../limits.rs` |
+//! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `space/truncate.rs` |
 //! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
 //!
@@ -133,7 +135,7 @@
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `tables/home.rs` | the record that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
 //! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; who shares has taken the child's range |
-//! | `space/`: `mod.rs`, `exit.rs`, `fork.rs`, `beside.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
+//! | `space/`: `mod.rs`, `calls/exit.rs`, `calls/fork.rs`, `change/concurrent.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
 //! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
 //! | `host/std_host.rs` | frames and tables are as `Host` demands | whoever implements `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |

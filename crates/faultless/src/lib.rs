@@ -68,7 +68,7 @@ pub use space::{
     ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError, Source,
     SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
-pub use vma::Flags;
+pub use vma::MappingFlags;
 
 #[cfg(all(mutant, not(debug_assertions)))]
 compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");

@@ -1,5 +1,5 @@
 //! The tree beside real threads, and without memory.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 use faultless::address::{PageNumber, PageRange};
 use faultless::host::{FenceBarrier, StdPark, StdSlots};

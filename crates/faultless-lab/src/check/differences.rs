@@ -3,7 +3,7 @@
 use super::operation::Operation;
 use super::step::{Line, Outcome, Step, merged};
 use faultless::errno;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 
 /// A difference that is known.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Difference {
             }
             for (page, (mine, theirs)) in my_flags.iter().zip(flags).enumerate() {
                 if mine != theirs {
-                    let [mine, theirs] = [mine, theirs].map(|bits| Flags::from_bits_truncate(*bits));
+                    let [mine, theirs] = [mine, theirs].map(|bits| MappingFlags::from_bits_truncate(*bits));
                     let Sides { mine: me, theirs: they, .. } = sides;
                     lines.push(format!("p{page}: {me} has the flags {mine:?}, {they} {theirs:?}"));
                 }

@@ -8,7 +8,7 @@ use super::step::{Caught, Line, Outcome, Page, Seen, Step, contents, merged, num
 use super::sys;
 use crate::native;
 use faultless::address::PAGE_SIZE;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, memfd_create,
 };
@@ -427,19 +427,19 @@ fn flags() -> io::Result<Vec<u16>> {
             }
         } else if let Some(names) = line.strip_prefix("VmFlags:") {
             let known = names.split_ascii_whitespace().map(|name| match name {
-                "lo" => Flags::LOCKED,
+                "lo" => MappingFlags::LOCKED,
                 // Older kernels had no name for it.
-                "lf" | "??" => Flags::LOCKED_ON_FAULT,
-                "dc" => Flags::DONT_FORK,
-                "wf" => Flags::WIPE_ON_FORK,
-                "gd" => Flags::GROWS_DOWN,
-                "sr" => Flags::SEQUENTIAL,
-                "rr" => Flags::RANDOM,
-                "sl" => Flags::SEALED,
-                "nr" => Flags::NO_RESERVE,
-                _ => Flags::empty(),
+                "lf" | "??" => MappingFlags::LOCKED_ON_FAULT,
+                "dc" => MappingFlags::DONT_FORK,
+                "wf" => MappingFlags::WIPE_ON_FORK,
+                "gd" => MappingFlags::GROWS_DOWN,
+                "sr" => MappingFlags::SEQUENTIAL,
+                "rr" => MappingFlags::RANDOM,
+                "sl" => MappingFlags::SEALED,
+                "nr" => MappingFlags::NO_RESERVE,
+                _ => MappingFlags::empty(),
             });
-            flags[pages.clone()].fill(known.fold(Flags::empty(), |all, flag| all | flag).bits());
+            flags[pages.clone()].fill(known.fold(MappingFlags::empty(), |all, flag| all | flag).bits());
         }
     }
     Ok(flags)

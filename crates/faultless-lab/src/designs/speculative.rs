@@ -32,7 +32,7 @@
 use super::locks::{MmapKept, MmapSemaphore, MmapWrite};
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Need, Purpose};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, Capability, LockingDesign, Purpose};
 use faultless::host::{Host, OutOfMemory};
 use faultless::stats::Counter;
 use faultless::sync::atomic::{AtomicU64, Ordering};
@@ -191,7 +191,7 @@ impl LockingDesign for Speculative {
         _: &Shared<CountedMmapLock>,
         _: &Engine<H>,
         attempt: Attempt,
-        _: Need,
+        _: Capability,
     ) -> Result<(), Blocked> {
         // Whatever that is: not by speculation.
         if attempt.slow { Ok(()) } else { Err(Blocked::Wait) }

@@ -38,7 +38,7 @@ use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
 use crossbeam_utils::CachePadded;
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
-use faultless::design::{AfterIo, Attempt, Blocked, Call, LockingDesign, Need, Purpose};
+use faultless::design::{AfterIo, Attempt, Blocked, Call, Capability, LockingDesign, Purpose};
 use faultless::host::{Clock, Host, OutOfMemory};
 use faultless::stats::Counter;
 use faultless::sync::Shared;
@@ -327,10 +327,10 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
         space: &Shared<VmaLocks>,
         engine: &Engine<H>,
         attempt: Attempt,
-        need: Need,
+        need: Capability,
     ) -> Result<(), Blocked> {
         match need {
-            Need::FirstAnonymous if !attempt.slow => {
+            Capability::FirstAnonymous if !attempt.slow => {
                 space.mmap_lock.try_read(engine).map(drop).ok_or(Blocked::Wait)
             }
             _ => Ok(()),

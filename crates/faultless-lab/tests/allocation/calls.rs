@@ -8,7 +8,7 @@ use faultless::design::LockingDesign;
 use faultless::fault::FaultError;
 use faultless::host::Host;
 use faultless::protection::{Access, Protection};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     Advice, FileError, LockAll, LockMode, MapError, MapRequest, Placement, RemapError, RemapFlags,
     RemapRequest, SyncFlags,
@@ -68,7 +68,9 @@ fn mapping<D: LockingDesign>() {
         Case::new("map shared memory", |world| {
             map(world, MapRequest::shared_anonymous(2 * PAGE_SIZE).at(Placement::Fixed(at(100))))
         }),
-        Case::new("map locked", |world| map(world, MapRequest { flags: Flags::LOCKED, ..fixed(100, 2) })),
+        Case::new("map locked", |world| {
+            map(world, MapRequest { flags: MappingFlags::LOCKED, ..fixed(100, 2) })
+        }),
         Case::new("map populated", |world| map(world, MapRequest { populate: true, ..fixed(100, 2) })),
         Case::new("map a file populated", |world| {
             let request = MapRequest::file(&world.read_only, 0, 4 * PAGE_SIZE, Protection::READ);

@@ -18,7 +18,7 @@ use faultless::fault::FaultError;
 use faultless::protection::{Protection, Sharing};
 use faultless::store::{self, Store, StoreError, Transfer};
 use faultless::sync::Shared;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{AddressSpace, Engine, File, FileHandle, Limits, MapRequest, Placement};
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::sync::{Arc, Mutex};
@@ -129,12 +129,12 @@ impl<D: LockingDesign> World<D> {
         zeros(53, 1);
         store(50, 500);
         store(53, 530);
-        let other = MapRequest::anonymous(PAGE_SIZE).with(Protection::READ);
+        let other = MapRequest::anonymous(PAGE_SIZE).protection(Protection::READ);
         space.map(other.at(Placement::Fixed(at(52)))).unwrap();
         space.protect(at(50), 2 * PAGE_SIZE, Protection::READ).unwrap();
         zeros(1024, 4);
         store(1024, 1024);
-        let stack = MapRequest { flags: Flags::GROWS_DOWN, ..MapRequest::anonymous(PAGE_SIZE) };
+        let stack = MapRequest { flags: MappingFlags::GROWS_DOWN, ..MapRequest::anonymous(PAGE_SIZE) };
         space.map(stack.at(Placement::Fixed(at(900)))).unwrap();
         store(900, 900);
         space.set_heap(at(950));
@@ -171,7 +171,7 @@ pub struct Line {
     pub end: PageNumber,
     pub protection: Protection,
     pub sharing: Sharing,
-    pub flags: Flags,
+    pub flags: MappingFlags,
     pub file: Option<(usize, u64)>,
 }
 

@@ -5,7 +5,7 @@ use faultless::address::RangeError;
 use faultless::errno;
 use faultless::protection::{Access, Sharing};
 use faultless::sync::Shared;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{Advice, AdviseError, DiscardError, Fault, LockAll, LockMode, Source};
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,7 +50,7 @@ pub(crate) fn pages(n: u64) -> u64 {
 }
 
 /// First page, page behind the last one, flags.
-pub(crate) fn flags<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64, Flags)> {
+pub(crate) fn flags<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64, MappingFlags)> {
     let line = |m: &faultless::MappingInfo| (m.range.start().get(), m.range.end().get(), m.flags);
     space.mappings().iter().map(line).collect()
 }
@@ -64,7 +64,7 @@ pub(crate) fn resident<S: Stand, D: LockingDesign>(space: &Space<S, D>, page: u6
 
 pub(crate) fn shared<S: Stand>(file: &Shared<File<S>>, page: u64, n: u64) -> MapRequest<S> {
     let source = Source::File { file: file.clone(), first: 0, sharing: Sharing::Shared };
-    MapRequest { source, ..anonymous(page, n) }.with(Protection::READ)
+    MapRequest { source, ..anonymous(page, n) }.protection(Protection::READ)
 }
 
 pub(crate) fn is_guard<S: Stand, D: LockingDesign>(space: &Space<S, D>, page: u64) -> bool {
@@ -74,7 +74,7 @@ pub(crate) fn is_guard<S: Stand, D: LockingDesign>(space: &Space<S, D>, page: u6
 fn reading_advice_splits_and_merges<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    let (none, random, sequential) = (Flags::empty(), Flags::RANDOM, Flags::SEQUENTIAL);
+    let (none, random, sequential) = (MappingFlags::empty(), MappingFlags::RANDOM, MappingFlags::SEQUENTIAL);
     space.map(anonymous(10, 4)).unwrap();
     space.advise(at(11), pages(2), Advice::Random).unwrap();
     assert_eq!(flags(&space), [(10, 11, none), (11, 13, random), (13, 14, none)]);
@@ -85,7 +85,7 @@ fn reading_advice_splits_and_merges<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.advise(at(10), pages(4), Advice::Normal).unwrap();
     space.advise(at(11), pages(1), Advice::DontFork).unwrap();
     space.advise(at(11), pages(2), Advice::WipeOnFork).unwrap();
-    let (dont, wipe) = (Flags::DONT_FORK, Flags::WIPE_ON_FORK);
+    let (dont, wipe) = (MappingFlags::DONT_FORK, MappingFlags::WIPE_ON_FORK);
     assert_eq!(flags(&space), [(10, 11, none), (11, 12, dont | wipe), (12, 13, wipe), (13, 14, none)]);
     space.advise(at(10), pages(4), Advice::DoFork).unwrap();
     space.advise(at(10), pages(4), Advice::KeepOnFork).unwrap();
@@ -120,7 +120,7 @@ fn advice_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
     // What lies around a hole is done all the same.
     let error = space.advise(at(10), pages(6), Advice::Random).unwrap_err();
     assert!(matches!(error, AdviseError::Hole { address, .. } if address == at(12)), "{error:?}");
-    assert_eq!(flags(&space), [(10, 12, Flags::RANDOM), (13, 15, Flags::RANDOM)]);
+    assert_eq!(flags(&space), [(10, 12, MappingFlags::RANDOM), (13, 15, MappingFlags::RANDOM)]);
     let error = space.advise(at(10), pages(6), Advice::Free).unwrap_err();
     assert_eq!(error.errno(), errno::ENOMEM);
     drop(space);
@@ -160,7 +160,7 @@ fn advice_is_for_its_kind<S: Stand, D: LockingDesign>() -> Ran<S> {
             .map(|page| space.advise(at(page), pages(2), advice).map_or_else(|e| e.errno(), |()| 0));
         assert_eq!(said, expected, "{advice:?}");
     }
-    assert!(space.mappings().iter().all(|m| m.flags.difference(Flags::LOCKS).is_empty()));
+    assert!(space.mappings().iter().all(|m| m.flags.difference(MappingFlags::LOCKS).is_empty()));
     drop((space, file));
     machine.end()
 }
@@ -178,7 +178,8 @@ fn an_error_ends_advice_where_it_is<S: Stand, D: LockingDesign>() -> Ran<S> {
         matches!(error, AdviseError::Kind { address, .. } if address == at(13)),
         "not the hole: {error:?}"
     );
-    let wiped: Vec<_> = flags(&space).iter().filter(|f| f.2 == Flags::WIPE_ON_FORK).map(|f| f.0).collect();
+    let wiped: Vec<_> =
+        flags(&space).iter().filter(|f| f.2 == MappingFlags::WIPE_ON_FORK).map(|f| f.0).collect();
     assert_eq!(wiped, [10, 12]);
 
     space.map(anonymous(20, 6)).unwrap();
@@ -303,7 +304,7 @@ fn guards_refuse_and_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
 
     // Over a hole, of files, of what allows nothing, past the end.
     space.map(anonymous(20, 2)).unwrap();
-    space.map(anonymous(23, 2).with(NONE)).unwrap();
+    space.map(anonymous(23, 2).protection(NONE)).unwrap();
     let error = space.advise(at(20), pages(5), Advice::GuardInstall).unwrap_err();
     assert!(matches!(error, AdviseError::Hole { address, .. } if address == at(22)));
     assert!(is_guard(&space, 20));
@@ -463,14 +464,14 @@ fn fork_honours_advice_and_drops_locks<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.lock(at(13), 1, LockMode::Now).unwrap();
     space.lock_all(LockAll::FUTURE).unwrap();
     let child = space.fork().unwrap();
-    let none = Flags::empty();
+    let none = MappingFlags::empty();
     assert_eq!(
         flags(&child),
         [
             (11, 12, none),
-            (12, 13, Flags::WIPE_ON_FORK),
+            (12, 13, MappingFlags::WIPE_ON_FORK),
             (13, 14, none),
-            (14, 15, Flags::RANDOM),
+            (14, 15, MappingFlags::RANDOM),
             (15, 16, none)
         ]
     );

@@ -26,7 +26,7 @@ const LIMIT: usize = 32;
 /// ```
 fn space_with<S: Stand, D: LockingDesign>(machine: &Machine<S>, count: usize) -> Space<S, D> {
     let space = machine.space::<D>();
-    let map = |page, pages, rights| space.map(anonymous(page, pages).with(rights)).unwrap();
+    let map = |page, pages, rights| space.map(anonymous(page, pages).protection(rights)).unwrap();
     map(100, 10, READ_WRITE);
     map(120, 10, READ_WRITE);
     map(130, 10, Protection::READ);
@@ -99,13 +99,13 @@ fn calls_at_the_limit_of_mappings<S: Stand, D: LockingDesign>() -> Ran<S> {
     let split = [Ok(1), Err(12), Err(12)];
     let same = [Ok(0), Ok(0), Ok(0)];
     let rows: &[Row<S, D>] = &[
-        ("map", |s| map(s, MapRequest::anonymous(1).with(X)), full),
+        ("map", |s| map(s, MapRequest::anonymous(1).protection(X)), full),
         ("map what joins", |s| map(s, anonymous(110, 1)), [Ok(0), Ok(0), Err(12)]),
-        ("map over the middle", |s| map(s, anonymous(103, 2).with(R)), [Ok(2), Err(12), Err(12)]),
+        ("map over the middle", |s| map(s, anonymous(103, 2).protection(R)), [Ok(2), Err(12), Err(12)]),
         ("map the same over the middle", |s| map(s, anonymous(103, 2)), [Ok(0), Err(12), Err(12)]),
-        ("map over a start", |s| map(s, anonymous(100, 2).with(R)), full),
-        ("map over all of one", |s| map(s, anonymous(100, 10).with(R)), [Ok(0), Ok(0), Err(12)]),
-        ("map over an end and a start", |s| map(s, anonymous(128, 4).with(X)), full),
+        ("map over a start", |s| map(s, anonymous(100, 2).protection(R)), full),
+        ("map over all of one", |s| map(s, anonymous(100, 10).protection(R)), [Ok(0), Ok(0), Err(12)]),
+        ("map over an end and a start", |s| map(s, anonymous(128, 4).protection(X)), full),
         ("unmap the middle", unmap!(103, 1), split),
         ("unmap a start", unmap!(100, 1), same),
         ("unmap an end and a start", unmap!(128, 4), same),
@@ -172,8 +172,8 @@ fn what_a_split_without_room_has_done<S: Stand, D: LockingDesign>() -> Ran<S> {
         let line = |m: &faultless::MappingInfo| (m.range.start().get(), m.protection.to_string(), m.flags);
         mappings.iter().map(line).collect::<Vec<_>>()
     };
-    let none = faultless::vma::Flags::empty();
-    let dont_fork = faultless::vma::Flags::DONT_FORK;
+    let none = faultless::vma::MappingFlags::empty();
+    let dont_fork = faultless::vma::MappingFlags::DONT_FORK;
     let space = space_with::<S, D>(&machine, LIMIT - 1);
     let error = space.advise(at(128), 4 * PAGE_SIZE, Advice::DontFork).unwrap_err();
     assert_eq!(error.errno(), 11);

@@ -3,7 +3,7 @@
 use crate::*;
 use faultless::address::RangeError;
 use faultless::protection::{Access, Sharing};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     DiscardError, LockAll, LockError, MapError, ProtectError, RemapError, RemapFlags, RemapRequest,
     ResidentError, Source, SyncError, SyncFlags, UnmapError, errno,
@@ -83,12 +83,12 @@ fn a_hint_is_taken_where_it_is_free<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(hint(page(highest), 2), highest - 6, "past the end");
     assert_eq!(hint(u64::MAX, 1), highest - 7);
     // The gap below what grows down.
-    space.map(MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(1000, 1) }).unwrap();
+    space.map(MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(1000, 1) }).unwrap();
     assert_eq!(hint(page(743), 1), 743);
     assert_eq!(hint(page(744), 1), highest - 8);
     assert_eq!(hint(page(1001), 1), 1001);
     // A stack itself may be put right above something.
-    let down = MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(1002, 1) };
+    let down = MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(1002, 1) };
     assert_eq!(space.map(down.at(Placement::Hint(at(1002)))).unwrap(), at(1002));
     let too_long = MapRequest::anonymous((S::PAGES + 1) * PAGE_SIZE).at(Placement::Hint(at(5)));
     assert_eq!(space.map(too_long).unwrap_err().errno(), 12);
@@ -297,23 +297,23 @@ fn unknown_flags_are_refused_or_not_looked_at<S: Stand, D: LockingDesign>() -> R
     let space = machine.space::<D>();
     space.map(anonymous(10, 2)).unwrap();
     let synced = space.sync(at(10), 1, SyncFlags::from_bits_retain(8)).unwrap_err();
-    assert_eq!((synced, synced.errno()), (SyncError::Flags, 22));
+    assert_eq!((synced, synced.errno()), (SyncError::MappingFlags, 22));
     let flags = RemapFlags::from_bits_retain(8) | RemapFlags::MAY_MOVE;
     let remapped = space.remap(RemapRequest { flags, ..RemapRequest::resize(at(10), 1, 1) }).unwrap_err();
-    assert!(matches!(remapped, RemapError::Flags { .. }) && remapped.errno() == 22);
+    assert!(matches!(remapped, RemapError::MappingFlags { .. }) && remapped.errno() == 22);
     for unknown in [LockAll::CURRENT | LockAll::from_bits_retain(8), LockAll::ON_FAULT, LockAll::empty()] {
         let locked = space.lock_all(unknown).unwrap_err();
         assert_eq!((locked, locked.errno()), (LockError::Nothing, 22));
     }
     // Those of mmap: what is the engine's own has no effect either, nor keeps neighbours apart.
-    let unknown = Flags::from_bits_retain(1 << 13) | Flags::MOVING | Flags::READ_ONLY;
+    let unknown = MappingFlags::from_bits_retain(1 << 13) | MappingFlags::MOVING | MappingFlags::READ_ONLY;
     space.map(MapRequest { flags: unknown, ..anonymous(12, 1) }).unwrap();
     space.store_u64(at(12), 1).unwrap();
     assert_eq!(shape(&space), [(10, 13, "rw-".into())]);
     // No memory is set aside for anything; but the flag is kept, as in Linux's map.
-    space.map(MapRequest { flags: Flags::NO_RESERVE, ..anonymous(13, 1) }).unwrap();
+    space.map(MapRequest { flags: MappingFlags::NO_RESERVE, ..anonymous(13, 1) }).unwrap();
     let kept: Vec<_> = space.mappings().iter().map(|m| m.flags).collect();
-    assert_eq!(kept, [Flags::empty(), Flags::NO_RESERVE]);
+    assert_eq!(kept, [MappingFlags::empty(), MappingFlags::NO_RESERVE]);
     let resident = space.resident(at(13), 2 * PAGE_SIZE).unwrap_err();
     assert!(matches!(resident, ResidentError::Hole { address, .. } if address == at(14)));
     assert_eq!(resident.errno(), 12);
@@ -338,11 +338,11 @@ fn an_exited_space_maps_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn a_pin_makes_nothing_longer_and_fetches_nothing_that_is_refused<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    space.map(MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(310, 1) }).unwrap();
+    space.map(MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(310, 1) }).unwrap();
     assert_eq!(space.write_remote(at(305), &[1; 8]).unwrap_err().errno(), 14);
     assert!(matches!(space.pin(at(305), Access::Write), Err(FaultError::NoMapping { .. })));
     assert_eq!(shape(&space), [(310, 311, "rw-".into())]);
-    space.map(anonymous(20, 1).with(Protection::WRITE)).unwrap();
+    space.map(anonymous(20, 1).protection(Protection::WRITE)).unwrap();
     assert_eq!(space.read_remote(at(20), &mut [0; 8]).unwrap_err().errno(), 14);
     assert_eq!(space.resident(at(20), PAGE_SIZE).unwrap(), [false]);
     drop(space);

@@ -259,7 +259,7 @@ fn a_shared_file_shows_one_page<S: Stand, D: LockingDesign>() -> Ran<S> {
     let (a, b, file) = (machine.space::<D>(), machine.space::<D>(), machine.file(1));
     for space in [&a, &b] {
         let source = Source::File { file: file.clone(), first: 0, sharing: Sharing::Shared };
-        let request = MapRequest { source, ..anonymous(10, 1) }.with(Protection::READ);
+        let request = MapRequest { source, ..anonymous(10, 1) }.protection(Protection::READ);
         space.map(request).unwrap();
         assert_eq!(space.load_u64(at(10)).unwrap(), word(1));
     }

@@ -6,7 +6,7 @@ use faultless::errno::{EACCES, EBADF, EINVAL, ENOMEM};
 use faultless::protection::Sharing;
 use faultless::stats::Counter;
 use faultless::store::StoreError;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     Advice, AdviseError, FileError, FileHandle, FileRights, LockMode, MapError, ProtectError, RemapRequest,
 };
@@ -373,11 +373,15 @@ fn a_handles_rights_bound_its_mappings<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(child.load_u64(at(31)).unwrap(), word(2));
     assert!(matches!(remove(&space, 30, 1), Err(AdviseError::ReadOnly { .. })));
     let flags = || space.mappings().iter().map(|m| m.flags).collect::<Vec<_>>();
-    assert_eq!(flags(), [Flags::empty(), Flags::READ_ONLY]);
+    assert_eq!(flags(), [MappingFlags::empty(), MappingFlags::READ_ONLY]);
     // One that was shared by the file itself is another kind, and does not merge.
     let beside = MapRequest::shared_file(&real.file, 4, PAGE_SIZE, READ).at(fixed(34));
-    space.map(MapRequest { flags: Flags::READ_ONLY, ..beside }).unwrap();
-    assert_eq!(flags(), [Flags::empty(), Flags::READ_ONLY, Flags::empty()], "nobody asks for the flag");
+    space.map(MapRequest { flags: MappingFlags::READ_ONLY, ..beside }).unwrap();
+    assert_eq!(
+        flags(),
+        [MappingFlags::empty(), MappingFlags::READ_ONLY, MappingFlags::empty()],
+        "nobody asks for the flag"
+    );
     drop((space, child, reader, writer, real));
     machine.end()
 }

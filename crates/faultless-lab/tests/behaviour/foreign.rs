@@ -5,7 +5,7 @@ use crate::*;
 use faultless::address::PageNumber;
 use faultless::host::{Frame, FrameSource, FrameUse, GroupId, Host, PageTable};
 use faultless::protection::{Access, Sharing};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     Advice, Fault, ForeignFrames, LockAll, LockMode, MapError, ProtectError, RemapError, RemapFlags,
     RemapRequest, Source, SyncFlags, errno,
@@ -174,7 +174,7 @@ fn a_request_for_foreign_frames_is_refused_with_its_reason<S: Stand, D: LockingD
     let source = Source::Foreign { frames: device.frames(0), sharing: Sharing::Private };
     let private = space.map(MapRequest { source, ..device.request(10, 0, 2) }).unwrap_err();
     assert_eq!(private, MapError::ForeignPrivate);
-    let flags = Flags::GROWS_DOWN;
+    let flags = MappingFlags::GROWS_DOWN;
     let growing = space.map(MapRequest { flags, ..device.request(10, 0, 2) }).unwrap_err();
     assert_eq!(growing, MapError::GrowingFile);
     for error in [too_long, private, growing] {
@@ -194,7 +194,7 @@ fn the_rights_of_foreign_frames_change<S: Stand, D: LockingDesign>() -> Ran<S> {
     let (space, device) = (machine.space::<D>(), Device::new(&machine, 2));
     space.map(device.request(10, 0, 1)).unwrap();
     let source = Source::Foreign { frames: device.frames(1), sharing: Sharing::Private };
-    space.map(MapRequest { source, ..device.request(20, 1, 1).with(Protection::READ) }).unwrap();
+    space.map(MapRequest { source, ..device.request(20, 1, 1).protection(Protection::READ) }).unwrap();
     space.store_u64(at(10), 1).unwrap();
     assert_eq!(space.load_u64(at(20)), Ok(0));
     for (rights, can_load) in [(Protection::READ, true), (NONE, false), (Protection::EXECUTE, false)] {
@@ -350,8 +350,8 @@ fn foreign_mappings_join_where_their_frames_go_on<S: Stand, D: LockingDesign>() 
     // Neither does anonymous memory, or what is private.
     space.map(anonymous(9, 1)).unwrap();
     let source = Source::Foreign { frames: device.frames(0), sharing: Sharing::Private };
-    space.map(MapRequest { source, ..device.request(30, 0, 1).with(Protection::READ) }).unwrap();
-    space.map(device.request(31, 1, 1).with(Protection::READ)).unwrap();
+    space.map(MapRequest { source, ..device.request(30, 0, 1).protection(Protection::READ) }).unwrap();
+    space.map(device.request(31, 1, 1).protection(Protection::READ)).unwrap();
     assert_eq!(shape(&space).len(), 5);
     space.store_u64(at(13), 9).unwrap();
     assert_eq!(space.load_u64(at(14)), Ok(9));
@@ -364,7 +364,7 @@ fn foreign_frames_are_neither_locked_nor_fetched<S: Stand, D: LockingDesign>() -
     let machine = Machine::<S>::new()?;
     let (space, device) = (machine.space::<D>(), Device::new(&machine, 2));
     let locked = |space: &Space<S, D>| {
-        space.mappings().iter().filter(|info| info.flags.contains(Flags::LOCKED)).count()
+        space.mappings().iter().filter(|info| info.flags.contains(MappingFlags::LOCKED)).count()
     };
     let is_untouched = |space: &Space<S, D>| {
         assert_eq!(locked(space), 0, "counted as locked");
@@ -377,7 +377,7 @@ fn foreign_frames_are_neither_locked_nor_fetched<S: Stand, D: LockingDesign>() -
     is_untouched(&space);
     space.lock_all(LockAll::CURRENT | LockAll::FUTURE).unwrap();
     is_untouched(&space);
-    let flags = Flags::LOCKED;
+    let flags = MappingFlags::LOCKED;
     space.map(MapRequest { flags, ..device.request(10, 0, 2) }).unwrap();
     is_untouched(&space);
     // What is not locked may be dropped; and neighbours are locked all the same.

@@ -4,7 +4,7 @@ use crate::advice::{flags, resident};
 use crate::moves::{FIXED, HERE, KEEP, MOVE, errno, is_hole, remap, shape};
 use crate::*;
 use faultless::errno::{EAGAIN, EINVAL, ENOMEM};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{BrkError, LimitError, LockAll, LockMode, MapError, ProtectError, RemapError, SpaceLimits};
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ on_real_memory! {
 }
 
 fn stack<S: Stand>(page: u64, pages: u64) -> MapRequest<S> {
-    MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(page, pages) }
+    MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(page, pages) }
 }
 
 fn the_heap_grows_and_shrinks<S: Stand, D: LockingDesign>() -> Ran<S> {
@@ -78,7 +78,7 @@ fn the_heap_grows_and_shrinks<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(space.brk(at(110)), at(110));
     assert_eq!(shape(&space), [(100, 110)]);
     // What was put into it goes too.
-    space.map(anonymous(103, 1).with(Protection::READ)).unwrap();
+    space.map(anonymous(103, 1).protection(Protection::READ)).unwrap();
     let child = space.fork().unwrap();
     assert_eq!(child.brk(at(111)), at(111));
     assert_eq!(space.brk(at(100)), at(100));
@@ -120,13 +120,13 @@ fn the_heap_is_locked_as_it_comes<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.brk(at(102));
     space.lock_all(LockAll::FUTURE).unwrap();
     space.brk(VirtAddr::new(at(103).get() + 1));
-    assert_eq!(flags(&space), [(100, 102, Flags::empty()), (102, 104, Flags::LOCKED)]);
+    assert_eq!(flags(&space), [(100, 102, MappingFlags::empty()), (102, 104, MappingFlags::LOCKED)]);
     assert_eq!(resident(&space, 100, 4), "0011");
     assert_eq!(space.brk(at(104)), at(104), "nothing to map");
     space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
     space.brk(at(106));
     assert_eq!(resident(&space, 104, 2), "00");
-    assert_eq!(flags(&space)[2], (104, 106, Flags::LOCKS));
+    assert_eq!(flags(&space)[2], (104, 106, MappingFlags::LOCKS));
     // The limit counts all that is locked; without it the heap would be as long as one likes.
     let limits = SpaceLimits { locked: 6 * PAGE_SIZE, ..SpaceLimits::default() };
     space.set_limits(limits);
@@ -159,7 +159,7 @@ fn locked_memory_grows_with_its_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
     // The middle of a mapping moves away, and grows there.
     let new = remap(&space, (100, 2), 3, crate::moves::MOVE, 0).unwrap();
     assert_eq!(resident(&space, new, 3), "111");
-    assert_eq!(flags(&space).iter().filter(|line| line.2 == Flags::LOCKED).count(), 2);
+    assert_eq!(flags(&space).iter().filter(|line| line.2 == MappingFlags::LOCKED).count(), 2);
     space.lock(at(102), 4 * PAGE_SIZE, LockMode::OnFault).unwrap();
     remap(&space, (102, 4), 6, HERE, 0).unwrap();
     assert_eq!(resident(&space, 102, 6), "111100");
@@ -203,7 +203,7 @@ fn a_locked_stack_grows_without_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(stack(1000, 2)).unwrap();
     space.lock(at(1000), 2 * PAGE_SIZE, LockMode::Now).unwrap();
     space.store_u64(at(995), 1).unwrap();
-    assert_eq!(flags(&space), [(995, 1002, Flags::LOCKED | Flags::GROWS_DOWN)]);
+    assert_eq!(flags(&space), [(995, 1002, MappingFlags::LOCKED | MappingFlags::GROWS_DOWN)]);
     assert_eq!(resident(&space, 995, 7), "1000011");
     space.set_limits(SpaceLimits { locked: 8 * PAGE_SIZE, ..SpaceLimits::default() });
     assert!(is_hole(&space, 993));
@@ -242,7 +242,10 @@ fn stacks_grow_down<S: Stand, D: LockingDesign>() -> Ran<S> {
     let child = space.fork().unwrap();
     child.store_u64(at(6998), 1).unwrap();
     assert!(matches!(
-        space.map(MapRequest { flags: Flags::GROWS_DOWN, ..of_file(&machine.file(1), 20, 1, READ_WRITE) }),
+        space.map(MapRequest {
+            flags: MappingFlags::GROWS_DOWN,
+            ..of_file(&machine.file(1), 20, 1, READ_WRITE)
+        }),
         Err(MapError::GrowingFile)
     ));
     space.audit().unwrap();
@@ -259,14 +262,14 @@ fn stacks_keep_their_gap<S: Stand, D: LockingDesign>() -> Ran<S> {
         space.map(below).unwrap();
         [860, 859, 604, 603].map(|page| space.store_u64(at(page), 1).is_ok())
     };
-    assert_eq!(grows(anonymous(600, 4).with(Protection::READ)), [true, false, false, false]);
+    assert_eq!(grows(anonymous(600, 4).protection(Protection::READ)), [true, false, false, false]);
     assert_eq!(shape(&space), [(600, 604), (860, 1004)]);
-    assert_eq!(grows(anonymous(600, 4).with(Protection::empty())), [true, true, true, false]);
+    assert_eq!(grows(anonymous(600, 4).protection(Protection::empty())), [true, true, true, false]);
     assert_eq!(grows(stack(600, 4)), [true, true, true, true]);
     assert_eq!(shape(&space), [(600, 604), (604, 1004)], "two stacks stay two");
     // Nothing is placed into the gap, but may be put there.
     space.unmap(at(0), S::PAGES * PAGE_SIZE).unwrap();
-    let top = MapRequest { flags: Flags::GROWS_DOWN, ..MapRequest::anonymous(PAGE_SIZE) };
+    let top = MapRequest { flags: MappingFlags::GROWS_DOWN, ..MapRequest::anonymous(PAGE_SIZE) };
     let top = space.map(top).unwrap().page().get();
     let next = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap().page().get();
     assert_eq!(top - next, 257);
@@ -320,9 +323,9 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     // Data: private, writable, no stack.
     space.unmap(at(0), 200 * PAGE_SIZE).unwrap();
     space.map(anonymous(10, 4)).unwrap();
-    space.map(anonymous(100, 20).with(Protection::READ)).unwrap_err();
+    space.map(anonymous(100, 20).protection(Protection::READ)).unwrap_err();
     space.set_limits(SpaceLimits { data: pages(10), ..SpaceLimits::default() });
-    space.map(anonymous(100, 20).with(Protection::READ)).unwrap();
+    space.map(anonymous(100, 20).protection(Protection::READ)).unwrap();
     remap(&space, (10, 4), 10, HERE, 0).unwrap();
     assert_eq!(space.map(anonymous(40, 1)).unwrap_err().errno(), ENOMEM);
     assert!(matches!(space.protect(at(100), PAGE_SIZE, READ_WRITE), Err(ProtectError::Limit { .. })));
@@ -331,7 +334,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(space.protect(at(100), 6 * PAGE_SIZE, READ_WRITE).is_err());
     assert_eq!(shape(&space), [(10, 15), (15, 20), (100, 101), (101, 120)]);
     space.map(stack(300, 30)).unwrap();
-    space.map(anonymous(200, 1).with(Protection::empty())).unwrap();
+    space.map(anonymous(200, 1).protection(Protection::empty())).unwrap();
     // In the place of what is mapped, as many pages as that has are free to take.
     space.map(anonymous(101, 19)).unwrap();
     assert!(space.map(anonymous(400, 1)).is_err());
@@ -341,7 +344,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     child.map(anonymous(400, 1)).unwrap();
 
     // Locked memory.
-    let locked = MapRequest { flags: Flags::LOCKED, ..anonymous(500, 4) };
+    let locked = MapRequest { flags: MappingFlags::LOCKED, ..anonymous(500, 4) };
     space.set_limits(SpaceLimits { locked: pages(5), ..SpaceLimits::default() });
     space.map(locked).unwrap();
     assert_eq!(errno(remap(&space, (500, 4), 6, HERE, 0)), EAGAIN);
@@ -351,7 +354,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
         let found = space.mappings().into_iter().find(|m| m.range.start().get() == page);
         found.expect("a mapping").flags
     };
-    assert_eq!((flags(500), flags(600)), (Flags::empty(), Flags::LOCKED));
+    assert_eq!((flags(500), flags(600)), (MappingFlags::empty(), MappingFlags::LOCKED));
 
     // Mappings.
     let now = space.mappings().len();
@@ -444,7 +447,7 @@ fn a_refused_move_leaves_what_it_would_replace<S: Stand, D: LockingDesign>() -> 
     space.set_limits(SpaceLimits { locked: 4 * PAGE_SIZE, ..SpaceLimits::default() });
     space.lock(at(10), 4 * PAGE_SIZE, LockMode::OnFault).unwrap();
     assert_eq!(errno(remap(&space, (10, 4), 5, FIXED, 40)), EAGAIN);
-    let over = MapRequest { flags: Flags::LOCKED, ..anonymous(40, 4) };
+    let over = MapRequest { flags: MappingFlags::LOCKED, ..anonymous(40, 4) };
     assert_eq!(space.map(over).unwrap_err().errno(), EAGAIN);
     assert_eq!(space.load_u64(at(40)).unwrap(), 4);
     // Neither does the limit of mappings take anything away.

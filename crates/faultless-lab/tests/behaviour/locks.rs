@@ -5,7 +5,7 @@ use crate::advice::{NONE, flags, pages, resident, shared};
 use crate::*;
 use faultless::errno;
 use faultless::protection::Access;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     Advice, AdviseError, DiscardError, Fault, LimitError, LockAll, LockError, LockMode, MapError,
     ProtectError, RemapError, RemapRequest, ResidentError, SealError, SpaceLimits, UnmapError,
@@ -49,7 +49,7 @@ on_real_memory! {
 fn locks_split_merge_and_fetch<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(2));
-    let (none, locked, on_fault) = (Flags::empty(), Flags::LOCKED, Flags::LOCKS);
+    let (none, locked, on_fault) = (MappingFlags::empty(), MappingFlags::LOCKED, MappingFlags::LOCKS);
     space.map(anonymous(10, 4)).unwrap();
     assert_eq!(space.lock(at(10), 0, LockMode::Now), Ok(()));
     assert_eq!(space.lock(at(99), 0, LockMode::Now), Ok(()));
@@ -73,8 +73,8 @@ fn locks_split_merge_and_fetch<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.lock(at(30), pages(2), LockMode::Now).unwrap();
     assert_eq!(machine.frames(), 4 + 2 + 2);
     // What can only be executed or written is fetched too.
-    space.map(anonymous(40, 1).with(Protection::EXECUTE)).unwrap();
-    space.map(anonymous(41, 1).with(Protection::WRITE)).unwrap();
+    space.map(anonymous(40, 1).protection(Protection::EXECUTE)).unwrap();
+    space.map(anonymous(41, 1).protection(Protection::WRITE)).unwrap();
     space.lock(at(40), pages(2), LockMode::Now).unwrap();
     assert_eq!(resident(&space, 40, 2), "11");
     space.audit().unwrap();
@@ -85,7 +85,7 @@ fn locks_split_merge_and_fetch<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn locks_stop_where_they_cannot_go_on<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(4));
-    let (none, locked) = (Flags::empty(), Flags::LOCKED);
+    let (none, locked) = (MappingFlags::empty(), MappingFlags::LOCKED);
     // A hole: what lies below is locked, nothing is fetched.
     space.map(anonymous(10, 2)).unwrap();
     space.map(anonymous(14, 2)).unwrap();
@@ -138,7 +138,7 @@ fn locks_are_limited<S: Stand, D: LockingDesign>() -> Ran<S> {
         assert!(matches!(error, LockError::Limit { limit } if limit == pages(8) + 1), "{page} {n}");
         assert_eq!(error.errno(), errno::ENOMEM);
     }
-    let locked = |page| MapRequest { flags: Flags::LOCKED, ..anonymous(page, 1) };
+    let locked = |page| MapRequest { flags: MappingFlags::LOCKED, ..anonymous(page, 1) };
     // What would be replaced counts, as on Linux.
     for page in [40, 10] {
         let error = space.map(locked(page)).unwrap_err();
@@ -179,13 +179,13 @@ fn locks_are_limited<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn lock_all_is_for_now_and_later<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(2));
-    let (none, locked, on_fault) = (Flags::empty(), Flags::LOCKED, Flags::LOCKS);
+    let (none, locked, on_fault) = (MappingFlags::empty(), MappingFlags::LOCKED, MappingFlags::LOCKS);
     for wrong in [LockAll::empty(), LockAll::ON_FAULT] {
         assert_eq!(space.lock_all(wrong).unwrap_err().errno(), errno::EINVAL);
     }
     space.lock_all(LockAll::CURRENT).unwrap();
     space.map(anonymous(10, 2)).unwrap();
-    space.map(anonymous(12, 2).with(NONE)).unwrap();
+    space.map(anonymous(12, 2).protection(NONE)).unwrap();
     space.map(of_file(&file, 14, 4, READ_WRITE)).unwrap();
     space.map(anonymous(20, 3)).unwrap();
     space.advise(at(21), 1, Advice::GuardInstall).unwrap();
@@ -225,18 +225,18 @@ fn map_fetches_what_it_can<S: Stand, D: LockingDesign>() -> Ran<S> {
         (40, Protection::EXECUTE, "1111"),
         (50, Protection::WRITE, "1111"),
     ] {
-        space.map(populated(anonymous(page, 4).with(rights))).unwrap();
+        space.map(populated(anonymous(page, 4).protection(rights))).unwrap();
         assert_eq!(resident(&space, page, 4), expected, "{rights}");
     }
     // Past the end is no error of mmap.
     space.map(populated(of_file(&file, 60, 6, READ_WRITE))).unwrap();
     assert_eq!(resident(&space, 60, 6), "111100");
-    space.map(MapRequest { flags: Flags::LOCKED, ..of_file(&file, 70, 6, Protection::READ) }).unwrap();
+    space.map(MapRequest { flags: MappingFlags::LOCKED, ..of_file(&file, 70, 6, Protection::READ) }).unwrap();
     assert_eq!(
         (resident(&space, 70, 6), flags(&space).last()),
-        ("111100".into(), Some(&(70, 76, Flags::LOCKED)))
+        ("111100".into(), Some(&(70, 76, MappingFlags::LOCKED)))
     );
-    space.map(MapRequest { flags: Flags::LOCKED, ..anonymous(80, 2).with(NONE) }).unwrap();
+    space.map(MapRequest { flags: MappingFlags::LOCKED, ..anonymous(80, 2).protection(NONE) }).unwrap();
     // Over something, by address, anywhere.
     space.map(populated(anonymous(10, 2))).unwrap();
     assert_eq!(resident(&space, 10, 2), "11");
@@ -341,7 +341,7 @@ fn resident_looks_and_touches_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn seals_refuse<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    let (none, sealed) = (Flags::empty(), Flags::SEALED);
+    let (none, sealed) = (MappingFlags::empty(), MappingFlags::SEALED);
     space.map(anonymous(10, 6)).unwrap();
     (10..16).for_each(|page| space.store_u64(at(page), page).unwrap());
     space.map(anonymous(20, 1)).unwrap();
@@ -517,7 +517,7 @@ fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
     }
     let error = space.seal(at(12), 1).unwrap_err();
     assert!(matches!(error, SealError::TooManyMappings { .. }) && error.errno() == errno::ENOMEM);
-    assert_eq!(flags(&space), [(10, 18, Flags::empty())]);
+    assert_eq!(flags(&space), [(10, 18, MappingFlags::empty())]);
     space.advise(at(17), 1, Advice::GuardInstall).unwrap();
     space.advise(at(17), 1, Advice::GuardRemove).unwrap();
     // Frames: what was fetched before stays.
@@ -526,7 +526,7 @@ fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!((resident(&space, 10, 8), error.errno()), ("11110000".into(), errno::ENOMEM));
     let error = space.lock(at(10), pages(8), LockMode::Now).unwrap_err();
     assert!(matches!(error, LockError::Fault(FaultError::OutOfMemory { .. })));
-    assert_eq!((flags(&space), error.errno()), (vec![(10, 18, Flags::LOCKED)], errno::EAGAIN));
+    assert_eq!((flags(&space), error.errno()), (vec![(10, 18, MappingFlags::LOCKED)], errno::EAGAIN));
     space.audit().unwrap();
     assert_eq!(space.taken_ranges(), 0);
     drop(space);

@@ -3,7 +3,7 @@
 
 use crate::moves::{FIXED, KEEP, MOVE, shape};
 use crate::*;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{LockMode, RemapRequest};
 use faultless_soft::Cpu;
 
@@ -54,7 +54,7 @@ fn a_first_page_takes_over_the_record_of_a_neighbour<S: Stand, D: LockingDesign>
     space.protect(at(21), PAGE_SIZE, READ_WRITE).unwrap();
     assert_eq!(shape(&space)[1..], [(20, 22)]);
     // Not where something else differs too: then both have a record of their own.
-    for (page, flags) in [(30, Flags::empty()), (31, Flags::SEQUENTIAL)] {
+    for (page, flags) in [(30, MappingFlags::empty()), (31, MappingFlags::SEQUENTIAL)] {
         space.map(MapRequest { flags, ..anonymous(page, 1) }).unwrap();
         space.store_u64(at(page), 1).unwrap();
     }
@@ -74,7 +74,7 @@ fn a_first_page_looks_above_first<S: Stand, D: LockingDesign>() -> Ran<S> {
         space.map(anonymous(page, 1)).unwrap();
         space.store_u64(at(page), 1).unwrap();
     }
-    space.map(anonymous(11, 1).with(ALL)).unwrap();
+    space.map(anonymous(11, 1).protection(ALL)).unwrap();
     space.store_u64(at(11), 1).unwrap();
     space.protect(at(11), PAGE_SIZE, READ_WRITE).unwrap();
     assert_eq!(shape(&space), [(10, 11), (11, 13)]);
@@ -88,7 +88,7 @@ fn what_counts_as_promised_merges_with_nothing_else<S: Stand, D: LockingDesign>(
     let (space, file) = (machine.space::<D>(), machine.file(4));
     // One without pages loses it with the right to be written, one with a page does not.
     space.map(anonymous(10, 2)).unwrap();
-    space.map(anonymous(12, 2).with(ALL)).unwrap();
+    space.map(anonymous(12, 2).protection(ALL)).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.protect(at(10), 4 * PAGE_SIZE, Protection::READ).unwrap();
     assert_eq!(shape(&space), [(10, 12), (12, 14)]);
@@ -104,11 +104,11 @@ fn what_counts_as_promised_merges_with_nothing_else<S: Stand, D: LockingDesign>(
     assert_eq!(shape(&space)[1..], [(20, 21), (21, 22), (22, 24)]);
 
     // What nobody wants memory set aside for never has it.
-    let flags = Flags::NO_RESERVE;
+    let flags = MappingFlags::NO_RESERVE;
     space.map(MapRequest { flags, ..anonymous(30, 2) }).unwrap();
     space.store_u64(at(30), 1).unwrap();
     space.protect(at(30), PAGE_SIZE, read).unwrap();
-    space.map(MapRequest { flags, ..anonymous(31, 1).with(read) }).unwrap();
+    space.map(MapRequest { flags, ..anonymous(31, 1).protection(read) }).unwrap();
     assert_eq!(shape(&space)[4..], [(30, 32)]);
     space.audit().unwrap();
     drop((space, file));
@@ -148,7 +148,7 @@ fn what_a_child_has_inherited_grows<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 2)).unwrap();
-    let flags = Flags::GROWS_DOWN;
+    let flags = MappingFlags::GROWS_DOWN;
     space.map(MapRequest { flags, ..anonymous(1000, 2) }).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.store_u64(at(1000), 1).unwrap();
@@ -185,7 +185,7 @@ fn a_store_that_fails_past_the_end_makes_a_record<S: Stand, D: LockingDesign>() 
 fn what_stays_as_it_was_joins_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let parent = machine.space::<D>();
-    parent.map(anonymous(10, 2).with(Protection::READ)).unwrap();
+    parent.map(anonymous(10, 2).protection(Protection::READ)).unwrap();
     parent.lock(at(11), PAGE_SIZE, LockMode::OnFault).unwrap();
     // Without the lock the two are alike, and nobody has joined them.
     let child = parent.fork().unwrap();
@@ -215,7 +215,7 @@ fn a_heap_joins_nothing_below_its_start<S: Stand, D: LockingDesign>() -> Ran<S> 
 fn what_has_grown_has_a_record<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    let stack = |page| MapRequest { flags: Flags::GROWS_DOWN, ..anonymous(page, 1) };
+    let stack = |page| MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(page, 1) };
     space.map(stack(304)).unwrap();
     space.map(stack(306)).unwrap();
     space.store_u64(at(306), 1).unwrap();

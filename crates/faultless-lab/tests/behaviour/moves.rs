@@ -3,7 +3,7 @@
 use crate::*;
 use faultless::errno::{EFAULT, EINVAL, ENOMEM, EPERM};
 use faultless::protection::{Access, Sharing};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{Fault, RemapError, RemapFlags, RemapRequest, Source};
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,7 +111,7 @@ fn what_cannot_grow_moves<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 4)).unwrap();
-    space.map(anonymous(14, 1).with(Protection::READ)).unwrap();
+    space.map(anonymous(14, 1).protection(Protection::READ)).unwrap();
     (10..14).for_each(|page| space.store_u64(at(page), page).unwrap());
     assert!(matches!(remap(&space, (10, 4), 5, HERE, 0), Err(RemapError::NoRoom { pages: 5, .. })));
     let new = remap(&space, (10, 4), 5, MOVE, 30).unwrap();
@@ -127,7 +127,7 @@ fn what_cannot_grow_moves<S: Stand, D: LockingDesign>() -> Ran<S> {
     let file = machine.file(6);
     space.map(of_file(&file, 20, 2, READ_WRITE)).unwrap();
     space.store_u64(at(21), 5).unwrap();
-    space.map(anonymous(22, 1).with(Protection::READ)).unwrap();
+    space.map(anonymous(22, 1).protection(Protection::READ)).unwrap();
     let new = remap(&space, (20, 2), 8, MOVE, 0).unwrap();
     let seen: Vec<u64> = (0..6).map(|i| space.load_u64(at(new + i)).unwrap()).collect();
     assert_eq!(seen, [word(1), 5, word(3), word(4), word(5), word(6)]);
@@ -262,7 +262,7 @@ fn several_mappings_move_together<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(16, 4)).unwrap();
     (10..14).chain(16..20).for_each(|page| space.store_u64(at(page), page).unwrap());
     space.protect(at(12), 2 * PAGE_SIZE, Protection::READ).unwrap();
-    space.map(anonymous(30, 8).with(Protection::empty())).unwrap();
+    space.map(anonymous(30, 8).protection(Protection::empty())).unwrap();
     assert_eq!(remap(&space, (11, 7), 7, FIXED, 31), Ok(31));
     assert_eq!(shape(&space), [(10, 11), (18, 20), (30, 31), (31, 32), (32, 34), (34, 36), (36, 38)]);
     let seen = [31, 32, 33, 36, 37].map(|page| space.load_u64(at(page)).unwrap());
@@ -309,7 +309,7 @@ fn shared_memory_is_mapped_again<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(6));
     let source = Source::File { file: file.clone(), first: 1, sharing: Sharing::Shared };
-    let request = MapRequest { source, ..anonymous(10, 4).with(Protection::READ) };
+    let request = MapRequest { source, ..anonymous(10, 4).protection(Protection::READ) };
     space.map(request).unwrap();
     assert_eq!(remap(&space, (11, 0), 3, FIXED, 20), Ok(20));
     assert_eq!(shape(&space), [(10, 14), (20, 23)]);
@@ -335,7 +335,7 @@ fn wrong_remaps_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     let space = machine.space::<D>();
     space.map(anonymous(10, 4)).unwrap();
     for (flags, new) in [(RemapFlags::FIXED, 20), (RemapFlags::DONT_UNMAP, 20)] {
-        assert!(matches!(remap(&space, (10, 4), 4, flags, new), Err(RemapError::Flags { .. })));
+        assert!(matches!(remap(&space, (10, 4), 4, flags, new), Err(RemapError::MappingFlags { .. })));
     }
     assert_eq!(errno(remap(&space, (10, 4), 5, KEEP, 20)), EINVAL);
     assert_eq!(errno(remap(&space, (10, 4), 0, MOVE, 0)), EINVAL);
@@ -372,12 +372,14 @@ fn wrong_remaps_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn sealed_mappings_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    let sealed =
-        |page, pages| MapRequest { flags: Flags::SEALED, ..anonymous(page, pages).with(Protection::READ) };
+    let sealed = |page, pages| MapRequest {
+        flags: MappingFlags::SEALED,
+        ..anonymous(page, pages).protection(Protection::READ)
+    };
     space.map(anonymous(10, 2)).unwrap();
     space.map(sealed(12, 2)).unwrap();
     space.map(anonymous(14, 2)).unwrap();
-    space.map(anonymous(30, 6).with(Protection::empty())).unwrap();
+    space.map(anonymous(30, 6).protection(Protection::empty())).unwrap();
     assert_eq!(errno(remap(&space, (12, 1), 1, HERE, 0)), EPERM);
     assert_eq!(errno(remap(&space, (10, 4), 2, HERE, 0)), EPERM);
     assert_eq!(errno(remap(&space, (14, 2), 2, FIXED, 12)), EPERM);

@@ -24,7 +24,7 @@ fn remote_memory_goes_by_rights<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(10, 4)).unwrap();
     space.protect(at(12), PAGE_SIZE, Protection::READ).unwrap();
     for (page, rights) in [(14, Protection::WRITE), (15, NONE), (17, Protection::EXECUTE)] {
-        space.map(anonymous(page, 1).with(rights)).unwrap();
+        space.map(anonymous(page, 1).protection(rights)).unwrap();
     }
     space.map(of_file(&file, 20, 6, READ_WRITE)).unwrap();
     let mut bytes = vec![1; 8 * PAGE_SIZE as usize];

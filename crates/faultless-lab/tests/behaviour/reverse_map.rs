@@ -4,7 +4,7 @@ use crate::shared::{Real, shared};
 use crate::*;
 use faultless::RemapRequest;
 use faultless::stats::Counter;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless_soft::Cpu;
 
 under_every_design! {
@@ -126,7 +126,8 @@ fn walks_find_what_a_fork_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
     let private = MapRequest::file(&real.file, 4, 4 * PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(3000)));
     parent.map(private).unwrap();
     parent.store_u64(at(3001), 5).unwrap();
-    let not_inherited = MapRequest { flags: Flags::DONT_FORK, ..shared(&real.file, 5000, 8, READ_WRITE) };
+    let not_inherited =
+        MapRequest { flags: MappingFlags::DONT_FORK, ..shared(&real.file, 5000, 8, READ_WRITE) };
     parent.map(not_inherited).unwrap();
     let child = parent.fork().unwrap();
     child.store_u64(at(11), 6).unwrap();

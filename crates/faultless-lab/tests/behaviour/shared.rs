@@ -5,7 +5,7 @@ use faultless::protection::{Access, Sharing};
 use faultless::stats::Counter;
 use faultless::store::{Direction, FailingStore, Failure, InjectedError, Store, StoreError};
 use faultless::sync::Shared;
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{FileError, MapError, ProtectError, Source, SyncError, SyncFlags};
 use faultless_soft::Cpu;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -191,7 +191,7 @@ fn msync_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(call(at(10), 8 * PAGE_SIZE, SyncFlags::ASYNC), 12);
     assert_eq!(call(at(10), 8 * PAGE_SIZE, SyncFlags::INVALIDATE), 12);
     // Locked mappings.
-    let locked = MapRequest { flags: Flags::LOCKED, ..anonymous(30, 1) };
+    let locked = MapRequest { flags: MappingFlags::LOCKED, ..anonymous(30, 1) };
     space.map(locked).unwrap();
     assert_eq!(call(at(30), PAGE_SIZE, SyncFlags::INVALIDATE), 16);
     assert_eq!(call(at(30), PAGE_SIZE, SYNC), 0, "nothing to write");
@@ -511,7 +511,7 @@ fn writable_shared_mappings_are_refused<S: Stand, D: LockingDesign>() -> Ran<S> 
     let refused = space.map(MapRequest::shared_anonymous(PAGE_SIZE)).unwrap_err();
     assert_eq!(refused, MapError::SharedWriteUnsupported);
     let source = Source::File { file: real.file.clone(), first: 0, sharing: Sharing::Shared };
-    let request = MapRequest { source, ..anonymous(10, 1).with(Protection::READ) };
+    let request = MapRequest { source, ..anonymous(10, 1).protection(Protection::READ) };
     space.map(request).unwrap();
     assert!(matches!(space.protect(at(10), 1, READ_WRITE), Err(ProtectError::SharedWrite { .. })));
     assert_eq!(space.load_u64(at(10)).unwrap(), word(1));

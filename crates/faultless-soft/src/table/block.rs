@@ -122,12 +122,12 @@ impl Spare {
         // SAFETY: by the contract above; its block lives as long as its table.
         let (block, index) = unsafe { (spare.as_ref().block, spare.as_ref().index) };
         // SAFETY: the table at that index is the spare's, memory of its layout that nobody uses. Zeros are a value of it but
-        // under loom and shuttle, where one is written.
+        // under loom, where one is written.
         unsafe {
             let table = (&raw mut (*block.as_ptr()).tables[index]).cast::<LeafTable>();
-            #[cfg(any(loom, shuttle))]
+            #[cfg(loom)]
             table.write(super::Table::empty());
-            #[cfg(not(any(loom, shuttle)))]
+            #[cfg(not(loom))]
             table.write_bytes(0, 1);
             (*table).block.store(block.as_ptr(), plain::Ordering::Relaxed);
             NonNull::new_unchecked(table)

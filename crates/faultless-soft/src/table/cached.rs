@@ -212,7 +212,7 @@ impl Caches {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use crate::{Cpu, Soft};
     use faultless::address::{PAGE_SIZE, PageRange, VirtAddr};

@@ -25,7 +25,7 @@ pub(super) struct Upper<C: Table> {
 // SAFETY: zeros are null pointers; `Life` has no bytes outside loom.
 unsafe impl<C: Table> Table for Upper<C> {
     const SPAN: u64 = FAN as u64 * C::SPAN;
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     fn empty() -> Self {
         Self { places: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())), life: Life::new() }
     }

@@ -1,6 +1,6 @@
 //! Files under stores that refuse, fail and are slow: a call that is refused has lost nothing, and a length is said when
 //! the bytes are there (invariants 9 and 14). No space takes part but where a mapping is what is asked about.
-#![cfg(not(any(loom, shuttle)))]
+#![cfg(not(loom))]
 
 mod beside;
 mod ram;

@@ -77,13 +77,13 @@ impl Folio {
     }
 
     /// For models: the page came by the record with this number, which `audit` compares.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub(crate) fn note_record(&self, record: u64) {
         self.record.store(record, Ordering::Relaxed);
     }
 
     /// For models: that number.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub(crate) fn noted_record(&self) -> u64 {
         self.record.load(Ordering::Relaxed)
     }

@@ -19,13 +19,13 @@ fn eviction_takes_only_what_nobody_uses() {
     folio.begin_reading(1, 0, 2);
     assert!(!folio.try_list(), "in use");
     folio.finish_read();
-    assert_eq!(folio.release(Reference::Pin), Left::Others);
-    assert_eq!(folio.release(Reference::Pin), Left::Idle);
+    assert_eq!(folio.release(Reference::Pin), Remaining::Others);
+    assert_eq!(folio.release(Reference::Pin), Remaining::Idle);
     assert!(folio.try_list() && !folio.try_list());
     assert_eq!(folio.try_evict(true), Eviction::Used, "used since the last round");
     assert_eq!(folio.try_get(Reference::Pin), Ok(()));
     assert_eq!(folio.try_evict(false), Eviction::InUse);
-    assert_eq!(folio.release(Reference::Pin), Left::Others, "the list has it");
+    assert_eq!(folio.release(Reference::Pin), Remaining::Others, "the list has it");
     assert_eq!(folio.try_evict(true), Eviction::Used);
     assert_eq!(folio.try_evict(true), Eviction::Taken);
     assert!(folio.is_free());
@@ -37,15 +37,15 @@ fn a_folio_that_the_list_lets_go_comes_back_when_it_is_idle() {
     let folio = Folio::new();
     folio.begin_reading(1, 0, 2);
     folio.finish_read();
-    assert_eq!(folio.release(Reference::Pin), Left::Others);
-    assert_eq!(folio.release(Reference::Pin), Left::Idle);
+    assert_eq!(folio.release(Reference::Pin), Remaining::Others);
+    assert_eq!(folio.release(Reference::Pin), Remaining::Idle);
     assert!(folio.try_list());
     assert_eq!(folio.try_get(Reference::Mapping), Ok(()));
-    assert_eq!(folio.release_listed(), Left::Others);
-    assert_eq!(folio.release(Reference::Mapping), Left::Idle);
+    assert_eq!(folio.release_listed(), Remaining::Others);
+    assert_eq!(folio.release(Reference::Mapping), Remaining::Idle);
     assert!(folio.try_list());
     assert!(!folio.put_cached(), "the list has a reference to a page that was detached");
-    assert_eq!(folio.release_listed(), Left::Nothing);
+    assert_eq!(folio.release_listed(), Remaining::Nothing);
 }
 
 #[test]

@@ -314,7 +314,7 @@ const _: () = assert!(Entry::FRAME_MASK & Entry::FOREIGN == 0);
 const _: () = assert!(Entry::EMPTY.bits() == 0 && matches!(Entry::EMPTY.kind(), EntryKind::Empty));
 const _: () = assert!(Entry::KIND & (Entry::RIGHTS | Entry::HARDWARE | Entry::GUARD | Entry::REFUSED) == 0);
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use alloc::vec;

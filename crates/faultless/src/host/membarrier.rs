@@ -57,7 +57,7 @@ impl Barrier for StdBarrier {
     }
 }
 
-#[cfg(all(target_os = "linux", not(any(loom, shuttle, miri))))]
+#[cfg(all(target_os = "linux", not(any(loom, miri))))]
 mod kernel {
     use crate::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
     use rustix::thread::{MembarrierCommand, MembarrierQuery, membarrier, membarrier_query};
@@ -86,7 +86,7 @@ mod kernel {
     }
 }
 
-#[cfg(not(all(target_os = "linux", not(any(loom, shuttle, miri)))))]
+#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
 mod kernel {
     use crate::sync::atomic::AtomicUsize;
     use crate::sync::{Barrier, FenceBarrier};
@@ -104,7 +104,7 @@ mod kernel {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::host::StdSlots;

@@ -5,7 +5,7 @@
 
 mod abilities;
 mod caller;
-#[cfg(all(feature = "conformance", not(any(loom, shuttle))))]
+#[cfg(all(feature = "conformance", not(loom)))]
 pub mod conformance;
 mod entry;
 #[cfg(feature = "std")]

@@ -2,15 +2,15 @@
 
 use super::{Clock, Park, Slots};
 use crate::sync::{Condvar, Mutex, Sleeper, SlotIndex};
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 use crate::sync::{OutOfMemory, Sections};
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 use alloc::sync::Arc;
 
 /// [`Park`] by a mutex and a condition variable for each thread. A thread's name is its number in [`StdSlots`].
 #[derive(Debug, Default)]
 pub struct StdPark {
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     parkers: [Parker; SlotIndex::MAX as usize],
 }
 
@@ -23,7 +23,7 @@ struct Parker {
 }
 
 /// One a thread of the process, whatever engine it sleeps for. Pages of it that no thread has touched take no memory.
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 static PARKERS: [Parker; SlotIndex::MAX as usize] =
     [const { Parker { is_unparked: Mutex::new(false), changed: Condvar::new() } }; SlotIndex::MAX as usize];
 
@@ -31,9 +31,9 @@ impl StdPark {
     /// `None`: no thread has this name, which came from a caller.
     fn parker(&self, of: Sleeper) -> Option<&Parker> {
         let number = usize::try_from(of.0).ok()?;
-        #[cfg(any(loom, shuttle))]
+        #[cfg(loom)]
         return self.parkers.get(number);
-        #[cfg(not(any(loom, shuttle)))]
+        #[cfg(not(loom))]
         return PARKERS.get(number);
     }
 }
@@ -57,7 +57,7 @@ impl Park for StdPark {
         parker.changed.notify_one();
     }
 
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     fn spin(&self, look: u32) {
         const SPINS: u32 = 64;
         const YIELDS: u32 = 80;
@@ -69,7 +69,7 @@ impl Park for StdPark {
         }
     }
 
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     fn spin(&self, _look: u32) {
         crate::sync::spin_loop();
     }
@@ -103,7 +103,7 @@ impl Clock for StdClock {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StdSlots;
 
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 mod numbers {
     use super::{OutOfMemory, Sections, SlotIndex};
     use std::cell::Cell;
@@ -245,13 +245,11 @@ mod numbers {
     }
 }
 
-#[cfg(any(loom, shuttle))]
+#[cfg(loom)]
 mod numbers {
     // A model names its threads itself: thread-locals of the real thread would be shared by all of them.
     #[cfg(loom)]
     loom::thread_local! { static INDEX: std::cell::Cell<u32> = std::cell::Cell::new(0); }
-    #[cfg(shuttle)]
-    shuttle::thread_local! { static INDEX: std::cell::Cell<u32> = std::cell::Cell::new(0); }
 
     pub fn current() -> super::SlotIndex {
         let index = INDEX.with(std::cell::Cell::get);
@@ -271,13 +269,13 @@ impl StdSlots {
     }
 
     /// How many threads wait for a number now: other than zero only while [`SlotIndex::MAX`] threads have one.
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub fn waiting() -> usize {
         numbers::waiting()
     }
 
     /// Gives the model's thread its slot; threads that live together take different ones.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub fn set_current(index: u32) {
         numbers::set(index);
     }
@@ -295,18 +293,18 @@ unsafe impl Slots for StdSlots {
         (self.current(), ())
     }
 
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     fn attach(&self, sections: &Arc<Sections>) -> Result<(), OutOfMemory> {
         numbers::attach(sections)
     }
 
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     fn detach(&self, sections: &Sections) {
         numbers::detach(sections);
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -85,7 +85,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    #[cfg(all(test, not(loom), not(shuttle)))]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn new(sections: Arc<Sections>) -> Self {
         Self { root: Upper::new(), sections }
     }
@@ -276,7 +276,7 @@ impl Drop for Index {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -45,7 +45,7 @@
 //!
 //! A walk that meets one takes all of them out when it ends. So does registration, when the list has become twice as long.
 
-use super::Maps;
+use super::MappedBy;
 use crate::address::{PageNumber, PageRange};
 use crate::engine::Engine;
 use crate::host::{Host, OutOfMemory};
@@ -68,7 +68,7 @@ const STORED: usize = 16;
 const STORED: usize = 1;
 
 pub(super) struct FileMappings<H: Host> {
-    list: Mutex<List<dyn Maps<H>>>,
+    list: Mutex<List<dyn MappedBy<H>>>,
     /// Bit `id` modulo their number: such a space may have a right to store. Atomic; bits are set by faults, never cleared.
     stored: [AtomicU64; STORED],
 }
@@ -166,7 +166,7 @@ impl<H: Host> FileMappings<H> {
         &self,
         engine: &Engine<H>,
         id: u64,
-        space: impl FnOnce() -> Weak<dyn Maps<H>>,
+        space: impl FnOnce() -> Weak<dyn MappedBy<H>>,
         hull: &Hull,
     ) -> Result<(), OutOfMemory> {
         let mut list = engine.lock(&self.list);
@@ -217,7 +217,7 @@ impl<H: Host> FileMappings<H> {
         engine: &Engine<H>,
         pages: &Range<u64>,
         wanted: impl Fn(u64) -> bool,
-        mut f: impl FnMut(u64, &dyn Maps<H>),
+        mut f: impl FnMut(u64, &dyn MappedBy<H>),
     ) {
         let mut walk = Walk::default();
         loop {
@@ -341,7 +341,7 @@ impl<S: ?Sized> List<S> {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::*;
     use crate::sync::Shared;

@@ -61,7 +61,7 @@ fn frame_of(word: u64) -> Option<Frame> {
 }
 
 /// A space that may map pages of a file; what truncation needs to know of it.
-pub(crate) trait Maps<H: Host>: Send + Sync {
+pub(crate) trait MappedBy<H: Host>: Send + Sync {
     /// Takes away every page of `pages` that the space shows of file `file`, and every copy made of a page of `copies`.
     /// `shown` tells, as of when it is called, within which addresses the space may show the file. Processors may use
     /// what it has taken away until `removed` is finished.
@@ -84,9 +84,9 @@ pub(crate) trait Maps<H: Host>: Send + Sync {
     );
 }
 
-impl<H: Host> dyn Maps<H> {
+impl<H: Host> dyn MappedBy<H> {
     /// A space of any design.
-    pub(crate) fn of<S: Maps<H> + 'static>(space: Weak<S>) -> Weak<Self> {
+    pub(crate) fn of<S: MappedBy<H> + 'static>(space: Weak<S>) -> Weak<Self> {
         // SAFETY: the pointer that comes in.
         unsafe { space.unsize(|counted| counted as NonNull<Counted<Self>>) }
     }
@@ -499,7 +499,7 @@ impl<H: Host> File<H> {
     fn each_space(
         &self,
         pages: Range<u64>,
-        f: impl FnMut(&dyn Maps<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        f: impl FnMut(&dyn MappedBy<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
         self.each_wanted(pages, |_| true, f);
     }
@@ -508,7 +508,7 @@ impl<H: Host> File<H> {
     fn each_storing_space(
         &self,
         pages: Range<u64>,
-        f: impl FnMut(&dyn Maps<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        f: impl FnMut(&dyn MappedBy<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
         self.each_wanted(pages, |id| self.spaces.has_stored(id), f);
     }
@@ -517,7 +517,7 @@ impl<H: Host> File<H> {
         &self,
         pages: Range<u64>,
         wanted: impl Fn(u64) -> bool,
-        mut f: impl FnMut(&dyn Maps<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
+        mut f: impl FnMut(&dyn MappedBy<H>, Range<u64>, &dyn Fn() -> Option<PageRange>),
     ) {
         self.spaces.each(&self.engine, &pages, wanted, |id, space| {
             f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
@@ -528,7 +528,7 @@ impl<H: Host> File<H> {
     pub(crate) fn register(
         &self,
         id: u64,
-        space: impl FnOnce() -> Weak<dyn Maps<H>>,
+        space: impl FnOnce() -> Weak<dyn MappedBy<H>>,
         hull: &Hull,
     ) -> Result<(), OutOfMemory> {
         self.spaces.register(&self.engine, id, space, hull)

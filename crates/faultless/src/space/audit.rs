@@ -1,7 +1,7 @@
 //! A look at a space that stands still: do its entries agree with its mappings? For tests and for embedders who doubt
 //! their host.
 
-use super::shared_table::LeafOf;
+use super::fault::shared_table::LeafOf;
 use super::{AddressSpace, SpaceUsage};
 use crate::address::PageNumber;
 use crate::design::LockingDesign;
@@ -11,7 +11,7 @@ use crate::protection::Protection;
 use crate::sync::Section;
 use crate::tables::{self, Home};
 use crate::vma::tree::Ranged;
-use crate::vma::{AnonRecord, Flags};
+use crate::vma::{AnonRecord, MappingFlags};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -146,7 +146,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let span = space.leaf_span(first);
         let mut within =
             space.tree.view(section).from(first).take_while(|vma| vma.range().start() < span.end());
-        match within.find(|vma| vma.flags().contains(Flags::LOCKED)) {
+        match within.find(|vma| vma.flags().contains(MappingFlags::LOCKED)) {
             Some(locked) if is_shared => {
                 Err(AuditError::LockedAndShared { page: locked.range().start().max(first) })
             }
@@ -201,7 +201,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         }
         let id = vma.record().and_then(AnonRecord::id).ok_or(AuditError::Record { page })?;
         // What a fork has passed on came by the record of another space.
-        #[cfg(any(loom, shuttle))]
+        #[cfg(loom)]
         if !id.is_inherited() && folio.is_exclusive() && folio.noted_record() != id.get() {
             return Err(AuditError::Record { page });
         }

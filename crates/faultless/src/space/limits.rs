@@ -1,6 +1,6 @@
 //! What a space may use (RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, vm.max_map_count), and what it uses.
 
-use super::{AddressSpace, Map, Space};
+use super::{AddressSpace, Space, TreeState};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange};
 use crate::design::LockingDesign;
 use crate::errno;
@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::protection::{Protection, Sharing};
 use crate::sync::Edited;
 use crate::vma::tree::{Ranged, View};
-use crate::vma::{Flags, Mapping, Vma, edit};
+use crate::vma::{Mapping, MappingFlags, Vma, edit};
 use core::fmt;
 
 /// What a space may use; a child of fork inherits it. Bytes, of which whole pages count.
@@ -114,7 +114,7 @@ impl SpaceUsage {
     /// With so many pages of `mapping` too.
     fn and<H: Host>(self, mapping: &Mapping<H>, pages: u64) -> Self {
         let data = is_data(mapping.protection, mapping.sharing, mapping.flags);
-        let locked = mapping.flags.contains(Flags::LOCKED);
+        let locked = mapping.flags.contains(MappingFlags::LOCKED);
         Self {
             mappings: self.mappings + 1,
             pages: self.pages + pages,
@@ -173,19 +173,19 @@ impl SpaceUsage {
 }
 
 /// Whether such memory counts against the limit of data: private, writable, and no stack.
-pub(super) fn is_data(protection: Protection, sharing: Sharing, flags: Flags) -> bool {
+pub(super) fn is_data(protection: Protection, sharing: Sharing, flags: MappingFlags) -> bool {
     sharing == Sharing::Private
         && protection.contains(Protection::WRITE)
-        && !flags.contains(Flags::GROWS_DOWN)
+        && !flags.contains(MappingFlags::GROWS_DOWN)
 }
 
-impl Edited for Map {
+impl Edited for TreeState {
     fn edited(&mut self, note: [u64; 4]) {
         self.usage.change_by(note);
     }
 }
 
-impl Map {
+impl TreeState {
     /// Whether `pages` more of memory like that of `mapping` may come.
     pub(super) fn check_room<H: Host>(&self, mapping: &Mapping<H>, pages: u64) -> Result<(), LimitError> {
         self.usage.check_room(&self.limits, mapping, pages)
@@ -197,10 +197,10 @@ impl Map {
     }
 
     /// Whether a mapping with these flags may become `pages` longer as far as locked memory goes.
-    pub(super) fn check_locked(&self, flags: Flags, pages: u64) -> Result<(), LimitError> {
+    pub(super) fn check_locked(&self, flags: MappingFlags, pages: u64) -> Result<(), LimitError> {
         let limit = self.limits.locked;
         let passes = self.usage.locked.saturating_add(pages) > limit >> PAGE_SHIFT;
-        match flags.contains(Flags::LOCKED) && passes {
+        match flags.contains(MappingFlags::LOCKED) && passes {
             true => Err(LimitError::Locked { pages, limit }),
             false => Ok(()),
         }
@@ -223,12 +223,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// How many mappings there may be.
-    pub(super) fn mapping_limit(&self, map: &Map) -> usize {
+    pub(super) fn mapping_limit(&self, map: &TreeState) -> usize {
         map.limits.mappings.min(self.engine.limits().mappings)
     }
 
     /// Whether there is room for whatever `changes` changes of one range each may come to, so that none asks.
-    pub(super) fn has_room_for(&self, map: &Map, changes: usize) -> bool {
+    pub(super) fn has_room_for(&self, map: &TreeState, changes: usize) -> bool {
         // Each splits at two ends, and puts one mapping more.
         let most = map.usage.mappings.saturating_add(changes.saturating_mul(3));
         let SpaceLimits { address_space, data, locked, .. } = map.limits;
@@ -236,7 +236,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Whether a call may map something, wherever it goes and whatever it joins.
-    pub(super) fn may_map_more(&self, map: &Map) -> Result<(), TooMany> {
+    pub(super) fn may_map_more(&self, map: &TreeState) -> Result<(), TooMany> {
         let limit = self.mapping_limit(map);
         if map.usage.mappings > limit { Err(TooMany { limit }) } else { Ok(()) }
     }
@@ -245,7 +245,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// where a part changes that joins no neighbour, it is split off at each end.
     pub(super) fn splittable(
         &self,
-        map: &Map,
+        map: &TreeState,
         view: View<'_, Vma<H, D>>,
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
@@ -262,7 +262,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     #[inline(never)]
     fn splittable_below(
         limit: usize,
-        map: &Map,
+        map: &TreeState,
         view: View<'_, Vma<H, D>>,
         range: PageRange,
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
@@ -299,7 +299,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Whether `mapping` may come, in the place of what is mapped there. Its pages are taken off what counts, as Linux does: of
     /// data as many as of all.
-    pub(super) fn check_limits(&self, map: &Map, mapping: &Mapping<H>) -> Result<(), LimitError> {
+    pub(super) fn check_limits(&self, map: &TreeState, mapping: &Mapping<H>) -> Result<(), LimitError> {
         if map.limits.are_unlimited() {
             return Ok(());
         }
@@ -309,7 +309,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Whether `more` pages of memory like that of `mapping` may come by a move to its range, when what is mapped there has
     /// gone.
-    pub(super) fn check_moved(&self, map: &Map, mapping: &Mapping<H>, more: u64) -> Result<(), LimitError> {
+    pub(super) fn check_moved(
+        &self,
+        map: &TreeState,
+        mapping: &Mapping<H>,
+        more: u64,
+    ) -> Result<(), LimitError> {
         if map.limits.are_unlimited() {
             return Ok(());
         }
@@ -320,7 +325,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// What the mappings in `range` come to, of each the part in it.
-    pub(super) fn usage_in(&self, map: &Map, range: PageRange) -> SpaceUsage {
+    pub(super) fn usage_in(&self, map: &TreeState, range: PageRange) -> SpaceUsage {
         let vmas = self.tree.view_locked(&map.writer).from(range.start());
         let parts = vmas.map_while(|vma| Some((vma.mapping(), vma.range().intersection(range)?)));
         parts.fold(SpaceUsage::default(), |sum, (mapping, part)| sum.and(mapping, part.pages()))
@@ -329,7 +334,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Up to where `range` may get these rights: what becomes data by them counts, mapping by mapping.
     pub(super) fn protectable_data(
         &self,
-        map: &Map,
+        map: &TreeState,
         view: View<'_, Vma<H, D>>,
         range: PageRange,
         protection: Protection,

@@ -1,71 +1,41 @@
 //! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
 
-mod advise;
 #[cfg(any(test, feature = "audit"))]
 mod audit;
-mod beside;
-mod brk;
-mod discard;
-mod entry_count;
-mod exit;
+mod calls;
+mod change;
 pub mod fault;
-mod first_page;
-mod flags;
 mod foreign;
-mod fork;
-mod grow;
-mod guard;
 mod limits;
-mod listing;
-mod lock;
-mod map;
-mod mapped;
-mod moving;
-mod page_work;
-mod pin;
-mod populate;
-pub(crate) mod protect;
-mod publish;
-mod range_change;
-mod range_work;
-mod remap;
-mod remote;
-mod remove;
-mod resident;
-mod seal;
-mod shared_table;
-mod sync_file;
 mod truncate;
-mod unmap;
-mod usage;
 
-pub use advise::{Advice, AdviseError, UnknownAdvice};
 #[cfg(any(test, feature = "audit"))]
 pub use audit::AuditError;
-pub use brk::BrkError;
-pub use discard::DiscardError;
+pub use calls::advise::{Advice, AdviseError, UnknownAdvice};
+pub use calls::brk::BrkError;
+pub use calls::discard::DiscardError;
+pub use calls::fork::ForkError;
+pub use calls::listing::MappingInfo;
+pub use calls::lock::{LockAll, LockError, LockMode};
+pub use calls::map::{MapError, MapRequest, Placement, Source};
+pub use calls::mapped::Mapped;
+pub use calls::pin::PinnedPage;
+pub use calls::protect::ProtectError;
+pub use calls::remap::{RemapError, RemapFlags, RemapRequest};
+pub use calls::remote::RemoteError;
+pub use calls::resident::ResidentError;
+pub use calls::seal::SealError;
+pub use calls::sync_file::{SyncError, SyncFlags};
+pub use calls::unmap::UnmapError;
+pub use calls::usage::MappingUsage;
 pub use foreign::ForeignFrames;
-pub use fork::ForkError;
 pub use limits::{LimitError, SpaceLimits, SpaceUsage};
-pub use listing::MappingInfo;
-pub use lock::{LockAll, LockError, LockMode};
-pub use map::{MapError, MapRequest, Placement, Source};
-pub use mapped::Mapped;
-pub use pin::PinnedPage;
-pub use protect::ProtectError;
-pub use remap::{RemapError, RemapFlags, RemapRequest};
-pub use remote::RemoteError;
-pub use resident::ResidentError;
-pub use seal::SealError;
-pub use sync_file::{SyncError, SyncFlags};
-pub use unmap::UnmapError;
-pub use usage::MappingUsage;
 
 use crate::address::PageRange;
 use crate::design::{Faultless, LockingDesign};
 use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, PageTable, Table};
-use crate::page_cache::Maps;
+use crate::page_cache::MappedBy;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak};
 use crate::tables::SpaceMark;
@@ -87,18 +57,18 @@ impl<H: Host, D: LockingDesign> Clone for AddressSpace<H, D> {
 }
 
 /// What the tree lock guards.
-pub(crate) struct Map {
+pub(crate) struct TreeState {
     writer: Writer,
     /// Set by exit: nothing is mapped any more.
     exited: bool,
     /// Set by exit, when the map is empty: the host has been told, or is about to be.
     abandoned: bool,
     /// What is locked as it comes, and up to how much.
-    locks: lock::Locks,
+    locks: calls::lock::Locks,
     /// What the mappings come to; changed with them, or when it is seen that an edit has been made.
     usage: limits::SpaceUsage,
     limits: SpaceLimits,
-    heap: Option<brk::Heap>,
+    heap: Option<calls::brk::Heap>,
     /// How often pages have been moved: who goes through all mappings, and not at once, looks again if it has changed.
     moves: u64,
 }
@@ -113,14 +83,14 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     /// Atomic links; changed under `map`, or as an edit of what was taken there.
     tree: Tree<Vma<H, D>>,
     /// The short tree lock, and the ranges taken under it. On lines of their own: faults read what is beside them.
-    map: CachePadded<Ranges<Map>>,
+    map: CachePadded<Ranges<TreeState>>,
     /// What the design keeps here.
     lock: Shared<D::Space>,
     /// What its pending faults and its pinned pages hold on to.
-    signs: Shared<Signs>,
+    space_flags: Shared<SpaceFlags>,
 }
 
-pub(crate) struct Signs {
+pub(crate) struct SpaceFlags {
     /// Set by exit, before it takes anything: faults that wait for I/O give up.
     dying: Dying,
     /// Pages pinned for I/O by this space. Atomic; counted up under the page's bit, so that fork, which has stopped page work,
@@ -132,16 +102,16 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     fn try_new(engine: &Arc<Engine<H>>, table: H::Table) -> Result<Shared<Self>, OutOfMemory> {
         let sections = engine.sections();
         let lock = Shared::try_new_charged(sections, D::Space::default())?;
-        let signs = Signs { dying: Dying::default(), pins: AtomicU64::new(0) };
-        let signs = Shared::try_new_charged(sections, signs)?;
+        let space_flags = SpaceFlags { dying: Dying::default(), pins: AtomicU64::new(0) };
+        let space_flags = Shared::try_new_charged(sections, space_flags)?;
         let room = Claims::with_room()?;
         let space = Shared::try_make_charged(sections, |weak| {
             let (tree, writer) = Tree::new();
-            let map = Map {
+            let map = TreeState {
                 writer,
                 exited: false,
                 abandoned: false,
-                locks: lock::Locks::default(),
+                locks: calls::lock::Locks::default(),
                 usage: limits::SpaceUsage::default(),
                 limits: SpaceLimits::default(),
                 heap: None,
@@ -154,7 +124,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 tree,
                 map: CachePadded::new(Ranges::with_room(map, room)),
                 lock,
-                signs,
+                space_flags,
             }
         })?;
         engine.charge(ROOM_OF_RANGES);
@@ -230,7 +200,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Shared::downgrade(&self.0)
     }
 
-    pub(crate) fn as_maps(&self) -> Weak<dyn Maps<H>> {
-        <dyn Maps<H>>::of(self.downgrade())
+    pub(crate) fn as_mapped_by(&self) -> Weak<dyn MappedBy<H>> {
+        <dyn MappedBy<H>>::of(self.downgrade())
     }
 }

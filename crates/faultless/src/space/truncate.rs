@@ -1,12 +1,12 @@
 //! What truncation and writeback ask of a space that maps the file.
 
 use super::Space;
-use super::page_work::{Announced, Leaves, Refused};
+use super::fault::page_work::{Announced, Leaves, Refused};
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::{RemovedBatch, StaleBatch};
 use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
-use crate::page_cache::Maps;
+use crate::page_cache::MappedBy;
 use crate::stats::Counter;
 use crate::vma::Vma;
 use crate::vma::tree::Ranged;
@@ -15,7 +15,7 @@ use core::ops::Range;
 /// Claims that writeback looks at with one taking of the tree lock.
 const CLAIMS: usize = 16;
 
-impl<H: Host, D: LockingDesign> Maps<H> for Space<H, D> {
+impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
     fn drop_pages_of(
         &self,
         file: u64,

@@ -243,7 +243,7 @@ impl Jitter {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::super::testing::{Ended, Numbered, transfer};
     use super::*;

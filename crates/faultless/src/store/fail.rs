@@ -130,7 +130,7 @@ impl<S: Store> Store for FailingStore<S> {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::super::testing::{self, Numbered, transfer};
     use super::*;

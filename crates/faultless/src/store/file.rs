@@ -379,5 +379,5 @@ fn refused(error: &io::Error, offset: u64) -> StoreError {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -110,7 +110,7 @@ impl<S: Store> Drop for GatedStore<S> {
     }
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::super::testing::{Ended, Numbered, transfer};
     use super::*;

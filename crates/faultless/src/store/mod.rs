@@ -189,7 +189,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 }
 
 /// What the tests of the stores share.
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 pub(crate) mod testing {
     use super::*;
     use crate::address::PAGE_SIZE;
@@ -265,7 +265,7 @@ pub(crate) mod testing {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::testing::{Numbered, transfer};
     use super::*;

@@ -304,7 +304,7 @@ impl Outcome {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::super::testing::{Numbered, run, transfer};
     use super::*;

@@ -7,7 +7,7 @@
 //! | [`QuiescentStates`] | nothing | nothing | waits until each slot that is online has passed a quiescent state | kernels, emulators with a loop |
 
 use super::atomic::{AtomicUsize, Ordering};
-#[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
+#[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 use super::fence_after_rmw;
 use super::full_fence;
 
@@ -77,19 +77,19 @@ impl Barrier for QuiescentStates {
 /// fence instruction.
 #[inline]
 pub(super) fn mark_with_fence(word: &AtomicUsize, odd: usize) {
-    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
     {
         word.swap(odd, Ordering::AcqRel);
         fence_after_rmw();
     }
-    #[cfg(not(all(target_arch = "x86_64", not(any(loom, shuttle, miri)))))]
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
     {
         word.store(odd, Ordering::Release);
         full_fence();
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::*;
     use crate::sync::{Retired, Sections, SlotIndex};

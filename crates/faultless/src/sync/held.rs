@@ -5,7 +5,7 @@
 
 use core::marker::PhantomData;
 
-#[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+#[cfg(all(debug_assertions, feature = "std", not(loom)))]
 std::thread_local! {
     /// Locks and claims that this thread holds. No destructor, so that signal handlers and ending threads may read it.
     static COUNT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
@@ -21,7 +21,7 @@ std::thread_local! {
 #[derive(Debug)]
 pub struct Held {
     /// What it adds to `SHORT`.
-    #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+    #[cfg(all(debug_assertions, feature = "std", not(loom)))]
     short: usize,
     /// Not `Send`: the count is the thread's.
     thread: PhantomData<*const ()>,
@@ -44,13 +44,13 @@ impl Held {
 
     #[inline]
     fn counted(_short: usize) -> Self {
-        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        #[cfg(all(debug_assertions, feature = "std", not(loom)))]
         {
             COUNT.with(|count| count.set(count.get() + 1));
             SHORT.with(|count| count.set(count.get() + _short));
         }
         Self {
-            #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+            #[cfg(all(debug_assertions, feature = "std", not(loom)))]
             short: _short,
             thread: PhantomData,
         }
@@ -64,7 +64,7 @@ impl Held {
     #[inline]
     #[track_caller]
     pub fn assert_no_short_lock(doing: &str) {
-        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        #[cfg(all(debug_assertions, feature = "std", not(loom)))]
         SHORT.with(|count| {
             let held = count.get();
             assert!(
@@ -83,7 +83,7 @@ impl Held {
     #[inline]
     #[track_caller]
     pub fn assert_none(doing: &str) {
-        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        #[cfg(all(debug_assertions, feature = "std", not(loom)))]
         COUNT.with(|count| {
             let held = count.get();
             assert!(
@@ -104,7 +104,7 @@ impl Default for Held {
 impl Drop for Held {
     #[inline]
     fn drop(&mut self) {
-        #[cfg(all(debug_assertions, feature = "std", not(any(loom, shuttle))))]
+        #[cfg(all(debug_assertions, feature = "std", not(loom)))]
         {
             COUNT.with(|count| count.set(count.get() - 1));
             SHORT.with(|count| count.set(count.get() - self.short));
@@ -112,7 +112,7 @@ impl Drop for Held {
     }
 }
 
-#[cfg(all(test, debug_assertions, feature = "std", not(any(loom, shuttle))))]
+#[cfg(all(test, debug_assertions, feature = "std", not(loom)))]
 mod tests {
     use super::Held;
     use crate::address::{PageNumber, PageRange};

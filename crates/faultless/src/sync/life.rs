@@ -44,9 +44,9 @@ pub(crate) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
 /// # Safety
 /// Outside of models, memory of zeros is what `new` makes.
 pub(crate) unsafe fn try_box_zeroed<T>(new: impl FnOnce() -> T) -> Result<Box<T>, OutOfMemory> {
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     return try_box(new());
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     {
         let _ = new;
         let layout = Layout::new::<T>();

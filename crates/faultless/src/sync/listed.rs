@@ -123,7 +123,7 @@ impl<const WORDS: usize> Listed<WORDS> {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::*;
 

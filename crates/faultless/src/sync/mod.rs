@@ -1,4 +1,4 @@
-//! The one place that names atomics and locks: `core`, loom or shuttle behind one facade. Above them the read
+//! The one place that names atomics and locks: `core` or loom behind one facade. Above them the read
 //! sections ([`Sections`]), what is retired until its grace period ([`Retired`]), and taken ranges ([`Ranges`]).
 
 mod barrier;
@@ -38,16 +38,12 @@ pub use wait::{Park, Sleeper};
 
 /// Atomics whose order is part of the protocol.
 pub mod atomic {
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub(crate) use core::sync::atomic::compiler_fence;
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
     #[cfg(loom)]
     pub use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-    #[cfg(shuttle)]
-    pub use shuttle::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
-    };
 }
 
 /// A SeqCst fence. Under loom a fence is no branch point, so that orders which differ only in which of two fences came
@@ -72,9 +68,9 @@ pub fn full_fence() {
 /// Families"); so only the compiler is held back there. Elsewhere it is [`full_fence`].
 #[inline]
 pub fn fence_after_rmw() {
-    #[cfg(all(target_arch = "x86_64", not(any(loom, shuttle, miri))))]
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
     atomic::compiler_fence(atomic::Ordering::SeqCst);
-    #[cfg(not(all(target_arch = "x86_64", not(any(loom, shuttle, miri)))))]
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
     full_fence();
 }
 
@@ -88,10 +84,8 @@ pub mod plain {
 /// One step of a short wait on another processor.
 #[inline]
 pub fn spin_loop() {
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     core::hint::spin_loop();
     #[cfg(loom)]
     loom::thread::yield_now();
-    #[cfg(shuttle)]
-    shuttle::thread::yield_now();
 }

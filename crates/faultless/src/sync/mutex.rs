@@ -7,9 +7,7 @@ use core::ops::{Deref, DerefMut};
 
 #[cfg(loom)]
 use loom::sync as imp;
-#[cfg(shuttle)]
-use shuttle::sync as imp;
-#[cfg(all(feature = "std", not(any(loom, shuttle))))]
+#[cfg(all(feature = "std", not(loom)))]
 use std::sync as imp;
 
 /// A lock for a few instructions. Nobody takes it while announced (see [`crate::Engine::lock`]).
@@ -55,7 +53,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 
 impl<T> Mutex<T> {
     /// A lock around `value`.
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub const fn new(value: T) -> Self {
         Self {
             #[cfg(feature = "std")]
@@ -66,16 +64,16 @@ impl<T> Mutex<T> {
     }
 
     /// A lock around `value`.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub fn new(value: T) -> Self {
         Self { inner: imp::Mutex::new(value) }
     }
 
     /// Takes the lock if nobody has it. Models always wait.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        #[cfg(any(loom, shuttle))]
+        #[cfg(loom)]
         return Some(self.lock());
-        #[cfg(all(feature = "std", not(any(loom, shuttle))))]
+        #[cfg(all(feature = "std", not(loom)))]
         let inner = match self.inner.try_lock() {
             Ok(guard) => guard,
             Err(imp::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -83,7 +81,7 @@ impl<T> Mutex<T> {
         };
         #[cfg(not(feature = "std"))]
         let inner = self.inner.try_lock()?;
-        #[cfg(not(any(loom, shuttle)))]
+        #[cfg(not(loom))]
         return Some(MutexGuard { inner, held: Held::short_lock() });
     }
 
@@ -109,13 +107,13 @@ pub struct Condvar(imp::Condvar);
 #[cfg(feature = "std")]
 impl Condvar {
     /// A condition that nobody waits for.
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self(imp::Condvar::new())
     }
 
     /// A condition that nobody waits for.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub fn new() -> Self {
         Self::default()
     }

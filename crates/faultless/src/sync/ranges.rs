@@ -11,7 +11,7 @@
 
 mod claims;
 mod edit;
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
 
 pub(crate) use claims::ROOM_OF_RANGES;
@@ -49,7 +49,7 @@ unsafe impl<T: Edited, P: Park> Stable for Reservation<'_, T, P> {}
 
 /// What the holder of a claim says without the lock; on one line.
 #[derive(Default)]
-struct Said {
+struct ClaimSlot {
     /// The claim has been let go. Raised by its holder, Release; lowered under the lock. Partner: the Acquire of who takes the
     /// claim out, whom all see that come to the lock later.
     gone: AtomicBool,
@@ -85,7 +85,7 @@ pub struct Ranges<T> {
     /// after a fence that is a partner of the one in [`Ranges::take_left`].
     left: AtomicUsize,
     /// By the claims' flags.
-    said: [CachePadded<Said>; FLAGS],
+    said: [CachePadded<ClaimSlot>; FLAGS],
 }
 
 /// A range just taken, with the short lock still held. The lock goes first: bind both, so that it does by itself.

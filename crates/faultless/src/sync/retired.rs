@@ -451,7 +451,7 @@ impl Sections {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
 
 #[cfg(all(test, loom))]

@@ -357,7 +357,7 @@ impl<T: ?Sized> Drop for Weak<T> {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;

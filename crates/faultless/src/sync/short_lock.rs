@@ -3,7 +3,7 @@
 use super::plain::{AtomicUsize, Ordering};
 #[cfg(not(feature = "std"))]
 pub(super) use mutex::Guard;
-#[cfg(any(not(feature = "std"), all(test, not(loom), not(shuttle))))]
+#[cfg(any(not(feature = "std"), all(test, not(loom))))]
 pub(super) use mutex::Mutex;
 
 /// A lock for a few instructions, as a kernel has it: a spin lock that turns preemption or interrupts off, a fair one, one that
@@ -91,7 +91,7 @@ macro_rules! short_lock {
     };
 }
 
-#[cfg(any(not(feature = "std"), all(test, not(loom), not(shuttle))))]
+#[cfg(any(not(feature = "std"), all(test, not(loom))))]
 mod mutex {
     use super::AtomicUsize;
     use core::cell::UnsafeCell;
@@ -183,7 +183,7 @@ mod mutex {
     }
 }
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests {
     use super::*;
     use std::cell::Cell;

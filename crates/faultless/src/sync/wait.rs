@@ -366,5 +366,5 @@ impl Drop for BoxedWaiter {
 #[cfg(all(test, loom))]
 mod models;
 
-#[cfg(all(test, feature = "std", not(loom), not(shuttle)))]
+#[cfg(all(test, feature = "std", not(loom)))]
 mod tests;

@@ -84,7 +84,7 @@ pub(crate) fn follow<'s>(folio: &Folio, _section: &'s Section<'_>) -> Option<(&'
     Some((record, home.index()))
 }
 
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -7,7 +7,7 @@
 //!  child                         place* ──┘   └─ spare     place* ──► leaf            place ──► leaf
 //! ```
 //! Page work or range work that has to write an entry leaves the table first: it fills a spare table, of which there is one for each
-//! space but one, and hangs it in its place. The space is counted until its processors have left too ([`Left`]). If all
+//! space but one, and hangs it in its place. The space is counted until its processors have left too ([`PendingLeave`]). If all
 //! spares are taken, another space is leaving, and is waited for. A space that is alone has the table for itself.
 //!
 //! The host gives steps of one meaning each ([`ShareLeaves`](crate::host::ShareLeaves)); the order, the fences and the counts are here.
@@ -24,5 +24,5 @@ mod share;
 
 pub(crate) use home::{Home, MOST_ENTRIES, follow};
 pub use record::{LeafRecord, SpareLink};
-pub(crate) use record::{Left, SpaceMark};
+pub(crate) use record::{PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;

@@ -26,7 +26,7 @@ use core::ptr::{self, NonNull};
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct LeafRecord {
-    /// Places but one where the leaf hangs, and spaces that have left and are waited for. Up under the lock; down by [`Left`].
+    /// Places but one where the leaf hangs, and spaces that have left and are waited for. Up under the lock; down by [`PendingLeave`].
     others: AtomicU64,
     /// Whether somebody shares or copies the leaf now.
     locked: AtomicBool,
@@ -50,7 +50,7 @@ pub(crate) struct SpaceMark(usize);
 
 impl SpaceMark {
     /// Of a table that is in no space, for checks of a host.
-    #[cfg(all(feature = "conformance", not(any(loom, shuttle))))]
+    #[cfg(all(feature = "conformance", not(loom)))]
     pub const NOBODY: Self = Self(64);
 
     /// Of the space whose handles are counted at `counts`.
@@ -59,7 +59,7 @@ impl SpaceMark {
     }
 }
 
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<LeafRecord>() == 64);
 
 /// A leaf table in reserve, as the engine keeps it: a link of a list. It lies in the host's memory, but not in the table, which
@@ -86,7 +86,7 @@ impl Default for SpareLink {
 
 impl LeafRecord {
     /// The record of a leaf table that nobody shares.
-    #[cfg(not(any(loom, shuttle)))]
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {
             others: AtomicU64::new(0),
@@ -99,7 +99,7 @@ impl LeafRecord {
     }
 
     /// The record of a leaf table that nobody shares.
-    #[cfg(any(loom, shuttle))]
+    #[cfg(loom)]
     pub fn new() -> Self {
         Self {
             others: AtomicU64::new(0),
@@ -138,6 +138,7 @@ impl LeafRecord {
     }
 
     /// Whether a space has the leaf, or several have.
+    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn is_in_a_space(&self) -> bool {
         self.life.touch();
         self.space.load(Ordering::Acquire) != 0
@@ -149,7 +150,7 @@ impl LeafRecord {
         self.first.load(Ordering::Relaxed)
     }
 
-    /// How many other tables have the leaf, those counted that have left and are waited for. Acquire, partner: [`Left`]: what its
+    /// How many other tables have the leaf, those counted that have left and are waited for. Acquire, partner: [`PendingLeave`]: what its
     /// processors did is seen.
     pub(crate) fn others(&self) -> u64 {
         self.life.touch();
@@ -205,8 +206,8 @@ impl<'a> Locked<'a> {
     }
 
     /// Ends the lock. The space that had the leaf is counted until the value returned is dropped.
-    pub fn leave(self) -> Left {
-        Left(NonNull::from(self.0))
+    pub fn leave(self) -> PendingLeave {
+        PendingLeave(NonNull::from(self.0))
     }
 }
 
@@ -219,12 +220,12 @@ impl Drop for Locked<'_> {
 /// A shared leaf table that a space has left, whose processors may still be in it. Dropped when they are not: after
 /// [`PageTable::invalidate`](crate::host::PageTable::invalidate) of its pages.
 #[derive(Debug)]
-pub(crate) struct Left(NonNull<LeafRecord>);
+pub(crate) struct PendingLeave(NonNull<LeafRecord>);
 
 // SAFETY: records are shared between threads anyway; this is a count of one.
-unsafe impl Send for Left {}
+unsafe impl Send for PendingLeave {}
 
-impl Drop for Left {
+impl Drop for PendingLeave {
     fn drop(&mut self) {
         // SAFETY: counted in `others`: until the next line somebody else has the leaf and does not free it, nor its record.
         let record = unsafe { self.0.as_ref() };

@@ -1,6 +1,6 @@
 //! To share a leaf table with another space, and to get a table of one's own again.
 
-use super::record::Left;
+use super::record::PendingLeave;
 use crate::address::PageNumber;
 use crate::host::{Entry, OutOfMemory, PageTable, ShareLeaves, Table};
 use crate::sync::full_fence;
@@ -13,7 +13,7 @@ pub(crate) enum Unshared {
     /// Another thread is at work on it, or another space about to leave it: nothing is done.
     Busy,
     /// The leaf that hangs there now is this space's own.
-    Left(Left),
+    Left(PendingLeave),
 }
 
 impl<T: PageTable> Table<T> {
@@ -49,7 +49,7 @@ impl<T: PageTable> Table<T> {
             return Ok(false);
         }
         // SAFETY: the child's range is the caller's alone, so nobody else reserves for it or hangs something there; both tables are
-        // this engine's, and each space leaves what it shares before it drops its table (`space/exit.rs`). The place has the
+        // this engine's, and each space leaves what it shares before it drops its table (`space/calls/exit.rs`). The place has the
         // leaf still, and is changed under the lock alone while it is shared or becomes so.
         unsafe {
             locked.add(of_child.reserve(page)?);

@@ -1,6 +1,6 @@
 //! Splitting and merging: arithmetic on mappings as values, without locks and without threads.
 
-use super::{AnonId, Backing, Flags, Mapping};
+use super::{AnonId, Backing, Mapping, MappingFlags};
 use crate::address::PageRange;
 use crate::host::{Frame, Host};
 use crate::protection::{Protection, Sharing};
@@ -78,11 +78,11 @@ pub fn join<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> Mapping<H> {
 }
 
 /// The flags of a new mapping: private memory that can be written counts as promised.
-pub fn accounted(protection: Protection, sharing: Sharing, flags: Flags) -> Flags {
+pub fn accounted(protection: Protection, sharing: Sharing, flags: MappingFlags) -> MappingFlags {
     let counts = sharing == Sharing::Private
         && protection.contains(Protection::WRITE)
-        && !flags.contains(Flags::NO_RESERVE);
-    if counts { flags | Flags::ACCOUNT } else { flags }
+        && !flags.contains(MappingFlags::NO_RESERVE);
+    if counts { flags | MappingFlags::ACCOUNT } else { flags }
 }
 
 /// What mprotect makes of `mapping`. It counts as promised when it becomes writable, and after that as long as it may have
@@ -93,7 +93,7 @@ pub fn protected<H: Host>(mapping: Mapping<H>, protection: Protection) -> Mappin
         true if mapping.protection.contains(Protection::WRITE) => mapping.flags,
         true => accounted(protection, mapping.sharing, mapping.flags),
         false if matches!(mapping.backing, Backing::Anonymous) && mapping.anon.is_none() => {
-            mapping.flags - Flags::ACCOUNT
+            mapping.flags - MappingFlags::ACCOUNT
         }
         false => mapping.flags,
     };

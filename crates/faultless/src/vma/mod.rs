@@ -54,7 +54,7 @@ impl<H: Host> Clone for Backing<H> {
 bitflags::bitflags! {
     /// What else holds for a mapping, besides its rights. Mappings with different flags do not merge.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-    pub struct Flags: u16 {
+    pub struct MappingFlags: u16 {
         /// Its pages stay in memory once they are there (mlock).
         const LOCKED = 1 << 0;
         /// With `LOCKED`: pages are not fetched ahead of the first touch (MLOCK_ONFAULT).
@@ -82,7 +82,7 @@ bitflags::bitflags! {
     }
 }
 
-impl Flags {
+impl MappingFlags {
     /// Those that nobody asks for, nor is told of.
     pub const OWN: Self = Self::ACCOUNT.union(Self::MOVING);
 
@@ -104,7 +104,7 @@ pub struct Mapping<H: Host> {
     /// Whether stores stay in this space.
     pub sharing: Sharing,
     /// What else holds for it.
-    pub flags: Flags,
+    pub flags: MappingFlags,
     /// Where pages come from.
     pub backing: Backing<H>,
     /// Which map call made it; split parts keep it, and what joined has the newest. A fault that comes back from I/O
@@ -153,7 +153,7 @@ impl<H: Host> Mapping<H> {
             Backing::File { file, .. } => file.is_writable(),
             Backing::Anonymous | Backing::Foreign { .. } | Backing::Busy => false,
         };
-        is_writable && self.sharing == Sharing::Shared && !self.flags.contains(Flags::READ_ONLY)
+        is_writable && self.sharing == Sharing::Shared && !self.flags.contains(MappingFlags::READ_ONLY)
     }
 }
 
@@ -193,7 +193,7 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
         let has_none = matches!(mapping.backing, Backing::Foreign { .. } | Backing::Busy);
         let is_private = mapping.sharing == Sharing::Private && !has_none;
         let record = is_private.then(|| AnonRecord::new(mapping.anon));
-        let moving = AtomicBool::new(mapping.flags.contains(Flags::MOVING));
+        let moving = AtomicBool::new(mapping.flags.contains(MappingFlags::MOVING));
         Ok(Self { mapping, record, lock: D::new_vma()?, moving, life: Life::new() })
     }
 
@@ -229,10 +229,10 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
     }
 
     /// What else holds for the mapping, as it is now.
-    pub fn flags(&self) -> Flags {
+    pub fn flags(&self) -> MappingFlags {
         match self.moving.load(Ordering::Relaxed) {
             true => self.mapping.flags,
-            false => self.mapping.flags - Flags::MOVING,
+            false => self.mapping.flags - MappingFlags::MOVING,
         }
     }
 

@@ -15,7 +15,7 @@ mod key;
 mod leaf;
 mod node;
 mod shape;
-#[cfg(all(test, not(loom), not(shuttle)))]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use change::Unchanged;

@@ -7,7 +7,7 @@ use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::errno::EPERM;
 use faultless::protection::{Protection, Sharing};
-use faultless::vma::Flags;
+use faultless::vma::MappingFlags;
 use faultless::{
     Advice, AdviseError, FaultError, FileError, LockAll, LockError, LockMode, MapError, MapRequest,
     Placement, ProtectError, RemapError, RemapFlags, RemapRequest, RemoteError, ResidentError, SealError,
@@ -191,9 +191,9 @@ impl<D: LockingDesign> Machine<D> {
             Place::Anywhere => Placement::Anywhere,
         };
         let flags = [
-            (With::LOCKED, Flags::LOCKED),
-            (With::NORESERVE, Flags::NO_RESERVE),
-            (With::GROWSDOWN, Flags::GROWS_DOWN),
+            (With::LOCKED, MappingFlags::LOCKED),
+            (With::NORESERVE, MappingFlags::NO_RESERVE),
+            (With::GROWSDOWN, MappingFlags::GROWS_DOWN),
         ];
         let flags = flags.iter().filter(|(asked, _)| with.contains(*asked)).map(|(_, flag)| *flag);
         MapRequest {

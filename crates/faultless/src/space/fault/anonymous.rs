@@ -1,11 +1,11 @@
 //! Anonymous memory: the page of zeros for a read, a zeroed frame for a write.
 
-use super::super::page_work::Announced;
 use super::{Step, install, install_new};
 use crate::design::LockingDesign;
 use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host};
 use crate::protection::{Access, Protection};
-use crate::space::protect::entry_rights;
+use crate::space::calls::protect::entry_rights;
+use crate::space::fault::page_work::Announced;
 
 /// A read of what nobody has written.
 pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> Step<H> {

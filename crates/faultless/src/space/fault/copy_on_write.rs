@@ -1,6 +1,5 @@
 //! Writes to what others may see: reuse in place if the page is this mapping's alone, else a copy.
 
-use super::super::page_work::Announced;
 use super::file::{Found, NotReady, find};
 use super::{Step, install, install_new, write_right};
 use crate::address::{PAGE_SIZE, VirtAddr};
@@ -8,6 +7,7 @@ use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host};
 use crate::page_cache::File;
+use crate::space::fault::page_work::Announced;
 use crate::stats::Counter;
 
 /// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros. Or a pin of it, which

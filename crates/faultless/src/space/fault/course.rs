@@ -5,7 +5,7 @@ use super::file::NotReady;
 use super::pending::Awaited;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
-use crate::design::{AfterIo, Attempt, LockingDesign, Need};
+use crate::design::{AfterIo, Attempt, Capability, LockingDesign};
 use crate::host::{GroupId, Host};
 use crate::page_cache::Miss;
 use crate::protection::Access;
@@ -73,7 +73,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
                 Ok(())
             }
-            Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Need::Wait).is_err() => {
+            Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
                 course.kept = None;
                 D::blocked(&space.lock, engine, &mut course.attempt);
                 Ok(())

@@ -1,6 +1,5 @@
 //! A file's page from the page cache: read-only, or, of a shared mapping, dirty and with the write right.
 
-use super::super::page_work::Announced;
 use super::{FaultError, Step};
 use crate::address::VirtAddr;
 use crate::design::LockingDesign;
@@ -8,7 +7,8 @@ use crate::frame::Reference;
 use crate::host::{Entry, Frame, Host};
 use crate::page_cache::{File, Full, Miss};
 use crate::protection::{Access, Protection, Sharing};
-use crate::space::protect::entry_rights;
+use crate::space::calls::protect::entry_rights;
+use crate::space::fault::page_work::Announced;
 
 /// Why the fault has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

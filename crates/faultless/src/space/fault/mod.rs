@@ -4,21 +4,25 @@
 mod anonymous;
 mod copy_on_write;
 mod course;
+pub(in crate::space) mod entry_count;
 mod error;
 mod file;
+pub(in crate::space) mod first_page;
+pub(in crate::space) mod page_work;
 mod pending;
+pub(in crate::space) mod shared_table;
 
 pub use error::{FaultError, Signal};
 pub use pending::PendingFault;
 
-use super::page_work::{Announced, Leaves, Refused};
-use super::protect::entry_rights;
-use super::{AddressSpace, Space};
 use crate::address::{PageNumber, PageRange, VirtAddr};
-use crate::design::{AfterIo, Attempt, Faultless, LockingDesign, Need, Purpose};
+use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
 use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
+use crate::space::calls::protect::entry_rights;
+use crate::space::fault::page_work::{Announced, Leaves, Refused};
+use crate::space::{AddressSpace, Space};
 use crate::stats::Counter;
 use crate::sync::Shared;
 use crate::vma::{AnonRecord, Backing};
@@ -34,7 +38,7 @@ pub enum Fault<H: Host, D: LockingDesign = Faultless> {
 }
 
 /// What page work found a fault to need.
-pub(super) enum Step<H: Host> {
+pub(in crate::space) enum Step<H: Host> {
     /// Done; the translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
     /// The mapping changed under us.
@@ -52,7 +56,7 @@ pub(super) enum Step<H: Host> {
 }
 
 /// A page of a file that cannot be mapped yet, and the mapping that showed it.
-pub(super) struct Absent<H: Host> {
+pub(in crate::space) struct Absent<H: Host> {
     pub file: Shared<File<H>>,
     pub page: u64,
     pub serial: u64,
@@ -115,7 +119,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     /// Serves a fault that makes the page of a private mapping the space's own, and waits for its I/O. For a pin.
-    pub(super) fn unshare_and_wait(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+    pub(in crate::space) fn unshare_and_wait(
+        &self,
+        address: VirtAddr,
+        access: Access,
+    ) -> Result<(), FaultError> {
         self.count_and_wait(address, access, Attempt { unshares: true, ..Attempt::first(Purpose::Fault) })
     }
 
@@ -126,7 +134,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 
     /// Serves a fault and waits for its I/O, as often as it takes.
-    pub(super) fn fault_until_done(
+    pub(in crate::space) fn fault_until_done(
         &self,
         address: VirtAddr,
         access: Access,
@@ -144,7 +152,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// since writeback may run below it; a try has a frame of its own, which is gone by then. If it has to wait, it is put into
     /// `pending`, which is empty; it is too large to be moved from call to call.
     #[inline]
-    pub(super) fn fault_from(
+    pub(in crate::space) fn fault_from(
         &self,
         address: VirtAddr,
         access: Access,
@@ -219,7 +227,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Whether `frame`, which an announced entry of a private mapping names, is no other's: a store goes into it in place.
-    pub(super) fn is_own(&self, frame: Frame) -> bool {
+    pub(in crate::space) fn is_own(&self, frame: Frame) -> bool {
         frame != self.engine.zero_frame() && self.engine.folio(frame).is_exclusive()
     }
 
@@ -370,7 +378,7 @@ fn begin_record<H: Host, D: LockingDesign>(
 #[cold]
 fn first_page<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> Result<(), Step<H>> {
     let space = work.space;
-    let allowed = D::allows(&space.lock, &space.engine, work.attempt, Need::FirstAnonymous);
+    let allowed = D::allows(&space.lock, &space.engine, work.attempt, Capability::FirstAnonymous);
     allowed.map_err(|_| Step::Blocked)?;
     space.begin_record(space.tree.view(work.section()), work.vma).map(drop).ok_or(Step::LookAgain)
 }

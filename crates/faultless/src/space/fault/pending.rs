@@ -1,7 +1,6 @@
 //! A fault that waits: a value that holds no lock and may be dropped at any time.
 
-use super::super::page_work::{Announced, Leaves, Worked};
-use super::super::{AddressSpace, Signs, Space};
+use super::super::{AddressSpace, Space, SpaceFlags};
 use super::file::NotReady;
 use super::{Absent, Fault, FaultError, Step, begin_record, copy_on_write, file, past_end};
 use crate::address::VirtAddr;
@@ -11,6 +10,7 @@ use crate::frame::Reference;
 use crate::host::{Host, OutOfMemory, Sleeper};
 use crate::page_cache::{AwaitedTurn, File, Full, HAS_TURN, NEWCOMER, Pin, Turn};
 use crate::protection::Access;
+use crate::space::fault::page_work::{Announced, Leaves, Worked};
 use crate::stats::Counter;
 use crate::store::StoreError;
 use crate::sync::{Shared, Weak, try_box};
@@ -48,7 +48,7 @@ pub struct PendingFault<H: Host, D: LockingDesign = Faultless> {
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
     /// The space's.
-    signs: Shared<Signs>,
+    space_flags: Shared<SpaceFlags>,
     address: VirtAddr,
     access: Access,
     attempt: Attempt,
@@ -73,8 +73,10 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         if matches!(awaited, Awaited::Memory { .. }) && attempt.ticket == NEWCOMER {
             attempt.ticket = space.engine().cache.queue.ticket();
         }
-        let (engine, signs, space) = (space.engine().clone(), space.0.signs.clone(), space.downgrade());
-        *place = Some(Self { told: None, engine, space, signs, address, access, attempt, awaited, kept });
+        let (engine, space_flags, space) =
+            (space.engine().clone(), space.0.space_flags.clone(), space.downgrade());
+        *place =
+            Some(Self { told: None, engine, space, space_flags, address, access, attempt, awaited, kept });
     }
 
     /// The address of the access.
@@ -106,7 +108,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             }
         };
         // SAFETY: the fault has the engine and the signs, and drops the notice before them.
-        let notice = unsafe { self.engine.notice(sleeper, key, &self.signs.dying)? };
+        let notice = unsafe { self.engine.notice(sleeper, key, &self.space_flags.dying)? };
         self.told = Some(try_box(Told { notice, turn })?);
         Ok(())
     }
@@ -132,7 +134,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
 
     /// Whether the space has exited.
     fn is_given_up(&self) -> bool {
-        self.signs.dying.is_set()
+        self.space_flags.dying.is_set()
     }
 
     /// Sleeps until the I/O has ended or the space has exited, and goes on. May come back pending, if the page is needed
@@ -155,7 +157,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         }
         // From here on the thread waits itself.
         fault.told = None;
-        let dying = Some(&fault.signs.dying);
+        let dying = Some(&fault.space_flags.dying);
         match &fault.awaited {
             Awaited::Page { pin, absent, .. } => match absent.why {
                 NotReady::Absent => pin.wait_for_read(dying),

@@ -1,6 +1,6 @@
 //! Edits: changes of what the lock guards, made without it by who has taken a range.
 
-use super::{Claims, Inner, Park, Ranges, RangesGuard, Reservation, Said};
+use super::{ClaimSlot, Claims, Inner, Park, Ranges, RangesGuard, Reservation};
 use crate::address::PageRange;
 use crate::sync::atomic::Ordering;
 use crate::sync::mutex::MutexGuard;
@@ -34,7 +34,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
 
     /// Whether others have claimed something or had the lock when it was wanted, now or a few takings ago. In models, always.
     pub fn is_crowded(&self) -> bool {
-        cfg!(any(loom, shuttle)) || self.inner.crowd != 0
+        cfg!(loom) || self.inner.crowd != 0
     }
 
     /// Whether nobody edits any of `hull`.
@@ -85,7 +85,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
 
 /// A change being made without the lock. Made when it is dropped.
 pub struct Edit<'a> {
-    said: &'a Said,
+    said: &'a ClaimSlot,
     note: [u64; 4],
 }
 

@@ -178,10 +178,10 @@ impl<T> Body<T> {
     }
 
     /// Takes the node, to put another leaf into it.
-    pub fn try_take(&self) -> Result<Taken<'_, T>, Contended> {
+    pub fn try_take(&self) -> Result<TakenNode<'_, T>, Contended> {
         // Acquire: what who had it before has done; if it is dead, what has come in its place.
         match self.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Acquire) {
-            Ok(_) => Ok(Taken(self)),
+            Ok(_) => Ok(TakenNode(self)),
             Err(_) => Err(Contended),
         }
     }
@@ -259,9 +259,9 @@ impl<T> Body<T> {
 }
 
 /// A node taken to put another leaf into it; let go by dropping it.
-pub struct Taken<'s, T>(&'s Body<T>);
+pub struct TakenNode<'s, T>(&'s Body<T>);
 
-impl<T> Drop for Taken<'_, T> {
+impl<T> Drop for TakenNode<'_, T> {
     fn drop(&mut self) {
         self.0.state.store(FREE, Ordering::Release);
     }

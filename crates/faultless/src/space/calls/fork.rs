@@ -1,0 +1,439 @@
+//! fork: range work on the whole space. There is one instant inside it at which the child's private memory equals the
+//! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
+//! processor uses an older translation does page work go on.
+
+use crate::address::{PAGE_SIZE, PageNumber, PageRange};
+use crate::design::{Call, LockingDesign};
+use crate::errno;
+use crate::frame::MAX_SAME_PAGE;
+use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
+use crate::page_cache::Hull;
+use crate::protection::Sharing;
+use crate::space::change::range_change::RangeChange;
+use crate::space::change::range_work::{RangeReservation, Weakened};
+use crate::space::fault::shared_table::LeafOf;
+use crate::space::limits::SpaceUsage;
+use crate::space::{AddressSpace, Space};
+use crate::stats::Counter;
+use crate::sync::atomic::Ordering;
+use crate::sync::{RangesGuard, RetiredList, try_box};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{AnonId, AnonRecord, Backing, Mapping, MappingFlags, Vma};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+/// How many pages ahead of the one being copied the folio's word is fetched.
+const AHEAD: u64 = 8;
+
+/// Why there is no child; the parent is as before, and nobody has seen half a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForkError {
+    /// No memory for the child's tables and nodes (ENOMEM).
+    #[error("out of memory to fork")]
+    OutOfMemory,
+    /// The space has exited.
+    #[error("the space has exited")]
+    Exited,
+}
+
+impl ForkError {
+    /// Linux's number: ENOMEM.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::OutOfMemory | Self::Exited => errno::ENOMEM,
+        }
+    }
+}
+
+impl From<OutOfMemory> for ForkError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// A child with the same mappings, its private memory as the parent's is at one instant during the call. Waits for
+    /// other range work and for faults at work, for no I/O; faults of the parent wait while entries are copied.
+    /// A mapping with [`MappingFlags::DONT_FORK`] is not there in the child, one with [`MappingFlags::WIPE_ON_FORK`] is empty, and nothing
+    /// is locked in it.
+    ///
+    /// # Errors
+    /// [`ForkError`]; the parent is as before.
+    pub fn fork(&self) -> Result<Self, ForkError> {
+        let space = &*self.0;
+        let table = space.engine.host().child_table(space.engine.sections(), &space.table)?;
+        // SAFETY: new, and of this engine's host.
+        let child = unsafe { Self::with_table(&space.engine, table) }?;
+        self.fork_into(child)
+    }
+
+    /// Makes `child`, which is empty, the child. Not inlined: the stack has no room for this and for the making of a space.
+    #[inline(never)]
+    fn fork_into(&self, child: Self) -> Result<Self, ForkError> {
+        let space = &*self.0;
+        let whole = space.whole();
+        let mut call = space.change(Call::Fork, whole);
+        call.exclude(whole, D::fork_excludes);
+        let lock = call.take(whole);
+        if lock.exited {
+            return Err(ForkError::Exited);
+        }
+        // All memory but the child's tables, before anybody is stopped. The tree stays as it is: we have all of it.
+        let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
+        let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
+        child_lock.locks = lock.locks.of_child();
+        let has_file_guards = lock.locks.file_guards;
+        // From here on we wait for other processors, so the locks go. What keeps both trees as they are is that all of them is
+        // taken: who changes a tree has taken what he changes.
+        drop(child_lock);
+        drop(lock);
+        #[cfg(mutant = "fork_reads_records_early")]
+        let early = space.pages_of_records(call.taken.over(whole));
+        let frozen = D::fork(&space.lock, &space.engine);
+        #[cfg(not(mutant = "fork_reads_records_early"))]
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, None);
+        #[cfg(mutant = "fork_reads_records_early")]
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, Some(&early[..]));
+        drop(frozen);
+        let followed = child.0.follow_map(&child_taken, whole);
+        drop(child_taken);
+        let made = copied.and(followed);
+        // dup_mmap's error path: what is half made stays where the files find it.
+        #[cfg(mutant = "failed_fork_stays")]
+        if made.is_err() {
+            core::mem::forget(child.clone());
+        }
+        made?;
+        Ok(child)
+    }
+}
+
+/// Whether a child has such a mapping.
+fn is_inherited<H: Host, D: LockingDesign>(vma: &&Vma<H, D>) -> bool {
+    !vma.mapping().flags.contains(MappingFlags::DONT_FORK)
+}
+
+/// Whether it is anonymous memory that nobody shares: guards in it have made a record.
+fn is_plain_anonymous<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
+    vma.record().is_some() && matches!(vma.mapping().backing, Backing::Anonymous)
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
+    #[inline(never)]
+    fn copy_mappings<'c>(
+        &self,
+        lock: &RangesGuard<'_, crate::space::TreeState>,
+        child: &'c AddressSpace<H, D>,
+        mut map: RangesGuard<'c, crate::space::TreeState>,
+    ) -> Result<RangesGuard<'c, crate::space::TreeState>, OutOfMemory> {
+        let view = self.tree.view_locked(&lock.writer);
+        let mut copies: Vec<Box<Vma<H, D>>> = Vec::new();
+        copies.try_reserve_exact(lock.usage.mappings).map_err(|_| OutOfMemory)?;
+        for vma in view.from(PageNumber::new(0)).filter(is_inherited) {
+            let mapping = vma.glance();
+            // Locks are not inherited.
+            let flags = mapping.flags.difference(MappingFlags::LOCKS);
+            let mapping = Mapping { anon: None, flags, ..mapping };
+            // CVE-2024-27022: linked before it is set up, and found by a truncation that is under way.
+            #[cfg(mutant = "fork_links_early")]
+            if let Backing::File { file, first } = &mapping.backing {
+                file.register(0, || child.as_mapped_by(), &Hull::of(mapping.range, *first))?;
+            }
+            copies.push(try_box(Vma::new(mapping)?)?);
+        }
+        // Nothing is replaced.
+        let made =
+            child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut RetiredList::new())?;
+        self.engine.charge(made);
+        let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
+        map.usage = SpaceUsage::default().with(copied);
+        (map.limits, map.heap) = (lock.limits, lock.heap);
+        #[cfg(not(mutant = "fork_links_early"))]
+        for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {
+            if let Backing::File { file, first } = &vma.mapping().backing {
+                file.register(child.0.id, || child.as_mapped_by(), &Hull::of(vma.range(), *first))?;
+            }
+        }
+        Ok(map)
+    }
+
+    /// The tree, of which all is taken.
+    fn view_taken<'t>(&'t self, taken: &'t RangeReservation<'_, H>) -> View<'t, Vma<H, D>> {
+        debug_assert!(taken.range().covers(self.whole()));
+        // SAFETY: who changes a part of the tree has taken it, and all of it is taken. When it was, the tree lock was held and
+        // no edit was under way.
+        unsafe { self.tree.view_still(taken) }
+    }
+
+    /// For a mutant: which private mappings have anonymous pages now.
+    #[cfg(mutant = "fork_reads_records_early")]
+    fn pages_of_records(&self, taken: &RangeReservation<'_, H>) -> Vec<bool> {
+        let lock = taken.lock();
+        let view = self.tree.view_locked(&lock.writer);
+        view.from(PageNumber::new(0))
+            .filter(is_inherited)
+            .map(|vma| vma.record().is_some_and(|record| record.id().is_some()))
+            .collect()
+    }
+
+    /// Gives the child the entries of every private mapping that has anonymous pages: shares the leaf tables where that
+    /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped, and no
+    /// lock is held: this waits for grace periods and invalidations.
+    #[inline(never)]
+    fn copy_pages(
+        &self,
+        call: &mut RangeChange<'_, H, D>,
+        (child, child_taken): (&Self, &RangeReservation<'_, H>),
+        has_file_guards: bool,
+        early: Option<&[bool]>,
+    ) -> Result<(), OutOfMemory> {
+        let (taken, weakened) = (call.taken.over(self.whole()), &mut call.weakened);
+        let pairs = || {
+            let parents = self.view_taken(taken).from(PageNumber::new(0)).filter(is_inherited);
+            parents.zip(child.view_taken(child_taken).from(PageNumber::new(0)))
+        };
+        for (i, (vma, copy)) in pairs().enumerate() {
+            // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
+            let has_pages = |record: &AnonRecord| early.map_or(record.id().is_some(), |early| early[i]);
+            if let (Some(record), Some(new_record)) = (vma.record(), copy.record())
+                && !vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK)
+                && has_pages(record)
+            {
+                debug_assert!(vma.mapping().sharing == Sharing::Private);
+                new_record.begin(AnonId::inherited(self.engine.next_serial()));
+            }
+        }
+        // Pages that are pinned stay the parent's alone.
+        let shares_more = early.is_none() && self.space_flags.pins.load(Ordering::Acquire) == 0;
+        let (mut result, mut pinned) = (Ok(()), false);
+        let mut shared: Option<PageRange> = None;
+        let mut mappings = pairs().peekable();
+        self.each_table(taken, self.whole(), |span| {
+            if result.is_err() {
+                return;
+            }
+            let vmas = self.view_taken(taken).from(span.start());
+            match self.share_table(span, vmas, shares_more, child) {
+                Ok(false) => {}
+                Ok(true) => return shared = Some(shared.map_or(span, |shared| shared.hull(span))),
+                Err(error) => return result = Err(error),
+            }
+            while mappings.next_if(|(vma, _)| vma.range().end() <= span.start()).is_some() {}
+            // What is shared already, and not to be this time, is the parent's own first.
+            if self.has_shared_table(taken, span.start()) {
+                self.own_table(span, |_, entry| entry, |_, _| true);
+            }
+            let Some(leaf) = self.table.leaf(taken, span.start()) else { return };
+            while let Some(&(vma, copy)) = mappings.peek().filter(|(vma, _)| vma.range().start() < span.end())
+            {
+                let Some(part) = vma.range().intersection(span) else { return };
+                let copied = if vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK) {
+                    Ok(false)
+                } else if copy.record().and_then(AnonRecord::id).is_some() {
+                    self.copy_entries(leaf, (child, child_taken), part, weakened)
+                } else if has_file_guards && !is_plain_anonymous(vma) {
+                    self.copy_guards(taken, (child, child_taken), part).map(|()| false)
+                } else {
+                    Ok(false)
+                };
+                match copied {
+                    Ok(has_pinned) => pinned |= has_pinned,
+                    Err(error) => return result = Err(error),
+                }
+                if vma.range().end() > span.end() {
+                    break;
+                }
+                mappings.next();
+            }
+        });
+        if let Some(shared) = shared {
+            // Who had come to an entry before its table was shared has finished.
+            self.engine.grace();
+            weakened.touch_all(shared);
+        }
+        // No processor writes through an old translation when this has been flushed: here the instant ends.
+        weakened.flush(self);
+        result?;
+        for (vma, copy) in pairs().filter(|_| pinned) {
+            if copy.record().and_then(AnonRecord::id).is_some() {
+                self.copy_pinned(taken, (child, child_taken), vma.range())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares the leaf table over `span` with the child, if all that is mapped there is private and goes to the child as
+    /// it is, not locked, with anonymous pages somewhere, and if it has entries enough, or is shared already; and if its pages can be
+    /// counted once more when it is copied. `vmas`: those from its start on.
+    fn share_table<'v>(
+        &self,
+        span: PageRange,
+        vmas: impl Iterator<Item = &'v Vma<H, D>>,
+        shares_more: bool,
+        child: &Self,
+    ) -> Result<bool, OutOfMemory> {
+        let enough = self.engine.limits().shared_entries;
+        if self.table.sharing().is_none() || enough > H::Table::LEAF_PAGES {
+            return Ok(false);
+        }
+        let (mut mapped, mut has_pages, mut of_files) = (0, false, 0);
+        for vma in vmas.take_while(|vma| vma.range().start() < span.end()) {
+            let flags = vma.mapping().flags;
+            // Rule H6, for a locked one.
+            let is_locked = flags.contains(MappingFlags::LOCKED) && !cfg!(mutant = "locked_table_shared");
+            let is_shareable =
+                is_inherited(&vma) && !flags.contains(MappingFlags::WIPE_ON_FORK) && !is_locked;
+            let Some(record) = vma.record().filter(|_| is_shareable) else {
+                return Ok(false);
+            };
+            has_pages |= record.id().is_some();
+            // Each shows a page of a file once; an anonymous page is in a space once.
+            of_files += u64::from(matches!(vma.mapping().backing, Backing::File { .. }));
+            mapped += vma.range().intersection(span).map_or(0, PageRange::pages);
+        }
+        if mapped < enough || !has_pages || of_files > MAX_SAME_PAGE {
+            return Ok(false);
+        }
+        let mut look = 0;
+        loop {
+            let section = self.engine.enter();
+            let Some(leaf) = self.table.leaf(&section, span.start()) else { return Ok(false) };
+            let is_entry = |page: &PageNumber| self.table.load(leaf, *page) != Entry::EMPTY;
+            if !self.table.is_shared(leaf)
+                && (!shares_more
+                    || (span.iter().filter(is_entry).take(enough as usize).count() as u64) < enough)
+            {
+                return Ok(false);
+            }
+            let is_full = |page: PageNumber| self.engine.is_copy_full(self.table.load(leaf, page));
+            if !self.engine.shared_tables.try_count(|| span.iter().any(is_full)) {
+                return Ok(false);
+            }
+            let shared = self.table.share(leaf, &child.table, span.start());
+            drop(section);
+            if let Ok(true) = shared {
+                self.engine.counters().add(Counter::TablesShared, 1);
+                return Ok(true);
+            }
+            self.engine.shared_tables.uncount();
+            shared?;
+            self.engine.pause_on_bit(look);
+            look += 1;
+        }
+    }
+
+    /// Copies the entries of `part`, which `leaf` covers. True: a page of them is pinned, and not there in the child yet.
+    fn copy_entries(
+        &self,
+        leaf: LeafOf<'_, H>,
+        (child, child_taken): (&Self, &RangeReservation<'_, H>),
+        part: PageRange,
+        weakened: &mut Weakened,
+    ) -> Result<bool, OutOfMemory> {
+        let mut pinned = false;
+        let mut child_leaf = None;
+        for page in part.iter() {
+            // Their words were written last by whoever faulted: fetch some while this one is counted.
+            if let Some(ahead) = page.checked_add(AHEAD).filter(|ahead| part.contains(*ahead))
+                && let Some(frame) = self.table.load(leaf, ahead).mapped_frame()
+            {
+                self.engine.host().frames().prefetch(frame);
+            }
+            let Some(entry) = self.announce_page(leaf, page) else {
+                if self.table.load(leaf, page).is_guard() {
+                    child.fill_guard(child_taken, page)?;
+                }
+                continue;
+            };
+            // The bit is held while the counts change: who comes by the file or the folio waits for it.
+            let shared = match child_leaf {
+                Some(_) => Ok(()),
+                // The child's range is ours: its tables stay.
+                None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
+            }
+            .and_then(|()| self.engine.copy_entry(entry));
+            match (shared, child_leaf) {
+                // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
+                // there.
+                (Ok(Some(new)), Some(child_leaf)) => child.table.fill(child_leaf, page, new),
+                (Ok(_), _) => pinned = true,
+                (Err(error), _) => {
+                    self.table.let_go(leaf, page);
+                    return Err(error);
+                }
+            }
+            // An old translation of an absent page may give the right still.
+            if entry.has(Entry::WRITE) || entry.is_absent() {
+                weakened.touch(page);
+                // Nothing new is mapped: a host needs no memory for this.
+                if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
+                    continue;
+                }
+            }
+            self.table.let_go(leaf, page);
+        }
+        Ok(pinned)
+    }
+
+    /// Sets the bit in the entry of `page` if it holds a page.
+    fn announce_page(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber) -> Option<Entry> {
+        let mut look = 0;
+        loop {
+            let entry = self.table.load(leaf, page);
+            if entry.is_announced() {
+                self.engine.pause_on_bit(look);
+                look += 1;
+                continue;
+            }
+            if !entry.holds_page() {
+                return None;
+            }
+            if self.table.try_announce(leaf, page, entry) {
+                return Some(entry);
+            }
+        }
+    }
+
+    /// Gives the child copies of the pages that I/O goes on into, as they are now that no processor writes them. (The
+    /// device may go on writing: what it writes is of no instant.) The parent's next write finds its page exclusive.
+    fn copy_pinned(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        (child, child_taken): (&Self, &RangeReservation<'_, H>),
+        range: PageRange,
+    ) -> Result<(), OutOfMemory> {
+        let frames = self.engine.frames();
+        let mut result = Ok(());
+        self.each_table(taken, range, |part| {
+            // Of what is shared nothing is pinned.
+            let leaf = self.table.leaf(taken, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
+            let Some(leaf) = leaf else { return };
+            for page in part.iter() {
+                let Some(entry) = self.announce_page(leaf, page) else { continue };
+                let own = entry.counted_frame().filter(|frame| self.is_own(*frame) && result.is_ok());
+                let Some(frame) = own else {
+                    self.table.let_go(leaf, page);
+                    continue;
+                };
+                result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
+                    let copy = frames.allocate(GroupId::ROOT, FrameUse::Fork).ok_or(OutOfMemory)?;
+                    // Word by word: the device may be writing.
+                    let mut bytes = [0; PAGE_SIZE as usize];
+                    if frames.read(frame, 0, &mut bytes) < bytes.len() {
+                        // The host has lost them: no child, rather than one with zeros there.
+                        frames.free(copy);
+                        return Err(OutOfMemory);
+                    }
+                    frames.folio(copy).begin_anonymous(child.table.home(child_leaf, page));
+                    frames.write(copy, 0, &bytes);
+                    let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
+                    child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
+                    Ok(())
+                });
+                self.table.let_go(leaf, page);
+            }
+        });
+        result
+    }
+}

@@ -1,0 +1,120 @@
+//! A mapping as a value.
+
+use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
+use crate::design::{Faultless, LockingDesign};
+use crate::host::Host;
+use crate::protection::Protection;
+use crate::space::{AddressSpace, DiscardError, MapError, MapRequest, ProtectError, UnmapError};
+use core::fmt;
+use core::ops::Range;
+
+/// A mapping that is unmapped when this value is dropped: what [`AddressSpace::map_owned`] returns. It has a handle of its space, which
+/// lives as long.
+///
+/// The addresses are this value's until then. A program that unmaps some of them by the space, and maps something else there, has
+/// that unmapped too.
+///
+/// To drop it may sleep, as [`AddressSpace::unmap`] may. If that fails, the mapping stays; [`Mapped::unmap`] says why.
+pub struct Mapped<H: Host, D: LockingDesign = Faultless> {
+    space: AddressSpace<H, D>,
+    range: PageRange,
+    /// It is left mapped when this is dropped.
+    stays: bool,
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Maps as [`AddressSpace::map`] does, and returns the mapping as a value.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing is mapped.
+    pub fn map_owned(&self, request: MapRequest<H>) -> Result<Mapped<H, D>, MapError> {
+        let length = request.length;
+        let address = self.map(request)?;
+        // It has just been mapped, so that it is a range.
+        let range = PageRange::from_bytes(address, length)?;
+        Ok(Mapped { space: self.clone(), range, stays: false })
+    }
+}
+
+impl<H: Host, D: LockingDesign> Mapped<H, D> {
+    /// Its first address.
+    pub fn address(&self) -> VirtAddr {
+        self.range.start().address()
+    }
+
+    /// How many bytes it has, a multiple of the page size.
+    pub fn length(&self) -> u64 {
+        self.range.pages() * PAGE_SIZE
+    }
+
+    /// The space that it is in.
+    pub fn space(&self) -> &AddressSpace<H, D> {
+        &self.space
+    }
+
+    /// The address of byte `offset`; `None` behind its end.
+    pub fn at(&self, offset: u64) -> Option<VirtAddr> {
+        self.address().checked_add(offset).filter(|_| offset < self.length())
+    }
+
+    /// The address and the length of the bytes `part`.
+    fn part(&self, part: &Range<u64>) -> Result<(VirtAddr, u64), RangeError> {
+        let (address, length) = (self.address(), part.end.saturating_sub(part.start));
+        let is_inside = part.start <= part.end && part.end <= self.length();
+        let start = address.checked_add(part.start).filter(|_| is_inside);
+        start.map(|start| (start, length)).ok_or(RangeError::Outside { address, end: part.end })
+    }
+
+    /// Changes what may be done with the bytes `part`, whole pages: as [`AddressSpace::protect`].
+    ///
+    /// # Errors
+    /// [`ProtectError`]; a part that reaches behind the end is [`RangeError::Outside`], and nothing is done.
+    pub fn protect(&self, part: Range<u64>, protection: Protection) -> Result<(), ProtectError> {
+        let (start, length) = self.part(&part)?;
+        self.space.protect(start, length, protection)
+    }
+
+    /// Drops the pages of the bytes `part`: as [`AddressSpace::discard`].
+    ///
+    /// # Errors
+    /// [`DiscardError`]; a part that reaches behind the end is [`RangeError::Outside`], and nothing is done.
+    pub fn discard(&self, part: Range<u64>) -> Result<(), DiscardError> {
+        let (start, length) = self.part(&part)?;
+        self.space.discard(start, length)
+    }
+
+    /// Unmaps it, and says if that fails. To drop it does the same, and says nothing.
+    ///
+    /// # Errors
+    /// [`UnmapError`], with the mapping as it was.
+    pub fn unmap(self) -> Result<(), (UnmapError, Self)> {
+        match self.space.unmap(self.address(), self.length()) {
+            Ok(()) => {
+                self.into_address();
+                Ok(())
+            }
+            Err(error) => Err((error, self)),
+        }
+    }
+
+    /// Lets the mapping stay for as long as the space does, and returns its first address.
+    pub fn into_address(mut self) -> VirtAddr {
+        self.stays = true;
+        self.address()
+    }
+}
+
+impl<H: Host, D: LockingDesign> Drop for Mapped<H, D> {
+    fn drop(&mut self) {
+        if !self.stays {
+            // Sealed, or without memory to split what it has joined, it stays, as after munmap on Linux.
+            let _ = self.space.unmap(self.address(), self.length());
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> fmt::Debug for Mapped<H, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapped").field("range", &self.range).finish_non_exhaustive()
+    }
+}

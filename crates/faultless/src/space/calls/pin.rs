@@ -1,0 +1,240 @@
+//! Pinning a page of a space for I/O into it: what a kernel does for read(2) into user memory, a hypervisor for a
+//! device.
+
+use crate::address::{PAGE_SIZE, VirtAddr};
+use crate::design::{Attempt, LockingDesign, Purpose};
+use crate::engine::Engine;
+use crate::frame::Reference;
+use crate::host::{Entry, Frame, Host};
+use crate::page_cache::{File, Full};
+use crate::protection::{Access, Protection};
+use crate::space::fault::page_work::{Leaves, Refused};
+use crate::space::{AddressSpace, Space, SpaceFlags, fault::FaultError};
+use crate::sync::Shared;
+use crate::sync::atomic::Ordering;
+use crate::vma::Mapping;
+use alloc::sync::Arc;
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// Bytes that go by way of the stack at once, which has no room for a page. Each is a step of a model.
+const PART: usize = if cfg!(loom) { PAGE } else { 1024 };
+
+/// As Linux before 5.19: a pin takes the page that is there. Only in mutants of bugs of that time.
+const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
+
+/// A page pinned for I/O: its frame stays, whatever happens to the mapping. While the page is exclusive to its space, fork
+/// copies it for the child. A page of a file that is pinned for writing keeps the file: what is written comes to the store with
+/// the next writeback, at the latest when the file goes.
+pub struct PinnedPage<H: Host> {
+    engine: Arc<Engine<H>>,
+    /// Of the space, which counts it.
+    space_flags: Shared<SpaceFlags>,
+    frame: Frame,
+    access: Access,
+    /// `IoPin`; or `Pin`, of memory that is read from outside, which the space does not count.
+    reference: Reference,
+    /// Of a page of a file that is pinned for writing: what is written after its mapping has gone is the file's too.
+    _file: Option<Shared<File<H>>>,
+}
+
+/// Why a page is not pinned.
+pub(in crate::space) enum NotPinned {
+    Fault(FaultError),
+    /// It has as many pins as can be counted.
+    Full(Full),
+}
+
+impl From<FaultError> for NotPinned {
+    fn from(error: FaultError) -> Self {
+        Self::Fault(error)
+    }
+}
+
+impl<H: Host> PinnedPage<H> {
+    /// The frame.
+    pub fn frame(&self) -> Frame {
+        self.frame
+    }
+
+    /// Copies bytes from the page into `bytes`, starting at byte `offset` of the page and ending with the page. Returns how many were
+    /// copied: fewer if the host has lost the page's bytes. `bytes` may be memory of a space of this engine: it is touched while nothing is held but this pin, which nobody
+    /// waits for.
+    #[inline(never)]
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
+        let wanted = bytes.len().min(PAGE.saturating_sub(offset));
+        let mut bounce = [0; PART];
+        let mut done = 0;
+        for part in bytes[..wanted].chunks_mut(PART) {
+            let count = self.engine.frames().read(self.frame, offset + done, &mut bounce[..part.len()]);
+            self.engine.assert_holds_nothing("the buffer of a read of a pinned page");
+            part[..count].copy_from_slice(&bounce[..count]);
+            done += count;
+            if count < part.len() {
+                break;
+            }
+        }
+        done
+    }
+
+    /// Copies `bytes` into the page, starting at byte `offset` and ending with the page. Returns how many were copied: 0 if the page
+    /// was not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
+    /// [`PinnedPage::read`].
+    #[inline(never)]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
+        if self.access != Access::Write {
+            return 0;
+        }
+        let wanted = bytes.len().min(PAGE.saturating_sub(offset));
+        let mut bounce = [0; PART];
+        let mut done = 0;
+        for part in bytes[..wanted].chunks(PART) {
+            self.engine.assert_holds_nothing("the buffer of a write to a pinned page");
+            bounce[..part.len()].copy_from_slice(part);
+            let count = self.engine.frames().write(self.frame, offset + done, &bounce[..part.len()]);
+            done += count;
+            if count < part.len() {
+                break;
+            }
+        }
+        done
+    }
+}
+
+impl<H: Host> Drop for PinnedPage<H> {
+    fn drop(&mut self) {
+        self.engine.unpin(self.frame, self.reference);
+        if self.reference == Reference::IoPin {
+            // Release, partner: fork, which copies the pages that are pinned.
+            self.space_flags.pins.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Whether the mapping of the page at `address` refuses to have it pinned.
+    fn check_pin(&self, address: VirtAddr, (access, rights): (Access, Protection)) -> Result<(), FaultError> {
+        let section = self.engine.enter();
+        let vma = self.tree.view(&section).find(address.page());
+        let mapping = vma.ok_or(FaultError::NoMapping { address })?.mapping();
+        may_pin(mapping, address, (access, rights))
+    }
+}
+
+/// Whether a page of `mapping` may be pinned. Linux's order too: get_user_pages, and so access_process_vm, first refuses VM_IO and
+/// VM_PFNMAP with EFAULT (check_vma_flags); a device's own `access` hook, which ptrace then tries, is not there.
+fn may_pin<H: Host>(
+    mapping: &Mapping<H>,
+    address: VirtAddr,
+    (access, rights): (Access, Protection),
+) -> Result<(), FaultError> {
+    let protection = mapping.protection;
+    if mapping.is_foreign() {
+        return Err(FaultError::Foreign { address });
+    }
+    match protection.contains(rights) {
+        true => Ok(()),
+        false => Err(FaultError::Protection { address, access, protection }),
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Pins the page of `address` for `access`, faulting it in if need be, and waits for that fault's I/O.
+    ///
+    /// The page of a private mapping becomes the space's own first, whatever the access, as on Linux since 5.19: a page
+    /// shared with a child or a parent is copied, and so are zeros and a file's page. So the pin shows what the space
+    /// stores later, and what is written through a pin for writing is seen by the space alone (invariant 5). The page of a
+    /// shared mapping is the page that all have.
+    ///
+    /// # Errors
+    /// [`FaultError::NoMapping`], [`FaultError::Protection`], a failed read, [`FaultError::OutOfMemory`], [`FaultError::Exited`];
+    /// [`FaultError::Foreign`]: the frame is not the engine's; [`FaultError::TooManyPins`]: the page is pinned 4,095 times. Nothing is pinned; the page may have been faulted in or copied.
+    pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
+        self.pin_with(address, (access, Protection::empty()), Reference::IoPin).map_err(|why| match why {
+            NotPinned::Fault(error) => error,
+            NotPinned::Full(_) => FaultError::TooManyPins { address },
+        })
+    }
+
+    /// As [`AddressSpace::pin`], where the mapping must give `rights` by name: a processor reads what can be written.
+    ///
+    /// With [`Reference::Pin`], for reading only: the page that is there, whoever has it too. What the space stores
+    /// afterwards need not be seen.
+    pub(in crate::space) fn pin_with(
+        &self,
+        address: VirtAddr,
+        (access, rights): (Access, Protection),
+        reference: Reference,
+    ) -> Result<PinnedPage<H>, NotPinned> {
+        debug_assert!(
+            reference == Reference::IoPin || access == Access::Read,
+            "fork does not copy such a page"
+        );
+        let is_long = reference == Reference::IoPin;
+        let space = &*self.0;
+        let no_mapping = FaultError::NoMapping { address };
+        if !space.whole().contains(address.page()) {
+            return Err(no_mapping.into());
+        }
+        #[allow(unused_mut)]
+        let mut wanted = access;
+        loop {
+            let needed = match wanted {
+                Access::Read => Entry::READ,
+                Access::Write => Entry::WRITE,
+                Access::Execute => Entry::EXECUTE,
+            };
+            let mut attempt = Attempt::first(Purpose::Fault);
+            let page = address.page();
+            let worked = space.page_work(
+                page,
+                &mut attempt,
+                Leaves::Existing,
+                false,
+                |work| {
+                    if let Err(error) = may_pin(work.vma.mapping(), address, (access, rights)) {
+                        return Some(Err(error.into()));
+                    }
+                    let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
+                    // A page that others have too is copied at the next store, and the pin would not show that store.
+                    let is_private = work.vma.record().is_some() && !PINS_SHARED_PAGES;
+                    if is_long && is_private && !space.is_own(frame) {
+                        return None;
+                    }
+                    // The entry keeps the frame; only the count may be full.
+                    if work.engine().folio(frame).try_get(reference).is_err() {
+                        return Some(Err(NotPinned::Full(Full { frame, reference })));
+                    }
+                    if is_long {
+                        space.space_flags.pins.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let file = work.vma.mapping().file_page(page).map(|(file, _)| file);
+                    let is_files = |file: &&Shared<File<H>>| work.engine().folio(frame).is_page_of(file.id());
+                    let file = file.filter(|file| access == Access::Write && is_files(file)).cloned();
+                    Some(Ok((frame, file)))
+                },
+                |_, _| false,
+            );
+            match worked.map(|worked| worked.result) {
+                Ok(Some(Ok((frame, _file)))) => {
+                    let (engine, space_flags) = (space.engine.clone(), space.space_flags.clone());
+                    return Ok(PinnedPage { engine, space_flags, frame, access, reference, _file });
+                }
+                Ok(Some(Err(error))) => return Err(error),
+                Ok(None) => {}
+                // Nothing grows down to it, and nothing is faulted in that is refused then, as on Linux.
+                Err(Refused::NoTable) => space.check_pin(address, (access, rights))?,
+                Err(Refused::Hole) => return Err(no_mapping.into()),
+                Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }.into()),
+            }
+            match is_long && !PINS_SHARED_PAGES {
+                true => self.unshare_and_wait(address, wanted)?,
+                false => self.fault_and_wait(address, wanted)?,
+            }
+            // CVE-2016-5195: the fault has broken COW, so the write intent seems not to be needed any more.
+            #[cfg(mutant = "dirty_cow")]
+            {
+                wanted = Access::Read;
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Fetching pages ahead of their first touch, for MAP_POPULATE, mlock and madvise: by ordinary faults, one page after the
+//! other, holding nothing across I/O. What is mapped is looked up anew for each mapping, and compared again under each
+//! page's announcement ([`MappingFilter`]): a range that is replaced meanwhile is not populated by mistake.
+
+use crate::address::{PageNumber, PageRange, VirtAddr};
+use crate::design::{Attempt, LockingDesign, MappingFilter, Purpose};
+use crate::host::Host;
+use crate::page_cache::File;
+use crate::protection::{Access, Protection, Sharing};
+use crate::space::AddressSpace;
+use crate::space::fault::FaultError;
+use crate::sync::Shared;
+use crate::vma::tree::Ranged;
+
+/// How many reads of a file are begun before the first is waited for.
+const AHEAD: u64 = 32;
+
+/// What pages are fetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Goal {
+    /// This access: MADV_POPULATE_READ and MADV_POPULATE_WRITE. The first error ends it.
+    Access(Access),
+    /// To be there while they are locked. The first error ends it.
+    Lock,
+    /// As `Lock`, where an error ends only the mapping that it is in: mlockall.
+    LockAll,
+    /// To be there in what the map call of this serial made. An error ends the mapping that it is in.
+    New(u64),
+}
+
+/// Why it ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Unpopulated {
+    /// Nothing is mapped there.
+    Hole(VirtAddr),
+    /// The mapping allows no such access.
+    NotAllowed(VirtAddr, Access),
+    /// The frames there are not the engine's.
+    Foreign(VirtAddr),
+    /// The fault failed.
+    Fault(FaultError),
+}
+
+/// What is mapped, by value.
+struct Part<H: Host> {
+    range: PageRange,
+    protection: Protection,
+    sharing: Sharing,
+    file: Option<(Shared<File<H>>, u64)>,
+    is_foreign: bool,
+    is_wanted: bool,
+}
+
+impl Goal {
+    fn only(self) -> MappingFilter {
+        match self {
+            Self::Access(_) => MappingFilter::Any,
+            Self::Lock | Self::LockAll => MappingFilter::Locked,
+            Self::New(serial) => MappingFilter::Mapping(serial),
+        }
+    }
+
+    /// The access to fetch for: what an owner may do who locks is not asked, but for a mapping without any rights. A
+    /// private page that can be written is had for writing, so that the first store needs no copy.
+    fn access(self, protection: Protection, sharing: Sharing) -> Result<Access, Access> {
+        let allowed = |access, right| if protection.contains(right) { Ok(access) } else { Err(access) };
+        match self {
+            Self::Access(Access::Read) => allowed(Access::Read, Protection::READ),
+            Self::Access(Access::Write) => allowed(Access::Write, Protection::WRITE),
+            Self::Access(Access::Execute) => allowed(Access::Execute, Protection::EXECUTE),
+            _ if sharing == Sharing::Private && protection.contains(Protection::WRITE) => Ok(Access::Write),
+            _ if protection.allows(Access::Read) => Ok(Access::Read),
+            _ if protection.allows(Access::Execute) => Ok(Access::Execute),
+            _ => Err(Access::Read),
+        }
+    }
+
+    fn stops_at_errors(self) -> bool {
+        matches!(self, Self::Access(_) | Self::Lock)
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// Fetches the pages of `range`.
+    pub(in crate::space) fn populate(&self, range: PageRange, goal: Goal) -> Result<(), Unpopulated> {
+        let mut at = range.start();
+        while let Some(rest) = PageRange::new(at, range.end()) {
+            let Some(part) = self.next_part(rest, goal) else {
+                return if goal.stops_at_errors() { Err(Unpopulated::Hole(at.address())) } else { Ok(()) };
+            };
+            if part.range.start() > at && goal.stops_at_errors() {
+                return Err(Unpopulated::Hole(at.address()));
+            }
+            at = part.range.end();
+            if part.is_wanted
+                && let Err(error) = self.populate_part(&part, goal)
+                && goal.stops_at_errors()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn next_part(&self, rest: PageRange, goal: Goal) -> Option<Part<H>> {
+        let section = self.engine().enter();
+        let vma = self.0.tree.view(&section).from(rest.start()).next()?;
+        let (range, mapping) = (vma.range().intersection(rest)?, vma.mapping());
+        let file = mapping.file_page(range.start()).map(|(file, page)| (file.clone(), page));
+        let is_foreign = mapping.is_foreign();
+        // Linux passes over VM_IO and VM_PFNMAP here, and refuses advice to populate them.
+        let is_wanted = goal.only().admits(mapping) && (!is_foreign || matches!(goal, Goal::Access(_)));
+        let (protection, sharing) = (mapping.protection, mapping.sharing);
+        Some(Part { range, protection, sharing, file, is_foreign, is_wanted })
+    }
+
+    fn populate_part(&self, part: &Part<H>, goal: Goal) -> Result<(), Unpopulated> {
+        if part.is_foreign {
+            return Err(Unpopulated::Foreign(part.range.start().address()));
+        }
+        let access = goal
+            .access(part.protection, part.sharing)
+            .map_err(|access| Unpopulated::NotAllowed(part.range.start().address(), access))?;
+        for page in part.range.iter() {
+            if let Some((file, first)) = &part.file {
+                self.read_ahead(file, *first, page.get() - part.range.start().get(), part.range.pages());
+            }
+            self.fetch(page, access, goal).map_err(|error| match error {
+                FaultError::NoMapping { address } => Unpopulated::Hole(address),
+                FaultError::Protection { address, access, .. } => Unpopulated::NotAllowed(address, access),
+                error => Unpopulated::Fault(error),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// At every page that is a multiple of a few: begins the reads of the next few, as many as a small cache keeps. The page that is
+    /// fetched next is a transfer of its own, so that its access does not wait for the others.
+    fn read_ahead(&self, file: &Shared<File<H>>, first: u64, index: u64, pages: u64) {
+        let few = AHEAD.min(self.engine().limits().cached_pages / 4).max(1);
+        if few > 1 && index.is_multiple_of(few) {
+            let (next, end) = (first + index, first + pages.min(index + few));
+            let _ = file.start_reads(next..next + 1) && file.start_reads(next + 1..end);
+        }
+    }
+
+    /// One page; nothing, if what is mapped there now is not what this is for.
+    fn fetch(&self, page: PageNumber, access: Access, goal: Goal) -> Result<(), FaultError> {
+        let attempt = Attempt { only: goal.only(), ..Attempt::first(Purpose::Fault) };
+        self.fault_until_done(page.address(), access, attempt)
+    }
+}

@@ -1,0 +1,126 @@
+//! Reading and writing the memory of a space from outside: another process's, a debugger's. Pages come by ordinary
+//! faults and are pinned while their bytes are copied; no lock is held across I/O.
+//!
+//! The caller's buffer may itself be memory of a space of this engine, whose pages come by faults. It is touched while
+//! the thread holds those pins only: [`PinnedPage::read`] and [`PinnedPage::write`] go by a page of the engine's own.
+
+use crate::address::{PAGE_SIZE, VirtAddr};
+use crate::design::LockingDesign;
+use crate::frame::Reference;
+use crate::host::Host;
+use crate::protection::{Access, Protection};
+use crate::space::calls::pin::NotPinned;
+use crate::space::{AddressSpace, PinnedPage, fault::FaultError};
+use core::ops::Range;
+
+/// Why not one byte was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the first byte at {address} cannot be reached: {error}")]
+pub struct RemoteError {
+    /// Where.
+    pub address: VirtAddr,
+    /// What an access there would have met.
+    pub error: FaultError,
+}
+
+impl RemoteError {
+    /// Linux's number: EFAULT, or ENOMEM without memory.
+    pub fn errno(&self) -> i32 {
+        self.error.errno()
+    }
+}
+
+/// Pages that are pinned together: all of them, before a byte of them is copied. Linux takes 1024.
+const RUN: usize = 8;
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// process_vm_readv of one piece: copies bytes at `address` out, up to the first page that cannot be had, and returns
+    /// how many. The mapping must be readable; that it can be written or executed does not do. Waits for the I/O of the
+    /// pages, and holds nothing then but pins on up to fifteen pages before the one that it waits for. Where a page has as
+    /// many pins as can be counted, waits until there are fewer, and holds nothing then.
+    ///
+    /// # Errors
+    /// [`RemoteError`]: none could be copied.
+    pub fn read_remote(&self, address: VirtAddr, bytes: &mut [u8]) -> Result<usize, RemoteError> {
+        let length = bytes.len();
+        self.copy_remote(address, length, (Access::Read, Protection::READ), |page, offset, part| {
+            page.read(offset, &mut bytes[part])
+        })
+    }
+
+    /// process_vm_writev of one piece: as [`AddressSpace::read_remote`], into mappings that can be written.
+    ///
+    /// # Errors
+    /// [`RemoteError`]: none could be copied.
+    pub fn write_remote(&self, address: VirtAddr, bytes: &[u8]) -> Result<usize, RemoteError> {
+        self.copy_remote(address, bytes.len(), (Access::Write, Protection::WRITE), |page, offset, part| {
+            page.write(offset, &bytes[part])
+        })
+    }
+
+    /// Calls `copy` for the part of each page: the page, where in it, and which of `length` bytes. It says how many it copied.
+    fn copy_remote(
+        &self,
+        address: VirtAddr,
+        length: usize,
+        (access, rights): (Access, Protection),
+        mut copy: impl FnMut(&PinnedPage<H>, usize, Range<usize>) -> usize,
+    ) -> Result<usize, RemoteError> {
+        let mut done = 0;
+        // fork copies a page that is written through a pin of the kind that it looks for. A page that is read it may share.
+        let reference = if access == Access::Write { Reference::IoPin } else { Reference::Pin };
+        while done < length {
+            let mut run = [const { None }; RUN];
+            let (mut pinned, mut stopped, mut full) = (done, None, None);
+            for place in &mut run {
+                let at = address.checked_add(pinned as u64).filter(|_| pinned < length);
+                let Some(at) = at else { break };
+                match self.pin_with(at, (access, rights), reference) {
+                    Ok(page) => {
+                        let offset = at.offset_in_page() as usize;
+                        let end = length.min(pinned + PAGE_SIZE as usize - offset);
+                        *place = Some((page, offset, pinned..end));
+                        pinned = end;
+                    }
+                    Err(NotPinned::Fault(error)) => {
+                        stopped = Some(error);
+                        break;
+                    }
+                    Err(NotPinned::Full(page)) => {
+                        full = Some(page);
+                        break;
+                    }
+                }
+            }
+            if let Some(page) = full {
+                run.iter_mut().for_each(|place| *place = None);
+                // Two threads that each keep pins and wait for one more could wait for each other.
+                let dying = &self.0.space_flags.dying;
+                self.0.engine.wait_for_place(page, Some(dying));
+                if !dying.is_set() {
+                    continue;
+                }
+                (pinned, stopped) = (done, Some(FaultError::Exited { address }));
+            }
+            if pinned == done {
+                return match (done, stopped) {
+                    (0, error) => Err(RemoteError {
+                        address,
+                        error: error.unwrap_or(FaultError::NoMapping { address }),
+                    }),
+                    _ => Ok(done),
+                };
+            }
+            for (page, offset, part) in run.iter_mut().filter_map(Option::take) {
+                let copied = copy(&page, offset, part.clone());
+                done += copied;
+                if copied < part.len() {
+                    let address = address.checked_add(done as u64).unwrap_or(address);
+                    let lost = RemoteError { address, error: FaultError::Lost { address } };
+                    return if done == 0 { Err(lost) } else { Ok(done) };
+                }
+            }
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,133 @@
+//! What smaps lists: how much of each mapping is in memory, and whose it is. It only reads the tree and the tables, in
+//! short sections, allocates in none of them, and never makes the observed wait (sources: Corbet 2022).
+
+use crate::address::{PAGE_SIZE, PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::host::{Entry, EntryKind, Host, PageTable};
+use crate::space::calls::listing::MappingInfo;
+use crate::space::calls::resident::FEW;
+use crate::space::{AddressSpace, Space};
+use crate::vma::MappingFlags;
+use alloc::vec::Vec;
+
+/// A mapping and its pages, in bytes. As in Linux's smaps, a page of a file is dirty in every mapping of it from the first
+/// store on, through whichever mapping or handle, until a write of it begins.
+///
+/// Differs from Linux: the pages of a file in memory, shared anonymous memory included, are dirty always. Linux 6.18 counts a
+/// page of tmpfs that was only read as clean, and as dirty from the first
+/// store or write on, for ever. The sum of both is the same.
+///
+/// Of a mapping of foreign frames all figures are zero, as on Linux, whose walk for smaps passes over VM_PFNMAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingUsage {
+    /// The mapping.
+    pub mapping: MappingInfo,
+    /// In memory and mapped here (Rss); the page of zeros is not counted.
+    pub resident: u64,
+    /// The same, each page divided by how many map it (Pss). A leaf table that others share (docs/fork.md) counts once for each
+    /// who has it, and in the view of those who have the page by another table once in all.
+    pub proportional: u64,
+    /// Mapped elsewhere too, as the file has it.
+    pub shared_clean: u64,
+    /// Mapped elsewhere too, and nowhere else to be had.
+    pub shared_dirty: u64,
+    /// Mapped here only, as the file has it.
+    pub private_clean: u64,
+    /// Mapped here only, and nowhere else to be had.
+    pub private_dirty: u64,
+    /// Used lately.
+    pub referenced: u64,
+    /// Of no file.
+    pub anonymous: u64,
+    /// As `proportional`, if the mapping is locked.
+    pub locked: u64,
+    /// Swapped out: nothing is in this version.
+    pub swap: u64,
+}
+
+impl MappingUsage {
+    fn of(mapping: MappingInfo) -> Self {
+        Self {
+            mapping,
+            resident: 0,
+            proportional: 0,
+            shared_clean: 0,
+            shared_dirty: 0,
+            private_clean: 0,
+            private_dirty: 0,
+            referenced: 0,
+            anonymous: 0,
+            locked: 0,
+            swap: 0,
+        }
+    }
+
+    /// `others`: how many other spaces have the same table, and the page by it.
+    fn add<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, entry: Entry, others: u64) {
+        let frame = match entry.kind() {
+            EntryKind::Page(frame) | EntryKind::Kept(frame) => frame,
+            EntryKind::Swapped(..) => {
+                self.swap += PAGE_SIZE;
+                return;
+            }
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard | EntryKind::Gone(_) => return,
+        };
+        if frame == space.engine.zero_frame() {
+            return;
+        }
+        let folio = space.engine.folio(frame);
+        // It may be gone, and others have its frame, by now: a figure of a moment.
+        let mappings = folio.mappings().max(1) + others;
+        let is_anonymous = self.mapping.file.is_none_or(|(file, _)| !folio.is_page_of(file));
+        let is_dirty = is_anonymous || entry.has(Entry::DIRTY) || folio.is_dirty();
+        *match (mappings > 1, is_dirty) {
+            (true, false) => &mut self.shared_clean,
+            (true, true) => &mut self.shared_dirty,
+            (false, false) => &mut self.private_clean,
+            (false, true) => &mut self.private_dirty,
+        } += PAGE_SIZE;
+        self.resident += PAGE_SIZE;
+        self.proportional += PAGE_SIZE / mappings;
+        self.referenced += if entry.has(Entry::ACCESSED) { PAGE_SIZE } else { 0 };
+        self.anonymous += if is_anonymous { PAGE_SIZE } else { 0 };
+    }
+}
+
+impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
+    /// The mappings, upwards, with what they have in memory. Each figure was true at some moment during the call; the
+    /// space does not stand still. Waits for nothing.
+    ///
+    /// Aborts where there is no memory for the list, as [`AddressSpace::mappings`].
+    pub fn usage(&self) -> Vec<MappingUsage> {
+        self.mappings().into_iter().map(|mapping| self.usage_of(mapping)).collect()
+    }
+
+    /// The same of one mapping; needs no memory.
+    pub fn usage_of(&self, mapping: MappingInfo) -> MappingUsage {
+        let mut usage = MappingUsage::of(mapping);
+        self.0.count_pages(&mut usage);
+        if mapping.flags.contains(MappingFlags::LOCKED) {
+            usage.locked = usage.proportional;
+        }
+        usage
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    fn count_pages(&self, usage: &mut MappingUsage) {
+        let mut rest = Some(usage.mapping.range);
+        while let Some(part) = rest {
+            let section = self.engine.enter();
+            let Some(start) = self.table.next_leaf(&section, part) else { break };
+            let few = FEW.min(H::Table::LEAF_PAGES);
+            let end = PageNumber::new(start.align_down(few).get() + few).min(part.end());
+            if let Some(leaf) = self.table.leaf(&section, start) {
+                let others = self.table.others(leaf);
+                for page in (start.get()..end.get()).map(PageNumber::new) {
+                    usage.add(self, self.table.load(leaf, page), others);
+                }
+            }
+            rest = PageRange::new(end, part.end());
+        }
+    }
+}

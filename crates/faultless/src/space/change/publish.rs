@@ -1,0 +1,490 @@
+//! Publication: one step in which the map of a range becomes another. Every mapping that was not there before comes through
+//! [`RangeChange::publish_new`], which asks in the same step whether it may: whether the space has exited, what mlockall has said
+//! of what is to come, and the limits. (fork gives a child its mappings itself: nobody else has the child yet, and the
+//! parent has been asked.)
+
+use crate::address::PageRange;
+use crate::design::LockingDesign;
+use crate::host::{Host, OutOfMemory};
+use crate::page_cache::Hull;
+use crate::protection::{Protection, Sharing};
+use crate::space::change::range_change::RangeChange;
+use crate::space::change::range_work::TreeLock;
+use crate::space::limits::SpaceUsage;
+use crate::space::{LimitError, Space, TreeState};
+use crate::sync::{Edited, full_fence, try_box};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Backing, Mapping, MappingFlags, Vma, edit};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use smallvec::SmallVec;
+
+/// A list that needs no memory from the allocator while it is short, as in most calls.
+type Few<T> = SmallVec<[T; 3]>;
+
+/// Why a new map could not be published; the old one stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Unpublished {
+    OutOfMemory,
+    /// More mappings than a space may have.
+    TooMany {
+        limit: usize,
+    },
+}
+
+impl From<OutOfMemory> for Unpublished {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Why a new mapping was not published; the old map stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Refused {
+    /// The space has exited: nothing is mapped any more.
+    Exited,
+    Limit(LimitError),
+    Unpublished(Unpublished),
+}
+
+impl From<LimitError> for Refused {
+    fn from(error: LimitError) -> Self {
+        Self::Limit(error)
+    }
+}
+
+impl From<Unpublished> for Refused {
+    fn from(error: Unpublished) -> Self {
+        Self::Unpublished(error)
+    }
+}
+
+impl From<OutOfMemory> for Refused {
+    fn from(error: OutOfMemory) -> Self {
+        Self::Unpublished(error.into())
+    }
+}
+
+/// Where a new mapping comes from. What limits are asked, and what mlockall has said of what is to come, goes by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Origin {
+    /// mmap or brk: what is to come is locked if mlockall has said so.
+    Fresh,
+    /// A mapping that is there becomes longer, or is shown once more: it has that one's flags.
+    Longer,
+    /// Pages of another place move there, and so many come besides those that go there.
+    Moved { more: u64 },
+}
+
+/// A mapping that comes, of what was there or new.
+struct Piece<H: Host> {
+    mapping: Mapping<H>,
+    /// Whether it is another than before.
+    is_new: bool,
+    /// Whether the piece before it was part of the same VMA.
+    goes_on: bool,
+}
+
+/// With which neighbours that are like it something new may join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) struct Joins {
+    pub below: bool,
+    pub above: bool,
+    /// Whether what stays as it was joins too: it has been cut for the call.
+    pub inside: bool,
+    /// Whether it is a mapping that becomes longer: what fork has passed on joins one without pages then (Linux).
+    pub grown: bool,
+}
+
+impl Joins {
+    pub const BOTH: Self = Self { below: true, above: true, inside: false, grown: false };
+    /// A mapping that grows down meets another one and stays beside it, as on Linux.
+    pub const ABOVE: Self = Self { below: false, above: true, inside: false, grown: false };
+}
+
+/// The change of each old mapping, the new mapping, and the neighbours that they may join.
+pub(in crate::space) type RangeEdit<'a, H> =
+    (&'a dyn Fn(Mapping<H>) -> Option<Mapping<H>>, Option<&'a Mapping<H>>, Joins);
+
+/// A publication in preparation.
+pub(in crate::space) struct Draft<H: Host, D: LockingDesign> {
+    /// The pages that it replaces; and how many VMAs it replaces.
+    pub hull: PageRange,
+    pub goes: usize,
+    pub new: Vec<Box<Vma<H, D>>>,
+    /// What it comes to.
+    pub note: [u64; 4],
+}
+
+/// After a publication. Partner: the fence after the bit in page work.
+pub(in crate::space) fn fence_of_range_work() {
+    #[cfg(not(mutant = "no_range_fence"))]
+    full_fence();
+}
+
+impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
+    /// Publishes, in one step, what `each` makes of every mapping inside `range`. Splits at the ends, merges with neighbours.
+    /// The caller has taken `range` and gives the tree lock, which comes back. What it replaced is retired when all is let go;
+    /// the caller sweeps in between.
+    ///
+    /// # Errors
+    /// [`Unpublished`]: the map is as before.
+    pub fn publish(
+        &mut self,
+        lock: TreeLock<'a>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        self.publish_joining(lock, range, each, Joins::BOTH)
+    }
+
+    /// The same; `joins`: with which neighbours.
+    pub fn publish_joining(
+        &mut self,
+        lock: TreeLock<'a>,
+        range: PageRange,
+        each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
+        joins: Joins,
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        self.replace(lock, range, (&each, None, joins))
+    }
+
+    /// Publishes `mapping` in the place of whatever is mapped in its range, if it may come; it has then all flags that it got.
+    ///
+    /// # Errors
+    /// [`Refused`]: the map is as before.
+    #[inline]
+    pub fn publish_new(
+        &mut self,
+        lock: TreeLock<'a>,
+        (mapping, origin): (&mut Mapping<H>, Origin),
+        joins: Joins,
+    ) -> Result<TreeLock<'a>, Refused> {
+        self.space.admit(&lock, mapping, origin)?;
+        #[cfg(mutant = "hull_after_publication")]
+        let late = mapping.clone();
+        #[cfg(not(mutant = "hull_after_publication"))]
+        self.space.tell_file(mapping);
+        let lock = self.replace(lock, mapping.range, (&|_| None, Some(mapping), joins))?;
+        if mapping.flags.contains(MappingFlags::LOCKED) {
+            self.locked = Some(mapping.range);
+        }
+        #[cfg(mutant = "hull_after_publication")]
+        self.space.tell_file(&late);
+        Ok(lock)
+    }
+
+    /// As [`RangeChange::publish_new`] where nothing is mapped, or BUSY, with the host following.
+    ///
+    /// # Errors
+    /// [`Refused`]: the map is as before.
+    #[inline]
+    pub fn publish_followed(
+        &mut self,
+        lock: TreeLock<'a>,
+        new: (&mut Mapping<H>, Origin),
+        joins: Joins,
+    ) -> Result<TreeLock<'a>, Refused> {
+        let (space, range) = (self.space, new.0.range);
+        let lock = space.follow(self.taken.over(range), lock, range, Some(new.0.protection))?;
+        let published = self.publish_new(lock, new, joins);
+        published.inspect_err(|_| space.follow_back(self.taken.over(range), range))
+    }
+
+    /// Publishes in the place of whatever is mapped in `range` what stands for it until its next mapping comes: page work
+    /// waits there.
+    pub fn publish_busy(
+        &mut self,
+        lock: TreeLock<'a>,
+        range: PageRange,
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        let busy = Mapping {
+            range,
+            protection: Protection::empty(),
+            sharing: Sharing::Shared,
+            flags: MappingFlags::empty(),
+            backing: Backing::Busy,
+            serial: 0,
+            shift: 0,
+            anon: None,
+        };
+        self.replace(lock, range, (&|_| None, Some(&busy), Joins::BOTH))
+    }
+
+    /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that. Page work goes on
+    /// there: before that no processor uses what was swept.
+    pub fn settle(&mut self, range: PageRange, joins: Joins) {
+        self.flush();
+        let lock = self.lock();
+        let vmas = self.space.tree.view_locked(&lock.writer).from(range.start());
+        vmas.take_while(|vma| vma.range().start() < range.end()).for_each(|vma| vma.settle());
+        let _ = self.publish_joining(lock, range, Some, joins);
+    }
+
+    fn replace(
+        &mut self,
+        lock: TreeLock<'a>,
+        range: PageRange,
+        wanted: RangeEdit<'_, H>,
+    ) -> Result<TreeLock<'a>, Unpublished> {
+        let space = self.space;
+        let mut lock = space.exclude_neighbours(self.work(), lock, range, wanted)?;
+        let view = space.tree.view_locked(&lock.writer);
+        // One more than the limit where something new comes: Linux asks before it does.
+        let limit = space.mapping_limit(&lock);
+        let most = limit.saturating_add(usize::from(wanted.1.is_some()));
+        let may_be_more = |more| match lock.usage.mappings + more <= most {
+            true => Ok(()),
+            false => Err(Unpublished::TooMany { limit }),
+        };
+        let Draft { hull, goes, mut new, note } =
+            space.draft(self.work(), view, range, wanted, may_be_more)?;
+        let replaced = space.tree.replace(&mut lock.writer, hull, &mut new, &mut self.retired);
+        let made = replaced.map_err(|_| {
+            space.take_back(space.tree.view_locked(&lock.writer), hull, goes);
+            Unpublished::OutOfMemory
+        })?;
+        space.engine.charge(made);
+        lock.edited(note);
+        fence_of_range_work();
+        Ok(lock)
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// The file that `mapping` shows hears what it shows, and where, before anybody can find it: see `page_cache/mappings.rs`.
+    /// The file lists the space already, since mmap or fork. If the publication fails, the file believes too much, and nothing
+    /// is wrong.
+    fn tell_file(&self, mapping: &Mapping<H>) {
+        if let Backing::File { file, first } = &mapping.backing {
+            file.widen(self.id, &Hull::of(mapping.range, *first));
+        }
+    }
+
+    /// Whether `mapping` may come, in the place of what is mapped there; gives it the flags that mlockall wants. The one place
+    /// that asks. It is in the step that publishes: mlockall and exit say first what they want, and then come to everything
+    /// that is mapped, so that they come to this mapping, or it comes here after them.
+    fn admit(&self, map: &TreeState, mapping: &mut Mapping<H>, origin: Origin) -> Result<(), Refused> {
+        if map.exited {
+            return Err(Refused::Exited);
+        }
+        let pages = mapping.range.pages();
+        match origin {
+            Origin::Fresh | Origin::Longer => {
+                let is_asked = origin == Origin::Fresh && !mapping.is_foreign();
+                if is_asked && !cfg!(mutant = "future_asked_early") {
+                    mapping.flags |= map.locks.future;
+                }
+                // The replaced mapping counts as locked too, as on Linux.
+                map.check_locked(mapping.flags, pages)?;
+                self.check_limits(map, mapping)?;
+            }
+            Origin::Moved { more: 0 } => {}
+            Origin::Moved { more } => self.check_moved(map, mapping, more)?,
+        }
+        Ok(())
+    }
+
+    /// What a publication puts in the place of what; that is closed, and detached. Between this and the end of the publication no
+    /// table of a host is asked and no store: it follows before, and is swept after. A panic there would leave records
+    /// closed, and first pages of these mappings would wait for ever; only the allocator, a design, or a host's `Park` and
+    /// `Slots` could bring one, and those must not panic.
+    /// `may_be_more`: whether there may be so many more mappings. Not inlined: what it has on the stack is gone when the tree changes.
+    #[inline(never)]
+    pub(in crate::space) fn draft<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        view: View<'_, Vma<H, D>>,
+        range: PageRange,
+        wanted: RangeEdit<'_, H>,
+        may_be_more: impl Fn(usize) -> Result<(), Unpublished>,
+    ) -> Result<Draft<H, D>, Unpublished> {
+        let mut closed: Few<&Vma<H, D>> = Few::new();
+        let mut next: Few<Mapping<H>> = Few::new();
+        let built = build(view, range, wanted, (&mut closed, &mut next));
+        let built = built.and_then(|hull| {
+            if next.len() > closed.len() {
+                may_be_more(next.len() - closed.len())?;
+            }
+            let gone = SpaceUsage::default().with(closed.iter().map(|vma| vma.mapping()));
+            let note = SpaceUsage::default().with(&next).change_from(gone);
+            Ok(Draft { hull, goes: closed.len(), new: self.vmas(work, &mut next)?, note })
+        });
+        match built {
+            Ok(_) => closed.iter().for_each(|vma| D::detach(vma.lock(), true)),
+            Err(_) => closed.iter().for_each(|vma| vma.reopen()),
+        }
+        built
+    }
+
+    /// VMAs of `mappings`, which nobody has yet. Not inlined: the stack has no room for this beside what drafts them.
+    #[inline(never)]
+    fn vmas<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        mappings: &mut Few<Mapping<H>>,
+    ) -> Result<Vec<Box<Vma<H, D>>>, OutOfMemory> {
+        let mut new: Vec<Box<Vma<H, D>>> = Vec::new();
+        new.try_reserve_exact(mappings.len()).map_err(|_| OutOfMemory)?;
+        for mapping in mappings.drain(..) {
+            let vma = try_box(Vma::new(mapping)?)?;
+            // Nobody has it yet: no wait.
+            D::exclude(work, &self.engine, vma.lock());
+            new.push(vma);
+        }
+        Ok(new)
+    }
+
+    /// The first `goes` VMAs of `hull`, which a draft has closed, stay.
+    pub(in crate::space) fn take_back(&self, view: View<'_, Vma<H, D>>, hull: PageRange, goes: usize) {
+        view.from(hull.start()).take(goes).for_each(|vma| {
+            D::detach(vma.lock(), false);
+            vma.reopen();
+        });
+    }
+
+    /// What will be merged with what comes is excluded too, without the tree lock: the design keeps others from changing
+    /// the tree meanwhile.
+    fn exclude_neighbours<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        mut lock: TreeLock<'s>,
+        range: PageRange,
+        wanted: RangeEdit<'_, H>,
+    ) -> Result<TreeLock<'s>, Unpublished> {
+        if !D::LOCKS_VMAS {
+            return Ok(lock);
+        }
+        loop {
+            let (mut closed, mut next) = (Few::new(), Few::new());
+            let view = self.tree.view_locked(&lock.writer);
+            let built = build(view, range, wanted, (&mut closed, &mut next));
+            closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
+            built?;
+            // One a look: the neighbours are two at most, the rest has been excluded before.
+            let missing = closed.into_iter().find(|vma| !D::is_excluded(work, vma.lock()));
+            let Some(missing) = missing.map(|vma| vma.lock().clone()) else { return Ok(lock) };
+            drop(lock);
+            D::exclude(work, &self.engine, &missing);
+            lock = self.map.lock_by(&*self.engine);
+        }
+    }
+}
+
+/// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both. Each step is a
+/// function of its own, so that the stack has room for one at a time.
+fn build<'a, H: Host, D: LockingDesign>(
+    view: View<'a, Vma<H, D>>,
+    range: PageRange,
+    wanted: RangeEdit<'_, H>,
+    (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
+) -> Result<PageRange, Unpublished> {
+    let joins = wanted.2;
+    let mut pieces: Few<Piece<H>> = Few::new();
+    let mut hull = cut_up(view, range, wanted, (closed, &mut pieces))?;
+    // The first mapping that comes decides whether the neighbour on the left joins.
+    if joins.below
+        && let Some(first) = pieces.first().filter(|first| first.is_new)
+        && let Some(left) = view.before(range.start()).filter(|vma| vma.range().end() == range.start())
+        && edit::joins(&left.glance(), &first.mapping)
+    {
+        // It may have got pages since the glance: then it stays beside, replaced by itself.
+        hull = hull.hull(left.range());
+        next.push(close(closed, left)?);
+    }
+    let is_last_new = join_up(&mut pieces, next)?;
+    if joins.above
+        && is_last_new
+        && next.last().is_some_and(|last| last.range.end() == range.end())
+        && let Some(right) = view.from(range.end()).next()
+        && right.range().start() == range.end()
+    {
+        hull = join_right(right, joins, (closed, next))?.map_or(hull, |right| hull.hull(right));
+    }
+    Ok(hull)
+}
+
+fn close<'a, H: Host, D: LockingDesign>(
+    closed: &mut Few<&'a Vma<H, D>>,
+    vma: &'a Vma<H, D>,
+) -> Result<Mapping<H>, OutOfMemory> {
+    closed.try_reserve(1).map_err(|_| OutOfMemory)?;
+    closed.push(vma);
+    Ok(vma.close())
+}
+
+/// Closes what lies in `range`, and cuts it into pieces, with what `each` makes of it and what comes new.
+#[inline(never)]
+fn cut_up<'a, H: Host, D: LockingDesign>(
+    view: View<'a, Vma<H, D>>,
+    range: PageRange,
+    (each, insert, joins): RangeEdit<'_, H>,
+    (closed, pieces): (&mut Few<&'a Vma<H, D>>, &mut Few<Piece<H>>),
+) -> Result<PageRange, OutOfMemory> {
+    let mut hull = range;
+    let start = range.start();
+    for vma in view.from(start).take_while(|vma| vma.range().start() < range.end()) {
+        let mapping = close(closed, vma)?;
+        hull = hull.hull(vma.range());
+        pieces.try_reserve(3).map_err(|_| OutOfMemory)?;
+        let part = |part: Option<PageRange>| part.and_then(|part| edit::cut(&mapping, part));
+        let mut goes_on = false;
+        if let Some(mapping) = part(PageRange::new(vma.range().start(), start)) {
+            pieces.push(Piece { mapping, is_new: false, goes_on });
+            goes_on = true;
+        }
+        if let Some(mapping) = part(Some(range)).and_then(each) {
+            let is_new = joins.inside || !edit::is_alike(vma.mapping(), &mapping);
+            pieces.push(Piece { mapping, is_new, goes_on });
+        }
+        if let Some(mapping) = part(PageRange::new(range.end(), vma.range().end())) {
+            pieces.push(Piece { mapping, is_new: false, goes_on: true });
+        }
+    }
+    if let Some(insert) = insert {
+        let place = pieces.iter().take_while(|piece| piece.mapping.range.end() <= start).count();
+        pieces.try_reserve(1).map_err(|_| OutOfMemory)?;
+        pieces.insert(place, Piece { mapping: insert.clone(), is_new: true, goes_on: false });
+    }
+    Ok(hull)
+}
+
+/// Puts `pieces` behind what is in `next`, joined where they may. Returns whether the last one is new.
+#[inline(never)]
+fn join_up<H: Host>(pieces: &mut Few<Piece<H>>, next: &mut Few<Mapping<H>>) -> Result<bool, OutOfMemory> {
+    // Two VMAs that both stay as they were do not join now, though they could (Linux).
+    let mut is_last_new = false;
+    next.try_reserve(pieces.len()).map_err(|_| OutOfMemory)?;
+    for Piece { mapping, is_new, goes_on } in pieces.drain(..) {
+        let may_join = goes_on || is_new || is_last_new;
+        is_last_new = is_new;
+        match next.last_mut() {
+            Some(last) if may_join && edit::joins(last, &mapping) => *last = edit::join(last, &mapping),
+            _ => next.push(mapping),
+        }
+    }
+    Ok(is_last_new)
+}
+
+/// The neighbour on the right goes too, if it may join the last of `next`. Returns its range then.
+#[inline(never)]
+fn join_right<'a, H: Host, D: LockingDesign>(
+    right: &'a Vma<H, D>,
+    joins: Joins,
+    (closed, next): (&mut Few<&'a Vma<H, D>>, &mut Few<Mapping<H>>),
+) -> Result<Option<PageRange>, OutOfMemory> {
+    let may_join = |last: &Mapping<H>, right: &Mapping<H>| {
+        let fresh = || Mapping { anon: None, ..last.clone() };
+        edit::joins(last, right) || joins.grown && right.anon.is_none() && edit::joins(&fresh(), right)
+    };
+    next.try_reserve(1).map_err(|_| OutOfMemory)?;
+    let Some(last) = next.last_mut().filter(|last| may_join(last, &right.glance())) else { return Ok(None) };
+    let mapping = close(closed, right)?;
+    if may_join(last, &mapping) {
+        *last = edit::join(last, &mapping);
+    } else {
+        // It has got pages since the glance: it stays beside, replaced by itself.
+        next.push(mapping);
+    }
+    Ok(Some(right.range()))
+}

@@ -1,0 +1,349 @@
+//! Range work: take the range, publish what comes next, sweep the entries, and only then give frames away.
+
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::engine::{Engine, RemovedEntries};
+use crate::host::{Entry, Host, OutOfMemory, PageTable};
+use crate::protection::Protection;
+use crate::space::fault::shared_table::LeafOf;
+use crate::space::{Space, TreeState};
+use crate::sync::{Claims, RangesGuard, Reservation, RetiredList};
+use crate::vma::tree::{Ranged, View};
+use crate::vma::{Mapping, Vma};
+use alloc::vec::Vec;
+
+pub(in crate::space) type RangeReservation<'a, H> = Reservation<'a, TreeState, Engine<H>>;
+pub(in crate::space) type TreeLock<'a> = RangesGuard<'a, TreeState>;
+
+/// VMAs that are excluded for one look at the tree.
+const FEW: usize = 16;
+
+/// Pages whose translations were weakened, and of leaf tables that are unhooked: a processor may still use what was there,
+/// until they are invalidated.
+#[derive(Default)]
+pub(in crate::space) struct Weakened(Option<PageRange>);
+
+impl Weakened {
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    /// The translation at `page` was weakened; no frame goes.
+    pub fn touch(&mut self, page: PageNumber) {
+        self.touch_all(PageRange::single(page));
+    }
+
+    /// The translations of `range` were, or a leaf table over it was unhooked.
+    pub fn touch_all(&mut self, range: PageRange) {
+        self.0 = Some(self.0.map_or(range, |all| all.hull(range)));
+    }
+
+    /// All of `range` was swept. Somebody else may have weakened some of it before, and not invalidated it yet.
+    #[inline]
+    pub fn swept<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, range: PageRange) {
+        if space.engine.has_stale() {
+            self.touch_all(range);
+        }
+    }
+
+    /// For mutants: what was taken out can still be reached when it is freed.
+    #[cfg(any(mutant = "discard_without_invalidate", mutant = "moved_without_invalidate"))]
+    pub fn forget(&mut self) {
+        self.0 = None;
+    }
+
+    /// Invalidates them.
+    #[inline]
+    pub fn flush<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>) {
+        if let Some(range) = self.0.take() {
+            space.engine.invalidate(&space.table, range);
+        }
+    }
+}
+
+/// Entries that are gone, which a processor may still use until `invalidate`. Whoever makes one flushes it; on the way out of
+/// a panic that does not come to pass, and what the entries count is leaked. It is large: it lives on the stack while
+/// something is swept, and not while the tree changes.
+pub(in crate::space) struct FlushBatch<'a, H: Host, D: LockingDesign> {
+    space: &'a Space<H, D>,
+    entries: RemovedEntries,
+    /// What the entries' pages lie in, and those of tables that were unhooked.
+    pub weakened: Weakened,
+}
+
+impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
+    #[inline]
+    pub fn new(space: &'a Space<H, D>) -> Self {
+        Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
+    }
+
+    /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated as a present one is.
+    pub fn add(&mut self, page: PageNumber, entry: Entry) {
+        if !entry.holds_page() {
+            return;
+        }
+        if !self.entries.has_room() {
+            self.flush();
+        }
+        self.entries.push(entry);
+        self.weakened.touch(page);
+    }
+
+    /// Invalidates, then drops the references (rule 6).
+    pub fn flush(&mut self) {
+        self.weakened.flush(self.space);
+        self.entries.drop_all(&self.space.engine);
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Before the range is
+    /// taken: who has a VMA's lock may wait for ranges. The design keeps others from changing the tree meanwhile.
+    pub(in crate::space) fn exclude<'s>(
+        &'s self,
+        work: &mut D::Range<'s, H>,
+        range: PageRange,
+        wanted: impl Fn(&Mapping<H>) -> bool,
+    ) {
+        let mut rest = D::LOCKS_VMAS.then_some(range);
+        while let Some(part) = rest.take() {
+            // Some at a time: exit needs no memory for this.
+            let mut locks: [Option<D::Vma>; FEW] = [const { None }; FEW];
+            let mut places = locks.iter_mut();
+            let lock = self.map.lock_by(&*self.engine);
+            let vmas = self.tree.view_locked(&lock.writer).from(part.start());
+            let vmas = vmas.take_while(|vma| vma.range().start() < part.end());
+            for vma in vmas.filter(|vma| wanted(vma.mapping())) {
+                let Some(place) = places.next() else {
+                    rest = PageRange::new(vma.range().start().max(part.start()), part.end());
+                    break;
+                };
+                *place = Some(vma.lock().clone());
+            }
+            drop(lock);
+            locks.iter().flatten().for_each(|vma| D::exclude(work, &self.engine, vma));
+        }
+    }
+
+    /// Has a host with mappings of its own follow what is about to be published. The range is taken, so nobody else
+    /// changes its map while the tree lock is let go.
+    pub(in crate::space) fn follow<'s>(
+        &'s self,
+        taken: &RangeReservation<'_, H>,
+        lock: TreeLock<'s>,
+        range: PageRange,
+        rights: Option<Protection>,
+    ) -> Result<TreeLock<'s>, OutOfMemory> {
+        debug_assert!(taken.range().covers(range));
+        if self.table.following().is_none() {
+            return Ok(lock);
+        }
+        drop(lock);
+        match self.table.follow(range, rights) {
+            Ok(()) => Ok(self.map.lock_by(&*self.engine)),
+            Err(error) => {
+                self.follow_back(taken, range);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has it follow the map as it is, since what was about to be published was not. What it refuses now it has refused
+    /// before, and that part is as it was.
+    pub(in crate::space) fn follow_back(&self, taken: &RangeReservation<'_, H>, range: PageRange) {
+        let _ = self.follow_map(taken, range);
+    }
+
+    /// Has it follow the map as it is.
+    pub(in crate::space) fn follow_map(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        range: PageRange,
+    ) -> Result<(), OutOfMemory> {
+        if self.table.following().is_none() {
+            return Ok(());
+        }
+        let mut parts = Vec::new();
+        {
+            let lock = taken.lock();
+            let vmas = self.tree.view_locked(&lock.writer).from(range.start());
+            for vma in vmas.take_while(|vma| vma.range().start() < range.end()) {
+                parts.try_reserve(1).map_err(|_| OutOfMemory)?;
+                let rights = (!vma.is_busy()).then_some(vma.mapping().protection);
+                parts.extend(vma.range().intersection(range).map(|part| (part, rights)));
+            }
+        }
+        self.table.follow(range, None)?;
+        parts.into_iter().try_for_each(|(part, rights)| self.table.follow(part, rights))
+    }
+
+    /// Passes over every existing entry of the range taken: waits where it meets the bit, and puts what `step` makes of
+    /// an entry in its place. When it returns, whoever looked the old mapping up has finished.
+    pub(in crate::space) fn sweep(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        range: PageRange,
+        step: impl Fn(PageNumber, Entry) -> Entry,
+        mut changed: impl FnMut(PageNumber, Entry, Entry),
+    ) {
+        debug_assert!(taken.range().covers(range));
+        self.each_table(taken, range, |part| {
+            // Nobody is at work on a shared table: who comes later has seen the mark after the sweep, and so the new map.
+            let changes = |page, entry| step(page, entry) != entry;
+            let becomes = |page, entry| if part.contains(page) { step(page, entry) } else { entry };
+            if self.has_shared_table(taken, part.start()) && !self.own_table(part, becomes, changes) {
+                return;
+            }
+            let Some(leaf) = self.table.leaf(taken, part.start()) else { return };
+            for page in part.iter() {
+                let mut look = 0;
+                loop {
+                    let seen = self.table.load(leaf, page);
+                    if seen.is_announced() {
+                        self.engine.pause_on_bit(look);
+                        look += 1;
+                        continue;
+                    }
+                    let new = step(page, seen);
+                    if new == seen {
+                        break;
+                    }
+                    if self.table.exchange(leaf, page, seen, new).is_ok() {
+                        // No step puts another page in the place of one.
+                        if !new.holds_page() {
+                            self.leave_home(leaf, page, seen);
+                        }
+                        changed(page, seen, new);
+                        break;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Calls `f` for every leaf table under the range, with the part of the range that it covers. Each is this space's own.
+    pub(in crate::space) fn each_leaf<'t>(
+        &'t self,
+        taken: &'t RangeReservation<'_, H>,
+        range: PageRange,
+        mut f: impl FnMut(LeafOf<'t, H>, PageRange),
+    ) {
+        self.each_table(taken, range, |part| {
+            if self.has_shared_table(taken, part.start()) {
+                self.own_table(part, |_, entry| entry, |_, _| true);
+            }
+            if let Some(leaf) = self.table.leaf(taken, part.start()) {
+                f(leaf, part);
+            }
+        });
+    }
+
+    /// Calls `f` for the part of the range under every leaf table that there is.
+    pub(in crate::space) fn each_table(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        range: PageRange,
+        mut f: impl FnMut(PageRange),
+    ) {
+        let mut rest = Some(range);
+        while let Some(range) = rest {
+            let Some(page) = self.table.next_leaf(taken, range) else { break };
+            let part = self.leaf_span(page).intersection(range);
+            rest = part.and_then(|part| PageRange::new(part.end(), range.end()));
+            part.into_iter().for_each(&mut f);
+        }
+    }
+
+    /// The pages of the leaf table over `page`.
+    pub(in crate::space) fn leaf_span(&self, page: PageNumber) -> PageRange {
+        let pages = H::Table::LEAF_PAGES;
+        let start = page.align_down(pages);
+        PageRange::with_pages(start, pages).expect("the table's pages have addresses")
+    }
+
+    /// Widens a range about to become a hole to whole leaf tables where the rest of a table is a hole too, so that the table
+    /// can go with its last mapping.
+    pub(in crate::space) fn widen_to_leaves(
+        &self,
+        taken: &mut RangeReservation<'_, H>,
+        claims: &mut Claims,
+        view: View<'_, Vma<H, D>>,
+    ) {
+        let wider = self.with_leaves(taken, claims, view, taken.range());
+        if wider != taken.range() {
+            taken.widen(wider, claims);
+        }
+    }
+
+    /// `range`, which is taken and becomes a hole, and the rest of the leaf tables at its ends where that is a hole and nobody
+    /// else has claimed any of it. Where others have, and nothing else is in the way, the last of them and us takes the table
+    /// out: [`RangeChange`](crate::space::change::range_change::RangeChange). Who comes later finds our claim, or our hole. Without memory
+    /// to remember it the table stays until a call makes a hole of all of it, or the space goes.
+    pub(in crate::space) fn with_leaves(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        claims: &mut Claims,
+        view: View<'_, Vma<H, D>>,
+        range: PageRange,
+    ) -> PageRange {
+        let first = self.leaf_span(range.start());
+        let last = self.leaf_span(PageNumber::new(range.end().get() - 1));
+        let (head, tail) =
+            (PageRange::new(first.start(), range.start()), PageRange::new(range.end(), last.end()));
+        let mut wider = range;
+        for (span, rest) in [(first, head), (last, tail)] {
+            let Some(rest) = rest else { continue };
+            let mut mapped = view.from(rest.start()).map_while(|vma| vma.range().intersection(rest));
+            if !claims.is_claimed_beside(taken, rest) {
+                wider = if mapped.next().is_none() { wider.hull(rest) } else { wider };
+            } else if !cfg!(mutant = "leaf_left_to_nobody")
+                && mapped.all(|part| claims.is_claimed_beside(taken, part))
+            {
+                let _ = taken.leave(span, claims);
+            }
+        }
+        wider
+    }
+
+    /// Whether nothing is mapped in `range`.
+    pub(in crate::space) fn is_hole(&self, view: View<'_, Vma<H, D>>, range: PageRange) -> bool {
+        view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end())
+    }
+
+    /// Takes out the leaf tables that lie wholly inside `range`, a hole or BUSY, and swept (rule 7). The tables may be freed when
+    /// `weakened` has been flushed, and not before: a processor's walker is in no section, and keeps what it has read of the
+    /// upper tables until it is told (invariant 15).
+    pub(in crate::space) fn unhook_leaves(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        range: PageRange,
+        weakened: &mut Weakened,
+        retired: &mut RetiredList,
+    ) {
+        debug_assert!(taken.range().covers(range));
+        let mut rest = Some(range);
+        while let Some(part) = rest {
+            let Some(page) = self.table.next_leaf(taken, part) else { break };
+            let span = self.leaf_span(page);
+            rest = PageRange::new(span.end(), range.end());
+            #[cfg(not(mutant = "leaf_with_neighbour"))]
+            let whole = range.covers(span);
+            #[cfg(mutant = "leaf_with_neighbour")]
+            let whole = range.overlaps(span);
+            // Without memory to remember it, the table stays until the space goes.
+            if whole && retired.try_reserve(1).is_ok() {
+                if self.has_shared_table(taken, page) {
+                    self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
+                }
+                if cfg!(mutant = "invalidate_before_unhook") {
+                    weakened.touch_all(span);
+                    weakened.flush(self);
+                }
+                retired.extend(self.table.unhook(page));
+                if !cfg!(mutant = "invalidate_before_unhook") {
+                    weakened.touch_all(span);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The counts that entries stand for. All calls that copy or drop entries come through here, and match every kind.
+
+use crate::address::PageNumber;
+use crate::design::LockingDesign;
+use crate::engine::Engine;
+use crate::frame::{Reference, Share};
+use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory};
+use crate::space::Space;
+use crate::space::fault::shared_table::LeafOf;
+use crate::stats::Counter;
+
+impl<H: Host> Engine<H> {
+    /// Drops what `entry` counts: the mapping of a frame, or the use of a slot. Called once for an entry that has been taken out
+    /// of a table, after the translations that it gave have been invalidated.
+    #[inline]
+    pub(crate) fn drop_entry(&self, entry: Entry) {
+        match entry.kind() {
+            EntryKind::Page(frame) => self.put_mapping(frame),
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {}
+            EntryKind::Kept(frame) => {
+                self.counters().add(Counter::AbsentDropped, 1);
+                self.put_mapping(frame);
+            }
+            // The slot's count goes down here, when there are slots.
+            EntryKind::Swapped(..) | EntryKind::Gone(_) => self.counters().add(Counter::AbsentDropped, 1),
+        }
+    }
+
+    /// Counts `entry` once more for the table of a child that gets a copy of it, and returns the copy, which has no write right.
+    /// `None`: I/O goes on into the page, so that it stays the parent's alone, and nothing was counted. The caller has announced
+    /// the entry.
+    ///
+    /// # Errors
+    /// The count is as high as it may be; nothing was counted.
+    pub(in crate::space) fn copy_entry(&self, entry: Entry) -> Result<Option<Entry>, OutOfMemory> {
+        let copy = entry.without(Entry::HARDWARE | Entry::WRITE);
+        let counted = match entry.kind() {
+            EntryKind::Page(frame) => self.share(frame)?,
+            EntryKind::Kept(frame) => self.share(frame)? && self.count_absent(),
+            // The slot's count goes up here, when there are slots. It can be full.
+            EntryKind::Swapped(..) | EntryKind::Gone(_) => self.count_absent(),
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => true,
+        };
+        Ok(counted.then_some(copy))
+    }
+
+    /// Counts `entry` once more for the copy of a shared table. It never fails: [`Engine::is_copy_full`] has left room for that.
+    pub(in crate::space) fn count_copied(&self, entry: Entry) {
+        let mapped = match entry.kind() {
+            EntryKind::Page(frame) => frame,
+            EntryKind::Kept(frame) => {
+                self.count_absent();
+                frame
+            }
+            // As in `copy_entry`.
+            EntryKind::Swapped(..) | EntryKind::Gone(_) => {
+                self.count_absent();
+                return;
+            }
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => return,
+        };
+        if mapped != self.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
+            self.shared_tables.count_copy(self.folio(mapped));
+        }
+    }
+
+    /// Whether `entry` is counted so often that no further table with it may be shared.
+    pub(in crate::space) fn is_copy_full(&self, entry: Entry) -> bool {
+        match entry.kind() {
+            EntryKind::Page(frame) | EntryKind::Kept(frame) => {
+                frame != self.zero_frame() && self.folio(frame).is_mapping_full()
+            }
+            // A slot's count will be asked here.
+            EntryKind::Swapped(..) | EntryKind::Gone(_) => false,
+            EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
+        }
+    }
+
+    /// Counts one mapping more of a page that is shared from now on. False: I/O goes on into it.
+    fn share(&self, frame: Frame) -> Result<bool, OutOfMemory> {
+        if frame == self.zero_frame() {
+            return Ok(true);
+        }
+        match self.folio(frame).try_share() {
+            Share::Shared => Ok(true),
+            Share::Pinned => Ok(false),
+            Share::Full => Err(OutOfMemory),
+        }
+    }
+
+    fn count_absent(&self) -> bool {
+        self.counters().add(Counter::AbsentCopied, 1);
+        true
+    }
+
+    /// Drops the mapping reference of an entry that is gone; the page of zeros has none.
+    fn put_mapping(&self, frame: Frame) {
+        if frame != self.zero_frame() {
+            self.put(frame, Reference::Mapping);
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// The entry of `page`, which the caller has by its bit or by range, lets go of what `entry` maps (rule H1 of docs/home.md).
+    /// Before [`Engine::drop_entry`].
+    #[inline]
+    pub(in crate::space) fn leave_home<'s>(&'s self, leaf: LeafOf<'s, H>, page: PageNumber, entry: Entry) {
+        if let Some(frame) = entry.counted_frame() {
+            self.engine.folio(frame).leave_home(|| self.table.home(leaf, page));
+        }
+    }
+}

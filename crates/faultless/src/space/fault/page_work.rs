@@ -1,0 +1,302 @@
+//! Page work: announce in the page's own entry, then look the VMA up.
+
+use crate::address::{PageNumber, PageRange};
+use crate::design::{Attempt, Blocked, Capability, LockingDesign};
+use crate::engine::Engine;
+use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
+use crate::space::Space;
+use crate::space::fault::shared_table::LeafOf;
+use crate::sync::Section;
+use crate::sync::fence_after_rmw;
+use crate::tables::{Home, PendingLeave, Unshared};
+#[cfg(loom)]
+use crate::vma::AnonRecord;
+use crate::vma::Vma;
+
+/// Why page work did not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) enum Refused {
+    /// Nothing is mapped there.
+    Hole,
+    /// No leaf table, and the caller wants none made.
+    NoTable,
+    /// No memory for a table.
+    OutOfMemory,
+}
+
+/// Whether a missing leaf table is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::space) enum Leaves {
+    Make,
+    Existing,
+}
+
+/// A page whose entry carries this thread's announcement, with the VMA looked up after that. As long as it lives, no
+/// other page work touches the page and no range work over it goes on; so its thread neither sleeps nor waits.
+///
+/// Ended by [`Announced::install`] or by dropping it, which leaves the entry as it is.
+pub(in crate::space) struct Announced<'a, H: Host, D: LockingDesign> {
+    pub space: &'a Space<H, D>,
+    pub page: PageNumber,
+    /// The mapping.
+    pub vma: &'a Vma<H, D>,
+    /// The entry when it was announced, without the bit. Accessed and dirty bits may have come since.
+    pub entry: Entry,
+    /// The attempt as the design has marked it by now.
+    pub attempt: Attempt,
+    leaf: <H::Table as PageTable>::Leaf<'a>,
+    section: &'a Section<'a>,
+    held: bool,
+}
+
+impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
+    pub fn engine(&self) -> &'a Engine<H> {
+        &self.space.engine
+    }
+
+    pub fn section(&self) -> &'a Section<'a> {
+        self.section
+    }
+
+    /// The home of what the entry maps.
+    #[inline]
+    pub fn home(&self) -> Home {
+        self.space.table.home(self.leaf, self.page)
+    }
+
+    /// For models: by which record the page in `frame` comes. `audit` compares.
+    #[inline]
+    pub fn note_record(&self, frame: Frame) {
+        #[cfg(loom)]
+        if let Some(id) = self.vma.record().and_then(AnonRecord::id) {
+            self.engine().folio(frame).note_record(id.get());
+        }
+        let _ = frame;
+    }
+
+    /// The entry is about to let its page go, which others may map still.
+    pub fn leave_home(&self) {
+        self.space.leave_home(self.leaf, self.page, self.entry);
+    }
+
+    /// Puts `new` in the entry and ends the announcement by the same store. Returns what was there.
+    pub fn install(mut self, new: Entry) -> Result<Entry, OutOfMemory> {
+        // Reclaim, which will make them, is not there yet.
+        debug_assert!(!new.is_absent(), "page work makes {new:?}");
+        let old = self.space.table.install(self.leaf, self.page, new)?;
+        self.held = false;
+        Ok(old)
+    }
+
+    /// Ends the announcement of an access that cannot be served.
+    pub fn refuse(mut self) {
+        self.space.table.refuse(self.leaf, self.page);
+        self.held = false;
+    }
+}
+
+impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {
+    fn drop(&mut self) {
+        if self.held {
+            self.space.table.let_go(self.leaf, self.page);
+        }
+    }
+}
+
+/// What page work returned, and what was kept if that asked for it.
+pub(in crate::space) struct Worked<R, K> {
+    pub result: R,
+    pub kept: Option<K>,
+}
+
+/// How one try to announce ended.
+enum AnnounceOutcome<R, K> {
+    Worked(Worked<R, K>),
+    Refused(Refused),
+    /// Something moved: at once again.
+    Again,
+    /// The design says no.
+    Blocked,
+    /// Somebody else's bit.
+    Bit,
+    /// A range whose next mapping is not there yet.
+    Busy,
+    /// A table of this space's own has come in the place of a shared one.
+    Left(PendingLeave),
+}
+
+/// Why a leaf table was not made.
+enum Unmade {
+    Refused(Refused),
+    Blocked(Blocked),
+}
+
+impl<R, K> From<Unmade> for AnnounceOutcome<R, K> {
+    fn from(unmade: Unmade) -> Self {
+        match unmade {
+            Unmade::Refused(refused) => Self::Refused(refused),
+            Unmade::Blocked(blocked) => blocked.into(),
+        }
+    }
+}
+
+impl<R, K> From<Blocked> for AnnounceOutcome<R, K> {
+    fn from(blocked: Blocked) -> Self {
+        match blocked {
+            Blocked::Wait => Self::Blocked,
+            Blocked::Again => Self::Again,
+        }
+    }
+}
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Announces `page`, looks its VMA up, and calls `work` once. `holding`: what the design needs is held already,
+    /// since before a wait. `keeps`: whether what came of it asks that this be held on.
+    pub(in crate::space) fn page_work<R>(
+        &self,
+        page: PageNumber,
+        attempt: &mut Attempt,
+        leaves: Leaves,
+        holding: bool,
+        work: impl Fn(Announced<'_, H, D>) -> R,
+        keeps: impl Fn(&R, Attempt) -> bool,
+    ) -> Result<Worked<R, D::Kept>, Refused> {
+        let mut look = 0;
+        loop {
+            let tried = self.announce(page, *attempt, leaves, holding, &work, &keeps);
+            match tried {
+                AnnounceOutcome::Worked(worked) => return Ok(worked),
+                AnnounceOutcome::Refused(refused) => return Err(refused),
+                AnnounceOutcome::Again => {}
+                AnnounceOutcome::Blocked => D::blocked(&self.lock, &self.engine, attempt),
+                AnnounceOutcome::Bit => {
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                }
+                AnnounceOutcome::Left(left) => self.leave(page, left),
+                AnnounceOutcome::Busy => {
+                    if self.wait_out_busy(page) {
+                        return Err(Refused::Hole);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sleeps until range work over `page`, a BUSY page, has let something go. True: there is none, so that what it left
+    /// behind when it ran out of memory for a hole is one.
+    fn wait_out_busy(&self, page: PageNumber) -> bool {
+        if self.map.wait_for_release(page, &*self.engine) {
+            return false;
+        }
+        let lock = self.map.lock_by(&*self.engine);
+        lock.claims().overlapping(PageRange::single(page)).is_none()
+            && self.tree.view_locked(&lock.writer).find(page).is_some_and(Vma::is_busy)
+    }
+
+    /// The leaf table over `page`, which is missing.
+    #[cold]
+    #[inline(never)]
+    fn make_leaf<'s>(
+        &'s self,
+        section: &'s Section<'_>,
+        page: PageNumber,
+        (attempt, leaves): (Attempt, Leaves),
+        found: Option<&Vma<H, D>>,
+    ) -> Result<LeafOf<'s, H>, Unmade> {
+        if leaves == Leaves::Existing {
+            return Err(Unmade::Refused(Refused::NoTable));
+        }
+        if found.or_else(|| self.tree.view(section).find(page)).is_none() {
+            return Err(Unmade::Refused(Refused::Hole));
+        }
+        D::allows(&self.lock, &self.engine, attempt, Capability::LeafTable).map_err(Unmade::Blocked)?;
+        self.table.make_leaf(section, page).map_err(|OutOfMemory| Unmade::Refused(Refused::OutOfMemory))
+    }
+
+    /// One try, step by step as in docs/protocol.md.
+    fn announce<R>(
+        &self,
+        page: PageNumber,
+        attempt: Attempt,
+        leaves: Leaves,
+        holding: bool,
+        work: &impl Fn(Announced<'_, H, D>) -> R,
+        keeps: &impl Fn(&R, Attempt) -> bool,
+    ) -> AnnounceOutcome<R, D::Kept> {
+        let outside = (!holding).then(|| D::outside(&self.lock, &self.engine, page, attempt));
+        let section = self.engine.enter();
+        let view = self.tree.view(&section);
+        let inside = match holding {
+            true => None,
+            false => match D::inside(&self.lock, &self.engine, view, page, attempt) {
+                Ok(inside) => Some(inside),
+                Err(blocked) => return blocked.into(),
+            },
+        };
+        // Of those, the one that a design has looked up and keeps from changing.
+        let found = inside.as_ref().and_then(D::found);
+        #[cfg(mutant = "vma_before_bit")]
+        let Some(early) = self.tree.view(&section).find(page) else {
+            return AnnounceOutcome::Refused(Refused::Hole);
+        };
+        let leaf = match self.table.leaf(&section, page) {
+            Some(leaf) => leaf,
+            None => match self.make_leaf(&section, page, (attempt, leaves), found) {
+                Ok(leaf) => leaf,
+                Err(unmade) => return unmade.into(),
+            },
+        };
+        // Nobody announces in a table that others have too.
+        if self.table.is_shared(leaf) {
+            if found.or_else(|| view.find(page)).is_none() {
+                return AnnounceOutcome::Refused(Refused::Hole);
+            }
+            return match self.try_unshare(&section, leaf, page, |_, entry| entry) {
+                Unshared::Own => AnnounceOutcome::Again,
+                Unshared::Busy => AnnounceOutcome::Bit,
+                Unshared::Left(left) => AnnounceOutcome::Left(left),
+            };
+        }
+        let entry = self.table.load(leaf, page);
+        if entry.is_announced() {
+            return AnnounceOutcome::Bit;
+        }
+        if !self.table.try_announce(leaf, page, entry) {
+            return AnnounceOutcome::Again;
+        }
+        // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for
+        // us; if theirs, the look-up below finds the new mapping.
+        #[cfg(not(mutant = "no_page_fence"))]
+        fence_after_rmw();
+        #[cfg(not(mutant = "vma_before_bit"))]
+        let vma = found.or_else(|| self.tree.view(&section).find(page));
+        #[cfg(mutant = "vma_before_bit")]
+        let vma = Some(early);
+        // After the look-up: a leaf that is unhooked was swept before, as part of a hole.
+        if !self.table.hangs(leaf) {
+            self.table.let_go(leaf, page);
+            return AnnounceOutcome::Again;
+        }
+        let Some(vma) = vma else {
+            self.table.let_go(leaf, page);
+            return AnnounceOutcome::Refused(Refused::Hole);
+        };
+        if vma.is_busy() {
+            self.table.let_go(leaf, page);
+            return AnnounceOutcome::Busy;
+        }
+        #[cfg(not(mutant = "unconfirmed"))]
+        if let Some(Err(blocked)) = outside.as_ref().map(|outside| D::confirm(&self.lock, outside)) {
+            self.table.let_go(leaf, page);
+            return blocked.into();
+        }
+        let result =
+            work(Announced { space: self, page, vma, entry, attempt, leaf, section: &section, held: true });
+        let kept = match (outside, inside) {
+            (Some(outside), Some(inside)) if keeps(&result, attempt) => D::keep(&self.lock, outside, inside),
+            _ => None,
+        };
+        AnnounceOutcome::Worked(Worked { result, kept })
+    }
+}

@@ -1,0 +1,117 @@
+//! Leaf tables that spaces have shared since a fork (docs/fork.md). Nobody writes an entry of one; whoever has to gets a
+//! table of his own first: page work before it announces, range work before its sweep changes something.
+
+use crate::address::{PageNumber, PageRange};
+use crate::design::LockingDesign;
+use crate::host::{Entry, FrameSource, Host, PageTable};
+use crate::space::Space;
+use crate::space::change::range_work::RangeReservation;
+use crate::stats::Counter;
+use crate::sync::Section;
+use crate::tables::{PendingLeave, Unshared};
+
+/// How many entries ahead of the one being copied the folio's word is fetched.
+const AHEAD: u64 = 8;
+
+pub(in crate::space) type LeafOf<'s, H> = <<H as Host>::Table as PageTable>::Leaf<'s>;
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// One try to get a table of one's own in the place of `leaf`, which was found in `section` and is shared. `becomes` says
+    /// what the caller makes of an entry: an entry that holds no page then is not counted.
+    #[cold]
+    #[inline(never)]
+    pub(in crate::space) fn try_unshare<'s>(
+        &'s self,
+        section: &Section<'_>,
+        leaf: LeafOf<'s, H>,
+        page: PageNumber,
+        mut becomes: impl FnMut(PageNumber, Entry) -> Entry,
+    ) -> Unshared {
+        let unshared = self.table.unshare(leaf, page, |page, entry| {
+            let ahead = PageNumber::new(page.get() + AHEAD);
+            if ahead.align_down(H::Table::LEAF_PAGES) == page.align_down(H::Table::LEAF_PAGES)
+                && let Some(frame) = self.table.load(leaf, ahead).mapped_frame()
+            {
+                self.engine.host().frames().prefetch(frame);
+            }
+            self.copied(entry, becomes(page, entry))
+        });
+        if let Unshared::Left(_) = unshared {
+            section.counters().add(Counter::TablesCopied, 1);
+        }
+        unshared
+    }
+
+    /// What a copied table has for `entry`. A change of what stays mapped is left to the caller's own sweep.
+    fn copied(&self, entry: Entry, new: Entry) -> Entry {
+        if !entry.has_page_of(new) {
+            return new;
+        }
+        self.engine.count_copied(entry);
+        entry
+    }
+
+    /// Ends what [`Space::try_unshare`] has begun, in no section: nobody else has the table for himself before no processor
+    /// of this space is in it.
+    #[cold]
+    #[inline(never)]
+    pub(in crate::space) fn leave(&self, page: PageNumber, left: PendingLeave) {
+        // CVE-2021-4002: a shared table is let go of before old translations are gone.
+        if !cfg!(mutant = "unshare_without_invalidate") {
+            self.engine.invalidate(&self.table, self.leaf_span(page));
+        }
+        drop(left);
+        self.engine.shared_tables.uncount();
+    }
+
+    /// Whether the table over `page`, in what is taken, is shared.
+    pub(in crate::space) fn has_shared_table(
+        &self,
+        taken: &RangeReservation<'_, H>,
+        page: PageNumber,
+    ) -> bool {
+        self.table.leaf(taken, page).is_some_and(|leaf| self.table.is_shared(leaf))
+    }
+
+    /// Gives this space tables of its own all over `range`, where something is locked now: what is reclaimed from a shared table is
+    /// taken from all who share it, and nobody asks then what each of them has mapped there (rule H6). In no section; a fork that
+    /// comes from now on finds the lock, and shares no table there.
+    pub(in crate::space) fn own_locked_tables(&self, range: PageRange) {
+        if self.table.sharing().is_none() || cfg!(mutant = "locked_table_shared") {
+            return;
+        }
+        self.each_leaf_part(range, |part| {
+            self.own_table(part, |_, entry| entry, |_, _| true);
+        });
+    }
+
+    /// Gets a table of this space's own over `part`, which one leaf table covers, unless it has one; or unless that is shared,
+    /// and there is no entry in `part` that the caller `changes`: false then. In no section. `becomes`: as above.
+    pub(in crate::space) fn own_table(
+        &self,
+        part: PageRange,
+        mut becomes: impl FnMut(PageNumber, Entry) -> Entry,
+        changes: impl Fn(PageNumber, Entry) -> bool,
+    ) -> bool {
+        let mut look = 0;
+        loop {
+            let section = self.engine.enter();
+            let leaf = self.table.leaf(&section, part.start()).filter(|leaf| self.table.is_shared(*leaf));
+            let Some(leaf) = leaf else { return true };
+            let entry = |page| self.table.load(leaf, page).without(Entry::ANNOUNCED);
+            if !part.iter().any(|page| changes(page, entry(page))) {
+                return false;
+            }
+            let unshared = self.try_unshare(&section, leaf, part.start(), &mut becomes);
+            drop(section);
+            match unshared {
+                Unshared::Own => {}
+                Unshared::Busy => {
+                    self.engine.pause_on_bit(look);
+                    look += 1;
+                }
+                Unshared::Left(left) => self.leave(part.start(), left),
+            }
+        }
+    }
+}
