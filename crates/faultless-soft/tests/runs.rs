@@ -8,7 +8,9 @@ use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
 use faultless::store::{Bytes, Direction, GatedStore, MAX_PAGES, Store, StoreError, Transfer};
 use faultless::sync::Shared;
-use faultless::{AddressSpace, Advice, Engine, Fault, FaultError, File, FileError, Limits, MapRequest};
+use faultless::{
+    AddressSpace, Advice, Engine, Fault, FaultError, File, FileError, Limits, MapRequest, SyncFlags,
+};
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -428,4 +430,31 @@ fn a_failed_run_is_told_once_to_each_handle() {
     assert_eq!(handles.each_ref().map(|handle| handle.sync()), [Ok(()), Ok(())]);
     drop(handles);
     w.ends_clean();
+}
+
+/// msync of all mappings has one account of errors. Red before a sync told of each failure that came while it waited: one of these
+/// said Ok, and the page was not in the store.
+#[test]
+fn a_failed_write_is_told_to_each_msync_that_waited_for_it() {
+    for pages in [1, 4] {
+        let w = world(4, 4096);
+        w.write(0..pages);
+        *w.disk.bad.lock().unwrap() = Some(0);
+        thread::scope(|scope| {
+            let sync = || w.space.sync(w.at, pages * PAGE_SIZE, SyncFlags::SYNC);
+            let syncs = [scope.spawn(sync), scope.spawn(sync)];
+            w.gate.wait_for(1);
+            // Until the other waits for the same write.
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(w.gate.waiting(), 1);
+            w.gate.open();
+            for sync in syncs {
+                assert!(sync.join().unwrap().is_err(), "a run of {pages}");
+            }
+        });
+        assert!((1..pages).all(|page| w.disk.firsts()[page as usize] == 100 + page as u8));
+        *w.disk.bad.lock().unwrap() = None;
+        assert_eq!((w.file.sync(), w.disk.firsts()[0]), (Ok(()), 100));
+        w.ends_clean();
+    }
 }

@@ -41,7 +41,13 @@ fn walks_look_at_no_mapping_of_other_files<S: Stand, D: LockingDesign>() -> Ran<
         others(&other, space, 200);
         space.map(shared(&real.file, 150, 4, READ_WRITE)).unwrap();
     }
-    spaces[3].store_u64(at(151), 77).unwrap();
+    real.file.handle().write_at(PAGE_SIZE, &[1; 8]).unwrap();
+    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 0, "no space has stored into the file");
+    spaces[3].store_u64(at(151), 76).unwrap();
+    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 1, "one space has");
+    for space in &spaces {
+        space.store_u64(at(151), 77).unwrap();
+    }
     assert_eq!(looks(&machine, || real.file.sync().unwrap()), 10, "one mapping of each space shows the file");
     assert!(spaces[3].try_store_u64(at(151), 78).is_err(), "writeback takes the write right");
     assert_eq!(real.word(1), 77);
@@ -129,6 +135,8 @@ fn walks_find_what_a_fork_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
     let not_inherited =
         MapRequest { flags: MappingFlags::DONT_FORK, ..shared(&real.file, 5000, 8, READ_WRITE) };
     parent.map(not_inherited).unwrap();
+    // Writeback comes to spaces that have stored only.
+    parent.store_u64(at(10), 4).unwrap();
     let child = parent.fork().unwrap();
     child.store_u64(at(11), 6).unwrap();
     assert_eq!(looks(&machine, || real.file.sync().unwrap()), 5, "three of the parent and two of the child");

@@ -132,13 +132,13 @@ impl<H: Host> FileHandle<H> {
     /// Writes all that is dirty to the store, and waits for that (fsync).
     ///
     /// # Errors
-    /// [`FileError::Store`]: a write or a flush failed since this handle was last told. Pages that may not have reached the
-    /// device are dirty still, as far as they are in memory, and the next `sync` tries again.
+    /// [`FileError::Store`]: a write or a flush failed since this handle was last told, or during this call. Pages that may not
+    /// have reached the device are dirty still, as far as they are in memory, and the next `sync` tries again.
     pub fn sync(&self) -> Result<(), FileError> {
-        self.file.finish_writeback(0..index::PAGES);
+        let before = self.file.finish_writeback(0..index::PAGES);
         self.file.flush_store();
         let mut seen = self.file.engine.lock(&self.seen);
-        let (result, now) = self.file.errors.lock().report(*seen);
+        let (result, now) = self.file.errors.lock().report(*seen, before);
         *seen = now;
         Ok(result?)
     }
@@ -183,14 +183,14 @@ impl<H: Host> File<H> {
     }
 
     /// Writes and flushes as [`FileHandle::sync`]. It reports by the account that it shares with msync: a failure that one of
-    /// them has told, the other does not tell again.
+    /// them has told, the other does not tell again, unless it came during both.
     ///
     /// # Errors
     /// [`FileError::Store`].
     pub fn sync(&self) -> Result<(), FileError> {
-        self.finish_writeback(0..index::PAGES);
+        let before = self.finish_writeback(0..index::PAGES);
         self.flush_store();
-        Ok(self.report_error()?)
+        Ok(self.report_error(before)?)
     }
 
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, FileError> {

@@ -304,12 +304,9 @@ impl<S: ?Sized> List<S> {
         let rest = &self.spaces[place..];
         for listed in rest.iter().take(LOOKS) {
             walk.last = Some(listed.id);
-            if !wanted(listed.id) {
-                continue;
-            }
             if listed.is_gone() {
                 walk.has_met_gone = true;
-            } else if listed.hull.shows(pages) {
+            } else if wanted(listed.id) && listed.hull.shows(pages) {
                 return Step::Space(listed.id, listed.space.clone());
             }
         }

@@ -134,9 +134,6 @@ pub struct File<H: Host> {
     errors: Mutex<Errors>,
     /// Counts flushes that failed. Partners: see [`File::flush_store`].
     failed_flushes: AtomicU64,
-    /// Counts writes that left more pages behind than the one that failed. Atomic; ordered by the tags: see
-    /// [`File::finish_writeback`].
-    left_behind: plain::AtomicU64,
     /// Writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
     /// Held while the word of an attached page is cleared.
@@ -214,7 +211,6 @@ impl<H: Host> File<H> {
                     cuts: AtomicU64::new(0),
                     errors: Mutex::default(),
                     failed_flushes: AtomicU64::new(0),
-                    left_behind: plain::AtomicU64::new(0),
                     writers: Writers::default(),
                     removal: Mutex::new(()),
                     spaces: FileMappings::default(),

@@ -22,6 +22,10 @@
 //! Consecutive pages of a batch are one transfer, if the store takes such. They end together: whoever waits for one of them waits for
 //! all. If one of them fails, it and those behind it stay dirty, and are tagged Alone: the next write of each is a transfer of its own,
 //! until one goes well. A sync makes that attempt itself, so that a page that cannot be written keeps no other page from the store.
+//!
+//! A failed write ends under the lock of the errors, and each sync takes that lock before it looks at the tags. If the end comes
+//! first, the sync finds the pages dirty and writes them. If the sync comes first, the failure is one that happened during the sync:
+//! the sync returns the error even if another caller has been told of it, and writes the pages that were not tried.
 
 use super::account::{Full, Pin};
 use super::index::{self, Tag};
@@ -58,6 +62,8 @@ pub(super) struct Errors {
     reported: u64,
     /// How many there were when the file itself was last asked: by its mappings' msync and by [`File::sync`].
     pub(super) file: u64,
+    /// How many writes left pages behind that were not tried.
+    left_behind: u64,
 }
 
 impl Errors {
@@ -71,10 +77,11 @@ impl Errors {
         self.last = Some(error);
     }
 
-    /// The last error, if one came since `seen`, and what has been seen then.
-    pub(super) fn report(&mut self, seen: u64) -> (Result<(), StoreError>, u64) {
+    /// The last error, if one came since `seen` or since there were `before`; and what has been seen then. `before` is what
+    /// [`File::finish_writeback`] returned.
+    pub(super) fn report(&mut self, seen: u64, before: u64) -> (Result<(), StoreError>, u64) {
         match self.last {
-            Some(error) if self.count != seen => {
+            Some(error) if self.count != seen.min(before) => {
                 self.reported = self.count;
                 (Err(error), self.count)
             }
@@ -153,16 +160,22 @@ impl<H: Host> File<H> {
 
     /// Writes the dirty pages of `pages` back, and waits until that and what was under way before has ended. The caller
     /// holds nothing.
-    pub(crate) fn finish_writeback(&self, pages: Range<u64>) {
-        // Counted before the tags say that the writes have ended.
-        let seen = self.left_behind.load(Ordering::Relaxed);
+    ///
+    /// Returns how many writes and flushes had failed when it began. The caller has to tell of each failure after that.
+    pub(crate) fn finish_writeback(&self, pages: Range<u64>) -> u64 {
+        let look = || {
+            let errors = self.engine.lock(&self.errors);
+            (errors.count, errors.left_behind)
+        };
+        let (before, left_behind) = look();
         self.write_back(pages.clone(), true);
         self.wait_for_writes(pages.clone());
         // Pages behind one that could not be written: now each is written alone, as if there were no runs.
-        if self.left_behind.load(Ordering::Relaxed) != seen {
+        if look().1 != left_behind {
             self.write_back(pages.clone(), true);
             self.wait_for_writes(pages);
         }
+        before
     }
 
     fn wait_for_writes(&self, pages: Range<u64>) {
@@ -187,11 +200,12 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// The last failed write, if the file itself has not told of it: to its mappings' msync, or here.
-    pub(crate) fn report_error(&self) -> Result<(), StoreError> {
+    /// The last failed write, if the file itself has not told of it, to its mappings' msync or here, or if it came since
+    /// [`File::finish_writeback`] returned `before`.
+    pub(crate) fn report_error(&self, before: u64) -> Result<(), StoreError> {
         let mut errors = self.engine.lock(&self.errors);
-        let before = errors.file;
-        let (result, seen) = errors.report(before);
+        let seen = errors.file;
+        let (result, seen) = errors.report(seen, before);
         errors.file = seen;
         result
     }
@@ -351,12 +365,15 @@ impl<H: Host> File<H> {
         }
         let most = store.max_pages().clamp(1, MAX_PAGES);
         let mut rest = mem::take(batch).into_iter();
-        while let [(first, _), ..] = *rest.as_slice() {
+        while let [(first, ref pin), ..] = *rest.as_slice() {
             let mut pins = Pins::new();
-            let count = self.run_length(rest.as_slice(), most);
+            // Somebody may write it at any time: the store gets a copy, and the page stays dirty. Asked once: pins for reading come
+            // and go meanwhile. One for writing does not come, since no entry has the right.
+            let is_copied = self.engine.folio(pin.frame()).is_pinned_for_io();
+            let count = if is_copied { 1 } else { self.run_length(rest.as_slice(), most) };
             let count = if pins.try_reserve_exact(count).is_ok() { count } else { 1 };
             pins.extend(rest.by_ref().take(count).map(|(_, pin)| pin));
-            self.submit_write(first, pins);
+            self.submit_write(first, pins, is_copied);
         }
     }
 
@@ -384,9 +401,10 @@ impl<H: Host> File<H> {
         self.engine.folio(pin.frame()).is_pinned_for_io() || self.index.is_tagged(page, Tag::Alone)
     }
 
-    /// Submits the write of consecutive pages from `first` on. No right to write them is left.
+    /// Submits the write of consecutive pages from `first` on, or of a copy of that page if it is alone. No right to write them is
+    /// left.
     #[inline(never)]
-    fn submit_write(&self, first: u64, pins: Pins<H>) {
+    fn submit_write(&self, first: u64, pins: Pins<H>, is_copied: bool) {
         let (engine, offset) = (&self.engine, first * PAGE_SIZE);
         let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
         let frames = engine.frames();
@@ -404,8 +422,7 @@ impl<H: Host> File<H> {
         engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
         let mut places = Places::new();
         let (mut moving, mut has_memory) = (None, places.try_reserve_exact(pins.len()).is_ok());
-        // Somebody may write it at any time: the store gets a copy, and the page stays dirty. Such a page is written alone.
-        if engine.folio(pins[0].frame()).is_pinned_for_io() {
+        if is_copied {
             if let Ok(mut copy) = try_box([0; PAGE_SIZE as usize]) {
                 frames.read(pins[0].frame(), 0, &mut copy[..]);
                 let copy = Moving(NonNull::from(Box::leak(copy)));
@@ -444,10 +461,6 @@ impl<H: Host> File<H> {
         let failed =
             outcome.error().or(is_short.then(|| StoreError::PastEnd { offset: offset + moved as u64 }));
         let written = if failed.is_some() { moved / PAGE_SIZE as usize } else { pins.len() };
-        if let Some(error) = failed {
-            engine.counters().add(Counter::WritebackErrors, 1);
-            self.errors.lock().record(error);
-        }
         let pages = first..first + pins.len() as u64;
         for page in first..first + written as u64 {
             self.index.tag(page, Tag::Written);
@@ -458,9 +471,14 @@ impl<H: Host> File<H> {
         for page in first + written as u64..pages.end {
             self.index.tag(page, Tag::Alone);
         }
-        if pins.len() - written > 1 {
-            self.left_behind.fetch_add(1, Ordering::Relaxed);
-        }
+        // Held until the last page is dirty again: see the module.
+        let errors = failed.map(|error| {
+            engine.counters().add(Counter::WritebackErrors, 1);
+            let mut errors = self.errors.lock();
+            errors.record(error);
+            errors.left_behind += u64::from(pins.len() - written > 1);
+            errors
+        });
         // Partner: the fence of a flush that has failed.
         full_fence();
         let is_lost = self.failed_flushes.load(Ordering::Relaxed) != write.flushes
@@ -474,6 +492,7 @@ impl<H: Host> File<H> {
             self.index.untag(page, Tag::Writing);
             engine.folio(pin.frame()).end_writeback(dirty);
         }
+        drop(errors);
         engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         pins.iter().for_each(|pin| engine.wake_all(pin.key()));
     }

@@ -116,9 +116,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Err(SyncError::Locked { address: part.pages.start().address() });
             }
             if let Some((file, pages)) = part.file.filter(|_| flags.contains(SyncFlags::SYNC)) {
-                file.finish_writeback(pages);
+                let before = file.finish_writeback(pages);
                 file.flush_store();
-                file.report_error()?;
+                file.report_error(before)?;
             }
             at = part.pages.end();
         }
