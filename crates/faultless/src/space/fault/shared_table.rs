@@ -80,6 +80,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if self.table.sharing().is_none() || cfg!(mutant = "locked_table_shared") {
             return;
         }
+        // A call may name pages beyond the last one.
+        let Some(range) = range.intersection(self.whole()) else { return };
         self.each_leaf_part(range, |part| {
             self.own_table(part, |_, entry| entry, |_, _| true);
         });
