@@ -339,6 +339,9 @@ impl Folio {
     /// Copy-on-write's question, asked under the entry's bit: may the one who maps it read-only write in place? Yes
     /// if it is exclusive already, or if nobody but this mapping has it: no other mapping, no pin, not the cache.
     /// Acquire: everything that others did with it before they let go is seen.
+    ///
+    /// A file's page that has left the cache is an anonymous page from then on. Its home names the file until the caller changes it,
+    /// and says so: who follows it meanwhile finds no entry.
     pub(crate) fn try_reuse(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -349,7 +352,7 @@ impl Folio {
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
-            let new = word | EXCLUSIVE;
+            let new = word | EXCLUSIVE | ANONYMOUS;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,

@@ -126,3 +126,14 @@ fn memory_of_zeros_is_a_folio_of_a_free_frame() {
         assert!(folio.is_exclusive() && folio.put(Reference::Mapping));
     }
 }
+
+#[test]
+fn a_page_that_has_left_its_file_and_is_reused_is_anonymous() {
+    let folio = Folio::new();
+    folio.begin_dirty(7, 3, Reference::Mapping);
+    assert!(!folio.try_reuse(), "the cache has it");
+    assert!(!folio.put_cached());
+    assert!(folio.try_reuse());
+    assert!(folio.is_anonymous() && folio.is_exclusive());
+    folio.set_home(crate::tables::Home::NONE);
+}

@@ -14,7 +14,7 @@ use crate::vma::Backing;
 ///
 /// ```
 /// # use faultless::address::PAGE_SIZE;
-/// # use faultless::host::{FrameSource, FrameUse, GroupId};
+/// # use faultless::host::{FrameSource, FrameUse, GroupId, Host};
 /// # use faultless::protection::Protection;
 /// # use faultless::{AddressSpace, Engine, ForeignFrames, Limits, MapRequest};
 /// # use faultless_soft::{Cpu, Soft};
