@@ -94,7 +94,7 @@ impl Attempt {
 pub enum Blocked {
     /// The engine leaves the section, calls [`LockingDesign::blocked`], and starts over.
     Wait,
-    /// A mapping or a lock has changed: the engine leaves the section, and starts over at once.
+    /// The state has changed meanwhile: the engine leaves the section, and starts over at once.
     Again,
 }
 

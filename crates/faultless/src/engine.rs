@@ -67,6 +67,7 @@ pub struct Engine<H: Host> {
     serial: CachePadded<plain::AtomicU64>,
     /// The count of shared leaf tables.
     pub(crate) shared_tables: SharedTables,
+    /// The account of the page cache, on a cache line of its own.
     pub(crate) cache: CachePadded<Account>,
     /// Queues of sleeping threads, by the key for which they wait.
     waits: WaitTable,
@@ -156,11 +157,13 @@ impl<H: Host> Engine<H> {
         self.sections.charged()
     }
 
+    /// Adds `bytes` to [`Engine::metadata_bytes`].
     #[inline]
     pub(crate) fn charge(&self, bytes: usize) {
         self.sections.charge(bytes);
     }
 
+    /// Subtracts `bytes` from [`Engine::metadata_bytes`].
     #[inline]
     pub(crate) fn uncharge(&self, bytes: usize) {
         self.sections.uncharge(bytes);
@@ -224,7 +227,7 @@ impl<H: Host> Engine<H> {
     /// access; the host's [`PageTable::invalidate`] selects sections by it.
     ///
     /// # Safety
-    /// As [`Engine::enter_section`].
+    /// The contract is that of [`Engine::enter_section`].
     #[inline]
     pub unsafe fn enter_access(&self, subject: u64) -> PinnedTo<H, AccessSection<'_>> {
         let (slot, guard) = self.host.slots().pin();
@@ -250,13 +253,14 @@ impl<H: Host> Engine<H> {
     /// thread until its next section.
     ///
     /// # Safety
-    /// As [`Engine::quiescent`].
+    /// The contract is that of [`Engine::quiescent`].
     pub unsafe fn offline(&self) {
         let (slot, _guard) = self.host.slots().pin();
         // SAFETY: by the contract above.
         unsafe { self.sections.offline(slot) }
     }
 
+    /// Returns a unique number, greater than those that the same thread took before.
     pub(crate) fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, plain::Ordering::Relaxed)
     }
@@ -278,6 +282,7 @@ impl<H: Host> Engine<H> {
         self.zero
     }
 
+    /// Returns the folio of `frame`.
     pub(crate) fn folio(&self, frame: Frame) -> &Folio {
         self.host.frames().folio(frame)
     }

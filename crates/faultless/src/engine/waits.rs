@@ -21,6 +21,7 @@ const QUEUES: usize = 1;
 pub(crate) struct WaitTable(Vec<WaitList>);
 
 impl WaitTable {
+    /// Makes the table with all its queues.
     pub fn new() -> Result<Self, OutOfMemory> {
         let mut queues = Vec::new();
         queues.try_reserve_exact(QUEUES).map_err(|_| OutOfMemory)?;

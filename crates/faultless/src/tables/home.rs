@@ -6,8 +6,8 @@ use crate::sync::Section;
 use core::ptr;
 
 /// The home of a folio. For a file's folio it is the number of the file. For an anonymous folio it is none, or the entry that
-/// maps the folio: the record of the entry's leaf table, and the index there. The place is a hint. That the record is memory
-/// is a promise (rule H1): see [`follow`].
+/// maps the folio: the record of the entry's leaf table, and the index there. The entry is only a hint.
+/// The record is certain to be memory still (rule H1): see [`follow`].
 ///
 /// ```text
 ///  0–1 kind   0 none
@@ -52,14 +52,17 @@ impl Home {
         Self(address << (RECORD_SHIFT - 6) | index << INDEX_SHIFT | ENTRY)
     }
 
+    /// Makes the home that [`Home::bits`] returned as `bits`.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
+    /// Returns the home as a word, to be stored in a folio.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
+    /// Returns the index of the entry in its leaf table.
     const fn index(self) -> u64 {
         self.0 >> INDEX_SHIFT & (MOST_ENTRIES - 1)
     }

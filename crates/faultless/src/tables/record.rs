@@ -183,6 +183,7 @@ impl Default for LeafRecord {
 pub(super) struct Locked<'a>(&'a LeafRecord);
 
 impl<'a> Locked<'a> {
+    /// Returns the number of other tables that have the leaf, as [`LeafRecord::others`] does.
     pub fn others(&self) -> u64 {
         self.0.others()
     }
