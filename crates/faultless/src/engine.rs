@@ -85,7 +85,7 @@ impl<H: Host> Engine<H> {
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
         let (sections, waits) = (Sections::try_shared()?, WaitTable::new()?);
         let mut engine = try_box_uninit::<Self>()?;
-        // The last step that can fail, so that no failure has to give the frame back. From here on the engine frees it.
+        // The frame is taken last, so that no failure before has to give it back. From here on the engine's drop does so.
         let frames = Frames::new(host.frames());
         let zero = frames.allocate(GroupId::ROOT, FrameUse::ZeroPage).ok_or(OutOfMemory)?;
         frames.zero(zero);

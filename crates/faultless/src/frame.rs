@@ -24,7 +24,7 @@ use crate::tables::Home;
 ///  50 CACHED: the page cache's reference
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
 ///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
-///  57 DIRTY: the store has not what it holds                  58 WRITEBACK: a write of it is under way
+///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
 ///  reserved for reclaim, which is not there yet, and zero:

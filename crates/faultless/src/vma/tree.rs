@@ -3,7 +3,7 @@
 //! another, or builds new nodes (`change`, `shape`) and swings one link. So readers find the old state or the new one, and
 //! take no lock. Replaced items and nodes are freed after a grace period.
 //!
-//! | who | holds | may |
+//! | thread | holds | may |
 //! |---|---|---|
 //! | reader | a [`Section`] | read through a [`View`] until the section ends |
 //! | the writer | the tree lock, with the [`Writer`] in it | read through a locked view, [`Tree::replace`] |
