@@ -2,9 +2,9 @@
 
 use core::fmt;
 
-/// Bytes in a page.
+/// The number of bytes in a page.
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// Logarithm to base two of [`PAGE_SIZE`].
+/// The logarithm of [`PAGE_SIZE`] to base two.
 pub const PAGE_SHIFT: u32 = 12;
 
 /// A virtual address, in bytes.
@@ -12,27 +12,27 @@ pub const PAGE_SHIFT: u32 = 12;
 pub struct VirtAddr(u64);
 
 impl VirtAddr {
-    /// The address `value`.
+    /// Makes the address `value`, in bytes.
     pub const fn new(value: u64) -> Self {
         Self(value)
     }
 
-    /// The address as a number of bytes.
+    /// Returns the address as a number of bytes.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The page that the address lies in.
+    /// Returns the page that the address lies in.
     pub const fn page(self) -> PageNumber {
         PageNumber(self.0 >> PAGE_SHIFT)
     }
 
-    /// Bytes from the start of the page: `0..PAGE_SIZE`.
+    /// Returns the distance in bytes from the start of the page: `0..PAGE_SIZE`.
     pub const fn offset_in_page(self) -> u64 {
         self.0 & (PAGE_SIZE - 1)
     }
 
-    /// The address `bytes` further up, or `None` past the end of the number range.
+    /// Returns the address `bytes` further up, or `None` past the end of the number range.
     pub fn checked_add(self, bytes: u64) -> Option<Self> {
         self.0.checked_add(bytes).map(Self)
     }
@@ -55,32 +55,32 @@ impl fmt::Display for VirtAddr {
 pub struct PageNumber(u64);
 
 impl PageNumber {
-    /// Page number `value`. Page numbers stay below 2^52, so that every page has an address.
+    /// Makes page number `value`. Page numbers must stay below 2^52, so that every page has an address.
     pub const fn new(value: u64) -> Self {
         Self(value)
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The address of the page's first byte.
+    /// Returns the address of the page's first byte.
     pub const fn address(self) -> VirtAddr {
         VirtAddr(self.0 << PAGE_SHIFT)
     }
 
-    /// The page `pages` further up, or `None` where that page would have no address.
+    /// Returns the page `pages` further up, or `None` where that page would have no address.
     pub fn checked_add(self, pages: u64) -> Option<Self> {
         self.0.checked_add(pages).filter(|&n| n <= u64::MAX >> PAGE_SHIFT).map(Self)
     }
 
-    /// The page `pages` further down, or `None` below zero.
+    /// Returns the page `pages` further down, or `None` below zero.
     pub fn checked_sub(self, pages: u64) -> Option<Self> {
         self.0.checked_sub(pages).map(Self)
     }
 
-    /// The greatest multiple of `pages` (a power of two) that is not above this page.
+    /// Returns the greatest multiple of `pages` that is not above this page. `pages` must be a power of two.
     pub const fn align_down(self, pages: u64) -> Self {
         Self(self.0 & !(pages - 1))
     }
@@ -92,7 +92,7 @@ impl fmt::Debug for PageNumber {
     }
 }
 
-/// A run of pages: never empty, `start < end`.
+/// A run of pages. It is never empty: `start < end`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageRange {
     start: PageNumber,
@@ -100,17 +100,17 @@ pub struct PageRange {
 }
 
 impl PageRange {
-    /// The pages from `start` up to, not including, `end`; `None` if there are none.
+    /// Makes the range of the pages from `start` up to, not including, `end`; `None` if it would be empty.
     pub fn new(start: PageNumber, end: PageNumber) -> Option<Self> {
         (start < end).then_some(Self { start, end })
     }
 
-    /// One page.
+    /// Makes the range of one page.
     pub fn single(page: PageNumber) -> Self {
         Self { start: page, end: PageNumber(page.0 + 1) }
     }
 
-    /// `pages` pages from `start` on.
+    /// Makes the range of `pages` pages from `start` on.
     ///
     /// # Errors
     /// [`RangeError::ZeroLength`] for no pages, [`RangeError::Overflow`] where the end has no address.
@@ -127,8 +127,8 @@ impl PageRange {
         }
     }
 
-    /// The pages that `length` bytes at `address` touch, as munmap and mprotect count them: the address on a
-    /// page boundary, the length rounded up to whole pages.
+    /// Makes the range of the pages that `length` bytes at `address` touch, as munmap and mprotect count them. The
+    /// address must lie on a page boundary; the length is rounded up to whole pages.
     ///
     /// # Errors
     /// [`RangeError`], with the values that were wrong.
@@ -142,52 +142,52 @@ impl PageRange {
         Self::with_pages(address.page(), rounded >> PAGE_SHIFT)
     }
 
-    /// The first page.
+    /// Returns the first page.
     pub const fn start(self) -> PageNumber {
         self.start
     }
 
-    /// The page behind the last one.
+    /// Returns the page behind the last one.
     pub const fn end(self) -> PageNumber {
         self.end
     }
 
-    /// How many pages; at least one.
+    /// Returns the number of pages, which is at least one.
     pub const fn pages(self) -> u64 {
         self.end.0 - self.start.0
     }
 
-    /// How many bytes.
+    /// Returns the number of bytes.
     pub const fn bytes(self) -> u64 {
         self.pages() << PAGE_SHIFT
     }
 
-    /// Whether `page` is one of them.
+    /// Returns whether `page` lies in the range.
     pub fn contains(self, page: PageNumber) -> bool {
         self.start <= page && page < self.end
     }
 
-    /// Whether all of `other` lies inside.
+    /// Returns whether all of `other` lies inside the range.
     pub fn covers(self, other: Self) -> bool {
         self.start <= other.start && other.end <= self.end
     }
 
-    /// Whether they have a page in common.
+    /// Returns whether the two ranges have a page in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    /// The pages in common, if any.
+    /// Returns the pages that the two ranges have in common, if any.
     pub fn intersection(self, other: Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }
 
-    /// The smallest range that covers both.
+    /// Returns the smallest range that covers both ranges.
     pub fn hull(self, other: Self) -> Self {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }
     }
 
-    /// Every page, upwards.
+    /// Iterates over all pages, upwards.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = PageNumber> + ExactSizeIterator {
         // A range of u64 has no exact size; page counts fit usize wherever tables for them do.
         (0..self.pages() as usize).map(move |i| PageNumber(self.start.0 + i as u64))
@@ -206,7 +206,7 @@ impl fmt::Display for PageRange {
     }
 }
 
-/// Why bytes do not make a range of pages.
+/// The reason why an address and a length do not make a range of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
     /// The address is not on a page boundary (EINVAL).
@@ -215,13 +215,13 @@ pub enum RangeError {
         /// The address given.
         address: VirtAddr,
     },
-    /// No pages (EINVAL).
+    /// The length is zero (EINVAL).
     #[error("the range at {address} has length zero")]
     ZeroLength {
         /// The address given.
         address: VirtAddr,
     },
-    /// The end lies beyond the last address (ENOMEM, as Linux says).
+    /// The end lies beyond the last address (ENOMEM, as in Linux).
     #[error("{length} bytes at {address} reach past the last address")]
     Overflow {
         /// The address given.
@@ -229,18 +229,18 @@ pub enum RangeError {
         /// The length given, in bytes.
         length: u64,
     },
-    /// A part of a mapping that does not lie in it (EINVAL).
+    /// The part does not lie in the mapping (EINVAL).
     #[error("byte {end} is not a place in the mapping at {address}")]
     Outside {
         /// The first address of the mapping.
         address: VirtAddr,
-        /// Where the part ends, in bytes from there.
+        /// The end of the part, in bytes from `address`.
         end: u64,
     },
 }
 
 impl RangeError {
-    /// Linux's number, where a range that overflows is ENOMEM.
+    /// Returns Linux's error number: ENOMEM for [`RangeError::Overflow`], else EINVAL.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Unaligned { .. } | Self::ZeroLength { .. } | Self::Outside { .. } => crate::errno::EINVAL,

@@ -1,5 +1,5 @@
-//! What page work and range work take, and what is kept while a fault waits for I/O: the seam between the engine and
-//! the designs that it compares. The engine has no branch on a design's name.
+//! The seam between the engine and the locking designs that it compares: the locks of page work and range work, and the
+//! locks that a fault keeps while it waits for I/O. The engine has no branch on a design's name.
 
 use crate::address::{PageNumber, PageRange};
 use crate::engine::Engine;
@@ -11,39 +11,39 @@ use crate::sync::{OutOfMemory, Shared, full_fence};
 pub use crate::vma::tree::{Tree, View};
 pub use crate::vma::{Backing, Mapping, Vma};
 
-/// What happens after a fault's I/O.
+/// The way in which a fault continues after its I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterIo {
-    /// What page work took is kept through the I/O; the fault goes on with the folio it pinned.
+    /// The fault keeps the locks of page work through the I/O, and goes on with the folio that it pinned.
     Hold,
-    /// Nothing is kept, not even the pin; the fault starts over and looks the page up again.
+    /// The fault keeps nothing, not even the pin. It starts over and looks the page up again.
     Retry,
-    /// The folio stays pinned; the fault announces again, checks that all is as before, and maps it.
+    /// The fault keeps its pin of the folio. It announces again, checks that all is as before, and maps the folio.
     Resume,
 }
 
-/// Who does page work.
+/// The origin of page work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A fault.
+    /// Page work that serves a fault.
     Fault,
-    /// Somebody who comes from the folio or the file: truncation, reclaim. Linux takes only the table's lock there.
+    /// Page work that comes from a folio or a file: truncation, reclaim. Linux takes only the table's lock there.
     Rmap,
 }
 
-/// Which mapping page work is for, if not for whatever it finds: on another it does nothing.
+/// The mappings that page work is for. On a page of any other mapping, page work does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MappingFilter {
-    /// Whatever is mapped.
+    /// Any mapping.
     Any,
-    /// What one map call made, by its serial.
+    /// The mapping that one map call made, named by its serial.
     Mapping(u64),
-    /// What is locked, and not only on fault.
+    /// Locked mappings, except those that are locked on fault only.
     Locked,
 }
 
 impl MappingFilter {
-    /// Whether it is for `mapping`.
+    /// Returns whether the filter admits `mapping`.
     pub(crate) fn admits<H: Host>(self, mapping: &Mapping<H>) -> bool {
         match self {
             _ if cfg!(mutant = "populate_what_is_there") => true,
@@ -54,28 +54,28 @@ impl MappingFilter {
     }
 }
 
-/// Where page work stands in its way. The engine keeps it; the design alone decides by it.
+/// The state of one piece of page work over its attempts. The engine keeps it; only the design makes decisions by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// Who asks.
+    /// The origin of the page work.
     pub purpose: Purpose,
-    /// How often it has waited for I/O and started over.
+    /// The number of times that the page work has waited for I/O and started over.
     pub retries: u32,
-    /// The design's mark: it may not let go for I/O again (Linux: `FAULT_FLAG_TRIED`).
+    /// A mark of the design: the attempt may not release its locks for I/O again (Linux: `FAULT_FLAG_TRIED`).
     pub tried: bool,
-    /// The design's mark: take the slow lock this time, since the fast one was not to be had.
+    /// A mark of the design: the attempt takes the slow lock, since the fast one was not available.
     pub slow: bool,
-    /// The engine's: which mapping it is for.
+    /// The engine's filter: the mappings that the page work is for.
     pub only: MappingFilter,
-    /// The engine's: a private mapping gets a page of its own, whatever the access. Set for a pin for I/O
+    /// A mark of the engine: a private mapping gets a page of its own, whatever the access. It is set for a pin for I/O
     /// (Linux: `FAULT_FLAG_UNSHARE`).
     pub unshares: bool,
-    /// The engine's: its place in the queue for memory, once it has waited there.
+    /// The engine's ticket: the place in the queue for memory, once the page work has waited there.
     pub ticket: u64,
 }
 
 impl Attempt {
-    /// The first one.
+    /// Returns the state of a first attempt.
     pub const fn first(purpose: Purpose) -> Self {
         Self {
             purpose,
@@ -89,38 +89,38 @@ impl Attempt {
     }
 }
 
-/// Page work must not go on now, and must not wait inside its section.
+/// Tells the engine that page work must not go on now. Page work must not wait inside its section either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocked {
-    /// The engine leaves, calls [`LockingDesign::blocked`], and starts over.
+    /// The engine leaves the section, calls [`LockingDesign::blocked`], and starts over.
     Wait,
-    /// Something moved: the engine leaves, and starts over at once.
+    /// The state has changed meanwhile: the engine leaves the section, and starts over at once.
     Again,
 }
 
-/// What page work comes to need, and not every design gives to every attempt.
+/// A need that page work meets on its way. A design may refuse it to an attempt ([`LockingDesign::allows`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// A leaf table where none is.
+    /// A new leaf table, where there is none.
     LeafTable,
     /// The first anonymous page of a mapping.
     FirstAnonymous,
-    /// To wait, for I/O or for a folio's lock.
+    /// A wait, for I/O or for a folio's lock.
     Wait,
 }
 
 /// The call that does range work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// mmap at an address.
+    /// mmap at a given address.
     Map,
-    /// mmap where there is room, found later: the range is all of the space. See [`LockingDesign::placed`].
+    /// mmap without an address. The place is found later; the range is the whole space. See [`LockingDesign::placed`].
     Place,
     /// munmap, and the unmapping of everything by exit.
     Unmap,
     /// mprotect.
     Protect,
-    /// madvise(MADV_DONTNEED): mappings stay as they are.
+    /// madvise(MADV_DONTNEED). Mappings stay as they are.
     Discard,
     /// mremap.
     Remap,
@@ -134,41 +134,42 @@ pub enum Call {
 
 /// A locking design: a plug-in of the engine.
 ///
-/// Page work calls `outside`, enters the read section, calls `inside`, sets the entry's bit, looks the VMA up, calls
-/// `confirm`, does its work, clears the bit, drops what `inside` gave, leaves, and drops what `outside` gave. The bit stands for the
-/// page table's own lock under every design; a design that needs no more takes nothing else.
+/// Page work calls `outside`, enters the read section, calls `inside`, sets the entry's bit, looks the VMA up, and calls
+/// `confirm`. It does its work, clears the bit, drops the value of `inside`, leaves the section, and drops the value of
+/// `outside`. Under every design the bit stands for the page table's own lock. A design that needs no more takes nothing
+/// else.
 pub trait LockingDesign: Sized + Send + Sync + 'static {
-    /// The name in commands and reports.
+    /// The design's name in commands and reports.
     const NAME: &'static str;
-    /// Whether a fault that finds no frame keeps what it holds while room is made.
+    /// Says whether a fault that finds no free frame keeps its locks while the engine makes room.
     const KEEPS_WHILE_RECLAIMING: bool = false;
-    /// Whether a fault that finds a file's folio locked waits for that.
+    /// Says whether a fault that finds a file's folio locked waits for the folio's lock.
     const LOCKS_FOLIOS: bool = false;
-    /// Whether range work excludes page work VMA by VMA: [`LockingDesign::exclude`]. Such a design's `range_work` keeps all
-    /// other changes of mappings away.
+    /// Says whether range work excludes page work VMA by VMA ([`LockingDesign::exclude`]). The `range_work` of such a
+    /// design must exclude all other changes of mappings.
     const LOCKS_VMAS: bool = false;
-    /// What it keeps in each space.
+    /// The state of the design in each space.
     type Space: Default + Send + Sync + 'static;
-    /// What it keeps in each VMA; a clone is the same.
+    /// The state of the design in each VMA. A clone stands for the same state.
     type Vma: Clone + Send + Sync + 'static;
-    /// What page work takes before it enters the section; taking it may sleep.
+    /// The locks that page work takes before it enters its section. Taking them may sleep.
     type Outside<'s, H: Host>;
-    /// What page work takes in the section; taking it does not sleep.
+    /// The locks that page work takes inside its section. Taking them does not sleep.
     type Inside<'s, H: Host>;
-    /// What a fault keeps while it waits, if [`AfterIo::Hold`].
+    /// The locks that a fault keeps while it waits, if [`AfterIo::Hold`].
     type Kept: Send + 'static;
-    /// What range work takes.
+    /// The locks that range work takes.
     type Range<'s, H: Host>;
-    /// What fork takes besides, for the moment of the copy.
+    /// The locks that fork takes in addition, for the moment of the copy.
     type Fork<'s, H: Host>;
 
-    /// What a new VMA gets.
+    /// Makes the state of a new VMA.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
+    /// [`OutOfMemory`] if there is no memory for it.
     fn new_vma() -> Result<Self::Vma, OutOfMemory>;
 
-    /// Takes what work on `page` needs before its section.
+    /// Takes the locks that work on `page` needs before its section.
     fn outside<'s, H: Host>(
         space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
@@ -176,10 +177,10 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
         attempt: Attempt,
     ) -> Self::Outside<'s, H>;
 
-    /// Takes what page work needs inside.
+    /// Takes the locks that page work needs inside its section.
     ///
     /// # Errors
-    /// [`Blocked`]: the engine leaves.
+    /// [`Blocked`]; the engine then leaves the section.
     fn inside<'s, H: Host>(
         space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
@@ -188,27 +189,27 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
         attempt: Attempt,
     ) -> Result<Self::Inside<'s, H>, Blocked>;
 
-    /// The VMA that `inside` has found and excludes changes of: it is not looked up again.
+    /// Returns the VMA that `inside` has found and protects from changes. The engine does not look it up again.
     #[inline]
     fn found<'s, H: Host>(_inside: &Self::Inside<'s, H>) -> Option<&'s Vma<H, Self>> {
         None
     }
 
-    /// Whether the VMA that has been looked up may be worked with. Called once, while announced and before anything is
-    /// done: from here on the bit keeps range work away. Does not sleep.
+    /// Checks that page work may use the VMA that it has looked up. Called once, while announced and before any work is
+    /// done. From here on the bit keeps range work away. Must not sleep.
     ///
     /// # Errors
-    /// [`Blocked`], as [`LockingDesign::inside`].
+    /// [`Blocked`], as in [`LockingDesign::inside`].
     #[inline]
     fn confirm<H: Host>(_: &Shared<Self::Space>, _outside: &Self::Outside<'_, H>) -> Result<(), Blocked> {
         Ok(())
     }
 
-    /// Whether the attempt may have what it has come to need. Called while announced, or in the section, or, to wait, with
-    /// nothing held but what the design keeps: does not sleep.
+    /// Checks that the attempt may have a capability that it has come to need. Called while announced or in the section.
+    /// For [`Capability::Wait`] it is called with nothing held but the design's own locks. Must not sleep.
     ///
     /// # Errors
-    /// [`Blocked`], as [`LockingDesign::inside`].
+    /// [`Blocked`], as in [`LockingDesign::inside`].
     #[inline]
     fn allows<H: Host>(
         _: &Shared<Self::Space>,
@@ -219,35 +220,35 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Waits for what blocked, or marks the attempt so that it goes another way.
+    /// Waits until the cause of a [`Blocked::Wait`] has ended, or marks the attempt so that it goes another way.
     fn blocked<H: Host>(space: &Shared<Self::Space>, engine: &Engine<H>, attempt: &mut Attempt);
 
-    /// What happens after the I/O of such an attempt.
+    /// Returns the way in which a fault with this attempt continues after its I/O.
     fn after_io(attempt: Attempt) -> AfterIo;
 
-    /// What happens after waiting for a folio that is up to date and locked.
+    /// Returns the way in which a fault continues after it waited for a folio that is up to date and locked.
     fn after_lock(attempt: Attempt) -> AfterIo {
         Self::after_io(attempt)
     }
 
-    /// The attempt that follows one that has waited. `major`: it started the read itself.
+    /// Returns the attempt that follows one that has waited. `major` says that the attempt itself started the read.
     fn again(attempt: Attempt, major: bool) -> Attempt {
         let _ = major;
         Attempt { retries: attempt.retries + 1, slow: false, ..attempt }
     }
 
-    /// Turns what page work holds into what is kept while the fault waits. Called only where `after_io` or
-    /// `after_lock` says [`AfterIo::Hold`], or with [`LockingDesign::KEEPS_WHILE_RECLAIMING`].
+    /// Turns the locks that page work holds into those that the fault keeps while it waits. Called only if `after_io` or
+    /// `after_lock` returns [`AfterIo::Hold`], or if [`LockingDesign::KEEPS_WHILE_RECLAIMING`].
     fn keep<'o, 's, H: Host>(
         space: &Shared<Self::Space>,
         outside: Self::Outside<'o, H>,
         inside: Self::Inside<'s, H>,
     ) -> Option<Self::Kept>;
 
-    /// What is kept is kept through I/O from now on.
+    /// Notes that the kept locks are held through I/O from now on.
     fn through_io(_kept: &mut Self::Kept) {}
 
-    /// Takes what `call` on `range` needs. May sleep.
+    /// Takes the locks that `call` on `range` needs. May sleep.
     fn range_work<'s, H: Host>(
         space: &'s Shared<Self::Space>,
         engine: &'s Engine<H>,
@@ -256,54 +257,56 @@ pub trait LockingDesign: Sized + Send + Sync + 'static {
         range: PageRange,
     ) -> Self::Range<'s, H>;
 
-    /// [`Call::Place`] has found a place and claimed it: takes what it needs of that. Called with the tree lock held: does
-    /// not sleep. Also where `range_work` has taken another place, or this one, for [`Call::Map`].
+    /// Takes the locks that [`Call::Place`] needs for the place that it has found and claimed. Also called for
+    /// [`Call::Map`], where `range_work` has locked this place or another one. Called with the tree lock held: must not
+    /// sleep.
     ///
     /// # Errors
-    /// [`Blocked`]: the engine lets all go and starts over with [`Call::Map`] for this place, which is still free perhaps.
+    /// [`Blocked`]. The engine then releases all locks and starts over with [`Call::Map`] for this place, which may no
+    /// longer be free.
     fn placed<'s, H: Host>(_work: &mut Self::Range<'s, H>, _place: PageRange) -> Result<(), Blocked> {
         Ok(())
     }
 
-    /// Excludes page work that goes by a VMA which range work is about to replace or to publish, until that ends. May
-    /// sleep. Called before the range is taken, or, for a neighbour that is merged, without the tree lock.
+    /// Excludes page work that uses a VMA, until the range work ends. The range work is about to replace or to publish
+    /// this VMA. May sleep. Called before the range is taken or, for a neighbour that is merged, without the tree lock.
     fn exclude<'s, H: Host>(_work: &mut Self::Range<'s, H>, _engine: &'s Engine<H>, _vma: &Self::Vma) {}
 
-    /// Whether `exclude` has been called for this VMA.
+    /// Returns whether `exclude` has been called for this VMA.
     fn is_excluded<H: Host>(_work: &Self::Range<'_, H>, _vma: &Self::Vma) -> bool {
         true
     }
 
-    /// A VMA leaves the tree in the next step (`gone`), or did not after all.
+    /// Notes that a VMA leaves the tree in the next step (`gone`), or that it did not leave after all (not `gone`).
     fn detach(_vma: &Self::Vma, _gone: bool) {}
 
-    /// munmap's mappings are out of the tree; only its sweep is left.
+    /// Notes that the mappings of munmap are out of the tree. Only the sweep is left to do.
     fn published<H: Host>(_work: &mut Self::Range<'_, H>) {}
 
-    /// Whether fork excludes such a mapping's page work.
+    /// Returns whether fork excludes page work on this mapping.
     fn fork_excludes<H: Host>(_mapping: &Mapping<H>) -> bool {
         true
     }
 
-    /// Excludes page work from the whole space while fork copies. Called with the whole space taken, and what
-    /// [`LockingDesign::fork_excludes`] names excluded.
+    /// Excludes page work from the whole space while fork copies. Called with the whole space taken, after page work on
+    /// the mappings that [`LockingDesign::fork_excludes`] names has been excluded.
     fn fork<'s, H: Host>(space: &'s Shared<Self::Space>, engine: &'s Engine<H>) -> Self::Fork<'s, H>;
 }
 
-/// The default design: the entry's bit and nothing else. Faults resume after I/O; a fork freezes the space for the
-/// moment of its copy.
+/// The default design: it takes the entry's bit and nothing else. Faults resume after I/O. A fork freezes the space for
+/// the moment of its copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Faultless;
 
 /// The state that [`Faultless`] keeps in a space.
 #[derive(Debug, Default)]
 pub struct Freeze {
-    /// Not zero while a fork copies. Set before its grace period, read by page work inside its section: either the
-    /// grace period waits for the section, or the section sees it set.
+    /// Not zero while a fork copies. Atomic. Fork sets it before a grace period; page work reads it inside its section.
+    /// Either the grace period waits for the section, or the section sees that it is set.
     frozen: AtomicU32,
 }
 
-/// A space frozen for a fork; thawed by dropping it.
+/// A space that is frozen for a fork. Dropping the value thaws the space.
 pub struct Frozen<'s, H: Host> {
     freeze: &'s Freeze,
     engine: &'s Engine<H>,
@@ -321,7 +324,7 @@ impl Freeze {
         core::ptr::from_ref(self).addr()
     }
 
-    /// Whether page work is stopped. Asked in a read section.
+    /// Returns whether page work is stopped. Called in a read section.
     #[inline]
     pub fn is_frozen(&self) -> bool {
         self.frozen.load(Ordering::Acquire) != 0
@@ -332,7 +335,7 @@ impl Freeze {
         engine.park_until(Counter::FreezeWait, self.key(), || self.is_frozen());
     }
 
-    /// Stops page work in the space and waits until what is under way has ended.
+    /// Stops page work in the space, and waits until page work that is under way has ended.
     pub fn freeze<'s, H: Host>(&'s self, engine: &'s Engine<H>) -> Frozen<'s, H> {
         #[cfg(not(mutant = "fork_without_freeze"))]
         {
@@ -350,7 +353,7 @@ impl LockingDesign for Faultless {
     type Vma = ();
     type Outside<'s, H: Host> = ();
     type Inside<'s, H: Host> = ();
-    /// Nothing can be kept.
+    /// This design keeps no locks.
     type Kept = core::convert::Infallible;
     type Range<'s, H: Host> = ();
     type Fork<'s, H: Host> = Frozen<'s, H>;

@@ -1,6 +1,6 @@
-//! One machine: the host's services, the zero page, the page cache's account.
-//! Every place where a thread may sleep goes through here, so that debug builds check in one place that it is in
-//! no section and has announced nothing (invariant 1).
+//! One machine: the host's services, the page of zeros, and the page cache's account. Each place where a thread may sleep
+//! calls this module. So debug builds check in one place that the thread is in no section and has announced nothing
+//! (invariant 1).
 
 mod shared_tables;
 mod stale;
@@ -24,19 +24,22 @@ use crate::sync::{
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
-/// What an engine may use.
+/// The limits of what an engine may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Pages of files kept in memory, at most. A page that is mapped or being read counts, and is not evicted.
+    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts, and is not
+    /// evicted.
     pub cached_pages: u64,
-    /// Mappings in one space (vm.max_map_count, 65,530): see [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
+    /// The largest number of mappings in one space (vm.max_map_count, 65,530). See
+    /// [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
     pub mappings: usize,
-    /// Entries from which on a leaf table is worth being shared by fork, which copies it when one of both needs another entry.
-    /// With fewer the entries are copied by fork. `u64::MAX`: no table is ever shared.
+    /// The number of entries from which on fork shares a leaf table. A shared table is copied when the parent or the
+    /// child needs another entry. Fork copies the entries of a table that has fewer. With `u64::MAX`, no table is ever
+    /// shared.
     pub shared_entries: u64,
 }
 
-/// An eighth of a leaf table that has 512.
+/// An eighth of a leaf table of 512 entries.
 #[cfg(not(loom))]
 const SHARED_ENTRIES: u64 = 64;
 #[cfg(loom)]
@@ -48,45 +51,47 @@ impl Default for Limits {
     }
 }
 
-/// Something of a slot of `H`, with the guard that keeps its thread there.
+/// A value of a slot of `H`, with the guard that keeps its thread at that slot.
 pub(crate) type PinnedTo<H, T> = Pinned<T, <<H as Host>::Slots as Slots>::Guard>;
 
-/// One machine's memory and what is shared by its spaces.
+/// The memory of one machine, and the state that its spaces share.
 pub struct Engine<H: Host> {
     host: H,
-    /// The read sections of its threads. Immutable.
+    /// The read sections of the engine's threads. Immutable.
     sections: Arc<Sections>,
     limits: Limits,
-    /// The page of zeros that reads of untouched anonymous memory see. Immutable; never freed.
+    /// The page of zeros, which reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
-    /// Numbers for mappings, records, files. Atomic; on a line of its own: faults read what is beside it.
+    /// The next number for a mapping, a record or a file. Atomic. It has a cache line of its own, since faults read its
+    /// neighbours.
     serial: CachePadded<plain::AtomicU64>,
-    /// Leaf tables shared.
+    /// The count of shared leaf tables.
     pub(crate) shared_tables: SharedTables,
+    /// The account of the page cache, on a cache line of its own.
     pub(crate) cache: CachePadded<Account>,
-    /// Queues of sleeping threads, by what they wait for.
+    /// Queues of sleeping threads, by the key for which they wait.
     waits: WaitTable,
-    /// On a line of its own: range work reads it.
+    /// The batches that are not invalidated yet. It has a cache line of its own, since range work reads it.
     open_batches: CachePadded<OpenBatches>,
 }
 
 impl<H: Host> Engine<H> {
-    /// An engine on `host`.
+    /// Makes an engine on `host`.
     ///
     /// # Errors
-    /// [`OutOfMemory`] if there is not even a frame for the page of zeros, or memory for the slots of 64 threads, or if
-    /// [`Slots::attach`] says so. Where the allocator has no room for the count of handles, with the engine in it, the program is
-    /// aborted, as [`Arc::new`] does: make an engine early.
+    /// [`OutOfMemory`] if there is no frame for the page of zeros, no memory for the slots of 64 threads, or if
+    /// [`Slots::attach`] returns it. If the allocator has no room for the count of handles together with the engine, the
+    /// program is aborted, as [`Arc::new`] does: make an engine early.
     pub fn new(host: H, limits: Limits) -> Result<Arc<Self>, OutOfMemory> {
         let (sections, waits) = (Sections::try_shared()?, WaitTable::new()?);
         let mut engine = try_box_uninit::<Self>()?;
-        // Last, so that no failure has to give it back: from here on the engine does.
+        // The frame is taken last, so that no failure before has to give it back. From here on the engine's drop does so.
         let frames = Frames::new(host.frames());
         let zero = frames.allocate(GroupId::ROOT, FrameUse::ZeroPage).ok_or(OutOfMemory)?;
         frames.zero(zero);
         frames.folio(zero).begin_zeros();
         let place = engine.as_mut_ptr();
-        // Made where it stays: a host may be large, and a kernel's stack has no room for it.
+        // The engine is made where it stays: a host may be large, and a kernel's stack has no room for it.
         // SAFETY: places of the box's own; each field is written once, and none is read before all are.
         let engine = unsafe {
             (&raw mut (*place).sections).write(sections);
@@ -106,80 +111,84 @@ impl<H: Host> Engine<H> {
         Ok(Arc::from(engine))
     }
 
-    /// The host.
+    /// Returns the host.
     pub fn host(&self) -> &H {
         &self.host
     }
 
-    /// The read sections of this engine's threads: for [`Host::new_table`], and for a processor's first and last moment
-    /// ([`Sections::prepare`], [`Sections::unlist`]).
+    /// Returns the read sections of this engine's threads. A host needs them for [`Host::new_table`], and at the
+    /// beginning and the end of a processor's use ([`Sections::prepare`], [`Sections::unlist`]).
     #[inline]
     pub fn sections(&self) -> &Arc<Sections> {
         &self.sections
     }
 
-    /// What it may use.
+    /// Returns the limits that the engine was made with.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Frames in use and their limit. One frame is the page of zeros.
+    /// Returns the number of frames in use, and their limit. One frame is the page of zeros.
     pub fn frame_usage(&self) -> FrameUsage {
         self.host.frames().usage()
     }
 
-    /// How many pages of files are in the page cache. Pages of files without a store ([`File::in_memory`](crate::File::in_memory))
-    /// are not counted.
+    /// Returns the number of pages of files in the page cache. Pages of files without a store
+    /// ([`File::in_memory`](crate::File::in_memory)) are not counted.
     pub fn cached_pages(&self) -> u64 {
         self.cache.cached()
     }
 
-    /// How many folios are on the list of idle folios: cached pages that nobody uses, and pages that came into use again after
-    /// eviction last looked at them. Files without a store have none there.
+    /// Returns the number of folios on the list of idle folios. These are cached pages that are not in use, and pages
+    /// that came into use again after eviction last looked at them. Files without a store have none there.
     pub fn idle_folios(&self) -> u64 {
         self.cache.idle.length(self)
     }
 
-    /// Bytes that the engine has from the allocator for its own use, those of its host's page tables included: see
-    /// docs/memory.md for what each mapping, file, page, thread and space takes at most. The bytes of pages are not in it
-    /// ([`Engine::frame_usage`]). A snapshot, if other threads are in calls.
+    /// Returns the number of bytes that the engine has from the allocator for its own use, with those of its host's page
+    /// tables. docs/memory.md says how much each mapping, file, page, thread and space takes at most. The bytes of pages
+    /// are not included ([`Engine::frame_usage`]). The number is a snapshot if other threads are in calls.
     ///
-    /// Counted are mappings and the nodes that hold them, page tables, files and the indices of their pages, spaces, the slots of
-    /// threads, and all that has been replaced and is not freed yet. Not counted are what a call or a transfer under way has for
-    /// itself, the queue of calls that wait for ranges behind its first two places, what a store or a host keeps otherwise, and
-    /// what a locking design other than [`Faultless`](crate::design::Faultless) allocates.
+    /// Included are mappings and the nodes that hold them, page tables, files and the indices of their pages, spaces, the
+    /// slots of threads, and all that has been replaced and is not freed yet. Not included are the memory of a call or a
+    /// transfer under way, the queue of calls that wait for ranges behind its first two places, other memory of a store
+    /// or a host, and the memory of a locking design other than [`Faultless`](crate::design::Faultless).
     pub fn metadata_bytes(&self) -> usize {
         self.sections.charged()
     }
 
+    /// Adds `bytes` to [`Engine::metadata_bytes`].
     #[inline]
     pub(crate) fn charge(&self, bytes: usize) {
         self.sections.charge(bytes);
     }
 
+    /// Subtracts `bytes` from [`Engine::metadata_bytes`].
     #[inline]
     pub(crate) fn uncharge(&self, bytes: usize) {
         self.sections.uncharge(bytes);
     }
 
-    /// What happened so far, over all threads.
+    /// Returns the counters so far, summed over all threads.
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
         self.sections.each_counters(|counters| sum.accumulate(counters));
         sum
     }
 
-    /// The calling thread's counters, and the guard of its slot. Drop it before anything sleeps.
+    /// Returns the calling thread's counters, with the guard of its slot. The caller drops the guard before it
+    /// sleeps.
     #[inline]
     pub fn counters(&self) -> PinnedTo<H, &Counters> {
         let (slot, guard) = self.host.slots().pin();
         Pinned::new(self.sections.counters(slot), guard)
     }
 
-    /// As [`Engine::counters`], at the beginning of a call that may be its thread's first: makes the thread's slot ready.
+    /// Returns the counters as [`Engine::counters`] does, and makes the thread's slot ready. Called at the beginning of a
+    /// call that may be the first of its thread.
     ///
     /// # Errors
-    /// There is no memory for the slot: the call has done nothing yet, and says so.
+    /// [`OutOfMemory`] if there is no memory for the slot. The call has done nothing yet, and returns the error.
     #[inline]
     pub(crate) fn prepare(&self) -> Result<PinnedTo<H, &Counters>, OutOfMemory> {
         let (slot, guard) = self.host.slots().pin();
@@ -204,33 +213,35 @@ impl<H: Host> Engine<H> {
         self.enter()
     }
 
-    /// As [`Engine::enter_section`], for the engine: no function of this crate gives a section to its caller.
+    /// Enters a section as [`Engine::enter_section`] does, for the engine. No function of this crate gives a section to
+    /// its caller.
     #[inline]
     pub(crate) fn enter(&self) -> PinnedTo<H, Section<'_>> {
         let (slot, guard) = self.host.slots().pin();
-        // SAFETY: while there is the guard, no other thread uses the slot.
+        // SAFETY: while the guard lives, no other thread uses the slot.
         let section = unsafe { self.sections.enter(slot, self.host.barrier()) };
         Pinned::new(section, guard)
     }
 
-    /// Enters a section in which this thread accesses a page as a processor does; `subject` is the host's number for it,
-    /// by which its [`PageTable::invalidate`] asks.
+    /// Enters a section in which this thread accesses a page as a processor does. `subject` is the host's number for the
+    /// access; the host's [`PageTable::invalidate`] selects sections by it.
     ///
     /// # Safety
-    /// As [`Engine::enter_section`].
+    /// The contract is that of [`Engine::enter_section`].
     #[inline]
     pub unsafe fn enter_access(&self, subject: u64) -> PinnedTo<H, AccessSection<'_>> {
         let (slot, guard) = self.host.slots().pin();
-        // SAFETY: while there is the guard, no other thread uses the slot.
+        // SAFETY: while the guard lives, no other thread uses the slot.
         let access = unsafe { self.sections.enter_access(slot, subject) };
         Pinned::new(access, guard)
     }
 
-    /// For a host whose [`Host::Barrier`] is [`QuiescentStates`](crate::sync::QuiescentStates): the calling thread is in no
-    /// section now.
+    /// Notes that the calling thread is in no section now. For a host whose [`Host::Barrier`] is
+    /// [`QuiescentStates`](crate::sync::QuiescentStates).
     ///
     /// # Safety
-    /// It has no [`Section`] of this engine, and is in no call of it, except one that has called the host's [`Park`].
+    /// The thread has no [`Section`] of this engine, and is in no call of it, except one that has called the host's
+    /// [`Park`].
     #[inline]
     pub unsafe fn quiescent(&self) {
         let (slot, _guard) = self.host.slots().pin();
@@ -238,22 +249,24 @@ impl<H: Host> Engine<H> {
         unsafe { self.sections.quiescent(slot) }
     }
 
-    /// As [`Engine::quiescent`], and nobody waits for this thread until its next section.
+    /// Notes that the calling thread is in no section, as [`Engine::quiescent`] does. No grace period waits for this
+    /// thread until its next section.
     ///
     /// # Safety
-    /// As [`Engine::quiescent`].
+    /// The contract is that of [`Engine::quiescent`].
     pub unsafe fn offline(&self) {
         let (slot, _guard) = self.host.slots().pin();
         // SAFETY: by the contract above.
         unsafe { self.sections.offline(slot) }
     }
 
+    /// Returns a unique number, greater than those that the same thread took before.
     pub(crate) fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, plain::Ordering::Relaxed)
     }
 
-    /// A number that says nothing of when it was taken: from those that the calling thread has in stock, so that first
-    /// pages of mappings write no line that all share.
+    /// Returns a unique number whose value says nothing about the time when it was taken. It comes from a stock of the
+    /// calling thread, so that first pages of mappings write no line that all threads share.
     pub(crate) fn unordered_serial(&self) -> u64 {
         const STOCK: u64 = 64;
         let more = || {
@@ -264,16 +277,17 @@ impl<H: Host> Engine<H> {
         self.sections.number(slot, more)
     }
 
-    /// The page of zeros.
+    /// Returns the frame of the page of zeros.
     pub fn zero_frame(&self) -> Frame {
         self.zero
     }
 
+    /// Returns the folio of `frame`.
     pub(crate) fn folio(&self, frame: Frame) -> &Folio {
         self.host.frames().folio(frame)
     }
 
-    /// For tests: follows the home of `frame` as reclaim will, in a section. Returns the page that it names.
+    /// Follows the home of `frame` in a section, as reclaim will, and returns the page that it names. For tests.
     #[doc(hidden)]
     pub fn follow_home(&self, frame: Frame) -> Option<crate::address::PageNumber> {
         let section = self.enter();
@@ -284,10 +298,11 @@ impl<H: Host> Engine<H> {
 
     // ---- sleeping
 
-    /// In debug builds: the calling thread is in no section, so it has announced nothing, and serves no interrupt. Invariant 1.
+    /// Checks in debug builds that the calling thread may sleep: it is in no section, so it has announced nothing, and it
+    /// serves no interrupt. Invariant 1.
     ///
     /// # Panics
-    /// In debug builds, if it is in one, or serves one ([`Host::is_in_interrupt`]).
+    /// In debug builds, if the thread is in a section, or serves an interrupt ([`Host::is_in_interrupt`]).
     #[inline]
     pub fn assert_may_sleep(&self, doing: &str) {
         #[cfg(debug_assertions)]
@@ -301,8 +316,8 @@ impl<H: Host> Engine<H> {
         let _ = doing;
     }
 
-    /// In debug builds: the calling thread may wait for other processors. It is in no section (invariant 1) and holds no short
-    /// lock (invariant 17).
+    /// Checks in debug builds that the calling thread may wait for other processors: it is in no section (invariant 1)
+    /// and holds no short lock (invariant 17).
     #[inline]
     #[track_caller]
     fn assert_may_wait_for_processors(&self, doing: &str) {
@@ -310,13 +325,14 @@ impl<H: Host> Engine<H> {
         Held::assert_no_short_lock(doing);
     }
 
-    /// In debug builds: the calling thread is in no section and holds no lock, claim or locked folio that is counted as
-    /// [`Held`]. Called right before it touches memory that a caller gave, which `doing` names: on a host with real memory
-    /// the access can fault, and the fault path needs what the thread holds. Pins are not counted: they are values that a
-    /// caller may keep. A function that takes one lets it go before it calls this. Invariant 13.
+    /// Checks in debug builds that the calling thread is in no section and holds no lock, claim or locked folio that is
+    /// counted as [`Held`]. Called right before the thread touches memory that a caller gave; `doing` names the access.
+    /// On a host with real memory the access can fault, and the fault path needs what the thread holds. Pins are not
+    /// counted: they are values that a caller may keep. A function that takes a pin drops it before it calls this.
+    /// Invariant 13.
     ///
     /// # Panics
-    /// In debug builds, if it is in a section or holds one of these.
+    /// In debug builds, if the thread is in a section or holds one of these.
     #[inline]
     #[track_caller]
     pub fn assert_holds_nothing(&self, doing: &str) {
@@ -330,7 +346,7 @@ impl<H: Host> Engine<H> {
         mutex.lock()
     }
 
-    /// One step of waiting for somebody's announcement to end.
+    /// Makes one step of waiting for the end of another thread's announcement. `look` counts the steps from zero.
     #[cold]
     pub(crate) fn pause_on_bit(&self, look: u32) {
         self.assert_may_sleep("an entry's bit");
@@ -349,14 +365,15 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Waits until every section that was entered before has ended. The caller is in no section of this engine (debug builds
-    /// panic).
+    /// Waits until all sections that were entered before have ended. The caller is in no section of this engine (debug
+    /// builds panic).
     pub fn grace(&self) {
         self.assert_may_wait_for_processors("a grace period");
         self.timed(Counter::GraceWait, |wait| self.sections.grace(self.host.barrier(), wait));
     }
 
-    /// Gives `work` what it waits with, and counts from its first wait on. Who need not wait pays for no clock.
+    /// Runs `work` with a wait function. Adds the time from the first wait on to `counter`; reads no clock if there is no
+    /// wait.
     fn timed(&self, counter: Counter, work: impl FnOnce(&mut dyn FnMut(u32))) {
         let mut start = None;
         work(&mut |look| {
@@ -370,9 +387,10 @@ impl<H: Host> Engine<H> {
 
     // ---- retiring
 
-    /// Takes what was unhooked, and frees what is due of what this thread has retired before. Called after everything is
-    /// let go. Waits for nobody's section, but for a grace period where there is no memory to remember the things, or where 4 MiB
-    /// are waiting to be freed already, of all threads together.
+    /// Takes the unhooked `things`, and frees those things that this thread has retired before and that are due. Called
+    /// after all locks and claims are released. It does not wait for sections, with two exceptions: it waits for a grace
+    /// period if there is no memory to remember the things, or if all threads together have 4 MiB waiting to be freed
+    /// already.
     pub(crate) fn retire(&self, things: &mut RetiredList) {
         let (sections, barrier) = (&self.sections, self.host.barrier());
         if things.is_empty() {
@@ -380,8 +398,8 @@ impl<H: Host> Engine<H> {
             return unsafe { sections.go_on_if_hurried(barrier) };
         }
         self.assert_may_sleep("what a drop of the last reference does");
-        // SAFETY: only spaces of this engine retire, what they have unhooked from their tables and trees; all their readers
-        // enter by this engine, with this barrier.
+        // SAFETY: only spaces of this engine retire things, and they have unhooked them from their tables and trees. All
+        // readers of these enter by this engine, with this barrier.
         match unsafe { sections.retire(self.host.slots().pin(), barrier, things) } {
             Ok(Kept::Little) => {}
             Ok(Kept::TooMuch) => self.flush(),
@@ -389,8 +407,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// As [`Engine::retire`], for leaf tables alone, and by somebody who may hold what a drop of anything else may want: frees
-    /// nothing else.
+    /// Retires leaf tables as [`Engine::retire`] does, and frees nothing else. For a caller that may hold a lock which
+    /// the drop of another thing may need.
     pub(crate) fn retire_tables(&self, tables: &mut RetiredList) {
         let (slot, guard) = self.host.slots().pin();
         let kept = self.sections.retire_later(slot, tables);
@@ -409,13 +427,14 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Frees everything retired so far, by all threads; waits for a grace period if there is something. The caller is in no
-    /// section of this engine (debug builds panic), and holds nothing that the drop of a retired file or mapping may need.
+    /// Frees everything that all threads have retired so far. Waits for a grace period if there is any. The caller is in
+    /// no section of this engine (debug builds panic), and holds nothing that the drop of a retired file or mapping may
+    /// need.
     pub fn flush(&self) {
         self.flush_if(false);
     }
 
-    /// The same; waits for a grace period in any case.
+    /// Frees as [`Engine::flush`] does, and waits for a grace period in any case.
     pub(crate) fn grace_and_flush(&self) {
         self.flush_if(true);
     }
@@ -423,26 +442,27 @@ impl<H: Host> Engine<H> {
     fn flush_if(&self, always: bool) {
         self.assert_may_wait_for_processors("a grace period");
         let (sections, barrier) = (&self.sections, self.host.barrier());
-        // SAFETY: the barrier with which this engine's sections are entered.
+        // SAFETY: this engine's sections are entered with this barrier.
         self.timed(Counter::GraceWait, |wait| unsafe { sections.flush(barrier, always, wait) });
     }
 
     // ---- frames
 
-    /// The machine's frames. The methods of [`FrameSource`] that demand something of their caller are the engine's to call.
+    /// Returns the machine's frames. Only the engine calls the methods of [`FrameSource`] that demand something of their
+    /// caller.
     #[inline]
     pub(crate) fn frames(&self) -> Frames<'_, H::Frames> {
         Frames::new(self.host.frames())
     }
 
-    /// Drops a reference; frees the frame with the last one, and lists the folio when only the page cache has it. Waits for
-    /// nothing.
+    /// Drops a reference. Frees the frame if it was the last one; lists the folio as idle if only the page cache's is
+    /// left. Does not wait.
     #[inline]
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
         self.see_to(frame, self.folio(frame).release(reference));
     }
 
-    /// Drops the reference of the list of idle folios; as [`Engine::put`].
+    /// Drops the reference of the list of idle folios, as [`Engine::put`] drops another.
     pub(crate) fn put_listed(&self, frame: Frame) {
         self.see_to(frame, self.folio(frame).release_listed());
     }
@@ -456,7 +476,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// As [`Engine::put`], of a pin; wakes those who wait in [`Engine::wait_for_place`]. The caller has announced nothing.
+    /// Drops a pin, as [`Engine::put`] does, and wakes the threads that wait in [`Engine::wait_for_place`]. The caller
+    /// has announced nothing.
     pub(crate) fn unpin(&self, frame: Frame, reference: Reference) {
         let folio = self.folio(frame);
         let key = core::ptr::from_ref(folio).addr();
@@ -474,19 +495,20 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// After range work or a copy-on-write break took translations away: returns when no processor uses them.
+    /// Waits until no processor uses older translations of `range`. Called after range work or a copy-on-write break
+    /// removed them.
     pub(crate) fn invalidate(&self, table: &H::Table, range: crate::address::PageRange) {
         self.assert_may_wait_for_processors("invalidate");
         self.timed(Counter::InvalidateWait, |wait| table.invalidate(range, wait));
     }
 
-    /// A space has exited, and is about to be swept.
+    /// Tells the host that a space has exited and is about to be swept.
     pub(crate) fn abandon(&self, table: &H::Table) {
         self.assert_may_wait_for_processors("abandon");
         self.timed(Counter::InvalidateWait, |wait| table.abandon(wait));
     }
 
-    /// Before the frames and the tables of a space go: returns when no processor has its table loaded.
+    /// Waits until no processor has the table of a space loaded. Called before the space's frames and tables are freed.
     pub(crate) fn unload(&self, table: &H::Table) {
         self.assert_may_wait_for_processors("unload");
         // The mutant: processors keep translations of a space that is gone.
@@ -496,14 +518,14 @@ impl<H: Host> Engine<H> {
     }
 }
 
-/// Looks after which a wait is taken to be for a preempted holder; see [`Park::spin`].
+/// The number of looks after which a wait is taken to be for a preempted holder; see [`Park::spin`].
 const SPINS: u32 = 64;
 
 impl<H: Host> Drop for Engine<H> {
     fn drop(&mut self) {
         self.host.slots().detach(&self.sections);
         self.uncharge(self.waits.room());
-        // SAFETY: `&mut self`: no space is left, so nobody is in a section of this engine.
+        // SAFETY: `&mut self`: no space is left, so no thread is in a section of this engine.
         unsafe { self.sections.free_all() };
         let _ = self.folio(self.zero).put(Reference::Mapping);
         self.frames().free(self.zero);

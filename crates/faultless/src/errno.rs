@@ -1,7 +1,7 @@
-//! Linux's numbers for errors, which each error of a call has one of: for embedders who return them, and for the check
-//! against Linux.
+//! Linux's error numbers. The error type of each call maps its errors to them, for embedders who return them, and for the
+//! check against Linux.
 
-/// Operation not permitted: a sealed mapping, or a limit that only the privileged may pass.
+/// Operation not permitted: the mapping is sealed, or only a privileged caller may pass the limit.
 pub const EPERM: i32 = 1;
 /// Input/output error.
 pub const EIO: i32 = 5;
@@ -9,15 +9,15 @@ pub const EIO: i32 = 5;
 pub const EBADF: i32 = 9;
 /// Try again.
 pub const EAGAIN: i32 = 11;
-/// Out of memory, address space or mappings; or nothing is mapped there.
+/// Out of memory, address space or mappings; or nothing is mapped at the address.
 pub const ENOMEM: i32 = 12;
 /// Permission denied: the file's rights do not allow it.
 pub const EACCES: i32 = 13;
 /// Bad address.
 pub const EFAULT: i32 = 14;
-/// Busy: locked pages that were to be invalidated.
+/// Busy: locked pages were to be invalidated.
 pub const EBUSY: i32 = 16;
-/// Something is there already.
+/// A mapping or an object exists already.
 pub const EEXIST: i32 = 17;
 /// No such device.
 pub const ENODEV: i32 = 19;

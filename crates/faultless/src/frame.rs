@@ -1,5 +1,5 @@
-//! Folios: the counts and the state of one frame in one atomic word, so that one compare-and-swap decides whether a
-//! page is exclusive, free, or in use.
+//! Folios. The counts and the state of a frame are in one atomic word, so that one compare-and-swap decides whether a page is
+//! exclusive, free, or in use.
 
 pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
 
@@ -10,7 +10,7 @@ use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::plain;
 use crate::tables::Home;
 
-/// Counts and state of one frame. A host makes them and looks at them; only the engine changes them:
+/// The counts and the state of one frame. A host makes folios and reads them; only the engine changes them:
 ///
 /// ```compile_fail,E0624
 /// # use faultless::frame::Folio;
@@ -24,20 +24,19 @@ use crate::tables::Home;
 ///  50 CACHED: the page cache's reference
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
 ///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
-///  57 DIRTY: the store has not what it holds                  58 WRITEBACK: a write of it is under way
+///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
 ///  reserved for reclaim, which is not there yet, and zero:
 ///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
 ///  63 LAZY: after MADV_FREE, not stored to since
 /// ```
-/// Reclaim's queues will take the place of the list of idle folios, so QUEUED needs no bit beside LISTED.
+/// Reclaim's queues will take the place of the list of idle folios, so a bit QUEUED beside LISTED is not needed.
 ///
-/// Bits 0 to 50 and bit 59 are references: when all are gone the frame is free. A word without references is changed only
-/// by whoever has the frame alone.
+/// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
+/// that has the frame alone changes it.
 ///
-/// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no line in
-/// common:
+/// A folio is one cache line of 64 bytes: 1.6 % of a page, as in Linux. Faults on neighbouring frames write no common line:
 ///
 /// | bytes | | state |
 /// |--:|---|---|
@@ -53,32 +52,34 @@ use crate::tables::Home;
 #[derive(Debug, Default)]
 #[cfg_attr(not(loom), repr(align(64)))]
 pub struct Folio {
-    /// Atomic. Each method states who may write.
+    /// The counts and the state. Atomic. Each method states who may write.
     word: AtomicU64,
-    /// A [`Home`]. Of a file's folio written by whoever has the frame alone; of an anonymous one by whoever has the entry that it
-    /// names, or has the only mapping (rule H2 of docs/home.md). Read in sections.
+    /// A [`Home`]. Atomic. In a file's folio, the thread that has the frame alone writes it. In an anonymous folio, the
+    /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). Read in sections.
     home: AtomicU64,
-    /// The page's number in its file; of an anonymous folio unused. Written by whoever has the frame alone.
+    /// The page's number in its file; unused in an anonymous folio. Atomic. The thread that has the frame alone writes it.
     index: plain::AtomicU64,
-    /// Why the read failed: the error's code. Written before FAILED is set (Release), read after (Acquire).
+    /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
+    /// (Acquire).
     error: plain::AtomicU32,
-    /// Its file, and its neighbours in the list of idle folios. See the type.
+    /// The folio's file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
-    /// The number of the record by which an anonymous page came, for `audit`.
+    /// The number of the record by which an anonymous page came. Only for `audit`.
     #[cfg(loom)]
     record: plain::AtomicU64,
     life: Life,
 }
 
-/// A folio's place in the list of idle folios. `page_cache/folio_list.rs` says who reads and writes it when.
+/// The place of a folio in the list of idle folios. `page_cache/folio_list.rs` says who reads and writes it when.
 #[derive(Debug, Default)]
 pub(crate) struct ListPlace {
-    /// The file whose page it is, as the memory of a handle's counts; null: none, a file in memory, or the page is detached.
-    /// Written by whoever has the frame alone; cleared, and used, under the list's lock.
+    /// The file whose page it is, as the memory of a handle's counts. Null: no file, a file in memory, or a page that is
+    /// detached. Atomic. The thread that has the frame alone writes it; it is cleared and used under the list's lock.
     pub(crate) file: plain::AtomicPtr<()>,
     /// The next older folio. Protected by the list's lock.
     pub(crate) before: plain::AtomicU64,
-    /// The next younger folio, protected by the list's lock; among arrivals the next older one, written by who pushes.
+    /// The next younger folio, protected by the list's lock. Among arrivals it is the next older folio, written by the thread
+    /// that pushes.
     pub(crate) after: plain::AtomicU64,
 }
 
@@ -99,16 +100,16 @@ const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
-/// ISOLATED, USED2, LAZY: see the type.
+/// The bits ISOLATED, USED2 and LAZY: see the type.
 const RESERVED: u64 = 0x7 << 61;
 
 const MAPPINGS: u64 = PIN - 1;
-/// Mappings at which nobody but [`Folio::count_copy`] counts one more: the rest is for the tables that are shared now, of
-/// which each may come to be counted apart. From there on no further table with the page is shared.
+/// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
+/// shared now, each of which may be copied and counted. From this number on, no further table with the page is shared.
 pub(crate) const MAPPINGS_FULL: u64 = MAPPINGS - MAX_SHARED_TABLES * MAX_SAME_PAGE;
 const PINS: u64 = IO_PIN - PIN;
 const IO_PINS: u64 = CACHED - IO_PIN;
-/// As many pins for I/O as are counted. Few in models, which fill the count.
+/// The full count of pins for I/O. It is small in models, which fill the count.
 #[cfg(not(loom))]
 const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
@@ -116,19 +117,20 @@ const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
 const _: () = assert!(RESERVED == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK) == 0);
 
-/// How often a leaf table that is shared may have one page. A table with more has several mappings of one file.
+/// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
+/// one file.
 pub(crate) const MAX_SAME_PAGE: u64 = 8;
 
 const _: () = assert!(MAPPINGS_FULL >= 1 << 22, "room for mappings that are counted one by one");
 
-/// Which count a reference is in.
+/// The count that a reference belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reference {
-    /// An entry names the frame.
+    /// A page-table entry that names the frame.
     Mapping,
     /// A fault or a read under way.
     Pin,
-    /// I/O into user data: fork copies such a page for the child.
+    /// I/O into user data. fork copies a page with such a pin for the child.
     IoPin,
 }
 
@@ -149,7 +151,7 @@ impl Reference {
         }
     }
 
-    /// Whether the count of a folio with this `word` is as high as it may be.
+    /// Returns whether the count of a folio with this `word` has reached its maximum.
     const fn is_full(self, word: u64) -> bool {
         match self {
             Self::Mapping => word & MAPPINGS >= MAPPINGS_FULL,
@@ -160,7 +162,7 @@ impl Reference {
 }
 
 impl Folio {
-    /// The folio of a frame that is free: all its bytes are zero.
+    /// Makes the folio of a free frame: all its bytes are zero.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {
@@ -177,74 +179,77 @@ impl Folio {
         }
     }
 
-    /// The folio of a frame that is free.
+    /// Makes the folio of a free frame.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The mark by which loom checks the frame's life; the frame source calls it.
+    /// Returns the mark by which loom checks the frame's life. The frame source calls it.
     pub fn life(&self) -> &Life {
         &self.life
     }
 
-    /// Begins a life as page `index` of a file's cache, being read, with so many `pins`: one for the read, and those of the
-    /// caller. The caller has the frame alone and publishes it afterwards (Release).
+    /// Begins a life as page `index` of a file's cache, being read, with `pins` pins: one for the read, the rest for the
+    /// caller. The caller has the frame alone, and publishes it afterwards (Release).
     pub(crate) fn begin_reading(&self, file: u64, index: u64, pins: u64) {
         self.home.store(Home::of_file(file).bits(), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | READING | REFERENCED | (pins * PIN), Ordering::Relaxed);
     }
 
-    /// Begins a life as page `index` of a file, of zeros that the store does not have: up to date and dirty, with one
-    /// `reference`. A page of a file without a store stays dirty, so that nobody evicts it. The caller has the frame alone
-    /// and publishes it afterwards (Release).
+    /// Begins a life as page `index` of a file, with zeros that the store does not have. The page is up to date and dirty,
+    /// with one `reference`. A page of a file without a store stays dirty, so that it is never evicted. The caller has the
+    /// frame alone, and publishes it afterwards (Release).
     pub(crate) fn begin_dirty(&self, file: u64, index: u64, reference: Reference) {
         self.home.store(Home::of_file(file).bits(), Ordering::Relaxed);
         self.index.store(index, Ordering::Relaxed);
         self.word.store(CACHED | UPTODATE | DIRTY | REFERENCED | reference.unit(), Ordering::Relaxed);
     }
 
-    /// As [`Folio::begin_anonymous`], with so many mappings.
+    /// Begins a life like [`Folio::begin_anonymous`], with `mappings` mappings.
     #[cfg(all(test, loom))]
     pub(crate) fn begin_mapped(&self, mappings: u64) {
         self.word.store(mappings * MAPPING | UPTODATE, Ordering::Relaxed);
     }
 
-    /// Gives up a life begun by [`Folio::begin_dirty`] that was not published after all; as the next.
+    /// Gives up a life that [`Folio::begin_dirty`] began and that was not published. Returns true if the caller frees the
+    /// frame, as [`Folio::cancel_anonymous`] does.
     #[must_use]
     pub(crate) fn cancel_dirty(&self, reference: Reference) -> bool {
         self.drop_references(CACHED + reference.unit())
     }
 
-    /// Gives up a life begun as an anonymous page that was not mapped after all. As [`Folio::put`]: somebody who looked
-    /// an older life of the frame up may have a reference for a moment, and is the last then.
+    /// Gives up a life as an anonymous page that was not mapped. Returns true if the caller frees the frame, as
+    /// [`Folio::put`] does. A thread that looked up an older life of the frame may have a reference for a moment, and is the
+    /// last one then.
     #[must_use]
     pub(crate) fn cancel_anonymous(&self) -> bool {
         self.drop_references(MAPPING)
     }
 
-    /// Gives up a life begun by [`Folio::begin_reading`] that was not published after all. As above.
+    /// Gives up a life that [`Folio::begin_reading`] began and that was not published. Returns true if the caller frees the
+    /// frame, as [`Folio::cancel_anonymous`] does.
     #[must_use]
     pub(crate) fn cancel_reading(&self, pins: u64) -> bool {
         self.drop_references(CACHED + pins * PIN)
     }
 
-    /// The page's number in its file.
+    /// Returns the page's number in its file.
     pub(crate) fn index(&self) -> u64 {
         self.index.load(Ordering::Relaxed)
     }
 
-    /// Its place in the list of idle folios.
+    /// Returns the folio's place in the list of idle folios.
     pub(crate) fn place(&self) -> &ListPlace {
         &self.place
     }
 
-    /// Adds a reference unless the frame is free or the count is full. Acquire: what the last owner did is seen. A caller
-    /// without a reference of its own checks afterwards that the frame is still the one it meant.
+    /// Adds a reference, unless the frame is free or the count is full. Acquire: the caller sees the effects of the last
+    /// owner. A caller without a reference of its own checks afterwards that the frame is still the one that it meant.
     ///
     /// # Errors
-    /// [`Refused`].
+    /// [`Refused`]; the count is as before.
     pub(crate) fn try_get(&self, reference: Reference) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -262,42 +267,45 @@ impl Folio {
         }
     }
 
-    /// Whether its count of `reference` is as high as it may be.
+    /// Returns whether the folio's count of `reference` has reached its maximum.
     pub(crate) fn is_full(&self, reference: Reference) -> bool {
         reference.is_full(self.word.load(Ordering::Relaxed))
     }
 
-    /// Drops a pin. Returns what is left, and whether somebody may be waiting ([`crate::Engine`]'s `wait_for_place`) until
-    /// there are fewer.
+    /// Drops a pin. Returns the references that remain, and whether a thread may be waiting for a lower count
+    /// ([`crate::Engine`]'s `wait_for_place`).
     pub(crate) fn put_pin(&self, reference: Reference) -> (Remaining, bool) {
         let (left, old) = self.release_units(reference.unit());
-        // In place of "was full": pins of page work come and go without a word, and may be the ones that make it full.
+        // This asks for less than "was full": pins of page work come and go without a wake-up, and may be the ones that make
+        // the count full.
         let full = if reference == Reference::IoPin { IO_PINS_FULL } else { reference.mask() };
         let many = full - full / 16;
         (left, old & reference.mask() >= many)
     }
 
-    /// Drops a reference. True: it was the last, and the caller frees the frame. Release, and Acquire by the last,
-    /// so that all use of the frame happens before its next life.
+    /// Drops a reference. Returns true if it was the last one; the caller then frees the frame. Release, and Acquire by the
+    /// last one, so that all use of the frame happens before its next life.
     #[must_use]
     pub(crate) fn put(&self, reference: Reference) -> bool {
         self.drop_references(reference.unit())
     }
 
-    /// As [`Folio::put`], and says whether the folio has become idle.
+    /// Drops a reference as [`Folio::put`] does. Returns the references that remain, so that the caller knows whether the
+    /// folio is idle.
     pub(crate) fn release(&self, reference: Reference) -> Remaining {
         self.release_units(reference.unit()).0
     }
 
-    /// Drops the page cache's reference; as [`Folio::put`].
+    /// Drops the page cache's reference, as [`Folio::put`] drops another.
     #[must_use]
     pub(crate) fn put_cached(&self) -> bool {
         self.drop_references(CACHED)
     }
 
-    /// The list of idle folios gets a reference, if the page cache's is the only one. Acquire: what others did before they
-    /// dropped theirs is seen. True: the caller puts the folio on the list. Needs no reference: whichever life of the frame
-    /// this meets, a cached folio in no use belongs on the list.
+    /// Takes a reference for the list of idle folios, if the page cache's is the only one. Returns true if it did; the caller
+    /// then puts the folio on the list. Acquire: the caller sees the effects of threads that dropped their references. The
+    /// caller needs no reference: whichever life of the frame this meets, a cached folio that is not in use belongs on the
+    /// list.
     pub(crate) fn try_list(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while word & REFERENCES == CACHED {
@@ -309,7 +317,7 @@ impl Folio {
         false
     }
 
-    /// Drops the reference of the list of idle folios; as [`Folio::release`].
+    /// Drops the reference of the list of idle folios, as [`Folio::release`] drops another.
     pub(crate) fn release_listed(&self) -> Remaining {
         self.release_units(LISTED).0
     }
@@ -318,7 +326,7 @@ impl Folio {
         self.release_units(unit).0 == Remaining::Nothing
     }
 
-    /// Drops references. Returns what is left, and the word as it was.
+    /// Drops references. Returns the references that remain, and the earlier word.
     fn release_units(&self, unit: u64) -> (Remaining, u64) {
         let old = self.word.fetch_sub(unit, Ordering::Release);
         debug_assert!(
@@ -336,12 +344,12 @@ impl Folio {
         (left, old)
     }
 
-    /// Copy-on-write's question, asked under the entry's bit: may the one who maps it read-only write in place? Yes
-    /// if it is exclusive already, or if nobody but this mapping has it: no other mapping, no pin, not the cache.
-    /// Acquire: everything that others did with it before they let go is seen.
+    /// Tries to make the page exclusive for copy-on-write, so that the read-only mapping may become writable in place. Called
+    /// under the entry's bit. Returns true if the page is exclusive already, or if this mapping is its only reference: no
+    /// other mapping, no pin, no page cache. Acquire: the caller sees all effects of threads that dropped their references.
     ///
-    /// A file's page that has left the cache is an anonymous page from then on. Its home names the file until the caller changes it,
-    /// and says so: who follows it meanwhile finds no entry.
+    /// A file's page that has left the page cache becomes an anonymous page. Its home still names the file until the caller changes
+    /// it. The kind in home says so, and a thread that follows home meanwhile finds no entry.
     pub(crate) fn try_reuse(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -360,7 +368,7 @@ impl Folio {
         }
     }
 
-    /// fork's share of one page, under the entry's bit.
+    /// Counts a child's mapping of one page for fork, and ends exclusivity. Called under the entry's bit.
     pub(crate) fn try_share(&self) -> Share {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -378,9 +386,9 @@ impl Folio {
         }
     }
 
-    /// One more mapping, exclusive no longer: a leaf table with the page, shared until now, is copied. There is room for that
-    /// ([`Folio::is_mapping_full`]), and nobody does I/O into the page by a mapping that is exclusive. True: the count is full
-    /// now for everybody else.
+    /// Counts one more mapping, and ends exclusivity. Called when a shared leaf table that has the page is copied. There is
+    /// room for the mapping ([`Folio::is_mapping_full`]), and no I/O into the page is under way through an exclusive mapping.
+    /// Returns true if the count is now full for all but copies.
     #[must_use]
     pub(crate) fn count_copy(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
@@ -394,15 +402,15 @@ impl Folio {
         }
     }
 
-    /// Whether it is mapped as often as can be counted one by one, so that no table with it may be shared once more. Why a
-    /// count never runs over by copies of tables: [`SharedTables`](crate::engine::SharedTables).
+    /// Returns whether no more mappings can be counted one by one, so that no further table with the page may be shared.
+    /// [`SharedTables`](crate::engine::SharedTables) says why copies of tables never make the count overflow.
     pub(crate) fn is_mapping_full(&self) -> bool {
         Reference::Mapping.is_full(self.word.load(Ordering::Relaxed))
     }
 
-    /// Eviction's step, by who has the list's reference and keeps others from detaching the page: takes the frame if the
-    /// page cache has the only other reference, and the page is up to date and clean. Acquire, as the last put.
-    /// `second_chance`: a page used since the last look is given another round instead.
+    /// Tries to evict the folio: takes the frame if the page cache has the only reference besides the list's, and the page is
+    /// up to date and clean. The caller has the list's reference and keeps other threads from detaching the page. Acquire, as
+    /// in the last put. With `second_chance`, a page used since the last look gets another round instead.
     pub(crate) fn try_evict(&self, second_chance: bool) -> Eviction {
         const IDLE: u64 = CACHED | LISTED;
         let word = self.word.load(Ordering::Relaxed);
@@ -425,28 +433,28 @@ impl Folio {
         if word & DIRTY != 0 { Eviction::Dirty } else { Eviction::InUse }
     }
 
-    /// Whether its read is under way. Acquire: when it is not, what was read is seen.
+    /// Returns whether a read of the page is under way. Acquire: if not, the caller sees the bytes that were read.
     pub fn is_reading(&self) -> bool {
         self.word.load(Ordering::Acquire) & READING != 0
     }
 
-    /// Locks it, for whoever has a reference. Acquire. False: somebody else has.
+    /// Tries to lock the folio. The caller has a reference. Acquire. Returns false if another thread has locked it.
     pub(crate) fn try_lock(&self) -> bool {
         self.word.fetch_or(LOCKED, Ordering::Acquire) & LOCKED == 0
     }
 
-    /// Unlocks it. Release. The caller wakes who waits.
+    /// Unlocks the folio. Release. The caller wakes the threads that wait for it.
     pub(crate) fn unlock(&self) {
         self.word.fetch_and(!LOCKED, Ordering::Release);
     }
 
-    /// Whether somebody has locked it. Acquire.
+    /// Returns whether the folio is locked. Acquire.
     pub fn is_locked(&self) -> bool {
         self.word.load(Ordering::Acquire) & LOCKED != 0
     }
 
-    /// Somebody is about to store into it: makes it dirty, if no write of it is under way. `None`: one is. `Some(false)`:
-    /// it was dirty before. AcqRel; partner: [`Folio::begin_writeback`].
+    /// Makes the folio dirty before a store into it, if no write of it is under way. Returns `None` if one is, `Some(true)`
+    /// if the folio became dirty, and `Some(false)` if it was dirty before. AcqRel; partner: [`Folio::begin_writeback`].
     pub(crate) fn try_dirty(&self) -> Option<bool> {
         let mut word = self.word.load(Ordering::Acquire);
         loop {
@@ -463,9 +471,9 @@ impl Folio {
         }
     }
 
-    /// Begins a write of it, if it is dirty and none is under way: from now on nobody makes it dirty. The caller takes
-    /// the write rights away before it reads the bytes. AcqRel: who made it dirty before, and has a right or is about to
-    /// give one, is found by that.
+    /// Begins a write of the folio, if it is dirty and none is under way. Returns whether it did. From then on it cannot
+    /// become dirty until the write ends. The caller takes the write rights away before it reads the bytes. AcqRel: in this
+    /// way it finds each thread that made the folio dirty before, and has a write right or is about to give one.
     pub(crate) fn begin_writeback(&self) -> bool {
         let mut word = self.word.load(Ordering::Acquire);
         while word & (DIRTY | WRITEBACK) == DIRTY {
@@ -478,7 +486,8 @@ impl Folio {
         false
     }
 
-    /// Ends the write; `dirty`: it has failed, or the page has changed meanwhile. Release.
+    /// Ends the write. With `dirty`, the folio is dirty again: the write has failed, or the page has changed meanwhile.
+    /// Release.
     pub(crate) fn end_writeback(&self, dirty: bool) {
         if dirty {
             self.word.fetch_or(DIRTY, Ordering::Relaxed);
@@ -486,80 +495,81 @@ impl Folio {
         self.word.fetch_and(!WRITEBACK, Ordering::Release);
     }
 
-    /// Whether the store has not what it holds. Acquire.
+    /// Returns whether the folio holds bytes that the store does not have. Acquire.
     pub fn is_dirty(&self) -> bool {
         self.word.load(Ordering::Acquire) & DIRTY != 0
     }
 
-    /// Whether a write of it is under way. Acquire.
+    /// Returns whether a write of the folio is under way. Acquire.
     pub fn is_writeback(&self) -> bool {
         self.word.load(Ordering::Acquire) & WRITEBACK != 0
     }
 
-    /// Whether somebody has it pinned for I/O into it, and may write it at any time.
+    /// Returns whether the page is pinned for I/O into it, so that it may be written at any time. Acquire.
     pub fn is_pinned_for_io(&self) -> bool {
         self.word.load(Ordering::Acquire) & IO_PINS != 0
     }
 
-    /// Whether it holds what the file has. Acquire, as above.
+    /// Returns whether the page holds the file's bytes. Acquire: if so, the caller sees them.
     pub fn is_uptodate(&self) -> bool {
         self.word.load(Ordering::Acquire) & UPTODATE != 0
     }
 
-    /// Ends the read well. Release: the bytes are seen by whoever sees it up to date.
+    /// Ends the read with success. Release: a thread that sees the page up to date sees its bytes.
     pub(crate) fn finish_read(&self) {
         // One step: READING is set and UPTODATE is not, so adding the difference swaps them.
         self.word.fetch_add(UPTODATE.wrapping_sub(READING), Ordering::Release);
     }
 
-    /// Ends the read with an error, which stays until the last pin goes.
+    /// Ends the read with an error, which stays until the last pin is dropped.
     pub(crate) fn fail_read(&self, error: StoreError) {
         self.error.store(error.code(), Ordering::Relaxed);
         self.word.fetch_add(FAILED.wrapping_sub(READING), Ordering::Release);
     }
 
-    /// Why the read failed, if it did.
+    /// Returns the error with which the read failed, if it did. `offset` is the page's place in the file, in bytes, for the
+    /// error.
     pub fn read_error(&self, offset: u64) -> Option<StoreError> {
         (self.word.load(Ordering::Acquire) & FAILED != 0)
             .then(|| StoreError::from_code(self.error.load(Ordering::Relaxed), offset))
     }
 
-    /// How many entries map it.
+    /// Returns the number of entries that map the page.
     pub fn mappings(&self) -> u64 {
         self.word.load(Ordering::Relaxed) & MAPPINGS
     }
 
-    /// Whether it is anonymous and this mapping's alone.
+    /// Returns whether the page is anonymous and belongs to one mapping alone.
     pub fn is_exclusive(&self) -> bool {
         self.word.load(Ordering::Relaxed) & EXCLUSIVE != 0
     }
 
-    /// Whether it is anonymous and one entry is all that refers to it. Certain while that entry is announced: nobody comes
-    /// to the page but through it.
+    /// Returns whether one mapping is the only reference to the page. The answer is certain while the mapping's entry is
+    /// announced: a thread comes to the page only through that entry.
     pub fn has_one_mapping_only(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == MAPPING
     }
 
-    /// For tests: counts one more mapping, which no entry has. False: the count is full.
+    /// Counts one more mapping, which no entry has. Returns false if the count is full. For tests.
     ///
     /// # Safety
-    /// An entry maps the frame, and each such mapping is taken back, by [`Folio::put_uncounted`], before that goes.
+    /// An entry maps the frame. Each such mapping is taken back by [`Folio::put_uncounted`] before that entry goes.
     #[cfg(any(test, feature = "audit"))]
     pub unsafe fn get_uncounted(&self) -> bool {
         self.try_get(Reference::Mapping).is_ok()
     }
 
-    /// For tests: takes one back.
+    /// Takes back one mapping of [`Folio::get_uncounted`]. For tests.
     ///
     /// # Safety
-    /// It was had by [`Folio::get_uncounted`].
+    /// The mapping was counted by [`Folio::get_uncounted`], and is taken back once.
     #[cfg(any(test, feature = "audit"))]
     pub unsafe fn put_uncounted(&self) {
         let is_last = self.put(Reference::Mapping);
         debug_assert!(!is_last, "an entry maps the frame");
     }
 
-    /// Whether nobody has any reference.
+    /// Returns whether there is no reference to the frame.
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == 0
     }

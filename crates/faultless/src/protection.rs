@@ -1,22 +1,22 @@
-//! What may be done with a page, and how it is mapped.
+//! The rights of a mapping, the kinds of access, and the kinds of sharing.
 
 use core::fmt;
 
 bitflags::bitflags! {
-    /// Rights of a mapping, PROT_READ, PROT_WRITE and PROT_EXEC. Empty is PROT_NONE.
+    /// The rights of a mapping: PROT_READ, PROT_WRITE and PROT_EXEC. The empty set is PROT_NONE.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Protection: u8 {
-        /// Loads.
+        /// The right to load.
         const READ = 1;
-        /// Stores. Implies loads, as on x86-64.
+        /// The right to store. It implies loads, as on x86-64.
         const WRITE = 2;
-        /// Instruction fetches.
+        /// The right to fetch instructions.
         const EXECUTE = 4;
     }
 }
 
 impl Protection {
-    /// Whether `access` is allowed.
+    /// Returns whether the rights allow `access`. Loads are also allowed by [`Protection::WRITE`].
     pub fn allows(self, access: Access) -> bool {
         match access {
             Access::Read => self.intersects(Self::READ | Self::WRITE),
@@ -27,7 +27,7 @@ impl Protection {
 }
 
 impl fmt::Display for Protection {
-    /// `rwx`, as `/proc/PID/maps` has it.
+    /// Writes the rights as `rwx`, as in `/proc/PID/maps`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (flag, letter) in [(Self::READ, 'r'), (Self::WRITE, 'w'), (Self::EXECUTE, 'x')] {
             write!(f, "{}", if self.contains(flag) { letter } else { '-' })?;
@@ -36,7 +36,8 @@ impl fmt::Display for Protection {
     }
 }
 
-/// What a fault wants to do. A fault keeps its access until it ends: a write ends with a writable page or an error.
+/// The kind of access that a fault serves. A fault keeps its access until it ends: a write ends with a writable page or
+/// an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     /// A load.
@@ -57,11 +58,11 @@ impl fmt::Display for Access {
     }
 }
 
-/// Whether stores reach what is mapped: MAP_PRIVATE or MAP_SHARED.
+/// Says whether stores reach the mapped object: MAP_PRIVATE or MAP_SHARED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sharing {
-    /// Copy-on-write: stores stay in this space.
+    /// Stores stay in this space (copy-on-write).
     Private,
-    /// Everybody who maps it sees one page.
+    /// All mappings of a page show the same memory, and stores reach it.
     Shared,
 }

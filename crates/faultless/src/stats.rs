@@ -1,19 +1,19 @@
-//! What happened, and what was waited for: counters in each thread's own slot, so that counting costs no shared line.
+//! Counters of events and of waiting times. Each thread counts in its own slot, so that counting shares no cache line.
 
 use crate::sync::plain::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// What is counted. Names ending in `_ns` are nanoseconds, the others are events.
+        /// A counter. Names ending in `_ns` count nanoseconds, the others events.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(usize)]
         pub enum Counter { $($(#[$doc])* $variant,)* }
 
         impl Counter {
-            /// Every counter, in the order of reports.
+            /// All counters, in the order of reports.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The name in reports.
+            /// Returns the counter's name in reports.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
@@ -22,7 +22,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Faults taken, retries and resumes not counted again.
+    /// Faults taken. Retries and resumes are not counted again.
     Faults = "faults",
     /// Faults that had to wait for a read.
     MajorFaults = "major_faults",
@@ -30,7 +30,7 @@ counters! {
     Retries = "retries",
     /// Retries that found the page gone from the cache again.
     RetriesPageGone = "retries_page_gone",
-    /// Faults that resumed after I/O, and found their mapping changed.
+    /// Faults that resumed after I/O and found their mapping changed.
     ResumesChanged = "resumes_changed",
     /// Pages whose read was started.
     IoReads = "io_reads",
@@ -38,72 +38,72 @@ counters! {
     IoRereads = "io_rereads",
     /// Dirty pages whose write was started.
     IoWrites = "io_writes",
-    /// Writes that failed, each of one or more dirty pages; and flushes that failed.
+    /// Failed writes, each of one or more dirty pages, and failed flushes.
     WritebackErrors = "writeback_errors",
     /// Time that stores, syncs and truncations waited for writes of dirty pages.
     WritebackWait = "writeback_wait_ns",
     /// Clean folios evicted from the page cache.
     Evictions = "evictions",
-    /// Folios that eviction looked at, whatever came of it.
+    /// Folios that eviction looked at, with or without success.
     EvictionLooks = "eviction_looks",
     /// Mappings that writeback, truncation and holes looked at, to find those that show a page of the file.
     RmapLooks = "rmap_looks",
-    /// Time faults waited for I/O.
+    /// Time that faults waited for I/O.
     IoWait = "io_wait_ns",
     /// Times that page or range work met an entry's bit and had to wait.
     PageBitWaits = "page_bit_waits",
-    /// Time of those waits.
+    /// Time of the waits that `PageBitWaits` counts.
     PageBitWait = "page_bit_wait_ns",
-    /// Of those waits, how many outlasted spinning: the announcer was probably preempted (rule 11).
+    /// Waits of `PageBitWaits` that outlasted spinning: the announcing thread was probably preempted (rule 11).
     PreemptedWaits = "preempted_waits",
-    /// Their time after spinning; part of the time above.
+    /// Time of the waits of `PreemptedWaits` after spinning; a part of `PageBitWait`.
     PreemptedWait = "preempted_wait_ns",
-    /// Time range work waited for overlapping range work, and faults for a range marked BUSY.
+    /// Time that range work waited for overlapping range work, and faults for a range marked BUSY.
     RangeWait = "range_wait_ns",
-    /// Time range work waited for the short tree lock.
+    /// Time that range work waited for the short tree lock.
     TreeLockWait = "tree_lock_wait_ns",
-    /// Time page work waited for a fork's copy to end.
+    /// Time that page work waited for a fork's copy to end.
     FreezeWait = "freeze_wait_ns",
-    /// Time spent waiting for grace periods: older read and access sections.
+    /// Time of waits for grace periods, that is, for older read and access sections.
     GraceWait = "grace_wait_ns",
-    /// Time range work and copies of pages waited until no processor used an older translation.
+    /// Time that range work and copies of pages waited until no processor used an older translation.
     InvalidateWait = "invalidate_wait_ns",
-    /// Time faults and calls on files waited for memory, or for a place among the pins of a page.
+    /// Time that faults and calls on files waited for memory, or for a place among the pins of a page.
     MemoryWait = "memory_wait_ns",
-    /// Time faults and calls on files waited for a cut, a hole or a reading anew of the file to end.
+    /// Time that faults and calls on files waited until a truncation, a hole or a reading anew of the file had ended.
     ResizeWait = "resize_wait_ns",
-    /// mmap_lock taken for reading, by faults and by madvise.
+    /// Times that faults and madvise took mmap_lock for reading.
     MmapLockRead = "mmap_lock_read",
-    /// mmap_lock taken for writing.
+    /// Times that mmap_lock was taken for writing.
     MmapLockWrite = "mmap_lock_write",
-    /// Time waited for mmap_lock; the next four are its parts, by what the wait was for when it began.
+    /// Time of waits for mmap_lock. The next four counters are its parts, by the cause of the wait when it began.
     MmapLockWait = "mmap_lock_wait_ns",
-    /// While some fault of the space held a lock through its I/O.
+    /// Time of waits for mmap_lock while some fault of the space held a lock through its I/O.
     MmapLockWaitIo = "mmap_lock_wait_io_ns",
-    /// For a fork.
+    /// Time of waits for mmap_lock while a fork was at work.
     MmapLockWaitFork = "mmap_lock_wait_fork_ns",
-    /// For another change: map, unmap, protect.
+    /// Time of waits for mmap_lock while another change was at work: map, unmap, protect.
     MmapLockWaitChange = "mmap_lock_wait_change_ns",
-    /// For faults at work.
+    /// Time of waits for mmap_lock while faults were at work.
     MmapLockWaitFault = "mmap_lock_wait_fault_ns",
-    /// VMA locks taken for reading, by faults and by madvise.
+    /// Times that faults and madvise took a VMA lock for reading.
     VmaLockRead = "vma_lock_read",
-    /// Faults that found their VMA locked or nowhere, or could not try mmap_lock for a first anonymous page, and took
+    /// Faults that found their VMA locked or missing, or could not try mmap_lock for a first anonymous page, and took
     /// mmap_lock instead.
     VmaLockAborts = "vma_lock_aborts",
-    /// Time range work waited for VMA locks; the next two are its parts.
+    /// Time that range work waited for VMA locks. The next two counters are its parts.
     VmaLockWait = "vma_lock_wait_ns",
-    /// While some fault of the space held a lock through its I/O.
+    /// Time of waits for VMA locks while some fault of the space held a lock through its I/O.
     VmaLockWaitIo = "vma_lock_wait_io_ns",
-    /// For faults at work.
+    /// Time of waits for VMA locks while faults were at work.
     VmaLockWaitFault = "vma_lock_wait_fault_ns",
-    /// Faults that could not go on without mmap_lock, or for which it had been taken meanwhile: they took it.
+    /// Faults that took mmap_lock, since they needed it to go on or another thread had taken it meanwhile.
     SpeculationAborts = "speculation_aborts",
-    /// Time faults and range work waited in a design's lock of ranges.
+    /// Time that faults and range work waited in a design's lock of ranges.
     RangeLockWait = "range_lock_wait_ns",
-    /// Time faults and range work waited for locks of leaf tables.
+    /// Time that faults and range work waited for locks of leaf tables.
     TableLockWait = "table_lock_wait_ns",
-    /// Time faults waited for a folio that was up to date and locked.
+    /// Time that faults waited for a folio that was up to date and locked.
     FolioLockWait = "folio_lock_wait_ns",
     /// Copy-on-write breaks that copied the page.
     CowCopies = "cow_copies",
@@ -111,17 +111,17 @@ counters! {
     CowReuses = "cow_reuses",
     /// Leaf tables that forks shared.
     TablesShared = "tables_shared",
-    /// Leaf tables copied since, by who was first to write an entry.
+    /// Shared leaf tables copied since by the first thread that wrote an entry.
     TablesCopied = "tables_copied",
-    /// Entries of pages that were swapped, gone or kept, counted once more: by fork, or by leaving a shared table.
+    /// Entries of pages that were swapped, gone or kept, and that fork or leaving a shared table counted once more.
     AbsentCopied = "absent_entries_copied",
-    /// Entries of pages that were swapped, gone or kept, dropped.
+    /// Entries of pages that were swapped, gone or kept, and that were dropped.
     AbsentDropped = "absent_entries_dropped",
 }
 
 const COUNTERS: usize = Counter::ALL.len();
 
-/// One thread's counters. Written by that thread only, read by anybody.
+/// The counters of one thread. Only that thread writes them; any thread may read them.
 #[derive(Debug)]
 pub struct Counters([AtomicU64; COUNTERS]);
 
@@ -132,7 +132,7 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Adds, without a locked instruction: the line has one writer.
+    /// Adds `n` to `counter`, without a locked instruction. Only the thread that owns the counters may call it.
     #[inline]
     pub fn add(&self, counter: Counter, n: u64) {
         let place = &self.0[counter as usize];
@@ -140,7 +140,7 @@ impl Counters {
     }
 }
 
-/// The sum over all threads at one moment.
+/// The sums of all threads' counters at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statistics([u64; COUNTERS]);
 
@@ -151,24 +151,24 @@ impl Default for Statistics {
 }
 
 impl Statistics {
-    /// One figure.
+    /// Returns the value of one counter.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize]
     }
 
-    /// Adds one thread's counters.
+    /// Adds the counters of one thread.
     pub fn accumulate(&mut self, counters: &Counters) {
         for (sum, one) in self.0.iter_mut().zip(&counters.0) {
             *sum = sum.wrapping_add(one.load(Ordering::Relaxed));
         }
     }
 
-    /// What happened since `earlier`.
+    /// Returns the growth of each counter since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self(core::array::from_fn(|i| self.0[i].wrapping_sub(earlier.0[i])))
     }
 
-    /// Every figure with its counter.
+    /// Iterates over all counters with their values.
     pub fn iter(&self) -> impl Iterator<Item = (Counter, u64)> {
         Counter::ALL.iter().map(|&c| (c, self.get(c)))
     }

@@ -1,55 +1,56 @@
-//! How many leaf tables are shared, and why no count of a page's mappings runs over by their copies.
+//! The count of shared leaf tables, and the reason why no count of a page's mappings overflows through their copies.
 //!
-//! The copy of a shared table counts each page in it once more, and cannot be refused: the store that asked for it has to
-//! go on. So room is kept for all copies that may come. [`MAPPINGS_FULL`](crate::frame::MAPPINGS_FULL) mappings are counted
-//! one by one; everybody but a copy is refused beyond. A table has a page [`MAX_SAME_PAGE`](crate::frame::MAX_SAME_PAGE)
-//! times at most, and [`MAX_SHARED_TABLES`] tables are counted at once.
+//! The copy of a shared table counts each page in it once more. It cannot be refused, since the store that asked for it
+//! has to go on. So room is kept for all copies that may come. [`MAPPINGS_FULL`](crate::frame::MAPPINGS_FULL) mappings
+//! are counted one by one; beyond that number only copies may count. A table has a page at most
+//! [`MAX_SAME_PAGE`](crate::frame::MAX_SAME_PAGE) times, and at most [`MAX_SHARED_TABLES`] tables are counted at once.
 //!
 //! ```text
 //! fork:   count the table (AcqRel)                     copy:   count its pages
-//!         is some page full? each page of it:                  one is full: say so
+//!         is some page full? each page of it:                  one is full: note it
 //!         one is full: count the table off, copy               count the table off (Release)
 //!         share it
 //! ```
-//! Why that is enough, for one page:
+//! The proof, for one page:
 //!
-//! 1. Take the last moment at which its count was not full. What is counted after that is counted by copies.
-//! 2. Take the first table that is counted off after its copy has counted the page after that moment. The copy has said before
-//!    that some page is full.
-//! 3. A fork that counts a table later sees that, finds the page full, and does not share a table that has the page.
-//! 4. So each copy after the moment is of a table that was counted before step 2. Of these, some have been counted off before
-//!    step 2: their copies counted the page before the moment, or not at all. The others were counted at the same time, so
-//!    there are `MAX_SHARED_TABLES` at most.
+//! 1. Take the last moment at which the page's count was not full. All counts after that moment are counts by copies.
+//! 2. Take the first table that is counted off after its copy has counted the page after that moment. The copy has noted
+//!    before that some page is full.
+//! 3. A fork that counts a table later sees that note, finds the page full, and does not share a table that has the page.
+//! 4. So each copy after the moment is of a table that was counted before step 2. Some of these tables were counted off
+//!    before step 2: their copies counted the page before the moment, or not at all. The others were counted at the same
+//!    time, so there are at most `MAX_SHARED_TABLES` of them.
 //!
-//! Page work that is in a table while it is shared may still map the page there. It is refused where the page is full, and
-//! the table has the page no more often than a table may.
+//! Page work that is in a table while it is shared may still map the page there. Page work is refused if the page is
+//! full, and the table then has the page no more often than a table may.
 
 use crate::frame::Folio;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
-/// How many leaf tables may be shared at once, each counted once for every space but one that has it.
+/// The largest number of leaf tables shared at once. Each is counted once for every space but one that has it.
 #[cfg(not(loom))]
 pub(crate) const MAX_SHARED_TABLES: u64 = 1 << 20;
 #[cfg(loom)]
 pub(crate) const MAX_SHARED_TABLES: u64 = 2;
 
-/// The tables that are shared now, one an engine.
+/// The count of the tables that are shared now. There is one such count an engine.
 #[derive(Default)]
 pub(crate) struct SharedTables {
-    /// Each counted once for every space but one that has it. Atomic; on a line of its own, as the next.
+    /// Each table is counted once for every space but one that has it. Atomic; on a cache line of its own, as is the next
+    /// field.
     count: CachePadded<AtomicU64>,
-    /// Whether a copy has found the count of a page full since the start. Set for good; hardly ever.
+    /// Says whether a copy has found the count of a page full since the start. Atomic. Set for good, and very rarely.
     has_full_page: CachePadded<AtomicBool>,
 }
 
 impl SharedTables {
-    /// Counts a table that is about to be shared. False: it may not be, since there are as many as there may be, or since
-    /// `is_full` finds a page in it that is full ([`Folio::is_mapping_full`]).
+    /// Counts a table that is about to be shared. Returns false if it may not be shared: the limit is reached, or
+    /// `is_full` finds a page in the table that is full ([`Folio::is_mapping_full`]). The table is not counted then.
     pub(crate) fn try_count(&self, is_full: impl FnOnce() -> bool) -> bool {
         #[cfg(mutant = "full_asked_before_the_count")]
         let has_full = self.has_full_page.load(Ordering::Relaxed) && is_full();
-        // Acquire, partner: `uncount`. The pages that copies of tables counted off before have counted are seen.
+        // Acquire, partner: `uncount`. This thread sees the pages that copies of tables counted off before have counted.
         let is_room = self.count.fetch_add(1, Ordering::AcqRel) < MAX_SHARED_TABLES;
         // After the count: step 3 above.
         #[cfg(not(mutant = "full_asked_before_the_count"))]
@@ -61,13 +62,14 @@ impl SharedTables {
         may_be
     }
 
-    /// Undoes [`SharedTables::try_count`]: the table is not shared, or is copied and its pages are counted. Release.
+    /// Undoes [`SharedTables::try_count`]. Called if the table is not shared after all, or if it is copied and its pages
+    /// are counted. Release.
     pub(crate) fn uncount(&self) {
         let order = if cfg!(mutant = "uncount_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         self.count.fetch_sub(1, order);
     }
 
-    /// Counts a page of a shared table that is being copied. Before the table is counted off.
+    /// Counts a page of a shared table that is being copied. Called before the table is counted off.
     pub(crate) fn count_copy(&self, folio: &Folio) {
         if folio.count_copy() {
             self.note_full_page();
@@ -86,7 +88,7 @@ mod models {
     use crate::frame::MAPPINGS_FULL;
     use std::sync::Arc;
 
-    /// A page that each table has once, and the tables.
+    /// A page that each table has once, and the count of the tables.
     struct Common {
         folio: Folio,
         tables: SharedTables,
@@ -103,8 +105,8 @@ mod models {
         }
     }
 
-    /// The page is full with one more. As many tables with it are shared as may be; all are copied, and beside that forks
-    /// share tables with it, whose copies count it too.
+    /// One more mapping makes the page full. As many tables with it are shared as allowed, and all are copied. Meanwhile
+    /// forks share tables with the page, whose copies count it too.
     #[test]
     fn copies_at_the_limit_beside_forks() {
         let mut builder = loom::model::Builder::new();

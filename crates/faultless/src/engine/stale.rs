@@ -1,4 +1,5 @@
-//! Invalidation in batches, over several tables and spaces, by somebody who has not taken the pages: truncation and writeback.
+//! Invalidation in batches, over several tables and spaces, by work that has not taken the pages: truncation and
+//! writeback.
 //!
 //! ```text
 //! the batch counts itself
@@ -6,10 +7,10 @@
 //! one invalidation for all of them        then the bytes may be read, and the references of what was taken out dropped
 //! the batch counts itself no more
 //! ```
-//! Between the second line and the third a processor may use what no entry says any more. Range work that finds an empty entry, or
-//! one without the write right, would take it that no processor uses more, and return. So it asks [`Engine::has_stale`] after its
-//! sweep, and invalidates all that it has swept if there is such a batch: no access succeeds after munmap or mprotect has returned
-//! (invariant 3).
+//! Between the second line and the third a processor may use translations that the entries no longer have. Range work
+//! that finds an empty entry, or one without the write right, would assume that no processor uses more, and return. So it
+//! asks [`Engine::has_stale`] after its sweep. If there is such a batch, it invalidates all that it has swept. No access
+//! succeeds after munmap or mprotect has returned (invariant 3).
 
 use super::Engine;
 use crate::address::{PageNumber, PageRange};
@@ -19,55 +20,57 @@ use crate::sync::atomic::{Ordering, fence};
 use crate::sync::plain;
 use smallvec::{Array, SmallVec};
 
-/// Parts that a batch has place for on the stack.
+/// The number of parts that a batch holds on the stack.
 #[cfg(not(loom))]
 const FEW_PARTS: usize = 4;
 #[cfg(loom)]
 const FEW_PARTS: usize = 2;
-/// The same with memory: 4 KiB at most.
+/// The number of parts that a batch holds with memory from the allocator, 4 KiB at most.
 const MANY_PARTS: usize = 128;
 
-/// References that a list has place for on the stack.
+/// The number of references that a list holds on the stack.
 const FEW: usize = 64;
-/// The same with memory: a munmap of 64 MiB invalidates 16 times. The frames of a batch are free only after it.
+/// The number of references that a list holds with memory from the allocator. A munmap of 64 MiB invalidates 16 times.
+/// The frames of a batch are free only after its invalidation.
 const MANY: usize = 1024;
 
 /// The name of some pages of a table of `H`, for an invalidation that may come when the table is gone.
 type StaleOf<H> = <<H as Host>::Table as PageTable>::Stale;
 
-/// How many batches have weakened entries, perhaps, and not invalidated them.
+/// The number of batches that may have weakened entries and have not invalidated them. Atomic.
 #[derive(Default)]
 pub(crate) struct OpenBatches(plain::AtomicU64);
 
-/// Pages of tables, perhaps of several spaces, whose entries were weakened by somebody who has not taken them.
+/// Pages of tables, perhaps of several spaces, whose entries were weakened by work that has not taken the pages.
 pub(crate) struct StaleBatch<'a, H: Host> {
     engine: &'a Engine<H>,
-    /// More than its place only if there is memory.
+    /// The parts that have ended. It outgrows its place on the stack only if there is memory.
     stale: SmallVec<[StaleOf<H>; FEW_PARTS]>,
-    /// What the pages of the table at work lie in.
+    /// The range that covers the touched pages of the current table.
     range: Option<PageRange>,
 }
 
 impl<'a, H: Host> StaleBatch<'a, H> {
-    /// An empty batch. Before the first entry is weakened.
+    /// Opens an empty batch. Called before the first entry is weakened.
     pub fn open(engine: &'a Engine<H>) -> Self {
         const { assert!(size_of::<StaleOf<H>>() <= 32, "some of them are on the stack") };
-        // Partner: `has_stale`. The entry's change comes after this, with Release: who finds the entry finds the batch counted.
+        // Partner: `has_stale`. The entry's change comes after this, with Release: a thread that finds the entry finds
+        // the batch counted.
         engine.open_batches.0.fetch_add(1, plain::Ordering::Relaxed);
         Self { engine, stale: SmallVec::new(), range: None }
     }
 
-    /// The entry of `page`, of the table at work, was weakened.
+    /// Notes that the entry of `page`, in the current table, was weakened.
     pub fn touch(&mut self, page: PageNumber) {
         self.touch_all(PageRange::single(page));
     }
 
-    /// Entries of `range`, of the table at work, may have been.
+    /// Notes that entries of `range`, in the current table, may have been weakened.
     pub fn touch_all(&mut self, range: PageRange) {
         self.range = Some(self.range.map_or(range, |all| all.hull(range)));
     }
 
-    /// The next pages are of another table, or far from those of `table` before.
+    /// Ends the part of `table`. The next pages are of another table, or far away from those before.
     pub fn end_part(&mut self, table: &H::Table) {
         if let Some(range) = self.range.take() {
             if self.stale.len() == self.stale.capacity() && !grow(&mut self.stale, MANY_PARTS) {
@@ -77,7 +80,7 @@ impl<'a, H: Host> StaleBatch<'a, H> {
         }
     }
 
-    /// Returns when no processor uses an older translation of the pages of all parts that have ended.
+    /// Waits until no processor uses an older translation of the pages of all parts that have ended.
     fn flush(&mut self) {
         if !self.stale.is_empty() {
             self.engine.invalidate_all(&mut self.stale);
@@ -85,28 +88,30 @@ impl<'a, H: Host> StaleBatch<'a, H> {
         }
     }
 
-    /// The same for all pages. The batch is counted no more. After a panic it stays counted: nothing was invalidated.
+    /// Invalidates the rest of the pages and no longer counts the batch. After a panic a batch stays counted: nothing was
+    /// invalidated.
     pub fn finish(mut self) {
         debug_assert!(self.range.is_none(), "a part that has not ended");
         self.flush();
-        // Release, partner: `has_stale`: who does not find it counted finds all of it invalidated.
+        // Release, partner: `has_stale`. A thread that does not find the batch counted finds all of it invalidated.
         self.engine.open_batches.0.fetch_sub(1, plain::Ordering::Release);
     }
 }
 
-/// Entries that were taken out of several tables. What they count is dropped when no processor uses them any more (rule 6).
+/// Entries that were taken out of several tables. Their references are dropped when no processor uses them any more (rule
+/// 6).
 pub(crate) struct RemovedBatch<'a, H: Host> {
     stale: StaleBatch<'a, H>,
     removed: RemovedEntries,
 }
 
 impl<'a, H: Host> RemovedBatch<'a, H> {
-    /// An empty batch. Before the first entry is taken out.
+    /// Opens an empty batch. Called before the first entry is taken out.
     pub fn open(engine: &'a Engine<H>) -> Self {
         Self { stale: StaleBatch::open(engine), removed: RemovedEntries::default() }
     }
 
-    /// Takes over what `entry`, which was at `page` of `table`, counts.
+    /// Takes over the references of `entry`, which was at `page` of `table`.
     pub fn add(&mut self, table: &H::Table, page: PageNumber, entry: Entry) {
         if !entry.holds_page() {
             return;
@@ -119,7 +124,7 @@ impl<'a, H: Host> RemovedBatch<'a, H> {
         self.stale.touch(page);
     }
 
-    /// As [`StaleBatch::end_part`].
+    /// Ends the part of `table`, as [`StaleBatch::end_part`] does.
     pub fn end_part(&mut self, table: &H::Table) {
         self.stale.end_part(table);
     }
@@ -132,31 +137,33 @@ impl<'a, H: Host> RemovedBatch<'a, H> {
         self.removed.drop_all(self.stale.engine);
     }
 
-    /// Invalidates, drops the references, and is counted no more.
+    /// Invalidates the pages, drops the references, and no longer counts the batch.
     pub fn finish(mut self) {
         self.flush();
         self.stale.finish();
     }
 }
 
-/// Entries that were taken out, with what they count. On the way out of a panic that is leaked: a processor may use it.
+/// Entries that were taken out, with their references. If a panic unwinds, the references leak: a processor may use the
+/// pages.
 #[derive(Default)]
 pub(crate) struct RemovedEntries(SmallVec<[Entry; FEW]>);
 
 impl RemovedEntries {
-    /// Whether there is room for one more. Gets memory for a large batch when the places on the stack are taken.
+    /// Returns whether there is room for one more entry. Gets memory for a large batch when the places on the stack are
+    /// taken.
     #[inline]
     pub fn has_room(&mut self) -> bool {
         self.0.len() < self.0.capacity() || grow(&mut self.0, MANY)
     }
 
-    /// There is room.
+    /// Adds an entry. The caller has checked that there is room.
     #[inline]
     pub fn push(&mut self, entry: Entry) {
         self.0.push(entry);
     }
 
-    /// Drops what the entries count. No processor uses them.
+    /// Drops the references of the entries. The caller has made sure that no processor uses them.
     #[inline]
     pub fn drop_all<H: Host>(&mut self, engine: &Engine<H>) {
         if self.0.is_empty() {
@@ -169,24 +176,24 @@ impl RemovedEntries {
     }
 }
 
-/// Gets a batch room for `many`. False: there is no memory, or it has it already.
+/// Gives a batch room for `many`. Returns false if there is no memory, or if the batch has had that room already.
 #[cold]
 fn grow<A: Array>(batch: &mut SmallVec<A>, many: usize) -> bool {
     !batch.spilled() && batch.try_grow(many).is_ok()
 }
 
 impl<H: Host> Engine<H> {
-    /// Whether processors may use what some entries do not say any more, though nobody has taken the pages. Range work asks
-    /// after its sweep.
+    /// Returns whether processors may use translations that some entries no longer have, though no thread has taken the
+    /// pages. Range work asks this after its sweep.
     #[inline]
     pub(crate) fn has_stale(&self) -> bool {
-        // Partner: the Release with which the entries were changed that the sweep has found so.
+        // Partner: the Release with which the entries that the sweep found were changed.
         fence(Ordering::Acquire);
         // Acquire, partner: the end of a batch.
         self.open_batches.0.load(plain::Ordering::Acquire) != 0 && !cfg!(mutant = "sweep_ignores_batches")
     }
 
-    /// Returns when no processor uses an older translation of any of these.
+    /// Waits until no processor uses an older translation of any of these pages.
     fn invalidate_all(&self, batch: &mut [StaleOf<H>]) {
         self.assert_may_wait_for_processors("invalidate_all");
         let all = |wait: &mut dyn FnMut(u32)| self.host.invalidate_all(&self.sections, batch, wait);

@@ -1,6 +1,6 @@
-//! Sleeping until a page, a place, or memory is there: a table of queues, by what is waited for.
+//! Sleeping until a page, a place or memory is there: a table of queues, by the key of the wait.
 //!
-//! A thread whose wait the end of its space cuts short is in a second queue, the space's: [`Dying`].
+//! A wait that the end of a space cuts short has its thread in a second queue, that of the space: [`Dying`].
 
 use super::Engine;
 use crate::host::{Clock, Host, OutOfMemory, Park, Sleeper, Slots};
@@ -10,17 +10,18 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{BoxedWaiter, WaitList, Waiter};
 use alloc::vec::Vec;
 
-/// Queues that keys share. With 8,000 threads that each wait for something else, 8 are in each: looking at a waiter misses the
-/// processor's caches.
+/// The number of queues, which keys share. With 8,000 threads that each wait for another key, a queue has 8 of them.
+/// Looking at a waiter misses the processor's caches.
 #[cfg(not(loom))]
 const QUEUES: usize = 1024;
 #[cfg(loom)]
 const QUEUES: usize = 1;
 
-/// Queues of sleeping threads, by what they wait for: a number, mostly an address. Keys that share a queue are told apart in it.
+/// Queues of sleeping threads, by a key: a number, mostly an address. A queue that several keys share tells them apart.
 pub(crate) struct WaitTable(Vec<WaitList>);
 
 impl WaitTable {
+    /// Makes the table with all its queues.
     pub fn new() -> Result<Self, OutOfMemory> {
         let mut queues = Vec::new();
         queues.try_reserve_exact(QUEUES).map_err(|_| OutOfMemory)?;
@@ -28,19 +29,19 @@ impl WaitTable {
         Ok(Self(queues))
     }
 
-    /// Bytes that it has from the allocator.
+    /// Returns the number of bytes that the table has from the allocator.
     pub fn room(&self) -> usize {
         self.0.capacity() * size_of::<WaitList>()
     }
 
     fn list(&self, key: usize) -> &WaitList {
-        // Keys are addresses: their low bits say little (Fibonacci hashing).
+        // Keys are addresses, whose low bits say little (Fibonacci hashing).
         let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         &self.0[hash as usize % QUEUES]
     }
 }
 
-/// Whether a space has begun to exit, and who sleeps in its name.
+/// Says whether a space has begun to exit, and lists the threads that sleep in its name.
 #[derive(Default)]
 pub(crate) struct Dying {
     is_set: AtomicBool,
@@ -48,34 +49,35 @@ pub(crate) struct Dying {
 }
 
 impl Dying {
-    /// Whether it has.
+    /// Returns whether the space has begun to exit.
     pub fn is_set(&self) -> bool {
         self.is_set.load(Ordering::Acquire)
     }
 
-    /// Runs `sleep`, in which the thread named `sleeper` sleeps in its name.
+    /// Runs `sleep`, in which the thread `sleeper` sleeps in the name of the space.
     pub fn with_sleeper<R>(&self, sleeper: Sleeper, sleep: impl FnOnce() -> R) -> R {
         self.waiters.with_waiter(sleeper, 0, |_| sleep())
     }
 
-    /// It has: ends all waits in its name.
+    /// Notes that the space has begun to exit, and ends all waits in its name.
     pub fn set(&self, park: &impl Park) {
         self.is_set.store(true, Ordering::Release);
         self.waiters.wake(park, 0);
     }
 }
 
-/// Has a sleeper woken when the end of its space, or what it waits for, may have come: once for each. Given up by dropping it.
+/// A registration of a sleeper in two queues. It wakes the sleeper when its space may have ended, or when its wait may be
+/// over: once for each. Dropping it ends the registration.
 pub(crate) struct Notice(#[expect(dead_code, reason = "they are in queues")] [Option<BoxedWaiter>; 2]);
 
 impl<H: Host> Engine<H> {
-    /// Sleeps until `blocked` returns false, and adds the nanoseconds to `counter`. Whoever makes it false then calls
-    /// [`Engine::wake_all`] with `key`. The caller is in no section of this engine (debug builds panic).
+    /// Sleeps until `blocked` returns false, and adds the nanoseconds to `counter`. A thread that makes `blocked` return
+    /// false then calls [`Engine::wake_all`] with `key`. The caller is in no section of this engine (debug builds panic).
     pub fn park_until(&self, counter: Counter, key: usize, blocked: impl FnMut() -> bool) {
         self.park_killable(counter, key, None, blocked);
     }
 
-    /// As [`Engine::park_until`]; the end of the space that `dying` tells of ends the wait too.
+    /// Sleeps as [`Engine::park_until`] does. The end of the space that `dying` belongs to ends the wait too.
     pub(crate) fn park_killable(
         &self,
         counter: Counter,
@@ -91,7 +93,7 @@ impl<H: Host> Engine<H> {
         let (me, list) = (self.host.park().current(), self.waits.list(key));
         let mut sleep = || {
             while !is_over() {
-                // What has changed since is seen by looking again in the queue: see `wait.rs`.
+                // A change since then is seen by the second look, in the queue: see `wait.rs`.
                 let mut is_enough = || !cfg!(mutant = "looks_before_it_notes") && is_over();
                 let sleep =
                     |waiter: &Waiter| self.sleep_until(counter, me, || waiter.is_woken() || is_enough());
@@ -104,13 +106,13 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Sleeps until `is_over`, and adds the nanoseconds to `counter`. The caller is in a queue.
+    /// Sleeps until `is_over` returns true, and adds the nanoseconds to `counter`. The caller is in a queue.
     pub(crate) fn sleep_until(&self, counter: Counter, me: Sleeper, mut is_over: impl FnMut() -> bool) {
         self.assert_may_sleep(counter.name());
         let start = self.host.clock().now_ns();
         if H::Slots::ARE_THREADS && !is_over() {
             let (slot, _guard) = self.host.slots().pin();
-            // SAFETY: the slot is this thread's alone, which is in no section: see above.
+            // SAFETY: the slot belongs to this thread alone, and this thread is in no section: see above.
             unsafe { self.sections.sleep(slot) };
         }
         while !is_over() {
@@ -119,21 +121,21 @@ impl<H: Host> Engine<H> {
         self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
     }
 
-    /// Wakes all who sleep in [`Engine::park_until`] with `key`, to look again. Called after what they look at was changed, by
-    /// a thread that holds no lock which they may want.
+    /// Wakes all threads that sleep in [`Engine::park_until`] with `key`, so that they look again. Called after a change
+    /// of the state that they look at. The caller holds no lock that these threads may need.
     pub fn wake_all(&self, key: usize) {
         self.assert_may_sleep("the lock of a queue");
         self.waits.list(key).wake(self.host.park(), key);
     }
 
-    /// Has `sleeper` woken as a thread would be that sleeps with `key` and `dying`; without a key, by the end of the space alone.
-    /// The caller looks once more afterwards whether there is something to wait for.
+    /// Registers `sleeper` to be woken like a thread that sleeps with `key` and `dying`. Without a key, only the end of
+    /// the space wakes it. Afterwards the caller looks once more whether there is still a reason to wait.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: it is not woken.
+    /// [`OutOfMemory`]: the sleeper is not registered.
     ///
     /// # Safety
-    /// The engine, and what `dying` is in, outlive what is returned.
+    /// The engine, and the owner of `dying`, outlive the returned value.
     pub(crate) unsafe fn notice(
         &self,
         sleeper: Sleeper,
@@ -147,19 +149,19 @@ impl<H: Host> Engine<H> {
         Ok(Notice([Some(end), awaited]))
     }
 
-    /// The key of [`Engine::wait_for_place`].
+    /// Returns the key of [`Engine::wait_for_place`].
     pub(crate) fn place_key(&self, full: Full) -> usize {
         core::ptr::from_ref(self.folio(full.frame)).addr()
     }
 
-    /// Whether there is a place in a count that was full.
+    /// Returns whether there is a place in a count that was full.
     pub(crate) fn has_place(&self, full: Full) -> bool {
         !self.folio(full.frame).is_full(full.reference)
     }
 
-    /// Sleeps until there is a place in a count of pins that was full. Others may take the place first. The
-    /// caller has no reference to the frame, which may be another page by then: it looks again. It has no pin that others
-    /// wait for here.
+    /// Sleeps until there is a place in a count of pins that was full. Another thread may take the place first. The
+    /// caller has no reference to the frame. The frame may be another page by then, so the caller looks the page up
+    /// again. The caller has no pin that other threads wait for here.
     pub(crate) fn wait_for_place(&self, full: Full, dying: Option<&Dying>) {
         let blocked = || !self.has_place(full);
         self.park_killable(Counter::MemoryWait, self.place_key(full), dying, blocked);

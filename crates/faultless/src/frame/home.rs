@@ -1,4 +1,4 @@
-//! Whose page it is: of a file, or mapped by which entry (docs/home.md).
+//! The home of a folio: the file that the page belongs to, or the entry that maps it (docs/home.md).
 
 use super::{ANONYMOUS, EXCLUSIVE, Folio, MAPPING, MAPPINGS, UPTODATE};
 use crate::sync::atomic::Ordering;
@@ -6,46 +6,48 @@ use crate::tables::Home;
 
 impl Folio {
     /// Begins a life as an anonymous page with one mapping, by the entry that `home` names. The caller has the frame alone.
-    /// Release, partner: [`Folio::mapped_home`]: whoever sees the mapping sees this home, or a later one.
+    /// Release, partner: [`Folio::mapped_home`]: a thread that sees the mapping sees this home, or a later one.
     #[inline]
     pub(crate) fn begin_anonymous(&self, home: Home) {
         self.home.store(home.bits(), Ordering::Relaxed);
         self.word.store(MAPPING | EXCLUSIVE | UPTODATE | ANONYMOUS, Ordering::Release);
     }
 
-    /// Begins the life of the page of zeros, which is nobody's and whose mappings are not counted.
+    /// Begins the life of the page of zeros, which has no owner and whose mappings are not counted.
     pub(crate) fn begin_zeros(&self) {
         self.word.store(MAPPING | EXCLUSIVE | UPTODATE, Ordering::Relaxed);
     }
 
-    /// Whether it is an anonymous page, and so of no file; also of a free frame that was one last.
+    /// Returns whether the page is anonymous, and so of no file. Also true for a free frame that was anonymous last.
     pub fn is_anonymous(&self) -> bool {
         self.word.load(Ordering::Relaxed) & ANONYMOUS != 0
     }
 
-    /// Whether it is a page of the file with the number `file`.
+    /// Returns whether the page belongs to the file with the number `file`.
     pub(crate) fn is_page_of(&self, file: u64) -> bool {
         self.home.load(Ordering::Relaxed) == Home::of_file(file).bits()
     }
 
-    /// The home of an anonymous folio that is mapped, read in this order: the word, then home. Acquire; partner of the first:
-    /// [`Folio::begin_anonymous`], and the Release of whoever drops a mapping after a change of home.
+    /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire; the first
+    /// load's partners are [`Folio::begin_anonymous`], and the Release of each thread that drops a mapping after a change of
+    /// home.
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
         (word & ANONYMOUS != 0 && word & MAPPINGS != 0)
             .then(|| Home::from_bits(self.home.load(Ordering::Acquire)))
     }
 
-    /// `home` from now on. The caller has the entry that home named until now, or the only mapping (rule H2). Release: what
-    /// `home` names is seen.
+    /// Sets the home to `home`. The caller has the entry that the home named until now, or the only mapping (rule H2).
+    /// Release: a thread that reads the home sees the record that it names.
     pub(crate) fn set_home(&self, home: Home) {
         debug_assert!(self.is_anonymous(), "a home of a folio that is not anonymous");
         self.home.store(home.bits(), Ordering::Release);
     }
 
-    /// The entry that `entry` names lets the folio go, of which it has a mapping still (rule H1). If others map the folio and home
-    /// names that entry, home becomes none. If ours is the only mapping, home may stay: whoever follows it has seen the mapping
-    /// in a section that began before the mapping goes, and the table is retired after that.
+    /// Leaves the folio's home before the entry that `entry` names drops its mapping of the folio (rule H1). If other entries
+    /// map the folio and the home names this entry, the home becomes none. If this is the only mapping, the home may stay: a
+    /// thread that follows it has seen the mapping in a section that began before the mapping goes, and the table is retired
+    /// after that.
     #[inline]
     pub(crate) fn leave_home(&self, entry: impl FnOnce() -> Home) {
         const OTHERS: u64 = MAPPINGS & !MAPPING;
@@ -58,16 +60,16 @@ impl Folio {
     #[cold]
     #[inline(never)]
     fn leave_shared_home(&self, entry: Home) {
-        // Relaxed, partner: the Release of the drop of the mapping, which comes after.
+        // Relaxed; partner: the Release of the drop of the mapping, which comes after.
         if self.home.load(Ordering::Relaxed) == entry.bits() {
             self.home.store(Home::NONE.bits(), Ordering::Relaxed);
         }
     }
 
-    /// The page has gone from the entry that `from` names to the one that `to` names, which the caller has both. Home goes along,
-    /// if it named the first, or if this is the only mapping.
+    /// Moves the home when the page moves from the entry that `from` names to the one that `to` names. The caller has both
+    /// entries. The home moves if it named the first entry, or if this is the only mapping.
     pub(crate) fn move_home(&self, from: Home, to: Home) {
-        // Acquire: where others have dropped theirs, what they wrote to home comes before.
+        // Acquire: if other threads have dropped their mappings, their writes to the home come before.
         let word = self.word.load(Ordering::Acquire);
         if word & ANONYMOUS != 0
             && (word & MAPPINGS == MAPPING || self.home.load(Ordering::Relaxed) == from.bits())
@@ -76,13 +78,13 @@ impl Folio {
         }
     }
 
-    /// For models: the page came by the record with this number, which `audit` compares.
+    /// Notes the number of the record by which the page came, which `audit` compares. For models.
     #[cfg(loom)]
     pub(crate) fn note_record(&self, record: u64) {
         self.record.store(record, Ordering::Relaxed);
     }
 
-    /// For models: that number.
+    /// Returns the number that [`Folio::note_record`] noted. For models.
     #[cfg(loom)]
     pub(crate) fn noted_record(&self) -> u64 {
         self.record.load(Ordering::Relaxed)

@@ -1,22 +1,22 @@
-//! What came of a change of a folio's word.
+//! The outcomes of changes of a folio's word.
 
-/// Why there is no further reference.
+/// The reason why no further reference was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// The frame is free.
     Free,
-    /// As many as the count can hold.
+    /// The count has reached its maximum.
     Full,
 }
 
 /// The references that remain after one has been dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remaining {
-    /// No reference: the caller frees the frame.
+    /// No reference remains: the caller frees the frame.
     Nothing,
-    /// The page cache's reference alone: the caller puts the folio on the list of idle folios.
+    /// Only the page cache's reference remains: the caller puts the folio on the list of idle folios.
     Idle,
-    /// Other references, or the list has it.
+    /// Other references remain, or the list has one.
     Others,
 }
 
@@ -25,21 +25,21 @@ pub(crate) enum Remaining {
 pub(crate) enum Eviction {
     /// The caller has the frame alone. The list's reference and the page cache's are gone.
     Taken,
-    /// It was used since the last look, and is given another round.
+    /// The page was used since the last look, and gets another round.
     Used,
-    /// It is in no use, and has to be written first.
+    /// The page is not in use, and has to be written first.
     Dirty,
-    /// Somebody uses it.
+    /// The page is in use.
     InUse,
 }
 
-/// fork's answer for one page.
+/// The outcome of fork for one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// One more mapping, exclusive no longer.
+    /// The page has one more mapping, and is no longer exclusive.
     Shared,
-    /// Somebody does I/O into the page through this mapping: the child gets a copy instead.
+    /// I/O into the page is under way through this mapping: the child gets a copy instead.
     Pinned,
-    /// As many mappings as the count can hold.
+    /// The count of mappings has reached its maximum.
     Full,
 }

@@ -89,7 +89,7 @@ fn copies_of_tables_count_beyond_where_others_are_refused() {
     assert!(folio.count_copy(), "full by this one");
     assert!(folio.is_mapping_full());
     assert_eq!((folio.try_share(), folio.try_get(Reference::Mapping)), (Share::Full, Err(Refused::Full)));
-    // All that may be shared, each with the page as often as may be.
+    // The largest number of tables that may be shared, each with the page as often as allowed.
     (0..MAX_SHARED_TABLES * MAX_SAME_PAGE).for_each(|_| assert!(folio.count_copy()));
     assert_eq!(folio.word.load(Ordering::Relaxed) & (PINS | IO_PINS), 0);
     assert_eq!(folio.mappings(), MAPPINGS_FULL + MAX_SHARED_TABLES * MAX_SAME_PAGE);

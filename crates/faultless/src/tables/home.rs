@@ -5,8 +5,9 @@ use crate::frame::Folio;
 use crate::sync::Section;
 use core::ptr;
 
-/// Of a file's folio the number of the file. Of an anonymous one nothing, or the entry that maps it, by the record of its leaf table
-/// and its index there. About the place that is a hint. About memory it is a promise (rule H1): see [`follow`].
+/// The home of a folio. For a file's folio it is the number of the file. For an anonymous folio it is none, or the entry that
+/// maps the folio: the record of the entry's leaf table, and the index there. The entry is only a hint.
+/// The record is certain to be memory still (rule H1): see [`follow`].
 ///
 /// ```text
 ///  0–1 kind   0 none
@@ -14,7 +15,7 @@ use core::ptr;
 ///             2 reserved: a family of tables
 ///             3 a file                            2–63 its number
 /// ```
-/// The kind is in the same word as the rest: between two looks a frame may come to be another page's, a file's too.
+/// The kind is in the same word as the rest: between two looks a frame may become another page's, also a file's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Home(u64);
 
@@ -25,25 +26,25 @@ const KIND_BITS: u32 = 2;
 const INDEX_SHIFT: u32 = KIND_BITS;
 const INDEX_BITS: u32 = 11;
 const RECORD_SHIFT: u32 = INDEX_SHIFT + INDEX_BITS;
-/// The low bits of a record's address, which are zero.
+/// The number of low bits of a record's address that are zero.
 const ALIGN_SHIFT: u32 = align_of::<LeafRecord>().trailing_zeros();
 
-/// The most entries that a leaf table can have.
+/// The largest number of entries that a leaf table can have.
 pub(crate) const MOST_ENTRIES: u64 = 1 << INDEX_BITS;
 
-// Of a kernel's address the high bits are all the same.
+// The high bits of a kernel's address are all the same.
 const _: () = assert!(usize::BITS == 64 && ALIGN_SHIFT >= 6);
 
 impl Home {
-    /// No entry is known.
+    /// The home that names no entry.
     pub const NONE: Self = Self(0);
 
-    /// The file with this number, which is below 2^62.
+    /// Makes the home that names the file with this number, which must be below 2^62.
     pub const fn of_file(file: u64) -> Self {
         Self(file << KIND_BITS | FILE)
     }
 
-    /// Entry `index` of the leaf table with this record.
+    /// Makes the home that names entry `index` of the leaf table with this record.
     #[inline]
     pub fn of_entry(record: &LeafRecord, index: u64) -> Self {
         debug_assert!(index < MOST_ENTRIES);
@@ -51,35 +52,39 @@ impl Home {
         Self(address << (RECORD_SHIFT - 6) | index << INDEX_SHIFT | ENTRY)
     }
 
+    /// Makes the home that [`Home::bits`] returned as `bits`.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
+    /// Returns the home as a word, to be stored in a folio.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
+    /// Returns the index of the entry in its leaf table.
     const fn index(self) -> u64 {
         self.0 >> INDEX_SHIFT & (MOST_ENTRIES - 1)
     }
 
-    /// The address of the record: the highest bit that there is stands for those above.
+    /// Returns the address of the record. The highest stored bit stands for the bits above it.
     const fn address(self) -> usize {
         ((self.0 as i64 >> RECORD_SHIFT) << 6) as usize
     }
 }
 
-/// The record of the leaf table in which `folio` says that it is mapped, and the index of the entry. None: it is not mapped, or not
-/// anonymous, or its home is none. The folio may have other lives meanwhile, and the entry may map something else: whoever wants
-/// to be certain asks the entry.
+/// Returns the record of the leaf table in which `folio` says that it is mapped, and the index of the entry. `None` if the
+/// folio is not mapped or not anonymous, or if its home is none. The folio may meanwhile be another page's, and the entry may
+/// map another folio: a caller that needs certainty reads the entry.
 pub(crate) fn follow<'s>(folio: &Folio, _section: &'s Section<'_>) -> Option<(&'s LeafRecord, u64)> {
     let home = folio.mapped_home()?;
     if home.0 & KIND != ENTRY {
         return None;
     }
-    // SAFETY: the address of a record, by the kind. Rule H1: this section has seen a mapping, and then the home. Whoever takes the table out
-    // redirects each home that names it, unless the entry is the only mapping; drops the mapping; and then retires the table.
-    // So home names a table that is retired after the section began, if at all, and freed after it ends.
+    // SAFETY: by its kind, the home has the address of a record. Rule H1: this section has seen a mapping, and then the home.
+    // A thread that takes the table out redirects each home that names it, unless the entry is the only mapping; then it
+    // drops the mapping; then it retires the table. So the home names a table that is retired after the section began, if at
+    // all, and that is freed after the section ends.
     let record = unsafe { &*ptr::with_exposed_provenance::<LeafRecord>(home.address()) };
     Some((record, home.index()))
 }

@@ -1,16 +1,18 @@
-//! Leaf tables that hang in several tables, since a fork (docs/fork.md). The place where such a leaf hangs is marked: no processor
-//! stores through it, and nobody writes its entries but processors, which set accessed bits.
+//! Leaf tables that hang in several tables since a fork (docs/fork.md). The place where such a leaf hangs is marked. No
+//! processor stores through it. Only processors write its entries: they set accessed bits.
 //!
 //! ```text
 //!            before              shared                    one has left               the other was last
 //!  parent    place ──► leaf      place* ──► leaf           place ──► copy             place ──► copy
 //!  child                         place* ──┘   └─ spare     place* ──► leaf            place ──► leaf
 //! ```
-//! Page work or range work that has to write an entry leaves the table first: it fills a spare table, of which there is one for each
-//! space but one, and hangs it in its place. The space is counted until its processors have left too ([`PendingLeave`]). If all
-//! spares are taken, another space is leaving, and is waited for. A space that is alone has the table for itself.
+//! Page work or range work that has to write an entry leaves the shared table first. It fills a spare table and hangs it in
+//! the shared one's place. There is one spare for each space but one. The space is counted until its processors have left too
+//! ([`PendingLeave`]). If all spares are taken, another space is leaving, and the work waits for it. A space that is alone
+//! has the table for itself.
 //!
-//! The host gives steps of one meaning each ([`ShareLeaves`](crate::host::ShareLeaves)); the order, the fences and the counts are here.
+//! The host gives steps of one meaning each ([`ShareLeaves`](crate::host::ShareLeaves)). The order, the fences and the counts
+//! are here.
 //!
 //! | file | |
 //! |---|---|

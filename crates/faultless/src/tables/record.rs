@@ -1,18 +1,21 @@
-//! What the engine keeps beside each leaf table: who has it, and the tables for those who leave.
+//! The engine's record of each leaf table: the space that has the table, the count of sharers, and spare tables for those
+//! that leave.
 
 use crate::sync::Life;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use crate::sync::plain;
 use core::ptr::{self, NonNull};
 
-/// The engine's record of one leaf table, in the host's memory: beside the entries, or in what a kernel keeps for the frame of a
-/// page table. Each leaf table has one, shared or not: the way from a page back to the entry that maps it goes through it.
+/// The engine's record of one leaf table, in the host's memory: beside the entries, or in a kernel's structure for the frame
+/// of a page table. Each leaf table has one, shared or not: the way from a page back to the entry that maps it goes through
+/// the record.
 ///
-/// The host makes it with the leaf table, gives it out by [`PageTable::record`](crate::host::PageTable::record), calls
-/// [`LeafRecord::end`] before it frees the table or uses it for something else, and reads and writes nothing of it. Zeros are the
-/// record of a leaf that nobody shares, so memory of zeros needs no initialization.
+/// The host makes the record with the leaf table, and returns it from [`PageTable::record`](crate::host::PageTable::record).
+/// It calls [`LeafRecord::end`] before it frees the table or uses it for another purpose. It reads and writes nothing of the
+/// record. Zeros are the record of a leaf that is not shared, so memory of zeros needs no initialization.
 ///
-/// It is a line of 64 bytes, and aligned so, since a [home](crate::frame::Folio) has no room for the low bits of its address:
+/// The record is one line of 64 bytes, and aligned so, since a [home](crate::frame::Folio) has no room for the low bits of
+/// its address:
 ///
 /// | bytes | | state |
 /// |--:|---|---|
@@ -26,34 +29,36 @@ use core::ptr::{self, NonNull};
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct LeafRecord {
-    /// Places but one where the leaf hangs, and spaces that have left and are waited for. Up under the lock; down by [`PendingLeave`].
+    /// The number of places where the leaf hangs, less one, plus the spaces that have left and are waited for. Atomic.
+    /// Counted up under the lock; counted down by [`PendingLeave`].
     others: AtomicU64,
-    /// Whether somebody shares or copies the leaf now.
+    /// The lock: set while a thread shares or copies the leaf. Atomic.
     locked: AtomicBool,
-    /// Tables for those who leave: as many as `others` less those who are leaving. Under the lock.
+    /// Tables for spaces that leave: as many as `others` less the spaces that are leaving. Protected by the lock.
     spares: AtomicPtr<SpareLink>,
-    /// A [`SpaceMark`], [`SHARED`], or zero before the first. Zero to a mark by whoever makes the leaf, before an entry of it is
-    /// written; then under the lock. Read in sections.
+    /// A [`SpaceMark`], [`SHARED`], or zero before the first mark. Atomic. The maker of the leaf changes zero to a mark
+    /// before an entry of it is written; after that it is written under the lock. Read in sections.
     space: plain::AtomicUsize,
-    /// The first page that the leaf covers, the same in each space that has it. Written with the first `space`.
+    /// The first page that the leaf covers, the same in each space that has the leaf. Atomic; written with the first `space`.
     first: plain::AtomicU64,
     life: Life,
 }
 
-/// Several spaces have the leaf, and none announces in it. No address.
+/// The mark of a leaf that several spaces have, and in which no thread announces. It is no address.
 const SHARED: usize = 1;
 
-/// Names a space in a record: the address of the counts of its handles ([`Weak::as_raw`](crate::sync::Weak)), as a number. What
-/// follows it has found the record in the same section: the space is freed a grace period after its last table (rule H5).
+/// The name of a space in a record: the address of the counts of the space's handles ([`Weak::as_raw`](crate::sync::Weak)),
+/// as a number. A thread that follows it has found the record in the same section: the space is freed a grace period after
+/// its last table (rule H5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SpaceMark(usize);
 
 impl SpaceMark {
-    /// Of a table that is in no space, for checks of a host.
+    /// The mark of a table that is in no space, for checks of a host.
     #[cfg(all(feature = "conformance", not(loom)))]
     pub const NOBODY: Self = Self(64);
 
-    /// Of the space whose handles are counted at `counts`.
+    /// Makes the mark of the space whose handles are counted at `counts`.
     pub fn new(counts: NonNull<()>) -> Self {
         Self(counts.as_ptr().expose_provenance())
     }
@@ -62,17 +67,17 @@ impl SpaceMark {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<LeafRecord>() == 64);
 
-/// A leaf table in reserve, as the engine keeps it: a link of a list. It lies in the host's memory, but not in the table, which
-/// is not touched before [`ShareLeaves::open`](crate::host::ShareLeaves::open). The host makes one for each table that it
-/// may be asked for, and reads and writes nothing of it.
+/// A leaf table in reserve, as the engine keeps it: a link of a list. The link lies in the host's memory, but not in the
+/// table, which is not touched before [`ShareLeaves::open`](crate::host::ShareLeaves::open). The host makes one link for each
+/// table that the engine may ask for, and reads and writes nothing of it.
 #[derive(Debug)]
 pub struct SpareLink {
-    /// The next one in the list of a leaf. Under the lock of its record.
+    /// The next link in the list of a leaf. Protected by the lock of the leaf's record.
     next: AtomicPtr<Self>,
 }
 
 impl SpareLink {
-    /// A link in no list.
+    /// Makes a link that is in no list.
     pub fn new() -> Self {
         Self { next: AtomicPtr::new(ptr::null_mut()) }
     }
@@ -85,7 +90,7 @@ impl Default for SpareLink {
 }
 
 impl LeafRecord {
-    /// The record of a leaf table that nobody shares.
+    /// Makes the record of a leaf table that is not shared.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {
@@ -98,7 +103,7 @@ impl LeafRecord {
         }
     }
 
-    /// The record of a leaf table that nobody shares.
+    /// Makes the record of a leaf table that is not shared.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self {
@@ -111,17 +116,18 @@ impl LeafRecord {
         }
     }
 
-    /// Ends the record: the leaf table is about to be freed. Call it once. Debug builds panic if other tables have the leaf; models,
-    /// if somebody uses the record afterwards.
+    /// Ends the record: the leaf table is about to be freed. The host calls it once. Debug builds panic if other tables have
+    /// the leaf. Models panic if the record is used afterwards.
     pub fn end(&self) {
         debug_assert!(self.others.load(Ordering::Relaxed) == 0, "a leaf table freed that others have");
         self.space.store(0, Ordering::Relaxed);
         self.life.end();
     }
 
-    /// The leaf is `space`'s, from page `first` on, if nobody has said so yet. Whoever makes a leaf calls it before it writes an
-    /// entry; of two makers, which say the same, one does. A space that only finds a new leaf may write an entry before the maker
-    /// comes here: whoever follows the home then meets a record without a space, and passes over.
+    /// Notes that the leaf belongs to `space` and covers pages from `first` on, unless that is noted already. The maker of a
+    /// leaf calls it before it writes an entry. If two makers call it, they note the same, and one of them does it. A space
+    /// that only finds a new leaf may write an entry before the maker has called this. A thread that follows the home then
+    /// meets a record without a space, and ignores it.
     pub(crate) fn begin(&self, space: SpaceMark, first: u64) {
         if self.space.load(Ordering::Relaxed) == 0 {
             self.first.store(first, Ordering::Relaxed);
@@ -129,7 +135,8 @@ impl LeafRecord {
         }
     }
 
-    /// The space that announces in the leaf; none of a shared one. A hint, unless it is the caller's own and the leaf is too.
+    /// Returns the space that announces in the leaf; `None` if the leaf is shared. A hint, unless both the space and the leaf
+    /// are the caller's own.
     pub(crate) fn space(&self) -> Option<SpaceMark> {
         match self.space.load(Ordering::Acquire) {
             0 | SHARED => None,
@@ -137,31 +144,31 @@ impl LeafRecord {
         }
     }
 
-    /// Whether a space has the leaf, or several have.
+    /// Returns whether at least one space has the leaf.
     #[cfg(any(test, feature = "audit"))]
     pub(crate) fn is_in_a_space(&self) -> bool {
         self.life.touch();
         self.space.load(Ordering::Acquire) != 0
     }
 
-    /// The first page that the leaf covers.
+    /// Returns the first page that the leaf covers.
     pub(crate) fn first(&self) -> u64 {
         self.life.touch();
         self.first.load(Ordering::Relaxed)
     }
 
-    /// How many other tables have the leaf, those counted that have left and are waited for. Acquire, partner: [`PendingLeave`]: what its
-    /// processors did is seen.
+    /// Returns the number of other tables that have the leaf, including the spaces that have left and are waited for.
+    /// Acquire, partner: [`PendingLeave`]. The caller sees the effects of those spaces' processors.
     pub(crate) fn others(&self) -> u64 {
         self.life.touch();
         self.others.load(Ordering::Acquire)
     }
 
-    /// Acquire, partner: [`Locked`]'s Release.
+    /// Tries to take the record's lock. Acquire, partner: [`Locked`]'s Release.
     pub(super) fn try_lock(&self) -> Option<Locked<'_>> {
         self.life.touch();
         let locked = self.locked.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        // Made only then: dropping one unlocks.
+        // The value is made only if the lock was taken: dropping one unlocks.
         locked.is_ok().then(|| Locked(self))
     }
 }
@@ -172,40 +179,41 @@ impl Default for LeafRecord {
     }
 }
 
-/// The record of a leaf table that nobody else shares, leaves or takes over now.
+/// A locked record: no other thread shares, leaves or takes over the leaf table now. Dropping it unlocks.
 pub(super) struct Locked<'a>(&'a LeafRecord);
 
 impl<'a> Locked<'a> {
+    /// Returns the number of other tables that have the leaf, as [`LeafRecord::others`] does.
     pub fn others(&self) -> u64 {
         self.0.others()
     }
 
-    /// One table more has the leaf. It brings what the first one to leave will need.
+    /// Counts one more table that has the leaf. The table brings a spare, which the first space that leaves will need.
     ///
     /// # Safety
-    /// From [`ShareLeaves::reserve`](crate::host::ShareLeaves::reserve), and not added before.
+    /// `spare` is from [`ShareLeaves::reserve`](crate::host::ShareLeaves::reserve), and was not added before.
     pub unsafe fn add(&self, spare: NonNull<SpareLink>) {
-        // SAFETY: by the contract above; it is the lock's from now on.
+        // SAFETY: by the contract above; from now on the lock protects it.
         unsafe { spare.as_ref() }.next.store(self.0.spares.load(Ordering::Relaxed), Ordering::Relaxed);
         self.0.spares.store(spare.as_ptr(), Ordering::Relaxed);
         self.0.others.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A table for the space that leaves. None: as many are leaving as have the leaf.
+    /// Takes a table for the space that leaves. `None` if all spares are taken, since other spaces are leaving.
     pub fn take_spare(&self) -> Option<NonNull<SpareLink>> {
         let spare = NonNull::new(self.0.spares.load(Ordering::Relaxed))?;
-        // SAFETY: in the list, which is the lock's; the host keeps it until it is opened.
+        // SAFETY: it is in the list, which the lock protects; the host keeps it until it is opened.
         let next = unsafe { spare.as_ref() }.next.load(Ordering::Relaxed);
         self.0.spares.store(next, Ordering::Relaxed);
         Some(spare)
     }
 
-    /// Several spaces have the leaf from now on, so that nobody announces in it; or `space` alone.
+    /// Notes that `space` alone has the leaf; with `None`, that several spaces have it, so that no thread announces in it.
     pub fn set_space(&self, space: Option<SpaceMark>) {
         self.0.space.store(space.map_or(SHARED, |space| space.0), Ordering::Release);
     }
 
-    /// Ends the lock. The space that had the leaf is counted until the value returned is dropped.
+    /// Releases the lock. The space that had the leaf is counted until the returned value is dropped.
     pub fn leave(self) -> PendingLeave {
         PendingLeave(NonNull::from(self.0))
     }
@@ -217,8 +225,8 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// A shared leaf table that a space has left, whose processors may still be in it. Dropped when they are not: after
-/// [`PageTable::invalidate`](crate::host::PageTable::invalidate) of its pages.
+/// A shared leaf table that a space has left, and that the space's processors may still use. It is dropped when they no
+/// longer do: after [`PageTable::invalidate`](crate::host::PageTable::invalidate) of its pages.
 #[derive(Debug)]
 pub(crate) struct PendingLeave(NonNull<LeafRecord>);
 
@@ -227,7 +235,7 @@ unsafe impl Send for PendingLeave {}
 
 impl Drop for PendingLeave {
     fn drop(&mut self) {
-        // SAFETY: counted in `others`: until the next line somebody else has the leaf and does not free it, nor its record.
+        // SAFETY: counted in `others`. Until the next line another space has the leaf, and does not free it or its record.
         let record = unsafe { self.0.as_ref() };
         record.life.touch();
         // Release, partner: `LeafRecord::others`.

@@ -1,41 +1,42 @@
-//! To share a leaf table with another space, and to get a table of one's own again.
+//! Sharing a leaf table with another space, and getting an own table again.
 
 use super::record::PendingLeave;
 use crate::address::PageNumber;
 use crate::host::{Entry, OutOfMemory, PageTable, ShareLeaves, Table};
 use crate::sync::full_fence;
 
-/// How [`Table::unshare`] went.
+/// The outcome of [`Table::unshare`].
 #[derive(Debug)]
 pub(crate) enum Unshared {
-    /// The leaf is this space's own, or it is not the one that hangs there: look again.
+    /// The leaf is this space's own, or another leaf hangs there now. The caller looks again.
     Own,
-    /// Another thread is at work on it, or another space about to leave it: nothing is done.
+    /// Another thread is at work on the leaf, or another space is about to leave it. Nothing is done.
     Busy,
     /// The leaf that hangs there now is this space's own.
     Left(PendingLeave),
 }
 
 impl<T: PageTable> Table<T> {
-    /// Whether the leaf was shared with other tables when it was found. Then its entries are not written but by processors,
-    /// which set accessed bits, and no processor stores through it, whatever its entries allow. A leaf that was found by a
-    /// range taken, and not in a section, is asked nothing else: others may free it.
+    /// Returns whether the leaf was shared with other tables when it was found. If so, only processors write its entries
+    /// (they set accessed bits), and no processor stores through it, whatever its entries allow. If the caller found the leaf
+    /// by a range taken, and not in a section, it may ask nothing else of the leaf: other spaces may free it.
     #[inline]
     pub(crate) fn is_shared(&self, leaf: T::Leaf<'_>) -> bool {
         self.sharing().is_some_and(|sharing| sharing.found(leaf).is_shared())
     }
 
-    /// How many other tables have the leaf, which was found in a section.
+    /// Returns the number of other tables that have the leaf. The caller found the leaf in a section.
     pub(crate) fn others<'s>(&'s self, leaf: T::Leaf<'s>) -> u64 {
         self.sharing().map_or(0, |_| self.record(leaf).others())
     }
 
-    /// Hangs the leaf over `page` in `child` as well, which has none there; it was found in a section. When `invalidate` of its
-    /// pages has returned, no processor stores through it any more. Takes the memory that [`Table::unshare`] will need. Does not
-    /// sleep. False: somebody is at work on it, or the host shares none, and nothing is done.
+    /// Hangs the leaf over `page` in `child` as well. The caller found the leaf in a section, and `child` has none there.
+    /// When `invalidate` of the leaf's pages has returned, no processor stores through it any more. Takes the memory that
+    /// [`Table::unshare`] will need. Does not sleep. Returns false, and does nothing, if another thread is at work on the
+    /// leaf or the host shares no leaves.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: nothing is done.
+    /// [`OutOfMemory`]; nothing is done then.
     pub(crate) fn share<'s>(
         &'s self,
         leaf: T::Leaf<'s>,
@@ -48,9 +49,9 @@ impl<T: PageTable> Table<T> {
         if sharing.now(leaf) != found {
             return Ok(false);
         }
-        // SAFETY: the child's range is the caller's alone, so nobody else reserves for it or hangs something there; both tables are
-        // this engine's, and each space leaves what it shares before it drops its table (`space/calls/exit.rs`). The place has the
-        // leaf still, and is changed under the lock alone while it is shared or becomes so.
+        // SAFETY: the child's range is the caller's alone, so no other thread reserves for it or hangs a table there. Both
+        // tables are this engine's, and each space leaves what it shares before it drops its table (`space/calls/exit.rs`).
+        // The place still has the leaf, and is changed under the lock alone while it is shared or becomes so.
         unsafe {
             locked.add(of_child.reserve(page)?);
             locked.set_space(None);
@@ -60,11 +61,12 @@ impl<T: PageTable> Table<T> {
         Ok(true)
     }
 
-    /// Gives this space a leaf of its own in the place of the shared one over `page`, which was found in a section: the shared one
-    /// where nobody else has it any more, else a copy. `each` is called for the entries that are copied and not empty, and nobody else
-    /// is at work on the leaf meanwhile. It says what the copy has, which gets no write right, and counts each frame that the copy
-    /// keeps once more; the shared leaf loses the write right of each frame which the copy has too.
-    /// Does not sleep, and needs no memory. [`Unshared::Left`] is dropped after `invalidate` of the leaf's pages.
+    /// Gives this space a leaf of its own over `page`, in the place of the shared one, which the caller found in a section.
+    /// If no other table has the shared leaf any more, it becomes this space's own; else the space gets a copy. `each` is
+    /// called for the entries that are copied and not empty, while no other thread is at work on the leaf. It returns the
+    /// copy's entry, which gets no write right, and counts each frame that the copy keeps once more. The shared leaf loses
+    /// the write right of each frame which the copy has too. Does not sleep, and needs no memory. The caller drops
+    /// [`Unshared::Left`] after `invalidate` of the leaf's pages.
     pub(crate) fn unshare<'s>(
         &'s self,
         leaf: T::Leaf<'s>,
@@ -79,9 +81,9 @@ impl<T: PageTable> Table<T> {
         }
         let first = page.align_down(T::LEAF_PAGES).get();
         let pages = || (first..first + T::LEAF_PAGES).map(PageNumber::new);
-        // Page work may have come to an entry before the place was marked. Partner: the fence after the bit in page work. If
-        // ours comes first, it finds the mark and lets go, so that the leaf in which the bit is set stays as it is; if
-        // theirs, the bit is seen.
+        // Page work may have announced in an entry before the place was marked. Partner: the fence after the bit in page
+        // work. If our fence comes first, page work finds the mark and releases the entry, so the leaf in which the bit is
+        // set stays as it is. If theirs comes first, we see the bit.
         full_fence();
         if pages().any(|page| self.load(leaf, page).is_announced()) {
             return Unshared::Busy;
@@ -94,26 +96,27 @@ impl<T: PageTable> Table<T> {
         };
         if locked.others() == 0 {
             locked.set_space(Some(self.space()));
-            // SAFETY: the place has the leaf still; nobody else has it, and it is this space's own.
+            // SAFETY: the place still has the leaf; no other table has it, and it is this space's own.
             unsafe { sharing.put(leaf, found.own()) };
             return Unshared::Own;
         }
         let Some(spare) = locked.take_spare() else { return Unshared::Busy };
-        // SAFETY: out of the list of this leaf, and so reserved by a table of this host and opened by nobody else.
+        // SAFETY: it comes from the list of this leaf, so a table of this host has reserved it and no other thread has opened
+        // it.
         let copy = unsafe { sharing.open(leaf, spare) };
         self.record(copy).begin(self.space(), first);
         for (page, seen) in entries() {
             let kept = each(page, seen).without(Entry::WRITE | Entry::ANNOUNCED);
             let is_left = seen.holds_page() && !kept.has_page_of(seen);
             if seen.has(Entry::WRITE) && !is_left {
-                // SAFETY: shared, and locked: nobody else but processors writes the entry.
+                // SAFETY: the leaf is shared and locked: only processors write the entry.
                 unsafe { sharing.weaken(leaf, page) };
             }
             if kept != Entry::EMPTY {
                 self.fill(copy, page, kept);
             }
         }
-        // SAFETY: the place has the shared leaf still; the copy is nobody else's, and filled.
+        // SAFETY: the place still has the shared leaf; the copy is no other thread's, and is filled.
         unsafe { sharing.put(leaf, sharing.found(copy)) };
         Unshared::Left(locked.leave())
     }

@@ -1,4 +1,4 @@
-//! Splitting and merging: arithmetic on mappings as values, without locks and without threads.
+//! Splitting and merging of mappings: arithmetic on values, without locks and without threads.
 
 use super::{AnonId, Backing, Mapping, MappingFlags};
 use crate::address::PageRange;
@@ -6,7 +6,7 @@ use crate::host::{Frame, Host};
 use crate::protection::{Protection, Sharing};
 use crate::sync::Shared;
 
-/// The part of `mapping` inside `range`, with its place in the file, or among foreign frames, moved along.
+/// Returns the part of `mapping` inside `range`, if any. Its place in the file, or among foreign frames, moves along.
 pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>> {
     let part = mapping.range.intersection(range)?;
     let mut new = mapping.clone();
@@ -20,8 +20,8 @@ pub fn cut<H: Host>(mapping: &Mapping<H>, range: PageRange) -> Option<Mapping<H>
     Some(new)
 }
 
-/// Whether `right` goes on where `left` ends, and is like it but for rights and pages: same sharing, flags and shift, the file
-/// or the foreign frames going on where they stopped.
+/// Returns whether `right` continues `left`: it begins where `left` ends, with the same sharing, flags and shift, and the
+/// file or the foreign frames continue there too. Rights and pages may differ.
 fn goes_on<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let backing = match (&left.backing, &right.backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
@@ -40,9 +40,9 @@ fn goes_on<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
         && left.shift == right.shift
 }
 
-/// Whether `left` and `right`, which lie side by side, are one mapping to all who look: one goes on where the other ends, with
-/// the same rights, and with anonymous pages of the same number, or on one side at most. What fork has passed on joins
-/// none that has no pages. (Linux's rules.)
+/// Returns whether the neighbours `left` and `right` count as one mapping. `right` must continue `left` with the same
+/// rights. Either both have anonymous pages of the same number, or at most one of them has any. A mapping whose pages
+/// fork has passed on does not join one that has no pages. (Linux's rules.)
 pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     let anon = match (left.anon, right.anon) {
         (Some(a), Some(b)) => a == b,
@@ -52,14 +52,14 @@ pub fn joins<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> bool {
     anon && left.protection == right.protection && goes_on(left, right)
 }
 
-/// What the first anonymous page of `mapping` takes over from `neighbour`, so that the two join once their rights are the
-/// same: the number of its pages, unless it came by fork.
+/// Returns the number that the first anonymous page of `mapping` takes over from `neighbour`, so that the two can join
+/// once their rights are the same. `None` if `neighbour` is not like it, has no pages, or has its number from fork.
 pub fn adopts<H: Host>(mapping: &Mapping<H>, neighbour: &Mapping<H>) -> Option<AnonId> {
     let is_like_it = goes_on(mapping, neighbour) || goes_on(neighbour, mapping);
     neighbour.anon.filter(|anon| is_like_it && !anon.is_inherited())
 }
 
-/// Whether a part `new` of `old` is what it was, but for its pages.
+/// Returns whether a part `new` of `old` is the same as before, apart from its pages.
 pub fn is_alike<H: Host>(old: &Mapping<H>, new: &Mapping<H>) -> bool {
     let is_busy = |mapping: &Mapping<H>| matches!(mapping.backing, Backing::Busy);
     old.protection == new.protection
@@ -68,7 +68,7 @@ pub fn is_alike<H: Host>(old: &Mapping<H>, new: &Mapping<H>) -> bool {
         && is_busy(old) == is_busy(new)
 }
 
-/// The one mapping that `left` and `right` are if they join.
+/// Returns the one mapping that `left` and `right` make together. The caller has checked that they join.
 pub fn join<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> Mapping<H> {
     let mut new = left.clone();
     new.range = left.range.hull(right.range);
@@ -77,7 +77,7 @@ pub fn join<H: Host>(left: &Mapping<H>, right: &Mapping<H>) -> Mapping<H> {
     new
 }
 
-/// The flags of a new mapping: private memory that can be written counts as promised.
+/// Returns the flags of a new mapping: writable private memory counts as promised, unless it has `NO_RESERVE`.
 pub fn accounted(protection: Protection, sharing: Sharing, flags: MappingFlags) -> MappingFlags {
     let counts = sharing == Sharing::Private
         && protection.contains(Protection::WRITE)
@@ -85,8 +85,8 @@ pub fn accounted(protection: Protection, sharing: Sharing, flags: MappingFlags) 
     if counts { flags | MappingFlags::ACCOUNT } else { flags }
 }
 
-/// What mprotect makes of `mapping`. It counts as promised when it becomes writable, and after that as long as it may have
-/// pages: until an anonymous one that has none loses the right.
+/// Returns `mapping` with the rights that mprotect gives it. The mapping counts as promised when it becomes writable, and
+/// after that as long as it may have pages: an anonymous mapping without pages that loses the right stops counting.
 pub fn protected<H: Host>(mapping: Mapping<H>, protection: Protection) -> Mapping<H> {
     let flags = match protection.contains(Protection::WRITE) {
         _ if protection == mapping.protection => mapping.flags,

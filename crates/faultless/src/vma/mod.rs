@@ -1,7 +1,7 @@
 //! Mappings: immutable VMAs, the tree that holds them, and the pure rules of splitting and merging.
 //!
-//! A change publishes new VMAs; nobody changes one in place. The one thing about a mapping that changes under page
-//! work is whether it has anonymous pages, and that stands in a record beside it, see [`AnonRecord`].
+//! A change publishes new VMAs; no VMA is changed in place. One fact about a mapping changes under page work: whether it
+//! has anonymous pages. It stands in a record beside the mapping, see [`AnonRecord`].
 
 pub mod edit;
 mod record;
@@ -19,9 +19,9 @@ use crate::sync::{Life, OutOfMemory, Shared};
 use core::fmt;
 use tree::Ranged;
 
-/// What a mapping's pages come from.
+/// The source of a mapping's pages.
 pub enum Backing<H: Host> {
-    /// Zeros.
+    /// Zeros: each page is anonymous.
     Anonymous,
     /// A file, from its page `first` on.
     File {
@@ -30,13 +30,13 @@ pub enum Backing<H: Host> {
         /// The page of the file that the mapping begins with.
         first: u64,
     },
-    /// Frames that the engine does not own, from `first` on: see [`ForeignFrames`](crate::ForeignFrames).
+    /// Frames that the engine does not own, from `first` on. See [`ForeignFrames`](crate::ForeignFrames).
     Foreign {
         /// The frame that the mapping begins with.
         first: Frame,
     },
-    /// Nothing yet: range work clears the pages of what was here and will publish what comes next (docs/protocol.md,
-    /// rule 1). Page work that meets it waits for that range.
+    /// Nothing yet. Range work clears the pages of the earlier mapping and will publish the next one (docs/protocol.md,
+    /// rule 1). Page work that meets this backing waits for that range work.
     Busy,
 }
 
@@ -52,68 +52,69 @@ impl<H: Host> Clone for Backing<H> {
 }
 
 bitflags::bitflags! {
-    /// What else holds for a mapping, besides its rights. Mappings with different flags do not merge.
+    /// Properties of a mapping other than its rights. Mappings with different flags do not merge.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct MappingFlags: u16 {
-        /// Its pages stay in memory once they are there (mlock).
+        /// The pages stay in memory once they are there (mlock).
         const LOCKED = 1 << 0;
         /// With `LOCKED`: pages are not fetched ahead of the first touch (MLOCK_ONFAULT).
         const LOCKED_ON_FAULT = 1 << 1;
-        /// A child of fork does not get it (MADV_DONTFORK).
+        /// A child of fork does not get the mapping (MADV_DONTFORK).
         const DONT_FORK = 1 << 2;
-        /// A child of fork gets it empty (MADV_WIPEONFORK).
+        /// A child of fork gets the mapping empty (MADV_WIPEONFORK).
         const WIPE_ON_FORK = 1 << 3;
-        /// A fault just below makes it longer (MAP_GROWSDOWN).
+        /// A fault just below the mapping extends it downwards (MAP_GROWSDOWN).
         const GROWS_DOWN = 1 << 4;
         /// Pages will be read in order (MADV_SEQUENTIAL).
         const SEQUENTIAL = 1 << 5;
         /// Pages will be read in no order (MADV_RANDOM).
         const RANDOM = 1 << 6;
-        /// It cannot be unmapped, moved or changed (mseal).
+        /// The mapping cannot be unmapped, moved or changed (mseal).
         const SEALED = 1 << 7;
-        /// No memory is set aside for it (MAP_NORESERVE).
+        /// No memory is set aside for the mapping (MAP_NORESERVE).
         const NO_RESERVE = 1 << 8;
-        /// Never asked for: it is shared by a handle that may only read, and never becomes writable (no VM_MAYWRITE).
+        /// The mapping is shared through a handle that may only read, and never becomes writable (no VM_MAYWRITE). No
+        /// caller sets it.
         const READ_ONLY = 1 << 9;
-        /// The engine's own, and never asked for: it counts as memory that is promised (VM_ACCOUNT, "ac" in smaps).
+        /// The mapping counts as promised memory (VM_ACCOUNT, "ac" in smaps). Internal to the engine; no caller sets it.
         const ACCOUNT = 1 << 14;
-        /// The engine's own, and never asked for: mremap moves its pages, see [`Vma::settle`].
+        /// mremap is moving the mapping's pages, see [`Vma::settle`]. Internal to the engine; no caller sets it.
         const MOVING = 1 << 15;
     }
 }
 
 impl MappingFlags {
-    /// Those that nobody asks for, nor is told of.
+    /// The flags that no caller asks for and that no caller is told of.
     pub const OWN: Self = Self::ACCOUNT.union(Self::MOVING);
 
     /// Both flags of locking.
     pub const LOCKS: Self = Self::LOCKED.union(Self::LOCKED_ON_FAULT);
 
-    /// Whether its pages are locked and fetched ahead of the first touch.
+    /// Returns whether the mapping's pages are locked and fetched ahead of the first touch.
     pub fn is_fetched(self) -> bool {
         self.contains(Self::LOCKED) && !self.contains(Self::LOCKED_ON_FAULT)
     }
 }
 
-/// A mapping as a value: what splitting and merging work with.
+/// A mapping as a value. Splitting and merging work with such values.
 pub struct Mapping<H: Host> {
-    /// The pages.
+    /// The pages that the mapping covers.
     pub range: PageRange,
-    /// What may be done with them.
+    /// The rights of the mapping.
     pub protection: Protection,
-    /// Whether stores stay in this space.
+    /// Says whether stores stay in this space.
     pub sharing: Sharing,
-    /// What else holds for it.
+    /// Properties other than the rights.
     pub flags: MappingFlags,
-    /// Where pages come from.
+    /// The source of the mapping's pages.
     pub backing: Backing<H>,
-    /// Which map call made it; split parts keep it, and what joined has the newest. A fault that comes back from I/O
-    /// compares it, and what populates a new mapping.
+    /// The number of the map call that made the mapping. Split parts keep it; a merged mapping has the newest. A fault
+    /// that comes back from I/O compares it, and so does the work that populates a new mapping.
     pub serial: u64,
-    /// How many pages lower it lies than where its anonymous pages came into being (modulo 2^64): zero until mremap moves
-    /// them. Linux merges anonymous memory by it (`vm_pgoff`).
+    /// The distance in pages from the place where the mapping's anonymous pages came into being down to where it lies now
+    /// (modulo 2^64). It is zero until mremap moves the pages. Linux merges anonymous memory by it (`vm_pgoff`).
     pub shift: u64,
-    /// The number of its record, once it has anonymous pages.
+    /// The number of the mapping's record, once the mapping has anonymous pages.
     pub anon: Option<AnonId>,
 }
 
@@ -124,7 +125,7 @@ impl<H: Host> Clone for Mapping<H> {
 }
 
 impl<H: Host> Mapping<H> {
-    /// The page of the file that `page` shows, for a file's mapping.
+    /// Returns the file, and the page of it that `page` shows; `None` if the mapping is not of a file.
     pub fn file_page(&self, page: PageNumber) -> Option<(&Shared<File<H>>, u64)> {
         match &self.backing {
             Backing::File { file, first } => Some((file, first + (page.get() - self.range.start().get()))),
@@ -132,7 +133,8 @@ impl<H: Host> Mapping<H> {
         }
     }
 
-    /// The frame that `page`, which it covers, shows, for a mapping of frames that the engine does not own.
+    /// Returns the frame that `page` shows, for a mapping of frames that the engine does not own. The mapping must cover
+    /// `page`.
     pub fn foreign_frame(&self, page: PageNumber) -> Option<Frame> {
         match self.backing {
             Backing::Foreign { first } => Frame::new(first.get() + (page.get() - self.range.start().get())),
@@ -140,14 +142,14 @@ impl<H: Host> Mapping<H> {
         }
     }
 
-    /// Whether it shows frames that the engine does not own.
+    /// Returns whether the mapping shows frames that the engine does not own.
     pub fn is_foreign(&self) -> bool {
         matches!(self.backing, Backing::Foreign { .. })
     }
 }
 
 impl<H: Host> Mapping<H> {
-    /// Whether stores into it, if its rights allow them or are made to, go to its file.
+    /// Returns whether stores go to the mapping's file, if its rights allow stores now or later.
     pub fn reaches_its_file(&self) -> bool {
         let is_writable = match &self.backing {
             Backing::File { file, .. } => file.is_writable(),
@@ -170,26 +172,28 @@ impl<H: Host> fmt::Debug for Mapping<H> {
     }
 }
 
-/// A mapping in the tree. Immutable; freed a grace period after it was replaced.
+/// A mapping in the tree. It is immutable, and is freed a grace period after it was replaced.
 pub struct Vma<H: Host, D: LockingDesign> {
     mapping: Mapping<H>,
-    /// The record of a private mapping, with pages or without; of foreign frames there is none.
+    /// The record of a private mapping, with pages or without. A mapping of foreign frames has none.
     record: Option<AnonRecord>,
-    /// What the design keeps in each VMA.
+    /// The state of the design in this VMA.
     lock: D::Vma,
-    /// Whether mremap moves its pages: page work that meets it waits, as for [`Backing::Busy`]. Atomic; set from the
-    /// beginning, cleared by who has taken the range, with Release; partner: the Acquire of [`Vma::is_busy`].
+    /// Says whether mremap moves the mapping's pages. Page work that meets it waits, as for [`Backing::Busy`]. Atomic. It
+    /// is set when the VMA is made. The thread that has taken the range clears it with Release; the partner is the
+    /// Acquire of [`Vma::is_busy`].
     moving: AtomicBool,
     life: Life,
 }
 
 impl<H: Host, D: LockingDesign> Vma<H, D> {
-    /// The VMA of `mapping`.
+    /// Makes the VMA of `mapping`.
     ///
     /// # Errors
-    /// There is no memory for the design's lock.
+    /// [`OutOfMemory`] if there is no memory for the design's lock.
     pub fn new(mapping: Mapping<H>) -> Result<Self, OutOfMemory> {
-        // What the engine does not own it never copies, so that a private mapping of it has no anonymous pages either.
+        // The engine never copies frames that it does not own, so a private mapping of them has no anonymous pages
+        // either.
         let has_none = matches!(mapping.backing, Backing::Foreign { .. } | Backing::Busy);
         let is_private = mapping.sharing == Sharing::Private && !has_none;
         let record = is_private.then(|| AnonRecord::new(mapping.anon));
@@ -197,38 +201,39 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
         Ok(Self { mapping, record, lock: D::new_vma()?, moving, life: Life::new() })
     }
 
-    /// What is mapped. Its `anon` is what was known when the VMA was made; see [`Vma::record`].
+    /// Returns the mapping. Its `anon` is as it was when the VMA was made; see [`Vma::record`].
     pub fn mapping(&self) -> &Mapping<H> {
         &self.mapping
     }
 
-    /// The pages.
+    /// Returns the pages that the mapping covers.
     pub fn pages(&self) -> PageRange {
         self.mapping.range
     }
 
-    /// The record of its anonymous pages; `None` for a mapping that never has any: a shared one, or one of foreign frames.
+    /// Returns the record of the mapping's anonymous pages. `None` if the mapping never has any: a shared one, or one of
+    /// foreign frames.
     pub fn record(&self) -> Option<&AnonRecord> {
         self.record.as_ref()
     }
 
-    /// What the design keeps in it.
+    /// Returns the state of the design in this VMA.
     pub fn lock(&self) -> &D::Vma {
         &self.lock
     }
 
-    /// Whether it stands for a range whose next mapping is not published yet, or whose pages are being moved.
+    /// Returns whether the range's next mapping is not published yet, or its pages are being moved.
     pub fn is_busy(&self) -> bool {
         matches!(self.mapping.backing, Backing::Busy) || self.moving.load(Ordering::Acquire)
     }
 
-    /// Its pages are where they belong: page work may go on. Takes no memory, unlike a publication, so that nothing can go
-    /// wrong any more once pages have begun to move.
+    /// Notes that the mapping's pages are where they belong: page work may go on. Unlike a publication it takes no
+    /// memory, so that nothing can fail once pages have begun to move.
     pub(crate) fn settle(&self) {
         self.moving.store(false, Ordering::Release);
     }
 
-    /// What else holds for the mapping, as it is now.
+    /// Returns the mapping's flags as they are now.
     pub fn flags(&self) -> MappingFlags {
         match self.moving.load(Ordering::Relaxed) {
             true => self.mapping.flags,
@@ -236,19 +241,20 @@ impl<H: Host, D: LockingDesign> Vma<H, D> {
         }
     }
 
-    /// The mapping as it is now, its record closed if it had no pages: range work is about to replace it.
+    /// Returns the mapping as it is now, and closes its record if it had no pages. Range work calls this before it
+    /// replaces the VMA.
     pub(crate) fn close(&self) -> Mapping<H> {
         let anon = self.record.as_ref().and_then(AnonRecord::close);
         Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
-    /// The mapping as it seems now, nothing closed.
+    /// Returns the mapping as it seems now, and closes nothing.
     pub(crate) fn glance(&self) -> Mapping<H> {
         let anon = self.record.as_ref().and_then(AnonRecord::id);
         Mapping { anon, flags: self.flags(), ..self.mapping.clone() }
     }
 
-    /// Takes [`Vma::close`] back.
+    /// Undoes [`Vma::close`].
     pub(crate) fn reopen(&self) {
         if let Some(record) = &self.record {
             record.reopen();

@@ -1,9 +1,9 @@
-//! The tree of VMAs: a B+tree of items by their page ranges, which do not overlap. Every page belongs to the span of one
-//! leaf. What a search compares is never written once a reader can find it: a change puts one item in the place of another,
-//! or builds new nodes (`change`, `shape`) and swings one link, so that readers find what was there or what comes, and take no lock.
-//! What it replaced is freed after a grace period.
+//! The tree of VMAs: a B+tree of items by their page ranges, which do not overlap. Each page belongs to the span of one leaf.
+//! The keys that a search compares are never written once a reader can find them. A change puts one item in the place of
+//! another, or builds new nodes (`change`, `shape`) and swings one link. So readers find the old state or the new one, and
+//! take no lock. Replaced items and nodes are freed after a grace period.
 //!
-//! | who | holds | may |
+//! | thread | holds | may |
 //! |---|---|---|
 //! | reader | a [`Section`] | read through a [`View`] until the section ends |
 //! | the writer | the tree lock, with the [`Writer`] in it | read through a locked view, [`Tree::replace`] |
@@ -33,75 +33,77 @@ use core::ptr::{self, NonNull};
 use leaf::LeafRef;
 use node::{Kind, Link, NodeRef};
 
-/// What a tree holds.
+/// An item of a tree, with the range of pages by which the tree orders it.
 ///
 /// # Safety
-/// The tree places an item, and finds it again to free it, by its answers: of an item whose range changes it would free one
-/// that readers still have, or read memory that holds none. So, for as long as the item lives:
+/// The tree places an item by these answers, and finds it again by them to free it. If the range of an item changed, the tree
+/// could free an item that readers still have, or read memory that holds none. So, for as long as the item lives:
 /// * [`Ranged::range`] always returns the same pages.
 /// * [`Ranged::life`] always returns the item's own mark, which no other item has.
 /// * [`Ranged::keeps_something`] always returns the same.
 /// * No method panics.
 pub unsafe trait Ranged {
-    /// The pages it covers.
+    /// Returns the pages that the item covers.
     fn range(&self) -> PageRange;
-    /// The mark that a reader touches before it gets the item.
+    /// Returns the item's mark, which a reader touches before it gets the item.
     fn life(&self) -> &Life;
-    /// Whether the next two are to be called.
+    /// Returns whether the tree calls [`Ranged::retired`] and [`Ranged::freed`] for this item.
     fn keeps_something(&self) -> bool {
         false
     }
-    /// The item has been retired. True: what it keeps is kept by nothing else that is not retired, and should end soon.
+    /// Notes that the item has been retired. Returns true if the item keeps an object that only retired things keep, and that
+    /// should end soon.
     fn retired(&self) -> bool {
         false
     }
-    /// The item, which was retired, is freed next.
+    /// Notes that the retired item is freed next.
     fn freed(&self) {}
 }
 
-/// Items by their ranges, for one writer or several, and any number of readers.
+/// A tree of items by their ranges, for one writer or several, and any number of readers.
 pub struct Tree<T: Ranged + Send + Sync + 'static> {
-    /// The link to the root, whose span begins at page 0; null when empty. Written by who changes the tree's shape, with
-    /// Release; partner: the Acquire of [`Tree::view`], which sees the nodes and items under the root it finds whole. An
-    /// older root stays readable: its reader's section is one that the grace period waits for.
+    /// The link to the root, whose span begins at page 0; null when the tree is empty. Atomic. The thread that changes the
+    /// tree's shape writes it with Release. Partner: the Acquire of [`Tree::view`], which sees the nodes and items under the
+    /// root whole. An older root stays readable: the grace period waits for the section of its reader.
     root: AtomicPtr<()>,
-    /// Whether somebody changes the tree's shape. Atomic; Acquire and Release, among those who do.
+    /// Says whether a thread changes the tree's shape. Atomic; Acquire and Release, among the threads that do so.
     shaping: AtomicBool,
-    /// Equal in the tree and in its writer. Immutable.
+    /// The number that a tree and its writer have in common. Immutable.
     id: u64,
     items: PhantomData<T>,
 }
 
-/// Whoever has it is the only writer of its tree. It lives in the tree lock's mutex.
+/// The right to be the only writer of a tree. It lives in the tree lock's mutex.
 #[derive(Debug)]
 pub struct Writer {
-    /// The tree's.
+    /// The tree's number. Immutable.
     id: u64,
 }
 
-/// The writer given up, for good or for a while, so that anybody may write: changes of different leaves go on side by side.
+/// The right to write beside other writers, after the only writer was given up for good or for a while. Changes of different
+/// leaves go on side by side.
 #[derive(Debug)]
 pub struct Writers {
-    /// The tree's.
+    /// The tree's number. Immutable.
     id: u64,
 }
 
 impl Writer {
-    /// Gives up being alone.
+    /// Gives up being the only writer, for good.
     pub fn share(self) -> Writers {
         Writers { id: self.id }
     }
 
-    /// Gives it up for a while.
+    /// Gives up being the only writer, for a while.
     ///
     /// # Safety
-    /// As long as what comes back is there, the writer is used for nothing but to lend it again.
+    /// As long as the returned value lives, the writer is used only to lend it again.
     pub unsafe fn lend(&self) -> Writers {
         Writers { id: self.id }
     }
 }
 
-/// The tree's shape, being changed by one.
+/// The right to change the tree's shape, which one thread has at a time. Dropping it gives it up.
 struct Shaping<'a>(&'a AtomicBool);
 
 impl Drop for Shaping<'_> {
@@ -111,7 +113,7 @@ impl Drop for Shaping<'_> {
 }
 
 impl<T: Ranged + Send + Sync + 'static> Tree<T> {
-    /// An empty tree and its writer.
+    /// Makes an empty tree and its writer.
     pub fn new() -> (Self, Writer) {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, PlainOrdering::Relaxed);
@@ -122,40 +124,42 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         Self { root: AtomicPtr::new(root), shaping: AtomicBool::new(false), id, items: PhantomData }
     }
 
-    /// The tree as it is now, for a reader. Each item that it finds was there at some moment since; one that was there all
-    /// the time is found.
+    /// Returns the tree as it is now, for a reader. Each item that the reader finds was in the tree at some moment since
+    /// then. An item that was there all the time is found.
     #[inline]
     pub fn view<'s>(&'s self, _section: &'s Section<'_>) -> View<'s, T> {
         let root = NonNull::new(self.root.load(Ordering::Acquire));
-        // SAFETY: nodes are whole when a link leads to them; what a later change replaces is freed after a grace period, which
-        // waits for this section.
+        // SAFETY: nodes are whole when a link leads to them. Replaced nodes are freed after a grace period, which waits for
+        // this section.
         View { root: root.map(|root| unsafe { Link::new(root) }) }
     }
 
-    /// The tree as it is, for the writer.
+    /// Returns the tree as it is, for the writer.
     pub fn view_locked<'s>(&'s self, writer: &'s Writer) -> View<'s, T> {
         self.check(writer.id);
-        // Relaxed: the writer's own store, or one of a writer before, after which the lock was taken or an edit's end was seen.
+        // Relaxed: the store was the writer's own, or an earlier writer's, after which the lock was taken or the end of an
+        // edit was seen.
         let root = NonNull::new(self.root.load(Ordering::Relaxed));
         // SAFETY: nodes are whole when a link leads to them; only the writer replaces them, and it is borrowed.
         View { root: root.map(|root| unsafe { Link::new(root) }) }
     }
 
-    /// The tree as it is, for somebody who keeps others from changing it without the writer's lock.
+    /// Returns the tree as it is, for a caller that keeps other threads from changing it without the writer's lock.
     ///
     /// # Safety
-    /// As long as the view is used, nobody changes the tree. The caller has had the writer's lock since the last change.
+    /// As long as the view is used, no thread changes the tree. The caller has had the writer's lock since the last change.
     pub unsafe fn view_still<'s>(&'s self, _proof: &'s impl Stable) -> View<'s, T> {
         let root = NonNull::new(self.root.load(Ordering::Acquire));
-        // SAFETY: nodes are whole when a link leads to them; nobody replaces any, by the contract above.
+        // SAFETY: nodes are whole when a link leads to them; no thread replaces any, by the contract above.
         View { root: root.map(|root| unsafe { Link::new(root) }) }
     }
 
-    /// In one step, takes out every item inside `range` and puts `new` in their place: sorted, inside `range`, without
-    /// overlap. No item straddles an end of `range`. `new` is empty then, and `retired` has what to free after a grace
-    /// period. Returns how many bytes the items and nodes that have come take.
+    /// Takes out all items inside `range` and puts `new` in their place, in one step. `new` is sorted, lies inside `range`,
+    /// and does not overlap. No item straddles an end of `range`. Afterwards `new` is empty, and `retired` has the things to
+    /// free after a grace period. Returns the number of bytes of the new items and nodes.
     ///
     /// # Errors
+    /// [`OutOfMemory`]; the tree and `new` are as before.
     /// [`OutOfMemory`]: the tree and `new` are as before.
     pub fn replace(
         &self,
@@ -169,19 +173,19 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
             match self.change(Change { range, new: &mut *new, retired: &mut *retired, made: 0 }) {
                 Ok(made) => return Ok(made),
                 Err(Unchanged::OutOfMemory(error)) => return Err(error),
-                // There is nobody.
+                // There is no other writer.
                 Err(Unchanged::Contended) => spin_loop(),
             }
         }
     }
 
-    /// As [`Tree::replace`], while others do the same.
+    /// Replaces items as [`Tree::replace`] does, while other threads do the same.
     ///
     /// # Errors
-    /// [`Unchanged`]; where somebody else is at work, the caller ends its section, lets a moment pass, and asks again.
+    /// [`Unchanged`]. If another thread is at work, the caller ends its section, lets a moment pass, and tries again.
     ///
     /// # Safety
-    /// Nobody else puts anything into `range` meanwhile, or takes anything out. The section is of the engine, or of the
+    /// No other thread puts items into `range` meanwhile, or takes any out. The section is of the engine, or of the
     /// [`Sections`](crate::sync::Sections), that all readers of this tree enter.
     pub unsafe fn replace_beside(
         &self,
@@ -210,27 +214,27 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
         Ok(change.made)
     }
 
-    /// Takes everything out, which needs no memory.
+    /// Takes out all items. Needs no memory.
     ///
     /// # Safety
-    /// Before what comes back is dropped, also by unwinding, a grace period passes.
+    /// A grace period passes before the returned tree is dropped, also by unwinding.
     pub unsafe fn take_all(&self, writer: &mut Writer) -> Tree<T> {
         self.check(writer.id);
-        // Readers of an older root see the tree whole.
+        // Readers of an older root see the whole tree.
         Self::under(self.root.swap(ptr::null_mut(), Ordering::AcqRel), self.id)
     }
 
-    /// A writer of another tree does not exclude this tree's changes.
+    /// Checks that the writer is this tree's: the writer of another tree does not exclude this tree's changes.
     fn check(&self, id: u64) {
         assert!(self.id == id, "the writer of another tree");
     }
 }
 
 impl<T: Ranged + Send + Sync + 'static> Tree<T> {
-    /// Frees everything in it. Returns how many bytes that took.
+    /// Frees all items and nodes. Returns the number of bytes that they took.
     pub fn clear(&mut self) -> usize {
         /// # Safety
-        /// Nobody reads the node or anything under it, now or later.
+        /// No thread reads the node or anything under it, now or later.
         unsafe fn free<T: Ranged + 'static>(link: Link<'_, T>) -> usize {
             let mut bytes = node::bytes_of_node::<T>(link.pointer());
             match link.node() {
@@ -265,7 +269,7 @@ impl<T: Ranged + Send + Sync + 'static> Drop for Tree<T> {
     }
 }
 
-/// Boxes and pointers lie alike, so that turning one into the other needs no memory.
+/// Turns boxes into pointers. Both have the same layout, so this needs no memory.
 fn into_pointers<T>(boxes: Vec<Box<T>>) -> Vec<NonNull<T>> {
     let mut boxes = ManuallyDrop::new(boxes);
     // SAFETY: the vector's own parts, given up above; a Box of a sized type lies in memory as a NonNull does.
@@ -273,14 +277,14 @@ fn into_pointers<T>(boxes: Vec<Box<T>>) -> Vec<NonNull<T>> {
 }
 
 /// # Safety
-/// `pointers` came from [`into_pointers`], and nobody else uses them.
+/// `pointers` came from [`into_pointers`], and are not used elsewhere.
 unsafe fn into_boxes<T>(pointers: Vec<NonNull<T>>) -> Vec<Box<T>> {
     let mut pointers = ManuallyDrop::new(pointers);
     // SAFETY: as in `into_pointers`; by the contract above the boxes own what they point to.
     unsafe { Vec::from_raw_parts(pointers.as_mut_ptr().cast(), pointers.len(), pointers.capacity()) }
 }
 
-/// The tree for who reads it.
+/// The tree as a reader sees it.
 pub struct View<'s, T> {
     root: Option<Link<'s, T>>,
 }
@@ -296,13 +300,13 @@ impl<T> Copy for View<'_, T> {}
 struct Place<'s, T> {
     leaf: LeafRef<'s, T>,
     base: PageNumber,
-    /// Where the next leaf's span begins, if there is one.
+    /// The page at which the next leaf's span begins, if there is one.
     end: Option<PageNumber>,
     index: usize,
 }
 
 impl<'s, T: Ranged> View<'s, T> {
-    /// The item that contains `page`.
+    /// Returns the item that contains `page`.
     #[inline]
     pub fn find(self, page: PageNumber) -> Option<&'s T> {
         let (mut link, mut base) = (self.root?, 0);
@@ -317,7 +321,7 @@ impl<'s, T: Ranged> View<'s, T> {
         }
     }
 
-    /// The leaf over `page`, and how many of its places start there or below.
+    /// Returns the leaf over `page`, and the number of its places that start there or below.
     fn leaf_over(self, page: PageNumber) -> Option<Place<'s, T>> {
         let (mut link, mut base, mut end) = (self.root?, PageNumber::new(0), None);
         loop {
@@ -336,7 +340,7 @@ impl<'s, T: Ranged> View<'s, T> {
         }
     }
 
-    /// The items that end above `page`, upwards.
+    /// Iterates over the items that end above `page`, upwards.
     pub fn from(self, page: PageNumber) -> impl Iterator<Item = &'s T> {
         let above = move |page: PageNumber| {
             let mut place = self.leaf_over(page)?;
@@ -351,7 +355,7 @@ impl<'s, T: Ranged> View<'s, T> {
             loop {
                 let here = place.as_mut()?;
                 if here.index == here.leaf.len() {
-                    // The next leaf is found from the root: that is once for many items, and needs no stack.
+                    // The next leaf is found from the root. That happens once for many items, and needs no stack.
                     place = above(here.end?);
                     continue;
                 }
@@ -363,9 +367,9 @@ impl<'s, T: Ranged> View<'s, T> {
         })
     }
 
-    /// The last item that ends at `page` or below.
+    /// Returns the last item that ends at `page` or below.
     pub fn before(self, page: PageNumber) -> Option<&'s T> {
-        // Starts at the page before it or below: starts below the page, as what ends at the page does.
+        // The search looks for starts at the page before `page` or below: an item that ends at `page` starts below it.
         let mut at = page.checked_sub(1)?;
         loop {
             let Place { leaf, base, index, .. } = self.leaf_over(at)?;
@@ -377,12 +381,13 @@ impl<'s, T: Ranged> View<'s, T> {
         }
     }
 
-    /// Whether changes of different parts may go on side by side: all in one leaf, they come one after the other.
+    /// Returns whether changes of different parts may go on side by side. If all items are in one leaf, changes come one
+    /// after the other.
     pub fn has_parts(self) -> bool {
         self.root.is_some_and(|root| matches!(root.node(), NodeRef::Inner(_)))
     }
 
-    /// Whether there is no item.
+    /// Returns whether the tree has no item.
     pub fn is_empty(self) -> bool {
         self.root.is_none()
     }

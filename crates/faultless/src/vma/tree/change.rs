@@ -1,5 +1,6 @@
-//! Changes. One inside one leaf is made there, or in a leaf that takes its place, with nothing taken but the leaf's parent; so
-//! changes of different parts go on side by side. All others change the tree's shape ([`super::shape`]), one at a time.
+//! Changes of the tree. A change inside one leaf is made there, or in a leaf that takes its place. It takes only the leaf's
+//! parent, so changes of different parts go on side by side. All other changes change the tree's shape ([`super::shape`]),
+//! one at a time.
 
 use super::leaf::{LeafRef, Put};
 use super::node::{self, Contended, Link, NodeRef};
@@ -12,13 +13,13 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
-/// Why nothing was changed.
+/// The reason why a change was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unchanged {
-    /// No memory for nodes.
+    /// There is no memory for nodes.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    /// Somebody else changes the same part of the tree now.
+    /// Another thread changes the same part of the tree now.
     #[error("somebody else changes the same part of the tree")]
     Contended,
 }
@@ -29,19 +30,20 @@ impl From<Contended> for Unchanged {
     }
 }
 
-/// What is asked for, see [`super::Tree::replace`].
+/// A requested change, see [`super::Tree::replace`].
 pub struct Change<'a, T> {
+    /// The pages whose items are replaced.
     pub range: PageRange,
-    /// What comes; empty when it has.
+    /// The new items; empty when they are in the tree.
     pub new: &'a mut Vec<Box<T>>,
-    /// Takes what goes.
+    /// The list that takes the replaced items and nodes.
     pub retired: &'a mut RetiredList,
-    /// Bytes of the items and nodes that the change has put into the tree.
+    /// The number of bytes of the items and nodes that the change has put into the tree.
     pub made: usize,
 }
 
 impl<T: Ranged + Send + 'static> Change<'_, T> {
-    /// Makes the change if it is one inside one leaf that has a parent. False: it is not.
+    /// Makes the change if it lies inside one leaf that has a parent. Returns false if it does not; nothing is changed then.
     pub fn in_one_leaf(&mut self, root: Link<'_, T>) -> Result<bool, Unchanged> {
         let Self { range, ref mut new, ref mut retired, ref mut made } = *self;
         let (mut link, mut base, mut end) = (root, PageNumber::new(0), PageNumber::new(u64::MAX));
@@ -57,7 +59,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         }
         let Some((body, index, is_root)) = parent.filter(|_| range.end() <= end) else { return Ok(false) };
         let _taken = body.try_take()?;
-        // Where spans begin never changes; what is in this one may have.
+        // Where spans begin never changes; the items of this span may have changed.
         let NodeRef::Leaf(leaf) = body.child(index).node() else { return Ok(false) };
         let places = leaf.places(base, range);
         if new.is_empty() && places.is_empty() {
@@ -68,7 +70,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             return Ok(false);
         };
         let mut gap = body.gap();
-        // Mostly all is as before: the largest hole stays the largest until a search corrects it.
+        // Mostly nothing changes here: the largest hole stays the largest until a search corrects it.
         if sum != old {
             gap = gap.max(body.gap_beside(index, sum));
             let ends_move =
@@ -96,7 +98,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         Ok(true)
     }
 
-    /// Makes the change if the root is a leaf, and stays one. False: it does not.
+    /// Makes the change if the root is a leaf and stays one. Returns false if it would not; nothing is changed then.
     #[inline(never)]
     fn in_the_root(&mut self, root: &AtomicPtr<()>, leaf: LeafRef<'_, T>) -> Result<bool, OutOfMemory> {
         let Self { range, ref mut new, ref mut retired, ref mut made } = *self;
@@ -119,11 +121,11 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
         Ok(true)
     }
 
-    /// Makes the change, whatever it does to the tree. The caller is the only one who changes its shape.
+    /// Makes the change with all its effects on the tree. The caller is the only thread that changes the tree's shape.
     pub fn of_shape(&mut self, root: &AtomicPtr<()>) -> Result<(), Unchanged> {
         let old_root = NonNull::new(root.load(Ordering::Relaxed));
-        // SAFETY: nobody else replaces the root, and what hangs in it is freed a grace period after it was replaced: the
-        // caller is the only writer, or in a section.
+        // SAFETY: no other thread replaces the root, and the nodes under it are freed a grace period after they were
+        // replaced. The caller is the only writer, or in a section.
         let old_root = old_root.map(|root| unsafe { Link::new(root) });
         if let Some(old_root) = old_root
             && let NodeRef::Leaf(leaf) = old_root.node()
@@ -141,16 +143,16 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
             })
         };
         changed.inspect_err(|_| {
-            // SAFETY: the draft is undone, nobody has seen them.
+            // SAFETY: the draft is undone, and no thread has seen the items.
             *self.new = unsafe { into_boxes(pointers) };
         })
     }
 }
 
-/// Room has been made.
+/// Adds `thing` to the list. The caller has made room for it.
 pub fn retire(retired: &mut RetiredList, thing: Retired) {
     if cfg!(mutant = "stackrot") {
-        // CVE-2023-3269: what was replaced was freed while readers without the lock were in it.
+        // CVE-2023-3269: replaced nodes were freed while readers without the lock were in them.
         // SAFETY: not kept; a mutant.
         return unsafe { thing.free() };
     }

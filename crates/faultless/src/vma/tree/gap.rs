@@ -1,14 +1,15 @@
-//! The search for a hole: what mmap does for a place. Off the readers' way: it reads sums that only writers keep.
+//! The search for a hole, by which mmap finds a place. It is off the readers' way: it reads sums that only writers keep.
 
 use super::node::{Link, NodeRef, hole};
 use super::{Ranged, Tree, Writer};
 use crate::address::{PageNumber, PageRange};
 
 impl<T: Ranged + Send + Sync + 'static> Tree<T> {
-    /// Where the highest run of `pages` free pages inside `within` starts (mmap goes downwards).
+    /// Returns the start of the highest run of `pages` free pages inside `within` (mmap goes downwards); `None` if there is
+    /// none or `pages` is zero.
     ///
-    /// Sums may say of a node that it has a larger hole than it has, never a smaller one; a search that goes down there for
-    /// nothing sets them right. So it reads few nodes more than a look-up does for each change since the last one.
+    /// The sum of a node may give a larger hole than the node has, never a smaller one. A search that goes down there in vain
+    /// corrects it. So for each change since the last search, a search reads only few nodes more than a look-up.
     pub fn highest_gap(&self, writer: &Writer, pages: u64, within: PageRange) -> Option<PageNumber> {
         if pages == 0 {
             return None;
@@ -26,7 +27,7 @@ impl<T: Ranged + Send + Sync + 'static> Tree<T> {
     }
 }
 
-/// A hole that is looked for.
+/// The hole that a search looks for.
 #[derive(Clone, Copy)]
 struct Wanted {
     pages: u64,
@@ -34,14 +35,14 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// The highest place in the hole from `low` to `high`.
+    /// Returns the highest place in the hole from `low` to `high`.
     fn fit(self, low: PageNumber, high: PageNumber) -> Option<PageNumber> {
         let (low, high) = (low.max(self.within.start()), high.min(self.within.end()));
         high.checked_sub(self.pages).filter(|&start| start >= low)
     }
 
-    /// The highest place in a hole between two items under `node`, whose span begins at `base`; or else how large the
-    /// largest hole there is, at most.
+    /// Returns the highest place in a hole between two items under `node`, whose span begins at `base`. If there is none, the
+    /// error is an upper bound of the largest hole there, in pages.
     fn under<T>(self, node: Link<'_, T>, base: PageNumber) -> Result<PageNumber, u64> {
         let mut largest = 0;
         match node.node() {

@@ -1,32 +1,32 @@
-//! The keys of nodes: numbers of pages from where the node's span begins, 32 bits wide where that reaches.
+//! The keys of nodes: numbers of pages from the beginning of the node's span, 32 bits wide if they fit.
 
-/// A number of pages from where a node's span begins.
+/// A number of pages from the beginning of a node's span.
 pub trait Key: Copy {
-    /// What stands in unused places: above all others.
+    /// The key of unused places, which is above all others.
     const UNUSED: Self;
-    /// What a link to a node with such keys carries.
+    /// The tag of a link to a node with such keys.
     const TAG: usize;
 
-    /// `None`: too many.
+    /// Makes a key; `None` if `pages` is too large for it.
     fn pack(pages: u64) -> Option<Self>;
-    /// The number.
+    /// Returns the number of pages.
     fn pages(self) -> u64;
-    /// How many of `keys` are not above `pages`.
+    /// Returns the number of `keys` that are not above `pages`.
     fn rank<const N: usize>(keys: &[Self; N], pages: u64) -> usize;
-    /// Whether it is above `pages`.
+    /// Returns whether the key is above `pages`.
     fn is_above(self, pages: u64) -> bool;
 }
 
-/// 32 bits, ordered as signed numbers: SSE2, which every x86-64 has, compares four of those at once.
+/// A key of 32 bits, ordered as a signed number: SSE2, which every x86-64 has, compares four of those at once.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Near(i32);
 
 impl Near {
-    /// A bit for each of `keys` that is above `limit`.
+    /// Returns a bit for each of `keys` that is above `limit`.
     #[inline]
     fn above(keys: &[Self; 16], limit: Self) -> u16 {
-        // From a portable loop the compiler makes one that counts the bits one by one.
+        // The compiler turns a portable loop into one that counts the bits one by one.
         #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
         {
             use core::arch::x86_64 as sse;
@@ -46,7 +46,7 @@ impl Near {
         keys.iter().enumerate().map(|(i, key)| u16::from(key.0 > limit.0) << i).sum()
     }
 
-    /// The greatest below [`Key::UNUSED`] where it is less.
+    /// Makes a key of `pages`, limited to the greatest one below [`Key::UNUSED`].
     fn clamped(pages: u64) -> Self {
         Self((pages.min(u64::from(u32::MAX) - 1) as u32 ^ 1 << 31) as i32)
     }
@@ -67,7 +67,7 @@ impl Key for Near {
     #[inline]
     fn rank<const N: usize>(keys: &[Self; N], pages: u64) -> usize {
         let pages = Self::clamped(pages);
-        // All of them, without a branch: a bit for each that is above, of which the lowest counts.
+        // Compares all keys without a branch. There is a bit for each key that is above; the lowest bit gives the rank.
         let (sixteens, rest) = keys.as_chunks::<16>();
         let rest = rest.iter().enumerate().map(|(i, key)| u64::from(key.0 > pages.0) << i).sum::<u64>();
         let rest = (rest | 1 << (N % 16)) << (N - N % 16);
@@ -83,7 +83,7 @@ impl Key for Near {
     }
 }
 
-/// 64 bits.
+/// A key of 64 bits.
 #[derive(Clone, Copy)]
 pub struct Far(u64);
 

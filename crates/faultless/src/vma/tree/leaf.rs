@@ -1,5 +1,5 @@
-//! Leaves. Their keys never change once a reader can find them; what is in a place does: an item goes, one comes back
-//! with the same range, or another one takes its place. So the commonest changes write one word.
+//! The leaves of the tree. Their keys never change once a reader can find them. The item in a place does: it goes, it comes
+//! back with the same range, or another one takes its place. So the commonest changes write one word.
 
 use super::key::{Far, Key, Near};
 use super::node::{Built, Summary, hole, link};
@@ -12,25 +12,27 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 
-/// Places of a leaf.
+/// The number of places of a leaf.
 #[cfg(not(loom))]
 pub const ITEMS: usize = 16;
-// Small runs reach splits and merges.
+// The number is small so that small runs reach splits and merges.
 #[cfg(loom)]
 pub const ITEMS: usize = 2;
 
-/// Items of every leaf that has a neighbour, at least.
+/// The smallest number of items in a leaf that has a neighbour.
 pub const MINIMUM: usize = ITEMS.div_ceil(4);
 
-/// A node whose places hold items. Aligned as any memory is: allocators are much slower with what has to begin with a cache
-/// line.
+/// A node whose places hold items. It is aligned like any memory: allocators are much slower if the memory has to begin with
+/// a cache line.
 #[repr(C, align(16))]
 pub struct Leaf<K, T> {
-    /// Null where there was an item. Written by who has the leaf's parent (or, of the root, changes the tree's shape), with
-    /// Release; partner: the Acquire of readers, who see the item whole.
+    /// The items; null in a place whose item has gone. Atomic. The thread that has taken the leaf's parent writes them with
+    /// Release; for a root, the thread that changes the tree's shape does. Partner: the Acquire of readers, who see the item
+    /// whole.
     items: [AtomicPtr<T>; ITEMS],
     starts: [K; ITEMS],
     ends: [K; ITEMS],
+    /// The mark by which loom checks the leaf's life.
     pub(super) life: Life,
 }
 
@@ -38,7 +40,7 @@ pub struct Leaf<K, T> {
 const _: () = assert!(size_of::<Leaf<Near, u8>>() == 256 && size_of::<Leaf<Far, u8>>() == 384);
 
 impl<K: Key, T> Leaf<K, T> {
-    /// The item over `pages` from where the leaf's span begins.
+    /// Returns the item over the page `pages` above the beginning of the leaf's span.
     #[inline]
     pub fn find(&self, pages: u64) -> Option<&T>
     where
@@ -56,8 +58,8 @@ impl<K: Key, T> Leaf<K, T> {
         (page(self.starts[index]), page(self.ends[index]))
     }
 
-    /// The live ones of this leaf, with `new` in the place of those in `places`, and no items there yet: the leaf, and where.
-    /// `None`: one lies too far.
+    /// Makes a leaf of this leaf's items, with room for `new` instead of the items in `places`. Returns it, and the first
+    /// place of the new items, which are not there yet. `None` if an item lies too far away for the keys.
     fn splice<To: Key>(
         &self,
         base: PageNumber,
@@ -94,7 +96,7 @@ impl<K: Key, T> Leaf<K, T> {
         !self.items[index].load(Ordering::Relaxed).is_null()
     }
 
-    /// How many items are outside of `places`, up to `most`.
+    /// Returns the number of items outside of `places`, at most `most`.
     #[inline]
     fn kept(&self, places: &Range<usize>, most: usize) -> usize {
         let mut kept = 0;
@@ -107,8 +109,8 @@ impl<K: Key, T> Leaf<K, T> {
         kept
     }
 
-    /// What is under the leaf with `new` instead of what is in `places`; `old` was. None: fewer than [`MINIMUM`] items. The
-    /// caller has the leaf's parent.
+    /// Returns the leaf's summary with `new` instead of the items in `places`. `old` is the summary before. `None` if fewer
+    /// than [`MINIMUM`] items would be left. The caller has taken the leaf's parent.
     #[inline]
     fn sum_after(
         &self,
@@ -124,7 +126,7 @@ impl<K: Key, T> Leaf<K, T> {
         if self.kept(places, needed) < needed {
             return None;
         }
-        // Holes come to be only where something has changed.
+        // New holes appear only at the places that have changed.
         let mut sum = old;
         let before = (0..places.start).rev().find(|&index| self.is_live(index));
         let next = (places.end..ITEMS).find(|&index| self.is_live(index));
@@ -144,7 +146,7 @@ impl<K: Key, T> Leaf<K, T> {
         Some(sum)
     }
 
-    /// In which of `places` each of `new` can go as it is.
+    /// Returns, for each of `new`, the one of `places` that has its range. `None` if one has no such place.
     #[inline]
     fn matching(&self, base: PageNumber, mut places: Range<usize>, new: &[Box<T>]) -> Option<[u8; ITEMS]>
     where
@@ -159,10 +161,12 @@ impl<K: Key, T> Leaf<K, T> {
         (new.len() <= ITEMS).then_some(found)
     }
 
-    /// Puts `new` into `places`, and takes out what is there; here, or in a leaf that comes in the place of this one. `new` is
-    /// empty then. `removed` is called with what goes. The caller has the leaf's parent.
+    /// Puts `new` into `places`, and takes out the items there. The change is made here, or in a leaf that takes this one's
+    /// place. Afterwards `new` is empty, unless the result is [`Put::Full`]. `removed` is called with each item that goes.
+    /// The caller has taken the leaf's parent.
     ///
     /// # Errors
+    /// [`OutOfMemory`]; all is as before.
     /// [`OutOfMemory`]: all is as before.
     fn put(
         &self,
@@ -208,14 +212,14 @@ impl<K: Key, T> Leaf<K, T> {
         }
     }
 
-    /// A leaf of items, or `None` if one lies too far.
+    /// Makes a leaf of items, or returns `None` if one lies too far away for the keys.
     fn build(base: PageNumber, held: &[Held<T>]) -> Option<Built> {
         let pack = |page: PageNumber| K::pack(page.get() - base.get());
-        // The others lie below it.
+        // The other items lie below it.
         held.last().map_or(Some(K::UNUSED), |last| pack(last.end))?;
         let Ok(mut leaf) = try_box_uninit::<Self>() else { return Some(Err(OutOfMemory)) };
         let place = leaf.as_mut_ptr();
-        // Field by field: it is not built on the stack and copied.
+        // The fields are written one by one, so that the leaf is not built on the stack and copied.
         for i in 0..ITEMS {
             let held = held.get(i);
             let item = held.map_or(ptr::null_mut(), |held| held.item.as_ptr());
@@ -237,11 +241,11 @@ impl<K: Key, T> Leaf<K, T> {
     }
 }
 
-/// The item in a place, if there is one.
+/// Returns the item in a place, if there is one.
 #[inline]
 fn alive<'s, T: Ranged>(place: &AtomicPtr<T>) -> Option<&'s T> {
     let item = NonNull::new(place.load(Ordering::Acquire))?;
-    // SAFETY: the items of a leaf are freed a grace period after they went out of it, or after the leaf.
+    // SAFETY: the items of a leaf are freed a grace period after they left it, or after the leaf is freed.
     let item = unsafe { item.as_ref() };
     item.life().touch();
     Some(item)
@@ -249,9 +253,9 @@ fn alive<'s, T: Ranged>(place: &AtomicPtr<T>) -> Option<&'s T> {
 
 /// A leaf with keys of either width.
 pub enum LeafRef<'s, T> {
-    /// 32 bits.
+    /// A leaf with keys of 32 bits.
     Near(&'s Leaf<Near, T>),
-    /// 64 bits.
+    /// A leaf with keys of 64 bits.
     Far(&'s Leaf<Far, T>),
 }
 
@@ -263,13 +267,13 @@ impl<T> Clone for LeafRef<'_, T> {
 impl<T> Copy for LeafRef<'_, T> {}
 
 impl<'s, T> LeafRef<'s, T> {
-    /// How many places are used or were; at least one.
+    /// Returns the number of places that are used or were used; at least one.
     pub fn len(self) -> usize {
-        // Nothing starts above.
+        // No place starts above this number.
         self.rank(u64::MAX)
     }
 
-    /// How many places start at or below `pages` from where the leaf's span begins.
+    /// Returns the number of places that start at or below the page `pages` above the beginning of the leaf's span.
     #[inline]
     pub fn rank(self, pages: u64) -> usize {
         match self {
@@ -278,7 +282,7 @@ impl<'s, T> LeafRef<'s, T> {
         }
     }
 
-    /// How many places start below `page`, in a leaf whose span begins at `base`.
+    /// Returns the number of places that start below `page`, in a leaf whose span begins at `base`.
     #[inline]
     pub fn below(self, base: PageNumber, page: PageNumber) -> usize {
         page.get().saturating_sub(base.get()).checked_sub(1).map_or(0, |pages| self.rank(pages))
@@ -292,7 +296,7 @@ impl<'s, T> LeafRef<'s, T> {
         }
     }
 
-    /// From where to where place `index` goes in a leaf whose span begins at `base`.
+    /// Returns the start and the end of place `index`, in a leaf whose span begins at `base`.
     #[inline]
     pub fn range(self, base: PageNumber, index: usize) -> (PageNumber, PageNumber) {
         match self {
@@ -301,7 +305,7 @@ impl<'s, T> LeafRef<'s, T> {
         }
     }
 
-    /// What is in place `index`.
+    /// Returns the item in place `index` with its range, if there is one.
     #[inline]
     pub fn held(self, base: PageNumber, index: usize) -> Option<Held<T>> {
         let item = NonNull::new(self.place(index).load(Ordering::Acquire))?;
@@ -309,12 +313,12 @@ impl<'s, T> LeafRef<'s, T> {
         Some(Held { start, end, item })
     }
 
-    /// What is in these places.
+    /// Iterates over the items in `places` with their ranges.
     pub fn live(self, base: PageNumber, places: Range<usize>) -> impl DoubleEndedIterator<Item = Held<T>> {
         places.filter_map(move |index| self.held(base, index))
     }
 
-    /// The item in place `index`.
+    /// Returns the item in place `index`, if there is one.
     pub fn item(self, index: usize) -> Option<&'s T>
     where
         T: Ranged,
@@ -322,7 +326,7 @@ impl<'s, T> LeafRef<'s, T> {
         alive(self.place(index))
     }
 
-    /// Which places begin in `range`, in a leaf whose span begins at `base`.
+    /// Returns the places that begin in `range`, in a leaf whose span begins at `base`.
     #[inline]
     pub fn places(self, base: PageNumber, range: PageRange) -> Range<usize> {
         self.below(base, range.start())..self.below(base, range.end())
@@ -330,7 +334,7 @@ impl<'s, T> LeafRef<'s, T> {
 }
 
 impl<T: Ranged> LeafRef<'_, T> {
-    /// See [`Leaf::sum_after`].
+    /// Returns the summary after a change, see [`Leaf::sum_after`].
     #[inline]
     pub fn sum_after(
         self,
@@ -345,7 +349,7 @@ impl<T: Ranged> LeafRef<'_, T> {
         }
     }
 
-    /// Whether there is an item outside of `places`.
+    /// Returns whether there is an item outside of `places`.
     pub fn keeps_some(self, places: &Range<usize>) -> bool {
         match self {
             Self::Near(leaf) => leaf.kept(places, 1) != 0,
@@ -353,10 +357,10 @@ impl<T: Ranged> LeafRef<'_, T> {
         }
     }
 
-    /// See [`Leaf::put`].
+    /// Makes a change of the leaf, see [`Leaf::put`].
     ///
     /// # Errors
-    /// [`OutOfMemory`]: all is as before.
+    /// [`OutOfMemory`]; all is as before.
     #[inline]
     pub fn put(
         self,
@@ -372,33 +376,33 @@ impl<T: Ranged> LeafRef<'_, T> {
     }
 }
 
-/// Where a change of a leaf has been made.
+/// The outcome of a change of a leaf.
 pub enum Put {
-    /// In the leaf itself.
+    /// The change was made in the leaf itself.
     Here,
-    /// In a new one.
+    /// The change was made in a new leaf, with this link.
     There(NonNull<()>),
-    /// It has no room.
+    /// The leaf has no room. Nothing was changed.
     Full,
 }
 
-/// A new leaf, and from which place on the new items go.
+/// A new leaf, and the first place of the new items.
 type Spliced<K, T> = Result<(Box<Leaf<K, T>>, usize), OutOfMemory>;
 
-/// Puts the new items in.
+/// Puts the new items into the leaf, and returns its link.
 fn hang<K: Key, T>((mut leaf, first): (Box<Leaf<K, T>>, usize), new: &mut Vec<Box<T>>) -> NonNull<()> {
     let new = new.drain(..).map(|item| AtomicPtr::new(Box::into_raw(item)));
     leaf.items[first..].iter_mut().zip(new).for_each(|(place, item)| *place = item);
     link(leaf, K::TAG)
 }
 
-/// An item, as a leaf holds it.
+/// An item as a leaf holds it.
 pub struct Held<T> {
-    /// Its first page.
+    /// The first page of the item.
     pub start: PageNumber,
-    /// The page behind its last.
+    /// The page behind the item's last page.
     pub end: PageNumber,
-    /// Itself.
+    /// The item.
     pub item: NonNull<T>,
 }
 
@@ -410,17 +414,17 @@ impl<T> Clone for Held<T> {
 impl<T> Copy for Held<T> {}
 
 impl<T> Held<T> {
-    /// An item and its range.
+    /// Makes the value from an item and its range.
     pub fn new(range: PageRange, item: NonNull<T>) -> Self {
         Self { start: range.start(), end: range.end(), item }
     }
 
-    /// What a leaf says of it.
+    /// Returns the summary of the one item.
     pub fn summary(self) -> Summary {
         Summary { start: self.start, end: self.end, gap: 0 }
     }
 
-    /// A new leaf whose span begins at `base`, of at least one item, and no more than [`ITEMS`].
+    /// Makes a new leaf whose span begins at `base`, of at least one item and at most [`ITEMS`].
     ///
     /// # Errors
     /// [`OutOfMemory`].

@@ -1,4 +1,5 @@
-//! Nodes. What a search reads of them never changes once a reader can find them, but for the links to children.
+//! The nodes of the tree. The parts that a search reads never change once a reader can find the node, except for links to
+//! children.
 //!
 //! ```text
 //! Inner  keys      [ 0 | 40 | 90 ]          a link's span begins at its key and ends at the next one;
@@ -8,7 +9,7 @@
 //!                              ends   [ 12 | 20 | 33 ]
 //!                              items    |    |    `-> …
 //! ```
-//! Keys are 32 bits wide where the node's span is short enough ([`Near`]), so that a leaf's starts fill one cache line.
+//! Keys are 32 bits wide if the node's span is short enough ([`Near`]), so that a leaf's starts fill one cache line.
 
 use super::key::{Far, Key, Near};
 use super::leaf::{Leaf, LeafRef};
@@ -21,52 +22,56 @@ use alloc::boxed::Box;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
-/// Children of an inner node.
+/// The number of children that an inner node has room for.
 #[cfg(not(loom))]
 pub const CHILDREN: usize = 32;
-// Small runs reach splits and merges.
+// The number is small so that small runs reach splits and merges.
 #[cfg(loom)]
 pub const CHILDREN: usize = 3;
 
-/// A node whose places hold nodes, all of the same height: what does not depend on its keys.
+/// The part of an inner node that does not depend on its keys. The places hold nodes, all of the same height.
 #[repr(C, align(64))]
 pub struct Body<T> {
-    /// Written by who has the node, with Release; partner: the Acquire of readers, who see what is under it whole.
+    /// The links to children. Atomic. The thread that has the node to itself writes them with Release. Partner: the Acquire of
+    /// readers, who see the nodes under it whole.
     children: [AtomicPtr<()>; CHILDREN],
-    /// Who may write the node, see [`Body::try_take`].
+    /// Says who may write the node, see [`Body::try_take`]. Atomic.
     state: AtomicUsize,
+    /// The number of levels under the node. Immutable.
     height: u8,
+    /// The number of children. Immutable.
     len: u8,
-    /// Pages of the largest hole between two items under it, or more. Written by who has the node.
+    /// The number of pages of the largest hole between two items under the node, or more. Atomic. The thread that has
+    /// the node to itself writes it.
     gap: AtomicU64,
-    /// What is under each child, so that a search for a hole reads only the children it goes down to. Written by who has
-    /// the node.
+    /// A summary of each child, so that a search for a hole reads only the children that it goes down to. The thread that has
+    /// the node to itself writes it.
     sums: [Sums; CHILDREN],
     life: Life,
     marker: PhantomData<T>,
 }
 
-/// A body and its keys. A pointer to it may be used for the body.
+/// An inner node: a body and its keys. A pointer to it may be used for the body.
 #[repr(C, align(64))]
 pub struct Inner<K, T> {
     body: Body<T>,
     keys: [K; CHILDREN],
 }
 
-/// What is under a node.
+/// A summary of the items under a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Start of the first item.
+    /// The start of the first item.
     pub start: PageNumber,
-    /// End of the last item.
+    /// The end of the last item.
     pub end: PageNumber,
-    /// Pages of the largest hole between two items, or more: a change makes it larger where it must, and a search that
-    /// finds it too large makes it less.
+    /// The number of pages of the largest hole between two items, or more. A change makes it larger if needed. A search that
+    /// finds it too large corrects it.
     pub gap: u64,
 }
 
 impl Summary {
-    /// Of neighbours, upwards; there is one.
+    /// Joins the summaries of neighbours, upwards. There is at least one.
     pub fn of(parts: impl Iterator<Item = Self>) -> Self {
         let join = |a: Self, b: Self| Self {
             start: a.start,
@@ -78,12 +83,12 @@ impl Summary {
     }
 }
 
-/// Pages between two items.
+/// Returns the number of pages between two items.
 pub fn hole(end: PageNumber, start: PageNumber) -> u64 {
     start.get().saturating_sub(end.get())
 }
 
-/// A [`Summary`] that is written under its node's lock.
+/// A [`Summary`] in a node. Atomic. The thread that has the node to itself writes it.
 #[derive(Default)]
 struct Sums {
     start: AtomicU64,
@@ -92,10 +97,11 @@ struct Sums {
 }
 
 impl<K: Key, T> Inner<K, T> {
-    /// The child whose span has `pages` from where this node's begins, and where its own span begins.
+    /// Returns the child whose span contains the page `pages` above the node's `base`. Sets `base` to the beginning of the
+    /// child's span.
     #[inline]
     pub fn down(&self, base: &mut u64, pages: u64) -> Link<'_, T> {
-        // The first child's span begins where the node's does: at least one key is not above.
+        // The first child's span begins where the node's does, so at least one key is not above.
         let index = K::rank(&self.keys, pages).saturating_sub(1);
         *base += self.keys[index].pages();
         self.body.child(index)
@@ -107,7 +113,7 @@ impl<K: Key, T> Inner<K, T> {
         let gap = Summary::of(children.iter().map(|child| child.sum)).gap;
         let Ok(mut inner) = try_box_uninit::<Self>() else { return Some(Err(OutOfMemory)) };
         let place = inner.as_mut_ptr();
-        // Field by field: stacks have no room for a node.
+        // The fields are written one by one: stacks have no room for a node.
         for i in 0..CHILDREN {
             let child = children.get(i);
             let link = child.map_or(ptr::null_mut(), |child| child.link.as_ptr());
@@ -144,52 +150,52 @@ impl From<Summary> for Sums {
     }
 }
 
-/// Nobody has the node.
+/// The state of a node that is not taken.
 const FREE: usize = 0;
-/// Somebody has it who changes one leaf.
+/// The state of a node that a thread has taken to change one leaf.
 const TAKEN: usize = 1;
-/// Who changes the tree's shape has it; that is one at a time.
+/// The state of a node that the thread which changes the tree's shape has taken. There is one such thread at a time.
 const SHAPED: usize = 2;
-/// It is in the tree no more.
+/// The state of a node that is no longer in the tree.
 const DEAD: usize = 3;
 
-/// Somebody else has the node, or has replaced it: look again.
+/// Another thread has the node, or has replaced it: the caller looks again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contended;
 
 impl<T> Body<T> {
-    /// How many children.
+    /// Returns the number of children.
     pub fn len(&self) -> usize {
         usize::from(self.len)
     }
 
-    /// How many levels are under it.
+    /// Returns the number of levels under the node.
     pub fn height(&self) -> usize {
         usize::from(self.height)
     }
 
-    /// Child `index`.
+    /// Returns child `index`.
     #[inline]
     pub fn child(&self, index: usize) -> Link<'_, T> {
         let child = self.children[index].load(Ordering::Acquire);
-        // SAFETY: a used place has a child, which is freed no sooner than the node, or a grace period after it was
-        // replaced.
+        // SAFETY: a used place has a child, which is freed no sooner than the node, or a grace period after it was replaced.
         unsafe { Link::new(NonNull::new_unchecked(child)) }
     }
 
     /// Takes the node, to put another leaf into it.
     pub fn try_take(&self) -> Result<TakenNode<'_, T>, Contended> {
-        // Acquire: what who had it before has done; if it is dead, what has come in its place.
+        // Acquire: the changes of the thread that had it before are seen; if it is dead, so is the node that took its place.
         match self.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Acquire) {
             Ok(_) => Ok(TakenNode(self)),
             Err(_) => Err(Contended),
         }
     }
 
-    /// Takes the node, to change the tree's shape; also if the caller has it already. [`Body::end_shaping`] lets it go.
+    /// Takes the node, to change the tree's shape. Returns false if the caller has it already. [`Body::end_shaping`] releases
+    /// it.
     ///
     /// # Errors
-    /// [`Contended`].
+    /// [`Contended`] if another thread has it.
     pub fn try_shape(&self) -> Result<bool, Contended> {
         match self.state.compare_exchange(FREE, SHAPED, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(true),
@@ -198,31 +204,31 @@ impl<T> Body<T> {
         }
     }
 
-    /// A node taken is in the tree no more.
+    /// Marks a taken node as no longer in the tree.
     pub fn bury(&self) {
         self.state.store(DEAD, Ordering::Release);
     }
 
-    /// Lets go of a node taken, unless it has been replaced.
+    /// Releases a taken node, unless it has been replaced.
     pub fn end_shaping(&self) {
         if self.state.load(Ordering::Relaxed) == SHAPED {
             self.state.store(FREE, Ordering::Release);
         }
     }
 
-    /// Puts a child in the place of one with the same span. The caller has taken the node.
+    /// Puts a child in the place of one with the same span. The caller has the node to itself.
     pub fn put(&self, index: usize, child: NonNull<()>) {
         self.children[index].store(child.as_ptr(), Ordering::Release);
     }
 
-    /// What is under child `index`.
+    /// Returns the summary of child `index`.
     pub fn sum(&self, index: usize) -> Summary {
         let Sums { start, end, gap } = &self.sums[index];
         let page = |of: &AtomicU64| PageNumber::new(of.load(PlainOrdering::Relaxed));
         Summary { start: page(start), end: page(end), gap: gap.load(PlainOrdering::Relaxed) }
     }
 
-    /// Says so. The caller has taken the node.
+    /// Sets the summary of child `index`. The caller has the node to itself.
     pub fn set_sum(&self, index: usize, sum: Summary) {
         let Sums { start, end, gap } = &self.sums[index];
         start.store(sum.start.get(), PlainOrdering::Relaxed);
@@ -230,27 +236,27 @@ impl<T> Body<T> {
         gap.store(sum.gap, PlainOrdering::Relaxed);
     }
 
-    /// As [`Body::set_sum`], of the largest hole alone.
+    /// Sets the largest hole in the summary of child `index`. The caller has the node to itself.
     pub fn set_gap_of(&self, index: usize, gap: u64) {
         self.sums[index].gap.store(gap, PlainOrdering::Relaxed);
     }
 
-    /// What is under the node.
+    /// Returns the summary of the node.
     pub fn summary(&self) -> Summary {
         Summary { end: self.sum(self.len() - 1).end, gap: self.gap(), ..self.sum(0) }
     }
 
-    /// Pages of the largest hole, or more.
+    /// Returns the number of pages of the largest hole between items under the node, or more.
     pub fn gap(&self) -> u64 {
         self.gap.load(PlainOrdering::Relaxed)
     }
 
-    /// Says so. The caller has taken the node.
+    /// Sets the largest hole, in pages. The caller has the node to itself.
     pub fn set_gap(&self, gap: u64) {
         self.gap.store(gap, PlainOrdering::Relaxed);
     }
 
-    /// The largest hole in the sums, as far as they say, and beside child `index` if that had `sum`.
+    /// Returns the size of the largest hole in child `index` and beside it, in pages, if that child had the summary `sum`.
     pub fn gap_beside(&self, index: usize, sum: Summary) -> u64 {
         let below = index.checked_sub(1).map_or(0, |below| hole(self.sum(below).end, sum.start));
         let above = if index + 1 < self.len() { hole(sum.end, self.sum(index + 1).start) } else { 0 };
@@ -258,7 +264,7 @@ impl<T> Body<T> {
     }
 }
 
-/// A node taken to put another leaf into it; let go by dropping it.
+/// A node that was taken to put another leaf into it. Dropping it releases the node.
 pub struct TakenNode<'s, T>(&'s Body<T>);
 
 impl<T> Drop for TakenNode<'_, T> {
@@ -267,21 +273,23 @@ impl<T> Drop for TakenNode<'_, T> {
     }
 }
 
-/// What a link carries that leads to an inner node.
+/// The tag of a link to an inner node.
 const INNER: usize = 2;
 const TAGS: usize = 3;
 const NEAR_LEAF: usize = Near::TAG;
 const FAR_LEAF: usize = Far::TAG;
 const NEAR_INNER: usize = INNER | Near::TAG;
 
-/// The link to a new node.
+/// The link to a new node, or the error of its allocation.
 pub type Built = Result<NonNull<()>, OutOfMemory>;
 
+/// Gives up the box of a node, and returns the link to the node, with the tag of its kind.
 pub fn link<N>(node: Box<N>, tag: usize) -> NonNull<()> {
     NonNull::from(Box::leak(node)).cast().map_addr(|address| address | tag)
 }
 
-/// A link to a node that lives for `'s`, with everything under it. Its lower bits say of which kind the node is.
+/// A link to a node that lives for `'s`, with all nodes and items under it. Its lower bits are the tag, which says of which
+/// kind the node is.
 pub struct Link<'s, T> {
     pointer: NonNull<()>,
     marker: PhantomData<&'s T>,
@@ -294,23 +302,23 @@ impl<T> Clone for Link<'_, T> {
 }
 impl<T> Copy for Link<'_, T> {}
 
-/// A node, looked at.
+/// A node of a known kind.
 pub enum Kind<'s, T> {
-    /// Items, close together.
+    /// A leaf with near keys: its items are close together.
     NearLeaf(&'s Leaf<Near, T>),
-    /// Items.
+    /// A leaf with far keys.
     FarLeaf(&'s Leaf<Far, T>),
-    /// Nodes, close together.
+    /// An inner node with near keys: its nodes are close together.
     NearInner(&'s Inner<Near, T>),
-    /// Nodes.
+    /// An inner node with far keys.
     FarInner(&'s Inner<Far, T>),
 }
 
-/// The same, where it does not matter how wide its keys are.
+/// A node with keys of either width.
 pub enum NodeRef<'s, T> {
-    /// Items.
+    /// A leaf, whose places hold items.
     Leaf(LeafRef<'s, T>),
-    /// Nodes.
+    /// An inner node, whose places hold nodes.
     Inner(InnerRef<'s, T>),
 }
 
@@ -323,12 +331,12 @@ impl<'s, T> Link<'s, T> {
         Self { pointer, marker: PhantomData }
     }
 
-    /// The link as it stands in a node.
+    /// Returns the link as it stands in a node.
     pub fn pointer(self) -> NonNull<()> {
         self.pointer
     }
 
-    /// Where the node lies, and of which kind it is.
+    /// Returns the address and the tag of the node.
     #[inline]
     fn parts(self) -> (NonNull<()>, usize) {
         let tag = self.pointer.addr().get() & TAGS;
@@ -336,11 +344,11 @@ impl<'s, T> Link<'s, T> {
         (unsafe { self.pointer.byte_sub(tag) }, tag)
     }
 
-    /// The node.
+    /// Returns the node with its keys' width.
     #[inline]
     pub fn read(self) -> Kind<'s, T> {
         let (node, tag) = self.parts();
-        // SAFETY: by the contract of `new`; the tag says what was built there.
+        // SAFETY: by the contract of `new`; the tag says which kind of node was built there.
         unsafe {
             match tag {
                 NEAR_LEAF => Kind::NearLeaf(alive(node, |leaf: &Leaf<Near, T>| &leaf.life)),
@@ -351,7 +359,7 @@ impl<'s, T> Link<'s, T> {
         }
     }
 
-    /// The node.
+    /// Returns the node, with keys of either width.
     #[inline]
     pub fn node(self) -> NodeRef<'s, T> {
         match self.read() {
@@ -366,7 +374,7 @@ impl<'s, T> Link<'s, T> {
         }
     }
 
-    /// What is under it; its span begins at `base`.
+    /// Returns the summary of the node, whose span begins at `base`.
     pub fn summary(self, base: PageNumber) -> Summary {
         match self.node() {
             NodeRef::Leaf(leaf) => Summary::of(leaf.live(base, 0..leaf.len()).map(|held| held.summary())),
@@ -376,7 +384,7 @@ impl<'s, T> Link<'s, T> {
 }
 
 /// # Safety
-/// As [`NonNull::as_ref`]; the node is an `N`.
+/// The contract is that of [`NonNull::as_ref`]; the node is an `N`.
 #[inline]
 unsafe fn alive<'s, N>(node: NonNull<()>, life: impl Fn(&N) -> &Life) -> &'s N {
     // SAFETY: by the contract above.
@@ -392,7 +400,7 @@ enum Keys<'s> {
 
 /// An inner node with keys of either width.
 pub struct InnerRef<'s, T> {
-    /// The rest of it.
+    /// The part that does not depend on the keys.
     pub body: &'s Body<T>,
     keys: Keys<'s>,
 }
@@ -411,7 +419,7 @@ impl Clone for Keys<'_> {
 impl Copy for Keys<'_> {}
 
 impl<T> InnerRef<'_, T> {
-    /// The child whose span has `pages` from where this node's begins.
+    /// Returns the index of the child whose span contains the page `pages` above the beginning of the node's span.
     #[inline]
     pub fn place(&self, pages: u64) -> usize {
         let rank = match self.keys {
@@ -421,7 +429,7 @@ impl<T> InnerRef<'_, T> {
         rank.saturating_sub(1)
     }
 
-    /// Where the span of child `index` begins, in a node whose own begins at `base`.
+    /// Returns the beginning of the span of child `index`, in a node whose own span begins at `base`.
     #[inline]
     pub fn start(&self, base: PageNumber, index: usize) -> PageNumber {
         let pages = match self.keys {
@@ -432,15 +440,15 @@ impl<T> InnerRef<'_, T> {
     }
 }
 
-/// A node, as its parent holds it.
+/// A node as an entry of its parent.
 pub struct Child<T> {
-    /// Where its span begins.
+    /// The beginning of the node's span.
     pub start: PageNumber,
-    /// What is under it.
+    /// The summary of the node.
     pub sum: Summary,
-    /// Itself.
+    /// The link to the node.
     pub link: NonNull<()>,
-    /// Of what.
+    /// The type of the items.
     pub marker: PhantomData<*const T>,
 }
 
@@ -452,7 +460,7 @@ impl<T> Clone for Child<T> {
 impl<T> Copy for Child<T> {}
 
 impl<T> Child<T> {
-    /// A new node whose span begins at `base`, of at least one child, and no more than [`CHILDREN`].
+    /// Makes a new node whose span begins at `base`, of at least one child and at most [`CHILDREN`].
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -462,13 +470,14 @@ impl<T> Child<T> {
     }
 }
 
-/// Frees a node, not what hangs in it. Under loom it says so and stays allocated, see [`Life`].
+/// Frees a node, but not the nodes and items that hang in it. Under loom it only ends the node's life, and stays allocated;
+/// see [`Life`].
 ///
 /// # Safety
-/// The link came from [`Held::build`] or [`Child::build`]; nobody reads the node now or later.
+/// The link came from [`Held::build`] or [`Child::build`]; no thread reads the node now or later.
 pub unsafe fn free_node<T>(link: NonNull<()>) {
     /// # Safety
-    /// As above; the node is an `N`.
+    /// The contract is that of the outer function; the node is an `N`.
     unsafe fn free<N>(node: NonNull<()>, life: impl Fn(&N) -> &Life) {
         // SAFETY: by the contract above; the node was a box.
         unsafe {
@@ -478,7 +487,7 @@ pub unsafe fn free_node<T>(link: NonNull<()>) {
             }
         }
     }
-    // SAFETY: by the contract above; a link's tag says what it leads to.
+    // SAFETY: by the contract above; a link's tag says which kind of node it leads to.
     unsafe {
         let (node, tag) = Link::<T>::new(link).parts();
         match tag {
@@ -490,10 +499,10 @@ pub unsafe fn free_node<T>(link: NonNull<()>) {
     }
 }
 
-/// Frees an item. Under loom it says so and stays allocated.
+/// Frees an item. Under loom it only ends the item's life, and stays allocated.
 ///
 /// # Safety
-/// The item came into the tree as a box; nobody reads it now or later.
+/// The item came into the tree as a box; no thread reads it now or later.
 pub unsafe fn free_item<T: Ranged>(item: NonNull<()>) {
     let item = item.cast::<T>();
     // SAFETY: by the contract above.
@@ -505,7 +514,7 @@ pub unsafe fn free_item<T: Ranged>(item: NonNull<()>) {
     }
 }
 
-/// Kinds of what a tree of `T`s retires.
+/// The kinds of things that a tree of `T`s retires.
 struct Kinds<T>(PhantomData<T>);
 
 impl<T: Ranged + 'static> Kinds<T> {
@@ -519,14 +528,14 @@ impl<T: Ranged + 'static> Kinds<T> {
     };
 
     /// # Safety
-    /// The item is there.
+    /// The item is not freed yet.
     unsafe fn retired(item: NonNull<()>) -> bool {
         // SAFETY: by the contract above.
         unsafe { item.cast::<T>().as_ref() }.retired()
     }
 
     /// # Safety
-    /// As [`free_item`], after [`Self::retired`].
+    /// The contract is that of [`free_item`]. Called after [`Self::retired`].
     unsafe fn free_keeper(item: NonNull<()>) {
         // SAFETY: by the contract above.
         unsafe {
@@ -547,7 +556,7 @@ impl<T: 'static> Kinds<T> {
     }
 }
 
-/// What a node is freed by.
+/// Returns the kind by which the node is freed.
 fn kind_of_node<T: 'static>(link: NonNull<()>) -> &'static RetiredKind {
     match link.addr().get() & TAGS {
         NEAR_LEAF => &Kinds::<T>::NEAR_LEAF,
@@ -557,21 +566,21 @@ fn kind_of_node<T: 'static>(link: NonNull<()>) -> &'static RetiredKind {
     }
 }
 
-/// What a node takes.
+/// Returns the number of bytes of the node.
 pub fn bytes_of_node<T: 'static>(link: NonNull<()>) -> usize {
     kind_of_node::<T>(link).bytes
 }
 
-/// A node that no new reader finds.
+/// Retires a node that no new reader finds.
 pub fn retired_node<T: Send + 'static>(link: NonNull<()>) -> Retired {
     let kind = kind_of_node::<T>(link);
-    // SAFETY: what the node points to may be sent, and `free_node` is called once, after a grace period.
+    // SAFETY: the items under the node may be sent, and `free_node` is called once, after a grace period.
     unsafe { Retired::from_raw(link, kind) }
 }
 
-/// An item that no new reader finds.
+/// Retires an item that no new reader finds.
 pub fn retired_item<T: Ranged + Send + 'static>(item: NonNull<T>) -> Retired {
-    // SAFETY: it is freed after a grace period, which has not begun.
+    // SAFETY: the item is freed after a grace period, which has not begun.
     let is_keeper = unsafe { item.as_ref() }.keeps_something();
     let kind = if is_keeper { &Kinds::<T>::KEEPER } else { &Kinds::<T>::ITEM };
     // SAFETY: the item may be sent, and is freed once, after a grace period.

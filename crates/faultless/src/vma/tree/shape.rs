@@ -1,7 +1,7 @@
-//! Changes of the tree's shape: they build every new node before any reader can see one, level by level, upwards, until one
-//! node takes the place of one.
+//! Changes of the tree's shape. A change builds all new nodes before a reader can see one, level by level, upwards, until one
+//! new node takes the place of one old node.
 //!
-//! On each level the nodes from `left` to `right` are replaced. What they held outside the change is kept:
+//! On each level the nodes from `left` to `right` are replaced. The entries that they held outside the change are kept:
 //!
 //! ```text
 //! level 1    [ a   b   c ]        [ d   e   f ]         left and right on level 1
@@ -22,28 +22,29 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 
-/// Levels of a tree of 2^35 items, with every node filled to the minimum: more than there can be.
+/// The number of levels of a tree of 2^35 items with every node filled to the minimum. No tree can have more.
 const LEVELS: usize = 13;
 
-/// How far below its first item a leaf's span begins at most, in pages: half of what a near key reaches.
+/// The largest distance in pages from the beginning of a leaf's span to its first item: half of the reach of a near key.
 const ROOM: u64 = 1 << 31;
 
-/// What a place of a node holds, on its way from an old node to a new one.
+/// An entry of a place of a node, on its way from an old node to a new one.
 trait Entry<T>: Copy {
-    /// Places of a node.
+    /// The number of places of a node.
     const CAPACITY: usize;
-    /// Places that every node uses which has a neighbour.
+    /// The number of places that each node with a neighbour uses at least.
     const MINIMUM: usize;
 
-    /// The entries in `places` of the step's node, which has the right height.
+    /// Returns the entries in `places` of the step's node, which has the right height.
     fn of(step: Step<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self>;
-    /// The node, if it is one: it can be the root.
+    /// Returns the entry as a node, if it is one: it can be the root.
     fn into_child(self) -> Option<Child<T>>;
-    /// What is under it.
+    /// Returns the summary of the entry.
     fn sum(&self) -> Summary;
-    /// Where the span of a node may begin whose first entry it is, behind one that has `below`.
+    /// Returns the beginning of the span of a node whose first entry is this one. `below` is the last entry of the node
+    /// before it.
     fn begins(&self, below: &Self) -> PageNumber;
-    /// A new node.
+    /// Makes a new node.
     fn build(height: usize, base: PageNumber, entries: &[Self]) -> Result<NonNull<()>, OutOfMemory>;
 }
 
@@ -65,7 +66,7 @@ impl<T> Entry<T> for Held<T> {
     }
 
     fn begins(&self, below: &Self) -> PageNumber {
-        // Mappings come downwards: room below.
+        // New mappings come downwards, so there is room below.
         below.end.max(PageNumber::new(self.start.get().saturating_sub(ROOM)))
     }
 
@@ -76,7 +77,7 @@ impl<T> Entry<T> for Held<T> {
 
 impl<T> Entry<T> for Child<T> {
     const CAPACITY: usize = CHILDREN;
-    // Two at least, or the tree would grow without branching.
+    // The minimum is at least two, or the tree would grow without branching.
     const MINIMUM: usize = if CHILDREN < 8 { 2 } else { CHILDREN.div_ceil(4) };
 
     fn of(step: Step<'_, T>, places: Range<usize>) -> impl Iterator<Item = Self> {
@@ -106,7 +107,7 @@ impl<T> Entry<T> for Child<T> {
     }
 }
 
-/// A node, where its span begins, and a place in it.
+/// A node, the beginning of its span, and a place in it.
 struct Step<'s, T> {
     link: Link<'s, T>,
     base: PageNumber,
@@ -129,13 +130,12 @@ impl<T> Step<'_, T> {
     }
 }
 
-/// The way from the root to a place in a leaf.
+/// The path from the root to a place in a leaf.
 struct Path<'s, T> {
-    /// The node on each level, up to the root's. In arrays of their own, all of this takes half as much of the stack as one array of
-    /// steps.
+    /// The node on each level, up to the root's. Separate arrays take half as much of the stack as one array of steps.
     links: [Option<Link<'s, T>>; LEVELS],
     bases: [PageNumber; LEVELS],
-    /// On inner levels the place is that of the node below.
+    /// The place on each level. On inner levels it is that of the node below.
     places: [u8; LEVELS],
 }
 
@@ -163,29 +163,29 @@ impl<'s, T> Path<'s, T> {
     fn set(&mut self, level: usize, step: Step<'s, T>) {
         self.links[level] = Some(step.link);
         self.bases[level] = step.base;
-        // Nodes have fewer places.
+        // Nodes have fewer places than a byte counts.
         self.places[level] = step.place as u8;
     }
 }
 
-/// How a change becomes the tree's.
+/// The last step of a change, which makes the new nodes part of the tree.
 struct Swing<T> {
-    /// The new node; none if the tree becomes empty.
+    /// The new node; `None` if the tree becomes empty.
     child: Option<Child<T>>,
-    /// The node it goes into, on this level of the draft's path, or the tree itself.
+    /// The level of the draft's path whose node gets the new node; `None` for the root of the tree.
     level: Option<usize>,
 }
 
-/// New nodes that nobody has seen, and what they replace. Dropped unpublished, it is undone.
+/// New nodes that no reader has seen, and the nodes and items that they replace. Dropping an unpublished draft undoes it.
 pub struct Draft<'s, T: Ranged> {
     new: Vec<NonNull<()>>,
     old: Vec<Link<'s, T>>,
     items: Vec<NonNull<T>>,
-    /// The leaves' parents that it has taken.
+    /// The nodes that the draft has taken; leaves hang in each of them.
     shaped: Vec<&'s Body<T>>,
-    /// None: nothing changes.
+    /// The last step; `None` if nothing changes.
     swing: Option<Swing<T>>,
-    /// The way to what is replaced.
+    /// The path to the replaced nodes.
     path: Path<'s, T>,
 }
 
@@ -200,7 +200,7 @@ impl<T: Ranged> Drop for Draft<'_, T> {
 }
 
 impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
-    /// Nothing. It stays where it is made: stacks have no room for several.
+    /// Makes an empty draft. It stays where it is made: stacks have no room for several.
     #[inline(always)]
     pub fn new() -> Self {
         Self {
@@ -213,7 +213,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
     }
 
-    /// The tree under `root` with `new` instead of what was in `range`.
+    /// Drafts the tree under `root` with `new` instead of the items in `range`.
     ///
     /// # Errors
     /// [`Unchanged`].
@@ -272,17 +272,17 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         Ok(())
     }
 
-    /// How many nodes and items it replaces.
+    /// Returns the number of nodes and items that the draft replaces.
     pub fn replaced(&self) -> usize {
         self.old.len() + self.items.len()
     }
 
-    /// Bytes of its new nodes.
+    /// Returns the number of bytes of the draft's new nodes.
     pub fn bytes(&self) -> usize {
         self.new.iter().map(|node| node::bytes_of_node::<T>(*node)).sum()
     }
 
-    /// Makes it the tree's. `retired` has room for what it replaces.
+    /// Makes the draft part of the tree. `retired` has room for the replaced nodes and items.
     #[inline(never)]
     pub fn publish(&mut self, root: &AtomicPtr<()>, retired: &mut RetiredList) {
         let Some(swing) = self.swing.take() else { return };
@@ -309,7 +309,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
             _ => root.store(link, Ordering::Release),
         }
         for link in &self.old {
-            // c13af03de46b: a node that had been replaced did not look dead to who came to write it.
+            // c13af03de46b: a replaced node did not look dead to a writer that came to it.
             #[cfg(not(mutant = "unburied"))]
             if let NodeRef::Inner(inner) = link.node() {
                 inner.body.bury();
@@ -324,7 +324,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         items.chain(nodes).for_each(|thing| retire(retired, thing));
     }
 
-    /// Takes an inner node that is on a path, if leaves hang in it.
+    /// Takes an inner node of a path, if leaves hang in it.
     fn shape(&mut self, link: Link<'s, T>) -> Result<(), Unchanged> {
         if let NodeRef::Inner(inner) = link.node()
             && inner.body.height() == 1
@@ -337,7 +337,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         Ok(())
     }
 
-    /// Makes `path` the way to the leaf over `page`, and behind the last place in it that starts below `end`.
+    /// Sets `path` to the path to the leaf over `page`. The place in the leaf is behind the last one that starts below `end`.
     fn find(
         &mut self,
         root: Link<'s, T>,
@@ -363,8 +363,8 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
     }
 
-    /// On `level` and above: to the next node of the level (`forward`: its first place), or to the one before it
-    /// (behind its last place). False where there is none.
+    /// Moves `path`, on `level` and above, to the next node of the level and its first place (`forward`), or to the node
+    /// before it and behind its last place. Returns false if there is no such node.
     fn advance(&mut self, path: &mut Path<'s, T>, level: usize, forward: bool) -> Result<bool, Unchanged> {
         let beside = |step: &Step<'s, T>| match forward {
             true => (step.place + 1 < step.len()).then_some(step.place + 1),
@@ -386,13 +386,13 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
             l -= 1;
             step = Step { link, base, place: 0 };
             if !forward {
-                // On `level` itself everything in the node is before the place.
+                // On `level` itself, all entries of the node are before the place.
                 step.place = step.len() - usize::from(l > level);
             }
         }
     }
 
-    /// Finds where the range begins and ends, and the items between.
+    /// Finds the beginning and the end of the range, and the items between them.
     #[inline(never)]
     fn cut(
         &mut self,
@@ -423,7 +423,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
     }
 
-    /// Replaces the nodes from `left` to `right` on `level` by ones that hold `middle` between what is kept.
+    /// Replaces the nodes from `left` to `right` on `level` by nodes that hold `middle` between the kept entries.
     fn rebuild<E: Entry<T>>(
         &mut self,
         level: usize,
@@ -435,7 +435,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         // On inner levels the place of `right` is the last child that is replaced.
         let behind = last.place + usize::from(level > 0);
         let mut entries = Vec::new();
-        // A neighbour may come in too.
+        // The entries of a neighbour may be added too.
         entries.try_reserve(middle.len() + 3 * E::CAPACITY).map_err(|_| OutOfMemory)?;
         entries.extend(E::of(first, 0..first.place));
         entries.extend(middle);
@@ -455,7 +455,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         self.build(level, left.at(level).base, entries)
     }
 
-    /// Notes the nodes from `left` to `right` on `level`.
+    /// Notes the nodes from `left` to `right` on `level` as replaced.
     fn retire(&mut self, level: usize, left: &Path<'s, T>, right: &Path<'s, T>) -> Result<(), Unchanged> {
         let mut at = *left;
         loop {
@@ -469,7 +469,7 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
     }
 
-    /// Nodes for `entries`, evenly filled, the first one's span from `base` on. A single node needs no parent.
+    /// Makes nodes for `entries`, evenly filled. The first node's span begins at `base`. A single node needs no parent.
     fn build<E: Entry<T>>(
         &mut self,
         level: usize,

@@ -1,4 +1,4 @@
-//! Against a model: a sorted map, searched from end to end.
+//! Tests of the tree against a model: a sorted map, searched from end to end.
 
 use super::leaf::ITEMS;
 use super::node::{CHILDREN, Link, NodeRef, Summary};
@@ -17,7 +17,7 @@ struct Item {
     _alive: Arc<()>,
 }
 
-// SAFETY: fields that nobody changes.
+// SAFETY: the fields never change.
 unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.range
@@ -43,7 +43,7 @@ fn pair(item: &Item) -> (u64, u64) {
     (item.range.start().get(), item.range.end().get())
 }
 
-/// Asserts what holds of every node, whose span this is, and returns what is under it.
+/// Asserts the rules of every node in the span, and returns the summary of the items under it.
 fn check(link: Link<'_, Item>, (base, end): (PageNumber, u64), height: Option<usize>) -> Summary {
     let is_root = height.is_none();
     let (len, minimum, capacity, sum) = match link.node() {
@@ -80,7 +80,7 @@ fn check(link: Link<'_, Item>, (base, end): (PageNumber, u64), height: Option<us
     sum
 }
 
-/// A tree and what should be in it.
+/// A tree and the items that it should hold.
 struct Twin {
     tree: Tree<Item>,
     writer: Writer,
@@ -111,7 +111,7 @@ impl Twin {
         self.model.extend(new.iter().copied());
     }
 
-    /// As munmap and mmap over something do: what straddles the ends is cut, and `new` comes between.
+    /// Changes the tree like munmap or MAP_FIXED: items that straddle the ends of `place` are cut, and `new` comes between.
     fn carve(&mut self, place: PageRange, new: &[(u64, u64)]) {
         let (start, end) = (place.start().get(), place.end().get());
         let hit = |&(s, e): &(u64, u64)| s < end && e > start;
@@ -158,11 +158,11 @@ impl Twin {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Cuts out a range, and puts in items: each a hole and a length in pages, as far as they fit.
+    /// Cuts out a range, and puts in items. Each item is a hole and a length in pages; as many are put in as fit.
     Carve { start: u64, pages: u64, new: Vec<(u64, u64)> },
-    /// Puts one item in the place of all that touch the range.
+    /// Puts one item in the place of all items that touch the range.
     Merge { start: u64, pages: u64 },
-    /// Takes out whatever touches the range.
+    /// Takes out all items that touch the range.
     Clear { start: u64, pages: u64 },
 }
 
@@ -262,7 +262,7 @@ fn nothing_changes_where_nothing_is() {
     twin.check_structure();
 }
 
-/// Upwards, downwards and from both sides, one item at a time; then away again, until the tree is empty.
+/// Adds items upwards, downwards and from both sides, one at a time, and then removes them until the tree is empty.
 #[test]
 fn many_items_one_by_one() {
     const ITEMS: u64 = 12_000;
@@ -309,8 +309,8 @@ fn a_writer_is_of_one_tree() {
     tree.view_locked(&writer);
 }
 
-/// Some mappings of a process: its program low, its libraries high, so that keys of 32 bits do not reach. Then a mapping that
-/// is longer than they reach, and one in the hole between.
+/// Some mappings of a process: its program low, its libraries high, so that keys of 32 bits do not reach. Then come a mapping
+/// that is longer than these keys reach, and one in the hole between.
 #[test]
 fn far_apart() {
     let mut twin = Twin::new();
@@ -336,8 +336,8 @@ fn far_apart() {
     }
 }
 
-/// Threads that each change a part of their own find every change made, none lost, and the tree whole; in the parts' borders
-/// too, since a leaf holds items of both.
+/// Threads that each change a part of their own find each change made and none lost, and the tree whole. This holds at the
+/// borders of the parts too, since a leaf there holds items of both.
 #[test]
 fn writers_side_by_side() {
     const SPAN: u64 = 600;
@@ -354,7 +354,7 @@ fn writers_side_by_side() {
                     for round in 0..4000 {
                         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                         let at = 2 * ((state >> 33) % SPAN);
-                        // Of every three stretches of 40 pages one is this thread's.
+                        // Of each three stretches of 40 pages, one is this thread's.
                         let at = (at / 40 * 3 + thread) * 40 + at % 40;
                         let is_new = round % 3 != 0;
                         let mut new: Vec<_> =
