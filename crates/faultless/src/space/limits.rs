@@ -52,7 +52,7 @@ pub enum LimitError {
     /// The mappings of the space would exceed [`SpaceLimits::address_space`] (ENOMEM).
     #[error("{pages} more pages would pass the space's limit of {limit} bytes")]
     AddressSpace {
-        /// How many pages the call would add.
+        /// The number of pages that the call would add.
         pages: u64,
         /// The limit in bytes.
         limit: u64,
@@ -60,7 +60,7 @@ pub enum LimitError {
     /// Private memory that can be written would exceed [`SpaceLimits::data`] (ENOMEM).
     #[error("{pages} more pages would pass the limit of {limit} bytes of private writable memory")]
     Data {
-        /// How many pages the call would add.
+        /// The number of pages that the call would add.
         pages: u64,
         /// The limit in bytes.
         limit: u64,
@@ -68,7 +68,7 @@ pub enum LimitError {
     /// Locked memory would exceed [`SpaceLimits::locked`] (EAGAIN; ENOMEM where a call locks).
     #[error("{pages} more pages would pass the limit of {limit} bytes of locked memory")]
     Locked {
-        /// How many pages the call would add.
+        /// The number of pages that the call would add.
         pages: u64,
         /// The limit in bytes.
         limit: u64,

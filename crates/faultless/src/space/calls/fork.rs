@@ -22,7 +22,7 @@ use crate::vma::{AnonId, AnonRecord, Backing, Mapping, MappingFlags, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// How many pages ahead of the one being copied the folio's word is fetched.
+/// The distance, in pages, at which folios' words are fetched ahead of the page being copied.
 const AHEAD: u64 = 8;
 
 /// The reason why there is no child. The parent is as before, and no thread has seen half a child.
@@ -164,8 +164,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Returns a view of the tree, all of which is taken.
     fn view_taken<'t>(&'t self, taken: &'t RangeReservation<'_, H>) -> View<'t, Vma<H, D>> {
         debug_assert!(taken.range().covers(self.whole()));
-        // SAFETY: who changes a part of the tree has taken it, and all of it is taken. When it was, the tree lock was held and
-        // no edit was under way.
+        // SAFETY: a thread takes a part of the tree before it changes it, and all of it is taken. When it was, the tree lock
+        // was held and no edit was under way.
         unsafe { self.tree.view_still(taken) }
     }
 

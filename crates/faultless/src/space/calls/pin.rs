@@ -15,7 +15,7 @@ use crate::vma::Mapping;
 use alloc::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// How many bytes are copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
+/// The number of bytes copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
 const PART: usize = if cfg!(loom) { PAGE } else { 1024 };
 
 /// Makes a pin take the page that is there, as Linux before 5.19 did. Only in mutants of bugs of that time.

@@ -12,7 +12,7 @@ use crate::space::fault::FaultError;
 use crate::sync::Shared;
 use crate::vma::tree::Ranged;
 
-/// How many reads of a file begin before the first is waited for.
+/// The number of reads of a file that begin before the first is waited for.
 const AHEAD: u64 = 32;
 
 /// The purpose for which pages are fetched.

@@ -43,7 +43,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
-/// How many mappings a call may have to add before it has cut any off. Linux refuses a call that close to the limit.
+/// The number of mappings that a call may have to add before it has cut any off. Linux refuses a call that close to the limit.
 const HEADROOM: usize = 3;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {

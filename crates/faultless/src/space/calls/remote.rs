@@ -30,7 +30,7 @@ impl RemoteError {
     }
 }
 
-/// How many pages are pinned together, before a byte of them is copied. Linux takes 1024.
+/// The number of pages that are pinned together, before a byte of them is copied. Linux takes 1024.
 const RUN: usize = 8;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {

@@ -7,7 +7,7 @@ use crate::host::{Entry, EntryKind, Host, PageTable};
 use crate::space::AddressSpace;
 use alloc::vec::Vec;
 
-/// How many pages are looked at in one section.
+/// The number of pages that are looked at in one section.
 pub(in crate::space) const FEW: u64 = 64;
 
 /// The reason why there is no answer.

@@ -55,7 +55,7 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
     }
 }
 
-/// How many bytes are copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
+/// The number of bytes copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
 const PART: usize = if cfg!(loom) { PAGE_SIZE as usize } else { 512 };
 
 /// Installs a private copy of `frame`, which a pin or the entry itself keeps meanwhile.

@@ -10,7 +10,7 @@ use crate::stats::Counter;
 use crate::sync::Section;
 use crate::tables::{PendingLeave, Unshared};
 
-/// How many entries ahead of the one being copied the folio's word is fetched.
+/// The distance, in entries, at which folios' words are fetched ahead of the entry being copied.
 const AHEAD: u64 = 8;
 
 pub(in crate::space) type LeafOf<'s, H> = <<H as Host>::Table as PageTable>::Leaf<'s>;
