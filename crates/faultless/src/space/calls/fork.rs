@@ -79,8 +79,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if lock.exited {
             return Err(ForkError::Exited);
         }
-        // All memory but the child's tables is taken before anything is stopped. The tree cannot change: the whole range is
-        // taken.
+        // All memory but that of the child's tables is allocated before any thread is stopped. The tree cannot change: the
+        // whole range is taken.
         let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
         let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
         child_lock.locks = lock.locks.of_child();

@@ -215,7 +215,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     }
 
     /// Ends MOVING of all mappings in the range, and joins them with their neighbours if there is memory for that. Page work
-    /// goes on there. Before this is called, no processor uses what was swept any more.
+    /// goes on there. The caller guarantees that no processor uses what was swept.
     pub fn settle(&mut self, range: PageRange, joins: Joins) {
         self.flush();
         let lock = self.lock();

@@ -180,7 +180,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         Some(lock)
     }
 
-    /// Holds what [`Space::take_concurrent`] has taken, as [`RangeChange::take`] does.
+    /// Holds what [`RangeChange::take_concurrent`] has taken, as [`RangeChange::take`] does.
     pub fn hold(&mut self, taken: RangeReservation<'a, H>) {
         self.taken.hold(taken, None);
     }
@@ -225,8 +225,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.space.exclude(self.work(), range, wanted);
     }
 
-    /// Sweeps as [`Space::sweep`], in a range taken, for a step that takes no page out. `changed` returns whether an entry is
-    /// weakened.
+    /// Sweeps as [`Space::sweep`], in a range taken, for a step that takes no page out. `changed` adds each page whose
+    /// translation the step weakens.
     pub fn sweep(
         &mut self,
         range: PageRange,

@@ -24,6 +24,7 @@ const FEW: usize = 16;
 pub(in crate::space) struct Weakened(Option<PageRange>);
 
 impl Weakened {
+    /// Makes an empty set of pages.
     pub const fn new() -> Self {
         Self(None)
     }
@@ -73,6 +74,7 @@ pub(in crate::space) struct FlushBatch<'a, H: Host, D: LockingDesign> {
 
 impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
     #[inline]
+    /// Makes an empty batch.
     pub fn new(space: &'a Space<H, D>) -> Self {
         Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
     }

@@ -1,5 +1,5 @@
 //! Page faults: one entry for every host. A fault announces, looks the mapping up, and does what the page needs: anonymous
-//! memory, a file's page, a copy before a write. A fault that needs I/O releases all it holds and becomes a [`PendingFault`].
+//! memory, a file's page, a copy before a write. A fault that needs I/O ends its announcement and becomes a [`PendingFault`].
 
 mod anonymous;
 mod copy_on_write;

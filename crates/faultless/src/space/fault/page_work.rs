@@ -50,10 +50,12 @@ pub(in crate::space) struct Announced<'a, H: Host, D: LockingDesign> {
 }
 
 impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
+    /// Returns the engine of the space.
     pub fn engine(&self) -> &'a Engine<H> {
         &self.space.engine
     }
 
+    /// Returns the read section in which the page was announced.
     pub fn section(&self) -> &'a Section<'a> {
         self.section
     }

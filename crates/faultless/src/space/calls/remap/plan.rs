@@ -229,6 +229,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Checks the numbers and the flags of `request`. `whole` is all that can be mapped.
     pub fn new(request: &RemapRequest, whole: PageRange) -> Result<Self, RemapError> {
         let RemapRequest { old, old_length, new_length, flags, new } = *request;
         let nonsense = RemapError::MappingFlags { flags, old_length, new_length };
@@ -267,6 +268,7 @@ impl Plan {
         Ok(Self { start: old.page(), old_pages, new_pages, flags, to })
     }
 
+    /// Returns whether the request has all of `flags`.
     pub fn has(&self, flags: RemapFlags) -> bool {
         self.flags.contains(flags)
     }
@@ -276,6 +278,7 @@ impl Plan {
         self.to.filter(|_| self.has(RemapFlags::FIXED))
     }
 
+    /// Returns the first address of the old place.
     pub fn address(&self) -> VirtAddr {
         self.start.address()
     }
