@@ -1,5 +1,5 @@
-//! A look at a space that stands still: do its entries agree with its mappings? For tests and for embedders who doubt
-//! their host.
+//! A check of a space in which no call is under way: do its entries agree with its mappings? For tests, and for embedders who
+//! test their host.
 
 use super::fault::shared_table::LeafOf;
 use super::{AddressSpace, SpaceUsage};
@@ -13,92 +13,92 @@ use crate::tables::{self, Home};
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, MappingFlags};
 
-/// What is wrong.
+/// The first inconsistency that an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditError {
-    /// An entry without a mapping.
+    /// An entry has a page where nothing is mapped.
     #[error("invariant 3: {page:?} has an entry, and nothing is mapped there")]
     NotMapped {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
     },
-    /// More rights than the mapping gives.
+    /// An entry has more rights than its mapping gives.
     #[error("invariant 3: the entry of {page:?} allows more than {protection}")]
     Rights {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
-        /// What the mapping gives.
+        /// The rights that the mapping gives.
         protection: Protection,
     },
-    /// A bit that nobody will clear.
+    /// An entry has an announcement that no thread will clear.
     #[error("invariant 1: {page:?} is announced, and nobody is at work")]
     Announced {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
     },
-    /// The frame is free.
+    /// An entry maps a frame that is free.
     #[error("invariant 3: the entry of {page:?} names a free frame")]
     FreeFrame {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
     },
-    /// The entry maps a foreign frame that its mapping does not show there, or a frame of the engine's where the mapping shows foreign
-    /// ones.
+    /// An entry maps a foreign frame that its mapping does not show there, or maps a frame of the engine's where the mapping
+    /// shows foreign ones.
     #[error("{page:?} maps {frame:?}, and its mapping shows {shown:?} of the foreign frames")]
     Foreign {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
         /// The frame of the entry.
         frame: Frame,
         /// The foreign frame that the mapping shows there.
         shown: Option<Frame>,
     },
-    /// The limits are held against a wrong sum.
+    /// The usage that the limits go by differs from that of the tree.
     #[error("counts: the mappings come to {mapped}, and {counted} was counted")]
     Counts {
-        /// What the tree has.
+        /// The usage of the mappings in the tree.
         mapped: SpaceUsage,
-        /// What the limits go by.
+        /// The usage that the limits go by.
         counted: SpaceUsage,
     },
-    /// An anonymous page whose mapping has no record of such, or another one than it came by.
+    /// An anonymous page's mapping has no record of such pages, or another record than the page came by.
     #[error("records: {page:?} is anonymous, and its mapping does not have the record that it came by")]
     Record {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
     },
     /// The folio's only mapping is not the entry that its home names.
     #[error("rule H2: the home of what {page:?} maps, and nothing else does, is another entry")]
     Home {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
     },
-    /// The home is in a table that no space has.
+    /// The folio's home is in a table that no space has.
     #[error("rule H1: the home of what {page:?} maps is in a table that no space has")]
     NoTable {
-        /// The page.
+        /// The page of the entry.
         page: PageNumber,
     },
-    /// The record of a leaf table says other than what is so.
+    /// The record of a leaf table differs from the facts.
     #[error("rule H4: the record of the leaf table over {page:?} names another space, or other pages")]
     TableOf {
         /// The first page of the table.
         page: PageNumber,
     },
-    /// A locked mapping over a leaf table that others have too.
+    /// A locked mapping lies over a leaf table that others have too.
     #[error("rule H6: {page:?} is locked, and its leaf table is shared")]
     LockedAndShared {
-        /// The first page of both.
+        /// The first page that both cover.
         page: PageNumber,
     },
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Checks every entry, the homes of anonymous pages, the records of leaf tables, and the sums that the limits go by. Meaningful
-    /// while no other call on the space is under way.
+    /// Checks every entry, the homes of anonymous pages, the records of leaf tables, and the usage that the limits go by. The
+    /// result is meaningful only while no other call on the space is under way.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first inconsistency that was found.
     pub fn audit(&self) -> Result<(), AuditError> {
         let space = &self.0;
         space.engine.assert_may_sleep("the tree lock");
@@ -130,7 +130,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    /// The record of a leaf table that was found in `section`, whose first page is `first`.
+    /// Checks the record of a leaf table that was found in `section`, whose first page is `first`.
     fn audit_table<'a>(
         &'a self,
         section: &Section<'_>,
@@ -200,13 +200,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Ok(());
         }
         let id = vma.record().and_then(AnonRecord::id).ok_or(AuditError::Record { page })?;
-        // What a fork has passed on came by the record of another space.
+        // A page that fork has passed on came by the record of another space.
         #[cfg(loom)]
         if !id.is_inherited() && folio.is_exclusive() && folio.noted_record() != id.get() {
             return Err(AuditError::Record { page });
         }
         let _ = id;
-        // The count first: whoever else lets the folio go changes home before.
+        // The count is read first: a thread that drops another mapping of the folio changes the home before the count.
         let is_only = folio.mappings() == 1;
         match folio.mapped_home() {
             Some(home) if is_only && home != Home::NONE && home != space.table.home(leaf, page) => {

@@ -1,16 +1,21 @@
-//! Frames that the engine does not own: a device's memory, a framebuffer, a page that a kernel shows to all (Linux's VM_PFNMAP).
+//! Frames that the engine does not own: a device's memory, a framebuffer, a page that a kernel shows to all (Linux's
+//! VM_PFNMAP).
 
 use super::MapError;
 use crate::host::{Frame, Host, PageTable};
 use crate::protection::{Protection, Sharing};
 use crate::vma::Backing;
 
-/// Consecutive frames that the engine does not own, and that somebody answers for: the one thing that
-/// [`Source::Foreign`](crate::Source::Foreign) needs besides what safe code may say.
+/// Consecutive frames that the engine does not own, and that the caller of [`ForeignFrames::new`] answers for.
+/// [`Source::Foreign`](crate::Source::Foreign) needs such a value; safe code alone cannot make one.
 ///
-/// The engine maps them, and does nothing else with them. It never asks for their [`Folio`](crate::frame::Folio), counts no mapping of
-/// them, never reads, writes, copies or frees them, and never looks whether they are dirty. A fault gives all rights of the
-/// mapping at once. A child of fork has the mapping, and faults its pages in by itself. A mapping never becomes longer than it was made.
+/// The engine maps the frames, and does nothing else with them:
+///
+/// * It never asks for their [`Folio`](crate::frame::Folio), and counts no mapping of them.
+/// * It never reads, writes, copies or frees them, and never looks whether they are dirty.
+/// * A fault gives all rights of the mapping at once.
+/// * A child of fork has the mapping, and faults its pages in by itself.
+/// * A mapping never becomes longer than it was made.
 ///
 /// ```
 /// # use faultless::address::PAGE_SIZE;
@@ -31,7 +36,7 @@ use crate::vma::Backing;
 /// # }
 /// ```
 ///
-/// Safe code makes no such value:
+/// Safe code cannot make such a value:
 ///
 /// ```compile_fail,E0133
 /// # use faultless::{ForeignFrames, host::Frame};
@@ -46,19 +51,20 @@ pub struct ForeignFrames {
 }
 
 impl ForeignFrames {
-    /// The `count` frames from `first` on. `None`: no frame, or a number beyond [`Frame::COUNT`].
+    /// Makes a value of the `count` frames from `first` on. Returns `None` if `count` is zero, or if a frame's number would
+    /// exceed [`Frame::COUNT`].
     ///
     /// # Safety
     /// Until the last mapping that was made with this value or with a copy of it has gone, the caller guarantees:
     ///
-    /// * The frames are the host's to map, and stay what they are: nobody frees them or uses them for something else. None is one
-    ///   that the engine has from its [`FrameSource`](crate::host::FrameSource), or may get from it.
-    /// * The engine may map them in the space of the request, and in every space that inherits the mapping by fork, with all rights
-    ///   that the mapping has or that mprotect gives it: those of a shared mapping for writing too, those of a private one for reading
-    ///   and executing.
+    /// * The frames are the host's to map, and stay what they are: no code frees them or uses them for something else. None is
+    ///   one that the engine has from its [`FrameSource`](crate::host::FrameSource), or may get from it.
+    /// * The engine may map them in the space of the request, and in every space that inherits the mapping by fork, with all
+    ///   rights that the mapping has or that mprotect gives it: those of a shared mapping for writing too, those of a private
+    ///   one for reading and executing.
     ///
-    /// A mapping has gone when the call that unmaps it has returned, or when the last handle of its space is dropped. The engine does
-    /// not tell where frames are mapped: the caller keeps the spaces.
+    /// A mapping has gone when the call that unmaps it has returned, or when the last handle of its space is dropped. The
+    /// engine does not report where frames are mapped: the caller keeps track of the spaces.
     pub const unsafe fn new(first: Frame, count: u64) -> Option<Self> {
         if count == 0 || count > Frame::COUNT - first.get() {
             return None;
@@ -66,17 +72,17 @@ impl ForeignFrames {
         Some(Self { first, count })
     }
 
-    /// The first frame.
+    /// Returns the first frame.
     pub const fn first(self) -> Frame {
         self.first
     }
 
-    /// How many there are; at least one.
+    /// Returns the number of frames, at least one.
     pub const fn count(self) -> u64 {
         self.count
     }
 
-    /// What a mapping of `pages` of them shows.
+    /// Returns the backing of a mapping of `pages` of the frames.
     pub(super) fn backing<H: Host>(
         self,
         pages: u64,

@@ -1,4 +1,4 @@
-//! What a space may use (RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, vm.max_map_count), and what it uses.
+//! The limits of a space (RLIMIT_AS, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, vm.max_map_count), and its usage.
 
 use super::{AddressSpace, Space, TreeState};
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange};
@@ -11,77 +11,78 @@ use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, MappingFlags, Vma, edit};
 use core::fmt;
 
-/// What a space may use; a child of fork inherits it. Bytes, of which whole pages count.
+/// The limits of a space. A child of fork inherits them. Limits of memory are in bytes, of which only whole pages count.
 ///
-/// As on Linux, a limit is asked when a call wants more: what is there already stays when a limit is lowered. A call that
-/// goes on while another one is under way may find its pages counted in both places for that time.
+/// As on Linux, a limit is checked when a call asks for more. If a limit is lowered, existing mappings stay. While another call
+/// is under way, a call may find that call's pages counted in both places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpaceLimits {
-    /// All that is mapped (RLIMIT_AS).
+    /// The greatest size of all mappings together (RLIMIT_AS).
     pub address_space: u64,
-    /// Private memory that can be written and does not grow down (RLIMIT_DATA); the heap of [`AddressSpace::brk`] for
-    /// itself, too.
+    /// The greatest size of private memory that can be written and does not grow down (RLIMIT_DATA). It also limits the heap of
+    /// [`AddressSpace::brk`] on its own.
     pub data: u64,
-    /// One mapping that grows down (RLIMIT_STACK).
+    /// The greatest size of one mapping that grows down (RLIMIT_STACK).
     pub stack: u64,
-    /// What is locked (RLIMIT_MEMLOCK).
+    /// The greatest size of locked memory (RLIMIT_MEMLOCK).
     pub locked: u64,
-    /// Mappings (vm.max_map_count); never more than [`Limits::mappings`](crate::Limits::mappings). As on Linux a call that
-    /// maps is refused when there are more than that, and one that splits when there are that many: so there can be one more.
+    /// The greatest number of mappings (vm.max_map_count), never more than [`Limits::mappings`](crate::Limits::mappings). As on
+    /// Linux, a call that maps is refused if there are more mappings than that, and a call that splits if there are that many.
+    /// So there can be one mapping more than the limit.
     pub mappings: usize,
 }
 
 impl SpaceLimits {
-    /// Whether the pages of mappings are not limited.
+    /// Returns whether the number of mapped pages is unlimited.
     fn are_unlimited(&self) -> bool {
         [self.address_space, self.data] == [u64::MAX; 2]
     }
 }
 
 impl Default for SpaceLimits {
-    /// 65,530 mappings and 8 MiB for each that grows down, as Linux sets out; otherwise no limits.
+    /// Returns Linux's defaults: 65,530 mappings and 8 MiB for each that grows down. Nothing else is limited.
     fn default() -> Self {
         Self { address_space: u64::MAX, data: u64::MAX, stack: 8 << 20, locked: u64::MAX, mappings: 65_530 }
     }
 }
 
-/// A limit that a call would pass.
+/// The limit that a call would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
-    /// The whole space (ENOMEM).
+    /// The mappings of the space would exceed [`SpaceLimits::address_space`] (ENOMEM).
     #[error("{pages} more pages would pass the space's limit of {limit} bytes")]
     AddressSpace {
-        /// What was to come.
+        /// The number of pages that the call would add.
         pages: u64,
         /// The limit in bytes.
         limit: u64,
     },
-    /// Private memory that can be written (ENOMEM).
+    /// Private memory that can be written would exceed [`SpaceLimits::data`] (ENOMEM).
     #[error("{pages} more pages would pass the limit of {limit} bytes of private writable memory")]
     Data {
-        /// What was to come.
+        /// The number of pages that the call would add.
         pages: u64,
         /// The limit in bytes.
         limit: u64,
     },
-    /// Locked memory (EAGAIN; ENOMEM where a call locks).
+    /// Locked memory would exceed [`SpaceLimits::locked`] (EAGAIN; ENOMEM where a call locks).
     #[error("{pages} more pages would pass the limit of {limit} bytes of locked memory")]
     Locked {
-        /// What was to come.
+        /// The number of pages that the call would add.
         pages: u64,
         /// The limit in bytes.
         limit: u64,
     },
 }
 
-/// The space has its limit of mappings.
+/// The space has as many mappings as its limit allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooMany {
     pub limit: usize,
 }
 
 impl LimitError {
-    /// Linux's number, for calls that map.
+    /// Returns Linux's error number, for calls that map.
     pub fn errno(&self) -> i32 {
         match self {
             Self::AddressSpace { .. } | Self::Data { .. } => errno::ENOMEM,
@@ -90,16 +91,16 @@ impl LimitError {
     }
 }
 
-/// What the mappings of a space come to, as its limits count.
+/// The usage of a space, counted as its limits count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SpaceUsage {
-    /// How many there are.
+    /// The number of mappings.
     pub mappings: usize,
-    /// Pages of all.
+    /// The pages of all mappings.
     pub pages: u64,
-    /// Pages of those that count as data.
+    /// The pages of mappings that count as data.
     pub data: u64,
-    /// Pages of those that are locked.
+    /// The pages of mappings that are locked.
     pub locked: u64,
 }
 
@@ -111,7 +112,7 @@ impl fmt::Display for SpaceUsage {
 }
 
 impl SpaceUsage {
-    /// With so many pages of `mapping` too.
+    /// Returns the usage with `pages` pages of `mapping` added, as one mapping more.
     fn and<H: Host>(self, mapping: &Mapping<H>, pages: u64) -> Self {
         let data = is_data(mapping.protection, mapping.sharing, mapping.flags);
         let locked = mapping.flags.contains(MappingFlags::LOCKED);
@@ -123,12 +124,12 @@ impl SpaceUsage {
         }
     }
 
-    /// With these mappings too.
+    /// Returns the usage with `mappings` added.
     pub(super) fn with<'a, H: Host>(self, mappings: impl IntoIterator<Item = &'a Mapping<H>>) -> Self {
         mappings.into_iter().fold(self, |sum, mapping| sum.and(mapping, mapping.range.pages()))
     }
 
-    /// Whether `pages` more of memory like that of `mapping` may come to this.
+    /// Checks that `pages` more pages of memory like that of `mapping` fit within `limits`.
     fn check_room<H: Host>(
         &self,
         limits: &SpaceLimits,
@@ -153,7 +154,7 @@ impl SpaceUsage {
         }
     }
 
-    /// What becomes of it where these take the place of `gone`; modulo 2^64.
+    /// Returns the change of usage when mappings of usage `self` take the place of those of usage `gone`. Modulo 2^64.
     pub(super) fn change_from(self, gone: Self) -> [u64; 4] {
         [
             (self.mappings as u64).wrapping_sub(gone.mappings as u64),
@@ -163,7 +164,7 @@ impl SpaceUsage {
         ]
     }
 
-    /// Becomes what it is with such a change.
+    /// Applies a change that `change_from` returned.
     pub(super) fn change_by(&mut self, [mappings, pages, data, locked]: [u64; 4]) {
         self.mappings = self.mappings.wrapping_add(mappings as usize);
         self.pages = self.pages.wrapping_add(pages);
@@ -172,7 +173,7 @@ impl SpaceUsage {
     }
 }
 
-/// Whether such memory counts against the limit of data: private, writable, and no stack.
+/// Returns whether such memory counts against the limit of data: it is private, can be written, and does not grow down.
 pub(super) fn is_data(protection: Protection, sharing: Sharing, flags: MappingFlags) -> bool {
     sharing == Sharing::Private
         && protection.contains(Protection::WRITE)
@@ -186,17 +187,17 @@ impl Edited for TreeState {
 }
 
 impl TreeState {
-    /// Whether `pages` more of memory like that of `mapping` may come.
+    /// Checks that `pages` more pages of memory like that of `mapping` fit within the space's limits.
     pub(super) fn check_room<H: Host>(&self, mapping: &Mapping<H>, pages: u64) -> Result<(), LimitError> {
         self.usage.check_room(&self.limits, mapping, pages)
     }
 
-    /// Whether `pages` may become data.
+    /// Checks that `pages` more pages of data fit within the limit of data.
     pub(super) fn check_data(&self, pages: u64) -> Result<(), LimitError> {
         self.usage.check_data(&self.limits, pages)
     }
 
-    /// Whether a mapping with these flags may become `pages` longer as far as locked memory goes.
+    /// Checks that a mapping with these flags may become `pages` longer within the limit of locked memory.
     pub(super) fn check_locked(&self, flags: MappingFlags, pages: u64) -> Result<(), LimitError> {
         let limit = self.limits.locked;
         let passes = self.usage.locked.saturating_add(pages) > limit >> PAGE_SHIFT;
@@ -208,13 +209,13 @@ impl TreeState {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Sets what the space may use. What it uses already stays.
+    /// Sets the limits of the space. Memory in use that exceeds a new limit stays.
     pub fn set_limits(&self, limits: SpaceLimits) {
         self.engine().assert_may_sleep("the tree lock");
         self.0.map.lock_by(&**self.engine()).limits = limits;
     }
 
-    /// What the space may use.
+    /// Returns the limits of the space.
     pub fn limits(&self) -> SpaceLimits {
         self.engine().assert_may_sleep("the tree lock");
         self.0.map.lock_by(&**self.engine()).limits
@@ -222,27 +223,30 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// How many mappings there may be.
+    /// Returns how many mappings the space may have.
     pub(super) fn mapping_limit(&self, map: &TreeState) -> usize {
         map.limits.mappings.min(self.engine.limits().mappings)
     }
 
-    /// Whether there is room for whatever `changes` changes of one range each may come to, so that none asks.
+    /// Returns whether any `changes` changes of one range each fit within the limits, so that no limit has to be checked.
     pub(super) fn has_room_for(&self, map: &TreeState, changes: usize) -> bool {
-        // Each splits at two ends, and puts one mapping more.
+        // Each change splits at two ends, and adds one mapping.
         let most = map.usage.mappings.saturating_add(changes.saturating_mul(3));
         let SpaceLimits { address_space, data, locked, .. } = map.limits;
         most <= self.mapping_limit(map) && [address_space, data, locked] == [u64::MAX; 3]
     }
 
-    /// Whether a call may map something, wherever it goes and whatever it joins.
+    /// Checks that a call may map something, regardless of where it goes and which mappings it joins.
     pub(super) fn may_map_more(&self, map: &TreeState) -> Result<(), TooMany> {
         let limit = self.mapping_limit(map);
         if map.usage.mappings > limit { Err(TooMany { limit }) } else { Ok(()) }
     }
 
-    /// Up to where there is room for what `each` makes of the mappings in `range`, mapping by mapping upwards, as Linux asks:
-    /// where a part changes that joins no neighbour, it is split off at each end.
+    /// Checks that `each` may change the mappings in `range` within the limit of mappings. Fails with the page from which on it
+    /// does not.
+    ///
+    /// Mappings are checked upwards, one by one, as Linux does. A changed part that joins no neighbour is split off at each
+    /// end.
     pub(super) fn splittable(
         &self,
         map: &TreeState,
@@ -251,7 +255,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
     ) -> Result<(), PageNumber> {
         let limit = self.mapping_limit(map);
-        // Only two ends are cut.
+        // At most two ends are cut.
         if map.usage.mappings.saturating_add(2) <= limit {
             return Ok(());
         }
@@ -297,8 +301,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    /// Whether `mapping` may come, in the place of what is mapped there. Its pages are taken off what counts, as Linux does: of
-    /// data as many as of all.
+    /// Checks that `mapping` may replace what is mapped in its range. All pages mapped there are subtracted from the usage, and
+    /// as many from data as from all, as Linux does.
     pub(super) fn check_limits(&self, map: &TreeState, mapping: &Mapping<H>) -> Result<(), LimitError> {
         if map.limits.are_unlimited() {
             return Ok(());
@@ -307,8 +311,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         map.check_room(mapping, mapping.range.pages() - goes)
     }
 
-    /// Whether `more` pages of memory like that of `mapping` may come by a move to its range, when what is mapped there has
-    /// gone.
+    /// Checks that `more` pages of memory like that of `mapping` may be moved to its range. What is mapped there is not
+    /// counted.
     pub(super) fn check_moved(
         &self,
         map: &TreeState,
@@ -324,14 +328,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         usage.check_room(&map.limits, mapping, more)
     }
 
-    /// What the mappings in `range` come to, of each the part in it.
+    /// Returns the usage of the mappings in `range`, of each only the part inside.
     pub(super) fn usage_in(&self, map: &TreeState, range: PageRange) -> SpaceUsage {
         let vmas = self.tree.view_locked(&map.writer).from(range.start());
         let parts = vmas.map_while(|vma| Some((vma.mapping(), vma.range().intersection(range)?)));
         parts.fold(SpaceUsage::default(), |sum, (mapping, part)| sum.and(mapping, part.pages()))
     }
 
-    /// Up to where `range` may get these rights: what becomes data by them counts, mapping by mapping.
+    /// Checks that `range` may get these rights within the limit of data. Mappings are checked upwards, one by one, and those
+    /// that become data count. Fails with the start of the first part that exceeds the limit.
     pub(super) fn protectable_data(
         &self,
         map: &TreeState,

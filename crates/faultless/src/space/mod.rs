@@ -1,4 +1,4 @@
-//! Address spaces: map, unmap, protect, discard, fork, fault, exit; one verb a file.
+//! Address spaces: map, unmap, protect, discard, fork, fault, exit. Each call has a file of its own.
 
 #[cfg(any(test, feature = "audit"))]
 mod audit;
@@ -44,10 +44,10 @@ use crate::vma::tree::{Tree, Writer};
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
-/// A virtual address space. A handle: clones are the same space, whose last handle ends it.
+/// A virtual address space. This is a handle: clones are the same space, and the drop of the last handle ends the space.
 ///
-/// Every method may be called by any number of threads at once. What a method waits for is said there; no method but
-/// [`fault::PendingFault::wait`] and those that contain it ever waits for I/O.
+/// Every method may be called by any number of threads at once. Each method's documentation says what it waits for. No method
+/// waits for I/O but [`fault::PendingFault::wait`] and those that contain it.
 pub struct AddressSpace<H: Host, D: LockingDesign = Faultless>(pub(crate) Shared<Space<H, D>>);
 
 impl<H: Host, D: LockingDesign> Clone for AddressSpace<H, D> {
@@ -56,20 +56,21 @@ impl<H: Host, D: LockingDesign> Clone for AddressSpace<H, D> {
     }
 }
 
-/// What the tree lock guards.
+/// The state that the tree lock guards.
 pub(crate) struct TreeState {
     writer: Writer,
     /// Set by exit: nothing is mapped any more.
     exited: bool,
-    /// Set by exit, when the map is empty: the host has been told, or is about to be.
+    /// Set by exit, when the map is empty: the host has been told that the space has ended, or is about to be told.
     abandoned: bool,
-    /// What is locked as it comes, and up to how much.
+    /// The flags of locking that new mappings get, and whether a file's mapping may have guards.
     locks: calls::lock::Locks,
-    /// What the mappings come to; changed with them, or when it is seen that an edit has been made.
+    /// The sum of all mappings. Changed with the mappings, or when it is seen that an edit has been made.
     usage: limits::SpaceUsage,
     limits: SpaceLimits,
     heap: Option<calls::brk::Heap>,
-    /// How often pages have been moved: who goes through all mappings, and not at once, looks again if it has changed.
+    /// Counts how often pages have been moved. A call that goes through all mappings in several steps starts over if this has
+    /// changed.
     moves: u64,
 }
 
@@ -82,19 +83,20 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     table: Table<H::Table>,
     /// Atomic links; changed under `map`, or as an edit of what was taken there.
     tree: Tree<Vma<H, D>>,
-    /// The short tree lock, and the ranges taken under it. On lines of their own: faults read what is beside them.
+    /// The short tree lock, and the ranges taken under it. They have cache lines of their own, since faults read the fields
+    /// beside them.
     map: CachePadded<Ranges<TreeState>>,
-    /// What the design keeps here.
+    /// The state that the locking design keeps for each space.
     lock: Shared<D::Space>,
-    /// What its pending faults and its pinned pages hold on to.
+    /// The flags that pending faults and pinned pages of this space keep alive.
     space_flags: Shared<SpaceFlags>,
 }
 
 pub(crate) struct SpaceFlags {
-    /// Set by exit, before it takes anything: faults that wait for I/O give up.
+    /// Set by exit, before it takes any lock or range: faults that wait for I/O give up.
     dying: Dying,
-    /// Pages pinned for I/O by this space. Atomic; counted up under the page's bit, so that fork, which has stopped page work,
-    /// finds each that there is.
+    /// Counts the pages pinned for I/O by this space. Atomic. It is counted up under the page's bit. So fork, which has stopped
+    /// page work, sees every pin.
     pins: AtomicU64,
 }
 
@@ -131,14 +133,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(space)
     }
 
-    /// Every page that the table can address.
+    /// Returns the range of all pages that the table can address.
     fn whole(&self) -> PageRange {
         self.table.pages()
     }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// An empty space.
+    /// Creates an empty space.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -148,13 +150,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         unsafe { Self::with_table(engine, table) }
     }
 
-    /// An empty space with a table that the embedder has made for it.
+    /// Creates an empty space with a table that the embedder has made for it.
     ///
     /// # Errors
     /// [`OutOfMemory`]; the table is dropped.
     ///
     /// # Safety
-    /// The table is empty, nobody else uses it, and this engine's host made it with [`Engine::sections`]: a table of another
+    /// The table is empty, nothing else uses it, and this engine's host made it with [`Engine::sections`]. A table of another
     /// machine names other frames, and waits for other sections.
     ///
     /// ```compile_fail,E0133
@@ -170,27 +172,27 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(Self(Space::try_new(engine, table)?))
     }
 
-    /// The machine it lives in.
+    /// Returns the engine that the space belongs to.
     pub fn engine(&self) -> &Arc<Engine<H>> {
         &self.0.engine
     }
 
-    /// Its page table, for the host's own accesses.
+    /// Returns the space's page table, for the host's own accesses.
     ///
     /// # Safety
-    /// The caller walks it inside a section of this engine, and changes entries only as a processor does: accessed and
-    /// dirty.
+    /// The caller walks the table inside a section of this engine. It changes entries only as a processor does: the accessed
+    /// and the dirty bit.
     pub unsafe fn table(&self) -> &H::Table {
         &self.0.table
     }
 
-    /// What the host's own code may know of its page table, by [`PageTable::root`]. A kernel asks at each switch to a thread of the
-    /// space, and loads it.
+    /// Returns what [`PageTable::root`] gives for this space's table, for the host's own code. A kernel calls this at each
+    /// switch to a thread of the space, and loads the root.
     pub fn root(&self) -> <H::Table as PageTable>::Root<'_> {
         self.0.table.root()
     }
 
-    /// How many ranges are taken or waited for now. Zero when no call is under way (invariant 11).
+    /// Returns how many ranges are taken or waited for now: zero when no call is under way (invariant 11).
     #[cfg(any(test, feature = "audit"))]
     pub fn taken_ranges(&self) -> usize {
         self.0.map.claimed()

@@ -1,4 +1,4 @@
-//! What truncation and writeback ask of a space that maps the file.
+//! The work that truncation and writeback ask of a space that maps the file.
 
 use super::Space;
 use super::fault::page_work::{Announced, Leaves, Refused};
@@ -12,7 +12,7 @@ use crate::vma::Vma;
 use crate::vma::tree::Ranged;
 use core::ops::Range;
 
-/// Claims that writeback looks at with one taking of the tree lock.
+/// The number of claims that writeback looks at while it has the tree lock once.
 const CLAIMS: usize = 16;
 
 impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
@@ -25,20 +25,20 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
     ) {
         #[cfg(mutant = "hull_before_moves")]
         let Some(early) = shown() else { return };
-        // Asked for the addresses after this: a page that has moved already is within them, and a later move is counted.
+        // This is read before the addresses: a page that has moved already is within them, and a later move is counted.
         let moves = self.map.lock_by(&*self.engine).moves;
         #[cfg(not(mutant = "hull_before_moves"))]
         let Some(early) = shown() else { return };
         self.drop_mapped_pages_of(file, &gone, early, removed, |_| true);
-        // Range work that published a hole over such a page before we looked still has to sweep it. Its claim is older than
-        // this wait, so we wait for it. Later claims come after our change; neither side waits for the other.
+        // Range work that published a hole over such a page before this look still has to sweep it. Its claim is older than
+        // this wait, so the wait covers it. Later claims come after our change. Neither side waits for the other.
         #[cfg(not(mutant = "truncation_ignores_claims"))]
         let has_moved = self.map.wait_for_earlier(&*self.engine).moves != moves;
         #[cfg(mutant = "truncation_ignores_claims")]
         let has_moved = self.map.lock_by(&*self.engine).moves != moves;
         if has_moved {
-            // A page may have come from where we had not been to where we had. Again, with all of it taken, so that nothing
-            // moves. Nobody is at work on a mapping that is busy all the same: it has no pages.
+            // A page may have moved from a part not yet visited to one already visited. This visits again with all of the space
+            // taken, so that nothing moves. No thread is at work on a mapping that is still busy: it has no pages.
             let mut call = self.change_nothing();
             drop(call.take(self.whole()));
             if let Some(shown) = shown() {
@@ -64,10 +64,10 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
                 stale.end_part(&self.table);
             },
         );
-        // What moves meanwhile has lost the right by that.
-        // Not waited for, since who waits for us may hold what they need. Range work that has published a hole over such a
-        // page has its entry still, and what it has taken out a processor may use until it invalidates; it claims its range
-        // until then. What claims a range from now on finds the entries without the right.
+        // A page that moves meanwhile loses the right by the move. Claims are not waited for, since a thread that waits for us
+        // may hold what they need. Range work that has published a hole over such a page still has its entry, and a processor
+        // may use what was taken out until that call invalidates. The call claims its range until then. A later claim finds the
+        // entries without the right.
         if !cfg!(mutant = "writeback_ignores_claims") {
             self.protect_claimed(file, shown, stale);
         }
@@ -97,7 +97,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Takes the write right from entries in the ranges that are claimed now. Looks at each claim once, and has all of it
-    /// invalidated. Outside of `shown` is no entry of the file that has the right, and no processor uses one that was there.
+    /// invalidated. Outside of `shown` no entry of the file has the right, and no processor uses one that was there.
     #[inline(never)]
     fn protect_claimed(&self, file: u64, shown: PageRange, stale: &mut StaleBatch<'_, H>) {
         let (mut next, mut end) = (Some(0), None);
@@ -107,7 +107,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let end = *end.get_or_insert(lock.claims().next_ticket());
             next = lock.claims().with_tickets(from..end, &mut few);
             drop(lock);
-            // Many may wait for one range: it is looked at once for all of them.
+            // Many calls may wait for one range. It is visited once for all of them.
             for i in 0..CLAIMS {
                 let range = few[i].take().and_then(|range: PageRange| range.intersection(shown));
                 match few[..i]
@@ -120,7 +120,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
             for &range in few.iter().flatten() {
-                // What has been taken out of it, a processor may use until its call invalidates.
+                // A processor may use what was taken out of the range, until the call that took it out invalidates.
                 stale.touch_all(range);
                 self.protect_entries(range, file, stale);
             }
@@ -128,8 +128,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         stale.end_part(&self.table);
     }
 
-    /// Calls `f` for the range of every mapping within `within` that shows one of `pages` of the file, by value: the mapping
-    /// may be gone when one comes to its pages.
+    /// Calls `f` for the range of every mapping within `within` that shows one of `pages` of the file. The range is a value:
+    /// the mapping may be gone when `f` comes to its pages.
     fn each_showing(
         &self,
         file: u64,
@@ -176,8 +176,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file that is
-    /// under writeback, whatever is mapped there: less is always right, and a store that was allowed faults.
+    /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file under
+    /// writeback. It does not matter what is mapped there: fewer rights are always correct, and a store that was allowed
+    /// faults.
     fn protect_entries(&self, range: PageRange, file: u64, stale: &mut StaleBatch<'_, H>) {
         self.each_leaf_part(range, |part| {
             let (mut rest, mut look) = (Some(part), 0);
@@ -192,7 +193,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
     }
 
-    /// As above, up to the first entry that somebody is at work on: he may be about to give the right.
+    /// Does the work of [`Space::protect_entries`] up to the first entry with an announcement, and returns its page. That
+    /// thread may be about to give the right.
     fn protect_up_to_a_bit(
         &self,
         part: PageRange,
@@ -200,7 +202,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         stale: &mut StaleBatch<'_, H>,
     ) -> Option<PageNumber> {
         let section = self.engine.enter();
-        // Unhooked: swept, so that nothing is there.
+        // If the table was unhooked, it was swept, so nothing is there.
         let leaf = self.table.leaf(&section, part.start())?;
         for page in part.iter() {
             let mut entry = self.table.load(leaf, page);
@@ -216,14 +218,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 match entry.kind() {
                     EntryKind::Page(frame) if clean != entry && is_meant(frame) => {}
                     EntryKind::Kept(frame) | EntryKind::Gone(frame) if is_meant(frame) => {
-                        // An old translation may give the right still.
+                        // An old translation may still give the right.
                         stale.touch(page);
                         if clean == entry {
                             break;
                         }
                     }
                     EntryKind::Page(_) | EntryKind::Kept(_) | EntryKind::Gone(_) => break,
-                    // Neither a page in a slot nor a foreign frame is the file's.
+                    // Neither a page in a slot nor a foreign frame belongs to the file.
                     EntryKind::Swapped(..) | EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {
                         break;
                     }
@@ -240,7 +242,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         None
     }
 
-    /// Whether the entry of `page` maps something or is at work. The caller has detached the pages and passed a fence:
+    /// Returns whether the entry of `page` maps something or is at work. The caller has detached the pages and passed a fence:
     /// a fault that sets its bit later finds nothing to map. An empty entry is left alone, so that fork may fill it.
     fn is_used(&self, page: PageNumber) -> bool {
         let section = self.engine.enter();
@@ -248,7 +250,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         leaf.map(|leaf| self.table.load(leaf, page)).is_some_and(|entry| entry != Entry::EMPTY)
     }
 
-    /// Clears the entry of `page` if it shows one of `pages` of the file, or a copy of one of `copies`.
+    /// Clears the entry of `page` if it shows one of `pages` of the file, or a copy of one of `copies`. Returns the cleared
+    /// entry, or else an empty one.
     fn drop_page(&self, page: PageNumber, file: u64, pages: &Range<u64>, copies: &Range<u64>) -> Entry {
         let mut attempt = Attempt::first(Purpose::Rmap);
         let worked = self.page_work(
@@ -265,7 +268,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         if is_copy { copies } else { pages }.contains(&shown)
                     }
                     EntryKind::Swapped(..) => copies.contains(&shown),
-                    // The frame may be another page's by now. Nothing is lost: the file is asked again.
+                    // The frame may belong to another page by now. Nothing is lost: the file is asked again.
                     EntryKind::Gone(_) => pages.contains(&shown) || copies.contains(&shown),
                     EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
                 };

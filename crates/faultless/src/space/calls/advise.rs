@@ -1,4 +1,4 @@
-//! madvise.
+//! madvise: takes advice about memory.
 
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -12,53 +12,53 @@ use crate::space::{AddressSpace, DiscardError, Space, fault::FaultError};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Mapping, MappingFlags};
 
-/// What a program says of its memory.
+/// Advice that a program gives about its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Advice {
-    /// Nothing special (MADV_NORMAL): takes `Random` and `Sequential` back.
+    /// Takes `Random` and `Sequential` back (MADV_NORMAL).
     Normal,
-    /// Pages will be read in no order.
+    /// Says that pages will be read in no order.
     Random,
-    /// Pages will be read in order.
+    /// Says that pages will be read in order.
     Sequential,
-    /// Pages will be needed soon: reads of a file's pages begin, and are not waited for.
+    /// Says that pages will be needed soon. Starts reads of a file's pages, and waits for none.
     WillNeed,
-    /// The pages go; see [`AddressSpace::discard`].
+    /// Drops the pages; see [`AddressSpace::discard`].
     DontNeed,
-    /// The pages of private anonymous memory may go when memory is short. None do in this version.
+    /// Allows to drop the pages of private anonymous memory when memory is short. This version drops none.
     Free,
-    /// A hole is punched in the file, or in memory that is shared without one: whole pages of it become zeros for all, and
-    /// their place is given back.
+    /// Punches a hole in the file, or in shared memory without a file. Whole pages of it become zeros for all mappings, and
+    /// their storage is freed.
     Remove,
-    /// Pages are made readable now.
+    /// Makes pages readable now.
     PopulateRead,
-    /// Pages are made writable now.
+    /// Makes pages writable now.
     PopulateWrite,
-    /// A child of fork does not get the mapping.
+    /// Keeps the mapping from children of fork.
     DontFork,
-    /// It does again.
+    /// Passes the mapping to children of fork again: takes `DontFork` back.
     DoFork,
-    /// A child of fork gets the mapping empty; private anonymous memory only.
+    /// Gives children of fork the mapping without its contents. Private anonymous memory only.
     WipeOnFork,
-    /// It gets the contents again.
+    /// Gives children of fork the contents again: takes `WipeOnFork` back.
     KeepOnFork,
-    /// Accesses are refused, whatever the mapping allows, and without splitting it; the pages go.
+    /// Drops the pages and refuses accesses, whatever the mapping allows. The mapping is not split.
     GuardInstall,
-    /// They are not any more; the pages read as never touched.
+    /// Allows accesses again: takes `GuardInstall` back. The pages read as never touched.
     GuardRemove,
-    /// The pages are the first to go when memory is short. Not in this version.
+    /// Says that the pages are the first to evict when memory is short. Not in this version.
     Cold,
-    /// The pages go to where they are kept. Not in this version.
+    /// Evicts the pages. Not in this version.
     PageOut,
 }
 
-/// Not a number of Linux's advice that is known here (EINVAL).
+/// The number is not one of Linux's advice that this crate knows (EINVAL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no advice of number {0}")]
 pub struct UnknownAdvice(pub i32);
 
 impl UnknownAdvice {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         errno::EINVAL
     }
@@ -67,7 +67,7 @@ impl UnknownAdvice {
 impl TryFrom<i32> for Advice {
     type Error = UnknownAdvice;
 
-    /// By Linux's number.
+    /// Returns the advice that has this number on Linux.
     fn try_from(number: i32) -> Result<Self, UnknownAdvice> {
         Ok(match number {
             0 => Self::Normal,
@@ -92,27 +92,26 @@ impl TryFrom<i32> for Advice {
     }
 }
 
-/// Why advice was not taken, or not everywhere. What lies below the address that an error names has been done.
+/// The reason why advice was not taken, or not everywhere. The part below the address that an error names has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdviseError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Nothing is mapped at `address`. Everything else in the range has been done, but for populating, which stops
-    /// there (ENOMEM).
+    /// Nothing is mapped at `address` (ENOMEM). All mapped parts of the range have been done; only populating stops there.
     #[error("nothing is mapped at {address}, inside the {range} that {advice:?} is for")]
     Hole {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// The mapping at `address` is of another kind than such advice is for (EINVAL).
+    /// The mapping at `address` is of a kind that does not take such advice (EINVAL).
     #[error("{advice:?} is not for what is mapped at {address}")]
     Kind {
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
         /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
@@ -120,73 +119,74 @@ pub enum AdviseError {
     /// The mapping at `address` is locked (EINVAL).
     #[error("what is mapped at {address} is locked, and {advice:?} would drop its pages")]
     Locked {
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
-        /// As above.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
     /// The mapping at `address` is sealed, and not writable (EPERM).
     #[error("what is mapped at {address} is sealed, and {advice:?} would lose its contents")]
     Sealed {
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
-        /// As above.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// Only a hole in a file that is mapped shared can be punched (EACCES).
+    /// The mapping is private: only a file that is mapped shared can have a hole punched (EACCES).
     #[error("what is mapped at {address} is private: no hole is punched in its file")]
     Private {
-        /// As above.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// A hole can be punched only by who may write the file (EACCES).
+    /// The mapping cannot write its file, so it cannot punch a hole in it (EACCES).
     #[error("the file at {address} was not opened for writing: no hole is punched in it")]
     ReadOnly {
-        /// As above.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// The hole could not be punched, or not all of it; what lies below its mapping has been done.
+    /// The hole could not be punched, or not all of it. The part below that mapping has been done.
     #[error("no hole could be punched: {0}")]
     File(FileError),
     /// The mapping at `address` does not allow the access to populate for (EINVAL).
     #[error("the mapping at {address} does not allow a {access}")]
     NotAllowed {
-        /// As above.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
-        /// What was to become possible.
+        /// The access that was to become possible.
         access: Access,
     },
-    /// A page cannot be populated: past the end of its file, not readable, a guard (EFAULT); or no memory (ENOMEM).
+    /// A page cannot be populated: it is past the end of its file, cannot be read, or is a guard page (EFAULT); or there is no
+    /// memory (ENOMEM).
     #[error("a page could not be populated: {0}")]
     Fault(FaultError),
-    /// Splitting a mapping would make more than the limit; what lies below that mapping has been done (EAGAIN).
+    /// To split a mapping would exceed the limit of mappings. The part below that mapping has been done (EAGAIN).
     #[error("{advice:?} on {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for nodes and tables (EAGAIN).
+    /// There is no memory for nodes and tables (EAGAIN).
     #[error("out of memory for {advice:?} on {range}")]
     OutOfMemory {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
     },
-    /// Not in this version (EOPNOTSUPP).
+    /// The advice is not supported in this version (EOPNOTSUPP).
     #[error("{advice:?} is not there in this version")]
     NotYet {
-        /// What was advised.
+        /// The advice given.
         advice: Advice,
     },
 }
 
 impl AdviseError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) | Self::Kind { .. } | Self::Locked { .. } | Self::NotAllowed { .. } => {
@@ -203,7 +203,7 @@ impl AdviseError {
     }
 }
 
-/// Why a mapping does not take advice.
+/// The reason why a mapping does not take advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Refusal {
     Kind,
@@ -214,7 +214,7 @@ pub(in crate::space) enum Refusal {
     NotYet,
 }
 
-/// The rules of each advice. Sealing comes first, as on Linux.
+/// Returns why `mapping` does not take `advice`, if it does not. Sealing comes first, as on Linux.
 pub(in crate::space) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -> Option<Refusal> {
     let (is_private, is_locked) =
         (mapping.sharing == Sharing::Private, mapping.flags.contains(MappingFlags::LOCKED));
@@ -254,16 +254,19 @@ pub(in crate::space) fn refuses<H: Host>(mapping: &Mapping<H>, advice: Advice) -
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// madvise: takes `advice` on `length` bytes at `address`. Length 0 is no error. Populating and removing wait for I/O,
-    /// and hold nothing then; all else waits as [`AddressSpace::unmap`], or not at all.
+    /// Takes `advice` on `length` bytes at `address` (madvise). Length 0 is no error.
     ///
-    /// Differs from Linux where memory for nodes runs out: nothing is done then, where Linux has done what lies below. Where
-    /// there is room for one of the two cuts that a mapping needs, Linux makes that one; here it stays whole. And it refuses to drop the
-    /// entries of foreign frames (MADV_DONTNEED: EINVAL), which no fault would bring back there; here the next access does.
+    /// Populating and removing wait for I/O, and hold nothing meanwhile. All other advice waits as [`AddressSpace::unmap`], or
+    /// not at all.
+    ///
+    /// Differs from Linux in three ways. If memory for nodes runs out, nothing is done here, where Linux has done the part
+    /// below. If there is room for only one of the two cuts that a mapping needs, Linux makes that cut; here the mapping stays
+    /// whole. Linux refuses to drop the entries of foreign frames (MADV_DONTNEED: EINVAL), since no fault would bring them back
+    /// there; here the next access does.
     ///
     /// # Errors
-    /// [`AdviseError`]. Holes do not keep the rest from being done, except from being populated; an error of a mapping
-    /// ends the call there.
+    /// [`AdviseError`]. A hole does not keep the rest from being done, except for populating. An error of a mapping ends the
+    /// call there.
     pub fn advise(&self, address: VirtAddr, length: u64, advice: Advice) -> Result<(), AdviseError> {
         let range = match PageRange::from_bytes(address, length) {
             Err(RangeError::ZeroLength { .. }) => return Ok(()),
@@ -339,7 +342,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// What is only a question of what is mapped.
+    /// Checks every mapping in `range` against the rules of `advice`, and changes nothing.
     fn ask(&self, range: PageRange, advice: Advice) -> Result<(), AdviseError> {
         let lock = self.map.lock_by(&*self.engine);
         let error = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice)).error;
@@ -347,7 +350,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         error.map_or(Ok(()), |wrong| Err(self.advise_error(range, advice, wrong)))
     }
 
-    /// Starts reads of the files' pages, as far as there is room for them, and waits for none.
+    /// Starts reads of the files' pages, as far as there is room for them. Waits for none.
     fn start_reads(&self, range: PageRange) -> Result<(), AdviseError> {
         let (mut at, mut hole) = (range.start(), None);
         while let Some(rest) = PageRange::new(at, range.end()) {

@@ -1,4 +1,4 @@
-//! brk: the heap, a place that grows from a fixed start.
+//! brk: moves the end of the heap, which has a fixed start.
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -14,56 +14,56 @@ use crate::space::{AddressSpace, LimitError, Space};
 use crate::vma::tree::Ranged;
 use crate::vma::{Backing, Mapping, MappingFlags};
 
-/// Where the heap is; addresses, of which whole pages are mapped.
+/// The place of the heap. Both are addresses; whole pages are mapped.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::space) struct Heap {
     start: VirtAddr,
     end: VirtAddr,
 }
 
-/// Why the break stays where it is.
+/// The reason why the break stays where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrkError {
     /// The space has no heap, see [`AddressSpace::set_heap`] (ENOMEM).
     #[error("the space has no heap")]
     NoHeap,
-    /// Below the heap's start (ENOMEM).
+    /// The address lies below the heap's start (ENOMEM).
     #[error("{address} lies below the heap, which starts at {start}")]
     BelowStart {
-        /// What was asked for.
+        /// The break asked for.
         address: VirtAddr,
         /// The heap's start.
         start: VirtAddr,
     },
-    /// Something is mapped there, or in the page behind, or what is mapped there grows down and needs its gap; or the space
-    /// ends there (ENOMEM).
+    /// There is no room for the heap up to `address` (ENOMEM). Something is mapped there or in the page behind, or a mapping
+    /// that grows down needs its gap there, or the space ends there.
     #[error("no room for a heap up to {address}")]
     NoRoom {
-        /// What was asked for.
+        /// The break asked for.
         address: VirtAddr,
     },
-    /// Nothing is mapped any more of what was to go (ENOMEM).
+    /// Nothing is mapped any more in the part to unmap (ENOMEM).
     #[error("nothing is mapped between {address} and the break")]
     Hole {
-        /// What was asked for.
+        /// The break asked for.
         address: VirtAddr,
     },
-    /// Part of what was to go is sealed (EPERM).
+    /// A part of the pages to unmap is sealed (EPERM).
     #[error("the mapping at {address} is sealed")]
     Sealed {
-        /// Where it begins.
+        /// The first address of the sealed mapping.
         address: VirtAddr,
     },
-    /// A limit of the space (ENOMEM, EAGAIN).
+    /// A limit of the space would be exceeded (ENOMEM; EAGAIN for locked memory).
     #[error(transparent)]
     Limit(#[from] LimitError),
-    /// The space has its limit of mappings (ENOMEM).
+    /// The space has as many mappings as its limit allows (ENOMEM).
     #[error("the space has its limit of {limit} mappings")]
     TooManyMappings {
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for nodes (ENOMEM).
+    /// There is no memory for nodes (ENOMEM).
     #[error("out of memory for the heap")]
     OutOfMemory,
     /// The space has exited (ENOMEM).
@@ -72,7 +72,7 @@ pub enum BrkError {
 }
 
 impl BrkError {
-    /// Linux's number, had its brk one.
+    /// Returns the error number that Linux would give if its brk gave one.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Sealed { .. } => errno::EPERM,
@@ -113,32 +113,35 @@ impl From<Refused> for BrkError {
     }
 }
 
-/// The page behind the last one of a heap that ends at `address`.
+/// Returns the page behind the last one of a heap that ends at `address`.
 fn page_end(address: VirtAddr) -> Option<PageNumber> {
     Some(address.checked_add(PAGE_SIZE - 1)?.page())
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Says where the heap of [`AddressSpace::brk`] starts: empty, its break at `start`. Unmaps nothing of an older one.
-    /// Whoever loads a program does this; a child of fork inherits it.
+    /// Sets where the heap of [`AddressSpace::brk`] starts. The heap is empty, its break at `start`. Unmaps nothing of an older
+    /// heap.
+    ///
+    /// The loader of a program calls this. A child of fork inherits the heap.
     pub fn set_heap(&self, start: VirtAddr) {
         self.engine().assert_may_sleep("the tree lock");
         self.0.map.lock_by(&**self.engine()).heap = Some(Heap { start, end: start });
     }
 
-    /// brk: sets the break, and returns it; where that cannot be, the break as it was, and address 0 where there is no
-    /// heap. So `brk(0)` asks for it.
+    /// Sets the break and returns it (brk). If it cannot be set, returns the break as it was; without a heap, address 0. So
+    /// `brk(0)` asks for the break.
     pub fn brk(&self, address: VirtAddr) -> VirtAddr {
-        // The answer says it all, as on Linux.
+        // The returned break tells success from failure, as on Linux.
         let _ = self.set_break(address);
         self.engine().assert_may_sleep("the tree lock");
         self.0.map.lock_by(&**self.engine()).heap.map_or(VirtAddr::default(), |heap| heap.end)
     }
 
-    /// Sets the break: maps whole pages of zeros up to it, private, readable and writable, or unmaps what lies above. What
-    /// else has been mapped into the heap goes too when it shrinks, and what has been unmapped does not come back. Waits as
-    /// [`AddressSpace::unmap`]. After mlockall for what is to come, what comes is locked, and fetched before this returns, as
-    /// far as there is memory; nothing is held then.
+    /// Sets the break. Maps whole pages of zeros up to it, private, readable and writable, or unmaps the pages above.
+    ///
+    /// When the heap shrinks, other mappings placed inside it go too. When it grows, parts that were unmapped do not come back.
+    /// Waits as [`AddressSpace::unmap`]. If mlockall locks new mappings, the new pages are locked, and fetched before this
+    /// returns, as far as there is memory; nothing is held then.
     ///
     /// # Errors
     /// [`BrkError`]; the space is as before.
@@ -151,7 +154,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Returns what is to be fetched.
+    /// Sets the break, and returns the range to fetch.
     fn set_break(&self, address: VirtAddr) -> Result<Option<PageRange>, BrkError> {
         let no_room = BrkError::NoRoom { address };
         let new = page_end(address).ok_or(no_room)?;
@@ -162,7 +165,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Err(BrkError::BelowStart { address, start: seen.start });
             }
             let old = page_end(seen.end).ok_or(no_room)?;
-            // From the start on: changes of one heap go one after the other.
+            // The range begins at the heap's start, so that changes of one heap go one after the other.
             let end = new.max(old).get().max(seen.start.page().get() + 1);
             let claim = PageRange::new(seen.start.page(), PageNumber::new(end));
             let claim = claim.filter(|claim| self.whole().covers(*claim)).ok_or(no_room)?;
@@ -177,7 +180,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 continue;
             }
             if address > heap.end {
-                // As Linux asks: by bytes, whatever is mapped already.
+                // As Linux checks: by bytes, whatever is mapped already.
                 let limit = lock.limits.data;
                 if address.get() - heap.start.get() > limit {
                     let pages = (address.get() - heap.end.get()).div_ceil(PAGE_SIZE);
@@ -196,7 +199,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(no_room);
                 }
                 self.may_map_more(&lock)?;
-                // Not with what ends where the heap starts, as on Linux.
+                // It joins no mapping that ends where the heap starts, as on Linux.
                 let joins = Joins { below: old > heap.start.page(), ..Joins::BOTH };
                 let mut part = self.heap_part(range);
                 let published = call.publish_followed(lock, (&mut part, Origin::Fresh), joins)?;
@@ -208,7 +211,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Whether what lies between the new break and the old one can go.
+    /// Checks that the pages between the new break and the old one can be unmapped.
     fn check_shrink(&self, lock: &TreeLock<'_>, address: VirtAddr, goes: PageRange) -> Result<(), BrkError> {
         let vmas = self.tree.view_locked(&lock.writer).from(goes.start());
         let mut vmas = vmas.take_while(|vma| vma.range().start() < goes.end()).peekable();

@@ -1,4 +1,4 @@
-//! madvise(MADV_DONTNEED): the pages go, the mapping stays.
+//! madvise(MADV_DONTNEED): drops pages and keeps the mapping.
 
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -8,42 +8,42 @@ use crate::space::calls::advise::{Advice, Refusal, refuses};
 use crate::space::calls::flags::{Holes, Wrong};
 use crate::space::{AddressSpace, Space};
 
-/// Why not everything was discarded.
+/// The reason why not everything was discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiscardError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Nothing is mapped at `address`; all that is mapped in the range has been discarded, as Linux does (ENOMEM).
+    /// Nothing is mapped at `address`. All mapped parts of the range have been discarded, as on Linux (ENOMEM).
     #[error("nothing is mapped at {address}, inside the {range} to discard; the rest was discarded")]
     Hole {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// The mapping at `address` is locked; what lies below it has been discarded (EINVAL).
+    /// The mapping at `address` is locked. The part below it has been discarded (EINVAL).
     #[error("what is mapped at {address} is locked")]
     Locked {
-        /// Its first address, or the range's in it.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// The mapping at `address` is sealed and not writable; what lies below it has been discarded (EPERM).
+    /// The mapping at `address` is sealed and cannot be written. The part below it has been discarded (EPERM).
     #[error("what is mapped at {address} is sealed")]
     Sealed {
-        /// Its first address, or the range's in it.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// No memory to take the range (ENOMEM).
+    /// There is no memory to take the range (ENOMEM).
     #[error("out of memory to discard {range}")]
     OutOfMemory {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
     },
 }
 
 impl DiscardError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) | Self::Locked { .. } => errno::EINVAL,
@@ -54,11 +54,11 @@ impl DiscardError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Drops the pages of `length` bytes at `address`: private memory reads as zeros or as the file afterwards. When
-    /// this returns, no access reaches the old pages. Guard pages stay. Waits as [`AddressSpace::unmap`].
+    /// Drops the pages of `length` bytes at `address`. Private memory then reads as zeros or as the file. When this returns, no
+    /// access reaches the old pages. Guard pages stay. Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// [`DiscardError`]; a hole does not keep the rest from being discarded, a locked or sealed mapping does.
+    /// [`DiscardError`]. A hole does not keep the rest from being discarded; a locked or sealed mapping does.
     pub fn discard(&self, address: VirtAddr, length: u64) -> Result<(), DiscardError> {
         match PageRange::from_bytes(address, length) {
             Err(RangeError::ZeroLength { .. }) => Ok(()),
@@ -75,8 +75,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = call.take(inside);
         let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, Advice::DontNeed));
         drop(lock);
-        // The mapping stays: no publication, and no leaf table goes (rule 3). The sweep alone waits for
-        // faults at work; one that comes later brings a new page, as it may.
+        // The mapping stays, so nothing is published and no leaf table goes (rule 3). The sweep alone waits for faults at work.
+        // A later fault may bring a new page.
         if let Some(part) = PageRange::new(inside.start(), reach.end.min(inside.end())) {
             call.take_out(part, |_, old| old.dropped());
         }

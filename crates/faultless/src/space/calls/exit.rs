@@ -9,13 +9,15 @@ use crate::sync::{ROOM_OF_RANGES, full_fence};
 use core::mem::{self, ManuallyDrop};
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Ends the process: everything is unmapped, and nothing can be mapped any more; other handles see an empty space.
-    /// Waits for no I/O: faults that do are given up ([`FaultError::Exited`](crate::space::fault::FaultError::Exited)), and what
-    /// a read under way has pinned is freed when it completes.
+    /// Ends the process. Everything is unmapped, and nothing can be mapped any more. Other handles see an empty space.
+    ///
+    /// Waits for no I/O. Faults that wait for I/O are given up
+    /// ([`FaultError::Exited`](crate::space::fault::FaultError::Exited)). What a read under way has pinned is freed when the
+    /// read completes.
     pub fn exit(&self) {
         let space = &self.0;
         space.engine.assert_may_sleep("exit");
-        // Who waits for I/O lets go of what its design keeps meanwhile; only then can that be taken.
+        // Faults that wait for I/O release what their design keeps; only then can it be taken.
         space.space_flags.dying.set(&*space.engine);
         space.map.lock_by(&*space.engine).exited = true;
         space.clear();
@@ -28,7 +30,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let whole = self.whole();
         let mut call = self.change_excluding(Call::Unmap, whole);
         drop(call.take(whole));
-        // A host that has no memory to follow keeps mappings without pages, until its table goes.
+        // If a host has no memory to follow, it keeps mappings without pages until its table goes.
         let _ = self.table.follow(whole, None);
         let mut lock = call.lock();
         let vmas = self.tree.view_locked(&lock.writer).from(whole.start());
@@ -41,12 +43,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // Partner: the fence after the bit in page work.
         full_fence();
         D::published(call.work());
-        // With all of the space taken, so that no other exit sweeps before the host has been told.
+        // The whole space is still taken, so that no other exit sweeps before the host has been told.
         if is_first {
             self.engine.abandon(&self.table);
         }
         call.sweep_away(whole, Some(whole));
-        // Before the flush, which frees what is retired by then.
+        // This comes before the flush, which frees what is retired by then.
         call.finish();
         self.engine.grace_and_flush();
         self.engine.uncharge(ManuallyDrop::into_inner(old).clear());
@@ -55,15 +57,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
 impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
     fn drop(&mut self) {
-        // The last handle: no call is under way, and accesses hold a handle too. Truncation may have come by a weak
-        // one, but then it had a handle, and this runs in it.
-        // A processor may have the table loaded still, and keep translations: it is in no section. So this comes before the
-        // frames, and they before the tables (invariants 3 and 15).
+        // This is the last handle: no call is under way, since accesses hold a handle too. Truncation may have come by a weak
+        // handle, but then it made a strong one, and this runs in it. A processor may still have the table loaded and keep
+        // translations; it is in no section. So the unload comes before the frames, and they come before the tables (invariants
+        // 3 and 15).
         self.engine.unload(&self.table);
         let whole = self.whole();
         let (mut rest, mut has_tables) = (Some(whole), false);
         while let Some(range) = rest {
-            // A section for each leaf: a large space holds nobody's grace period up.
+            // There is a section for each leaf, so that a large space does not delay a grace period.
             let section = self.engine.enter();
             let Some(page) = self.table.next_leaf(&section, range) else { break };
             let first = page.align_down(H::Table::LEAF_PAGES);
@@ -73,7 +75,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             let section = match self.table.is_shared(leaf) {
                 false => section,
                 true => {
-                    // What others have too is theirs.
+                    // Entries of a shared table belong to the other spaces.
                     drop(section);
                     self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
                     self.engine.enter()
@@ -82,7 +84,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             let Some(leaf) = self.table.leaf(&section, page) else { continue };
             for page in span.iter() {
                 let entry = self.table.load(leaf, page);
-                // As the sweep does it: the child may have the page still.
+                // As in a sweep: the child may still have the page.
                 if entry.holds_page() && self.table.exchange(leaf, page, entry, Entry::EMPTY).is_ok() {
                     self.leave_home(leaf, page, entry);
                     self.engine.drop_entry(entry);
@@ -90,13 +92,13 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
             }
         }
         self.engine.tell_freed();
-        // Rule H5: whoever has followed a home in a section may be in a leaf table of this space, and in its record the name of the
-        // space. After exit has waited there is neither, unless a fault has made a table since.
+        // Rule H5: a thread that has followed a home in a section may be in a leaf table of this space, and may use the space's
+        // name in the table's record. After exit has waited there are no such threads, unless a fault has made a table since.
         let is_swept = self.map.lock_by(&*self.engine).abandoned && !has_tables;
         if !is_swept && !cfg!(mutant = "space_without_grace") {
             self.engine.grace();
         }
-        // Also what keeps a file, and with it this engine.
+        // This also drops what keeps a file, and with it this engine.
         self.engine.flush();
         self.engine.uncharge(ROOM_OF_RANGES + self.tree.clear());
     }

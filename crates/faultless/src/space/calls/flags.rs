@@ -1,5 +1,5 @@
-//! Changing what else holds for mappings, for madvise, mlock and mseal: publish, and sweep without editing an entry, so
-//! that whoever looked an old mapping up has finished when the call returns (docs/protocol.md, rule 4).
+//! Changing the flags of mappings, for madvise, mlock and mseal: publish, and sweep without editing an entry. So any thread
+//! that looked an old mapping up has finished when the call returns (docs/protocol.md, rule 4).
 
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -11,38 +11,38 @@ use crate::space::{Space, TreeState};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Mapping, MappingFlags, Vma};
 
-/// What a call does about pages of its range that are not mapped.
+/// The treatment of pages in a call's range that are not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Holes {
-    /// Passes over them and says so in the end.
+    /// Skips them, and reports them at the end.
     Skip,
-    /// Does what lies below and stops there.
+    /// Changes the part below the first of them and stops there.
     Stop,
-    /// Does nothing at all.
+    /// Changes nothing.
     Refuse,
 }
 
-/// How far into a range a call goes.
+/// The part of a range that a call changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) struct Reach<R> {
-    /// Everything that is mapped below this.
+    /// The end of that part: everything mapped below is changed.
     pub end: PageNumber,
-    /// What is wrong then.
+    /// The error to report after that, if any.
     pub error: Option<Wrong<R>>,
 }
 
-/// Why a call does not do its work, or not everywhere.
+/// The reason why a call does not do its work, or not everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Wrong<R> {
-    /// Nothing is mapped here.
+    /// Nothing is mapped at this address.
     Hole(VirtAddr),
-    /// The mapping, or the part of it, that begins here is refused; what lies below it is done.
+    /// The mapping, or the part of it, that begins here is refused. The part below is done.
     Refused(VirtAddr, R),
-    /// Nothing is done, whatever is mapped.
+    /// The whole call is refused, whatever is mapped. Nothing is done.
     All(R),
-    /// There is no room to split a mapping: what lies below it is done.
+    /// There is no room to split a mapping. The part below it is done.
     TooMany { limit: usize },
-    /// Nothing is done.
+    /// There is no memory. Nothing is done.
     OutOfMemory,
 }
 
@@ -55,7 +55,7 @@ impl<R> From<Unpublished> for Wrong<R> {
     }
 }
 
-/// How far a call goes in `range`, by what is mapped there, upwards.
+/// Finds how much of `range` a call changes. Looks at the mappings upwards, one by one.
 pub(in crate::space) fn reach<M, R>(
     range: PageRange,
     holes: Holes,
@@ -93,7 +93,7 @@ pub(in crate::space) fn reach<M, R>(
 }
 
 impl<H: Host> Mapping<H> {
-    /// Whether mseal forbids what loses the contents: what its owner could not overwrite.
+    /// Returns whether mseal forbids advice that loses contents: the mapping is sealed, and its owner could not overwrite them.
     pub(in crate::space) fn keeps_contents(&self) -> bool {
         self.flags.contains(MappingFlags::SEALED)
             && self.sharing == Sharing::Private
@@ -103,7 +103,7 @@ impl<H: Host> Mapping<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// As [`reach`], of the tree. The part of `range` that no table can address is a hole.
+    /// Finds what [`reach`] finds, in the tree. The part of `range` that no table can address is a hole.
     #[inline(never)]
     pub(in crate::space) fn reach<R>(
         &self,
@@ -116,7 +116,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         reach(range, holes, vmas.map(|vma| (vma.range(), vma.mapping())), refuse)
     }
 
-    /// The start of the first sealed part of `range`.
+    /// Returns the start of the first sealed part of `range`.
     pub(in crate::space) fn first_sealed(
         &self,
         view: View<'_, Vma<H, D>>,
@@ -129,8 +129,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         sealed.map(|vma| vma.range().start().max(range.start()))
     }
 
-    /// Publishes flags that `change` makes of each mapping in `range`, as far as `refuse` lets it. `before` decides on
-    /// the whole, in the same step.
+    /// Publishes the flags that `change` makes of each mapping in `range`, as far as `refuse` allows. `before` decides on the
+    /// whole, in the same step.
     pub(in crate::space) fn change_flags<R>(
         &self,
         range: PageRange,

@@ -1,6 +1,6 @@
-//! fork: range work on the whole space. There is one instant inside it at which the child's private memory equals the
-//! parent's (invariant 7): page work is stopped, the entries are copied and lose their write right, and only when no
-//! processor uses an older translation does page work go on.
+//! fork: range work on the whole space. At one instant inside it, the child's private memory equals the parent's (invariant 7).
+//! Page work is stopped, and the entries are copied and lose their write right. Page work goes on only when no processor uses
+//! an older translation.
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
@@ -22,22 +22,22 @@ use crate::vma::{AnonId, AnonRecord, Backing, Mapping, MappingFlags, Vma};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-/// How many pages ahead of the one being copied the folio's word is fetched.
+/// The distance, in pages, at which folios' words are fetched ahead of the page being copied.
 const AHEAD: u64 = 8;
 
-/// Why there is no child; the parent is as before, and nobody has seen half a child.
+/// The reason why there is no child. The parent is as before, and no thread has seen half a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForkError {
-    /// No memory for the child's tables and nodes (ENOMEM).
+    /// There is no memory for the child's tables and nodes (ENOMEM).
     #[error("out of memory to fork")]
     OutOfMemory,
-    /// The space has exited.
+    /// The space has exited (ENOMEM).
     #[error("the space has exited")]
     Exited,
 }
 
 impl ForkError {
-    /// Linux's number: ENOMEM.
+    /// Returns Linux's error number: ENOMEM.
     pub fn errno(&self) -> i32 {
         match self {
             Self::OutOfMemory | Self::Exited => errno::ENOMEM,
@@ -52,10 +52,11 @@ impl From<OutOfMemory> for ForkError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// A child with the same mappings, its private memory as the parent's is at one instant during the call. Waits for
-    /// other range work and for faults at work, for no I/O; faults of the parent wait while entries are copied.
-    /// A mapping with [`MappingFlags::DONT_FORK`] is not there in the child, one with [`MappingFlags::WIPE_ON_FORK`] is empty, and nothing
-    /// is locked in it.
+    /// Makes a child with the same mappings. Its private memory equals the parent's at one instant during the call.
+    ///
+    /// Waits for other range work and for faults at work, for no I/O. Faults of the parent wait while entries are copied. The
+    /// child lacks mappings with [`MappingFlags::DONT_FORK`], has those with [`MappingFlags::WIPE_ON_FORK`] empty, and has no
+    /// locks.
     ///
     /// # Errors
     /// [`ForkError`]; the parent is as before.
@@ -78,13 +79,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if lock.exited {
             return Err(ForkError::Exited);
         }
-        // All memory but the child's tables, before anybody is stopped. The tree stays as it is: we have all of it.
+        // All memory but that of the child's tables is allocated before any thread is stopped. The tree cannot change: the
+        // whole range is taken.
         let (child_taken, child_lock) = child.0.map.take(whole, &*space.engine);
         let mut child_lock = space.copy_mappings(&lock, &child, child_lock)?;
         child_lock.locks = lock.locks.of_child();
         let has_file_guards = lock.locks.file_guards;
-        // From here on we wait for other processors, so the locks go. What keeps both trees as they are is that all of them is
-        // taken: who changes a tree has taken what he changes.
+        // From here on this waits for other processors, so the locks are released. Both trees stay as they are, since the whole
+        // range of each is taken: a thread takes a range before it changes the tree there.
         drop(child_lock);
         drop(lock);
         #[cfg(mutant = "fork_reads_records_early")]
@@ -98,7 +100,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
         let made = copied.and(followed);
-        // dup_mmap's error path: what is half made stays where the files find it.
+        // As dup_mmap's error path: what is half made stays where the files find it.
         #[cfg(mutant = "failed_fork_stays")]
         if made.is_err() {
             core::mem::forget(child.clone());
@@ -108,18 +110,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
-/// Whether a child has such a mapping.
+/// Returns whether a child gets this mapping.
 fn is_inherited<H: Host, D: LockingDesign>(vma: &&Vma<H, D>) -> bool {
     !vma.mapping().flags.contains(MappingFlags::DONT_FORK)
 }
 
-/// Whether it is anonymous memory that nobody shares: guards in it have made a record.
+/// Returns whether this is private anonymous memory. Guard pages in such memory have made a record.
 fn is_plain_anonymous<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> bool {
     vma.record().is_some() && matches!(vma.mapping().backing, Backing::Anonymous)
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Gives the child copies of all mappings, and registers it with their files: complete, and before its first page.
+    /// Gives the child copies of all mappings. Registers the child with their files when the mappings are complete, and before
+    /// the child has its first page.
     #[inline(never)]
     fn copy_mappings<'c>(
         &self,
@@ -132,17 +135,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         copies.try_reserve_exact(lock.usage.mappings).map_err(|_| OutOfMemory)?;
         for vma in view.from(PageNumber::new(0)).filter(is_inherited) {
             let mapping = vma.glance();
-            // Locks are not inherited.
+            // A child has no locks.
             let flags = mapping.flags.difference(MappingFlags::LOCKS);
             let mapping = Mapping { anon: None, flags, ..mapping };
-            // CVE-2024-27022: linked before it is set up, and found by a truncation that is under way.
+            // CVE-2024-27022: the mapping is linked before it is set up, and a truncation under way finds it.
             #[cfg(mutant = "fork_links_early")]
             if let Backing::File { file, first } = &mapping.backing {
                 file.register(0, || child.as_mapped_by(), &Hull::of(mapping.range, *first))?;
             }
             copies.push(try_box(Vma::new(mapping)?)?);
         }
-        // Nothing is replaced.
+        // The child's tree is empty, so nothing is replaced.
         let made =
             child.0.tree.replace(&mut map.writer, self.whole(), &mut copies, &mut RetiredList::new())?;
         self.engine.charge(made);
@@ -158,15 +161,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(map)
     }
 
-    /// The tree, of which all is taken.
+    /// Returns a view of the tree, all of which is taken.
     fn view_taken<'t>(&'t self, taken: &'t RangeReservation<'_, H>) -> View<'t, Vma<H, D>> {
         debug_assert!(taken.range().covers(self.whole()));
-        // SAFETY: who changes a part of the tree has taken it, and all of it is taken. When it was, the tree lock was held and
-        // no edit was under way.
+        // SAFETY: a thread takes a part of the tree before it changes it, and all of it is taken. When it was, the tree lock
+        // was held and no edit was under way.
         unsafe { self.tree.view_still(taken) }
     }
 
-    /// For a mutant: which private mappings have anonymous pages now.
+    /// Returns which private mappings have anonymous pages now. For a mutant.
     #[cfg(mutant = "fork_reads_records_early")]
     fn pages_of_records(&self, taken: &RangeReservation<'_, H>) -> Vec<bool> {
         let lock = taken.lock();
@@ -177,9 +180,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             .collect()
     }
 
-    /// Gives the child the entries of every private mapping that has anonymous pages: shares the leaf tables where that
-    /// pays, and copies the entries of the others. What a file has, the child faults in itself. Page work is stopped, and no
-    /// lock is held: this waits for grace periods and invalidations.
+    /// Gives the child the entries of every private mapping that has anonymous pages. Leaf tables are shared where that pays;
+    /// the entries of the others are copied. The child faults pages of files in itself. Page work is stopped, and no lock is
+    /// held: this waits for grace periods and invalidations.
     #[inline(never)]
     fn copy_pages(
         &self,
@@ -194,7 +197,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             parents.zip(child.view_taken(child_taken).from(PageNumber::new(0)))
         };
         for (i, (vma, copy)) in pairs().enumerate() {
-            // Asked after page work has stopped: a fault may have made the first page since the mappings were copied.
+            // This is read after page work has stopped: a fault may have made the first page since the mappings were copied.
             let has_pages = |record: &AnonRecord| early.map_or(record.id().is_some(), |early| early[i]);
             if let (Some(record), Some(new_record)) = (vma.record(), copy.record())
                 && !vma.mapping().flags.contains(MappingFlags::WIPE_ON_FORK)
@@ -204,7 +207,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 new_record.begin(AnonId::inherited(self.engine.next_serial()));
             }
         }
-        // Pages that are pinned stay the parent's alone.
+        // Pinned pages stay the parent's alone.
         let shares_more = early.is_none() && self.space_flags.pins.load(Ordering::Acquire) == 0;
         let (mut result, mut pinned) = (Ok(()), false);
         let mut shared: Option<PageRange> = None;
@@ -220,7 +223,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Err(error) => return result = Err(error),
             }
             while mappings.next_if(|(vma, _)| vma.range().end() <= span.start()).is_some() {}
-            // What is shared already, and not to be this time, is the parent's own first.
+            // A table that is shared already, and not to be shared this time, is replaced by the parent's own first.
             if self.has_shared_table(taken, span.start()) {
                 self.own_table(span, |_, entry| entry, |_, _| true);
             }
@@ -248,11 +251,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
         });
         if let Some(shared) = shared {
-            // Who had come to an entry before its table was shared has finished.
+            // Page work that came to an entry before its table was shared ends before this returns.
             self.engine.grace();
             weakened.touch_all(shared);
         }
-        // No processor writes through an old translation when this has been flushed: here the instant ends.
+        // After this flush no processor writes through an old translation: the instant ends here.
         weakened.flush(self);
         result?;
         for (vma, copy) in pairs().filter(|_| pinned) {
@@ -263,9 +266,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    /// Shares the leaf table over `span` with the child, if all that is mapped there is private and goes to the child as
-    /// it is, not locked, with anonymous pages somewhere, and if it has entries enough, or is shared already; and if its pages can be
-    /// counted once more when it is copied. `vmas`: those from its start on.
+    /// Shares the leaf table over `span` with the child if that is allowed and pays; `vmas` are those from its start on.
+    ///
+    /// All mappings there must be private, go to the child as they are and not be locked, and one must have anonymous pages.
+    /// The table must have enough entries, or be shared already. Its pages must have room for one more count when it is copied.
     fn share_table<'v>(
         &self,
         span: PageRange,
@@ -280,7 +284,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let (mut mapped, mut has_pages, mut of_files) = (0, false, 0);
         for vma in vmas.take_while(|vma| vma.range().start() < span.end()) {
             let flags = vma.mapping().flags;
-            // Rule H6, for a locked one.
+            // Rule H6 forbids to share a table under a locked mapping.
             let is_locked = flags.contains(MappingFlags::LOCKED) && !cfg!(mutant = "locked_table_shared");
             let is_shareable =
                 is_inherited(&vma) && !flags.contains(MappingFlags::WIPE_ON_FORK) && !is_locked;
@@ -288,7 +292,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 return Ok(false);
             };
             has_pages |= record.id().is_some();
-            // Each shows a page of a file once; an anonymous page is in a space once.
+            // Each mapping shows a page of a file once. A space has an anonymous page once.
             of_files += u64::from(matches!(vma.mapping().backing, Backing::File { .. }));
             mapped += vma.range().intersection(span).map_or(0, PageRange::pages);
         }
@@ -323,7 +327,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Copies the entries of `part`, which `leaf` covers. True: a page of them is pinned, and not there in the child yet.
+    /// Copies the entries of `part`, which `leaf` covers. Returns true if one of the pages is pinned; the child does not have
+    /// it yet.
     fn copy_entries(
         &self,
         leaf: LeafOf<'_, H>,
@@ -334,7 +339,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut pinned = false;
         let mut child_leaf = None;
         for page in part.iter() {
-            // Their words were written last by whoever faulted: fetch some while this one is counted.
+            // Another processor may have written the folios' words last, at a fault. Some are fetched while this one is
+            // counted.
             if let Some(ahead) = page.checked_add(AHEAD).filter(|ahead| part.contains(*ahead))
                 && let Some(frame) = self.table.load(leaf, ahead).mapped_frame()
             {
@@ -346,16 +352,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
                 continue;
             };
-            // The bit is held while the counts change: who comes by the file or the folio waits for it.
+            // The bit is held while the counts change: a thread that comes by the file or the folio waits for it.
             let shared = match child_leaf {
                 Some(_) => Ok(()),
-                // The child's range is ours: its tables stay.
+                // The child's range is taken, so its tables stay.
                 None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
             }
             .and_then(|()| self.engine.copy_entry(entry));
             match (shared, child_leaf) {
-                // Truncation comes to the child after the parent, whose entry it finds with our bit: by then this is
-                // there.
+                // Truncation comes to the child after the parent, whose entry has our bit. By then this entry is there.
                 (Ok(Some(new)), Some(child_leaf)) => child.table.fill(child_leaf, page, new),
                 (Ok(_), _) => pinned = true,
                 (Err(error), _) => {
@@ -363,10 +368,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     return Err(error);
                 }
             }
-            // An old translation of an absent page may give the right still.
+            // An old translation of an absent page may still give the right.
             if entry.has(Entry::WRITE) || entry.is_absent() {
                 weakened.touch(page);
-                // Nothing new is mapped: a host needs no memory for this.
+                // Nothing new is mapped, so a host needs no memory for this.
                 if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
                     continue;
                 }
@@ -395,8 +400,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Gives the child copies of the pages that I/O goes on into, as they are now that no processor writes them. (The
-    /// device may go on writing: what it writes is of no instant.) The parent's next write finds its page exclusive.
+    /// Gives the child copies of the pages with I/O under way, as they are now that no processor writes them. A device may go
+    /// on writing: its writes belong to no instant. The parent's next write finds its page exclusive.
     fn copy_pinned(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -406,7 +411,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let frames = self.engine.frames();
         let mut result = Ok(());
         self.each_table(taken, range, |part| {
-            // Of what is shared nothing is pinned.
+            // No page in a shared table is pinned.
             let leaf = self.table.leaf(taken, part.start()).filter(|leaf| !self.table.is_shared(*leaf));
             let Some(leaf) = leaf else { return };
             for page in part.iter() {
@@ -418,10 +423,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 };
                 result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
                     let copy = frames.allocate(GroupId::ROOT, FrameUse::Fork).ok_or(OutOfMemory)?;
-                    // Word by word: the device may be writing.
+                    // Copied word by word, since the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
                     if frames.read(frame, 0, &mut bytes) < bytes.len() {
-                        // The host has lost them: no child, rather than one with zeros there.
+                        // The host has lost the bytes. The fork fails, rather than give the child zeros there.
                         frames.free(copy);
                         return Err(OutOfMemory);
                     }

@@ -1,5 +1,5 @@
-//! Mappings that grow down (MAP_GROWSDOWN): a fault below makes them longer. If they are locked, what lies between comes
-//! with its first touch, as on Linux.
+//! Mappings that grow down (MAP_GROWSDOWN). A fault below makes them longer. If they are locked, the pages between come with
+//! their first touch, as on Linux.
 
 use crate::address::{PAGE_SHIFT, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -15,7 +15,7 @@ use crate::vma::{MappingFlags, Vma};
 /// Pages that stay free between a mapping that grows down and what can be used below it (Linux: stack_guard_gap).
 const GUARD_GAP: u64 = 256;
 
-/// The pages of a mapping, with the gap below it if it grows down: nothing is placed there unless somebody insists.
+/// Returns the pages of a mapping, with the gap below it if it grows down. Nothing is placed there, except at a fixed address.
 pub(in crate::space) fn guarded<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> PageRange {
     let range = vma.range();
     let gap = if vma.mapping().flags.contains(MappingFlags::GROWS_DOWN) { GUARD_GAP } else { 0 };
@@ -24,11 +24,11 @@ pub(in crate::space) fn guarded<H: Host, D: LockingDesign>(vma: &Vma<H, D>) -> P
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// As [`AddressSpace::protect`], from the start of the mapping on, which grows down (PROT_GROWSDOWN). The address may
-    /// lie below the mapping, the end may not.
+    /// Changes the protection as [`AddressSpace::protect`] does, from the start of the mapping on, which must grow down
+    /// (PROT_GROWSDOWN). The address may lie below the mapping, the end may not.
     ///
     /// # Errors
-    /// [`ProtectError`]; [`ProtectError::NotGrowing`] if the first mapping that is reached does not grow down.
+    /// [`ProtectError`]; [`ProtectError::NotGrowing`] if the first mapping above the address does not grow down.
     pub fn protect_down(
         &self,
         address: VirtAddr,
@@ -65,7 +65,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
-/// The first mapping that ends above `page`, and whether it grows down.
+/// Returns the first mapping that ends above `page`, and whether it grows down.
 fn above<H: Host, D: LockingDesign>(
     view: View<'_, Vma<H, D>>,
     page: PageNumber,
@@ -74,9 +74,10 @@ fn above<H: Host, D: LockingDesign>(
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Makes the mapping above `page`, a hole, reach down to it, if it grows down, is not too long then, and keeps its gap to
-    /// what lies below. True: look again. The caller has announced and taken nothing; readers of the tree see the old map or
-    /// the new one (CVE-2023-3269).
+    /// Makes the mapping above `page`, a hole, reach down to it. That mapping must grow down, must not become too long, and
+    /// must keep its gap to the mapping below. Returns true if the caller is to look again.
+    ///
+    /// The caller has announced and taken nothing. Readers of the tree see the old map or the new one (CVE-2023-3269).
     #[inline(never)]
     pub(in crate::space) fn grow_down(&self, page: PageNumber) -> bool {
         let look = || {
@@ -89,10 +90,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let mut call = self.change(Call::Grow, self.whole());
         loop {
             let Some((mapped, true)) = look() else { break false };
-            // Somebody was quicker.
+            // Another thread was faster.
             let Some(range) = PageRange::new(page, mapped.start()) else { break true };
             call.exclude(range.hull(mapped), |_| true);
-            // With the first page of the mapping, so that it stays as it is while a host follows.
+            // The first page of the mapping is taken too, so that the mapping stays as it is while a host follows.
             let claim = range.hull(PageRange::single(mapped.start()));
             let lock = call.take(claim);
             let view = self.tree.view_locked(&lock.writer);
@@ -109,12 +110,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let gap = below.is_none_or(|below| page.get() - below.range().end().get() >= GUARD_GAP);
             let length = mapped.end().get() - page.get();
             let more = extension(vma, range);
-            // Before there is a record; it will be asked again when it is published.
+            // This comes before there is a record. It is checked again when the mapping is published.
             let fits = length <= lock.limits.stack >> PAGE_SHIFT
                 && lock.check_room(&more, range.pages()).is_ok()
                 && lock.check_locked(more.flags, range.pages()).is_ok();
             if gap && !vma.is_busy() {
-                // As on Linux: what grows has a record.
+                // As on Linux, a mapping that grows has a record.
                 let _ = self.begin_record(view, vma);
             }
             if vma.is_busy() || !gap || !fits {

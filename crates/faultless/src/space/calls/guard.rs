@@ -1,5 +1,5 @@
-//! Guard pages: entries that name no frame and refuse every access, in the middle of a mapping that stays one. They
-//! go with the mapping, or when they are removed; dropping pages leaves them, and a child of fork has them too.
+//! Guard pages: entries that name no frame and refuse every access. They do not split their mapping. They go with the mapping,
+//! or when they are removed. Dropping pages keeps them, and a child of fork has them too.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
@@ -13,10 +13,10 @@ use crate::vma::Backing;
 use crate::vma::tree::Ranged;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// madvise(MADV_GUARD_INSTALL). A page at work is waited for; the mapping stays, so nothing is published.
+    /// Installs guard pages (madvise MADV_GUARD_INSTALL). Waits for a page at work. The mapping stays, so nothing is published.
     pub(in crate::space) fn install_guards(&self, range: PageRange) -> Result<(), AdviseError> {
         self.guard_work(range, Advice::GuardInstall, |call, part| {
-            // The tables first: then nothing can fail. Ours is the range, so that they stay.
+            // The tables are made first; after that nothing can fail. The range is taken, so that they stay.
             let taken = call.taken.over(part);
             let mut rest = Some(part);
             while let Some(pages) = rest {
@@ -32,7 +32,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         })
     }
 
-    /// madvise(MADV_GUARD_REMOVE).
+    /// Removes guard pages (madvise MADV_GUARD_REMOVE).
     pub(in crate::space) fn remove_guards(&self, range: PageRange) -> Result<(), AdviseError> {
         self.guard_work(range, Advice::GuardRemove, |call, part| {
             let step = |_, old: Entry| if old.is_guard() { Entry::EMPTY } else { old };
@@ -41,7 +41,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         })
     }
 
-    /// Does `work` on each part of a mapping in `range`, as far as advice goes.
+    /// Calls `work` for each part of a mapping in `range`, as far as the advice goes.
     fn guard_work(
         &self,
         range: PageRange,
@@ -55,7 +55,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let reach = self.reach(&lock, range, Holes::Skip, |mapping| refuses(mapping, advice));
         drop(lock);
         let mut rest = PageRange::new(inside.start(), reach.end.min(inside.end()));
-        // The range is ours: its mappings may grow beyond it meanwhile, and are the same in it.
+        // The range is taken: its mappings may grow beyond it meanwhile, but do not change inside it.
         while let Some(part) = rest {
             let lock = call.lock();
             let next = self.tree.view_locked(&lock.writer).from(part.start()).next();
@@ -68,20 +68,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         reach.error.map_or(Ok(()), |wrong| Err(self.advise_error(range, advice, wrong)))
     }
 
-    /// Has fork look for guards: anonymous memory counts as having pages from now on, as on Linux, where one sees it in what
-    /// merges; for all else the space remembers it.
+    /// Makes fork look for guards. Anonymous memory counts as having pages from now on, as on Linux, where the mappings that
+    /// merge show it. For all other mappings the space remembers it.
     fn mark_guarded(&self, taken: &RangeReservation<'_, H>, part: PageRange) {
         let mut lock = taken.lock();
         let Some(vma) = self.tree.view_locked(&lock.writer).find(part.start()) else { return };
         let is_anonymous = matches!(vma.mapping().backing, Backing::Anonymous);
         if is_anonymous {
-            // Records are closed and opened under this lock, so that it is not closed.
+            // Records are closed and opened under this lock, so this one is not closed.
             let _ = self.begin_record(self.tree.view_locked(&lock.writer), vma);
         }
         lock.locks.file_guards |= !is_anonymous;
     }
 
-    /// The guards of a file's mapping, for fork: nothing else is copied of one without pages of its own.
+    /// Copies the guards of a file's mapping for fork. Nothing else is copied of a mapping without pages of its own.
     pub(in crate::space) fn copy_guards(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -99,7 +99,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         result
     }
 
-    /// A child's guard.
+    /// Puts a guard into a child's table.
     pub(in crate::space) fn fill_guard(
         &self,
         taken: &RangeReservation<'_, H>,

@@ -1,4 +1,4 @@
-//! The maps listing: reads the tree in a section, and never makes the observed wait.
+//! The maps listing: reads the tree in a section, and never makes the observed space wait.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -10,27 +10,27 @@ use crate::vma::{Backing, MappingFlags};
 use alloc::vec::Vec;
 use core::iter;
 
-/// One line of the listing.
+/// One line of the listing of mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingInfo {
-    /// The pages.
+    /// The pages of the mapping.
     pub range: PageRange,
-    /// What may be done with them.
+    /// The accesses that the mapping allows.
     pub protection: Protection,
-    /// Whether stores stay in the space.
+    /// Private: stores stay in the space. Shared: they reach what is mapped.
     pub sharing: Sharing,
-    /// What else holds for it.
+    /// Further properties of the mapping.
     pub flags: MappingFlags,
     /// The file's number and the page of the file that the mapping begins with.
     pub file: Option<(u64, u64)>,
-    /// The frame that a mapping of frames which the engine does not own begins with.
+    /// The first frame of a mapping of frames that the engine does not own.
     pub foreign: Option<Frame>,
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// The mappings, upwards. Each line was true at some moment during the call; the space does not stand still.
+    /// Returns the mappings, upwards. Each line was true at some moment during the call, but not all at the same one.
     ///
-    /// Aborts where there is no memory for the list, as any `collect`; [`AddressSpace::mapping_from`] needs none.
+    /// Aborts if there is no memory for the list, as any `collect` does; [`AddressSpace::mapping_from`] needs none.
     pub fn mappings(&self) -> Vec<MappingInfo> {
         let mut from = PageNumber::new(0);
         let next = || {
@@ -38,14 +38,14 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             from = info.range.end();
             Some(info)
         };
-        // Making room for a line does not happen in the section.
+        // Room for a line is not made in the section.
         iter::from_fn(next).collect()
     }
 
-    /// The first mapping that ends above `page`.
+    /// Returns the first mapping that ends above `page`.
     pub fn mapping_from(&self, page: PageNumber) -> Option<MappingInfo> {
         let section = self.engine().enter();
-        // What stands for a place that mremap empties is no mapping.
+        // A placeholder for a place that mremap empties is no mapping.
         let mut vmas = self.0.tree.view(&section).from(page);
         let vma = vmas.find(|vma| !matches!(vma.mapping().backing, Backing::Busy))?;
         let mapping = vma.mapping();

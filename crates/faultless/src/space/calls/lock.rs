@@ -1,5 +1,5 @@
-//! mlock, munlock, mlockall, munlockall: the flag first, by range work; then ordinary faults, that hold nothing across
-//! I/O (sources: Lespinasse 2012).
+//! mlock, munlock, mlockall, munlockall. The flag is set first, by range work. Then pages come by ordinary faults, which hold
+//! nothing across I/O (sources: Lespinasse 2012).
 
 use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -10,78 +10,80 @@ use crate::space::calls::populate::{Goal, Unpopulated};
 use crate::space::{AddressSpace, MapError, Space, TreeState, fault::FaultError};
 use crate::vma::{Mapping, MappingFlags};
 
-/// When the pages of a locked mapping come. mlock2 knows no other flag than MLOCK_ONFAULT, and refuses the rest (EINVAL).
+/// The time at which the pages of a locked mapping are fetched. mlock2 knows no flag but MLOCK_ONFAULT, and refuses all others
+/// (EINVAL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockMode {
-    /// Before the call returns (mlock).
+    /// The pages are fetched before the call returns (mlock).
     Now,
-    /// With their first touch (MLOCK_ONFAULT).
+    /// Each page is fetched with its first touch (MLOCK_ONFAULT).
     OnFault,
 }
 
 bitflags::bitflags! {
-    /// What [`AddressSpace::lock_all`] locks.
+    /// The mappings that [`AddressSpace::lock_all`] locks.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct LockAll: u8 {
-        /// What is mapped now (MCL_CURRENT).
+        /// Locks all existing mappings (MCL_CURRENT).
         const CURRENT = 1;
-        /// What will be mapped, until a call without this (MCL_FUTURE).
+        /// Locks new mappings, until a call without this flag (MCL_FUTURE).
         const FUTURE = 2;
-        /// Pages come with their first touch (MCL_ONFAULT).
+        /// Fetches each page with its first touch (MCL_ONFAULT).
         const ON_FAULT = 4;
     }
 }
 
-/// Why nothing was locked, or not everything fetched. What lies below the address that an error names is locked.
+/// The reason why nothing was locked, or not everything fetched. The part below the address that an error names is locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
     /// The range reaches past the last address (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Neither what is mapped nor what will be was asked for, or something that is unknown (EINVAL).
+    /// The flags name neither existing nor new mappings, or have unknown bits (EINVAL).
     #[error("neither what is mapped now nor what will be is to be locked, or something unknown")]
     Nothing,
-    /// The limit is zero (EPERM).
+    /// The limit of locked memory is zero (EPERM).
     #[error("locking memory is not permitted")]
     NotPermitted,
-    /// More than the limit would be locked; nothing is (ENOMEM).
+    /// More than the limit would be locked. Nothing is locked (ENOMEM).
     #[error("more than the limit of {limit} bytes would be locked")]
     Limit {
         /// The limit in bytes.
         limit: u64,
     },
-    /// Nothing is mapped at `address`; what lies below it is locked, and not fetched (ENOMEM).
+    /// Nothing is mapped at `address`. The part below it is locked, and not fetched (ENOMEM).
     #[error("nothing is mapped at {address}, inside the {range} to lock")]
     Hole {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// All is locked; the pages from `address` on were not fetched, because the mapping there allows nothing (ENOMEM).
+    /// The mapping at `address` allows no access. All is locked; the pages from there on were not fetched (ENOMEM).
     #[error("the mapping at {address} allows nothing, so its pages were not fetched")]
     NotAllowed {
         /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// All is locked; this page and those behind it were not fetched (ENOMEM; EAGAIN without memory).
+    /// A page could not be fetched. All is locked; this page and those behind it were not fetched (ENOMEM; EAGAIN without
+    /// memory).
     #[error("not every page was fetched: {0}")]
     Fault(FaultError),
-    /// Splitting a mapping would make more than the limit; what lies below that mapping is locked, and not fetched (ENOMEM).
+    /// To split a mapping would exceed the limit of mappings. The part below that mapping is locked, and not fetched (ENOMEM).
     #[error("locking {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for nodes (ENOMEM).
+    /// There is no memory for nodes (ENOMEM).
     #[error("out of memory to lock")]
     OutOfMemory,
 }
 
 impl LockError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) | Self::Nothing => errno::EINVAL,
@@ -97,24 +99,24 @@ impl LockError {
     }
 }
 
-/// What the tree lock guards of locking and of guards.
+/// The state of locking and of guards that the tree lock guards.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::space) struct Locks {
-    /// What new mappings get: [`MappingFlags::LOCKS`] or a part of them.
+    /// The flags that new mappings get: [`MappingFlags::LOCKS`] or a part of them.
     pub future: MappingFlags,
-    /// Whether a file's mapping may have guards: never goes back to no.
+    /// Set once a file's mapping may have guards, and never cleared.
     pub file_guards: bool,
 }
 
 impl Locks {
-    /// A child of fork has no locks.
+    /// Returns the state for a child of fork, which has no locks.
     pub(in crate::space) fn of_child(self) -> Self {
         Self { future: MappingFlags::empty(), ..self }
     }
 }
 
-/// The pages that the bytes touch: locking takes any address, and rounds it down. A length that wraps around when it is
-/// rounded up is what is left of it then, as on Linux.
+/// Returns the pages that the bytes touch. Locking takes any address, and rounds it down. If rounding the length up wraps
+/// around, the wrapped length counts, as on Linux.
 fn touched(address: VirtAddr, length: u64) -> Result<Option<PageRange>, RangeError> {
     let offset = address.offset_in_page();
     match length.wrapping_add(offset).wrapping_add(PAGE_SIZE - 1) & !(PAGE_SIZE - 1) {
@@ -124,13 +126,15 @@ fn touched(address: VirtAddr, length: u64) -> Result<Option<PageRange>, RangeErr
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mlock, mlock2: the pages that `length` bytes at `address` touch stay in memory; with [`LockMode::Now`] they are
-    /// fetched before this returns. The flag is set as [`AddressSpace::unmap`] waits; then the pages come by ordinary
-    /// faults, and nothing is held while they wait for I/O. A mapping that is unlocked or replaced meanwhile is not
-    /// fetched. Pages of a private mapping that can be written are had for writing.
+    /// Keeps the pages that `length` bytes at `address` touch in memory (mlock, mlock2). With [`LockMode::Now`] the pages are
+    /// fetched before this returns.
     ///
-    /// Nothing is evicted from a mapping in this version, locked or not. A mapping of foreign frames is passed over: it is never
-    /// locked, and not fetched.
+    /// To set the flag, waits as [`AddressSpace::unmap`]. Then the pages come by ordinary faults, and nothing is held while
+    /// they wait for I/O. A mapping that is unlocked or replaced meanwhile is not fetched. Pages of a private mapping that can
+    /// be written are fetched for writing.
+    ///
+    /// This version evicts nothing from a mapping, locked or not. A mapping of foreign frames is skipped: it is never locked,
+    /// and not fetched.
     ///
     /// # Errors
     /// [`LockError`].
@@ -146,7 +150,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             LockMode::OnFault => Ok(()),
             LockMode::Now => self.populate(range, Goal::Lock).map_err(|error| match error {
                 Unpopulated::Hole(address) => LockError::Hole { range, address },
-                // Foreign frames are not fetched for this, so that it is not said.
+                // Foreign frames are not fetched for a lock, so `Foreign` does not occur.
                 Unpopulated::NotAllowed(address, _) | Unpopulated::Foreign(address) => {
                     LockError::NotAllowed { address }
                 }
@@ -155,19 +159,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         }
     }
 
-    /// munlock: takes [`AddressSpace::lock`] back. Waits as [`AddressSpace::unmap`].
+    /// Takes [`AddressSpace::lock`] back (munlock). Waits as [`AddressSpace::unmap`].
     ///
     /// # Errors
-    /// `Range`, `Hole`, `TooManyMappings`, `OutOfMemory` of [`LockError`]; after `Hole` the part below is unlocked.
+    /// `Range`, `Hole`, `TooManyMappings`, `OutOfMemory` of [`LockError`]. After `Hole` the part below is unlocked.
     pub fn unlock(&self, address: VirtAddr, length: u64) -> Result<(), LockError> {
         let Some(range) = touched(address, length)? else { return Ok(()) };
         self.0.set_locks(range, Holes::Stop, MappingFlags::empty())
     }
 
-    /// mlockall. What cannot be fetched of what is mapped now is no error, as on Linux.
+    /// Locks existing or new mappings, or both (mlockall). An existing page that cannot be fetched is no error, as on Linux.
     ///
     /// # Errors
-    /// [`LockError`]: `Nothing`, `NotPermitted`; `Limit` if more than that is mapped now, and is to be locked;
+    /// [`LockError`]: `Nothing`, `NotPermitted`; `Limit` if existing mappings are to be locked and exceed the limit;
     /// `OutOfMemory`.
     pub fn lock_all(&self, what: LockAll) -> Result<(), LockError> {
         if !what.intersects(LockAll::CURRENT | LockAll::FUTURE) || !LockAll::all().contains(what) {
@@ -191,10 +195,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    /// munlockall: nothing is locked, and nothing will be.
+    /// Unlocks all mappings, and locks no new ones (munlockall).
     ///
     /// # Errors
-    /// [`LockError::OutOfMemory`]: what will be mapped will not be locked, what is stays so.
+    /// [`LockError::OutOfMemory`]: new mappings will not be locked, existing ones stay as they are.
     pub fn unlock_all(&self) -> Result<(), LockError> {
         let space = &*self.0;
         space.map.lock_by(&*space.engine).locks.future = MappingFlags::empty();
@@ -203,7 +207,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Whether anything may be locked.
+    /// Checks that the space may lock anything.
     fn may_lock(&self) -> Result<(), LockError> {
         match self.map.lock_by(&*self.engine).limits.locked {
             0 => Err(LockError::NotPermitted),
@@ -211,20 +215,20 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Gives all of `range` the flags `set` of locking, holes or not: those of mlockall are of the whole, whose limit it has
-    /// asked for itself.
+    /// Sets the flags of locking of all mappings in `range` to `set`; `holes` says whether a hole is an error. mlockall has
+    /// checked its limit itself, for the whole space.
     fn set_locks(&self, range: PageRange, holes: Holes, set: MappingFlags) -> Result<(), LockError> {
         let before = |map: &TreeState| {
             if set.is_empty() || holes == Holes::Skip {
                 return Ok(());
             }
-            // What is locked already in the range counts once.
+            // Pages of the range that are locked already count once.
             let others = map.usage.locked - self.usage_in(map, range).locked;
             let limit = map.limits.locked;
             let too_many = others.saturating_add(range.pages()) > limit / PAGE_SIZE;
             if too_many { Err(LockError::Limit { limit }) } else { Ok(()) }
         };
-        // Passed over without an error, as on Linux (VM_SPECIAL): foreign frames stay anyway.
+        // Foreign frames are skipped without an error, as on Linux (VM_SPECIAL). They stay in memory anyway.
         let change = |mapping: &Mapping<H>| {
             let set = if mapping.is_foreign() { MappingFlags::empty() } else { set };
             mapping.flags.difference(MappingFlags::LOCKS) | set
@@ -244,7 +248,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 impl TreeState {
-    /// The flags that are asked for, as far as they can be. The mapping gets those that mlockall wants where it is published.
+    /// Returns those of the flags asked for that can be given. Flags that mlockall set are added when the mapping is published.
     pub(in crate::space) fn flags_asked(
         &self,
         asked: MappingFlags,
@@ -253,9 +257,9 @@ impl TreeState {
         if asked.contains(MappingFlags::LOCKED) && self.limits.locked == 0 {
             return Err(MapError::LockNotPermitted);
         }
-        // What is unknown is ignored, as on Linux.
+        // Unknown flags are ignored, as on Linux.
         let asked = (asked & MappingFlags::all()) - MappingFlags::OWN - MappingFlags::READ_ONLY;
-        // It will be asked again when the mapping comes; here for Linux's order of errors.
+        // The limit is checked again when the mapping is published. It is checked here to keep Linux's order of errors.
         self.check_locked(asked | self.locks.future, pages)?;
         #[cfg(mutant = "future_asked_early")]
         let asked = asked | self.locks.future;

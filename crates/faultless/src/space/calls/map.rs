@@ -1,4 +1,4 @@
-//! mmap.
+//! mmap: makes a new mapping.
 
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -19,80 +19,81 @@ use crate::vma::tree::{Ranged, View};
 use crate::vma::{Backing, Mapping, MappingFlags, Vma, edit};
 use alloc::sync::Arc;
 
-/// The page with the greatest offset that a signed number of 64 bits can say: no mapping is made of it or of what lies
-/// behind it. One that is there may become that long (mremap).
+/// The page with the greatest offset that a signed number of 64 bits can hold. A new mapping includes neither this page nor any
+/// behind it. An existing mapping may grow that far (mremap).
 const LAST_FILE_PAGE: u64 = i64::MAX as u64 >> PAGE_SHIFT;
 
-/// What is mapped.
+/// The contents of a new mapping.
 pub enum Source<H: Host> {
-    /// Zeros, private.
+    /// Private memory that reads as zeros.
     Anonymous,
-    /// Zeros, shared with the children of fork: a file in memory of its own, which goes with the last mapping.
+    /// Memory that reads as zeros and is shared with the children of fork. It is a file in memory of its own, which is freed
+    /// with its last mapping.
     AnonymousShared,
-    /// A file from its page `first` on. Pages past its end can be mapped; touching them is an error.
+    /// A file, from its page `first` on. Pages past its end can be mapped; an access to one is an error.
     File {
-        /// The file.
+        /// The file to map.
         file: Shared<File<H>>,
         /// The page of the file that the mapping begins with.
         first: u64,
-        /// Whether stores stay in the space.
+        /// Private: stores stay in the space. Shared: they reach the file.
         sharing: Sharing,
     },
-    /// A file by a handle, whose rights bound the mapping's for ever: one that may not read is not mapped at all; what is shared
-    /// by one that may not write never becomes writable. The mapping keeps the file, and not the handle.
+    /// A file by a handle, whose rights limit the mapping's for its whole life. If the handle may not read, nothing is mapped.
+    /// If it may not write, a shared mapping never becomes writable. The mapping keeps the file, and not the handle.
     Handle {
-        /// The handle.
+        /// The handle whose file is mapped.
         handle: Arc<FileHandle<H>>,
-        /// As above.
+        /// The page of the file that the mapping begins with.
         first: u64,
-        /// As above.
+        /// Private: stores stay in the space. Shared: they reach the file.
         sharing: Sharing,
     },
-    /// Frames that the engine does not own, from the first on; the mapping is no longer than they are many. A private mapping can
-    /// never be written.
+    /// Frames that the engine does not own, from the first on. The mapping may not have more pages than there are frames. A
+    /// private mapping of them can never be written.
     Foreign {
-        /// The frames.
+        /// The frames to map.
         frames: ForeignFrames,
-        /// Whether the mapping may ever be writable: `Shared`.
+        /// The mapping may be writable, now or later, only if this is `Shared`.
         sharing: Sharing,
     },
 }
 
-/// Where it goes.
+/// The place of a new mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// The highest free place, as Linux does it.
+    /// The highest free place, as Linux chooses it.
     Anywhere,
-    /// There if that is free, in the page of the address; else anywhere (an address without MAP_FIXED). The first page is no
+    /// The page of the address if the place is free, otherwise anywhere (an address without MAP_FIXED). The first page is no
     /// hint. As on Linux, the gap that a mapping which grows down keeps below it is not free.
     Hint(VirtAddr),
-    /// Just there; what is mapped there goes (MAP_FIXED).
+    /// Exactly this address. Existing mappings there are replaced (MAP_FIXED).
     Fixed(VirtAddr),
-    /// Just there, if nothing is (MAP_FIXED_NOREPLACE).
+    /// Exactly this address, if nothing is mapped there (MAP_FIXED_NOREPLACE).
     FixedNoReplace(VirtAddr),
 }
 
-/// A mapping to be made.
+/// A request to make a mapping.
 ///
-/// Of mmap's flags there is no MAP_SHARED_VALIDATE, which only has unknown flags refused (EOPNOTSUPP): whoever has them as a
-/// number asks [`MappingFlags::from_bits`]. There is no MAP_HUGETLB, MAP_SYNC or MAP_32BIT.
+/// mmap's MAP_SHARED_VALIDATE is missing: it only makes unknown flags an error (EOPNOTSUPP). A caller that has flags as a
+/// number can check them by [`MappingFlags::from_bits`]. MAP_HUGETLB, MAP_SYNC and MAP_32BIT are missing too.
 pub struct MapRequest<H: Host> {
-    /// Bytes; rounded up to whole pages.
+    /// The length in bytes, rounded up to whole pages.
     pub length: u64,
-    /// What may be done with it.
+    /// The accesses that the mapping allows.
     pub protection: Protection,
-    /// What is mapped.
+    /// The contents of the mapping.
     pub source: Source<H>,
-    /// Where it goes.
+    /// The place of the mapping.
     pub placement: Placement,
-    /// What else holds for it. With [`MappingFlags::LOCKED`] its pages are fetched too, as with `populate`.
+    /// Further properties of the mapping. With [`MappingFlags::LOCKED`] its pages are fetched too, as with `populate`.
     pub flags: MappingFlags,
-    /// Its pages are fetched before the call returns (MAP_POPULATE), as far as they can be.
+    /// Fetches the pages before the call returns (MAP_POPULATE), as far as they can be fetched.
     pub populate: bool,
 }
 
 impl<H: Host> MapRequest<H> {
-    /// `length` bytes of zeros, readable and writable, anywhere.
+    /// Requests `length` bytes of zeros, readable and writable, private, anywhere.
     pub fn anonymous(length: u64) -> Self {
         Self {
             length,
@@ -104,24 +105,24 @@ impl<H: Host> MapRequest<H> {
         }
     }
 
-    /// `length` bytes of `file` from page `first` on, private, anywhere.
+    /// Requests `length` bytes of `file` from page `first` on, private, anywhere.
     pub fn file(file: &FileRef<H>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Private };
         Self { length, protection, source, ..Self::anonymous(length) }
     }
 
-    /// `length` bytes of zeros, readable and writable, shared with the children of fork, anywhere.
+    /// Requests `length` bytes of zeros, readable and writable, shared with the children of fork, anywhere.
     pub fn shared_anonymous(length: u64) -> Self {
         Self { source: Source::AnonymousShared, ..Self::anonymous(length) }
     }
 
-    /// `length` bytes of `file` from page `first` on, shared, anywhere.
+    /// Requests `length` bytes of `file` from page `first` on, shared, anywhere.
     pub fn shared_file(file: &FileRef<H>, first: u64, length: u64, protection: Protection) -> Self {
         let source = Source::File { file: file.clone(), first, sharing: Sharing::Shared };
         Self { source, ..Self::file(file, first, length, protection) }
     }
 
-    /// `length` bytes of the file behind `handle` from page `first` on, anywhere.
+    /// Requests `length` bytes of the file behind `handle` from page `first` on, anywhere.
     pub fn handle(
         handle: &Arc<FileHandle<H>>,
         first: u64,
@@ -133,32 +134,32 @@ impl<H: Host> MapRequest<H> {
         Self { source, protection, ..Self::anonymous(length) }
     }
 
-    /// All of `frames`, which the engine does not own, shared, anywhere.
+    /// Requests all of `frames`, which the engine does not own, shared, anywhere.
     pub fn foreign(frames: ForeignFrames, protection: Protection) -> Self {
         let source = Source::Foreign { frames, sharing: Sharing::Shared };
         Self { source, protection, ..Self::anonymous(frames.count() * PAGE_SIZE) }
     }
 
-    /// The same elsewhere.
+    /// Replaces the place of the request.
     pub fn at(self, placement: Placement) -> Self {
         Self { placement, ..self }
     }
 
-    /// The same with other rights.
+    /// Replaces the accesses that the mapping is to allow.
     pub fn protection(self, protection: Protection) -> Self {
         Self { protection, ..self }
     }
 }
 
-/// The new mapping.
+/// A mapping that was just made.
 struct Mapped {
     range: PageRange,
-    /// With those that mlockall has wanted.
+    /// The mapping's flags, with those that mlockall set for new mappings.
     flags: MappingFlags,
     serial: u64,
 }
 
-/// Why nothing was mapped; the space is as before.
+/// The reason why nothing was mapped. The space is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
     /// The length or the address is wrong (EINVAL).
@@ -167,9 +168,9 @@ pub enum MapError {
     /// The range lies outside of what the table can address (ENOMEM).
     #[error("{range} lies outside of the address space, {space}")]
     OutOfBounds {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// What can be mapped.
+        /// All pages that can be mapped.
         space: PageRange,
     },
     /// The mapping would reach the page with the last byte a file can have, number 2^63 - 1 (EOVERFLOW).
@@ -179,32 +180,32 @@ pub enum MapError {
     FileOffset {
         /// The first page asked for.
         first: u64,
-        /// How many.
+        /// The number of pages asked for.
         pages: u64,
     },
     /// Something is mapped there already (EEXIST).
     #[error("{existing} is mapped already, inside the {range} asked for")]
     Exists {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first mapping in the way.
         existing: PageRange,
     },
-    /// A writable shared mapping of a file that was opened to be read only, or by a handle that was (EACCES).
+    /// A shared mapping cannot be writable if its file, or its handle, was opened only for reading (EACCES).
     #[error("a shared mapping of a file that was not opened for writing cannot be writable")]
     SharedWrite,
-    /// A mapping of whatever rights by a handle that was opened to write only (EACCES).
+    /// A handle that was opened only for writing cannot be mapped, with any rights (EACCES).
     #[error("a file that was not opened for reading cannot be mapped")]
     NotReadable,
-    /// What is mapped at `address`, and would go, is sealed (EPERM).
+    /// A mapping that would be replaced is sealed at `address` (EPERM).
     #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
     Sealed {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address that is sealed.
         address: VirtAddr,
     },
-    /// It is to be locked, and the limit is zero (EPERM).
+    /// The mapping is to be locked, and the limit of locked memory is zero (EPERM).
     #[error("locking memory is not permitted")]
     LockNotPermitted,
     /// The host cannot show one page in two places (EOPNOTSUPP): see
@@ -215,45 +216,45 @@ pub enum MapError {
     /// [`PageTable::MAPS_FOREIGN`](crate::host::PageTable::MAPS_FOREIGN).
     #[error("this host maps no foreign frames")]
     ForeignUnsupported,
-    /// More pages than there are foreign frames (EINVAL).
+    /// The mapping has more pages than there are foreign frames (EINVAL).
     #[error("{pages} pages of {frames} foreign frames")]
     ForeignLength {
-        /// How many pages were asked for.
+        /// The number of pages asked for.
         pages: u64,
-        /// How many frames there are.
+        /// The number of frames.
         frames: u64,
     },
-    /// A private mapping of foreign frames that can be written (EINVAL): the engine does not copy them.
+    /// A private mapping of foreign frames cannot be writable (EINVAL): the engine does not copy them.
     #[error("a private mapping of foreign frames cannot be writable")]
     ForeignPrivate,
-    /// No free place of that size (ENOMEM).
+    /// There is no free place of that size (ENOMEM).
     #[error("no free place for {pages} pages")]
     NoSpace {
-        /// How many pages were asked for.
+        /// The number of pages asked for.
         pages: u64,
     },
-    /// What grows down is private and anonymous (EINVAL).
+    /// Only a private anonymous mapping can grow down (EINVAL).
     #[error("a mapping of a file or of foreign frames cannot grow down")]
     GrowingFile,
-    /// A limit of the space (ENOMEM).
+    /// A limit of the space would be exceeded (ENOMEM; EAGAIN for locked memory).
     #[error(transparent)]
     Limit(#[from] LimitError),
-    /// The space has its limit of mappings (ENOMEM).
+    /// The space has as many mappings as its limit allows (ENOMEM).
     #[error("the space has its limit of {limit} mappings")]
     TooManyMappings {
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for tables and nodes (ENOMEM).
+    /// There is no memory for tables and nodes (ENOMEM).
     #[error("out of memory for the mapping")]
     OutOfMemory,
-    /// The space has exited.
+    /// The space has exited (ENOMEM).
     #[error("the space has exited")]
     Exited,
 }
 
 impl MapError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(error) => error.errno(),
@@ -296,18 +297,19 @@ impl From<OutOfMemory> for MapError {
     }
 }
 
-/// How an attempt to map somewhere ended.
+/// The result of one attempt to map somewhere.
 enum Placed {
-    /// It is mapped there, with these flags.
+    /// The mapping is at this range, with these flags.
     There(PageRange, MappingFlags),
-    /// The design could not have what it needs for that place without waiting.
+    /// The design could not take what it needs for that place without waiting.
     Refused(PageRange),
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Maps something; returns its first address. Waits for other range work on the same pages; for I/O only if its
-    /// pages are to be fetched, and then holds nothing. That a page cannot be fetched is no error, and what somebody
-    /// else has mapped over it meanwhile is left alone.
+    /// Maps something and returns its first address.
+    ///
+    /// Waits for other range work on the same pages. Waits for I/O only if pages are to be fetched, and then holds nothing. A
+    /// page that cannot be fetched is no error. If another thread has mapped something over it meanwhile, that is left alone.
     ///
     /// # Errors
     /// [`MapError`]; the space is as before.
@@ -329,8 +331,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// The pages that are asked for. What is wrong with several things at once is told in Linux's order: length, how much is
-    /// mapped already, end, address, what is there already; and the rest after that.
+    /// Returns the pages that are asked for. If several things are wrong, the error is that which Linux gives. Linux checks the
+    /// length, the number of mappings, the end, the address and the existing mappings, in this order, and all else after them.
     fn asked(&self, map: &TreeState, placement: Placement, length: u64) -> Result<PageRange, MapError> {
         let (at, is_placed) = match placement {
             Placement::Anywhere | Placement::Hint(_) => (VirtAddr::default(), false),
@@ -340,7 +342,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.may_map_more(map)?;
         let space = self.whole();
         let fits = if is_placed { space.covers(range) } else { range.pages() <= space.pages() };
-        // A last address inside the last page fits no more: what begins in a page is counted in bytes.
+        // An address inside the last page does not fit either: Linux counts from the address, in bytes.
         if !fits || at.get() > space.end().address().get() - range.bytes() {
             return Err(MapError::OutOfBounds { range, space });
         }
@@ -377,8 +379,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(Mapped { range, flags, serial })
     }
 
-    /// What a new mapping shows, and the flags that it gets from that. A file hears that the space may show it. Not inlined: the
-    /// stack has no room for this and the publication.
+    /// Returns what a new mapping shows, and the flags that follow from it. Registers the space with the file, if there is one.
+    /// Not inlined: the stack has no room for this and the publication.
     #[inline(never)]
     fn backing(
         &self,
@@ -432,12 +434,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if flags.contains(MappingFlags::GROWS_DOWN) {
             return Err(MapError::GrowingFile);
         }
-        // What it shows, and where, the file hears when that is known: see `publish_new`.
+        // The file learns which pages the mapping shows, and where, when that is known: see `publish_new`.
         file.register(self.id, || handle.as_mapped_by(), &Hull::EMPTY)?;
         Ok((Backing::File { file, first }, sharing, flags))
     }
 
-    /// Maps `mapping` where there is room for it, at `hint` if there is some there.
+    /// Maps `mapping` at `hint` if the hint is free, otherwise where there is room.
     fn map_anywhere(
         &self,
         hint: Option<PageRange>,
@@ -447,14 +449,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         loop {
             match self.map_somewhere(hint, refused, &mut mapping)? {
                 Placed::There(range, flags) => return Ok((range, flags)),
-                // All is let go, and comes back with what this place needs.
+                // The attempt has let go of all it held. The next one takes what this place needs.
                 Placed::Refused(place) => refused = Some(place),
             }
         }
     }
 
-    /// One attempt of [`Space::map_anywhere`]; `refused`: the place that the design could not have in the last one. The call is too
-    /// large to be moved, so that it ends here.
+    /// Makes one attempt of [`Space::map_anywhere`]. `refused` is the place that the design could not take in the last attempt.
+    /// The call is too large to be moved, so that it ends in this function.
     #[inline(never)]
     fn map_somewhere(
         &self,
@@ -472,12 +474,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if D::placed(call.work(), range).is_err() {
             return Ok(Placed::Refused(range));
         }
-        // A hole before, this after: page work of before has found nothing, so there is nothing to sweep.
+        // The place was a hole. Page work from before found nothing there, so there is nothing to sweep.
         let mapping = Mapping { range, ..mapping.take().expect("it is mapped once") };
         call.map_hole(lock, mapping).map(|flags| Placed::There(range, flags))
     }
 
-    /// `at`, if it is free, nobody has claimed any of it and it is not the first page; else [`Space::free_place`].
+    /// Chooses `at` if it is free, no part of it is claimed and it is not the first page. Otherwise chooses as
+    /// [`Space::free_place`].
     pub(in crate::space) fn free_place_at(
         &self,
         map: &TreeState,
@@ -494,7 +497,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         at.filter(is_free).map_or_else(|| self.free_place(map, claims, pages), Choice::Range)
     }
 
-    /// The highest free place that nobody has claimed. The first page stays free, so that null is never mapped.
+    /// Chooses the highest free place of which no part is claimed. The first page stays free, so that null is never mapped.
     pub(in crate::space) fn free_place(&self, map: &TreeState, claims: &Claims, pages: u64) -> Choice {
         let view = self.tree.view_locked(&map.writer);
         let mut otherwise = Choice::Nothing;
@@ -526,7 +529,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         call.map_hole(lock, mapping).map(|flags| (range, flags))
     }
 
-    /// Over something: the new mapping, busy, then a sweep, so that no page faulted into the new one is swept away.
+    /// Maps over existing mappings: publishes the new mapping as busy, then sweeps. Page work waits for a busy mapping, so that
+    /// no page faulted into the new mapping is swept away.
     #[inline(never)]
     fn map_fixed(
         &self,
@@ -542,7 +546,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(sealed) = self.first_sealed(view, range) {
             return Err(MapError::Sealed { range, address: sealed.address() });
         }
-        // Page work waits until it is settled, which takes no memory.
+        // Page work waits until the mapping is settled. To settle takes no memory.
         let busy =
             if cfg!(mutant = "fixed_without_busy") { MappingFlags::empty() } else { MappingFlags::MOVING };
         mapping.flags |= busy;
@@ -550,14 +554,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let lock = call.publish_new(lock, (&mut mapping, Origin::Fresh), Joins::BOTH)?;
         let flags = mapping.flags;
         drop(lock);
-        // Before the host gives the new rights: to what was mapped they must not come.
+        // This comes before the host gives the new rights, which must never apply to the pages of the old mapping.
         call.sweep_away(range, Some(range));
         let followed = self.table.follow(range, Some(protection));
         if followed.is_ok() {
             call.settle(range, Joins { inside: true, ..Joins::BOTH });
         } else {
-            // The old mapping is gone, as Linux leaves it when it fails that late. Without memory for a hole what stands
-            // there is one when it is let go.
+            // The old mapping is gone, as on Linux after so late a failure. Without memory to publish a hole, the mapping left
+            // here acts as one when the range is released.
             let lock = call.lock();
             let _ = call.publish(lock, range, |_| None);
             self.follow_back(call.taken.over(range), range);
@@ -567,7 +571,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
-    /// Has the host follow, and publishes what comes where nothing is; then lets the range go. Returns the flags.
+    /// Publishes `mapping` where nothing is mapped, after the host has followed; then releases the range. Returns the mapping's
+    /// flags.
     fn map_hole(&mut self, lock: TreeLock<'a>, mut mapping: Mapping<H>) -> Result<MappingFlags, MapError> {
         let lock = self.publish_followed(lock, (&mut mapping, Origin::Fresh), Joins::BOTH)?;
         self.release_locked(lock);
@@ -575,7 +580,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     }
 }
 
-/// Whether nothing is mapped in `range`.
+/// Checks that nothing is mapped in `range`.
 fn refuse_existing<H: Host, D: LockingDesign>(
     view: View<'_, Vma<H, D>>,
     range: PageRange,

@@ -1,4 +1,4 @@
-//! A mapping as a value.
+//! A mapping as a value, which unmaps it when dropped.
 
 use crate::address::{PAGE_SIZE, PageRange, RangeError, VirtAddr};
 use crate::design::{Faultless, LockingDesign};
@@ -8,17 +8,18 @@ use crate::space::{AddressSpace, DiscardError, MapError, MapRequest, ProtectErro
 use core::fmt;
 use core::ops::Range;
 
-/// A mapping that is unmapped when this value is dropped: what [`AddressSpace::map_owned`] returns. It has a handle of its space, which
-/// lives as long.
+/// A mapping that is unmapped when this value is dropped. [`AddressSpace::map_owned`] returns one. It keeps a handle of its
+/// space, so the space lives at least as long.
 ///
-/// The addresses are this value's until then. A program that unmaps some of them by the space, and maps something else there, has
-/// that unmapped too.
+/// The addresses belong to this value until then. If a program unmaps some of them by the space, and maps something else there,
+/// the drop unmaps that too.
 ///
-/// To drop it may sleep, as [`AddressSpace::unmap`] may. If that fails, the mapping stays; [`Mapped::unmap`] says why.
+/// The drop may sleep, as [`AddressSpace::unmap`] may. If unmapping fails, the mapping stays; [`Mapped::unmap`] returns the
+/// reason.
 pub struct Mapped<H: Host, D: LockingDesign = Faultless> {
     space: AddressSpace<H, D>,
     range: PageRange,
-    /// It is left mapped when this is dropped.
+    /// Leaves the memory mapped when this is dropped.
     stays: bool,
 }
 
@@ -30,34 +31,34 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     pub fn map_owned(&self, request: MapRequest<H>) -> Result<Mapped<H, D>, MapError> {
         let length = request.length;
         let address = self.map(request)?;
-        // It has just been mapped, so that it is a range.
+        // The range has just been mapped, so this cannot fail.
         let range = PageRange::from_bytes(address, length)?;
         Ok(Mapped { space: self.clone(), range, stays: false })
     }
 }
 
 impl<H: Host, D: LockingDesign> Mapped<H, D> {
-    /// Its first address.
+    /// Returns the first address of the mapping.
     pub fn address(&self) -> VirtAddr {
         self.range.start().address()
     }
 
-    /// How many bytes it has, a multiple of the page size.
+    /// Returns the length in bytes, a multiple of the page size.
     pub fn length(&self) -> u64 {
         self.range.pages() * PAGE_SIZE
     }
 
-    /// The space that it is in.
+    /// Returns the space that the mapping is in.
     pub fn space(&self) -> &AddressSpace<H, D> {
         &self.space
     }
 
-    /// The address of byte `offset`; `None` behind its end.
+    /// Returns the address of byte `offset`, or `None` if that is behind the end.
     pub fn at(&self, offset: u64) -> Option<VirtAddr> {
         self.address().checked_add(offset).filter(|_| offset < self.length())
     }
 
-    /// The address and the length of the bytes `part`.
+    /// Returns the address and the length of the bytes `part`.
     fn part(&self, part: &Range<u64>) -> Result<(VirtAddr, u64), RangeError> {
         let (address, length) = (self.address(), part.end.saturating_sub(part.start));
         let is_inside = part.start <= part.end && part.end <= self.length();
@@ -65,25 +66,25 @@ impl<H: Host, D: LockingDesign> Mapped<H, D> {
         start.map(|start| (start, length)).ok_or(RangeError::Outside { address, end: part.end })
     }
 
-    /// Changes what may be done with the bytes `part`, whole pages: as [`AddressSpace::protect`].
+    /// Changes the accesses that the bytes `part`, whole pages, allow, as [`AddressSpace::protect`] does.
     ///
     /// # Errors
-    /// [`ProtectError`]; a part that reaches behind the end is [`RangeError::Outside`], and nothing is done.
+    /// [`ProtectError`]. If the part reaches behind the end, it is [`RangeError::Outside`], and nothing is done.
     pub fn protect(&self, part: Range<u64>, protection: Protection) -> Result<(), ProtectError> {
         let (start, length) = self.part(&part)?;
         self.space.protect(start, length, protection)
     }
 
-    /// Drops the pages of the bytes `part`: as [`AddressSpace::discard`].
+    /// Drops the pages of the bytes `part`, as [`AddressSpace::discard`] does.
     ///
     /// # Errors
-    /// [`DiscardError`]; a part that reaches behind the end is [`RangeError::Outside`], and nothing is done.
+    /// [`DiscardError`]. If the part reaches behind the end, it is [`RangeError::Outside`], and nothing is done.
     pub fn discard(&self, part: Range<u64>) -> Result<(), DiscardError> {
         let (start, length) = self.part(&part)?;
         self.space.discard(start, length)
     }
 
-    /// Unmaps it, and says if that fails. To drop it does the same, and says nothing.
+    /// Unmaps the memory, and returns an error if that fails. The drop does the same without returning the error.
     ///
     /// # Errors
     /// [`UnmapError`], with the mapping as it was.
@@ -97,7 +98,7 @@ impl<H: Host, D: LockingDesign> Mapped<H, D> {
         }
     }
 
-    /// Lets the mapping stay for as long as the space does, and returns its first address.
+    /// Keeps the memory mapped as long as the space lives, and returns its first address.
     pub fn into_address(mut self) -> VirtAddr {
         self.stays = true;
         self.address()
@@ -107,7 +108,7 @@ impl<H: Host, D: LockingDesign> Mapped<H, D> {
 impl<H: Host, D: LockingDesign> Drop for Mapped<H, D> {
     fn drop(&mut self) {
         if !self.stays {
-            // Sealed, or without memory to split what it has joined, it stays, as after munmap on Linux.
+            // If the memory is sealed, or there is no memory to split what it has joined, it stays, as after munmap on Linux.
             let _ = self.space.unmap(self.address(), self.length());
         }
     }

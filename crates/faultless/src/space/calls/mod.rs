@@ -1,4 +1,4 @@
-//! The calls of an address space, one verb a file. Those that change mappings are made of the steps in `change/`.
+//! The calls of an address space, each in a file of its own. Those that change mappings are made of the steps in `change/`.
 
 pub(in crate::space) mod advise;
 pub(in crate::space) mod brk;

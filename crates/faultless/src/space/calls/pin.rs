@@ -1,5 +1,4 @@
-//! Pinning a page of a space for I/O into it: what a kernel does for read(2) into user memory, a hypervisor for a
-//! device.
+//! Pinning a page of a space for I/O into it, as a kernel does for read(2) into user memory, and a hypervisor for a device.
 
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::{Attempt, LockingDesign, Purpose};
@@ -16,31 +15,32 @@ use crate::vma::Mapping;
 use alloc::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// Bytes that go by way of the stack at once, which has no room for a page. Each is a step of a model.
+/// The number of bytes copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
 const PART: usize = if cfg!(loom) { PAGE } else { 1024 };
 
-/// As Linux before 5.19: a pin takes the page that is there. Only in mutants of bugs of that time.
+/// Makes a pin take the page that is there, as Linux before 5.19 did. Only in mutants of bugs of that time.
 const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
 
-/// A page pinned for I/O: its frame stays, whatever happens to the mapping. While the page is exclusive to its space, fork
-/// copies it for the child. A page of a file that is pinned for writing keeps the file: what is written comes to the store with
-/// the next writeback, at the latest when the file goes.
+/// A page pinned for I/O. Its frame stays, whatever happens to the mapping.
+///
+/// While the page is exclusive to its space, fork copies it for the child. A page of a file that is pinned for writing keeps
+/// the file. The bytes written go to the store with the next writeback, at the latest when the file goes.
 pub struct PinnedPage<H: Host> {
     engine: Arc<Engine<H>>,
-    /// Of the space, which counts it.
+    /// The flags of the space, which counts the pin.
     space_flags: Shared<SpaceFlags>,
     frame: Frame,
     access: Access,
-    /// `IoPin`; or `Pin`, of memory that is read from outside, which the space does not count.
+    /// The kind of reference: `IoPin`, or `Pin` of memory that is read from outside, which the space does not count.
     reference: Reference,
-    /// Of a page of a file that is pinned for writing: what is written after its mapping has gone is the file's too.
+    /// The file of a page that is pinned for writing. Bytes written after its mapping has gone belong to the file too.
     _file: Option<Shared<File<H>>>,
 }
 
-/// Why a page is not pinned.
+/// The reason why a page is not pinned.
 pub(in crate::space) enum NotPinned {
     Fault(FaultError),
-    /// It has as many pins as can be counted.
+    /// The page has as many pins as can be counted.
     Full(Full),
 }
 
@@ -51,14 +51,16 @@ impl From<FaultError> for NotPinned {
 }
 
 impl<H: Host> PinnedPage<H> {
-    /// The frame.
+    /// Returns the frame of the page.
     pub fn frame(&self) -> Frame {
         self.frame
     }
 
-    /// Copies bytes from the page into `bytes`, starting at byte `offset` of the page and ending with the page. Returns how many were
-    /// copied: fewer if the host has lost the page's bytes. `bytes` may be memory of a space of this engine: it is touched while nothing is held but this pin, which nobody
-    /// waits for.
+    /// Copies bytes from the page into `bytes`, starting at byte `offset` of the page and ending with the page. Returns how
+    /// many were copied: fewer if the host has lost the page's bytes.
+    ///
+    /// `bytes` may be memory of a space of this engine. It is touched while nothing is held but this pin, and no thread waits
+    /// for the pin.
     #[inline(never)]
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> usize {
         let wanted = bytes.len().min(PAGE.saturating_sub(offset));
@@ -76,8 +78,8 @@ impl<H: Host> PinnedPage<H> {
         done
     }
 
-    /// Copies `bytes` into the page, starting at byte `offset` and ending with the page. Returns how many were copied: 0 if the page
-    /// was not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
+    /// Copies `bytes` into the page, starting at byte `offset` and ending with the page. Returns how many were copied: 0 if the
+    /// page was not pinned for writing, fewer if the host has lost it. `bytes` may be memory of a space of this engine, as for
     /// [`PinnedPage::read`].
     #[inline(never)]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
@@ -111,7 +113,7 @@ impl<H: Host> Drop for PinnedPage<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Whether the mapping of the page at `address` refuses to have it pinned.
+    /// Checks that the mapping of the page at `address` allows to pin it.
     fn check_pin(&self, address: VirtAddr, (access, rights): (Access, Protection)) -> Result<(), FaultError> {
         let section = self.engine.enter();
         let vma = self.tree.view(&section).find(address.page());
@@ -120,8 +122,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// Whether a page of `mapping` may be pinned. Linux's order too: get_user_pages, and so access_process_vm, first refuses VM_IO and
-/// VM_PFNMAP with EFAULT (check_vma_flags); a device's own `access` hook, which ptrace then tries, is not there.
+/// Checks that a page of `mapping` may be pinned, in Linux's order. There get_user_pages, and so access_process_vm, first
+/// refuses VM_IO and VM_PFNMAP with EFAULT (check_vma_flags). A device's own `access` hook, which ptrace then tries, does not
+/// exist here.
 fn may_pin<H: Host>(
     mapping: &Mapping<H>,
     address: VirtAddr,
@@ -138,16 +141,17 @@ fn may_pin<H: Host>(
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Pins the page of `address` for `access`, faulting it in if need be, and waits for that fault's I/O.
+    /// Pins the page of `address` for `access`. Faults it in if need be, and waits for that fault's I/O.
     ///
-    /// The page of a private mapping becomes the space's own first, whatever the access, as on Linux since 5.19: a page
-    /// shared with a child or a parent is copied, and so are zeros and a file's page. So the pin shows what the space
-    /// stores later, and what is written through a pin for writing is seen by the space alone (invariant 5). The page of a
-    /// shared mapping is the page that all have.
+    /// The page of a private mapping becomes the space's own first, whatever the access, as on Linux since 5.19. A page shared
+    /// with a child or a parent is copied, and so are zeros and a file's page. So the pin shows what the space stores later,
+    /// and only the space sees the bytes written through a pin for writing (invariant 5). The page of a shared mapping is the
+    /// page that all mappings share.
     ///
     /// # Errors
-    /// [`FaultError::NoMapping`], [`FaultError::Protection`], a failed read, [`FaultError::OutOfMemory`], [`FaultError::Exited`];
-    /// [`FaultError::Foreign`]: the frame is not the engine's; [`FaultError::TooManyPins`]: the page is pinned 4,095 times. Nothing is pinned; the page may have been faulted in or copied.
+    /// [`FaultError::NoMapping`], [`FaultError::Protection`], a failed read, [`FaultError::OutOfMemory`],
+    /// [`FaultError::Exited`]; [`FaultError::Foreign`]: the frame is not the engine's; [`FaultError::TooManyPins`]: the page is
+    /// pinned 4,095 times. Nothing is pinned. The page may have been faulted in or copied.
     pub fn pin(&self, address: VirtAddr, access: Access) -> Result<PinnedPage<H>, FaultError> {
         self.pin_with(address, (access, Protection::empty()), Reference::IoPin).map_err(|why| match why {
             NotPinned::Fault(error) => error,
@@ -155,10 +159,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         })
     }
 
-    /// As [`AddressSpace::pin`], where the mapping must give `rights` by name: a processor reads what can be written.
+    /// Pins as [`AddressSpace::pin`] does, where the mapping must give `rights` by name: a processor also reads where only
+    /// writing is allowed.
     ///
-    /// With [`Reference::Pin`], for reading only: the page that is there, whoever has it too. What the space stores
-    /// afterwards need not be seen.
+    /// With [`Reference::Pin`], for reading only, pins the page that is there, even if others share it. Later stores of the
+    /// space may not show.
     pub(in crate::space) fn pin_with(
         &self,
         address: VirtAddr,
@@ -195,12 +200,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                         return Some(Err(error.into()));
                     }
                     let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
-                    // A page that others have too is copied at the next store, and the pin would not show that store.
+                    // A page shared with others is copied at the next store, and the pin would not show that store.
                     let is_private = work.vma.record().is_some() && !PINS_SHARED_PAGES;
                     if is_long && is_private && !space.is_own(frame) {
                         return None;
                     }
-                    // The entry keeps the frame; only the count may be full.
+                    // The entry keeps the frame, so this fails only if the count is full.
                     if work.engine().folio(frame).try_get(reference).is_err() {
                         return Some(Err(NotPinned::Full(Full { frame, reference })));
                     }
@@ -221,7 +226,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 }
                 Ok(Some(Err(error))) => return Err(error),
                 Ok(None) => {}
-                // Nothing grows down to it, and nothing is faulted in that is refused then, as on Linux.
+                // No mapping grows down to the address, and a refused page is not faulted in, as on Linux.
                 Err(Refused::NoTable) => space.check_pin(address, (access, rights))?,
                 Err(Refused::Hole) => return Err(no_mapping.into()),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }.into()),
@@ -230,7 +235,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 true => self.unshare_and_wait(address, wanted)?,
                 false => self.fault_and_wait(address, wanted)?,
             }
-            // CVE-2016-5195: the fault has broken COW, so the write intent seems not to be needed any more.
+            // CVE-2016-5195: the fault has broken COW, so the write intent seems to be needed no more.
             #[cfg(mutant = "dirty_cow")]
             {
                 wanted = Access::Read;

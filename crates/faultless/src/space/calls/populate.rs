@@ -1,6 +1,6 @@
-//! Fetching pages ahead of their first touch, for MAP_POPULATE, mlock and madvise: by ordinary faults, one page after the
-//! other, holding nothing across I/O. What is mapped is looked up anew for each mapping, and compared again under each
-//! page's announcement ([`MappingFilter`]): a range that is replaced meanwhile is not populated by mistake.
+//! Fetching pages ahead of their first touch, for MAP_POPULATE, mlock and madvise. Pages come by ordinary faults, one after the
+//! other, and nothing is held across I/O. Each mapping is looked up anew, and compared again under each page's announcement
+//! ([`MappingFilter`]). So a range that is replaced meanwhile is not populated by mistake.
 
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{Attempt, LockingDesign, MappingFilter, Purpose};
@@ -12,36 +12,36 @@ use crate::space::fault::FaultError;
 use crate::sync::Shared;
 use crate::vma::tree::Ranged;
 
-/// How many reads of a file are begun before the first is waited for.
+/// The number of reads of a file that begin before the first is waited for.
 const AHEAD: u64 = 32;
 
-/// What pages are fetched for.
+/// The purpose for which pages are fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Goal {
-    /// This access: MADV_POPULATE_READ and MADV_POPULATE_WRITE. The first error ends it.
+    /// Makes this access possible (MADV_POPULATE_READ and MADV_POPULATE_WRITE). The first error ends the call.
     Access(Access),
-    /// To be there while they are locked. The first error ends it.
+    /// Fetches pages that are to be locked. The first error ends the call.
     Lock,
-    /// As `Lock`, where an error ends only the mapping that it is in: mlockall.
+    /// Fetches as `Lock` does, for mlockall: an error ends only the work on its mapping.
     LockAll,
-    /// To be there in what the map call of this serial made. An error ends the mapping that it is in.
+    /// Fetches pages of the mapping that the map call of this serial made. An error ends only the work on its mapping.
     New(u64),
 }
 
-/// Why it ended early.
+/// The reason why fetching ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Unpopulated {
-    /// Nothing is mapped there.
+    /// Nothing is mapped at this address.
     Hole(VirtAddr),
-    /// The mapping allows no such access.
+    /// The mapping does not allow this access.
     NotAllowed(VirtAddr, Access),
-    /// The frames there are not the engine's.
+    /// The frames at this address do not belong to the engine.
     Foreign(VirtAddr),
     /// The fault failed.
     Fault(FaultError),
 }
 
-/// What is mapped, by value.
+/// The part of a mapping in a range, by value.
 struct Part<H: Host> {
     range: PageRange,
     protection: Protection,
@@ -60,8 +60,9 @@ impl Goal {
         }
     }
 
-    /// The access to fetch for: what an owner may do who locks is not asked, but for a mapping without any rights. A
-    /// private page that can be written is had for writing, so that the first store needs no copy.
+    /// Returns the access to fetch for, or as an error the access that the mapping does not allow. Locking fails only for a
+    /// mapping without any rights, since it is no access of the owner. A private page that can be written is fetched for
+    /// writing, so that the first store needs no copy.
     fn access(self, protection: Protection, sharing: Sharing) -> Result<Access, Access> {
         let allowed = |access, right| if protection.contains(right) { Ok(access) } else { Err(access) };
         match self {
@@ -108,7 +109,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let (range, mapping) = (vma.range().intersection(rest)?, vma.mapping());
         let file = mapping.file_page(range.start()).map(|(file, page)| (file.clone(), page));
         let is_foreign = mapping.is_foreign();
-        // Linux passes over VM_IO and VM_PFNMAP here, and refuses advice to populate them.
+        // Linux skips VM_IO and VM_PFNMAP here, and refuses advice to populate them.
         let is_wanted = goal.only().admits(mapping) && (!is_foreign || matches!(goal, Goal::Access(_)));
         let (protection, sharing) = (mapping.protection, mapping.sharing);
         Some(Part { range, protection, sharing, file, is_foreign, is_wanted })
@@ -134,8 +135,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    /// At every page that is a multiple of a few: begins the reads of the next few, as many as a small cache keeps. The page that is
-    /// fetched next is a transfer of its own, so that its access does not wait for the others.
+    /// Begins the reads of the next few pages, at each page whose number is a multiple of a few. They are as many as a small
+    /// cache keeps. The page that is fetched next is a transfer of its own, so that its access does not wait for the others.
     fn read_ahead(&self, file: &Shared<File<H>>, first: u64, index: u64, pages: u64) {
         let few = AHEAD.min(self.engine().limits().cached_pages / 4).max(1);
         if few > 1 && index.is_multiple_of(few) {
@@ -144,7 +145,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         }
     }
 
-    /// One page; nothing, if what is mapped there now is not what this is for.
+    /// Fetches one page, unless something else than this call is for is mapped there now.
     fn fetch(&self, page: PageNumber, access: Access, goal: Goal) -> Result<(), FaultError> {
         let attempt = Attempt { only: goal.only(), ..Attempt::first(Purpose::Fault) };
         self.fault_until_done(page.address(), access, attempt)

@@ -1,4 +1,4 @@
-//! mprotect.
+//! mprotect: changes the accesses that mappings allow.
 
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -14,65 +14,66 @@ use crate::vma::tree::{Ranged, View};
 use crate::vma::{Mapping, Vma, edit};
 use core::cell::Cell;
 
-/// Why the protection was not changed, or not everywhere.
+/// The reason why the protection was not changed, or not everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtectError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Nothing is mapped at `address`; everything below it has been changed, as Linux does (ENOMEM).
+    /// Nothing is mapped at `address`. Everything below it has been changed, as on Linux (ENOMEM).
     #[error("nothing is mapped at {address}, inside the {range} to protect; what lies below it has changed")]
     Hole {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address of the hole.
         address: VirtAddr,
     },
-    /// A shared mapping of a file that was opened to be read only, or by a handle that was, or on a host where none can be writable, cannot become
-    /// writable, nor can a private mapping of foreign frames; everything below it has been changed (EACCES).
+    /// The mapping at `address` can never be writable. Everything below it has been changed (EACCES). This holds for a shared
+    /// mapping of a file that was opened only for reading, by itself or by the handle. It holds for all shared mappings of
+    /// files on a host without writable ones, and for private mappings of foreign frames.
     #[error("the mapping at {address} cannot become writable; what lies below it has changed")]
     SharedWrite {
-        /// The first address of the mapping.
+        /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
-    /// The mapping at `address` is sealed; everything below it has been changed (EPERM).
+    /// The mapping at `address` is sealed. Everything below it has been changed (EPERM).
     #[error("what is mapped at {address} is sealed; what lies below it has changed")]
     Sealed {
         /// The first address that is sealed.
         address: VirtAddr,
     },
-    /// Splitting a mapping would make more than the limit; everything below that mapping has been changed (ENOMEM).
+    /// To split a mapping would exceed the limit of mappings. Everything below that mapping has been changed (ENOMEM).
     #[error("protecting {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// Private memory that becomes writable would pass the limit of data; everything below it has been changed (ENOMEM).
+    /// Private memory that becomes writable would exceed the limit of data. Everything below it has been changed (ENOMEM).
     #[error("{error}; what lies below {address} has changed")]
     Limit {
-        /// Where that memory begins.
+        /// The address where that memory begins.
         address: VirtAddr,
-        /// The limit.
+        /// The limit that would be exceeded.
         error: LimitError,
     },
-    /// With [`AddressSpace::protect_down`]: the mapping does not grow down (EINVAL).
+    /// The mapping does not grow down, as [`AddressSpace::protect_down`] demands (EINVAL).
     #[error("the mapping at {address} does not grow down")]
     NotGrowing {
-        /// Where it begins.
+        /// The first address of the mapping.
         address: VirtAddr,
     },
-    /// No memory for nodes (ENOMEM).
+    /// There is no memory for nodes (ENOMEM).
     #[error("out of memory to protect {range}")]
     OutOfMemory {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
     },
 }
 
 impl ProtectError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(error) => error.errno(),
@@ -87,8 +88,8 @@ impl ProtectError {
     }
 }
 
-/// The rights that an entry may have under `protection`; a write right is given by a fault only, which knows whether
-/// the page is this mapping's alone.
+/// Returns the rights that an entry may have under `protection`. The write right is not among them: only a fault gives it,
+/// since a fault knows whether the page belongs to this mapping alone.
 pub(in crate::space) fn entry_rights(protection: Protection) -> u64 {
     let mut rights = 0;
     if protection.intersects(Protection::READ | Protection::WRITE) {
@@ -101,14 +102,15 @@ pub(in crate::space) fn entry_rights(protection: Protection) -> u64 {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mprotect: changes what may be done with `length` bytes at `address`. PROT_GROWSDOWN is
-    /// [`AddressSpace::protect_down`]; nothing grows up, so that PROT_GROWSUP, which is EINVAL then, cannot be said. Bits that
-    /// [`Protection`] has not are the caller's to refuse. When this returns, no access that is forbidden
-    /// now succeeds. Waits as [`AddressSpace::unmap`].
+    /// Changes the accesses that `length` bytes at `address` allow (mprotect). When this returns, no access that is now
+    /// forbidden succeeds. Waits as [`AddressSpace::unmap`].
+    ///
+    /// PROT_GROWSDOWN is [`AddressSpace::protect_down`]. Nothing grows up, so PROT_GROWSUP, which is then EINVAL, cannot be
+    /// expressed. The caller refuses bits that [`Protection`] does not have.
     ///
     /// # Errors
     /// [`ProtectError`]. After `Hole`, `SharedWrite`, `Sealed`, `Limit` and `TooManyMappings` the part below has changed, as on
-    /// Linux; which also leaves a mapping split where there was room for one of two cuts.
+    /// Linux. Unlike here, Linux also leaves a mapping split if there was room for only one of two cuts.
     pub fn protect(
         &self,
         address: VirtAddr,
@@ -122,7 +124,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         self.protect_range(range, protection, |_| true).unwrap_or(Ok(()))
     }
 
-    /// None: `still`, asked when the range is taken, said no.
+    /// Changes the protection of `range`. Returns `None` if `still`, called when the range is taken, returned false.
     pub(in crate::space) fn protect_range(
         &self,
         range: PageRange,
@@ -136,7 +138,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             let mut fetched = None;
             let is_still = |view: View<'_, Vma<H, D>>| part != range || still(view);
             let protected = self.0.protect(part, inside, protection, is_still, &mut fetched).transpose();
-            // What cannot be fetched is no error of this call.
+            // A page that cannot be fetched is no error of this call.
             let rest = fetched.and_then(|fetched| {
                 let _ = self.populate(fetched, Goal::LockAll);
                 PageRange::new(fetched.end(), part.end())
@@ -150,8 +152,9 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// As [`AddressSpace::protect_range`]; `fetched` becomes the first locked private memory that has become writable, and
-    /// nothing behind it is changed: its pages come first, as on Linux, where one sees it in what merges.
+    /// Makes one step of [`AddressSpace::protect_range`]. Sets `fetched` to the first locked private memory that has become
+    /// writable, and changes nothing behind it. Its pages are fetched first, as on Linux, where the order shows in the mappings
+    /// that merge.
     fn protect(
         &self,
         range: PageRange,
@@ -178,7 +181,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         error.map_or(Ok(Some(())), Err)
     }
 
-    /// How far the protection of `range`, from `start` on, can be changed: everything that can be said before.
+    /// Finds how much of `range`, from `start` on, can be changed, by all checks that can be made before anything is changed.
     #[inline(never)]
     fn extent(
         &self,
@@ -215,11 +218,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// How far a call goes.
+/// The part of a range that a call changes.
 struct Extent {
-    /// Everything below this is changed.
+    /// The end of the part: everything below is changed.
     end: PageNumber,
-    /// What is in the way there.
+    /// The error that stops the call at `end`, if one does.
     error: Option<ProtectError>,
     /// The first locked private memory that becomes writable.
     fetched: Option<PageRange>,
@@ -233,7 +236,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             let write = old.bits() & keep_write;
             old.without(Entry::READ | Entry::WRITE | Entry::EXECUTE).with(rights | write)
         };
-        // An old translation of an absent page may give more than its entry does.
+        // An old translation of an absent page may give more rights than its entry does.
         let absent = Cell::new(None);
         let step = |page, old: Entry| {
             if old.has(Entry::MAPPED) {
@@ -263,7 +266,8 @@ fn note(pages: &Cell<Option<PageRange>>, page: PageNumber) {
     pages.set(Some(pages.get().map_or(page, |all| all.hull(page))));
 }
 
-/// The first part of a mapping in `range` that is locked, private and not writable yet.
+/// Returns the first part of a mapping in `range` that is locked, private and not writable yet, and that `protection` makes
+/// writable.
 fn becomes_writable<H: Host, D: LockingDesign>(
     view: View<'_, Vma<H, D>>,
     range: PageRange,
@@ -280,7 +284,7 @@ fn becomes_writable<H: Host, D: LockingDesign>(
     vmas.find(|vma| wanted(vma.mapping()))?.range().intersection(range)
 }
 
-/// Whether the mapping can be made writable.
+/// Returns whether the mapping can be made writable.
 fn may_become_writable<H: Host>(mapping: &Mapping<H>) -> bool {
     if mapping.is_foreign() {
         return mapping.sharing == Sharing::Shared;
@@ -288,7 +292,7 @@ fn may_become_writable<H: Host>(mapping: &Mapping<H>) -> bool {
     mapping.sharing == Sharing::Private || mapping.reaches_its_file() && H::Table::SHARES_WRITES
 }
 
-/// Up to where the protection can be changed, and what is in the way there.
+/// Returns how far the protection can be changed, and the error that stops the call there, if one does.
 fn protectable(
     range: PageRange,
     protection: Protection,

@@ -1,4 +1,4 @@
-//! mremap: longer or shorter in place, or somewhere else.
+//! mremap: makes memory longer or shorter in place, or moves it.
 
 mod plan;
 
@@ -19,16 +19,17 @@ use crate::vma::{Backing, Mapping, MappingFlags, Vma};
 use plan::Plan;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mremap: makes memory longer or shorter, in place or elsewhere, or moves it. Returns where it is.
+    /// Makes memory longer or shorter, in place or elsewhere, or moves it (mremap). Returns its address.
     ///
-    /// Pages move by their entries: nothing is copied, read or faulted in. When this returns, no access reaches them at the
-    /// old place, and none has met a hole at the new one that was not there before. Several mappings, with holes between
-    /// them, can be moved together only to a fixed place and as long as they are. Waits for other range work on either place
-    /// and for faults on them that are at work; for I/O only where locked memory becomes longer, whose new pages are fetched,
-    /// as far as they can be, with nothing held.
+    /// Pages move by their entries: nothing is copied, read or faulted in. When this returns, no access reaches them at the old
+    /// place. No access has met a hole at the new place that was not there before. Several mappings, with holes between them,
+    /// can be moved together only to a fixed place and at their old length.
     ///
-    /// Differs from Linux: with `DONT_UNMAP` a part of a locked mapping
-    /// loses its lock, where Linux takes it from the whole mapping.
+    /// Waits for other range work on either place and for faults that are at work there. Waits for I/O only where locked memory
+    /// becomes longer: the new pages are fetched as far as they can be, with nothing held.
+    ///
+    /// Differs from Linux: with `DONT_UNMAP`, a part of a locked mapping loses its lock, where Linux takes it from the whole
+    /// mapping.
     ///
     /// # Errors
     /// [`RemapError`].
@@ -42,7 +43,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
-/// How many mappings a call may come to make before it has cut any off: Linux refuses that much below the limit.
+/// The number of mappings that a call may have to add before it has cut any off. Linux refuses a call that close to the limit.
 const HEADROOM: usize = 3;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
@@ -74,7 +75,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Whether `more` mappings besides those that a move may come to make are within the limit.
+    /// Checks that `more` mappings, besides those that a move may add, are within the limit.
     fn check_count(&self, lock: &TreeLock<'_>, more: usize) -> Result<(), RemapError> {
         let limit = self.mapping_limit(lock);
         match lock.usage.mappings + more >= limit.saturating_sub(HEADROOM) {
@@ -83,7 +84,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Everything that can be said before anything is done.
+    /// Makes all checks that can be made before anything is changed. Returns the mapping at the old address.
     fn examine<'v>(&'v self, lock: &'v TreeLock<'_>, plan: &Plan) -> Result<&'v Vma<H, D>, RemapError> {
         if plan.to.is_some() {
             self.check_count(lock, 2)?;
@@ -99,7 +100,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(vma)
     }
 
-    /// What comes behind the mapping, if the old range ends where it does and the new one fits.
+    /// Returns the mapping to add behind this one, if the old range ends where the mapping does and the new range fits.
     fn room_behind(&self, lock: &TreeLock<'_>, plan: &Plan, vma: &Vma<H, D>) -> Option<Mapping<H>> {
         let end = vma.range().end();
         if plan.old_pages == 0 || plan.start.checked_add(plan.old_pages) != Some(end) {
@@ -113,11 +114,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
-    /// To a place that is given.
+    /// Moves the memory to a given place.
     fn remap_fixed(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         let source = plan.here(plan.old_pages.max(1), self.space.whole()).unwrap_or(target);
         let lock = match source.overlaps(target) {
-            // Mapped a second time, over its own end.
+            // The mapping is mapped a second time, over its own end.
             true => self.take(source.hull(target)),
             false => self.take_both(source, target),
         };
@@ -132,7 +133,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         }
     }
 
-    /// Part by part, each mapping on its own, as Linux does it: what is in the way of one does not bring the others back.
+    /// Moves each mapping on its own, one by one, as Linux does. If one fails, those moved before it stay moved.
     fn move_all(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         let space = self.space;
         let mut rest = plan.here(plan.old_pages, space.whole());
@@ -157,16 +158,16 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(())
     }
 
-    /// One mapping's, longer or shorter at the new place.
+    /// Moves one mapping that becomes longer or shorter at the new place.
     fn move_resized(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         let source = PageRange::with_pages(plan.start, plan.old_pages.min(plan.new_pages))?;
         self.vacate(target)?;
-        // Linux asks whether it can be cut off when what was at the target has gone.
+        // Linux checks that the end can be cut off only after the mappings at the target are gone.
         self.cut_to(plan).inspect_err(|_| self.give_up_move(None, target))?;
         self.move_vacated(Part { source, target, keeps: false })
     }
 
-    /// Cuts off what is longer than the new length.
+    /// Cuts off the pages beyond the new length.
     fn cut_to(&mut self, plan: &Plan) -> Result<(), RemapError> {
         if let Some(tail) = plan.tail(self.space.whole())? {
             self.cut_off(tail)?;
@@ -180,7 +181,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(self.unmap_taken(lock, tail)?)
     }
 
-    /// Old length zero: what a shared mapping shows, at another place too.
+    /// Maps at another place, too, what a shared mapping shows (old length zero).
     fn map_again(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         self.vacate(target)?;
         self.map_vacated(plan, target).inspect_err(|_| self.give_up_move(None, target))
@@ -188,7 +189,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 
     fn map_vacated(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         let lock = self.lock();
-        // It may have gone with what was at the target.
+        // The source may have gone with the mappings at the target.
         let vma = self.space.tree.view_locked(&lock.writer).find(plan.start).filter(|vma| !vma.is_busy());
         let mapping = vma.ok_or(RemapError::Hole { address: plan.address() })?.glance();
         let backing = match mapping.file_page(plan.start) {
@@ -200,7 +201,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(())
     }
 
-    /// In place, or where there is room.
+    /// Remaps in place, or where there is room.
     fn remap_near(&mut self, plan: &Plan) -> Result<PageNumber, RemapError> {
         let space = self.space;
         let whole = space.whole();
@@ -230,7 +231,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 self.taken.over_mut(claim).narrow(old, &mut lock);
             }
             let choice = match is_all {
-                // All other claims are behind this one.
+                // All other claims are later than this one.
                 true => space.free_place_at(&lock, &Default::default(), plan.to, plan.new_pages),
                 false => space.free_place_at(&lock, lock.claims(), plan.to, plan.new_pages),
             };
@@ -259,7 +260,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     }
 }
 
-/// What `vma` is in a range beside it that has no pages yet: it joins, also where fork has passed pages on.
+/// Returns a mapping like `vma` for a range beside it that has no pages yet. It joins `vma`, also where fork has passed pages
+/// on.
 pub(in crate::space) fn extension<H: Host, D: LockingDesign>(
     vma: &Vma<H, D>,
     range: PageRange,

@@ -1,8 +1,8 @@
-//! Reading and writing the memory of a space from outside: another process's, a debugger's. Pages come by ordinary
-//! faults and are pinned while their bytes are copied; no lock is held across I/O.
+//! Reading and writing the memory of a space from outside, as for another process or a debugger. Pages come by ordinary faults
+//! and are pinned while their bytes are copied. No lock is held across I/O.
 //!
-//! The caller's buffer may itself be memory of a space of this engine, whose pages come by faults. It is touched while
-//! the thread holds those pins only: [`PinnedPage::read`] and [`PinnedPage::write`] go by a page of the engine's own.
+//! The caller's buffer may itself be memory of a space of this engine, whose pages come by faults. The thread touches it while
+//! it holds only those pins: [`PinnedPage::read`] and [`PinnedPage::write`] go by a page of the engine's own.
 
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
@@ -13,34 +13,36 @@ use crate::space::calls::pin::NotPinned;
 use crate::space::{AddressSpace, PinnedPage, fault::FaultError};
 use core::ops::Range;
 
-/// Why not one byte was copied.
+/// The reason why not a single byte was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the first byte at {address} cannot be reached: {error}")]
 pub struct RemoteError {
-    /// Where.
+    /// The address of the first byte asked for.
     pub address: VirtAddr,
-    /// What an access there would have met.
+    /// The error that an access at that address meets.
     pub error: FaultError,
 }
 
 impl RemoteError {
-    /// Linux's number: EFAULT, or ENOMEM without memory.
+    /// Returns Linux's error number: EFAULT, or ENOMEM without memory.
     pub fn errno(&self) -> i32 {
         self.error.errno()
     }
 }
 
-/// Pages that are pinned together: all of them, before a byte of them is copied. Linux takes 1024.
+/// The number of pages that are pinned together, before a byte of them is copied. Linux takes 1024.
 const RUN: usize = 8;
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// process_vm_readv of one piece: copies bytes at `address` out, up to the first page that cannot be had, and returns
-    /// how many. The mapping must be readable; that it can be written or executed does not do. Waits for the I/O of the
-    /// pages, and holds nothing then but pins on up to fifteen pages before the one that it waits for. Where a page has as
-    /// many pins as can be counted, waits until there are fewer, and holds nothing then.
+    /// Copies bytes at `address` out (process_vm_readv of one piece). Stops at the first page that cannot be had, and returns
+    /// the number of bytes copied.
+    ///
+    /// The mapping must be readable; it is not enough that it can be written or executed. Waits for the I/O of the pages, and
+    /// holds nothing then but pins on up to fifteen pages before the one that it waits for. If a page has as many pins as can
+    /// be counted, waits until there are fewer, and holds nothing then.
     ///
     /// # Errors
-    /// [`RemoteError`]: none could be copied.
+    /// [`RemoteError`]: not a single byte could be copied.
     pub fn read_remote(&self, address: VirtAddr, bytes: &mut [u8]) -> Result<usize, RemoteError> {
         let length = bytes.len();
         self.copy_remote(address, length, (Access::Read, Protection::READ), |page, offset, part| {
@@ -48,17 +50,19 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         })
     }
 
-    /// process_vm_writev of one piece: as [`AddressSpace::read_remote`], into mappings that can be written.
+    /// Copies bytes in (process_vm_writev of one piece), as [`AddressSpace::read_remote`] copies them out. The mappings must be
+    /// writable.
     ///
     /// # Errors
-    /// [`RemoteError`]: none could be copied.
+    /// [`RemoteError`]: not a single byte could be copied.
     pub fn write_remote(&self, address: VirtAddr, bytes: &[u8]) -> Result<usize, RemoteError> {
         self.copy_remote(address, bytes.len(), (Access::Write, Protection::WRITE), |page, offset, part| {
             page.write(offset, &bytes[part])
         })
     }
 
-    /// Calls `copy` for the part of each page: the page, where in it, and which of `length` bytes. It says how many it copied.
+    /// Calls `copy` for the part of each page, with the page, the offset in it, and the range among `length` bytes. `copy`
+    /// returns how many bytes it copied.
     fn copy_remote(
         &self,
         address: VirtAddr,
@@ -67,7 +71,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         mut copy: impl FnMut(&PinnedPage<H>, usize, Range<usize>) -> usize,
     ) -> Result<usize, RemoteError> {
         let mut done = 0;
-        // fork copies a page that is written through a pin of the kind that it looks for. A page that is read it may share.
+        // fork copies a page that is written through a pin of the kind that fork looks for. It may share a page that is only
+        // read.
         let reference = if access == Access::Write { Reference::IoPin } else { Reference::Pin };
         while done < length {
             let mut run = [const { None }; RUN];
@@ -94,7 +99,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             }
             if let Some(page) = full {
                 run.iter_mut().for_each(|place| *place = None);
-                // Two threads that each keep pins and wait for one more could wait for each other.
+                // Two threads that each keep pins and wait for one more could wait for each other, so pins are dropped first.
                 let dying = &self.0.space_flags.dying;
                 self.0.engine.wait_for_place(page, Some(dying));
                 if !dying.is_set() {

@@ -1,4 +1,4 @@
-//! madvise(MADV_REMOVE): a hole in what is mapped shared.
+//! madvise(MADV_REMOVE): punches a hole in what is mapped shared.
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -10,12 +10,12 @@ use crate::space::calls::flags::Wrong;
 use crate::sync::Shared;
 use crate::vma::tree::Ranged;
 
-/// What is mapped in a part of a range, whether it may not go, and the file that it shows, with the first page.
+/// The next mapped part of a range, whether it may not be removed, and the file that it shows, with the first page.
 type NextPart<H> = (PageRange, Option<Refusal>, Option<(Shared<File<H>>, u64)>);
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// What is mapped at the first page of `rest` from `at` on where something is. `inside` is taken, so that nothing there is half
-    /// done, and let go before the file is asked. Not inlined: the stack has no room for this and for the file's work.
+    /// Finds the first mapped part of `rest` from `at` on. `inside` is taken, so that no change there is half done, and
+    /// released before the file is used. Not inlined: the stack has no room for this and for the file's work.
     #[inline(never)]
     fn next_removed(&self, at: PageNumber, rest: PageRange, inside: PageRange) -> Option<NextPart<H>> {
         let mut call = self.change_nothing();
@@ -26,8 +26,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Some((part, refuses(vma.mapping(), Advice::Remove), file))
     }
 
-    /// Punches the pages of `range` out of their files, mapping by mapping as they are found. Nothing is held while a file is at
-    /// work; what somebody maps there meanwhile stays as it is.
+    /// Punches the pages of `range` out of their files, mapping by mapping as they are found. Nothing is held while a file is
+    /// at work. If another thread maps something there meanwhile, that stays as it is.
     pub(in crate::space) fn remove(&self, range: PageRange) -> Result<(), AdviseError> {
         let advice = Advice::Remove;
         let (mut at, mut hole) = (range.start(), None);

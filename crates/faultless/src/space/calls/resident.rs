@@ -1,4 +1,4 @@
-//! mincore: which pages are in memory. It only reads, in short sections, and makes nobody wait.
+//! mincore: which pages are in memory. It only reads, in short sections, and makes no thread wait.
 
 use crate::address::{PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -7,10 +7,10 @@ use crate::host::{Entry, EntryKind, Host, PageTable};
 use crate::space::AddressSpace;
 use alloc::vec::Vec;
 
-/// Pages looked at in one section.
+/// The number of pages that are looked at in one section.
 pub(in crate::space) const FEW: u64 = 64;
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResidentError {
     /// The address is wrong (EINVAL), or the length is (ENOMEM).
@@ -19,21 +19,21 @@ pub enum ResidentError {
     /// Nothing is mapped at `address` (ENOMEM).
     #[error("nothing is mapped at {address}, inside the {range} asked for")]
     Hole {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// No memory for the answer (EAGAIN).
+    /// There is no memory for the answer (EAGAIN).
     #[error("out of memory to say what of {range} is in memory")]
     OutOfMemory {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
     },
 }
 
 impl ResidentError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(RangeError::Overflow { .. }) | Self::Hole { .. } => errno::ENOMEM,
@@ -44,24 +44,26 @@ impl ResidentError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mincore: for each page of `length` bytes at `address` whether an access would need no read: it has a page, or its
-    /// file has it in memory. A page of untouched anonymous memory is not in memory, a guard neither. Each was true at some
-    /// moment during the call. Waits for nothing. A foreign frame is not in memory, as on Linux, where mincore passes over VM_PFNMAP.
+    /// Returns for each page of `length` bytes at `address` whether an access would need no read (mincore): the mapping has a
+    /// page, or its file has the page in memory.
     ///
-    /// Differs from Linux: of a file, what is in memory is told to everybody who maps it.
+    /// A page of untouched anonymous memory is not in memory, and neither is a guard page. A foreign frame is not in memory, as
+    /// on Linux, where mincore skips VM_PFNMAP. Each answer was true at some moment during the call. Waits for nothing.
+    ///
+    /// Differs from Linux: everyone who maps a file is told which of its pages are in memory.
     ///
     /// # Errors
     /// [`ResidentError`].
     pub fn resident(&self, address: VirtAddr, length: u64) -> Result<Vec<bool>, ResidentError> {
         let range = match PageRange::from_bytes(address, length) {
-            // No bytes are inside the space as long as they begin there, or just behind it, as on Linux.
+            // Zero bytes are inside the space if they begin there, or just behind it, as on Linux.
             Err(RangeError::ZeroLength { .. }) if address <= self.0.whole().end().address() => {
                 return Ok(Vec::new());
             }
             Err(RangeError::ZeroLength { .. }) => return Err(RangeError::Overflow { address, length }.into()),
             range => range?,
         };
-        // Before there is memory for so many answers, what is asked for must be mapped.
+        // The range is checked to be mapped before memory for so many answers is allocated.
         let hole = |page: PageNumber| ResidentError::Hole { range, address: page.address() };
         if !self.0.whole().covers(range) {
             return Err(hole(range.start().max(self.0.whole().end())));

@@ -1,5 +1,5 @@
-//! mseal: from now on the mapping is not unmapped, moved, protected anew, mapped over, nor does it lose contents that
-//! its owner could not overwrite.
+//! mseal: a sealed mapping cannot be unmapped, moved, protected anew or mapped over, and does not lose contents that its owner
+//! could not overwrite.
 
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -9,7 +9,7 @@ use crate::space::AddressSpace;
 use crate::space::calls::flags::{Holes, Wrong};
 use crate::vma::{Mapping, MappingFlags};
 
-/// Why nothing was sealed.
+/// The reason why nothing was sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// The address or the length is wrong (EINVAL).
@@ -18,29 +18,29 @@ pub enum SealError {
     /// Nothing is mapped at `address` (ENOMEM).
     #[error("nothing is mapped at {address}, inside the {range} to seal")]
     Hole {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// Splitting a mapping would make more than the limit; what lies below that mapping is sealed, as on Linux (ENOMEM).
+    /// To split a mapping would exceed the limit of mappings. The part below that mapping is sealed, as on Linux (ENOMEM).
     #[error("sealing {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for nodes (ENOMEM).
+    /// There is no memory for nodes (ENOMEM).
     #[error("out of memory to seal {range}")]
     OutOfMemory {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
     },
 }
 
 impl SealError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) => errno::EINVAL,
@@ -50,15 +50,19 @@ impl SealError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// mseal, which has no flags (any is EINVAL): seals `length` bytes at `address`, for ever; length 0 is no error, nor is sealing what is sealed. A child
-    /// of fork has the seals. Only the end of the space takes a sealed mapping away. Waits as [`AddressSpace::unmap`].
+    /// Seals `length` bytes at `address`, for ever (mseal, which has no flags: any is EINVAL). Length 0 is no error, nor is
+    /// sealing sealed memory.
     ///
-    /// What it refuses: unmapping and mapping over any part of it, of which nothing is done then; changing its
-    /// protection, where what lies below is done; and, of private anonymous memory without the right to write,
-    /// [`Advice`](crate::space::Advice) that loses contents.
+    /// A child of fork has the seals. Only the end of the space removes a sealed mapping. Waits as [`AddressSpace::unmap`].
+    ///
+    /// A seal refuses these calls:
+    ///
+    /// * Unmapping or mapping over any part. Nothing is done then.
+    /// * Changing the protection. The part below has been changed then.
+    /// * [`Advice`](crate::space::Advice) that loses contents, in private anonymous memory that cannot be written.
     ///
     /// # Errors
-    /// [`SealError`]; unless it is `TooManyMappings`, nothing is sealed.
+    /// [`SealError`]. Unless it is `TooManyMappings`, nothing is sealed.
     pub fn seal(&self, address: VirtAddr, length: u64) -> Result<(), SealError> {
         let range = match PageRange::from_bytes(address, length) {
             Err(RangeError::ZeroLength { .. }) => return Ok(()),

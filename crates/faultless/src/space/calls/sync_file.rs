@@ -1,4 +1,4 @@
-//! msync.
+//! msync: writes what was stored to files.
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -14,48 +14,49 @@ use crate::vma::tree::Ranged;
 use core::ops::Range;
 
 bitflags::bitflags! {
-    /// What msync does. Nothing at all is allowed, and checks only whether all is mapped.
+    /// The work of msync. Without flags it checks only that all of the range is mapped.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct SyncFlags: u8 {
-        /// Only asks whether all is mapped (MS_ASYNC), as on Linux: what is dirty is written by who calls
-        /// [`FileHandle::start_sync`](crate::FileHandle::start_sync) from time to time, or when the last handle goes.
+        /// Only checks that all is mapped (MS_ASYNC), as on Linux. Dirty pages are written when the program calls
+        /// [`FileHandle::start_sync`](crate::FileHandle::start_sync), as it should from time to time, or when the last handle
+        /// goes.
         const ASYNC = 1;
-        /// Refuses locked mappings (MS_INVALIDATE); all who map a file see the same page anyway.
+        /// Refuses locked mappings (MS_INVALIDATE). All mappings of a file show the same page anyway.
         const INVALIDATE = 2;
         /// Writes, and waits until that is done (MS_SYNC).
         const SYNC = 4;
     }
 }
 
-/// Why not everything is in the store.
+/// The reason why not everything is in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyncError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Both `SYNC` and `ASYNC`, or something that is unknown (EINVAL).
+    /// The flags have both `SYNC` and `ASYNC`, or unknown bits (EINVAL).
     #[error("msync is either synchronous or not, and knows no other flags")]
     MappingFlags,
-    /// Nothing is mapped at `address`; what is mapped in the range has been written (ENOMEM).
+    /// Nothing is mapped at `address`. All mapped parts of the range have been written (ENOMEM).
     #[error("nothing is mapped at {address}, inside the range to write back; the rest was written")]
     Hole {
         /// The first address that is not mapped.
         address: VirtAddr,
     },
-    /// `INVALIDATE`, and the mapping at `address` is locked; what lies below it has been written (EBUSY).
+    /// The mapping at `address` is locked, and `INVALIDATE` was given. The part below it has been written (EBUSY).
     #[error("the mapping at {address} is locked")]
     Locked {
         /// The first address of the locked mapping in the range.
         address: VirtAddr,
     },
-    /// A page could not be written, now or before; it is dirty still. Reported once. What lies behind the mapping of its
-    /// file has not been written.
+    /// A page could not be written, now or before. It is still dirty. The error is reported once. The part behind the mapping
+    /// of its file has not been written.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl SyncError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) | Self::MappingFlags => errno::EINVAL,
@@ -70,16 +71,16 @@ impl SyncError {
 struct Part<H: Host> {
     pages: PageRange,
     flags: MappingFlags,
-    /// The file and the pages of it that are shown, of a shared mapping.
+    /// The file and the pages of it that are shown, if the mapping is shared.
     file: Option<(Shared<File<H>>, Range<u64>)>,
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Writes what has been stored to the shared mappings of files in `length` bytes at `address` back to the files. With
-    /// `SYNC` it waits for that, holding nothing meanwhile: who maps, unmaps or faults goes on.
+    /// Writes what has been stored to shared mappings of files, in `length` bytes at `address`, back to the files. With `SYNC`
+    /// it waits for that, and holds nothing meanwhile: other threads can map, unmap and fault.
     ///
-    /// Errors of writing are those of the file's mappings together, whichever page they were at: see [`File::sync`].
-    /// A length of zero, or one that wraps around when it is rounded up to whole pages, is nothing to do, as on Linux.
+    /// Errors of writing are those of the file's mappings together, whichever page they were at: see [`File::sync`]. If the
+    /// length is zero, or wraps around when it is rounded up to whole pages, there is nothing to do, as on Linux.
     ///
     /// # Errors
     /// [`SyncError`]. A hole does not keep the rest from being written.
@@ -95,7 +96,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             return Ok(());
         }
         let hole = SyncError::Hole { address };
-        // Past the last address there is nothing.
+        // Nothing is mapped past the last address.
         let range = PageRange::from_bytes(address, rounded).map_err(|_| hole)?;
         self.0.sync(range, flags)
     }
@@ -125,7 +126,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         hole.map_or(Ok(()), Err)
     }
 
-    /// The first mapping from `at` on and before `end`.
+    /// Returns the first mapping from `at` on and before `end`.
     fn next_part(&self, at: PageNumber, end: PageNumber) -> Option<Part<H>> {
         let section = self.engine.enter();
         let vma = self.tree.view(&section).from(at).next()?;

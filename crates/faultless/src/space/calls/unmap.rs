@@ -1,4 +1,4 @@
-//! munmap.
+//! munmap: removes mappings.
 
 use crate::address::{PageRange, RangeError, VirtAddr};
 use crate::design::{Call, LockingDesign};
@@ -7,16 +7,16 @@ use crate::host::Host;
 use crate::space::change::publish::Unpublished;
 use crate::space::{AddressSpace, Space};
 
-/// Why nothing was unmapped; the space is as before.
+/// The reason why nothing was unmapped. The space is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnmapError {
     /// The address or the length is wrong (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// A part is sealed (EPERM).
+    /// A part of the range is sealed (EPERM).
     #[error("what is mapped at {address}, inside the {range} to unmap, is sealed")]
     Sealed {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
         /// The first address that is sealed.
         address: VirtAddr,
@@ -24,29 +24,29 @@ pub enum UnmapError {
     /// The range reaches past what the table can address (EINVAL).
     #[error("{range} lies outside of the address space, {space}")]
     OutOfBounds {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// What can be mapped.
+        /// All pages that can be mapped.
         space: PageRange,
     },
-    /// Splitting a mapping would make more than the limit (ENOMEM).
+    /// To split a mapping would exceed the limit of mappings (ENOMEM).
     #[error("unmapping {range} would split a mapping, and the space has its limit of {limit}")]
     TooManyMappings {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for nodes (ENOMEM).
+    /// There is no memory for nodes (ENOMEM).
     #[error("out of memory to unmap {range}")]
     OutOfMemory {
-        /// What was asked for.
+        /// The range asked for.
         range: PageRange,
     },
 }
 
 impl UnmapError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_) | Self::OutOfBounds { .. } => errno::EINVAL,
@@ -57,9 +57,9 @@ impl UnmapError {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Unmaps `length` bytes at `address`; holes among them are no error. When this returns, no access to them
-    /// succeeds and their frames are free. Waits for other range work on the same pages and for faults on them that
-    /// are at work, for no I/O.
+    /// Unmaps `length` bytes at `address`. Holes among them are no error. When this returns, no access to them succeeds and
+    /// their frames are free. Waits for other range work on the same pages, and for faults that are at work on them. Waits for
+    /// no I/O.
     ///
     /// # Errors
     /// [`UnmapError`]; the space is as before.

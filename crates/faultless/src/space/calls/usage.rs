@@ -1,5 +1,5 @@
-//! What smaps lists: how much of each mapping is in memory, and whose it is. It only reads the tree and the tables, in
-//! short sections, allocates in none of them, and never makes the observed wait (sources: Corbet 2022).
+//! The figures of smaps: how much of each mapping is in memory, and with whom it is shared. It only reads the tree and the
+//! tables, in short sections. It allocates in none of them, and never makes the observed space wait (sources: Corbet 2022).
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -10,38 +10,40 @@ use crate::space::{AddressSpace, Space};
 use crate::vma::MappingFlags;
 use alloc::vec::Vec;
 
-/// A mapping and its pages, in bytes. As in Linux's smaps, a page of a file is dirty in every mapping of it from the first
-/// store on, through whichever mapping or handle, until a write of it begins.
+/// A mapping and its pages. All figures are in bytes.
 ///
-/// Differs from Linux: the pages of a file in memory, shared anonymous memory included, are dirty always. Linux 6.18 counts a
-/// page of tmpfs that was only read as clean, and as dirty from the first
-/// store or write on, for ever. The sum of both is the same.
+/// As in Linux's smaps, a page of a file is dirty in every mapping of it from the first store on, through whichever mapping or
+/// handle, until a write of it begins.
 ///
-/// Of a mapping of foreign frames all figures are zero, as on Linux, whose walk for smaps passes over VM_PFNMAP.
+/// Differs from Linux: the pages of a file in memory, shared anonymous memory included, are always dirty. Linux 6.18 counts a
+/// page of tmpfs that was only read as clean, and as dirty from the first store or write on, for ever. The sum of both is the
+/// same.
+///
+/// All figures of a mapping of foreign frames are zero, as on Linux, whose walk for smaps skips VM_PFNMAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingUsage {
     /// The mapping.
     pub mapping: MappingInfo,
-    /// In memory and mapped here (Rss); the page of zeros is not counted.
+    /// Pages in memory that are mapped here (Rss). The page of zeros is not counted.
     pub resident: u64,
-    /// The same, each page divided by how many map it (Pss). A leaf table that others share (docs/fork.md) counts once for each
-    /// who has it, and in the view of those who have the page by another table once in all.
+    /// Resident pages, each divided by the number of its mappings (Pss). A shared leaf table (docs/fork.md) counts once for
+    /// each space that has it. To a space that has the page by another table, it counts once in all.
     pub proportional: u64,
-    /// Mapped elsewhere too, as the file has it.
+    /// Resident pages that are mapped elsewhere too, and are equal to the file.
     pub shared_clean: u64,
-    /// Mapped elsewhere too, and nowhere else to be had.
+    /// Resident pages that are mapped elsewhere too, and whose contents are nowhere else.
     pub shared_dirty: u64,
-    /// Mapped here only, as the file has it.
+    /// Resident pages that are mapped here only, and are equal to the file.
     pub private_clean: u64,
-    /// Mapped here only, and nowhere else to be had.
+    /// Resident pages that are mapped here only, and whose contents are nowhere else.
     pub private_dirty: u64,
-    /// Used lately.
+    /// Resident pages that were used lately.
     pub referenced: u64,
-    /// Of no file.
+    /// Resident pages that belong to no file.
     pub anonymous: u64,
-    /// As `proportional`, if the mapping is locked.
+    /// The figure `proportional` if the mapping is locked, otherwise zero.
     pub locked: u64,
-    /// Swapped out: nothing is in this version.
+    /// Pages that are swapped out: none in this version.
     pub swap: u64,
 }
 
@@ -62,7 +64,7 @@ impl MappingUsage {
         }
     }
 
-    /// `others`: how many other spaces have the same table, and the page by it.
+    /// Adds one entry. `others` is how many other spaces have the same table, and the page by it.
     fn add<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, entry: Entry, others: u64) {
         let frame = match entry.kind() {
             EntryKind::Page(frame) | EntryKind::Kept(frame) => frame,
@@ -76,7 +78,7 @@ impl MappingUsage {
             return;
         }
         let folio = space.engine.folio(frame);
-        // It may be gone, and others have its frame, by now: a figure of a moment.
+        // The page may be gone by now, and its frame used otherwise. The figure is one of a moment.
         let mappings = folio.mappings().max(1) + others;
         let is_anonymous = self.mapping.file.is_none_or(|(file, _)| !folio.is_page_of(file));
         let is_dirty = is_anonymous || entry.has(Entry::DIRTY) || folio.is_dirty();
@@ -94,15 +96,15 @@ impl MappingUsage {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// The mappings, upwards, with what they have in memory. Each figure was true at some moment during the call; the
-    /// space does not stand still. Waits for nothing.
+    /// Returns the mappings, upwards, with what they have in memory. Each figure was true at some moment during the call, but
+    /// not all at the same one. Waits for nothing.
     ///
-    /// Aborts where there is no memory for the list, as [`AddressSpace::mappings`].
+    /// Aborts if there is no memory for the list, as [`AddressSpace::mappings`] does.
     pub fn usage(&self) -> Vec<MappingUsage> {
         self.mappings().into_iter().map(|mapping| self.usage_of(mapping)).collect()
     }
 
-    /// The same of one mapping; needs no memory.
+    /// Returns the usage of one mapping. Needs no memory.
     pub fn usage_of(&self, mapping: MappingInfo) -> MappingUsage {
         let mut usage = MappingUsage::of(mapping);
         self.0.count_pages(&mut usage);

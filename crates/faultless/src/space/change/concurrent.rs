@@ -1,5 +1,5 @@
-//! Changes of one range that go on beside others: the tree lock is held for the taking only. What a change reads or writes of
-//! the tree lies near its range, and near it nobody else makes one.
+//! Changes of one range that go on beside others: the tree lock is held only while the range is taken. Such a change reads and
+//! writes the tree only near its range, and no other thread makes a change near there.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -14,25 +14,26 @@ use crate::sync::{Claims, Edit, Park, Section};
 use crate::vma::tree::{Ranged, Unchanged, View, Writers};
 use crate::vma::{Mapping, Vma};
 
-/// What keeps the tree still for who has taken a range.
+/// The exclusion that keeps the tree still for a thread that has taken a range.
 pub(in crate::space) enum Exclusion<'a, H: Host> {
-    /// All of it: the tree lock, and nobody is at an edit.
+    /// The whole tree stands still: the tree lock is held, and no edit is under way.
     Whole(TreeLock<'a>),
-    /// What is near the range, and there is room for whatever the change comes to.
+    /// The tree near the range stands still, and the limits have room for whatever the change comes to.
     Neighbourhood(Near<'a, H>),
 }
 
-/// An edit under way. Fields go in this order: in a kernel who is in a section is not preempted, and others wait for the edit.
+/// An edit under way. The order of the fields is the order in which they are dropped. In a kernel, a thread in a section is not
+/// preempted, and others wait for the edit.
 pub(in crate::space) struct Near<'a, H: Host> {
     writers: Writers,
     edit: Edit<'a>,
     section: PinnedTo<H, Section<'a>>,
-    /// What is not edited by anybody else.
+    /// The range that no other edit changes.
     hull: PageRange,
 }
 
 impl<H: Host> Exclusion<'_, H> {
-    /// What limits go by, unless there is room anyhow.
+    /// Returns the state that limits are checked against, or `None` if there is room for the change anyhow.
     pub fn limited(&self) -> Option<&TreeState> {
         match self {
             Self::Whole(lock) => Some(lock),
@@ -42,7 +43,7 @@ impl<H: Host> Exclusion<'_, H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// The tree, of which that much stands still.
+    /// Returns a view of the tree, of which the part stands still that `still` keeps so.
     pub(in crate::space) fn view_of<'l>(&'l self, still: &'l Exclusion<'_, H>) -> View<'l, Vma<H, D>> {
         match still {
             Exclusion::Whole(lock) => self.tree.view_locked(&lock.writer),
@@ -52,7 +53,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
-    /// Takes `range` for a change that looks at nothing farther away than its neighbours; `widen` may take more.
+    /// Takes `range` for a change that looks at nothing farther away than its neighbours. `widen` may take more.
     pub fn take_concurrent(
         &mut self,
         range: PageRange,
@@ -60,8 +61,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     ) -> Exclusion<'a, H> {
         let space = self.space;
         let (mut taken, mut lock) = space.map.take_beside(range, &*space.engine);
-        // Where a design or a host is asked about each change, they come one after the other. Where nobody else changes
-        // anything, the lock is held: that costs less.
+        // If a design or a host is asked about each change, changes come one after the other. If no other thread changes
+        // anything, the lock is held, since that costs less.
         let may_edit =
             !D::LOCKS_VMAS && space.table.following().is_none() && taken.may_edit() && lock.is_crowded();
         if may_edit && space.has_room_for(lock.data(), lock.edits() + 1) {
@@ -71,7 +72,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
             let is_free = |hull: &PageRange| cfg!(mutant = "edits_of_neighbours") || lock.is_free(*hull);
             if let Some(hull) = hull.filter(is_free) {
                 widen(&mut taken, lock.claims_mut(), view);
-                // SAFETY: whoever uses the writer has the lock, and nobody is at an edit then; what is lent goes before our edit.
+                // SAFETY: a thread that uses the writer has the lock, and no edit is under way then. The loan ends before our
+                // edit.
                 let writers = unsafe { lock.data().writer.lend() };
                 let edit = lock.edit(&taken, hull);
                 self.hold(taken);
@@ -85,8 +87,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         Exclusion::Whole(lock)
     }
 
-    /// As [`RangeChange::publish`], of what [`RangeChange::take_concurrent`] has taken, with the host following; `rights`: the new
-    /// ones.
+    /// Publishes as [`RangeChange::publish`], what [`RangeChange::take_concurrent`] has taken, with the host following.
+    /// `rights` are the new rights.
     pub fn publish_concurrent(
         &mut self,
         still: Exclusion<'a, H>,
@@ -94,7 +96,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         each: impl Fn(Mapping<H>) -> Option<Mapping<H>>,
     ) -> Result<(), Unpublished> {
         let space = self.space;
-        // They go in the order of the fields: the last one first.
+        // Locals are dropped in reverse order of declaration, so these go in the order of the fields.
         let Near { hull: near, mut section, edit, writers } = match still {
             Exclusion::Neighbourhood(near) => near,
             Exclusion::Whole(lock) => {
@@ -108,8 +110,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
             space.draft(self.work(), space.tree.view(&section), range, wanted, |_| Ok(()))?;
         debug_assert!(near.covers(hull));
         for look in 0.. {
-            // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and whoever takes the lock waits for the edit.
-            // Readers of this tree enter by this engine.
+            // SAFETY: no other edit's hull overlaps this one (`sync::Edit`), and a thread that takes the lock waits for the
+            // edit. Readers of this tree enter by this engine.
             match unsafe { space.tree.replace_beside(&writers, &section, hull, &mut new, &mut self.retired) }
             {
                 Ok(made) => {
@@ -133,12 +135,13 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     }
 }
 
-/// `range`, a page on either side, and what is mapped there: all that a change of the range may replace or join.
+/// Returns `range`, a page on either side, and the mappings there: all that a change of the range may replace or join.
 fn hull_of<H: Host, D: LockingDesign>(view: View<'_, Vma<H, D>>, range: PageRange) -> PageRange {
     let start = range.start().checked_sub(1).unwrap_or(range.start());
     let end = range.end();
     let hull = PageRange::new(start, PageNumber::new(end.get().saturating_add(1))).unwrap_or(range);
-    // The neighbour below, and what the range begins in; what it ends in, and the neighbour above.
+    // These are the neighbour below and the mapping that the range begins in, then the one that it ends in and the neighbour
+    // above.
     let below = view.from(start).take(2).take_while(|vma| vma.range().start() <= end);
     let above = [PageNumber::new(end.get() - 1), end].into_iter().filter_map(|page| view.find(page));
     below.chain(above).fold(hull, |hull, vma| hull.hull(vma.range()))

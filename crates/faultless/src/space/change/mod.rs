@@ -1,4 +1,5 @@
-//! Range work: what a call that changes mappings holds, the steps that it is made of, and the order in which it lets go.
+//! Range work: what a call that changes mappings holds, the steps that it is made of, and the order in which it releases what
+//! it holds.
 
 pub(in crate::space) mod concurrent;
 pub(in crate::space) mod moving;

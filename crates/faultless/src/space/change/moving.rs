@@ -1,20 +1,20 @@
-//! Moving pages to another place of the space: what mremap does when it is decided what goes where.
+//! Moving pages to another place of the space: the work of mremap once it is decided which pages go where.
 //!
 //! ```text
 //!   take both ranges
-//!   target: BUSY over what was there, swept               fails: as before
+//!   target: BUSY over the old mappings, swept             fails: as before
 //!   source: MOVING                                        faults on it wait from here on
 //!   source: wait at each bit; leaf tables for the target  fails: MOVING is taken back, which needs no memory
-//!   target: what comes, MOVING                            fails: the same
-//!   source: a hole, or what stays, MOVING                 fails: the same; the target becomes a hole, or stays MOVING
+//!   target: the new mapping, MOVING                       fails: the same
+//!   source: a hole, or the mapping that stays, MOVING     fails: the same; the target becomes a hole, or stays MOVING
 //!   each entry: out of the source, into the target        nothing fails from here on
 //!   unhook the source's leaf tables, if it is a hole
-//!   invalidate the source                                 before anybody can free what has moved (CVE-2018-18281)
-//!   settle: what was MOVING is not; then join neighbours, if there is memory for that
-//!   let both ranges go, and wake who waits
+//!   invalidate the source                                 before any thread can free a page that has moved (CVE-2018-18281)
+//!   settle: end MOVING; then join neighbours, if there is memory for that
+//!   release both ranges, and wake the threads that wait
 //! ```
 //! A processor may use a target's entry before the target is settled: it finds the page that it asked for. Page work may not:
-//! it waits, and so nobody frees or copies the page while a processor uses its old translation.
+//! it waits. So no thread frees or copies the page while a processor uses its old translation.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -29,28 +29,28 @@ use crate::tables::Home;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Mapping, MappingFlags, Vma, edit};
 
-/// Pages of one mapping, and where they go. The target is as long or longer.
+/// Pages of one mapping, and the place that they move to. The target is as long or longer.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::space) struct Part {
     pub source: PageRange,
     pub target: PageRange,
-    /// The source stays mapped, empty (MREMAP_DONTUNMAP).
+    /// Keeps the source mapped, and empty (MREMAP_DONTUNMAP).
     pub keeps: bool,
 }
 
 impl Part {
-    /// Where `page` goes.
+    /// Returns the new place of `page`.
     fn to(&self, page: PageNumber) -> PageNumber {
         PageNumber::new(self.target.start().get() + (page.get() - self.source.start().get()))
     }
 
-    /// How many pages come besides those that go.
+    /// Returns how many pages the target has besides those that move.
     fn more(&self) -> u64 {
         self.target.pages() - if self.keeps { 0 } else { self.source.pages() }
     }
 }
 
-/// Whether an entry goes where its page goes.
+/// Returns whether an entry moves along with its page.
 fn moves_along(entry: Entry) -> bool {
     match entry.kind() {
         EntryKind::Page(_)
@@ -64,7 +64,7 @@ fn moves_along(entry: Entry) -> bool {
 }
 
 impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
-    /// Moves one part. What was at the target goes first, and stays away if the rest fails; otherwise, on failure, all is as
+    /// Moves one part. The mappings at the target go first, and stay away if the rest fails. Otherwise, on failure, all is as
     /// before.
     pub fn move_part(&mut self, part: Part) -> Result<(), RemapError> {
         self.check_move(part)?;
@@ -72,7 +72,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         self.move_vacated(part)
     }
 
-    /// The same, where what was at the target has gone; it becomes a hole if the part cannot come.
+    /// Moves one part whose target has been vacated. The target becomes a hole if the part cannot come.
     pub fn move_vacated(&mut self, part: Part) -> Result<(), RemapError> {
         let (cuts, whole) = self.cuts(part);
         if let Err(error) = self.prepare_move(part) {
@@ -85,8 +85,9 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(())
     }
 
-    /// Whether the limits leave room for the part at its target, before what is mapped there goes. (Linux asks when it has
-    /// gone.) It is asked again when the part is published there, and then fails only if others have mapped more meanwhile.
+    /// Checks that the limits leave room for the part at its target, before the mappings there go. (Linux checks when they are
+    /// gone.) The check is repeated when the part is published there. It then fails only if other calls have mapped more
+    /// meanwhile.
     #[inline(never)]
     fn check_move(&self, part: Part) -> Result<(), RemapError> {
         let lock = self.lock();
@@ -101,8 +102,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         }
     }
 
-    /// At which ends the mapping is cut to move the part, and all of the mapping. There it joins again if it stays, and nowhere
-    /// else (Linux cuts nothing then).
+    /// Returns the ends at which the mapping is cut to move the part, and the range of the whole mapping. If the mapping stays,
+    /// it joins again at these ends, and nowhere else (Linux cuts nothing then).
     fn cuts(&self, Part { source, .. }: Part) -> (Joins, PageRange) {
         let lock = self.lock();
         let vma = self.space.tree.view_locked(&lock.writer).find(source.start());
@@ -111,8 +112,9 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         (Joins { below, above, inside: true, ..Joins::BOTH }, whole)
     }
 
-    /// On Linux the target joins what it meets before anything leaves the source. So where it meets the mapping that it was
-    /// a part of, and has a record from the other side, what is left of that mapping has this record.
+    /// Gives the rest of the source's mapping the record of the target, if the two meet. On Linux the target joins its
+    /// neighbours before anything leaves the source. So if the target has a record from its other side, the rest of the mapping
+    /// gets it too.
     #[inline(never)]
     fn share_record(&self, part: Part, whole: PageRange) {
         let lock = self.lock();
@@ -128,7 +130,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         }
     }
 
-    /// What is mapped at the target goes; a fault there waits for what comes.
+    /// Removes the mappings at the target. A fault there waits for the new mapping.
     pub fn vacate(&mut self, target: PageRange) -> Result<(), RemapError> {
         let lock = self.lock();
         match self.space.tree.view_locked(&lock.writer).from(target.start()).next() {
@@ -137,12 +139,12 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         }
         self.space.refuse_sealed(&lock, target)?;
         drop(self.publish_busy(lock, target)?);
-        // Before a moved page is there: a processor may use it before the target is settled.
+        // This comes before a moved page is there: a processor may use such a page before the target is settled.
         self.sweep_away(target, None);
         Ok(())
     }
 
-    /// Everything that can fail.
+    /// Does all steps that can fail.
     fn prepare_move(&mut self, part: Part) -> Result<(), RemapError> {
         let (space, Part { source, target, keeps }) = (self.space, part);
         let lock = self.lock();
@@ -175,8 +177,8 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(())
     }
 
-    /// Waits until nobody is at work on the source any more, and makes the leaf tables that its pages will need. Nobody
-    /// makes a new page there: the mapping is MOVING.
+    /// Waits until no thread is at work on the source, and makes the leaf tables that its pages will need. No new page comes
+    /// there: the mapping is MOVING.
     fn make_leaves(&self, part: Part) -> Result<(), OutOfMemory> {
         let (space, target) = (self.space, self.taken.over(part.target));
         let mut result = Ok(());
@@ -203,7 +205,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         result
     }
 
-    /// Moves the entries, with their frames and all that is known of them: nothing is copied, and no count changes.
+    /// Moves the entries, with their frames and all that they say. Nothing is copied, and no count changes.
     #[inline(never)]
     fn carry(&mut self, part: Part) {
         let Self { space, taken, weakened, .. } = self;
@@ -213,7 +215,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 let mut look = 0;
                 loop {
                     let seen = space.table.load(leaf, page);
-                    // As CVE-2024-50066: what is read once, at the wrong time, is taken for what is there.
+                    // As in CVE-2024-50066: the mutant takes an entry read once, at the wrong time, for the present one.
                     if seen == Entry::EMPTY || cfg!(mutant = "moves_past_the_bit") && seen.is_announced() {
                         break;
                     }
@@ -234,7 +236,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         weakened.swept(space, part.source);
     }
 
-    /// Everything is where it belongs. When no processor uses an old translation, page work goes on.
+    /// Ends the move when all entries are in their new places. Page work goes on when no processor uses an old translation.
     fn end_move(&mut self, part: Part, cuts: Joins) {
         self.lock().moves += 1;
         if !part.keeps {
@@ -248,13 +250,13 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         self.settle(part.target, Joins { inside: true, ..Joins::BOTH });
     }
 
-    /// The source, if it was touched, is as it was; the target becomes a hole.
+    /// Undoes a move: makes the source, if it was touched, as it was, and the target a hole.
     pub fn give_up_move(&mut self, source: Option<(PageRange, Joins)>, target: PageRange) {
         if let Some((source, cuts)) = source {
             self.settle(source, cuts);
             self.space.follow_back(self.taken.over(source), source);
         }
-        // Without memory for a hole what stands there stays, and is one for every access when it is let go.
+        // Without memory for a hole the mapping there stays, and is a hole to every access once it is released.
         let lock = self.lock();
         drop(self.publish(lock, target, |_| None));
         self.space.follow_back(self.taken.over(target), target);
@@ -263,7 +265,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
-    /// As munmap, by somebody who has taken more and given the tree lock.
+    /// Unmaps as munmap does, for a caller that has taken a larger range and passes the tree lock.
     pub fn unmap_taken(&mut self, lock: TreeLock<'a>, range: PageRange) -> Result<(), Unpublished> {
         let space = self.space;
         let lock = space.follow(self.taken.over(range), lock, range, None)?;
@@ -276,8 +278,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// An entry where it goes. A page that others store into too loses the write right: writeback, which takes it from every
-    /// entry that it finds, does not find one that is on its way.
+    /// Returns the entry for the new place. A page that others store into too loses the write right. Writeback takes that right
+    /// from every entry that it finds, and would not find one that is on its way.
     fn as_moved(&self, entry: Entry) -> Entry {
         let is_shared = entry.counted_frame().is_some_and(|frame| !self.engine.folio(frame).is_exclusive());
         entry.without(Entry::REFUSED | if is_shared { Entry::WRITE } else { 0 })
@@ -285,7 +287,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Takes an entry out of the source, if it is still `seen`.
     fn pick_up(&self, leaf: <H::Table as PageTable>::Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
-        // A host that has the bytes in the processor's own page keeps them where somebody else wants the frame: we do.
+        // A host that has the bytes in the processor's own page keeps them if the frame has another user. The pin makes this
+        // call one.
         let kept = seen.counted_frame().filter(|frame| {
             self.table.following().is_some() && self.engine.folio(*frame).try_get(Reference::Pin).is_ok()
         });
@@ -296,8 +299,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         picked
     }
 
-    /// Puts an entry in the target, where others announce for a moment, see that it is MOVING, and let go. Its page's home goes
-    /// along, if it was `from`: before the table that it named is retired.
+    /// Puts an entry in the target. Other threads may announce there for a moment, see that it is MOVING, and release it. If
+    /// its page's home was `from`, the home moves along, before the table that it named is retired.
     fn put_down(&self, taken: &RangeReservation<'_, H>, page: PageNumber, entry: Entry, from: Home) {
         let leaf = self.table.leaf(taken, page).expect("a leaf table made before");
         if let Some(frame) = entry.counted_frame() {
@@ -319,8 +322,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// The mapping at the target: the source's, moved, and longer perhaps. If there are anonymous pages they keep their record and
-/// say where they came from; if not, nothing tells it from one that was mapped there.
+/// Returns the mapping at the target: the source's, moved, and perhaps longer. If it has anonymous pages, they keep their
+/// record and their origin. If not, nothing tells it from one that was mapped there.
 fn arriving<H: Host>(source: Mapping<H>, part: Part) -> Mapping<H> {
     let mapping = edit::cut(&source, part.source).unwrap_or(source);
     let down = part.source.start().get().wrapping_sub(part.target.start().get());

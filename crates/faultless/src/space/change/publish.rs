@@ -1,7 +1,7 @@
-//! Publication: one step in which the map of a range becomes another. Every mapping that was not there before comes through
-//! [`RangeChange::publish_new`], which asks in the same step whether it may: whether the space has exited, what mlockall has said
-//! of what is to come, and the limits. (fork gives a child its mappings itself: nobody else has the child yet, and the
-//! parent has been asked.)
+//! Publication: one step in which the map of a range becomes another. Every new mapping comes through
+//! [`RangeChange::publish_new`]. In the same step that function checks whether the space has exited and what the limits allow,
+//! and adds the flags that mlockall set for new mappings. fork is the exception: it gives a child its mappings itself, since no
+//! other thread has the child yet, and the parent has been checked.
 
 use crate::address::PageRange;
 use crate::design::LockingDesign;
@@ -22,11 +22,11 @@ use smallvec::SmallVec;
 /// A list that needs no memory from the allocator while it is short, as in most calls.
 type Few<T> = SmallVec<[T; 3]>;
 
-/// Why a new map could not be published; the old one stays.
+/// The reason why a new map could not be published. The old one stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Unpublished {
     OutOfMemory,
-    /// More mappings than a space may have.
+    /// The space would have more mappings than it may.
     TooMany {
         limit: usize,
     },
@@ -38,7 +38,7 @@ impl From<OutOfMemory> for Unpublished {
     }
 }
 
-/// Why a new mapping was not published; the old map stays.
+/// The reason why a new mapping was not published. The old map stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Refused {
     /// The space has exited: nothing is mapped any more.
@@ -65,40 +65,41 @@ impl From<OutOfMemory> for Refused {
     }
 }
 
-/// Where a new mapping comes from. What limits are asked, and what mlockall has said of what is to come, goes by that.
+/// The origin of a new mapping. It decides which limits are checked, and whether mlockall's flags for new mappings apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Origin {
-    /// mmap or brk: what is to come is locked if mlockall has said so.
+    /// The mapping is made by mmap or brk: it gets mlockall's flags for new mappings.
     Fresh,
-    /// A mapping that is there becomes longer, or is shown once more: it has that one's flags.
+    /// An existing mapping becomes longer, or is shown once more: the new one has its flags.
     Longer,
-    /// Pages of another place move there, and so many come besides those that go there.
+    /// Pages move there from another place. The mapping has `more` pages besides those that move.
     Moved { more: u64 },
 }
 
-/// A mapping that comes, of what was there or new.
+/// A part of the new map: an old mapping's, changed or not, or a new one's.
 struct Piece<H: Host> {
     mapping: Mapping<H>,
-    /// Whether it is another than before.
+    /// Set if the mapping differs from before.
     is_new: bool,
-    /// Whether the piece before it was part of the same VMA.
+    /// Set if the piece before it was part of the same VMA.
     goes_on: bool,
 }
 
-/// With which neighbours that are like it something new may join.
+/// The neighbours that a new mapping may join, if they are like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) struct Joins {
     pub below: bool,
     pub above: bool,
-    /// Whether what stays as it was joins too: it has been cut for the call.
+    /// Set if a part that stayed as it was joins too: it has been cut for the call.
     pub inside: bool,
-    /// Whether it is a mapping that becomes longer: what fork has passed on joins one without pages then (Linux).
+    /// Set if the mapping is one that becomes longer. A mapping with pages that fork passed on then joins one without pages
+    /// (Linux).
     pub grown: bool,
 }
 
 impl Joins {
     pub const BOTH: Self = Self { below: true, above: true, inside: false, grown: false };
-    /// A mapping that grows down meets another one and stays beside it, as on Linux.
+    /// Joins only the neighbour above. A mapping that grows down and meets another one stays beside it, as on Linux.
     pub const ABOVE: Self = Self { below: false, above: true, inside: false, grown: false };
 }
 
@@ -108,24 +109,26 @@ pub(in crate::space) type RangeEdit<'a, H> =
 
 /// A publication in preparation.
 pub(in crate::space) struct Draft<H: Host, D: LockingDesign> {
-    /// The pages that it replaces; and how many VMAs it replaces.
+    /// The range of pages that it replaces; `goes` is how many VMAs it replaces.
     pub hull: PageRange,
     pub goes: usize,
     pub new: Vec<Box<Vma<H, D>>>,
-    /// What it comes to.
+    /// The change of the space's usage.
     pub note: [u64; 4],
 }
 
-/// After a publication. Partner: the fence after the bit in page work.
+/// Fences after a publication. Partner: the fence after the bit in page work.
 pub(in crate::space) fn fence_of_range_work() {
     #[cfg(not(mutant = "no_range_fence"))]
     full_fence();
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
-    /// Publishes, in one step, what `each` makes of every mapping inside `range`. Splits at the ends, merges with neighbours.
-    /// The caller has taken `range` and gives the tree lock, which comes back. What it replaced is retired when all is let go;
-    /// the caller sweeps in between.
+    /// Publishes, in one step, what `each` makes of every mapping inside `range`. Splits at the ends, and merges with
+    /// neighbours.
+    ///
+    /// The caller has taken `range` and passes the tree lock, which is returned. The replaced VMAs are retired when all is
+    /// released; the caller sweeps in between.
     ///
     /// # Errors
     /// [`Unpublished`]: the map is as before.
@@ -138,7 +141,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.publish_joining(lock, range, each, Joins::BOTH)
     }
 
-    /// The same; `joins`: with which neighbours.
+    /// Publishes as [`RangeChange::publish`]; `joins` are the neighbours to merge with.
     pub fn publish_joining(
         &mut self,
         lock: TreeLock<'a>,
@@ -149,7 +152,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.replace(lock, range, (&each, None, joins))
     }
 
-    /// Publishes `mapping` in the place of whatever is mapped in its range, if it may come; it has then all flags that it got.
+    /// Publishes `mapping` in place of whatever is mapped in its range, if the limits allow it. Sets the mapping's final flags.
     ///
     /// # Errors
     /// [`Refused`]: the map is as before.
@@ -174,7 +177,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         Ok(lock)
     }
 
-    /// As [`RangeChange::publish_new`] where nothing is mapped, or BUSY, with the host following.
+    /// Publishes as [`RangeChange::publish_new`] where nothing is mapped, or BUSY, with the host following.
     ///
     /// # Errors
     /// [`Refused`]: the map is as before.
@@ -191,8 +194,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         published.inspect_err(|_| space.follow_back(self.taken.over(range), range))
     }
 
-    /// Publishes in the place of whatever is mapped in `range` what stands for it until its next mapping comes: page work
-    /// waits there.
+    /// Publishes a BUSY mapping in place of whatever is mapped in `range`. It stands there until the next mapping comes, and
+    /// page work waits there.
     pub fn publish_busy(
         &mut self,
         lock: TreeLock<'a>,
@@ -211,8 +214,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.replace(lock, range, (&|_| None, Some(&busy), Joins::BOTH))
     }
 
-    /// What is MOVING in the range is not any more, and joins its neighbours where there is memory for that. Page work goes on
-    /// there: before that no processor uses what was swept.
+    /// Ends MOVING of all mappings in the range, and joins them with their neighbours if there is memory for that. Page work
+    /// goes on there. The caller guarantees that no processor uses what was swept.
     pub fn settle(&mut self, range: PageRange, joins: Joins) {
         self.flush();
         let lock = self.lock();
@@ -230,7 +233,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         let space = self.space;
         let mut lock = space.exclude_neighbours(self.work(), lock, range, wanted)?;
         let view = space.tree.view_locked(&lock.writer);
-        // One more than the limit where something new comes: Linux asks before it does.
+        // A new mapping may exceed the limit by one: Linux checks before it adds one.
         let limit = space.mapping_limit(&lock);
         let most = limit.saturating_add(usize::from(wanted.1.is_some()));
         let may_be_more = |more| match lock.usage.mappings + more <= most {
@@ -252,18 +255,20 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// The file that `mapping` shows hears what it shows, and where, before anybody can find it: see `page_cache/mappings.rs`.
-    /// The file lists the space already, since mmap or fork. If the publication fails, the file believes too much, and nothing
-    /// is wrong.
+    /// Tells the file that `mapping` shows which of its pages are shown, and where. This comes before any thread can find the
+    /// mapping: see `page_cache/mappings.rs`. The file lists the space already, since mmap or fork. If the publication fails,
+    /// the file believes too much, and nothing is wrong.
     fn tell_file(&self, mapping: &Mapping<H>) {
         if let Backing::File { file, first } = &mapping.backing {
             file.widen(self.id, &Hull::of(mapping.range, *first));
         }
     }
 
-    /// Whether `mapping` may come, in the place of what is mapped there; gives it the flags that mlockall wants. The one place
-    /// that asks. It is in the step that publishes: mlockall and exit say first what they want, and then come to everything
-    /// that is mapped, so that they come to this mapping, or it comes here after them.
+    /// Checks that `mapping` may replace what is mapped there, and gives it the flags that mlockall set. No other function
+    /// checks this.
+    ///
+    /// The check is in the step that publishes. mlockall and exit first set what they want, and then come to everything that is
+    /// mapped. So either they come to this mapping, or this check sees what they set.
     fn admit(&self, map: &TreeState, mapping: &mut Mapping<H>, origin: Origin) -> Result<(), Refused> {
         if map.exited {
             return Err(Refused::Exited);
@@ -285,11 +290,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    /// What a publication puts in the place of what; that is closed, and detached. Between this and the end of the publication no
-    /// table of a host is asked and no store: it follows before, and is swept after. A panic there would leave records
-    /// closed, and first pages of these mappings would wait for ever; only the allocator, a design, or a host's `Park` and
-    /// `Slots` could bring one, and those must not panic.
-    /// `may_be_more`: whether there may be so many more mappings. Not inlined: what it has on the stack is gone when the tree changes.
+    /// Drafts a publication: which VMAs go, and which come. Closes those that go, and detaches them. `may_be_more` checks that
+    /// so many more mappings may exist. Not inlined: what it has on the stack is gone when the tree changes.
+    ///
+    /// From here to the end of the publication neither a host's table nor a store is called: the host follows before, and the
+    /// sweep comes after. A panic here would leave records closed, and first pages of these mappings would wait for ever. Only
+    /// the allocator, a design, or a host's `Park` and `Slots` could panic here, and those must not.
     #[inline(never)]
     pub(in crate::space) fn draft<'s>(
         &'s self,
@@ -317,7 +323,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         built
     }
 
-    /// VMAs of `mappings`, which nobody has yet. Not inlined: the stack has no room for this beside what drafts them.
+    /// Makes VMAs of `mappings`, which no other thread has yet. Not inlined: the stack has no room for this beside the draft.
     #[inline(never)]
     fn vmas<'s>(
         &'s self,
@@ -328,14 +334,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         new.try_reserve_exact(mappings.len()).map_err(|_| OutOfMemory)?;
         for mapping in mappings.drain(..) {
             let vma = try_box(Vma::new(mapping)?)?;
-            // Nobody has it yet: no wait.
+            // No other thread has the VMA yet, so this does not wait.
             D::exclude(work, &self.engine, vma.lock());
             new.push(vma);
         }
         Ok(new)
     }
 
-    /// The first `goes` VMAs of `hull`, which a draft has closed, stay.
+    /// Opens the first `goes` VMAs of `hull`, which a draft has closed, since they stay.
     pub(in crate::space) fn take_back(&self, view: View<'_, Vma<H, D>>, hull: PageRange, goes: usize) {
         view.from(hull.start()).take(goes).for_each(|vma| {
             D::detach(vma.lock(), false);
@@ -343,7 +349,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
     }
 
-    /// What will be merged with what comes is excluded too, without the tree lock: the design keeps others from changing
+    /// Excludes the neighbours that will be merged, too, without the tree lock. The design keeps other threads from changing
     /// the tree meanwhile.
     fn exclude_neighbours<'s>(
         &'s self,
@@ -361,7 +367,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let built = build(view, range, wanted, (&mut closed, &mut next));
             closed.iter().for_each(|vma: &&Vma<H, D>| vma.reopen());
             built?;
-            // One a look: the neighbours are two at most, the rest has been excluded before.
+            // One VMA is excluded per look. The neighbours are two at most; the rest has been excluded before.
             let missing = closed.into_iter().find(|vma| !D::is_excluded(work, vma.lock()));
             let Some(missing) = missing.map(|vma| vma.lock().clone()) else { return Ok(lock) };
             drop(lock);
@@ -371,8 +377,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// Fills `next` with the mappings that come, `closed` with the VMAs that go, in order. Returns the range of both. Each step is a
-/// function of its own, so that the stack has room for one at a time.
+/// Fills `next` with the new mappings and `closed` with the VMAs that go, both in order. Returns the range of both. Each step
+/// is a function of its own, so that the stack has room for one at a time.
 fn build<'a, H: Host, D: LockingDesign>(
     view: View<'a, Vma<H, D>>,
     range: PageRange,
@@ -382,13 +388,13 @@ fn build<'a, H: Host, D: LockingDesign>(
     let joins = wanted.2;
     let mut pieces: Few<Piece<H>> = Few::new();
     let mut hull = cut_up(view, range, wanted, (closed, &mut pieces))?;
-    // The first mapping that comes decides whether the neighbour on the left joins.
+    // The first new mapping decides whether the neighbour on the left joins.
     if joins.below
         && let Some(first) = pieces.first().filter(|first| first.is_new)
         && let Some(left) = view.before(range.start()).filter(|vma| vma.range().end() == range.start())
         && edit::joins(&left.glance(), &first.mapping)
     {
-        // It may have got pages since the glance: then it stays beside, replaced by itself.
+        // The neighbour may have got pages since the glance. Then it stays beside, replaced by itself.
         hull = hull.hull(left.range());
         next.push(close(closed, left)?);
     }
@@ -413,7 +419,7 @@ fn close<'a, H: Host, D: LockingDesign>(
     Ok(vma.close())
 }
 
-/// Closes what lies in `range`, and cuts it into pieces, with what `each` makes of it and what comes new.
+/// Closes the VMAs in `range`, and cuts them into pieces, with what `each` makes of them and the new mapping.
 #[inline(never)]
 fn cut_up<'a, H: Host, D: LockingDesign>(
     view: View<'a, Vma<H, D>>,
@@ -449,7 +455,7 @@ fn cut_up<'a, H: Host, D: LockingDesign>(
     Ok(hull)
 }
 
-/// Puts `pieces` behind what is in `next`, joined where they may. Returns whether the last one is new.
+/// Appends `pieces` to `next`, joined where they may join. Returns whether the last one is new.
 #[inline(never)]
 fn join_up<H: Host>(pieces: &mut Few<Piece<H>>, next: &mut Few<Mapping<H>>) -> Result<bool, OutOfMemory> {
     // Two VMAs that both stay as they were do not join now, though they could (Linux).
@@ -466,7 +472,7 @@ fn join_up<H: Host>(pieces: &mut Few<Piece<H>>, next: &mut Few<Mapping<H>>) -> R
     Ok(is_last_new)
 }
 
-/// The neighbour on the right goes too, if it may join the last of `next`. Returns its range then.
+/// Replaces the neighbour on the right too, if it may join the last of `next`. Returns its range then.
 #[inline(never)]
 fn join_right<'a, H: Host, D: LockingDesign>(
     right: &'a Vma<H, D>,
@@ -483,7 +489,7 @@ fn join_right<'a, H: Host, D: LockingDesign>(
     if may_join(last, &mapping) {
         *last = edit::join(last, &mapping);
     } else {
-        // It has got pages since the glance: it stays beside, replaced by itself.
+        // The neighbour has got pages since the glance. It stays beside, replaced by itself.
         next.push(mapping);
     }
     Ok(Some(right.range()))

@@ -1,4 +1,4 @@
-//! A call that does range work: what it holds, and the one order in which it lets go.
+//! A call that does range work: what it holds, and the one order in which it releases that.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
@@ -8,31 +8,32 @@ use crate::space::{Space, TreeState};
 use crate::sync::{Choice, Claims, RetiredList};
 use crate::vma::Mapping;
 
-/// A call that does range work, and all that it holds but the tree lock. A verb makes it first, so that Rust drops it last, on
-/// each way out: the tree lock and sections are locals of the verb, and go before it. When it is dropped, it lets go in this
-/// order:
+/// A call that does range work, and all that it holds but the tree lock.
+///
+/// Each call makes this value first, so that Rust drops it last, on each way out. The tree lock and sections are locals of the
+/// call's function, and are dropped before it. When the value is dropped, it releases what it holds in this order:
 ///
 /// ```text
-///   (the sweep; leaf tables are unhooked)   by then the verb has done this
+///   (the sweep; leaf tables are unhooked)   the call has done this before
 ///   invalidate                              the pages swept, and all pages of the tables unhooked (invariant 15)
 ///   frames                                  their references are dropped
 ///   the ranges taken
 ///   what the design keeps                   other calls go on from here
-///   leaf tables that were left              by those who had claims in one table with us: the last one frees it
+///   leaf tables that were left              by calls that had claims in one table with us: the last one frees it
 ///   shared tables under a locked mapping    replaced by the space's own (rule H6 of docs/home.md)
 ///   what was replaced or unhooked           retired, when nothing is held
 /// ```
 pub(in crate::space) struct RangeChange<'a, H: Host, D: LockingDesign> {
     pub space: &'a Space<H, D>,
-    /// What processors may still use, of pages whose frames stay, and of leaf tables.
+    /// The pages that processors may still use though their frames stay, and those of leaf tables.
     pub weakened: Weakened,
-    /// Most calls take one range, mremap two.
+    /// The ranges taken: one in most calls, two in mremap.
     pub taken: TakenRanges<'a, H>,
-    /// None: nobody asked the design, since no mapping changes.
+    /// The state of the design, or `None` if the design was not asked, since no mapping changes.
     work: Option<D::Range<'a, H>>,
-    /// Things that it has replaced and unhooked.
+    /// The things that the call has replaced and unhooked.
     pub retired: RetiredList,
-    /// Where it has published a locked mapping, whose tables are to be the space's own.
+    /// The range where the call has published a locked mapping, whose tables are to be the space's own.
     pub locked: Option<PageRange>,
 }
 
@@ -40,7 +41,7 @@ pub(in crate::space) struct RangeChange<'a, H: Host, D: LockingDesign> {
 pub(in crate::space) struct TakenRanges<'a, H: Host>([Option<RangeReservation<'a, H>>; 2]);
 
 impl<'a, H: Host> TakenRanges<'a, H> {
-    /// The one that covers `range`.
+    /// Returns the reservation that covers `range`.
     #[inline]
     pub fn over(&self, range: PageRange) -> &RangeReservation<'a, H> {
         match &self.0 {
@@ -50,7 +51,7 @@ impl<'a, H: Host> TakenRanges<'a, H> {
         }
     }
 
-    /// The same.
+    /// Returns the reservation that covers `range`, to change it.
     #[inline]
     pub fn over_mut(&mut self, range: PageRange) -> &mut RangeReservation<'a, H> {
         match &mut self.0 {
@@ -70,7 +71,7 @@ impl<'a, H: Host> TakenRanges<'a, H> {
 const UNTAKEN: &str = "range work on what is not taken";
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Begins a call, and asks the design for what it needs for `range`. Call it before any range is taken.
+    /// Begins a call, and asks the design for what it needs for `range`. Called before any range is taken.
     #[inline(always)]
     pub(in crate::space) fn change(&self, call: Call, range: PageRange) -> RangeChange<'_, H, D> {
         let work = D::range_work(&self.lock, &self.engine, &self.tree, call, range);
@@ -78,17 +79,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.begin(Some(work))
     }
 
-    /// The same, and excludes page work by the VMAs of the range.
+    /// Begins a call as [`Space::change`] does, and excludes page work by the VMAs of the range.
     #[inline(always)]
     pub(in crate::space) fn change_excluding(&self, call: Call, range: PageRange) -> RangeChange<'_, H, D> {
         let mut work = D::range_work(&self.lock, &self.engine, &self.tree, call, range);
         self.engine.assert_may_sleep("the tree lock");
-        // Before it is part of the call, which is too large to be moved.
+        // This comes before it is part of the call, which is too large to be moved.
         self.exclude(&mut work, range, |_| true);
         self.begin(Some(work))
     }
 
-    /// Begins a call that takes ranges and changes no mapping: the design is not asked.
+    /// Begins a call that takes ranges and changes no mapping. The design is not asked.
     pub(in crate::space) fn change_nothing(&self) -> RangeChange<'_, H, D> {
         self.engine.assert_may_sleep("the tree lock");
         self.begin(None)
@@ -106,7 +107,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Takes out the leaf tables that somebody could not, since others had claims there, who have let go by now.
+    /// Takes out the leaf tables that a call could not, since others had claims there. Those have ended by now.
     #[cold]
     fn unhook_left(&self) {
         while let Some(span) = self.map.find_left(&*self.engine) {
@@ -116,7 +117,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             drop(lock);
             let mut tables = RetiredList::new();
             if is_hole {
-                // Nothing to sweep: who made a hole of a part of it has swept that.
+                // There is nothing to sweep: each call that made a hole of a part of it has swept that part.
                 let mut weakened = Weakened::new();
                 self.unhook_leaves(&taken, span, &mut weakened, &mut tables);
                 weakened.flush(self);
@@ -131,7 +132,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
     #[inline]
     fn drop(&mut self) {
-        // Should the host panic here, what is retired below is leaked: a processor may use it.
+        // If the host panics here, what is retired below is leaked, since a processor may use it.
         self.flush();
         self.release();
         self.work = None;
@@ -146,18 +147,18 @@ impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
-    /// Lets all go, in the order that stands at the type; so does dropping it.
+    /// Releases all that the call holds, in the order given at the type. Dropping the call does the same.
     #[inline(always)]
     pub fn finish(self) {
         drop(self);
     }
 
-    /// What the design keeps, for one who has asked it.
+    /// Returns the state of the design, in a call that has asked it.
     pub fn work(&mut self) -> &mut D::Range<'a, H> {
         self.work.as_mut().expect("a call that changes mappings has asked the design")
     }
 
-    /// Takes `range`; the tree lock comes too.
+    /// Takes `range`, and returns the tree lock.
     #[inline]
     pub fn take(&mut self, range: PageRange) -> TreeLock<'a> {
         let (taken, lock) = self.space.map.take(range, &*self.space.engine);
@@ -165,26 +166,26 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         lock
     }
 
-    /// Takes two ranges that do not overlap.
+    /// Takes two ranges that do not overlap, and returns the tree lock.
     pub fn take_both(&mut self, first: PageRange, second: PageRange) -> TreeLock<'a> {
         let ((first, second), lock) = self.space.map.take_both(first, second, &*self.space.engine);
         self.taken.hold(first, Some(second));
         lock
     }
 
-    /// Takes what `choose` chooses. None: nothing.
+    /// Takes the range that `choose` chooses, and returns the tree lock. Returns `None` if it chooses nothing.
     pub fn take_chosen(&mut self, choose: impl Fn(&TreeState, &Claims) -> Choice) -> Option<TreeLock<'a>> {
         let (taken, lock) = self.space.map.take_chosen(&*self.space.engine, self.space.whole(), choose)?;
         self.taken.hold(taken, None);
         Some(lock)
     }
 
-    /// As [`RangeChange::take`]: what [`Space::take_concurrent`] has taken.
+    /// Holds what [`RangeChange::take_concurrent`] has taken, as [`RangeChange::take`] does.
     pub fn hold(&mut self, taken: RangeReservation<'a, H>) {
         self.taken.hold(taken, None);
     }
 
-    /// Takes a second range, which nobody has claimed.
+    /// Takes a second range, which no call has claimed.
     ///
     /// # Errors
     /// [`OutOfMemory`]: the first one alone is taken.
@@ -193,23 +194,23 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         Ok(())
     }
 
-    /// The range that is taken, or the first of two.
+    /// Returns the range that is taken, or the first of two.
     pub fn range(&self) -> PageRange {
         self.taken.0[0].as_ref().expect(UNTAKEN).range()
     }
 
-    /// The tree lock, once more.
+    /// Takes the tree lock once more.
     pub fn lock(&self) -> TreeLock<'a> {
         self.space.map.lock_by(&*self.space.engine)
     }
 
-    /// Lets the ranges go, to start over: nothing has been done. The caller has not the tree lock.
+    /// Releases the ranges, to start over: nothing has been done. The caller does not hold the tree lock.
     #[inline]
     pub fn release(&mut self) {
         self.taken.0.iter_mut().for_each(|taken| drop(taken.take()));
     }
 
-    /// Lets the ranges go under the tree lock that the caller already has. Only where nothing was swept.
+    /// Releases the ranges under the tree lock that the caller already has. Called only where nothing was swept.
     pub fn release_locked(&mut self, mut lock: TreeLock<'_>) {
         for taken in &mut self.taken.0 {
             if let Some(taken) = taken.take() {
@@ -218,13 +219,14 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         }
     }
 
-    /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Before anything is taken:
-    /// who has a VMA's lock may wait for ranges.
+    /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Called before anything is
+    /// taken: a thread that has a VMA's lock may wait for ranges.
     pub fn exclude(&mut self, range: PageRange, wanted: impl Fn(&Mapping<H>) -> bool) {
         self.space.exclude(self.work(), range, wanted);
     }
 
-    /// As [`Space::sweep`], of what is taken, for a step that takes no page out. `changed` says what is weakened.
+    /// Sweeps as [`Space::sweep`], in a range taken, for a step that takes no page out. `changed` adds each page whose
+    /// translation the step weakens.
     pub fn sweep(
         &mut self,
         range: PageRange,
@@ -236,22 +238,22 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         weakened.swept(space, range);
     }
 
-    /// As [`Space::sweep`], of what is taken, for a step that leaves no page or what there was. When it returns, no processor
-    /// uses what was taken out, whose references are dropped.
+    /// Sweeps as [`Space::sweep`], in a range taken, for a step that leaves either no page or the page there was. When it
+    /// returns, no processor uses the entries taken out, and their references are dropped.
     #[inline(never)]
     pub fn take_out(&mut self, range: PageRange, step: impl Fn(PageNumber, Entry) -> Entry) {
         let mut removed = FlushBatch::new(self.space);
         let taken = self.taken.over(range);
         self.space.sweep(taken, range, step, |page, old, _| removed.add(page, old));
         removed.weakened.swept(self.space, range);
-        // 60bae7370896: the call does not wait for the flush.
+        // Linux's commit 60bae7370896: the mutant's call does not wait for the flush.
         #[cfg(mutant = "discard_without_invalidate")]
         removed.weakened.forget();
         removed.flush();
     }
 
-    /// Sweeps all pages of `range` away, which is a hole or BUSY by now, and takes out the leaf tables that lie wholly inside
-    /// `tables`. When it returns, no processor uses any of that.
+    /// Sweeps all pages of `range`, which is a hole or BUSY by now, and takes out the leaf tables that lie wholly inside
+    /// `tables`. When it returns, no processor uses any of them.
     #[inline(never)]
     pub fn sweep_away(&mut self, range: PageRange, tables: Option<PageRange>) {
         let Self { space, taken, retired, .. } = self;
@@ -265,15 +267,15 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         removed.flush();
     }
 
-    /// Takes out the leaf tables of a hole that has been swept. Its first and last table may reach beyond the taken range: the
-    /// rest of these is taken too if that is a hole.
+    /// Takes out the leaf tables of a hole that has been swept. Its first and last table may reach beyond the taken range. The
+    /// rest of these tables is taken too if it is a hole.
     pub fn unhook_around(&mut self, hole: PageRange) {
         let tables = self.around(hole);
         let Self { space, weakened, taken, retired, .. } = self;
         space.unhook_leaves(taken.over(tables), tables, weakened, retired);
     }
 
-    /// A hole that is taken, and the rest of its first and last leaf table if that is a hole too, which is taken then.
+    /// Returns a hole that is taken, with the rest of its first and last leaf table where that is a hole too. Takes that rest.
     pub fn around(&mut self, hole: PageRange) -> PageRange {
         let Self { space, taken, .. } = self;
         let taken = taken.over_mut(hole);
@@ -285,7 +287,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         if is_taken { wider } else { hole }
     }
 
-    /// Returns when no processor uses what was weakened: before page work goes on in a range that is taken still.
+    /// Invalidates what was weakened. When it returns, no processor uses that. Called before page work goes on in a range that
+    /// is still taken.
     #[inline]
     pub fn flush(&mut self) {
         self.weakened.flush(self.space);

@@ -1,4 +1,4 @@
-//! Range work: take the range, publish what comes next, sweep the entries, and only then give frames away.
+//! Range work: take the range, publish the new mappings, sweep the entries, and only then give frames away.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -15,30 +15,31 @@ use alloc::vec::Vec;
 pub(in crate::space) type RangeReservation<'a, H> = Reservation<'a, TreeState, Engine<H>>;
 pub(in crate::space) type TreeLock<'a> = RangesGuard<'a, TreeState>;
 
-/// VMAs that are excluded for one look at the tree.
+/// The number of VMAs that are excluded in one look at the tree.
 const FEW: usize = 16;
 
-/// Pages whose translations were weakened, and of leaf tables that are unhooked: a processor may still use what was there,
-/// until they are invalidated.
+/// Pages whose translations were weakened, and pages of leaf tables that are unhooked. A processor may still use what was
+/// there, until they are invalidated.
 #[derive(Default)]
 pub(in crate::space) struct Weakened(Option<PageRange>);
 
 impl Weakened {
+    /// Makes an empty set of pages.
     pub const fn new() -> Self {
         Self(None)
     }
 
-    /// The translation at `page` was weakened; no frame goes.
+    /// Adds `page`: its translation was weakened, and no frame goes.
     pub fn touch(&mut self, page: PageNumber) {
         self.touch_all(PageRange::single(page));
     }
 
-    /// The translations of `range` were, or a leaf table over it was unhooked.
+    /// Adds `range`: its translations were weakened, or a leaf table over it was unhooked.
     pub fn touch_all(&mut self, range: PageRange) {
         self.0 = Some(self.0.map_or(range, |all| all.hull(range)));
     }
 
-    /// All of `range` was swept. Somebody else may have weakened some of it before, and not invalidated it yet.
+    /// Adds `range`, all of which was swept. Another thread may have weakened a part before, and not invalidated it yet.
     #[inline]
     pub fn swept<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>, range: PageRange) {
         if space.engine.has_stale() {
@@ -46,13 +47,13 @@ impl Weakened {
         }
     }
 
-    /// For mutants: what was taken out can still be reached when it is freed.
+    /// Forgets all pages, for mutants: what was taken out can still be reached when it is freed.
     #[cfg(any(mutant = "discard_without_invalidate", mutant = "moved_without_invalidate"))]
     pub fn forget(&mut self) {
         self.0 = None;
     }
 
-    /// Invalidates them.
+    /// Invalidates all pages added.
     #[inline]
     pub fn flush<H: Host, D: LockingDesign>(&mut self, space: &Space<H, D>) {
         if let Some(range) = self.0.take() {
@@ -61,23 +62,24 @@ impl Weakened {
     }
 }
 
-/// Entries that are gone, which a processor may still use until `invalidate`. Whoever makes one flushes it; on the way out of
-/// a panic that does not come to pass, and what the entries count is leaked. It is large: it lives on the stack while
-/// something is swept, and not while the tree changes.
+/// Entries that are gone, which a processor may still use until `invalidate`. The code that makes a batch also flushes it. When
+/// a panic unwinds, the flush does not happen, and what the entries count is leaked. The batch is large: it lives on the stack
+/// during a sweep, and not while the tree changes.
 pub(in crate::space) struct FlushBatch<'a, H: Host, D: LockingDesign> {
     space: &'a Space<H, D>,
     entries: RemovedEntries,
-    /// What the entries' pages lie in, and those of tables that were unhooked.
+    /// The pages of the entries, and those of tables that were unhooked.
     pub weakened: Weakened,
 }
 
 impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
     #[inline]
+    /// Makes an empty batch.
     pub fn new(space: &'a Space<H, D>) -> Self {
         Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
     }
 
-    /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated as a present one is.
+    /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated like a present one.
     pub fn add(&mut self, page: PageNumber, entry: Entry) {
         if !entry.holds_page() {
             return;
@@ -97,8 +99,8 @@ impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Before the range is
-    /// taken: who has a VMA's lock may wait for ranges. The design keeps others from changing the tree meanwhile.
+    /// Excludes page work by every VMA of `range` that is `wanted`, for a design that does so by VMA. Called before the range
+    /// is taken: a thread that has a VMA's lock may wait for ranges. The design keeps others from changing the tree meanwhile.
     pub(in crate::space) fn exclude<'s>(
         &'s self,
         work: &mut D::Range<'s, H>,
@@ -107,7 +109,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) {
         let mut rest = D::LOCKS_VMAS.then_some(range);
         while let Some(part) = rest.take() {
-            // Some at a time: exit needs no memory for this.
+            // The locks are taken some at a time, so that exit needs no memory for this.
             let mut locks: [Option<D::Vma>; FEW] = [const { None }; FEW];
             let mut places = locks.iter_mut();
             let lock = self.map.lock_by(&*self.engine);
@@ -125,8 +127,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Has a host with mappings of its own follow what is about to be published. The range is taken, so nobody else
-    /// changes its map while the tree lock is let go.
+    /// Has a host with mappings of its own follow what is about to be published. The range is taken, so no other call changes
+    /// its map while the tree lock is released.
     pub(in crate::space) fn follow<'s>(
         &'s self,
         taken: &RangeReservation<'_, H>,
@@ -148,13 +150,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Has it follow the map as it is, since what was about to be published was not. What it refuses now it has refused
-    /// before, and that part is as it was.
+    /// Has the host follow the map as it is, since what was about to be published was not. If the host refuses a part now, it
+    /// has refused it before, and that part is as it was.
     pub(in crate::space) fn follow_back(&self, taken: &RangeReservation<'_, H>, range: PageRange) {
         let _ = self.follow_map(taken, range);
     }
 
-    /// Has it follow the map as it is.
+    /// Has the host follow the map as it is.
     pub(in crate::space) fn follow_map(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -177,8 +179,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         parts.into_iter().try_for_each(|(part, rights)| self.table.follow(part, rights))
     }
 
-    /// Passes over every existing entry of the range taken: waits where it meets the bit, and puts what `step` makes of
-    /// an entry in its place. When it returns, whoever looked the old mapping up has finished.
+    /// Visits every existing entry of the range taken. Waits where an entry has the bit, and replaces each entry by what `step`
+    /// returns for it. When it returns, any thread that looked the old mapping up has finished.
     pub(in crate::space) fn sweep(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -188,7 +190,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) {
         debug_assert!(taken.range().covers(range));
         self.each_table(taken, range, |part| {
-            // Nobody is at work on a shared table: who comes later has seen the mark after the sweep, and so the new map.
+            // No thread is at work on a shared table: one that comes later has seen the mark after the sweep, and so the new
+            // map.
             let changes = |page, entry| step(page, entry) != entry;
             let becomes = |page, entry| if part.contains(page) { step(page, entry) } else { entry };
             if self.has_shared_table(taken, part.start()) && !self.own_table(part, becomes, changes) {
@@ -209,7 +212,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                         break;
                     }
                     if self.table.exchange(leaf, page, seen, new).is_ok() {
-                        // No step puts another page in the place of one.
+                        // No step replaces a page by another one.
                         if !new.holds_page() {
                             self.leave_home(leaf, page, seen);
                         }
@@ -238,7 +241,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
     }
 
-    /// Calls `f` for the part of the range under every leaf table that there is.
+    /// Calls `f` for the part of the range under every existing leaf table.
     pub(in crate::space) fn each_table(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -254,15 +257,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// The pages of the leaf table over `page`.
+    /// Returns the pages of the leaf table over `page`.
     pub(in crate::space) fn leaf_span(&self, page: PageNumber) -> PageRange {
         let pages = H::Table::LEAF_PAGES;
         let start = page.align_down(pages);
         PageRange::with_pages(start, pages).expect("the table's pages have addresses")
     }
 
-    /// Widens a range about to become a hole to whole leaf tables where the rest of a table is a hole too, so that the table
-    /// can go with its last mapping.
+    /// Widens a range that is about to become a hole to whole leaf tables, where the rest of a table is a hole too. So the
+    /// table can go with its last mapping.
     pub(in crate::space) fn widen_to_leaves(
         &self,
         taken: &mut RangeReservation<'_, H>,
@@ -275,10 +278,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// `range`, which is taken and becomes a hole, and the rest of the leaf tables at its ends where that is a hole and nobody
-    /// else has claimed any of it. Where others have, and nothing else is in the way, the last of them and us takes the table
-    /// out: [`RangeChange`](crate::space::change::range_change::RangeChange). Who comes later finds our claim, or our hole. Without memory
-    /// to remember it the table stays until a call makes a hole of all of it, or the space goes.
+    /// Returns `range`, which is taken and becomes a hole, and the rest of the leaf tables at its ends, where that is a hole
+    /// and no other call has claimed any of it.
+    ///
+    /// If others have claims there, and nothing else is in the way, the last of these calls takes the table out:
+    /// [`RangeChange`](crate::space::change::range_change::RangeChange). A later call finds our claim, or our hole. Without
+    /// memory to remember the table, it stays until a call makes a hole of all of it, or the space goes.
     pub(in crate::space) fn with_leaves(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -305,14 +310,14 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         wider
     }
 
-    /// Whether nothing is mapped in `range`.
+    /// Returns whether nothing is mapped in `range`.
     pub(in crate::space) fn is_hole(&self, view: View<'_, Vma<H, D>>, range: PageRange) -> bool {
         view.from(range.start()).next().is_none_or(|vma| vma.range().start() >= range.end())
     }
 
-    /// Takes out the leaf tables that lie wholly inside `range`, a hole or BUSY, and swept (rule 7). The tables may be freed when
-    /// `weakened` has been flushed, and not before: a processor's walker is in no section, and keeps what it has read of the
-    /// upper tables until it is told (invariant 15).
+    /// Takes out the leaf tables that lie wholly inside `range`, which is a hole or BUSY, and swept (rule 7). The tables may be
+    /// freed when `weakened` has been flushed, and not before. A processor's walker is in no section, and keeps what it has
+    /// read of the upper tables until the flush reaches it (invariant 15).
     pub(in crate::space) fn unhook_leaves(
         &self,
         taken: &RangeReservation<'_, H>,

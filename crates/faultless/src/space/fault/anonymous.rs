@@ -7,19 +7,19 @@ use crate::protection::{Access, Protection};
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::Announced;
 
-/// A read of what nobody has written.
+/// Maps the page of zeros, for a read of a page that was never written.
 pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> Step<H> {
     let new = Entry::mapping(work.engine().zero_frame(), entry_rights(work.vma.mapping().protection));
     install(work, new)
 }
 
-/// The first write; or the first access, where the page of zeros cannot be mapped.
+/// Maps a zeroed frame, for the first write, or for the first access if the page of zeros cannot be mapped.
 pub(super) fn fill<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, access: Access) -> Step<H> {
     let frames = work.engine().frames();
     let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
     frames.zero(frame);
     let bits = match access {
-        // The store comes next: no need for the processor to find the page clean.
+        // The store comes next, so the processor need not find the page clean.
         Access::Write => Entry::WRITE | Entry::HARDWARE,
         _ if work.vma.mapping().protection.contains(Protection::WRITE) => Entry::WRITE,
         _ => 0,

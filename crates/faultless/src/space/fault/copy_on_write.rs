@@ -1,4 +1,4 @@
-//! Writes to what others may see: reuse in place if the page is this mapping's alone, else a copy.
+//! Writes to pages that others may see: the page is reused in place if it is this mapping's alone, and copied otherwise.
 
 use super::file::{Found, NotReady, find};
 use super::{Step, install, install_new, write_right};
@@ -10,8 +10,8 @@ use crate::page_cache::File;
 use crate::space::fault::page_work::Announced;
 use crate::stats::Counter;
 
-/// A write to a page that is mapped read-only: shared with a child or a parent, a file's, or of zeros. Or a pin of it, which
-/// need not be for writing.
+/// Serves a write to a page that is mapped read-only: one shared with a child or a parent, a file's, or the page of zeros. Also
+/// serves a pin of such a page, which need not be for writing.
 pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let engine = work.engine();
     let (frames, counters) = (engine.frames(), work.section().counters());
@@ -28,11 +28,11 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
         let new = work.entry.restored().with(write_right(&work));
         return install(work, new);
     }
-    // The mapping's own reference keeps the old frame until the new one is installed; it goes after `invalidate`.
+    // The mapping's own reference keeps the old frame until the new one is installed. It is dropped after `invalidate`.
     copy_of(work, frame)
 }
 
-/// The first write to a private mapping's page that is not mapped: a copy of the file's, if that is in memory.
+/// Serves the first write to a page of a private mapping that is not mapped: copies the file's page, if that is in memory.
 pub(super) fn from_file<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     address: VirtAddr,
@@ -55,22 +55,22 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
     }
 }
 
-/// Bytes that are copied at once by way of the stack, which has no room for a page. Each is a step of a model.
+/// The number of bytes copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
 const PART: usize = if cfg!(loom) { PAGE_SIZE as usize } else { 512 };
 
-/// A private copy of `frame`, which a pin or the entry itself keeps meanwhile.
+/// Installs a private copy of `frame`, which a pin or the entry itself keeps meanwhile.
 pub(super) fn copy_of<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let frames = work.engine().frames();
     let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
     match shown.is_some_and(|(file, _)| file.is_writable()) {
         false => frames.copy(frame, new),
-        // Others may be storing into it: word by word.
+        // Copied word by word: others may be storing into the page.
         true => {
             let mut bytes = [0; PART];
             for offset in (0..PAGE_SIZE as usize).step_by(PART) {
                 if frames.read(frame, offset, &mut bytes) < PART {
-                    // The host has lost them. It says so where the copy is mapped.
+                    // The host has lost the bytes. It reports this at the address where the copy is mapped.
                     frames.copy(frame, new);
                     break;
                 }

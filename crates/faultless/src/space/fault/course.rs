@@ -1,5 +1,5 @@
-//! What a fault does between two tries, while it has nothing announced: makes room, lets a design take its lock, begins to read a
-//! page. What it would wait for makes it a [`PendingFault`].
+//! The steps of a fault between two tries, while nothing is announced: to make room, to let a design take its lock, to begin
+//! the read of a page. A fault that would have to wait becomes a [`PendingFault`].
 
 use super::file::NotReady;
 use super::pending::Awaited;
@@ -12,20 +12,21 @@ use crate::protection::Access;
 use crate::space::AddressSpace;
 use crate::stats::Counter;
 
-/// How far a fault has come, from try to try.
+/// The progress of a fault, kept from try to try.
 pub(super) struct Course<D: LockingDesign> {
     pub attempt: Attempt,
-    /// What the design keeps from the last try.
+    /// The state that the design keeps from the last try.
     pub kept: Option<D::Kept>,
-    /// Whether it is counted as a major fault.
+    /// Set once the fault is counted as a major fault.
     pub is_counted: bool,
-    /// Tries that found no memory, and that met a closed record.
+    /// Counts the tries that found no memory; `closed` counts those that met a closed record.
     pub look: u32,
     pub closed: u32,
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// What a try needs before the next one, which comes now unless it is put into `pending`. Nothing is announced.
+    /// Does what a fault needs before its next try. The next try comes now, unless the fault is put into `pending`. Nothing is
+    /// announced.
     #[cold]
     #[inline(never)]
     pub(super) fn between_tries(
@@ -50,7 +51,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 D::blocked(&space.lock, engine, &mut course.attempt);
                 Ok(())
             }
-            // Range work is between closing a record and publishing what comes.
+            // Range work has closed a record, and has not yet published the new mapping.
             Step::LookAgain => {
                 course.kept = None;
                 engine.pause_on_bit(course.closed);
@@ -61,7 +62,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 course.look += 1;
                 let writes = engine.wait_for_transfers();
                 if !engine.make_room(GroupId::ROOT, course.look) {
-                    // Before what it keeps is asked for once more.
+                    // The state is dropped before the design is asked for it again.
                     course.kept = None;
                     self.refuse_for_memory(address, access);
                     return Err(FaultError::OutOfMemory { address });
@@ -87,7 +88,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         self.0.refuse(address.page(), |work| is_lacking(work, access));
     }
 
-    /// A page of a file that is not there: begins to read it, unless that has happened meanwhile.
+    /// Begins to read a page of a file that is not in memory, unless that has happened meanwhile.
     #[inline(never)]
     fn wait_for_page(
         &self,
@@ -101,11 +102,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             space.engine.counters().add(Counter::MajorFaults, 1);
         }
         let after = absent.after::<D>(attempt);
-        // What was kept while memory was short is not kept through this.
+        // State that was kept while memory was short is not kept through this wait.
         let mut kept = course.kept.take().filter(|_| after == AfterIo::Hold);
         let refused = |absent: &Absent<H>| space.refuse(page, |work| absent.is_wanted(work, access));
         let awaited = match absent.file.read(absent.page, attempt.retries > 0, attempt.ticket) {
-            // Read or unlocked meanwhile. Who resumes keeps the pin all the same: it must not lose the page again.
+            // The page was read or unlocked meanwhile. The resumed fault keeps the pin all the same: it must not lose the page
+            // again.
             Ok((pin, _))
                 if after != AfterIo::Resume
                     && !absent.is_busy::<D>(&pin)
@@ -125,7 +127,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 refused(&absent);
                 return Err(FaultError::OutOfMemory { address });
             }
-            // Nobody waits for others' pins with a lock that they may need to let them go.
+            // To wait for others' pins with a lock could keep the others from dropping them.
             Err(miss) => {
                 kept = None;
                 match miss {

@@ -1,4 +1,4 @@
-//! The counts that entries stand for. All calls that copy or drop entries come through here, and match every kind.
+//! The counts that entries stand for. All calls that copy or drop entries use these functions, which match every kind of entry.
 
 use crate::address::PageNumber;
 use crate::design::LockingDesign;
@@ -10,8 +10,8 @@ use crate::space::fault::shared_table::LeafOf;
 use crate::stats::Counter;
 
 impl<H: Host> Engine<H> {
-    /// Drops what `entry` counts: the mapping of a frame, or the use of a slot. Called once for an entry that has been taken out
-    /// of a table, after the translations that it gave have been invalidated.
+    /// Drops what `entry` counts: the mapping of a frame, or the use of a slot. Called once for each entry taken out of a
+    /// table, after the translations that it gave have been invalidated.
     #[inline]
     pub(crate) fn drop_entry(&self, entry: Entry) {
         match entry.kind() {
@@ -21,13 +21,15 @@ impl<H: Host> Engine<H> {
                 self.counters().add(Counter::AbsentDropped, 1);
                 self.put_mapping(frame);
             }
-            // The slot's count goes down here, when there are slots.
+            // When there are slots, the slot's count goes down here.
             EntryKind::Swapped(..) | EntryKind::Gone(_) => self.counters().add(Counter::AbsentDropped, 1),
         }
     }
 
-    /// Counts `entry` once more for the table of a child that gets a copy of it, and returns the copy, which has no write right.
-    /// `None`: I/O goes on into the page, so that it stays the parent's alone, and nothing was counted. The caller has announced
+    /// Counts `entry` once more for the table of a child that gets a copy of it. Returns the copy, which has no write right.
+    ///
+    /// Returns `None` if I/O into the page is under way: the page stays the parent's alone, and nothing was counted. The caller
+    /// has announced the entry.
     /// the entry.
     ///
     /// # Errors
@@ -37,14 +39,15 @@ impl<H: Host> Engine<H> {
         let counted = match entry.kind() {
             EntryKind::Page(frame) => self.share(frame)?,
             EntryKind::Kept(frame) => self.share(frame)? && self.count_absent(),
-            // The slot's count goes up here, when there are slots. It can be full.
+            // When there are slots, the slot's count goes up here. It can be full.
             EntryKind::Swapped(..) | EntryKind::Gone(_) => self.count_absent(),
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => true,
         };
         Ok(counted.then_some(copy))
     }
 
-    /// Counts `entry` once more for the copy of a shared table. It never fails: [`Engine::is_copy_full`] has left room for that.
+    /// Counts `entry` once more for the copy of a shared table. It never fails: [`Engine::is_copy_full`] has left room for
+    /// that.
     pub(in crate::space) fn count_copied(&self, entry: Entry) {
         let mapped = match entry.kind() {
             EntryKind::Page(frame) => frame,
@@ -52,7 +55,7 @@ impl<H: Host> Engine<H> {
                 self.count_absent();
                 frame
             }
-            // As in `copy_entry`.
+            // The same rule as in `copy_entry` holds.
             EntryKind::Swapped(..) | EntryKind::Gone(_) => {
                 self.count_absent();
                 return;
@@ -64,19 +67,19 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Whether `entry` is counted so often that no further table with it may be shared.
+    /// Returns whether `entry` is counted so often that no further table with it may be shared.
     pub(in crate::space) fn is_copy_full(&self, entry: Entry) -> bool {
         match entry.kind() {
             EntryKind::Page(frame) | EntryKind::Kept(frame) => {
                 frame != self.zero_frame() && self.folio(frame).is_mapping_full()
             }
-            // A slot's count will be asked here.
+            // When there are slots, the slot's count is checked here.
             EntryKind::Swapped(..) | EntryKind::Gone(_) => false,
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
         }
     }
 
-    /// Counts one mapping more of a page that is shared from now on. False: I/O goes on into it.
+    /// Counts one more mapping of a page that becomes shared. Returns false if I/O into it is under way.
     fn share(&self, frame: Frame) -> Result<bool, OutOfMemory> {
         if frame == self.zero_frame() {
             return Ok(true);
@@ -93,7 +96,7 @@ impl<H: Host> Engine<H> {
         true
     }
 
-    /// Drops the mapping reference of an entry that is gone; the page of zeros has none.
+    /// Drops the mapping reference of an entry that is gone. The page of zeros has none.
     fn put_mapping(&self, frame: Frame) {
         if frame != self.zero_frame() {
             self.put(frame, Reference::Mapping);
@@ -102,8 +105,8 @@ impl<H: Host> Engine<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// The entry of `page`, which the caller has by its bit or by range, lets go of what `entry` maps (rule H1 of docs/home.md).
-    /// Before [`Engine::drop_entry`].
+    /// Makes the home of what `entry` maps forget the entry of `page` (rule H1 of docs/home.md). Called before
+    /// [`Engine::drop_entry`]. The caller has the entry by its bit or by range.
     #[inline]
     pub(in crate::space) fn leave_home<'s>(&'s self, leaf: LeafOf<'s, H>, page: PageNumber, entry: Entry) {
         if let Some(frame) = entry.counted_frame() {

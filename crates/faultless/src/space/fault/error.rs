@@ -1,30 +1,30 @@
-//! Why an access cannot be served, and what Linux does to the thread that makes it.
+//! The errors of an access, and the signals that Linux sends for them.
 
 use crate::address::VirtAddr;
 use crate::errno;
 use crate::protection::{Access, Protection};
 use crate::store::StoreError;
 
-/// Why an access cannot be served. A process would get a signal: SEGV for the first three, BUS for the next two.
+/// The reason why an access cannot be served. [`FaultError::signal`] gives the signal that a process would get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// Nothing is mapped there (SEGV_MAPERR).
+    /// Nothing is mapped at the address (SEGV_MAPERR).
     #[error("nothing is mapped at {address}")]
     NoMapping {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// The mapping does not allow it (SEGV_ACCERR).
+    /// The mapping does not allow the access (SEGV_ACCERR).
     #[error("{access} at {address} is not allowed by {protection}")]
     Protection {
         /// The address of the access.
         address: VirtAddr,
-        /// What was tried.
+        /// The access that was tried.
         access: Access,
-        /// What the mapping allows.
+        /// The accesses that the mapping allows.
         protection: Protection,
     },
-    /// It is a guard page (SEGV_MAPERR, as Linux has it).
+    /// The page is a guard page (SEGV_MAPERR, as on Linux).
     #[error("{address} is a guard page")]
     Guard {
         /// The address of the access.
@@ -35,7 +35,7 @@ pub enum FaultError {
     PastEnd {
         /// The address of the access.
         address: VirtAddr,
-        /// The page of the file.
+        /// The page of the file, counted from 0.
         page: u64,
         /// The file's length in bytes.
         length: u64,
@@ -45,25 +45,26 @@ pub enum FaultError {
     Io {
         /// The address of the access.
         address: VirtAddr,
-        /// What the store said.
+        /// The error that the store returned.
         error: StoreError,
     },
-    /// The host has lost the page's bytes (BUS_ADRERR): on a Linux process, the program itself has dropped memory that a
-    /// snapshot needs. Never zeros in their place.
+    /// The host has lost the page's bytes (BUS_ADRERR). On a Linux process, the program itself has dropped memory that a
+    /// snapshot needs. The access never reads zeros in their place.
     #[error("the bytes of the page at {address} are lost: the host no longer has them")]
     Lost {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// The page is pinned for I/O as often as can be counted, 4,095 times: only [`AddressSpace::pin`](crate::AddressSpace::pin) says this.
+    /// The page is pinned for I/O as often as can be counted, 4,095 times. Only [`AddressSpace::pin`](crate::AddressSpace::pin)
+    /// returns this.
     #[error("the page at {address} is pinned for I/O too often")]
     TooManyPins {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// The frame at the address is not the engine's, so that it is neither pinned nor copied from outside. Only
+    /// The frame at the address is not the engine's, so it is neither pinned nor copied from outside. Only
     /// [`AddressSpace::pin`](crate::AddressSpace::pin), [`AddressSpace::read_remote`](crate::AddressSpace::read_remote) and
-    /// [`AddressSpace::write_remote`](crate::AddressSpace::write_remote) say this.
+    /// [`AddressSpace::write_remote`](crate::AddressSpace::write_remote) return this.
     #[error("the frame at {address} is not the engine's")]
     Foreign {
         /// The address of the access.
@@ -75,7 +76,7 @@ pub enum FaultError {
         /// The address of the access.
         address: VirtAddr,
     },
-    /// No frame, and nothing could be evicted.
+    /// There is no free frame, and nothing could be evicted.
     #[error("out of memory for the page at {address}")]
     OutOfMemory {
         /// The address of the access.
@@ -83,22 +84,22 @@ pub enum FaultError {
     },
 }
 
-/// The signal that Linux sends for an access that cannot be served: its number, and `si_code` with the access's address in
-/// `si_addr`.
+/// The signal that Linux sends for an access that cannot be served. It has a number and an `si_code`; `si_addr` is the address
+/// of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGSEGV, SEGV_MAPERR: nothing is mapped there.
+    /// SIGSEGV, SEGV_MAPERR: nothing is mapped at the address.
     NotMapped,
-    /// SIGSEGV, SEGV_ACCERR: the mapping does not allow it.
+    /// SIGSEGV, SEGV_ACCERR: the mapping does not allow the access.
     NotAllowed,
     /// SIGBUS, BUS_ADRERR: there is no such page, or its bytes cannot be had.
     NoPage,
-    /// SIGKILL: there is no memory, or the process ends already.
+    /// SIGKILL: there is no memory, or the process is ending already.
     Kill,
 }
 
 impl Signal {
-    /// Linux's number of the signal.
+    /// Returns Linux's number of the signal.
     pub fn number(self) -> i32 {
         match self {
             Self::NotMapped | Self::NotAllowed => 11,
@@ -107,7 +108,7 @@ impl Signal {
         }
     }
 
-    /// Linux's `si_code`. Zero for SIGKILL, which nobody handles.
+    /// Returns Linux's `si_code`. It is zero for SIGKILL, which cannot be handled.
     pub fn code(self) -> i32 {
         match self {
             Self::NotMapped => 1,
@@ -118,13 +119,13 @@ impl Signal {
 }
 
 impl FaultError {
-    /// The signal that a host sends to the thread whose access this is, as Linux does on x86-64.
+    /// Returns the signal that a host sends to the thread that made the access, as Linux does on x86-64.
     pub fn signal(&self) -> Signal {
         match self {
             Self::NoMapping { .. } | Self::Guard { .. } => Signal::NotMapped,
             Self::Protection { .. } => Signal::NotAllowed,
             Self::PastEnd { .. } | Self::Io { .. } | Self::Lost { .. } => Signal::NoPage,
-            // No access says `TooManyPins` or `Foreign`: only a pin does, whose caller gets an error.
+            // No access gives `TooManyPins` or `Foreign`: only a pin does, and its caller gets an error.
             Self::TooManyPins { .. }
             | Self::Foreign { .. }
             | Self::Exited { .. }
@@ -132,7 +133,8 @@ impl FaultError {
         }
     }
 
-    /// Linux's number for a system call that meets this at a caller's address: EFAULT, or ENOMEM without memory.
+    /// Returns Linux's error number for a system call that meets this error at a caller's address: EFAULT, or ENOMEM without
+    /// memory.
     pub fn errno(&self) -> i32 {
         match self {
             Self::OutOfMemory { .. } => errno::ENOMEM,

@@ -1,4 +1,4 @@
-//! A file's page from the page cache: read-only, or, of a shared mapping, dirty and with the write right.
+//! Pages of files from the page cache. They are mapped read-only, or, in a shared mapping, dirty and with the write right.
 
 use super::{FaultError, Step};
 use crate::address::VirtAddr;
@@ -10,18 +10,18 @@ use crate::protection::{Access, Protection, Sharing};
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::Announced;
 
-/// Why the fault has to wait.
+/// The reason why a fault on a page of a file has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum NotReady {
-    /// The page is not in memory, or being read.
+    /// The page is not in memory, or is being read.
     Absent,
-    /// A file system has it locked.
+    /// A file system has the page locked.
     Locked,
-    /// It is being written, and the fault is for a store.
+    /// The page is being written, and the fault is for a store.
     Writeback,
 }
 
-/// Maps page `page` of `file` if it is in memory; for a store, if it is not being written.
+/// Maps page `page` of `file` if it is in memory. For a store, the page must not be under writeback.
 pub(super) fn map<H: Host, D: LockingDesign>(
     work: Announced<'_, H, D>,
     address: VirtAddr,
@@ -53,7 +53,7 @@ pub(super) fn map_frame<H: Host, D: LockingDesign>(
     let mapping = work.vma.mapping();
     let shared_write = mapping.sharing == Sharing::Shared && mapping.protection.contains(Protection::WRITE);
     let mut rights = entry_rights(mapping.protection);
-    // Nobody asks when a file in memory is written: its pages need not be found clean.
+    // It does not matter when a file in memory is written, so its pages need not be found clean.
     if shared_write && (access == Access::Write || file.is_in_memory()) {
         if !file.make_dirty_for(work.space.id, page, frame) {
             engine.put(frame, Reference::Mapping);
@@ -80,7 +80,7 @@ pub(super) fn make_writable<H: Host, D: LockingDesign>(
     frame: Frame,
 ) -> Result<Step<H>, NotReady> {
     if page >= file.pages() {
-        // Being cut off: truncation comes to this entry too.
+        // The page is being cut off: truncation comes to this entry too.
         let error = super::past_end(address, file, page);
         work.refuse();
         return Ok(Step::Failed(error));
@@ -95,20 +95,22 @@ pub(super) fn make_writable<H: Host, D: LockingDesign>(
     Ok(super::install(work, new))
 }
 
-/// What the page cache has.
+/// The result of a look into the page cache.
 pub(super) enum Found {
-    /// Up to date, with the reference asked for.
+    /// The page is up to date, and the reference asked for has been taken.
     Ready(Frame),
-    /// Not there, being read, or locked; or pinned as often as can be counted.
+    /// The page is not in memory, being read, or locked; or it is pinned as often as can be counted.
     NotReady(NotReady),
-    /// No frame for it; or mapped as often as can be counted, which is like that.
+    /// There is no frame for the page. Or it is mapped as often as can be counted, which is treated alike.
     NoMemory,
     /// The file has no such page.
     PastEnd(FaultError),
 }
 
-/// Looks for a page while announced: after the fence that follows the bit, so that truncation, which lowers the
-/// length and detaches before it looks at the entry, either is seen here or finds the bit. `address`: the access's.
+/// Looks for a page while announced. `address` is the address of the access.
+///
+/// The look comes after the fence that follows the bit. Truncation lowers the length and detaches pages before it looks at the
+/// entry. So either the truncation is seen here, or it finds the bit.
 pub(super) fn find<H: Host, D: LockingDesign>(
     work: &Announced<'_, H, D>,
     address: VirtAddr,
@@ -129,7 +131,7 @@ pub(super) fn find<H: Host, D: LockingDesign>(
     }
     match file.find(page, reference) {
         Err(Full { reference: Reference::Mapping, .. }) => Found::NoMemory,
-        // The fault pins the page to wait for it, and waits for a place first.
+        // The fault pins the page to wait for it, and waits for room for the pin first.
         Err(Full { .. }) => Found::NotReady(NotReady::Absent),
         Ok(None) => Found::NotReady(NotReady::Absent),
         Ok(Some(frame)) => {

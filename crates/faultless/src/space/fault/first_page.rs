@@ -1,4 +1,4 @@
-//! The first anonymous page of a mapping: which number its record has from then on.
+//! The first anonymous page of a mapping, and the number that the mapping's record gets with it.
 
 use crate::design::LockingDesign;
 use crate::host::Host;
@@ -7,13 +7,13 @@ use crate::vma::tree::{Ranged, View};
 use crate::vma::{AnonId, Vma, edit};
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Makes the record of `vma`, which `view` shows: the number of a neighbour that differs in rights alone, the one above
-    /// first, or else a new one. None: the VMA is being replaced.
+    /// Makes the record of `vma`, which `view` shows. Its number is that of a neighbour that differs in rights alone, the one
+    /// above first, or else a new one. Returns `None` if the VMA is being replaced.
     ///
-    /// Nobody keeps the neighbours as they are (CVE-2024-1312). But a number that one of them has does not change, and
-    /// decides nothing by itself: should that mapping go at this moment, then two that never lie side by side have the same
-    /// number, as the parts of a mapping have that was cut in the middle. That the VMA itself is not replaced meanwhile,
-    /// with another number perhaps, its own record says.
+    /// Nothing keeps the neighbours as they are (CVE-2024-1312). But a neighbour's number does not change, and decides nothing
+    /// by itself. If that mapping goes at this moment, two mappings that never lie side by side have the same number. The parts
+    /// of a mapping that was cut in the middle have that too. The VMA's own record tells whether the VMA itself is replaced
+    /// meanwhile, perhaps with another number.
     pub(in crate::space) fn begin_record(
         &self,
         view: View<'_, Vma<H, D>>,

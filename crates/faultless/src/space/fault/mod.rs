@@ -1,5 +1,5 @@
-//! Page faults: one entry for every host. Announce, look the mapping up, and do what the page needs: anonymous
-//! memory, a file's page, a copy before a write. What needs I/O lets go and becomes a [`PendingFault`].
+//! Page faults: one entry for every host. A fault announces, looks the mapping up, and does what the page needs: anonymous
+//! memory, a file's page, a copy before a write. A fault that needs I/O ends its announcement and becomes a [`PendingFault`].
 
 mod anonymous;
 mod copy_on_write;
@@ -29,29 +29,29 @@ use crate::vma::{AnonRecord, Backing};
 use course::Course;
 use file::NotReady;
 
-/// How a fault went.
+/// The result of a fault.
 pub enum Fault<H: Host, D: LockingDesign = Faultless> {
-    /// The page is there, with the rights asked for.
+    /// The page is mapped with the rights asked for.
     Done,
-    /// It waits for I/O or memory, holding nothing.
+    /// The fault waits for I/O or memory, holding nothing.
     Pending(PendingFault<H, D>),
 }
 
-/// What page work found a fault to need.
+/// The result of one try of a fault.
 pub(in crate::space) enum Step<H: Host> {
-    /// Done; the translation of this old entry, if any, is to be invalidated and its frame dropped.
+    /// The fault is done. The translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
-    /// The mapping changed under us.
+    /// The mapping changed during the try.
     LookAgain,
-    /// No frame at hand.
+    /// There is no frame at hand.
     NeedMemory,
-    /// The page of a file that is not there, or is locked.
+    /// The page of a file is not in memory, or is locked.
     Wait(Absent<H>),
-    /// The design wants another lock first.
+    /// The design needs another lock first.
     Blocked,
-    /// Nothing is mapped there.
+    /// Nothing is mapped at the address.
     Hole,
-    /// It cannot be served.
+    /// The access cannot be served.
     Failed(FaultError),
 }
 
@@ -61,12 +61,13 @@ pub(in crate::space) struct Absent<H: Host> {
     pub page: u64,
     pub serial: u64,
     pub why: NotReady,
-    /// The file's [`File::cuts`] before it was looked for again.
+    /// The file's [`File::cuts`] before the page was looked up again.
     pub cuts: u64,
 }
 
 impl<H: Host> Absent<H> {
-    /// Rule 8: file, page, rights, intent and serial as they were, and an empty entry.
+    /// Returns whether the fault may map the page (rule 8): the file, page, rights, access and serial are as they were, and the
+    /// entry is empty.
     pub fn is_wanted<D: LockingDesign>(&self, work: &Announced<'_, H, D>, access: Access) -> bool {
         let mapping = work.vma.mapping();
         let same_page = mapping
@@ -84,21 +85,21 @@ impl<H: Host> Absent<H> {
             }
     }
 
-    /// Whether it has to be waited for still.
+    /// Returns whether the page still has to be waited for.
     fn is_busy<D: LockingDesign>(&self, pin: &Pin<H>) -> bool {
         pin.is_reading()
             || D::LOCKS_FOLIOS && pin.is_locked()
             || self.why == NotReady::Writeback && pin.is_writeback()
     }
 
-    /// What happens after the wait for it.
+    /// Returns what the design does after the wait for the page.
     pub fn after<D: LockingDesign>(&self, attempt: Attempt) -> AfterIo {
         if self.why == NotReady::Absent { D::after_io(attempt) } else { D::after_lock(attempt) }
     }
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Serves a page fault at `address`. Never waits for I/O: what needs some comes back as [`Fault::Pending`].
+    /// Serves a page fault at `address`. Never waits for I/O: a fault that needs some comes back as [`Fault::Pending`].
     ///
     /// # Errors
     /// [`FaultError`]; the entry is as before.
@@ -110,7 +111,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(pending.map_or(Fault::Done, Fault::Pending))
     }
 
-    /// Serves a page fault and waits for its I/O, as often as it takes.
+    /// Serves a page fault and waits for its I/O, as many times as needed.
     ///
     /// # Errors
     /// [`FaultError`].
@@ -133,7 +134,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         self.fault_until_done(address, access, attempt)
     }
 
-    /// Serves a fault and waits for its I/O, as often as it takes.
+    /// Serves a fault and waits for its I/O, as many times as needed.
     pub(in crate::space) fn fault_until_done(
         &self,
         address: VirtAddr,
@@ -148,9 +149,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    /// The loop of a fault: tries, and does between two tries what cannot be done while the page is announced. Its frame is small,
-    /// since writeback may run below it; a try has a frame of its own, which is gone by then. If it has to wait, it is put into
-    /// `pending`, which is empty; it is too large to be moved from call to call.
+    /// Runs the loop of a fault: tries, and does between two tries what cannot be done while the page is announced. A fault
+    /// that has to wait is put into `pending`, which the caller passes empty.
+    ///
+    /// The stack frame of this function is small, since writeback may run below it. A try has a frame of its own, which is gone
+    /// by then. A pending fault is too large to be moved from call to call.
     #[inline]
     pub(in crate::space) fn fault_from(
         &self,
@@ -178,7 +181,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     }
 }
 
-/// Whether what the design took is kept for what comes of this step.
+/// Returns whether what the design took is kept after this step.
 fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
     match step {
         Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
@@ -188,7 +191,7 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// One try: announces the page, and does what it needs, or says what is missing.
+    /// Makes one try: announces the page, and does what it needs, or returns what is missing.
     #[inline(never)]
     fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<D>) -> Step<H> {
         let work = |work: Announced<'_, H, D>| {
@@ -214,7 +217,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Tells the host that an access to `page` cannot be served, if that is so still.
+    /// Tells the host that an access to `page` cannot be served, if `is_so` still holds.
     fn refuse(&self, page: PageNumber, is_so: impl Fn(&Announced<'_, H, D>) -> bool) {
         let refuse = |work: Announced<'_, H, D>| {
             if is_so(&work) {
@@ -222,16 +225,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             }
         };
         let mut attempt = Attempt::first(Purpose::Fault);
-        // A hole, or no memory for a table: the access is tried again, and finds the one or the other.
+        // If there is a hole, or no memory for a table, the access is tried again and finds that.
         let _ = self.page_work(page, &mut attempt, Leaves::Make, false, refuse, |(), _| false);
     }
 
-    /// Whether `frame`, which an announced entry of a private mapping names, is no other's: a store goes into it in place.
+    /// Returns whether `frame`, which an announced entry of a private mapping names, belongs to this mapping alone. A store
+    /// then goes into it in place.
     pub(in crate::space) fn is_own(&self, frame: Frame) -> bool {
         frame != self.engine.zero_frame() && self.engine.folio(frame).is_exclusive()
     }
 
-    /// Not announced any more: the old translation goes, then the old frame (rule 6).
+    /// Invalidates the old translation, then drops the old frame (rule 6). The page is no longer announced.
     fn after_install(&self, address: VirtAddr, replaced: Option<Entry>) {
         if let Some(old) = replaced {
             self.engine.invalidate(&self.table, PageRange::single(address.page()));
@@ -240,7 +244,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 }
 
-/// The right that an entry needs for an access.
+/// Returns the right that an entry needs for an access.
 fn needed(access: Access) -> u64 {
     match access {
         Access::Read => Entry::READ,
@@ -249,16 +253,16 @@ fn needed(access: Access) -> u64 {
     }
 }
 
-/// Whether the mapping allows the access, and the entry does not yet.
+/// Returns whether the mapping allows the access, and the entry does not yet.
 fn is_lacking<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>, access: Access) -> bool {
     work.vma.mapping().protection.allows(access) && !work.entry.has(needed(access))
 }
 
-/// What an announced page needs: decided by the mapping and the entry, done by [`finish`].
+/// The class of an announced page. The mapping and the entry decide it, and [`finish`] acts on it.
 enum Class<'a, H: Host> {
-    /// It has the right: somebody was quicker, or the processor's own table lags behind.
+    /// The entry has the right: another fault was faster, or the processor's own table lags behind.
     Served,
-    /// It is a guard page, or its bytes cannot be had.
+    /// The page is a guard page, or its bytes cannot be had.
     Refused(FaultError),
     /// The entry lacks a right that the mapping gives.
     Rights,
@@ -267,9 +271,9 @@ enum Class<'a, H: Host> {
     File(&'a Shared<File<H>>, u64, Access),
     Private(&'a Shared<File<H>>, u64),
     Break(Frame),
-    /// A frame that the engine does not own.
+    /// The page shows a frame that the engine does not own.
     Foreign(Frame),
-    /// The first store to a page of a shared mapping, since it was mapped or written back.
+    /// The store is the first one to a page of a shared mapping since the page was mapped or written back.
     Dirty(&'a Shared<File<H>>, u64, Frame),
 }
 
@@ -335,8 +339,8 @@ fn classify<'a, H: Host, D: LockingDesign>(
     })
 }
 
-/// What makes the page the space's own, which is about to be pinned for I/O. `None`: it is that already, or the mapping
-/// is shared.
+/// Returns the work that makes the page, which is about to be pinned for I/O, the space's own. Returns `None` if the page is
+/// the space's own already, or the mapping is shared.
 #[cold]
 fn unshare<'a, H: Host, D: LockingDesign>(
     work: &Announced<'a, H, D>,
@@ -350,7 +354,7 @@ fn unshare<'a, H: Host, D: LockingDesign>(
             }
             return begin_record(work, record).map(|()| Some(Class::Break(frame)));
         }
-        // Refused by the caller.
+        // The caller has refused these.
         EntryKind::Swapped(..) | EntryKind::Guard | EntryKind::Foreign(_) => return Ok(None),
         EntryKind::Empty | EntryKind::Gone(_) => {}
     }
@@ -365,8 +369,8 @@ fn unshare<'a, H: Host, D: LockingDesign>(
     }
 }
 
-/// The mapping has anonymous pages from now on, if it had none. The first to ask makes the record: as on Linux before its page is
-/// looked for.
+/// Makes the record of the mapping, unless it has one: the mapping has anonymous pages from now on. As on Linux, this comes
+/// before the page is looked for.
 #[inline]
 fn begin_record<H: Host, D: LockingDesign>(
     work: &Announced<'_, H, D>,
@@ -405,7 +409,7 @@ fn finish<H: Host, D: LockingDesign>(
             let new = work.entry.restored().with(entry_rights(work.vma.mapping().protection));
             install(work, new)
         }
-        // All rights at once: nobody copies such a page, or asks whether it is dirty.
+        // All rights are given at once: such a page is never copied, and its dirty bit is never read.
         Class::Foreign(frame) => {
             let rights = entry_rights(work.vma.mapping().protection) | write_right(&work);
             install(work, Entry::foreign(frame, rights))
@@ -426,7 +430,7 @@ fn finish<H: Host, D: LockingDesign>(
     }
 }
 
-/// Installs over nothing, or over the same frame.
+/// Installs an entry over an empty one, or over one with the same frame.
 fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> Step<H> {
     match work.install(new) {
         Ok(old) => Step::Done(outlived(old)),
@@ -434,7 +438,7 @@ fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> 
     }
 }
 
-/// An entry that was replaced and whose translation may still be in use: that of a page which reclaim has taken.
+/// Returns an entry that was replaced and whose translation may still be in use: that of a page which reclaim has taken.
 fn outlived(old: Entry) -> Option<Entry> {
     match old.kind() {
         EntryKind::Gone(_) => Some(old),
@@ -445,13 +449,13 @@ fn outlived(old: Entry) -> Option<Entry> {
     }
 }
 
-/// The right to store into a page that is the space's own, or that nobody copies, if the mapping gives it.
+/// Returns the right to store into a page that is the space's own, or is never copied, if the mapping gives that right.
 fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
     if work.vma.mapping().protection.contains(Protection::WRITE) { Entry::WRITE } else { 0 }
 }
 
-/// Installs a frame that this fault took and has alone, with `bits` besides what the mapping allows; gives it back where
-/// that fails. A page that the entry has now, and others may have too, has left its home before.
+/// Installs a frame that belongs to this fault alone, with `bits` besides the rights that the mapping allows. If that fails,
+/// frees the frame. If the entry has a page now, which others may have too, that page has left its home before.
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
     let frames = work.engine().frames();
     let folio = frames.folio(frame);

@@ -13,36 +13,36 @@ use crate::tables::{Home, PendingLeave, Unshared};
 use crate::vma::AnonRecord;
 use crate::vma::Vma;
 
-/// Why page work did not begin.
+/// The reason why page work did not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::space) enum Refused {
-    /// Nothing is mapped there.
+    /// Nothing is mapped at the page.
     Hole,
-    /// No leaf table, and the caller wants none made.
+    /// There is no leaf table, and the caller wants none made.
     NoTable,
-    /// No memory for a table.
+    /// There is no memory for a table.
     OutOfMemory,
 }
 
-/// Whether a missing leaf table is made.
+/// The treatment of a missing leaf table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::space) enum Leaves {
     Make,
     Existing,
 }
 
-/// A page whose entry carries this thread's announcement, with the VMA looked up after that. As long as it lives, no
-/// other page work touches the page and no range work over it goes on; so its thread neither sleeps nor waits.
+/// A page whose entry carries this thread's announcement, with the VMA looked up after that. While it lives, no other page work
+/// touches the page and no range work over it goes on. So its thread neither sleeps nor waits.
 ///
-/// Ended by [`Announced::install`] or by dropping it, which leaves the entry as it is.
+/// [`Announced::install`] ends it. Dropping it ends it too, and leaves the entry as it is.
 pub(in crate::space) struct Announced<'a, H: Host, D: LockingDesign> {
     pub space: &'a Space<H, D>,
     pub page: PageNumber,
-    /// The mapping.
+    /// The mapping that has the page.
     pub vma: &'a Vma<H, D>,
-    /// The entry when it was announced, without the bit. Accessed and dirty bits may have come since.
+    /// The entry when it was announced, without the bit. Accessed and dirty bits may have been set since.
     pub entry: Entry,
-    /// The attempt as the design has marked it by now.
+    /// The attempt, as the design has marked it by now.
     pub attempt: Attempt,
     leaf: <H::Table as PageTable>::Leaf<'a>,
     section: &'a Section<'a>,
@@ -50,21 +50,23 @@ pub(in crate::space) struct Announced<'a, H: Host, D: LockingDesign> {
 }
 
 impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
+    /// Returns the engine of the space.
     pub fn engine(&self) -> &'a Engine<H> {
         &self.space.engine
     }
 
+    /// Returns the read section in which the page was announced.
     pub fn section(&self) -> &'a Section<'a> {
         self.section
     }
 
-    /// The home of what the entry maps.
+    /// Returns the home of what the entry maps.
     #[inline]
     pub fn home(&self) -> Home {
         self.space.table.home(self.leaf, self.page)
     }
 
-    /// For models: by which record the page in `frame` comes. `audit` compares.
+    /// Notes by which record the page in `frame` was made, for models. `audit` compares it.
     #[inline]
     pub fn note_record(&self, frame: Frame) {
         #[cfg(loom)]
@@ -74,14 +76,14 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         let _ = frame;
     }
 
-    /// The entry is about to let its page go, which others may map still.
+    /// Makes the page's home forget this entry, which is about to lose the page. Others may still map it.
     pub fn leave_home(&self) {
         self.space.leave_home(self.leaf, self.page, self.entry);
     }
 
-    /// Puts `new` in the entry and ends the announcement by the same store. Returns what was there.
+    /// Puts `new` in the entry and ends the announcement, by the same store. Returns the entry before.
     pub fn install(mut self, new: Entry) -> Result<Entry, OutOfMemory> {
-        // Reclaim, which will make them, is not there yet.
+        // Reclaim, which will make such entries, does not exist yet.
         debug_assert!(!new.is_absent(), "page work makes {new:?}");
         let old = self.space.table.install(self.leaf, self.page, new)?;
         self.held = false;
@@ -103,29 +105,29 @@ impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {
     }
 }
 
-/// What page work returned, and what was kept if that asked for it.
+/// The result of page work, and what was kept if the result asked for it.
 pub(in crate::space) struct Worked<R, K> {
     pub result: R,
     pub kept: Option<K>,
 }
 
-/// How one try to announce ended.
+/// The result of one try to announce.
 enum AnnounceOutcome<R, K> {
     Worked(Worked<R, K>),
     Refused(Refused),
-    /// Something moved: at once again.
+    /// The mapping or its table changed. The caller tries again at once.
     Again,
-    /// The design says no.
+    /// The design does not allow it.
     Blocked,
-    /// Somebody else's bit.
+    /// Another thread has its bit in the entry.
     Bit,
-    /// A range whose next mapping is not there yet.
+    /// The range has no new mapping yet: it is BUSY.
     Busy,
-    /// A table of this space's own has come in the place of a shared one.
+    /// A table of this space's own has replaced a shared one.
     Left(PendingLeave),
 }
 
-/// Why a leaf table was not made.
+/// The reason why a leaf table was not made.
 enum Unmade {
     Refused(Refused),
     Blocked(Blocked),
@@ -150,8 +152,8 @@ impl<R, K> From<Blocked> for AnnounceOutcome<R, K> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Announces `page`, looks its VMA up, and calls `work` once. `holding`: what the design needs is held already,
-    /// since before a wait. `keeps`: whether what came of it asks that this be held on.
+    /// Announces `page`, looks its VMA up, and calls `work` once. `holding` says that what the design needs has been held since
+    /// before a wait. `keeps` returns whether it is to be held on after this result.
     pub(in crate::space) fn page_work<R>(
         &self,
         page: PageNumber,
@@ -183,8 +185,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Sleeps until range work over `page`, a BUSY page, has let something go. True: there is none, so that what it left
-    /// behind when it ran out of memory for a hole is one.
+    /// Sleeps until range work over `page`, a BUSY page, has released some range. Returns true if there is no such range work:
+    /// it ran out of memory to publish a hole, and left a BUSY mapping that counts as a hole.
     fn wait_out_busy(&self, page: PageNumber) -> bool {
         if self.map.wait_for_release(page, &*self.engine) {
             return false;
@@ -194,7 +196,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             && self.tree.view_locked(&lock.writer).find(page).is_some_and(Vma::is_busy)
     }
 
-    /// The leaf table over `page`, which is missing.
+    /// Makes the leaf table over `page`, which is missing.
     #[cold]
     #[inline(never)]
     fn make_leaf<'s>(
@@ -214,7 +216,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.table.make_leaf(section, page).map_err(|OutOfMemory| Unmade::Refused(Refused::OutOfMemory))
     }
 
-    /// One try, step by step as in docs/protocol.md.
+    /// Makes one try, step by step as in docs/protocol.md.
     fn announce<R>(
         &self,
         page: PageNumber,
@@ -234,7 +236,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Err(blocked) => return blocked.into(),
             },
         };
-        // Of those, the one that a design has looked up and keeps from changing.
+        // If the design has looked up the VMA and keeps it from changing, that one is used.
         let found = inside.as_ref().and_then(D::found);
         #[cfg(mutant = "vma_before_bit")]
         let Some(early) = self.tree.view(&section).find(page) else {
@@ -247,7 +249,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 Err(unmade) => return unmade.into(),
             },
         };
-        // Nobody announces in a table that others have too.
+        // No thread announces in a table that others have too.
         if self.table.is_shared(leaf) {
             if found.or_else(|| view.find(page)).is_none() {
                 return AnnounceOutcome::Refused(Refused::Hole);
@@ -265,15 +267,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if !self.table.try_announce(leaf, page, entry) {
             return AnnounceOutcome::Again;
         }
-        // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for
-        // us; if theirs, the look-up below finds the new mapping.
+        // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for us. If
+        // theirs comes first, the look-up below finds the new mapping.
         #[cfg(not(mutant = "no_page_fence"))]
         fence_after_rmw();
         #[cfg(not(mutant = "vma_before_bit"))]
         let vma = found.or_else(|| self.tree.view(&section).find(page));
         #[cfg(mutant = "vma_before_bit")]
         let vma = Some(early);
-        // After the look-up: a leaf that is unhooked was swept before, as part of a hole.
+        // This comes after the look-up: a leaf that is unhooked was swept before, as part of a hole.
         if !self.table.hangs(leaf) {
             self.table.let_go(leaf, page);
             return AnnounceOutcome::Again;

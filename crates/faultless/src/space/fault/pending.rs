@@ -17,37 +17,39 @@ use crate::sync::{Shared, Weak, try_box};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
-/// What it waits for.
+/// The event that a fault waits for.
 pub(super) enum Awaited<H: Host> {
-    /// The read, or the unlocking, of a folio that it has pinned, so that the page cannot be gone when it comes back.
+    /// The read, or the unlocking, of a folio that the fault has pinned. The pin keeps the page in memory until the fault comes
+    /// back.
     Page { pin: Pin<H>, absent: Absent<H>, started: bool },
-    /// Memory, after so many events: others' pins, or transfers under way, have it.
+    /// Memory, until the count of events is no longer `seen`. Others' pins, or transfers under way, have the memory.
     Memory { seen: u64 },
-    /// That transfers of a page of a file may begin.
+    /// The permission to begin transfers of a page of a file.
     Allowed { file: Shared<File<H>>, page: u64 },
-    /// A place among the pins of the page.
+    /// Room for one more pin of the page.
     Place { full: Full },
 }
 
-/// How the sleeper that the fault was given is woken.
+/// The way to wake the sleeper that the fault was given.
 struct Told<H: Host> {
     #[expect(dead_code, reason = "it is in queues")]
     notice: Notice,
-    /// If the fault waits for memory.
+    /// The turn in the queue for memory, if the fault waits for memory.
     turn: Option<AwaitedTurn<H>>,
 }
 
-/// A page fault whose I/O is under way. Holds values, a pinned folio and a weak handle to its space; what else it
-/// keeps is the design's `Kept`, which for [`crate::design::Faultless`] has no values at all (invariant 2).
+/// A page fault whose I/O is under way. It holds values, a pinned folio, a weak handle to its space and the design's `Kept`.
+/// For [`crate::design::Faultless`], `Kept` has no values at all (invariant 2).
 ///
-/// Dropped, the fault is given up: the read goes on, nothing else happens.
+/// To drop the fault is to give it up: the read goes on, nothing else happens.
 #[must_use = "a pending fault does nothing until it is waited for or finished"]
 pub struct PendingFault<H: Host, D: LockingDesign = Faultless> {
-    /// In queues of the engine and of the space's signs: goes before they do.
+    /// The notices for the sleeper. They are in queues of the engine and of the space's flags, so they are dropped before
+    /// those.
     told: Option<Box<Told<H>>>,
     engine: Arc<Engine<H>>,
     space: Weak<Space<H, D>>,
-    /// The space's.
+    /// The flags of the space.
     space_flags: Shared<SpaceFlags>,
     address: VirtAddr,
     access: Access,
@@ -56,11 +58,11 @@ pub struct PendingFault<H: Host, D: LockingDesign = Faultless> {
     kept: Option<D::Kept>,
 }
 
-/// How a fault begins anew after its wait, and the pin that it keeps until then.
+/// The attempt with which a fault begins anew after its wait, and the pin that it keeps until then.
 type Anew<H> = (Attempt, Option<Pin<H>>);
 
 impl<H: Host, D: LockingDesign> PendingFault<H, D> {
-    /// A fault that waits, put into `place`.
+    /// Puts a fault that waits into `place`.
     #[inline(never)]
     pub(super) fn put(
         place: &mut Option<Self>,
@@ -79,20 +81,22 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             Some(Self { told: None, engine, space, space_flags, address, access, attempt, awaited, kept });
     }
 
-    /// The address of the access.
+    /// Returns the address of the access.
     pub fn address(&self) -> VirtAddr {
         self.address
     }
 
-    /// What the access wants.
+    /// Returns the kind of the access.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// Has the host's [`Park::unpark`](crate::host::Park::unpark) called with `sleeper` when [`PendingFault::is_ready`] may have
-    /// become true, once, unless the fault is dropped before. For a host that serves many faults at once, and gives each a name
-    /// among its sleepers. It may have become true before the call: look once more afterwards. The wake-up may be for nothing: if the
-    /// fault is not ready then, call this again.
+    /// Calls the host's [`Park::unpark`](crate::host::Park::unpark) with `sleeper` once, when [`PendingFault::is_ready`] may
+    /// have become true, unless the fault is dropped before.
+    ///
+    /// This is for a host that serves many faults at once, and gives each a name among its sleepers. The fault may have become
+    /// ready before the call: check once more afterwards. The wake-up may be for nothing: if the fault is not ready then, call
+    /// this again.
     ///
     /// # Errors
     /// [`OutOfMemory`]: the sleeper may not be woken. The fault is as before.
@@ -113,7 +117,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         Ok(())
     }
 
-    /// Whether [`PendingFault::finish`] would go on now. For a host that polls.
+    /// Returns whether [`PendingFault::finish`] would go on now. For a host that polls.
     pub fn is_ready(&self) -> bool {
         self.is_given_up()
             || match &self.awaited {
@@ -124,7 +128,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
                 },
                 Awaited::Memory { seen } => match &self.told {
                     Some(told) => told.turn.as_ref().is_some_and(AwaitedTurn::is_turn),
-                    // A host that polls gets no turn.
+                    // A host that polls gets no turn in the queue.
                     None => self.engine.cache.queue.events() != *seen,
                 },
                 Awaited::Allowed { file, page } => !file.is_forbidden(*page),
@@ -132,13 +136,13 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             }
     }
 
-    /// Whether the space has exited.
+    /// Returns whether the space has exited.
     fn is_given_up(&self) -> bool {
         self.space_flags.dying.is_set()
     }
 
-    /// Sleeps until the I/O has ended or the space has exited, and goes on. May come back pending, if the page is needed
-    /// anew.
+    /// Sleeps until the I/O has ended or the space has exited, and goes on. Returns a pending fault again if the page must be
+    /// fetched anew.
     ///
     /// # Errors
     /// [`FaultError`], as [`AddressSpace::fault`].
@@ -148,14 +152,14 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         Ok(place.map_or(Fault::Done, Fault::Pending))
     }
 
-    /// As [`PendingFault::wait`], in its place, which is empty if the fault is done or has failed: the stack has no room for a
-    /// fault in each of the calls that follow.
+    /// Waits as [`PendingFault::wait`], with the fault in `place`. `place` is empty afterwards if the fault is done or has
+    /// failed. The stack has no room for a fault in each of the calls that follow.
     pub(super) fn wait_in(place: &mut Option<Self>) -> Result<(), FaultError> {
         let Some(fault) = place else { return Ok(()) };
         if let Some(turn) = fault.turn_that_came() {
             return Self::take_turn(place, Some(turn));
         }
-        // From here on the thread waits itself.
+        // From here on the thread itself waits.
         fault.told = None;
         let dying = Some(&fault.space_flags.dying);
         match &fault.awaited {
@@ -174,10 +178,10 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         Self::go_on(place)
     }
 
-    /// Goes on if the I/O has ended; otherwise comes back as it was. Does not sleep for I/O.
+    /// Goes on if the I/O has ended, otherwise returns the fault as it was. Does not sleep for I/O.
     ///
     /// # Errors
-    /// [`FaultError`], as [`AddressSpace::fault`]; `Exited` if the space has.
+    /// [`FaultError`], as [`AddressSpace::fault`]; `Exited` if the space has exited.
     pub fn finish(mut self) -> Result<Fault<H, D>, FaultError> {
         if !self.is_ready() {
             return Ok(Fault::Pending(self));
@@ -188,12 +192,12 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         Ok(place.map_or(Fault::Done, Fault::Pending))
     }
 
-    /// The turn of the sleeper that it was given, if it has come.
+    /// Returns the turn of the sleeper that the fault was given, if the turn has come.
     fn turn_that_came(&mut self) -> Option<Turn<H>> {
         self.told.as_mut()?.turn.as_mut()?.take_turn()
     }
 
-    /// Goes on with a turn in the queue for memory, unless the space has exited; lets go of the turn then.
+    /// Goes on with a turn in the queue for memory, unless the space has exited. Releases the turn then.
     fn take_turn(place: &mut Option<Self>, turn: Option<Turn<H>>) -> Result<(), FaultError> {
         let (Some(turn), Some(fault)) = (turn, &mut *place) else { return Self::go_on(place) };
         let ticket = core::mem::replace(&mut fault.attempt.ticket, HAS_TURN);
@@ -214,12 +218,13 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         let space = space.ok_or(FaultError::Exited { address })?;
         match fault.after_wait(&space)? {
             None => Ok(()),
-            // The pin stays until then, so that a page still wanted is found.
+            // The pin stays until then, so that a page still needed is found.
             Some((attempt, _pin)) => space.fault_from(address, access, attempt, place),
         }
     }
 
-    /// What comes after the wait: nothing more, if the page is mapped now; else the fault begins anew, with nothing kept but the pin.
+    /// Maps the page after the wait, if that is possible. Otherwise returns how the fault begins anew, with nothing kept but
+    /// the pin.
     #[inline(never)]
     fn after_wait(self, space: &AddressSpace<H, D>) -> Result<Option<Anew<H>>, FaultError> {
         let Self { address, access, attempt, awaited, kept, .. } = self;
@@ -243,7 +248,7 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         }
         let again = D::again(attempt, started);
         if absent.why == NotReady::Writeback {
-            // The entry may have the page already, so that there is nothing to compare.
+            // The entry may have the page already, so there is nothing to compare.
             return Ok(Some((again, Some(pin))));
         }
         if absent.after::<D>(attempt) == AfterIo::Retry {
@@ -253,14 +258,14 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
         if space.0.resume(address, access, attempt, &pin, &absent, kept.is_some()) {
             return Ok(None);
         }
-        // Something else is mapped there, or the page was cut off meanwhile, or there was no memory: from the start.
+        // Something else is mapped there, or the page was cut off meanwhile, or there was no memory. The fault starts over.
         Ok(Some((again, Some(pin))))
     }
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Announces again and maps the pinned folio, if the page is mapped as before by value, nothing has come into its
-    /// entry, and the folio is still the file's. Does not look the page up again.
+    /// Announces again and maps the pinned folio. The page must be mapped as before, by value, its entry must still be empty,
+    /// and the folio must still be the file's. Does not look the page up again.
     fn resume(
         &self,
         address: VirtAddr,

@@ -1,5 +1,5 @@
-//! Leaf tables that spaces have shared since a fork (docs/fork.md). Nobody writes an entry of one; whoever has to gets a
-//! table of his own first: page work before it announces, range work before its sweep changes something.
+//! Leaf tables that spaces have shared since a fork (docs/fork.md). No entry of a shared table is written. A space that has to
+//! write one gets a table of its own first: page work before it announces, range work before its sweep changes something.
 
 use crate::address::{PageNumber, PageRange};
 use crate::design::LockingDesign;
@@ -10,14 +10,14 @@ use crate::stats::Counter;
 use crate::sync::Section;
 use crate::tables::{PendingLeave, Unshared};
 
-/// How many entries ahead of the one being copied the folio's word is fetched.
+/// The distance, in entries, at which folios' words are fetched ahead of the entry being copied.
 const AHEAD: u64 = 8;
 
 pub(in crate::space) type LeafOf<'s, H> = <<H as Host>::Table as PageTable>::Leaf<'s>;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// One try to get a table of one's own in the place of `leaf`, which was found in `section` and is shared. `becomes` says
-    /// what the caller makes of an entry: an entry that holds no page then is not counted.
+    /// Tries once to replace `leaf`, a shared table found in `section`, by a table of this space's own. `becomes` returns what
+    /// the caller makes of an entry. If that holds no page, the entry is not counted.
     #[cold]
     #[inline(never)]
     pub(in crate::space) fn try_unshare<'s>(
@@ -42,7 +42,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         unshared
     }
 
-    /// What a copied table has for `entry`. A change of what stays mapped is left to the caller's own sweep.
+    /// Returns the copied table's entry for `entry`. If the page stays mapped, its change is left to the caller's own sweep.
     fn copied(&self, entry: Entry, new: Entry) -> Entry {
         if !entry.has_page_of(new) {
             return new;
@@ -51,12 +51,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         entry
     }
 
-    /// Ends what [`Space::try_unshare`] has begun, in no section: nobody else has the table for himself before no processor
-    /// of this space is in it.
+    /// Ends what [`Space::try_unshare`] has begun. Called in no section. No other space can have the table alone until no
+    /// processor of this space uses it.
     #[cold]
     #[inline(never)]
     pub(in crate::space) fn leave(&self, page: PageNumber, left: PendingLeave) {
-        // CVE-2021-4002: a shared table is let go of before old translations are gone.
+        // CVE-2021-4002: the mutant leaves a shared table before old translations are gone.
         if !cfg!(mutant = "unshare_without_invalidate") {
             self.engine.invalidate(&self.table, self.leaf_span(page));
         }
@@ -64,7 +64,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.shared_tables.uncount();
     }
 
-    /// Whether the table over `page`, in what is taken, is shared.
+    /// Returns whether the table over `page`, in a range taken, is shared.
     pub(in crate::space) fn has_shared_table(
         &self,
         taken: &RangeReservation<'_, H>,
@@ -73,9 +73,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.table.leaf(taken, page).is_some_and(|leaf| self.table.is_shared(leaf))
     }
 
-    /// Gives this space tables of its own all over `range`, where something is locked now: what is reclaimed from a shared table is
-    /// taken from all who share it, and nobody asks then what each of them has mapped there (rule H6). In no section; a fork that
-    /// comes from now on finds the lock, and shares no table there.
+    /// Gives this space tables of its own all over `range`, where something is locked now. Called in no section.
+    ///
+    /// A page reclaimed from a shared table is taken from all spaces that share it, without a look at their mappings (rule H6).
+    /// A later fork finds the lock, and shares no table there.
     pub(in crate::space) fn own_locked_tables(&self, range: PageRange) {
         if self.table.sharing().is_none() || cfg!(mutant = "locked_table_shared") {
             return;
@@ -87,8 +88,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         });
     }
 
-    /// Gets a table of this space's own over `part`, which one leaf table covers, unless it has one; or unless that is shared,
-    /// and there is no entry in `part` that the caller `changes`: false then. In no section. `becomes`: as above.
+    /// Makes sure that the table over `part`, which one leaf table covers, is this space's own. Called in no section. `becomes`
+    /// is that of [`Space::try_unshare`].
+    ///
+    /// Returns false if the table is shared and stays so, since the caller `changes` no entry in `part`.
     pub(in crate::space) fn own_table(
         &self,
         part: PageRange,

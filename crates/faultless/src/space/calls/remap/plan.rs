@@ -1,4 +1,4 @@
-//! What mremap is asked for, why it may say no, and what of a request can be judged by its numbers and one mapping.
+//! The request and the errors of mremap, and the checks of a request that need only its numbers and one mapping.
 
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -11,154 +11,157 @@ use crate::vma::tree::Ranged;
 use crate::vma::{Mapping, MappingFlags, Vma};
 
 bitflags::bitflags! {
-    /// How memory may move.
+    /// The ways in which memory may move.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct RemapFlags: u8 {
-        /// To another place, if need be (MREMAP_MAYMOVE).
+        /// Allows another place, if need be (MREMAP_MAYMOVE).
         const MAY_MOVE = 1 << 0;
-        /// Just to [`RemapRequest::new`]; what is mapped there goes (MREMAP_FIXED). Needs `MAY_MOVE`.
+        /// Demands the place [`RemapRequest::new`]. Existing mappings there are replaced (MREMAP_FIXED). Needs `MAY_MOVE`.
         const FIXED = 1 << 1;
-        /// The old place stays mapped, without its pages (MREMAP_DONTUNMAP). Needs `MAY_MOVE`, and as many bytes as before.
+        /// Keeps the old place mapped, without its pages (MREMAP_DONTUNMAP). Needs `MAY_MOVE`, and as many pages as before.
         const DONT_UNMAP = 1 << 2;
     }
 }
 
-/// What becomes of some memory.
+/// A request to resize or move memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemapRequest {
-    /// Where it is.
+    /// The address of the memory.
     pub old: VirtAddr,
-    /// How many bytes, rounded up to whole pages. None: a shared mapping is mapped once more.
+    /// The old length in bytes, rounded up to whole pages. With length 0, a shared mapping is mapped once more.
     pub old_length: u64,
-    /// How many it becomes, rounded up.
+    /// The new length in bytes, rounded up to whole pages.
     pub new_length: u64,
-    /// How it may move.
+    /// The ways in which the memory may move.
     pub flags: RemapFlags,
-    /// With `FIXED`, where it goes. With `DONT_UNMAP` alone, where it goes if that is free.
+    /// The new address. With `FIXED`, the memory goes there. With `DONT_UNMAP` alone, it goes there if that place is free.
     pub new: VirtAddr,
 }
 
 impl RemapRequest {
-    /// Other bytes at the same place, or where there is room.
+    /// Requests another length, at the same place or where there is room.
     pub fn resize(old: VirtAddr, old_length: u64, new_length: u64) -> Self {
         let new = VirtAddr::default();
         Self { old, old_length, new_length, flags: RemapFlags::MAY_MOVE, new }
     }
 
-    /// `length` bytes from `old` to `new`.
+    /// Requests to move `length` bytes from `old` to `new`, and to replace existing mappings there.
     pub fn to(old: VirtAddr, length: u64, new: VirtAddr) -> Self {
         let flags = RemapFlags::MAY_MOVE | RemapFlags::FIXED;
         Self { old, old_length: length, new_length: length, flags, new }
     }
 }
 
-/// Why memory was not remapped. Unless a variant says more, the space is as before; but with `FIXED`, what was at the new
-/// place, and what was to be cut off, may be gone, and of several mappings those below the one in the way have moved, as on
-/// Linux. After `OutOfMemory` a mapping may stay split, as on Linux; and where there was no memory even to take back what
-/// had been done, the new place stays in the listing, a hole to every access, until a call covers it.
+/// The reason why memory was not remapped. Unless a variant says more, the space is as before, with these exceptions:
+///
+/// * With `FIXED`, mappings at the new place, and the part that was to be cut off, may be gone. Of several mappings, those
+///   below the one that failed have moved, as on Linux.
+/// * After `OutOfMemory` a mapping may stay split, as on Linux. If there was no memory even to undo, the new place stays in the
+///   listing and is a hole to every access, until a call covers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemapError {
-    /// An address is wrong, a length is zero or too long (EINVAL).
+    /// An address is wrong, or a length is zero or too long (EINVAL).
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// Flags that do not go together, or are unknown (EINVAL).
+    /// The flags do not go together, or are unknown (EINVAL).
     #[error("{flags:?} do not go together, or not with {old_length} bytes that become {new_length}")]
     MappingFlags {
-        /// What was asked for.
+        /// The flags asked for.
         flags: RemapFlags,
-        /// The old length.
+        /// The old length in bytes.
         old_length: u64,
-        /// The new one.
+        /// The new length in bytes.
         new_length: u64,
     },
-    /// The new place lies outside of the address space, or the length is more than all of it (EINVAL).
+    /// The new place lies outside of the address space, or the length exceeds the whole space (EINVAL).
     #[error("{length} bytes at {address} do not fit into the address space, {space}")]
     OutOfBounds {
-        /// Where.
+        /// The address that is out of bounds.
         address: VirtAddr,
-        /// How many bytes.
+        /// The length in bytes.
         length: u64,
-        /// What can be mapped.
+        /// All pages that can be mapped.
         space: PageRange,
     },
     /// The new place overlaps the old one (EINVAL).
     #[error("the new place {new} overlaps the old one {old}")]
     Overlap {
-        /// The old place.
+        /// The address of the old place.
         old: VirtAddr,
-        /// The new one.
+        /// The address of the new place.
         new: VirtAddr,
     },
-    /// Old length zero, and the mapping is not shared (EINVAL).
+    /// The old length is zero, and the mapping is not shared (EINVAL).
     #[error("the mapping at {address} is private: there is nothing to map a second time")]
     Private {
-        /// The address.
+        /// The old address.
         address: VirtAddr,
     },
-    /// A mapping of foreign frames becomes no longer, and is not mapped a second time (EFAULT). With `DONT_UNMAP` it is not moved (EINVAL).
+    /// A mapping of foreign frames cannot become longer or be mapped a second time (EFAULT). It cannot be moved with
+    /// `DONT_UNMAP` (EINVAL).
     #[error(
         "the mapping at {address} shows foreign frames: it is not remapped to {pages} pages with {flags:?}"
     )]
     Foreign {
-        /// The address.
+        /// The old address.
         address: VirtAddr,
-        /// How many pages it was to become.
+        /// The number of pages that it was to have.
         pages: u64,
-        /// How it was to move.
+        /// The flags asked for.
         flags: RemapFlags,
     },
-    /// It would reach past the last page a file can have (EINVAL).
+    /// The mapping would reach past the last page a file can have (EINVAL).
     #[error("the mapping would reach past page {first} + {pages} of a file")]
     FileOffset {
         /// The page of the file that it begins with.
         first: u64,
-        /// How many.
+        /// The number of pages that it was to have.
         pages: u64,
     },
     /// Nothing is mapped at the old address (EFAULT).
     #[error("nothing is mapped at {address}")]
     Hole {
-        /// The address.
+        /// The old address.
         address: VirtAddr,
     },
-    /// The old range is more than one mapping, and that can be moved only as it is, to a fixed place (EFAULT).
+    /// The old range has more than one mapping. Such a range can only be moved to a fixed place, at its old length (EFAULT).
     #[error("the mapping at {address} ends at {end}, before the end of what was to be remapped")]
     ManyMappings {
         /// The old address.
         address: VirtAddr,
-        /// Where the mapping ends.
+        /// The end of the first mapping.
         end: VirtAddr,
     },
-    /// Something sealed (EPERM).
+    /// A mapping is sealed (EPERM).
     #[error("what is mapped at {address} is sealed")]
     Sealed {
-        /// The first address that is.
+        /// The first address that is sealed.
         address: VirtAddr,
     },
-    /// Something is in the way, and it may not move (ENOMEM).
+    /// Another mapping is in the way, and the memory may not move (ENOMEM).
     #[error("no room for {pages} pages at {address}, and no leave to move")]
     NoRoom {
         /// The old address.
         address: VirtAddr,
-        /// How many pages it was to become.
+        /// The number of pages that it was to have.
         pages: u64,
     },
-    /// No free place of that size (ENOMEM).
+    /// There is no free place of that size (ENOMEM).
     #[error("no free place for {pages} pages")]
     NoSpace {
-        /// How many pages were asked for.
+        /// The number of pages asked for.
         pages: u64,
     },
-    /// A limit of the space (ENOMEM; EAGAIN for locked memory).
+    /// A limit of the space would be exceeded (ENOMEM; EAGAIN for locked memory).
     #[error(transparent)]
     Limit(#[from] LimitError),
-    /// The space has its limit of mappings, or so few less that moving might pass it (ENOMEM).
+    /// The space has as many mappings as its limit allows, or so few less that moving might exceed it (ENOMEM).
     #[error("the space has, or nearly has, its limit of {limit} mappings")]
     TooManyMappings {
-        /// The limit.
+        /// The limit of mappings.
         limit: usize,
     },
-    /// No memory for tables and nodes (ENOMEM).
+    /// There is no memory for tables and nodes (ENOMEM).
     #[error("out of memory to remap")]
     OutOfMemory,
     /// The space has exited (ENOMEM).
@@ -167,7 +170,7 @@ pub enum RemapError {
 }
 
 impl RemapError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Range(_)
@@ -214,7 +217,7 @@ impl From<Refused> for RemapError {
     }
 }
 
-/// A request whose numbers make sense.
+/// A request whose numbers have been checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub start: PageNumber,
@@ -226,6 +229,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Checks the numbers and the flags of `request`. `whole` is all that can be mapped.
     pub fn new(request: &RemapRequest, whole: PageRange) -> Result<Self, RemapError> {
         let RemapRequest { old, old_length, new_length, flags, new } = *request;
         let nonsense = RemapError::MappingFlags { flags, old_length, new_length };
@@ -235,7 +239,7 @@ impl Plan {
         if old.offset_in_page() != 0 {
             return Err(RangeError::Unaligned { address: old }.into());
         }
-        // Numbers that wrap around are what is left of them, as on Linux; nothing that long is mapped.
+        // Lengths that wrap around count as wrapped, as on Linux. Nothing that long is mapped.
         let old_pages = old_length.wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
         let new_pages = PageRange::from_bytes(VirtAddr::default(), new_length)?.pages();
         let out = |address| RemapError::OutOfBounds { address, length: new_length, space: whole };
@@ -264,32 +268,34 @@ impl Plan {
         Ok(Self { start: old.page(), old_pages, new_pages, flags, to })
     }
 
+    /// Returns whether the request has all of `flags`.
     pub fn has(&self, flags: RemapFlags) -> bool {
         self.flags.contains(flags)
     }
 
-    /// The place where it has to go.
+    /// Returns the place where the memory must go, if that is fixed.
     pub fn fixed(&self) -> Option<PageRange> {
         self.to.filter(|_| self.has(RemapFlags::FIXED))
     }
 
+    /// Returns the first address of the old place.
     pub fn address(&self) -> VirtAddr {
         self.start.address()
     }
 
-    /// `pages` pages at the old place, as far as there are such.
+    /// Returns `pages` pages at the old place, as far as the table has them.
     pub fn here(&self, pages: u64, whole: PageRange) -> Option<PageRange> {
         let end = self.start.get().saturating_add(pages).min(whole.end().get());
         PageRange::new(self.start, PageNumber::new(end))
     }
 
-    /// What has come, if it has become longer and is at `start` now.
+    /// Returns the pages added, if the memory has become longer and is at `start` now.
     pub fn growth(&self, start: PageNumber) -> Option<PageRange> {
         let end = |pages| start.checked_add(pages);
         PageRange::new(end(self.old_pages)?, end(self.new_pages)?)
     }
 
-    /// What is cut off, if it becomes shorter.
+    /// Returns the pages to cut off, if the memory becomes shorter.
     pub fn tail(&self, whole: PageRange) -> Result<Option<PageRange>, RemapError> {
         if self.old_pages <= self.new_pages {
             return Ok(None);
@@ -306,8 +312,8 @@ impl Plan {
         }
     }
 
-    /// Whether it may be done to `mapping`, which begins at or below the old address or is one of several, as far as foreign frames go:
-    /// those that a mapping shows are all that the caller has answered for.
+    /// Checks the request against `mapping`, as far as foreign frames go. `mapping` begins at or below the old address, or is
+    /// one of several. The caller has answered only for the frames that a mapping shows.
     pub fn check_foreign<H: Host>(&self, mapping: &Mapping<H>) -> Result<(), RemapError> {
         match mapping.is_foreign() && (self.new_pages > self.old_pages || self.has(RemapFlags::DONT_UNMAP)) {
             true => {
@@ -317,7 +323,7 @@ impl Plan {
         }
     }
 
-    /// Whether the mapping at the old address can be remapped so.
+    /// Checks that the mapping at the old address can be remapped so.
     pub fn check<H: Host, D: LockingDesign>(&self, vma: &Vma<H, D>) -> Result<(), RemapError> {
         let mapping = vma.mapping();
         if vma.flags().contains(MappingFlags::SEALED) {
