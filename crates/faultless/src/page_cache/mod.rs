@@ -551,7 +551,8 @@ impl<H: Host> LeftToRetired for File<H> {
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
         // No reader is left: reads and writes under way, and mappings, hold the file. The pages leave the idle list first,
-        // since that list leads to the file by them.
+        // since that list leads to the file by them. The counts of handles order all use of the file before this, but are not
+        // part of a model.
         #[cfg(loom)]
         drop(self.removal.lock());
         if !self.is_in_memory() {
