@@ -69,7 +69,7 @@ impl Account {
 pub struct Pin<H: Host> {
     engine: Arc<Engine<H>>,
     frame: Frame,
-    /// Whether it is in a [`FolioLock`].
+    /// Tells whether the page is in a [`FolioLock`].
     has_lock: bool,
 }
 
@@ -84,17 +84,17 @@ impl<H: Host> Pin<H> {
         self.frame
     }
 
-    /// Whether its read is under way.
+    /// Returns whether the page's read is under way.
     pub fn is_reading(&self) -> bool {
         self.engine.folio(self.frame).is_reading()
     }
 
-    /// Whether a file system has it locked.
+    /// Returns whether a file system has the page locked.
     pub fn is_locked(&self) -> bool {
         self.engine.folio(self.frame).is_locked()
     }
 
-    /// Whether a write of it is under way.
+    /// Returns whether a write of the page is under way.
     pub fn is_writeback(&self) -> bool {
         self.engine.folio(self.frame).is_writeback()
     }
@@ -185,7 +185,7 @@ impl From<Full> for Miss {
     }
 }
 
-/// Why a page was not found nor its read started.
+/// The reason why a page was not found nor its read started.
 #[derive(Debug)]
 pub(crate) enum Miss {
     /// The file has no such page.
@@ -227,7 +227,7 @@ impl<H: Host> Engine<H> {
         self.looks_on(look)
     }
 
-    /// Whether look number `look` for memory is not the last one.
+    /// Returns whether look number `look` for memory is not the last one.
     pub(super) fn looks_on(&self, look: u32) -> bool {
         look < LOOKS || look < LOOKS_BESIDE && self.cache.evictors.load(Ordering::Relaxed) != 0
     }
