@@ -21,13 +21,14 @@ const BATCH: usize = 8;
 const LEAVES: u64 = 512;
 #[cfg(loom)]
 const LEAVES: u64 = 4;
-/// How often one looks for memory before there is none: others free some, and others take it. These looks spin
+/// The number of looks for memory before a caller gives up: other threads free some, and others take it. These looks spin
 /// ([`Park::wait_for_memory`]), and take less than 50 microseconds.
 #[cfg(not(loom))]
 const LOOKS: u32 = 48;
 #[cfg(loom)]
 const LOOKS: u32 = 2;
-/// The same while somebody else evicts, who may have taken what there was off the list: he may be preempted.
+/// The number of looks while another thread evicts. That thread may have taken the free folios off the list, and may be
+/// preempted.
 #[cfg(not(loom))]
 const LOOKS_BESIDE: u32 = 100;
 #[cfg(loom)]

@@ -54,7 +54,7 @@ const BATCH: usize = 2;
 /// A file's failed writes and flushes: sticky, and reported once to each who asks.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
-    /// How many.
+    /// The number of errors.
     count: u64,
     /// The last.
     last: Option<StoreError>,

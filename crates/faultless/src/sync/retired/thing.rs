@@ -85,7 +85,7 @@ impl Retired {
     }
 
     /// # Safety
-    /// As [`Retired::free`], after [`Retired::tell`].
+    /// The caller guarantees the same as for [`Retired::free`], and has called [`Retired::tell`].
     pub(super) unsafe fn free_told(self) {
         let Self { pointer, kind } = *mem::ManuallyDrop::new(self);
         // SAFETY: by the contract above, and consumed here.
