@@ -1,6 +1,6 @@
-//! What a page table may be able to do beyond [`PageTable`]: share leaf tables between spaces, follow ranges, and answer accesses that
-//! cannot be served. A table names the type that does it, or [`Unsupported`], and gives it out by
-//! [`PageTable::sharing`], [`PageTable::following`] and [`PageTable::refusing`].
+//! The abilities that a page table may have beyond [`PageTable`]: to share leaf tables between spaces, to follow ranges, and to
+//! answer accesses that cannot be served. A table names the type that implements an ability, or [`Unsupported`]. It returns the
+//! ability by [`PageTable::sharing`], [`PageTable::following`] and [`PageTable::refusing`].
 
 use super::{OutOfMemory, PageTable};
 use crate::address::{PageNumber, PageRange};
@@ -8,7 +8,7 @@ use crate::protection::Protection;
 pub use crate::tables::{LeafRecord, SpareLink};
 use core::ptr::NonNull;
 
-/// An ability that a page table does not have. There is no value of it, so nothing of the ability is ever called.
+/// An ability that a page table does not have. The type has no value, so no method of the ability is ever called.
 ///
 /// ```
 /// # use faultless::host::Unsupported;
@@ -23,21 +23,22 @@ use core::ptr::NonNull;
 #[derive(Clone, Copy, Debug)]
 pub enum Unsupported {}
 
-/// Mappings of the processors' own, beside the page table, that have to follow what the engine publishes. A host that sees each access by
-/// its entry has none. Given out by [`PageTable::following`].
+/// Mappings that the host keeps beside the page table, and that have to follow the mappings that the engine publishes. A host
+/// that sees each access by its entry has none. Returned by [`PageTable::following`].
 ///
 /// # Safety
-/// `follow` does what it says.
+/// `follow` does what its documentation states.
 pub unsafe trait FollowRanges: Send + Sync + 'static {
-    /// Gives `range` these rights in the host's own mappings, or unmaps it there (`None`). Called before the same is published. An
-    /// access between the two is served, or meets a fault that finds nothing and is tried again. The caller is in no section
-    /// and has announced nothing; this may sleep.
+    /// Changes the rights of `range` in mappings that the host itself keeps, or unmaps `range` there (`None`). Called before
+    /// the engine publishes the same change. An access between the two is served, or meets a fault that finds nothing and is
+    /// tried again. The caller is in no section and has announced nothing; this may sleep.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: as before, or in part; the caller says again what holds.
+    /// [`OutOfMemory`]: nothing or a part of the change is made. The caller then calls `follow` again with the rights that
+    /// hold.
     ///
     /// # Safety
-    /// The caller has taken `range` and publishes the same rights next.
+    /// The caller has reserved `range` and publishes the same rights next.
     unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory>;
 }
 
@@ -48,18 +49,18 @@ unsafe impl FollowRanges for Unsupported {
     }
 }
 
-/// An answer to accesses that cannot be served, for a host whose faults are on another thread than the access. Other hosts hand the
-/// error of the fault to the thread that has made the access. Given out by [`PageTable::refusing`].
+/// The answer to accesses that cannot be served, for a host whose faults are on another thread than the access. Other hosts
+/// give the error of the fault to the thread that made the access. Returned by [`PageTable::refusing`].
 ///
 /// # Safety
-/// `refuse` does what it says.
+/// `refuse` does what its documentation states.
 pub unsafe trait RefuseAccesses<T: PageTable>: Send + Sync + 'static {
-    /// Answers the access that this page work is for with a signal, since the page cannot be read or there is no memory for it.
-    /// Sets [`Entry::REFUSED`](super::Entry::REFUSED), for all accesses until the entry is installed anew or swept, and clears
+    /// Answers the access of this page work with a signal, since the page cannot be read or there is no memory for it. Sets
+    /// [`Entry::REFUSED`](super::Entry::REFUSED), for all accesses until the entry is installed anew or swept, and clears
     /// [`Entry::ANNOUNCED`](super::Entry::ANNOUNCED). Does not sleep.
     ///
     /// # Safety
-    /// As [`PageTable::let_go`].
+    /// The caller guarantees the same as for [`PageTable::let_go`].
     unsafe fn refuse(&self, leaf: T::Leaf<'_>, page: PageNumber);
 }
 
@@ -70,19 +71,19 @@ unsafe impl<T: PageTable> RefuseAccesses<T> for Unsupported {
     }
 }
 
-/// The word by which a leaf table hangs in its parent: which leaf, and a mark. *Shared*: the leaf hangs in other tables too, and
-/// no processor stores through this place, whatever the entries allow.
+/// The word by which a leaf table hangs in its parent. It names the leaf and has a mark. The mark *shared* means that the leaf
+/// hangs in other tables too, and that no processor stores through this place, even where an entry allows it.
 ///
-/// A software table may store the word as it is ([`PlaceWord::into_raw`]). A kernel makes an upper entry of it: the leaf's frame, and
-/// the write bit clear where it is shared.
+/// A software table may store the word unchanged ([`PlaceWord::into_raw`]). A kernel makes an upper entry of it, from the
+/// leaf's frame, with the write bit clear where the leaf is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaceWord(*mut ());
 
 impl PlaceWord {
     const SHARED: usize = 1;
 
-    /// The word without the mark for a leaf table, by a pointer that the host alone follows: it has to be even,
-    /// and another one for each leaf. Null: no leaf hangs there.
+    /// Returns the word for a leaf table, without the mark. Only the host follows the pointer `leaf`. It has to be even, and
+    /// different for each leaf. Null means that no leaf hangs there.
     #[inline]
     pub fn new(leaf: *mut ()) -> Self {
         debug_assert!(
@@ -92,96 +93,100 @@ impl PlaceWord {
         Self(leaf)
     }
 
-    /// The word that was [`PlaceWord::into_raw`].
+    /// Returns the word that [`PlaceWord::into_raw`] turned into `word`.
     #[inline]
     pub const fn from_raw(word: *mut ()) -> Self {
         Self(word)
     }
 
-    /// The word as one pointer: that of the leaf, with the mark in its lowest bit.
+    /// Returns the word as one pointer: that of the leaf, with the mark in its lowest bit.
     #[inline]
     pub const fn into_raw(self) -> *mut () {
         self.0
     }
 
-    /// The leaf table, as it was given to [`PlaceWord::new`].
+    /// Returns the pointer to the leaf table that was given to [`PlaceWord::new`].
     #[inline]
     pub fn leaf(self) -> *mut () {
         self.0.map_addr(|word| word & !Self::SHARED)
     }
 
-    /// Whether the leaf hangs in other tables too.
+    /// Returns whether the leaf hangs in other tables too.
     #[inline]
     pub fn is_shared(self) -> bool {
         self.0.addr() & Self::SHARED != 0
     }
 
-    /// The same leaf in the same place, unshared.
+    /// Returns the word without the mark, for the same leaf.
     pub(crate) fn own(self) -> Self {
         Self(self.leaf())
     }
 
-    /// The same leaf in the same place, shared by fork.
+    /// Returns the word with the mark, for the same leaf that fork has shared.
     pub(crate) fn shared(self) -> Self {
         Self(self.0.map_addr(|word| word | Self::SHARED))
     }
 }
 
-/// Leaf tables that can hang in several tables at once, so that fork need not copy their entries. Given out by
+/// Leaf tables that can hang in several tables at once, so that fork need not copy their entries. Returned by
 /// [`PageTable::sharing`].
 ///
-/// Each method is a small step, which does not sleep. The engine decides who may share, copy or take over a leaf, and in which
-/// order (docs/fork.md). `leaf` was found in a section, but for [`ShareLeaves::found`], which is also asked of leaves that were found
-/// by a range taken.
+/// Each method is a small step that does not sleep. The engine decides which thread may share, copy or take over a leaf, and in
+/// which order (docs/fork.md). `leaf` was found in a section. [`ShareLeaves::found`] is also called for leaves that were found
+/// under a reservation.
 ///
 /// # Safety
-/// The engine frees leaf tables and counts pages by what these methods say: each does what it says, and nothing else. A processor does not
-/// store through a place whose word is shared once
-/// [`PageTable::invalidate`] of its pages has returned. [`PageTable::hangs`] is false of a leaf that was found shared, and of one whose
-/// place is marked by now.
+/// The engine relies on these methods when it frees leaf tables and counts pages. Each does what its documentation states, and
+/// nothing else. A processor does not store through a place whose word is shared once [`PageTable::invalidate`] of its pages
+/// has returned. [`PageTable::hangs`] is false for a leaf that was found shared, and for a leaf whose place is marked by now.
 pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
-    /// The place word by which the leaf was found. Reads the value alone: another thread may have freed the table.
+    /// Returns the place word by which the leaf was found. Reads the value alone: another thread may have freed the table.
     fn found(&self, leaf: T::Leaf<'_>) -> PlaceWord;
 
-    /// The word of the same place as it is now. Acquire: what was written before the word was stored is seen.
+    /// Returns the current word of the same place. Acquire: everything written before the word was stored is seen.
     fn now(&self, leaf: T::Leaf<'_>) -> PlaceWord;
 
     /// Stores `word` in the place where `leaf` was found. Release.
     ///
     /// # Safety
-    /// The place has the word still with which `leaf` was found, and nobody else stores there now. `word` names that leaf with other
-    /// marks, or a leaf that was [opened](ShareLeaves::open) for this place. If it is a shared word, other tables count the leaf.
+    /// The place still has the word with which `leaf` was found, and nobody else stores there meanwhile. `word` names that leaf
+    /// with other marks, or a leaf that was [opened](ShareLeaves::open) for this place. If it is a shared word, other tables
+    /// count the leaf.
     unsafe fn put(&self, leaf: T::Leaf<'_>, word: PlaceWord);
 
-    /// Takes what this table, a child's, will need to have the leaf over `page` by fork: the tables above it, and a spare leaf
-    /// for the first space that leaves. No memory of the spare is touched before it is opened, so a fork pays for no page of it.
+    /// Reserves the memory that this table, which is a child's, needs to share the leaf over `page` by fork: the tables above
+    /// the leaf, and a spare leaf for the first space that leaves it. No memory of the spare is touched before it is opened, so
+    /// a fork pays for no page of it.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: nothing is taken; tables above may be there.
+    /// [`OutOfMemory`]: nothing is reserved. Upper tables may have been made.
     ///
     /// # Safety
-    /// One call at a time for one table. The spare is opened before or after this table is dropped, once, or never and then leaks.
+    /// Only one call at a time is made for one table. The spare is opened once, before or after this table is dropped;
+    /// otherwise it leaks.
     unsafe fn reserve(&self, page: PageNumber) -> Result<NonNull<SpareLink>, OutOfMemory>;
 
     /// Stores `word`, which is shared, in the place over `page` of this table. Release.
     ///
     /// # Safety
-    /// [`ShareLeaves::reserve`] was called for `page`. Nothing hangs there, and nobody else stores there now. Both tables that have the
-    /// leaf are walked in sections of one engine only. Before either is dropped, it leaves what it shares.
+    /// [`ShareLeaves::reserve`] was called for `page`. Nothing hangs there, and nobody else stores there meanwhile. Both tables
+    /// that have the leaf are walked in sections of one engine only. A table leaves the leaves that it shares before it is
+    /// dropped.
     unsafe fn hang(&self, page: PageNumber, word: PlaceWord);
 
-    /// Makes `spare` an empty leaf table that is to hang where `leaf` does. Returned as a leaf that was found there: its word has no
-    /// marks. The engine fills it by [`PageTable::fill`], and then hangs it by [`ShareLeaves::put`].
+    /// Makes `spare` an empty leaf table that is to replace `leaf` in its place. Returns it as if it had been found there, with
+    /// a word without marks. The engine fills it by [`PageTable::fill`], and then hangs it by [`ShareLeaves::put`].
     ///
     /// # Safety
-    /// From [`ShareLeaves::reserve`] of a table of the same host, and not opened before. The caller hangs it.
+    /// `spare` comes from [`ShareLeaves::reserve`] of a table of the same host, and was not opened before. The caller hangs the
+    /// returned leaf.
     unsafe fn open<'s>(&'s self, leaf: T::Leaf<'s>, spare: NonNull<SpareLink>) -> T::Leaf<'s>;
 
-    /// Takes [`Entry::WRITE`](super::Entry::WRITE) from the entry of `page` in a shared leaf. One atomic step: a processor may set the accessed bit
-    /// meanwhile. Relaxed.
+    /// Clears [`Entry::WRITE`](super::Entry::WRITE) in the entry of `page` in a shared leaf, by one atomic step: a processor
+    /// may set the accessed bit meanwhile. Relaxed.
     ///
     /// # Safety
-    /// The leaf is shared, and the caller has its lock.
+    /// The leaf is shared, and the caller holds its lock.
     unsafe fn weaken(&self, leaf: T::Leaf<'_>, page: PageNumber);
 }
 

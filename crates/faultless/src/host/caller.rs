@@ -1,5 +1,5 @@
-//! The engine as the caller of its host's `unsafe` methods: the same methods, which engine code calls without `unsafe`.
-//! Both types are private to the crate, so the duties below are the engine's alone.
+//! The engine as the caller of its host's `unsafe` methods. Wrappers of these methods let engine code call them without
+//! `unsafe`. Both types are private to the crate, so the duties below are the engine's alone.
 //!
 //! | duty of the caller | kept by |
 //! |---|---|
@@ -21,7 +21,7 @@ use crate::tables::{Home, MOST_ENTRIES, SpaceMark};
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-/// The machine's frames, for the engine.
+/// The machine's frames, as the engine uses them.
 pub(crate) struct Frames<'a, F>(&'a F);
 
 impl<F> Clone for Frames<'_, F> {
@@ -32,7 +32,7 @@ impl<F> Clone for Frames<'_, F> {
 
 impl<F> Copy for Frames<'_, F> {}
 
-/// For the methods that demand nothing.
+/// Gives access to the methods that demand nothing of the caller.
 impl<F> Deref for Frames<'_, F> {
     type Target = F;
     #[inline]
@@ -47,42 +47,42 @@ impl<'a, F: FrameSource> Frames<'a, F> {
         Self(frames)
     }
 
-    /// As [`FrameSource::free`].
+    /// Calls [`FrameSource::free`].
     #[inline]
     pub(crate) fn free(self, frame: Frame) {
         // SAFETY: the table above, line 1.
         unsafe { self.0.free(frame) }
     }
 
-    /// As [`FrameSource::zero`].
+    /// Calls [`FrameSource::zero`].
     #[inline]
     pub(crate) fn zero(self, frame: Frame) {
         // SAFETY: the table above, line 2.
         unsafe { self.0.zero(frame) }
     }
 
-    /// As [`FrameSource::copy`].
+    /// Calls [`FrameSource::copy`].
     #[inline]
     pub(crate) fn copy(self, from: Frame, to: Frame) {
         // SAFETY: the table above, lines 2 and 3.
         unsafe { self.0.copy(from, to) }
     }
 
-    /// As [`FrameSource::memory`].
+    /// Calls [`FrameSource::memory`].
     #[inline]
     pub(crate) fn memory(self, frame: Frame) -> NonNull<u8> {
         // SAFETY: the table above, line 4.
         unsafe { self.0.memory(frame) }
     }
 
-    /// As [`FrameSource::read`].
+    /// Calls [`FrameSource::read`].
     #[inline]
     pub(crate) fn read(self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize {
         // SAFETY: the table above, line 5.
         unsafe { self.0.read(frame, offset, bytes) }
     }
 
-    /// As [`FrameSource::write`].
+    /// Calls [`FrameSource::write`].
     #[inline]
     pub(crate) fn write(self, frame: Frame, offset: usize, bytes: &[u8]) -> usize {
         // SAFETY: the table above, line 5.
@@ -90,14 +90,14 @@ impl<'a, F: FrameSource> Frames<'a, F> {
     }
 }
 
-/// The page table of a space, for the engine.
+/// The page table of a space, as the engine uses it.
 pub(crate) struct Table<T> {
     table: T,
-    /// The space that the table is of, as its leaf tables' records name it. Immutable.
+    /// The space of the table, as the records of its leaf tables name it. Immutable.
     space: SpaceMark,
 }
 
-/// For the methods that demand nothing.
+/// Gives access to the methods that demand nothing of the caller.
 impl<T> Deref for Table<T> {
     type Target = T;
     #[inline]
@@ -107,21 +107,21 @@ impl<T> Deref for Table<T> {
 }
 
 impl<T: PageTable> Table<T> {
-    /// `table` is empty, of this engine's host, and nobody else's but the space's.
+    /// Takes `table` for `space`. The table is empty, belongs to this engine's host, and is used by no other space.
     pub(crate) fn new(table: T, space: SpaceMark) -> Self {
         const { assert!(T::LEAF_PAGES <= MOST_ENTRIES, "a home has no room for the index of an entry") }
         Self { table, space }
     }
 
-    /// The space that the table is of.
+    /// Returns the space of the table.
     pub(crate) fn space(&self) -> SpaceMark {
         self.space
     }
 
-    /// As [`PageTable::make_leaf`]; the leaf's record names the space, unless others have the leaf too.
+    /// Calls [`PageTable::make_leaf`], and writes the space into the leaf's record unless the leaf is shared.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: as before.
+    /// [`OutOfMemory`]: nothing has changed.
     pub(crate) fn make_leaf<'s>(
         &'s self,
         proof: &'s impl Stable,
@@ -134,20 +134,21 @@ impl<T: PageTable> Table<T> {
         Ok(leaf)
     }
 
-    /// The home of what the entry of `page` maps, in `leaf`, which was found in a section, or is this space's own.
+    /// Returns the home of the folio that the entry of `page` in `leaf` maps. `leaf` was found in a section, or belongs to this
+    /// space alone.
     #[inline]
     pub(crate) fn home<'s>(&'s self, leaf: T::Leaf<'s>, page: PageNumber) -> Home {
         Home::of_entry(self.table.record(leaf), page.get() % T::LEAF_PAGES)
     }
 
-    /// As [`PageTable::let_go`].
+    /// Calls [`PageTable::let_go`].
     #[inline]
     pub(crate) fn let_go(&self, leaf: T::Leaf<'_>, page: PageNumber) {
         // SAFETY: the table above, line 6.
         unsafe { self.table.let_go(leaf, page) }
     }
 
-    /// As [`PageTable::install`].
+    /// Calls [`PageTable::install`].
     #[inline]
     pub(crate) fn install(
         &self,
@@ -159,7 +160,7 @@ impl<T: PageTable> Table<T> {
         unsafe { self.table.install(leaf, page, new) }
     }
 
-    /// As [`RefuseAccesses::refuse`], for a host that does; any other lets go.
+    /// Calls [`RefuseAccesses::refuse`] if the host has that ability, and otherwise [`PageTable::let_go`].
     pub(crate) fn refuse(&self, leaf: T::Leaf<'_>, page: PageNumber) {
         match self.table.refusing() {
             // SAFETY: the table above, line 6.
@@ -168,7 +169,7 @@ impl<T: PageTable> Table<T> {
         }
     }
 
-    /// As [`PageTable::exchange`].
+    /// Calls [`PageTable::exchange`].
     #[inline]
     pub(crate) fn exchange(
         &self,
@@ -181,20 +182,20 @@ impl<T: PageTable> Table<T> {
         unsafe { self.table.exchange(leaf, page, seen, new) }
     }
 
-    /// As [`PageTable::fill`].
+    /// Calls [`PageTable::fill`].
     #[inline]
     pub(crate) fn fill(&self, leaf: T::Leaf<'_>, page: PageNumber, new: Entry) {
         // SAFETY: the table above, lines 7 and 8.
         unsafe { self.table.fill(leaf, page, new) }
     }
 
-    /// As [`PageTable::unhook`].
+    /// Calls [`PageTable::unhook`].
     pub(crate) fn unhook(&self, page: PageNumber) -> Option<Retired> {
         // SAFETY: the table above, lines 7 and 9.
         unsafe { self.table.unhook(page) }
     }
 
-    /// As [`FollowRanges::follow`], for a host that does.
+    /// Calls [`FollowRanges::follow`] if the host has that ability; otherwise does nothing.
     pub(crate) fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         // SAFETY: the table above, line 7.
         self.table.following().map_or(Ok(()), |following| unsafe { following.follow(range, rights) })

@@ -1,4 +1,4 @@
-//! The words that page tables hold, as the engine sees them.
+//! The entries of page tables, as the engine sees them, and the numbers in them.
 
 use core::fmt;
 
@@ -7,15 +7,15 @@ use core::fmt;
 pub struct Frame(u64);
 
 impl Frame {
-    /// How many numbers there are.
+    /// The number of valid numbers: each is below it.
     pub const COUNT: u64 = 1 << 40;
 
-    /// Frame `number`, or `None` where an entry has no room for it.
+    /// Returns the frame with this number, or `None` if `number` is not below [`Frame::COUNT`].
     pub const fn new(number: u64) -> Option<Self> {
         if number < Self::COUNT { Some(Self(number)) } else { None }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -27,20 +27,20 @@ impl fmt::Debug for Frame {
     }
 }
 
-/// The number of a slot of swap space, which says where the bytes of a page are while no frame has them; below 2^40.
+/// The number of a slot of swap space; below 2^40. The slot holds the bytes of a page that has no frame.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u64);
 
 impl Slot {
-    /// How many numbers there are.
+    /// The number of valid numbers: each is below it.
     pub const COUNT: u64 = 1 << 40;
 
-    /// Slot `number`, or `None` where an entry has no room for it.
+    /// Returns the slot with this number, or `None` if `number` is not below [`Slot::COUNT`].
     pub const fn new(number: u64) -> Option<Self> {
         if number < Self::COUNT { Some(Self(number)) } else { None }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -52,7 +52,7 @@ impl fmt::Debug for Slot {
     }
 }
 
-/// How many generations an entry can tell apart. A slot that is used again has another generation.
+/// The number of generations that an entry can tell apart. A slot that is used again has another generation.
 pub const GENERATIONS: u16 = 1 << 12;
 
 /// The meaning of a page-table entry, without the bits that say who may use it. [`Entry::kind`] returns it.
@@ -61,25 +61,25 @@ pub const GENERATIONS: u16 = 1 << 12;
 /// the question "is a page here?". Nothing makes `Swapped`, `Gone` and `Kept` yet: they are for reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
-    /// Nothing is there.
+    /// The entry is empty.
     Empty,
     /// Accesses are refused, though the mapping allows them.
     Guard,
-    /// It maps a frame. The entry counts one mapping of it.
+    /// The entry maps a frame, and counts one mapping of it.
     Page(Frame),
-    /// It maps a frame that the engine does not own: see [`ForeignFrames`](crate::ForeignFrames). The entry counts nothing, and the
-    /// frame may have no [`Folio`](crate::frame::Folio).
+    /// The entry maps a frame that the engine does not own: see [`ForeignFrames`](crate::ForeignFrames). The entry counts
+    /// nothing, and the frame may have no [`Folio`](crate::frame::Folio).
     Foreign(Frame),
-    /// The bytes are in a slot, which has this generation. The entry counts one use of the slot.
+    /// The bytes of the page are in a slot, which has this generation. The entry counts one use of the slot.
     Swapped(Slot, u16),
-    /// Reclaim has taken a page that can be had again: a file's, or one after MADV_FREE. The entry counts nothing. The frame may
-    /// have another life by now; it tells which frame an old translation leads to.
+    /// Reclaim has taken a page that can be obtained again: a page of a file, or a page after MADV_FREE. The entry counts
+    /// nothing. The frame may be in other use by now. It tells which frame an old translation leads to.
     Gone(Frame),
-    /// It maps a frame that no processor uses, since somebody moves the page. The entry counts one mapping of it.
+    /// The entry maps a frame that no processor uses while the page is moved. The entry counts one mapping of it.
     Kept(Frame),
 }
 
-/// A page-table entry. The bits that x86-64 has are where x86-64 has them; other hosts translate.
+/// A page-table entry. Bits that x86-64 has are in the same place as there; other hosts translate.
 ///
 /// ```text
 ///  0 MAPPED    it names a frame            6 DIRTY      a processor has stored
@@ -105,29 +105,29 @@ pub enum EntryKind {
 pub struct Entry(u64);
 
 impl Entry {
-    /// Nothing there.
+    /// The empty entry.
     pub const EMPTY: Self = Self(0);
-    /// It names a frame.
+    /// The bit of an entry that names a frame.
     pub const MAPPED: u64 = 1 << 0;
-    /// Stores allowed.
+    /// The right to store.
     pub const WRITE: u64 = 1 << 1;
-    /// Loads allowed.
+    /// The right to load.
     pub const READ: u64 = 1 << 2;
-    /// Used since the bit was last cleared.
+    /// The page was used since this bit was last cleared.
     pub const ACCESSED: u64 = 1 << 5;
-    /// Stored to since the bit was last cleared.
+    /// The page was stored to since this bit was last cleared.
     pub const DIRTY: u64 = 1 << 6;
     /// Accesses are refused, though the mapping allows them (MADV_GUARD_INSTALL). In entries that name no frame.
     pub const GUARD: u64 = 1 << 7;
-    /// The host has told the process that the page cannot be had; see [`super::RefuseAccesses::refuse`].
+    /// The host has told the process that it cannot have the page; see [`super::RefuseAccesses::refuse`].
     pub const REFUSED: u64 = 1 << 8;
     /// Page work is under way on this page.
     pub const ANNOUNCED: u64 = 1 << 9;
-    /// Instruction fetches allowed.
+    /// The right to fetch instructions.
     pub const EXECUTE: u64 = 1 << 10;
-    /// With `MAPPED`: the engine does not own the frame. In other entries the bit is part of a number.
+    /// The engine does not own the frame, in an entry with `MAPPED`. In other entries, this bit is part of a number.
     pub const FOREIGN: u64 = 1 << 52;
-    /// What a processor sets by itself.
+    /// The bits that a processor sets by itself.
     pub const HARDWARE: u64 = Self::ACCESSED | Self::DIRTY;
 
     const KIND_SHIFT: u32 = 3;
@@ -140,49 +140,49 @@ impl Entry {
     const FRAME_SHIFT: u32 = 12;
     const FRAME_MASK: u64 = (Frame::COUNT - 1) << Self::FRAME_SHIFT;
 
-    /// The entry with these bits.
+    /// Returns the entry with these bits.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// All bits.
+    /// Returns all bits of the entry.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
-    /// An entry that maps `frame` with `rights` of [`Entry::READ`], [`Entry::WRITE`], [`Entry::EXECUTE`].
+    /// Returns an entry that maps `frame` with `rights`, a set of [`Entry::READ`], [`Entry::WRITE`], [`Entry::EXECUTE`].
     pub const fn mapping(frame: Frame, rights: u64) -> Self {
         Self(frame.get() << Self::FRAME_SHIFT | rights | Self::MAPPED)
     }
 
-    /// An entry that maps `frame`, which the engine does not own, with `rights` of [`Entry::READ`], [`Entry::WRITE`],
-    /// [`Entry::EXECUTE`].
+    /// Returns an entry that maps `frame`, which the engine does not own, with `rights`, a set of [`Entry::READ`],
+    /// [`Entry::WRITE`], [`Entry::EXECUTE`].
     pub const fn foreign(frame: Frame, rights: u64) -> Self {
         Self::mapping(frame, rights).with(Self::FOREIGN)
     }
 
-    /// An entry for a page whose bytes are in `slot` of this `generation` (below [`GENERATIONS`]; higher bits are left out), and
-    /// that had `rights` of [`Entry::READ`], [`Entry::EXECUTE`].
+    /// Returns an entry for a page whose bytes are in `slot` of this `generation` (below [`GENERATIONS`]; higher bits are left
+    /// out). The entry keeps [`Entry::READ`] and [`Entry::EXECUTE`] of `rights`, the rights that the page had.
     pub const fn swapped(slot: Slot, generation: u16, rights: u64) -> Self {
         let generation = ((generation % GENERATIONS) as u64) << Self::GENERATION_SHIFT;
         let rights = rights & (Self::READ | Self::EXECUTE);
         Self(generation | slot.get() << Self::FRAME_SHIFT | rights | Self::SWAPPED << Self::KIND_SHIFT)
     }
 
-    /// An entry for a page that reclaim has taken from `frame`, that can be had again, and that had `rights` of
-    /// [`Entry::READ`], [`Entry::EXECUTE`].
+    /// Returns an entry for a page that reclaim has taken from `frame` and that can be obtained again. The entry keeps
+    /// [`Entry::READ`] and [`Entry::EXECUTE`] of `rights`, the rights that the page had.
     pub const fn gone(frame: Frame, rights: u64) -> Self {
         let rights = rights & (Self::READ | Self::EXECUTE);
         Self(frame.get() << Self::FRAME_SHIFT | rights | Self::GONE << Self::KIND_SHIFT)
     }
 
-    /// An entry that maps `frame`, which no processor uses meanwhile, and that had `rights` of [`Entry::READ`],
-    /// [`Entry::WRITE`], [`Entry::EXECUTE`].
+    /// Returns an entry that maps `frame`, which no processor uses meanwhile. The entry keeps [`Entry::READ`], [`Entry::WRITE`]
+    /// and [`Entry::EXECUTE`] of `rights`, the rights that the page had.
     pub const fn kept(frame: Frame, rights: u64) -> Self {
         Self(frame.get() << Self::FRAME_SHIFT | rights & Self::RIGHTS | Self::KEPT << Self::KIND_SHIFT)
     }
 
-    /// The meaning of the entry.
+    /// Returns the meaning of the entry.
     #[inline]
     pub const fn kind(self) -> EntryKind {
         if self.has(Self::MAPPED) {
@@ -202,25 +202,25 @@ impl Entry {
         }
     }
 
-    /// Whether a page is there, present or not: the entry is neither empty nor a guard.
+    /// Returns whether a page is there, present or not: the entry is neither empty nor a guard.
     #[inline]
     pub const fn holds_page(self) -> bool {
         self.0 & (Self::MAPPED | Self::KIND) != 0
     }
 
-    /// Whether a page is there that no processor can use: it is swapped, gone or kept. A processor may still use a translation,
-    /// for stores too, that is older than the entry. So a call that changes, copies or drops the entry invalidates.
+    /// Returns whether a page is there that no processor can use: it is swapped, gone or kept. A processor may still use a
+    /// translation that is older than the entry, for stores too. So a call that changes, copies or drops the entry invalidates.
     #[inline]
     pub const fn is_absent(self) -> bool {
         !self.has(Self::MAPPED) && self.0 & Self::KIND != 0
     }
 
-    /// Whether both hold the same page in the same way, with these or other rights.
+    /// Returns whether both entries hold the same page in the same way. The rights may differ.
     pub fn has_page_of(self, other: Self) -> bool {
         self.holds_page() && self.kind() == other.kind()
     }
 
-    /// The entry as processors may use it: a kept page is mapped again. Other kinds stay as they are.
+    /// Returns the entry in the form that processors may use: a kept page is mapped again. Other kinds stay as they are.
     #[inline]
     pub const fn restored(self) -> Self {
         if let EntryKind::Kept(_) = self.kind() {
@@ -229,39 +229,40 @@ impl Entry {
         self
     }
 
-    /// Whether all of `bits` are set.
+    /// Returns whether all of `bits` are set.
     pub const fn has(self, bits: u64) -> bool {
         self.0 & bits == bits
     }
 
-    /// Whether it is a guard page.
+    /// Returns whether the entry is a guard page.
     pub const fn is_guard(self) -> bool {
         self.0 & (Self::MAPPED | Self::KIND | Self::GUARD) == Self::GUARD
     }
 
-    /// What a sweep that drops pages leaves here: nothing, or the guard.
+    /// Returns the entry that a sweep that drops pages leaves here: an empty one, or the guard.
     pub const fn dropped(self) -> Self {
         if self.is_guard() { Self(Self::GUARD) } else { Self::EMPTY }
     }
 
-    /// With `bits` too.
+    /// Returns the entry with `bits` set.
     pub const fn with(self, bits: u64) -> Self {
         Self(self.0 | bits)
     }
 
-    /// Without `bits`.
+    /// Returns the entry with `bits` cleared.
     pub const fn without(self, bits: u64) -> Self {
         Self(self.0 & !bits)
     }
 
-    /// The frame that processors reach by the entry ([`EntryKind::Page`], [`EntryKind::Foreign`]). `None` does not mean that nothing
-    /// is there: see [`Entry::holds_page`].
+    /// Returns the frame that processors reach by the entry ([`EntryKind::Page`], [`EntryKind::Foreign`]). `None` does not mean
+    /// that the entry is empty: see [`Entry::holds_page`].
     #[inline]
     pub const fn mapped_frame(self) -> Option<Frame> {
         if self.has(Self::MAPPED) { Some(self.number()) } else { None }
     }
 
-    /// The frame of which the entry counts one mapping: of a page that is mapped or kept, and the engine's own.
+    /// Returns the frame of which the entry counts one mapping: that of a page that is mapped or kept, and that the engine
+    /// owns.
     #[inline]
     pub const fn counted_frame(self) -> Option<Frame> {
         match self.kind() {
@@ -278,7 +279,7 @@ impl Entry {
         Frame((self.0 & Self::FRAME_MASK) >> Self::FRAME_SHIFT)
     }
 
-    /// Whether page work is under way on it.
+    /// Returns whether page work is under way on the page.
     pub const fn is_announced(self) -> bool {
         self.has(Self::ANNOUNCED)
     }
@@ -330,7 +331,7 @@ mod tests {
     const _: () = assert!(matches!(Entry::gone(LAST_FRAME, 0).kind(), EntryKind::Gone(LAST_FRAME)));
     const _: () = assert!(matches!(Entry::kept(LAST_FRAME, 0).kind(), EntryKind::Kept(LAST_FRAME)));
 
-    /// Each single bit of a number of 40 bits, and all of them.
+    /// Returns zero, each single bit of a number of 40 bits, and all 40 bits.
     fn numbers() -> impl Iterator<Item = u64> {
         (0..40).map(|bit| 1 << bit).chain([0, Frame::COUNT - 1])
     }

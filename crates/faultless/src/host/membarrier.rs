@@ -1,18 +1,18 @@
-//! The cheapest [`Barrier`] that the operating system gives.
+//! The cheapest [`Barrier`] that the operating system offers.
 
 use crate::sync::atomic::AtomicUsize;
 use crate::sync::{Barrier, FenceBarrier};
 
-/// [`Barrier`] by membarrier(2) where Linux gives it, which stops no section but those of running threads, and them for the
-/// moment of an interrupt; a fence everywhere else, and under Miri and loom.
+/// An implementation of [`Barrier`] by membarrier(2), where Linux offers it. It interrupts only running threads, and only for a
+/// moment. Elsewhere, and under Miri and loom, it is a fence.
 ///
-/// A section then begins with a plain store. A grace period asks the kernel for a full barrier on every processor that
-/// runs a thread of this process, a microsecond or so; after that either the thread's mark is seen, or the thread sees
-/// what was stored before. What is freed in batches can pay for that, a single unmap could not: that is why accesses
+/// With membarrier, a section begins with a plain store. A grace period asks the kernel for a full barrier on every processor
+/// that runs a thread of this process, which takes about a microsecond. After that, either the grace period sees the thread's
+/// mark, or the thread sees the stores made before. Frees in batches can pay for that; a single unmap could not, so accesses
 /// have fences.
 #[derive(Debug)]
 pub struct StdBarrier {
-    /// Whether this process is registered for it. Immutable.
+    /// Tells whether this process is registered for membarrier(2). Immutable.
     expedited: bool,
 }
 
@@ -23,14 +23,14 @@ impl Default for StdBarrier {
 }
 
 impl StdBarrier {
-    /// What there is here. Registers this process, once and for all; where the kernel is too old for that, or a sandbox
-    /// refuses it, there are fences. A sandbox that refuses membarrier only later on must be set up before this: a grace
-    /// period panics that cannot have what was promised.
+    /// Returns the barrier that is available here, and registers this process for membarrier, once and for all. If the kernel
+    /// is too old, or a sandbox refuses it, the barrier uses fences. A sandbox that refuses membarrier only later must be set
+    /// up before this call: a grace period panics if it cannot have the registered barrier.
     pub fn new() -> Self {
         Self { expedited: kernel::register() }
     }
 
-    /// Fences, whatever there is.
+    /// Returns a barrier that uses fences, even if membarrier is available.
     pub const fn fence() -> Self {
         Self { expedited: false }
     }
@@ -70,7 +70,7 @@ mod kernel {
     #[inline]
     pub fn mark(word: &AtomicUsize, odd: usize) {
         word.store(odd, Ordering::Release);
-        // The processor is held back by the other side. Partner: `barrier`.
+        // The other side orders the processor. Partner: `barrier`.
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -81,7 +81,7 @@ mod kernel {
                 membarrier(MembarrierCommand::RegisterPrivateExpedited)?;
                 membarrier(MembarrierCommand::PrivateExpedited)
             });
-        // Nothing weaker will do: sections may be under way that have only been marked.
+        // A weaker barrier is not enough: sections may be under way that were only marked.
         done.expect("membarrier, which this process was registered for");
     }
 }
@@ -111,7 +111,8 @@ mod tests {
     use crate::sync::Sections;
     use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-    /// A reader follows a pointer in a section; the writer swings it, waits for a grace period, and spoils what was there.
+    /// Runs a reader that follows a pointer in a section, and a writer that replaces it, waits for a grace period, and spoils
+    /// the old value.
     fn nothing_goes_under_a_reader(barrier: &StdBarrier) {
         const ROUNDS: u64 = 20_000;
         let (sections, stop) = (Sections::new(), AtomicBool::new(false));

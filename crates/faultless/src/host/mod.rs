@@ -1,7 +1,7 @@
-//! What the embedder supplies: page tables, frames, sleeping, a clock, a barrier, the slot of this thread.
+//! The interface to the embedder: page tables, frames, sleeping, a clock, a barrier, the slot of each thread.
 //!
-//! ARCHITECTURE.md has a table that says what each call means on three hosts: a software MMU, a kernel with x86-64
-//! tables, a Linux process with userfaultfd. The traits hold no policy; each method states what it may assume.
+//! ARCHITECTURE.md has a table of the meaning of each call on three hosts: a software MMU, a kernel with x86-64 tables, a Linux
+//! process with userfaultfd. The traits hold no policy. Each method states its preconditions.
 
 mod abilities;
 mod caller;
@@ -35,36 +35,36 @@ pub use std_host::{StdHost, StdServices};
 use crate::address::{PageNumber, PageRange};
 use alloc::sync::Arc;
 
-/// Everything an engine needs from where it runs. A host in a process with `std` implements `StdHost` in its place.
+/// The services that an engine needs from its surroundings. A host in a process with `std` implements `StdHost` instead.
 ///
 /// # Safety
-/// What the methods return does what its trait says, and is the same at each call.
+/// Each value that a method returns obeys the contract of its trait. A method returns the same value at each call.
 pub unsafe trait Host: Sized + Send + Sync + 'static {
     /// The page table of one space.
     type Table: PageTable;
     /// The physical memory.
     type Frames: FrameSource;
-    /// How threads sleep.
+    /// The service by which threads sleep and are woken.
     type Park: Park;
-    /// The time.
+    /// The clock.
     type Clock: Clock;
-    /// The order of read sections against grace periods.
+    /// The barrier that orders read sections against grace periods.
     type Barrier: Barrier;
-    /// Whose slot is whose.
+    /// The service that gives each thread or processor its slot.
     type Slots: Slots;
 
     /// The physical memory.
     fn frames(&self) -> &Self::Frames;
-    /// How threads sleep.
+    /// The service by which threads sleep and are woken.
     fn park(&self) -> &Self::Park;
-    /// The time.
+    /// The clock.
     fn clock(&self) -> &Self::Clock;
-    /// The order of read sections against grace periods.
+    /// The barrier that orders read sections against grace periods.
     fn barrier(&self) -> &Self::Barrier;
-    /// Whose slot is whose.
+    /// The service that gives each thread or processor its slot.
     fn slots(&self) -> &Self::Slots;
 
-    /// Makes an empty table for a new space of the engine that has `sections`. A table keeps them if it charges them for its
+    /// Makes an empty table for a new space of the engine that has `sections`. The table keeps them if it charges them for its
     /// memory, or if its `invalidate` waits for them: on a software MMU a processor's accesses are sections too.
     ///
     /// # Errors
@@ -89,9 +89,11 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     /// these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`], in no
     /// order; the host may change the order.
     ///
-    /// A table may be gone by now. Its pages are passed over if [`PageTable::unload`] has returned, and invalidated if not.
+    /// A table may be gone by now. If [`PageTable::unload`] has returned, its pages are skipped; otherwise they are
+    /// invalidated.
     ///
-    /// A kernel interrupts each processor once for the whole batch. A host that has no better way invalidates one after the other.
+    /// A kernel interrupts each processor once for the whole batch. A host without such a means invalidates one table after the
+    /// other.
     ///
     /// The caller is in no section and has announced nothing; this may sleep, and needs no memory. `wait` is as for
     /// [`PageTable::invalidate`].
@@ -102,8 +104,9 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
         wait: impl FnMut(u32),
     );
 
-    /// Whether the calling processor serves an interrupt, where no call of the engine may be made and no transfer may be completed.
-    /// Debug builds ask, where the engine takes a lock, sleeps or wakes somebody. docs/contexts.md has each call.
+    /// Returns whether the calling processor serves an interrupt. There, no call of the engine may be made and no transfer may
+    /// be completed. Debug builds ask where the engine takes a lock, sleeps or wakes a thread. docs/contexts.md lists each
+    /// call.
     fn is_in_interrupt(&self) -> bool {
         false
     }
@@ -111,29 +114,29 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 
 /// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.
 ///
-/// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit; all others leave it alone, except
-/// that a processor may set the accessed and dirty bits of any present entry at any time. An entry without
-/// [`Entry::MAPPED`] may be a guard, or hold a page that is not present ([`Entry::kind`]). A host keeps its bits as it keeps a
-/// frame, and lets no processor use it. A host whose hardware
-/// tables take no compare-and-swap keeps these words in tables of its own and makes the hardware follow: in
-/// [`PageTable::install`] and [`PageTable::exchange`], before the store that clears the bit.
+/// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit. Nobody else changes it, except that a
+/// processor may set the accessed and dirty bits of any present entry at any time. An entry without [`Entry::MAPPED`] may be a
+/// guard, or hold a page that is not present ([`Entry::kind`]). A host keeps its bits as it keeps a frame, and lets no
+/// processor use it. If the hardware's tables take no compare-and-swap, the host keeps these words in tables of its own and
+/// makes the hardware follow. It does so in [`PageTable::install`] and [`PageTable::exchange`], before the store that clears
+/// the bit.
 ///
 /// Upper tables live as long as the space; only leaf tables come and go.
 ///
-/// A table that can do more than each table must says so by three *abilities*: [`PageTable::sharing`], [`PageTable::following`] and
-/// [`PageTable::refusing`]. For one that it has not it names [`Unsupported`] and returns `None`.
+/// A table offers more than the required methods by three *abilities*: [`PageTable::sharing`], [`PageTable::following`] and
+/// [`PageTable::refusing`]. For an ability that it lacks, it names [`Unsupported`] and returns `None`.
 ///
-/// A host that takes memory for tables from the allocator says so to its [`Sections`], by [`Sections::charge`] and
-/// [`Sections::uncharge`], so that [`Engine::metadata_bytes`](crate::Engine::metadata_bytes) counts it. A leaf table that is
-/// retired says by its [`RetiredKind`] whether the engine uncharges it.
+/// A host that takes memory for tables from the allocator reports it to its [`Sections`], by [`Sections::charge`] and
+/// [`Sections::uncharge`]. [`Engine::metadata_bytes`](crate::Engine::metadata_bytes) then counts it. The [`RetiredKind`] of a
+/// retired leaf table tells whether the engine uncharges it.
 ///
 /// # Safety
-/// The engine frees frames and tables by what these methods say: an entry changes only as the methods have it, a leaf
-/// found with a proof stays in memory as long as the proof lives, and `invalidate` waits for every older translation. The record
-/// of a leaf is one place in memory from when the leaf is made until it is freed, and is at first zeros or [`LeafRecord::new`].
+/// The engine relies on these methods when it frees frames and tables. An entry changes only as the methods state. A leaf found
+/// with a proof stays in memory as long as the proof lives. `invalidate` waits for every older translation. The record of a
+/// leaf is one place in memory from when the leaf is made until it is freed. It is at first zeros or [`LeafRecord::new`].
 ///
-/// A method that is not `unsafe` breaks no memory safety, whatever page and leaf of a table of this type it gets. It may
-/// panic. The `unsafe` methods change what processors reach, or free tables: each states what its caller guarantees.
+/// A method that is not `unsafe` breaks no memory safety, for any page and any leaf of a table of this type. It may panic. The
+/// `unsafe` methods change what processors reach, or free tables. Each states what its caller guarantees.
 ///
 /// ```compile_fail,E0133
 /// # use faultless::address::PageNumber;
@@ -143,102 +146,106 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 /// }
 /// ```
 pub unsafe trait PageTable: Sized + Send + Sync + 'static {
-    /// A leaf table and where it hangs. Valid for `'s`, the life of the proof it was found with.
+    /// A leaf table and the place where it hangs. Valid for `'s`, the life of the proof with which it was found.
     type Leaf<'s>: Copy
     where
         Self: 's;
 
-    /// What safe code may know of a table: [`PageTable::root`].
+    /// The part of a table that safe code may know: [`PageTable::root`].
     type Root<'s>
     where
         Self: 's;
-    /// Pages of this table, named such that [`Host::invalidate_all`] finds them when the engine has no handle of the space: a
-    /// number that no other table gets as long as this one may be in use, or a weak handle. At most 32 bytes.
+    /// A range of pages of this table, in a form that [`Host::invalidate_all`] can use when the engine has no handle of the
+    /// space. It names the table by a number that no other table gets as long as this one may be in use, or by a weak handle.
+    /// At most 32 bytes.
     type Stale: Send + 'static;
-    /// How leaf tables are shared; [`Unsupported`]: fork copies each entry.
+    /// The way in which leaf tables are shared. With [`Unsupported`], fork copies each entry.
     type Sharing: ShareLeaves<Self>;
-    /// How mappings beside the table follow; [`Unsupported`]: there are none.
+    /// The way in which mappings beside the table follow it. With [`Unsupported`], there are no such mappings.
     type Following: FollowRanges;
-    /// How an access that cannot be served is answered; [`Unsupported`]: the thread that made it gets the error of its fault.
+    /// The way in which an access that cannot be served is answered. With [`Unsupported`], the thread that made the access gets
+    /// the error of its fault.
     type Refusing: RefuseAccesses<Self>;
 
-    /// Pages of one leaf table; a power of two, 2048 at most.
+    /// The number of pages of one leaf table: a power of two, 2048 at most.
     const LEAF_PAGES: u64;
-    /// Whether the page of zeros can be mapped for reading such that a store faults. Where not, a read of untouched
+    /// Tells whether the page of zeros can be mapped for reading, such that a store faults. If false, a read of untouched
     /// memory gets a frame of its own.
     const MAPS_ZEROS: bool = true;
-    /// Whether a page that several entries map is one page, so that stores through one are seen through all. Where not, no
-    /// shared mapping can be writable: [`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported); and
-    /// what is written by a [`FileHandle`](crate::FileHandle) is seen where the page is mapped afterwards.
+    /// Tells whether all entries that name a frame map the same memory, so that a store through one is seen through all. If
+    /// false, no shared mapping can be writable
+    /// ([`MapError::SharedWriteUnsupported`](crate::MapError::SharedWriteUnsupported)), and bytes that a
+    /// [`FileHandle`](crate::FileHandle) writes are seen where the page is mapped afterwards.
     const SHARES_WRITES: bool = true;
-    /// Whether entries with [`Entry::FOREIGN`] can be made: the host's processors reach a frame by its number alone, whether the host's
-    /// [`FrameSource`] has such a frame or not, and an entry keeps that bit. The type of memory (uncached, write-combining) is the
-    /// host's to know by the frame's number. Where not, no mapping of foreign frames is made:
+    /// Tells whether entries with [`Entry::FOREIGN`] can be made. If true, the host's processors reach a frame by its number
+    /// alone, whether or not the host's [`FrameSource`] has such a frame, and an entry keeps that bit. The host derives the
+    /// type of memory (uncached, write-combining) from the frame's number. If false, no mapping of foreign frames is made:
     /// [`MapError::ForeignUnsupported`](crate::MapError::ForeignUnsupported).
     const MAPS_FOREIGN: bool = false;
-    /// The pages that can be mapped; both ends are multiples of [`PageTable::LEAF_PAGES`]. Always the same. Page 0 is mapped only
-    /// where a call names it.
+    /// Returns the pages that can be mapped. Both ends are multiples of [`PageTable::LEAF_PAGES`]. The answer never changes.
+    /// Page 0 is mapped only where a call names it.
     fn pages(&self) -> PageRange;
 
-    /// Returns what the host's own code may know of this table without `unsafe`, through
-    /// [`AddressSpace::root`](crate::AddressSpace::root): of a kernel, what it loads into the processor's register. Always the same. It
-    /// gives nobody a way to an entry. A kernel that loads it, or keeps it loaded, sees to it that the space has a handle, or
-    /// that [`PageTable::unload`] finds the processor.
+    /// Returns the part of this table that the host's own code may know without `unsafe`, through
+    /// [`AddressSpace::root`](crate::AddressSpace::root). For a kernel, this is the value that it loads into the processor's
+    /// register. The answer never changes and gives no access to an entry. A kernel that loads it, or keeps it loaded, ensures
+    /// that the space has a handle, or that [`PageTable::unload`] finds the processor.
     fn root(&self) -> Self::Root<'_>;
 
-    /// The ability to share leaf tables. Always the same answer.
+    /// Returns the ability to share leaf tables, if the table has it. The answer never changes.
     fn sharing(&self) -> Option<&Self::Sharing>;
 
-    /// The ability to follow ranges. Always the same answer.
+    /// Returns the ability to follow ranges, if the table has it. The answer never changes.
     fn following(&self) -> Option<&Self::Following>;
 
-    /// The ability to answer accesses that cannot be served. Always the same answer.
+    /// Returns the ability to answer accesses that cannot be served, if the table has it. The answer never changes.
     fn refusing(&self) -> Option<&Self::Refusing>;
 
-    /// The leaf table over `page`, if there is one. Acquire: what was written into a new leaf is seen.
+    /// Returns the leaf table over `page`, if there is one. Acquire: everything written into a new leaf is seen.
     fn leaf<'s>(&'s self, proof: &'s impl Stable, page: PageNumber) -> Option<Self::Leaf<'s>>;
 
-    /// As [`PageTable::leaf`], made where it is missing. Does not sleep.
+    /// Returns the leaf table over `page`, as [`PageTable::leaf`] does, and makes it if it is missing. Does not sleep.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: as before.
+    /// [`OutOfMemory`]: nothing has changed.
     fn make_leaf<'s>(
         &'s self,
         proof: &'s impl Stable,
         page: PageNumber,
     ) -> Result<Self::Leaf<'s>, OutOfMemory>;
 
-    /// Whether the leaf still hangs where it was found. Called while an entry in it is announced.
+    /// Returns whether the leaf still hangs where it was found. Called while an entry in it is announced.
     fn hangs(&self, leaf: Self::Leaf<'_>) -> bool;
 
-    /// The entry of `page`, which the leaf covers. Relaxed.
+    /// Returns the entry of `page`, which the leaf covers. Relaxed.
     fn load(&self, leaf: Self::Leaf<'_>, page: PageNumber) -> Entry;
 
-    /// Sets [`Entry::ANNOUNCED`] if the entry is still `seen` (which has no such bit). Acquire. One atomic read-modify-write:
-    /// the engine's fence after it is [`fence_after_rmw`](crate::sync::fence_after_rmw).
+    /// Sets [`Entry::ANNOUNCED`] if the entry is still `seen`, which does not have that bit. Returns whether it did. Acquire.
+    /// One atomic read-modify-write: the engine's fence after it is [`fence_after_rmw`](crate::sync::fence_after_rmw).
     fn try_announce(&self, leaf: Self::Leaf<'_>, page: PageNumber, seen: Entry) -> bool;
 
-    /// Clears the bit and leaves the entry as it is otherwise; accessed and dirty bits that came meanwhile stay.
+    /// Clears [`Entry::ANNOUNCED`] and leaves the rest of the entry. Accessed and dirty bits that were set meanwhile stay.
     /// Release.
     ///
     /// # Safety
-    /// The caller has announced the entry and relies on the bit no more.
+    /// The caller has announced the entry and no longer relies on the bit.
     unsafe fn let_go(&self, leaf: Self::Leaf<'_>, page: PageNumber);
 
-    /// Puts `new` in the place of the entry and clears the bit by the same store.
-    /// Returns what was there, with the accessed and dirty bits of the last moment. Where `new` keeps the frame, those
-    /// bits are kept in it too. Release. May copy one page; does not sleep.
+    /// Replaces the entry with `new` and clears [`Entry::ANNOUNCED`] by the same store. Returns the old entry, with the
+    /// accessed and dirty bits of the last moment. If `new` keeps the frame, it keeps those bits too. Release. May copy one
+    /// page. Does not sleep.
     ///
-    /// A host whose processors walk another table makes that follow, also where `new` is what was there: the processor
-    /// has faulted, so what it has is not what the entry says, after [`PageTable::fill`] or because others were quicker.
+    /// A host whose processors walk another table updates that table, even if `new` equals the old entry. The processor has
+    /// faulted, so its table differs from the entry. The cause is [`PageTable::fill`], or another thread that was quicker.
     ///
     /// # Errors
-    /// [`OutOfMemory`] of a host that needs memory to map a page: the entry is as before, announced.
+    /// [`OutOfMemory`], from a host that needs memory to map a page: the entry is unchanged and still announced.
     ///
     /// # Safety
-    /// The caller has announced the entry. If `new` names a frame, that frame is in use, is filled, and is counted once for
-    /// this entry, or is the page of zeros, or is foreign and answered for ([`ForeignFrames`](crate::ForeignFrames)); `new` gives the write right only if every space that sees the frame may see the
-    /// store.
+    /// The caller has announced the entry. If `new` names a frame, one of these holds: the frame is in use, is filled, and is
+    /// counted once for this entry; it is the page of zeros; or it is foreign and answered for
+    /// ([`ForeignFrames`](crate::ForeignFrames)). `new` gives the write right only if every space that sees the frame may see
+    /// the store.
     unsafe fn install(
         &self,
         leaf: Self::Leaf<'_>,
@@ -246,13 +253,13 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
         new: Entry,
     ) -> Result<Entry, OutOfMemory>;
 
-    /// Range work's step: puts `new` in the place of `seen` (neither has the bit) if the entry is still that. AcqRel.
+    /// Replaces the entry with `new` for range work, if the entry is still `seen`. Neither has [`Entry::ANNOUNCED`]. AcqRel.
     ///
     /// # Errors
-    /// What is there instead.
+    /// The entry that is there instead of `seen`. It is unchanged.
     ///
     /// # Safety
-    /// The caller has taken the page. `new` is as for [`PageTable::install`]. The frame of `seen` is freed only after a
+    /// The caller has reserved the page. `new` is as for [`PageTable::install`]. The frame of `seen` is freed only after a
     /// later [`PageTable::invalidate`] of the page.
     unsafe fn exchange(
         &self,
@@ -262,54 +269,57 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
         new: Entry,
     ) -> Result<(), Entry>;
 
-    /// Puts `new` where nothing is: fork fills the child's entries, and whoever leaves a shared leaf the copy, before it hangs
-    /// ([`ShareLeaves::open`]). Release. A host whose processors walk another table
-    /// leaves that for the first access.
+    /// Stores `new` in an empty entry. Fork fills the child's entries this way. A space that leaves a shared leaf fills its
+    /// copy this way before the copy hangs ([`ShareLeaves::open`]). Release. A host whose processors walk another table updates
+    /// that table at the first access.
     ///
     /// # Safety
-    /// Nobody else changes the entry now. `new` is as for [`PageTable::install`].
+    /// Nobody else changes the entry meanwhile. `new` is as for [`PageTable::install`].
     unsafe fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
 
-    /// The engine's record of the leaf. Not asked of a leaf that is [shared](ShareLeaves) and was found by a range taken.
+    /// Returns the engine's record of the leaf. Not called for a leaf that is [shared](ShareLeaves) and was found under a
+    /// reservation.
     fn record<'s>(&'s self, leaf: Self::Leaf<'s>) -> &'s LeafRecord;
 
-    /// The first page from `range`'s start on, and inside it, whose leaf table exists.
+    /// Returns the first page of `range` whose leaf table exists.
     fn next_leaf(&self, proof: &impl Stable, range: PageRange) -> Option<PageNumber>;
 
     /// Takes the leaf table over `page` out of its parent. Readers may still be in the table, and processors may walk it until
-    /// the next [`PageTable::invalidate`] of its pages: it is freed after that and a grace period. A host whose `invalidate`
-    /// goes by the entries of the table does now what it would have done for these. May sleep.
+    /// the next [`PageTable::invalidate`] of its pages. The table is freed after that and a grace period. If a host's
+    /// `invalidate` looks at the entries of the table, `unhook` does now what `invalidate` would have done for these. May
+    /// sleep.
     ///
     /// # Safety
-    /// The caller has taken the leaf's whole span, which is a hole or BUSY, and has swept it.
+    /// The caller has reserved the leaf's whole span, which is a hole or BUSY, and has swept it.
     unsafe fn unhook(&self, page: PageNumber) -> Option<Retired>;
 
-    /// Returns when no processor uses a translation of `range` that is older than the call, nor walks a leaf table over some of
-    /// it that was unhooked before (what processors keep of upper tables goes too): a TLB shootdown, or the end of older
-    /// access sections. The caller is in no section and has announced nothing; this may sleep. `wait`
-    /// is for a host that looks again and again: one step of waiting, and how many looks there were before.
+    /// Returns when no processor uses a translation of `range` that is older than the call, nor walks a leaf table over part of
+    /// `range` that was unhooked before. This covers upper entries that processors cache. It is a TLB shootdown, or the end of
+    /// older access sections. The caller is in no section and has announced nothing; this may sleep. A host that polls calls
+    /// `wait` for each step of waiting, with the number of polls before it.
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32));
 
-    /// Names `range` for a later [`Host::invalidate_all`]. Needs no memory.
+    /// Returns a name of `range` for a later [`Host::invalidate_all`]. Needs no memory.
     fn stale(&self, range: PageRange) -> Self::Stale;
 
     /// Returns when no processor has this table loaded, nor keeps a translation or an upper entry of it. The engine calls it
-    /// once, when the last handle of a space goes, before it frees the frames that the entries name and drops the table. A
-    /// kernel switches those processors to another table that still have this one loaded without using it (lazy TLB), and
-    /// flushes what is tagged with this table (its ASID or PCID). A host whose processors keep nothing does nothing.
+    /// once, when the last handle of a space goes, before it frees the frames that the entries name and drops the table. Some
+    /// processors may have this table loaded without using it (lazy TLB). A kernel switches those to another table and flushes
+    /// what is tagged with this table (its ASID or PCID). A host whose processors keep nothing does nothing.
     ///
-    /// The host guarantees that no access through the table begins any more. The caller is in no section and has announced
-    /// nothing; this may sleep. `wait` is as for [`PageTable::invalidate`].
+    /// The host guarantees that no new access through the table begins. The caller is in no section and has announced nothing;
+    /// this may sleep. `wait` is as for [`PageTable::invalidate`].
     fn unload(&self, wait: impl FnMut(u32));
 
-    /// Tells that the space has exited: all its faults fail from now on, so no access through this table need succeed. The engine calls
-    /// it once, when exit has emptied the map for good and before it sweeps the entries; never for a space that goes without exit.
+    /// Tells the host that the space has exited. All faults of the space fail from now on, so no access through this table need
+    /// succeed. The engine calls it once, when exit has emptied the map for good and before it sweeps the entries. It is never
+    /// called for a space that goes without exit.
     ///
-    /// A kernel loads another root here on every processor that has this one, and loads this one no more. Invalidations of the
-    /// table, of which exit makes one for each batch of frames, then find no processor to interrupt. A host with nothing
+    /// A kernel loads another root here on every processor that has this one, and does not load this one again. Invalidations
+    /// of the table, of which exit makes one for each batch of frames, then find no processor to interrupt. A host with nothing
     /// to gain keeps the default, which does nothing: `invalidate` and `unload` are called all the same.
     ///
-    /// The caller has taken all pages, is in no section and has announced nothing; this may sleep, but needs no memory. Page
+    /// The caller has reserved all pages, is in no section and has announced nothing; this may sleep, but needs no memory. Page
     /// work that has announced before may still install an entry, which the sweep then takes. `wait` is as for
     /// [`PageTable::invalidate`].
     fn abandon(&self, wait: impl FnMut(u32)) {
@@ -320,10 +330,10 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
 /// Physical memory: frames of one page each, and a [`Folio`] for each frame.
 ///
 /// # Safety
-/// A frame that is given out is given out once until it comes back, and `memory` names `PAGE_SIZE` bytes of its own.
+/// A frame is given out to one caller until it is freed. `memory` names `PAGE_SIZE` bytes that belong to the frame alone.
 ///
-/// A method that is not `unsafe` breaks no memory safety, whatever frame it gets. It may panic. The `unsafe` methods reach
-/// bytes that others may use: each states what its caller guarantees. The engine calls all of them, and safe code none:
+/// A method that is not `unsafe` breaks no memory safety, for any frame. It may panic. The `unsafe` methods reach bytes that
+/// others may use. Each states what its caller guarantees. The engine calls all of them, and safe code none:
 ///
 /// ```compile_fail,E0133
 /// # use faultless::host::{Frame, FrameSource, Host};
@@ -332,72 +342,73 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
 /// }
 /// ```
 pub unsafe trait FrameSource: Send + Sync + 'static {
-    /// Takes a free frame, with whatever is in it, for `group`, which pays for it, and for `purpose`. Returns `None` if there is none
+    /// Takes a free frame for `purpose`. Its contents are arbitrary. `group` pays for it. Returns `None` if there is no frame
     /// for them. Does not sleep: page work calls this while announced.
     ///
-    /// A host may keep frames apart by these two: for a page of a file one that a device reaches, or a few for copies on write alone, so
-    /// that a store into a page that is there does not fail where new memory does. A frame keeps neither for life: where
-    /// a copy is not needed, the page is taken over.
+    /// A host may divide its frames by `group` and `purpose`. For a page of a file, it may give out a frame that a device
+    /// reaches. It may keep a few frames for copies on write alone, so that a store into a page that is there does not fail
+    /// where new memory does. A frame keeps neither for life: where a copy is not needed, the page is taken over.
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame>;
 
-    /// Takes a frame back, from whatever it was used for. Does not sleep. Who has paid for it is the folio's to say, when there are
-    /// more groups than one.
+    /// Takes a frame back, for any purpose it had. Does not sleep. When there are more groups than one, the folio tells which
+    /// group has paid for the frame.
     ///
     /// # Safety
     /// The frame is given out and the caller has it alone: no reference is left in its folio, no page table names it, and
     /// nobody uses its bytes.
     unsafe fn free(&self, frame: Frame);
 
-    /// The counts and state of a frame. May panic if the machine has no such frame.
+    /// Returns the counts and state of a frame. May panic if the machine has no such frame.
     fn folio(&self, frame: Frame) -> &Folio;
 
-    /// A hint that the frame's folio is about to be written.
+    /// Gives a hint that the frame's folio is about to be written.
     fn prefetch(&self, frame: Frame) {
         let _ = frame;
     }
 
-    /// Fills with zeros.
+    /// Fills the frame with zeros.
     ///
     /// # Safety
     /// The frame is given out and the caller has it alone.
     unsafe fn zero(&self, frame: Frame);
 
-    /// Copies a page, or remembers to.
+    /// Copies the page in `from` to `to`, or records that it is to be copied.
     ///
     /// # Safety
     /// Both frames are given out. Until `to` is installed or freed, the caller has `to` alone, `from` stays in use, and
     /// nobody writes `from`.
     unsafe fn copy(&self, from: Frame, to: Frame);
 
-    /// The frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE` initialised
-    /// bytes, aligned to eight. The pointer is good until the frame is freed or a processor may write it.
+    /// Returns a pointer to the frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE`
+    /// initialised bytes, aligned to eight. The pointer is valid until the frame is freed or a processor may write it.
     ///
     /// # Safety
     /// The frame is given out. The caller has it alone, or it is a page of a file that nobody may write.
     unsafe fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
-    /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns how
-    /// many: fewer if the host has lost them. `bytes` is the engine's own memory, whose access never faults in a space of
-    /// this engine, so the host may hold its locks.
+    /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns the number
+    /// of bytes copied, which is smaller if the host has lost them. `bytes` is the engine's own memory, whose access never
+    /// faults in a space of this engine, so the host may hold its locks.
     ///
     /// # Safety
     /// The frame stays in use meanwhile. No store reads into it ([`Direction::Read`](crate::store::Direction::Read)).
     unsafe fn read(&self, frame: Frame, offset: usize, bytes: &mut [u8]) -> usize;
 
-    /// Copies bytes into a frame that processors may be using, each byte atomically, up to the page's end. Returns how
-    /// many: fewer if the host has lost the page. `bytes` is the engine's own memory, as for [`FrameSource::read`].
+    /// Copies bytes into a frame that processors may be using, each byte atomically, up to the page's end. Returns the number
+    /// of bytes copied, which is smaller if the host has lost the page. `bytes` is the engine's own memory, as for
+    /// [`FrameSource::read`].
     ///
     /// # Safety
-    /// The frame stays in use meanwhile, and no transfer of it is under way. Everybody who sees the page may see the
-    /// bytes.
+    /// The frame stays in use meanwhile, and no transfer of it is under way. Every space and handle that sees the page may see
+    /// the bytes.
     unsafe fn write(&self, frame: Frame, offset: usize, bytes: &[u8]) -> usize;
 
-    /// How many frames there are at most, and how many are given out now.
+    /// Returns the limit of frames and the number given out now.
     fn usage(&self) -> FrameUsage;
 }
 
-/// A group of processes that pays for memory together, and makes room in its own when it has too much (a memory cgroup). There is one
-/// for now.
+/// A group of processes that share one charge for memory, and that makes room in its own memory when it has too much (a memory
+/// cgroup). There is one group for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupId(());
 
@@ -406,64 +417,65 @@ impl GroupId {
     pub const ROOT: Self = Self(());
 }
 
-/// What a frame is taken for: see [`FrameSource::allocate`]. More may come.
+/// The purpose of a frame that [`FrameSource::allocate`] gives out. More may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FrameUse {
-    /// The engine's page of zeros: once, and for as long as it lives.
+    /// The engine's page of zeros. It is allocated once, and kept for as long as the engine lives.
     ZeroPage,
     /// A page of anonymous memory.
     Anonymous,
-    /// A copy of a page that is mapped, for the store that has faulted.
+    /// A copy of a mapped page, for the store that has faulted.
     CopyOnWrite,
     /// A page of a file, to be read from its store, written as a whole, or zeros.
     File,
-    /// A copy for the child of a page that I/O is written into, in fork.
+    /// A copy that fork makes for the child, of a page into which I/O is written.
     Fork,
 }
 
-/// See [`FrameSource::usage`].
+/// The number of frames in use and its limit, as [`FrameSource::usage`] returns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameUsage {
-    /// Frames given out.
+    /// The number of frames given out.
     pub used: u64,
-    /// The limit.
+    /// The most frames that can be given out.
     pub limit: u64,
 }
 
-/// The time.
+/// The clock.
 pub trait Clock: Send + Sync {
-    /// Nanoseconds since some fixed moment; does not go back.
+    /// Returns the nanoseconds since some fixed moment. The value does not go back.
     fn now_ns(&self) -> u64;
 }
 
-/// Whose slot is whose.
+/// The service that gives each thread or processor its slot.
 ///
 /// # Safety
-/// While a thread has a guard, it stays that thread's, no other thread that is in a section gets its number, and none that gets
-/// it runs before the guard is dropped. If [`Slots::ARE_THREADS`], no other thread gets it before the
-/// thread has ended.
+/// While a thread has a guard of a slot, the slot stays that thread's. No other thread that is in a section gets its number,
+/// and no thread that gets the number runs before the guard is dropped. If [`Slots::ARE_THREADS`], no other thread gets the
+/// number before the thread has ended.
 pub unsafe trait Slots: Send + Sync {
-    /// Whether a slot is one thread's, so that nobody else uses it while that thread sleeps in [`Park::park`]. Then grace periods
-    /// do not look at sleeping threads. Not true of a kernel, whose slots are processors'.
+    /// Tells whether a slot belongs to one thread, so that nobody else uses it while that thread sleeps in [`Park::park`]. If
+    /// true, grace periods do not look at sleeping threads. It is false for a kernel, whose slots belong to processors.
     const ARE_THREADS: bool = false;
 
-    /// Keeps a thread at its slot: in a kernel preemption is off, or migration, while there is one. `()` where slots are threads'.
+    /// A guard that keeps a thread at its slot. In a kernel, preemption or migration is off while one lives. `()` where slots
+    /// belong to threads.
     type Guard;
 
-    /// Keeps the calling thread at its slot (in a kernel, that of its processor) until the guard is dropped. Returns the number of
-    /// the slot, too. The engine has the guard as long as it uses the number, and drops it before it sleeps, waits, or calls
-    /// [`Park`], [`Barrier::heavy`] or a store. A read section has one from beginning to end. Guards of a thread overlap, and need
-    /// not go in the order in which they came.
+    /// Keeps the calling thread at its slot (in a kernel, that of its processor) until the guard is dropped. Returns the number
+    /// of the slot and the guard. The engine keeps the guard as long as it uses the number. It drops the guard before it
+    /// sleeps, waits, or calls [`Park`], [`Barrier::heavy`] or a store. A read section has one from beginning to end. Guards of
+    /// a thread overlap, and may be dropped in any order.
     ///
-    /// Where slots are processors', [`Sections::prepare`] is called when one comes online, so that no call of the engine needs
-    /// memory for it.
+    /// Where slots belong to processors, [`Sections::prepare`] is called when a processor comes online, so that no call of the
+    /// engine needs memory for it.
     fn pin(&self) -> (SlotIndex, Self::Guard);
 
-    /// Tells of the sections of a new engine. Called once for each engine, before its first section. A host keeps a
-    /// [`Weak`](alloc::sync::Weak) of them until [`Slots::detach`], if threads end while the engine lives: it calls
-    /// [`Sections::unlist`] with the number of a thread that ends, before another thread gets the number. A host that keeps
-    /// nothing has every grace period look at all slots that have ever been used.
+    /// Tells the host of the sections of a new engine. Called once for each engine, before its first section. If threads end
+    /// while the engine lives, the host keeps a [`Weak`](alloc::sync::Weak) of the sections until [`Slots::detach`]. It calls
+    /// [`Sections::unlist`] with the number of a thread that ends, before another thread gets the number. If a host keeps
+    /// nothing, every grace period looks at all slots that have ever been used.
     ///
     /// # Errors
     /// [`OutOfMemory`]: nothing is kept.
@@ -472,7 +484,8 @@ pub unsafe trait Slots: Send + Sync {
         Ok(())
     }
 
-    /// The engine of these sections goes; they may never have been attached. Lets go of what [`Slots::attach`] has kept.
+    /// Tells the host that the engine of `sections` goes, and drops what [`Slots::attach`] has kept. The sections may never
+    /// have been attached.
     fn detach(&self, sections: &Sections) {
         let _ = sections;
     }

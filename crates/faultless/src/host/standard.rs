@@ -7,28 +7,29 @@ use crate::sync::{OutOfMemory, Sections};
 #[cfg(not(loom))]
 use alloc::sync::Arc;
 
-/// [`Park`] by a mutex and a condition variable for each thread. A thread's name is its number in [`StdSlots`].
+/// An implementation of [`Park`] by a mutex and a condition variable for each thread. A thread's name is its number in
+/// [`StdSlots`].
 #[derive(Debug, Default)]
 pub struct StdPark {
     #[cfg(loom)]
     parkers: [Parker; SlotIndex::MAX as usize],
 }
 
-/// Where a thread sleeps.
+/// The place where one thread sleeps.
 #[derive(Debug, Default)]
 struct Parker {
-    /// Whether it has been woken since it last slept.
+    /// Tells whether the thread has been woken since it last slept.
     is_unparked: Mutex<bool>,
     changed: Condvar,
 }
 
-/// One a thread of the process, whatever engine it sleeps for. Pages of it that no thread has touched take no memory.
+/// One parker for each thread of the process, for all engines. Its pages that no thread has touched take no memory.
 #[cfg(not(loom))]
 static PARKERS: [Parker; SlotIndex::MAX as usize] =
     [const { Parker { is_unparked: Mutex::new(false), changed: Condvar::new() } }; SlotIndex::MAX as usize];
 
 impl StdPark {
-    /// `None`: no thread has this name, which came from a caller.
+    /// Returns the parker of the thread `of`. `None`: no thread has this name, which came from a caller.
     fn parker(&self, of: Sleeper) -> Option<&Parker> {
         let number = usize::try_from(of.0).ok()?;
         #[cfg(loom)]
@@ -64,7 +65,7 @@ impl Park for StdPark {
         match look {
             0..SPINS => core::hint::spin_loop(),
             SPINS..YIELDS => std::thread::yield_now(),
-            // 2, 4, … 64 microseconds: the holder was preempted, and needs this processor perhaps.
+            // 2, 4, … 64 microseconds: the holder was preempted, and may need this processor.
             _ => std::thread::sleep(core::time::Duration::from_micros(2 << (look - YIELDS).min(5))),
         }
     }
@@ -75,7 +76,7 @@ impl Park for StdPark {
     }
 }
 
-/// [`Clock`] by [`std::time::Instant`].
+/// An implementation of [`Clock`] by [`std::time::Instant`].
 #[derive(Debug)]
 pub struct StdClock {
     start: std::time::Instant,
@@ -93,13 +94,13 @@ impl Clock for StdClock {
     }
 }
 
-/// [`Slots`] by thread: a number for each living thread that has used an engine, given back when it ends. No grace period
-/// looks at the slots of a thread that has ended. A thread whose handle has been joined has ended; the end of a
-/// [`std::thread::scope`] may come earlier than that of its threads.
+/// An implementation of [`Slots`] by thread. Each living thread that has used an engine has a number, which it gives back when
+/// it ends. No grace period looks at the slots of a thread that has ended. A thread whose handle has been joined has ended. A
+/// [`std::thread::scope`] may end earlier than its threads.
 ///
 /// There are [`SlotIndex::MAX`] numbers, 65,536, for all engines of the process. A thread beyond that sleeps in its first use
-/// of an engine until another thread ends: [`StdSlots::waiting`] counts these. A program that needs more threads must not let
-/// the first ones wait for the others.
+/// of an engine until another thread ends. [`StdSlots::waiting`] counts such threads. A program that needs more threads must
+/// not let the first ones wait for the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StdSlots;
 
@@ -111,7 +112,7 @@ mod numbers {
     use std::collections::BinaryHeap;
     use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-    /// The numbers below `limit`.
+    /// The pool of the numbers below `limit`.
     pub struct Pool {
         numbers: Mutex<Numbers>,
         returned: Condvar,
@@ -119,7 +120,8 @@ mod numbers {
     }
 
     struct Numbers {
-        /// The lowest goes first, so that those in use lie close together. It has room for all that were ever given out.
+        /// The numbers that were given back. The lowest is given out first, so that the numbers in use lie close together. It
+        /// has room for all numbers that were ever given out.
         free: BinaryHeap<Reverse<u32>>,
         next: u32,
         waiting: usize,
@@ -135,7 +137,7 @@ mod numbers {
             self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        /// A number that nobody has. Waits until there is one.
+        /// Takes a number that no thread has. Waits until there is one.
         pub fn take(&self) -> u32 {
             let mut numbers = self.lock();
             loop {
@@ -143,7 +145,8 @@ mod numbers {
                     return free;
                 }
                 if numbers.next < self.limit {
-                    // None is free now. A thread's end allocates nothing; without memory now, its number may be lost then.
+                    // No number is free now. The end of a thread does not allocate; if there is no memory now, this number may
+                    // be lost then.
                     let given_out = numbers.next as usize + 1;
                     let _ = numbers.free.try_reserve(given_out);
                     numbers.next += 1;
@@ -171,9 +174,9 @@ mod numbers {
 
     static POOL: Pool = Pool::new(SlotIndex::MAX);
 
-    /// The sections of all engines, where a thread that ends gives its slot up.
+    /// The sections of all engines, in which a thread that ends gives up its slot.
     struct Attached {
-        /// In the order of their numbers, which are not used again.
+        /// The sections in the order of their numbers, which are not used again.
         all: Vec<(u64, Weak<Sections>)>,
         next: u64,
     }
@@ -202,8 +205,8 @@ mod numbers {
     impl Drop for Mine {
         fn drop(&mut self) {
             if let Some(slot) = SlotIndex::new(self.0) {
-                // One at a time, and not under the lock: the end of the last handle frees what is retired. By number, since
-                // engines come and go meanwhile.
+                // The sections are visited one at a time, and not under the lock, since the end of the last handle frees
+                // retired things. They are found by number, since engines come and go meanwhile.
                 let from = |number: u64| {
                     let attached = attached();
                     let place = attached.all.partition_point(|(known, _)| *known < number);
@@ -233,7 +236,7 @@ mod numbers {
 
     #[inline]
     pub fn current() -> SlotIndex {
-        // One comparison: no slot has the number that stands for none yet.
+        // One comparison is enough: no slot has the number that means "none yet".
         SlotIndex::new(INDEX.with(Cell::get)).unwrap_or_else(first_use)
     }
 
@@ -247,7 +250,7 @@ mod numbers {
 
 #[cfg(loom)]
 mod numbers {
-    // A model names its threads itself: thread-locals of the real thread would be shared by all of them.
+    // A model names its threads itself, since all of them would share the thread-locals of the real thread.
     #[cfg(loom)]
     loom::thread_local! { static INDEX: std::cell::Cell<u32> = std::cell::Cell::new(0); }
 
@@ -262,19 +265,20 @@ mod numbers {
 }
 
 impl StdSlots {
-    /// The slot of the calling thread, which has it until it ends.
+    /// Returns the slot of the calling thread, which has it until it ends.
     #[inline]
     pub fn current(&self) -> SlotIndex {
         numbers::current()
     }
 
-    /// How many threads wait for a number now: other than zero only while [`SlotIndex::MAX`] threads have one.
+    /// Returns the number of threads that wait for a slot now. It is other than zero only while [`SlotIndex::MAX`] threads have
+    /// one.
     #[cfg(not(loom))]
     pub fn waiting() -> usize {
         numbers::waiting()
     }
 
-    /// Gives the model's thread its slot; threads that live together take different ones.
+    /// Gives the calling thread of a model its slot. Threads that live together take different ones.
     #[cfg(loom)]
     pub fn set_current(index: u32) {
         numbers::set(index);

@@ -1,11 +1,11 @@
-//! A host in a process with `std`: it brings frames and tables, and the rest is here.
+//! A host in a process with `std`. It supplies frames and tables; this module supplies the rest.
 
 use super::{
     FrameSource, Host, OutOfMemory, PageTable, Park, Sections, StdBarrier, StdClock, StdPark, StdSlots,
 };
 use alloc::sync::Arc;
 
-/// Sleeping, the time and the barrier of a host in a process with `std`. `P` is how its threads sleep.
+/// The sleeping, clock and barrier services of a host in a process with `std`. `P` is the service by which its threads sleep.
 #[derive(Debug, Default)]
 pub struct StdServices<P = StdPark> {
     park: P,
@@ -14,29 +14,29 @@ pub struct StdServices<P = StdPark> {
 }
 
 impl<P: Park> StdServices<P> {
-    /// The services of a host whose threads sleep by `park`. With [`StdPark`], [`Default`] makes the same.
+    /// Returns the services of a host whose threads sleep by `park`. With [`StdPark`], [`Default`] makes the same.
     pub fn with_park(park: P) -> Self {
         Self { park, clock: StdClock::default(), barrier: StdBarrier::new() }
     }
 }
 
 /// A [`Host`] whose processors are the threads of this process. Each type with this trait is a [`Host`], with a slot for each
-/// thread ([`StdSlots`]). Implement it in the place of [`Host`] where only frames, tables and perhaps the sleeping are a host's own.
+/// thread ([`StdSlots`]). Implement it instead of [`Host`] if only frames, tables and perhaps the sleeping are the host's own.
 ///
 /// # Safety
-/// As [`Host`].
+/// The implementation guarantees the same as for [`Host`].
 pub unsafe trait StdHost: Sized + Send + Sync + 'static {
     /// The page table of one space.
     type Table: PageTable;
     /// The physical memory.
     type Frames: FrameSource;
-    /// How threads sleep; mostly [`StdPark`].
+    /// The service by which threads sleep; mostly [`StdPark`].
     type Park: Park;
 
-    /// The physical memory: [`Host::frames`].
+    /// Returns the physical memory: [`Host::frames`].
     fn frames(&self) -> &Self::Frames;
 
-    /// Everything else, which the host keeps for as long as it lives.
+    /// Returns all other services, which the host keeps for as long as it lives.
     fn services(&self) -> &StdServices<Self::Park>;
 
     /// Makes an empty table for a new space: [`Host::new_table`].
@@ -66,7 +66,8 @@ pub unsafe trait StdHost: Sized + Send + Sync + 'static {
         wait: impl FnMut(u32),
     );
 
-    /// Whether the calling thread serves an interrupt: [`Host::is_in_interrupt`]. A machine that models interrupts says so.
+    /// Returns whether the calling thread serves an interrupt: [`Host::is_in_interrupt`]. The default is false; a machine that
+    /// models interrupts overrides it.
     fn is_in_interrupt(&self) -> bool {
         false
     }

@@ -21,13 +21,14 @@ const BATCH: usize = 8;
 const LEAVES: u64 = 512;
 #[cfg(loom)]
 const LEAVES: u64 = 4;
-/// How often one looks for memory before there is none: others free some, and others take it. These looks spin
+/// The number of looks for memory before a caller gives up: other threads free some, and others take it. These looks spin
 /// ([`Park::wait_for_memory`]), and take less than 50 microseconds.
 #[cfg(not(loom))]
 const LOOKS: u32 = 48;
 #[cfg(loom)]
 const LOOKS: u32 = 2;
-/// The same while somebody else evicts, who may have taken what there was off the list: he may be preempted.
+/// The number of looks while another thread evicts. That thread may have taken the free folios off the list, and may be
+/// preempted.
 #[cfg(not(loom))]
 const LOOKS_BESIDE: u32 = 100;
 #[cfg(loom)]
@@ -69,7 +70,7 @@ impl Account {
 pub struct Pin<H: Host> {
     engine: Arc<Engine<H>>,
     frame: Frame,
-    /// Whether it is in a [`FolioLock`].
+    /// Tells whether the page is in a [`FolioLock`].
     has_lock: bool,
 }
 
@@ -84,17 +85,17 @@ impl<H: Host> Pin<H> {
         self.frame
     }
 
-    /// Whether its read is under way.
+    /// Returns whether the page's read is under way.
     pub fn is_reading(&self) -> bool {
         self.engine.folio(self.frame).is_reading()
     }
 
-    /// Whether a file system has it locked.
+    /// Returns whether a file system has the page locked.
     pub fn is_locked(&self) -> bool {
         self.engine.folio(self.frame).is_locked()
     }
 
-    /// Whether a write of it is under way.
+    /// Returns whether a write of the page is under way.
     pub fn is_writeback(&self) -> bool {
         self.engine.folio(self.frame).is_writeback()
     }
@@ -185,7 +186,7 @@ impl From<Full> for Miss {
     }
 }
 
-/// Why a page was not found nor its read started.
+/// The reason why a page was not found nor its read started.
 #[derive(Debug)]
 pub(crate) enum Miss {
     /// The file has no such page.
@@ -227,7 +228,7 @@ impl<H: Host> Engine<H> {
         self.looks_on(look)
     }
 
-    /// Whether look number `look` for memory is not the last one.
+    /// Returns whether look number `look` for memory is not the last one.
     pub(super) fn looks_on(&self, look: u32) -> bool {
         look < LOOKS || look < LOOKS_BESIDE && self.cache.evictors.load(Ordering::Relaxed) != 0
     }

@@ -148,7 +148,7 @@ impl<H: Host> File<H> {
         Some(try_box(move |result| this.end_reads(first, &frames, result)).ok()?)
     }
 
-    /// Whether `page` is in memory and read. By the time one knows it may have changed.
+    /// Returns whether `page` is in memory and read. The answer may be out of date when it is returned.
     pub(crate) fn is_cached(&self, page: u64) -> bool {
         let Some(word) = self.index.get(page) else { return false };
         let seen = word.load(Ordering::Acquire);

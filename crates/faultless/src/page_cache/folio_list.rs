@@ -52,7 +52,7 @@ fn frame_of(number: u64) -> Option<Frame> {
     number.checked_sub(1).and_then(Frame::new)
 }
 
-/// See the module.
+/// The list of idle folios: see the module.
 pub(crate) struct FolioList {
     /// The number of the folio that came last, and how many have come since the last swap, as a hint. Each folio's `after`
     /// names the one that came before it. Atomic; AcqRel.
@@ -113,7 +113,7 @@ impl FolioList {
         folio.place().file.store(file, Ordering::Relaxed);
     }
 
-    /// How many folios are on the list.
+    /// Returns the number of folios on the list.
     pub(crate) fn length<H: Host>(&self, engine: &Engine<H>) -> u64 {
         let held = self.lock(engine);
         let length = held.0.length;

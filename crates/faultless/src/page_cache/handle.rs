@@ -1,4 +1,4 @@
-//! Handles of a file: read, write, sync and resize it, each with its own account of errors.
+//! Handles of a file, which read, write, sync and resize it. Each handle has its own account of errors.
 
 use super::FileRef;
 use super::account::{Miss, Pin};
@@ -16,17 +16,18 @@ use crate::sync::{Mutex, Shared};
 use alloc::vec::Vec;
 
 bitflags::bitflags! {
-    /// What a handle was opened for (O_RDONLY, O_WRONLY, O_RDWR). What the file itself was not opened for, no handle may.
+    /// The access rights of a handle (O_RDONLY, O_WRONLY, O_RDWR). A handle has no right that the file itself was not opened
+    /// with.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct FileRights: u8 {
-        /// To read, and to map: also what is mapped without the right to read.
+        /// The right to read and to map the file. Even a mapping without the right to read needs it.
         const READ = 1;
-        /// To write, to resize, to punch holes, and to map shared and writable.
+        /// The right to write, to resize, to punch holes, and to map shared and writable.
         const WRITE = 2;
     }
 }
 
-/// Why a file was not read, written or resized.
+/// The reason why a file was not read, written or resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
     /// The handle was opened to write only (EBADF).
@@ -35,31 +36,31 @@ pub enum FileError {
     /// The file or the handle was opened to be read only (EBADF; Linux's ftruncate says EINVAL).
     #[error("the file was not opened for writing")]
     NotWritable,
-    /// A hole of no bytes (EINVAL).
+    /// The hole has no bytes (EINVAL).
     #[error("a hole of no bytes")]
     EmptyHole,
-    /// Longer than a file can be (EFBIG).
+    /// The file would be longer than a file can be (EFBIG).
     #[error("byte {end} lies behind the end that a file can have")]
     TooLong {
-        /// Where it would end.
+        /// The offset of the end that the file would have, in bytes.
         end: u64,
     },
-    /// A page that was to be read anew has bytes that the store does not have (EBUSY).
+    /// A page that was to be read anew has bytes that the store does not have yet (EBUSY).
     #[error("the page at byte {offset} has been written, and not synced: reading it anew would lose that")]
     Dirty {
         /// The offset of the page, in bytes.
         offset: u64,
     },
-    /// The store failed: now, or at a write that nobody had been told of.
+    /// The store failed, now or at an earlier write whose failure was not reported yet.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No frame, and nothing could be evicted (ENOMEM).
+    /// There is no free frame, and no page could be evicted (ENOMEM).
     #[error("out of memory for a page of the file")]
     OutOfMemory,
 }
 
 impl FileError {
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotReadable | Self::NotWritable => errno::EBADF,
@@ -72,26 +73,27 @@ impl FileError {
     }
 }
 
-/// An open file: what a descriptor is. Each handle has its own account of errors. [`FileHandle::sync`] returns the last failure
-/// since this handle was last told; several failures in between are told as one. A failure from before the handle was opened is
-/// told only if nobody has been told of it.
+/// An open file, like a file descriptor. Each handle has its own account of errors. [`FileHandle::sync`] reports the last
+/// failure since the handle's last report; several failures in between are reported as one. A failure from before the handle
+/// was opened is reported only if no handle has reported it.
 ///
-/// Dropping it starts nothing and waits for nothing: [`FileHandle::sync`] is the promise.
+/// Dropping a handle starts no write and waits for none. Only [`FileHandle::sync`] ensures that the bytes have reached the
+/// device.
 pub struct FileHandle<H: Host> {
     file: Shared<File<H>>,
     /// Immutable.
     rights: FileRights,
-    /// The errors that it has been told of. Protected by its lock.
+    /// The errors that the handle has reported. Protected by its lock.
     seen: Mutex<u64>,
 }
 
 impl<H: Host> FileHandle<H> {
-    /// The file.
+    /// Returns the file.
     pub fn file(&self) -> &FileRef<H> {
         &self.file
     }
 
-    /// The rights that both the handle and its file were opened with.
+    /// Returns the rights that both the handle and its file were opened with.
     pub fn rights(&self) -> FileRights {
         match self.file.writable {
             true => self.rights,
@@ -103,37 +105,38 @@ impl<H: Host> FileHandle<H> {
         if self.rights.contains(right) { Ok(()) } else { Err(otherwise) }
     }
 
-    /// Reads from byte `offset` on, up to the end of the file; returns how many bytes. Waits for I/O. `bytes` may lie in memory
-    /// that the engine itself manages: nothing is held while it is touched.
+    /// Reads from byte `offset` on, up to the end of the file, and returns the number of bytes read. Waits for I/O. `bytes` may
+    /// lie in memory that the engine itself manages: no lock is held while it is touched.
     ///
     /// # Errors
-    /// [`FileError`], if not one byte could be read. After a failure behind the first byte it returns how many were read.
+    /// [`FileError`], if not one byte could be read. After a failure behind the first byte, it returns the number of bytes
+    /// read.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, FileError> {
         self.may(FileRights::READ, FileError::NotReadable)?;
         self.file.read_at(offset, bytes)
     }
 
-    /// Writes from byte `offset` on, through the page cache, and returns how many bytes. Every mapping of the file shows them.
-    /// The file grows by what was written: a page's bytes are there before the length says so. Waits for reads, and for
-    /// writes of the same pages that are under way. `bytes` may lie in memory that the engine itself manages: nothing is held
-    /// while it is touched.
+    /// Writes from byte `offset` on, through the page cache, and returns the number of bytes written. Every mapping of the file
+    /// shows them. The file grows by the bytes written: a page's bytes are there before the length covers them. Waits for
+    /// reads, and for writes of the same pages that are under way. `bytes` may lie in memory that the engine itself manages: no
+    /// lock is held while it is touched.
     ///
-    /// A truncation or a hole beside a write comes before it or behind it: a write that loses some of what it has written to one
-    /// ends there, and returns how many bytes it has written.
+    /// A truncation or a hole beside a write takes effect before it or after it. If one removes bytes that the write has
+    /// already written, the write ends there, and returns the number of bytes it has written.
     ///
     /// # Errors
-    /// [`FileError`], if not one byte could be written; the file is as before. After a failure behind the first page it returns
-    /// how many bytes were written, as write(2) does, and the file is no longer than these.
+    /// [`FileError`], if not one byte could be written; the file is unchanged. After a failure behind the first page, it
+    /// returns the number of bytes written, as write(2) does, and the file is not longer than these.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<usize, FileError> {
         self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.write_at(offset, bytes)
     }
 
-    /// Writes all that is dirty to the store, and waits for that (fsync).
+    /// Writes all dirty pages to the store, and waits until they have reached the device (fsync).
     ///
     /// # Errors
-    /// [`FileError::Store`]: a write or a flush failed since this handle was last told, or during this call. Pages that may not
-    /// have reached the device are dirty still, as far as they are in memory, and the next `sync` tries again.
+    /// [`FileError::Store`]: a write or a flush failed since this handle's last report, or during this call. Pages that may not
+    /// have reached the device stay dirty, as far as they are in memory, and the next `sync` tries again.
     pub fn sync(&self) -> Result<(), FileError> {
         let before = self.file.finish_writeback(0..index::PAGES);
         self.file.flush_store();
@@ -143,26 +146,25 @@ impl<H: Host> FileHandle<H> {
         Ok(result?)
     }
 
-    /// Starts to write dirty pages, and waits for no I/O (sync_file_range). Passes over pages that are locked, are being written,
-    /// or lie where the file is being cut, punched or read anew; these stay dirty. Errors are told by the next
-    /// [`FileHandle::sync`].
+    /// Starts to write dirty pages, and waits for no I/O (sync_file_range). Skips pages that are locked, are being written, or
+    /// lie where the file is being cut, punched or read anew; these stay dirty. The next [`FileHandle::sync`] reports errors.
     pub fn start_sync(&self) {
         self.file.start_writeback(0..index::PAGES);
     }
 
-    /// Makes the file `length` bytes long (ftruncate), its store too; see [`File::set_length`].
+    /// Makes the file and its store `length` bytes long (ftruncate); see [`File::set_length`].
     ///
     /// # Errors
-    /// [`FileError`]; the file is as before.
+    /// [`FileError`]; the file is unchanged.
     pub fn set_length(&self, length: u64) -> Result<(), FileError> {
         self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.set_store_length(length)
     }
 
-    /// Makes zeros of `length` bytes from byte `offset` on: see [`File::punch_hole`].
+    /// Replaces `length` bytes from byte `offset` on with zeros: see [`File::punch_hole`].
     ///
     /// # Errors
-    /// As [`File::punch_hole`], and [`FileError::NotWritable`] if the handle may not write. The file is as before.
+    /// The errors of [`File::punch_hole`], and [`FileError::NotWritable`] if the handle may not write. The file is unchanged.
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.may(FileRights::WRITE, FileError::NotWritable)?;
         self.file.punch_hole(offset, length)
@@ -170,20 +172,20 @@ impl<H: Host> FileHandle<H> {
 }
 
 impl<H: Host> File<H> {
-    /// A handle of its own account of errors, for all that the file allows.
+    /// Opens a handle with all rights of the file and an account of errors of its own.
     pub fn handle(&self) -> FileHandle<H> {
         self.handle_for(FileRights::all())
     }
 
-    /// A handle for these rights only.
+    /// Opens a handle with these rights only.
     pub fn handle_for(&self, rights: FileRights) -> FileHandle<H> {
         let seen = self.engine.lock(&self.errors).sample();
         let file = self.this.upgrade().expect("whoever calls this keeps the file");
         FileHandle { file, rights, seen: Mutex::new(seen) }
     }
 
-    /// Writes and flushes as [`FileHandle::sync`]. It reports by the account that it shares with msync: a failure that one of
-    /// them has told, the other does not tell again, unless it came during both.
+    /// Writes and flushes the file, as [`FileHandle::sync`] does. It shares an account of errors with msync. A failure that one
+    /// of the two has reported is not reported by the other, unless it came during both.
     ///
     /// # Errors
     /// [`FileError::Store`].
@@ -218,7 +220,7 @@ impl<H: Host> File<H> {
         Ok(done)
     }
 
-    /// Reads inside one page. False: the file has no such page any more.
+    /// Reads bytes inside one page. Returns false if the file no longer has the page.
     fn read_part(&self, at: u64, bytes: &mut [u8]) -> Result<bool, FileError> {
         if self.is_hole(at / PAGE_SIZE) {
             bytes.fill(0);
@@ -253,14 +255,15 @@ impl<H: Host> File<H> {
                 done += part;
                 continue;
             }
-            // If the store refuses, the next sync tries again, and tells.
+            // If the store refuses, the next sync tries again and reports the error.
             let _ = self.shrink_store_to_length(&self.take_resizing());
             return if done > 0 { Ok(done) } else { result.map(|_| done) };
         }
         Ok(done)
     }
 
-    /// Writes inside one page, and makes the file longer if need be; the store then becomes `store_end` bytes long at once.
+    /// Writes bytes inside one page, and makes the file longer if needed. The store then becomes `store_end` bytes long at
+    /// once.
     fn write_part(
         &self,
         at: u64,
@@ -284,7 +287,7 @@ impl<H: Host> File<H> {
                 break resizing;
             }
         };
-        // Nobody else removes anything now.
+        // No other thread removes bytes now.
         if next() == Next::End {
             return Ok(Part::Cut);
         }
@@ -308,12 +311,12 @@ impl<H: Host> File<H> {
         let last_page = if old / PAGE_SIZE == page { Some(&locked) } else { last.as_ref() };
         self.zero_behind(last_page, old, at);
         self.engine.frames().write(locked.0.frame(), (at % PAGE_SIZE) as usize, bytes);
-        // Release: whoever sees the length sees the bytes. The locks are dropped after it.
+        // Release: a thread that sees the length sees the bytes. The locks are dropped after it.
         self.length.store(end, Ordering::Release);
         Ok(Part::Written)
     }
 
-    /// Writes inside one page of the file, if `next`, which is asked with the page locked, says so.
+    /// Writes bytes inside one page of the file, if `next` agrees. `next` is called with the page locked.
     fn write_inside(&self, at: u64, bytes: &[u8], next: &impl Fn() -> Next) -> Result<Inside, FileError> {
         let page = at / PAGE_SIZE;
         let Some(pin) = self.wait_for_page(page)? else { return Ok(Inside::Gone) };
@@ -327,12 +330,13 @@ impl<H: Host> File<H> {
             Next::End => return Ok(Inside::End),
             Next::Write => {}
         }
-        // With the lock no write of it to the store begins.
+        // While the lock is held, no write of the page to the store begins.
         self.engine.frames().write(lock.0.frame(), (at % PAGE_SIZE) as usize, bytes);
         Ok(Inside::Done)
     }
 
-    /// Locks a pinned page and makes it dirty, when no write of it is under way. `None`: it is the file's no more.
+    /// Locks a pinned page and makes it dirty, once no write of it is under way. Returns `None` if the page is no longer the
+    /// file's.
     pub(super) fn lock_dirty(&self, page: u64, mut pin: Pin<H>) -> Option<FolioLock<H>> {
         loop {
             let lock: FolioLock<H> = pin.lock();
@@ -348,7 +352,7 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Pins page `page`, up to date. `None`: the file has no such page any more.
+    /// Pins page `page` once it is up to date. Returns `None` if the file no longer has such a page.
     pub(super) fn wait_for_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
         let mut looking = Looking::new(&self.engine);
         loop {
@@ -372,8 +376,8 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Pins page `page`, which lies behind the end: zeros, and dirty. The caller is the only one to make the file longer.
-    /// `None`: somebody who came beside a truncation is about to let it go; look again.
+    /// Pins page `page`, which lies behind the end, filled with zeros and dirty. The caller is the only one to make the file
+    /// longer. Returns `None` if a thread that met a truncation is about to drop the page; the caller looks again.
     fn new_page(&self, page: u64) -> Result<Option<Pin<H>>, FileError> {
         let mut looking = Looking::new(&self.engine);
         loop {
@@ -390,10 +394,10 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Waits for what `miss`, of page `page`, wants, after which one looks again.
+    /// Waits until the cause of `miss`, of page `page`, has passed. The caller then looks again.
     fn wait_after(&self, miss: Miss, page: u64, looking: &mut Looking<H>) -> Result<(), FileError> {
         let events = match miss {
-            // Nobody waits for these with a turn that others need.
+            // A thread that waits for these gives up its turn first, since other threads may need it.
             Miss::Full(full) => {
                 looking.has_found();
                 self.engine.wait_for_place(full, None);
@@ -405,7 +409,7 @@ impl<H: Host> File<H> {
                 return Ok(());
             }
             Miss::Queue(events) => Some(events),
-            // After the transfers under way there may be some.
+            // When the transfers under way have ended, there may be free frames.
             Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_transfers(),
         };
         looking.wait(events.ok_or(FileError::OutOfMemory)?);
@@ -413,33 +417,33 @@ impl<H: Host> File<H> {
     }
 }
 
-/// What came of a part of a write.
+/// The outcome of one part of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Written,
-    /// Some of what was written before it has been cut off or punched out: it is not written.
+    /// Bytes that the same write had written before were cut off or punched out. This part is not written.
     Cut,
 }
 
-/// What came of a write inside a page of the file.
+/// The outcome of a write inside a page of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Inside {
     Done,
-    /// These bytes have been cut off meanwhile, or the page was evicted: look again. The write comes behind that.
+    /// The bytes have been cut off meanwhile, or the page was evicted. The caller looks again; the write comes after the cut.
     Gone,
-    /// See [`Next::Wait`].
+    /// The write has to wait: see [`Next::Wait`].
     Wait,
-    /// See [`Next::End`].
+    /// The write has to end: see [`Next::End`].
     End,
 }
 
-/// How many of `left` bytes from byte `at` on lie in the same page.
+/// Returns the number of the `left` bytes from byte `at` on that lie in the same page.
 fn part_of_page(at: u64, left: usize) -> usize {
     left.min((PAGE_SIZE - at % PAGE_SIZE) as usize)
 }
 
-/// Where bytes wait between a frame and memory of the caller, of which `length` are to move: touching the latter may
-/// fault, and is done while nothing is held.
+/// Makes a buffer between a frame and memory of the caller, for `length` bytes, one page at most. An access to the caller's
+/// memory may fault, so it is made while no lock is held.
 fn bounce_page(length: usize) -> Result<Vec<u8>, FileError> {
     let length = length.min(PAGE_SIZE as usize);
     let mut page = Vec::new();
@@ -448,7 +452,7 @@ fn bounce_page(length: usize) -> Result<Vec<u8>, FileError> {
     Ok(page)
 }
 
-/// No file's last byte lies behind what an offset with a sign can say.
+/// Checks that a file may end at byte `end`: the last byte of a file lies at an offset that a signed number can hold.
 pub(super) fn check_end(end: u64) -> Result<(), FileError> {
     let most = (index::PAGES * PAGE_SIZE).min(i64::MAX as u64);
     if end > most { Err(FileError::TooLong { end }) } else { Ok(()) }

@@ -34,7 +34,7 @@ struct Leaf {
     tags: [[AtomicU64; BIT_WORDS]; 4],
 }
 
-/// What a page is looked for by.
+/// The tag by which a page is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     /// It may be dirty.
@@ -77,10 +77,10 @@ impl Upper {
     }
 }
 
-/// See the module.
+/// The index of a file: see the module.
 pub(super) struct Index {
     root: Upper,
-    /// What its nodes are charged to.
+    /// The sections to which the index's nodes are charged.
     sections: Arc<Sections>,
 }
 
@@ -126,7 +126,7 @@ impl Index {
         leaf.tags[tag as usize][at / 64].fetch_and(!(1 << (at % 64)), Ordering::AcqRel);
     }
 
-    /// Whether the page has the tag.
+    /// Returns whether the page has the tag.
     pub(super) fn is_tagged(&self, page: u64, tag: Tag) -> bool {
         let at = page as usize % FANOUT;
         self.leaf(page).is_some_and(|leaf| leaf.next_tagged(tag, at, at + 1).is_some())

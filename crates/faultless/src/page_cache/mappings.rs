@@ -75,9 +75,9 @@ pub(super) struct FileMappings<H: Host> {
 
 /// Spaces of type `S`. Protected by its lock.
 struct List<S: ?Sized> {
-    /// By number.
+    /// The listed spaces, in the order of their numbers.
     spaces: Vec<Listed<S>>,
-    /// How many there were when those that are gone were last taken out.
+    /// The number of spaces when those that are gone were last taken out.
     living: usize,
 }
 
@@ -103,7 +103,7 @@ impl Hull {
     /// Nothing.
     pub const EMPTY: Self = Self { pages: NO_PAGES, addresses: NO_PAGES };
 
-    /// Of a mapping of `range` that begins with page `first` of the file.
+    /// Makes the hull of a mapping of `range` that begins with page `first` of the file.
     pub fn of(range: PageRange, first: u64) -> Self {
         let (start, end) = (range.start().get(), range.end().get());
         Self { pages: first..first.saturating_add(range.pages()), addresses: start..end }
@@ -126,16 +126,16 @@ impl Hull {
     }
 }
 
-/// Where a walk is.
+/// The position of a walk.
 #[derive(Default)]
 struct Walk {
     /// The last space that it has looked at.
     last: Option<u64>,
-    /// Whether it has met one that is gone.
+    /// Tells whether the walk has met a space that is gone.
     has_met_gone: bool,
 }
 
-/// What one taking of the lock has brought.
+/// The result of one step of a walk, under the lock.
 enum Step<S: ?Sized> {
     /// A space that may show the pages, and its number.
     Space(u64, Weak<S>),
@@ -161,7 +161,7 @@ impl<H: Host> FileMappings<H> {
     /// come last.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; it is not added.
+    /// [`OutOfMemory`]: the space is not added.
     pub fn register(
         &self,
         engine: &Engine<H>,
@@ -204,7 +204,7 @@ impl<H: Host> FileMappings<H> {
         full_fence();
     }
 
-    /// Whether space `id` may have a right to store. Asked after the pages are under writeback, and a fence.
+    /// Returns whether space `id` may have a right to store. Called after the pages are under writeback, and a fence.
     pub fn has_stored(&self, id: u64) -> bool {
         let (word, bit) = self.bit(id);
         word.load(Ordering::Relaxed) & bit != 0
@@ -247,7 +247,7 @@ impl<H: Host> FileMappings<H> {
         list.place(id).ok().and_then(|place| list.spaces[place].hull.addresses())
     }
 
-    /// How many of them are there still.
+    /// Returns the number of spaces that still exist.
     #[cfg(any(test, feature = "audit"))]
     pub fn living(&self, engine: &Engine<H>) -> usize {
         let list = engine.lock(&self.list);
@@ -318,7 +318,7 @@ impl<S: ?Sized> List<S> {
         self.living = self.spaces.len();
     }
 
-    /// Of a list that was much longer. Without memory for the shorter one it stays.
+    /// Gives back the room of a list that was much longer. Without memory for the shorter list, the room stays.
     fn give_room_back(&mut self) {
         let wanted = 2 * self.spaces.len().max(FEW / 2);
         let mut spaces = Vec::new();

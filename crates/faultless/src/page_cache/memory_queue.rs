@@ -35,11 +35,11 @@ pub(crate) const NEWCOMER: u64 = u64::MAX;
 /// turn were not used for that one's sake, both would sleep.
 pub(crate) const HAS_TURN: u64 = 0;
 
-/// See the module.
+/// The queue for memory: see the module.
 #[derive(Default)]
 pub(crate) struct MemoryQueue {
     inner: Mutex<Inner>,
-    /// How many wait. Written under the lock; read between the fences of the module.
+    /// The number of waiters. Written under the lock; read between the fences of the module.
     waiting: AtomicUsize,
     /// One more than the ticket of the first one who waits; zero: nobody does. Written under the lock.
     first: plain::AtomicU64,
@@ -51,7 +51,7 @@ pub(crate) struct MemoryQueue {
 #[derive(Default)]
 struct Inner {
     waiters: WaitQueue,
-    /// How many have a turn.
+    /// The number of waiters that have a turn.
     turns: u64,
 }
 
@@ -61,7 +61,7 @@ impl MemoryQueue {
         self.events.load(Ordering::Acquire)
     }
 
-    /// Whether somebody with `ticket` may take memory: nobody waits who came before. Asked after [`MemoryQueue::events`].
+    /// Returns whether a thread with `ticket` may take memory: no earlier one waits. Called after [`MemoryQueue::events`].
     pub fn is_first(&self, ticket: u64) -> bool {
         match self.first.load(plain::Ordering::Relaxed) {
             0 => true,
@@ -127,7 +127,7 @@ impl MemoryQueue {
         full_fence();
     }
 
-    /// Whether it had got a turn; if not, it waits no longer.
+    /// Removes `waiter`. Returns whether it had a turn; if not, it no longer waits.
     fn remove(&self, waiter: &Waiter) -> bool {
         if waiter.is_woken() {
             return true;
@@ -202,7 +202,7 @@ impl<H: Host> AwaitedTurn<H> {
         Ok(this)
     }
 
-    /// Whether the turn has come.
+    /// Returns whether the turn has come.
     pub fn is_turn(&self) -> bool {
         self.waiter.is_woken()
     }
@@ -235,7 +235,8 @@ impl<H: Host> Drop for Leaving<'_, H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// So many may look for memory at a time: pins for reads take no more than half of the page cache.
+    /// Returns the number of threads that may look for memory at a time: pins for reads take no more than half of the page
+    /// cache.
     fn room_for_turns(&self) -> u64 {
         let pins = self.cache.pins.load(Ordering::Relaxed);
         (self.limits().cached_pages / 2).saturating_sub(pins).max(u64::from(pins == 0))

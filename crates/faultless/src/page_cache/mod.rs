@@ -1,10 +1,10 @@
-//! A file's folios: one a page, one read however many ask. Under its limit the cache evicts clean folios that nobody
-//! maps or pins, so that a fault that starts over after its read can find the page gone.
+//! The folios of files. Each page has one folio, and one read serves all threads that ask for it. Above its limit the cache
+//! evicts clean folios that nobody maps or pins, so a fault that starts over after its read may find the page evicted.
 //!
-//! A word of the index names the frame of a page while the page is *attached*. Looking up: load the word, take a
-//! reference unless the frame is free, load the word again. Detaching (eviction, truncation, a failed read) is done
-//! under the file's `removal` lock, so that the cache's reference has one owner. Eviction takes pages from a list of those
-//! that nobody uses: see `folio_list.rs`.
+//! A word of the index names the frame of a page while the page is *attached*. A lookup loads the word, takes a reference
+//! unless the frame is free, and loads the word again. Detaching (eviction, truncation, a failed read) is done under the file's
+//! `removal` lock, so that the cache's reference has one owner. Eviction takes pages from a list of idle ones: see
+//! `folio_list.rs`.
 //!
 //! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
 //! `writeback.rs`.
@@ -49,7 +49,7 @@ use mappings::FileMappings;
 use writeback::Errors;
 use writers::Writers;
 
-/// In a word of the index: the page has been in memory before.
+/// A bit in a word of the index: the page has been in memory before.
 const SEEN: u64 = 1;
 
 fn word_of(frame: Frame) -> u64 {
@@ -60,11 +60,11 @@ fn frame_of(word: u64) -> Option<Frame> {
     (word >> 1).checked_sub(1).and_then(Frame::new)
 }
 
-/// A space that may map pages of a file; what truncation needs to know of it.
+/// A space that may map pages of a file, as truncation sees it.
 pub(crate) trait MappedBy<H: Host>: Send + Sync {
-    /// Takes away every page of `pages` that the space shows of file `file`, and every copy made of a page of `copies`.
-    /// `shown` tells, as of when it is called, within which addresses the space may show the file. Processors may use
-    /// what it has taken away until `removed` is finished.
+    /// Unmaps every page of `pages` of file `file` from the space, and drops every copy made of a page of `copies`. `shown`
+    /// returns the addresses within which the space may show the file, as of the time when it is called. Processors may use the
+    /// dropped pages until `removed` is finished.
     fn drop_pages_of(
         &self,
         file: u64,
@@ -74,7 +74,8 @@ pub(crate) trait MappedBy<H: Host>: Send + Sync {
     );
 
     /// Takes the write right away from every entry that maps a folio of `pages` of file `file` that is under writeback.
-    /// Processors may store into these until `stale` is finished. `shown`: as above.
+    /// Processors may store into these until `stale` is finished. `shown` returns the addresses within which the space may show
+    /// the file, as of the time when it is called.
     fn protect_pages_of(
         &self,
         file: u64,
@@ -85,64 +86,64 @@ pub(crate) trait MappedBy<H: Host>: Send + Sync {
 }
 
 impl<H: Host> dyn MappedBy<H> {
-    /// A space of any design.
+    /// Erases the type of a space, which may be of any design.
     pub(crate) fn of<S: MappedBy<H> + 'static>(space: Weak<S>) -> Weak<Self> {
-        // SAFETY: the pointer that comes in.
+        // SAFETY: it returns the pointer that it gets.
         unsafe { space.unsize(|counted| counted as NonNull<Counted<Self>>) }
     }
 }
 
-/// Of a transfer that could not be begun.
+/// Returns the error of a transfer that could not begin, since there is no memory.
 fn no_memory(offset: u64) -> StoreError {
     StoreError::Io { offset, errno: errno::ENOMEM }
 }
 
-/// A reference to a file that is open, which is counted and cloned as an [`Arc`](alloc::sync::Arc) is. With the last one, what is dirty is
-/// written, and the file's pages go.
+/// A reference to an open file. It is counted and cloned as an [`Arc`](alloc::sync::Arc) is. When the last one goes, dirty
+/// pages are written and the file's pages are freed.
 pub type FileRef<H> = Shared<File<H>>;
 
-/// A file's pages in memory.
+/// An open file and its pages in memory.
 pub struct File<H: Host> {
     id: u64,
     this: Weak<Self>,
     engine: Arc<Engine<H>>,
-    /// Immutable; `None` for memory only.
+    /// The store behind the file; `None` for a file in memory only. Immutable.
     store: Option<Arc<dyn Store>>,
-    /// Whether it was opened for writing. Immutable.
+    /// Tells whether the file was opened for writing. Immutable.
     writable: bool,
-    /// Bytes. Raised after the bytes are there (Release). Lowered before pages are detached (SeqCst fence); read again
-    /// after a page was attached (SeqCst fence): either truncation detaches the page, or the reader sees the new length.
+    /// The length in bytes. Raised after the bytes are there (Release). Lowered before pages are detached (SeqCst fence). Read
+    /// again after a page was attached (SeqCst fence): either truncation detaches the page, or the reader sees the new length.
     /// Written while `resizing` is taken.
     length: AtomicU64,
     index: Index,
-    /// Taken while the length changes, a hole is punched or pages are read anew.
+    /// A reservation that is taken while the length changes, a hole is punched or pages are read anew.
     resizing: Ranges<()>,
-    /// The bytes of the store, which may be longer than the file while a write makes both longer. Read and written
-    /// while `resizing` is taken, or when the file goes.
+    /// The length of the store in bytes. The store may be longer than the file while a write makes both longer. Read and
+    /// written while `resizing` is taken, or when the file goes.
     store_length: plain::AtomicU64,
-    /// Whether the store is longer than the file since a write failed, and would not become shorter. Written while `resizing` is
-    /// taken.
+    /// Tells whether the store is longer than the file, since a write failed and the store could not be made shorter. Written
+    /// while `resizing` is taken.
     has_long_store: plain::AtomicBool,
-    /// The first page of which no transfer may begin, and the one behind the last; `u64::MAX`: there is none. Atomic; written
-    /// while `resizing` is taken. Partners: see [`File::is_forbidden`].
+    /// The first page whose transfers may not begin, and the page behind the last such page. `u64::MAX` means that there is
+    /// none. Atomic; written while `resizing` is taken. Partners: see [`File::is_forbidden`].
     forbidden_from: AtomicU64,
     forbidden_end: AtomicU64,
-    /// Counts the beginnings and ends of cuts, and reads that were withdrawn: a read that found nothing behind the end says
-    /// little if that number has changed meanwhile. Atomic.
+    /// Counts the beginnings and ends of cuts, and withdrawn reads. If the count has changed during a read that found nothing
+    /// behind the end, that result may be out of date. Atomic.
     cuts: AtomicU64,
-    /// Writes that failed. Protected by its lock.
+    /// The writes that failed. Protected by its lock.
     errors: Mutex<Errors>,
-    /// Counts flushes that failed. Partners: see [`File::flush_store`].
+    /// Counts the flushes that failed. Partners: see [`File::flush_store`].
     failed_flushes: AtomicU64,
-    /// Writes by handle of more than one page that are under way. Protected by its lock.
+    /// The writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,
-    /// Held while the word of an attached page is cleared.
+    /// A lock that is held while the word of an attached page is cleared.
     removal: Mutex<()>,
     /// The spaces that may map the file.
     spaces: FileMappings<H>,
 }
 
-/// Writes the fields where they are to be: stacks have no room for a file. One that is forgotten does not compile.
+/// Writes the fields of a file in place, since stacks have no room for a file. A field that is left out does not compile.
 macro_rules! write_fields {
     ($place:ident, $name:ident { $($field:ident: $value:expr,)* } but $written:ident) => {{
         let _ = |all: &Self| { let $name { $($field: _,)* $written: _ } = all; };
@@ -151,28 +152,29 @@ macro_rules! write_fields {
 }
 
 impl<H: Host> File<H> {
-    /// The file that `store` holds, to be read only: shared mappings of it cannot be writable.
+    /// Opens the file that `store` holds, for reading only: shared mappings of it cannot be writable.
     ///
     /// # Errors
-    /// [`StoreError`]: the store cannot tell its length; or [`StoreError::Io`] with ENOMEM: there is no memory for the file. No
-    /// file is made.
+    /// [`StoreError`]: the store cannot tell its length. [`StoreError::Io`] with ENOMEM: there is no memory for the file. In
+    /// both cases no file is made.
     pub fn open(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<FileRef<H>, StoreError> {
         let length = store.length()?;
         Self::new(engine, Some(store), length, false).map_err(|_| no_memory(0))
     }
 
-    /// The file that `store` holds, to be read and written: by shared mappings and by [`FileHandle`]s.
+    /// Opens the file that `store` holds, for reading and writing, by shared mappings and by [`FileHandle`]s.
     ///
     /// # Errors
-    /// [`StoreError`]: the store cannot tell its length; or [`StoreError::Io`] with ENOMEM: there is no memory for the file. No
-    /// file is made.
+    /// [`StoreError`]: the store cannot tell its length. [`StoreError::Io`] with ENOMEM: there is no memory for the file. In
+    /// both cases no file is made.
     pub fn open_rw(engine: &Arc<Engine<H>>, store: Arc<dyn Store>) -> Result<FileRef<H>, StoreError> {
         let length = store.length()?;
         Self::new(engine, Some(store), length, true).map_err(|_| no_memory(0))
     }
 
-    /// `length` bytes of zeros that have no store (memfd; what is behind shared anonymous memory). Pages come with their
-    /// first touch, without I/O, and stay until they are cut off or the file goes; they are not counted as cached.
+    /// Makes a file of `length` zero bytes that has no store (memfd, or the file behind shared anonymous memory). Pages are
+    /// made at their first touch, without I/O, and stay until they are cut off or the file goes. They are not counted as
+    /// cached.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -186,7 +188,7 @@ impl<H: Host> File<H> {
         length: u64,
         writable: bool,
     ) -> Result<FileRef<H>, OutOfMemory> {
-        // What is closed and waits: before the next one takes its place.
+        // Frees closed files that wait, before the next one takes their place.
         engine.retire(&mut RetiredList::new());
         let id = engine.next_serial();
         let engine = engine.clone();
@@ -223,38 +225,39 @@ impl<H: Host> File<H> {
         Ok(file)
     }
 
-    /// Whether it was opened for writing.
+    /// Returns whether the file was opened for writing.
     pub fn is_writable(&self) -> bool {
         self.writable
     }
 
-    /// Whether it has no store: nothing of it is ever read, written back or evicted.
+    /// Returns whether the file has no store. Such a file is never read from a store, written back or evicted.
     pub fn is_in_memory(&self) -> bool {
         self.store.is_none()
     }
 
-    /// A number that no other file of the engine has.
+    /// Returns a number that no other file of the engine has.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// How long it is, in bytes.
+    /// Returns the length of the file, in bytes.
     pub fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
     }
 
-    /// How many pages it has; the last may be partial.
+    /// Returns the number of pages of the file; the last may be partial.
     pub fn pages(&self) -> u64 {
         self.length().div_ceil(PAGE_SIZE)
     }
 
-    /// To be asked before a page is looked for, and given to [`File::is_cut_since`] when its read has failed.
+    /// Returns the count of cuts. It is read before the lookup of a page, and given to [`File::is_cut_since`] if the page's
+    /// read has failed.
     pub(crate) fn cuts(&self) -> u64 {
         self.cuts.load(Ordering::Acquire)
     }
 
-    /// Whether a read that ended with `error` says nothing of the file as it is now: it was cut off meanwhile, and may have
-    /// grown since. Then one looks again.
+    /// Returns whether a read that ended with `error` tells nothing about the file as it is now: it was cut off meanwhile, and
+    /// may have grown since. The caller then looks again.
     pub(crate) fn is_cut_since(&self, cuts: u64, error: StoreError) -> bool {
         matches!(error, StoreError::PastEnd { .. }) && self.cuts() != cuts
     }
@@ -262,7 +265,7 @@ impl<H: Host> File<H> {
     /// Takes a reference to page `page` if it is attached, read or being read.
     ///
     /// # Errors
-    /// [`Full`]: the page has as many references of this kind as can be counted.
+    /// [`Full`]: the page has the largest number of references of this kind that can be counted.
     pub(crate) fn find(&self, page: u64, reference: Reference) -> Result<Option<Frame>, Full> {
         let Some(word) = self.index.get(page) else { return Ok(None) };
         let seen = word.load(Ordering::Acquire);
@@ -279,26 +282,26 @@ impl<H: Host> File<H> {
         Ok(None)
     }
 
-    /// Whether `frame`, which the caller has pinned, is page `page` of the file still, inside its length.
+    /// Returns whether `frame`, which the caller has pinned, is still page `page` of the file, inside its length.
     pub(crate) fn is_attached(&self, page: u64, frame: Frame) -> bool {
         self.has_in_index(page, frame) && page < self.pages()
     }
 
-    /// The same, wherever the file ends.
+    /// Returns whether the index names `frame` as page `page`, wherever the file ends.
     fn has_in_index(&self, page: u64, frame: Frame) -> bool {
         self.index.get(page).is_some_and(|word| word.load(Ordering::Acquire) == word_of(frame))
     }
 
-    /// Locks page `page` if it is in memory and nobody has it locked.
+    /// Locks page `page` if it is in memory and not locked.
     pub fn try_lock_folio(&self, page: u64) -> Option<FolioLock<H>> {
         let frame = self.find(page, Reference::Pin).ok().flatten()?;
         let pin = Pin::new(&self.engine, frame);
-        // A file system that has locked one sees to its own accesses.
+        // A file system that has locked a folio takes care of its own accesses.
         pin.try_lock().ok().map(|lock| FolioLock(lock.0, None))
     }
 
-    /// Pins page `page`, and starts its read if nobody has; whether it did is the second. `again` tells of a fault that
-    /// had its page once, `ticket` is its place in the queue for memory.
+    /// Pins page `page`, and starts its read if no thread has done so. The second value tells whether this call started the
+    /// read. `again` tells that the fault has had its page once. `ticket` is its place in the queue for memory.
     pub(crate) fn read(&self, page: u64, again: bool, ticket: u64) -> Result<(Pin<H>, bool), Miss> {
         let engine = &self.engine;
         let mut first_look = true;
@@ -359,10 +362,10 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Takes a reference to page `page` of a file that has no store, made of zeros where it is missing. Does not sleep.
+    /// Takes a reference to page `page` of a file that has no store. Makes the page of zeros if it is missing. Does not sleep.
     ///
     /// # Errors
-    /// [`Miss`], but not `Queue`.
+    /// [`Miss`], but not `Miss::Queue`.
     pub(crate) fn make_page(&self, page: u64, reference: Reference) -> Result<Frame, Miss> {
         let frames = self.engine.frames();
         loop {
@@ -384,8 +387,8 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Attaches a free frame as page `page`: zeros, up to date and dirty, with one `reference`. `None`: there is a page
-    /// already, and the frame is free again, as it is after an error.
+    /// Attaches a free frame as page `page`, filled with zeros, up to date and dirty, with one `reference`. Returns `None` if
+    /// there is a page already; the frame is then free again, as it is after an error.
     fn attach_zeros(
         &self,
         page: u64,
@@ -424,7 +427,8 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// The page of `frame` is detached, by the caller alone.
+    /// Takes `frame`, whose page the caller alone has detached, out of the list of idle folios, and drops the cache's
+    /// reference.
     fn forget(&self, frame: Frame) {
         if !self.is_in_memory() {
             self.engine.cache.idle.remove(&self.engine, frame);
@@ -435,7 +439,7 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// A frame for a new page, under the limits, for somebody with this `ticket`.
+    /// Returns a frame for a new page, under the limits, for a caller with this `ticket`.
     fn room_for_one(&self, ticket: u64) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
@@ -458,14 +462,14 @@ impl<H: Host> File<H> {
             if pins != 0 || account.transfers.load(Ordering::Relaxed) != 0 {
                 return Err(Miss::Queue(events));
             }
-            // Others evict too, and may have taken what we made free.
+            // Other threads evict too, and may have taken the frame that this one made free.
             engine.wait_for_memory(look);
             look += 1;
         }
         Err(Miss::OutOfMemory)
     }
 
-    /// Evicts the page in `frame`, which the caller has isolated, if nobody uses it.
+    /// Evicts the page in `frame`, which the caller has isolated, if it is not in use.
     fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
         let folio = self.engine.folio(frame);
         let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
@@ -484,14 +488,15 @@ impl<H: Host> File<H> {
         eviction
     }
 
-    /// How many living spaces have mapped the file.
+    /// Returns the number of living spaces that have mapped the file.
     #[cfg(any(test, feature = "audit"))]
     pub fn spaces(&self) -> usize {
         self.spaces.living(&self.engine)
     }
 
-    /// Calls `f` for every space that may show one of `pages`, upwards by number; and with what tells, when it is called,
-    /// within which addresses. The state of the pages has been changed before.
+    /// Calls `f` for every space that may show one of `pages`, in ascending order of numbers. The second argument of `f`
+    /// returns the addresses within which the space may show the file, as of the time when it is called. The state of the pages
+    /// has been changed before.
     fn each_space(
         &self,
         pages: Range<u64>,
@@ -500,7 +505,8 @@ impl<H: Host> File<H> {
         self.each_wanted(pages, |_| true, f);
     }
 
-    /// The same, of those that may have a right to store: after the pages are under writeback, and a fence.
+    /// Calls `f`, as [`File::each_space`] does, for every space that may have a right to store. The pages were put under
+    /// writeback before, and a fence was made.
     fn each_storing_space(
         &self,
         pages: Range<u64>,
@@ -520,7 +526,7 @@ impl<H: Host> File<H> {
         });
     }
 
-    /// Lists a space, if it is not there, and lets it show what is in `hull`. `id` grows with each space made.
+    /// Lists a space, if it is not listed, and lets it show the part of the file in `hull`. `id` grows with each new space.
     pub(crate) fn register(
         &self,
         id: u64,
@@ -530,7 +536,7 @@ impl<H: Host> File<H> {
         self.spaces.register(&self.engine, id, space, hull)
     }
 
-    /// Lets space `id`, which is listed, show what is in `hull`: called before a mapping of it can be seen.
+    /// Lets space `id`, which is listed, show the part of the file in `hull`. Called before a mapping of it can be seen.
     pub(crate) fn widen(&self, id: u64, hull: &Hull) {
         self.spaces.widen(&self.engine, id, hull);
     }
@@ -544,9 +550,9 @@ impl<H: Host> LeftToRetired for File<H> {
 
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
-        // No reader is left: reads and writes under way and mappings hold the file. First its pages leave the list, which
-        // leads to the file by them.
-        // The counts of handles order all use of the file before this, but are not part of a model.
+        // No reader is left: reads and writes under way, and mappings, hold the file. The pages leave the idle list first,
+        // since that list leads to the file by them. The counts of handles order all use of the file before this, but are not
+        // part of a model.
         #[cfg(loom)]
         drop(self.removal.lock());
         if !self.is_in_memory() {

@@ -1,9 +1,9 @@
-//! The reads of a file's pages: how one is submitted, and how it ends.
+//! The reads of a file's pages: their submission and their end.
 //!
 //! A fault or a call that needs a page reads that page alone. Pages that are read ahead of their use are read in runs
-//! ([`ahead`](super::ahead)), and all of a run become up to date when the run ends: whoever comes to one of them meanwhile waits for
-//! the whole run. If a read fails in the middle of a run, the page that has failed tells its error; the pages behind it are withdrawn,
-//! and whoever waits for one reads it alone.
+//! ([`ahead`](super::ahead)), and all of a run become up to date when the run ends: a thread that comes to one of them
+//! meanwhile waits for the whole run. If a read fails in the middle of a run, the page that has failed tells its error; the
+//! pages behind it are withdrawn, and a thread that waits for one reads it alone.
 
 use super::File;
 use crate::address::PAGE_SIZE;
@@ -85,7 +85,7 @@ impl<H: Host> File<H> {
         self.engine.tell_memory();
     }
 
-    /// What lies behind the end of the file reads as zeros.
+    /// Fills the bytes behind the end of the file with zeros.
     fn zero_tail(&self, frame: Frame, from: u64) {
         let from = from.min(PAGE_SIZE) as usize;
         let memory = self.engine.frames().memory(frame);

@@ -1,4 +1,4 @@
-//! Reading pages anew, where somebody else has changed the store behind the cache.
+//! Reading pages anew, after another program has changed the store behind the cache.
 //!
 //! ```text
 //! forbid transfers of the pages (resize.rs)

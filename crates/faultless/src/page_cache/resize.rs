@@ -32,7 +32,7 @@ static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 /// The right to change a file's length, or to punch holes into it: one thread at a time.
 pub(super) type Resizing<'a, H> = Reservation<'a, (), Engine<H>>;
 
-/// Whether reads under way are awaited too, before bytes go.
+/// Tells whether reads under way are awaited too, before bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Await {
     /// The store will be asked to give up the bytes: it must not be reading them.
@@ -236,7 +236,7 @@ impl<H: Host> File<H> {
             return Err(FileError::EmptyHole);
         }
         let hole_end = offset.saturating_add(length);
-        // What an offset with a sign can say. A file in memory may have a hole behind its end.
+        // The largest signed offset. A file in memory may have a hole behind its end.
         if hole_end > i64::MAX as u64 {
             return Err(FileError::TooLong { end: hole_end });
         }
@@ -312,14 +312,14 @@ impl<H: Host> File<H> {
         if part.is_empty() || self.is_hole(page) { Ok(None) } else { self.wait_for_page(page) }
     }
 
-    /// Whether `page` is one of a file in memory that nobody has touched: zeros without a frame.
+    /// Returns whether `page` is an untouched page of a file in memory: zeros without a frame.
     pub(super) fn is_hole(&self, page: u64) -> bool {
         let word = || self.index.get(page).map(|word| word.load(Ordering::Acquire));
         self.is_in_memory() && word().and_then(frame_of).is_none()
     }
 
-    /// Whether transfers of `page` are forbidden. Asked by a read after it has attached the page (SeqCst fence), and by a
-    /// writeback while it holds the folio's lock.
+    /// Returns whether transfers of `page` are forbidden. Called by a read after it has attached the page (SeqCst fence), and
+    /// by a writeback while it holds the folio's lock.
     pub(crate) fn is_forbidden(&self, page: u64) -> bool {
         let first = self.forbidden_from.load(Ordering::Acquire);
         first <= page && page < self.forbidden_end.load(Ordering::Acquire)

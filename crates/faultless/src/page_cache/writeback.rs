@@ -54,20 +54,20 @@ const BATCH: usize = 2;
 /// A file's failed writes and flushes: sticky, and reported once to each who asks.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
-    /// How many.
+    /// The number of errors.
     count: u64,
     /// The last.
     last: Option<StoreError>,
-    /// How many there were when one was last reported to anybody.
+    /// The number of errors when one was last reported on any account.
     reported: u64,
-    /// How many there were when the file itself was last asked: by its mappings' msync and by [`File::sync`].
+    /// The number of errors when the file itself was last asked: by its mappings' msync and by [`File::sync`].
     pub(super) file: u64,
-    /// How many writes left pages behind that were not tried.
+    /// The number of writes that left pages behind that were not tried.
     left_behind: u64,
 }
 
 impl Errors {
-    /// What a new handle has seen: all, but for an error that nobody has been told of.
+    /// Returns the errors that a new handle has seen: all, except an error that was not reported on any account.
     pub(super) fn sample(&self) -> u64 {
         self.reported
     }
@@ -90,7 +90,7 @@ impl Errors {
     }
 }
 
-/// What came of beginning a page's writeback.
+/// The outcome of beginning a page's writeback.
 enum Begun<H: Host> {
     Started(Pin<H>),
     /// There is nothing to write.
@@ -117,7 +117,7 @@ struct Write {
     inside: usize,
     /// The store has a copy of the page, which others may write meanwhile.
     stays_dirty: bool,
-    /// How many flushes had failed before it was submitted.
+    /// The number of flushes that had failed before the write was submitted.
     flushes: u64,
 }
 
@@ -140,7 +140,7 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// As [`File::make_dirty`], for a mapping of space `id`, which gets a right to store next.
+    /// Makes a page dirty as [`File::make_dirty`] does, for a mapping of space `id`, which gets a right to store next.
     pub(crate) fn make_dirty_for(&self, id: u64, page: u64, frame: Frame) -> bool {
         if !self.is_in_memory() && !cfg!(mutant = "store_noted_late") {
             self.spaces.note_store(id);
@@ -388,7 +388,7 @@ impl<H: Host> File<H> {
         stale.finish();
     }
 
-    /// How many of `pages`, at most `most`, are written as one transfer with the first.
+    /// Returns the number of `pages`, at most `most`, that are written as one transfer with the first.
     fn run_length(&self, pages: &[(u64, Pin<H>)], most: usize) -> usize {
         let first = pages[0].0;
         let follows = |(place, (page, pin)): &(u64, &(u64, Pin<H>))| {

@@ -41,7 +41,7 @@ pub(super) struct Writing<'a, H: Host> {
     number: u64,
 }
 
-/// What a write does next.
+/// The next step of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Write,
@@ -54,7 +54,7 @@ pub(super) enum Next {
 /// A removal of bytes, from its begin to its end.
 pub(super) struct Removing<'a, H: Host>(&'a File<H>);
 
-/// Whether they have a byte in common.
+/// Returns whether the two ranges have a byte in common.
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start.max(b.start) < a.end.min(b.end)
 }

@@ -1,4 +1,4 @@
-//! A slow device: a transfer, however many pages it has, completes no earlier than its latency after it has started.
+//! A slow device. A transfer of any number of pages completes no earlier than its latency after it has started.
 #![forbid(unsafe_code)]
 
 use super::threads::{join, lock, survive};
@@ -9,29 +9,30 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Longer than any run: the deadline of a latency that the clock cannot express.
+/// The deadline of a latency that the clock cannot express: longer than any run.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 /// Starts each transfer in the store inside at once and holds its completion back until `latency` has passed.
 ///
-/// One timer thread, "faultless-timer", holds the completions and calls them; nobody sleeps for a transfer.
-/// Any number is in flight at once unless [`with_queue_depth`](Self::with_queue_depth) bounds it.
+/// One timer thread, "faultless-timer", holds the completions and calls them. No thread sleeps for a single transfer. There is
+/// no limit on the transfers in flight unless [`with_queue_depth`](Self::with_queue_depth) sets one.
 ///
-/// Dropping it starts what waits for its turn, calls what is held, and waits for the timer thread; what the store inside
-/// is still busy with completes as soon as that is done with it. Only a completion that drops it waits for nothing.
+/// Dropping the store starts the transfers that wait for their turn, calls the completions that are held, and waits for the
+/// timer thread. A transfer that the store inside still works on completes as soon as that is done with it. Only a completion
+/// that drops the store waits for nothing.
 pub struct DelayedStore<S: Store> {
-    /// Immutable. The timer thread has the other reference, and has let it go when it is joined: the store inside goes
-    /// down with this one, and completes what it holds.
+    /// The store inside. Immutable. The timer thread has the other reference, and has dropped it when it is joined. The store
+    /// inside is dropped with this reference, and completes the transfers that it holds.
     inner: Arc<S>,
     /// Immutable.
     timer: Arc<Timer>,
-    /// Immutable; taken to be joined.
+    /// The timer thread. Immutable; taken to be joined.
     thread: Option<JoinHandle<()>>,
 }
 
 struct Timer {
     state: Mutex<State>,
-    /// Signalled when the earliest deadline has changed, or the store is closed.
+    /// A condition that is signalled when the earliest deadline has changed, or the store is closed.
     changed: Condvar,
 }
 
@@ -39,11 +40,12 @@ struct State {
     latency: Duration,
     jitter: Option<Jitter>,
     depth: usize,
-    /// Started and not completed.
+    /// The number of transfers that have started and not completed.
     in_flight: usize,
-    /// Not started: the queue is full.
+    /// The transfers that have not started, since the queue is full.
     waiting: VecDeque<Transfer>,
-    /// Done by the store inside; by deadline, then in the order in which they were done.
+    /// The completions that are held, of transfers that the store inside has done: by deadline, then in the order in which they
+    /// were done.
     held: BTreeMap<(Instant, u64), Held>,
     next_held: u64,
     closed: bool,
@@ -61,10 +63,10 @@ struct Started {
 }
 
 impl<S: Store> DelayedStore<S> {
-    /// `inner`, with every transfer taking `latency` at least.
+    /// Makes a store of `inner` in which every transfer takes at least `latency`.
     ///
     /// # Panics
-    /// Where the operating system starts no thread, as [`std::thread::spawn`] does.
+    /// Panics if the operating system starts no thread, as [`std::thread::spawn`] does.
     pub fn new(inner: S, latency: Duration) -> Self {
         let inner = Arc::new(inner);
         let state = State {
@@ -87,7 +89,7 @@ impl<S: Store> DelayedStore<S> {
         Self { inner, timer, thread }
     }
 
-    /// Adds up to `max` to each latency, evenly spread; the same sequence for the same `seed`, drawn in the order in
+    /// Adds up to `max` to each latency, evenly spread. The same `seed` gives the same sequence, which is drawn in the order in
     /// which transfers start.
     #[must_use]
     pub fn with_jitter(self, max: Duration, seed: u64) -> Self {
@@ -95,8 +97,8 @@ impl<S: Store> DelayedStore<S> {
         self
     }
 
-    /// Starts at most `depth` transfers at a time. The others wait for their turn, first come first served, and their
-    /// latency counts from there.
+    /// Starts at most `depth` transfers at a time. The others wait for their turn, first come first served. Their latency
+    /// counts from their start.
     #[must_use]
     pub fn with_queue_depth(self, depth: NonZeroUsize) -> Self {
         lock(&self.timer.state).depth = depth.get();
@@ -162,8 +164,8 @@ impl State {
 }
 
 impl Timer {
-    /// Hands the transfer to the store inside. The completion refers to the timer only: it must not keep the
-    /// store alive that keeps it.
+    /// Hands the transfer to the store inside. The completion refers to the timer only: it must not keep alive the store that
+    /// keeps it.
     fn begin<S: Store>(self: &Arc<Self>, inner: &S, started: Started) {
         let Started { transfer, deadline } = started;
         let timer = Arc::clone(self);
@@ -188,11 +190,11 @@ impl Timer {
         }
     }
 
-    /// The timer thread.
+    /// Runs the timer thread.
     fn run<S: Store>(self: &Arc<Self>, inner: &S) {
         while let Some(held) = self.next_due() {
             survive(|| (held.completion)(held.result));
-            // Only now is its place in the queue free.
+            // The place of the transfer in the queue is free only now.
             let next = {
                 let mut state = lock(&self.state);
                 state.in_flight -= 1;
@@ -204,7 +206,8 @@ impl Timer {
         }
     }
 
-    /// Sleeps until a deadline has passed; `None` when the store is closed and nothing is held.
+    /// Sleeps until a deadline has passed, and returns the held completion. Returns `None` when the store is closed and holds
+    /// none.
     fn next_due(&self) -> Option<Held> {
         let mut state = lock(&self.state);
         loop {
@@ -224,7 +227,7 @@ impl Timer {
     }
 }
 
-/// Evenly spread durations, by splitmix64.
+/// A source of evenly spread durations, by splitmix64.
 struct Jitter {
     max: Duration,
     state: u64,
@@ -252,7 +255,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
     const LATENCY: Duration = Duration::from_millis(5);
-    /// Held for good, as far as a test is concerned.
+    /// A latency that no test outlives.
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn submit<S: Store>(store: &S, page: u64) -> Receiver<Ended> {
@@ -315,7 +318,7 @@ mod tests {
         assert!(start.elapsed() >= Duration::from_millis(10));
     }
 
-    /// Counts what it has been given and has not seen completed; the completion is seen by the test.
+    /// Counts the transfers that it was given and that have not completed, as far as the test sees completions.
     struct Counting {
         now: Arc<AtomicUsize>,
         most: Arc<AtomicUsize>,

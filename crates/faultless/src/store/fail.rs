@@ -1,16 +1,16 @@
-//! Injected failures: the n-th operation, once or from then on.
+//! A store with injected failures: of the n-th operation, once or from then on.
 #![forbid(unsafe_code)]
 
 use super::{Direction, Store, StoreError, Transfer};
 use crate::address::PAGE_SIZE;
 use crate::sync::Mutex;
 
-/// Which operations fail; counted from 1, from the store's beginning. An operation is the read or the write of one page.
+/// The operations that fail, counted from 1, from the store's beginning. An operation is the read or the write of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The n-th, and no other.
+    /// The n-th operation fails, and no other.
     Once(u64),
-    /// The n-th and all behind it.
+    /// The n-th operation fails, and all after it.
     From(u64),
 }
 
@@ -23,17 +23,17 @@ impl Failure {
     }
 }
 
-/// How an operation fails: a [`StoreError`] without its offset.
+/// The error of a failed operation: a [`StoreError`] without its offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InjectedError {
-    /// [`StoreError::Io`].
+    /// Stands for [`StoreError::Io`].
     Io {
         /// The operating system's error number.
         errno: i32,
     },
-    /// [`StoreError::NoSpace`].
+    /// Stands for [`StoreError::NoSpace`].
     NoSpace,
-    /// [`StoreError::PastEnd`].
+    /// Stands for [`StoreError::PastEnd`].
     PastEnd,
 }
 
@@ -47,8 +47,9 @@ impl InjectedError {
     }
 }
 
-/// Fails the n-th operation in one direction; the rest goes through. A page that fails never reaches the store inside, nor do the
-/// pages behind it in its transfer, which are not tried and not counted. The pages before it are moved.
+/// A store that fails the n-th operation in one direction; the rest goes through. A page that fails never reaches the store
+/// inside. The pages behind it in its transfer do not reach it either; they are not tried and not counted. The pages before it
+/// are moved.
 pub struct FailingStore<S> {
     /// Immutable.
     inner: S,
@@ -56,7 +57,7 @@ pub struct FailingStore<S> {
     direction: Direction,
     /// Immutable.
     error: InjectedError,
-    /// Protected by itself.
+    /// The count of operations and the failure. Protected by its lock.
     state: Mutex<State>,
 }
 
@@ -66,24 +67,25 @@ struct State {
 }
 
 impl<S: Store> FailingStore<S> {
-    /// Fails those transfers in `direction` that `failure` says, with `error`.
+    /// Makes a store that fails the operations in `direction` that `failure` names, with `error`.
     pub fn new(inner: S, direction: Direction, failure: Failure, error: InjectedError) -> Self {
         let state = Mutex::new(State { failure: Some(failure), operations: 0 });
         Self { inner, direction, error, state }
     }
 
-    /// How many operations in the direction there have been, failed ones among them.
+    /// Returns the number of operations in the direction so far, failed ones among them.
     pub fn operations(&self) -> u64 {
         self.state.lock().operations
     }
 
-    /// Changes what fails from now on; `None` for nothing. The count goes on: the next operation is number
+    /// Changes the operations that fail from now on; with `None`, none fails. The count goes on: the next operation is number
     /// `operations() + 1`.
     pub fn set(&self, failure: Option<Failure>) {
         self.state.lock().failure = failure;
     }
 
-    /// Counts the operations of a transfer of so many pages, up to the first that fails. Returns its number in the transfer.
+    /// Counts the operations of a transfer of `pages` pages, up to the first that fails. Returns the index of the failing page
+    /// in the transfer.
     fn first_failing(&self, pages: usize) -> Option<usize> {
         let mut state = self.state.lock();
         (0..pages).find(|_| {

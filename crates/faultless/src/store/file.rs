@@ -1,4 +1,4 @@
-//! A real file, read and written by a small pool of threads.
+//! A store that is a real file, read and written by a small pool of threads.
 #![forbid(unsafe_code)]
 
 use super::threads::Pool;
@@ -22,85 +22,86 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// What an I/O error without a number becomes; the same on every Unix.
+/// The number of an I/O error that has none; the same on every Unix.
 const EIO: i32 = 5;
 
-/// Why a file cannot serve as a store.
+/// The reason why a file cannot serve as a store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Nothing has that name (ENOENT).
+    /// There is no file of that name (ENOENT).
     #[error("cannot open {}: there is no such file; check the path", path.display())]
     Missing {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// It is a folder.
+    /// The path names a folder.
     #[error("cannot open {}: it is a folder; name a file inside it", path.display())]
     Folder {
-        /// The folder.
+        /// The path of the folder.
         path: PathBuf,
     },
-    /// It is a device, a pipe or a socket.
+    /// The path names a device, a pipe or a socket.
     #[error("cannot open {}: it is no regular file; copy what it holds into one and name that", path.display())]
     NotRegular {
-        /// The device, pipe or socket.
+        /// The path of the device, pipe or socket.
         path: PathBuf,
     },
-    /// It has no bytes, and a store never grows its file.
+    /// The file has no bytes, and a store never grows its file.
     #[error("cannot open {}: it is empty; fill it, or give it a size with `truncate -s`", path.display())]
     Empty {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// The file, or a folder on the way to it, does not let this user in (EACCES, EPERM).
+    /// The permissions of the file, or of a folder on the way to it, do not allow the access (EACCES, EPERM).
     #[error("no permission to {access} {}; see `ls -l` and `chmod`, or run as its owner", path.display())]
     NoPermission {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What was wanted: "read", or "read and write".
+        /// The requested access: "read", or "read and write".
         access: &'static str,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Anything else that the operating system said.
+    /// The operating system reported another error.
     #[error("cannot open {}: {source}; check the path and the file system it is on", path.display())]
     Io {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The threads of the pool could not be started.
     #[error("cannot start the I/O threads: {source}; raise the limit on threads (`ulimit -u`)")]
     Threads {
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
-/// Pages of a regular file, by positioned reads and writes on a pool of threads named "faultless-io". A run of pages is one call
-/// of the system (`preadv`, `pwritev`).
+/// A store of the pages of a regular file, by positioned reads and writes on a pool of threads named "faultless-io". A run of
+/// pages is one system call (`preadv`, `pwritev`).
 ///
-/// On Linux, a page that the kernel has in its cache is read at once by the thread that asks, if the file system can say
-/// so (`RWF_NOWAIT`): handing it to another thread costs several times the read.
+/// On Linux, the thread that asks reads a page at once if the kernel has it in its cache and the file system can tell so
+/// (`RWF_NOWAIT`): handing it to another thread costs several times the read.
 ///
-/// Writes keep its size, as behind a shared mapping: a write of the last page ends with the file, and moves fewer bytes
-/// than a page then; a write behind the end is [`StoreError::PastEnd`]. Somebody else may resize the file at any
-/// time.
+/// Writes keep the size of the file, as behind a shared mapping. A write of the last page ends with the file, and then moves
+/// fewer bytes than a page. A write behind the end fails with [`StoreError::PastEnd`]. Other programs may resize the file at
+/// any time.
 ///
-/// Dropping it completes what is queued and waits for it; only a completion that drops it waits for nothing.
+/// Dropping the store completes all queued transfers and waits for them. Only a completion that drops the store waits for
+/// nothing.
 pub struct FileStore {
     /// Immutable.
     file: Arc<File>,
     /// Immutable.
     pool: Pool,
-    /// Whether the file system can say that a read would wait. Atomic; goes from true to false once.
+    /// Tells whether the file system can report that a read would wait. Atomic; goes from true to false once.
     #[cfg(target_os = "linux")]
     says_cached: std::sync::atomic::AtomicBool,
 }
 
 impl FileStore {
-    /// The file at `path`, to be read only: writes fail with EBADF.
+    /// Opens the file at `path` for reading only: writes fail with EBADF.
     ///
     /// # Errors
     /// [`OpenError`], with the path and what to do.
@@ -108,7 +109,7 @@ impl FileStore {
         Self::open_with(path.as_ref(), "read", fs::OpenOptions::new().read(true))
     }
 
-    /// The file at `path`, to be read and written. It is neither created nor truncated.
+    /// Opens the file at `path` for reading and writing. It is neither created nor truncated.
     ///
     /// # Errors
     /// [`OpenError`], with the path and what to do.
@@ -118,19 +119,19 @@ impl FileStore {
 
     fn open_with(path: &Path, access: &'static str, how: &fs::OpenOptions) -> Result<Self, OpenError> {
         let refused = |source: io::Error| refused_to_open(path, access, source);
-        // First by name: opening a pipe would wait for its other end.
+        // The check by name comes first, since opening a pipe would wait for its other end.
         check(path, &fs::metadata(path).map_err(refused)?)?;
         Self::checked(path, access, how.open(path).map_err(refused)?)
     }
 
-    /// A file that is open already. Its errors name it "(open file)".
+    /// Makes a store of a file that is already open. Its errors name it "(open file)".
     ///
     /// # Errors
-    /// [`OpenError`]; [`OpenError::NoPermission`] if it was opened to write only. Whether it may be written shows only when
-    /// that is tried.
+    /// [`OpenError`]; [`OpenError::NoPermission`] if it was opened for writing only. A missing right to write shows only at the
+    /// first write.
     pub fn from_file(file: File) -> Result<Self, OpenError> {
         let path = Path::new("(open file)");
-        // Of a file whose flags cannot be had the first read tells.
+        // If the flags of the file cannot be read, the first read reports the error.
         let mode = fcntl_getfl(&file).map(|flags| flags & OFlags::RWMODE);
         if mode == Ok(OFlags::WRONLY) {
             return Err(refused_to_open(path, "read", ErrorKind::PermissionDenied.into()));
@@ -150,7 +151,7 @@ impl FileStore {
         })
     }
 
-    /// With that many threads instead of four: so many transfers go on at the same time.
+    /// Uses `threads` threads instead of four. That many transfers can go on at the same time.
     ///
     /// # Errors
     /// [`OpenError::Threads`].
@@ -159,8 +160,8 @@ impl FileStore {
         Ok(self)
     }
 
-    /// Does a read of one page that need not wait; gives back any other transfer. A page that ends with the file is one of the
-    /// others. So is a run: nobody waits for it yet, and its bytes would be copied by the thread that reads ahead.
+    /// Does a read of one page that need not wait, and gives back any other transfer. It gives back a page that ends with the
+    /// file. It gives back a run, since nobody waits for it yet, and the thread that reads ahead would copy its bytes.
     #[cfg(target_os = "linux")]
     fn read_cached(&self, mut transfer: Transfer) -> Option<Transfer> {
         use rustix::io::{ReadWriteFlags, preadv2};
@@ -178,7 +179,7 @@ impl FileStore {
                 return None;
             }
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => self.says_cached.store(false, Relaxed),
-            // Not cached, or the end of the file, or an error: the pool meets it again.
+            // The page is not cached, or the file ends, or the read failed: the pool meets the same again.
             Ok(_) | Err(_) => {}
         }
         Some(transfer)
@@ -259,7 +260,7 @@ fn length_at(file: &File, offset: u64) -> Result<u64, StoreError> {
 
 fn read(file: &File, transfer: &mut Transfer) -> Result<usize, StoreError> {
     let offset = transfer.offset();
-    // No file reaches there, and the system call would say EINVAL.
+    // No file reaches there, and the system call would return EINVAL.
     if i64::try_from(offset).is_err() {
         return Err(StoreError::PastEnd { offset });
     }
@@ -310,12 +311,12 @@ fn write(file: &File, transfer: &mut Transfer) -> Result<usize, StoreError> {
     }
 }
 
-/// The offset of the page in which byte `moved` of a transfer at `offset` lies.
+/// Returns the offset of the page in which byte `moved` of a transfer at `offset` lies.
 fn page_of(offset: u64, moved: usize) -> u64 {
     offset + (moved / PAGE * PAGE) as u64
 }
 
-/// Gives the place back where the file system can do that; elsewhere zeros are written.
+/// Frees the space of the bytes if the file system can do that; otherwise writes zeros.
 fn punch(file: &File, offset: u64, length: u64) -> Result<(), StoreError> {
     #[cfg(target_os = "linux")]
     match give_back(file, offset, length) {
@@ -328,7 +329,7 @@ fn punch(file: &File, offset: u64, length: u64) -> Result<(), StoreError> {
 #[cfg(target_os = "linux")]
 fn give_back(file: &File, offset: u64, length: u64) -> Result<(), Errno> {
     use rustix::fs::{FallocateFlags, fallocate};
-    // Behind what an offset with a sign can say there is nothing.
+    // No file has bytes behind the largest signed offset.
     let length = length.min((i64::MAX as u64).saturating_sub(offset));
     if length == 0 {
         return Ok(());
@@ -353,8 +354,8 @@ fn write_zeros(file: &File, offset: u64, length: u64) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Calls `part`, with what is done so far, until `length` bytes have moved or none does. An error has the offset of the page that it
-/// came to.
+/// Calls `part`, with the number of bytes moved so far, until `length` bytes have moved or a call moves none. An error has the
+/// offset of the page at which it came.
 fn whole(
     length: usize,
     mut part: impl FnMut(usize) -> io::Result<usize>,

@@ -1,40 +1,40 @@
-//! A store that stands still until it is told to go on.
+//! A store that holds its transfers until it is told to go on.
 #![forbid(unsafe_code)]
 
 use super::{Store, StoreError, Transfer};
 use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
 
-/// Holds every transfer at the gate until it is let through: for tests that stall a store and assert who waits.
+/// Holds every transfer at the gate until it is let through, for tests that stall a store and check which threads wait.
 ///
 /// ```text
 /// submit -> [ c b a ] gate | -> the store inside      pass(2): a and b go; open(): all go, now and later
 /// ```
-/// Dropped, it lets through what it holds.
+/// When it is dropped, it lets through all transfers that it holds.
 pub struct GatedStore<S: Store> {
     /// Immutable.
     inner: S,
-    /// Protected by itself.
+    /// The transfers at the gate and the passes. Protected by its lock.
     state: Mutex<State>,
-    /// Signalled when a transfer has come to the gate.
+    /// A condition that is signalled when a transfer has come to the gate.
     arrived: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     held: VecDeque<Transfer>,
-    /// How many more to let through; zero while anything is held.
+    /// The number of further transfers to let through; zero while any transfer is held.
     passes: usize,
     open: bool,
 }
 
 impl<S: Store> GatedStore<S> {
-    /// A closed gate before `inner`.
+    /// Makes a closed gate before `inner`.
     pub fn new(inner: S) -> Self {
         Self { inner, state: Mutex::default(), arrived: Condvar::new() }
     }
 
-    /// Lets everything pass, from now on.
+    /// Lets all transfers pass, now and later.
     pub fn open(&self) {
         let held = {
             let mut state = self.state.lock();
@@ -44,7 +44,7 @@ impl<S: Store> GatedStore<S> {
         held.into_iter().for_each(|transfer| self.inner.submit(transfer));
     }
 
-    /// Lets `n` transfers pass, those that came first. Where fewer wait, the next ones to come make up the number.
+    /// Lets the first `n` transfers pass. If fewer wait, the next ones to come make up the number.
     pub fn pass(&self, n: usize) {
         let passing: Vec<_> = {
             let mut state = self.state.lock();
@@ -55,7 +55,7 @@ impl<S: Store> GatedStore<S> {
         passing.into_iter().for_each(|transfer| self.inner.submit(transfer));
     }
 
-    /// How many transfers wait at the gate.
+    /// Returns the number of transfers that wait at the gate.
     pub fn waiting(&self) -> usize {
         self.state.lock().held.len()
     }

@@ -1,4 +1,4 @@
-//! What pages are read from and written to: asynchronous, with completion; errors are values.
+//! Stores: the source and the destination of pages. Transfers are asynchronous, with completion; errors are values.
 
 #[cfg(feature = "std")]
 mod delay;
@@ -26,15 +26,15 @@ pub(crate) use transfer::{Outcome, Part, Place, Places};
 use crate::errno;
 use alloc::sync::Arc;
 
-/// Why a transfer did not happen, or not as a whole.
+/// The reason why a transfer did not happen, or not as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The device or file system said no.
+    /// The device or file system reported an error.
     #[error("I/O error (errno {errno}) at byte {offset}")]
     Io {
         /// The offset of the page, in bytes.
         offset: u64,
-        /// The operating system's error number; EIO where it gave none.
+        /// The operating system's error number, or EIO if it gave none.
         errno: i32,
     },
     /// The file has shrunk: there is nothing at the offset any more.
@@ -43,19 +43,19 @@ pub enum StoreError {
         /// The offset of the page, in bytes.
         offset: u64,
     },
-    /// No space left on the device (ENOSPC).
+    /// There is no space left on the device (ENOSPC).
     #[error("no space left for the page at byte {offset}")]
     NoSpace {
         /// The offset of the page, in bytes.
         offset: u64,
     },
-    /// The store cannot do it: be resized, or have holes.
+    /// The store does not support the operation: to be resized, or to have holes.
     #[error("the store cannot do that (byte {offset})")]
     Unsupported {
-        /// The offset asked for, in bytes.
+        /// The requested offset, in bytes.
         offset: u64,
     },
-    /// The store was dropped with the transfer in it.
+    /// The store was dropped before it completed the transfer.
     #[error("the store was closed before the page at byte {offset} was transferred")]
     Closed {
         /// The offset of the page, in bytes.
@@ -64,7 +64,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The error without its offset, as a folio keeps it.
+    /// Returns the error without its offset, as a folio keeps it.
     pub(crate) fn code(self) -> u32 {
         match self {
             Self::Io { errno, .. } => 4 + (errno as u32 & 0xffff),
@@ -75,7 +75,7 @@ impl StoreError {
         }
     }
 
-    /// Linux's number.
+    /// Returns Linux's error number.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Io { errno, .. } => *errno,
@@ -85,7 +85,7 @@ impl StoreError {
         }
     }
 
-    /// The byte at which it happened: in a page of the transfer, the first that was not moved.
+    /// Returns the offset of the error, in bytes. It lies in a page of the transfer, the first that was not moved.
     pub fn offset(&self) -> u64 {
         match *self {
             Self::Io { offset, .. }
@@ -96,12 +96,12 @@ impl StoreError {
         }
     }
 
-    /// The same error at another byte.
+    /// Returns the same error at another byte.
     pub(crate) fn at(self, offset: u64) -> Self {
         Self::from_code(self.code(), offset)
     }
 
-    /// The inverse of [`StoreError::code`].
+    /// Returns the error of a code, at byte `offset`: the inverse of [`StoreError::code`].
     pub(crate) fn from_code(code: u32, offset: u64) -> Self {
         match code {
             0 => Self::PastEnd { offset },
@@ -113,50 +113,51 @@ impl StoreError {
     }
 }
 
-/// Something that holds pages.
+/// A store of pages, such as a file or a device.
 ///
-/// A store is trusted with contents, not with memory: a read that says it moved bytes which it did not write shows what the
-/// frame held before. No method is called with a lock of the engine held but the file's own for a change of its length.
+/// A store is trusted with contents, not with memory. If a read reports bytes that it did not write, the frame shows its old
+/// contents there. No method is called with a lock of the engine held, except the file's own lock for a change of its length.
 pub trait Store: Send + Sync + 'static {
-    /// How long it is now, in bytes.
+    /// Returns the current length of the store, in bytes.
     ///
     /// # Errors
-    /// What the file system said.
+    /// The error of the file system.
     fn length(&self) -> Result<u64, StoreError>;
 
     /// Starts a transfer and returns at once; it completes later, on any thread, or before this returns. The transfer has at most
     /// [`Store::max_pages`] pages.
     fn submit(&self, transfer: Transfer);
 
-    /// The most pages that one transfer may have: a device's limit. The engine gives a transfer at least one page, and at most
-    /// [`MAX_PAGES`]. One, unless the store says otherwise: such a store sees no runs, and may use [`Transfer::bytes`]. Does not
-    /// sleep; always the same number.
+    /// Returns the most pages that one transfer may have, which is a device's limit. The engine gives a transfer at least one
+    /// page, and at most [`MAX_PAGES`]. The default is one: such a store gets no runs, and may use [`Transfer::bytes`]. Does
+    /// not sleep. The number never changes.
     fn max_pages(&self) -> usize {
         1
     }
 
-    /// Makes it `length` bytes long; what it has more is zeros. May wait. No transfer of what goes is under way.
+    /// Makes the store `length` bytes long. Bytes that it gains are zeros. May wait. No transfer of the bytes that it loses is
+    /// under way.
     ///
     /// # Errors
-    /// [`StoreError::Unsupported`] where that cannot be; what the file system said.
+    /// [`StoreError::Unsupported`] if the store cannot be resized, or the error of the file system.
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         Err(StoreError::Unsupported { offset: length })
     }
 
-    /// Makes zeros of `length` bytes from `offset` on, both multiples of the page size, and gives their place back. The
-    /// length stays. May wait. No transfer of them is under way.
+    /// Replaces `length` bytes from `offset` on with zeros, both multiples of the page size, and frees their space. The length
+    /// stays. May wait. No transfer of these bytes is under way.
     ///
     /// # Errors
-    /// As [`Store::set_length`].
+    /// The errors of [`Store::set_length`].
     fn punch(&self, offset: u64, length: u64) -> Result<(), StoreError> {
         let _ = length;
         Err(StoreError::Unsupported { offset })
     }
 
-    /// Returns when what writes have moved has reached the device. Waits. A store without buffers has nothing to do.
+    /// Returns when the bytes of completed writes have reached the device. Waits. A store without buffers has nothing to do.
     ///
     /// # Errors
-    /// What the file system said.
+    /// The error of the file system.
     fn flush(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -188,7 +189,7 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     }
 }
 
-/// What the tests of the stores share.
+/// Helpers for the tests of the stores.
 #[cfg(all(test, feature = "std", not(loom)))]
 pub(crate) mod testing {
     use super::*;
@@ -198,7 +199,7 @@ pub(crate) mod testing {
 
     type Page = [u8; PAGE_SIZE as usize];
 
-    /// How a transfer ended, and its pages.
+    /// The result of a transfer, and its pages.
     pub(crate) struct Ended {
         pub(crate) result: Result<usize, StoreError>,
         pub(crate) page: Box<Page>,
@@ -221,12 +222,14 @@ pub(crate) mod testing {
         }
     }
 
-    /// A transfer over a page of its own, all bytes `fill`; the receiver gets it when the transfer has ended.
+    /// Returns a transfer over a page of its own, with all bytes `fill`. The receiver gets the page when the transfer has
+    /// ended.
     pub(crate) fn transfer(direction: Direction, offset: u64, fill: u8) -> (Transfer, Receiver<Ended>) {
         run(direction, offset, &[fill])
     }
 
-    /// A transfer over pages of its own, each full of its byte of `fills`; as above.
+    /// Returns a transfer over pages of its own, each full of its byte of `fills`. The receiver gets the pages when the
+    /// transfer has ended.
     pub(crate) fn run(direction: Direction, offset: u64, fills: &[u8]) -> (Transfer, Receiver<Ended>) {
         let owned: Vec<_> = fills.iter().map(|fill| Owned::new(*fill)).collect();
         let memory: Vec<_> = owned.iter().map(|owned| owned.0.cast()).collect();
@@ -234,14 +237,14 @@ pub(crate) mod testing {
         let completion = Box::new(move |result| {
             let mut pages = owned.into_iter().map(Owned::into_page);
             let page = pages.next().expect("a page");
-            // A test that no longer listens has nothing to be told.
+            // The test may no longer listen.
             let _ = sender.send(Ended { result, page, more: pages.collect() });
         });
         // SAFETY: whole pages that nobody else knows, and that the completion, called last, takes back.
         (unsafe { Transfer::of_pages(direction, offset, &memory, completion) }, receiver)
     }
 
-    /// A store that answers at once: page `n` is full of the byte `n`; writes go nowhere.
+    /// A store that completes at once. Each byte of page `n` is `n`; writes are discarded.
     pub(crate) struct Numbered;
 
     impl Store for Numbered {

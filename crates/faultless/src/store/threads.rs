@@ -1,5 +1,5 @@
-//! What the stores with threads of their own share. Plain `std` locks: these threads do real I/O and keep real time,
-//! and no model runs them.
+//! The parts that stores with threads of their own share. The locks are those of `std`: these threads do real I/O and keep real
+//! time, and no model runs them.
 #![forbid(unsafe_code)]
 
 use super::{StoreError, Transfer};
@@ -11,26 +11,26 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Takes the lock, poisoned or not: no completion runs under one, so nothing is left half-done.
+/// Takes the lock, poisoned or not. No completion runs under one, so nothing is left half-done.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `work`, which calls completions. A panic in one has been reported by the panic hook; the thread lives on for
-/// the others' transfers.
+/// Runs `work`, which calls completions. The panic hook has reported a panic in one; the thread lives on for other transfers.
 pub(super) fn survive(work: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
-/// Waits until the thread has ended; not for the thread itself, whose completion may be what drops its store.
+/// Waits until the thread has ended. Does not wait if it is the calling thread, whose completion may be the one that drops its
+/// store.
 pub(super) fn join(thread: JoinHandle<()>) {
     if thread.thread().id() != thread::current().id() {
-        // Its panics were caught; there is nothing to pass on.
+        // Its panics were caught.
         let _ = thread.join();
     }
 }
 
-/// Threads that take transfers from one queue. Dropped, it does what is still queued and waits for that.
+/// A pool of threads that take transfers from one queue. When it is dropped, it does the queued transfers and waits for them.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -48,7 +48,7 @@ struct Queue {
 }
 
 impl Pool {
-    /// `threads` threads of that name that call `work` with each transfer.
+    /// Starts `threads` threads of that name, which call `work` with each transfer.
     ///
     /// # Errors
     /// No thread could be started; those already started end.
@@ -72,7 +72,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Queues a transfer; without memory for that it has failed.
+    /// Queues a transfer. Completes it with an error if there is no memory for that.
     pub(super) fn submit(&self, transfer: Transfer) {
         let mut queue = lock(&self.shared.queue);
         if queue.transfers.try_reserve(1).is_err() {
@@ -87,7 +87,7 @@ impl Pool {
 }
 
 impl Shared {
-    /// The next transfer; `None` when there will be none.
+    /// Returns the next transfer, or `None` when there will be none.
     fn next(&self) -> Option<Transfer> {
         let mut queue = lock(&self.queue);
         loop {

@@ -1,4 +1,4 @@
-//! Pages on their way between a store and memory.
+//! Transfers: runs of pages on their way between a store and memory.
 
 use super::StoreError;
 use crate::address::PAGE_SIZE;
@@ -7,13 +7,13 @@ use alloc::boxed::Box;
 use core::ptr::NonNull;
 use smallvec::SmallVec;
 
-/// The most pages of one [`Transfer`]: 64, or 256 KiB. A word of the index's tags has as many, and a transfer of that size costs
-/// a device little more than its bytes.
+/// The most pages of one [`Transfer`]: 64, or 256 KiB. A word of the index's tags covers as many pages. A transfer of that size
+/// costs a device little more than the moving of its bytes.
 pub const MAX_PAGES: usize = 64;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// Which way pages go.
+/// The direction in which a transfer moves pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the store into memory.
@@ -22,7 +22,7 @@ pub enum Direction {
     Write,
 }
 
-/// A page of a [`Transfer`] in memory, as the direction allows it. A store matches on it:
+/// A page of a [`Transfer`] in memory, with the access that the direction allows. A store matches on it:
 ///
 /// ```
 /// # use faultless::store::{Bytes, StoreError, Transfer};
@@ -42,7 +42,7 @@ pub enum Direction {
 /// | [`Direction::Read`] | the page is not up to date: it is mapped nowhere, and neither the engine nor a processor reads or writes it | exclusive access |
 /// | [`Direction::Write`] | processors and file handles may read the page; nobody writes it, since every write right was taken away before | shared access |
 ///
-/// A page that is written cannot be changed:
+/// A store cannot change a page that it writes:
 ///
 /// ```compile_fail,E0594
 /// # use faultless::store::{Bytes, Transfer};
@@ -54,30 +54,30 @@ pub enum Direction {
 /// ```
 #[derive(Debug)]
 pub enum Bytes<'a> {
-    /// To be filled, from its start on. What is in it before is of no meaning.
+    /// A page that the store fills, from its start on. Its bytes before that have no meaning.
     Read(&'a mut [u8]),
-    /// To be kept. Others may read it at the same time.
+    /// A page that the store writes to the device. Other threads may read it at the same time.
     Write(&'a [u8]),
 }
 
-/// A function that a transfer calls when it has ended: with the number of bytes moved.
+/// A function that a transfer calls when it has ended, with the number of bytes moved or an error.
 pub type Completion = Box<dyn FnOnce(Result<usize, StoreError>) + Send>;
 
-/// Where a page of a transfer is in memory.
+/// The place of a page of a transfer in memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     pub memory: NonNull<u8>,
-    /// The frame in which that memory is, if it is one of the engine's.
+    /// The frame of that memory, if it is a frame of the engine.
     pub frame: Option<Frame>,
 }
 
-/// The pages of a transfer, in the order of their offsets. One needs no memory of the allocator.
+/// The pages of a transfer, in the order of their offsets. A single page needs no memory of the allocator.
 pub(crate) type Places = SmallVec<[Place; 1]>;
 
-/// A run of pages on its way: consecutive pages of the store, from [`Transfer::offset`] on, each in a frame of its own. Whoever
-/// has it completes it once. If it is dropped, it completes with [`StoreError::Closed`], so that nobody waits for ever.
+/// A run of pages that is being moved: consecutive pages of the store, from [`Transfer::offset`] on, each in a frame of its
+/// own. The owner completes it once. If it is dropped, it completes with [`StoreError::Closed`], so that nobody waits for ever.
 ///
-/// A store gets runs only if it says so, by [`Store::max_pages`](super::Store::max_pages).
+/// A store gets runs only if it allows them, by [`Store::max_pages`](super::Store::max_pages).
 pub struct Transfer {
     direction: Direction,
     offset: u64,
@@ -108,10 +108,10 @@ impl Transfer {
     /// Makes a transfer of consecutive pages, the first of which is at byte `offset` of the store. For tests of stores.
     ///
     /// # Panics
-    /// There is no page, or there are more than [`MAX_PAGES`].
+    /// Panics if there is no page, or if there are more than [`MAX_PAGES`].
     ///
     /// # Safety
-    /// As [`Transfer::new`], for each of `pages`. No two of them overlap.
+    /// Each of `pages` is as [`Transfer::new`] demands. No two of them overlap.
     pub unsafe fn of_pages(
         direction: Direction,
         offset: u64,
@@ -124,10 +124,10 @@ impl Transfer {
         unsafe { Self::of_places(direction, offset, places, completion) }
     }
 
-    /// As [`Transfer::of_pages`], with the pages' frames.
+    /// Makes a transfer as [`Transfer::of_pages`] does, with the pages' frames.
     ///
     /// # Safety
-    /// As there.
+    /// The caller guarantees the same as for [`Transfer::of_pages`].
     pub(crate) unsafe fn of_places(
         direction: Direction,
         offset: u64,
@@ -138,39 +138,40 @@ impl Transfer {
         Self { direction, offset, places, completion: Some(completion) }
     }
 
-    /// Which way the pages go.
+    /// Returns the direction of the transfer.
     pub fn direction(&self) -> Direction {
         self.direction
     }
 
-    /// Where the first page is in the store, in bytes; a multiple of the page size.
+    /// Returns the offset of the first page in the store, in bytes: a multiple of the page size.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// How many pages it has: 1 to [`MAX_PAGES`].
+    /// Returns the number of pages of the transfer: 1 to [`MAX_PAGES`].
     pub fn pages(&self) -> usize {
         self.places.len()
     }
 
-    /// The frame of page `index`, counted from 0, for a driver that gives its device physical addresses (DMA). `None`: there is
-    /// no such page, or its memory is no frame of the engine, as for a copy of a page that others write meanwhile; then use
-    /// [`Transfer::each_page`]. The frame is in use until the transfer is completed; its bytes are as [`Bytes`] says.
+    /// Returns the frame of page `index`, counted from 0, for a driver that gives its device physical addresses (DMA). Returns
+    /// `None` if there is no such page, or if its memory is no frame of the engine, as for a copy of a page that other threads
+    /// write meanwhile. Then use [`Transfer::each_page`]. The frame is in use until the transfer is completed. [`Bytes`] states
+    /// the access to its bytes.
     pub fn frame(&self, index: usize) -> Option<Frame> {
         self.places.get(index)?.frame
     }
 
-    /// The page in memory, `PAGE_SIZE` bytes: of a store that gets one page at a time.
+    /// Returns the page in memory, `PAGE_SIZE` bytes, for a store that gets one page at a time.
     ///
     /// # Panics
-    /// The transfer has more than one page.
+    /// Panics if the transfer has more than one page.
     pub fn bytes(&mut self) -> Bytes<'_> {
         assert!(self.places.len() == 1, "a run of pages: see `Transfer::each_page`");
         // SAFETY: `&mut self` keeps the bytes to one user here.
         unsafe { self.page(self.places[0]) }
     }
 
-    /// The pages in memory, `PAGE_SIZE` bytes each, in the order of their offsets: for vectored I/O.
+    /// Returns the pages in memory, `PAGE_SIZE` bytes each, in the order of their offsets, for vectored I/O.
     pub fn each_page(&mut self) -> impl ExactSizeIterator<Item = Bytes<'_>> {
         let this = &*self;
         // SAFETY: `&mut self` is borrowed as long as a page is; each page is given out once, and they do not overlap.
@@ -178,7 +179,7 @@ impl Transfer {
     }
 
     /// # Safety
-    /// As long as what is returned lives, nobody else gets the page from this transfer.
+    /// As long as the returned value lives, nobody else gets the page from this transfer.
     unsafe fn page<'a>(&self, place: Place) -> Bytes<'a> {
         let memory = place.memory.as_ptr();
         match self.direction {
@@ -189,8 +190,9 @@ impl Transfer {
         }
     }
 
-    /// Moves the pages one after the other: `move_page` gets the byte offset of a page and its bytes, and returns how many it
-    /// moved. Stops at the first page of which not all bytes were moved. Returns the result to complete the transfer with.
+    /// Moves the pages one after the other. `move_page` gets the byte offset of a page and its bytes, and returns the number of
+    /// bytes that it moved. Stops at the first page of which not all bytes were moved. Returns the result to complete the
+    /// transfer with.
     ///
     /// # Errors
     /// The error of `move_page`, at the offset of the page that it was called for.
@@ -210,28 +212,28 @@ impl Transfer {
         Ok(moved)
     }
 
-    /// Leaves out the pages from `pages` on, for a wrapper that lets only the first ones through. Whoever calls this intercepts
-    /// the completion and gives the error of the first page left out: a result that says nothing of them is a short one.
+    /// Leaves out the pages from `pages` on, for a wrapper that lets only the first ones through. The caller intercepts the
+    /// completion and gives the error of the first page left out: a result that does not mention these pages is a short one.
     pub fn truncate(&mut self, pages: usize) {
         self.places.truncate(pages.max(1));
     }
 
-    /// Ends the transfer. Call it when no byte of it moves any more.
+    /// Completes the transfer. Call it when none of its bytes is being moved any more.
     ///
-    /// `Ok`: so many bytes were moved, from the first on. A read that moved fewer than there are has met the end of the file:
-    /// whoever asked fills the rest of that page with zeros, and the pages behind it lie past the end. A write that moved fewer
+    /// `Ok(n)`: the first `n` bytes were moved. A read that moved fewer bytes than the transfer has met the end of the file:
+    /// the engine fills the rest of that page with zeros, and the pages behind it lie past the end. A write that moved fewer
     /// has met the end of the store.
     ///
-    /// `Err`: the pages before the one in which [`StoreError::offset`] lies were moved as a whole; that page has the error; the
-    /// pages behind it were not tried. If the offset is in none of them, no page was moved.
+    /// `Err`: all pages before the one in which [`StoreError::offset`] lies were moved as a whole. That page has the error. The
+    /// pages behind it were not tried. If the offset is in none of the pages, no page was moved.
     pub fn complete(mut self, result: Result<usize, StoreError>) {
         if let Some(completion) = self.completion.take() {
             completion(result);
         }
     }
 
-    /// Calls `before` with the result first, and then what was to be called. For wrappers; `before` gets the
-    /// old completion and decides when to call it.
+    /// Makes the transfer call `before` with the result and the old completion, which `before` calls in its own time. For
+    /// wrappers.
     pub fn intercept(
         mut self,
         before: impl FnOnce(Result<usize, StoreError>, Completion) + Send + 'static,
@@ -254,19 +256,19 @@ impl Drop for Transfer {
 /// The result of a transfer of `pages` pages at byte `offset`, page by page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
-    /// Bytes moved, from the first on.
+    /// The number of bytes moved, from the first on.
     moved: usize,
-    /// The error, if there was one: of the page that follows.
+    /// The error, if there was one, of the page that follows the moved bytes.
     error: Option<StoreError>,
 }
 
 /// The result of a transfer for one page of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// So many bytes were moved; fewer than a page: there are no more.
+    /// The number of bytes that were moved. If it is less than a page, the store has no more.
     Moved(usize),
     Failed(StoreError),
-    /// A page before it has failed: nobody knows.
+    /// The page was not tried, since a page before it has failed.
     NotTried,
 }
 
@@ -282,7 +284,7 @@ impl Outcome {
         }
     }
 
-    /// The bytes that were moved, from the first on. With an error: whole pages.
+    /// Returns the number of bytes that were moved, from the first on. With an error, they are whole pages.
     pub fn moved(&self) -> usize {
         self.moved
     }
@@ -291,11 +293,11 @@ impl Outcome {
         self.error
     }
 
-    /// For page `index`, counted from 0.
+    /// Returns the result for page `index`, counted from 0.
     pub fn part(&self, index: usize) -> Part {
         let moved = self.moved.saturating_sub(index * PAGE).min(PAGE);
         match self.error {
-            // Behind the end of a file there is nothing, however often one asks.
+            // All pages behind the end of a file have the same error; a second attempt would not change it.
             Some(error @ StoreError::PastEnd { .. }) if moved == 0 => Part::Failed(error),
             Some(error) if moved == 0 && index * PAGE == self.moved => Part::Failed(error),
             Some(_) if moved == 0 => Part::NotTried,
@@ -329,7 +331,7 @@ mod tests {
         read.bytes();
     }
 
-    /// A store may say the offset of the transfer, or none that makes sense.
+    /// Checks errors at the offset of the transfer, and at an offset outside it: a store may return either.
     #[test]
     fn moving_page_by_page_stops_where_it_fails() {
         for wrong in [0, 7, u64::MAX] {

@@ -1,4 +1,4 @@
-//! How a read section's entry and a grace period are ordered against each other: three back-ends.
+//! The ways to order a read section's entry against a grace period: three back-ends.
 //!
 //! | | a section's entry | its end | a grace period | for |
 //! |---|---|---|---|---|
@@ -11,22 +11,22 @@ use super::atomic::{AtomicUsize, Ordering};
 use super::fence_after_rmw;
 use super::full_fence;
 
-/// How the entry of a [`Section`](super::Section) and a grace period are ordered: after both have run, one of the two
-/// sides has seen the other. Accesses as a processor makes them have fences of their own, whatever this is.
+/// The order of the entry of a [`Section`](super::Section) against a grace period: after both have run, one of the two sides
+/// has seen the other. Accesses, as a processor makes them, have fences of their own with every barrier.
 pub trait Barrier: Send + Sync {
-    /// Whether sections are marked in the slot of their thread. Where not, an odd number there says that the thread is
+    /// Tells whether sections are marked in the slot of their thread. If false, an odd number there means that the thread is
     /// online, and changes with each quiescent state.
     const MARKS: bool = true;
-    /// A section's entry: stores `odd` in the word of its thread, with Release, ordered before all that follows as
-    /// [`Barrier::heavy`] needs it. As cheap as can be.
+    /// Marks the entry of a section. Stores `odd` in the word of its thread, with Release, ordered before all that follows as
+    /// [`Barrier::heavy`] needs it. It should be as cheap as possible.
     fn mark(&self, word: &AtomicUsize, odd: usize);
-    /// At the start of a grace period: orders what was stored before, on all processors, against later marks.
+    /// Orders the stores made before, on all processors, against later marks. Called at the start of a grace period.
     fn heavy(&self);
-    /// What it is made of, for reports.
+    /// Returns the name of the mechanism, for reports.
     fn name(&self) -> &'static str;
 }
 
-/// A SeqCst fence on both sides: portable, and what loom models.
+/// A barrier of a SeqCst fence on both sides. It is portable, and the one that loom models.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FenceBarrier;
 
@@ -45,21 +45,21 @@ impl Barrier for FenceBarrier {
     }
 }
 
-/// For embedders whose threads, or processors, come by themselves to where they are in no section, again and again: the
-/// idle loop, a context switch, the end of a request. There they say so ([`Sections::quiescent`](super::Sections::quiescent)),
-/// and sections cost nothing.
+/// A barrier for embedders whose threads, or processors, are in no section again and again by themselves: in the idle loop, at
+/// a context switch, at the end of a request. They report it there ([`Sections::quiescent`](super::Sections::quiescent)), and
+/// sections cost nothing.
 ///
-/// A slot is online from its first section on. Whoever stays away from quiescent states for long, in a wait or in other
-/// code, says that it is offline ([`Sections::offline`](super::Sections::offline)); its next section brings it back. The
-/// engine waits by the methods of the host's [`Park`](super::Park), and calls them in no section: there the host says
-/// one of the two, or two threads that wait for a grace period wait for each other.
+/// A slot is online from its first section on. A thread that stays away from quiescent states for long, in a wait or in other
+/// code, reports that it is offline ([`Sections::offline`](super::Sections::offline)); its next section brings it back. The
+/// engine waits by the methods of the host's [`Park`](super::Park), and calls them in no section. There the host reports one of
+/// the two; otherwise two threads that wait for a grace period wait for each other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QuiescentStates;
 
 impl Barrier for QuiescentStates {
     const MARKS: bool = false;
 
-    /// A slot comes online.
+    /// Brings a slot online.
     fn mark(&self, word: &AtomicUsize, odd: usize) {
         mark_with_fence(word, odd);
     }
@@ -73,8 +73,8 @@ impl Barrier for QuiescentStates {
     }
 }
 
-/// Stores `odd` with Release, and then a full fence. On x86-64 that is one exchange, about half as dear as a store and a
-/// fence instruction.
+/// Stores `odd` with Release, and then makes a full fence. On x86-64 that is one exchange, which costs about half as much as a
+/// store and a fence instruction.
 #[inline]
 pub(super) fn mark_with_fence(word: &AtomicUsize, odd: usize) {
     #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
@@ -99,7 +99,7 @@ mod tests {
         SlotIndex::new(index).unwrap()
     }
 
-    /// A section of slot `index`, begun and ended.
+    /// Begins and ends a section of slot `index`.
     fn pass_through(sections: &Sections, index: u32) {
         // SAFETY: tests give each thread its slots.
         drop(unsafe { sections.enter(slot(index), &QuiescentStates) });
@@ -154,7 +154,7 @@ mod tests {
         unsafe { sections.quiescent(slot(1)) };
     }
 
-    /// Readers follow a pointer; the writer swings it, waits for a grace period, and spoils what was there.
+    /// Runs readers that follow a pointer, and a writer that replaces it, waits for a grace period, and spoils the old value.
     #[test]
     fn nothing_goes_under_a_reader() {
         const READERS: u32 = 3;

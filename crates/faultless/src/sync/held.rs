@@ -7,9 +7,10 @@ use core::marker::PhantomData;
 
 #[cfg(all(debug_assertions, feature = "std", not(loom)))]
 std::thread_local! {
-    /// Locks and claims that this thread holds. No destructor, so that signal handlers and ending threads may read it.
+    /// The number of locks and claims that this thread holds. It has no destructor, so that signal handlers and ending threads
+    /// may read it.
     static COUNT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
-    /// Those of them that are short locks ([`Mutex`](super::Mutex)).
+    /// The number of those that are short locks ([`Mutex`](super::Mutex)).
     static SHORT: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
 }
 
@@ -17,25 +18,25 @@ std::thread_local! {
 /// thread. A host does the same with each lock of its own that its [`PageTable`](crate::host::PageTable) or
 /// [`FrameSource`](crate::host::FrameSource) takes.
 ///
-/// Empty: debug builds with `std` count, all others do nothing.
+/// Debug builds with `std` count; in all others the type is empty and does nothing.
 #[derive(Debug)]
 pub struct Held {
-    /// What it adds to `SHORT`.
+    /// The number that this adds to `SHORT`.
     #[cfg(all(debug_assertions, feature = "std", not(loom)))]
     short: usize,
-    /// Not `Send`: the count is the thread's.
+    /// Makes the type not `Send`, since the count is the thread's.
     thread: PhantomData<*const ()>,
 }
 
 impl Held {
-    /// Counts one more until it is dropped.
+    /// Counts one more lock or claim until the value is dropped.
     #[inline]
     #[must_use]
     pub fn new() -> Self {
         Self::counted(0)
     }
 
-    /// The same for a short lock.
+    /// Counts one more short lock until the value is dropped.
     #[inline]
     #[must_use]
     pub(super) fn short_lock() -> Self {
@@ -56,11 +57,11 @@ impl Held {
         }
     }
 
-    /// In debug builds: the calling thread holds no short lock. Called right before it waits for other processors: for an
-    /// invalidation or a grace period, which `doing` names. Ranges and the locks of a design may be held. Invariant 17.
+    /// Checks, in debug builds, that the calling thread holds no short lock. Called right before it waits for other processors,
+    /// for an invalidation or a grace period, which `doing` names. Ranges and the locks of a design may be held. Invariant 17.
     ///
     /// # Panics
-    /// In debug builds with `std`, if the thread holds a short lock: another processor may spin on it and never answer.
+    /// Panics in debug builds with `std`, if the thread holds a short lock: another processor may spin on it and never answer.
     #[inline]
     #[track_caller]
     pub fn assert_no_short_lock(doing: &str) {
@@ -75,11 +76,12 @@ impl Held {
         let _ = doing;
     }
 
-    /// In debug builds: the calling thread holds nothing that is counted. Called right before it touches memory that a
-    /// caller gave; `doing` names that for the message. Invariant 13.
+    /// Checks, in debug builds, that the calling thread holds nothing that is counted. Called right before it touches memory
+    /// that a caller gave; `doing` names that for the message. Invariant 13.
     ///
     /// # Panics
-    /// In debug builds with `std`, if the thread holds something: a fault on that memory could wait for it for ever.
+    /// Panics in debug builds with `std`, if the thread holds anything counted: a fault on that memory could wait for it for
+    /// ever.
     #[inline]
     #[track_caller]
     pub fn assert_none(doing: &str) {

@@ -4,12 +4,12 @@ use alloc::boxed::Box;
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
 
-/// The allocator had nothing left.
+/// The error of an allocator that has no memory left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("out of memory for tables and tree nodes")]
 pub struct OutOfMemory;
 
-/// `Box::new` that reports failure instead of aborting.
+/// Makes a box as `Box::new` does, but reports failure instead of aborting.
 ///
 /// # Errors
 /// [`OutOfMemory`]; `value` is dropped.
@@ -17,7 +17,7 @@ pub fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
     try_box_or_back(value).map_err(|_| OutOfMemory)
 }
 
-/// As [`try_box`], for a value that is needed all the same: it comes back.
+/// Makes a box as [`try_box`] does, but returns the value on failure.
 pub(crate) fn try_box_or_back<T>(value: T) -> Result<Box<T>, T> {
     match try_box_uninit() {
         Ok(place) => Ok(Box::write(place, value)),
@@ -25,7 +25,7 @@ pub(crate) fn try_box_or_back<T>(value: T) -> Result<Box<T>, T> {
     }
 }
 
-/// As [`try_box`], for a value that is written where it is to be.
+/// Makes a box as [`try_box`] does, for a value that is written in place.
 pub(crate) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
@@ -38,11 +38,11 @@ pub(crate) fn try_box_uninit<T>() -> Result<Box<MaybeUninit<T>>, OutOfMemory> {
     }
 }
 
-/// A box of what `new` makes. Outside of models it comes from the allocator as zeros, and `new` is not called: the stack has no
-/// room for large values.
+/// Makes a box of the value that `new` returns. Outside of models, the memory comes from the allocator as zeros, and `new` is
+/// not called: the stack has no room for large values.
 ///
 /// # Safety
-/// Outside of models, memory of zeros is what `new` makes.
+/// Outside of models, memory of zeros equals the value that `new` returns.
 pub(crate) unsafe fn try_box_zeroed<T>(new: impl FnOnce() -> T) -> Result<Box<T>, OutOfMemory> {
     #[cfg(loom)]
     return try_box(new());
@@ -59,9 +59,9 @@ pub(crate) unsafe fn try_box_zeroed<T>(new: impl FnOnce() -> T) -> Result<Box<T>
     }
 }
 
-/// A mark in everything that readers reach without a lock: tree nodes, VMAs, tables, frames. Empty in a real
-/// build. Under loom a free is a write and a use is a read of one cell, so that a missing order between them is
-/// found, and what is freed stays allocated, so that it is found and does not crash.
+/// A mark in everything that readers reach without a lock: tree nodes, VMAs, tables, frames. It is empty in a real build. Under
+/// loom, a free is a write of a cell and a use is a read of it, so that a missing order between them is found. Freed memory
+/// stays allocated then, so that the error is found and does not crash.
 #[derive(Debug)]
 pub struct Life {
     #[cfg(loom)]
@@ -82,19 +82,19 @@ impl Default for Life {
 }
 
 impl Life {
-    /// The mark of something alive.
+    /// Makes the mark of a living thing.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self {}
     }
 
-    /// The mark of something alive.
+    /// Makes the mark of a living thing.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self { freed: loom::cell::UnsafeCell::new(false) }
     }
 
-    /// Says that the thing is read now.
+    /// Notes that the thing is read now.
     #[inline]
     pub fn touch(&self) {
         #[cfg(loom)]
@@ -104,7 +104,7 @@ impl Life {
         });
     }
 
-    /// Says that the thing is written now, by somebody who has it alone.
+    /// Notes that the thing is written now, by a thread that has it alone.
     #[inline]
     pub fn own(&self) {
         #[cfg(loom)]
@@ -114,7 +114,7 @@ impl Life {
         });
     }
 
-    /// Says that the thing is freed now.
+    /// Notes that the thing is freed now.
     #[inline]
     pub fn end(&self) {
         #[cfg(loom)]
@@ -127,7 +127,7 @@ impl Life {
         });
     }
 
-    /// Says that the thing, freed before, is given out again.
+    /// Notes that the thing, freed before, is given out again.
     #[inline]
     pub fn renew(&self) {
         #[cfg(loom)]

@@ -1,27 +1,30 @@
-//! Which slots scans look at: a bit for each. A scan costs what the slots in use cost, not what all that ever were.
+//! The set of slots that scans look at, with a bit for each. The cost of a scan grows with the slots in use, not with all that
+//! ever were.
 //!
 //! ```text
 //! owner:  set bit; enter: store odd; fence; read        scan:  unhook; fence; read bits; read the slots'
 //! ```
-//! Either the scan sees the bit and the odd number, or the owner sees that it is unhooked: the fences are those of sections
-//! and grace periods, which have to be there anyhow.
+//! Either the scan sees the bit and the odd number, or the owner sees that the thing is unhooked. The fences are those of
+//! sections and grace periods, which are needed anyway.
 //!
-//! The bit of a slot in use is cleared too while its thread sleeps. So a scan beside thousands of threads that wait for I/O looks
-//! at none of them.
+//! The bit of a slot in use is also cleared while its thread sleeps. So a scan beside thousands of threads that wait for I/O
+//! looks at none of them.
 
 use super::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::mutex::Mutex;
 
-/// Bits of a word.
+/// The number of bits of a word.
 const BITS: usize = u64::BITS as usize;
 
-/// A bit for each of `WORDS * 64` slots. With one word there is no bound.
+/// A set of bits, one for each of `WORDS * 64` slots. With one word there is no bound.
 pub(super) struct Listed<const WORDS: usize> {
-    /// Atomic. A bit is set and cleared by the slot's owner; partners: scans, see above.
+    /// The bits of the slots that scans look at. Atomic. A bit is set and cleared by the slot's owner; partners: scans, see
+    /// above.
     words: [AtomicU64; WORDS],
-    /// The same, of sleeping threads too. Atomic; a bit is set and cleared by the slot's owner.
+    /// The bits of all slots in use, including those of sleeping threads. Atomic; a bit is set and cleared by the slot's owner.
     in_use: [AtomicU64; WORDS],
-    /// The words of `in_use` from here on are zeros, or their bits are just being set. Atomic; written under `bounding`.
+    /// The index from which on the words of `in_use` are zeros, or their bits are just being set. Atomic; written under
+    /// `bounding`.
     bound: AtomicUsize,
     bounding: Mutex<()>,
 }
@@ -36,10 +39,10 @@ impl<const WORDS: usize> Listed<WORDS> {
         }
     }
 
-    /// Makes a new one at `place`.
+    /// Writes an empty set to `place`.
     ///
     /// # Safety
-    /// `place` is memory for one, which nobody uses.
+    /// `place` is memory for a set, which nobody uses.
     pub(super) unsafe fn write_to(place: *mut Self) {
         // SAFETY: by the contract above; each field is written once, and none is read.
         unsafe {
@@ -59,7 +62,8 @@ impl<const WORDS: usize> Listed<WORDS> {
         self.words[word].fetch_or(1 << (index % BITS), Ordering::Release);
         if WORDS > 1 {
             self.in_use[word].fetch_or(1 << (index % BITS), Ordering::Release);
-            // After the bit is there: whoever lowers the bound later sees it, and whoever did before has been overruled.
+            // The bound is raised after the bit is set: a thread that lowers the bound later sees the bit, and an earlier
+            // lowering is overruled.
             let _bounding = self.bounding.lock();
             if self.bound.load(Ordering::Relaxed) <= word {
                 self.bound.store(word + 1, Ordering::Release);
@@ -77,7 +81,7 @@ impl<const WORDS: usize> Listed<WORDS> {
         if before == 1 << (index % BITS) {
             let _bounding = self.bounding.lock();
             let mut bound = self.bound.load(Ordering::Relaxed);
-            // Asked under the lock: a bit that has come meanwhile keeps its word.
+            // The words are read under the lock: a bit that was set meanwhile keeps its word.
             let is_empty = |word: usize| {
                 cfg!(mutant = "bound_not_asked_again") && word == index / BITS
                     || self.in_use[word].load(Ordering::Acquire) == 0
@@ -91,24 +95,24 @@ impl<const WORDS: usize> Listed<WORDS> {
 
     /// Clears the bit of a slot that stays in use. The owner is in no section.
     pub(super) fn sleep(&self, index: usize) {
-        // Release: a scan that passes over the slot sees what was done in its sections, as by the number that it would have read.
+        // Release: a scan that passes over the slot sees the effects of its sections, as by the number that it would have read.
         let order = if cfg!(mutant = "unlisted_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         self.words[index / BITS].fetch_and(!(1 << (index % BITS)), order);
     }
 
-    /// Sets it again. The owner enters its next section after this.
+    /// Sets the bit of a slot again after [`Listed::sleep`]. The owner enters its next section after this.
     pub(super) fn wake(&self, index: usize) {
         // Release: as in `set`. The bound is still above it.
         self.words[index / BITS].fetch_or(1 << (index % BITS), Ordering::Release);
     }
 
-    /// The first slot from `first` on that has a bit and for which `f` returns true.
+    /// Returns the first slot from `first` on that has a bit and for which `f` returns true.
     #[inline]
     pub(super) fn find(&self, first: usize, mut f: impl FnMut(usize) -> bool) -> Option<usize> {
         let bound = if WORDS > 1 { self.bound.load(Ordering::Acquire) } else { WORDS };
         let mut wanted = u64::MAX << (first % BITS);
         for (index, word) in self.words.iter().enumerate().take(bound).skip(first / BITS) {
-            // Acquire: the slot has been made; and see `clear`.
+            // Acquire: the slot has been made. See also `clear`.
             let mut bits = word.load(Ordering::Acquire) & wanted;
             wanted = u64::MAX;
             while bits != 0 {

@@ -1,4 +1,4 @@
-//! What an engine has from the allocator for itself, in bytes.
+//! The bytes that an engine has from the allocator for itself.
 
 use super::plain::{AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
@@ -18,8 +18,8 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// The word of the calling thread. Stacks of threads lie at least a page apart, and a thread is mostly in the same few pages
-    /// of its own.
+    /// Returns the word of the calling thread. Stacks of threads lie at least a page apart, and a thread is mostly in the same
+    /// few pages of its own.
     #[inline]
     fn mine(&self) -> &AtomicUsize {
         let here = 0_u8;
@@ -29,20 +29,20 @@ impl Meter {
         &self.0[hash as usize % SHARDS]
     }
 
-    /// So many bytes have come from the allocator.
+    /// Adds `bytes`, which have come from the allocator.
     #[inline]
     pub(super) fn add(&self, bytes: usize) {
         self.mine().fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// So many have gone back, which any thread may have added.
+    /// Subtracts `bytes`, which have gone back to the allocator. Any thread may have added them.
     #[inline]
     pub(super) fn subtract(&self, bytes: usize) {
-        // One word alone may be less than nothing.
+        // One word alone may be negative.
         self.mine().fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The sum. Beside threads that allocate and free it may miss what they do meanwhile, but is never less than nothing.
+    /// Returns the sum. It may miss the changes of threads that allocate and free meanwhile, but is never negative.
     pub(super) fn sum(&self) -> usize {
         let sum = self.0.iter().fold(0_usize, |sum, word| sum.wrapping_add(word.load(Ordering::Relaxed)));
         sum.cast_signed().max(0).cast_unsigned()

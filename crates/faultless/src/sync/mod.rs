@@ -1,5 +1,5 @@
-//! The one place that names atomics and locks: `core` or loom behind one facade. Above them the read
-//! sections ([`Sections`]), what is retired until its grace period ([`Retired`]), and taken ranges ([`Ranges`]).
+//! The facade for atomics and locks, of `core` or of loom: no other place names them. Above them are the read sections
+//! ([`Sections`]), the retired things that wait for their grace period ([`Retired`]), and the reserved ranges ([`Ranges`]).
 
 mod barrier;
 mod held;
@@ -36,7 +36,7 @@ pub use slot::{Pinned, SlotIndex};
 pub(crate) use wait::{BoxedWaiter, WaitList, WaitQueue, Waiter, Woken};
 pub use wait::{Park, Sleeper};
 
-/// Atomics whose order is part of the protocol.
+/// The atomics whose order is part of the protocol.
 pub mod atomic {
     #[cfg(not(loom))]
     pub(crate) use core::sync::atomic::compiler_fence;
@@ -46,8 +46,8 @@ pub mod atomic {
     pub use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 }
 
-/// A SeqCst fence. Under loom a fence is no branch point, so that orders which differ only in which of two fences came
-/// first would not be tried; there a step on one atomic comes with it.
+/// Makes a SeqCst fence. Under loom, a fence is no branch point, so orders that differ only in which of two fences came first
+/// would not be tried. There, a step on an atomic is made with it.
 #[inline]
 pub fn full_fence() {
     #[cfg(loom)]
@@ -60,8 +60,8 @@ pub fn full_fence() {
     atomic::fence(atomic::Ordering::SeqCst);
 }
 
-/// A full fence right after an atomic read-modify-write of this thread that took place (a compare-and-swap that
-/// succeeded), whatever its order: what Linux calls `smp_mb__after_atomic`.
+/// Makes a full fence right after an atomic read-modify-write of this thread that took place (a compare-and-swap that
+/// succeeded), whatever its order. Linux calls it `smp_mb__after_atomic`.
 ///
 /// On x86-64 such a step is a locked instruction, and "reads or writes cannot be reordered with I/O instructions, locked
 /// instructions, or serializing instructions" (Intel's manual, volume 3, "Memory Ordering in P6 and More Recent Processor
@@ -74,14 +74,14 @@ pub fn fence_after_rmw() {
     full_fence();
 }
 
-/// Counters that order nothing: plain `core` atomics under every back-end, so that models stay small.
+/// Atomics that order nothing: those of `core` under every back-end, so that models stay small.
 pub mod plain {
     pub use core::sync::atomic::{
         AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
     };
 }
 
-/// One step of a short wait on another processor.
+/// Makes one step of a short wait for another processor.
 #[inline]
 pub fn spin_loop() {
     #[cfg(not(loom))]

@@ -1,10 +1,10 @@
-//! Counts of handles that only some models see: in the others each step on one would be a step of the model, and there
-//! are many.
+//! Counts of handles that only some models see. In the others, each step on one would be a step of the model, and there are
+//! many.
 
 #[cfg(not(loom))]
 pub(super) use super::plain::AtomicU64 as Count;
 
-/// A count of nothing. Under loom `is_modelled` says whether loom sees it.
+/// Makes a count. Under loom, `is_modelled` tells whether loom sees it.
 #[cfg(not(loom))]
 #[inline]
 pub(super) fn count(_is_modelled: bool) -> Count {

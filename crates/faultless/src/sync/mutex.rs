@@ -1,4 +1,5 @@
-//! The short lock: the operating system's, what a program without one has chosen ([`ShortLock`](super::ShortLock)), or a model's.
+//! The short lock: that of the operating system, the one that a program without an operating system has chosen
+//! ([`ShortLock`](super::ShortLock)), or that of a model.
 
 use super::held::Held;
 #[cfg(not(feature = "std"))]
@@ -10,9 +11,9 @@ use loom::sync as imp;
 #[cfg(all(feature = "std", not(loom)))]
 use std::sync as imp;
 
-/// A lock for a few instructions. Nobody takes it while announced (see [`crate::Engine::lock`]).
+/// A lock that is held for a few instructions. No thread takes it while announced (see [`crate::Engine::lock`]).
 ///
-/// Nobody waits for an invalidation or a grace period with one held (invariant 17).
+/// No thread waits for an invalidation or a grace period while it holds one (invariant 17).
 ///
 /// Without `std` it is the lock that the program has chosen: [`ShortLock`](super::ShortLock). A kernel must not be preempted while
 /// it holds one, see ARCHITECTURE.md.
@@ -24,7 +25,7 @@ pub struct Mutex<T> {
     inner: short_lock::Mutex<T>,
 }
 
-/// What [`Mutex::lock`] returns. Counted as [`Held`].
+/// A guard of a [`Mutex`], which [`Mutex::lock`] returns. It is counted as [`Held`].
 #[derive(Debug)]
 pub struct MutexGuard<'a, T> {
     #[cfg(feature = "std")]
@@ -52,7 +53,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 }
 
 impl<T> Mutex<T> {
-    /// A lock around `value`.
+    /// Makes a lock around `value`.
     #[cfg(not(loom))]
     pub const fn new(value: T) -> Self {
         Self {
@@ -63,13 +64,13 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// A lock around `value`.
+    /// Makes a lock around `value`.
     #[cfg(loom)]
     pub fn new(value: T) -> Self {
         Self { inner: imp::Mutex::new(value) }
     }
 
-    /// Takes the lock if nobody has it. Models always wait.
+    /// Tries to take the lock. Returns `None` if another thread holds it. In models it waits instead.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         #[cfg(loom)]
         return Some(self.lock());
@@ -87,8 +88,8 @@ impl<T> Mutex<T> {
 
     /// Waits for the lock. A lock whose holder panicked is taken like any other.
     ///
-    /// To panic here would help nobody: locks are taken in destructors and in completions of I/O, where a panic aborts or is
-    /// lost, and the range that a panicking thread had taken, or the record it had closed, lies outside the lock. The data
+    /// A panic here would help nobody. Locks are taken in destructors and in completions of I/O, where a panic aborts or is
+    /// lost. The range that a panicking thread had reserved, or the record that it had closed, lies outside the lock. The data
     /// under these locks is a count, a queue, or a tree that readers see at each moment, and is usable after each step.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(feature = "std")]
@@ -106,31 +107,31 @@ pub struct Condvar(imp::Condvar);
 
 #[cfg(feature = "std")]
 impl Condvar {
-    /// A condition that nobody waits for.
+    /// Makes a condition for which no thread waits.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self(imp::Condvar::new())
     }
 
-    /// A condition that nobody waits for.
+    /// Makes a condition for which no thread waits.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Lets the guard go, sleeps, and takes it again. May wake for nothing.
+    /// Releases the lock, sleeps, and takes the lock again. May wake without cause.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         let MutexGuard { inner, held } = guard;
         let inner = self.0.wait(inner).unwrap_or_else(|poisoned| poisoned.into_inner());
         MutexGuard { inner, held }
     }
 
-    /// Wakes everybody.
+    /// Wakes all waiting threads.
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
 
-    /// Wakes one who waits.
+    /// Wakes one waiting thread.
     pub fn notify_one(&self) {
         self.0.notify_one();
     }

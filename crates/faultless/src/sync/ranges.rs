@@ -1,13 +1,13 @@
-//! Taken ranges: range work takes its pages among other range work, under a short lock that also guards the tree.
-//! Disjoint ranges go on side by side; overlapping ones are served in the order in which they asked. Letting one go takes no
-//! lock where nobody waits: its flag is raised, and whoever has the lock next takes the claim out of the queue.
+//! Reservations of ranges. Range work reserves its pages against other range work, under a short lock that also guards the
+//! tree. Work on disjoint ranges runs side by side; overlapping requests are served in order. Releasing a range takes no lock
+//! if nobody waits: its flag is raised, and the next thread that takes the lock removes the claim from the queue.
 //!
-//! Each thread that waits does so for one claim: for the last of those in its way. When that claim goes, the thread looks
-//! again. So in a queue for one place, each claim that goes wakes one thread, which finds itself first.
+//! Each thread that waits does so for one claim: the last of those in its way. When that claim goes, the thread looks again. So
+//! in a queue for one place, each claim that goes wakes one thread, which finds itself first.
 //!
-//! Who has taken a range may change the tree there without the lock, too: an [`Edit`]. It names the pages that the change
-//! reads or writes, which no other edit has; and whoever takes the lock waits until there is none, but for those who take
-//! theirs by [`Ranges::take_beside`] to change something else.
+//! The holder of a range may also change the tree there without the lock, by an [`Edit`]. An edit names the pages that the
+//! change reads or writes, which no other edit has. A thread that takes the lock waits until there is no edit. The exception is
+//! [`Ranges::take_beside`], for a thread that changes something else.
 
 mod claims;
 mod edit;
@@ -32,73 +32,73 @@ use crate::address::{PageNumber, PageRange};
 use core::ops::{Deref, DerefMut};
 use crossbeam_utils::CachePadded;
 
-/// Proof that no table over its pages is freed meanwhile: a read section, or the range taken.
+/// Proof that no table over its pages is freed meanwhile: a read section, or a reservation.
 ///
 /// # Safety
-/// As long as a value lives, no leaf table that a walk finds with it is freed: a section holds grace periods up, and
-/// whoever has taken a range is the only one to unhook its leaf tables.
+/// As long as a value lives, no leaf table that a walk finds with it is freed. A section holds grace periods up. The holder of
+/// a range is the only one to unhook its leaf tables.
 pub unsafe trait Stable {}
-// SAFETY: what is unhooked is freed after a grace period, which waits for this section.
+// SAFETY: an unhooked table is freed after a grace period, which waits for this section.
 unsafe impl Stable for Section<'_> {}
 // SAFETY: as above.
 unsafe impl Stable for AccessSection<'_> {}
-// SAFETY: what is inside lives as long.
+// SAFETY: the value inside lives as long.
 unsafe impl<T: Stable, G> Stable for Pinned<T, G> {}
-// SAFETY: a leaf table is unhooked only by who has taken its whole span, and this range overlaps it.
+// SAFETY: only the holder of a leaf table's whole span unhooks it, and this range overlaps it.
 unsafe impl<T: Edited, P: Park> Stable for Reservation<'_, T, P> {}
 
-/// What the holder of a claim says without the lock; on one line.
+/// The flags that the holder of a claim sets without the lock. They lie on one cache line.
 #[derive(Default)]
 struct ClaimSlot {
-    /// The claim has been let go. Raised by its holder, Release; lowered under the lock. Partner: the Acquire of who takes the
-    /// claim out, whom all see that come to the lock later.
+    /// Tells that the claim has been released. Raised by its holder, Release; lowered under the lock. Partner: the Acquire of
+    /// the thread that removes the claim, which all threads see that take the lock later.
     gone: AtomicBool,
-    /// Its edit has been made; until then it does not go. As `gone`.
+    /// Tells that the claim's edit has been made; until then the claim stays. Raised and lowered as `gone`.
     edited: AtomicBool,
-    /// What the edit comes to. Written before `edited` is raised.
+    /// The result of the edit. Written before `edited` is raised.
     note: [AtomicU64; 4],
 }
 
-/// Claims that are let go by a flag; more at a time take the lock for it.
+/// The number of claims that can be released by a flag. Further ones are released under the lock.
 #[cfg(not(loom))]
 const FLAGS: usize = 8;
 #[cfg(loom)]
 const FLAGS: usize = 2;
 
-/// So many takings remember that somebody met others at work.
+/// The number of acquisitions that use the concurrent path after contention was seen.
 const CROWD: u8 = 64;
 
 struct Inner<T> {
     claims: Claims,
-    /// So many takings from now on are taken to be among others; see [`BesideGuard::is_crowded`].
+    /// The number of acquisitions from now on that count as contended; see [`BesideGuard::is_crowded`].
     crowd: u8,
     data: T,
 }
 
-/// A short lock around `T`, and the ranges taken under it.
+/// A short lock around `T`, and the ranges that are reserved under it.
 pub struct Ranges<T> {
     inner: Mutex<Inner<T>>,
-    /// Threads that wait for a release. Changed under `inner`; read by who lets go, after a fence that is a partner of the
-    /// one after the change. Apart from the lock, which others take meanwhile.
+    /// The number of threads that wait for a release. Changed under `inner`. Read by a thread that releases a claim, after a
+    /// fence that is a partner of the one after the change. Apart from the lock, which other threads take meanwhile.
     waiting: CachePadded<AtomicUsize>,
-    /// How many ranges have been left. Changed under `inner` by who has a claim, or takes one out; read by who has let go,
-    /// after a fence that is a partner of the one in [`Ranges::take_left`].
+    /// The number of ranges that have been left. Changed under `inner` by a thread that has a claim, or takes a range out. Read
+    /// by a thread that has released a claim, after a fence that is a partner of the one in [`Ranges::take_left`].
     left: AtomicUsize,
-    /// By the claims' flags.
+    /// The flags of claims, by the number of the claim's flag.
     said: [CachePadded<ClaimSlot>; FLAGS],
 }
 
-/// A range just taken, with the short lock still held. The lock goes first: bind both, so that it does by itself.
+/// A range just reserved, with the short lock still held. The lock is to be released first: bind both, so that it is by itself.
 pub type TakenLocked<'a, T, P> = (Reservation<'a, T, P>, RangesGuard<'a, T>);
 
-/// A range just taken, with the short lock held, while others may be at their edits.
+/// A range just reserved, with the short lock held, while other threads may be at their edits.
 pub type TakenBeside<'a, T, P> = (Reservation<'a, T, P>, BesideGuard<'a, T>);
 
-/// As [`TakenLocked`], of two ranges.
+/// Two ranges just reserved, with the short lock still held.
 pub type TakenBothLocked<'a, T, P> = ((Reservation<'a, T, P>, Reservation<'a, T, P>), RangesGuard<'a, T>);
 
 impl<T: Edited> Ranges<T> {
-    /// Nothing taken.
+    /// Makes ranges of which none is reserved.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -106,7 +106,8 @@ impl<T: Edited> Ranges<T> {
         Ok(Self::with_room(data, Claims::with_room()?))
     }
 
-    /// Nothing taken. For a value that is built where it is to be: a result of this size goes by way of the stack.
+    /// Makes ranges of which none is reserved, for a value that is built in place. A result of this size would go by way of the
+    /// stack.
     #[inline(always)]
     pub(crate) fn with_room(data: T, claims: Claims) -> Self {
         Self {
@@ -117,12 +118,12 @@ impl<T: Edited> Ranges<T> {
         }
     }
 
-    /// The short lock alone: nobody edits. The wait, if there is one, is counted.
+    /// Takes the short lock and waits until no edit is under way. A wait for the lock is counted.
     pub fn lock_by(&self, park: &impl Park) -> RangesGuard<'_, T> {
         self.lock_beside(park).alone(park)
     }
 
-    /// The short lock, while others may be at their edits.
+    /// Takes the short lock, while other threads may be at their edits.
     fn lock_beside(&self, park: &impl Park) -> BesideGuard<'_, T> {
         let mut inner = self.inner.try_lock().unwrap_or_else(|| {
             let mut inner = park.wait_for_lock(|| self.inner.lock());
@@ -133,7 +134,7 @@ impl<T: Edited> Ranges<T> {
         BesideGuard { ranges: self, inner }
     }
 
-    /// Takes claims out that have been let go, and notes which edits have been made.
+    /// Removes claims that have been released, and notes which edits have been made.
     #[inline]
     fn collect(&self, inner: &mut Inner<T>) {
         let mut flags = inner.claims.flags;
@@ -163,7 +164,7 @@ impl<T: Edited> Ranges<T> {
         }
     }
 
-    /// What has been pushed, taken.
+    /// Makes a reservation of the claim that has been pushed.
     fn reserved<'a, P: Park>(
         &'a self,
         park: &'a P,
@@ -173,10 +174,9 @@ impl<T: Edited> Ranges<T> {
         Reservation { ranges: self, park, ticket, flag, range, held: Some(Held::new()) }
     }
 
-    /// Waits out overlapping claims that came earlier, takes `range`, and returns with the short lock held.
-    /// Several ranges are taken by their hull: they are taken at once, and none of them is waited for while
-    /// another is held. Needs no memory: where there is none for a long queue, waits until it is shorter. The caller has
-    /// taken nothing.
+    /// Waits until earlier overlapping claims have gone, reserves `range`, and returns with the short lock held. Several ranges
+    /// are reserved by their hull: all at once, so that none of them is waited for while another is held. Needs no memory: if
+    /// there is none for a long queue, it waits until the queue is shorter. The caller has reserved nothing.
     pub fn take<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenLocked<'a, T, P> {
         let mut guard = self.lock_with_room(1, park);
         let claim = guard.inner.claims.push(range);
@@ -184,7 +184,8 @@ impl<T: Edited> Ranges<T> {
         (self.reserved(park, claim, range), guard)
     }
 
-    /// As [`Ranges::take`], while others may be at their edits. For a change that may be made as an [`Edit`].
+    /// Reserves `range` as [`Ranges::take`] does, while other threads may be at their edits. For a change that may be made as
+    /// an [`Edit`].
     pub fn take_beside<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> TakenBeside<'a, T, P> {
         let mut guard = self.lock_beside(park);
         if guard.inner.claims.queue.try_reserve(1).is_err() {
@@ -195,26 +196,26 @@ impl<T: Edited> Ranges<T> {
         let is_crowded = guard.inner.claims.queue.len() > 1;
         guard.inner.crowd = if is_crowded { CROWD } else { guard.inner.crowd.saturating_sub(1) };
         if guard.inner.claims.blocker(claim.0, range).is_some() {
-            // Who was in the way may go while the edits end, and is not waited for then.
+            // The claim in the way may go while the edits end, and is not waited for then.
             let alone = guard.alone(park);
             guard = self.wait_while(alone, park, |claims| claims.blocker(claim.0, range)).beside(self);
         }
         (self.reserved(park, claim, range), guard)
     }
 
-    /// The short lock, with places in the queue for so many claims, [`PLACES`] at most.
+    /// Takes the short lock, with room in the queue for `places` claims, [`PLACES`] at most.
     fn lock_with_room<'a>(&'a self, places: usize, park: &impl Park) -> RangesGuard<'a, T> {
         debug_assert!(places <= PLACES);
         let mut guard = self.lock_by(park);
-        // An empty queue has them.
+        // An empty queue has room.
         while guard.inner.claims.queue.try_reserve(places).is_err() {
             guard = self.wait_once(guard, park, &|claims| claims.first_before(u64::MAX));
         }
         guard
     }
 
-    /// As [`Ranges::take`], of two ranges apart: both are asked for at once, so that nobody who came later is waited for while
-    /// one of them is held.
+    /// Reserves two disjoint ranges, as [`Ranges::take`] does. Both are requested at once, so that no later claim is waited for
+    /// while one of them is held.
     pub fn take_both<'a, P: Park>(
         &'a self,
         first: PageRange,
@@ -231,10 +232,10 @@ impl<T: Edited> Ranges<T> {
         ((self.reserved(park, claims.0, first), self.reserved(park, claims.1, second)), guard)
     }
 
-    /// Takes `range`, of which nobody has claimed anything, at once; for somebody who has taken another one.
+    /// Reserves `range` at once. No claim overlaps it. For a caller that has reserved another range.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: it is not taken.
+    /// [`OutOfMemory`]: `range` is not reserved.
     pub fn take_free<'a, P: Park>(
         &'a self,
         range: PageRange,
@@ -242,14 +243,15 @@ impl<T: Edited> Ranges<T> {
         guard: &mut RangesGuard<'a, T>,
     ) -> Result<Reservation<'a, T, P>, OutOfMemory> {
         debug_assert!(guard.inner.claims.overlapping(range).is_none());
-        // Who has taken something cannot wait for a place.
+        // A thread that holds a reservation cannot wait for room.
         guard.inner.claims.queue.try_reserve(1).map_err(|_| OutOfMemory)?;
         let claim = guard.inner.claims.push(range);
         Ok(self.reserved(park, claim, range))
     }
 
-    /// Takes the range inside `whole` that `choose` finds, in one step with the search. `choose` picks one that overlaps
-    /// no claim; where only claims are in the way it says so, and is asked again when all that came before have gone.
+    /// Reserves the range inside `whole` that `choose` finds, in one step with the search. `choose` picks a range that overlaps
+    /// no claim. If only claims are in the way, it reports that, and is called again when all earlier claims have gone. Returns
+    /// `None` if `choose` finds no range.
     pub fn take_chosen<'a, P: Park>(
         &'a self,
         park: &'a P,
@@ -267,32 +269,34 @@ impl<T: Edited> Ranges<T> {
             return None;
         }
         drop(guard);
-        // In the queue like everybody else, so that it ends: with all of it taken there is no other claim.
+        // The claim queues like all others, so that the search ends: with all of `whole` reserved, there is no other claim.
         let (mut taken, mut guard) = self.take(whole, park);
         let Choice::Range(range) = choose(&guard.inner.data, &Claims::default()) else { return None };
         taken.narrow(range, &mut guard);
         Some((taken, guard))
     }
 
-    /// Whether something has been left that [`Ranges::take_left`] may find. For who has let go: who has left it looks himself
-    /// when he lets go, and so does each who has a claim in his way. The last of them finds it.
+    /// Returns whether a range has been left that [`Ranges::take_left`] may find. For a thread that has released its claim. The
+    /// thread that left the range looks when it releases its claim, and so does each thread whose claim is in the way. The last
+    /// of them finds the range.
     #[inline]
     pub fn is_left(&self) -> bool {
         self.left.load(Ordering::Relaxed) != 0
     }
 
-    /// A range that was left and of which nobody has claimed anything any more; it stays where it is.
+    /// Returns a range that was left and that no claim overlaps any more. It stays in the list.
     pub fn find_left(&self, park: &impl Park) -> Option<PageRange> {
-        // Partner: the fence of who lets go, after his flag. His flag is seen here, or he sees what has been left.
+        // Partner: the fence of a releasing thread, after its flag. Either the flag is seen here, or that thread sees the range
+        // that was left.
         full_fence();
         let mut guard = self.lock_beside(park);
         let claims = &mut guard.inner.claims;
-        // For the claim.
+        // Room for the claim.
         claims.queue.try_reserve(1).ok()?;
         claims.left.iter().copied().find(|left| claims.overlapping(*left).is_none())
     }
 
-    /// Takes `range`, which was left, if it is left still and nobody has claimed any of it.
+    /// Reserves `range`, which was left, if it is still left and no claim overlaps it.
     pub fn take_left<'a, P: Park>(&'a self, range: PageRange, park: &'a P) -> Option<TakenLocked<'a, T, P>> {
         let mut guard = self.lock_by(park);
         let claims = &mut guard.inner.claims;
@@ -306,8 +310,8 @@ impl<T: Edited> Ranges<T> {
         Some((self.reserved(park, claim, range), guard))
     }
 
-    /// If a range over `page` is claimed, waits until some claim is let go. For page work that met BUSY and looks
-    /// again then. False: there was no such claim.
+    /// Waits until a claim over `page` is released, if there is one. For page work that met BUSY and then looks again. Returns
+    /// false if there was no such claim.
     pub fn wait_for_release(&self, page: PageNumber, park: &impl Park) -> bool {
         let guard = self.lock_by(park);
         let blocker = |claims: &Claims| claims.ticket_over(page);
@@ -318,8 +322,8 @@ impl<T: Edited> Ranges<T> {
         is_claimed
     }
 
-    /// Waits until all claims that were made before the call are gone, and returns with the short lock held. Keeps no later
-    /// claim waiting, unlike a claim of one's own.
+    /// Waits until all claims that were made before the call are gone, and returns with the short lock held. Unlike a claim, it
+    /// keeps no later claim waiting.
     pub fn wait_for_earlier(&self, park: &impl Park) -> RangesGuard<'_, T> {
         let guard = self.lock_by(park);
         let end = guard.inner.claims.next_ticket;
@@ -348,13 +352,13 @@ impl<T: Edited> Ranges<T> {
         blocker: &dyn Fn(&Claims) -> Option<u64>,
     ) -> RangesGuard<'a, T> {
         self.count_waiting(1);
-        // Partner: the fence of who lets go. He sees that somebody waits, or his flag is seen here.
+        // Partner: the fence of a releasing thread. Either that thread sees the waiter, or its flag is seen here.
         full_fence();
         self.collect(&mut guard.inner);
         let claims = &mut guard.inner.claims;
         if let Some(claim) = blocker(claims).and_then(|ticket| claims.get_mut(ticket)) {
             let waiter = Waiter::new(park.current(), 0, 0);
-            // SAFETY: it is new, and stays here until it has been woken; should `park` panic, `Leaving` takes it out.
+            // SAFETY: the waiter is new, and stays here until it has been woken; should `park` panic, `Leaving` takes it out.
             unsafe { claim.waiters.push(&waiter) };
             drop(guard);
             let leaving = Leaving { ranges: self, waiter: &waiter };
@@ -366,13 +370,13 @@ impl<T: Edited> Ranges<T> {
         guard
     }
 
-    /// Under the lock.
+    /// Adds `by` to the number of waiting threads. The caller holds the lock.
     fn count_waiting(&self, by: isize) {
         let waiting = self.waiting.load(Ordering::Relaxed);
         self.waiting.store(waiting.wrapping_add_signed(by), Ordering::Relaxed);
     }
 
-    /// Wakes who waited for claims that have gone.
+    /// Wakes the threads that waited for claims that have gone.
     #[cold]
     fn wake_released(&self, park: &impl Park) {
         loop {
@@ -388,7 +392,7 @@ impl<T: Edited> Ranges<T> {
         }
     }
 
-    /// How many ranges are taken or waited for.
+    /// Returns the number of ranges that are reserved or waited for.
     pub fn claimed(&self) -> usize {
         let mut inner = self.inner.lock();
         self.collect(&mut inner);
@@ -396,7 +400,7 @@ impl<T: Edited> Ranges<T> {
     }
 }
 
-/// Takes a waiter out whose thread panics while it sleeps.
+/// Removes a waiter from its queue if its thread panics while it sleeps.
 struct Leaving<'a, T> {
     ranges: &'a Ranges<T>,
     waiter: &'a Waiter,
@@ -416,24 +420,24 @@ impl<T> Drop for Leaving<'_, T> {
     }
 }
 
-/// The short lock, held, while nobody edits: gives the data.
+/// The short lock, held while no edit is under way. It gives access to the data.
 pub struct RangesGuard<'a, T> {
     inner: MutexGuard<'a, Inner<T>>,
 }
 
 impl<'a, T> RangesGuard<'a, T> {
-    /// What is claimed.
+    /// Returns the claims.
     pub fn claims(&self) -> &Claims {
         &self.inner.claims
     }
 
-    /// The data and, for [`Reservation::widen`], what is claimed.
+    /// Returns the data and, for [`Reservation::widen`], the claims.
     pub fn parts(&mut self) -> (&T, &mut Claims) {
         let Inner { claims, data, .. } = &mut *self.inner;
         (data, claims)
     }
 
-    /// For somebody who may edit: nobody does now.
+    /// Turns the guard into that of a thread that may edit. No edit is under way now.
     fn beside(self, ranges: &'a Ranges<T>) -> BesideGuard<'a, T> {
         BesideGuard { ranges, inner: self.inner }
     }
@@ -452,29 +456,30 @@ impl<T> DerefMut for RangesGuard<'_, T> {
     }
 }
 
-/// A range taken: no other range work touches its pages. Let go by dropping it, which wakes who waits.
+/// A reserved range: no other range work touches its pages. Dropping it releases the range and wakes the threads that wait for
+/// it.
 pub struct Reservation<'a, T: Edited, P: Park> {
     ranges: &'a Ranges<T>,
     park: &'a P,
     ticket: u64,
     flag: Option<usize>,
     range: PageRange,
-    /// `None` once it is let go.
+    /// The record that the range is held; `None` once it is released.
     held: Option<Held>,
 }
 
 impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
-    /// Whether it has what an [`Edit`] needs.
+    /// Returns whether the reservation has the flag that an [`Edit`] needs.
     pub fn may_edit(&self) -> bool {
         self.flag.is_some()
     }
 
-    /// The pages taken.
+    /// Returns the reserved pages.
     pub fn range(&self) -> PageRange {
         self.range
     }
 
-    /// Takes more, up to `wider`, where nobody else has claimed any of it. Returns whether it did.
+    /// Widens the reservation to `wider`, if no other claim overlaps that. Returns whether it did.
     pub fn widen(&mut self, wider: PageRange, claims: &mut Claims) -> bool {
         if claims.is_claimed_beside(self, wider) {
             return false;
@@ -486,31 +491,31 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
         true
     }
 
-    /// Leaves something to do about `range`, of which others have claimed something too, to whoever lets go of the last of these
-    /// claims and this one: [`Ranges::find_left`].
+    /// Leaves work on `range`, which other claims overlap too. The holder that releases the last of these claims and this one
+    /// does it: [`Ranges::find_left`].
     ///
     /// # Errors
-    /// [`OutOfMemory`]: nobody will do it.
+    /// [`OutOfMemory`]: the work is not left, and nobody will do it.
     pub fn leave(&self, range: PageRange, claims: &mut Claims) -> Result<(), OutOfMemory> {
         claims.leave(range)?;
         self.ranges.left.store(claims.left.len(), Ordering::Relaxed);
         Ok(())
     }
 
-    /// Keeps only `range`, a part of what was taken, and lets the rest go.
+    /// Narrows the reservation to `range`, a part of it, and releases the rest.
     pub fn narrow(&mut self, range: PageRange, guard: &mut RangesGuard<'_, T>) {
         debug_assert!(self.range.covers(range));
         let claims = &mut guard.inner.claims;
         if let Some(claim) = claims.queue.iter_mut().find(|claim| claim.ticket == self.ticket) {
             claim.range = range;
-            // They look again.
+            // The waiters look again.
             claims.released.append(&mut claim.waiters);
         }
         self.range = range;
         self.wake_under(guard);
     }
 
-    /// Lets it go by somebody who has the short lock anyhow.
+    /// Releases the reservation under the short lock, which the caller holds anyway.
     pub fn finish(mut self, guard: &mut RangesGuard<'_, T>) {
         self.held = None;
         guard.inner.claims.remove(self.ticket);
@@ -518,7 +523,7 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
         core::mem::forget(self);
     }
 
-    /// Wakes who waited for what has gone. They take the short lock afterwards.
+    /// Wakes the threads that waited for claims that have gone. They take the short lock afterwards.
     fn wake_under(&self, guard: &mut RangesGuard<'_, T>) {
         while !guard.inner.claims.released.is_empty() {
             let mut woken = Woken::new();
@@ -527,7 +532,7 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
         }
     }
 
-    /// The short lock again, for a second publication.
+    /// Takes the short lock again, for a second publication.
     pub fn lock(&self) -> RangesGuard<'a, T> {
         self.ranges.lock_by(self.park)
     }
@@ -543,7 +548,7 @@ impl<T: Edited, P: Park> Drop for Reservation<'_, T, P> {
                 return;
             }
         }
-        // By now somebody else may have taken the claim out; who waits is woken here all the same.
+        // Another thread may have removed the claim by now. The waiters are woken here all the same.
         let mut guard = ranges.lock_beside(self.park);
         let claims = &mut guard.inner.claims;
         if claims.get_mut(self.ticket).is_some_and(|claim| claim.edits.is_none()) {

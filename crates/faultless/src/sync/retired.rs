@@ -1,5 +1,5 @@
-//! What is unhooked, and waits to be freed: in a list for each slot, until a grace period has passed that nobody waits
-//! for.
+//! Retired things: they were unhooked, and wait to be freed, in a list for each slot, until a grace period has passed that
+//! nobody waits for.
 //!
 //! ```text
 //! retire:   lock own list { fence; each thing gets the number begun + 1 }
@@ -8,19 +8,19 @@
 //! drive:    begun == completed: begun += 1; heavy; note each slot's odd numbers
 //!           all of those have changed: completed = begun           else leave it to a later call
 //! ```
-//! If a thing's number was read before a period began, its fence comes before that period's `heavy`: whoever that period
-//! does not find in a section enters after the thing was unhooked. If it was read later, a later period is asked for.
+//! If a thing's number was read before a period began, its fence comes before that period's `heavy`: a thread that the period
+//! does not find in a section enters after the thing was unhooked. If the number was read later, a later period is asked for.
 //!
-//! A call frees what it finds due and never waits for that; [`Sections::flush`] does. A period is asked for by
+//! A call frees the things that it finds due, and never waits for that; [`Sections::flush`] does. A period is asked for by
 //!
 //! * a batch of things behind one of the same list: [`BATCH`];
-//! * bytes, over all lists: [`ASK`]. From [`MOST`] on [`Sections::retire`] says so, and the engine waits for a period;
-//! * a thing that is the last to keep something that should end soon, a file: at once. If a handle goes later, and only
-//!   retired things keep the file then, it is said ([`Sections::hurry`]), and the next call that retires asks for it.
+//! * bytes, over all lists: [`ASK`]. From [`MOST`] on, [`Sections::retire`] reports it, and the engine waits for a period;
+//! * a thing that is the last to keep an object that should end soon, a file: at once. If a handle goes later, and only retired
+//!   things keep the file then, a hurry is noted ([`Sections::hurry`]), and the next call that retires asks for a period.
 //!
-//! Each of the last two frees what is due of all lists, whoever's they are. So what is kept is at most [`MOST`] plus what
-//! slots have not told of yet ([`UNTOLD`] for each of the first [`TELLS_LATER`]): 4.5 MiB, however many threads there are.
-//! To that comes what the calls under way bring.
+//! Each of the last two frees the things that are due in all lists, whatever slots they belong to. So the bytes kept are at
+//! most [`MOST`] plus those that slots have not reported yet ([`UNTOLD`] for each of the first [`TELLS_LATER`]): 4.5 MiB, for
+//! any number of threads. The things of the calls under way come on top of that.
 
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::barrier::Barrier;
@@ -35,71 +35,71 @@ pub use thing::{Retired, RetiredKind, RetiredList};
 
 mod thing;
 
-/// So many things in one list ask for a grace period. membarrier interrupts every other processor of the process: of two writers
-/// at 64 things each pays as much for that as for its changes.
+/// The number of things in one list that ask for a grace period. membarrier interrupts every other processor of the process:
+/// with two writers and 64 things, each pays as much for that as for its changes.
 #[cfg(not(loom))]
 const BATCH: usize = 256;
 #[cfg(loom)]
 const BATCH: usize = 1;
 
-/// At each of so many periods somebody looks after lists that have been left behind.
+/// The number of periods between two looks at lists that have been left behind.
 const HELP: u64 = 4;
 
-/// So many bytes in all lists ask for a grace period.
+/// The number of bytes in all lists that asks for a grace period.
 const ASK: usize = 1 << 20;
-/// From so many on, whoever retires waits for one.
+/// The number of bytes in all lists from which a thread that retires waits for a grace period.
 const MOST: usize = 4 << 20;
-/// Slots below this tell of what they keep, and of what of it is freed, in steps of [`UNTOLD`] bytes. The others tell of
-/// each byte, on a line that all write.
+/// The number of slots that report the bytes that they keep and free in steps of [`UNTOLD`]. The others report each byte, on a
+/// line that all write.
 const TELLS_LATER: usize = 64;
-/// See [`TELLS_LATER`].
+/// The bytes that a slot may leave unreported: see [`TELLS_LATER`].
 const UNTOLD: usize = 8 << 10;
 
-/// No thing has this number.
+/// A number that no thing has.
 const NONE: u64 = u64::MAX;
 
-/// What a slot has retired.
+/// The list of the things that a slot has retired.
 pub(super) struct List {
-    /// Its lock is free but while somebody helps.
+    /// The queue of things. Its lock is contended only while another thread helps.
     queue: Mutex<Queue>,
-    /// The first one's number, or `NONE`. Written under the lock.
+    /// The number of the first thing, or `NONE`. Written under the lock.
     oldest: plain::AtomicU64,
-    /// Bytes that the queue has from the allocator. Written under the lock.
+    /// The bytes that the queue has from the allocator. Written under the lock.
     room: plain::AtomicUsize,
-    /// What the queue may leave untold: see [`TELLS_LATER`]. Immutable.
+    /// The bytes that the queue may leave unreported: see [`TELLS_LATER`]. Immutable.
     untold: usize,
 }
 
 impl List {
-    /// Whether nothing is in it. Asked by the slot's thread.
+    /// Returns whether the list is empty. Called by the slot's thread.
     pub(super) fn is_empty(&self) -> bool {
         self.oldest.load(plain::Ordering::Relaxed) == NONE
     }
 
-    /// Bytes that the list has from the allocator.
+    /// Returns the bytes that the list has from the allocator.
     pub(super) fn room(&self) -> usize {
         self.room.load(plain::Ordering::Relaxed)
     }
 }
 
-/// Things, with the number of the period that each waits for; these do not fall.
+/// A queue of things, each with the number of the period that it waits for. The numbers do not fall.
 #[derive(Default)]
 struct Queue {
     things: VecDeque<(u64, Retired)>,
-    /// What the things take.
+    /// The bytes that the things take.
     bytes: usize,
-    /// How much of that is in [`Periods::kept`].
+    /// The part of these bytes that is in [`Periods::kept`].
     told: usize,
 }
 
 impl List {
-    /// The list of slot `index`.
+    /// Makes the list of slot `index`.
     #[inline]
     pub(super) fn new(index: usize) -> Self {
         Self::telling(if index < TELLS_LATER { UNTOLD } else { 0 })
     }
 
-    /// A list that is no slot's.
+    /// Makes a list that belongs to no slot.
     pub(super) fn of_all() -> Self {
         Self::telling(0)
     }
@@ -110,7 +110,7 @@ impl List {
         Self { queue: Mutex::default(), oldest, room, untold }
     }
 
-    /// After a change of the queue, whose lock the caller has.
+    /// Updates the list's other fields and the reported bytes after a change of the queue. The caller holds the queue's lock.
     fn settle(&self, queue: &mut Queue, periods: &Periods) {
         let oldest = queue.things.front().map_or(NONE, |(number, _)| *number);
         self.oldest.store(oldest, plain::Ordering::Relaxed);
@@ -126,21 +126,22 @@ impl List {
     }
 }
 
-/// Grace periods that nobody waits for. They come one after the other, and whoever drives them on is alone.
+/// Grace periods that nobody waits for. They follow one another, and one thread at a time drives them on.
 #[derive(Default)]
 pub(super) struct Periods {
-    /// How many have begun. Written by the driver before its `heavy`; partner: the fence in [`Sections::retire`].
+    /// The number of periods that have begun. Written by the driver before its `heavy`; partner: the fence in
+    /// [`Sections::retire`].
     begun: AtomicU64,
-    /// How many have passed: this many or one less than have begun. Written by the driver, Release; partner: the
-    /// Acquire of who frees.
+    /// The number of periods that have passed: as many as have begun, or one less. Written by the driver, Release; partner: the
+    /// Acquire of a thread that frees.
     completed: AtomicU64,
-    /// Whether somebody drives. Acquire, and Release when it is let go.
+    /// Tells whether a thread drives the periods. Acquire, and Release when the driver stops.
     driven: AtomicBool,
-    /// The slots from here on have not been seen to pass. The driver's.
+    /// The first slot that has not been seen to pass. Used by the driver alone.
     pending: plain::AtomicUsize,
-    /// Somebody is in a hurry for this period. Grows only. Relaxed: it is looked at again and again.
+    /// The number of the latest period that a hurry asks for. It only grows. Relaxed: it is looked at again and again.
     hurried: plain::AtomicU64,
-    /// Bytes in all lists, but for what is untold. On a line of its own: slots write it now and then.
+    /// The bytes in all lists, without unreported ones. On a line of its own, since slots write it now and then.
     kept: CachePadded<plain::AtomicUsize>,
 }
 
@@ -149,24 +150,26 @@ impl Periods {
         self.hurried.load(plain::Ordering::Relaxed) > self.completed.load(Ordering::Relaxed)
     }
 
-    /// Slots that are behind with telling of what they have freed make it too large by no more than what others have not
-    /// told of.
+    /// Returns whether the lists keep more than `bytes` bytes, by the reported sum. Slots that have not yet reported freed
+    /// bytes make the sum too large, by no more than the bytes that other slots have not reported.
     fn keeps(&self, bytes: usize) -> bool {
         self.kept.load(plain::Ordering::Relaxed).cast_signed() > bytes.cast_signed()
     }
 }
 
-/// What [`Sections::retire`] leaves.
+/// The amount of retired bytes that [`Sections::retire`] leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// Less than 4 MiB in all lists.
+    /// There are less than 4 MiB in all lists.
     Little,
-    /// 4 MiB or more, all lists together: older sections are under way still. Who can wait for a grace period does.
+    /// There are 4 MiB or more in all lists together: older sections are still under way. A thread that can wait for a grace
+    /// period does so.
     TooMuch,
 }
 
-/// The odd numbers that the period under way found in a slot, or zeros. The driver's. Those of a slot that is in use only
-/// since are from an earlier period or zeros. It has left what they say: no section has the number of an earlier one.
+/// The odd numbers that the period under way found in a slot, or zeros. Used by the driver alone. The numbers of a slot that
+/// came into use since are from an earlier period, or zeros. The slot has left the sections of these numbers: no section has
+/// the number of an earlier one.
 #[derive(Default)]
 pub(super) struct Awaited {
     sequence: plain::AtomicUsize,
@@ -176,7 +179,7 @@ pub(super) struct Awaited {
 impl Awaited {
     fn note(&self, slot: &Slot) {
         let odd = |number: usize| if number & 1 == 1 { number } else { 0 };
-        // Acquire: what was done in sections that have ended is seen.
+        // Acquire: the effects of sections that have ended are seen.
         self.sequence.store(odd(slot.sequence.load(Ordering::Acquire)), plain::Ordering::Relaxed);
         self.access.store(odd(slot.access.load(Ordering::Acquire)), plain::Ordering::Relaxed);
     }
@@ -191,18 +194,18 @@ impl Awaited {
 }
 
 impl Sections {
-    /// Puts `things`, which are unhooked, into the list of the slot that is pinned, and frees what is due. Never waits for a section. `things` is
-    /// empty afterwards and keeps its room. Returns [`Kept::TooMuch`] if all lists keep 4 MiB or more: then call
-    /// [`Sections::flush`], if the thread can wait.
+    /// Puts `things`, which are unhooked, into the list of the pinned slot, and frees the things that are due. Never waits for
+    /// a section. `things` is empty afterwards and keeps its room. Returns [`Kept::TooMuch`] if all lists keep 4 MiB or more:
+    /// then call [`Sections::flush`], if the thread can wait.
     ///
-    /// The caller is the slot's thread, is in no section, and holds nothing that dropping a freed thing may need: the guard goes
-    /// before anything is freed.
+    /// The caller is the slot's thread, is in no section, and holds nothing that the drop of a freed thing may need. The guard
+    /// is dropped before anything is freed.
     ///
     /// # Errors
-    /// There is no memory for the list: the things stay where they are.
+    /// Fails if there is no memory for the list: the things stay where they are.
     ///
     /// # Safety
-    /// Whoever may still reach a thing is in a section of these `Sections`, and `barrier` is what [`Sections::enter`]
+    /// Every thread that may still reach a thing is in a section of these `Sections`, and `barrier` is as [`Sections::enter`]
     /// demands.
     pub unsafe fn retire(
         &self,
@@ -218,11 +221,12 @@ impl Sections {
         Ok(if periods.keeps(MOST) { Kept::TooMuch } else { Kept::Little })
     }
 
-    /// Says that what has been retired should be freed soon: the next call that retires, or [`Sections::go_on_if_hurried`],
-    /// sees to it. Waits for nothing, frees nothing, and may be called anywhere.
+    /// Asks that the retired things be freed soon. The next call that retires, or [`Sections::go_on_if_hurried`], does so.
+    /// Waits for nothing, frees nothing, and may be called anywhere.
     pub(crate) fn hurry(&self) {
-        // The thing that it is for has its number already, and that is known here: no more than one more than have begun. A
-        // period that begins and ends before this is noted would leave nobody in a hurry, so it is asked again.
+        // The thing that the hurry is for has its number already, and that is known here: at most one more than the periods
+        // begun. If a period began and ended before the hurry is noted, no period would be asked for, so the number is read
+        // again.
         let mut begun = self.periods.begun.load(Ordering::Relaxed);
         loop {
             self.periods.hurried.fetch_max(begun + 1, plain::Ordering::Relaxed);
@@ -234,11 +238,10 @@ impl Sections {
         }
     }
 
-    /// Frees what somebody is in a hurry for, as far as that goes without waiting. The caller is as in
-    /// [`Sections::retire`].
+    /// Frees the things that a hurry asks for, as far as possible without waiting. The caller is as in [`Sections::retire`].
     ///
     /// # Safety
-    /// As [`Sections::retire`].
+    /// The caller guarantees the same as for [`Sections::retire`].
     #[inline]
     pub(crate) unsafe fn go_on_if_hurried(&self, barrier: &impl Barrier) {
         if self.periods.is_hurried() {
@@ -246,8 +249,8 @@ impl Sections {
         }
     }
 
-    /// Drives the periods on towards number `wanted`, and to what somebody is in a hurry for; and frees what is due of all
-    /// lists, if it is time for that.
+    /// Drives the periods on towards number `wanted`, and to the period that a hurry asks for. Frees the things that are due in
+    /// all lists, if it is time for that.
     fn go_on(&self, barrier: &impl Barrier, wanted: u64) {
         let due = self.drive(barrier, wanted.max(self.periods.hurried.load(plain::Ordering::Relaxed)));
         if due != 0 {
@@ -259,26 +262,26 @@ impl Sections {
         }
     }
 
-    /// As [`Sections::retire`], but frees nothing: for a thread that holds what a drop of what is freed may want. A later call
-    /// frees what is due.
+    /// Puts `things` into the list of slot `index`, as [`Sections::retire`] does, but frees nothing. For a thread that holds
+    /// something that the drop of a freed thing may need. A later call frees the things that are due.
     ///
     /// # Errors
-    /// There is no memory for the list: the things stay where they are.
+    /// Fails if there is no memory for the list: the things stay where they are.
     pub fn retire_later(&self, index: SlotIndex, things: &mut RetiredList) -> Result<(), OutOfMemory> {
         self.queue(&self.slot(index).retired, things).map(drop)
     }
 
-    /// Hands what a list keeps on to the one that all look after, and gives its memory back. Its slot is given up.
+    /// Moves the things of a list to the list that all threads look after, and gives its memory back. Its slot is given up.
     ///
     /// # Errors
-    /// There is no memory for the list of all: nothing has changed.
+    /// Fails if there is no memory for the list of all: nothing has changed.
     pub(super) fn leave_behind(&self, list: &List) -> Result<(), OutOfMemory> {
         let mut queue = list.queue.lock();
         if !queue.things.is_empty() {
-            // Nobody takes the two the other way round.
+            // No thread takes the two locks in the other order.
             let mut left = self.left.queue.lock();
             left.things.try_reserve(queue.things.len()).map_err(|_| OutOfMemory)?;
-            // They keep their numbers: somebody may be in a hurry for one.
+            // The things keep their numbers, since a hurry may ask for one.
             left.things.extend(queue.things.drain(..));
             left.things.make_contiguous().sort_unstable_by_key(|(number, _)| *number);
             left.bytes += mem::take(&mut queue.bytes);
@@ -290,7 +293,8 @@ impl Sections {
         Ok(())
     }
 
-    /// Puts them into the list. Returns their number, and that up to which a batch asks for a period: zero for none.
+    /// Puts `things` into the list. Returns their number, and the number up to which a batch asks for a period, or zero for
+    /// none.
     #[inline]
     fn queue(&self, list: &List, things: &mut RetiredList) -> Result<(u64, u64), OutOfMemory> {
         let periods = &self.periods;
@@ -306,8 +310,8 @@ impl Sections {
         let number = periods.begun.load(Ordering::Relaxed) + 1;
         let mut is_urgent = false;
         for thing in things.drain() {
-            // Told after the number was read, so that whoever is in a hurry because of it asks for that one or a later one;
-            // and before anybody can free it.
+            // The things are told after the number was read, so that a hurry that follows asks for that period or a later one;
+            // and before any thread can free them.
             #[cfg(not(mutant = "told_before_number"))]
             let was_urgent = thing.tell();
             is_urgent |= was_urgent;
@@ -318,17 +322,18 @@ impl Sections {
         if is_urgent {
             periods.hurried.fetch_max(number, plain::Ordering::Relaxed);
         }
-        // Only for what has waited for a whole batch behind it: else the few that came since the last period began would get
-        // one of their own.
+        // It is asked for only by things with a whole batch behind them: otherwise the few that came since the last period
+        // began would get one of their own.
         let behind = queue.things.len().checked_sub(BATCH).and_then(|index| queue.things.get(index));
         Ok((number, behind.map_or(0, |(number, _)| *number)))
     }
 
-    /// Waits for a grace period and frees all that was retired before. `always`: also if that is nothing. `wait` as for
-    /// [`Sections::grace`]; the caller is in no section, and holds nothing that a drop of what is freed may want.
+    /// Waits for a grace period and frees all things that were retired before. With `always`, it waits even if there are none.
+    /// `wait` is as for [`Sections::grace`]. The caller is in no section, and holds nothing that the drop of a freed thing may
+    /// need.
     ///
     /// # Safety
-    /// `barrier` is what [`Sections::enter`] demands: with a weaker one the grace period may end before an older section.
+    /// `barrier` is as [`Sections::enter`] demands: with a weaker one, the grace period may end before an older section.
     pub unsafe fn flush(&self, barrier: &impl Barrier, always: bool, mut wait: impl FnMut(u32)) {
         let mut is_any = always;
         self.each_list(|list| is_any |= list.oldest.load(plain::Ordering::Relaxed) != NONE);
@@ -349,10 +354,10 @@ impl Sections {
         self.each_list(|list| self.free_due(list));
     }
 
-    /// Frees all that is retired.
+    /// Frees all retired things.
     ///
     /// # Safety
-    /// Nobody is in a section or an access, nor will be in one that reaches what was retired.
+    /// No thread is in a section or an access, nor will be in one that reaches a retired thing.
     pub unsafe fn free_all(&self) {
         self.each_list(|list| {
             let mut queue = list.queue.lock();
@@ -368,8 +373,8 @@ impl Sections {
         });
     }
 
-    /// Drives the periods on towards number `wanted`, as far as that goes without waiting, unless somebody else does so
-    /// already. Returns the number up to which things in all lists are due, if it is time to look after those; else zero.
+    /// Drives the periods on towards number `wanted`, as far as possible without waiting, unless another thread already does
+    /// so. Returns the number up to which things in all lists are due, if it is time to look after those; otherwise zero.
     fn drive(&self, barrier: &impl Barrier, wanted: u64) -> u64 {
         let periods = &self.periods;
         if periods.completed.load(Ordering::Acquire) >= wanted
@@ -398,7 +403,7 @@ impl Sections {
             if was_hurried || periods.keeps(ASK) && !cfg!(mutant = "bytes_free_own_list") {
                 due = completed;
             } else if completed.is_multiple_of(HELP) {
-                // Those of the last periods have owners who come again.
+                // The things of the last periods have owners that come again.
                 due = due.max(completed - HELP / 2);
             }
         }
@@ -406,13 +411,13 @@ impl Sections {
         due
     }
 
-    /// Notes for the period that begins who is in a section.
+    /// Notes for the period that begins which threads are in a section.
     fn note_slots(&self) {
         self.find_slot(0, |slot, awaited| (awaited.note(slot), false).1);
         self.periods.pending.store(0, plain::Ordering::Relaxed);
     }
 
-    /// Whether all whom the period under way has found in a section have left it.
+    /// Returns whether all threads that the period under way has found in a section have left it.
     fn have_passed(&self) -> bool {
         let pending = self.periods.pending.load(plain::Ordering::Relaxed);
         let still = self.find_slot(pending, |slot, awaited| !awaited.has_passed(slot));
@@ -420,8 +425,8 @@ impl Sections {
         still.is_none()
     }
 
-    /// Frees of a list what has had its period, a few at a time: its lock is not held while that goes on, since dropping a
-    /// file, say, may retire more.
+    /// Frees the things of a list whose period has passed, a few at a time. The list's lock is not held meanwhile, since the
+    /// drop of a file, say, may retire more.
     fn free_due(&self, list: &List) {
         loop {
             let completed = self.periods.completed.load(Ordering::Acquire);
@@ -444,7 +449,7 @@ impl Sections {
             drop(queue);
             self.uncharge(charged);
             for thing in due.into_iter().flatten() {
-                // SAFETY: unhooked before it got its number, told then, and that period has passed.
+                // SAFETY: the thing was unhooked before it got its number, was told then, and that period has passed.
                 unsafe { thing.free_told() };
             }
         }

@@ -1,18 +1,18 @@
-//! Read sections: a thread says in its own slot that it reads the tree and the tables, or that it uses memory as a
-//! processor does. Two kinds, marked apart, since what waits for them differs:
+//! Read sections. A thread marks in its own slot that it reads the tree and the tables, or that it uses memory as a processor
+//! does. There are two kinds, with marks of their own, since different calls wait for them:
 //!
 //! | | who is in it | waited for by | how often | ordered by |
 //! |---|---|---|---|---|
-//! | [`Section`] | page work, and who reads the maps | [`Sections::grace`]: freeing what was retired; fork's freeze | once for many changes | the [`Barrier`]: the entry as cheap as can be |
+//! | [`Section`] | page work, and threads that read the maps | [`Sections::grace`]: freeing retired things; fork's freeze | once for many changes | the [`Barrier`]: the entry as cheap as can be |
 //! | [`AccessSection`] | a software processor's load or store | [`Sections::grace_of`]: `invalidate`; also [`Sections::grace`] | each unmap | a fence on both sides: neither is dear |
 //!
 //! ```text
 //! enter:  word.store(odd, Release); light          leave:  word.store(even, Release)
 //! grace:  heavy; for each slot: s = load(Acquire); if odd, until load(Acquire) != s
 //! ```
-//! (A section of a thread that tells quiescent states is not marked: [`QuiescentStates`](super::QuiescentStates).)
-//! Between `light` and `heavy` either the grace period sees the word odd and waits, or the reader sees everything
-//! published before the grace period. An access says which page it is of; a shootdown of other pages need not wait for it.
+//! (A section of a thread that reports quiescent states is not marked: [`QuiescentStates`](super::QuiescentStates).) Between
+//! `light` and `heavy`, either the grace period sees the word odd and waits, or the reader sees everything published before the
+//! grace period. An access names its page; a shootdown of other pages need not wait for it.
 
 use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
@@ -34,17 +34,18 @@ use crossbeam_utils::CachePadded;
 
 /// The slots of all threads that use one engine.
 pub struct Sections {
-    /// Chunks, made when a slot in them is first used, freed with `self`.
+    /// The chunks of slots. A chunk is made when a slot in it is first used, and freed with `self`.
     chunks: [AtomicPtr<Chunk>; CHUNKS],
-    /// Null, or a chunk that has no number yet, for first uses without memory. It keeps no bytes untold, as those of high numbers.
+    /// Null, or a chunk that has no number yet, for first uses of a slot when there is no memory. Like chunks of high numbers,
+    /// it reports each byte that it keeps at once.
     spare: plain::AtomicPtr<Chunk>,
-    /// The slots that scans look at: all that are in use, but for those whose threads sleep.
+    /// The slots that scans look at: all that are in use, except those whose threads sleep.
     pub(super) listed: Listed<{ (SlotIndex::MAX as usize).div_ceil(64) }>,
-    /// Things that slots had retired which are in use no more.
+    /// The retired things of slots that are no longer in use.
     pub(super) left: List,
-    /// Grace periods for what is retired.
+    /// The grace periods for retired things.
     pub(super) periods: CachePadded<Periods>,
-    /// What the engine and its host's tables have from the allocator, but for the chunks and what is in them.
+    /// The bytes that the engine and its host's tables have from the allocator, without the chunks and their contents.
     meter: Meter,
 }
 
@@ -55,7 +56,7 @@ impl Default for Sections {
 }
 
 impl Sections {
-    /// No slots yet.
+    /// Makes sections without slots.
     pub fn new() -> Self {
         Self {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
@@ -67,10 +68,11 @@ impl Sections {
         }
     }
 
-    /// As [`Sections::new`], in a count of its own. It is made where it stays: a kernel's stack has no room for it.
+    /// Makes sections as [`Sections::new`] does, behind an [`Arc`]. They are made in place, since a kernel's stack has no room
+    /// for them.
     ///
     /// # Errors
-    /// [`OutOfMemory`]. As of [`Arc::new`], the program is aborted where there is room for it but not for the count.
+    /// [`OutOfMemory`]. The program is aborted, as by [`Arc::new`], if there is room for the sections but not for the count.
     pub fn try_shared() -> Result<Arc<Self>, OutOfMemory> {
         let mut sections = try_box_uninit::<Self>()?;
         let place = sections.as_mut_ptr();
@@ -89,11 +91,11 @@ impl Sections {
         Ok(Arc::from(sections))
     }
 
-    /// Slot `index`, if it is ready and listed.
+    /// Returns slot `index`, if it is ready and listed.
     #[inline]
     fn listed_slot(&self, index: SlotIndex) -> Option<&Slot> {
         let index = index.get() as usize;
-        // The remainder changes nothing, and costs less than the check that it spares.
+        // The remainder changes nothing, and costs less than a bounds check.
         let chunk = self.chunks[index / CHUNK_SLOTS % CHUNKS].load(Ordering::Acquire);
         if chunk.is_null() {
             return None;
@@ -103,19 +105,19 @@ impl Sections {
         slot.is(State::Listed).then_some(slot)
     }
 
-    /// Slot `index`. Its first use takes the spare chunk if it needs one and there is no memory.
+    /// Returns slot `index`. Its first use takes the spare chunk if it needs one and there is no memory.
     #[inline]
     pub(super) fn slot(&self, index: SlotIndex) -> &Slot {
         self.listed_slot(index).unwrap_or_else(|| self.list(index.get() as usize))
     }
 
-    /// Makes slot `index` ready, and returns its counters. Nothing that is done with the slot after that needs memory for it, until
-    /// it is given up ([`Sections::unlist`]). Call it where the lack of memory can be told: when a processor comes online, or at
-    /// the beginning of a call that a thread may make as its first. A slot that was not prepared is made ready by its first use,
-    /// which takes it from [`Sections::keep_spare`] where there is no memory, and aborts if that is used up.
+    /// Makes slot `index` ready, and returns its counters. No later use of the slot needs memory for it, until it is given up
+    /// ([`Sections::unlist`]). Call it where a lack of memory can be reported: when a processor comes online, or at the
+    /// beginning of a call that may be a thread's first. The first use of a slot makes it ready if it was not prepared. If
+    /// there is no memory then, it takes the stock of [`Sections::keep_spare`], and aborts if that is used up.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: the slot is as before.
+    /// [`OutOfMemory`]: the slot is unchanged.
     #[inline]
     pub fn prepare(&self, index: SlotIndex) -> Result<&Counters, OutOfMemory> {
         match self.listed_slot(index) {
@@ -124,7 +126,7 @@ impl Sections {
         }
     }
 
-    /// Takes memory for 64 slots, if none is in stock: for first uses that cannot say that there is no memory.
+    /// Takes memory for 64 slots, if none is in stock. It serves first uses that cannot report a lack of memory.
     ///
     /// # Errors
     /// [`OutOfMemory`]: there is no such stock.
@@ -136,10 +138,10 @@ impl Sections {
         Ok(())
     }
 
-    /// Frees `chunk`, which nobody uses, if there is a spare one already.
+    /// Keeps `chunk`, which nobody uses, as the spare one, or frees it if there is a spare one already.
     fn give_spare(&self, chunk: Box<Chunk>) {
         let chunk = Box::into_raw(chunk);
-        // Release, partner: the Acquire of who takes it.
+        // Release, partner: the Acquire of the thread that takes it.
         let given = self.spare.compare_exchange(ptr::null_mut(), chunk, Ordering::Release, Ordering::Relaxed);
         if given.is_err() {
             // SAFETY: from a Box just now, and nobody else has seen it.
@@ -150,12 +152,12 @@ impl Sections {
     #[cold]
     fn make_ready(&self, index: usize) -> Result<&Counters, OutOfMemory> {
         let slot = self.list_in(index, Chunk::boxed)?;
-        // Where there is none, calls that can say so go on without.
+        // If there is no memory, calls that can report it go on without a spare chunk.
         let _ = self.keep_spare();
         Ok(&slot.counters)
     }
 
-    /// The first use of a slot, or the first since it was given up.
+    /// Makes slot `index` ready at its first use, or at its first use since it was given up.
     #[cold]
     fn list(&self, index: usize) -> &Slot {
         let chunk = |first| {
@@ -172,7 +174,7 @@ impl Sections {
         }
     }
 
-    /// Lists slot `index`, in a chunk that `chunk` brings if there is none.
+    /// Lists slot `index`. `chunk` makes the chunk if there is none.
     fn list_in(
         &self,
         index: usize,
@@ -202,7 +204,8 @@ impl Sections {
         Ok(slot)
     }
 
-    /// Slot `index`, with whom the period under way waits for there. `None`: no slot near it has been used.
+    /// Returns slot `index`, with the numbers that the period under way waits for there. Returns `None` if no slot of its chunk
+    /// has been used.
     #[inline]
     fn made(&self, index: usize) -> Option<(&Slot, &Awaited)> {
         let chunk = self.chunks[index / CHUNK_SLOTS].load(Ordering::Acquire);
@@ -212,14 +215,15 @@ impl Sections {
     }
 
     /// Gives a slot up: grace periods and shootdowns no longer look at it. Call it when the slot's thread ends, or in a kernel
-    /// when the processor goes offline. If the slot was never used, nothing happens. The slot's next use lists it again. What
-    /// it has counted stays in the statistics; what it has retired is freed by other slots.
+    /// when the processor goes offline. If the slot was never used, nothing happens. The slot's next use lists it again. Its
+    /// counters stay in the statistics. Other slots free the things that it has retired.
     ///
-    /// Where there is no memory to hand on what it has retired, the slot stays listed. That costs scans a look, and nothing else.
+    /// If there is no memory to hand on the things that it has retired, the slot stays listed. The only cost is that scans look
+    /// at it.
     ///
     /// # Safety
-    /// Nobody uses `index` during the call. Its thread is in no section and no access, and waits for nothing. Whoever uses
-    /// `index` next comes after the call.
+    /// Nobody uses `index` during the call. Its thread is in no section and no access, and waits for nothing. The next user of
+    /// `index` begins after the call.
     pub unsafe fn unlist(&self, index: SlotIndex) {
         let index = index.get() as usize;
         let Some((slot, _)) = self.made(index).filter(|(slot, _)| !slot.is(State::Unused)) else { return };
@@ -232,8 +236,8 @@ impl Sections {
         }
     }
 
-    /// The thread of a slot is about to sleep: until its next use of the slot, grace periods and shootdowns do not look at it. If it
-    /// has retired something that is not freed yet, they go on to look.
+    /// Notes that the thread of a slot is about to sleep. Until its next use of the slot, grace periods and shootdowns do not
+    /// look at the slot. If the slot has retired things that are not freed yet, they continue to look.
     ///
     /// # Safety
     /// Nobody else uses `index` while the thread sleeps, so it is not a processor's. The thread is in no section and no access.
@@ -248,8 +252,8 @@ impl Sections {
         }
     }
 
-    /// How many slots a grace period looks at: those of threads that have used these sections, have not ended, and do not sleep.
-    /// (In a kernel: of processors that have not gone offline since.)
+    /// Returns the number of slots that a grace period looks at: those of threads that have used these sections, have not
+    /// ended, and do not sleep. (In a kernel: of processors that have not gone offline since.)
     pub fn listed(&self) -> usize {
         let mut count = 0;
         self.each_slot(|_| count += 1);
@@ -259,14 +263,14 @@ impl Sections {
     /// Enters a read section. Sections do not nest; a thread in one does not sleep.
     ///
     /// # Safety
-    /// Only one thread at a time uses `index`, and all that enter and wait have the same `barrier`, or, where that marks
+    /// Only one thread at a time uses `index`. All threads that enter and wait have the same `barrier`, or, if that marks
     /// sections, one at least as strong as [`FenceBarrier`](super::FenceBarrier) on entering.
     #[inline]
     pub unsafe fn enter<B: Barrier>(&self, index: SlotIndex, barrier: &B) -> Section<'_> {
         let slot = self.slot(index);
         let sequence = slot.sequence.load(Ordering::Relaxed);
         if B::MARKS {
-            // Also in a release: a nested section would hide the outer one from grace periods.
+            // The check is made in releases too: a nested section would hide the outer one from grace periods.
             assert!(sequence & 1 == 0, "a read section inside a read section");
             barrier.mark(&slot.sequence, sequence + 1);
         } else {
@@ -278,34 +282,34 @@ impl Sections {
         Section { slot, is_marked: B::MARKS, not_send: PhantomData }
     }
 
-    /// For [`QuiescentStates`](super::QuiescentStates): the thread of this slot is in no section now. What it was in has
-    /// ended for grace periods.
+    /// Reports that the thread of this slot is in no section now, for [`QuiescentStates`](super::QuiescentStates). Its earlier
+    /// sections have ended for grace periods.
     ///
     /// # Safety
-    /// Only the thread of `index`, which is in no section: it has no [`Section`].
+    /// Only the thread of `index` calls this. It is in no section: it has no [`Section`].
     #[inline]
     pub unsafe fn quiescent(&self, index: SlotIndex) {
         let slot = self.slot(index);
         slot.check_no_unmarked();
         let sequence = slot.sequence.load(Ordering::Relaxed);
         if sequence & 1 == 1 {
-            // As a section's end and the next one's beginning.
+            // It acts as the end of a section and the beginning of the next one.
             mark_with_fence(&slot.sequence, sequence + 2);
         }
     }
 
-    /// For [`QuiescentStates`](super::QuiescentStates): as [`Sections::quiescent`], and until the next section begins nobody
-    /// waits for the thread.
+    /// Reports a quiescent state, as [`Sections::quiescent`] does, for [`QuiescentStates`](super::QuiescentStates). In
+    /// addition, nobody waits for the thread until its next section begins.
     ///
     /// # Safety
-    /// As [`Sections::quiescent`].
+    /// The caller guarantees the same as for [`Sections::quiescent`].
     #[inline]
     pub unsafe fn offline(&self, index: SlotIndex) {
         self.slot(index).go_offline();
     }
 
-    /// Enters a section in which its thread does to `subject` what a processor does; [`Sections::grace_of`] asks for it.
-    /// Until there is a first one it is [`u64::MAX`].
+    /// Enters a section in which its thread accesses `subject` as a processor does. [`Sections::grace_of`] looks at the
+    /// subject, which is [`u64::MAX`] until the first such section.
     ///
     /// # Safety
     /// Only one thread at a time uses `index`.
@@ -314,15 +318,15 @@ impl Sections {
         let slot = self.slot(index);
         let access = slot.access.load(Ordering::Relaxed);
         assert!(access & 1 == 0, "an access inside an access");
-        // Release: who reads this one sees all that older accesses of this thread did, so that they have ended for it.
+        // Release: a thread that reads this subject sees all that older accesses of this thread did, so they have ended for it.
         let order = if cfg!(mutant = "subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         slot.subject.store(subject, order);
         mark_with_fence(&slot.access, access + 1);
         AccessSection { slot, not_send: PhantomData }
     }
 
-    /// Waits until every section and every access that was entered before has ended. `wait` is called between looks with
-    /// the number of the look; the caller is in neither.
+    /// Waits until every section and every access that was entered before has ended. `wait` is called between looks with the
+    /// number of the look. The caller is in no section and no access.
     pub fn grace(&self, barrier: &impl Barrier, mut wait: impl FnMut(u32)) {
         barrier.heavy();
         self.each_slot(|slot| {
@@ -331,19 +335,19 @@ impl Sections {
         });
     }
 
-    /// Waits until every access to what is `wanted` that was entered before has ended. A fence here and one in each
-    /// access: an unmap that paid for more would be the dearer one.
+    /// Waits until every access that was entered before has ended, if `wanted` is true of its subject. The cost is a fence here
+    /// and one in each access: an unmap that paid for more would be the dearer one.
     pub fn grace_of(&self, wanted: impl Fn(u64) -> bool, mut wait: impl FnMut(u32)) {
         full_fence();
         self.each_slot(|slot| {
-            // Stored before the odd number that was read. Acquire: if it is a later access's, the one that was read has
-            // ended, and what it did is seen.
+            // The subject was stored before the odd number that was read. Acquire: if it is that of a later access, the access
+            // that was found has ended, and its effects are seen.
             wait_out(&slot.access, || wanted(slot.subject.load(Ordering::Acquire)), &mut wait);
         });
     }
 
-    /// Whether the thread of this slot is in a section or an access now. For the check that nobody sleeps in one; a
-    /// release does not know of sections that are not marked.
+    /// Returns whether the thread of this slot is in a section or an access now. It serves the check that nobody sleeps in one.
+    /// A release does not know of sections that are not marked.
     pub fn inside<B: Barrier>(&self, index: SlotIndex, _barrier: &B) -> bool {
         let slot = self.slot(index);
         let in_section = match B::MARKS {
@@ -353,7 +357,7 @@ impl Sections {
         in_section || slot.access.load(Ordering::Relaxed) & 1 == 1
     }
 
-    /// A number out of the stock of the thread of this slot; `more` fills it when it is empty.
+    /// Returns a number from the stock of the thread of this slot; `more` fills the stock when it is empty.
     pub(crate) fn number(&self, index: SlotIndex, more: impl FnOnce() -> Range<u64>) -> u64 {
         let [next, end] = &self.slot(index).numbers;
         let mut number = next.load(Ordering::Relaxed);
@@ -366,23 +370,24 @@ impl Sections {
         number
     }
 
-    /// Says that so many bytes have come from the allocator for the engine, or for its host's page tables:
+    /// Charges `bytes` bytes, which have come from the allocator for the engine, or for its host's page tables:
     /// [`Engine::metadata_bytes`](crate::Engine::metadata_bytes).
     #[inline]
     pub fn charge(&self, bytes: usize) {
         self.meter.add(bytes);
     }
 
-    /// Says that so many of them have gone back.
+    /// Uncharges `bytes` bytes, which have gone back to the allocator.
     #[inline]
     pub fn uncharge(&self, bytes: usize) {
         self.meter.subtract(bytes);
     }
 
-    /// What was charged, and what these sections themselves take: slots, and lists of what is retired.
+    /// Returns the bytes that were charged, and those that the sections themselves take: for slots, and for lists of retired
+    /// things.
     pub fn charged(&self) -> usize {
         let spare = usize::from(!self.spare.load(Ordering::Relaxed).is_null());
-        // Those of threads that sleep too: scans pass over them.
+        // Slots of threads that sleep are counted too; scans pass over them.
         let in_chunk = |chunk: &Chunk| {
             size_of::<Chunk>() + chunk.slots.iter().map(|slot| slot.retired.room()).sum::<usize>()
         };
@@ -390,30 +395,31 @@ impl Sections {
         size_of::<Self>() + spare * size_of::<Chunk>() + chunks + self.left.room() + self.meter.sum()
     }
 
-    /// The counters of one thread.
+    /// Returns the counters of the thread of slot `index`.
     #[inline]
     pub fn counters(&self, index: SlotIndex) -> &Counters {
         &self.slot(index).counters
     }
 
-    /// Every slot's counters, those of threads that are gone included.
+    /// Calls `f` with every slot's counters, including those of threads that have ended.
     pub fn each_counters(&self, mut f: impl FnMut(&Counters)) {
         self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
     }
 
-    /// The chunks whose slots have been used, some of them.
+    /// Returns the chunks of which some slots have been used.
     fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
         // SAFETY: null, or a chunk, and those are freed only in Drop.
         self.chunks.iter().filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
     }
 
-    /// Every slot that is in use.
+    /// Returns every slot that is in use.
     #[inline]
     pub(super) fn each_slot(&self, mut f: impl FnMut(&Slot)) {
         self.find_slot(0, |slot, _| (f(slot), false).1);
     }
 
-    /// The first slot in use, from `first` on, for which `f` returns true. A slot whose owner comes meanwhile may be passed over.
+    /// Returns the first slot in use, from `first` on, for which `f` returns true. It may miss a slot that comes into use
+    /// meanwhile.
     #[inline]
     pub(super) fn find_slot(
         &self,
@@ -423,7 +429,7 @@ impl Sections {
         self.listed.find(first, |index| self.made(index).is_some_and(|(slot, awaited)| f(slot, awaited)))
     }
 
-    /// Every list of things that are retired.
+    /// Calls `f` with every list of retired things.
     pub(super) fn each_list(&self, mut f: impl FnMut(&List)) {
         self.each_slot(|slot| f(&slot.retired));
         f(&self.left);
@@ -444,9 +450,9 @@ impl Drop for Sections {
     }
 }
 
-/// Waits until the odd number that `word` has, if that is one and `concerns` says that it matters, has changed.
+/// Waits until `word` has changed, if its number is odd and `concerns` returns true.
 fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
-    // Acquire, partner: the Release of who left: what was done in the section is seen.
+    // Acquire, partner: the Release of the thread that left. The effects of its section are seen.
     let seen = word.load(Ordering::Acquire);
     if seen & 1 == 0 || !concerns() {
         return;
@@ -458,7 +464,7 @@ fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl
     }
 }
 
-/// Proof that its thread is in a read section: what it reaches in the tree and the tables is not freed.
+/// Proof that its thread is in a read section. No part of the tree and the tables that the thread reaches is freed.
 pub struct Section<'a> {
     slot: &'a Slot,
     is_marked: bool,
@@ -466,7 +472,7 @@ pub struct Section<'a> {
 }
 
 impl Section<'_> {
-    /// The counters of this thread.
+    /// Returns the counters of this thread.
     #[inline]
     pub fn counters(&self) -> &Counters {
         &self.slot.counters
@@ -485,8 +491,8 @@ impl Drop for Section<'_> {
     }
 }
 
-/// Proof that its thread is in an access as a processor makes it: no table that it walks and no frame that it finds is
-/// freed, and `invalidate` of its page waits.
+/// Proof that its thread is in an access, as a processor makes it. No table that it walks and no frame that it finds is freed,
+/// and `invalidate` of its page waits.
 pub struct AccessSection<'a> {
     slot: &'a Slot,
     not_send: PhantomData<*const ()>,

@@ -1,4 +1,4 @@
-//! A counted pointer whose making can fail: what `alloc::sync::Arc` is, but for `try_new`.
+//! A counted pointer whose creation can fail: like `alloc::sync::Arc`, but with `try_new`.
 
 use super::atomic::fence;
 use super::life::{OutOfMemory, try_box_uninit};
@@ -14,36 +14,39 @@ use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-/// More than there can be of weak handles: each takes a word somewhere.
+/// The largest count of weak handles. A larger one means that handles were leaked, since each takes a word of memory; a clone
+/// then panics.
 const MOST: usize = usize::MAX / 2;
-/// More than there can be of strong handles: at 2^32 others are counted, see [`Counted::strong`].
+/// The largest count of strong handles; a clone or an upgrade beyond it panics. The bits from 2^32 on count other handles: see
+/// [`Counted::strong`].
 const MOST_STRONG: u64 = 1 << 31;
-/// A handle that something retired has.
+/// The unit by which a handle of a retired thing is counted.
 const RETIRED: u64 = 1 << 32;
 
-/// Whether, of handles that are counted by `strong`, all but one are retired things'; and there are some.
+/// Returns whether all but one of the handles counted by `strong` belong to retired things, and there are such.
 fn is_last_in_use(strong: u64) -> bool {
     strong / RETIRED != 0 && strong % RETIRED == strong / RETIRED + 1
 }
 
-/// A value and its handles. The counts are of `core` under every back-end, as those of `Arc` are; a model that is about the
-/// handles themselves asks for strong ones that loom sees (`LeftToRetired::IS_MODELLED`).
+/// A value and the counts of its handles. The counts are those of `core` under every back-end, as those of `Arc` are. A model
+/// of the handles themselves asks for strong counts that loom sees (`LeftToRetired::IS_MODELLED`).
 #[repr(C)]
 pub struct Counted<T: ?Sized> {
-    /// [`Shared`]s; the value is dropped with the last. Above, in units of [`RETIRED`], those of them that retired things
-    /// have.
+    /// The number of [`Shared`]s; the value is dropped with the last. The upper bits count, in units of [`RETIRED`], those of
+    /// them that belong to retired things.
     strong: Count,
-    /// [`Weak`]s, and one for all [`Shared`]s together; the memory is freed with the last.
+    /// The number of [`Weak`]s, plus one for all [`Shared`]s together; the memory is freed with the last.
     weak: AtomicUsize,
-    /// Of the value, when from now on only retired things have handles. May be called more than once.
+    /// A function that is called with the value when only retired things have handles from then on. May be called more than
+    /// once.
     left_to_retired: Option<unsafe fn(NonNull<()>)>,
-    /// What the memory is charged to.
+    /// The sections to which the memory is charged.
     charged_to: Option<Arc<Sections>>,
     value: ManuallyDrop<T>,
 }
 
-/// One handle more. Where there are too many, the count is as before: a caller that survives the panic and tries again does
-/// not get it to pass zero.
+/// Counts one more handle. Panics if there are too many, and leaves the count unchanged: a caller that survives the panic and
+/// tries again does not make it pass zero.
 #[inline]
 fn count_one_more(count: &AtomicUsize) {
     if count.fetch_add(1, Ordering::Relaxed) >= MOST {
@@ -52,7 +55,7 @@ fn count_one_more(count: &AtomicUsize) {
     }
 }
 
-/// The same for strong handles.
+/// Counts one more strong handle, as [`count_one_more`] does.
 #[inline]
 fn count_one_more_strong(count: &Count) {
     if count.fetch_add(1, Ordering::Relaxed) % RETIRED >= MOST_STRONG {
@@ -67,12 +70,12 @@ pub struct Shared<T: ?Sized> {
     owns: PhantomData<T>,
 }
 
-/// A handle that keeps the value's memory, and gives the value as long as somebody keeps it.
+/// A handle that keeps the value's memory, and gives access to the value as long as a [`Shared`] keeps it.
 pub struct Weak<T: ?Sized> {
     counted: NonNull<Counted<T>>,
 }
 
-// SAFETY: handles give out `&T`, and the last drops the value, on any thread that has one.
+// SAFETY: handles give out `&T`, and the last one drops the value, on any thread that has one.
 unsafe impl<T: ?Sized + Send + Sync> Send for Shared<T> {}
 // SAFETY: as above; a `&Shared` can be cloned.
 unsafe impl<T: ?Sized + Send + Sync> Sync for Shared<T> {}
@@ -82,7 +85,7 @@ unsafe impl<T: ?Sized + Send + Sync> Send for Weak<T> {}
 unsafe impl<T: ?Sized + Send + Sync> Sync for Weak<T> {}
 
 impl<T> Shared<T> {
-    /// The first handle of `value`.
+    /// Makes the first handle of `value`.
     ///
     /// # Errors
     /// [`OutOfMemory`]; `value` is dropped.
@@ -90,8 +93,8 @@ impl<T> Shared<T> {
         Self::try_new_cyclic(|_| value)
     }
 
-    /// The first handle of what `make` makes, which may keep the weak handle that it gets: it gives nothing before the value
-    /// is there.
+    /// Makes the first handle of the value that `make` returns. `make` may keep the weak handle that it gets, which gives
+    /// nothing before the value is there.
     ///
     /// # Errors
     /// [`OutOfMemory`]; `make` is not called.
@@ -100,12 +103,12 @@ impl<T> Shared<T> {
         unsafe { Self::try_make(Count::new(0), None, None, |weak, place| place.write(make(weak))) }
     }
 
-    /// As [`Shared::try_new`], charged as long as the memory is there.
+    /// Makes a handle as [`Shared::try_new`] does, and charges the memory as long as it exists.
     pub(crate) fn try_new_charged(sections: &Arc<Sections>, value: T) -> Result<Self, OutOfMemory> {
         Self::try_make_charged(sections, |_| value)
     }
 
-    /// As [`Shared::try_new_cyclic`], charged as long as the memory is there.
+    /// Makes a handle as [`Shared::try_new_cyclic`] does, and charges the memory as long as it exists.
     pub(crate) fn try_make_charged(
         sections: &Arc<Sections>,
         make: impl FnOnce(&Weak<T>) -> T,
@@ -114,8 +117,8 @@ impl<T> Shared<T> {
         unsafe { Self::try_make(Count::new(0), None, Some(sections), |weak, place| place.write(make(weak))) }
     }
 
-    /// As [`Shared::try_new_cyclic`], charged, for a value that retired things have handles of ([`Shared::count_as_retired`]): when
-    /// only those are left, [`LeftToRetired::left_to_retired`] is called.
+    /// Makes a handle as [`Shared::try_new_cyclic`] does, and charges the memory. It is for a value of which retired things
+    /// have handles ([`Shared::count_as_retired`]): when only those are left, [`LeftToRetired::left_to_retired`] is called.
     #[cfg(test)]
     pub(crate) fn try_new_retirable(
         sections: &Arc<Sections>,
@@ -128,7 +131,8 @@ impl<T> Shared<T> {
         unsafe { Self::try_new_retirable_in_place(sections, |weak, place| place.write(make(weak))) }
     }
 
-    /// As [`Shared::try_new_retirable`], of a value that is too large for the stack: `make` writes it where it is to be.
+    /// Makes a handle as [`Shared::try_new_retirable`] does, of a value that is too large for the stack: `make` writes it in
+    /// place.
     ///
     /// # Safety
     /// `make` writes the whole value.
@@ -161,7 +165,7 @@ impl<T> Shared<T> {
         let memory: Box<MaybeUninit<Counted<T>>> = try_box_uninit()?;
         let counted = NonNull::from(Box::leak(memory)).cast::<Counted<T>>();
         let place = counted.as_ptr();
-        // SAFETY: memory of our own, of the right layout; the counts are written before anybody reads them.
+        // SAFETY: the memory is our own and has the right layout; the counts are written before anybody reads them.
         unsafe {
             (&raw mut (*place).strong).write(strong);
             (&raw mut (*place).weak).write(AtomicUsize::new(1));
@@ -171,7 +175,7 @@ impl<T> Shared<T> {
         if let Some(sections) = charged_to {
             sections.charge(size_of::<Counted<T>>());
         }
-        // The strong handles' weak one. If `make` panics, the memory is lost.
+        // The weak handle of all strong ones. If `make` panics, the memory is lost.
         let weak = ManuallyDrop::new(Weak { counted });
         // Nobody reads the value while there are no strong handles.
         // SAFETY: the memory is there. A value of this type lies in its `ManuallyDrop` as it would alone.
@@ -181,37 +185,38 @@ impl<T> Shared<T> {
         Ok(Self { counted, owns: PhantomData })
     }
 
-    /// Counts this handle as one that something retired has. True: all are.
+    /// Counts this handle as one of a retired thing. Returns true if all handles are such.
     pub(crate) fn count_as_retired(&self) -> bool {
-        // Release, partner: the Acquire of who drops a handle and finds it counted.
+        // Release, partner: the Acquire of a thread that drops a handle and finds this one counted.
         // SAFETY: as in `deref`.
         let strong =
             unsafe { &(*self.counted.as_ptr()).strong }.fetch_add(RETIRED, Ordering::AcqRel) + RETIRED;
         strong % RETIRED == strong / RETIRED
     }
 
-    /// Takes [`Shared::count_as_retired`] back: what has the handle is freed next.
+    /// Undoes [`Shared::count_as_retired`]. The thing that has the handle is freed next.
     pub(crate) fn count_as_freed(&self) {
         // SAFETY: as in `deref`.
         unsafe { &(*self.counted.as_ptr()).strong }.fetch_sub(RETIRED, Ordering::Relaxed);
     }
 }
 
-/// A value that retired things have handles of.
+/// A value of which retired things have handles.
 pub(crate) trait LeftToRetired {
-    /// Whether loom sees the count of strong handles: each step on one is then a step of the model.
+    /// Tells whether loom sees the count of strong handles. If true, each step on the count is a step of the model.
     const IS_MODELLED: bool = false;
-    /// From now on nobody else has any. Called by whoever drops the last one, anywhere.
+    /// Tells the value that only retired things have handles from now on. The thread that drops the last other handle calls it,
+    /// in any context.
     fn left_to_retired(&self);
 }
 
 impl<T: ?Sized> Shared<T> {
-    /// Whether both are handles of one value.
+    /// Returns whether both are handles of one value.
     pub fn ptr_eq(a: &Self, b: &Self) -> bool {
         core::ptr::addr_eq(a.counted.as_ptr(), b.counted.as_ptr())
     }
 
-    /// A weak handle.
+    /// Makes a weak handle.
     pub fn downgrade(this: &Self) -> Weak<T> {
         ManuallyDrop::new(Weak { counted: this.counted }).deref().clone()
     }
@@ -229,7 +234,7 @@ impl<T: ?Sized> Deref for Shared<T> {
 impl<T: ?Sized> Clone for Shared<T> {
     #[inline]
     fn clone(&self) -> Self {
-        // Relaxed: who has a handle gives one to another thread by something that orders it.
+        // Relaxed: a handle is passed to another thread by an operation that orders it.
         // SAFETY: as in `deref`.
         count_one_more_strong(unsafe { &(*self.counted.as_ptr()).strong });
         Self { counted: self.counted, owns: PhantomData }
@@ -246,11 +251,11 @@ impl<T: ?Sized> Drop for Shared<T> {
             if is_last_in_use(seen)
                 && let Some(tell) = tell
             {
-                // SAFETY: this handle keeps the value still.
+                // SAFETY: this handle still keeps the value.
                 unsafe { tell(NonNull::from(&**self).cast()) };
             }
-            // Release, partner: the fence of whoever drops the last one. One step, so that of several who drop theirs at once
-            // one finds that it is the last in use.
+            // Release, partner: the fence of the thread that drops the last one. It is one step, so that of several threads
+            // that drop theirs at once, one finds that it is the last in use.
             #[cfg(not(mutant = "hurry_forgets_retired"))]
             match strong.compare_exchange_weak(seen, seen - 1, Ordering::Release, Ordering::Acquire) {
                 Ok(_) => break,
@@ -266,7 +271,7 @@ impl<T: ?Sized> Drop for Shared<T> {
             return;
         }
         fence(Ordering::Acquire);
-        // The strong handles' weak one, dropped also if the value's drop panics.
+        // The weak handle of all strong ones, which is dropped even if the value's drop panics.
         let _weak = Weak { counted: self.counted };
         // SAFETY: no strong handle is left, and none comes from a weak one any more.
         unsafe { ManuallyDrop::drop(&mut (*self.counted.as_ptr()).value) };
@@ -286,7 +291,7 @@ impl<T: ?Sized> Weak<T> {
         unsafe { (&(*self.counted.as_ptr()).strong, &(*self.counted.as_ptr()).weak) }
     }
 
-    /// A handle that keeps the value, if it is there still.
+    /// Returns a handle that keeps the value, if the value still exists.
     pub fn upgrade(&self) -> Option<Shared<T>> {
         let more = |strong: u64| {
             assert!(strong % RETIRED < MOST_STRONG, "handles were forgotten without end");
@@ -297,17 +302,17 @@ impl<T: ?Sized> Weak<T> {
         Some(Shared { counted: self.counted, owns: PhantomData })
     }
 
-    /// How many keep the value; it may have changed when one knows.
+    /// Returns the number of handles that keep the value. It may be out of date when it is returned.
     pub fn strong_count(&self) -> usize {
         (self.counts().0.load(Ordering::Relaxed) % RETIRED) as usize
     }
 
-    /// Where the counts are, for [`Weak::upgrade_raw`].
+    /// Returns the address of the counts, for [`Weak::upgrade_raw`].
     pub(crate) fn as_raw(&self) -> NonNull<()> {
         self.counted.cast()
     }
 
-    /// The same handle to a value whose type is not known any more.
+    /// Turns the handle into one of a value of another type, such as a trait object.
     ///
     /// # Safety
     /// `unsize` returns the pointer that it gets.
@@ -321,12 +326,13 @@ impl<T: ?Sized> Weak<T> {
 }
 
 impl<T> Weak<T> {
-    /// As [`Weak::upgrade`], by what [`Weak::as_raw`] returned. The value is not borrowed: it may be being dropped.
+    /// Upgrades a handle as [`Weak::upgrade`] does, by the address that [`Weak::as_raw`] returned. The value is not borrowed:
+    /// it may be being dropped.
     ///
     /// # Safety
-    /// `raw` came from a weak handle of a `T`, and some handle of that value, strong or weak, is there during the call.
+    /// `raw` came from a weak handle of a `T`, and some handle of that value, strong or weak, exists during the call.
     pub(crate) unsafe fn upgrade_raw(raw: NonNull<()>) -> Option<Shared<T>> {
-        // Not dropped: no handle is given up here.
+        // The handle is not dropped: none is given up here.
         ManuallyDrop::new(Self { counted: raw.cast() }).upgrade()
     }
 }
@@ -340,7 +346,7 @@ impl<T: ?Sized> Clone for Weak<T> {
 
 impl<T: ?Sized> Drop for Weak<T> {
     fn drop(&mut self) {
-        // Release, partner: the fence of whoever drops the last one.
+        // Release, partner: the fence of the thread that drops the last one.
         if self.counts().1.fetch_sub(1, Ordering::Release) != 1 {
             return;
         }
@@ -362,7 +368,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// Counts its drops.
+    /// A value that counts its drops.
     struct Dropped(Arc<AtomicUsize>);
 
     impl Drop for Dropped {

@@ -1,4 +1,4 @@
-//! The short lock of a program without `std`. The program chooses it once, by [`short_lock!`](crate::short_lock).
+//! The short lock of a program without `std`, which the program chooses once, by [`short_lock!`](crate::short_lock).
 
 use super::plain::{AtomicUsize, Ordering};
 #[cfg(not(feature = "std"))]
@@ -6,30 +6,31 @@ pub(super) use mutex::Guard;
 #[cfg(any(not(feature = "std"), all(test, not(loom))))]
 pub(super) use mutex::Mutex;
 
-/// A lock for a few instructions, as a kernel has it: a spin lock that turns preemption or interrupts off, a fair one, one that
-/// is counted. [`short_lock!`](crate::short_lock) makes it the lock of a program without `std`.
+/// A lock that is held for a few instructions, as a kernel has it: a spin lock that turns preemption or interrupts off, a fair
+/// one, one that is counted. [`short_lock!`](crate::short_lock) makes it the lock of a program without `std`.
 ///
-/// Each lock is one word, which is zero at first. What an implementation has to remember from `lock` to `unlock`, such as whether
-/// interrupts were on, it returns as a number: the guard keeps it.
+/// Each lock is one word, which is zero at first. If an implementation has to remember state from `lock` to `unlock`, such as
+/// whether interrupts were on, it returns the state as a number, and the guard keeps it.
 ///
 /// # Safety
-/// From the return of [`ShortLock::lock`], or of [`ShortLock::try_lock`] with a state, until [`ShortLock::unlock`] no other call
-/// gets the same word. What was done before `unlock` is seen by who gets the word next (Release, Acquire). None of these panics.
+/// From the return of [`ShortLock::lock`], or of [`ShortLock::try_lock`] with a state, until [`ShortLock::unlock`] no other
+/// call gets the same word. Everything done before `unlock` is seen by the thread that gets the word next (Release, Acquire).
+/// None of these methods panics.
 pub unsafe trait ShortLock {
     /// Waits until the word is free, and takes it. Returns the state for [`ShortLock::unlock`].
     fn lock(word: &AtomicUsize) -> usize;
 
-    /// Takes the word if it is free. Waits for nobody.
+    /// Takes the word if it is free, and returns the state for [`ShortLock::unlock`]. Waits for nobody.
     fn try_lock(word: &AtomicUsize) -> Option<usize>;
 
-    /// Lets the word go.
+    /// Releases the word.
     ///
     /// # Safety
-    /// The caller has the word, and `state` came with it. Locks may be let go in another order than they were taken in.
+    /// The caller has the word, and `state` came with it. Locks may be released in another order than they were taken in.
     unsafe fn unlock(word: &AtomicUsize, state: usize);
 }
 
-/// [`ShortLock`] that spins, and does nothing else. The program is not preempted while it has one.
+/// A [`ShortLock`] that spins, and does nothing else. The program is not preempted while it holds one.
 #[derive(Clone, Copy, Debug)]
 pub struct SpinLock;
 
@@ -41,7 +42,7 @@ unsafe impl ShortLock for SpinLock {
             if let Some(state) = Self::try_lock(word) {
                 return state;
             }
-            // Reads while it waits: a failed exchange would take the line from the holder.
+            // It only reads while it waits: a failed exchange would take the line from the holder.
             while word.load(Ordering::Relaxed) != 0 {
                 core::hint::spin_loop();
             }
@@ -116,11 +117,11 @@ mod mutex {
     // SAFETY: one thread at a time reaches the value, by `ShortLock`.
     unsafe impl<T: Send> Sync for Mutex<T> {}
 
-    /// The word is this thread's.
+    /// A guard: its thread has the word.
     pub struct Guard<'a, T> {
         mutex: &'a Mutex<T>,
         state: usize,
-        /// Interrupts are turned on again by the processor that has turned them off.
+        /// Makes the guard stay on its thread: the processor that has turned interrupts off turns them on again.
         not_send: PhantomData<*const ()>,
     }
 
@@ -189,7 +190,7 @@ mod tests {
     use std::cell::Cell;
 
     thread_local! {
-        /// How deep interrupts are off; the state of a lock is the depth before it.
+        /// The depth of turning interrupts off. The state of a lock is the depth before it.
         static DEPTH: Cell<usize> = const { Cell::new(0) };
     }
 

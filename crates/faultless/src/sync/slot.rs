@@ -1,5 +1,5 @@
-//! A thread's slot: what it says of itself to grace periods, and what it keeps. Slots come in chunks. `section.rs` has the
-//! protocol.
+//! The slots of threads. A slot has the marks that grace periods look at, and the things that its thread keeps. Slots come in
+//! chunks. `section.rs` has the protocol.
 
 use super::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::barrier::Barrier;
@@ -25,30 +25,30 @@ pub(super) const CHUNK_SLOTS: usize = 4;
 pub struct SlotIndex(u32);
 
 impl SlotIndex {
-    /// How many slots there can be.
+    /// The largest number of slots.
     pub const MAX: u32 = (CHUNKS * CHUNK_SLOTS) as u32;
 
-    /// Slot `index`, or `None` from [`SlotIndex::MAX`] on.
+    /// Returns slot `index`, or `None` if it is not below [`SlotIndex::MAX`].
     pub fn new(index: u32) -> Option<Self> {
         (index < Self::MAX).then_some(Self(index))
     }
 
-    /// The number.
+    /// Returns the number.
     #[inline]
     pub fn get(self) -> u32 {
         self.0
     }
 }
 
-/// Something that belongs to a slot, such as a read section, and the guard that keeps its thread there meanwhile. The guard goes
-/// last.
+/// A value that belongs to a slot, such as a read section, with the guard that keeps its thread at the slot. The guard is
+/// dropped last.
 pub struct Pinned<T, G> {
     value: T,
     _guard: G,
 }
 
 impl<T, G> Pinned<T, G> {
-    /// `value` is of the slot that `guard` is for.
+    /// Pairs `value` with `guard`. Both are of the same slot.
     #[inline]
     pub(crate) fn new(value: T, guard: G) -> Self {
         Self { value, _guard: guard }
@@ -64,38 +64,40 @@ impl<T, G> Deref for Pinned<T, G> {
     }
 }
 
-/// How a slot stands to scans.
+/// The state of a slot, as scans see it.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub(super) enum State {
-    /// Nobody has used it, or it was given up.
+    /// No thread has used the slot, or it was given up.
     Unused,
-    /// It is in use, and scans look at it.
+    /// The slot is in use, and scans look at it.
     Listed,
-    /// It is in use, and scans pass over it: its thread sleeps.
+    /// The slot is in use, and scans pass over it, since its thread sleeps.
     Sleeps,
 }
 
-/// What one thread writes and hardly anybody else, on cache lines of its own.
+/// A slot: the fields that mostly one thread writes, on cache lines of their own.
 #[repr(C)]
 pub(super) struct Slot {
-    /// Odd while in a section, or, where sections are not marked, while online. Written by the slot's thread; partners:
-    /// [`Sections::grace`](super::Sections::grace) and the periods.
+    /// A number that is odd while the thread is in a section, or, where sections are not marked, while it is online. Written by
+    /// the slot's thread. Partners: [`Sections::grace`](super::Sections::grace) and the periods.
     pub sequence: AtomicUsize,
-    /// Odd while in an access. Written by the slot's thread; partners: as above, and [`Sections::grace_of`](super::Sections::grace_of).
+    /// A number that is odd while the thread is in an access. Written by the slot's thread. Partners:
+    /// [`Sections::grace`](super::Sections::grace), the periods, and [`Sections::grace_of`](super::Sections::grace_of).
     pub access: AtomicUsize,
-    /// What the access is to. Written by the slot's thread before it makes `access` odd.
+    /// The subject of the access. Written by the slot's thread before it makes `access` odd.
     pub subject: AtomicU64,
-    /// A [`State`]. The slot's thread's; [`Sections::unlist`](super::Sections::unlist) hands it on.
+    /// A [`State`]. Written by the slot's thread; [`Sections::unlist`](super::Sections::unlist) hands it on.
     state: plain::AtomicU8,
-    /// Written by the slot's thread, read by [`Sections::each_counters`](super::Sections::each_counters).
+    /// The counters of the slot's thread. Written by that thread, read by
+    /// [`Sections::each_counters`](super::Sections::each_counters).
     pub counters: Counters,
-    /// Numbers in stock: the next one, and the end. The slot's thread's.
+    /// The numbers in stock: the next one, and the end. Used by the slot's thread alone.
     pub numbers: [plain::AtomicU64; 2],
-    /// Whether in a section that is not marked; for checks. The slot's thread's.
+    /// Tells whether the thread is in a section that is not marked, for checks. Used by the slot's thread alone.
     #[cfg(debug_assertions)]
     in_unmarked: plain::AtomicUsize,
-    /// What the slot's thread has retired. Others come only to free what was left behind.
+    /// The things that the slot's thread has retired. Other threads only free things that were left behind.
     pub retired: List,
 }
 
@@ -144,14 +146,14 @@ impl Slot {
     pub fn check_no_unmarked(&self) {
         debug_assert!(!self.is_in_unmarked(), "a quiescent state inside a read section");
     }
-    /// Begins the first section since the slot was offline: orders what it will read after its being online.
+    /// Begins the first section since the slot was offline, and orders the reads of the section after the slot's coming online.
     #[cold]
     pub fn come_online(&self, barrier: &impl Barrier) {
         let sequence = self.sequence.load(Ordering::Relaxed);
         barrier.mark(&self.sequence, sequence + 1);
     }
 
-    /// Nobody waits for the slot's thread, which is in no section, until its next one.
+    /// Takes the slot offline: nobody waits for its thread, which is in no section, until its next one.
     pub fn go_offline(&self) {
         self.check_no_unmarked();
         let sequence = self.sequence.load(Ordering::Relaxed);
@@ -161,15 +163,17 @@ impl Slot {
     }
 }
 
-/// Slots whose memory comes at once.
+/// Slots whose memory is allocated together.
 pub(super) struct Chunk {
     pub slots: [CachePadded<Slot>; CHUNK_SLOTS],
-    /// By slot: whom the grace period under way waits for. Apart from the slots, whose threads do not look at it.
+    /// For each slot, the numbers that the grace period under way waits for. They are apart from the slots, whose threads do
+    /// not look at them.
     pub awaited: [Awaited; CHUNK_SLOTS],
 }
 
 impl Chunk {
-    /// A chunk whose first slot has number `first`. Slot by slot: the stacks of a kernel's threads have no room for all.
+    /// Makes a chunk whose first slot has number `first`. It is written slot by slot, since the stacks of a kernel's threads
+    /// have no room for all.
     pub fn boxed(first: usize) -> Result<Box<Self>, OutOfMemory> {
         let mut chunk = try_box_uninit::<Self>()?;
         let place = chunk.as_mut_ptr();

@@ -1,15 +1,15 @@
-//! Sleeping until somebody else changes something: who sleeps is in a queue, and whoever makes the change wakes only those
-//! whom it concerns.
+//! Sleeping until another thread makes a change. Sleeping threads are in a queue, and the thread that makes the change wakes
+//! only those that wait for it.
 //!
 //! ```text
 //! sleep:  lock { put a waiter into the queue }; fence; until woken, or what it waits for is there: park
 //! wake:   make the change; fence; nobody in the queue: done; else lock { take waiters out, mark them }; unpark each
 //! ```
-//! Between the two fences either the sleeper sees the change, or whoever made it sees the sleeper.
+//! Between the two fences, either the sleeper sees the change, or the thread that made it sees the sleeper.
 //!
-//! A [`Waiter`] is on its thread's stack, or in a box. It is in one queue at most, and leaves it before its memory goes: by
-//! being woken, or by its own hand. All of a queue is under one lock, so a waiter that is found there is memory. Its thread
-//! is woken after the lock is let go, by a name that outlives the waiter: [`Sleeper`].
+//! A [`Waiter`] is on its thread's stack, or in a box. It is in one queue at most, and leaves it before its memory goes: it is
+//! woken, or takes itself out. All of a queue is under one lock, so a waiter that is found there is valid memory. Its thread is
+//! woken after the lock is released, by a name that outlives the waiter: [`Sleeper`].
 
 use super::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::life::{OutOfMemory, try_box};
@@ -18,38 +18,40 @@ use super::{full_fence, plain};
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
 
-/// The name by which a host wakes something that sleeps: a thread, or whatever else waits for a
-/// [`PendingFault`](crate::PendingFault). The number is the host's.
+/// The name by which a host wakes a sleeper: a thread, or any other party that waits for a
+/// [`PendingFault`](crate::PendingFault). The host chooses the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sleeper(pub u64);
 
-/// Putting threads to sleep and waking them: a futex, a kernel's wait queue, a condition variable for each thread.
+/// A service that puts threads to sleep and wakes them: a futex, a kernel's wait queue, a condition variable for each thread.
 pub trait Park: Send + Sync {
-    /// The name of the calling thread. It stays the same until the call of [`Park::park`] that it is given to has returned.
+    /// Returns the name of the calling thread. It stays the same until the call of [`Park::park`] that it is given to has
+    /// returned.
     fn current(&self) -> Sleeper;
 
     /// Sleeps until [`Park::unpark`] of `me`, the calling thread. If that was called since the last `park` of this thread
     /// returned, returns at once. May return early: the engine looks again.
     fn park(&self, me: Sleeper);
 
-    /// Ends the sleep of `sleeper`, or its next one; does nothing for a name that the host has not given. Does not sleep and calls no engine: the caller may have a space's short
-    /// lock. The sleeper may have woken and ended by itself, and its name may be another thread's by now: that thread must
-    /// bear to wake for nothing.
+    /// Ends the sleep of `sleeper`, or its next one. Does nothing for a name that the host has not given. Does not sleep and
+    /// calls no engine: the caller may hold a space's short lock. The sleeper may have woken and ended by itself, and its name
+    /// may be another thread's by now: that thread must tolerate a needless wake-up.
     fn unpark(&self, sleeper: Sleeper);
 
-    /// Passes a moment of a wait for another processor, or for a thread that holds something for a few instructions, which nobody
-    /// ends with a wake-up. `look` counts the looks so far, from 0. Where threads are preempted, spins first, then yields,
-    /// then sleeps in bounded steps; a kernel that is not preempted there just spins, and may lower the processor's power.
+    /// Passes a moment of a wait that no wake-up ends: for another processor, or for a thread that holds something for a few
+    /// instructions. `look` counts the looks so far, from 0. Where threads are preempted, it spins first, then yields, then
+    /// sleeps in bounded steps. A kernel that is not preempted there just spins, and may lower the processor's power.
     fn spin(&self, look: u32);
 
-    /// Passes a moment in which others may free memory, after a look for some has found none. `look` as for [`Park::spin`]; there
-    /// are 48 looks, or 100 while another thread evicts, and a fault fails after the last. No lock is held. A kernel may free caches
-    /// of its own here, or sleep for a moment.
+    /// Passes a moment in which other threads may free memory, after a look for memory has found none. `look` is as for
+    /// [`Park::spin`]. There are 48 looks, or 100 while another thread evicts; a fault fails after the last. The caller holds
+    /// no lock. A kernel may free caches of its own here, or sleep for a moment.
     fn wait_for_memory(&self, look: u32) {
         self.spin(look);
     }
 
-    /// Waits in `wait` for a short lock that another thread has. A host may count these waits, or lend the holder its priority.
+    /// Calls `wait`, which waits for a short lock that another thread holds, and returns its result. A host may count these
+    /// waits, or lend the holder its priority.
     fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R
     where
         Self: Sized,
@@ -61,16 +63,16 @@ pub trait Park: Send + Sync {
 /// A place in a queue of waiters.
 pub(crate) struct Waiter {
     sleeper: Sleeper,
-    /// Tells those in one queue apart, by what they wait for.
+    /// The event that the waiter waits for, which tells waiters in one queue apart.
     key: usize,
-    /// Queues are in the order of these, and of coming among equals.
+    /// The rank of the waiter. Queues are in ascending order of tickets; equal tickets are in order of arrival.
     ticket: u64,
     /// Protected by the queue's lock.
     before: plain::AtomicPtr<Waiter>,
     /// Protected by the queue's lock.
     after: plain::AtomicPtr<Waiter>,
-    /// It is out of its queue, since somebody woke it. Written under the queue's lock, Release, as the last access to the
-    /// waiter; read by its thread, Acquire.
+    /// Tells that the waiter is out of its queue, since a thread has woken it. Written under the queue's lock, Release, as the
+    /// last access to the waiter; read by its thread, Acquire.
     is_woken: AtomicBool,
 }
 
@@ -80,12 +82,12 @@ impl Waiter {
         Self { sleeper, key, ticket, before: nobody(), after: nobody(), is_woken: AtomicBool::new(false) }
     }
 
-    /// Whether somebody has taken it out of its queue to wake it.
+    /// Returns whether a thread has taken the waiter out of its queue to wake it.
     pub fn is_woken(&self) -> bool {
         self.is_woken.load(Ordering::Acquire)
     }
 
-    /// Sleeps until it is woken.
+    /// Sleeps until the waiter is woken.
     pub fn sleep(&self, park: &impl Park) {
         while !self.is_woken() {
             park.park(self.sleeper);
@@ -93,22 +95,22 @@ impl Waiter {
     }
 }
 
-/// Those who wait, in order. Whoever uses it holds the lock that it is under.
+/// A queue of waiters, in order. Its user holds the lock that guards it.
 #[derive(Default)]
 pub(crate) struct WaitQueue {
     first: Option<NonNull<Waiter>>,
     last: Option<NonNull<Waiter>>,
 }
 
-// SAFETY: waiters are atomics and plain values, and outlive their being in the queue.
+// SAFETY: waiters are atomics and plain values, and stay valid as long as they are in the queue.
 unsafe impl Send for WaitQueue {}
-// SAFETY: as above; a shared reference gives away no waiter.
+// SAFETY: as for `Send`; a shared reference gives access to no waiter.
 unsafe impl Sync for WaitQueue {}
 
-/// So many sleepers are taken out of a queue at a time, and woken without its lock.
+/// The number of sleepers that are taken out of a queue at a time, and woken without its lock.
 const BATCH: usize = 16;
 
-/// Sleepers that are out of their queue and have to be woken.
+/// A batch of sleepers that are out of their queue and have to be woken.
 #[must_use]
 pub(crate) struct Woken {
     sleepers: [Sleeper; BATCH],
@@ -120,12 +122,12 @@ impl Woken {
         Self { sleepers: [Sleeper(0); BATCH], count: 0 }
     }
 
-    /// Whether there may be more in the queue.
+    /// Returns whether the batch is full, so that the queue may have more.
     pub fn is_full(&self) -> bool {
         self.count == BATCH
     }
 
-    /// Wakes them. The caller holds no lock that they may want.
+    /// Wakes the sleepers. The caller holds no lock that they may want.
     pub fn wake(self, park: &impl Park) {
         self.sleepers[..self.count].iter().for_each(|sleeper| park.unpark(*sleeper));
     }
@@ -136,9 +138,9 @@ impl WaitQueue {
         self.first.is_none()
     }
 
-    /// The ticket of the first one.
+    /// Returns the ticket of the first waiter.
     pub fn first_ticket(&self) -> Option<u64> {
-        // SAFETY: in the queue, so memory.
+        // SAFETY: the waiter is in the queue, so it is valid memory.
         self.first.map(|first| unsafe { first.as_ref() }.ticket)
     }
 
@@ -150,13 +152,13 @@ impl WaitQueue {
         NonNull::new(place.load(plain::Ordering::Relaxed))
     }
 
-    /// Puts `waiter` in, behind all whose ticket is not greater.
+    /// Puts `waiter` into the queue, behind all waiters whose ticket is not greater.
     ///
     /// # Safety
-    /// It is in no queue, and has not been woken. It stays where it is until it is out of this one.
+    /// `waiter` is in no queue, and has not been woken. It stays where it is until it is out of this one.
     pub unsafe fn push(&mut self, waiter: &Waiter) {
         let mut before = self.last;
-        // SAFETY: in the queue, so memory; here and below.
+        // SAFETY: the waiter is in the queue, so it is valid memory; here and below.
         while let Some(last) = before.map(|last| unsafe { last.as_ref() })
             && last.ticket > waiter.ticket
         {
@@ -181,13 +183,13 @@ impl WaitQueue {
         Self::link(&waiter.after, after);
     }
 
-    /// Takes `waiter` out.
+    /// Takes `waiter` out of the queue.
     ///
     /// # Safety
-    /// It is in this queue.
+    /// `waiter` is in this queue.
     pub unsafe fn remove(&mut self, waiter: &Waiter) {
         let (before, after) = (Self::linked(&waiter.before), Self::linked(&waiter.after));
-        // SAFETY: in the queue, so memory; here and below.
+        // SAFETY: the waiter is in the queue, so it is valid memory; here and below.
         match before.map(|before| unsafe { before.as_ref() }) {
             Some(before) => Self::link(&before.after, after),
             None => self.first = after,
@@ -199,23 +201,23 @@ impl WaitQueue {
         }
     }
 
-    /// Whether `waiter` is in this queue.
+    /// Returns whether `waiter` is in this queue.
     pub fn has(&self, waiter: &Waiter) -> bool {
         let mut next = self.first;
         while let Some(place) = next {
             if ptr::eq(place.as_ptr(), waiter) {
                 return true;
             }
-            // SAFETY: in the queue, so memory.
+            // SAFETY: the waiter is in the queue, so it is valid memory.
             next = Self::linked(&unsafe { place.as_ref() }.after);
         }
         false
     }
 
-    /// Moves all of `other` behind what is here, whatever their tickets.
+    /// Moves all waiters of `other` to the end of this queue, whatever their tickets.
     pub fn append(&mut self, other: &mut Self) {
         let Some(first) = other.first.take() else { return };
-        // SAFETY: in a queue, so memory; here and below.
+        // SAFETY: the waiter is in a queue, so it is valid memory; here and below.
         Self::link(&unsafe { first.as_ref() }.before, self.last);
         match self.last {
             // SAFETY: as above.
@@ -225,14 +227,14 @@ impl WaitQueue {
         self.last = other.last.take();
     }
 
-    /// Takes waiters of `key` out until `woken` is full or has `most`; returns how many.
+    /// Takes waiters of `key` out until `woken` is full or has `most`. Returns the number taken.
     pub fn take(&mut self, key: usize, most: usize, woken: &mut Woken) -> usize {
         let (mut next, mut count) = (self.first, 0);
         while let Some(place) = next
             && count < most
             && !woken.is_full()
         {
-            // SAFETY: in the queue, so memory, until it is marked.
+            // SAFETY: the waiter is in the queue, so it is valid memory until it is marked.
             let waiter = unsafe { place.as_ref() };
             next = Self::linked(&waiter.after);
             if waiter.key == key {
@@ -252,7 +254,7 @@ impl WaitQueue {
 #[derive(Default)]
 pub(crate) struct WaitList {
     queue: Mutex<WaitQueue>,
-    /// How many are in the queue. Written under the lock; read by whoever wakes, between the fences of the module.
+    /// The number of waiters in the queue. Written under the lock; read by waking threads, between the fences of the module.
     waiting: AtomicUsize,
 }
 
@@ -266,7 +268,8 @@ impl WaitList {
         result
     }
 
-    /// Wakes all who wait for `key`. After what they look at was changed. The caller holds no lock that they may want.
+    /// Wakes all threads that wait for `key`. Called after the state that they look at was changed. The caller holds no lock
+    /// that they may want.
     pub fn wake(&self, park: &impl Park, key: usize) {
         #[cfg(not(mutant = "wakes_unfenced"))]
         full_fence();
@@ -284,7 +287,7 @@ impl WaitList {
         }
     }
 
-    /// Under the lock.
+    /// Adds `more` to the number of waiters and subtracts `less`. The caller holds the lock.
     fn count(&self, more: usize, less: usize) {
         let waiting = self.waiting.load(Ordering::Relaxed);
         self.waiting.store(waiting + more - less, Ordering::Relaxed);
@@ -292,7 +295,7 @@ impl WaitList {
 
     fn add(&self, waiter: &Waiter) {
         let mut queue = self.queue.lock();
-        // SAFETY: new, and its owner takes it out again before it goes.
+        // SAFETY: the waiter is new, and its owner takes it out again before it goes.
         unsafe { queue.push(waiter) };
         self.count(1, 0);
         drop(queue);
@@ -301,7 +304,7 @@ impl WaitList {
     }
 
     fn remove(&self, waiter: &Waiter) {
-        // Marked under the lock, as the last thing.
+        // The mark is set under the lock, as the last access.
         if waiter.is_woken() {
             return;
         }
@@ -314,7 +317,7 @@ impl WaitList {
     }
 }
 
-/// A waiter of the stack, in a list. Taken out when this is dropped.
+/// A waiter on the stack, in a list. It is taken out when this is dropped.
 struct Listed<'a>(&'a WaitList, &'a Waiter);
 
 impl<'a> Listed<'a> {
@@ -330,7 +333,7 @@ impl Drop for Listed<'_> {
     }
 }
 
-/// A waiter in a box, in a list. Taken out when this is dropped; if this is forgotten it stays, and so does its memory.
+/// A waiter in a box, in a list. It is taken out when this is dropped. If this is forgotten, the waiter and its memory stay.
 pub(crate) struct BoxedWaiter {
     list: NonNull<WaitList>,
     waiter: Box<Waiter>,
@@ -345,7 +348,7 @@ impl BoxedWaiter {
     /// Puts a waiter of `key` into `list`.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: nobody is told.
+    /// [`OutOfMemory`]: the list is unchanged.
     ///
     /// # Safety
     /// The list outlives this.

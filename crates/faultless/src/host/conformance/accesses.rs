@@ -1,4 +1,4 @@
-//! What a program sees: loads and stores beside the engine's calls.
+//! Checks of a program's view: loads and stores beside the engine's calls.
 
 use super::{Check, Finding, Rig, Unmet, must};
 use crate::address::{PAGE_SIZE, VirtAddr};
@@ -32,7 +32,7 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 11] {
 type Space<R> = AddressSpace<<R as Rig>::Host, Faultless>;
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// A process, and where its memory is.
+/// A process under test, and the place of its memory.
 struct Program<'r, R: Rig> {
     rig: &'r R,
     engine: Arc<Engine<R::Host>>,
@@ -54,7 +54,7 @@ impl<'r, R: Rig> Program<'r, R> {
         self.rig.space(&self.process)
     }
 
-    /// New anonymous memory.
+    /// Maps new anonymous memory of `pages` pages.
     fn memory(&self, pages: u64) -> Result<VirtAddr, Unmet> {
         say("map", self.space().map(MapRequest::anonymous(pages * PAGE_SIZE)))
     }
@@ -81,7 +81,7 @@ impl<'r, R: Rig> Program<'r, R> {
     }
 }
 
-/// The word `index` of page `page` from `start` on.
+/// Returns the address of word `index` of page `page` from `start` on.
 fn word(start: VirtAddr, page: u64, index: u64) -> VirtAddr {
     VirtAddr::new(start.get() + page * PAGE_SIZE + index * 8)
 }
@@ -180,7 +180,7 @@ fn replaced<R: Rig>(rig: &R) -> Finding {
 fn forked<R: Rig>(rig: &R) -> Finding {
     let program = Program::new(rig)?;
     let leaf = <R::Host as Host>::Table::LEAF_PAGES;
-    // A whole leaf table, for hosts that share it, and what is too little to be shared.
+    // A whole leaf table, for hosts that share it, and a range too small to be shared.
     for pages in [leaf.min(512), 3] {
         let start = program.memory(pages)?;
         let is_used = |page: &u64| *page < 80 || page + 1 == pages;
@@ -226,7 +226,7 @@ fn shared<R: Rig>(rig: &R) -> Finding {
     program.must_show(word(one, 1, 5), 12)
 }
 
-/// More than one batch of [`Host::invalidate_all`].
+/// Checks the cut of a file by more than one batch of [`Host::invalidate_all`].
 fn cut_off<R: Rig>(rig: &R) -> Finding {
     const PROCESSES: u64 = 40;
     let first = Program::new(rig)?;
@@ -255,8 +255,8 @@ fn cut_off<R: Rig>(rig: &R) -> Finding {
     Ok(())
 }
 
-/// One thread stores to a page as long as it can. Another unmaps it, and writes the frame itself, which is free by then: a store
-/// through an old translation would show.
+/// Checks that no store comes through an old translation. One thread stores to a page as long as it can. Another unmaps it, and
+/// then writes the free frame itself: a store through an old translation would show.
 fn no_late_store<R: Rig>(rig: &R) -> Finding {
     const ROUNDS: u64 = 100;
     let program = Program::new(rig)?;
@@ -280,7 +280,7 @@ fn no_late_store<R: Rig>(rig: &R) -> Finding {
                 program.engine.host().park().spin(look);
                 look += 1;
             }
-            // Mapped before, so that it lies elsewhere; the frame that is freed now is the next that comes, mostly.
+            // Mapped before, so that it lies elsewhere. The frame that is freed now is mostly the next one that is given out.
             let other = program.memory(4)?;
             say("unmap", program.space().unmap(start, PAGE_SIZE))?;
             for page in 0..4 {

@@ -1,4 +1,4 @@
-//! Physical memory.
+//! Checks of physical memory.
 
 use super::{Check, Finding, Rig, must};
 use crate::address::PAGE_SIZE;
@@ -19,7 +19,7 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 6] {
     ]
 }
 
-/// A frame of the engine's, as a check uses it: nobody else has it.
+/// Takes a frame that no other user has, for a check.
 pub(super) fn take<F: FrameSource>(frames: Frames<'_, F>) -> Result<Frame, super::Unmet> {
     frames
         .allocate(GroupId::ROOT, FrameUse::Anonymous)

@@ -1,5 +1,5 @@
-//! What every [`Host`] must do, as checks that a new host runs. A host that passes them is not proved right: what they cannot
-//! see is listed below. One that fails them is wrong.
+//! The duties of every [`Host`], as checks that a new host runs. A host that passes them is not proved right: the faults that
+//! they cannot see are listed below. A host that fails one is wrong.
 //!
 //! A host's own test implements [`Rig`], which makes machines and does a processor's loads and stores, and calls [`check`]. Thirty
 //! lines do it for the software machine: `crates/faultless-soft/tests/conformance/main.rs`. Hosts with one planted fault each, all of
@@ -17,7 +17,7 @@
 //! 5. Slots: two threads (in a kernel: processors) that live at once have two numbers.
 //! 6. In a kernel: docs/contexts.md says what may be called where, and in which context the engine calls the host.
 //!
-//! # What these checks do not see
+//! # Faults that these checks do not see
 //!
 //! Orderings on a machine whose memory is weaker than that of the one that runs them; faults that need two processors at one
 //! moment, but for those that happen in the short races here; a [`Barrier`](super::Barrier) that is too weak; I/O of a device; time.
@@ -37,31 +37,32 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// A host that is checked, and its processors.
+/// A host under test, and its processors.
 pub trait Rig: Sync {
     /// The host.
     type Host: Host;
-    /// What it takes to use a space as a program does: the space itself, or what serves its faults.
+    /// The state needed to use a space as a program does: the space itself, or the object that serves its faults.
     type Process: Send + Sync;
 
-    /// Makes an engine on a new machine that has at least `frames` frames, at most 1024, with nothing in them.
+    /// Makes an engine on a new machine that has at least `frames` frames (1024 at most), with nothing in them.
     fn engine(&self, frames: u64) -> Arc<Engine<Self::Host>>;
 
     /// Begins to serve the faults of `space`, if the host needs that.
     fn process(&self, space: AddressSpace<Self::Host, Faultless>) -> Self::Process;
 
-    /// The space of a process.
+    /// Returns the space of a process.
     fn space<'a>(&self, process: &'a Self::Process) -> &'a AddressSpace<Self::Host, Faultless>;
 
-    /// Loads the word at `address`, a multiple of eight, as a program in the space does; faults are served. `None`: the access
-    /// cannot be served, and a process would get a signal.
+    /// Loads the word at `address`, a multiple of eight, as a program in the space does; faults are served. Returns `None` if
+    /// the access cannot be served, where a process would get a signal.
     fn load(&self, process: &Self::Process, address: VirtAddr) -> Option<u64>;
 
-    /// Stores a word, as [`Rig::load`] loads one. False: the access cannot be served.
+    /// Stores a word, as [`Rig::load`] loads one. Returns false if the access cannot be served.
     fn store(&self, process: &Self::Process, address: VirtAddr, value: u64) -> bool;
 
-    /// Runs `work` on `count` threads (or processors) at once, with numbers from 0 on, and returns when all have ended. False:
-    /// there is no such thing here, and nothing was run; the checks that need it are skipped, and said to be.
+    /// Runs `work` on `count` threads (or processors) at once, with numbers from 0 on, and returns true when all have ended.
+    /// Returns false if the host has no threads here, and has run nothing: the checks that need them are skipped, and reported
+    /// as skipped.
     fn side_by_side(&self, count: usize, work: &(dyn Fn(usize) + Sync)) -> bool {
         #[cfg(feature = "std")]
         {
@@ -80,23 +81,23 @@ pub trait Rig: Sync {
     }
 }
 
-/// How a check ended.
+/// The outcome of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The host does what the check asks.
+    /// The host does what the check demands.
     Passed,
     /// The check needs something that this host does not have.
     Skipped(&'static str),
-    /// The host does something else.
+    /// The host does not do what the check demands.
     Failed(String),
 }
 
 /// One check and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// What the host must do.
+    /// The duty of the host that was checked.
     pub name: &'static str,
-    /// Whether it does.
+    /// The outcome of the check.
     pub outcome: Outcome,
 }
 
@@ -110,10 +111,10 @@ impl fmt::Display for Checked {
     }
 }
 
-/// What one check finds.
+/// The result of one check.
 type Finding = Result<(), Unmet>;
 
-/// Why a check found nothing good.
+/// The reason why a check did not pass.
 enum Unmet {
     Failed(String),
     Skipped(&'static str),
@@ -131,7 +132,7 @@ impl From<String> for Unmet {
     }
 }
 
-/// Fails a check unless `$holds`; what was found comes as for `format!`.
+/// Fails a check unless `$holds`. The arguments that describe the finding are those of `format!`.
 macro_rules! must {
     ($holds:expr, $($found:tt)+) => {
         if !$holds {
@@ -143,8 +144,8 @@ use must;
 
 type Check<R> = (&'static str, fn(&R) -> Finding);
 
-/// Runs all checks, in order, and returns how each ended. A check that follows a failed one may fail for that reason, panic, or wait
-/// for ever: mend the first one first. `tell` is called after each.
+/// Runs all checks, in order, and returns their outcomes. A check that follows a failed one may fail for that reason, panic, or
+/// wait for ever: mend the first failure first. `tell` is called after each check.
 pub fn run<R: Rig>(rig: &R, mut tell: impl FnMut(&Checked)) -> Vec<Checked> {
     let all = frames::checks().into_iter().chain(tables::checks()).chain(services::checks());
     let mut checked = Vec::new();
@@ -168,7 +169,8 @@ pub fn run<R: Rig>(rig: &R, mut tell: impl FnMut(&Checked)) -> Vec<Checked> {
 /// Runs all checks up to the first that fails.
 ///
 /// # Panics
-/// The host fails one; the message has its name and what was found. With `std` each outcome is printed before.
+/// Panics if the host fails a check. The message has the name of the check and the finding. With `std`, each outcome is printed
+/// before.
 pub fn check<R: Rig>(rig: &R) {
     let checked = run(rig, |one| {
         #[cfg(feature = "std")]

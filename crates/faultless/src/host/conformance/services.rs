@@ -1,4 +1,4 @@
-//! Sleeping, the time, the slots.
+//! Checks of sleeping, the clock and the slots.
 
 use super::{Check, Finding, Rig, Unmet, must};
 use crate::engine::Engine;
@@ -17,7 +17,7 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 5] {
     ]
 }
 
-/// How long a thread that was woken may take before it counts as lost.
+/// The longest time, in nanoseconds, that a woken thread may take before its wake-up counts as lost.
 const PATIENCE: u64 = 5_000_000_000;
 
 fn clock<R: Rig>(rig: &R) -> Finding {
@@ -75,7 +75,7 @@ fn different<R: Rig>(rig: &R) -> Finding {
 
 const NO_THREADS: Unmet = Unmet::Skipped("the rig has no threads");
 
-/// Looks until `is_so`, and gives up after [`PATIENCE`]. Returns whether it is so.
+/// Polls until `is_so` returns true, and gives up after [`PATIENCE`]. Returns whether it did.
 fn wait_until<H: Host>(engine: &Arc<Engine<H>>, is_so: impl Fn() -> bool) -> bool {
     let start = engine.host().clock().now_ns();
     let mut look = 0;
@@ -128,7 +128,7 @@ fn wake<R: Rig>(rig: &R) -> Finding {
     let names = [const { AtomicU64::new(u64::MAX) }; 2];
     let turns = [const { AtomicUsize::new(0) }; 2];
     let (heard, is_lost) = (AtomicUsize::new(0), AtomicBool::new(false));
-    // Two sleepers, and one who wakes first the one and then the other.
+    // Two threads sleep. A third wakes the one and then the other.
     let work = |number: usize| match number {
         0 | 1 => {
             let me = park.current();

@@ -1,4 +1,4 @@
-//! The page table of a space: entries and leaf tables, each call by itself, by one thread.
+//! Checks of the page table of a space: entries and leaf tables. One thread makes each call by itself.
 
 use super::frames::take;
 use super::{Check, Finding, Rig, Unmet, must};
@@ -29,10 +29,10 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 12] {
 }
 
 const READ_WRITE: u64 = Entry::READ | Entry::WRITE;
-/// What a processor, or the host itself, may add to an entry.
+/// The bits that a processor, or the host itself, may add to an entry.
 const HOSTS: u64 = Entry::ACCESSED | Entry::DIRTY;
 
-/// A table that no space has.
+/// A table that belongs to no space.
 struct Bench<R: Rig> {
     engine: Arc<Engine<R::Host>>,
     table: Table<<R::Host as Host>::Table>,
@@ -54,7 +54,7 @@ impl<R: Rig> Bench<R> {
         Ok(Self { engine, table: Table::new(table, SpaceMark::NOBODY) })
     }
 
-    /// A page somewhere in the middle.
+    /// Returns a page in the middle of the table.
     fn page(&self) -> PageNumber {
         let pages = self.table.pages();
         let middle = PageNumber::new(pages.start().get() + pages.pages() / 2);
@@ -97,7 +97,7 @@ impl<R: Rig> Bench<R> {
         Ok((frame, new))
     }
 
-    /// Takes what is at `page` out, as munmap does.
+    /// Empties the entry of `page`, as munmap does.
     fn unmap(&self, page: PageNumber) -> Finding {
         let taken_out = self.with(page, |leaf, seen| {
             let done = self.table.exchange(leaf, page, seen, Entry::EMPTY);

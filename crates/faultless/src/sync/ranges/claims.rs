@@ -1,4 +1,4 @@
-//! The queue of claims: who has taken a range, and who waits for one. All of it is under the short lock of
+//! The queue of claims: the ranges that are reserved, and those that threads wait for. All of it is under the short lock of
 //! [`Ranges`](super::Ranges).
 
 use super::{Edited, FLAGS, Park, Reservation};
@@ -11,39 +11,40 @@ use alloc::vec::Vec;
 pub(super) struct Claim {
     pub(super) ticket: u64,
     pub(super) range: PageRange,
-    /// Its flag, if one was free.
+    /// The claim's flag, if one was free.
     pub(super) flag: Option<usize>,
-    /// What it edits without the lock now.
+    /// The range that the claim's holder edits without the lock now.
     pub(super) edits: Option<PageRange>,
-    /// Threads that wait until it has gone.
+    /// The threads that wait until the claim has gone.
     pub(super) waiters: WaitQueue,
 }
 
-/// Places that the queue has from the beginning, so that taking a range needs no memory; two, for who takes two at once.
+/// The number of claims for which the queue has room from the beginning, so that a reservation needs no memory: two, for a
+/// thread that reserves two ranges at once.
 pub(super) const PLACES: usize = 2;
 
-/// Bytes of those places.
+/// The bytes of that room.
 pub(crate) const ROOM_OF_RANGES: usize = PLACES * size_of::<Claim>();
 
-/// The claims in the order of their asking; taken ones and waiting ones alike.
+/// The claims in the order in which they were made, reserved ones and waiting ones alike.
 #[derive(Default)]
 pub struct Claims {
     pub(super) queue: VecDeque<Claim>,
     pub(super) next_ticket: u64,
-    /// A bit for each flag that a claim of the queue has.
+    /// The flags that claims of the queue have, one bit each.
     pub(super) flags: u64,
-    /// By flag: the ticket of that claim.
+    /// The ticket of the claim that has each flag.
     tickets: [u64; FLAGS],
-    /// How many claims edit.
+    /// The number of claims that edit.
     pub(super) editing: usize,
-    /// Threads that waited for claims that have gone, and have not been woken yet.
+    /// The threads that waited for claims that have gone, and have not been woken yet.
     pub(super) released: WaitQueue,
-    /// See [`Reservation::leave`].
+    /// The ranges that were left: see [`Reservation::leave`].
     pub(super) left: Vec<PageRange>,
 }
 
 impl Claims {
-    /// None, with room for the first [`PLACES`].
+    /// Makes an empty queue, with room for the first [`PLACES`] claims.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -53,23 +54,23 @@ impl Claims {
         Ok(claims)
     }
 
-    /// The first claimed range that overlaps `range`.
+    /// Returns the first claimed range that overlaps `range`.
     pub fn overlapping(&self, range: PageRange) -> Option<PageRange> {
         self.queue.iter().map(|c| c.range).find(|c| c.overlaps(range))
     }
 
-    /// The ticket of the first claim over `page`.
+    /// Returns the ticket of the first claim over `page`.
     pub(super) fn ticket_over(&self, page: PageNumber) -> Option<u64> {
         self.queue.iter().find(|claim| claim.range.contains(page)).map(|claim| claim.ticket)
     }
 
-    /// The ticket that the next claim gets.
+    /// Returns the ticket that the next claim gets.
     pub fn next_ticket(&self) -> u64 {
         self.next_ticket
     }
 
-    /// Fills `ranges` with claimed ranges in the order of their asking, of those that have a ticket of `tickets`. Returns
-    /// the ticket to go on with; `None`: that was all.
+    /// Fills `ranges` with the claimed ranges whose ticket is in `tickets`, in the order of their tickets. Returns the ticket
+    /// to go on with, or `None` if there are no more.
     pub fn with_tickets(
         &self,
         tickets: core::ops::Range<u64>,
@@ -85,7 +86,7 @@ impl Claims {
         claims.next().map(|claim| claim.ticket)
     }
 
-    /// Whether somebody besides `taken` has claimed some of `range`.
+    /// Returns whether a claim other than `taken` overlaps `range`.
     #[inline]
     pub fn is_claimed_beside<T: Edited, P: Park>(
         &self,
@@ -104,7 +105,7 @@ impl Claims {
         Ok(())
     }
 
-    /// The caller has reserved capacity in the queue.
+    /// Adds a claim of `range`, and returns its ticket and its flag. The caller has reserved capacity in the queue.
     pub(super) fn push(&mut self, range: PageRange) -> (u64, Option<usize>) {
         debug_assert!(self.queue.len() < self.queue.capacity());
         let ticket = self.next_ticket;
@@ -118,34 +119,34 @@ impl Claims {
         (ticket, flag)
     }
 
-    /// The place of claim `ticket`, if it has not gone.
+    /// Returns the index of claim `ticket`, if it has not gone.
     #[inline]
     fn place(&self, ticket: u64) -> Option<usize> {
         match self.queue.front() {
-            // The one that came first goes first, mostly.
+            // The first claim mostly goes first.
             Some(first) if first.ticket == ticket => Some(0),
             _ => self.queue.binary_search_by_key(&ticket, |claim| claim.ticket).ok(),
         }
     }
 
-    /// Claim `ticket`, if it has not gone.
+    /// Returns claim `ticket`, if it has not gone.
     #[inline]
     pub(super) fn get_mut(&mut self, ticket: u64) -> Option<&mut Claim> {
         self.place(ticket).map(|place| &mut self.queue[place])
     }
 
-    /// The claim with this flag.
+    /// Returns the claim with this flag.
     #[inline]
     pub(super) fn flagged(&mut self, flag: usize) -> Option<&mut Claim> {
         self.get_mut(self.tickets[flag])
     }
 
-    /// Its ticket.
+    /// Returns the ticket of the claim with this flag.
     pub(super) fn ticket_of(&self, flag: usize) -> u64 {
         self.tickets[flag]
     }
 
-    /// Takes claim `ticket` out; who waits for it has to be woken.
+    /// Removes claim `ticket`. The threads that wait for it have to be woken.
     #[inline]
     pub(super) fn remove(&mut self, ticket: u64) {
         let claim = match self.place(ticket) {
@@ -158,13 +159,13 @@ impl Claims {
         self.released.append(&mut claim.waiters);
     }
 
-    /// The ranges that are edited now.
+    /// Returns the ranges that are edited now.
     pub(super) fn edits(&self) -> impl Iterator<Item = PageRange> {
         self.queue.iter().filter_map(|claim| claim.edits)
     }
 
-    /// The last claim of those before `ticket` that overlaps `range`. In a queue for one place it is the one before, so that
-    /// each claim that goes wakes one.
+    /// Returns the ticket of the last claim before `ticket` that overlaps `range`. In a queue for one place it is the one
+    /// before, so that each claim that goes wakes one thread.
     #[inline]
     pub(super) fn blocker(&self, ticket: u64, range: PageRange) -> Option<u64> {
         if self.queue.len() == 1 {
@@ -174,19 +175,19 @@ impl Claims {
         self.queue.range(..place).rev().find(|claim| claim.range.overlaps(range)).map(|claim| claim.ticket)
     }
 
-    /// The claim that came first, if it came before `end`.
+    /// Returns the ticket of the first claim, if it is before `end`.
     pub(super) fn first_before(&self, end: u64) -> Option<u64> {
         self.queue.front().map(|claim| claim.ticket).filter(|ticket| *ticket < end)
     }
 }
 
-/// What a search for a free range found.
+/// The result of a search for a free range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// This one.
+    /// The search found this range.
     Range(PageRange),
-    /// None that is not claimed; one may come when a claim goes.
+    /// All suitable ranges are claimed; one may become free when a claim goes.
     Claimed,
-    /// None.
+    /// There is no suitable range.
     Nothing,
 }

@@ -57,7 +57,7 @@ fn count(ends: &Ends) -> usize {
     ends.load(plain::Ordering::Relaxed)
 }
 
-/// What stands for a file: it should end soon after its last handle in use has gone.
+/// A stand-in for a file: it should end soon after its last handle in use has gone.
 struct Watched(Arc<Sections>, Ends, Life);
 
 impl LeftToRetired for Watched {
@@ -75,7 +75,7 @@ impl Drop for Watched {
     }
 }
 
-/// What stands for a mapping of it.
+/// A stand-in for a mapping of the file.
 struct Keeper(Shared<Watched>, Life);
 
 impl Keeper {
@@ -154,8 +154,8 @@ fn a_handle_that_goes_while_the_last_two_mappings_are_retired() {
     the_last_in_use_is_found(2);
 }
 
-/// As above, and the section belongs to a thread that looks the mapping up and uses the value; somebody calls meanwhile, who has
-/// not retired anything.
+/// Checks the same as `the_last_in_use_is_found`, where the section belongs to a thread that looks the mapping up and uses the
+/// value; somebody calls meanwhile, who has not retired anything.
 #[test]
 fn a_reader_beside_the_last_of_all() {
     model(2, || {

@@ -139,7 +139,7 @@ fn nothing_is_lost_at_the_end() {
     assert_eq!(count(&freed), 3 * (BATCH - 1));
 }
 
-/// What a drop retires goes to the list that is being freed from.
+/// Checks that things which a drop retires go to the list that is being freed from.
 #[test]
 fn a_drop_may_retire() {
     struct Nested(Arc<Sections>, Arc<AtomicUsize>);
@@ -311,7 +311,8 @@ fn what_all_slots_keep_is_bounded_in_bytes() {
     assert!(bytes <= ASK + TELLS_LATER * UNTOLD, "{} KiB are kept", bytes / 1024);
 }
 
-/// Where an older section holds everything up, whoever retires hears so before there is much more than may be.
+/// Checks that a thread that retires is told before much more than the limit is kept, while an older section holds all frees
+/// up.
 #[test]
 fn who_retires_hears_that_too_much_waits() {
     let (sections, freed) = (Sections::new(), Arc::default());
@@ -326,7 +327,7 @@ fn who_retires_hears_that_too_much_waits() {
     assert_eq!(sections.periods.kept.load(plain::Ordering::Relaxed), 0, "all is freed, and all is told");
 }
 
-/// What has a handle of something, and what the handle is of.
+/// A thing that has a handle of a value, and the value.
 struct Keeper(Shared<Watched>);
 struct Watched(Arc<Sections>, Arc<AtomicUsize>);
 
@@ -374,7 +375,8 @@ fn go_on(sections: &Sections) {
     unsafe { sections.go_on_if_hurried(&FenceBarrier) };
 }
 
-/// What two threads let go of at once, one as a handle and one as something retired, ends with the next call.
+/// Checks that a value ends with the next call, after two threads dropped its last handles at once, one as a handle and one as
+/// a retired thing.
 #[test]
 fn the_last_in_use_is_found_whoever_it_is() {
     let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());

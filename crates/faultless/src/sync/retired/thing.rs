@@ -1,4 +1,4 @@
-//! Things that were unhooked, and lists of them. One that is dropped is leaked, which debug builds do not let pass.
+//! Things that were unhooked, and lists of them. A thing that is dropped is leaked; debug builds panic then.
 
 use super::super::OutOfMemory;
 use alloc::boxed::Box;
@@ -7,22 +7,23 @@ use core::mem;
 use core::ptr::NonNull;
 use smallvec::SmallVec;
 
-/// How things of one type are freed, and what they keep.
+/// The way in which things of one type are freed, and the memory that they keep.
 pub struct RetiredKind {
-    /// Frees the thing. Called once, by any thread, after a grace period.
+    /// A function that frees the thing. Called once, by any thread, after a grace period.
     pub free: unsafe fn(NonNull<()>),
-    /// Bytes that the thing takes: with those of all threads' things they are kept under a limit.
+    /// The bytes that the thing takes. The sum over all threads' things is kept under a limit.
     pub bytes: usize,
-    /// Whether the bytes were charged ([`Sections::charge`](crate::sync::Sections::charge)): when the thing is freed, they are uncharged.
+    /// Tells whether the bytes were charged ([`Sections::charge`](crate::sync::Sections::charge)). If so, they are uncharged
+    /// when the thing is freed.
     pub is_charged: bool,
-    /// Called once when the thing has been retired, before `free`, by any thread. True: what it keeps is kept by nothing
-    /// else that is not retired, and should end soon.
+    /// A function that is called once when the thing has been retired, before `free`, by any thread. It returns true if the
+    /// object that the thing keeps is kept by nothing else that is not retired, and should end soon.
     pub retired: Option<unsafe fn(NonNull<()>) -> bool>,
 }
 
-/// Something that readers may still reach: unhooked, and to be freed after a grace period. It is retired
-/// ([`Sections::retire`](crate::sync::Sections::retire)), freed, or leaked by name: one that is dropped leaks too, and builds with debug assertions panic there
-/// (only with the feature `std`, which knows whether the thread panics already).
+/// A thing that readers may still reach: it is unhooked, and to be freed after a grace period. It is retired
+/// ([`Sections::retire`](crate::sync::Sections::retire)), freed, or leaked by name. If it is dropped, it leaks too, and builds
+/// with debug assertions panic (only with the feature `std`, which knows whether the thread panics already).
 #[must_use = "dropping it leaks the thing"]
 pub struct Retired {
     pointer: NonNull<()>,
@@ -47,17 +48,17 @@ impl<T> Boxed<T> {
 }
 
 impl Retired {
-    /// Takes `thing`, which no new reader can find any more.
+    /// Makes a retired thing of `thing`, which no new reader can find any more.
     pub fn new<T: Send + 'static>(thing: Box<T>) -> Self {
         // A Box is never null.
         let pointer = NonNull::from(Box::leak(thing)).cast();
         Self { pointer, kind: &Boxed::<T>::KIND }
     }
 
-    /// Takes what is at `pointer`, which no new reader can find any more, and which is of this kind.
+    /// Makes a retired thing of the object at `pointer`, which no new reader can find any more, and which is of this kind.
     ///
     /// # Safety
-    /// The functions of `kind` may be called with `pointer` as it says.
+    /// The functions of `kind` may be called with `pointer` as [`RetiredKind`] states.
     pub unsafe fn from_raw(pointer: NonNull<()>, kind: &'static RetiredKind) -> Self {
         Self { pointer, kind }
     }
@@ -67,36 +68,36 @@ impl Retired {
         mem::forget(self);
     }
 
-    /// Frees it.
+    /// Frees the thing.
     ///
     /// # Safety
-    /// A grace period has passed since it was unhooked.
+    /// A grace period has passed since the thing was unhooked.
     pub unsafe fn free(self) {
         let _ = self.tell();
         // SAFETY: by the contract above.
         unsafe { self.free_told() };
     }
 
-    /// Says that it is retired: once.
+    /// Tells the thing that it is retired. Called once.
     pub(super) fn tell(&self) -> bool {
-        // SAFETY: who made it said that this may be called, and it is there still.
+        // SAFETY: the maker of the thing stated that this may be called, and the thing still exists.
         self.kind.retired.is_some_and(|retired| unsafe { retired(self.pointer) })
     }
 
     /// # Safety
-    /// As [`Retired::free`], after [`Retired::tell`].
+    /// The caller guarantees the same as for [`Retired::free`], and has called [`Retired::tell`].
     pub(super) unsafe fn free_told(self) {
         let Self { pointer, kind } = *mem::ManuallyDrop::new(self);
         // SAFETY: by the contract above, and consumed here.
         unsafe { (kind.free)(pointer) }
     }
 
-    /// What was charged for it.
+    /// Returns the bytes that were charged for the thing.
     pub(crate) fn charged(&self) -> usize {
         if self.kind.is_charged { self.kind.bytes } else { 0 }
     }
 
-    /// What it takes, with its place in a list.
+    /// Returns the bytes that the thing takes, with its place in a list.
     pub(super) fn bytes(&self) -> usize {
         self.kind.bytes + size_of::<(u64, Self)>()
     }
@@ -107,7 +108,7 @@ const _: () = assert!(size_of::<Retired>() == 16);
 #[cfg(all(debug_assertions, feature = "std"))]
 impl Drop for Retired {
     fn drop(&mut self) {
-        // What a panic leaves behind is leaked: it is not known whether anybody may reach it.
+        // A thing that a panic leaves behind is leaked: it is not known whether anybody may reach it.
         assert!(
             std::thread::panicking(),
             "a thing of {} bytes was unhooked and is leaked: it was not retired",
@@ -116,26 +117,26 @@ impl Drop for Retired {
     }
 }
 
-/// What a call has unhooked: as few things as most calls do without memory from the allocator. What is in it when it is dropped
-/// is leaked, as [`Retired`] says.
+/// A list of the things that a call has unhooked. The few things of most calls need no memory from the allocator. Things that
+/// are in it when it is dropped are leaked, as [`Retired`] states.
 #[derive(Default)]
 #[must_use = "dropping it leaks what is in it"]
 pub struct RetiredList(SmallVec<[Retired; 6]>);
 
 impl RetiredList {
-    /// An empty one.
+    /// Makes an empty list.
     #[inline]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many things are in it.
+    /// Returns the number of things in the list.
     #[inline]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing is in it.
+    /// Returns whether the list is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -144,25 +145,25 @@ impl RetiredList {
     /// Makes room for `more` things.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: there is less.
+    /// [`OutOfMemory`]: there is no such room.
     #[inline]
     pub fn try_reserve(&mut self, more: usize) -> Result<(), OutOfMemory> {
         self.0.try_reserve(more).map_err(|_| OutOfMemory)
     }
 
-    /// Takes `thing`, for which there is room.
+    /// Adds `thing`, for which there is room.
     #[inline]
     pub fn push(&mut self, thing: Retired) {
         self.0.push(thing);
     }
 
-    /// The things, which stay in it.
+    /// Returns the things, which stay in the list.
     #[cfg(mutant = "told_before_number")]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Retired> {
         self.0.iter()
     }
 
-    /// Gives all that is in it, and keeps its room.
+    /// Takes all things out of the list, which keeps its room.
     #[inline]
     pub fn drain(&mut self) -> impl ExactSizeIterator<Item = Retired> {
         self.0.drain(..)
