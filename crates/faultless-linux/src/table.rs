@@ -52,7 +52,7 @@ pub struct Stale {
     range: PageRange,
 }
 
-/// What a table is made of.
+/// The parts of a new table.
 pub struct Parts {
     /// Entries by the page's number in the window.
     entries: Entries,
@@ -93,7 +93,7 @@ fn seen(raw: Entry) -> Entry {
     raw.without(LOADED)
 }
 
-/// Whether the entry says that the kernel has a page of a frame.
+/// Returns whether the entry says that the kernel has a page of a frame.
 fn has_page(raw: Entry) -> bool {
     raw.mapped_frame().is_some() && raw.has(LOADED) && !raw.has(Entry::REFUSED)
 }
@@ -143,7 +143,7 @@ impl Table {
         &self.window
     }
 
-    /// Whether an access to `page` would find it.
+    /// Returns whether an access to `page` would find the page.
     pub(crate) fn is_there(&self, proof: &impl Stable, page: PageNumber, access: Access) -> bool {
         let needed = match access {
             Access::Read => Entry::READ,
@@ -154,7 +154,7 @@ impl Table {
         raw.is_some_and(|raw| raw.has(needed | LOADED) && !raw.has(Entry::REFUSED))
     }
 
-    /// Whether an access to `page` gets SIGBUS.
+    /// Returns whether an access to `page` gets SIGBUS.
     pub(crate) fn is_refused(&self, proof: &impl Stable, page: PageNumber) -> bool {
         let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
         raw.is_some_and(|raw| raw.has(Entry::REFUSED))
@@ -297,7 +297,7 @@ impl Table {
         Ok(())
     }
 
-    /// Whether the entry of `page` says that the kernel has a page of a frame there.
+    /// Returns whether the entry of `page` says that the kernel has a page of a frame there.
     pub(crate) fn is_loaded(&self, proof: &impl Stable, page: PageNumber) -> bool {
         let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
         raw.is_some_and(has_page)
@@ -345,7 +345,7 @@ impl Table {
         absent
     }
 
-    /// Whether the bytes of `page` are lost, so that an access gets SIGBUS.
+    /// Returns whether the bytes of `page` are lost, so that an access gets SIGBUS.
     pub(crate) fn is_lost(&self, proof: &impl Stable, page: PageNumber) -> bool {
         let raw = self.entries.leaf(proof, page).map(|leaf| self.entries.load(leaf, page));
         raw.and_then(Entry::mapped_frame).is_some_and(|frame| *self.frames.home(frame) == Home::Lost)
@@ -462,8 +462,8 @@ unsafe impl PageTable for Table {
             let new = new.with(raw.bits() & LOADED);
             return self.entries.exchange(leaf, page, raw, new).map_err(seen);
         }
-        // What the kernel has goes later, but where a frame's bytes are is settled now: whoever comes after this puts
-        // another page there. The bit keeps others away meanwhile.
+        // The kernel's page goes later. The place of the frame's bytes is settled now, since the next fault puts another page
+        // there. The bit keeps other page work away meanwhile.
         if !self.entries.try_announce(leaf, page, raw) {
             return Err(self.load(leaf, page));
         }

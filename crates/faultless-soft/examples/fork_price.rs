@@ -1,4 +1,4 @@
-//! What fork costs a space with much in memory, and the first writes after it: leaf tables shared against every entry
+//! The cost of fork of a space with much in memory, and of the first writes after it: leaf tables shared against every entry
 //! copied, in turns. Medians, in microseconds.
 //!
 //! `cargo run --release -p faultless-soft --example fork_price -- [MIB] [ROUNDS]`

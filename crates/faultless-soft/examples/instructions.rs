@@ -54,7 +54,7 @@ fn main() -> Result<(), Failure> {
     })
 }
 
-/// What is counted: `rounds` times `each`.
+/// Runs `each` `rounds` times. callgrind counts inside this function.
 #[inline(never)]
 fn measured<E>(rounds: u64, mut each: impl FnMut(u64) -> Result<(), E>) -> Result<Took, E> {
     let start = Instant::now();
@@ -225,7 +225,7 @@ fn map_touch_unmap(rounds: u64) -> Result<Took, Failure> {
     })
 }
 
-/// What page work does without look-up and install: the section, the bit, the fence after it, and both again.
+/// Page work without look-up and install: the section, the bit, the fence after it, and both again.
 fn section_and_bit(barrier: &impl Barrier, rounds: u64) -> Result<Took, Failure> {
     let sections = Arc::new(Sections::new());
     let table = RadixTable::new(Arc::clone(&sections))?;

@@ -75,7 +75,7 @@ pub trait Cpu {
     /// [`FaultError`] of the first page that cannot be had; the pages before are written.
     fn write_bytes(&self, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
 
-    /// Whether the page of `address` is there and a processor has stored to it since it was mapped.
+    /// Returns whether the page of `address` is there and a processor has stored to it since it was mapped.
     fn is_dirty(&self, address: VirtAddr) -> bool;
 }
 

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 pub(crate) const PAGE: usize = PAGE_SIZE as usize;
 
-/// What free pages are filled with in debug builds, so that old bytes do not pass for zeros.
+/// Fills free pages in debug builds, so that old bytes do not pass for zeros.
 pub(crate) const POISON: u8 = 0xa5;
 
 /// One allocation, page-aligned inside.

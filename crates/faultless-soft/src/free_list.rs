@@ -103,7 +103,7 @@ impl FreeList {
 /// them where the list has none.
 #[repr(C, align(128))]
 pub(crate) struct Cache {
-    /// Whether somebody has it. Acquire, and Release when it is let go.
+    /// True while a thread has the cache. Acquire; Release when the thread lets it go.
     held: AtomicBool,
     /// How many frames. The holder's.
     count: plain::AtomicU32,
@@ -222,7 +222,7 @@ mod tests {
         let (list, next) = (FreeList::new(8), next(8));
         list.push(&next, [3].into_iter());
         let seen = list.version();
-        // What 2^32 changes leave but for one: the tag is added to, as by each change.
+        // The state after 2^32 changes less one: each change adds to the tag.
         list.head.fetch_add((u64::from(u32::MAX) - 1) << list.bits, Ordering::Relaxed);
         let places = [plain::AtomicU32::new(0)];
         assert_eq!(list.pop(&next, &places), 1);

@@ -41,7 +41,7 @@ pub struct Soft {
     services: StdServices,
 }
 
-// What a mapping costs, its places in the tree apart. Folios: `faultless::frame`.
+// The memory of a mapping, without its places in the tree. For folios see `faultless::frame`.
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<faultless::vma::Vma<Soft, faultless::design::Faultless>>() <= 128);
 

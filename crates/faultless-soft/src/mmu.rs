@@ -1,4 +1,4 @@
-//! What a processor does for one access: it walks the table, sets the accessed and dirty bits, and uses the frame,
+//! One access of a processor: it walks the table, sets the accessed and dirty bits, and uses the frame,
 //! all inside one access section, which [`PageTable::invalidate`] waits for. A machine made by
 //! [`Soft::with_caches`](crate::Soft::with_caches) has processors that keep translations longer.
 
@@ -17,7 +17,7 @@ use faultless::sync::AccessSection;
 pub struct PageFault {
     /// Where.
     pub address: VirtAddr,
-    /// What was to be done.
+    /// The kind of the access.
     pub access: Access,
 }
 

@@ -77,7 +77,7 @@ struct LeafTable {
     entries: [AtomicU64; FAN],
     /// Which space has the table, or who shares it. The engine's.
     record: LeafRecord,
-    /// What its own memory is a part of, if not from a Box. Written by whoever has the table alone.
+    /// The block that the table's memory is a part of; null if it is from a Box. Written by the thread that has the table alone.
     block: plain::AtomicPtr<Block>,
     life: Life,
 }
@@ -143,7 +143,7 @@ pub struct RadixTable {
 /// A leaf table and the place where it hangs.
 #[derive(Clone, Copy)]
 pub struct Leaf<'s> {
-    /// What was found there, with its marks ([`PlaceWord`]); not null.
+    /// The pointer that was found at the place, with its marks ([`PlaceWord`]); not null.
     found: *mut LeafTable,
     place: &'s AtomicPtr<LeafTable>,
 }
@@ -155,7 +155,7 @@ impl<'s> Leaf<'s> {
         PlaceWord::from_raw(self.found.cast())
     }
 
-    /// Whether no store goes through the place, whatever the entries allow.
+    /// Returns whether the place refuses all stores, whatever the entries allow.
     #[inline]
     pub(crate) fn is_shared(self) -> bool {
         self.word().is_shared()
@@ -182,7 +182,7 @@ impl<'s> Leaf<'s> {
 pub struct Tag(u64);
 
 impl Tag {
-    /// What an access section of `page` is said to access.
+    /// Returns the subject of an access section to `page`.
     #[inline]
     pub(crate) fn subject(self, page: PageNumber) -> u64 {
         self.0 | (page.get() & (RadixTable::PAGES - 1))
@@ -198,7 +198,7 @@ pub struct Stale {
 }
 
 impl Stale {
-    /// Whether an access that is said to be of `subject` is to one of them.
+    /// Returns whether an access with this `subject` is to one of these pages.
     #[inline]
     fn is_of(self, subject: u64) -> bool {
         subject.wrapping_sub(self.first) < self.pages
@@ -224,7 +224,7 @@ impl RadixTable {
     /// Pages that it can address.
     pub const PAGES: u64 = Root::SPAN;
 
-    /// What an access section of `page` is said to access.
+    /// Returns the subject of an access section to `page`.
     #[inline]
     pub(crate) fn subject(&self, page: PageNumber) -> u64 {
         self.tag.subject(page)
@@ -265,7 +265,7 @@ impl RadixTable {
     /// walk; partners: let_go, install and exchange, each of which takes these bits along or fails.
     ///
     /// # Errors
-    /// What is there instead: the processor goes by that.
+    /// The entry that is there instead. The processor uses that one.
     pub(crate) fn set_hardware(
         &self,
         leaf: Leaf<'_>,

@@ -1,4 +1,4 @@
-//! What a page shows when it comes first.
+//! The bytes that a page shows when it comes first.
 #![cfg(not(loom))]
 
 use faultless::address::PAGE_SIZE;

@@ -217,7 +217,7 @@ fn misses(cached_pages: u64, writable: bool) {
         });
     });
     eprintln!("  served {served:?}, no memory {errors:?}, woken for nothing {lost:?}");
-    // Whoever comes now is served at once.
+    // A fault that comes now is served at once.
     file.set_length(PAGES * PAGE_SIZE);
     file.sync().unwrap();
     std::thread::sleep(Duration::from_millis(20));

@@ -58,7 +58,7 @@ fn munlockall_misses_no_mapping() {
     });
 }
 
-/// Whether the leaf table of the first two pages hangs.
+/// Returns whether the leaf table of the first two pages hangs.
 fn has_leaf(space: &Space) -> bool {
     // SAFETY: dropped at the end of this function, which calls nothing that waits for it.
     let section = unsafe { space.engine().enter_section() };

@@ -21,7 +21,7 @@ struct State {
     length: u64,
     /// The first word of its page.
     word: [u8; WORD],
-    /// What of it the device has.
+    /// The bytes that the device has.
     flushed: [u8; WORD],
     /// Writes that have been submitted and have not ended.
     held: Vec<Transfer>,
@@ -239,7 +239,7 @@ fn a_flush_that_fails_beside_the_end_of_a_write() {
         let flush = spawn(1, move || other.handle().sync());
         file.handle().write_at(0, &1_u64.to_ne_bytes()).unwrap();
         file.handle().start_sync();
-        // What is held by now ends below, and nothing else is.
+        // Transfers that are held by now end below. No others are held.
         store.state.lock().unwrap().is_prompt = true;
         loom::thread::yield_now();
         store.end();

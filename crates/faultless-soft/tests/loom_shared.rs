@@ -236,7 +236,7 @@ fn a_failed_write_stays_dirty() {
     });
 }
 
-/// Whoever needs its frame gets it when the page has been written, and not before.
+/// A fault that needs the frame gets it when the page has been written, and not before.
 #[test]
 fn eviction_against_writeback() {
     model(2, || {

@@ -30,7 +30,7 @@ fn pinned() -> (Arc<Engine<Soft>>, Space, [PinnedPage<Soft>; 2]) {
     (engine, space, pins)
 }
 
-/// Whoever waits for a place gets it when another pin goes, though the first one stays.
+/// A thread that waits for a place gets it when another pin goes, though the first one stays.
 #[test]
 fn a_wait_for_a_place_against_an_unpin() {
     model(3, || {

@@ -1,4 +1,4 @@
-//! What the engine owes processors: an end of a space that they are told of, and waits in which nobody spins for them.
+//! Duties of the engine to processors: it tells them of the end of a space, and nobody spins while waiting for them.
 #![cfg(not(loom))]
 
 use faultless::address::PAGE_SIZE;

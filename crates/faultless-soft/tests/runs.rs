@@ -28,7 +28,7 @@ struct Disk {
     bad: Mutex<Option<u64>>,
     /// Transfers that came: direction, first page, pages.
     seen: Mutex<Vec<(Direction, u64, usize)>>,
-    /// Whether each page of a transfer is in a frame, and no two in the same.
+    /// For each transfer: true if each of its pages is in a frame, and no two are in the same one.
     has_frames: Mutex<Vec<bool>>,
     /// Transfers are dropped.
     is_gone: Mutex<bool>,

@@ -43,7 +43,7 @@ fn run_hook() {
     }
 }
 
-/// Whether the hook has run.
+/// Takes the hook away. Returns whether it has run.
 fn disarm() -> bool {
     HOOK.take().is_none()
 }
@@ -202,7 +202,7 @@ fn drops_a_pin_in_a_turn(after: u32) -> Option<bool> {
     let has_run = disarm();
     drop(result);
     w.gate.open();
-    // Who holds nothing else: the engine has no pin left, but perhaps the read's own.
+    // Nothing else is held: the engine has no pin left, except perhaps that of the read.
     has_run.then(|| second.is_ready())
 }
 
@@ -253,7 +253,7 @@ fn reads_that_were_given_up_do_not_fail_other_faults() {
     assert_eq!(error, None, "memory comes as soon as one of the reads ends");
 }
 
-/// Who waits in order: a fault that was notified, whose turn has come, waits as a thread.
+/// A fault that was notified and whose turn has come keeps its turn when a thread waits for it.
 #[test]
 fn a_notified_fault_that_is_waited_for_keeps_its_turn() {
     let w = world(2);

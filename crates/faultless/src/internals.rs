@@ -2,7 +2,7 @@
 //!
 //! # The idea
 //!
-//! Whoever touches one page *announces* it in that page's own table entry, by one bit. Whoever changes a range
+//! A thread that touches one page *announces* it in that page's own table entry, by one bit. A thread that changes a range
 //! publishes the change, then *sweeps* the entries and waits where it meets the bit. Nobody waits for I/O or memory
 //! while announced or sweeping.
 //!
@@ -23,7 +23,8 @@
 //!    `space/fault/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
 //!    a fork has left shared is copied before that (`space/fault/shared_table.rs`).
 //! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
-//!    `copy_on_write.rs`, each a page long. No frame at hand: let go, evict, start over.
+//!    `copy_on_write.rs`, each a page long. `course.rs` has what a fault does between two tries, with nothing announced: it makes
+//!    room where there was no frame, or begins a read.
 //!
 //!    A store into a shared mapping makes the file's folio dirty, and only then gets the right; writeback takes the
 //!    right away before it reads the bytes (`page_cache/writeback.rs`). While a page is on its way, a store waits as in 3.
@@ -147,7 +148,7 @@
 //!
 //! # Designs
 //!
-//! What page work and range work take, and what a fault keeps through I/O, is a plug-in: [`design::LockingDesign`].
+//! The locks of page work and range work, and those that a fault keeps through I/O, are a plug-in: [`design::LockingDesign`].
 //! The default, [`design::Faultless`], takes nothing but the bit. The laboratory runs its rivals in this same engine.
 
 #[cfg(doc)]

@@ -28,7 +28,7 @@ struct Common {
     park: StdPark,
     /// How many are at work on page 1.
     inside: AtomicUsize,
-    /// What edits change: loom sees two who are at one place at a time.
+    /// The places that edits change. loom sees two threads that are at one place at a time.
     places: [UnsafeCell<usize>; 4],
 }
 

@@ -37,7 +37,7 @@ unsafe impl GlobalAlloc for Failing {
 #[global_allocator]
 static ALLOCATOR: Failing = Failing;
 
-/// What a freed item says, for whoever reads it all the same.
+/// The value of a freed item, for a thread that reads it all the same.
 const FREED: u64 = u64::MAX;
 
 struct Item {

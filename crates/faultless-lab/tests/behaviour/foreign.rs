@@ -206,7 +206,7 @@ fn the_rights_of_foreign_frames_change<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.protect(at(10), PAGE_SIZE, READ_WRITE).unwrap();
     space.store_u64(at(10), 3).unwrap();
     assert_eq!(device.read(0), 3);
-    // What is private shows the device's stores, and is never copied.
+    // A private mapping shows the device's stores. Its pages are never copied.
     device.write(1, 4);
     assert_eq!(space.load_u64(at(20)), Ok(4));
     let refused = space.protect(at(20), PAGE_SIZE, READ_WRITE).unwrap_err();
@@ -380,7 +380,7 @@ fn foreign_frames_are_neither_locked_nor_fetched<S: Stand, D: LockingDesign>() -
     let flags = MappingFlags::LOCKED;
     space.map(MapRequest { flags, ..device.request(10, 0, 2) }).unwrap();
     is_untouched(&space);
-    // What is not locked may be dropped; and neighbours are locked all the same.
+    // Pages that are not locked may be dropped. The neighbours of foreign frames are locked all the same.
     space.map(anonymous(12, 1)).unwrap();
     assert_eq!(locked(&space), 1);
     space.lock(at(10), pages(3), LockMode::Now).unwrap();

@@ -57,7 +57,7 @@ struct World<D: LockingDesign> {
     space: Space<D>,
     file: Option<Shared<File<Recorder>>>,
     kind: Kind,
-    /// What was put into the table.
+    /// The entry that was put into the table.
     planted: Entry,
 }
 
@@ -143,7 +143,7 @@ fn engine(shared_entries: u64) -> Arc<Engine<Recorder>> {
     Engine::new(Recorder::new(), limits).expect("a frame")
 }
 
-/// What a processor does, which this host has none of: faults, and stores into the frame that it finds.
+/// Stores as a processor would: faults, and stores into the frame that the entry names. This host has no processors.
 fn store<D: LockingDesign>(space: &Space<D>, page: u64, value: u64) {
     space.fault_and_wait(at(page), Access::Write).unwrap();
     let frame = entry(space.engine(), space, page).mapped_frame().unwrap();

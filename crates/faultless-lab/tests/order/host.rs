@@ -15,17 +15,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Default)]
 pub struct Log {
-    /// What a processor may use still, by table: what was taken out of entries, rights that they had, and leaf tables that were
-    /// unhooked. Those of an invalidation go.
+    /// Frames, rights and leaf tables that a processor may still use, by table: an entry named them before, or they were unhooked. An
+    /// invalidation removes those of its range.
     old: Mutex<Vec<(Tag, Old)>>,
     seen: Mutex<Seen>,
-    /// What was invalidated, of which table.
+    /// The ranges that were invalidated, with their table.
     pub invalidated: Mutex<Vec<(Tag, PageRange)>>,
-    /// What frames were taken for.
+    /// The use of each frame that was taken.
     taken_for: Mutex<Vec<FrameUse>>,
     /// The processor serves an interrupt.
     pub is_in_interrupt: AtomicBool,
-    /// What somebody else does when the next invalidation begins.
+    /// Runs when the next invalidation begins, in the place of another thread.
     hook: Mutex<Option<Hook>>,
 }
 
@@ -76,7 +76,7 @@ impl Log {
         *lock(&self.seen)
     }
 
-    /// What frames were taken for since the last time.
+    /// Returns the uses of the frames that were taken since the last call.
     pub fn taken_for(&self) -> Vec<FrameUse> {
         std::mem::take(&mut lock(&self.taken_for))
     }
@@ -86,7 +86,7 @@ impl Log {
         *lock(&self.hook) = Some(Box::new(hook));
     }
 
-    /// Whether a processor may use something old of `page` of this table.
+    /// Returns whether a processor may use an old translation of `page` of this table.
     pub fn has_old(&self, table: Tag, page: PageNumber) -> bool {
         let is_it = |(of, old): &(Tag, Old)| *of == table && old.is_in(PageRange::single(page));
         lock(&self.old).iter().any(is_it)

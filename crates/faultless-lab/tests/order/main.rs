@@ -120,8 +120,8 @@ fn munmap_unhooks_then_invalidates<D: LockingDesign>() {
     space.check(0, 1, || space.unmap(at(FIRST), LENGTH).unwrap());
 }
 
-/// What exit has unhooked is retired before it flushes: so it is free when exit returns, not only with the next thing
-/// that is retired.
+/// exit retires the tables that it has unhooked before it flushes. So they are free when exit returns, and not only when something
+/// else is retired.
 fn exit_unhooks_then_invalidates<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 1);

@@ -1,5 +1,5 @@
-//! What `invalidate` does with the entries of one leaf table: the kernel drops pages that nobody wants, and protects those that have
-//! lost the write right, runs at a time.
+//! `invalidate` of the entries of one leaf table: the kernel drops pages that nobody wants, and protects those that have lost the write
+//! right, runs at a time.
 
 use super::{LOADED, PAGE, Table};
 use faultless::address::{PageNumber, PageRange};

@@ -23,7 +23,7 @@ pub(super) struct Block {
     left: AtomicUsize,
     /// Tables that have been handed out. Written by the one fork that has the block.
     used: AtomicUsize,
-    /// What it is charged to.
+    /// The sections that the block is charged to.
     sections: Arc<Sections>,
     spares: [Spare; TABLES],
     tables: [MaybeUninit<LeafTable>; TABLES],

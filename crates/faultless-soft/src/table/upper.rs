@@ -7,7 +7,7 @@ use faultless::sync::atomic::{AtomicPtr, Ordering};
 use faultless::sync::{Life, Sections};
 use std::ptr::{self, NonNull};
 
-/// Whether another table may have what hangs by this word.
+/// Returns whether another table may have the leaf that hangs by this word.
 fn is_shared<T>(word: *mut T) -> bool {
     PlaceWord::from_raw(word.cast()).is_shared()
 }
@@ -53,7 +53,7 @@ impl<C: Table> Drop for Upper<C> {
     }
 }
 
-/// What hangs at `place`, made where it is missing, and charged; of two makers the second takes the first one's.
+/// Returns the table at `place`. Makes and charges it where it is missing; of two threads that make it the second takes the first one's.
 pub(super) fn get_or_make<C: Table>(
     place: &AtomicPtr<C>,
     sections: &Sections,
@@ -87,7 +87,7 @@ pub(super) trait Walk: Table {
         page: PageNumber,
         sections: &Sections,
     ) -> Result<&AtomicPtr<LeafTable>, OutOfMemory>;
-    /// What this table was charged, with all below it.
+    /// Returns the bytes that were charged for this table and all below it.
     fn charged(&self) -> usize;
     /// The first page in `from..end`, as far as this table goes, whose leaf exists. `from` lies in this table.
     fn next_leaf(&self, from: u64, end: u64) -> Option<u64>;

@@ -1,4 +1,4 @@
-//! What the models share: how one is run, and the end at which everything has been given back.
+//! Shared by the models: the way in which one is run, and the check at the end that everything has been given back.
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::{Faultless, LockingDesign};

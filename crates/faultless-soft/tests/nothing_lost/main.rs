@@ -235,7 +235,7 @@ fn invariant_14_a_write_that_runs_out_of_memory_says_how_far_it_came() {
     assert_eq!(file.length(), written as u64);
 }
 
-/// What is behind the end of a file in memory is kept until the file grows, as in tmpfs.
+/// Bytes behind the end of a file in memory are kept until the file grows, as in tmpfs.
 #[test]
 fn invariant_14_a_write_that_fails_leaves_what_is_behind_the_end() {
     let engine = engine(16);

@@ -214,7 +214,7 @@ impl<H: Host> File<H> {
     /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has. A
     /// write that was submitted before the failure, and ends after it, leaves its page dirty too.
     pub(crate) fn flush_store(&self) {
-        // What a write that failed could not take back.
+        // A failed write has left the store longer than the file.
         if self.has_long_store.load(Ordering::Relaxed)
             && let Err(error) = self.shrink_store_to_length(&self.take_resizing())
         {
