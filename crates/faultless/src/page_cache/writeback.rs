@@ -8,13 +8,13 @@
 //! install with the write right                    take the write right from every entry, invalidate
 //!                                                 submit; at its end: untag Writing, WRITEBACK ends
 //! ```
-//! Who makes a folio dirty has announced the entry before, with a fence between; who begins a writeback looks at the
-//! entries after the folio, with a fence between. If the fault's step on the folio comes first, writeback finds the
+//! A fault announces the entry before it makes the folio dirty, with a fence between; writeback looks at the entries
+//! after the folio, with a fence between. If the fault's step on the folio comes first, writeback finds the
 //! announcement or the right; if the other's, the fault finds WRITEBACK and waits. So an entry with the write right is
 //! of a dirty folio, or writeback is about to take it; and while a page is on its way nobody stores into it.
 //!
 //! The tags say which pages to look at. Dirty is set after the folio is; Writing is set before Dirty is cleared, so that
-//! who waits for a range misses no write. They may be set for nothing.
+//! a sync that waits for a range misses no write. They may be set for nothing.
 //!
 //! The folio's lock keeps writers by handle, truncation and others' writeback away, for the moment in which the state
 //! changes; it is not held while entries are looked at, and nobody waits for one while a batch is not submitted.
