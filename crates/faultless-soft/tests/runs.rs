@@ -19,6 +19,16 @@ use std::time::Duration;
 const P: usize = PAGE_SIZE as usize;
 const EIO: i32 = 5;
 type Space = AddressSpace<Soft, Faultless>;
+type Gate = GatedStore<Arc<Disk>>;
+
+/// Opens the gate when it is dropped. Without it, an assertion that fails in a scope waits for ever for the scope's threads.
+struct OpensAtEnd<'a>(&'a Gate);
+
+impl Drop for OpensAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
 
 /// Bytes in memory. Page `n` begins full of the byte `n + 1`.
 #[derive(Default)]
@@ -103,7 +113,7 @@ fn engine(frames: u64, cached_pages: u64) -> Arc<Engine<Soft>> {
 struct World {
     engine: Arc<Engine<Soft>>,
     disk: Arc<Disk>,
-    gate: Arc<GatedStore<Arc<Disk>>>,
+    gate: Arc<Gate>,
     file: Shared<File<Soft>>,
     space: Space,
     at: VirtAddr,
@@ -324,6 +334,7 @@ fn truncation_waits_for_runs_under_way() {
             w.write(0..8);
         }
         thread::scope(|scope| {
+            let _opens = OpensAtEnd(&w.gate);
             let sync = (direction == Write).then(|| scope.spawn(|| w.file.sync()));
             w.gate.wait_for(1);
             assert_eq!(w.gate.waiting(), 1);
@@ -340,7 +351,7 @@ fn truncation_waits_for_runs_under_way() {
     }
 }
 
-/// A hole beside a failing run: the pages that were not moved are dirty when the hole goes through them, and gone after it.
+/// A cut beside a failing run: the pages that were not moved are dirty when the cut goes through them, and gone after it.
 #[test]
 fn truncation_takes_what_a_failed_run_has_left_dirty() {
     let w = world(8, 4096);
@@ -441,6 +452,7 @@ fn a_failed_write_is_told_to_each_msync_that_waited_for_it() {
         w.write(0..pages);
         *w.disk.bad.lock().unwrap() = Some(0);
         thread::scope(|scope| {
+            let _opens = OpensAtEnd(&w.gate);
             let sync = || w.space.sync(w.at, pages * PAGE_SIZE, SyncFlags::SYNC);
             let syncs = [scope.spawn(sync), scope.spawn(sync)];
             w.gate.wait_for(1);

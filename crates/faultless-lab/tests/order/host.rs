@@ -58,8 +58,10 @@ pub struct Stale {
 pub struct Seen {
     /// Spaces whose table no access needs any more.
     pub abandoned: usize,
-    /// Entries that were swept before that.
-    pub swept_before: usize,
+    /// Entries that have lost their page.
+    pub emptied: usize,
+    /// The same, when the last table was abandoned.
+    pub emptied_before: usize,
     pub invalidations: usize,
     pub unhooked: usize,
     pub tables_freed: usize,
@@ -96,6 +98,7 @@ impl Log {
     fn change(&self, table: Tag, page: PageNumber, seen: Entry, new: Entry) {
         let Some(frame) = seen.counted_frame() else { return };
         if new.counted_frame() != Some(frame) {
+            lock(&self.seen).emptied += 1;
             lock(&self.old).push((table, Old::Frame(page, frame)));
         }
         if seen.has(Entry::WRITE) && !(new.mapped_frame() == Some(frame) && new.has(Entry::WRITE)) {
@@ -129,7 +132,7 @@ impl Log {
     fn abandon(&self) {
         let mut seen = lock(&self.seen);
         seen.abandoned += 1;
-        seen.swept_before = lock(&self.old).len();
+        seen.emptied_before = seen.emptied;
     }
 
     fn free_table(&self, freed: PageRange) {
