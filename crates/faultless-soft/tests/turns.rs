@@ -149,6 +149,43 @@ impl World {
     fn park(&self) -> &Noting {
         self.engine.host().park()
     }
+    fn fault_three(&self) {
+        for page in 0..3 {
+            self.gate.pass(1);
+            self.space.fault_and_wait(self.at(page), Access::Read).unwrap();
+        }
+    }
+    /// A fault on `page` that waits for memory, and wakes `name` when it can go on.
+    fn waiting(&self, page: u64, name: u64) -> Pending {
+        let mut fault = self.pending(page, Access::Read);
+        fault.notify(Sleeper(OWN + name)).unwrap();
+        assert!(!fault.is_ready(), "all pages are in use");
+        fault
+    }
+    /// Two faults that wait for memory, of which the first has its turn.
+    fn first_of_two(&self) -> [Pending; 2] {
+        let reading = self.pending(0, Access::Read);
+        let [first, second] = [self.waiting(1, 1), self.waiting(2, 2)];
+        drop(reading);
+        assert!(first.is_ready() && !second.is_ready());
+        [first, second]
+    }
+    /// Runs `change`, which frees memory, in a cache of four pages of which three are mapped. A fault that waits for memory then
+    /// goes on, as a new one does.
+    fn frees_memory(&self, change: impl FnOnce()) {
+        // A read of a store that hangs.
+        let hangs = self.pending(3, Access::Read);
+        let waits = self.waiting(4, 1);
+        change();
+        let is_ready = waits.is_ready();
+        drop(waits);
+        // Somebody who asks now begins a read at once.
+        let newcomer = self.pending(4, Access::Read);
+        let reads = self.gate.waiting();
+        drop((newcomer, hangs));
+        self.gate.open();
+        assert_eq!((reads, is_ready), (2, true), "a newcomer gets what who waited was not told of");
+    }
 }
 
 /// A wake-up may be for nothing. Then a host gives the name again.
@@ -187,14 +224,7 @@ fn a_sleeper_that_was_woken_for_nothing_is_woken_again() {
 /// second could go on. `after`: the pin goes at this call of the host's `Park` in the first one's turn.
 fn drops_a_pin_in_a_turn(after: u32) -> Option<bool> {
     let w = world(2);
-    let reading = w.pending(0, Access::Read);
-    let mut first = w.pending(1, Access::Read);
-    let mut second = w.pending(2, Access::Read);
-    first.notify(Sleeper(OWN + 1)).unwrap();
-    second.notify(Sleeper(OWN + 2)).unwrap();
-    assert!(!first.is_ready() && !second.is_ready());
-    drop(reading);
-    assert!(first.is_ready() && !second.is_ready());
+    let [first, second] = w.first_of_two();
     // Its page is there, and being read: it is pinned at once.
     let again = w.pending(0, Access::Read);
     arm(after, move || drop(again));
@@ -216,28 +246,11 @@ fn a_turn_that_finds_nothing_beside_a_pin_that_goes_is_not_lost() {
     assert_eq!(lost, [0; 0], "at these calls of Host::park the other one sleeps for ever");
 }
 
-/// The same, with the fault that fails kept for a while: whoever is behind it waits for its host.
 #[test]
 fn memory_that_munmap_frees_wakes_who_waits_for_memory() {
     let w = world(4);
-    for page in 0..3 {
-        w.gate.pass(1);
-        w.space.fault_and_wait(w.at(page), Access::Read).unwrap();
-    }
-    // A read of a store that hangs.
-    let hangs = w.pending(3, Access::Read);
-    let mut waits = w.pending(4, Access::Read);
-    waits.notify(Sleeper(OWN + 1)).unwrap();
-    assert!(!waits.is_ready(), "all four pages are in use");
-    w.space.unmap(w.at, 3 * PAGE_SIZE).unwrap();
-    let is_ready = waits.is_ready();
-    drop(waits);
-    // Somebody who asks now begins a read at once.
-    let newcomer = w.pending(4, Access::Read);
-    let reads = w.gate.waiting();
-    drop((newcomer, hangs));
-    w.gate.open();
-    assert_eq!((reads, is_ready), (2, true), "a newcomer gets what who waited was not told of");
+    w.fault_three();
+    w.frees_memory(|| w.space.unmap(w.at, 3 * PAGE_SIZE).unwrap());
 }
 
 /// A space exits beside reads under way. Another one's fault waits for memory, and does not fail for the lack of it.
@@ -257,13 +270,7 @@ fn reads_that_were_given_up_do_not_fail_other_faults() {
 #[test]
 fn a_notified_fault_that_is_waited_for_keeps_its_turn() {
     let w = world(2);
-    let reading = w.pending(0, Access::Read);
-    let mut first = w.pending(1, Access::Read);
-    let mut second = w.pending(2, Access::Read);
-    first.notify(Sleeper(OWN + 1)).unwrap();
-    second.notify(Sleeper(OWN + 2)).unwrap();
-    drop(reading);
-    assert!(first.is_ready() && !second.is_ready());
+    let [first, second] = w.first_of_two();
     std::thread::scope(|scope| {
         let waiter = scope.spawn(move || {
             let result = first.wait();
@@ -416,19 +423,14 @@ fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
                 other
             })
             .collect();
-        let hangs = w.pending(3, Access::Read);
-        let mut waits = w.pending(4, Access::Read);
-        waits.notify(Sleeper(OWN + 1)).unwrap();
-        assert!(!waits.is_ready(), "all four pages are in use");
-        if is_cut {
-            handle.set_length(0).unwrap();
-        } else {
-            drop((handle, quick, locks));
-            w.engine.flush();
-        }
-        assert!(waits.is_ready(), "three pages are free, and nobody was told");
-        drop((waits, hangs));
-        w.gate.open();
+        w.frees_memory(|| {
+            if is_cut {
+                handle.set_length(0).unwrap();
+            } else {
+                drop((handle, quick, locks));
+                w.engine.flush();
+            }
+        });
     }
 }
 
@@ -436,23 +438,8 @@ fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
 #[test]
 fn a_pin_for_io_that_goes_wakes_who_waits_for_memory() {
     let w = world(4);
-    for page in 0..3 {
-        w.gate.pass(1);
-        w.space.fault_and_wait(w.at(page), Access::Read).unwrap();
-    }
+    w.fault_three();
     let pinned = w.space.pin(w.at(0), Access::Read).unwrap();
     w.space.unmap(w.at, PAGE_SIZE).unwrap();
-    // A read of a store that hangs.
-    let hangs = w.pending(3, Access::Read);
-    let mut waits = w.pending(4, Access::Read);
-    waits.notify(Sleeper(OWN + 1)).unwrap();
-    assert!(!waits.is_ready(), "all four pages are in use");
-    drop(pinned);
-    let is_ready = waits.is_ready();
-    drop(waits);
-    let newcomer = w.pending(4, Access::Read);
-    let reads = w.gate.waiting();
-    drop((newcomer, hangs));
-    w.gate.open();
-    assert_eq!((reads, is_ready), (2, true), "a newcomer gets what who waited was not told of");
+    w.frees_memory(|| drop(pinned));
 }
