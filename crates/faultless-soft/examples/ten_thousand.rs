@@ -35,8 +35,11 @@ fn engine(frames: u64, limits: Limits) -> Arc<Engine<Soft>> {
     Engine::new(Soft::new(frames).expect("memory for the frames"), limits).expect("memory for the engine")
 }
 
-fn spawn<'scope>(scope: &'scope thread::Scope<'scope, '_>, work: impl FnOnce() + Send + 'scope) {
-    thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, work).expect("a thread");
+fn spawn<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    work: impl FnOnce() + Send + 'scope,
+) -> thread::ScopedJoinHandle<'scope, ()> {
+    thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, work).expect("a thread")
 }
 
 /// Processor time: of the process, or of the calling thread.
@@ -177,30 +180,38 @@ fn exits() {
     }
 }
 
-/// Processor time of waking a thread that sleeps, by the system alone: what the end of a read cannot be without.
-fn bare_wakes() {
+/// Processor time of waking a thread that sleeps, by the system alone: the least that the end of a read costs. Each of `threads`
+/// is woken once, as in [`ends_of_reads`]: nothing of a thread that has slept for long is in a cache.
+fn bare_wakes(threads: usize) {
+    let asleep = AtomicU64::new(0);
     let times = thread::scope(|scope| {
-        let sleeper = scope.spawn(|| (0..101).for_each(|_| thread::park()));
-        let wake = |_| {
-            thread::sleep(Duration::from_millis(2));
+        let sleepers: Vec<_> = (0..threads)
+            .map(|_| {
+                spawn(scope, || {
+                    asleep.fetch_add(1, Ordering::Relaxed);
+                    thread::park();
+                })
+            })
+            .collect();
+        while asleep.load(Ordering::Relaxed) < threads as u64 {
+            thread::yield_now();
+        }
+        when_idle();
+        let wake = |sleeper: &thread::ScopedJoinHandle<'_, ()>| {
             let begun = cpu_of(libc::CLOCK_THREAD_CPUTIME_ID);
             sleeper.thread().unpark();
             cpu_of(libc::CLOCK_THREAD_CPUTIME_ID) - begun
         };
-        let times = (0..101).map(wake).collect();
-        // It may have woken for nothing, and be done; or the other way round.
-        while !sleeper.is_finished() {
-            sleeper.thread().unpark();
-            thread::yield_now();
-        }
+        let times = sleepers[..threads / 10].iter().map(wake).collect();
+        sleepers.iter().for_each(|sleeper| sleeper.thread().unpark());
         times
     });
-    row("processor time of waking a thread, without the engine", median(times));
+    row(&format!("processor time of waking one of {threads} threads, without the engine"), median(times));
 }
 
 fn ends_of_reads() {
-    bare_wakes();
     for threads in [100, 1000, 8000] {
+        bare_wakes(threads as usize);
         beside_waits(threads, |_, _, store| {
             let some = threads / 10;
             let begun = when_idle();

@@ -1,4 +1,4 @@
-//! The entry that an anonymous page names as its own (docs/home.md), asked as reclaim will ask it.
+//! The entries to which the home of an anonymous page leads (docs/home.md), found as reclaim will find them.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
@@ -50,9 +50,9 @@ fn frame(space: &Space, page: u64) -> Frame {
     table.load(table.leaf(&section, page).unwrap(), page).mapped_frame().unwrap()
 }
 
-/// The page that the home of what `page` shows names, in a table that is one space's own.
-fn home(space: &Space, page: u64) -> Option<u64> {
-    space.engine().follow_home(frame(space, page)).map(PageNumber::get)
+/// The pages to which the home of what `page` shows leads, in tables that are one space's own.
+fn homes(space: &Space, page: u64) -> Vec<u64> {
+    space.engine().pages_by_home(frame(space, page)).into_iter().map(PageNumber::get).collect()
 }
 
 fn audit(spaces: &[&Space]) {
@@ -68,24 +68,30 @@ fn end(engine: &Engine<Soft>) {
 fn a_first_page_and_a_copy_are_at_home_where_they_are_mapped() {
     let engine = engine(u64::MAX);
     let parent = space(&engine);
-    assert_eq!(home(&parent, 2), Some(2));
+    assert_eq!(homes(&parent, 2), [2]);
     let child = parent.fork().unwrap();
-    assert_eq!((home(&parent, 2), home(&child, 2)), (Some(2), Some(2)), "fork writes no home");
+    assert_eq!(
+        (homes(&parent, 2), homes(&child, 2)),
+        (vec![2, 2], vec![2, 2]),
+        "the parent's and the child's"
+    );
     let before = frame(&child, 2);
     parent.store_u64(at(2), 1).unwrap();
     assert_ne!(frame(&parent, 2), before);
-    assert_eq!(home(&parent, 2), Some(2), "the copy");
-    assert_eq!(home(&child, 2), None, "the entry that its home named has let it go");
+    assert_eq!(homes(&parent, 2)[0], 2, "the copy");
+    assert_eq!(homes(&child, 2), [2, 2], "found by the family: the entry that its home named has let it go");
     audit(&[&parent, &child]);
     child.store_u64(at(2), 3).unwrap();
-    assert_eq!((frame(&child, 2), home(&child, 2)), (before, Some(2)), "written in place: at home again");
+    assert_eq!((frame(&child, 2), homes(&child, 2)), (before, vec![2, 2]), "written in place: at home again");
     audit(&[&parent, &child]);
-    drop((parent, child));
+    drop(parent);
+    assert_eq!(homes(&child, 2), [2], "the parent's table has left the family");
+    drop(child);
     end(&engine);
 }
 
 #[test]
-fn a_page_that_others_map_too_has_no_home_when_its_entry_goes() {
+fn a_page_that_others_map_too_is_found_when_the_entry_at_its_home_goes() {
     for shared_entries in [1, u64::MAX] {
         for step in 0..3 {
             let engine = engine(shared_entries);
@@ -99,10 +105,8 @@ fn a_page_that_others_map_too_has_no_home_when_its_entry_goes() {
             audit(&[&parent, &child]);
             drop(parent);
             audit(&[&child]);
-            // A table that came by fork is the child's now, and so are the homes in it.
             child.store_u64(at(0), 1).unwrap();
-            assert_eq!(home(&child, 0), Some(0));
-            assert_eq!(home(&child, 1), (shared_entries == 1).then_some(1), "step {step}");
+            assert_eq!((homes(&child, 0), homes(&child, 1)), (vec![0], vec![1]), "step {step}");
             drop(child);
             end(&engine);
         }
@@ -110,20 +114,53 @@ fn a_page_that_others_map_too_has_no_home_when_its_entry_goes() {
 }
 
 #[test]
-fn a_page_that_moves_takes_its_home_along() {
+fn every_relative_is_found_and_only_living_ones() {
+    for shared_entries in [1, u64::MAX] {
+        let engine = engine(shared_entries);
+        let parent = space(&engine);
+        let children: Vec<_> = (0..5).map(|_| parent.fork().unwrap()).collect();
+        let grandchild = children[4].fork().unwrap();
+        // Each gets a table of its own.
+        for space in children.iter().chain([&parent, &grandchild]) {
+            space.store_u64(at(0), 1).unwrap();
+        }
+        let all: Vec<_> = children.iter().chain([&parent, &grandchild]).collect();
+        audit(&all);
+        assert_eq!(homes(&parent, 1), [1; 7]);
+        let mut children = children;
+        for left in (2..7).rev() {
+            // From the middle, from either end.
+            drop(children.remove(left % children.len()));
+            audit(&[&parent, &grandchild]);
+            audit(&children.iter().collect::<Vec<_>>());
+            assert_eq!(homes(&grandchild, 1).len(), left);
+        }
+        drop(parent);
+        assert_eq!(homes(&grandchild, 1), [1]);
+        drop(grandchild);
+        end(&engine);
+    }
+}
+
+#[test]
+fn a_page_that_moves_takes_its_home_along_if_it_is_alone() {
     let engine = engine(u64::MAX);
     let parent = space(&engine);
     let child = parent.fork().unwrap();
     parent.store_u64(at(0), 7).unwrap();
     let to = |page| RemapRequest::to(at(0), PAGES * PAGE_SIZE, at(page));
     parent.remap(to(FAR)).unwrap();
-    assert_eq!((home(&parent, FAR), home(&parent, FAR + 1)), (Some(FAR), Some(FAR + 1)));
+    assert_eq!(homes(&parent, FAR), [FAR]);
+    assert_eq!(homes(&parent, FAR + 1), [0; 0], "the child has it at another place");
     audit(&[&parent, &child]);
-    // The child's pages are at home in the parent, but for the one that the parent has copied.
     child.remap(to(2 * FAR)).unwrap();
-    assert_eq!((home(&child, 2 * FAR), home(&child, 2 * FAR + 1)), (Some(2 * FAR), Some(FAR + 1)));
+    assert_eq!(homes(&child, 2 * FAR), [2 * FAR], "the parent has copied it");
     audit(&[&parent, &child]);
     drop(parent);
+    audit(&[&child]);
+    assert_eq!(homes(&child, 2 * FAR + 1), [0; 0]);
+    child.store_u64(at(2 * FAR + 1), 8).unwrap();
+    assert_eq!(homes(&child, 2 * FAR + 1), [2 * FAR + 1], "written in place: at home again");
     audit(&[&child]);
     drop(child);
     end(&engine);

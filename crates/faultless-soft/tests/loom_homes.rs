@@ -8,10 +8,10 @@ mod models;
 use faultless::address::{PAGE_SIZE, PageNumber};
 use faultless::host::{Frame, PageTable};
 use faultless::stats::Counter;
-use faultless::{Engine, Limits};
+use faultless::{Engine, Limits, RemapRequest};
 use faultless_soft::{Cpu, Soft};
 use loom::thread::JoinHandle;
-use models::{Space, at, end, in_a_space, map, model, spawn};
+use models::{Space, at, beside, end, in_a_space, map, model, spawn};
 use std::sync::Arc;
 
 fn machine(shared_entries: u64) -> Arc<Engine<Soft>> {
@@ -28,6 +28,9 @@ fn copying() -> Arc<Engine<Soft>> {
 fn sharing() -> Arc<Engine<Soft>> {
     machine(2)
 }
+
+/// The page to which page 0 moves in a model.
+const MOVED: u64 = 2;
 
 /// Fills a leaf table of `space`.
 fn fill(space: &Space) {
@@ -60,11 +63,9 @@ fn frame(space: &Space, page: u64) -> Frame {
 fn follower(engine: &Arc<Engine<Soft>>, space: &Space) -> JoinHandle<()> {
     let (engine, frame) = (engine.clone(), frame(space, 0));
     spawn(1, move || {
-        let home = engine.follow_home(frame);
-        assert!(
-            home.is_none_or(|page| page == PageNumber::new(0)),
-            "a home of no life of this frame: {home:?}"
-        );
+        let pages = engine.pages_by_home(frame);
+        let is_of_a_life = |page: &PageNumber| *page == PageNumber::new(0) || *page == at(MOVED).page();
+        assert!(pages.iter().all(is_of_a_life), "a home of no life of this frame: {pages:?}");
     })
 }
 
@@ -99,7 +100,11 @@ fn a_home_against_a_copy() {
         let child = space.fork().unwrap();
         let follower = follower(engine, space);
         space.store_u64(at(0), 2).unwrap();
-        assert_eq!(engine.follow_home(frame(&child, 0)), None, "the entry has let the page go");
+        assert_eq!(
+            engine.pages_by_home(frame(&child, 0)).len(),
+            2,
+            "the child's entry is found by the family"
+        );
         space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
         engine.flush();
         follower.join().unwrap();
@@ -114,12 +119,72 @@ fn a_home_against_fork() {
         let follower = follower(engine, space);
         let child = space.fork().unwrap();
         assert_ne!(engine.statistics().get(Counter::TablesShared), 0, "nothing is shared");
-        assert_eq!(engine.follow_home(frame(space, 0)), None, "no space has a shared table alone");
+        assert!(engine.pages_by_home(frame(space, 0)).is_empty(), "no space has a shared table alone");
         child.store_u64(at(1), 2).unwrap();
         drop(child);
         space.store_u64(at(0), 2).unwrap();
-        assert_eq!(engine.follow_home(frame(space, 0)), Some(PageNumber::new(0)));
+        assert_eq!(engine.pages_by_home(frame(space, 0)), [PageNumber::new(0)]);
         follower.join().unwrap();
+    });
+}
+
+/// Rule H1 of a family: its last table goes.
+#[test]
+fn a_home_against_the_end_of_a_family() {
+    in_a_full_table(copying, |engine, space| {
+        let child = space.fork().unwrap();
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        let follower = follower(engine, &child);
+        drop(child);
+        follower.join().unwrap();
+    });
+}
+
+/// A table joins a family, by fork, and another leaves it, while a thread reads the list.
+#[test]
+fn a_search_against_a_new_relative() {
+    in_a_full_table(copying, |engine, space| {
+        let first = space.fork().unwrap();
+        let follower = follower(engine, space);
+        let second = space.fork().unwrap();
+        drop(first);
+        assert_eq!(engine.pages_by_home(frame(&second, 1)).len(), 2);
+        drop(second);
+        follower.join().unwrap();
+    });
+}
+
+/// Rule H1 of a family: a page that another space maps too moves out of the family's tables, and the family ends.
+#[test]
+fn a_home_of_a_page_that_has_left_its_family() {
+    in_a_full_table(copying, |engine, space| {
+        let child = space.fork().unwrap();
+        child.remap(RemapRequest::to(at(0), 2 * PAGE_SIZE, at(MOVED))).unwrap();
+        let follower = follower(engine, space);
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        engine.flush();
+        assert!(engine.pages_by_home(frame(&child, MOVED)).is_empty());
+        follower.join().unwrap();
+        drop(child);
+    });
+}
+
+/// Rule H2: the entry at the page's home lets it go, for a copy, while the page moves in another space.
+#[test]
+fn a_copy_against_a_move() {
+    in_a_full_table(copying, |engine, space| {
+        let child = space.fork().unwrap();
+        let copier = beside(space, |space| space.store_u64(at(0), 2).unwrap());
+        child.remap(RemapRequest::to(at(0), 2 * PAGE_SIZE, at(MOVED))).unwrap();
+        copier.join().unwrap();
+        space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
+        engine.flush();
+        let pages = engine.pages_by_home(frame(&child, MOVED));
+        assert!(
+            pages.iter().all(|page| *page == at(MOVED).page()),
+            "a home that the page has left: {pages:?}"
+        );
+        drop(child);
     });
 }
 

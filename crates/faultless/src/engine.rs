@@ -287,13 +287,17 @@ impl<H: Host> Engine<H> {
         self.host.frames().folio(frame)
     }
 
-    /// Follows the home of `frame` in a section, as reclaim will, and returns the page that it names. For tests.
-    #[doc(hidden)]
-    pub fn follow_home(&self, frame: Frame) -> Option<crate::address::PageNumber> {
+    /// Follows the home of `frame` in a section, as reclaim will, and returns the pages to which it leads, in the order of the
+    /// search: the entry that it names, then those of the table's relatives. Tables that several spaces have are left out. For
+    /// tests.
+    #[cfg(feature = "audit")]
+    pub fn pages_by_home(&self, frame: Frame) -> alloc::vec::Vec<crate::address::PageNumber> {
         let section = self.enter();
-        let (record, index) = crate::tables::follow(self.folio(frame), &section)?;
-        record.space()?;
-        Some(crate::address::PageNumber::new(record.first() + index))
+        let Some(places) = crate::tables::places(self.folio(frame), &section) else {
+            return alloc::vec::Vec::new();
+        };
+        let own = places.records(&section).filter(|record| record.space().is_some());
+        own.map(|record| crate::address::PageNumber::new(record.first() + places.index)).collect()
     }
 
     // ---- sleeping

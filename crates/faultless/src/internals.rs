@@ -73,7 +73,7 @@
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
 //!   and the number by which Linux's rules of merging go.
-//! * *Home*: the table entry that an anonymous folio names as the one that maps it (docs/home.md).
+//! * *Home*: the table entry, or the family of leaf tables, that an anonymous folio names as what maps it (docs/home.md).
 //!
 //! # Lock order
 //!
@@ -134,7 +134,8 @@
 //! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
 //! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
-//! | `tables/home.rs` | the record that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
+//! | `tables/follow.rs` | the record or the family that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
+//! | `tables/family.rs` | a record in a family's list is memory; a family has records | rule H4: a record leaves the list before its table is retired, and is counted until it ends |
 //! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; who shares has taken the child's range |
 //! | `space/`: `mod.rs`, `calls/exit.rs`, `calls/fork.rs`, `change/concurrent.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
 //! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |

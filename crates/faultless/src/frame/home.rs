@@ -31,50 +31,59 @@ impl Folio {
     /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire; the first
     /// load's partners are [`Folio::begin_anonymous`], and the Release of each thread that drops a mapping after a change of
     /// home.
+    #[cfg(feature = "audit")]
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
         (word & ANONYMOUS != 0 && word & MAPPINGS != 0)
             .then(|| Home::from_bits(self.home.load(Ordering::Acquire)))
     }
 
-    /// Sets the home to `home`. The caller has the entry that the home named until now, or the only mapping (rule H2).
+    /// Sets the home to `home`. The caller has the only mapping (rule H2).
     /// Release: a thread that reads the home sees the record that it names.
     pub(crate) fn set_home(&self, home: Home) {
         debug_assert!(self.is_anonymous(), "a home of a folio that is not anonymous");
         self.home.store(home.bits(), Ordering::Release);
     }
 
-    /// Leaves the folio's home before the entry that `entry` names drops its mapping of the folio (rule H1). If other entries
-    /// map the folio and the home names this entry, the home becomes none. If this is the only mapping, the home may stay: a
-    /// thread that follows it has seen the mapping in a section that began before the mapping goes, and the table is retired
-    /// after that.
+    /// Leaves the folio's home before an entry drops its mapping of the folio (rule H1). `entry` returns the home that names this
+    /// entry, and the one that names the family of its table. If other entries map the folio and the home names this entry, the
+    /// home becomes the family. If this is the only mapping, the home may stay: a thread that follows it has seen the mapping in a
+    /// section that began before the mapping goes, and the table is retired after that.
     #[inline]
-    pub(crate) fn leave_home(&self, entry: impl FnOnce() -> Home) {
+    pub(crate) fn leave_home(&self, entry: impl FnOnce() -> (Home, Home)) {
         const OTHERS: u64 = MAPPINGS & !MAPPING;
         let word = self.word.load(Ordering::Relaxed);
         if word & ANONYMOUS != 0 && word & OTHERS != 0 && !cfg!(mutant = "home_stays") {
-            self.leave_shared_home(entry());
+            let (entry, family) = entry();
+            self.leave_shared_home(entry, family);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn leave_shared_home(&self, entry: Home) {
-        // Relaxed; partner: the Release of the drop of the mapping, which comes after.
+    fn leave_shared_home(&self, entry: Home, family: Home) {
+        // An exchange: if another entry of the folio moves at the same time, the home stays none. Release, partner: the exchange
+        // in `move_home`. For threads that follow the home, the Release of the drop of the mapping comes after.
+        #[cfg(not(mutant = "home_stored_past_a_move"))]
+        let _ = self.home.compare_exchange(entry.bits(), family.bits(), Ordering::Release, Ordering::Relaxed);
+        #[cfg(mutant = "home_stored_past_a_move")]
         if self.home.load(Ordering::Relaxed) == entry.bits() {
-            self.home.store(Home::NONE.bits(), Ordering::Relaxed);
+            self.home.store(family.bits(), Ordering::Relaxed);
         }
     }
 
-    /// Moves the home when the page moves from the entry that `from` names to the one that `to` names. The caller has both
-    /// entries. The home moves if it named the first entry, or if this is the only mapping.
-    pub(crate) fn move_home(&self, from: Home, to: Home) {
+    /// Changes the home when the page moves to the entry that `to` names, in the same space. The caller has both entries. If
+    /// this is the only mapping, the home becomes the new entry. If there are others, a search by table and family would miss one
+    /// side of the move, so the home becomes none, and no family can end that a home names (rule H1). The page gets a home when
+    /// it is one entry's alone again, and that is written.
+    pub(crate) fn move_home(&self, to: Home) {
         // Acquire: if other threads have dropped their mappings, their writes to the home come before.
         let word = self.word.load(Ordering::Acquire);
-        if word & ANONYMOUS != 0
-            && (word & MAPPINGS == MAPPING || self.home.load(Ordering::Relaxed) == from.bits())
-        {
+        if word & ANONYMOUS != 0 && word & MAPPINGS == MAPPING {
             self.set_home(to);
+        } else if word & ANONYMOUS != 0 && !cfg!(mutant = "moved_home_stays") {
+            // Another entry of the folio may exchange the home too.
+            let _ = self.home.swap(Home::NONE.bits(), Ordering::AcqRel);
         }
     }
 

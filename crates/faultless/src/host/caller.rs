@@ -141,6 +141,12 @@ impl<T: PageTable> Table<T> {
         Home::of_entry(self.table.record(leaf), page.get() % T::LEAF_PAGES)
     }
 
+    /// Returns what [`Table::home`] returns, and the home that names the leaf table's family.
+    pub(crate) fn home_and_family<'s>(&'s self, leaf: T::Leaf<'s>, page: PageNumber) -> (Home, Home) {
+        let (record, index) = (self.table.record(leaf), page.get() % T::LEAF_PAGES);
+        (Home::of_entry(record, index), Home::of_relatives(record, index))
+    }
+
     /// Calls [`PageTable::let_go`].
     #[inline]
     pub(crate) fn let_go(&self, leaf: T::Leaf<'_>, page: PageNumber) {

@@ -9,9 +9,10 @@ use crate::frame::Folio;
 use crate::host::{Entry, EntryKind, Frame, Host, PageTable};
 use crate::protection::Protection;
 use crate::sync::Section;
-use crate::tables::{self, Home};
+use crate::tables::{self, Family, LeafRecord};
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, MappingFlags};
+use core::ptr;
 
 /// The first inconsistency that an audit found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +80,18 @@ pub enum AuditError {
         /// The page of the entry.
         page: PageNumber,
     },
+    /// A search from the folio's home would miss an entry that maps the folio.
+    #[error("rule H4: a search from the home of what {page:?} maps would miss its entry")]
+    NotFound {
+        /// The page of the entry.
+        page: PageNumber,
+    },
+    /// The record of a leaf table is not in the list of its family.
+    #[error("rule H4: the record of the leaf table over {page:?} is not in its family's list")]
+    Family {
+        /// The first page of the table.
+        page: PageNumber,
+    },
     /// The record of a leaf table differs from the facts.
     #[error("rule H4: the record of the leaf table over {page:?} names another space, or other pages")]
     TableOf {
@@ -142,6 +155,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let expected = (!is_shared).then(|| space.table.space());
         if record.space() != expected || record.first() != first.get() || !record.is_in_a_space() {
             return Err(AuditError::TableOf { page: first });
+        }
+        let is_listed = |family: &Family| family.records(section).any(|relative| ptr::eq(relative, record));
+        if !record.family().is_none_or(is_listed) {
+            return Err(AuditError::Family { page: first });
         }
         let span = space.leaf_span(first);
         let mut within =
@@ -208,14 +225,18 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let _ = id;
         // The count is read first: a thread that drops another mapping of the folio changes the home before the count.
         let is_only = folio.mappings() == 1;
-        match folio.mapped_home() {
-            Some(home) if is_only && home != Home::NONE && home != space.table.home(leaf, page) => {
-                Err(AuditError::Home { page })
-            }
-            _ => match tables::follow(folio, section) {
-                Some((record, _)) if !record.is_in_a_space() => Err(AuditError::NoTable { page }),
-                _ => Ok(()),
-            },
+        let Some(places) = tables::places(folio, section) else { return Ok(()) };
+        let (record, index) = (space.table.record(leaf), page.get() % H::Table::LEAF_PAGES);
+        let names_another = |named: &LeafRecord| !ptr::eq(named, record) || places.index != index;
+        if is_only && places.entry.is_some_and(names_another) {
+            return Err(AuditError::Home { page });
+        }
+        if !places.lead_to(record, index) {
+            return Err(AuditError::NotFound { page });
+        }
+        match places.entry {
+            Some(record) if !record.is_in_a_space() => Err(AuditError::NoTable { page }),
+            _ => Ok(()),
         }
     }
 }

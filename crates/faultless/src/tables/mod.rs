@@ -17,14 +17,21 @@
 //! | file | |
 //! |---|---|
 //! | `record.rs` | one leaf's lock, counts and spares, and the space that has it |
-//! | `home.rs` | the entry that an anonymous folio names (docs/home.md) |
 //! | `share.rs` | to share a leaf, and to leave it |
+//! | `family.rs` | the leaves that came from one leaf by copying |
+//! | `home.rs` | the entry or the family that an anonymous folio names (docs/home.md) |
+//! | `follow.rs` | the way from a folio to the entries that may map it |
 
+mod family;
+#[cfg(feature = "audit")]
+mod follow;
 mod home;
 mod record;
 mod share;
 
-pub(crate) use home::{Home, MOST_ENTRIES, follow};
+pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
 pub(crate) use record::{PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;
+#[cfg(feature = "audit")]
+pub(crate) use {family::Family, follow::places};

@@ -1,6 +1,7 @@
 //! The engine's record of each leaf table: the space that has the table, the count of sharers, and spare tables for those
 //! that leave.
 
+use super::family::Family;
 use crate::sync::Life;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use crate::sync::plain;
@@ -17,15 +18,15 @@ use core::ptr::{self, NonNull};
 /// The record is one line of 64 bytes, and aligned so, since a [home](crate::frame::Folio) has no room for the low bits of
 /// its address:
 ///
-/// | bytes | | state |
-/// |--:|---|---|
-/// | 8 | spaces that have the leaf, less one | used |
-/// | 1 | the lock | used |
-/// | 8 | spare tables | used |
-/// | 8 | the space whose page work announces in the leaf; shared: none | used |
-/// | 8 | the first page | used |
-/// | 8 | the family: leaves that came from one leaf by copying | reserved, zero |
-/// | 4 | the place in the family | reserved, zero |
+/// | bytes | |
+/// |--:|---|
+/// | 8 | spaces that have the leaf, less one |
+/// | 1 | the lock |
+/// | 8 | spare tables |
+/// | 8 | the space whose page work announces in the leaf; shared: none |
+/// | 8 | the first page |
+/// | 8 | the family: leaves that came from one leaf by copying |
+/// | 16 | the neighbours in the family's list |
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct LeafRecord {
@@ -41,6 +42,13 @@ pub struct LeafRecord {
     space: plain::AtomicUsize,
     /// The first page that the leaf covers, the same in each space that has the leaf. Atomic; written with the first `space`.
     first: plain::AtomicU64,
+    /// The family. Atomic. Set once, before an entry that a relative has too is written, and kept to the end.
+    pub(super) family: AtomicPtr<Family>,
+    /// The next older record in the family's list. Atomic; written under the family's lock, read in sections. A record that
+    /// has left the list keeps it.
+    pub(super) older: AtomicPtr<Self>,
+    /// The next younger record in the family's list; itself, once the record has left the list. Protected by the family's lock.
+    pub(super) newer: plain::AtomicPtr<Self>,
     life: Life,
 }
 
@@ -99,6 +107,9 @@ impl LeafRecord {
             spares: AtomicPtr::new(ptr::null_mut()),
             space: plain::AtomicUsize::new(0),
             first: plain::AtomicU64::new(0),
+            family: AtomicPtr::new(ptr::null_mut()),
+            older: AtomicPtr::new(ptr::null_mut()),
+            newer: plain::AtomicPtr::new(ptr::null_mut()),
             life: Life::new(),
         }
     }
@@ -112,6 +123,9 @@ impl LeafRecord {
             spares: AtomicPtr::new(ptr::null_mut()),
             space: plain::AtomicUsize::new(0),
             first: plain::AtomicU64::new(0),
+            family: AtomicPtr::new(ptr::null_mut()),
+            older: AtomicPtr::new(ptr::null_mut()),
+            newer: plain::AtomicPtr::new(ptr::null_mut()),
             life: Life::new(),
         }
     }
@@ -121,6 +135,8 @@ impl LeafRecord {
     pub fn end(&self) {
         debug_assert!(self.others.load(Ordering::Relaxed) == 0, "a leaf table freed that others have");
         self.space.store(0, Ordering::Relaxed);
+        #[cfg(not(mutant = "family_without_grace"))]
+        self.end_kinship();
         self.life.end();
     }
 
@@ -137,6 +153,7 @@ impl LeafRecord {
 
     /// Returns the space that announces in the leaf; `None` if the leaf is shared. A hint, unless both the space and the leaf
     /// are the caller's own.
+    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn space(&self) -> Option<SpaceMark> {
         match self.space.load(Ordering::Acquire) {
             0 | SHARED => None,
@@ -152,6 +169,7 @@ impl LeafRecord {
     }
 
     /// Returns the first page that the leaf covers.
+    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn first(&self) -> u64 {
         self.life.touch();
         self.first.load(Ordering::Relaxed)

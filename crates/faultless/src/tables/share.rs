@@ -1,5 +1,6 @@
 //! Sharing a leaf table with another space, and getting an own table again.
 
+use super::family::Family;
 use super::record::PendingLeave;
 use crate::address::PageNumber;
 use crate::host::{Entry, OutOfMemory, PageTable, ShareLeaves, Table};
@@ -49,6 +50,8 @@ impl<T: PageTable> Table<T> {
         if sharing.now(leaf) != found {
             return Ok(false);
         }
+        // For the copies, which cannot wait for memory.
+        self.record(leaf).found_family()?;
         // SAFETY: the child's range is the caller's alone, so no other thread reserves for it or hangs a table there. Both
         // tables are this engine's, and each space leaves what it shares before it drops its table (`space/calls/exit.rs`).
         // The place still has the leaf, and is changed under the lock alone while it is shared or becomes so.
@@ -59,6 +62,25 @@ impl<T: PageTable> Table<T> {
             sharing.put(leaf, found.shared());
         }
         Ok(true)
+    }
+
+    /// Tries to make `child_leaf` a relative of `leaf`, which is this space's own. Done before an entry of `leaf` is copied to
+    /// `child_leaf`. Does not sleep. Returns false, and does nothing, if another thread is at work on the family.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing is done then.
+    pub(crate) fn relate<'s, 'c>(
+        &'s self,
+        leaf: T::Leaf<'s>,
+        (child, child_leaf): (&'c Self, T::Leaf<'c>),
+    ) -> Result<bool, OutOfMemory> {
+        let family = self.record(leaf).found_family()?;
+        let record = child.record(child_leaf);
+        if let Some(of_child) = record.family() {
+            debug_assert!(core::ptr::eq(family, of_child), "the leaf tables of one place came from two");
+            return Ok(true);
+        }
+        Ok(family.try_lock().map(|family| family.add(record)).is_some())
     }
 
     /// Gives this space a leaf of its own over `page`, in the place of the shared one, which the caller found in a section.
@@ -100,6 +122,11 @@ impl<T: PageTable> Table<T> {
             unsafe { sharing.put(leaf, found.own()) };
             return Unshared::Own;
         }
+        // Fork has founded it.
+        let Some(family) = self.record(leaf).family().and_then(Family::try_lock) else {
+            return Unshared::Busy;
+        };
+        let mut relatives = Some(family);
         let Some(spare) = locked.take_spare() else { return Unshared::Busy };
         // SAFETY: it comes from the list of this leaf, so a table of this host has reserved it and no other thread has opened
         // it.
@@ -113,6 +140,10 @@ impl<T: PageTable> Table<T> {
                 unsafe { sharing.weaken(leaf, page) };
             }
             if kept != Entry::EMPTY {
+                // A copy in which nothing stays, as at exit, gets no relatives.
+                if let Some(family) = relatives.take() {
+                    family.add(self.record(copy));
+                }
                 self.fill(copy, page, kept);
             }
         }

@@ -90,6 +90,8 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
                     self.engine.drop_entry(entry);
                 }
             }
+            drop(section);
+            self.leave_family(page);
         }
         self.engine.tell_freed();
         // Rule H5: a thread that has followed a home in a section may be in a leaf table of this space, and may use the space's

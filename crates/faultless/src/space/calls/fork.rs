@@ -329,9 +329,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 
     /// Copies the entries of `part`, which `leaf` covers. Returns true if one of the pages is pinned; the child does not have
     /// it yet.
-    fn copy_entries(
-        &self,
-        leaf: LeafOf<'_, H>,
+    fn copy_entries<'p>(
+        &'p self,
+        leaf: LeafOf<'p, H>,
         (child, child_taken): (&Self, &RangeReservation<'_, H>),
         part: PageRange,
         weakened: &mut Weakened,
@@ -356,7 +356,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let shared = match child_leaf {
                 Some(_) => Ok(()),
                 // The child's range is taken, so its tables stay.
-                None => child.table.make_leaf(child_taken, page).map(|leaf| child_leaf = Some(leaf)),
+                None => {
+                    self.make_relative(leaf, (child, child_taken), page).map(|leaf| child_leaf = Some(leaf))
+                }
             }
             .and_then(|()| self.engine.copy_entry(entry));
             match (shared, child_leaf) {
@@ -379,6 +381,22 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.table.let_go(leaf, page);
         }
         Ok(pinned)
+    }
+
+    /// Returns the child's leaf table for copies of entries of `leaf`, the table over `page`. It is in the same family.
+    fn make_relative<'p, 'c>(
+        &'p self,
+        leaf: LeafOf<'p, H>,
+        (child, child_taken): (&'c Self, &'c RangeReservation<'_, H>),
+        page: PageNumber,
+    ) -> Result<LeafOf<'c, H>, OutOfMemory> {
+        let child_leaf = child.table.make_leaf(child_taken, page)?;
+        let mut look = 0;
+        while !self.table.relate(leaf, (&child.table, child_leaf))? {
+            self.engine.pause_on_bit(look);
+            look += 1;
+        }
+        Ok(child_leaf)
     }
 
     /// Sets the bit in the entry of `page` if it holds a page.

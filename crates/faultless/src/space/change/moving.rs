@@ -25,7 +25,6 @@ use crate::space::calls::remap::RemapError;
 use crate::space::change::publish::{Joins, Origin, Unpublished};
 use crate::space::change::range_change::RangeChange;
 use crate::space::change::range_work::{RangeReservation, TreeLock};
-use crate::tables::Home;
 use crate::vma::tree::Ranged;
 use crate::vma::{AnonRecord, Backing, Mapping, MappingFlags, Vma, edit};
 
@@ -225,8 +224,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                     } else if space.pick_up(leaf, page, seen) {
                         weakened.touch(page);
                         if moves_along(seen) {
-                            let from = space.table.home(leaf, page);
-                            space.put_down(target, part.to(page), space.as_moved(seen), from);
+                            space.put_down(target, part.to(page), space.as_moved(seen));
                         }
                         break;
                     }
@@ -299,12 +297,12 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         picked
     }
 
-    /// Puts an entry in the target. Other threads may announce there for a moment, see that it is MOVING, and release it. If
-    /// its page's home was `from`, the home moves along, before the table that it named is retired.
-    fn put_down(&self, taken: &RangeReservation<'_, H>, page: PageNumber, entry: Entry, from: Home) {
+    /// Puts an entry in the target. Other threads may announce there for a moment, see that it is MOVING, and release it. The
+    /// home of its page changes before the table that it may have named is retired.
+    fn put_down(&self, taken: &RangeReservation<'_, H>, page: PageNumber, entry: Entry) {
         let leaf = self.table.leaf(taken, page).expect("a leaf table made before");
         if let Some(frame) = entry.counted_frame() {
-            self.engine.folio(frame).move_home(from, self.table.home(leaf, page));
+            self.engine.folio(frame).move_home(self.table.home(leaf, page));
         }
         let mut look = 0;
         loop {

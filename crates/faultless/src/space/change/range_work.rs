@@ -344,6 +344,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     weakened.touch_all(span);
                     weakened.flush(self);
                 }
+                self.leave_family(page);
                 retired.extend(self.table.unhook(page));
                 if !cfg!(mutant = "invalidate_before_unhook") {
                     weakened.touch_all(span);

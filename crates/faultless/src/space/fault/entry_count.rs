@@ -110,7 +110,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     #[inline]
     pub(in crate::space) fn leave_home<'s>(&'s self, leaf: LeafOf<'s, H>, page: PageNumber, entry: Entry) {
         if let Some(frame) = entry.counted_frame() {
-            self.engine.folio(frame).leave_home(|| self.table.home(leaf, page));
+            self.engine.folio(frame).leave_home(|| self.table.home_and_family(leaf, page));
         }
     }
 }

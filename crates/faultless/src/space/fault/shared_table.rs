@@ -64,6 +64,24 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         self.engine.shared_tables.uncount();
     }
 
+    /// Takes the leaf table over `page` out of its family, before it is retired. It is this space's own, and stays while this is
+    /// called. Called in no section.
+    pub(in crate::space) fn leave_family(&self, page: PageNumber) {
+        let mut look = 0;
+        loop {
+            let section = self.engine.enter();
+            let leaf = self.table.leaf(&section, page);
+            // The mutant: a search finds tables that are freed.
+            let left = |leaf| cfg!(mutant = "relative_stays") || self.table.record(leaf).try_leave_family();
+            if leaf.is_none_or(left) {
+                return;
+            }
+            drop(section);
+            self.engine.pause_on_bit(look);
+            look += 1;
+        }
+    }
+
     /// Returns whether the table over `page`, in a range taken, is shared.
     pub(in crate::space) fn has_shared_table(
         &self,

@@ -1,0 +1,69 @@
+//! The way from an anonymous folio back to the entries that may map it, as reclaim will go it (docs/home.md). Only `audit` and
+//! tests go it today.
+
+use super::LeafRecord;
+use super::family::Family;
+use super::home::{ENTRY, FAMILY, Home};
+use crate::frame::Folio;
+use crate::sync::Section;
+use core::ptr;
+
+/// The places to which a home leads, in the order of a search: the entry that it names, then the entries of that table's
+/// relatives, the youngest first.
+pub(crate) struct Places<'s> {
+    /// The entry that the home names.
+    pub entry: Option<&'s LeafRecord>,
+    /// The family of that entry's table, or the one that the home names.
+    pub family: Option<&'s Family>,
+    /// The index of the entry in each table.
+    pub index: u64,
+}
+
+/// Returns the places to which the home of `folio` leads. `None` if the folio is not mapped or not anonymous, or if its home is
+/// none. The folio may meanwhile be another page's, and the entries may map other folios: a caller that needs certainty reads
+/// the entries.
+pub(crate) fn places<'s>(folio: &Folio, section: &'s Section<'_>) -> Option<Places<'s>> {
+    folio.mapped_home().and_then(|home| Places::of(home, section))
+}
+
+impl<'s> Places<'s> {
+    fn of(home: Home, _section: &'s Section<'_>) -> Option<Self> {
+        let index = home.index();
+        match home.kind() {
+            ENTRY => {
+                // SAFETY: by its kind, the home has the address of a record. Rule H1: this section has seen a mapping, and then
+                // the home. A thread that takes the table out redirects each home that names it, unless the entry is the only
+                // mapping; then it drops the mapping; then it retires the table. So the home names a table that is retired
+                // after the section began, if at all, and that is freed after the section ends.
+                let record = unsafe { &*ptr::with_exposed_provenance::<LeafRecord>(home.address()) };
+                Some(Self { entry: Some(record), family: record.family(), index })
+            }
+            FAMILY => {
+                // SAFETY: by its kind, the home has the address of a family. Rule H1: this section has seen a mapping, and then
+                // the home. The table with that mapping is of the family, and is retired after the mapping is dropped. The
+                // family ends with the last of its tables, after the section ends.
+                let family = unsafe { &*ptr::with_exposed_provenance::<Family>(home.address()) };
+                Some(Self { entry: None, family: Some(family), index })
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether a search from here asks the entry at `index` of the table with `record`.
+    pub fn lead_to(&self, record: &LeafRecord, index: u64) -> bool {
+        let is_relative = || match (self.family, record.family()) {
+            (Some(family), Some(of_record)) => ptr::eq(family, of_record),
+            _ => false,
+        };
+        self.index == index && (self.entry.is_some_and(|entry| ptr::eq(entry, record)) || is_relative())
+    }
+
+    /// Returns the records of the tables that a search asks, in its order.
+    pub fn records(&self, section: &'s Section<'_>) -> impl Iterator<Item = &'s LeafRecord> {
+        let entry = self.entry;
+        let relatives = self.family.into_iter().flat_map(|family| family.records(section));
+        entry
+            .into_iter()
+            .chain(relatives.filter(move |record| !entry.is_some_and(|entry| ptr::eq(entry, *record))))
+    }
+}
