@@ -139,9 +139,22 @@ fn one_place() {
     }
 }
 
+/// Stores into each frame once, so that the system has memory behind it: its own first fault costs as much as what is measured.
+fn use_all_frames(engine: &Arc<Engine<Soft>>) {
+    let space = Space::new(engine).expect("a space");
+    let usage = engine.frame_usage();
+    let pages = usage.limit - usage.used;
+    let at = space.map(MapRequest::anonymous(pages * PAGE_SIZE)).expect("a mapping");
+    for page in 0..pages {
+        space.store_u64(VirtAddr::new(at.get() + page * PAGE_SIZE), 1).expect("a frame");
+    }
+    space.exit();
+}
+
 /// `threads` wait for pages of a file, each for another one, while `work` runs.
 fn beside_waits(threads: u64, work: impl FnOnce(&Arc<Engine<Soft>>, &Space, &GatedStore<Zeros>)) {
     let engine = engine(threads + 100, Limits::default());
+    use_all_frames(&engine);
     let store = Arc::new(GatedStore::new(Zeros(threads)));
     let file = File::open(&engine, store.clone()).expect("a file");
     let space = Space::new(&engine).expect("a space");
