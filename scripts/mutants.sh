@@ -69,6 +69,7 @@ resume_over_guard        | faultless-soft | first_touch | a_fault_that_waited | 
 sync_passes_a_refresh    | faultless-soft | loom_files | a_sync_beside_reading_anew | invariant 9
 writes_into_a_removal    | faultless-soft | loom_files | a_write_of_two_pages_beside_a_hole | invariant 14
 late_ends_are_clean      | faultless-soft | loom_files | a_flush_that_fails | invariant 9
+flushes_beside_each_other | faultless-soft | loom_files | a_sync_beside_a_failing_flush | invariant 9
 writes_ignore_removals   | faultless-soft | loom_files | a_write_of_two_pages_beside_a_cut | invariant 14
 refresh_drops_late_stores | faultless-soft | loom_files | a_store_beside_reading_anew | invariant 9
 future_asked_early       | faultless-soft | loom_calls | mlockall_misses_no_mapping | neither current nor future

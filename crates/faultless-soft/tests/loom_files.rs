@@ -250,3 +250,29 @@ fn a_flush_that_fails_beside_the_end_of_a_write() {
         end(&engine, Space::new(&engine).unwrap());
     });
 }
+
+/// A page is written and not flushed. A flush fails, and another sync runs beside it.
+#[test]
+fn a_sync_beside_a_failing_flush() {
+    model(2, || {
+        let store = Page::new(PAGE_SIZE);
+        store.state.lock().unwrap().is_prompt = true;
+        let (engine, file) = open(&store);
+        file.handle().write_at(0, &1_u64.to_ne_bytes()).unwrap();
+        file.handle().start_sync();
+        store.state.lock().unwrap().fails = true;
+        let other = file.clone();
+        let flush = spawn(1, move || other.handle().sync());
+        let result = file.handle().sync();
+        let flushed = u64::from_ne_bytes(store.state.lock().unwrap().flushed);
+        assert!(
+            result.is_err() || flushed == 1,
+            "invariant 9: a sync said Ok, and the device has lost the page"
+        );
+        let _ = flush.join().unwrap();
+        assert_eq!(file.handle().sync(), Ok(()), "each handle is told once");
+        assert_eq!(u64::from_ne_bytes(store.state.lock().unwrap().flushed), 1);
+        close(file);
+        end(&engine, Space::new(&engine).unwrap());
+    });
+}

@@ -40,7 +40,7 @@ counters! {
     IoWrites = "io_writes",
     /// Failed writes, each of one or more dirty pages, and failed flushes.
     WritebackErrors = "writeback_errors",
-    /// Time that stores, syncs and truncations waited for writes of dirty pages.
+    /// Time that stores, syncs and truncations waited for writes of dirty pages, and syncs for flushes by other threads.
     WritebackWait = "writeback_wait_ns",
     /// Clean folios evicted from the page cache.
     Evictions = "evictions",

@@ -61,6 +61,10 @@ fn a_host_with_nothing_planted_passes() {
     assert_eq!(fails(Planted::Nothing), None);
 }
 
+const HUNG: &str = "a leaf table that is hung in a child is found there";
+const WORDS: &str = "found gives the word of the lookup, and now that of the place";
+const WEAKENED: &str = "weaken takes the write right of one entry, and nothing else";
+
 #[test]
 fn each_planted_fault_is_found() {
     let planted = [
@@ -83,6 +87,23 @@ fn each_planted_fault_is_found() {
         (Planted::ExchangesWhateverIsThere, "exchange changes an entry if it is what was seen"),
         (Planted::DropsGuards, "guards and pages that are not present are kept as they are"),
         (Planted::UnhookedStaysFound, "unhook takes a leaf table out, and readers of it see that"),
+        (Planted::HangIsLost, HUNG),
+        (Planted::HangForgetsTheMark, HUNG),
+        (Planted::FoundLooksAgain, WORDS),
+        (Planted::NowIsFound, WORDS),
+        (Planted::PutIsLost, "put stores a word in the place, with its mark"),
+        (Planted::PutForgetsTheMark, "put stores a word in the place, with its mark"),
+        (Planted::SharedHangs, "a shared leaf table does not hang"),
+        (Planted::WeakenLeavesTheRight, WEAKENED),
+        (Planted::WeakenClearsAccessed, WEAKENED),
+        (Planted::SpareGivenTwice, "each spare is a leaf table of its own, and empty"),
+        (Planted::SpareIsNotEmpty, "each spare is a leaf table of its own, and empty"),
+        (Planted::StoresThroughTheMark, "fork: each has what the parent had, and its own stores"),
+        (Planted::ForeignIsForgotten, "an entry keeps the mark of a foreign frame"),
+        (Planted::ForeignShowsAnother, "a mapping of foreign frames shows them, in a child too"),
+        (Planted::ForeignIsCounted, "a foreign frame is not counted, and not given out"),
+        (Planted::ForeignIsGivenOut, "a foreign frame is not counted, and not given out"),
+        (Planted::ForeignKeepsItsRights, "the rights of a mapping of foreign frames hold"),
         (Planted::EarlyWakeIsLost, "a wake-up that comes before the sleep is kept"),
         (Planted::InvalidatesNothing, "after munmap no access is served"),
         (Planted::InvalidatesOnePage, "after munmap no access is served"),

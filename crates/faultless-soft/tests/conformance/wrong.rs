@@ -5,7 +5,7 @@ use faultless::frame::Folio;
 use faultless::host::conformance::Rig;
 use faultless::host::{
     Entry, Frame, FrameSource, FrameUsage, FrameUse, GroupId, LeafRecord, OutOfMemory, PageTable, Park,
-    Sleeper, Stable, StdHost, StdPark, StdServices, Unsupported,
+    PlaceWord, ShareLeaves, Sleeper, SpareLink, Stable, StdHost, StdPark, StdServices, Unsupported,
 };
 use faultless::protection::Access;
 use faultless::sync::{Retired, Sections};
@@ -37,6 +37,30 @@ pub enum Planted {
     InvalidatesOnePage,
     InvalidatesOneOfAll,
     EarlyWakeIsLost,
+    HangIsLost,
+    HangForgetsTheMark,
+    FoundLooksAgain,
+    NowIsFound,
+    PutIsLost,
+    PutForgetsTheMark,
+    SharedHangs,
+    WeakenLeavesTheRight,
+    WeakenClearsAccessed,
+    SpareGivenTwice,
+    SpareIsNotEmpty,
+    StoresThroughTheMark,
+    ForeignIsForgotten,
+    ForeignShowsAnother,
+    ForeignIsCounted,
+    ForeignIsGivenOut,
+    ForeignKeepsItsRights,
+}
+
+/// Foreign frames, of which a host need know nothing.
+#[derive(Default)]
+struct Foreign {
+    mapped: AtomicU64,
+    given_up: Mutex<Vec<Frame>>,
 }
 
 /// Translations by table and page.
@@ -66,12 +90,14 @@ pub struct Wrong {
     services: StdServices<Sleeping>,
     planted: Planted,
     tlb: Arc<Tlb>,
+    foreign: Arc<Foreign>,
     tables: AtomicU64,
 }
 
 pub struct Frames {
     memory: PhysicalMemory,
     planted: Planted,
+    foreign: Arc<Foreign>,
     last: AtomicU64,
     count: AtomicU64,
 }
@@ -87,7 +113,17 @@ pub struct Table {
     planted: Planted,
     number: u64,
     tlb: Arc<Tlb>,
+    foreign: Arc<Foreign>,
+    /// The spare that was reserved first.
+    spare: Mutex<Option<Spare>>,
 }
+
+/// A spare, in a table that threads share.
+#[derive(Clone, Copy)]
+struct Spare(NonNull<SpareLink>);
+
+// SAFETY: the engine's; this host only hands it out.
+unsafe impl Send for Spare {}
 
 // SAFETY: it is not safe, on purpose: the checks end with the first thing that they find.
 unsafe impl StdHost for Wrong {
@@ -106,7 +142,8 @@ unsafe impl StdHost for Wrong {
     fn new_table(&self, sections: &Arc<Sections>) -> Result<Table, OutOfMemory> {
         let number = self.tables.fetch_add(1, Ordering::Relaxed);
         let table = RadixTable::new(Arc::clone(sections))?;
-        Ok(Table { table, planted: self.planted, number, tlb: self.tlb.clone() })
+        let (tlb, foreign) = (self.tlb.clone(), self.foreign.clone());
+        Ok(Table { table, planted: self.planted, number, tlb, foreign, spare: Mutex::default() })
     }
 
     fn invalidate_all(&self, _: &Sections, batch: &mut [Stale], _: impl FnMut(u32)) {
@@ -146,6 +183,9 @@ unsafe impl FrameSource for Frames {
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         if self.planted == Planted::FrameGivenTwice && self.count.fetch_add(1, Ordering::Relaxed) % 40 == 39 {
             return Frame::new(self.last.load(Ordering::Relaxed));
+        }
+        if let Some(frame) = lock(&self.foreign.given_up).pop() {
+            return Some(frame);
         }
         self.memory.allocate(group, purpose).inspect(|frame| self.last.store(frame.get(), Ordering::Relaxed))
     }
@@ -205,7 +245,8 @@ unsafe impl FrameSource for Frames {
     }
 
     fn usage(&self) -> FrameUsage {
-        self.memory.usage()
+        let usage = self.memory.usage();
+        FrameUsage { used: usage.used + self.foreign.mapped.load(Ordering::Relaxed), ..usage }
     }
 }
 
@@ -214,10 +255,11 @@ unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
     type Root<'s> = ();
     type Stale = Stale;
-    type Sharing = Unsupported;
+    type Sharing = Self;
     type Following = Unsupported;
     type Refusing = Unsupported;
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
+    const MAPS_FOREIGN: bool = true;
 
     fn pages(&self) -> PageRange {
         self.table.pages()
@@ -225,8 +267,8 @@ unsafe impl PageTable for Table {
 
     fn root(&self) {}
 
-    fn sharing(&self) -> Option<&Unsupported> {
-        None
+    fn sharing(&self) -> Option<&Self> {
+        Some(self)
     }
 
     fn following(&self) -> Option<&Unsupported> {
@@ -250,7 +292,10 @@ unsafe impl PageTable for Table {
     }
 
     fn hangs(&self, leaf: Leaf<'_>) -> bool {
-        self.table.hangs(leaf)
+        match self.planted {
+            Planted::SharedHangs => self.now(leaf).leaf() == self.found(leaf).leaf(),
+            _ => self.table.hangs(leaf),
+        }
     }
 
     fn load(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
@@ -276,6 +321,14 @@ unsafe impl PageTable for Table {
     }
 
     unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
+        let is_foreign = new.has(Entry::MAPPED | Entry::FOREIGN);
+        let new = match self.planted {
+            Planted::ForeignIsForgotten if is_foreign => new.without(Entry::FOREIGN),
+            _ => new,
+        };
+        if is_foreign && self.planted == Planted::ForeignIsCounted {
+            self.foreign.mapped.fetch_add(1, Ordering::Relaxed);
+        }
         // SAFETY: by the same contract.
         let old = unsafe { self.table.install(leaf, page, new) }?;
         let forgets = self.planted == Planted::InstallForgetsWhatWasUsed;
@@ -292,8 +345,15 @@ unsafe impl PageTable for Table {
         let (seen, new) = match self.planted {
             Planted::ExchangesWhateverIsThere => (self.load(leaf, page), new),
             Planted::DropsGuards if new.is_guard() => (seen, Entry::EMPTY),
+            Planted::ForeignKeepsItsRights if new.has(Entry::MAPPED | Entry::FOREIGN) => {
+                (seen, new.with(seen.bits() & Entry::WRITE))
+            }
             _ => (seen, new),
         };
+        let goes = seen.has(Entry::MAPPED | Entry::FOREIGN) && !new.has(Entry::MAPPED);
+        if goes && self.planted == Planted::ForeignIsGivenOut {
+            lock(&self.foreign.given_up).extend(seen.mapped_frame());
+        }
         // SAFETY: by the same contract.
         unsafe { self.table.exchange(leaf, page, seen, new) }
     }
@@ -335,6 +395,75 @@ unsafe impl PageTable for Table {
     }
 }
 
+// SAFETY: as above.
+unsafe impl ShareLeaves<Self> for Table {
+    fn found(&self, leaf: Leaf<'_>) -> PlaceWord {
+        match self.planted {
+            Planted::FoundLooksAgain => self.table.now(leaf),
+            _ => self.table.found(leaf),
+        }
+    }
+
+    fn now(&self, leaf: Leaf<'_>) -> PlaceWord {
+        match self.planted {
+            Planted::NowIsFound => self.table.found(leaf),
+            _ => self.table.now(leaf),
+        }
+    }
+
+    unsafe fn put(&self, leaf: Leaf<'_>, word: PlaceWord) {
+        let word = match self.planted {
+            Planted::PutIsLost => return,
+            Planted::PutForgetsTheMark => PlaceWord::new(word.leaf()),
+            _ => word,
+        };
+        // SAFETY: by the same contract.
+        unsafe { self.table.put(leaf, word) }
+    }
+
+    unsafe fn reserve(&self, page: PageNumber) -> Result<NonNull<SpareLink>, OutOfMemory> {
+        // SAFETY: by the same contract.
+        let spare = Spare(unsafe { self.table.reserve(page) }?);
+        let first = *lock(&self.spare).get_or_insert(spare);
+        Ok(if self.planted == Planted::SpareGivenTwice { first.0 } else { spare.0 })
+    }
+
+    unsafe fn hang(&self, page: PageNumber, word: PlaceWord) {
+        let word = match self.planted {
+            Planted::HangIsLost => return,
+            Planted::HangForgetsTheMark => PlaceWord::new(word.leaf()),
+            _ => word,
+        };
+        // SAFETY: by the same contract.
+        unsafe { self.table.hang(page, word) }
+    }
+
+    unsafe fn open<'s>(&'s self, leaf: Leaf<'s>, spare: NonNull<SpareLink>) -> Leaf<'s> {
+        // SAFETY: by the same contract; nobody else has the leaf yet.
+        unsafe {
+            let opened = self.table.open(leaf, spare);
+            if self.planted == Planted::SpareIsNotEmpty {
+                let last = PageNumber::new(Self::LEAF_PAGES - 1);
+                self.table.fill(opened, last, Entry::from_bits(Entry::GUARD));
+            }
+            opened
+        }
+    }
+
+    unsafe fn weaken(&self, leaf: Leaf<'_>, page: PageNumber) {
+        if self.planted == Planted::WeakenLeavesTheRight {
+            return;
+        }
+        // SAFETY: by the same contract.
+        unsafe { self.table.weaken(leaf, page) }
+        if self.planted == Planted::WeakenClearsAccessed {
+            let seen = self.table.load(leaf, page);
+            // SAFETY: by the same contract.
+            let _ = unsafe { self.table.exchange(leaf, page, seen, seen.without(Entry::ACCESSED)) };
+        }
+    }
+}
+
 /// Makes machines with one fault.
 pub struct WrongRig(pub Planted);
 
@@ -357,19 +486,26 @@ impl WrongRig {
                 // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
                 let table = unsafe { space.table() };
                 let key = (table.number, page.get());
-                if let Some(frame) =
-                    tlb.get(&key).filter(|entry| entry.has(needed)).and_then(|e| e.mapped_frame())
+                if let Some(entry) = tlb.get(&key).filter(|entry| entry.has(needed))
+                    && let Some(frame) = entry.mapped_frame()
                 {
+                    let is_wrong = entry.has(Entry::FOREIGN) && table.planted == Planted::ForeignShowsAnother;
+                    let frame = if is_wrong { engine.zero_frame() } else { frame };
                     return Some(operation(&engine.host().frames.memory, frame, offset));
                 }
                 let used = Entry::ACCESSED | if access == Access::Write { Entry::DIRTY } else { 0 };
                 let leaf = table.pages().contains(page).then(|| table.table.leaf(&section, page)).flatten();
                 if let Some(leaf) = leaf {
                     let entry = table.table.translate(leaf, page);
-                    if entry.has(Entry::MAPPED | needed) {
+                    let is_marked = table.table.found(leaf).is_shared();
+                    let refused = match is_marked && table.planted != Planted::StoresThroughTheMark {
+                        true => Entry::WRITE,
+                        false => 0,
+                    };
+                    if entry.without(refused).has(Entry::MAPPED | needed) {
                         // SAFETY: what hardware does.
                         if unsafe { table.table.exchange(leaf, page, entry, entry.with(used)) }.is_ok() {
-                            tlb.insert(key, entry);
+                            tlb.insert(key, entry.without(refused));
                         }
                         continue;
                     }
@@ -389,11 +525,14 @@ impl Rig for WrongRig {
         let park =
             Sleeping { park: StdPark::default(), planted, sleeps: [const { AtomicBool::new(false) }; 64] };
         let memory = PhysicalMemory::new(frames).unwrap();
+        let foreign = Arc::<Foreign>::default();
+        let (last, count) = (AtomicU64::new(0), AtomicU64::new(0));
         let wrong = Wrong {
-            frames: Frames { memory, planted, last: AtomicU64::new(0), count: AtomicU64::new(0) },
+            frames: Frames { memory, planted, foreign: foreign.clone(), last, count },
             services: StdServices::with_park(park),
             planted,
             tlb: Arc::default(),
+            foreign,
             tables: AtomicU64::new(0),
         };
         Engine::new(wrong, Limits::default()).unwrap()

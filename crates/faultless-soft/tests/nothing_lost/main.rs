@@ -3,6 +3,7 @@
 #![cfg(not(loom))]
 
 mod beside;
+mod flushes;
 mod ram;
 
 use faultless::address::{PAGE_SIZE, VirtAddr};

@@ -7,10 +7,11 @@
 //! `folio_list.rs`.
 //!
 //! Stores through shared mappings and by [`FileHandle`] make folios dirty, and writeback makes them clean: see
-//! `writeback.rs`.
+//! `writeback.rs`. A sync then flushes the store: see `flush.rs`.
 
 mod account;
 mod ahead;
+mod flush;
 mod folio_list;
 mod handle;
 mod index;
@@ -131,9 +132,9 @@ pub struct File<H: Host> {
     /// Counts the beginnings and ends of cuts, and withdrawn reads. If the count has changed during a read that found nothing
     /// behind the end, that result may be out of date. Atomic.
     cuts: AtomicU64,
-    /// The writes that failed. Protected by its lock.
+    /// The writes and flushes that failed, and the numbers of flushes. Protected by its lock.
     errors: Mutex<Errors>,
-    /// Counts the flushes that failed. Partners: see [`File::flush_store`].
+    /// Counts the flushes that failed. Partners: see [`File::make_written_dirty`].
     failed_flushes: AtomicU64,
     /// The writes by handle of more than one page that are under way. Protected by its lock.
     writers: Writers,

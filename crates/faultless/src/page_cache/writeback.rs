@@ -25,9 +25,11 @@
 //!
 //! A failed write ends under the lock of the errors, and each sync takes that lock before it looks at the tags. If the end comes
 //! first, the sync finds the pages dirty and writes them. If the sync comes first, the failure is one that happened during the sync:
-//! the sync returns the error even if another caller has been told of it, and writes the pages that were not tried.
+//! the sync returns the error even if another caller has been told of it, and writes the pages that were not tried. A write that
+//! a failed flush may have lost ends in the same way, without an error of its own: see flush.rs.
 
 use super::account::{Full, Pin};
+use super::flush::Flushes;
 use super::index::{self, Tag};
 use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
@@ -37,7 +39,7 @@ use crate::host::{Frame, Host};
 use crate::stats::Counter;
 use crate::store::{Direction, MAX_PAGES, Outcome, Place, Places, Store, StoreError, Transfer};
 use crate::sync::atomic::Ordering;
-use crate::sync::{fence_after_rmw, full_fence, try_box, try_box_or_back};
+use crate::sync::{full_fence, try_box, try_box_or_back};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::mem;
@@ -62,8 +64,11 @@ pub(super) struct Errors {
     reported: u64,
     /// The number of errors when the file itself was last asked: by its mappings' msync and by [`File::sync`].
     pub(super) file: u64,
-    /// The number of writes that left pages behind that were not tried.
+    /// The number of writes that left pages dirty which a sync that waited for them has to write: pages that were not tried,
+    /// and pages that a failed flush may have lost.
     left_behind: u64,
+    /// The flushes of the store.
+    pub(super) flushes: Flushes,
 }
 
 impl Errors {
@@ -72,7 +77,7 @@ impl Errors {
         self.reported
     }
 
-    fn record(&mut self, error: StoreError) {
+    pub(super) fn record(&mut self, error: StoreError) {
         self.count += 1;
         self.last = Some(error);
     }
@@ -170,7 +175,8 @@ impl<H: Host> File<H> {
         let (before, left_behind) = look();
         self.write_back(pages.clone(), true);
         self.wait_for_writes(pages.clone());
-        // Pages behind one that could not be written: now each is written alone, as if there were no runs.
+        // Pages behind one that could not be written: now each is written alone, as if there were no runs. And pages whose write
+        // had begun before a flush failed: that failure may have been reported before this call.
         if look().1 != left_behind {
             self.write_back(pages.clone(), true);
             self.wait_for_writes(pages);
@@ -208,43 +214,6 @@ impl<H: Host> File<H> {
         let (result, seen) = errors.report(seen, before);
         errors.file = seen;
         result
-    }
-
-    /// Has the store bring what it keeps in buffers of its own to its device. A failure is recorded as one of writeback is, and
-    /// every page that was ever written and is in memory becomes dirty again: nobody knows which of them the device has. A
-    /// write that was submitted before the failure, and ends after it, leaves its page dirty too.
-    pub(crate) fn flush_store(&self) {
-        // A failed write has left the store longer than the file.
-        if self.has_long_store.load(Ordering::Relaxed)
-            && let Err(error) = self.shrink_store_to_length(&self.take_resizing())
-        {
-            self.errors.lock().record(error);
-        }
-        let flushed = self.store.as_ref().map_or(Ok(()), |store| store.flush());
-        let Err(error) = flushed else { return };
-        self.failed_flushes.fetch_add(1, Ordering::AcqRel);
-        // Partner: the fence of a write that ends: it finds the number changed, or we find its page.
-        fence_after_rmw();
-        let mut rest = 0..index::PAGES;
-        while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Written) {
-            match self.find(page, Reference::Pin) {
-                Ok(Some(frame)) => {
-                    let pin = Pin::new(&self.engine, frame);
-                    pin.wait_for_read(None);
-                    if self.engine.folio(frame).is_uptodate() {
-                        drop(self.lock_dirty(page, pin));
-                    }
-                }
-                Ok(None) => {}
-                Err(full) => {
-                    self.engine.wait_for_place(full, None);
-                    continue;
-                }
-            }
-            rest.start = page + 1;
-        }
-        self.engine.counters().add(Counter::WritebackErrors, 1);
-        self.errors.lock().record(error);
     }
 
     fn write_back(&self, pages: Range<u64>, wait: bool) {
@@ -471,18 +440,20 @@ impl<H: Host> File<H> {
         for page in first + written as u64..pages.end {
             self.index.tag(page, Tag::Alone);
         }
-        // Held until the last page is dirty again: see the module.
-        let errors = failed.map(|error| {
-            engine.counters().add(Counter::WritebackErrors, 1);
-            let mut errors = self.errors.lock();
-            errors.record(error);
-            errors.left_behind += u64::from(pins.len() - written > 1);
-            errors
-        });
         // Partner: the fence of a flush that has failed.
         full_fence();
         let is_lost = self.failed_flushes.load(Ordering::Relaxed) != write.flushes
             && !cfg!(mutant = "late_ends_are_clean");
+        // Held until the last page is dirty again: see the module.
+        let errors = (failed.is_some() || is_lost).then(|| {
+            let mut errors = self.errors.lock();
+            if let Some(error) = failed {
+                engine.counters().add(Counter::WritebackErrors, 1);
+                errors.record(error);
+            }
+            errors.left_behind += u64::from(is_lost || pins.len() - written > 1);
+            errors
+        });
         for (page, pin) in pages.zip(&pins) {
             let has_failed = page >= first + written as u64 && !cfg!(mutant = "failed_write_is_clean");
             let dirty = has_failed || write.stays_dirty || is_lost;

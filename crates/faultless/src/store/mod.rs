@@ -154,7 +154,8 @@ pub trait Store: Send + Sync + 'static {
         Err(StoreError::Unsupported { offset })
     }
 
-    /// Returns when the bytes of completed writes have reached the device. Waits. A store without buffers has nothing to do.
+    /// Returns when the bytes of completed writes have reached the device. Waits. A store without buffers has nothing to do. A
+    /// file makes one call at a time, and none for a sync that another thread's later call serves.
     ///
     /// # Errors
     /// The error of the file system.

@@ -29,37 +29,44 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 11] {
     ]
 }
 
-type Space<R> = AddressSpace<<R as Rig>::Host, Faultless>;
-const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+pub(super) type Space<R> = AddressSpace<<R as Rig>::Host, Faultless>;
+pub(super) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
 /// A process under test, and the place of its memory.
-struct Program<'r, R: Rig> {
-    rig: &'r R,
-    engine: Arc<Engine<R::Host>>,
-    process: R::Process,
+pub(super) struct Program<'r, R: Rig> {
+    pub rig: &'r R,
+    pub engine: Arc<Engine<R::Host>>,
+    pub process: R::Process,
 }
 
-fn say<T, E: core::fmt::Display>(call: &str, result: Result<T, E>) -> Result<T, Unmet> {
+/// Fails a check with the error of a call that has to succeed.
+pub(super) fn say<T, E: core::fmt::Display>(call: &str, result: Result<T, E>) -> Result<T, Unmet> {
     result.map_err(|error| alloc::format!("{call} fails: {error}").into())
 }
 
 impl<'r, R: Rig> Program<'r, R> {
-    fn new(rig: &'r R) -> Result<Self, Unmet> {
+    pub fn new(rig: &'r R) -> Result<Self, Unmet> {
         let engine = rig.engine(1024);
         let space = say("AddressSpace::new", Space::<R>::new(&engine))?;
         Ok(Self { rig, process: rig.process(space), engine })
     }
 
-    fn space(&self) -> &Space<R> {
+    pub fn space(&self) -> &Space<R> {
         self.rig.space(&self.process)
     }
 
+    /// Makes a child of the process.
+    pub fn fork(&self) -> Result<Self, Unmet> {
+        let child = say("fork", self.space().fork())?;
+        Ok(Self { rig: self.rig, engine: self.engine.clone(), process: self.rig.process(child) })
+    }
+
     /// Maps new anonymous memory of `pages` pages.
-    fn memory(&self, pages: u64) -> Result<VirtAddr, Unmet> {
+    pub fn memory(&self, pages: u64) -> Result<VirtAddr, Unmet> {
         say("map", self.space().map(MapRequest::anonymous(pages * PAGE_SIZE)))
     }
 
-    fn store(&self, address: VirtAddr, value: u64) -> Finding {
+    pub fn store(&self, address: VirtAddr, value: u64) -> Finding {
         must!(
             self.rig.store(&self.process, address, value),
             "a store to {address}, which is mapped, is not served"
@@ -67,13 +74,13 @@ impl<'r, R: Rig> Program<'r, R> {
         Ok(())
     }
 
-    fn must_show(&self, address: VirtAddr, value: u64) -> Finding {
+    pub fn must_show(&self, address: VirtAddr, value: u64) -> Finding {
         let found = self.rig.load(&self.process, address);
         must!(found == Some(value), "{address} shows {found:?}, and not {value:#x}");
         Ok(())
     }
 
-    fn must_refuse(&self, address: VirtAddr, when: &str) -> Finding {
+    pub fn must_refuse(&self, address: VirtAddr, when: &str) -> Finding {
         let found = self.rig.load(&self.process, address);
         must!(found.is_none(), "{address} shows {found:?} {when}");
         must!(!self.rig.store(&self.process, address, 1), "a store to {address} is served {when}");
@@ -82,7 +89,7 @@ impl<'r, R: Rig> Program<'r, R> {
 }
 
 /// Returns the address of word `index` of page `page` from `start` on.
-fn word(start: VirtAddr, page: u64, index: u64) -> VirtAddr {
+pub(super) fn word(start: VirtAddr, page: u64, index: u64) -> VirtAddr {
     VirtAddr::new(start.get() + page * PAGE_SIZE + index * 8)
 }
 
@@ -187,8 +194,7 @@ fn forked<R: Rig>(rig: &R) -> Finding {
         for page in (0..pages).filter(is_used) {
             program.store(word(start, page, 2), 1000 + page)?;
         }
-        let child = say("fork", program.space().fork())?;
-        let child = Program { rig, engine: program.engine.clone(), process: rig.process(child) };
+        let child = program.fork()?;
         program.store(word(start, 0, 2), 1)?;
         child.store(word(start, 1, 2), 2)?;
         child.must_show(word(start, 0, 2), 1000)?;
@@ -314,8 +320,7 @@ fn comes_back<R: Rig>(rig: &R) -> Finding {
         for page in 0..64 {
             program.store(word(start, page, 0), 1)?;
         }
-        let child = say("fork", program.space().fork())?;
-        let child = Program { rig, engine: engine.clone(), process: rig.process(child) };
+        let child = program.fork()?;
         child.store(start, 2)?;
         child.space().exit();
         child.must_refuse(start, "after exit")?;

@@ -2,8 +2,11 @@
 
 use super::{Check, Finding, Rig, must};
 use crate::address::PAGE_SIZE;
+use crate::engine::Engine;
 use crate::host::{Frame, FrameSource, FrameUse, Frames, GroupId, Host};
+use crate::space::ForeignFrames;
 use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -24,6 +27,44 @@ pub(super) fn take<F: FrameSource>(frames: Frames<'_, F>) -> Result<Frame, super
     frames
         .allocate(GroupId::ROOT, FrameUse::Anonymous)
         .ok_or_else(|| "allocate finds no frame, and few are given out".into())
+}
+
+/// A frame that a check has taken, and that it maps as a device's. A check that fails never gives it back.
+pub(super) struct Device<H: Host> {
+    engine: Arc<Engine<H>>,
+    pub frame: Frame,
+}
+
+impl<H: Host> Device<H> {
+    pub fn new(engine: &Arc<Engine<H>>) -> Result<Self, super::Unmet> {
+        let frame = take(engine.frames())?;
+        engine.frames().zero(frame);
+        Ok(Self { engine: engine.clone(), frame })
+    }
+
+    /// Returns the frame in the form that a mapping of it needs.
+    pub fn frames(&self) -> Result<ForeignFrames, super::Unmet> {
+        // SAFETY: the engine has not got the frame, and gets it when nothing maps it any more: see `give_back`.
+        let frames = unsafe { ForeignFrames::new(self.frame, 1) };
+        frames.ok_or_else(|| "a frame has a number that no entry has room for".into())
+    }
+
+    /// Writes the first word of the frame, as the device does.
+    pub fn write(&self, value: u64) {
+        self.engine.frames().write(self.frame, 0, &value.to_ne_bytes());
+    }
+
+    /// Reads the first word of the frame.
+    pub fn read(&self) -> u64 {
+        let mut word = [0; 8];
+        self.engine.frames().read(self.frame, 0, &mut word);
+        u64::from_ne_bytes(word)
+    }
+
+    /// Gives the frame back. The caller has dropped the spaces that mapped it.
+    pub fn give_back(self) {
+        self.engine.frames().free(self.frame);
+    }
 }
 
 fn pattern(seed: u8) -> Vec<u8> {

@@ -15,7 +15,11 @@
 //!    over it. It is called with no lock of the engine held.
 //! 4. Sleeping: a wake-up that comes before the sleep is kept.
 //! 5. Slots: two threads (in a kernel: processors) that live at once have two numbers.
-//! 6. In a kernel: docs/contexts.md says what may be called where, and in which context the engine calls the host.
+//! 6. Leaf tables that fork shares, if the host has that ability: a processor stores through no place that is marked, whatever the
+//!    entries of the leaf allow. `found` is a value of the lookup; `now` reads the place.
+//! 7. Foreign frames, if the host maps them: an entry keeps [`Entry::FOREIGN`](super::Entry::FOREIGN). The host counts and frees
+//!    no frame of such an entry.
+//! 8. In a kernel: docs/contexts.md says what may be called where, and in which context the engine calls the host.
 //!
 //! # Faults that these checks do not see
 //!
@@ -23,8 +27,10 @@
 //! moment, but for those that happen in the short races here; a [`Barrier`](super::Barrier) that is too weak; I/O of a device; time.
 
 mod accesses;
+mod foreign;
 mod frames;
 mod services;
+mod sharing;
 mod tables;
 
 use crate::AddressSpace;
@@ -147,9 +153,10 @@ type Check<R> = (&'static str, fn(&R) -> Finding);
 /// Runs all checks, in order, and returns their outcomes. A check that follows a failed one may fail for that reason, panic, or
 /// wait for ever: mend the first failure first. `tell` is called after each check.
 pub fn run<R: Rig>(rig: &R, mut tell: impl FnMut(&Checked)) -> Vec<Checked> {
-    let all = frames::checks().into_iter().chain(tables::checks()).chain(services::checks());
+    let parts = frames::checks().into_iter().chain(tables::checks()).chain(sharing::checks());
+    let all = parts.chain(services::checks()).chain(accesses::checks()).chain(foreign::checks());
     let mut checked = Vec::new();
-    for (name, check) in all.chain(accesses::checks()) {
+    for (name, check) in all {
         let outcome = match check(rig) {
             Ok(()) => Outcome::Passed,
             Err(Unmet::Skipped(why)) => Outcome::Skipped(why),

@@ -28,14 +28,14 @@ pub(super) fn checks<R: Rig>() -> [Check<R>; 12] {
     ]
 }
 
-const READ_WRITE: u64 = Entry::READ | Entry::WRITE;
+pub(super) const READ_WRITE: u64 = Entry::READ | Entry::WRITE;
 /// The bits that a processor, or the host itself, may add to an entry.
 const HOSTS: u64 = Entry::ACCESSED | Entry::DIRTY;
 
 /// A table that belongs to no space.
-struct Bench<R: Rig> {
-    engine: Arc<Engine<R::Host>>,
-    table: Table<<R::Host as Host>::Table>,
+pub(super) struct Bench<R: Rig> {
+    pub engine: Arc<Engine<R::Host>>,
+    pub table: Table<<R::Host as Host>::Table>,
 }
 
 impl<R: Rig> Drop for Bench<R> {
@@ -44,24 +44,32 @@ impl<R: Rig> Drop for Bench<R> {
     }
 }
 
-type TableOf<R> = <<R as Rig>::Host as Host>::Table;
+pub(super) type TableOf<R> = <<R as Rig>::Host as Host>::Table;
 
 impl<R: Rig> Bench<R> {
-    fn new(rig: &R) -> Result<Self, Unmet> {
+    pub fn new(rig: &R) -> Result<Self, Unmet> {
         let engine = rig.engine(256);
         let table = engine.host().new_table(engine.sections());
         let table = table.map_err(|_| Unmet::from("a new machine has no memory for a table"))?;
         Ok(Self { engine, table: Table::new(table, SpaceMark::NOBODY) })
     }
 
+    /// Makes a table for a child of this one.
+    pub fn child(&self) -> Result<Self, Unmet> {
+        let engine = Arc::clone(&self.engine);
+        let table = engine.host().child_table(engine.sections(), &self.table);
+        let table = table.map_err(|_| Unmet::from("a new machine has no memory for a child's table"))?;
+        Ok(Self { engine, table: Table::new(table, SpaceMark::NOBODY) })
+    }
+
     /// Returns a page in the middle of the table.
-    fn page(&self) -> PageNumber {
+    pub fn page(&self) -> PageNumber {
         let pages = self.table.pages();
         let middle = PageNumber::new(pages.start().get() + pages.pages() / 2);
         PageNumber::new(middle.align_down(TableOf::<R>::LEAF_PAGES).get() + 3)
     }
 
-    fn entry(&self, page: PageNumber) -> Result<Entry, Unmet> {
+    pub fn entry(&self, page: PageNumber) -> Result<Entry, Unmet> {
         let section = self.engine.enter();
         let leaf = self.table.leaf(&section, page);
         let leaf =
@@ -70,7 +78,7 @@ impl<R: Rig> Bench<R> {
     }
 
     /// Runs `work` on the leaf over `page`, which is made if it is missing, and on its entry.
-    fn with<T>(
+    pub fn with<T>(
         &self,
         page: PageNumber,
         work: impl FnOnce(<TableOf<R> as PageTable>::Leaf<'_>, Entry) -> Result<T, Unmet>,
@@ -82,7 +90,7 @@ impl<R: Rig> Bench<R> {
     }
 
     /// Maps a new frame at `page`, as a fault does.
-    fn map(&self, page: PageNumber, rights: u64) -> Result<(Frame, Entry), Unmet> {
+    pub fn map(&self, page: PageNumber, rights: u64) -> Result<(Frame, Entry), Unmet> {
         let frames = self.engine.frames();
         let frame = take(frames)?;
         frames.zero(frame);
@@ -98,7 +106,7 @@ impl<R: Rig> Bench<R> {
     }
 
     /// Empties the entry of `page`, as munmap does.
-    fn unmap(&self, page: PageNumber) -> Finding {
+    pub fn unmap(&self, page: PageNumber) -> Finding {
         let taken_out = self.with(page, |leaf, seen| {
             let done = self.table.exchange(leaf, page, seen, Entry::EMPTY);
             must!(done == Ok(()), "exchange says {done:?}, where {seen:?} was");
@@ -114,7 +122,8 @@ impl<R: Rig> Bench<R> {
     }
 }
 
-fn is(found: Entry, should: Entry) -> bool {
+/// Returns whether both entries are the same, but for bits that a processor may set.
+pub(super) fn is(found: Entry, should: Entry) -> bool {
     found.without(HOSTS) == should.without(HOSTS)
 }
 
