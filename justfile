@@ -61,6 +61,14 @@ thread-price *ARGS:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# The book: docs/ to target/book, with its links checked. Builds mdbook into target/tools if it is not on the PATH.
+book:
+    scripts/book.sh
+
+# The pictures of the book: docs/pictures/*.txt to *.svg.
+pictures:
+    scripts/pictures.py
+
 # Plants each mutant, runs the check that has to kill it.
 mutants *NAMES:
     scripts/mutants.sh {{NAMES}}
