@@ -31,7 +31,7 @@ impl Folio {
     /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire; the first
     /// load's partners are [`Folio::begin_anonymous`], and the Release of each thread that drops a mapping after a change of
     /// home.
-    #[cfg(feature = "audit")]
+    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
         (word & ANONYMOUS != 0 && word & MAPPINGS != 0)
