@@ -109,29 +109,29 @@ struct Compare {
     #[arg(long = "design", value_name = "A,B", value_delimiter = ',')]
     designs: Vec<String>,
     /// Threads that do the scenario's work [default: the scenario's own number]
-    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     threads: Option<usize>,
     /// Seconds for each scenario and design [default: 8, less if there are many designs]
-    #[arg(long, value_name = "S", value_parser = parse::seconds)]
+    #[arg(long, value_name = "S", value_parser = parse::seconds, allow_hyphen_values = true)]
     seconds: Option<f64>,
     /// What each read takes at least
-    #[arg(long, value_name = "TIME", value_parser = parse::latency, default_value = "2ms")]
+    #[arg(long, value_name = "TIME", value_parser = parse::latency, allow_hyphen_values = true, default_value = "2ms")]
     io_latency: Duration,
     /// Reads that the device serves at a time [default: any number]
-    #[arg(long, value_name = "N", value_parser = queue_depth, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = queue_depth, allow_hyphen_values = true)]
     queue_depth: Option<NonZeroUsize>,
     /// How often a second an actor of the scenario acts; may be repeated
-    #[arg(long = "rate", value_name = "NAME=HZ", value_parser = parse::rate)]
+    #[arg(long = "rate", value_name = "NAME=HZ", value_parser = parse::rate, allow_hyphen_values = true)]
     rates: Vec<(String, f64)>,
     /// The file to map, of which the first GiB counts [default: a temporary one of 16 to 64
     /// MiB]
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
     /// Memory of the software machine; native rows have all of this one's
-    #[arg(long, value_name = "SIZE", value_parser = parse::size, default_value = "256M")]
+    #[arg(long, value_name = "SIZE", value_parser = memory, allow_hyphen_values = true, default_value = "256M")]
     memory: u64,
     /// What random choices follow from
-    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = seed, allow_hyphen_values = true, default_value_t = 1)]
     seed: u64,
     /// Write the results as JSON; "-", or nothing, is standard output, and then no table
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
@@ -159,6 +159,13 @@ fn queue_depth(text: &str) -> Result<NonZeroUsize, String> {
 
 fn seed(text: &str) -> Result<u64, String> {
     whole(text, "0 is the least")
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    match parse::size(text)? {
+        memory if (64 << 10..=64 << 30).contains(&memory) => Ok(memory),
+        _ => Err("a machine has 64K at least and 64G at most".into()),
+    }
 }
 
 /// The command: parses the arguments, runs, and says how it went.
@@ -238,8 +245,6 @@ pub fn say(text: &str) -> Result<(), Trouble> {
 
 impl Compare {
     fn plan(&self) -> Result<Plan, Trouble> {
-        const LEAST_MEMORY: u64 = 64 << 10;
-        const MOST_MEMORY: u64 = 64 << 30;
         let input = |text: String| Err(Trouble::Input(text));
         let mut chosen = Vec::new();
         for name in &self.scenarios {
@@ -298,9 +303,6 @@ impl Compare {
             && (name == "all" || scenarios::find(name).is_some())
         {
             return input(format!("--json {name}: would write a file of that name; put the scenario first"));
-        }
-        if !(LEAST_MEMORY..=MOST_MEMORY).contains(&self.memory) {
-            return input("--memory: a machine has 64K at least and 64G at most".into());
         }
         let settings = Settings {
             threads: self.threads,

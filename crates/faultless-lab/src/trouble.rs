@@ -16,6 +16,11 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// The operating system starts no more threads.
+    pub(crate) fn no_thread(error: std::io::Error) -> Self {
+        Self::Input(format!("cannot start a thread: {error}; use fewer --threads"))
+    }
+
     /// What the process exits with.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -28,7 +28,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     assert_refused(&["compare", "--rate", "fork=never"], "'fork=never'");
     assert_refused(&["compare", "--rate", "spoon=1"], "spoon");
     assert_refused(&["compare", "--memory", "99999999999999999999G"], "99999999999999999999G");
-    assert_refused(&["compare", "--memory", "1k"], "--memory");
+    assert_refused(&["compare", "--memory", "1k"], "'1k' for '--memory <SIZE>': a machine has 64K at least");
     assert_refused(&["compare", "--memory", "lots"], "'lots'");
     assert_refused(&["compare", "--memory", "0"], "--memory");
     assert_refused(&["compare", "--memory", "1000G"], "--memory");
@@ -61,6 +61,56 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         &["compare", "--json", "/no/such/folder/r.json", "--seconds", "0.1"],
         "/no/such/folder/r.json",
     );
+}
+
+/// Each option that takes a number, with a value that is too small for it and one that is too large.
+const NUMBERS: [(&str, &str, &[&str]); 9] = [
+    ("compare", "--threads", &["0", "10001", "1000000000"]),
+    ("compare", "--seconds", &["0", "0.09", "604801"]),
+    ("compare", "--io-latency", &["0", "10001ms"]),
+    ("compare", "--queue-depth", &["0"]),
+    ("compare", "--rate", &["fork=0", "fork=100001", "fork=99999999999999999999"]),
+    ("compare", "--memory", &["0", "1k", "65G", "8191T", "99999999T"]),
+    ("compare", "--seed", &["18446744073709551616"]),
+    ("check", "--ops", &["0", "18446744073709551616"]),
+    ("check", "--threads", &["0", "33", "1000000000"]),
+];
+
+#[test]
+fn a_number_that_cannot_be_is_named_with_its_option() {
+    let never = ["99999999999999999999", "-1", "-5M", "-0.5s", "1e99", "nan", "inf", "0x10", "", "."];
+    for (command, option, wrong) in NUMBERS {
+        for value in never.iter().chain(wrong) {
+            assert_refused(&[command, option, value], option);
+            assert_refused(&[command, option, value], value);
+        }
+    }
+    assert_refused(&["check", "--seed", "-1"], "'-1' for '--seed <N>'");
+}
+
+#[test]
+fn a_number_at_its_limit_is_taken() {
+    for options in [&["--seed", "18446744073709551615"][..], &["--queue-depth", "18446744073709551615"]] {
+        let run = ["compare", "--design", "faultless", "--seconds", "0.1"];
+        assert_eq!(faultless(&[&run, options].concat()).status.code(), Some(0), "{options:?}");
+    }
+    for how in [&["--files"][..], &["--threads", "3"]] {
+        let run = ["check", "--ops", "500", "--seed", "18446744073709551615"];
+        assert_eq!(faultless(&[&run, how].concat()).status.code(), Some(0), "{how:?}");
+    }
+}
+
+/// A stack of 64 TiB is more than the address space has.
+#[test]
+fn a_thread_that_cannot_be_started_ends_the_run_with_one_line() {
+    for arguments in [&["compare", "map-unmap", "--design", "faultless"][..], &["check", "--threads", "3"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_faultless"));
+        let output = command.args(arguments).env("RUST_MIN_STACK", (1_u64 << 46).to_string()).output();
+        let output = output.expect("the command runs");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
+        assert!(errors.lines().count() == 1 && errors.contains("cannot start a thread"), "{errors}");
+    }
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn main() -> Result<(), Failure> {
         machines.iter_mut().try_for_each(Machine::round)?;
     }
     println!("{threads} threads that have ended, {rounds} rounds\n");
-    println!("{:<20} {:>6} {:>16} {:>12}", "used by", "slots", "store + discard", "fork + exit");
+    println!("{:<20} {:>6} {:>16} {:>12}", "used by", "slots", "store + discard", "fork + drop");
     let [one, many] = machines.each_mut().map(|machine| {
         let medians = [median(&mut machine.discards), median(&mut machine.forks)];
         let slots = machine.engine.sections().listed();

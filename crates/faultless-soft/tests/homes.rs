@@ -4,6 +4,7 @@
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{Frame, PageTable};
+use faultless::protection::Protection;
 use faultless::stats::Counter;
 use faultless::vma::MappingFlags;
 use faultless::{
@@ -205,4 +206,28 @@ fn no_table_under_a_locked_mapping_is_shared() {
             end(&engine);
         }
     }
+}
+
+/// Several locked mappings move by one call, over two tables that the child has too.
+#[test]
+fn no_table_under_locked_mappings_that_move_together_is_shared() {
+    const PARTS: u64 = 2;
+    let target = 512 - PAGES / 2;
+    let engine = engine(1);
+    let parent = space(&engine);
+    map(&parent, 512 + PAGES, 1);
+    parent.store_u64(at(512 + PAGES), 1).unwrap();
+    for part in 0..PARTS {
+        map(&parent, FAR + part * PAGES / PARTS, PAGES / PARTS);
+    }
+    // One of two mappings that would join otherwise.
+    parent.protect(at(FAR), PAGES / PARTS * PAGE_SIZE, Protection::READ).unwrap();
+    parent.lock(at(FAR), PAGES * PAGE_SIZE, LockMode::OnFault).unwrap();
+    let child = parent.fork().unwrap();
+    assert_eq!(engine.statistics().get(Counter::TablesShared), 2);
+    parent.remap(RemapRequest::to(at(FAR), PAGES * PAGE_SIZE, at(target))).unwrap();
+    audit(&[&parent, &child]);
+    drop(parent);
+    drop(child);
+    end(&engine);
 }

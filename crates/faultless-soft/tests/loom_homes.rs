@@ -8,7 +8,7 @@ mod models;
 use faultless::address::{PAGE_SIZE, PageNumber};
 use faultless::host::{Frame, PageTable};
 use faultless::stats::Counter;
-use faultless::{Engine, Limits, RemapRequest};
+use faultless::{Advice, Engine, Limits, RemapRequest};
 use faultless_soft::{Cpu, Soft};
 use loom::thread::JoinHandle;
 use models::{Space, at, beside, end, in_a_space, map, model, spawn};
@@ -89,6 +89,22 @@ fn a_home_against_unmap_of_the_only_mapping() {
         let follower = follower(engine, space);
         space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
         engine.flush();
+        follower.join().unwrap();
+    });
+}
+
+/// The same, and the frame has its next life in another table, which is new. An invalidation waits for no section, so the thread
+/// may have seen the mapping of the first life, and read the home of the next.
+#[test]
+fn a_home_against_the_next_life() {
+    in_a_full_table(copying, |engine, space| {
+        map(space, MOVED, 1);
+        let first = frame(space, 0);
+        let follower = follower(engine, space);
+        // Retires nothing, so it waits for no section.
+        space.advise(at(0), PAGE_SIZE, Advice::DontNeed).unwrap();
+        space.store_u64(at(MOVED), 2).unwrap();
+        assert_eq!(frame(space, MOVED), first, "the frame has no next life");
         follower.join().unwrap();
     });
 }

@@ -290,7 +290,7 @@ impl<H: Host> Engine<H> {
     /// Follows the home of `frame` in a section, as reclaim will, and returns the pages to which it leads, in the order of the
     /// search: the entry that it names, then those of the table's relatives. Tables that several spaces have are left out. For
     /// tests.
-    #[cfg(feature = "audit")]
+    #[cfg(any(test, feature = "audit"))]
     pub fn pages_by_home(&self, frame: Frame) -> alloc::vec::Vec<crate::address::PageNumber> {
         let section = self.enter();
         let Some(places) = crate::tables::places(self.folio(frame), &section) else {

@@ -159,6 +159,16 @@ impl Reference {
             Self::IoPin => word & IO_PINS >= IO_PINS_FULL,
         }
     }
+
+    /// Returns whether [`Folio::try_get`] refuses one more reference to a folio with this `word`, which is not free.
+    const fn is_refused(self, word: u64) -> bool {
+        const { assert!(ANONYMOUS > MAPPINGS) }
+        match self {
+            // Full, or anonymous: one comparison for both.
+            Self::Mapping => word & (MAPPINGS | ANONYMOUS) >= MAPPINGS_FULL,
+            Self::Pin | Self::IoPin => self.is_full(word),
+        }
+    }
 }
 
 impl Folio {
@@ -248,6 +258,10 @@ impl Folio {
     /// Adds a reference, unless the frame is free or the count is full. Acquire: the caller sees the effects of the last
     /// owner. A caller without a reference of its own checks afterwards that the frame is still the one that it meant.
     ///
+    /// Only pages of files get mappings in this way. A look-up in a file that comes to an anonymous page has found the frame in
+    /// its next life, and adds none: a thread that follows the page's home would take the mapping for an entry's (rule H1 of
+    /// docs/home.md).
+    ///
     /// # Errors
     /// [`Refused`]; the count is as before.
     pub(crate) fn try_get(&self, reference: Reference) -> Result<(), Refused> {
@@ -256,8 +270,9 @@ impl Folio {
             if word & REFERENCES == 0 {
                 return Err(Refused::Free);
             }
-            if reference.is_full(word) {
-                return Err(Refused::Full);
+            if reference.is_refused(word) {
+                let is_another = reference == Reference::Mapping && word & ANONYMOUS != 0;
+                return Err(if is_another { Refused::Free } else { Refused::Full });
             }
             let new = (word + reference.unit()) | REFERENCED;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
@@ -556,7 +571,8 @@ impl Folio {
     /// An entry maps the frame. Each such mapping is taken back by [`Folio::put_uncounted`] before that entry goes.
     #[cfg(any(test, feature = "audit"))]
     pub unsafe fn get_uncounted(&self) -> bool {
-        self.try_get(Reference::Mapping).is_ok()
+        let one_more = |word| (!Reference::Mapping.is_full(word)).then_some(word + MAPPING);
+        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     /// Takes back one mapping of [`Folio::get_uncounted`]. For tests.

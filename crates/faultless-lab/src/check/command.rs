@@ -45,16 +45,16 @@ Examples:
 #[command(after_help = AFTER)]
 pub struct Check {
     /// Operations to do on both sides
-    #[arg(long, value_name = "N", value_parser = operations, allow_negative_numbers = true, default_value_t = 100_000)]
+    #[arg(long, value_name = "N", value_parser = operations, allow_hyphen_values = true, default_value_t = 100_000)]
     ops: u64,
     /// What all operations follow from
-    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true, default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = seed, allow_hyphen_values = true, default_value_t = 1)]
     seed: u64,
     /// The locking design that the engine runs under
     #[arg(long, value_name = "NAME", default_value = designs::OURS)]
     design: String,
     /// Have so many threads work at once, each in its part of one space, and compare with what each does alone
-    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     threads: Option<usize>,
     /// Do operations on files, and compare with a model of a file: reads, writes, mappings, syncs, lengths, holes; in memory,
     /// in stores that are late, fail or refuse, and in real files

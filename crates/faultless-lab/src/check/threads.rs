@@ -24,11 +24,12 @@ use faultless::design::LockingDesign;
 use faultless::{AddressSpace, Engine};
 use faultless_soft::Soft;
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 /// From one window to the next: the upper half of one and the lower half of the next have a leaf table in common.
@@ -108,7 +109,8 @@ impl Together {
     /// Runs it.
     ///
     /// # Errors
-    /// [`Trouble::Cannot`] if there is no memory; [`Trouble::Wrong`] if an episode breaks the engine without threads.
+    /// [`Trouble::Cannot`] if there is no memory; [`Trouble::Input`] if the system starts no more threads; [`Trouble::Wrong`] if an
+    /// episode breaks the engine without threads.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Summary, Trouble> {
         let mut summary = Summary {
             schema: SCHEMA,
@@ -162,7 +164,9 @@ impl Together {
             Ok(Part { alone: self.alone(&episode)?.into(), episode: episode.into() })
         };
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..self.threads).map(|thread| scope.spawn(move || part(thread))).collect();
+            let start = |thread| Builder::new().spawn_scoped(scope, move || part(thread));
+            let threads: Vec<_> =
+                (0..self.threads).map(start).collect::<Result<_, _>>().map_err(Trouble::no_thread)?;
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
@@ -307,29 +311,38 @@ impl Visitor for Play<'_> {
         });
         let (say, hear) = channel();
         let mut threads = Vec::new();
-        let mut start = |work: Work<D>| {
+        let start = |work: Work<D>| -> io::Result<()> {
             let (round, say) = (round.clone(), say.clone());
-            threads.push(thread::spawn(move || {
+            let run = move || {
                 let said = catch_unwind(AssertUnwindSafe(|| work(&round)));
                 // Nobody hears when all has been given up.
                 let _ = say.send(said.unwrap_or_else(|panic| {
                     let wrong = Some(Wrong::Rule(text_of(&*panic)));
                     Said { counts: None, wrong }
                 }));
-            }));
+            };
+            threads.push(Builder::new().spawn(run)?);
+            Ok(())
         };
-        for (thread, (machine, part)) in machines.into_iter().zip(parts).enumerate() {
+        let workers = machines.into_iter().zip(parts).enumerate().map(|(thread, (machine, part))| {
             let part = part.clone();
-            start(Box::new(move |round| work(round, thread, machine, &part)));
-        }
-        for part in parts.iter().step_by(2) {
+            Box::new(move |round: &Round<D>| work(round, thread, machine, &part)) as Work<D>
+        });
+        let touchers = parts.iter().step_by(2).map(|part| {
             let mut draw = Draw::new(part.episode.seed);
-            start(Box::new(move |round| {
+            Box::new(move |round: &Round<D>| {
                 while !round.over.load(Ordering::Relaxed) {
                     touch(round, &mut draw);
                 }
                 Said { counts: None, wrong: None }
-            }));
+            }) as Work<D>
+        });
+        if let Err(error) = workers.chain(touchers).try_for_each(start) {
+            round.over.store(true, Ordering::Relaxed);
+            for thread in threads {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            }
+            return Err(Trouble::no_thread(error));
         }
         let (mut played, are_back) = self.wait(&round, &hear, threads.len());
         // Those who hang keep what they have.

@@ -4,7 +4,7 @@ use super::{Child, Machine, Memory, Process, Task, Touched};
 use crate::measure::IN_MAJOR_FAULTS;
 use crate::scenarios::{Needs, Page, Settings, TestFile};
 use crate::trouble::Trouble;
-use faultless::address::VirtAddr;
+use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::fault::FaultError;
 use faultless::host::OutOfMemory;
@@ -49,7 +49,10 @@ impl<D: LockingDesign> SoftMachine<D> {
     /// # Errors
     /// [`Trouble::Input`] where the settings do not allow it.
     pub fn new(needs: &Needs, file: Option<&Arc<TestFile>>, settings: &Settings) -> Result<Self, Trouble> {
-        let host = Soft::new(needs.frames).map_err(|error| too_small(&error))?;
+        let host = Soft::new(needs.frames).map_err(|error| {
+            let size = (needs.frames * PAGE_SIZE) >> 20;
+            Trouble::Input(format!("--memory: {error} ({size} MiB)"))
+        })?;
         let limits = Limits { cached_pages: needs.cached_pages.unwrap_or(u64::MAX), ..Limits::default() };
         let engine = Engine::new(host, limits).map_err(|error| too_small(&error))?;
         let open = |contents: &Arc<TestFile>| {

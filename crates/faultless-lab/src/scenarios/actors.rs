@@ -154,7 +154,7 @@ impl<'a> Round<'a> {
         };
         Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|error| {
             self.end();
-            Trouble::Input(format!("cannot start a thread: {error}; use fewer --threads"))
+            Trouble::no_thread(error)
         })
     }
 }

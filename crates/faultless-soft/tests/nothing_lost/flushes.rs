@@ -4,7 +4,7 @@ use super::ram::{EIO, Ram};
 use super::{P, Space, engine};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::protection::Protection;
-use faultless::store::{Store, StoreError, Transfer};
+use faultless::store::{Direction, Store, StoreError, Transfer};
 use faultless::sync::Shared;
 use faultless::{AddressSpace, File, FileError, FileHandle, MapRequest, SyncError, SyncFlags};
 use faultless_soft::Soft;
@@ -26,6 +26,8 @@ struct Slow {
     answered: Barrier,
     /// The next flush panics.
     panics: AtomicBool,
+    /// The next write panics when it is submitted.
+    refuses: AtomicBool,
     flushes: AtomicU64,
 }
 
@@ -35,6 +37,8 @@ impl Store for Slow {
     }
 
     fn submit(&self, transfer: Transfer) {
+        let refuses = transfer.direction() == Direction::Write && self.refuses.swap(false, Ordering::SeqCst);
+        assert!(!refuses, "a driver with a fault");
         self.ram.submit(transfer);
     }
 
@@ -54,9 +58,9 @@ impl Store for Slow {
 fn opened() -> (Arc<Slow>, Shared<File<Soft>>, Space, VirtAddr) {
     let engine = engine(64);
     let ram = Ram::new(4, 1);
-    let (panics, flushes) = (AtomicBool::new(false), AtomicU64::new(0));
-    let store =
-        Arc::new(Slow { ram, holds: AtomicBool::new(true), answered: Barrier::new(2), panics, flushes });
+    let (panics, refuses, flushes) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    let (holds, answered) = (AtomicBool::new(true), Barrier::new(2));
+    let store = Arc::new(Slow { ram, holds, answered, panics, refuses, flushes });
     let file = File::open_rw(&engine, store.clone()).unwrap();
     let space: Space = AddressSpace::new(&engine).unwrap();
     let rights = Protection::READ | Protection::WRITE;
@@ -185,4 +189,26 @@ fn a_flush_that_panics_has_failed() {
     assert_eq!(b.sync(), Err(FileError::Store(EIO)));
     assert_eq!(b.sync(), Ok(()));
     assert_eq!(store.ram.flushed.lock().unwrap()[0], 8);
+}
+
+/// A store that panics when a write is submitted: the writes that were to come after it have failed too. A sync that waits for
+/// them is told, and the next one writes the pages.
+#[test]
+fn a_write_that_panics_keeps_no_other_page_in_writeback() {
+    for waits in [false, true] {
+        let (store, file, _space, _) = opened();
+        store.holds.store(false, Ordering::SeqCst);
+        store.refuses.store(true, Ordering::SeqCst);
+        let (a, b) = (file.handle(), file.handle());
+        // Two transfers of one batch.
+        [0, 2].iter().for_each(|page| _ = b.write_at(page * PAGE_SIZE, &[8; P]).unwrap());
+        let panics = catch_unwind(AssertUnwindSafe(|| if waits { _ = a.sync() } else { a.start_sync() }));
+        assert!(panics.is_err());
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || sender.send([b.sync(), b.sync()]));
+        let synced =
+            receiver.recv_timeout(50 * SOON).expect("a sync waits for a write that was not submitted");
+        assert!(matches!(synced, [Err(FileError::Store(_)), Ok(())]), "{synced:?}");
+        assert!([0, 2].iter().all(|page| store.ram.flushed.lock().unwrap()[page * P] == 8));
+    }
 }

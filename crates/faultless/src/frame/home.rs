@@ -6,10 +6,12 @@ use crate::tables::Home;
 
 impl Folio {
     /// Begins a life as an anonymous page with one mapping, by the entry that `home` names. The caller has the frame alone.
-    /// Release, partner: [`Folio::mapped_home`]: a thread that sees the mapping sees this home, or a later one.
+    ///
+    /// Release, twice; the partners are in [`Folio::mapped_home`]. A thread that sees the mapping sees this home, or a later one.
+    /// A thread that has seen the mapping of an earlier life, and reads this home, sees the record that it names.
     #[inline]
     pub(crate) fn begin_anonymous(&self, home: Home) {
-        self.home.store(home.bits(), Ordering::Relaxed);
+        self.home.store(home.bits(), Ordering::Release);
         self.word.store(MAPPING | EXCLUSIVE | UPTODATE | ANONYMOUS, Ordering::Release);
     }
 
@@ -28,10 +30,10 @@ impl Folio {
         self.home.load(Ordering::Relaxed) == Home::of_file(file).bits()
     }
 
-    /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire; the first
+    /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire, twice. The first
     /// load's partners are [`Folio::begin_anonymous`], and the Release of each thread that drops a mapping after a change of
-    /// home.
-    #[cfg(feature = "audit")]
+    /// home. The second load's partners are all stores of a home that names a record or a family.
+    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
         (word & ANONYMOUS != 0 && word & MAPPINGS != 0)

@@ -3,7 +3,7 @@
 /// The reason why no further reference was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// The frame is free.
+    /// The frame is free, or has an anonymous page, which is none of the file's.
     Free,
     /// The count has reached its maximum.
     Full,

@@ -83,7 +83,7 @@ fn a_full_count_refuses() {
 #[test]
 fn copies_of_tables_count_beyond_where_others_are_refused() {
     let folio = Folio::new();
-    folio.begin_anonymous(Home::NONE);
+    folio.begin_dirty(7, 3, Reference::Mapping);
     folio.word.fetch_add(MAPPINGS_FULL - 2, Ordering::Relaxed);
     assert!(!folio.is_mapping_full());
     assert!(folio.count_copy(), "full by this one");
@@ -136,4 +136,24 @@ fn a_page_that_has_left_its_file_and_is_reused_is_anonymous() {
     assert!(folio.try_reuse());
     assert!(folio.is_anonymous() && folio.is_exclusive());
     folio.set_home(crate::tables::Home::NONE);
+}
+
+/// A thread that looks for a page of a file may come to the frame in its next life (rule H1 of docs/home.md). If it counted a
+/// mapping there, home would lead to a table that is freed: the only entry with the page leaves home as it is.
+#[test]
+fn a_look_up_in_a_file_counts_no_mapping_of_an_anonymous_page() {
+    let folio = Folio::new();
+    folio.begin_dirty(7, 3, Reference::Pin);
+    assert_eq!(folio.try_get(Reference::Mapping), Ok(()));
+    assert!(!folio.put(Reference::Mapping) && !folio.put(Reference::Pin) && folio.put_cached());
+    let record = crate::tables::LeafRecord::new();
+    let (entry, family) = (Home::of_entry(&record, 5), Home::NONE);
+    folio.begin_anonymous(entry);
+    let counted = folio.try_get(Reference::Mapping);
+    assert_eq!(folio.try_get(Reference::Pin), Ok(()), "which goes as it came");
+    folio.leave_home(|| (entry, family));
+    assert!(!folio.put(Reference::Mapping));
+    assert_eq!(folio.mapped_home(), None, "rule H1: no entry maps the page, and home names a table");
+    assert_eq!(counted, Err(Refused::Free));
+    assert!(folio.put(Reference::Pin));
 }

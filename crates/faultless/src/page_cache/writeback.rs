@@ -34,6 +34,7 @@ use super::index::{self, Tag};
 use super::{File, SEEN, frame_of, no_memory};
 use crate::address::PAGE_SIZE;
 use crate::engine::{Engine, StaleBatch};
+use crate::errno;
 use crate::frame::Reference;
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
@@ -45,7 +46,7 @@ use alloc::sync::Arc;
 use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
-use smallvec::SmallVec;
+use smallvec::{IntoIter, SmallVec};
 
 /// Pages whose entries are looked at together.
 #[cfg(not(loom))]
@@ -327,13 +328,15 @@ impl<H: Host> File<H> {
         else {
             return;
         };
+        let pages = *first..*last + 1;
+        let mut unsubmitted = Unsubmitted { file: self, pages: mem::take(batch).into_iter() };
+        let rest = &mut unsubmitted.pages;
         // Partners: the fence after the bit in page work, and that of `FileMappings::note_store`.
         full_fence();
         if !cfg!(mutant = "writeback_keeps_rights") {
-            self.protect_everywhere(*first..*last + 1);
+            self.protect_everywhere(pages);
         }
         let most = store.max_pages().clamp(1, MAX_PAGES);
-        let mut rest = mem::take(batch).into_iter();
         while let [(first, ref pin), ..] = *rest.as_slice() {
             let mut pins = Pins::new();
             // Somebody may write it at any time: the store gets a copy, and the page stays dirty. Asked once: pins for reading come
@@ -508,6 +511,26 @@ impl<H: Host> File<H> {
             // and with it every mapping and every pin for writing, which keeps its file.
             let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
             store.submit(transfer);
+        }
+    }
+}
+
+/// The pages of a batch that are under writeback and not submitted. None is left when it is dropped, unless the store has
+/// panicked. Then the writes of the rest have failed.
+struct Unsubmitted<'a, H: Host> {
+    file: &'a File<H>,
+    pages: IntoIter<[(u64, Pin<H>); 4]>,
+}
+
+impl<H: Host> Drop for Unsubmitted<'_, H> {
+    fn drop(&mut self) {
+        let file = self.file;
+        for (page, pin) in &mut self.pages {
+            let flushes = file.failed_flushes.load(Ordering::Acquire);
+            file.engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
+            let write = Write { inside: PAGE_SIZE as usize, stays_dirty: false, flushes };
+            let error = StoreError::Io { offset: page * PAGE_SIZE, errno: errno::EIO };
+            file.end_write(page, Pins::from_buf([pin]), write, Err(error));
         }
     }
 }

@@ -67,3 +67,43 @@ impl<'s> Places<'s> {
             .chain(relatives.filter(move |record| !entry.is_some_and(|entry| ptr::eq(entry, *record))))
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::frame::Reference;
+    use crate::tables::SpaceMark;
+    use core::ptr::NonNull;
+    use std::boxed::Box;
+    use std::sync::Arc;
+
+    /// Makes the record of a new table. It is memory to the end: a loom thread would find no other use.
+    fn record(first: u64) -> &'static LeafRecord {
+        let record: &LeafRecord = Box::leak(Box::new(LeafRecord::new()));
+        record.begin(SpaceMark::new(NonNull::dangling()), first);
+        record
+    }
+
+    /// A frame has its next life, in a table that is new. A thread that has seen the mapping of the life before may read the next
+    /// home, and finds the record as its maker left it.
+    #[test]
+    fn a_home_of_the_next_life() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
+        builder.check(|| {
+            let folio = Arc::new(Folio::new());
+            folio.begin_anonymous(Home::of_entry(record(2), 0));
+            let theirs = folio.clone();
+            let follower = loom::thread::spawn(move || {
+                let Some(home) = theirs.mapped_home() else { return };
+                assert_eq!(home.kind(), ENTRY);
+                // SAFETY: a record, which stays.
+                let record = unsafe { &*ptr::with_exposed_provenance::<LeafRecord>(home.address()) };
+                assert_eq!((record.first(), record.is_in_a_space()), (2 + 2 * home.index(), true));
+            });
+            assert!(folio.put(Reference::Mapping));
+            folio.begin_anonymous(Home::of_entry(record(4), 1));
+            follower.join().unwrap();
+        });
+    }
+}

@@ -23,7 +23,7 @@
 //! | `follow.rs` | the way from a folio to the entries that may map it |
 
 mod family;
-#[cfg(feature = "audit")]
+#[cfg(any(test, feature = "audit"))]
 mod follow;
 mod home;
 mod record;
@@ -33,5 +33,5 @@ pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
 pub(crate) use record::{PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;
-#[cfg(feature = "audit")]
+#[cfg(any(test, feature = "audit"))]
 pub(crate) use {family::Family, follow::places};

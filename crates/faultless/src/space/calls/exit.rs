@@ -97,11 +97,12 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // Rule H5: a thread that has followed a home in a section may be in a leaf table of this space, and may use the space's
         // name in the table's record. After exit has waited there are no such threads, unless a fault has made a table since.
         let is_swept = self.map.lock_by(&*self.engine).abandoned && !has_tables;
-        if !is_swept && !cfg!(mutant = "space_without_grace") {
-            self.engine.grace();
-        }
         // This also drops what keeps a file, and with it this engine.
-        self.engine.flush();
+        if is_swept || cfg!(mutant = "space_without_grace") {
+            self.engine.flush();
+        } else {
+            self.engine.grace_and_flush();
+        }
         self.engine.uncharge(ROOM_OF_RANGES + self.tree.clear());
     }
 }

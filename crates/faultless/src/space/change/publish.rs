@@ -170,7 +170,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.space.tell_file(mapping);
         let lock = self.replace(lock, mapping.range, (&|_| None, Some(mapping), joins))?;
         if mapping.flags.contains(MappingFlags::LOCKED) {
-            self.locked = Some(mapping.range);
+            self.locked = Some(self.locked.map_or(mapping.range, |all| all.hull(mapping.range)));
         }
         #[cfg(mutant = "hull_after_publication")]
         self.space.tell_file(&late);

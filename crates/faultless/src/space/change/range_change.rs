@@ -33,7 +33,7 @@ pub(in crate::space) struct RangeChange<'a, H: Host, D: LockingDesign> {
     work: Option<D::Range<'a, H>>,
     /// The things that the call has replaced and unhooked.
     pub retired: RetiredList,
-    /// The range where the call has published a locked mapping, whose tables are to be the space's own.
+    /// A range that covers all locked mappings which the call has published. Its tables are to be the space's own.
     pub locked: Option<PageRange>,
 }
 

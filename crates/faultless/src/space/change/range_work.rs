@@ -73,8 +73,8 @@ pub(in crate::space) struct FlushBatch<'a, H: Host, D: LockingDesign> {
 }
 
 impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
-    #[inline]
     /// Makes an empty batch.
+    #[inline]
     pub fn new(space: &'a Space<H, D>) -> Self {
         Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
     }

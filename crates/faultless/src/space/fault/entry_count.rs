@@ -30,7 +30,6 @@ impl<H: Host> Engine<H> {
     ///
     /// Returns `None` if I/O into the page is under way: the page stays the parent's alone, and nothing was counted. The caller
     /// has announced the entry.
-    /// the entry.
     ///
     /// # Errors
     /// The count is as high as it may be; nothing was counted.
