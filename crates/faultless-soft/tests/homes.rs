@@ -4,7 +4,7 @@
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
 use faultless::design::Faultless;
 use faultless::host::{Frame, PageTable};
-use faultless::protection::Protection;
+use faultless::protection::{Access, Protection};
 use faultless::stats::Counter;
 use faultless::vma::MappingFlags;
 use faultless::{
@@ -92,16 +92,36 @@ fn a_first_page_and_a_copy_are_at_home_where_they_are_mapped() {
 }
 
 #[test]
+fn the_copy_of_a_pinned_page_is_at_home_in_the_child() {
+    for shared_entries in [1, u64::MAX] {
+        let engine = engine(shared_entries);
+        let parent = space(&engine);
+        let pin = parent.pin(at(2), Access::Write).unwrap();
+        let child = parent.fork().unwrap();
+        drop(pin);
+        assert_ne!(frame(&child, 2), frame(&parent, 2));
+        assert_eq!((homes(&parent, 2)[0], homes(&child, 2)[0]), (2, 2));
+        audit(&[&parent, &child]);
+        drop(parent);
+        assert_eq!(homes(&child, 2), [2]);
+        drop(child);
+        end(&engine);
+    }
+}
+
+#[test]
 fn a_page_that_others_map_too_is_found_when_the_entry_at_its_home_goes() {
     for shared_entries in [1, u64::MAX] {
-        for step in 0..3 {
+        for step in 0..4 {
             let engine = engine(shared_entries);
             let parent = space(&engine);
             let child = parent.fork().unwrap();
             match step {
                 0 => parent.unmap(at(0), PAGES * PAGE_SIZE).unwrap(),
                 1 => parent.advise(at(0), PAGES * PAGE_SIZE, Advice::DontNeed).unwrap(),
-                _ => parent.exit(),
+                2 => parent.exit(),
+                // The end of the last handle alone.
+                _ => {}
             }
             audit(&[&parent, &child]);
             drop(parent);
@@ -116,7 +136,7 @@ fn a_page_that_others_map_too_is_found_when_the_entry_at_its_home_goes() {
 
 #[test]
 fn every_relative_is_found_and_only_living_ones() {
-    for shared_entries in [1, u64::MAX] {
+    for (shared_entries, is_youngest_first) in [(1, false), (1, true), (u64::MAX, false), (u64::MAX, true)] {
         let engine = engine(shared_entries);
         let parent = space(&engine);
         let children: Vec<_> = (0..5).map(|_| parent.fork().unwrap()).collect();
@@ -130,8 +150,9 @@ fn every_relative_is_found_and_only_living_ones() {
         assert_eq!(homes(&parent, 1), [1; 7]);
         let mut children = children;
         for left in (2..7).rev() {
-            // From the middle, from either end.
-            drop(children.remove(left % children.len()));
+            // From the middle, from either end; or each before the next older one.
+            let index = if is_youngest_first { children.len() - 1 } else { left % children.len() };
+            drop(children.remove(index));
             audit(&[&parent, &grandchild]);
             audit(&children.iter().collect::<Vec<_>>());
             assert_eq!(homes(&grandchild, 1).len(), left);

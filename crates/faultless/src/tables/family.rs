@@ -50,12 +50,22 @@ impl LockedFamily<'_> {
         let (older, newer) = (record.older.load(Ordering::Relaxed), record.newer.load(Ordering::Relaxed));
         // SAFETY: what is in the list has not ended: a record leaves the list before that.
         let (before, after) = unsafe { (newer.as_ref(), older.as_ref()) };
-        // Release: whoever comes this way sees what the older record's maker wrote.
-        before.map_or(&self.0.newest, |newer| &newer.older).store(older, Ordering::Release);
+        let link = before.map_or(&self.0.newest, |newer| &newer.older);
+        debug_assert!(
+            ptr::eq(link.load(Ordering::Relaxed), record) && !before.is_some_and(Self::has_left),
+            "a family's list whose links differ"
+        );
+        // Release: a thread that comes this way sees what the older record's maker wrote.
+        link.store(older, Ordering::Release);
         if let Some(after) = after {
             after.newer.store(newer, Ordering::Relaxed);
         }
         record.newer.store(ptr::from_ref(record).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// Returns whether `record` has left the list.
+    fn has_left(record: &LeafRecord) -> bool {
+        ptr::eq(record.newer.load(Ordering::Relaxed), record)
     }
 }
 
@@ -96,7 +106,8 @@ impl LeafRecord {
         unsafe { self.family.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Returns the family of the leaf table, which is founded if there is none. Does not sleep.
+    /// Returns the family of the leaf table, which is founded if there is none. Does not sleep. Called by fork, which has taken the
+    /// whole space. If other spaces have the leaf too, it has the record's lock. So one thread at a time founds.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing has changed.
@@ -110,18 +121,9 @@ impl LeafRecord {
             members: AtomicU64::new(1),
             life: Life::new(),
         })?);
-        // Two forks of one space may found at once.
-        let (none, order) = (ptr::null_mut(), Ordering::Acquire);
-        let family = match self.family.compare_exchange(none, founded, Ordering::AcqRel, order) {
-            Ok(_) => founded,
-            Err(first) => {
-                // SAFETY: from the box above, and nobody has seen it.
-                drop(unsafe { Box::from_raw(founded) });
-                first
-            }
-        };
+        self.family.store(founded, Ordering::Release);
         // SAFETY: it ends with its last record, and this one has not ended.
-        Ok(unsafe { &*family })
+        Ok(unsafe { &*founded })
     }
 
     /// Tries to take the record out of its family's list, if it has one. Called once, before the leaf table is retired, when no
@@ -141,8 +143,7 @@ impl LeafRecord {
     pub(super) fn end_kinship(&self) {
         let Some(family) = NonNull::new(self.family.load(Ordering::Relaxed)) else { return };
         debug_assert!(
-            cfg!(mutant = "relative_stays")
-                || self.newer.load(Ordering::Relaxed) == ptr::from_ref(self).cast_mut(),
+            cfg!(mutant = "relative_stays") || LockedFamily::has_left(self),
             "a leaf table freed in its family's list"
         );
         // SAFETY: this record is counted, so the family has not ended.
