@@ -69,7 +69,7 @@ book:
 pictures:
     scripts/pictures.py
 
-# Plants each mutant, runs the check that has to kill it.
+# Plants each mutant, or those that are named, and runs the check that has to kill it. The checks are built once.
 mutants *NAMES:
     scripts/mutants.sh {{NAMES}}
 

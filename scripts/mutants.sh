@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Plants each mutant, builds, and runs the check that has to kill it: a model, or a test that needs no loom. A mutant counts as
-# killed only if the check passes without it and fails with it *for the stated reason*; a build that fails or a check that runs
-# out of time does not.
+# Runs the check of each mutant: a model, or a test that needs no loom. The tests are built once, with all mutants in them, and
+# FAULTLESS_MUTANT says which one a run plants. A mutant counts as killed only if the check passes without it and fails with it
+# *for the stated reason*; a check that runs out of time does not count.
 # Arguments: names of mutants; without any, all of them. MUTANT_JOBS: so many at a time; MUTANT_SECONDS: the most that a check may take.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
-seconds=${MUTANT_SECONDS:-400}
+jobs=${MUTANT_JOBS:-1} seconds=${MUTANT_SECONDS:-400}
 
-# mutant | package | test file, or lib | check | what the failure has to say
 table='
 dirty_cow                | faultless-soft | loom | a_pin_for_writing_against_discard | invariant 5
 reuse_ignores_pins       | faultless-soft | loom | reuse_in_place_counts_pins | invariant 6
@@ -90,60 +89,109 @@ no_page_fence            | faultless-soft | loom | page_work_against_unmap | inv
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '
 
+refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || refuse "MUTANT_JOBS is '$jobs': give a number from 1 on"
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || refuse "MUTANT_SECONDS is '$seconds': give a number from 1 on"
+
+# The rows that are asked for, and each check of theirs once: package, test file, name.
+mutants=() places=() reasons=() checks=() names=()
+while IFS='|' read -r mutant package file check reason; do
+    read -r mutant <<<"$mutant"
+    [ -n "$mutant" ] || continue
+    names+=("$mutant")
+    if [ $# -gt 0 ] && [[ " $* " != *" $mutant "* ]]; then continue; fi
+    read -r package <<<"$package"; read -r file <<<"$file"; read -r check <<<"$check"; read -r reason <<<"$reason"
+    place="$package $file $check"
+    mutants+=("$mutant") places+=("$place") reasons+=("$reason")
+    if ! printf '%s\n' "${checks[@]}" | grep -qxF -- "$place"; then checks+=("$place"); fi
+done <<<"$table"
+for name in "$@"; do
+    printf '%s\n' "${names[@]}" | grep -qxF -- "$name" || refuse "there is no mutant '$name': the table in this script has them"
+done
+
+# The table and the sources name the same mutants.
+planted=$(grep -rhoE --include='*.rs' 'mutant!\([^)]*\)' crates/*/src | grep -oE '"[a-z0-9_]+"' | tr -d '"' | sort -u)
+odd=$(comm -3 <(printf '%s\n' "${names[@]}" | sort) <(echo "$planted"))
+if [ -n "$odd" ]; then
+    sed -E 's/^\t(.*)/the sources plant \1, and the table has no check of it/; t; s/$/ is in the table, and no mutant! in the sources has it/' <<<"$odd"
+    exit 1
+fi
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Builds without a mutant are kept apart from those with one, and those of each job: a build without is made once.
-build() { # package, test file or lib, arguments of cargo: models are built with loom, other tests as always
-    local target=(--test "$2") place=${FAULTLESS_MUTANT:+target/mutants-$job}
-    if [ "$2" = lib ]; then target=(--lib); fi
-    case "$2" in
-        loom* | lib) RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" cargo test -q --target-dir "${place:-target/loom}" --profile checked -p "$1" "${target[@]}" "${@:3}" ;;
-        *) cargo test -q --target-dir "${place:-target}" -p "$1" "${target[@]}" "${@:3}" ;;
-    esac
+is_model() { [[ $1 == lib || $1 == loom* ]]; }
+files() { # package, model or test: those test files of the package that the checks need
+    local package file
+    while read -r package file _; do
+        if [ "$package" = "$1" ] && { if is_model "$file"; then [ "$2" = model ]; else [ "$2" = test ]; fi; }; then echo "$file"; fi
+    done < <(printf '%s\n' "${checks[@]}") | sort -u
 }
-export -f build
-run() { # package, test file, check
-    local filter=()
-    case "$3" in
+# Models are built with loom, other tests as always. Notes the program of each test file.
+build() { # package, model or test
+    local file targets=() options=(--target-dir target/mutants) flags=${RUSTFLAGS:-}
+    if [ "$2" = model ]; then options=(--target-dir target/mutants-loom --profile checked) flags="$flags --cfg loom"; fi
+    for file in $(files "$1" "$2"); do
+        if [ "$file" = lib ]; then targets+=(--lib); else targets+=(--test "$file"); fi
+    done
+    [ ${#targets[@]} -gt 0 ] || return 0
+    echo "building $1: ${targets[*]}" >&2
+    if ! FAULTLESS_MUTANTS=1 RUSTFLAGS=$flags cargo test --no-run "${options[@]}" -p "$1" "${targets[@]}" 2>"$work/build"; then
+        cat "$work/build"; echo "$1 does not build"; exit 1
+    fi
+    sed -nE "s:^ *Executable (unittests src|tests)/(.*)\.rs \((.*)\)$:$1 \2 \3:p" "$work/build" >>"$work/programs"
+}
+for package in $(printf '%s\n' "${checks[@]}" | cut -d' ' -f1 | sort -u); do
+    build "$package" model
+    build "$package" test
+done
+
+run() { # check, log: with the mutant that FAULTLESS_MUTANT names
+    local package file check program filter=()
+    IFS=' ' read -r package file check <<<"$1"
+    program=$(sed -n "s:^$package $file ::p" "$work/programs")
+    case "$check" in
         '') ;;
-        *'$') filter=(--exact "${3%'$'}") ;;
-        *) filter=("$3") ;;
+        *'$') filter=(--exact "${check%'$'}") ;;
+        *) filter=("$check") ;;
     esac
-    timeout "$seconds" bash -c 'build "$@"' build "$1" "$2" -- "${filter[@]}" >"$log" 2>&1
+    program=$(realpath "$program")
+    (cd "crates/$package" && exec timeout -k 5 "$seconds" "$program" "${filter[@]}") >"$2" 2>&1
 }
-try() { # mutant, package, test file, check, reason: says what became of it
-    if ! FAULTLESS_MUTANT='' run "$2" "$3" "$4"; then
-        echo "NOT COUNTED: the check fails without the mutant"; tail -n 5 "$log"; return
+try_without() { # number of a check: notes why its mutants do not count, if they do not
+    local log=$work/without.$1
+    if ! FAULTLESS_MUTANT='' run "${checks[$1]}" "$log"; then
+        { echo "NOT COUNTED: the check fails without the mutant"; tail -n 5 "$log"; } >"$work/refused.$1"
+    elif ! grep -qE 'test result: ok\. [1-9]' "$log"; then
+        echo "NOT COUNTED: there is no such check" >"$work/refused.$1"
     fi
-    if ! grep -qE 'test result: ok\. [1-9]' "$log"; then echo "NOT COUNTED: there is no such check"; return; fi
-    if ! FAULTLESS_MUTANT=$1 build "$2" "$3" --no-run >"$log" 2>&1; then
-        echo "NOT COUNTED: does not build"; tail -n 5 "$log"; return
-    fi
-    FAULTLESS_MUTANT=$1 run "$2" "$3" "$4"; local status=$?
-    if [ $status -eq 124 ]; then echo "NOT COUNTED: out of time after $seconds s"
-    elif [ $status -eq 0 ]; then echo "ALIVE: ${4:-$3} passes with it"
-    elif grep -qE "$5" "$log"; then
-        echo "killed by ${4:-$3}: $(grep -m1 -oE "$5.*" "$log" | cut -c1-90)"
-    else echo "NOT COUNTED: ${4:-$3} fails, and not for '$5'"; tail -n 15 "$log"; fi
 }
-each() { # job: every so many of those that are asked for
-    export job=$1
-    log=$work/log.$job
-    local number=0 said
-    while IFS='|' read -r mutant package file check reason; do
-        mutant=$(echo $mutant) package=$(echo $package) file=$(echo $file) check=$(echo $check) reason=$(echo $reason)
-        [ -n "$mutant" ] || continue
-        if [ ${#asked[@]} -gt 0 ] && ! printf '%s\n' "${asked[@]}" | grep -qx "$mutant"; then continue; fi
-        number=$((number + 1))
-        if [ $((number % jobs)) -ne "$job" ]; then continue; fi
-        said=$(try "$mutant" "$package" "$file" "$check" "$reason")
-        printf '%-26s %s\n' "$mutant" "$said" | tee -a "$work/said.$job"
-    done <<<"$table"
+try() { # number of a mutant: says what became of it
+    local place=${places[$1]} reason=${reasons[$1]} log=$work/with.$1 number name
+    name=${place#* }; name=${name#* }; name=${name:-$(cut -d' ' -f2 <<<"$place")}
+    for number in "${!checks[@]}"; do
+        if [ "${checks[$number]}" = "$place" ] && [ -e "$work/refused.$number" ]; then cat "$work/refused.$number"; return; fi
+    done
+    FAULTLESS_MUTANT=${mutants[$1]} run "$place" "$log"; local status=$?
+    # 137: it did not end when it was told to.
+    if [ $status -eq 124 ] || [ $status -eq 137 ]; then echo "NOT COUNTED: out of time after $seconds s"
+    elif [ $status -eq 0 ]; then echo "ALIVE: $name passes with it"
+    elif grep -qE "$reason" "$log"; then
+        echo "killed by $name: $(grep -m1 -oE "$reason.*" "$log" | cut -c1-90)"
+    else echo "NOT COUNTED: $name fails, and not for '$reason'"; tail -n 15 "$log"; fi
 }
-asked=("$@") jobs=${MUTANT_JOBS:-1}
-for ((job = 0; job < jobs; job++)); do each $job & done
-wait
+tell() { # number of a mutant
+    printf '%-26s %s\n' "${mutants[$1]}" "$(try "$1")" | tee "$work/said.$1"
+}
+at_once() { # function, its arguments: calls it with each, so many at a time
+    local one
+    for one in "${@:2}"; do
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+        "$1" "$one" &
+    done
+    wait
+}
+at_once try_without "${!checks[@]}"
+at_once tell "${!mutants[@]}"
 killed=$(cat "$work"/said.* | grep -cE '^[a-z0-9_]+ +killed by')
-all=$(cat "$work"/said.* | grep -cE '^[a-z0-9_]+ +(killed by|ALIVE|NOT COUNTED)')
-echo "killed $killed of $all"
-[ "$killed" -eq "$all" ] && [ "$all" -gt 0 ]
+echo "killed $killed of ${#mutants[@]}"
+[ "$killed" -eq "${#mutants[@]}" ]

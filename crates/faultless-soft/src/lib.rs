@@ -11,9 +11,6 @@
 //! would outlive it. So [`invalidate`](faultless::host::PageTable::invalidate) is the end of all older sections.
 //! [`Soft::with_caches`] makes a machine for tests whose processors keep translations, as hardware does.
 
-#[cfg(all(mutant, not(debug_assertions)))]
-compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");
-
 mod access;
 #[cfg(test)]
 mod alone;
@@ -107,7 +104,7 @@ unsafe impl StdHost for Soft {
     fn invalidate_all(&self, sections: &Sections, batch: &mut [Stale], wait: impl FnMut(u32)) {
         Stale::wait_for_all(sections, batch, wait);
         #[cfg(debug_assertions)]
-        if let Some(processors) = self.processors.as_ref().filter(|_| !cfg!(mutant = "no_invalidate")) {
+        if let Some(processors) = self.processors.as_ref().filter(|_| !faultless::mutant!("no_invalidate")) {
             batch.iter().for_each(|stale| processors.forget(*stale));
         }
     }

@@ -9,6 +9,7 @@ use crate::free_list::{BATCH, Cache, FreeList, Held};
 use crate::table::Processors;
 use faultless::frame::Folio;
 use faultless::host::{Frame, FrameSource, FrameUsage, FrameUse, GroupId, StdSlots};
+use faultless::mutant;
 #[cfg(loom)]
 use faultless::sync::atomic::AtomicU64;
 use faultless::sync::atomic::Ordering;
@@ -309,7 +310,7 @@ unsafe impl FrameSource for PhysicalMemory {
 
     unsafe fn zero(&self, frame: Frame) {
         // The mutant: what was there stays.
-        if cfg!(mutant = "frame_not_zeroed") {
+        if mutant!("frame_not_zeroed") {
             return;
         }
         self.folio(frame).life().own();

@@ -8,6 +8,7 @@ use crate::table::Caches;
 use crate::table::{Leaf, RadixTable};
 use faultless::address::{PageNumber, VirtAddr};
 use faultless::host::{Entry, Frame, PageTable};
+use faultless::mutant;
 use faultless::protection::Access;
 use faultless::sync::AccessSection;
 
@@ -65,7 +66,7 @@ fn needs(access: Access) -> (u64, u64) {
 fn walk(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber, access: Access) -> Option<(Frame, Entry)> {
     let (right, bits) = needs(access);
     // As the write bit of an upper entry, which goes before that of the entry.
-    if access == Access::Write && leaf.is_shared() && !cfg!(mutant = "shared_table_is_writable") {
+    if access == Access::Write && leaf.is_shared() && !mutant!("shared_table_is_writable") {
         return None;
     }
     let mut entry = table.translate(leaf, page);

@@ -12,6 +12,7 @@ use block::{Block, Reserve};
 pub(crate) use cached::{Caches, Processors};
 use faultless::address::{PageNumber, PageRange};
 use faultless::host::{Entry, LeafRecord, OutOfMemory, PageTable, PlaceWord, Stable, Unsupported};
+use faultless::mutant;
 #[cfg(not(loom))]
 use faultless::sync::RetiredKind;
 use faultless::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -207,7 +208,7 @@ impl Stale {
     /// Waits for the accesses in `sections` to any of `batch`: what a machine of these tables does in
     /// [`Host::invalidate_all`](faultless::host::Host::invalidate_all).
     pub fn wait_for_all(sections: &Sections, batch: &[Self], wait: impl FnMut(u32)) {
-        if !cfg!(mutant = "no_invalidate") {
+        if !mutant!("no_invalidate") {
             sections.grace_of(|subject| batch.iter().any(|stale| stale.is_of(subject)), wait);
         }
     }
@@ -296,10 +297,15 @@ fn swap_if(entry: &AtomicU64, seen: Entry, new: Entry) -> Result<(), Entry> {
     }
 }
 
-/// Gives a processor the time that the mutant needs.
-#[cfg(mutant = "install_loses_dirty")]
-fn linger() {
+/// A mutant: stores what `new` makes of what an earlier load saw. Returns what the load saw.
+fn store_late(entry: &AtomicU64, new: impl Fn(Entry) -> Entry) -> Entry {
+    let old = Entry::from_bits(entry.load(Ordering::Relaxed));
+    // A processor needs this time to set its bit.
     (0..50).for_each(|_| std::hint::spin_loop());
+    // A swap whose result is not used: loom lets a plain store go before another thread's read-modify-write that it did
+    // not see.
+    entry.swap(new(old).bits(), Ordering::Release);
+    old
 }
 
 // SAFETY: entries are single atomic words changed as the methods say; leaves are freed by whoever gets them from `unhook`,
@@ -370,49 +376,36 @@ unsafe impl PageTable for RadixTable {
         leaf.entry(page).compare_exchange(seen.bits(), new, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    #[cfg(not(mutant = "install_loses_dirty"))]
     unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
+        if mutant!("install_loses_dirty") {
+            store_late(leaf.entry(page), |old| old.without(Entry::ANNOUNCED));
+            return;
+        }
         // A read-modify-write, so that a bit set by a processor meanwhile stays. Release, partner: the next
         // announcement and range work's exchange.
         let old = leaf.entry(page).fetch_and(!Entry::ANNOUNCED, Ordering::Release);
         debug_assert!(Entry::from_bits(old).is_announced(), "let go of an entry that is not announced");
     }
 
-    #[cfg(not(mutant = "install_loses_dirty"))]
     unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
         let (entry, new) = (leaf.entry(page), new.without(Entry::ANNOUNCED));
+        let with_kept_bits = |old: Entry| {
+            let keeps_frame = new.mapped_frame().is_some() && new.mapped_frame() == old.mapped_frame();
+            new.with(if keeps_frame { old.bits() & Entry::HARDWARE } else { 0 })
+        };
+        if mutant!("install_loses_dirty") {
+            return Ok(store_late(entry, with_kept_bits).without(Entry::ANNOUNCED));
+        }
         // One step: between a swap and a later "or" of the old bits others could have changed the entry already.
         // Release, partner: `translate`; Acquire: what processors did through the old entry is seen.
         let mut old = Entry::from_bits(entry.load(Ordering::Relaxed));
         loop {
             debug_assert!(old.is_announced(), "install over an entry that is not announced");
-            let keeps_frame = new.mapped_frame().is_some() && new.mapped_frame() == old.mapped_frame();
-            let kept = if keeps_frame { old.bits() & Entry::HARDWARE } else { 0 };
-            match swap_if(entry, old, new.with(kept)) {
+            match swap_if(entry, old, with_kept_bits(old)) {
                 Ok(()) => return Ok(old.without(Entry::ANNOUNCED)),
                 Err(now) => old = now,
             }
         }
-    }
-
-    /// The mutant: a store of what an earlier load saw. (A swap whose result is not used: loom lets a plain store go
-    /// before another thread's read-modify-write that it did not see.)
-    #[cfg(mutant = "install_loses_dirty")]
-    unsafe fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
-        let old = self.load(leaf, page);
-        linger();
-        leaf.entry(page).swap(old.without(Entry::ANNOUNCED).bits(), Ordering::Release);
-    }
-
-    /// The mutant: a store of what an earlier load saw.
-    #[cfg(mutant = "install_loses_dirty")]
-    unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
-        let old = self.load(leaf, page);
-        let keeps_frame = new.mapped_frame().is_some() && new.mapped_frame() == old.mapped_frame();
-        let kept = if keeps_frame { old.bits() & Entry::HARDWARE } else { 0 };
-        linger();
-        leaf.entry(page).swap(new.without(Entry::ANNOUNCED).with(kept).bits(), Ordering::Release);
-        Ok(old.without(Entry::ANNOUNCED))
     }
 
     unsafe fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
@@ -475,7 +468,7 @@ unsafe impl PageTable for RadixTable {
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
         // The mutant (CVE-2018-18281): a processor may go on with the old translation.
-        if cfg!(mutant = "no_invalidate") {
+        if mutant!("no_invalidate") {
             return;
         }
         // A translation lives as long as its access, which says what it is of.

@@ -292,26 +292,28 @@ fn page_work_against_remap() {
 /// CVE-2018-18281: what has moved is freed only when no access by the old place can reach it.
 #[test]
 fn an_access_against_remap() {
-    in_a_space(2, machine, |_, space| {
-        map(space, 0, 2);
-        map(space, 3, 1);
-        space.store_u64(at(1), 7).unwrap();
-        let (first, second) = (space.clone(), space.clone());
-        let access = spawn(1, move || {
-            if let Ok(value) = first.try_load_u64(at(1)) {
-                assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
-            }
+    for machine in [machine_of_sections, machine] {
+        in_a_space(2, machine, |_, space| {
+            map(space, 0, 2);
+            map(space, 3, 1);
+            space.store_u64(at(1), 7).unwrap();
+            let (first, second) = (space.clone(), space.clone());
+            let access = spawn(1, move || {
+                if let Ok(value) = first.try_load_u64(at(1)) {
+                    assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
+                }
+            });
+            // Another thread: what the call itself retires at its end waits for all accesses.
+            let discard = spawn(2, move || {
+                let _ = second.discard(at(2), PAGE_SIZE);
+                // The frame's next life.
+                second.store_u64(at(3), 9).unwrap();
+            });
+            space.remap(RemapRequest::to(at(1), PAGE_SIZE, at(2))).unwrap();
+            access.join().unwrap();
+            discard.join().unwrap();
         });
-        // Another thread: what the call itself retires at its end waits for all accesses.
-        let discard = spawn(2, move || {
-            let _ = second.discard(at(2), PAGE_SIZE);
-            // The frame's next life.
-            second.store_u64(at(3), 9).unwrap();
-        });
-        space.remap(RemapRequest::to(at(1), PAGE_SIZE, at(2))).unwrap();
-        access.join().unwrap();
-        discard.join().unwrap();
-    });
+    }
 }
 
 /// 60bae7370896: a page that is discarded is freed only when no access by the old entry can reach it.

@@ -46,7 +46,7 @@ impl MappingFilter {
     /// Returns whether the filter admits `mapping`.
     pub(crate) fn admits<H: Host>(self, mapping: &Mapping<H>) -> bool {
         match self {
-            _ if cfg!(mutant = "populate_what_is_there") => true,
+            _ if mutant!("populate_what_is_there") => true,
             Self::Any => true,
             Self::Mapping(serial) => mapping.serial == serial,
             Self::Locked => mapping.flags.is_fetched(),
@@ -337,8 +337,7 @@ impl Freeze {
 
     /// Stops page work in the space, and waits until page work that is under way has ended.
     pub fn freeze<'s, H: Host>(&'s self, engine: &'s Engine<H>) -> Frozen<'s, H> {
-        #[cfg(not(mutant = "fork_without_freeze"))]
-        {
+        if !mutant!("fork_without_freeze") {
             self.frozen.store(1, Ordering::Release);
             full_fence();
             engine.grace();

@@ -485,13 +485,12 @@ impl<H: Host> Engine<H> {
     pub(crate) fn unpin(&self, frame: Frame, reference: Reference) {
         let folio = self.folio(frame);
         let key = core::ptr::from_ref(folio).addr();
-        #[cfg(mutant = "wakes_before_the_place")]
-        self.wake_all(key);
+        if mutant!("wakes_before_the_place") {
+            self.wake_all(key);
+        }
         let (left, is_crowded) = folio.put_pin(reference);
-        #[cfg(mutant = "wakes_before_the_place")]
-        let is_crowded = false & is_crowded;
         self.see_to(frame, left);
-        if is_crowded {
+        if is_crowded && !mutant!("wakes_before_the_place") {
             self.wake_all(key);
         }
         if reference == Reference::IoPin {
@@ -516,7 +515,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn unload(&self, table: &H::Table) {
         self.assert_may_wait_for_processors("unload");
         // The mutant: processors keep translations of a space that is gone.
-        if !cfg!(mutant = "frames_before_unload") {
+        if !mutant!("frames_before_unload") {
             self.timed(Counter::InvalidateWait, |wait| table.unload(wait));
         }
     }

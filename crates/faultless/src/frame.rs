@@ -368,10 +368,8 @@ impl Folio {
     pub(crate) fn try_reuse(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            #[cfg(not(mutant = "reuse_ignores_pins"))]
-            let alone = word & REFERENCES == MAPPING;
-            #[cfg(mutant = "reuse_ignores_pins")]
-            let alone = word & (MAPPINGS | CACHED) == MAPPING;
+            let counted = if mutant!("reuse_ignores_pins") { MAPPINGS | CACHED } else { REFERENCES };
+            let alone = word & counted == MAPPING;
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
@@ -436,10 +434,7 @@ impl Folio {
             self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
             return Eviction::Used;
         }
-        #[cfg(not(mutant = "evicts_dirty"))]
-        let ignored = REFERENCED;
-        #[cfg(mutant = "evicts_dirty")]
-        let ignored = REFERENCED | DIRTY | WRITEBACK;
+        let ignored = if mutant!("evicts_dirty") { REFERENCED | DIRTY | WRITEBACK } else { REFERENCED };
         if word & !ignored == IDLE | UPTODATE
             && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
         {

@@ -38,6 +38,9 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 extern crate alloc;
 
+#[macro_use]
+mod mutants;
+
 pub mod address;
 pub mod design;
 mod engine;
@@ -58,6 +61,9 @@ mod tables;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
+#[cfg(mutants)]
+#[doc(hidden)]
+pub use mutants::is_planted;
 pub use page_cache::{File, FileError, FileHandle, FileRef, FileRights, FolioLock, Pin};
 #[cfg(any(test, feature = "audit"))]
 pub use space::AuditError;
@@ -69,6 +75,3 @@ pub use space::{
     SpaceLimits, SpaceUsage, SyncError, SyncFlags, UnknownAdvice, UnmapError,
 };
 pub use vma::MappingFlags;
-
-#[cfg(all(mutant, not(debug_assertions)))]
-compile_error!("a mutant is a planted bug: it is built with debug assertions only, never in a release");

@@ -47,15 +47,13 @@ pub(crate) struct SharedTables {
 impl SharedTables {
     /// Counts a table that is about to be shared. Returns false if it may not be shared: the limit is reached, or
     /// `is_full` finds a page in the table that is full ([`Folio::is_mapping_full`]). The table is not counted then.
-    pub(crate) fn try_count(&self, is_full: impl FnOnce() -> bool) -> bool {
-        #[cfg(mutant = "full_asked_before_the_count")]
-        let has_full = self.has_full_page.load(Ordering::Relaxed) && is_full();
+    pub(crate) fn try_count(&self, is_full: impl Fn() -> bool) -> bool {
+        let has_full = || self.has_full_page.load(Ordering::Relaxed) && is_full();
+        let early = mutant!("full_asked_before_the_count").then(&has_full);
         // Acquire, partner: `uncount`. This thread sees the pages that copies of tables counted off before have counted.
         let is_room = self.count.fetch_add(1, Ordering::AcqRel) < MAX_SHARED_TABLES;
         // After the count: step 3 above.
-        #[cfg(not(mutant = "full_asked_before_the_count"))]
-        let has_full = is_room && self.has_full_page.load(Ordering::Relaxed) && is_full();
-        let may_be = is_room && !has_full;
+        let may_be = is_room && !early.unwrap_or_else(has_full);
         if !may_be {
             self.uncount();
         }
@@ -65,7 +63,7 @@ impl SharedTables {
     /// Undoes [`SharedTables::try_count`]. Called if the table is not shared after all, or if it is copied and its pages
     /// are counted. Release.
     pub(crate) fn uncount(&self) {
-        let order = if cfg!(mutant = "uncount_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        let order = if mutant!("uncount_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         self.count.fetch_sub(1, order);
     }
 

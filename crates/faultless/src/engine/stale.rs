@@ -130,7 +130,7 @@ impl<'a, H: Host> RemovedBatch<'a, H> {
     }
 
     fn flush(&mut self) {
-        if cfg!(mutant = "batch_freed_early") {
+        if mutant!("batch_freed_early") {
             self.removed.drop_all(self.stale.engine);
         }
         self.stale.flush();
@@ -190,7 +190,7 @@ impl<H: Host> Engine<H> {
         // Partner: the Release with which the entries that the sweep found were changed.
         fence(Ordering::Acquire);
         // Acquire, partner: the end of a batch.
-        self.open_batches.0.load(plain::Ordering::Acquire) != 0 && !cfg!(mutant = "sweep_ignores_batches")
+        self.open_batches.0.load(plain::Ordering::Acquire) != 0 && !mutant!("sweep_ignores_batches")
     }
 
     /// Waits until no processor uses an older translation of any of these pages.

@@ -94,7 +94,7 @@ impl<H: Host> Engine<H> {
         let mut sleep = || {
             while !is_over() {
                 // A change since then is seen by the second look, in the queue: see `wait.rs`.
-                let mut is_enough = || !cfg!(mutant = "looks_before_it_notes") && is_over();
+                let mut is_enough = || !mutant!("looks_before_it_notes") && is_over();
                 let sleep =
                     |waiter: &Waiter| self.sleep_until(counter, me, || waiter.is_woken() || is_enough());
                 list.with_waiter(me, key, sleep);

@@ -55,7 +55,7 @@ impl Folio {
     pub(crate) fn leave_home(&self, entry: impl FnOnce() -> (Home, Home)) {
         const OTHERS: u64 = MAPPINGS & !MAPPING;
         let word = self.word.load(Ordering::Relaxed);
-        if word & ANONYMOUS != 0 && word & OTHERS != 0 && !cfg!(mutant = "home_stays") {
+        if word & ANONYMOUS != 0 && word & OTHERS != 0 && !mutant!("home_stays") {
             let (entry, family) = entry();
             self.leave_shared_home(entry, family);
         }
@@ -66,11 +66,11 @@ impl Folio {
     fn leave_shared_home(&self, entry: Home, family: Home) {
         // An exchange: if another entry of the folio moves at the same time, the home stays none. Release, partner: the exchange
         // in `move_home`. For threads that follow the home, the Release of the drop of the mapping comes after.
-        #[cfg(not(mutant = "home_stored_past_a_move"))]
-        let _ = self.home.compare_exchange(entry.bits(), family.bits(), Ordering::Release, Ordering::Relaxed);
-        #[cfg(mutant = "home_stored_past_a_move")]
-        if self.home.load(Ordering::Relaxed) == entry.bits() {
-            self.home.store(family.bits(), Ordering::Relaxed);
+        let (old, new) = (entry.bits(), family.bits());
+        if !mutant!("home_stored_past_a_move") {
+            let _ = self.home.compare_exchange(old, new, Ordering::Release, Ordering::Relaxed);
+        } else if self.home.load(Ordering::Relaxed) == old {
+            self.home.store(new, Ordering::Relaxed);
         }
     }
 
@@ -83,7 +83,7 @@ impl Folio {
         let word = self.word.load(Ordering::Acquire);
         if word & ANONYMOUS != 0 && word & MAPPINGS == MAPPING {
             self.set_home(to);
-        } else if word & ANONYMOUS != 0 && !cfg!(mutant = "moved_home_stays") {
+        } else if word & ANONYMOUS != 0 && !mutant!("moved_home_stays") {
             // Another entry of the folio may exchange the home too.
             let _ = self.home.swap(Home::NONE.bits(), Ordering::AcqRel);
         }

@@ -32,7 +32,7 @@ pub(super) struct Flushes {
 
 impl Flushes {
     fn is_one_under_way(&self) -> bool {
-        self.begun != self.ended && !cfg!(mutant = "flushes_beside_each_other")
+        self.begun != self.ended && !mutant!("flushes_beside_each_other")
     }
 }
 

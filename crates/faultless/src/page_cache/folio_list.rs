@@ -136,8 +136,7 @@ impl FolioList {
             }
         };
         // Partner: `remove`, as the module says.
-        let is_detached =
-            !cfg!(mutant = "push_ignores_detach") && place.file.load(Ordering::Relaxed).is_null();
+        let is_detached = !mutant!("push_ignores_detach") && place.file.load(Ordering::Relaxed).is_null();
         if (count >= MANY || is_detached)
             && let Some(mut linked) = self.linked.try_lock()
         {

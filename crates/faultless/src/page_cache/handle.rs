@@ -293,8 +293,7 @@ impl<H: Host> File<H> {
         }
         let old = self.length();
         self.grow_store(&resizing, store_end)?;
-        #[cfg(mutant = "length_before_the_bytes")]
-        {
+        if mutant!("length_before_the_bytes") {
             self.publish_longer(&resizing, store_end);
             self.write_inside(at, bytes, &next)?;
             return Ok(Part::Written);

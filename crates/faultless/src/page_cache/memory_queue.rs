@@ -165,7 +165,7 @@ impl<H: Host> Drop for Turn<H> {
     fn drop(&mut self) {
         let (engine, queue) = (&self.engine, &self.engine.cache.queue);
         match self.failed {
-            None if cfg!(mutant = "turn_ends_silently") => {}
+            None if mutant!("turn_ends_silently") => {}
             None => engine.end_turn(1),
             Some(seen) => {
                 queue.end_turns(1);
@@ -267,7 +267,7 @@ impl<H: Host> Engine<H> {
     fn join_queue(&self, waiter: &Waiter, seen: u64) {
         let queue = &self.cache.queue;
         queue.add(waiter);
-        if queue.events() != seen && !cfg!(mutant = "event_passed_over") {
+        if queue.events() != seen && !mutant!("event_passed_over") {
             queue.give_turns(self.host().park(), || self.room_for_turns());
         }
     }
@@ -319,7 +319,7 @@ impl<H: Host> Looking<H> {
 
     /// The ticket to look for memory with.
     pub fn ticket(&self) -> u64 {
-        if self.turn.is_some() && !cfg!(mutant = "turn_yields") { HAS_TURN } else { self.ticket }
+        if self.turn.is_some() && !mutant!("turn_yields") { HAS_TURN } else { self.ticket }
     }
 
     /// It needs no more.

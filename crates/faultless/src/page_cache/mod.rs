@@ -344,8 +344,7 @@ impl<H: Host> File<H> {
             engine.cache.cached.fetch_add(1, Ordering::Relaxed);
             engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
             // Partner: the fence of `Forbidden::begin`, which may have come too early to find the page.
-            #[cfg(not(mutant = "resize_under_transfers"))]
-            if self.is_forbidden(page) {
+            if !mutant!("resize_under_transfers") && self.is_forbidden(page) {
                 self.withdraw(page, frame);
                 self.end_transfer();
                 return Err(Miss::Forbidden);

@@ -121,7 +121,7 @@ impl<H: Host> File<H> {
         self.drop_everywhere(first..last + 1, 0..0);
         for (page, pin) in batch.pages[..count].iter_mut().filter_map(Option::take) {
             let is_dirty = self.engine.folio(pin.frame()).is_dirty();
-            if is_dirty && !cfg!(mutant = "refresh_drops_late_stores") && self.put_back(page, &pin) {
+            if is_dirty && !mutant!("refresh_drops_late_stores") && self.put_back(page, &pin) {
                 batch.dirty.get_or_insert(page);
             } else {
                 self.forget(pin.frame());

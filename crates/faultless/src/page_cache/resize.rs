@@ -125,7 +125,7 @@ impl<H: Host> File<H> {
     /// Locks the page in which the file ends at byte `old`, if it is partial and in memory. No transfer of it is under way,
     /// and none begins until the lock is dropped: one that is sized by the old length would not be awaited by the new.
     pub(super) fn lock_last_page(&self, _: &Resizing<'_, H>, old: u64) -> Option<FolioLock<H>> {
-        let is_whole = old.is_multiple_of(PAGE_SIZE) || cfg!(mutant = "grows_under_a_write");
+        let is_whole = old.is_multiple_of(PAGE_SIZE) || mutant!("grows_under_a_write");
         if is_whole { None } else { self.lock_idle(old / PAGE_SIZE) }
     }
 
@@ -350,7 +350,9 @@ impl<'a, H: Host> Forbidden<'a, H> {
         // Partner: the fence of a read that has attached its page. If ours comes first, it sees that it is forbidden and
         // withdraws; if its, we find the page. A writeback asks under the folio's lock, which is taken below.
         full_fence();
-        #[cfg(not(mutant = "resize_under_transfers"))]
+        if mutant!("resize_under_transfers") {
+            return forbidden;
+        }
         file.each_attached(pages, |page, _| {
             let Some(pin) = file.pin_attached(page) else { return };
             if which == Await::ReadsAndWrites {
@@ -359,7 +361,6 @@ impl<'a, H: Host> Forbidden<'a, H> {
             let lock = pin.lock();
             lock.0.wait_for_write(None);
         });
-        let _ = which;
         forbidden
     }
 }

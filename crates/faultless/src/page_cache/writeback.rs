@@ -148,11 +148,11 @@ impl<H: Host> File<H> {
 
     /// Makes a page dirty as [`File::make_dirty`] does, for a mapping of space `id`, which gets a right to store next.
     pub(crate) fn make_dirty_for(&self, id: u64, page: u64, frame: Frame) -> bool {
-        if !self.is_in_memory() && !cfg!(mutant = "store_noted_late") {
+        if !self.is_in_memory() && !mutant!("store_noted_late") {
             self.spaces.note_store(id);
         }
         let is_dirty = self.make_dirty(page, frame);
-        if cfg!(mutant = "store_noted_late") {
+        if mutant!("store_noted_late") {
             self.spaces.note_store(id);
         }
         is_dirty
@@ -192,8 +192,9 @@ impl<H: Host> File<H> {
                 Ok(Some(frame)) => {
                     let pin = Pin::new(&self.engine, frame);
                     // The tag is set under the lock, and the folio is under writeback before that is dropped.
-                    #[cfg(not(mutant = "fsync_asks_before_the_lock"))]
-                    pin.wait_for_lock(None);
+                    if !mutant!("fsync_asks_before_the_lock") {
+                        pin.wait_for_lock(None);
+                    }
                     pin.wait_for_write(None);
                 }
                 // The truncation that cut it off has waited.
@@ -267,8 +268,7 @@ impl<H: Host> File<H> {
     fn begin_writeback(&self, page: u64) -> Begun<H> {
         // First without a pin: to let one go wakes all who wait here, the caller among them, and they would look again as long
         // as the page is forbidden.
-        #[cfg(not(mutant = "sync_passes_a_refresh"))]
-        if self.is_forbidden(page) {
+        if !mutant!("sync_passes_a_refresh") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
         let frame = match self.find(page, Reference::Pin) {
@@ -292,8 +292,7 @@ impl<H: Host> File<H> {
             return self.begin_without_page(page);
         }
         // Again with the lock: `Forbidden::begin` locks each page after it has forbidden.
-        #[cfg(not(mutant = "resize_under_transfers"))]
-        if self.is_forbidden(page) {
+        if !mutant!("resize_under_transfers") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
         self.index.tag(page, Tag::Writing);
@@ -308,8 +307,7 @@ impl<H: Host> File<H> {
     /// The page was not in memory. If that is because it is being read anew, it comes back when a store has made it dirty
     /// (refresh.rs): whoever has forbidden transfers before he took it out is seen here.
     fn begin_without_page(&self, page: u64) -> Begun<H> {
-        #[cfg(not(mutant = "sync_passes_a_refresh"))]
-        if self.is_forbidden(page) {
+        if !mutant!("sync_passes_a_refresh") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
         self.index.untag(page, Tag::Dirty);
@@ -333,7 +331,7 @@ impl<H: Host> File<H> {
         let rest = &mut unsubmitted.pages;
         // Partners: the fence after the bit in page work, and that of `FileMappings::note_store`.
         full_fence();
-        if !cfg!(mutant = "writeback_keeps_rights") {
+        if !mutant!("writeback_keeps_rights") {
             self.protect_everywhere(pages);
         }
         let most = store.max_pages().clamp(1, MAX_PAGES);
@@ -445,8 +443,8 @@ impl<H: Host> File<H> {
         }
         // Partner: the fence of a flush that has failed.
         full_fence();
-        let is_lost = self.failed_flushes.load(Ordering::Relaxed) != write.flushes
-            && !cfg!(mutant = "late_ends_are_clean");
+        let is_lost =
+            self.failed_flushes.load(Ordering::Relaxed) != write.flushes && !mutant!("late_ends_are_clean");
         // Held until the last page is dirty again: see the module.
         let errors = (failed.is_some() || is_lost).then(|| {
             let mut errors = self.errors.lock();
@@ -458,7 +456,7 @@ impl<H: Host> File<H> {
             errors
         });
         for (page, pin) in pages.zip(&pins) {
-            let has_failed = page >= first + written as u64 && !cfg!(mutant = "failed_write_is_clean");
+            let has_failed = page >= first + written as u64 && !mutant!("failed_write_is_clean");
             let dirty = has_failed || write.stays_dirty || is_lost;
             if dirty {
                 self.index.tag(page, Tag::Dirty);

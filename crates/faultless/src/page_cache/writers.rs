@@ -87,7 +87,7 @@ impl<H: Host> File<H> {
 impl<H: Host> Writing<'_, H> {
     /// Notes that the write comes to byte `end`, if it may.
     pub(super) fn go_on_to(&self, end: u64) -> Next {
-        if cfg!(mutant = "writes_ignore_removals") {
+        if mutant!("writes_ignore_removals") {
             return Next::Write;
         }
         let mut state = self.file.engine.lock(&self.file.writers.0);
@@ -97,7 +97,7 @@ impl<H: Host> Writing<'_, H> {
             return Next::End;
         }
         let is_going = removing.as_ref().is_some_and(|bytes| overlap(bytes, &(mine.written.end..end)));
-        if is_going && !cfg!(mutant = "writes_into_a_removal") {
+        if is_going && !mutant!("writes_into_a_removal") {
             return Next::Wait;
         }
         mine.written.end = end;

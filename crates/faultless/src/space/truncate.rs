@@ -23,19 +23,19 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
         shown: &dyn Fn() -> Option<PageRange>,
         removed: &mut RemovedBatch<'_, H>,
     ) {
-        #[cfg(mutant = "hull_before_moves")]
-        let Some(early) = shown() else { return };
+        let first = mutant!("hull_before_moves").then(shown);
         // This is read before the addresses: a page that has moved already is within them, and a later move is counted.
         let moves = self.map.lock_by(&*self.engine).moves;
-        #[cfg(not(mutant = "hull_before_moves"))]
-        let Some(early) = shown() else { return };
+        let Some(early) = first.unwrap_or_else(shown) else { return };
         self.drop_mapped_pages_of(file, &gone, early, removed, |_| true);
         // Range work that published a hole over such a page before this look still has to sweep it. Its claim is older than
         // this wait, so the wait covers it. Later claims come after our change. Neither side waits for the other.
-        #[cfg(not(mutant = "truncation_ignores_claims"))]
-        let has_moved = self.map.wait_for_earlier(&*self.engine).moves != moves;
-        #[cfg(mutant = "truncation_ignores_claims")]
-        let has_moved = self.map.lock_by(&*self.engine).moves != moves;
+        let map = match mutant!("truncation_ignores_claims") {
+            false => self.map.wait_for_earlier(&*self.engine),
+            true => self.map.lock_by(&*self.engine),
+        };
+        let has_moved = map.moves != moves;
+        drop(map);
         if has_moved {
             // A page may have moved from a part not yet visited to one already visited. This visits again with all of the space
             // taken, so that nothing moves. No thread is at work on a mapping that is still busy: it has no pages.
@@ -68,7 +68,7 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
         // may hold what they need. Range work that has published a hole over such a page still has its entry, and a processor
         // may use what was taken out until that call invalidates. The call claims its range until then. A later claim finds the
         // entries without the right.
-        if !cfg!(mutant = "writeback_ignores_claims") {
+        if !mutant!("writeback_ignores_claims") {
             self.protect_claimed(file, shown, stale);
         }
     }

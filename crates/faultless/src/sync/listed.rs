@@ -83,7 +83,7 @@ impl<const WORDS: usize> Listed<WORDS> {
             let mut bound = self.bound.load(Ordering::Relaxed);
             // The words are read under the lock: a bit that was set meanwhile keeps its word.
             let is_empty = |word: usize| {
-                cfg!(mutant = "bound_not_asked_again") && word == index / BITS
+                mutant!("bound_not_asked_again") && word == index / BITS
                     || self.in_use[word].load(Ordering::Acquire) == 0
             };
             while bound > 0 && is_empty(bound - 1) {
@@ -96,7 +96,7 @@ impl<const WORDS: usize> Listed<WORDS> {
     /// Clears the bit of a slot that stays in use. The owner is in no section.
     pub(super) fn sleep(&self, index: usize) {
         // Release: a scan that passes over the slot sees the effects of its sections, as by the number that it would have read.
-        let order = if cfg!(mutant = "unlisted_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        let order = if mutant!("unlisted_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         self.words[index / BITS].fetch_and(!(1 << (index % BITS)), order);
     }
 

@@ -300,21 +300,21 @@ impl Sections {
         let periods = &self.periods;
         let mut queue = list.queue.lock();
         queue.things.try_reserve(things.len()).map_err(|_| OutOfMemory)?;
-        #[cfg(mutant = "told_before_number")]
-        let was_urgent = things.iter().map(Retired::tell).fold(false, |some, is_urgent| some | is_urgent);
-        #[cfg(mutant = "number_before_fence")]
-        let number = periods.begun.load(Ordering::Relaxed) + 1;
+        let mut is_urgent = false;
+        if mutant!("told_before_number") {
+            things.iter().for_each(|thing| is_urgent |= thing.tell());
+        }
+        let next = || periods.begun.load(Ordering::Relaxed) + 1;
+        let early = mutant!("number_before_fence").then(next);
         // After the lock's read-modify-write. Partner: `heavy` of the period that began after `begun` was read.
         fence_after_rmw();
-        #[cfg(not(mutant = "number_before_fence"))]
-        let number = periods.begun.load(Ordering::Relaxed) + 1;
-        let mut is_urgent = false;
+        let number = early.unwrap_or_else(next);
         for thing in things.drain() {
             // The things are told after the number was read, so that a hurry that follows asks for that period or a later one;
             // and before any thread can free them.
-            #[cfg(not(mutant = "told_before_number"))]
-            let was_urgent = thing.tell();
-            is_urgent |= was_urgent;
+            if !mutant!("told_before_number") {
+                is_urgent |= thing.tell();
+            }
             queue.bytes += thing.bytes();
             queue.things.push_back((number, thing));
         }
@@ -400,7 +400,7 @@ impl Sections {
             let completed = periods.begun.load(Ordering::Relaxed);
             let was_hurried = periods.is_hurried();
             periods.completed.store(completed, Ordering::Release);
-            if was_hurried || periods.keeps(ASK) && !cfg!(mutant = "bytes_free_own_list") {
+            if was_hurried || periods.keeps(ASK) && !mutant!("bytes_free_own_list") {
                 due = completed;
             } else if completed.is_multiple_of(HELP) {
                 // The things of the last periods have owners that come again.

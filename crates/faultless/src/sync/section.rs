@@ -229,7 +229,7 @@ impl Sections {
         let Some((slot, _)) = self.made(index).filter(|(slot, _)| !slot.is(State::Unused)) else { return };
         slot.go_offline();
         if self.leave_behind(&slot.retired).is_ok() {
-            if !cfg!(mutant = "unlisted_by_half") {
+            if !mutant!("unlisted_by_half") {
                 slot.set(State::Unused);
             }
             self.listed.clear(index);
@@ -245,7 +245,7 @@ impl Sections {
         let slot = self.slot(index);
         if slot.retired.is_empty() {
             slot.go_offline();
-            if !cfg!(mutant = "sleeps_by_half") {
+            if !mutant!("sleeps_by_half") {
                 slot.set(State::Sleeps);
             }
             self.listed.sleep(index.get() as usize);
@@ -319,7 +319,7 @@ impl Sections {
         let access = slot.access.load(Ordering::Relaxed);
         assert!(access & 1 == 0, "an access inside an access");
         // Release: a thread that reads this subject sees all that older accesses of this thread did, so they have ended for it.
-        let order = if cfg!(mutant = "subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
+        let order = if mutant!("subject_relaxed") { Ordering::Relaxed } else { Ordering::Release };
         slot.subject.store(subject, order);
         mark_with_fence(&slot.access, access + 1);
         AccessSection { slot, not_send: PhantomData }

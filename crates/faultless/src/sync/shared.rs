@@ -254,17 +254,15 @@ impl<T: ?Sized> Drop for Shared<T> {
                 // SAFETY: this handle still keeps the value.
                 unsafe { tell(NonNull::from(&**self).cast()) };
             }
+            if mutant!("hurry_forgets_retired") {
+                seen = strong.fetch_sub(1, Ordering::Release);
+                break;
+            }
             // Release, partner: the fence of the thread that drops the last one. It is one step, so that of several threads
             // that drop theirs at once, one finds that it is the last in use.
-            #[cfg(not(mutant = "hurry_forgets_retired"))]
             match strong.compare_exchange_weak(seen, seen - 1, Ordering::Release, Ordering::Acquire) {
                 Ok(_) => break,
                 Err(now) => seen = now,
-            }
-            #[cfg(mutant = "hurry_forgets_retired")]
-            {
-                seen = strong.fetch_sub(1, Ordering::Release);
-                break;
             }
         }
         if seen != 1 {

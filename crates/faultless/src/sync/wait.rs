@@ -271,8 +271,9 @@ impl WaitList {
     /// Wakes all threads that wait for `key`. Called after the state that they look at was changed. The caller holds no lock
     /// that they may want.
     pub fn wake(&self, park: &impl Park, key: usize) {
-        #[cfg(not(mutant = "wakes_unfenced"))]
-        full_fence();
+        if !mutant!("wakes_unfenced") {
+            full_fence();
+        }
         while self.waiting.load(Ordering::Relaxed) != 0 {
             let mut woken = Woken::new();
             let mut queue = self.queue.lock();
@@ -299,8 +300,9 @@ impl WaitList {
         unsafe { queue.push(waiter) };
         self.count(1, 0);
         drop(queue);
-        #[cfg(not(mutant = "sleeps_unfenced"))]
-        full_fence();
+        if !mutant!("sleeps_unfenced") {
+            full_fence();
+        }
     }
 
     fn remove(&self, waiter: &Waiter) {

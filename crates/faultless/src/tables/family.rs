@@ -133,8 +133,9 @@ impl LeafRecord {
         let Some(locked) = family.try_lock() else { return false };
         locked.remove(self);
         drop(locked);
-        #[cfg(mutant = "family_without_grace")]
-        self.end_kinship();
+        if mutant!("family_without_grace") {
+            self.end_kinship();
+        }
         true
     }
 
@@ -143,7 +144,7 @@ impl LeafRecord {
     pub(super) fn end_kinship(&self) {
         let Some(family) = NonNull::new(self.family.load(Ordering::Relaxed)) else { return };
         debug_assert!(
-            cfg!(mutant = "relative_stays") || LockedFamily::has_left(self),
+            mutant!("relative_stays") || LockedFamily::has_left(self),
             "a leaf table freed in its family's list"
         );
         // SAFETY: this record is counted, so the family has not ended.

@@ -71,12 +71,10 @@ impl AnonRecord {
     /// Prepares the mapping for its first page: sets the number to `id`, unless another page came first. Returns the
     /// number that holds; `None` if the record is closed, and page work has to look the VMA up again.
     pub fn begin(&self, id: AnonId) -> Option<AnonId> {
-        #[cfg(mutant = "adopts_while_closed")]
-        {
+        if mutant!("adopts_while_closed") {
             self.state.store(id.0, Ordering::Release);
             return Some(id);
         }
-        #[cfg(not(mutant = "adopts_while_closed"))]
         match self.state.compare_exchange(FRESH, id.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Some(id),
             Err(now) => Self::number(now),
@@ -86,9 +84,9 @@ impl AnonRecord {
     /// Closes the record before range work replaces its VMA. Returns the number that the next mapping inherits; `None` if
     /// there are no pages, and the record is closed.
     pub fn close(&self) -> Option<AnonId> {
-        #[cfg(mutant = "merge_reads_record")]
-        return Self::number(self.state.load(Ordering::Acquire));
-        #[cfg(not(mutant = "merge_reads_record"))]
+        if mutant!("merge_reads_record") {
+            return Self::number(self.state.load(Ordering::Acquire));
+        }
         match self.state.compare_exchange(FRESH, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => None,
             Err(now) => Self::number(now),

@@ -98,7 +98,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // name in the table's record. After exit has waited there are no such threads, unless a fault has made a table since.
         let is_swept = self.map.lock_by(&*self.engine).abandoned && !has_tables;
         // This also drops what keeps a file, and with it this engine.
-        if is_swept || cfg!(mutant = "space_without_grace") {
+        if is_swept || mutant!("space_without_grace") {
             self.engine.flush();
         } else {
             self.engine.grace_and_flush();

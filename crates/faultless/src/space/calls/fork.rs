@@ -89,20 +89,16 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         // range of each is taken: a thread takes a range before it changes the tree there.
         drop(child_lock);
         drop(lock);
-        #[cfg(mutant = "fork_reads_records_early")]
-        let early = space.pages_of_records(call.taken.over(whole));
+        let early =
+            mutant!("fork_reads_records_early").then(|| space.pages_of_records(call.taken.over(whole)));
         let frozen = D::fork(&space.lock, &space.engine);
-        #[cfg(not(mutant = "fork_reads_records_early"))]
-        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, None);
-        #[cfg(mutant = "fork_reads_records_early")]
-        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, Some(&early[..]));
+        let copied = space.copy_pages(&mut call, (&child.0, &child_taken), has_file_guards, early.as_deref());
         drop(frozen);
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
         let made = copied.and(followed);
         // As dup_mmap's error path: what is half made stays where the files find it.
-        #[cfg(mutant = "failed_fork_stays")]
-        if made.is_err() {
+        if made.is_err() && mutant!("failed_fork_stays") {
             core::mem::forget(child.clone());
         }
         made?;
@@ -139,8 +135,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let flags = mapping.flags.difference(MappingFlags::LOCKS);
             let mapping = Mapping { anon: None, flags, ..mapping };
             // CVE-2024-27022: the mapping is linked before it is set up, and a truncation under way finds it.
-            #[cfg(mutant = "fork_links_early")]
-            if let Backing::File { file, first } = &mapping.backing {
+            if mutant!("fork_links_early")
+                && let Backing::File { file, first } = &mapping.backing
+            {
                 file.register(0, || child.as_mapped_by(), &Hull::of(mapping.range, *first))?;
             }
             copies.push(try_box(Vma::new(mapping)?)?);
@@ -152,9 +149,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let copied = child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)).map(Vma::mapping);
         map.usage = SpaceUsage::default().with(copied);
         (map.limits, map.heap) = (lock.limits, lock.heap);
-        #[cfg(not(mutant = "fork_links_early"))]
         for vma in child.0.tree.view_locked(&map.writer).from(PageNumber::new(0)) {
-            if let Backing::File { file, first } = &vma.mapping().backing {
+            if !mutant!("fork_links_early")
+                && let Backing::File { file, first } = &vma.mapping().backing
+            {
                 file.register(child.0.id, || child.as_mapped_by(), &Hull::of(vma.range(), *first))?;
             }
         }
@@ -170,7 +168,6 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Returns which private mappings have anonymous pages now. For a mutant.
-    #[cfg(mutant = "fork_reads_records_early")]
     fn pages_of_records(&self, taken: &RangeReservation<'_, H>) -> Vec<bool> {
         let lock = taken.lock();
         let view = self.tree.view_locked(&lock.writer);
@@ -285,7 +282,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         for vma in vmas.take_while(|vma| vma.range().start() < span.end()) {
             let flags = vma.mapping().flags;
             // Rule H6 forbids to share a table under a locked mapping.
-            let is_locked = flags.contains(MappingFlags::LOCKED) && !cfg!(mutant = "locked_table_shared");
+            let is_locked = flags.contains(MappingFlags::LOCKED) && !mutant!("locked_table_shared");
             let is_shareable =
                 is_inherited(&vma) && !flags.contains(MappingFlags::WIPE_ON_FORK) && !is_locked;
             let Some(record) = vma.record().filter(|_| is_shareable) else {

@@ -261,8 +261,6 @@ impl TreeState {
         let asked = (asked & MappingFlags::all()) - MappingFlags::OWN - MappingFlags::READ_ONLY;
         // The limit is checked again when the mapping is published. It is checked here to keep Linux's order of errors.
         self.check_locked(asked | self.locks.future, pages)?;
-        #[cfg(mutant = "future_asked_early")]
-        let asked = asked | self.locks.future;
-        Ok(asked)
+        Ok(if mutant!("future_asked_early") { asked | self.locks.future } else { asked })
     }
 }

@@ -547,8 +547,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(MapError::Sealed { range, address: sealed.address() });
         }
         // Page work waits until the mapping is settled. To settle takes no memory.
-        let busy =
-            if cfg!(mutant = "fixed_without_busy") { MappingFlags::empty() } else { MappingFlags::MOVING };
+        let busy = if mutant!("fixed_without_busy") { MappingFlags::empty() } else { MappingFlags::MOVING };
         mapping.flags |= busy;
         let protection = mapping.protection;
         let lock = call.publish_new(lock, (&mut mapping, Origin::Fresh), Joins::BOTH)?;

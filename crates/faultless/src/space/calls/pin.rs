@@ -18,8 +18,10 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// The number of bytes copied at once by way of the stack, which has no room for a page. Each copy is a step of a model.
 const PART: usize = if cfg!(loom) { PAGE } else { 1024 };
 
-/// Makes a pin take the page that is there, as Linux before 5.19 did. Only in mutants of bugs of that time.
-const PINS_SHARED_PAGES: bool = cfg!(any(mutant = "dirty_cow", mutant = "reuse_ignores_pins"));
+/// Returns whether a pin takes the page that is there, as Linux before 5.19 did. Only in mutants of bugs of that time.
+fn pins_shared_pages() -> bool {
+    mutant!("dirty_cow" | "reuse_ignores_pins")
+}
 
 /// A page pinned for I/O. Its frame stays, whatever happens to the mapping.
 ///
@@ -201,7 +203,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     }
                     let frame = work.entry.mapped_frame().filter(|_| work.entry.has(needed))?;
                     // A page shared with others is copied at the next store, and the pin would not show that store.
-                    let is_private = work.vma.record().is_some() && !PINS_SHARED_PAGES;
+                    let is_private = work.vma.record().is_some() && !pins_shared_pages();
                     if is_long && is_private && !space.is_own(frame) {
                         return None;
                     }
@@ -231,13 +233,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Err(Refused::Hole) => return Err(no_mapping.into()),
                 Err(Refused::OutOfMemory) => return Err(FaultError::OutOfMemory { address }.into()),
             }
-            match is_long && !PINS_SHARED_PAGES {
+            match is_long && !pins_shared_pages() {
                 true => self.unshare_and_wait(address, wanted)?,
                 false => self.fault_and_wait(address, wanted)?,
             }
             // CVE-2016-5195: the fault has broken COW, so the write intent seems to be needed no more.
-            #[cfg(mutant = "dirty_cow")]
-            {
+            if mutant!("dirty_cow") {
                 wanted = Access::Read;
             }
         }

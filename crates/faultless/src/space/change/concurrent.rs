@@ -69,7 +69,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
             let section = space.engine.enter();
             let view = space.tree.view(&section);
             let hull = view.has_parts().then(|| hull_of(view, range));
-            let is_free = |hull: &PageRange| cfg!(mutant = "edits_of_neighbours") || lock.is_free(*hull);
+            let is_free = |hull: &PageRange| mutant!("edits_of_neighbours") || lock.is_free(*hull);
             if let Some(hull) = hull.filter(is_free) {
                 widen(&mut taken, lock.claims_mut(), view);
                 // SAFETY: a thread that uses the writer has the lock, and no edit is under way then. The loan ends before our

@@ -187,7 +187,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 let mut look = 0;
                 let entry = loop {
                     let entry = space.table.load(leaf, page);
-                    if !entry.is_announced() || cfg!(mutant = "moves_past_the_bit") {
+                    if !entry.is_announced() || mutant!("moves_past_the_bit") {
                         break entry;
                     }
                     space.engine.pause_on_bit(look);
@@ -215,7 +215,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 loop {
                     let seen = space.table.load(leaf, page);
                     // As in CVE-2024-50066: the mutant takes an entry read once, at the wrong time, for the present one.
-                    if seen == Entry::EMPTY || cfg!(mutant = "moves_past_the_bit") && seen.is_announced() {
+                    if seen == Entry::EMPTY || mutant!("moves_past_the_bit") && seen.is_announced() {
                         break;
                     }
                     if seen.is_announced() {
@@ -240,8 +240,9 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         if !part.keeps {
             self.unhook_around(part.source);
         }
-        #[cfg(mutant = "moved_without_invalidate")]
-        self.weakened.forget();
+        if mutant!("moved_without_invalidate") {
+            self.weakened.forget();
+        }
         if part.keeps {
             self.settle(part.source, cuts);
         }

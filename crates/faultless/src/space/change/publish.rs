@@ -119,8 +119,9 @@ pub(in crate::space) struct Draft<H: Host, D: LockingDesign> {
 
 /// Fences after a publication. Partner: the fence after the bit in page work.
 pub(in crate::space) fn fence_of_range_work() {
-    #[cfg(not(mutant = "no_range_fence"))]
-    full_fence();
+    if !mutant!("no_range_fence") {
+        full_fence();
+    }
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
@@ -164,16 +165,17 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         joins: Joins,
     ) -> Result<TreeLock<'a>, Refused> {
         self.space.admit(&lock, mapping, origin)?;
-        #[cfg(mutant = "hull_after_publication")]
-        let late = mapping.clone();
-        #[cfg(not(mutant = "hull_after_publication"))]
-        self.space.tell_file(mapping);
+        let late = mutant!("hull_after_publication").then(|| mapping.clone());
+        if late.is_none() {
+            self.space.tell_file(mapping);
+        }
         let lock = self.replace(lock, mapping.range, (&|_| None, Some(mapping), joins))?;
         if mapping.flags.contains(MappingFlags::LOCKED) {
             self.locked = Some(self.locked.map_or(mapping.range, |all| all.hull(mapping.range)));
         }
-        #[cfg(mutant = "hull_after_publication")]
-        self.space.tell_file(&late);
+        if let Some(mapping) = late {
+            self.space.tell_file(&mapping);
+        }
         Ok(lock)
     }
 
@@ -277,7 +279,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         match origin {
             Origin::Fresh | Origin::Longer => {
                 let is_asked = origin == Origin::Fresh && !mapping.is_foreign();
-                if is_asked && !cfg!(mutant = "future_asked_early") {
+                if is_asked && !mutant!("future_asked_early") {
                     mapping.flags |= map.locks.future;
                 }
                 // The replaced mapping counts as locked too, as on Linux.

@@ -48,7 +48,6 @@ impl Weakened {
     }
 
     /// Forgets all pages, for mutants: what was taken out can still be reached when it is freed.
-    #[cfg(any(mutant = "discard_without_invalidate", mutant = "moved_without_invalidate"))]
     pub fn forget(&mut self) {
         self.0 = None;
     }
@@ -301,7 +300,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut mapped = view.from(rest.start()).map_while(|vma| vma.range().intersection(rest));
             if !claims.is_claimed_beside(taken, rest) {
                 wider = if mapped.next().is_none() { wider.hull(rest) } else { wider };
-            } else if !cfg!(mutant = "leaf_left_to_nobody")
+            } else if !mutant!("leaf_left_to_nobody")
                 && mapped.all(|part| claims.is_claimed_beside(taken, part))
             {
                 let _ = taken.leave(span, claims);
@@ -331,22 +330,19 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let Some(page) = self.table.next_leaf(taken, part) else { break };
             let span = self.leaf_span(page);
             rest = PageRange::new(span.end(), range.end());
-            #[cfg(not(mutant = "leaf_with_neighbour"))]
-            let whole = range.covers(span);
-            #[cfg(mutant = "leaf_with_neighbour")]
-            let whole = range.overlaps(span);
+            let whole = range.covers(span) || mutant!("leaf_with_neighbour") && range.overlaps(span);
             // Without memory to remember it, the table stays until the space goes.
             if whole && retired.try_reserve(1).is_ok() {
                 if self.has_shared_table(taken, page) {
                     self.own_table(span, |_, _| Entry::EMPTY, |_, _| true);
                 }
-                if cfg!(mutant = "invalidate_before_unhook") {
+                if mutant!("invalidate_before_unhook") {
                     weakened.touch_all(span);
                     weakened.flush(self);
                 }
                 self.leave_family(page);
                 retired.extend(self.table.unhook(page));
-                if !cfg!(mutant = "invalidate_before_unhook") {
+                if !mutant!("invalidate_before_unhook") {
                     weakened.touch_all(span);
                 }
             }

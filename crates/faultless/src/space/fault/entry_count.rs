@@ -61,7 +61,7 @@ impl<H: Host> Engine<H> {
             }
             EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => return,
         };
-        if mapped != self.zero_frame() && !cfg!(mutant = "shared_pages_not_counted") {
+        if mapped != self.zero_frame() && !mutant!("shared_pages_not_counted") {
             self.shared_tables.count_copy(self.folio(mapped));
         }
     }

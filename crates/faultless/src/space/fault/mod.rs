@@ -78,7 +78,7 @@ impl<H: Host> Absent<H> {
             && mapping.protection.allows(access)
             && match work.entry.kind() {
                 EntryKind::Empty | EntryKind::Gone(_) => true,
-                EntryKind::Guard => cfg!(mutant = "resume_over_guard"),
+                EntryKind::Guard => mutant!("resume_over_guard"),
                 EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Swapped(..) | EntryKind::Kept(_) => {
                     false
                 }

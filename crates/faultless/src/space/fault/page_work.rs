@@ -238,10 +238,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // If the design has looked up the VMA and keeps it from changing, that one is used.
         let found = inside.as_ref().and_then(D::found);
-        #[cfg(mutant = "vma_before_bit")]
-        let Some(early) = self.tree.view(&section).find(page) else {
-            return AnnounceOutcome::Refused(Refused::Hole);
-        };
+        // A mutant: what is found here is used in place of what is found under the bit.
+        let early = if mutant!("vma_before_bit") { self.tree.view(&section).find(page) } else { None };
         let leaf = match self.table.leaf(&section, page) {
             Some(leaf) => leaf,
             None => match self.make_leaf(&section, page, (attempt, leaves), found) {
@@ -269,12 +267,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
         // Partner: the fence after publishing in range work. If ours comes first, the sweep meets the bit and waits for us. If
         // theirs comes first, the look-up below finds the new mapping.
-        #[cfg(not(mutant = "no_page_fence"))]
-        fence_after_rmw();
-        #[cfg(not(mutant = "vma_before_bit"))]
-        let vma = found.or_else(|| self.tree.view(&section).find(page));
-        #[cfg(mutant = "vma_before_bit")]
-        let vma = Some(early);
+        if !mutant!("no_page_fence") {
+            fence_after_rmw();
+        }
+        let vma = early.or(found).or_else(|| self.tree.view(&section).find(page));
         // This comes after the look-up: a leaf that is unhooked was swept before, as part of a hole.
         if !self.table.hangs(leaf) {
             self.table.let_go(leaf, page);
@@ -288,8 +284,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.table.let_go(leaf, page);
             return AnnounceOutcome::Busy;
         }
-        #[cfg(not(mutant = "unconfirmed"))]
-        if let Some(Err(blocked)) = outside.as_ref().map(|outside| D::confirm(&self.lock, outside)) {
+        if !mutant!("unconfirmed")
+            && let Some(Err(blocked)) = outside.as_ref().map(|outside| D::confirm(&self.lock, outside))
+        {
             self.table.let_go(leaf, page);
             return blocked.into();
         }

@@ -57,7 +57,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     #[inline(never)]
     pub(in crate::space) fn leave(&self, page: PageNumber, left: PendingLeave) {
         // CVE-2021-4002: the mutant leaves a shared table before old translations are gone.
-        if !cfg!(mutant = "unshare_without_invalidate") {
+        if !mutant!("unshare_without_invalidate") {
             self.engine.invalidate(&self.table, self.leaf_span(page));
         }
         drop(left);
@@ -72,7 +72,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let section = self.engine.enter();
             let leaf = self.table.leaf(&section, page);
             // The mutant: a search finds tables that are freed.
-            let left = |leaf| cfg!(mutant = "relative_stays") || self.table.record(leaf).try_leave_family();
+            let left = |leaf| mutant!("relative_stays") || self.table.record(leaf).try_leave_family();
             if leaf.is_none_or(left) {
                 return;
             }
@@ -96,7 +96,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// A page reclaimed from a shared table is taken from all spaces that share it, without a look at their mappings (rule H6).
     /// A later fork finds the lock, and shares no table there.
     pub(in crate::space) fn own_locked_tables(&self, range: PageRange) {
-        if self.table.sharing().is_none() || cfg!(mutant = "locked_table_shared") {
+        if self.table.sharing().is_none() || mutant!("locked_table_shared") {
             return;
         }
         // A call may name pages beyond the last one.

@@ -76,7 +76,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
     /// # Panics
     /// Panics if `taken` has no flag; see [`Reservation::may_edit`].
     pub fn edit<P: Park>(mut self, taken: &Reservation<'a, T, P>, hull: PageRange) -> Edit<'a> {
-        debug_assert!(cfg!(mutant = "edits_of_neighbours") || self.is_free(hull));
+        debug_assert!(mutant!("edits_of_neighbours") || self.is_free(hull));
         let said = &self.ranges.said[taken.flag.expect("who edits has a flag")];
         if let Some(claim) = self.inner.claims.get_mut(taken.ticket) {
             claim.edits = Some(hull);

@@ -157,8 +157,7 @@ impl RetiredList {
         self.0.push(thing);
     }
 
-    /// Returns the things, which stay in the list.
-    #[cfg(mutant = "told_before_number")]
+    /// Returns the things, which stay in the list. For a mutant.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Retired> {
         self.0.iter()
     }

@@ -151,7 +151,7 @@ impl<T: Ranged + Send + 'static> Change<'_, T> {
 
 /// Adds `thing` to the list. The caller has made room for it.
 pub fn retire(retired: &mut RetiredList, thing: Retired) {
-    if cfg!(mutant = "stackrot") {
+    if mutant!("stackrot") {
         // CVE-2023-3269: replaced nodes were freed while readers without the lock were in them.
         // SAFETY: not kept; a mutant.
         return unsafe { thing.free() };

@@ -310,12 +310,11 @@ impl<'s, T: Ranged + Send + 'static> Draft<'s, T> {
         }
         for link in &self.old {
             // c13af03de46b: a replaced node did not look dead to a writer that came to it.
-            #[cfg(not(mutant = "unburied"))]
-            if let NodeRef::Inner(inner) = link.node() {
+            if !mutant!("unburied")
+                && let NodeRef::Inner(inner) = link.node()
+            {
                 inner.body.bury();
             }
-            #[cfg(mutant = "unburied")]
-            let _ = link;
         }
         self.new.clear();
         let nodes = self.old.iter().map(|link| node::retired_node::<T>(link.pointer()));
