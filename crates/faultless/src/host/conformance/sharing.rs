@@ -105,6 +105,9 @@ impl<R: Rig> Pair<R> {
                 must!(!word_of(bench, page)?.is_shared(), "a space cannot leave a shared leaf");
                 bench.unmap(page)?;
                 bench.unmap(behind(page))?;
+                let section = bench.engine.enter();
+                let record = bench.table.record(leaf_of(bench, &section, page)?);
+                must!(record.try_leave_family(), "record gives the record of another leaf table");
             }
         }
         Ok(())
