@@ -9,12 +9,12 @@
 use super::LeafRecord;
 use crate::host::OutOfMemory;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use crate::sync::{Life, try_box};
+use crate::sync::{Life, Sections, try_box};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ptr::{self, NonNull};
 
 /// The leaf tables that came from one leaf. Homes have no room for the low bits of its address.
-#[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Family {
     /// The lock: set while a record joins or leaves. Atomic. A thread that has a record's lock may try it.
@@ -23,8 +23,13 @@ pub(crate) struct Family {
     newest: AtomicPtr<LeafRecord>,
     /// The number of records that have joined and have not ended. Atomic.
     members: AtomicU64,
+    /// The sections to which the memory is charged. Immutable.
+    charged_to: Arc<Sections>,
     life: Life,
 }
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Family>() == 64);
 
 /// The locked list of a family. Dropping it unlocks.
 pub(crate) struct LockedFamily<'a>(&'a Family);
@@ -107,11 +112,12 @@ impl LeafRecord {
     }
 
     /// Returns the family of the leaf table, which is founded if there is none. Does not sleep. Called by fork, which has taken the
-    /// whole space. If other spaces have the leaf too, it has the record's lock. So one thread at a time founds.
+    /// whole space. If other spaces have the leaf too, it has the record's lock. So one thread at a time founds. The memory is
+    /// charged to `sections`.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing has changed.
-    pub(crate) fn found_family(&self) -> Result<&Family, OutOfMemory> {
+    pub(crate) fn found_family(&self, sections: &Arc<Sections>) -> Result<&Family, OutOfMemory> {
         if let Some(family) = self.family() {
             return Ok(family);
         }
@@ -119,8 +125,10 @@ impl LeafRecord {
             locked: AtomicBool::new(false),
             newest: AtomicPtr::new(ptr::from_ref(self).cast_mut()),
             members: AtomicU64::new(1),
+            charged_to: Arc::clone(sections),
             life: Life::new(),
         })?);
+        sections.charge(size_of::<Family>());
         self.family.store(founded, Ordering::Release);
         // SAFETY: it ends with its last record, and this one has not ended.
         Ok(unsafe { &*founded })
@@ -154,6 +162,7 @@ impl LeafRecord {
             // SAFETY: from the box of `found_family`. No record is left, and no section in which one could have been found.
             let family = unsafe { Box::from_raw(family.as_ptr()) };
             family.life.end();
+            family.charged_to.uncharge(size_of::<Family>());
             // A model finds a use after this by the mark, which must stay memory.
             #[cfg(loom)]
             Box::leak(family);

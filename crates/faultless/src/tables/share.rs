@@ -4,7 +4,8 @@ use super::family::Family;
 use super::record::PendingLeave;
 use crate::address::PageNumber;
 use crate::host::{Entry, OutOfMemory, PageTable, ShareLeaves, Table};
-use crate::sync::full_fence;
+use crate::sync::{Sections, full_fence};
+use alloc::sync::Arc;
 
 /// The outcome of [`Table::unshare`].
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl<T: PageTable> Table<T> {
 
     /// Hangs the leaf over `page` in `child` as well. The caller found the leaf in a section, and `child` has none there.
     /// When `invalidate` of the leaf's pages has returned, no processor stores through it any more. Takes the memory that
-    /// [`Table::unshare`] will need. Does not sleep. Returns false, and does nothing, if another thread is at work on the
+    /// [`Table::unshare`] will need; a family is charged to `sections`. Does not sleep. Returns false, and does nothing, if another thread is at work on the
     /// leaf or the host shares no leaves.
     ///
     /// # Errors
@@ -43,6 +44,7 @@ impl<T: PageTable> Table<T> {
         leaf: T::Leaf<'s>,
         child: &Self,
         page: PageNumber,
+        sections: &Arc<Sections>,
     ) -> Result<bool, OutOfMemory> {
         let (Some(sharing), Some(of_child)) = (self.sharing(), child.sharing()) else { return Ok(false) };
         let Some(locked) = self.record(leaf).try_lock() else { return Ok(false) };
@@ -51,7 +53,7 @@ impl<T: PageTable> Table<T> {
             return Ok(false);
         }
         // For the copies, which cannot wait for memory.
-        self.record(leaf).found_family()?;
+        self.record(leaf).found_family(sections)?;
         // SAFETY: the child's range is the caller's alone, so no other thread reserves for it or hangs a table there. Both
         // tables are this engine's, and each space leaves what it shares before it drops its table (`space/calls/exit.rs`).
         // The place still has the leaf, and is changed under the lock alone while it is shared or becomes so.
@@ -65,7 +67,7 @@ impl<T: PageTable> Table<T> {
     }
 
     /// Tries to make `child_leaf` a relative of `leaf`, which is this space's own. Done before an entry of `leaf` is copied to
-    /// `child_leaf`. Does not sleep. Returns false, and does nothing, if another thread is at work on the family.
+    /// `child_leaf`. A new family is charged to `sections`. Does not sleep. Returns false, and does nothing, if another thread is at work on the family.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing is done then.
@@ -73,8 +75,9 @@ impl<T: PageTable> Table<T> {
         &'s self,
         leaf: T::Leaf<'s>,
         (child, child_leaf): (&'c Self, T::Leaf<'c>),
+        sections: &Arc<Sections>,
     ) -> Result<bool, OutOfMemory> {
-        let family = self.record(leaf).found_family()?;
+        let family = self.record(leaf).found_family(sections)?;
         let record = child.record(child_leaf);
         if let Some(of_child) = record.family() {
             debug_assert!(core::ptr::eq(family, of_child), "the leaf tables of one place came from two");

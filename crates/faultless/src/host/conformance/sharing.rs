@@ -82,7 +82,8 @@ impl<R: Rig> Pair<R> {
     }
 
     fn share_leaf<'s>(&'s self, leaf: LeafOf<'s, R>, page: PageNumber) -> Finding {
-        match self.parent.table.share(leaf, &self.child.table, page) {
+        let sections = self.parent.engine.sections();
+        match self.parent.table.share(leaf, &self.child.table, page, sections) {
             Ok(true) => Ok(()),
             Ok(false) => Err("now is not what found is, for a leaf that was just found".into()),
             Err(_) => Err("a new machine has no memory to share a leaf table".into()),

@@ -311,7 +311,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             if !self.engine.shared_tables.try_count(|| span.iter().any(is_full)) {
                 return Ok(false);
             }
-            let shared = self.table.share(leaf, &child.table, span.start());
+            let shared = self.table.share(leaf, &child.table, span.start(), self.engine.sections());
             drop(section);
             if let Ok(true) = shared {
                 self.engine.counters().add(Counter::TablesShared, 1);
@@ -389,7 +389,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     ) -> Result<LeafOf<'c, H>, OutOfMemory> {
         let child_leaf = child.table.make_leaf(child_taken, page)?;
         let mut look = 0;
-        while !self.table.relate(leaf, (&child.table, child_leaf))? {
+        let sections = self.engine.sections();
+        while !self.table.relate(leaf, (&child.table, child_leaf), sections)? {
             self.engine.pause_on_bit(look);
             look += 1;
         }

@@ -116,14 +116,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
     /// Moves the memory to a given place.
     fn remap_fixed(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
-        let source = plan.here(plan.old_pages.max(1), self.space.whole()).unwrap_or(target);
-        let lock = match source.overlaps(target) {
-            // The mapping is mapped a second time, over its own end.
-            true => self.take(source.hull(target)),
-            false => self.take_both(source, target),
-        };
-        self.space.examine(&lock, plan)?;
-        drop(lock);
+        self.take_to_move(plan, target)?;
         if plan.old_pages == 0 {
             self.map_again(plan, target)
         } else if plan.old_pages == plan.new_pages {
@@ -131,6 +124,19 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         } else {
             self.move_resized(plan, target)
         }
+    }
+
+    /// Takes both places, and makes all checks that can be made before anything is changed. Not inlined: the move goes deep
+    /// into the stack, and needs nothing of this frame.
+    #[inline(never)]
+    fn take_to_move(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
+        let source = plan.here(plan.old_pages.max(1), self.space.whole()).unwrap_or(target);
+        let lock = match source.overlaps(target) {
+            // The mapping is mapped a second time, over its own end.
+            true => self.take(source.hull(target)),
+            false => self.take_both(source, target),
+        };
+        self.space.examine(&lock, plan).map(|_| ())
     }
 
     /// Moves each mapping on its own, one by one, as Linux does. If one fails, those moved before it stay moved.
@@ -203,6 +209,20 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
 
     /// Remaps in place, or where there is room.
     fn remap_near(&mut self, plan: &Plan) -> Result<PageNumber, RemapError> {
+        let Some((source, target)) = self.remap_in_place(plan)? else { return Ok(plan.start) };
+        if plan.old_pages == 0 {
+            self.map_again(plan, target)?;
+        } else {
+            let keeps = plan.has(RemapFlags::DONT_UNMAP);
+            self.move_part(Part { source, target, keeps })?;
+        }
+        Ok(target.start())
+    }
+
+    /// Remaps in place. If that is not possible, takes a place for the memory, and returns the pages and the place. Not inlined,
+    /// as [`RangeChange::take_to_move`].
+    #[inline(never)]
+    fn remap_in_place(&mut self, plan: &Plan) -> Result<Option<(PageRange, PageRange)>, RemapError> {
         let space = self.space;
         let whole = space.whole();
         let here = plan.here(plan.old_pages.max(plan.new_pages), whole).unwrap_or(whole);
@@ -214,12 +234,12 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
                 let tail = plan.tail(whole)?;
                 drop(lock);
                 tail.map_or(Ok(()), |tail| self.cut_off(tail))?;
-                return Ok(plan.start);
+                return Ok(None);
             }
             if let Some(mut more) = space.room_behind(&lock, plan, vma) {
                 let joins = Joins { grown: true, ..Joins::BOTH };
                 drop(self.publish_followed(lock, (&mut more, Origin::Longer), joins)?);
-                return Ok(plan.start);
+                return Ok(None);
             }
             if !plan.has(RemapFlags::MAY_MOVE) {
                 return Err(RemapError::NoRoom { address: plan.address(), pages: plan.new_pages });
@@ -248,14 +268,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
             if !is_all {
                 self.take_free(target, &mut lock)?;
             }
-            drop(lock);
-            if plan.old_pages == 0 {
-                self.map_again(plan, target)?;
-            } else {
-                let keeps = plan.has(RemapFlags::DONT_UNMAP);
-                self.move_part(Part { source: old, target, keeps })?;
-            }
-            return Ok(target.start());
+            return Ok(Some((old, target)));
         }
     }
 }
