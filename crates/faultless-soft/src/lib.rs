@@ -26,6 +26,7 @@ pub use mmu::PageFault;
 pub use table::{Leaf, RadixTable, Stale, Tag};
 
 use faultless::host::{OutOfMemory, StdHost, StdPark, StdServices};
+use faultless::stats::Counter;
 use faultless::sync::Sections;
 use std::sync::Arc;
 
@@ -36,7 +37,13 @@ pub struct Soft {
     #[cfg(debug_assertions)]
     processors: Option<Arc<table::Processors>>,
     services: StdServices,
+    /// A function that is told of each wait. Immutable.
+    on_wait: Option<OnWait>,
 }
+
+/// A function that is told of a wait of the calling thread: what it waited for, and from when to when, by the machine's clock in
+/// nanoseconds. [`StdHost::waited`] says what the function may do.
+pub type OnWait = fn(Counter, u64, u64);
 
 // The memory of a mapping, without its places in the tree. For folios see `faultless::frame`.
 #[cfg(not(loom))]
@@ -53,7 +60,14 @@ impl Soft {
             #[cfg(debug_assertions)]
             processors: None,
             services: StdServices::default(),
+            on_wait: None,
         })
+    }
+
+    /// Makes the machine call `on_wait` at the end of each wait, in the thread that has waited. A trace of a machine is made so.
+    #[must_use]
+    pub fn with_trace(self, on_wait: OnWait) -> Self {
+        Self { on_wait: Some(on_wait), ..self }
     }
 
     /// As [`Soft::new`], with processors that have a TLB and a cache of upper table entries, as hardware has. Use it in
@@ -106,6 +120,13 @@ unsafe impl StdHost for Soft {
         #[cfg(debug_assertions)]
         if let Some(processors) = self.processors.as_ref().filter(|_| !faultless::mutant!("no_invalidate")) {
             batch.iter().for_each(|stale| processors.forget(*stale));
+        }
+    }
+
+    #[inline]
+    fn waited(&self, counter: Counter, from_ns: u64, to_ns: u64) {
+        if let Some(on_wait) = self.on_wait {
+            on_wait(counter, from_ns, to_ns);
         }
     }
 }

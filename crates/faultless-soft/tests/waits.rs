@@ -6,9 +6,11 @@ mod zeros;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::host::{Host, Park, Sleeper};
 use faultless::protection::{Access, Protection};
+use faultless::stats::Counter;
 use faultless::store::GatedStore;
 use faultless::{Engine, Fault, FaultError, File, Limits, MapRequest, PendingFault};
 use faultless_soft::Soft;
+use std::cell::RefCell;
 use std::sync::Arc;
 use zeros::Zeros;
 
@@ -127,4 +129,37 @@ fn misses_wait_for_memory_in_order() {
     gate.open();
     let Fault::Pending(last) = queued.remove(0).finish().unwrap() else { panic!("it has begun a read") };
     assert!(is_done(last));
+}
+
+/// The host is told of each wait as often and as long as the counters say, in the thread that has waited.
+#[test]
+fn a_trace_has_all_waits_that_are_counted() {
+    thread_local! {
+        static WAITS: RefCell<Vec<(Counter, u64, u64)>> = const { RefCell::new(Vec::new()) };
+    }
+    fn note(counter: Counter, from: u64, to: u64) {
+        WAITS.with_borrow_mut(|waits| waits.push((counter, from, to)));
+    }
+    let limits = Limits { cached_pages: 16, ..Limits::default() };
+    let engine = Engine::new(Soft::new(64).unwrap().with_trace(note), limits).unwrap();
+    let gate = Arc::new(GatedStore::new(Zeros(PAGES)));
+    let file = File::open(&engine, gate.clone()).unwrap();
+    let space = Space::new(&engine).unwrap();
+    let at = space.map(MapRequest::file(&file, 0, PAGES * PAGE_SIZE, Protection::READ)).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            space.fault_and_wait(at, Access::Read).unwrap();
+            WAITS.take()
+        });
+        while gate.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        gate.pass(1);
+        let waits = waiting.join().unwrap();
+        let of = |wanted| waits.iter().filter(move |(counter, ..)| *counter == wanted);
+        let told: u64 = of(Counter::IoWait).map(|(_, from, to)| to - from).sum();
+        assert_eq!(told, engine.statistics().get(Counter::IoWait));
+        assert_eq!(of(Counter::IoWait).count(), 1, "one read, one sleep");
+    });
+    assert!(WAITS.take().is_empty(), "this thread has waited for nothing");
 }

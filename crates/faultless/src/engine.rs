@@ -356,9 +356,8 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep("an entry's bit");
         let start = self.host.clock().now_ns();
         self.host.park().spin(look);
+        let waited = self.end_wait(Counter::PageBitWait, start);
         let counters = self.counters();
-        let waited = self.host.clock().now_ns().saturating_sub(start);
-        counters.add(Counter::PageBitWait, waited);
         if look >= SPINS {
             counters.add(Counter::PreemptedWait, waited);
         }
@@ -385,8 +384,20 @@ impl<H: Host> Engine<H> {
             self.host.park().spin(look);
         });
         if let Some(start) = start {
-            self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
+            self.end_wait(counter, start);
         }
+    }
+
+    /// Notes that the calling thread has waited since `start`, by the host's clock: adds the time to `counter`, tells the host
+    /// ([`Host::waited`]), and returns the time in nanoseconds. The engine calls it for its own waits, and a
+    /// [design](crate::design) for those of its locks. If a design counts a wait by two counters, it passes the one that tells
+    /// the cause, and adds the returned time to the other. The caller is in no section of this engine.
+    pub fn end_wait(&self, counter: Counter, start: u64) -> u64 {
+        let now = self.host.clock().now_ns();
+        let waited = now.saturating_sub(start);
+        self.counters().add(counter, waited);
+        self.host.waited(counter, start, now);
+        waited
     }
 
     // ---- retiring

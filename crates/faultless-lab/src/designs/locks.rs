@@ -112,9 +112,8 @@ impl MmapSemaphore {
             let cause = self.cause();
             let start = engine.host().clock().now_ns();
             let guard = take();
-            let waited = engine.host().clock().now_ns().saturating_sub(start);
+            let waited = engine.end_wait(cause, start);
             engine.counters().add(Counter::MmapLockWait, waited);
-            engine.counters().add(cause, waited);
             guard
         })
     }

@@ -180,8 +180,7 @@ impl RangeTree {
         }
         let start = engine.host().clock().now_ns();
         let requests = self.requests.lock();
-        let waited = engine.host().clock().now_ns().saturating_sub(start);
-        engine.counters().add(Counter::RangeLockWait, waited);
+        engine.end_wait(Counter::RangeLockWait, start);
         requests
     }
 
@@ -195,8 +194,7 @@ impl RangeTree {
                 false => backoff.snooze(),
             }
         }
-        let waited = engine.host().clock().now_ns().saturating_sub(start);
-        engine.counters().add(Counter::RangeLockWait, waited);
+        engine.end_wait(Counter::RangeLockWait, start);
     }
 }
 

@@ -118,8 +118,7 @@ impl TableLocks {
     fn wait<H: Host>(&self, engine: &Engine<H>, number: usize) -> Guard<'_> {
         let start = engine.host().clock().now_ns();
         let guard = self.0[number].0.lock();
-        let waited = engine.host().clock().now_ns().saturating_sub(start);
-        engine.counters().add(Counter::TableLockWait, waited);
+        engine.end_wait(Counter::TableLockWait, start);
         guard
     }
 }

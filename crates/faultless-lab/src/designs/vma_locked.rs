@@ -171,9 +171,8 @@ impl VmaLocks {
             park();
         }
         *self.waiting.lock() = None;
-        let waited = engine.host().clock().now_ns().saturating_sub(start);
+        let waited = engine.end_wait(cause, start);
         engine.counters().add(Counter::VmaLockWait, waited);
-        engine.counters().add(cause, waited);
     }
 }
 

@@ -118,7 +118,7 @@ impl<H: Host> Engine<H> {
         while !is_over() {
             self.host.park().park(me);
         }
-        self.counters().add(counter, self.host.clock().now_ns().saturating_sub(start));
+        self.end_wait(counter, start);
     }
 
     /// Wakes all threads that sleep in [`Engine::park_until`] with `key`, so that they look again. Called after a change
@@ -177,7 +177,7 @@ impl<H: Host> Park for Engine<H> {
         self.assert_may_sleep(Counter::RangeWait.name());
         let start = self.host.clock().now_ns();
         self.host.park().park(me);
-        self.counters().add(Counter::RangeWait, self.host.clock().now_ns().saturating_sub(start));
+        self.end_wait(Counter::RangeWait, start);
     }
 
     fn unpark(&self, sleeper: Sleeper) {
@@ -195,7 +195,7 @@ impl<H: Host> Park for Engine<H> {
     fn wait_for_lock<R>(&self, wait: impl FnOnce() -> R) -> R {
         let start = self.host.clock().now_ns();
         let result = self.host.park().wait_for_lock(wait);
-        self.counters().add(Counter::TreeLockWait, self.host.clock().now_ns().saturating_sub(start));
+        self.end_wait(Counter::TreeLockWait, start);
         result
     }
 }

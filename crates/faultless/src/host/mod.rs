@@ -33,6 +33,7 @@ pub use standard::{StdClock, StdPark, StdSlots};
 pub use std_host::{StdHost, StdServices};
 
 use crate::address::{PageNumber, PageRange};
+use crate::stats::Counter;
 use alloc::sync::Arc;
 
 /// The services that an engine needs from its surroundings. A host in a process with `std` implements `StdHost` instead.
@@ -109,6 +110,17 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     /// call.
     fn is_in_interrupt(&self) -> bool {
         false
+    }
+
+    /// Tells the host that the calling thread has waited from `from_ns` to `to_ns`, by [`Host::clock`]. `counter` is the one that
+    /// got the time, so it says what the thread waited for. Called at the end of each wait that the engine or a design counts;
+    /// a thread that waits for an entry's bit tells of each step. Use it for a trace. The default does nothing.
+    ///
+    /// The thread is in no section, and may hold locks of the engine. So the host does not sleep, does not call the engine and
+    /// takes no memory from it.
+    #[inline]
+    fn waited(&self, counter: Counter, from_ns: u64, to_ns: u64) {
+        let _ = (counter, from_ns, to_ns);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{
     FrameSource, Host, OutOfMemory, PageTable, Park, Sections, StdBarrier, StdClock, StdPark, StdSlots,
 };
+use crate::stats::Counter;
 use alloc::sync::Arc;
 
 /// The sleeping, clock and barrier services of a host in a process with `std`. `P` is the service by which its threads sleep.
@@ -71,6 +72,12 @@ pub unsafe trait StdHost: Sized + Send + Sync + 'static {
     fn is_in_interrupt(&self) -> bool {
         false
     }
+
+    /// Tells the host that the calling thread has waited: [`Host::waited`].
+    #[inline]
+    fn waited(&self, counter: Counter, from_ns: u64, to_ns: u64) {
+        let _ = (counter, from_ns, to_ns);
+    }
 }
 
 // SAFETY: frames and tables are the type's own, by the contract of `StdHost`. The services are given out as they are, and stay.
@@ -126,5 +133,10 @@ unsafe impl<M: StdHost> Host for M {
 
     fn is_in_interrupt(&self) -> bool {
         StdHost::is_in_interrupt(self)
+    }
+
+    #[inline]
+    fn waited(&self, counter: Counter, from_ns: u64, to_ns: u64) {
+        StdHost::waited(self, counter, from_ns, to_ns);
     }
 }
