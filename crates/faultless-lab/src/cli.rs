@@ -5,6 +5,7 @@ use crate::check;
 use crate::check::Check;
 use crate::compare::Plan;
 use crate::contender::Contender;
+use crate::diff::Diff;
 use crate::json::Report;
 #[cfg(target_os = "linux")]
 use crate::measure::Measured;
@@ -39,6 +40,7 @@ Examples:
   faultless compare --file /usr/bin/gdb --json=result.json
                                                on a file of yours, as JSON
   faultless check                              the engine against this Linux, call by call
+  faultless diff before.json after.json        the changes between two results
   faultless designs                            what there is to compare, what it models
   faultless scenarios                          what it is compared on, where that comes
                                                from, and what it cannot show";
@@ -84,6 +86,8 @@ enum Command {
     Compare(Compare),
     /// Compare the engine with the Linux this runs on, operation by operation.
     Check(Check),
+    /// Compare two results of `compare --json`, and print the changes beyond noise.
+    Diff(Diff),
     /// List the locking designs there are.
     Designs,
     /// List the scenarios there are.
@@ -177,6 +181,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Compare(compare) => compare.run(),
         Command::Check(check) => check.run(interrupts()),
+        Command::Diff(diff) => diff.run(),
         Command::Designs => say(&report::designs()).map(|()| 0),
         Command::Scenarios => say(&report::scenarios()).map(|()| 0),
         #[cfg(target_os = "linux")]

@@ -14,6 +14,9 @@ pub const SCHEMA: u32 = 1;
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
+    /// The version of the program that wrote it; null in files from before it was written.
+    #[serde(default)]
+    pub version: Option<String>,
     /// Where it ran.
     pub machine: Machine,
     /// How it ran.
@@ -120,10 +123,16 @@ pub struct Headline {
 pub struct Figure {
     /// Of all rounds together; null if it was not measured.
     pub value: Option<f64>,
+    /// The median over the rounds; null if it was not measured.
+    #[serde(default)]
+    pub median: Option<f64>,
     /// The least of a round.
     pub min: Option<f64>,
     /// The greatest of a round.
     pub max: Option<f64>,
+    /// How many rounds measured it; null in files from before it was written.
+    #[serde(default)]
+    pub rounds: Option<usize>,
     /// As in the headline.
     pub unit: String,
     /// "lower", "higher" or "neither": designs are not compared by it.
@@ -207,8 +216,10 @@ impl Figure {
         let spread = run.spread(figure.of);
         Self {
             value: (figure.of)(&run.total),
+            median: spread.map(|spread| spread.median),
             min: spread.map(|spread| spread.min),
             max: spread.map(|spread| spread.max),
+            rounds: Some(run.rounds.iter().filter_map(figure.of).count()),
             unit: figure.unit.name().into(),
             better: figure.better.name().into(),
         }
@@ -258,6 +269,7 @@ impl Report {
     pub fn new(outcome: &Outcome, settings: &Settings) -> Self {
         Self {
             schema: SCHEMA,
+            version: Some(env!("CARGO_PKG_VERSION").into()),
             machine: Machine::this(),
             settings: settings.into(),
             interrupted: outcome.interrupted,

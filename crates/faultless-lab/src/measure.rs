@@ -2,6 +2,7 @@
 
 use faultless::stats::Counter;
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -174,8 +175,14 @@ impl Measured {
     }
 }
 
+/// Medians that differ by a smaller ratio are within the noise of the machines that this was measured on.
+pub const NOISE: f64 = 1.3;
+
+/// The least number of rounds of a comparison. The spread of fewer is luck.
+pub const LEAST_ROUNDS: usize = 3;
+
 /// The middle value and the ends of what rounds gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median.
     pub median: f64,
@@ -196,6 +203,12 @@ impl Spread {
             if values.len() % 2 == 1 { values[half] } else { (values[half - 1] + values[half]) / 2.0 };
         Some(Self { median, min, max })
     }
+
+    /// Whether the two differ beyond noise: by [`NOISE`] at least, and no round of one is among the rounds of the other.
+    pub fn differs(self, other: Self) -> bool {
+        let (low, high) = if self.median <= other.median { (self, other) } else { (other, self) };
+        high.median >= low.median * NOISE && high.min > low.max
+    }
 }
 
 #[cfg(test)]
@@ -207,6 +220,21 @@ mod tests {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn spreads_differ_if_they_are_apart_and_far_enough() {
+        let spread = |median, min, max| Spread { median, min, max };
+        let differ = |a: Spread, b: Spread| {
+            assert_eq!(a.differs(b), b.differs(a));
+            a.differs(b)
+        };
+        assert!(differ(spread(100.0, 90.0, 110.0), spread(200.0, 190.0, 210.0)));
+        assert!(!differ(spread(100.0, 99.0, 101.0), spread(125.0, 124.0, 126.0)));
+        assert!(!differ(spread(100.0, 50.0, 190.0), spread(200.0, 190.0, 210.0)));
+        let none = spread(0.0, 0.0, 0.0);
+        assert!(!differ(none, none));
+        assert!(differ(none, spread(1.0, 0.5, 2.0)));
     }
 
     #[test]

@@ -78,6 +78,21 @@ pub fn rate(text: &str) -> Result<(String, f64), String> {
     Ok((name.into(), hertz))
 }
 
+/// A ratio of two figures, "1.5": from 1 to a million.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn ratio(text: &str) -> Result<f64, String> {
+    const MOST: f64 = 1e6;
+    let (number, unit) = split(text)?;
+    match unit {
+        "" if number < 1.0 => Err("it is less than 1".into()),
+        "" if number > MOST => Err("it is more than a million".into()),
+        "" => Ok(number),
+        _ => Err("write a ratio as a number, as in 1.5".into()),
+    }
+}
+
 /// A number and what follows it. Neither signs nor exponents, so that "1e9" is no billion by mistake.
 fn split(text: &str) -> Result<(f64, &str), String> {
     let text = text.trim();
@@ -122,6 +137,15 @@ mod tests {
         assert_eq!(seconds("0.5s"), Ok(0.5));
         for wrong in ["0", "-1", "nan", "inf", "1e99", "10m", "99999999"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ratios() {
+        assert_eq!(ratio("1.5"), Ok(1.5));
+        assert_eq!(ratio("1"), Ok(1.0));
+        for wrong in ["", ".", "0.99", "-2", "50%", "1.5x", "nan", "inf", "1e3", "1000001"] {
+            assert!(ratio(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,0 +1,358 @@
+//! `faultless diff`: compares two results of `faultless compare --json`.
+//!
+//! ```text
+//!  command ──► read ─────────► compare ────────────► text, or JSON
+//!  arguments   two files,      two reports           changes beyond noise first
+//!  exit code   checked         ─► Changes
+//! ```
+//! [`compare`] is pure. It pairs the entries of the same scenario and design, and the figures of the same name. A figure
+//! has one of the six [`Verdict`]s. The rule of noise is [`Spread::differs`]; figures of fewer than
+//! [`LEAST_ROUNDS`] rounds have no verdict. [`Source::read`] checks a file before it is compared: names are short and
+//! printable, and spreads are in order.
+
+mod command;
+mod read;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use command::Diff;
+pub use read::Source;
+
+use crate::json::{Entry, Report};
+use crate::measure::{LEAST_ROUNDS, Spread};
+use crate::scenarios::Better;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The number of the schema of [`Changes`] as JSON.
+pub const SCHEMA: u32 = 1;
+
+/// The result of a comparison: A is the first file, B the second one.
+#[derive(Debug, Serialize)]
+pub struct Changes {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The first file.
+    pub a: Side,
+    /// The second file.
+    pub b: Side,
+    /// Whether figures are compared by their medians. False if a file was written before it had them: then values of all
+    /// rounds together are compared.
+    pub medians: bool,
+    /// Differences of machine, settings, threads and rounds.
+    pub settings: Vec<Setting>,
+    /// Scenarios and designs that ran in one file only.
+    pub only: Vec<Lone>,
+    /// All figures: by verdict, the largest change first.
+    pub figures: Vec<Change>,
+}
+
+/// A file.
+#[derive(Debug, Serialize)]
+pub struct Side {
+    /// Its name on the command line.
+    pub name: String,
+    /// The version of the program that wrote it, if the file has it.
+    pub version: Option<String>,
+    /// Whether Ctrl-C ended the run early.
+    pub interrupted: bool,
+}
+
+/// A difference of how or where the two ran.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Setting {
+    /// The field's name in the results.
+    pub what: String,
+    /// Its value in A.
+    pub a: Value,
+    /// Its value in B.
+    pub b: Value,
+    /// The pairs of scenario and design that it concerns, as "scenario/design"; empty: the whole run.
+    pub at: Vec<String>,
+}
+
+/// A scenario and a design that ran in one file only.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Lone {
+    /// The scenario's name.
+    pub scenario: String,
+    /// The design's name.
+    pub design: String,
+    /// The file in which it ran: "a" or "b".
+    pub ran_in: &'static str,
+    /// The reason why it did not run in the other file; `None` if it is not there.
+    pub skipped: Option<String>,
+}
+
+/// A figure in both files.
+#[derive(Debug, Serialize)]
+pub struct Change {
+    /// The scenario's name.
+    pub scenario: String,
+    /// The design's name.
+    pub design: String,
+    /// The figure's name.
+    pub figure: String,
+    /// Whether it is the headline of its scenario.
+    pub headline: bool,
+    /// As in the results.
+    pub unit: String,
+    /// As in the results.
+    pub better: &'static str,
+    /// The result of the comparison.
+    pub verdict: Verdict,
+    /// B over A; `None` if A is zero or one of them is missing.
+    pub ratio: Option<f64>,
+    /// In A; `None` if it was not measured.
+    pub a: Option<Sample>,
+    /// In B; `None` if it was not measured.
+    pub b: Option<Sample>,
+}
+
+/// The result of the comparison of one figure. Ordered as in reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// B is worse, beyond noise.
+    Worse,
+    /// B is better, beyond noise.
+    Better,
+    /// B differs beyond noise, in a figure that has no better direction.
+    Changed,
+    /// Too few rounds for a verdict.
+    Unknown,
+    /// The difference is within noise.
+    Level,
+    /// Measured in one file only, or in different units: not compared.
+    Apart,
+}
+
+/// A figure over the rounds of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sample {
+    /// Median, least and greatest.
+    #[serde(flatten)]
+    pub spread: Spread,
+    /// How many rounds measured it.
+    pub rounds: usize,
+}
+
+impl Change {
+    /// By how much the figures differ: the greater over the smaller one, 1 at least. Infinite if one is zero; 1 if they
+    /// are not compared.
+    pub fn times(&self) -> f64 {
+        match (self.a, self.b) {
+            (Some(a), Some(b)) if self.verdict != Verdict::Apart && a.spread.median != b.spread.median => {
+                let (a, b) = (a.spread.median, b.spread.median);
+                a.max(b) / a.min(b)
+            }
+            _ => 1.0,
+        }
+    }
+
+    fn names(&self) -> [&str; 3] {
+        [&self.scenario, &self.design, &self.figure]
+    }
+
+    /// Whether B is greater.
+    fn is_rise(&self) -> bool {
+        self.a.zip(self.b).is_some_and(|(a, b)| b.spread.median > a.spread.median)
+    }
+}
+
+impl Changes {
+    /// The figures that have a verdict.
+    pub fn with(&self, verdict: Verdict) -> impl Iterator<Item = &Change> {
+        self.figures.iter().filter(move |change| change.verdict == verdict)
+    }
+
+    /// How many figures are worse, beyond noise, by more than `ratio`.
+    pub fn worse_by_more_than(&self, ratio: f64) -> usize {
+        self.with(Verdict::Worse).filter(|change| change.times() > ratio).count()
+    }
+}
+
+/// Compares two results.
+pub fn compare(a: &Source, b: &Source) -> Changes {
+    let medians = has_medians(&a.report) && has_medians(&b.report);
+    let (in_a, in_b) = (ran(&a.report), ran(&b.report));
+    let mut settings = settings_of_runs(&a.report, &b.report);
+    let mut figures = Vec::new();
+    for (pair, of_a) in &in_a {
+        if let Some(of_b) = in_b.get(pair) {
+            add_settings(&mut settings, "", &setup(of_a), &setup(of_b), Some(pair));
+            figures.extend(changes(of_a, of_b, medians));
+        }
+    }
+    figures.sort_by(|one: &Change, other: &Change| {
+        (one.verdict.cmp(&other.verdict))
+            .then(other.times().total_cmp(&one.times()))
+            .then_with(|| one.names().cmp(&other.names()))
+    });
+    let mut only = lone(&in_a, &in_b, "a", &b.report);
+    only.extend(lone(&in_b, &in_a, "b", &a.report));
+    Changes { schema: SCHEMA, a: a.side(), b: b.side(), medians, settings, only, figures }
+}
+
+impl Source {
+    fn side(&self) -> Side {
+        Side {
+            name: self.name.clone(),
+            version: self.report.version.clone(),
+            interrupted: self.report.interrupted,
+        }
+    }
+}
+
+/// A scenario's and a design's name.
+type Pair<'a> = (&'a str, &'a str);
+
+/// The entries that measured something.
+fn ran(report: &Report) -> BTreeMap<Pair<'_>, &Entry> {
+    let ran = report.results.iter().filter(|entry| entry.headline.rounds != 0);
+    ran.map(|entry| ((entry.scenario.as_str(), entry.design.as_str()), entry)).collect()
+}
+
+/// Whether figures have medians. Old results have none: there a figure that was measured has its least, and no median.
+fn has_medians(report: &Report) -> bool {
+    let mut figures = report.results.iter().flat_map(|entry| entry.figures.values());
+    figures.all(|figure| figure.median.is_some() || figure.min.is_none())
+}
+
+/// The pairs that ran in one file and not in the other one.
+fn lone(
+    here: &BTreeMap<Pair<'_>, &Entry>,
+    there: &BTreeMap<Pair<'_>, &Entry>,
+    ran_in: &'static str,
+    other: &Report,
+) -> Vec<Lone> {
+    let missing = here.keys().filter(|pair| !there.contains_key(*pair));
+    let lone = missing.map(|&(scenario, design)| Lone {
+        scenario: scenario.into(),
+        design: design.into(),
+        ran_in,
+        skipped: (other.results.iter())
+            .find(|entry| (entry.scenario.as_str(), entry.design.as_str()) == (scenario, design))
+            .and_then(|entry| entry.skipped.clone()),
+    });
+    lone.collect()
+}
+
+/// Differences of where and how the whole runs were done.
+fn settings_of_runs(a: &Report, b: &Report) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    add_settings(&mut settings, "machine.", &json!(a.machine), &json!(b.machine), None);
+    add_settings(&mut settings, "settings.", &json!(a.settings), &json!(b.settings), None);
+    settings
+}
+
+/// How an entry was run.
+fn setup(entry: &Entry) -> Value {
+    json!({
+        "threads": entry.threads,
+        "rates": entry.rates,
+        "rounds": entry.headline.rounds,
+        "round_seconds": entry.round_seconds,
+        "rmap": entry.rmap,
+    })
+}
+
+/// Adds the fields in which two objects with the same fields differ. The same difference of several pairs is one.
+fn add_settings(settings: &mut Vec<Setting>, prefix: &str, a: &Value, b: &Value, pair: Option<&Pair<'_>>) {
+    let fields = a.as_object().into_iter().flatten();
+    for (field, a) in fields.filter(|(field, a)| b[field.as_str()] != **a) {
+        let (what, b) = (format!("{prefix}{field}"), &b[field.as_str()]);
+        let at = pair.map(|(scenario, design)| format!("{scenario}/{design}"));
+        match settings.iter_mut().find(|other| other.what == what && other.a == *a && other.b == *b) {
+            Some(same) => same.at.extend(at),
+            None => settings.push(Setting { what, a: a.clone(), b: b.clone(), at: at.into_iter().collect() }),
+        }
+    }
+}
+
+/// A figure of an entry, or its headline.
+struct Figure<'a> {
+    unit: &'a str,
+    better: Better,
+    headline: bool,
+    sample: Option<Sample>,
+}
+
+fn figures(entry: &Entry, medians: bool) -> BTreeMap<&str, Figure<'_>> {
+    let mut figures = BTreeMap::new();
+    for (name, figure) in &entry.figures {
+        let middle = if medians { figure.median } else { figure.value };
+        let sample = sample(middle, figure.min, figure.max, figure.rounds.unwrap_or(entry.headline.rounds));
+        let better = better(&figure.better).unwrap_or(Better::Neither);
+        figures.insert(name.as_str(), Figure { unit: &figure.unit, better, headline: false, sample });
+    }
+    let headline = &entry.headline;
+    let sample = sample(headline.value, headline.min, headline.max, headline.rounds);
+    let better = better(&headline.better).unwrap_or(Better::Neither);
+    figures.insert(&headline.name, Figure { unit: &headline.unit, better, headline: true, sample });
+    figures
+}
+
+/// Nothing if a part is missing.
+fn sample(median: Option<f64>, min: Option<f64>, max: Option<f64>, rounds: usize) -> Option<Sample> {
+    Some(Sample { spread: Spread { median: median?, min: min?, max: max? }, rounds })
+}
+
+/// The direction by its name in results.
+fn better(name: &str) -> Option<Better> {
+    [Better::Lower, Better::Higher, Better::Neither].into_iter().find(|better| better.name() == name)
+}
+
+/// All figures of two entries of the same scenario and design, but for those that neither measured.
+fn changes(of_a: &Entry, of_b: &Entry, medians: bool) -> Vec<Change> {
+    let (in_a, mut in_b) = (figures(of_a, medians), figures(of_b, medians));
+    let mut both: Vec<_> = in_a.into_iter().map(|(name, a)| (name, in_b.remove(name), Some(a))).collect();
+    both.extend(in_b.into_iter().map(|(name, b)| (name, Some(b), None)));
+    let mut changes = Vec::new();
+    for (name, of_figure_b, of_figure_a) in both {
+        let (a, b) = (
+            of_figure_a.as_ref().and_then(|figure| figure.sample),
+            of_figure_b.as_ref().and_then(|figure| figure.sample),
+        );
+        let alike = match (&of_figure_a, &of_figure_b) {
+            (Some(a), Some(b)) => a.unit == b.unit && a.better == b.better,
+            _ => true,
+        };
+        // B has the program's present view of the figure.
+        let Some(figure) = of_figure_b.or(of_figure_a).filter(|_| a.is_some() || b.is_some()) else {
+            continue;
+        };
+        let verdict = match (a, b) {
+            (Some(a), Some(b)) if alike => verdict(a, b, figure.better),
+            _ => Verdict::Apart,
+        };
+        let ratio = a.zip(b).map(|(a, b)| b.spread.median / a.spread.median);
+        changes.push(Change {
+            scenario: of_a.scenario.clone(),
+            design: of_a.design.clone(),
+            figure: name.into(),
+            headline: figure.headline,
+            unit: figure.unit.into(),
+            better: figure.better.name(),
+            verdict,
+            ratio: ratio.filter(|ratio| alike && ratio.is_finite()),
+            a,
+            b,
+        });
+    }
+    changes
+}
+
+fn verdict(a: Sample, b: Sample, better: Better) -> Verdict {
+    let is_rise = b.spread.median > a.spread.median;
+    match better {
+        _ if a.rounds.min(b.rounds) < LEAST_ROUNDS => Verdict::Unknown,
+        _ if !a.spread.differs(b.spread) => Verdict::Level,
+        Better::Neither => Verdict::Changed,
+        Better::Lower if is_rise => Verdict::Worse,
+        Better::Higher if !is_rise => Verdict::Worse,
+        Better::Lower | Better::Higher => Verdict::Better,
+    }
+}

@@ -1,0 +1,134 @@
+//! Files: read and checked. Each error is one line that names the file.
+
+use super::better;
+use crate::json::{Entry, Report, SCHEMA};
+use crate::trouble::Trouble;
+use serde_json::Value;
+use serde_json::error::Category;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// No result is nearly as large. The limit ends the reading of a device that never ends.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// No name of ours is longer.
+const LONGEST_NAME: usize = 32;
+
+/// A result and the name of its file.
+#[derive(Debug)]
+pub struct Source {
+    /// The file's name, without control characters.
+    pub name: String,
+    /// The result.
+    pub report: Report,
+}
+
+impl Source {
+    /// Reads a file; "-" is standard input.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`] if it cannot be read, or is not a result.
+    pub fn read(path: &Path) -> Result<Self, Trouble> {
+        let stdin = path == Path::new("-");
+        let name = if stdin { "standard input".into() } else { one_line(&path.display().to_string()) };
+        let mut bytes = Vec::new();
+        let reading = if stdin {
+            io::stdin().take(MOST_BYTES + 1).read_to_end(&mut bytes)
+        } else {
+            File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+        };
+        reading.map_err(|error| Trouble::Input(format!("cannot read {name}: {error}")))?;
+        match parse(&bytes) {
+            Ok(report) => Ok(Self { name, report }),
+            Err(wrong) => Err(Trouble::Input(format!("{name}: {}", one_line(&wrong)))),
+        }
+    }
+}
+
+/// A text from a file without its line breaks and other control characters.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
+/// The result in a file. An error says what is wrong with "it", the file.
+pub(super) fn parse(bytes: &[u8]) -> Result<Report, String> {
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(format!("it is larger than {} MiB; results are smaller", MOST_BYTES >> 20));
+    }
+    if bytes.trim_ascii().is_empty() {
+        return Err("it is empty; `faultless compare --json=PATH` writes a result".into());
+    }
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+        Category::Eof => format!("it is cut off: it ends at line {}, within the JSON", error.line()),
+        _ => format!("it is not JSON: {error}"),
+    })?;
+    match value.get("schema").map(Value::as_u64) {
+        Some(Some(schema)) if schema == u64::from(SCHEMA) => {}
+        Some(Some(schema)) => {
+            return Err(format!("it has schema {schema}; this program reads schema {SCHEMA}"));
+        }
+        Some(None) => {
+            return Err("it is not a result of `faultless compare --json`: its schema is no number".into());
+        }
+        None => return Err("it is not a result of `faultless compare --json`: it has no schema".into()),
+    }
+    // Once more from the text, so that an error has its line.
+    let report: Report = serde_json::from_slice(bytes)
+        .map_err(|error| format!("it is not a result of `faultless compare --json`: {error}"))?;
+    check(&report)?;
+    Ok(report)
+}
+
+/// Checks what types do not say.
+fn check(report: &Report) -> Result<(), String> {
+    let mut pairs = HashSet::new();
+    for entry in &report.results {
+        name(&entry.scenario)?;
+        name(&entry.design)?;
+        if !pairs.insert((&entry.scenario, &entry.design)) {
+            return Err(format!("it has {} under {} twice", entry.scenario, entry.design));
+        }
+        check_figures(entry)
+            .map_err(|wrong| format!("{} under {}: {wrong}", entry.scenario, entry.design))?;
+    }
+    Ok(())
+}
+
+fn check_figures(entry: &Entry) -> Result<(), String> {
+    let headline = &entry.headline;
+    let figures = entry.figures.iter().map(|(name, figure)| {
+        (name, &figure.unit, &figure.better, [figure.min, figure.median, figure.max, figure.value])
+    });
+    let headline = (
+        &headline.name,
+        &headline.unit,
+        &headline.better,
+        [headline.min, headline.value, headline.max, None],
+    );
+    for (figure, unit, direction, [min, median, max, value]) in figures.chain([headline]) {
+        name(figure)?;
+        if unit.chars().count() > 8 || unit.chars().any(char::is_control) {
+            return Err(format!("{figure} has no unit of ours: {unit:?}"));
+        }
+        if better(direction).is_none() {
+            return Err(format!("{figure} is better if {direction:?}; there are lower, higher, neither"));
+        }
+        let in_order: Vec<f64> = [Some(0.0), min, median, max].into_iter().flatten().collect();
+        if !in_order.is_sorted() || value.is_some_and(|value| value < 0.0) {
+            return Err(format!("{figure} is negative, or its least, median and greatest are not in order"));
+        }
+    }
+    Ok(())
+}
+
+/// Names are printed in columns. Theirs are as ours: short, without spaces.
+pub(super) fn name(name: &str) -> Result<(), String> {
+    let ours = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(ours) {
+        let start: String = name.chars().take(LONGEST_NAME).collect();
+        return Err(format!("it has a name that is none of ours: {start:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The comparison and the reading, without files. `tests/diff.rs` runs the command.
+
+use super::read::parse;
+use super::text::text;
+use super::{Changes, Lone, Source, Verdict, compare};
+use serde_json::{Value, json};
+
+/// A figure of so many rounds.
+fn figure(better: &str, [median, min, max]: [f64; 3], rounds: usize) -> Value {
+    json!({ "value": median, "median": median, "min": min, "max": max, "rounds": rounds, "unit": "us", "better": better })
+}
+
+/// An entry with a headline of five rounds.
+fn entry(scenario: &str, design: &str, [median, min, max]: [f64; 3], figures: Value) -> Value {
+    json!({
+        "scenario": scenario, "design": design, "rmap": "none", "threads": 5, "rounds": 5, "round_seconds": 1.0,
+        "seconds": 5.0, "latency_us": {}, "cpu_us_per_major_fault": null, "counters": {}, "figures": figures,
+        "headline": {
+            "name": "bystander_p99", "value": median, "min": min, "max": max, "rounds": 5, "unit": "us", "better": "lower",
+        },
+    })
+}
+
+fn result(entries: &[Value]) -> Value {
+    json!({
+        "schema": 1, "version": "0.1.0", "interrupted": false, "results": entries,
+        "machine": { "cpus": 2, "kernel": "Linux 6.18", "arch": "x86_64", "memory_bytes": 1 },
+        "settings": {
+            "io_latency_us": 2000.0, "queue_depth": null, "rates": {}, "file": null, "memory_bytes": 1, "seed": 1,
+        },
+    })
+}
+
+fn source(result: &Value) -> Source {
+    Source { name: "r.json".into(), report: parse(result.to_string().as_bytes()).expect("a result") }
+}
+
+fn changes(a: &Value, b: &Value) -> Changes {
+    compare(&source(a), &source(b))
+}
+
+/// The verdict and the ratio of a figure that is `a` and then `b`.
+fn verdict_of(better: &str, rounds: usize, a: [f64; 3], b: [f64; 3]) -> (Verdict, Option<f64>) {
+    let with = |sample| {
+        let level = [10.0, 9.0, 11.0];
+        result(&[entry(
+            "fork-during-io",
+            "faultless",
+            level,
+            json!({ "it": figure(better, sample, rounds) }),
+        )])
+    };
+    let changes = changes(&with(a), &with(b));
+    let change = changes.figures.iter().find(|change| change.figure == "it").expect("the figure");
+    (change.verdict, change.ratio)
+}
+
+const LOW: [f64; 3] = [100.0, 90.0, 110.0];
+const HIGH: [f64; 3] = [200.0, 190.0, 210.0];
+
+#[test]
+fn the_direction_decides_between_worse_and_better() {
+    assert_eq!(verdict_of("lower", 3, LOW, HIGH), (Verdict::Worse, Some(2.0)));
+    assert_eq!(verdict_of("lower", 3, HIGH, LOW), (Verdict::Better, Some(0.5)));
+    assert_eq!(verdict_of("higher", 3, LOW, HIGH), (Verdict::Better, Some(2.0)));
+    assert_eq!(verdict_of("higher", 3, HIGH, LOW), (Verdict::Worse, Some(0.5)));
+    assert_eq!(verdict_of("neither", 3, LOW, HIGH), (Verdict::Changed, Some(2.0)));
+}
+
+#[test]
+fn noise_and_few_rounds_give_no_change() {
+    assert_eq!(verdict_of("lower", 3, LOW, [125.0, 120.0, 130.0]).0, Verdict::Level);
+    assert_eq!(verdict_of("lower", 3, LOW, [200.0, 105.0, 210.0]).0, Verdict::Level);
+    assert_eq!(verdict_of("lower", 2, LOW, HIGH).0, Verdict::Unknown);
+}
+
+#[test]
+fn zero_has_no_ratio_and_differs_by_more_than_any() {
+    let none = [0.0, 0.0, 0.0];
+    assert_eq!(verdict_of("lower", 3, none, LOW), (Verdict::Worse, None));
+    assert_eq!(verdict_of("lower", 3, LOW, none), (Verdict::Better, Some(0.0)));
+    assert_eq!(verdict_of("lower", 3, none, none), (Verdict::Level, None));
+    let of = |sample| result(&[entry("page-fault", "faultless", sample, json!({}))]);
+    let changes = changes(&of(none), &of(LOW));
+    assert_eq!(changes.worse_by_more_than(1e6), 1);
+    assert!(text(&changes, false).contains("worse, was 0  bystander_p99  0.00 µs [0.00, 0.00]"));
+}
+
+#[test]
+fn the_largest_loss_comes_first_and_neither_never_fails() {
+    let with = |headline, times: f64| {
+        let times = |name: &str, better| (name.to_string(), figure(better, LOW.map(|n| n * times), 5));
+        let figures: serde_json::Map<_, _> =
+            [times("wait", "lower"), times("rate", "higher"), times("count", "neither")]
+                .into_iter()
+                .collect();
+        result(&[entry("fork-during-io", "faultless", headline, figures.into())])
+    };
+    let changes = changes(&with(LOW, 1.0), &with(HIGH, 3.0));
+    let order: Vec<_> =
+        changes.figures.iter().map(|change| (change.figure.as_str(), change.verdict)).collect();
+    let worse = Verdict::Worse;
+    assert_eq!(
+        order,
+        [("wait", worse), ("bystander_p99", worse), ("rate", Verdict::Better), ("count", Verdict::Changed)]
+    );
+    assert!(changes.figures[1].headline && !changes.figures[0].headline);
+    assert_eq!([1.5, 2.0, 2.9, 3.0].map(|ratio| changes.worse_by_more_than(ratio)), [2, 1, 1, 0]);
+}
+
+#[test]
+fn old_results_are_compared_by_values_of_all_rounds() {
+    let with = |value: f64, median: Option<f64>| {
+        let mut old = figure("lower", [value, 90.0, 310.0], 5);
+        let object = old.as_object_mut().expect("an object");
+        object.remove("rounds");
+        object.remove("median");
+        if let Some(median) = median {
+            object.insert("median".into(), median.into());
+        }
+        result(&[entry("fork-during-io", "faultless", LOW, json!({ "it": old }))])
+    };
+    let changes = changes(&with(100.0, None), &with(120.0, Some(300.0)));
+    let change = changes.figures.iter().find(|change| change.figure == "it").expect("the figure");
+    assert_eq!((change.ratio, change.a.map(|a| a.rounds)), (Some(1.2), Some(5)));
+    assert!(!changes.medians && text(&changes, false).contains("no medians"));
+}
+
+#[test]
+fn pairs_of_one_file_are_listed_with_the_reason() {
+    let mut skipped = entry("giant-vma", "range-lock", LOW, json!({}));
+    skipped["headline"] = json!({
+        "name": "giant_over_apart", "value": null, "min": null, "max": null, "rounds": 0, "unit": "ratio",
+        "better": "lower",
+    });
+    skipped["skipped"] = "it needs\n4 GiB".into();
+    let both = entry("page-fault", "faultless", LOW, json!({}));
+    let a = result(&[both.clone(), entry("giant-vma", "range-lock", LOW, json!({}))]);
+    let b = result(&[both, skipped, entry("map-unmap", "vma-lock", LOW, json!({}))]);
+    let changes = changes(&a, &b);
+    let lone = |scenario: &str, design: &str, ran_in, skipped: Option<&str>| Lone {
+        scenario: scenario.into(),
+        design: design.into(),
+        ran_in,
+        skipped: skipped.map(Into::into),
+    };
+    assert_eq!(
+        changes.only,
+        [
+            lone("giant-vma", "range-lock", "a", Some("it needs\n4 GiB")),
+            lone("map-unmap", "vma-lock", "b", None)
+        ]
+    );
+    let text = text(&changes, false);
+    assert!(
+        text.contains("Only in A: giant-vma/range-lock; it did not run in B: it needs 4 GiB\n"),
+        "{text}"
+    );
+    assert!(text.contains("Only in B: map-unmap/vma-lock\n"), "{text}");
+}
+
+#[test]
+fn figures_of_one_file_or_of_other_units_are_not_compared() {
+    let with = |figures| result(&[entry("page-fault", "faultless", LOW, figures)]);
+    let mut nanos = figure("lower", HIGH, 5);
+    nanos["unit"] = "ns".into();
+    let a = with(
+        json!({ "one": figure("lower", LOW, 5), "two": figure("lower", LOW, 5), "three": figure("lower", LOW, 5) }),
+    );
+    let b = with(json!({ "two": nanos, "three": figure("higher", HIGH, 5) }));
+    let changes = changes(&a, &b);
+    let apart: Vec<_> =
+        changes.with(Verdict::Apart).map(|change| (change.figure.as_str(), change.ratio)).collect();
+    assert_eq!(apart, [("one", None), ("three", None), ("two", None)]);
+}
+
+#[test]
+fn settings_that_differ_are_told_once() {
+    let entries = |threads: usize| -> Vec<Value> {
+        let designs = ["faultless", "mmap-lock", "vma-lock", "range-lock", "table-lock"];
+        let entries = designs.map(|design| {
+            let mut entry = entry("page-fault", design, LOW, json!({}));
+            entry["threads"] = threads.into();
+            entry
+        });
+        entries.into()
+    };
+    let (a, mut b) = (result(&entries(5)), result(&entries(16)));
+    b["settings"]["seed"] = 7.into();
+    b["settings"]["queue_depth"] = 1.into();
+    b["machine"]["kernel"] = "Linux 7.0".into();
+    let text = text(&changes(&a, &b), false);
+    let different: Vec<_> = text.lines().filter(|line| line.starts_with("Different ")).collect();
+    assert_eq!(
+        different,
+        [
+            "Different machine.kernel: Linux 6.18 in A, Linux 7.0 in B",
+            "Different settings.queue_depth: not set in A, 1 in B",
+            "Different settings.seed: 1 in A, 7 in B",
+            "Different threads: 5 in A, 16 in B; of page-fault/faultless,",
+        ]
+    );
+    assert!(text.contains("\n  page-fault/mmap-lock, page-fault/range-lock and 2 more\n"), "{text}");
+    assert_eq!(changes(&a, &a).settings, []);
+}
+
+#[test]
+fn the_longest_names_and_numbers_fit_100_columns_and_usual_ones_80() {
+    let name = "mmap_lock_reads_a_major_fault_xy";
+    let with = |name: &str, sample| {
+        let longest = format!("{}-of-32-letters", "s".repeat(18));
+        result(&[entry(&longest, &longest, LOW, json!({ name: figure("lower", sample, 5) }))])
+    };
+    let widest = |name: &str, a, b| {
+        let text = text(&changes(&with(name, a), &with(name, b)), true);
+        text.lines().map(|line| line.chars().count()).max().expect("lines")
+    };
+    let (small, large) = ([10_001.0, 10_001.0, 10_001.0], [99_999.4, 99_999.4, 99_999.4]);
+    assert!(widest(name, large, small) <= 100);
+    assert!(widest(name, small, [9.9e300, 9.9e300, 9.9e300]) <= 100);
+    assert!(widest(name, large, [0.0, 0.0, 0.0]) <= 100);
+    assert!(widest("bystander_p50", [779.9, 368.8, 1190.9], [12_345.0, 10_001.0, 18_000.0]) <= 80);
+}
+
+#[test]
+fn a_file_that_is_no_result_is_refused_with_the_reason() {
+    let whole = result(&[entry("page-fault", "faultless", LOW, json!({ "it": figure("lower", LOW, 5) }))]);
+    let text = serde_json::to_string_pretty(&whole).expect("JSON");
+    let refused = |text: &str| parse(text.as_bytes()).expect_err("it is refused");
+    assert!(refused(&text[..text.len() / 2]).starts_with("it is cut off: it ends at line "));
+    assert!(refused(" \n").starts_with("it is empty"));
+    assert!(refused("hello").starts_with("it is not JSON: "));
+    assert!(refused(&format!("{text}x")).starts_with("it is not JSON: trailing characters"));
+    assert!(refused("[1]").ends_with("it has no schema"));
+    assert!(refused("{}").ends_with("it has no schema"));
+    assert!(refused("{\"schema\": \"1\"}").ends_with("its schema is no number"));
+    assert_eq!(refused("{\"schema\": 2}"), "it has schema 2; this program reads schema 1");
+    assert!(refused("{\"schema\": 1}").contains("missing field `machine`"));
+
+    let refused_with = |pointer: &str, value: Value| {
+        let mut changed = whole.clone();
+        *changed.pointer_mut(pointer).expect("the field") = value;
+        refused(&changed.to_string())
+    };
+    assert!(refused_with("/results/0/scenario", "\u{1b}[2J".into()).contains("none of ours: \"\\u{1b}[2J\""));
+    assert!(refused_with("/results/0/design", "a".repeat(33).into()).contains("none of ours"));
+    assert!(refused_with("/results/0/figures/it/better", "up".into()).contains("it is better if \"up\""));
+    assert!(refused_with("/results/0/figures/it/unit", "\u{9b}".into()).contains("no unit of ours"));
+    assert!(refused_with("/results/0/headline/min", 101.into()).contains("not in order"));
+    assert!(refused_with("/results/0/figures/it/min", (-1).into()).contains("not in order"));
+    let twice = [whole["results"][0].clone(), whole["results"][0].clone()];
+    assert_eq!(refused(&result(&twice).to_string()), "it has page-fault under faultless twice");
+}
+
+#[test]
+fn all_our_names_can_be_read() {
+    use crate::contender::Contender;
+    use crate::scenarios;
+    let names = scenarios::ALL.iter().map(|scenario| scenario.name);
+    for name in names.chain(Contender::all().iter().map(Contender::name)) {
+        assert_eq!(super::read::name(name), Ok(()));
+    }
+    for scenario in scenarios::ALL {
+        for figure in scenario.figures.iter().chain([&scenario.headline]) {
+            assert_eq!(super::read::name(figure.name), Ok(()));
+        }
+    }
+}

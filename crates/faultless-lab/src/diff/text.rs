@@ -1,0 +1,190 @@
+//! The comparison for people: 80 columns, or up to 100 for the longest names and numbers.
+
+use super::read::one_line;
+use super::{Change, Changes, Lone, Sample, Setting, Side, Verdict};
+use crate::measure::{LEAST_ROUNDS, NOISE};
+use crate::scenarios::Unit;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// Texts are broken here. Rows of figures may be longer.
+const WIDTH: usize = 80;
+
+/// So many pairs of scenario and design are named in one line.
+const NAMED: usize = 3;
+
+/// The whole text. With `all`, figures within noise are listed too.
+pub(super) fn text(changes: &Changes, all: bool) -> String {
+    let mut text = format!("{}{}", side("A", &changes.a), side("B", &changes.b));
+    if !changes.medians {
+        text.push_str(&wrapped(
+            "At least one file has no medians of its figures. They are compared by their values of all rounds together.",
+            "",
+        ));
+    }
+    text.push_str(&settings(&changes.settings));
+    text.push_str(&lone(&changes.only));
+
+    let count = |verdict| changes.with(verdict).count();
+    let (worse, better, changed) = (count(Verdict::Worse), count(Verdict::Better), count(Verdict::Changed));
+    let _ = writeln!(text, "\nBeyond noise: {} worse in B, {better} better.", figures(worse));
+    for (verdict, title) in [
+        (Verdict::Worse, "Worse in B".to_string()),
+        (Verdict::Better, "Better in B".to_string()),
+        (Verdict::Changed, "Changed beyond noise, without a better direction".to_string()),
+    ] {
+        text.push_str(&section(changes, verdict, &title));
+    }
+    let rest = [
+        (Verdict::Unknown, format!("Unknown, fewer than {LEAST_ROUNDS} rounds")),
+        (Verdict::Level, format!("Level, within {NOISE} times or the spread of the rounds")),
+        (Verdict::Apart, "Not compared, in one file only or in different units".to_string()),
+    ];
+    if all {
+        rest.iter().for_each(|(verdict, title)| text.push_str(&section(changes, *verdict, title)));
+    } else {
+        let mut hidden = false;
+        for (verdict, title) in rest.iter().filter(|(verdict, _)| count(*verdict) != 0) {
+            text.push_str(if hidden { "" } else { "\n" });
+            let _ = writeln!(text, "{title}: {}.", figures(count(*verdict)));
+            hidden = true;
+        }
+        text.push_str(if hidden { "--all lists them.\n" } else { "" });
+    }
+    if worse + better + changed != 0 || all {
+        text.push_str("\nEach figure: median [least, greatest of a round] in A, then in B.\n");
+    }
+    text.trim_end().to_string()
+}
+
+/// A number of figures, with the noun.
+pub(super) fn figures(count: usize) -> String {
+    format!("{count} figure{}", if count == 1 { "" } else { "s" })
+}
+
+fn wrapped(line: &str, indent: &str) -> String {
+    let options = textwrap::Options::new(WIDTH).subsequent_indent(indent);
+    let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
+    format!("{}\n", textwrap::fill(&one_line(line), options))
+}
+
+fn side(letter: &str, side: &Side) -> String {
+    let version = side
+        .version
+        .as_ref()
+        .map_or("by an unknown version".into(), |version| format!("by faultless {version}"));
+    let interrupted = if side.interrupted { "; interrupted: it is not complete" } else { "" };
+    wrapped(&format!("{letter} is {}, {version}{interrupted}.", side.name), "     ")
+}
+
+fn settings(settings: &[Setting]) -> String {
+    let mut text = String::new();
+    for Setting { what, a, b, at } in settings {
+        let mut places = at.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        if at.len() > NAMED {
+            let _ = write!(places, " and {} more", at.len() - NAMED);
+        }
+        let of = if places.is_empty() { "" } else { "; of " };
+        text.push_str(&wrapped(
+            &format!("Different {what}: {} in A, {} in B{of}{places}", value(a), value(b)),
+            "  ",
+        ));
+    }
+    text
+}
+
+fn value(value: &Value) -> String {
+    match value {
+        Value::Null => "not set".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn lone(only: &[Lone]) -> String {
+    let mut text = String::new();
+    for Lone { scenario, design, ran_in, skipped } in only {
+        let (here, there) = if *ran_in == "a" { ("A", "B") } else { ("B", "A") };
+        let why = skipped.as_ref().map_or(String::new(), |why| format!("; it did not run in {there}: {why}"));
+        text.push_str(&wrapped(&format!("Only in {here}: {scenario}/{design}{why}"), "  "));
+    }
+    text
+}
+
+/// The figures of one verdict, by scenario and design; the pair of the largest change first.
+fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
+    let found: Vec<&Change> = changes.with(verdict).collect();
+    if found.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<[String; 4]> = found
+        .iter()
+        .map(|change| {
+            let in_file =
+                |sample: &Option<Sample>| sample.as_ref().map_or("–".into(), |s| amount(s, &change.unit));
+            [how_much(change), change.figure.clone(), in_file(&change.a), in_file(&change.b)]
+        })
+        .collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    let mut text = format!("\n{title}: {}\n", figures(found.len()));
+    let mut pairs: Vec<(&str, &str)> = Vec::new();
+    for change in &found {
+        let pair = (change.scenario.as_str(), change.design.as_str());
+        if !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
+    }
+    for (scenario, design) in pairs {
+        let _ = writeln!(text, "{scenario} under {design}");
+        let of_pair = found
+            .iter()
+            .zip(&rows)
+            .filter(|(c, _)| (c.scenario.as_str(), c.design.as_str()) == (scenario, design));
+        for (_, [how_much, figure, a, b]) in of_pair {
+            let [first, second, third] = widths;
+            let _ = writeln!(text, "  {how_much:>first$}  {figure:second$}  {a:third$} → {b}");
+        }
+    }
+    text
+}
+
+/// The size and the direction of a change.
+fn how_much(change: &Change) -> String {
+    let direction = match change.verdict {
+        Verdict::Worse => "worse",
+        Verdict::Better => "better",
+        Verdict::Apart => return String::new(),
+        _ if change.times() == 1.0 => return "equal".into(),
+        _ if change.is_rise() => "higher",
+        _ => "lower",
+    };
+    match change.times() {
+        times if times.is_infinite() && change.is_rise() => format!("{direction}, was 0"),
+        times if times.is_infinite() => format!("{direction}, now 0"),
+        times if times >= 1e5 => format!("{times:.0e}× {direction}"),
+        times if times >= 100.0 => format!("{times:.0}× {direction}"),
+        times => format!("{times:.2}× {direction}"),
+    }
+}
+
+/// A figure with its unit and its spread.
+fn amount(sample: &Sample, unit: &str) -> String {
+    let ours = [Unit::Micros, Unit::Nanos, Unit::Ratio, Unit::PerSecond, Unit::Each];
+    let suffix = match ours.into_iter().find(|other| other.name() == unit) {
+        Some(unit) => unit.suffix().to_string(),
+        None => format!(" {unit}"),
+    };
+    let digits = |value: f64| match value {
+        value if value >= 1e12 => format!("{value:.0e}"),
+        value if value >= 1e9 => format!("{:.0}G", value / 1e9),
+        value if value >= 1e8 => format!("{:.0}M", value / 1e6),
+        value if value >= 1e7 => format!("{:.1}M", value / 1e6),
+        value if value >= 1e5 => format!("{:.0}k", value / 1e3),
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
+    };
+    let spread = sample.spread;
+    format!("{}{suffix} [{}, {}]", digits(spread.median), digits(spread.min), digits(spread.max))
+}
