@@ -4,6 +4,13 @@
 compare *ARGS:
     cargo run --release -- compare {{ARGS}}
 
+# Shell completions and man pages of `faultless`, into DIR/completions and DIR/man.
+generated DIR:
+    mkdir -p "{{DIR}}/completions"
+    cargo build --release
+    target/release/faultless generate man "{{DIR}}/man"
+    for shell in bash elvish fish powershell zsh; do target/release/faultless generate completions $shell > "{{DIR}}/completions/faultless.$shell" || exit 1; done
+
 # A million operations on the engine and on this Linux, compared step by step.
 check:
     cargo run --release -- check --ops 1000000

@@ -6,6 +6,7 @@ use crate::check::Check;
 use crate::compare::Plan;
 use crate::contender::Contender;
 use crate::diff::Diff;
+use crate::generate::Generate;
 use crate::json::Report;
 #[cfg(target_os = "linux")]
 use crate::measure::Measured;
@@ -92,6 +93,9 @@ enum Command {
     Designs,
     /// List the scenarios there are.
     Scenarios,
+    /// Write shell completions or man pages.
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
     /// One round on the kernel: `compare` starts it, and nobody else.
     #[cfg(target_os = "linux")]
     #[command(name = native::WORKER, hide = true)]
@@ -184,6 +188,7 @@ pub fn main() -> ExitCode {
         Command::Diff(diff) => diff.run(),
         Command::Designs => say(&report::designs()).map(|()| 0),
         Command::Scenarios => say(&report::scenarios()).map(|()| 0),
+        Command::Generate(generate) => generate.run(&Cli::command()).map(|()| 0),
         #[cfg(target_os = "linux")]
         Command::NativeRound => return native::worker(play),
         #[cfg(target_os = "linux")]

@@ -4,6 +4,7 @@
 //! ```text
 //!  cli ──► check: the same operations on the engine and on Linux; a subsystem of its own
 //!   ├───► diff: two results of compare, as JSON
+//!   ├───► generate: shell completions and man pages
 //!   └───► compare ── rounds, interleaved over the contenders ──► report (tables, a sentence) · json
 //!             │
 //!             ├─ contender   name ─► a design of the engine, or the kernel this runs on
@@ -25,6 +26,7 @@ pub mod compare;
 pub mod contender;
 pub mod designs;
 pub mod diff;
+pub mod generate;
 pub mod json;
 pub mod machine;
 pub mod measure;

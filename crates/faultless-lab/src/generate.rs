@@ -1,0 +1,74 @@
+//! Files that are generated from the command line's own definition: shell completions and man pages.
+
+use crate::cli::say;
+use crate::trouble::Trouble;
+use clap::{Command, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+const COMPLETIONS: &str = "\
+Examples:
+  faultless generate completions bash > ~/.local/share/bash-completion/completions/faultless
+  faultless generate completions zsh > _faultless     into a folder of $fpath
+  faultless generate completions fish > ~/.config/fish/completions/faultless.fish";
+
+const MAN: &str = "\
+Examples:
+  faultless generate man ~/.local/share/man/man1      then: man faultless-compare";
+
+/// Arguments of `faultless generate`.
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// Write the completions of a shell to standard output.
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write a man page for each command into a folder.
+    #[command(after_help = MAN)]
+    Man {
+        /// The folder; it is made if it is missing
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+impl Generate {
+    /// Writes the files of `command`. Hidden subcommands are left out.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`] if something cannot be written.
+    pub fn run(&self, command: &Command) -> Result<(), Trouble> {
+        let mut command = visible(command);
+        match self {
+            Self::Completions { shell } => say(completions(*shell, &mut command).trim_end()),
+            Self::Man { folder } => std::fs::create_dir_all(folder)
+                .and_then(|()| clap_mangen::generate_to(command, folder))
+                .map_err(|error| {
+                    Trouble::Input(format!("cannot write man pages to {}: {error}", folder.display()))
+                }),
+        }
+    }
+}
+
+fn completions(shell: Shell, command: &mut Command) -> String {
+    let mut bytes = Vec::new();
+    let name = command.get_name().to_string();
+    clap_complete::generate(shell, command, name, &mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The same command without its hidden subcommands: a completion would offer them.
+fn visible(command: &Command) -> Command {
+    let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    let visible = Command::new("faultless").version(env!("CARGO_PKG_VERSION")).subcommand_required(true);
+    let mut visible = visible.subcommands(shown.cloned());
+    if let Some(about) = command.get_about() {
+        visible = visible.about(about.clone());
+    }
+    match command.get_after_help() {
+        Some(text) => visible.after_help(text.clone()),
+        None => visible,
+    }
+}
