@@ -61,7 +61,7 @@ fn readers_beside_a_writer() {
     builder.preemption_bound = Some(3);
     builder.check(|| {
         let (tree, mut writer) = Tree::new();
-        replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]);
+        drop(replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]));
         let shared = Arc::new((tree, Sections::new()));
         let readers: Vec<_> = (1..=2)
             .map(|slot| {
@@ -94,7 +94,7 @@ fn readers_beside_a_writer_that_does_not_wait() {
     builder.preemption_bound = Some(3);
     builder.check(|| {
         let (tree, mut writer) = Tree::new();
-        replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]);
+        drop(replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]));
         let shared = Arc::new((tree, Sections::new()));
         let reader = {
             let shared = shared.clone();
@@ -126,7 +126,7 @@ fn a_reader_with_quiescent_states_beside_a_writer() {
     builder.preemption_bound = Some(3);
     builder.check(|| {
         let (tree, mut writer) = Tree::new();
-        replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]);
+        drop(replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, END)]));
         let shared = Arc::new((tree, Sections::new()));
         let reader = {
             let shared = shared.clone();
@@ -202,7 +202,7 @@ fn side_by_side(changes: [(PageRange, Ranges); 2], after: Ranges) {
     builder.check(move || {
         let (tree, mut writer) = Tree::new();
         // Two leaves.
-        replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, 4), (4, END)]);
+        drop(replace(&tree, &mut writer, range(0, END), &[(0, 2), (2, 4), (4, END)]));
         let common = Arc::new(Common { tree, writers: writer.share(), sections: Sections::new() });
         let threads: Vec<_> = (1..)
             .zip(changes)

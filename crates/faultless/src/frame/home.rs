@@ -96,7 +96,7 @@ impl Folio {
     }
 
     /// Returns the number that [`Folio::note_record`] noted. For models.
-    #[cfg(all(loom, feature = "audit"))]
+    #[cfg(all(loom, any(test, feature = "audit")))]
     pub(crate) fn noted_record(&self) -> u64 {
         self.record.load(Ordering::Relaxed)
     }
