@@ -97,6 +97,10 @@ soak-real *ARGS:
 bench *ARGS:
     cargo run --release -p faultless-bench -- {{ARGS}}
 
+# What recording a round costs a scenario (`compare --perfetto`), by its figures.
+recording-price *ARGS:
+    cargo run --release -p faultless-lab --example recording_price -- {{ARGS}}
+
 # What a page costs on real memory, beside the barest userfaultfd handler and the kernel.
 price *ARGS:
     cargo run --release -p faultless-linux --example price -- {{ARGS}}

@@ -12,6 +12,7 @@ use crate::json::Report;
 use crate::measure::Measured;
 #[cfg(target_os = "linux")]
 use crate::native::{self, NativeMachine, Request};
+use crate::record::trace;
 use crate::scenarios::Settings;
 #[cfg(target_os = "linux")]
 use crate::scenarios::Turn;
@@ -144,6 +145,10 @@ struct Compare {
     /// Write the results as JSON; "-", or nothing, is standard output, and then no table
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
+    /// Record one more round of each design, and write what its threads did as a trace for ui.perfetto.dev or
+    /// chrome://tracing; "-" is standard output, and then no table
+    #[arg(long, value_name = "PATH")]
+    perfetto: Option<PathBuf>,
 }
 
 /// A whole number; `least` is what is said of one that is too small.
@@ -309,6 +314,12 @@ impl Compare {
             }
             _ => {}
         }
+        let to_stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
+        if to_stdout(&self.json) && to_stdout(&self.perfetto) {
+            return input(
+                "--json and --perfetto would both write to standard output: give one of them a file".into(),
+            );
+        }
         if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
             && (name == "all" || scenarios::find(name).is_some())
         {
@@ -324,15 +335,29 @@ impl Compare {
             memory: self.memory,
             seed: self.seed,
         };
-        Ok(Plan { scenarios: chosen, contenders: wanted, settings, seconds: self.seconds })
+        Ok(Plan {
+            scenarios: chosen,
+            contenders: wanted,
+            settings,
+            seconds: self.seconds,
+            records: self.perfetto.is_some(),
+        })
     }
 
     fn run(&self) -> Result<u8, Trouble> {
         let plan = self.plan()?;
         // Before the work, not after it.
         let json = self.json.as_deref().map(Output::open).transpose()?;
+        let trace = self.perfetto.as_deref().map(Output::open).transpose()?;
         let outcome = plan.run(interrupts())?;
-        let to_stdout = matches!(json, Some(Output::Stdout));
+        let to_stdout = [&json, &trace].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
+        if let Some(output) = trace {
+            let mut text = Vec::new();
+            trace::write(&outcome, &mut text)
+                .map_err(|error| Trouble::Input(format!("cannot write the trace: {error}")))?;
+            output.write(&String::from_utf8_lossy(&text))?;
+            eprintln!("faultless: the trace has {}", trace::summary(&outcome));
+        }
         if let Some(json) = json {
             let report = serde_json::to_string_pretty(&Report::new(&outcome, &plan.settings))
                 .map_err(|error| Trouble::Input(format!("cannot write the JSON: {error}")))?;

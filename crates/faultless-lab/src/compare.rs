@@ -3,9 +3,11 @@
 use crate::contender::Contender;
 use crate::measure::{Measured, Spread};
 use crate::progress::Progress;
+use crate::record::{self, Recorder, Recording};
 use crate::scenarios::{Prepared, Scenario, Settings, Turn};
 use crate::trouble::Trouble;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ pub struct Plan {
     pub settings: Settings,
     /// For each scenario and design; `None`: as long as is pleasant.
     pub seconds: Option<f64>,
+    /// Whether one more round of each is recorded.
+    pub records: bool,
 }
 
 /// One scenario under one design.
@@ -48,6 +52,8 @@ pub struct Run {
     pub total: Measured,
     /// Why it does not run, or not any more.
     pub skipped: Option<String>,
+    /// What the threads did in a round of its own, if it was recorded. A native row has none.
+    pub recording: Option<Recording>,
 }
 
 /// What came of a plan.
@@ -92,7 +98,8 @@ impl Plan {
     /// The first [`Trouble`]. [`Trouble::Cannot`] of a design is noted, and ends the run only if no design can.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Outcome, Trouble> {
         let (rounds, round) = self.rounds();
-        let progress = Progress::new(self.scenarios.len() * self.contenders.len() * rounds);
+        let each = rounds + usize::from(self.records);
+        let progress = Progress::new(self.scenarios.len() * self.contenders.len() * each);
         let (mut ready, mut runs) = (Vec::new(), Vec::new());
         // One that refuses does so before another one has run for minutes.
         for &scenario in &self.scenarios {
@@ -125,7 +132,7 @@ impl Plan {
         let ((rounds, length), scenario) = (self.rounds(), prepared.scenario());
         let new = |&contender: &Contender| {
             let (rounds, total) = (Vec::new(), Measured::default());
-            Run { scenario, contender, rounds, total, skipped: None }
+            Run { scenario, contender, rounds, total, skipped: None, recording: None }
         };
         let mut runs: Vec<Run> = self.contenders.iter().map(new).collect();
         for round in 0..rounds {
@@ -137,7 +144,7 @@ impl Plan {
                 let run = &mut runs[place];
                 let name = run.contender.name();
                 progress.say(&format!("{} under {name}, round {} of {rounds}", scenario.name, round + 1));
-                let turn = Turn { settings: &self.settings, length, seed, interrupted };
+                let turn = Turn { settings: &self.settings, length, seed, interrupted, recorder: None };
                 let measured = match run.skipped {
                     Some(_) => Ok(Measured::default()),
                     None => prepared.round(run.contender, &turn),
@@ -159,7 +166,40 @@ impl Plan {
                 progress.step();
             }
         }
+        if self.records {
+            self.record(prepared, &mut runs, progress, interrupted)?;
+        }
         Ok(runs)
+    }
+
+    /// One more round of each that ran in software, recorded. It counts for no figure.
+    fn record(
+        &self,
+        prepared: &Prepared,
+        runs: &mut [Run],
+        progress: &Progress,
+        interrupted: &AtomicBool,
+    ) -> Result<(), Trouble> {
+        for run in runs {
+            if interrupted.load(Ordering::Relaxed) {
+                break;
+            }
+            let (scenario, name) = (prepared.scenario().name, run.contender.name());
+            progress.say(&format!("{scenario} under {name}, recorded"));
+            if run.contender.is_recorded() && run.skipped.is_none() && !run.rounds.is_empty() {
+                let recorder = Arc::new(Recorder::default());
+                let (length, seed, recorder_of) = (record::LENGTH, self.settings.seed, Some(&recorder));
+                let turn =
+                    Turn { settings: &self.settings, length, seed, interrupted, recorder: recorder_of };
+                let round = run.rounds.len() + 1;
+                prepared
+                    .round(run.contender, &turn)
+                    .map_err(|trouble| trouble.in_round(scenario, name, round))?;
+                run.recording = Some(recorder.finish());
+            }
+            progress.step();
+        }
+        Ok(())
     }
 }
 
@@ -183,7 +223,13 @@ mod tests {
 
     fn plan(contenders: usize, seconds: Option<f64>) -> Plan {
         let contenders = Contender::all().into_iter().cycle().take(contenders).collect();
-        Plan { scenarios: vec![&scenarios::ALL[0]], contenders, settings: Settings::default(), seconds }
+        Plan {
+            scenarios: vec![&scenarios::ALL[0]],
+            contenders,
+            settings: Settings::default(),
+            seconds,
+            records: false,
+        }
     }
 
     #[test]

@@ -77,6 +77,12 @@ impl Contender {
         self.name() == designs::OURS
     }
 
+    /// Whether a round of it can be recorded. The threads of the kernel's rows are in another process, and the kernel tells little
+    /// of their waits.
+    pub fn is_recorded(&self) -> bool {
+        matches!(self, Self::Engine(_))
+    }
+
     /// Whether ours is measured against it. A variant of ours is no rival, and the kernel runs on other hardware: on the
     /// machine itself, not on the one in software.
     pub fn is_rival(&self) -> bool {

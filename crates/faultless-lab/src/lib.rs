@@ -11,6 +11,7 @@
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
 //!             ├─ machine     what a scenario runs on: processes, memory, fork; in software, under a design
 //!             ├─ native      the same on the kernel itself, in a process of its own for each round
+//!             ├─ record      what each thread of one more round did, and who held up whom
 //!             └─ scenarios   name ─► a round: its threads, what they waited, what they saw; and its figures
 //! ```
 //! A round builds a machine, runs the scenario's threads on it, and checks what they saw: every byte of a file,
@@ -33,6 +34,7 @@ pub mod measure;
 pub mod native;
 pub mod parse;
 pub mod progress;
+pub mod record;
 pub mod report;
 pub mod scenarios;
 pub mod trouble;

@@ -219,7 +219,7 @@ pub(crate) mod tests {
         let mut total = Measured::default();
         rounds.iter().for_each(|round| total.add(round));
         let contender = Contender::find(design).unwrap();
-        Run { scenario: &scenarios::ALL[0], contender, rounds, total, skipped: None }
+        Run { scenario: &scenarios::ALL[0], contender, rounds, total, skipped: None, recording: None }
     }
 
     #[test]

@@ -17,6 +17,48 @@ fn assert_refused(arguments: &[&str], wanted: &str) {
     assert!(output.stdout.is_empty(), "{arguments:?}");
 }
 
+/// The trace of a recorded round opens in a viewer: it is JSON of the Trace Event format, with a process for each design, a named
+/// track for each thread, and operations of the threads.
+#[test]
+fn a_recorded_round_is_written_as_a_trace() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("trace.json");
+    let name = path.to_str().expect("a name");
+    let output = faultless(&[
+        "compare",
+        "fork-during-io",
+        "--design",
+        "mmap-lock,faultless",
+        "--seconds",
+        "0.3",
+        "--perfetto",
+        name,
+    ]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.contains("operations and waits of 2 rounds"), "{errors}");
+    assert!(!output.stdout.is_empty(), "the table is printed as well");
+    let trace: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a trace")).expect("a trace in JSON");
+    let events = trace["traceEvents"].as_array().expect("events");
+    let names = |of: &str| {
+        let named = events.iter().filter(|event| event["ph"] == "M" && event["name"] == of);
+        named.map(|event| event["args"]["name"].as_str().unwrap_or_default()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("process_name"), ["fork-during-io under mmap-lock", "fork-during-io under faultless"]);
+    for thread in ["reader 1", "stamper 2", "fork", "bystander"] {
+        assert_eq!(names("thread_name").iter().filter(|name| **name == thread).count(), 2, "{thread}");
+    }
+    for (pid, operation) in
+        [(1, "page fault"), (2, "page fault"), (1, "mmap"), (2, "munmap"), (2, "waits for I/O")]
+    {
+        let is_there = |event: &&serde_json::Value| event["pid"] == pid && event["name"] == operation;
+        assert!(events.iter().any(|event| is_there(&event)), "{operation} of process {pid}");
+    }
+    assert_refused(&["compare", "--perfetto", "/no/such/folder/t.json"], "/no/such/folder/t.json");
+    assert_refused(&["compare", "--perfetto", "-", "--json", "-"], "both write to standard output");
+}
+
 #[test]
 fn bad_input_gets_one_line_and_exit_code_2() {
     assert_refused(&["compare", "--design", "nope"], "there are: mmap-lock");

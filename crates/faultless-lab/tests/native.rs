@@ -245,8 +245,13 @@ const PLAIN: With =
 
 fn run(scenario: &str, with: &With) -> Result<Measured, Trouble> {
     let (settings, interrupted) = (settings(), AtomicBool::new(with.interrupted));
-    let turn =
-        Turn { settings: &settings, length: Duration::from_millis(10), seed: 3, interrupted: &interrupted };
+    let turn = Turn {
+        settings: &settings,
+        length: Duration::from_millis(10),
+        seed: 3,
+        interrupted: &interrupted,
+        recorder: None,
+    };
     let file = with.file.then(|| {
         let file = TestFile::temporary(PAGES * PAGE_SIZE, 42).expect("a temporary file");
         let failure = Failure::From(if with.failing { 10 } else { u64::MAX });

@@ -108,7 +108,7 @@ fn run(prepared: &Prepared, is_wrong: bool) -> Result<Measured, Trouble> {
     let machine = Faulty { inner, is_wrong, loads: Arc::default() };
     let interrupted = AtomicBool::new(false);
     let length = Duration::from_millis(100);
-    let turn = Turn { settings: &settings, length, seed: 1, interrupted: &interrupted };
+    let turn = Turn { settings: &settings, length, seed: 1, interrupted: &interrupted, recorder: None };
     let measured = prepared.run(&machine, &turn);
     machine.finish()?;
     measured
@@ -171,7 +171,7 @@ fn one_process_is_enough_for_a_part_of_giant_vma() {
     let inner = Inner::new(&prepared.needs(), None, &settings).expect("a machine");
     let machine = One(inner, AtomicBool::new(false));
     let length = Duration::from_millis(50);
-    let turn = Turn { settings: &settings, length, seed: 1, interrupted: &interrupted };
+    let turn = Turn { settings: &settings, length, seed: 1, interrupted: &interrupted, recorder: None };
     let measured = prepared.run(&machine, &turn).expect("a round");
     machine.finish().expect("nothing is left");
     assert_eq!((scenario.headline.of)(&measured), None);

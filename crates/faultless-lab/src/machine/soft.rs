@@ -2,12 +2,13 @@
 
 use super::{Child, Machine, Memory, Process, Task, Touched};
 use crate::measure::IN_MAJOR_FAULTS;
-use crate::scenarios::{Needs, Page, Settings, TestFile};
+use crate::record::{self, Operation};
+use crate::scenarios::{Needs, Page, Settings, TestFile, Turn};
 use crate::trouble::Trouble;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::LockingDesign;
 use faultless::fault::FaultError;
-use faultless::host::OutOfMemory;
+use faultless::host::{Clock, Host, OutOfMemory};
 use faultless::protection::{Access, Protection, Sharing};
 use faultless::stats::{Counter, Statistics};
 use faultless::store::{DelayedStore, Store};
@@ -44,15 +45,37 @@ pub struct SoftMachine<D> {
 }
 
 impl<D: LockingDesign> SoftMachine<D> {
-    /// A machine as the scenario needs it.
+    /// Makes a machine as the scenario needs it.
     ///
     /// # Errors
     /// [`Trouble::Input`] where the settings do not allow it.
     pub fn new(needs: &Needs, file: Option<&Arc<TestFile>>, settings: &Settings) -> Result<Self, Trouble> {
-        let host = Soft::new(needs.frames).map_err(|error| {
+        Self::on(Self::host(needs)?, needs, file, settings)
+    }
+
+    /// Makes the machine of a round, which tells of its waits if the round is recorded.
+    ///
+    /// # Errors
+    /// As [`SoftMachine::new`].
+    pub fn for_turn(needs: &Needs, file: Option<&Arc<TestFile>>, turn: &Turn<'_>) -> Result<Self, Trouble> {
+        let host = Self::host(needs)?;
+        let host = if turn.recorder.is_some() { host.with_trace(record::on_wait) } else { host };
+        Self::on(host, needs, file, turn.settings)
+    }
+
+    fn host(needs: &Needs) -> Result<Soft, Trouble> {
+        Soft::new(needs.frames).map_err(|error| {
             let size = (needs.frames * PAGE_SIZE) >> 20;
             Trouble::Input(format!("--memory: {error} ({size} MiB)"))
-        })?;
+        })
+    }
+
+    fn on(
+        host: Soft,
+        needs: &Needs,
+        file: Option<&Arc<TestFile>>,
+        settings: &Settings,
+    ) -> Result<Self, Trouble> {
         let limits = Limits { cached_pages: needs.cached_pages.unwrap_or(u64::MAX), ..Limits::default() };
         let engine = Engine::new(host, limits).map_err(|error| too_small(&error))?;
         let open = |contents: &Arc<TestFile>| {
@@ -131,6 +154,23 @@ impl<D: LockingDesign> SoftProcess<D> {
         })
     }
 
+    /// Serves a fault.
+    fn fault(&self, at: VirtAddr, access: Access) -> Result<Touched, Trouble> {
+        let not_served = |error| self.not_served(error);
+        let mut touched = Touched::Minor;
+        let mut fault = self.space.fault(at, access).map_err(not_served)?;
+        while let Fault::Pending(pending) = fault {
+            touched = Touched::Major;
+            fault = pending.wait().map_err(not_served)?;
+        }
+        Ok(touched)
+    }
+
+    /// Does `work`, and records it if the thread is recorded.
+    fn recorded<R>(&self, operation: Operation, work: impl FnOnce() -> R) -> R {
+        record::operation(operation, || self.space.engine().host().clock().now_ns(), work)
+    }
+
     #[cold]
     fn not_served(&self, error: FaultError) -> Trouble {
         match (&self.file, error) {
@@ -142,7 +182,7 @@ impl<D: LockingDesign> SoftProcess<D> {
 
 impl<D: LockingDesign> Memory for SoftProcess<D> {
     fn map_anonymous(&self, bytes: u64) -> Result<VirtAddr, Trouble> {
-        self.space.map(MapRequest::anonymous(bytes)).map_err(not_mapped)
+        self.recorded(Operation::Map, || self.space.map(MapRequest::anonymous(bytes))).map_err(not_mapped)
     }
 
     fn map_file(&self, sharing: Sharing) -> Result<VirtAddr, Trouble> {
@@ -151,7 +191,8 @@ impl<D: LockingDesign> Memory for SoftProcess<D> {
         };
         let source = Source::File { file: file.clone(), first: 0, sharing };
         let request = MapRequest::file(file, 0, contents.length(), Protection::READ);
-        self.space.map(MapRequest { source, ..request }).map_err(not_mapped)
+        let request = MapRequest { source, ..request };
+        self.recorded(Operation::Map, || self.space.map(request)).map_err(not_mapped)
     }
 
     fn unmap_file(&self, start: VirtAddr) -> Result<(), Trouble> {
@@ -160,31 +201,34 @@ impl<D: LockingDesign> Memory for SoftProcess<D> {
     }
 
     fn unmap(&self, start: VirtAddr, bytes: u64) -> Result<(), Trouble> {
-        self.space
-            .unmap(start, bytes)
+        self.recorded(Operation::Unmap, || self.space.unmap(start, bytes))
             .map_err(|error| refused("unmap", &error, matches!(error, UnmapError::OutOfMemory { .. })))
     }
 
     fn protect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Trouble> {
-        self.space
-            .protect(start, bytes, protection)
+        self.recorded(Operation::Protect, || self.space.protect(start, bytes, protection))
             .map_err(|error| refused("protect", &error, matches!(error, ProtectError::OutOfMemory { .. })))
     }
 
     fn discard(&self, start: VirtAddr, bytes: u64) -> Result<(), Trouble> {
-        self.space
-            .discard(start, bytes)
+        self.recorded(Operation::Discard, || self.space.discard(start, bytes))
             .map_err(|error| refused("discard", &error, matches!(error, DiscardError::OutOfMemory { .. })))
     }
 
     #[inline]
     fn load(&self, at: VirtAddr) -> Result<u64, Trouble> {
-        self.served(self.space.load_u64(at))
+        match self.space.try_load_u64(at) {
+            Ok(value) => Ok(value),
+            Err(_) => self.served(self.recorded(Operation::Fault, || self.space.load_u64(at))),
+        }
     }
 
     #[inline]
     fn store(&self, at: VirtAddr, value: u64) -> Result<(), Trouble> {
-        self.served(self.space.store_u64(at, value))
+        match self.space.try_store_u64(at, value) {
+            Ok(()) => Ok(()),
+            Err(_) => self.served(self.recorded(Operation::Fault, || self.space.store_u64(at, value))),
+        }
     }
 
     fn read_page(&self, start: VirtAddr, page: &mut Page) -> Result<(), Trouble> {
@@ -199,13 +243,7 @@ impl<D: LockingDesign> Memory for SoftProcess<D> {
         if there {
             return Ok(Touched::Minor);
         }
-        let not_served = |error| self.not_served(error);
-        let mut touched = Touched::Minor;
-        let mut fault = self.space.fault(at, access).map_err(not_served)?;
-        while let Fault::Pending(pending) = fault {
-            touched = Touched::Major;
-            fault = pending.wait().map_err(not_served)?;
-        }
+        let touched = self.recorded(Operation::Fault, || self.fault(at, access))?;
         if access == Access::Write {
             self.store(at, 1)?;
         }
@@ -223,8 +261,9 @@ impl<D: LockingDesign> Process for SoftProcess<D> {
     type Child = SoftChild<D>;
 
     fn fork(&self, task: &Arc<dyn Task>) -> Result<SoftChild<D>, Trouble> {
-        let space =
-            self.space.fork().map_err(|error| refused("fork", &error, error == ForkError::OutOfMemory))?;
+        let space = self
+            .recorded(Operation::Fork, || self.space.fork())
+            .map_err(|error| refused("fork", &error, error == ForkError::OutOfMemory))?;
         let process = Self { space, file: self.file.clone(), taken: self.taken.clone() };
         Ok(SoftChild { process, task: task.clone() })
     }
@@ -239,7 +278,7 @@ pub struct SoftChild<D: LockingDesign> {
 impl<D: LockingDesign> Child for SoftChild<D> {
     fn join(self) -> Result<(), Trouble> {
         self.task.run(&self.process)?;
-        self.process.space.exit();
+        self.process.recorded(Operation::Exit, || self.process.space.exit());
         Ok(())
     }
 }

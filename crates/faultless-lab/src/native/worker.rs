@@ -71,7 +71,13 @@ fn round(
         Ok(Mapped { file, length: served.length })
     });
     let machine = NativeMachine::new(mapped.transpose()?, request.tracepoint.clone(), request.variant)?;
-    let turn = Turn { settings: &request.settings, length: request.length, seed: request.seed, interrupted };
+    let turn = Turn {
+        settings: &request.settings,
+        length: request.length,
+        seed: request.seed,
+        interrupted,
+        recorder: None,
+    };
     let mut measured = play(request, &machine, &turn)?;
     machine.annotate(&mut measured);
     machine.finish()?;

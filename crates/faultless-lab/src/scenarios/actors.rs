@@ -2,6 +2,8 @@
 
 use crate::machine::{Machine, Memory};
 use crate::measure::{Latency, Measured};
+use crate::record::Recorder;
+use crate::scenarios::Turn;
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
 #[cfg(target_os = "linux")]
@@ -11,7 +13,7 @@ use std::any::Any;
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -34,14 +36,28 @@ pub struct Round<'a> {
     from: Instant,
     /// Immutable.
     length: Duration,
+    /// What records its threads. Immutable.
+    recorder: Option<&'a Arc<Recorder>>,
 }
 
 impl<'a> Round<'a> {
-    /// A round that begins now, with the warm-up.
-    pub fn new(interrupted: &'a AtomicBool, warm_up: Duration, length: Duration) -> Self {
+    /// Begins a round, with the warm-up.
+    pub fn new(turn: &Turn<'a>, warm_up: Duration) -> Self {
+        Self { recorder: turn.recorder, ..Self::unrecorded(turn.interrupted, warm_up, turn.length) }
+    }
+
+    /// Begins a round that is not recorded, with the warm-up.
+    pub fn unrecorded(interrupted: &'a AtomicBool, warm_up: Duration, length: Duration) -> Self {
         let from = Instant::now() + warm_up;
         let (over, trouble) = (OnceLock::new(), Mutex::new(None));
-        Self { interrupted, over, trouble, from, length }
+        Self { interrupted, over, trouble, from, length, recorder: None }
+    }
+
+    /// Tells the recorder that the warm-up is over.
+    pub fn start_recording(&self) {
+        if let Some(recorder) = self.recorder {
+            recorder.start();
+        }
     }
 
     /// Whether the threads are to end.
@@ -103,6 +119,7 @@ impl<'a> Round<'a> {
             }
         };
         wait(self.from);
+        self.start_recording();
         begin();
         let start = Instant::now();
         wait(self.from + self.length);
@@ -141,15 +158,18 @@ impl<'a> Round<'a> {
         work: impl FnOnce() -> Result<T, Trouble> + Send + 's,
     ) -> Result<ScopedJoinHandle<'s, Option<T>>, Trouble> {
         let thread = name.to_string();
-        let run = move || match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(Ok(value)) => Some(value),
-            Ok(Err(trouble)) => {
-                self.fail(trouble);
-                None
-            }
-            Err(panic) => {
-                self.fail(Trouble::Wrong(format!("the {thread} thread panicked: {}", words_of(&*panic))));
-                None
+        let run = move || {
+            let _joined = self.recorder.and_then(|recorder| recorder.join(&thread));
+            match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(value)) => Some(value),
+                Ok(Err(trouble)) => {
+                    self.fail(trouble);
+                    None
+                }
+                Err(panic) => {
+                    self.fail(Trouble::Wrong(format!("the {thread} thread panicked: {}", words_of(&*panic))));
+                    None
+                }
             }
         };
         Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|error| {
@@ -302,7 +322,7 @@ mod tests {
     use super::*;
 
     fn round<'a>(interrupted: &'a AtomicBool, milliseconds: u64) -> Round<'a> {
-        Round::new(interrupted, Duration::ZERO, Duration::from_millis(milliseconds))
+        Round::unrecorded(interrupted, Duration::ZERO, Duration::from_millis(milliseconds))
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Play for Prepared {
 
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         let process = machine.process()?;
-        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let round = Round::new(turn, Duration::ZERO);
         let stage = Stage::new(&round);
         let mut measured = Measured::default();
         let changing = self.threads.div_ceil(2);

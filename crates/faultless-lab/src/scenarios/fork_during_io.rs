@@ -141,7 +141,7 @@ impl Play for Prepared {
         let shares = self.shares;
         let process = machine.process()?;
         let chain = Arc::new(Chain::new(&process, shares.stampers, shares.stamped)?);
-        let round = Round::new(turn.interrupted, WARM_UP, turn.length);
+        let round = Round::new(turn, WARM_UP);
         let cast = Cast { prepared: self, machine, turn, round: &round, process: &process, chain: &chain };
         let measured = cast.play();
         round.result(measured)

@@ -100,7 +100,7 @@ impl Play for Prepared {
             if processes.len() == self.threads { &[GIANT_VMA, APART, ALONE] } else { &[GIANT_VMA, ALONE] };
         let maps = processes.iter().map(|process| process.map_anonymous(GIANT));
         let maps = maps.collect::<Result<Vec<_>, _>>()?;
-        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let round = Round::new(turn, Duration::ZERO);
         let stage = Stage::new(&round);
         let played = std::thread::scope(|scope| {
             let workers = (0..self.threads)

@@ -99,7 +99,7 @@ impl Play for Prepared {
         let process = machine.process()?;
         let shared = process.map_anonymous(PAGE_SIZE)?;
         process.store(shared, 7)?;
-        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let round = Round::new(turn, Duration::ZERO);
         let (stage, crowd) = (Stage::new(&round), Crowd::default());
         let mut measured = Measured::default();
         let played = std::thread::scope(|scope| {

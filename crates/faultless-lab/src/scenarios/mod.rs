@@ -24,6 +24,7 @@ use crate::designs::Visitor;
 use crate::machine::{Machine, SoftMachine};
 use crate::measure::Measured;
 use crate::native::{self, Job, Served, Source, Variant};
+use crate::record::Recorder;
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
 use faultless::design::LockingDesign;
@@ -151,6 +152,8 @@ pub struct Turn<'a> {
     pub seed: u64,
     /// Set by Ctrl-C.
     pub interrupted: &'a AtomicBool,
+    /// What records it, if it is recorded.
+    pub recorder: Option<&'a Arc<Recorder>>,
 }
 
 /// What a scenario needs of the machine of a round.
@@ -290,7 +293,7 @@ impl Prepared {
             type Output = Result<Measured, Trouble>;
             fn visit<D: LockingDesign>(self) -> Self::Output {
                 let Run(prepared, turn) = self;
-                let machine = SoftMachine::<D>::new(&prepared.needs(), prepared.file(), turn.settings)?;
+                let machine = SoftMachine::<D>::for_turn(&prepared.needs(), prepared.file(), turn)?;
                 let measured = prepared.run(&machine, turn)?;
                 machine.finish()?;
                 Ok(measured)

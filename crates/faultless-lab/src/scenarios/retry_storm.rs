@@ -97,7 +97,7 @@ impl Play for Prepared {
 
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         let process = machine.process()?;
-        let round = Round::new(turn.interrupted, WARM_UP, turn.length);
+        let round = Round::new(turn, WARM_UP);
         let used = AtomicU64::new(0);
         let mut measured = Measured::default();
         let played = std::thread::scope(|scope| {

@@ -94,7 +94,7 @@ impl Play for Prepared {
 
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         let process = machine.process()?;
-        let round = Round::new(turn.interrupted, Duration::ZERO, turn.length);
+        let round = Round::new(turn, Duration::ZERO);
         let (stage, page) = (Stage::new(&round), AtomicU64::new(0));
         // Nanoseconds since `base`: when the first thread touched the page of the step, and when the last one had it.
         let (base, first, last_has) = (Instant::now(), AtomicU64::new(u64::MAX), AtomicU64::new(0));

@@ -73,7 +73,7 @@ impl Play for Prepared {
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         let process = machine.process()?;
         let life: Arc<dyn Task> = Arc::new(Life::new(&process)?);
-        let round = Round::new(turn.interrupted, WARM_UP, turn.length);
+        let round = Round::new(turn, WARM_UP);
         let mut measured = Measured::default();
         let played = std::thread::scope(|scope| {
             let parents = (0..self.threads)

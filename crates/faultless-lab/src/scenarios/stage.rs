@@ -153,6 +153,7 @@ impl<'a> Stage<'a> {
         if !pass(false, false) {
             return Duration::ZERO;
         }
+        self.round.start_recording();
         begin();
         let start = Instant::now();
         let mut backwards = false;
@@ -200,7 +201,7 @@ mod tests {
         lead: impl FnOnce(&Stage<'_>),
     ) -> Option<Trouble> {
         let interrupted = AtomicBool::new(false);
-        let round = Round::new(&interrupted, Duration::ZERO, Duration::from_millis(20));
+        let round = Round::unrecorded(&interrupted, Duration::ZERO, Duration::from_millis(20));
         let stage = Stage::new(&round);
         std::thread::scope(|scope| {
             for me in 0..workers {

@@ -1,0 +1,189 @@
+//! Recordings in the Trace Event format (JSON), which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+//!
+//! Each scenario and design is a process of the trace, each thread a track. Operations and waits are slices, a wait within its
+//! operation. An arrow leads from the operation that held up a wait to the wait ([`super::blame`]). A counter has the page faults
+//! in flight that take [`LONG`] or more: shorter ones would be most of the file. Times are in microseconds and begin at zero in each process.
+
+use super::blame::{Place, arrows};
+use super::{Operation, Recording, Span, What};
+use crate::compare::Outcome;
+use serde_json::{Value, json};
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// The counter of faults in flight has those that take so long.
+const LONG: Duration = Duration::from_micros(10);
+
+/// Writes the recordings of `outcome` to `out`.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
+    let mut events = Events { out, is_first: true };
+    events.out.write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
+    let mut ids = 0;
+    for (pid, run) in outcome.runs.iter().enumerate() {
+        if let Some(recording) = &run.recording {
+            let name = format!("{} under {}", run.scenario.name, run.contender.name());
+            events.recording(pid + 1, &name, recording, &mut ids)?;
+        }
+    }
+    let dropped: u64 = recordings(outcome).map(Recording::dropped).sum();
+    let left_out: usize = recordings(outcome).map(|recording| recording.left_out).sum();
+    let about = json!({
+        "program": concat!("faultless ", env!("CARGO_PKG_VERSION")),
+        "spans_dropped": dropped.to_string(),
+        "threads_left_out": left_out.to_string(),
+    });
+    write!(events.out, "\n],\"otherData\":{about}}}\n")
+}
+
+/// Says in a line what the recordings of `outcome` have, and what was dropped.
+pub fn summary(outcome: &Outcome) -> String {
+    let count = |what: fn(&Recording) -> u64| recordings(outcome).map(what).sum::<u64>();
+    let (rounds, spans) = (
+        recordings(outcome).count(),
+        count(|recording| recording.lanes.iter().map(|lane| lane.spans.len() as u64).sum()),
+    );
+    let mut text = format!("{spans} operations and waits of {rounds} rounds");
+    let dropped = count(Recording::dropped);
+    if dropped != 0 {
+        text += &format!("; {dropped} later ones were dropped");
+    }
+    let left_out = count(|recording| recording.left_out as u64);
+    if left_out != 0 {
+        text += &format!("; {left_out} threads were left out");
+    }
+    text
+}
+
+fn recordings(outcome: &Outcome) -> impl Iterator<Item = &Recording> {
+    outcome.runs.iter().filter_map(|run| run.recording.as_ref())
+}
+
+struct Events<'a, W> {
+    out: &'a mut W,
+    is_first: bool,
+}
+
+impl<W: Write> Events<'_, W> {
+    fn event(&mut self, event: &Value) -> io::Result<()> {
+        let separator = if self.is_first { "\n" } else { ",\n" };
+        self.is_first = false;
+        write!(self.out, "{separator}{event}")
+    }
+
+    fn recording(&mut self, pid: usize, name: &str, recording: &Recording, ids: &mut u64) -> io::Result<()> {
+        let Some((start, _)) = recording.extent() else { return Ok(()) };
+        let us = |moment: u64| (moment - start) as f64 / 1e3;
+        self.event(&json!({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}))?;
+        for (tid, lane) in recording.lanes.iter().enumerate() {
+            let place = json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid + 1, "args": {"name": lane.name}});
+            self.event(&place)?;
+            for span in &lane.spans {
+                let kind = match span.what {
+                    What::Does(_) => "operation",
+                    What::Waits(_) => "wait",
+                };
+                self.event(&json!({
+                    "ph": "X", "name": span.what.name(), "cat": kind, "pid": pid, "tid": tid + 1,
+                    "ts": us(span.from), "dur": (span.to - span.from) as f64 / 1e3,
+                }))?;
+            }
+        }
+        for arrow in arrows(recording) {
+            let at = |place: Place| &recording.lanes[place.lane].spans[place.span];
+            let (wait, holder) = (at(arrow.waiter), at(arrow.holder));
+            let begin = wait.from.clamp(holder.from, holder.to);
+            let end = begin.max(wait.from);
+            *ids += 1;
+            let step = |ph: &str, place: Place, moment| {
+                json!({
+                    "ph": ph, "name": "holds up", "cat": "holder", "id": *ids, "pid": pid, "tid": place.lane + 1,
+                    "ts": us(moment), "bp": "e",
+                })
+            };
+            self.event(&step("s", arrow.holder, begin))?;
+            self.event(&step("f", arrow.waiter, end))?;
+        }
+        for (moment, faults) in in_flight(recording) {
+            self.event(&json!({
+                "ph": "C", "name": "page faults in flight, of 10 µs or more", "pid": pid, "ts": us(moment), "args": {"faults": faults},
+            }))?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the moments at which the number of long faults in flight changes, and the number from then on.
+fn in_flight(recording: &Recording) -> Vec<(u64, i64)> {
+    let faults = recording.lanes.iter().flat_map(|lane| &lane.spans);
+    let is_long = |span: &&Span| u128::from(span.to - span.from) >= LONG.as_nanos();
+    let faults = faults.filter(|span| span.what == What::Does(Operation::Fault)).filter(is_long);
+    let mut steps: Vec<(u64, i64)> =
+        faults.flat_map(|Span { from, to, .. }| [(*from, 1), (*to, -1)]).collect();
+    steps.sort_unstable();
+    let mut now = 0;
+    for step in &mut steps {
+        now += step.1;
+        step.1 = now;
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Lane;
+    use crate::report::tests::run;
+    use faultless::stats::Counter;
+
+    fn outcome() -> Outcome {
+        let span = |what, from, to| Span { what, from, to };
+        let (io, fork) = (What::Waits(Counter::IoWait), What::Waits(Counter::MmapLockWaitIo));
+        let lane = |name: &str, spans: Vec<Span>| Lane { name: name.into(), spans, dropped: 2 };
+        let reader = vec![span(io, 1_100, 90_000), span(What::Does(Operation::Fault), 1_000, 91_000)];
+        let forker = vec![span(fork, 5_000, 90_500), span(What::Does(Operation::Fork), 4_000, 99_000)];
+        let lanes = vec![lane("reader", reader), lane("fork", forker)];
+        let recording = Some(Recording { lanes, left_out: 3 });
+        let recorded = crate::compare::Run { recording, ..run("mmap-lock", &[100], 1) };
+        let runs = vec![run("native", &[100], 1), recorded];
+        Outcome { runs, interrupted: false, round: Duration::from_secs(1) }
+    }
+
+    #[test]
+    fn a_trace_has_slices_arrows_and_a_counter() {
+        let mut text = Vec::new();
+        write(&outcome(), &mut text).unwrap();
+        let trace: Value = serde_json::from_slice(&text).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).collect::<Vec<_>>();
+        let named: Vec<_> = of("M").iter().map(|event| event["args"]["name"].as_str().unwrap()).collect();
+        assert_eq!(named, ["fork-during-io under mmap-lock", "reader", "fork"]);
+        let fault = of("X").into_iter().find(|event| event["name"] == "page fault").unwrap();
+        assert_eq!(
+            (fault["ts"].as_f64(), fault["dur"].as_f64(), fault["tid"].as_u64()),
+            (Some(0.0), Some(90.0), Some(1))
+        );
+        // From the reader, which holds the lock, to the thread that forks, at the moment at which its wait begins.
+        let (start, finish) = (of("s")[0], of("f")[0]);
+        assert_eq!((start["tid"].as_u64(), finish["tid"].as_u64()), (Some(1), Some(2)));
+        assert_eq!((start["ts"].as_f64(), finish["ts"].as_f64()), (Some(4.0), Some(4.0)));
+        assert_eq!(start["id"], finish["id"]);
+        let counts: Vec<_> = of("C").iter().map(|event| event["args"]["faults"].as_i64().unwrap()).collect();
+        assert_eq!(counts, [1, 0]);
+        assert_eq!(
+            (&trace["otherData"]["spans_dropped"], &trace["otherData"]["threads_left_out"]),
+            (&json!("4"), &json!("3"))
+        );
+    }
+
+    #[test]
+    fn the_summary_says_what_was_dropped() {
+        let text = summary(&outcome());
+        assert_eq!(
+            text,
+            "4 operations and waits of 1 rounds; 4 later ones were dropped; 3 threads were left out"
+        );
+    }
+}
