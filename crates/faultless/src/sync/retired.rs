@@ -251,8 +251,17 @@ impl Sections {
 
     /// Drives the periods on towards number `wanted`, and to the period that a hurry asks for. Frees the things that are due in
     /// all lists, if it is time for that.
+    #[inline]
     fn go_on(&self, barrier: &impl Barrier, wanted: u64) {
-        let due = self.drive(barrier, wanted.max(self.periods.hurried.load(plain::Ordering::Relaxed)));
+        let wanted = wanted.max(self.periods.hurried.load(plain::Ordering::Relaxed));
+        if self.periods.completed.load(Ordering::Acquire) < wanted {
+            self.go_on_to(barrier, wanted);
+        }
+    }
+
+    #[inline(never)]
+    fn go_on_to(&self, barrier: &impl Barrier, wanted: u64) {
+        let due = self.drive(barrier, wanted);
         if due != 0 {
             self.each_list(|list| {
                 if list.oldest.load(plain::Ordering::Relaxed) <= due {
@@ -377,9 +386,7 @@ impl Sections {
     /// so. Returns the number up to which things in all lists are due, if it is time to look after those; otherwise zero.
     fn drive(&self, barrier: &impl Barrier, wanted: u64) -> u64 {
         let periods = &self.periods;
-        if periods.completed.load(Ordering::Acquire) >= wanted
-            || periods.driven.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err()
-        {
+        if periods.driven.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return 0;
         }
         let mut due = 0;
