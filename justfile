@@ -87,7 +87,7 @@ asan:
 
 # Ten minutes of `compare` with 16 threads: no wrong byte, no torn child, no leaked frame.
 soak:
-    cargo run --release -- compare --threads 16 --seconds 100
+    cargo run --release -- compare fork-during-io --threads 16 --seconds 100
 
 # Ten minutes of real memory: 4 threads touch it at random, a fifth discards, protects and snapshots it; every byte is checked.
 soak-real *ARGS:

@@ -13,13 +13,16 @@ use crate::measure::Measured;
 #[cfg(target_os = "linux")]
 use crate::native::{self, NativeMachine, Request};
 use crate::record::trace;
+use crate::report::text::{self, Screen};
+use crate::report::view::View;
 use crate::scenarios::Settings;
 #[cfg(target_os = "linux")]
 use crate::scenarios::Turn;
 use crate::trouble::Trouble;
-use crate::{parse, report, scenarios};
+use crate::{json, parse, scenarios};
+use anstream::{AutoStream, ColorChoice};
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -34,49 +37,49 @@ pub(crate) const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
-  faultless compare                            fork-during-io under the usual designs,
-                                               in less than half a minute
-  faultless compare page-fault map-unmap       other scenarios
-  faultless compare --seconds 60 --threads 16  longer, and with more threads
-  faultless compare --design mmap-lock,faultless --io-latency 10ms --rate fork=20
-  faultless compare --file /usr/bin/gdb --json=result.json
-                                               on a file of yours, as JSON
-  faultless check                              the engine against this Linux, call by call
-  faultless diff before.json after.json        the changes between two results
-  faultless designs                            what there is to compare, what it models
-  faultless scenarios                          what it is compared on, where that comes
-                                               from, and what it cannot show";
+  faultless compare                       four scenarios at a glance, in 45 seconds
+  faultless compare giant-vma             one scenario
+  faultless compare giant-vma --details   one scenario, every figure
+  faultless compare all --design all --json=result.json
+                                          everything, for a program
+  faultless check                         the engine against this Linux
+  faultless diff a.json b.json            the changes between two results
+  faultless designs                       the designs and their sources
+  faultless scenarios                     the scenarios, their sources and limits";
 
-/// Paragraphs are one line each: clap breaks them as wide as the terminal is.
+/// Paragraphs are one line each: clap breaks them at the width of the terminal.
 const COMPARE: &str = "\
-Each scenario runs on a software machine: threads of this process are its processors, its memory is --memory, and \
-every read of the file takes at least --io-latency. The designs take turns, in rounds of about a second. Everything \
-that threads see is checked; a wrong byte, a torn child of a fork or a frame that nobody gives back ends the run. A \
-design that cannot run a scenario says so in its row. The native rows are of this kernel, on real memory: other \
-hardware.
+Without a scenario: fork-during-io, retry-storm, giant-vma and disjoint-change at a glance. The result is one table, with \
+a row for each design and a column for each scenario.
 
-What the tables say:
-  by round         the scenario's headline: the median over the rounds, and the
-                   least and the greatest of them
-  bystander, fork  from when it was due to when it had ended: who comes late has
-                   waited
-  fault            from an access to a cold page until the page is there
-  each             for each major fault, counted in those faults alone
-  waited           all threads' waits by their cause, in milliseconds a second:
-                   two threads that always wait have waited 2000
+Each scenario runs on a software machine. The threads of this process are its processors. Its memory has the size \
+--memory. Each read of the file takes at least --io-latency. The designs take turns, in rounds. Each round checks every \
+page that is read, the children of fork, and the return of all frames. An error ends the run. If a design cannot run a \
+scenario, its row says so. The native rows are the kernel of this machine: other hardware.
 
-Exit codes: 0 done; 1 something was wrong; 2 bad input, or nothing could run; 130 ended by Ctrl-C, with a table of \
-what was measured.
+How to read the tables:
+  1.20 ms (0.98–1.40)  median, smallest and largest round
+  1.50×                so many times worse than the best of the column
+  bystander, fork      latency of an operation at a fixed rate, counted from its
+                       scheduled start
+  fault                time from the access to a cold page to the page
+  per fault            events for each major fault
+  waits                time that all threads together wait, in each second: two
+                       threads that always wait have 2 s
+
+Exit codes: 0 done; 1 an error was found; 2 bad input, or no design could run; 130 ended by Ctrl-C, with the \
+figures so far.
 
 Examples:
-  faultless compare --io-latency 10ms --queue-depth 1 --rate fork=20
+  faultless compare fork-during-io --io-latency 10ms --rate fork=20
   faultless compare giant-vma disjoint-change --design all --seconds 5
-  faultless compare --file /usr/bin/gdb --memory 64M --json=result.json
-  faultless compare --json --design all      everything, for a program to read";
+  faultless compare giant-vma --details
+  faultless compare fork-during-io --file /usr/bin/gdb --json=result.json
+  faultless compare all --json --design all";
 
-/// What page faults, forks and their bystanders wait for, under every locking design that is in dispute.
+/// Compare how long page faults, fork and other threads wait under different locking designs.
 #[derive(Debug, Parser)]
-#[command(name = "faultless", version, after_help = EXAMPLES)]
+#[command(name = "faultless", version, after_help = EXAMPLES, max_term_width = WIDEST as usize)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -84,15 +87,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run scenarios under locking designs, and print what was waited.
+    /// Run scenarios under locking designs, and print the figures.
     Compare(Compare),
-    /// Compare the engine with the Linux this runs on, operation by operation.
+    /// Compare the engine with the Linux of this machine, operation by operation.
     Check(Check),
     /// Compare two results of `compare --json`, and print the changes beyond noise.
     Diff(Diff),
-    /// List the locking designs there are.
+    /// List the locking designs.
     Designs,
-    /// List the scenarios there are.
+    /// List the scenarios.
     Scenarios,
     /// Write shell completions or man pages.
     #[command(subcommand, hide = true)]
@@ -110,45 +113,84 @@ enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = COMPARE)]
 struct Compare {
-    /// Scenarios to run, or "all" [default: fork-during-io]
+    /// Scenarios to run, or "all" [default: four of them at a glance]
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
     /// Designs, separated by commas, or "all" [default: mmap-lock, vma-lock, vma-lock-retry, vma-lock-hold, faultless
-    /// and native, as far as they are built in]
+    /// and native]
     #[arg(long = "design", value_name = "A,B", value_delimiter = ',')]
     designs: Vec<String>,
-    /// Threads that do the scenario's work [default: the scenario's own number]
+    /// Threads that do the work of the scenario [default: its own number]
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     threads: Option<usize>,
-    /// Seconds for each scenario and design [default: 8, less if there are many designs]
+    /// Seconds for each scenario and design [default: 8, less for many designs or scenarios]
     #[arg(long, value_name = "S", value_parser = parse::seconds, allow_hyphen_values = true)]
     seconds: Option<f64>,
-    /// What each read takes at least
+    /// Minimum latency of each read of the file
     #[arg(long, value_name = "TIME", value_parser = parse::latency, allow_hyphen_values = true, default_value = "2ms")]
     io_latency: Duration,
-    /// Reads that the device serves at a time [default: any number]
+    /// Reads that the device serves at the same time [default: any number]
     #[arg(long, value_name = "N", value_parser = queue_depth, allow_hyphen_values = true)]
     queue_depth: Option<NonZeroUsize>,
-    /// How often a second an actor of the scenario acts; may be repeated
+    /// Operations per second of an actor of the scenario; may be repeated
     #[arg(long = "rate", value_name = "NAME=HZ", value_parser = parse::rate, allow_hyphen_values = true)]
     rates: Vec<(String, f64)>,
-    /// The file to map, of which the first GiB counts [default: a temporary one of 16 to 64
-    /// MiB]
+    /// The file to map; its first GiB is used [default: a temporary file of 16 to 64 MiB]
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// Memory of the software machine; native rows have all of this one's
+    /// Memory of the software machine; native rows have the memory of this machine
     #[arg(long, value_name = "SIZE", value_parser = memory, allow_hyphen_values = true, default_value = "256M")]
     memory: u64,
-    /// What random choices follow from
+    /// Seed of all random choices
     #[arg(long, value_name = "N", value_parser = seed, allow_hyphen_values = true, default_value_t = 1)]
     seed: u64,
-    /// Write the results as JSON; "-", or nothing, is standard output, and then no table
+    /// Print all figures and all causes of waiting
+    #[arg(long)]
+    details: bool,
+    /// Colour: on a terminal unless NO_COLOR is set (auto), always, or never
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Colour::Auto, hide_possible_values = true)]
+    color: Colour,
+    /// Write the results as JSON to a file; "-" or no path: to standard output, without a table
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
     /// Record one more round of each design, and write what its threads did as a trace for ui.perfetto.dev or
     /// chrome://tracing; "-" is standard output, and then no table
     #[arg(long, value_name = "PATH")]
     perfetto: Option<PathBuf>,
+}
+
+/// The most columns that a report has, however wide the terminal is. In a pipe it has so many.
+const WIDEST: u16 = 100;
+
+/// When a report has colours.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Colour {
+    /// On a terminal that can show them, unless `NO_COLOR` is set.
+    Auto,
+    Always,
+    Never,
+}
+
+/// What standard output can show.
+fn screen(colour: Colour) -> Screen {
+    let width =
+        terminal_size::terminal_size_of(io::stdout()).map_or(WIDEST, |(width, _)| width.0.min(WIDEST));
+    let has_colour = match colour {
+        Colour::Auto => AutoStream::choice(&io::stdout()) != ColorChoice::Never,
+        Colour::Always => true,
+        Colour::Never => false,
+    };
+    Screen { width: width.into(), has_colour }
+}
+
+/// The command line that repeats this run, with quotes where a shell wants them.
+fn repeated(arguments: impl Iterator<Item = String>) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:".contains(c);
+    let quoted = arguments.map(|argument| match argument.is_empty() || !argument.chars().all(is_plain) {
+        true => format!("'{}'", argument.replace('\'', r"'\''")),
+        false => argument,
+    });
+    std::iter::once("faultless".to_string()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// A whole number; `least` is what is said of one that is too small.
@@ -191,8 +233,8 @@ pub fn main() -> ExitCode {
         Command::Compare(compare) => compare.run(),
         Command::Check(check) => check.run(interrupts()),
         Command::Diff(diff) => diff.run(),
-        Command::Designs => say(&report::designs()).map(|()| 0),
-        Command::Scenarios => say(&report::scenarios()).map(|()| 0),
+        Command::Designs => say(&text::designs(screen(Colour::Auto))).map(|()| 0),
+        Command::Scenarios => say(&text::scenarios(screen(Colour::Auto))).map(|()| 0),
         Command::Generate(generate) => generate.run(&Cli::command()).map(|()| 0),
         #[cfg(target_os = "linux")]
         Command::NativeRound => return native::worker(play),
@@ -277,8 +319,9 @@ impl Compare {
                 }
             }
         }
-        if chosen.is_empty() {
-            chosen.push(&scenarios::ALL[0]);
+        let is_tour = chosen.is_empty();
+        if is_tour {
+            chosen = scenarios::tour();
         }
         let mut wanted = Vec::new();
         for name in &self.designs {
@@ -340,6 +383,7 @@ impl Compare {
             contenders: wanted,
             settings,
             seconds: self.seconds,
+            is_tour,
             records: self.perfetto.is_some(),
         })
     }
@@ -364,7 +408,12 @@ impl Compare {
             json.write(&report)?;
         }
         if !to_stdout {
-            say(&report::table(&outcome, &plan))?;
+            let options = text::Options {
+                details: self.details,
+                command: &repeated(std::env::args().skip(1)),
+                kernel: &json::Machine::this().kernel,
+            };
+            say(&text::report(&View::new(&outcome, &plan), &options, screen(self.color)))?;
         }
         Ok(if outcome.interrupted { INTERRUPTED } else { 0 })
     }
@@ -443,17 +492,28 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_the_usual_designs_on_the_first_scenario() {
+    fn without_a_scenario_it_is_a_tour_of_the_usual_designs() {
         let plan = plan(&[]).unwrap();
-        assert_eq!(plan.scenarios[0].name, "fork-during-io");
-        assert_eq!((plan.scenarios.len(), plan.contenders.len()), (1, Contender::default_ones().len()));
+        let names: Vec<_> = plan.scenarios.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names, ["fork-during-io", "retry-storm", "giant-vma", "disjoint-change"]);
+        assert!(plan.is_tour && plan.contenders.len() == Contender::default_ones().len());
         assert_eq!(plan.settings.threads(plan.scenarios[0]), 5);
         assert_eq!(plan.settings.rate(plan.scenarios[0], "fork"), 50.0);
     }
 
     #[test]
+    fn a_run_can_be_repeated_by_what_it_says() {
+        let words = ["compare", "giant-vma", "--file", "a b", "--rate", "it's=1"].map(String::from);
+        assert_eq!(
+            repeated(words.into_iter()),
+            r"faultless compare giant-vma --file 'a b' --rate 'it'\''s=1'"
+        );
+    }
+
+    #[test]
     fn all_is_everything() {
         let plan = plan(&["map-unmap", "all", "--design", "all"]).unwrap();
+        assert!(!plan.is_tour);
         assert_eq!(plan.scenarios.len(), scenarios::ALL.len());
         assert_eq!(plan.contenders.len(), Contender::all().len());
     }

@@ -1,7 +1,7 @@
 //! Runs scenarios under designs, round by round.
 
 use crate::contender::Contender;
-use crate::measure::{Measured, Spread};
+use crate::measure::{LEAST_ROUNDS, Measured, Spread};
 use crate::progress::Progress;
 use crate::record::{self, Recorder, Recording};
 use crate::scenarios::{Prepared, Scenario, Settings, Turn};
@@ -15,10 +15,12 @@ use std::time::Duration;
 const ROUND: f64 = 1.0;
 /// A long run has longer rounds, not more of them.
 const MOST_ROUNDS: f64 = 15.0;
-/// A run that nobody gave a time has at least so many rounds, so that a spread is seen.
-const LEAST_ROUNDS: f64 = 3.0;
 /// Without `--seconds`, all of a run together takes at most about this, warm-ups not counted.
 const ALL_TOGETHER: f64 = 20.0;
+/// A tour all together, likewise. A round takes about 0.2 s more than is measured of it: 45 s for 24 times 3 rounds.
+const TOUR: f64 = 29.0;
+/// A round of a tour has at least so many seconds, however many designs there are.
+const SHORTEST: f64 = 0.25;
 /// And one design under one scenario at most this,
 const EACH: f64 = 8.0;
 /// and at least this, however many there are.
@@ -37,6 +39,8 @@ pub struct Plan {
     pub seconds: Option<f64>,
     /// Whether one more round of each is recorded.
     pub records: bool,
+    /// Whether the report is of all scenarios at a glance: short rounds, and the fewest that have a spread.
+    pub is_tour: bool,
 }
 
 /// One scenario under one design.
@@ -85,7 +89,11 @@ impl Plan {
         let parts = (self.scenarios.len() * self.contenders.len()).max(1);
         let (seconds, least) = match self.seconds {
             Some(seconds) => (seconds, 1.0),
-            None => ((ALL_TOGETHER / parts as f64).clamp(LEAST, EACH), LEAST_ROUNDS),
+            None if self.is_tour => {
+                let round = (TOUR / parts as f64 / LEAST_ROUNDS as f64).clamp(SHORTEST, ROUND);
+                return (LEAST_ROUNDS, Duration::from_secs_f64(round));
+            }
+            None => ((ALL_TOGETHER / parts as f64).clamp(LEAST, EACH), LEAST_ROUNDS as f64),
         };
         let rounds = (seconds / ROUND).round().clamp(least, MOST_ROUNDS);
         (rounds as usize, Duration::from_secs_f64(seconds / rounds))
@@ -223,13 +231,8 @@ mod tests {
 
     fn plan(contenders: usize, seconds: Option<f64>) -> Plan {
         let contenders = Contender::all().into_iter().cycle().take(contenders).collect();
-        Plan {
-            scenarios: vec![&scenarios::ALL[0]],
-            contenders,
-            settings: Settings::default(),
-            seconds,
-            records: false,
-        }
+        let (scenarios, settings) = (vec![&scenarios::ALL[0]], Settings::default());
+        Plan { scenarios, contenders, settings, seconds, records: false, is_tour: false }
     }
 
     #[test]
@@ -241,6 +244,21 @@ mod tests {
             assert!(contenders as f64 * rounds as f64 * length.as_secs_f64() <= ALL_TOGETHER + 1e-6);
         }
         assert_eq!(plan(100, None).rounds(), (3, Duration::from_secs_f64(0.5)));
+    }
+
+    #[test]
+    fn a_tour_has_as_many_rounds_as_a_spread_takes() {
+        let tour = |contenders, scenarios, seconds| {
+            let plan = plan(contenders, seconds);
+            Plan { scenarios: vec![&scenarios::ALL[0]; scenarios], is_tour: true, ..plan }
+        };
+        let (rounds, length) = tour(6, 4, None).rounds();
+        assert_eq!(rounds, 3);
+        let each = length.as_secs_f64() + 0.2;
+        assert!((35.0..45.0).contains(&(each * 3.0 * 24.0)), "{each}");
+        assert_eq!(tour(1, 1, None).rounds(), (3, Duration::from_secs(1)));
+        assert_eq!(tour(13, 4, None).rounds(), (3, Duration::from_secs_f64(SHORTEST)));
+        assert_eq!(tour(6, 4, Some(60.0)).rounds(), (15, Duration::from_secs(4)));
     }
 
     #[test]

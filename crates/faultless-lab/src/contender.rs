@@ -18,7 +18,7 @@ pub enum Contender {
 const NATIVE: &str = "native";
 const NATIVE_SYSCALL: &str = "native-syscall";
 
-/// What is compared when nobody says what, as far as it is there.
+/// The designs of `compare` without `--design`.
 const DEFAULT: [&str; 6] =
     ["mmap-lock", "vma-lock", "vma-lock-retry", "vma-lock-hold", designs::OURS, NATIVE];
 
@@ -57,9 +57,11 @@ impl Contender {
     pub fn about(&self) -> &'static str {
         match self {
             Self::Engine(design) => design.about,
-            Self::Native { syscall: false } => "this kernel: real mmap, fork and faults, the file by FUSE",
+            Self::Native { syscall: false } => {
+                "the kernel of this machine: real mmap, fork and faults; the file is served by FUSE"
+            }
             Self::Native { syscall: true } => {
-                "the same, pages touched by system calls, whose faults take mmap_lock"
+                "as native, but system calls touch the pages; their faults take mmap_lock"
             }
         }
     }
@@ -68,7 +70,7 @@ impl Contender {
     pub fn source(&self) -> &'static str {
         match self {
             Self::Engine(design) => design.source,
-            Self::Native { .. } => "the Linux this runs on",
+            Self::Native { .. } => "the Linux of this machine",
         }
     }
 
@@ -81,6 +83,11 @@ impl Contender {
     /// of their waits.
     pub fn is_recorded(&self) -> bool {
         matches!(self, Self::Engine(_))
+    }
+
+    /// Whether it is the kernel, on the hardware itself.
+    pub fn is_native(&self) -> bool {
+        matches!(self, Self::Native { .. })
     }
 
     /// Whether ours is measured against it. A variant of ours is no rival, and the kernel runs on other hardware: on the

@@ -5,7 +5,7 @@
 //!  cli ──► check: the same operations on the engine and on Linux; a subsystem of its own
 //!   ├───► diff: two results of compare, as JSON
 //!   ├───► generate: shell completions and man pages
-//!   └───► compare ── rounds, interleaved over the contenders ──► report (tables, a sentence) · json
+//!   └───► compare ── rounds, interleaved over the contenders ──► report (view, text) · json
 //!             │
 //!             ├─ contender   name ─► a design of the engine, or the kernel this runs on
 //!             ├─ designs     name ─► type: a LockingDesign, one file each

@@ -133,7 +133,7 @@ fn a_number_that_cannot_be_is_named_with_its_option() {
 #[test]
 fn a_number_at_its_limit_is_taken() {
     for options in [&["--seed", "18446744073709551615"][..], &["--queue-depth", "18446744073709551615"]] {
-        let run = ["compare", "--design", "faultless", "--seconds", "0.1"];
+        let run = ["compare", "fork-during-io", "--design", "faultless", "--seconds", "0.1"];
         assert_eq!(faultless(&[&run, options].concat()).status.code(), Some(0), "{options:?}");
     }
     for how in [&["--files"][..], &["--threads", "3"]] {
@@ -198,7 +198,7 @@ fn a_file_that_shrinks_while_it_is_mapped_is_named() {
     let path = folder.path().join("shrinks");
     std::fs::write(&path, vec![7; 4 << 20]).expect("a file");
     let child = Command::new(env!("CARGO_BIN_EXE_faultless"))
-        .args(["compare", "--design", "faultless", "--seconds", "20", "--file"])
+        .args(["compare", "fork-during-io", "--design", "faultless", "--seconds", "20", "--file"])
         .arg(&path)
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -223,6 +223,7 @@ fn a_short_comparison_keeps_the_schema() {
     let path = folder.path().join("r.json");
     let output = faultless(&[
         "compare",
+        "fork-during-io",
         "--design",
         "mmap-lock,faultless",
         "--seconds",
@@ -234,10 +235,11 @@ fn a_short_comparison_keeps_the_schema() {
     assert!(output.status.success(), "{errors}");
     assert!(errors.is_empty(), "progress in a pipe: {errors}");
     let table = String::from_utf8_lossy(&output.stdout);
-    assert!(table.contains("| mmap-lock") && table.contains("| faultless"), "{table}");
+    assert!(table.contains("\nmmap-lock ") && table.contains("\nfaultless "), "{table}");
     check(&path);
 
-    let output = faultless(&["compare", "--design", "faultless", "--seconds", "1", "--json", "-"]);
+    let output =
+        faultless(&["compare", "fork-during-io", "--design", "faultless", "--seconds", "1", "--json", "-"]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
     assert_eq!(report["results"].as_array().map(Vec::len), Some(1));
 }
@@ -363,8 +365,8 @@ fn a_design_that_cannot_run_says_so_in_its_row() {
 
     let output = faultless(&arguments[..6]);
     let table = String::from_utf8_lossy(&output.stdout);
-    assert!(table.contains("| native") && table.contains("| faultless"), "{table}");
-    assert_eq!(table.contains("cannot run: "), native["skipped"].is_string(), "{table}");
+    assert!(table.contains("\nnative ") && table.contains("\nfaultless "), "{table}");
+    assert_eq!(table.contains("native cannot run: "), native["skipped"].is_string(), "{table}");
 }
 
 #[test]
@@ -372,8 +374,25 @@ fn one_table_for_each_scenario() {
     let output =
         faultless(&["compare", "map-unmap", "short-process", "--design", "faultless", "--seconds", "0.2"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("map-unmap: 2 threads"), "{text}");
-    assert!(text.contains("short-process: 1 thread;") && text.contains("faultless ran alone"), "{text}");
+    assert!(output.status.success() && text.contains("map-unmap: each thread"), "{text}");
+    assert!(text.contains("short-process: a small process") && text.contains("Only faultless ran"), "{text}");
+}
+
+#[test]
+fn without_a_scenario_there_is_one_table_of_four() {
+    let output = faultless(&["compare", "--design", "mmap-lock,faultless", "--seconds", "0.2"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.matches("\ndesign ").count(), 1, "{text}");
+    for name in ["fork-during-io", "retry-storm", "giant-vma", "disjoint-change"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    for wanted in
+        ["Checked without an error: ", "all frames returned", "\nRepeat:", "\nLook closer:", "--details"]
+    {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    assert!(text.contains("faultless compare --design mmap-lock,faultless --seconds 0.2"), "{text}");
 }
 
 #[test]

@@ -70,13 +70,13 @@ Beyond noise: 1 figure worse in B, 1 better.
 
 Worse in B: 1 figure
 fork-during-io under faultless
-  2.40× worse  bystander_p99  100 µs [90.0, 110] → 240 µs [216, 264]
+  2.40× worse  bystander_p99  100 µs (90.0–110) → 240 µs (216–264)
 
 Better in B: 1 figure
 fork-during-io under faultless
-  2.00× better  faults_a_second  1000/s [1000, 1000] → 2000/s [2000, 2000]
+  2.00× better  faults_a_second  1.00 k/s → 2.00 k/s
 
-Each figure: median [least, greatest of a round] in A, then in B.
+Each figure: median (least–greatest round) in A, then in B.
 ";
     assert_eq!(text, expected);
 

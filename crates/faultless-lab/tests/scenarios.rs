@@ -176,7 +176,7 @@ fn one_process_is_enough_for_a_part_of_giant_vma() {
     machine.finish().expect("nothing is left");
     assert_eq!((scenario.headline.of)(&measured), None);
     assert!(scenario.is_measured(&measured));
-    assert_eq!(measured.notes, ["nothing is apart: there is one process only"]);
+    assert_eq!(measured.notes, ["fault in own process is not measured: there is one process only"]);
 }
 
 /// A wrong child is told as the child told it, and one that is not waited for leaves nothing.

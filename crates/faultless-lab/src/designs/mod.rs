@@ -70,19 +70,19 @@ macro_rules! designs {
 }
 
 designs! {
-    MmapLockHold: "one lock a space, held through a fault's I/O", "Linux before 2.6.37";
-    MmapLock: "one lock a space; let go for a fault's first I/O, then retried under it", "Linux 2.6.37 to 6.3";
-    Speculative: "no lock, and a sequence count compared in the end; else as mmap-lock", "Lespinasse, linux-mm, April 2021";
-    VmaLock: "a lock in each VMA; let go for I/O, then retried under mmap_lock", "Linux 6.4 on (6.18)";
-    VmaLockRetry: "the same, retried under the VMA lock", "Song and Liyang, linux-mm, November 2025";
-    VmaLockRetryUptodate: "the same, kept where the page is there but locked", "Song, the same thread";
-    VmaLockHold: "a lock in each VMA, held through I/O", "Wilcox, the same thread";
-    VmaLockHoldCowFork: "the same; fork locks only private VMAs", "Song and Baghdasaryan, linux-mm, May 2026";
-    VmaLockResume: "a lock in each VMA; let go for I/O, taken again, and the fault goes on", "Song, linux-mm, November 2025";
-    RangeLock: "a lock of ranges a space: a fault's page, a change's range", "Bueso, linux-mm, 2017 and 2018; Lespinasse, LWN, May 2022";
+    MmapLockHold: "one lock for the space, held through the I/O of a fault", "Linux before 2.6.37";
+    MmapLock: "one lock for the space, dropped for the first I/O of a fault; the fault retries under it", "Linux 2.6.37 to 6.3";
+    Speculative: "no lock; the fault compares a sequence count before it installs the page; otherwise as mmap-lock", "Lespinasse, linux-mm, April 2021";
+    VmaLock: "a lock in each VMA, dropped for I/O; the fault retries under mmap_lock", "Linux 6.4 on (6.18)";
+    VmaLockRetry: "as vma-lock, but the fault retries under the VMA lock", "Song and Liyang, linux-mm, November 2025";
+    VmaLockRetryUptodate: "as vma-lock-retry, but keeps the lock if the page is in memory and locked", "Song, linux-mm, November 2025";
+    VmaLockHold: "a lock in each VMA, held through I/O", "Wilcox, linux-mm, November 2025";
+    VmaLockHoldCowFork: "as vma-lock-hold, but fork locks private VMAs only", "Song and Baghdasaryan, linux-mm, May 2026";
+    VmaLockResume: "a lock in each VMA, dropped for I/O and taken again; the fault resumes", "Song, linux-mm, November 2025";
+    RangeLock: "a lock of page ranges: a fault takes its page, a change takes its range", "Bueso, linux-mm, 2017 and 2018; Lespinasse, LWN, May 2022";
     TableLock: "a lock for each leaf table", "CortenMM, SOSP 2025; after RadixVM, EuroSys 2013";
-    FaultlessRetry: "a bit in the page's entry; nothing kept during I/O, the fault starts over", "this project, for comparison";
-    Faultless: "a bit in the page's entry; nothing kept during I/O, the fault resumes", "this project, docs/protocol.md";
+    FaultlessRetry: "a bit in the page's entry, nothing held during I/O; the fault starts over", "this project, for comparison";
+    Faultless: "a bit in the page's entry, nothing held during I/O; the fault resumes", "this project, docs/protocol.md";
 }
 
 /// The name of the design whose losses a report names first.

@@ -3,6 +3,7 @@
 use super::read::one_line;
 use super::{Change, Changes, Lone, Sample, Setting, Side, Verdict};
 use crate::measure::{LEAST_ROUNDS, NOISE};
+use crate::report::number;
 use crate::scenarios::Unit;
 use serde_json::Value;
 use std::fmt::Write;
@@ -52,7 +53,7 @@ pub(super) fn text(changes: &Changes, all: bool) -> String {
         text.push_str(if hidden { "--all lists them.\n" } else { "" });
     }
     if worse + better + changed != 0 || all {
-        text.push_str("\nEach figure: median [least, greatest of a round] in A, then in B.\n");
+        text.push_str("\nEach figure: median (least–greatest round) in A, then in B.\n");
     }
     text.trim_end().to_string()
 }
@@ -171,20 +172,9 @@ fn how_much(change: &Change) -> String {
 /// A figure with its unit and its spread.
 fn amount(sample: &Sample, unit: &str) -> String {
     let ours = [Unit::Micros, Unit::Nanos, Unit::Ratio, Unit::PerSecond, Unit::Each];
-    let suffix = match ours.into_iter().find(|other| other.name() == unit) {
-        Some(unit) => unit.suffix().to_string(),
-        None => format!(" {unit}"),
-    };
-    let digits = |value: f64| match value {
-        value if value >= 1e12 => format!("{value:.0e}"),
-        value if value >= 1e9 => format!("{:.0}G", value / 1e9),
-        value if value >= 1e8 => format!("{:.0}M", value / 1e6),
-        value if value >= 1e7 => format!("{:.1}M", value / 1e6),
-        value if value >= 1e5 => format!("{:.0}k", value / 1e3),
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
-    };
-    let spread = sample.spread;
-    format!("{}{suffix} [{}, {}]", digits(spread.median), digits(spread.min), digits(spread.max))
+    match ours.into_iter().find(|other| other.name() == unit) {
+        Some(unit) => number::spread(sample.spread, unit),
+        // A unit of a later version.
+        None => format!("{} {unit}", number::spread(sample.spread, Unit::Each)),
+    }
 }

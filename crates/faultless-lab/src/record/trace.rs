@@ -135,7 +135,7 @@ fn in_flight(recording: &Recording) -> Vec<(u64, i64)> {
 mod tests {
     use super::*;
     use crate::record::Lane;
-    use crate::report::tests::run;
+    use crate::report::view::tests::run;
     use faultless::stats::Counter;
 
     fn outcome() -> Outcome {

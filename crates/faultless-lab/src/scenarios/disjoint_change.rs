@@ -21,47 +21,45 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "disjoint-change",
-    about: "threads map, protect and unmap in parts of their own, beside each other and beside others' faults",
+    about: "each thread maps, protects and unmaps its own part of the space, beside other changes and beside faults",
     source: "LWN, May 2022 (Lespinasse): changes of different parts of the address space block each other",
-    cannot_show: "changes of large ranges, whose cost is the sweep of their pages",
-    headline: Figure::rate("changes_a_second", "changes of all beside each other", |m| {
+    cannot_show: "changes of large ranges: most of their cost is the sweep of their pages",
+    headline: Figure::rate("changes_a_second", "changes, all threads", |m| {
         m.a_second("beside_changes_done", "beside_changes_wall_ns")
     }),
     figures: &[
-        Figure::time("change_beside_changes", "a change beside changes", Unit::Nanos, |m| {
+        Figure::time("change_beside_changes", "change beside changes", Unit::Nanos, |m| {
             m.quantile_ns("beside_changes", 0.5)
         }),
-        Figure::time("change_alone", "alone / beside faults", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
-        Figure::time("change_beside_faults", "alone / beside faults", Unit::Nanos, |m| {
+        Figure::time("change_beside_faults", "change beside faults", Unit::Nanos, |m| {
             m.quantile_ns("beside_faults", 0.5)
         }),
-        Figure::time("protect_beside_changes", "mprotect beside changes / faults", Unit::Nanos, |m| {
-            m.quantile_ns("protect_beside_changes", 0.5)
-        }),
-        Figure::time("protect_beside_faults", "mprotect beside changes / faults", Unit::Nanos, |m| {
-            m.quantile_ns("protect_beside_faults", 0.5)
-        }),
-        Figure::time("fault_beside_changes", "a fault beside changes", Unit::Nanos, |m| {
+        Figure::time("fault_beside_changes", "fault beside changes", Unit::Nanos, |m| {
             m.quantile_ns("fault_beside_changes", 0.5)
         }),
-        Figure::time(
-            "change_beside_changes_p99",
-            "a change's p99 beside changes / faults",
-            Unit::Nanos,
-            |m| m.quantile_ns("beside_changes", 0.99),
-        ),
-        Figure::time(
-            "change_beside_faults_p99",
-            "a change's p99 beside changes / faults",
-            Unit::Nanos,
-            |m| m.quantile_ns("beside_faults", 0.99),
-        ),
+        Figure::time("change_alone", "change alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)).detail(),
+        Figure::time("protect_beside_changes", "mprotect beside changes", Unit::Nanos, |m| {
+            m.quantile_ns("protect_beside_changes", 0.5)
+        })
+        .detail(),
+        Figure::time("protect_beside_faults", "mprotect beside faults", Unit::Nanos, |m| {
+            m.quantile_ns("protect_beside_faults", 0.5)
+        })
+        .detail(),
+        Figure::time("change_beside_changes_p99", "change beside changes, p99", Unit::Nanos, |m| {
+            m.quantile_ns("beside_changes", 0.99)
+        })
+        .detail(),
+        Figure::time("change_beside_faults_p99", "change beside faults, p99", Unit::Nanos, |m| {
+            m.quantile_ns("beside_faults", 0.99)
+        })
+        .detail(),
     ],
     checked: &[("words_checked", "words read back")],
     missed: &[],
     rates: &[],
     threads: 2,
-    work: "all change, or half of them change and half write new pages",
+    work: "all change; or half change and half write new pages",
     kind: Kind::DisjointChange,
 };
 

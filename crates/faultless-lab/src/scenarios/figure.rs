@@ -1,4 +1,4 @@
-//! Figures: what a scenario reports of what was measured, with unit and direction, so that reports need know no scenario.
+//! Figures: what a scenario reports of what was measured, with unit and direction, so that reports know no scenario.
 
 use crate::measure::Measured;
 use faultless::stats::Counter;
@@ -29,16 +29,6 @@ impl Unit {
             Self::Each => "each",
         }
     }
-
-    /// Behind a number.
-    pub const fn suffix(self) -> &'static str {
-        match self {
-            Self::Micros => " µs",
-            Self::Nanos => " ns",
-            Self::PerSecond => "/s",
-            Self::Ratio | Self::Each => "",
-        }
-    }
 }
 
 /// Which way is better.
@@ -66,14 +56,16 @@ impl Better {
 /// A figure of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
-    /// In JSON; with spaces for `_`, in the sentence.
+    /// In JSON.
     pub name: &'static str,
-    /// Its column in the table. Figures that follow each other and have the same one share it.
-    pub column: &'static str,
+    /// In reports: a few words that make sense alone.
+    pub title: &'static str,
     /// What it is counted in.
     pub unit: Unit,
     /// Which way is better.
     pub better: Better,
+    /// Whether a report shows it only with all details.
+    pub is_detail: bool,
     /// From what was measured, in its unit; `None` if that was not.
     pub of: fn(&Measured) -> Option<f64>,
 }
@@ -82,36 +74,36 @@ impl Figure {
     /// A time of which less is better.
     pub const fn time(
         name: &'static str,
-        column: &'static str,
+        title: &'static str,
         unit: Unit,
         of: fn(&Measured) -> Option<f64>,
     ) -> Self {
-        Self { name, column, unit, better: Better::Lower, of }
+        Self { name, title, unit, better: Better::Lower, is_detail: false, of }
     }
 
     /// A rate of which more is better.
-    pub const fn rate(name: &'static str, column: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
-        Self { name, column, unit: Unit::PerSecond, better: Better::Higher, of }
+    pub const fn rate(name: &'static str, title: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
+        Self { name, title, unit: Unit::PerSecond, better: Better::Higher, is_detail: false, of }
     }
 
     /// One thing over another, of which less is better.
-    pub const fn ratio(name: &'static str, column: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
-        Self { name, column, unit: Unit::Ratio, better: Better::Lower, of }
+    pub const fn ratio(name: &'static str, title: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
+        Self { name, title, unit: Unit::Ratio, better: Better::Lower, is_detail: false, of }
     }
 
-    /// So many for each; shown, not compared.
-    pub const fn each(name: &'static str, column: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
-        Self { name, column, unit: Unit::Each, better: Better::Neither, of }
+    /// So many for each: a detail, not compared.
+    pub const fn each(name: &'static str, title: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
+        Self { name, title, unit: Unit::Each, better: Better::Neither, is_detail: true, of }
     }
 
-    /// The same, not compared.
+    /// The same, as a detail.
+    pub const fn detail(self) -> Self {
+        Self { is_detail: true, ..self }
+    }
+
+    /// The same, as a detail that designs are not compared by.
     pub const fn shown(self) -> Self {
-        Self { better: Better::Neither, ..self }
-    }
-
-    /// Its name as words.
-    pub fn words(&self) -> String {
-        self.name.replace('_', " ").replace("cpu", "CPU")
+        Self { better: Better::Neither, ..self.detail() }
     }
 }
 
@@ -120,23 +112,24 @@ pub(super) const BYSTANDER_P99: Figure =
     Figure::time("bystander_p99", "bystander p99", Unit::Micros, |m| m.quantile_us("bystander", 0.99));
 /// A major fault, from the access until the page is there.
 pub(super) const FAULT_P50: Figure =
-    Figure::time("fault_p50", "fault p50 / p99", Unit::Micros, |m| m.quantile_us("fault", 0.5)).shown();
+    Figure::time("fault_p50", "fault p50", Unit::Micros, |m| m.quantile_us("fault", 0.5)).shown();
 /// As [`FAULT_P50`].
 pub(super) const FAULT_P99: Figure =
-    Figure::time("fault_p99", "fault p50 / p99", Unit::Micros, |m| m.quantile_us("fault", 0.99));
+    Figure::time("fault_p99", "fault p99", Unit::Micros, |m| m.quantile_us("fault", 0.99));
 /// Processor time of a major fault.
 pub(super) const CPU_EACH: Figure =
-    Figure::time("cpu_a_major_fault", "CPU each", Unit::Micros, Measured::cpu_us_per_major_fault);
+    Figure::time("cpu_a_major_fault", "CPU time of a fault", Unit::Micros, Measured::cpu_us_per_major_fault)
+        .detail();
 /// How often a major fault took mmap_lock.
 pub(super) const MMAP_LOCK_EACH: Figure =
-    Figure::each("mmap_lock_reads_a_major_fault", "mmap_lock / VMA lock reads each", |m| {
+    Figure::each("mmap_lock_reads_a_major_fault", "mmap_lock reads per fault", |m| {
         m.per_major_fault(Counter::MmapLockRead)
     });
 /// How often a major fault took a VMA lock.
 pub(super) const VMA_LOCK_EACH: Figure =
-    Figure::each("vma_lock_reads_a_major_fault", "mmap_lock / VMA lock reads each", |m| {
+    Figure::each("vma_lock_reads_a_major_fault", "VMA lock reads per fault", |m| {
         m.per_major_fault(Counter::VmaLockRead)
     });
 /// How often a major fault started over.
 pub(super) const RETRIES_EACH: Figure =
-    Figure::each("retries_a_major_fault", "retries each", |m| m.per_major_fault(Counter::Retries));
+    Figure::each("retries_a_major_fault", "retries per fault", |m| m.per_major_fault(Counter::Retries));

@@ -25,20 +25,19 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "fork-during-io",
-    about: "fork, and a bystander's mmap and munmap, while other threads' faults read cold file pages",
-    source: "linux-mm, May 2026, reduce mmap_lock contention: fork waits for every VMA's I/O, and everybody for fork",
-    cannot_show: "what retries cost: designs that let go of everything for I/O are level here; nor forks that need not wait \
-                  for file mappings: these are private, and vma-lock-hold-cow-fork locks them like the others",
+    about: "threads fault on cold pages of a file; one thread forks; a bystander maps and unmaps one page",
+    source: "linux-mm, May 2026, reduce mmap_lock contention: fork waits for the I/O of every VMA, and all threads wait for fork",
+    cannot_show: "the cost of retries: designs that hold nothing during I/O are level here. Also not: forks that skip file mappings. These mappings are private, and vma-lock-hold-cow-fork locks them like the others",
     headline: BYSTANDER_P99,
     figures: &[
-        Figure::time("bystander_p50", "its p50 / max", Unit::Micros, |m| m.quantile_us("bystander", 0.5))
-            .shown(),
-        Figure::time("bystander_max", "its p50 / max", Unit::Micros, |m| m.max_us("bystander")).shown(),
-        Figure::time("fork_p50", "fork p50 / p99", Unit::Micros, |m| m.quantile_us("fork", 0.5)).shown(),
-        Figure::time("fork_p99", "fork p50 / p99", Unit::Micros, |m| m.quantile_us("fork", 0.99)),
-        FAULT_P50,
+        Figure::time("fork_p99", "fork p99", Unit::Micros, |m| m.quantile_us("fork", 0.99)),
         FAULT_P99,
         Figure::rate("major_faults", "major faults", |m| m.a_second_of_all("major_faults")),
+        Figure::time("bystander_p50", "bystander p50", Unit::Micros, |m| m.quantile_us("bystander", 0.5))
+            .shown(),
+        Figure::time("bystander_max", "bystander max", Unit::Micros, |m| m.max_us("bystander")).shown(),
+        Figure::time("fork_p50", "fork p50", Unit::Micros, |m| m.quantile_us("fork", 0.5)).shown(),
+        FAULT_P50,
         CPU_EACH,
         MMAP_LOCK_EACH,
         VMA_LOCK_EACH,
@@ -49,14 +48,14 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("children_checked", "children of fork"),
     ],
     missed: &[
-        ("children_unchecked", "children not checked, for want of time"),
-        ("forks_missed", "forks due that did not begin"),
-        ("bystander_missed", "bystander's acts due that did not begin"),
+        ("children_unchecked", "children were not checked, for lack of time"),
+        ("forks_missed", "forks did not start on time"),
+        ("bystander_missed", "bystander operations did not start on time"),
     ],
     // No multiple of each other: within a second each comes at every moment of the other's period, whenever they began.
     rates: &[("fork", 50.0), ("bystander", 499.0)],
     threads: 5,
-    work: "three in five fault on the file, the others stamp",
+    work: "three in five fault on the file, the others write stamps",
     kind: Kind::ForkDuringIo,
 };
 

@@ -19,25 +19,26 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "giant-vma",
-    about: "threads write new pages far apart in one mapping of a terabyte; or each in a process of its own; or one alone",
+    about: "threads write new pages far apart in one mapping of a terabyte; in turns, each in its own process, and one alone",
     source: "linux-mm, Nov 2025 (Baghdasaryan) and LWN, May 2022 (Wilcox): one VMA over most of the space",
-    cannot_show: "many processors: a line that two share costs little. Zeroing is part of each fault",
-    headline: Figure::ratio("giant_over_apart", "a fault in one VMA over apart", |m| {
+    cannot_show: "many processors: a cache line that two processors share costs little. Zeroing is part of each fault",
+    headline: Figure::ratio("giant_over_apart", "fault, one VMA / own process", |m| {
         Some(m.quantile_ns("giant", 0.5)? / m.quantile_ns("apart", 0.5)?)
     }),
     figures: &[
-        Figure::ratio("giant_over_alone", "over alone", |m| {
+        Figure::time("fault_giant", "fault in one VMA", Unit::Nanos, |m| m.quantile_ns("giant", 0.5)),
+        Figure::time("fault_apart", "fault in own process", Unit::Nanos, |m| m.quantile_ns("apart", 0.5)),
+        Figure::time("fault_alone", "fault alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
+        Figure::ratio("giant_over_alone", "fault, one VMA / alone", |m| {
             Some(m.quantile_ns("giant", 0.5)? / m.quantile_ns("alone", 0.5)?)
-        }),
-        Figure::time("fault_giant", "a fault in one VMA", Unit::Nanos, |m| m.quantile_ns("giant", 0.5)),
-        Figure::time("fault_apart", "in a process each", Unit::Nanos, |m| m.quantile_ns("apart", 0.5)),
-        Figure::time("fault_alone", "alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
-        Figure::time("fault_giant_p99", "p99 of batches in one VMA", Unit::Nanos, |m| {
+        })
+        .detail(),
+        Figure::time("fault_giant_p99", "fault in one VMA, p99 of batches", Unit::Nanos, |m| {
             m.quantile_ns("giant", 0.99)
         })
         .shown(),
     ],
-    checked: &[("pages_checked", "pages, a word of each, read back")],
+    checked: &[("pages_checked", "pages, one word of each")],
     missed: &[],
     rates: &[],
     threads: 2,
@@ -90,7 +91,7 @@ impl Play for Prepared {
                 Ok(process) => processes.push(process),
                 // What a machine can do of it is worth its row.
                 Err(Trouble::Cannot(reason)) => {
-                    measured.note(&format!("nothing is apart: {reason}"));
+                    measured.note(&format!("fault in own process is not measured: {reason}"));
                     break;
                 }
                 Err(trouble) => return Err(trouble),

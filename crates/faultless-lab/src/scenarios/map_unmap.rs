@@ -18,24 +18,25 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "map-unmap",
-    about: "each thread maps a page, writes it and unmaps it; one alone and all in turns",
+    about: "each thread maps a page, writes it and unmaps it; one thread alone and all, in turns",
     source: "will-it-scale, mmap1; LWN, May 2022: changes of different parts of a space block each other",
-    cannot_show: "what a TLB shootdown costs: here it is a wait for other threads' accesses to end",
-    headline: Figure::rate("cycles_a_second", "cycles of all threads", |m| {
+    cannot_show: "the cost of a TLB shootdown: here it is a wait for other threads' accesses to end",
+    headline: Figure::rate("cycles_a_second", "cycles, all threads", |m| {
         m.a_second("all_cycles", "all_wall_ns")
     }),
     figures: &[
-        Figure::rate("cycles_a_second_alone", "of one alone", |m| {
+        Figure::rate("cycles_a_second_alone", "cycles, one thread", |m| {
             m.a_second("alone_cycles", "alone_wall_ns")
         }),
-        Figure::time("map_unmap_alone", "a cycle alone / among all", Unit::Nanos, |m| {
-            m.quantile_ns("alone", 0.5)
-        }),
-        Figure::time("map_unmap", "a cycle alone / among all", Unit::Nanos, |m| m.quantile_ns("all", 0.5)),
-        Figure::time("map_unmap_p99", "p99 of batches", Unit::Nanos, |m| m.quantile_ns("all", 0.99)).shown(),
-        Figure::ratio("slowdown", "slowdown", |m| {
+        Figure::time("map_unmap", "cycle beside others", Unit::Nanos, |m| m.quantile_ns("all", 0.5)),
+        Figure::time("map_unmap_alone", "cycle alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
+        Figure::ratio("slowdown", "cycle beside others / alone", |m| {
             Some(m.quantile_ns("all", 0.5)? / m.quantile_ns("alone", 0.5)?)
         }),
+        Figure::time("map_unmap_p99", "cycle beside others, p99 of batches", Unit::Nanos, |m| {
+            m.quantile_ns("all", 0.99)
+        })
+        .shown(),
     ],
     checked: &[("words_checked", "words read back")],
     missed: &[],

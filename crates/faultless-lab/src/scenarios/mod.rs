@@ -249,6 +249,9 @@ macro_rules! scenarios {
     };
 }
 
+/// The scenarios of `compare` without a scenario.
+const TOUR: [&str; 4] = ["fork-during-io", "retry-storm", "giant-vma", "disjoint-change"];
+
 scenarios! {
     ForkDuringIo = fork_during_io,
     RetryStorm = retry_storm,
@@ -259,6 +262,11 @@ scenarios! {
     MapUnmap = map_unmap,
     ShortProcess = short_process,
     ManyThreads = many_threads,
+}
+
+/// The scenarios of a tour, in its order.
+pub fn tour() -> Vec<&'static Scenario> {
+    TOUR.iter().filter_map(|name| find(name)).collect()
 }
 
 /// The scenario of that name.

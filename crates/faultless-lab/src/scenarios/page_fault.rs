@@ -18,27 +18,23 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "page-fault",
-    about: "each thread maps private memory, writes every page and unmaps it; one alone and all in turns",
+    about: "each thread maps private memory, writes every page and unmaps it; one thread alone and all, in turns",
     source: "will-it-scale, page_fault1; LWN, May 2022: faults bounce mmap_lock's cache line",
-    cannot_show: "what hardware pays: zeroing and the soft MMU are most of a fault, and two processors bounce little",
-    headline: Figure::rate("faults_a_second", "faults of all threads", |m| {
+    cannot_show: "the cost on hardware: zeroing and the software MMU are most of a fault, and two processors share cache lines cheaply",
+    headline: Figure::rate("faults_a_second", "faults, all threads", |m| {
         m.a_second("all_faults", "all_wall_ns")
     }),
     figures: &[
-        Figure::rate("faults_a_second_alone", "of one alone", |m| {
+        Figure::rate("faults_a_second_alone", "faults, one thread", |m| {
             m.a_second("alone_faults", "alone_wall_ns")
         }),
-        Figure::time("fault_alone", "a fault alone / among all", Unit::Nanos, |m| {
-            m.quantile_ns("alone", 0.5)
-        }),
-        Figure::time("fault_among_all", "a fault alone / among all", Unit::Nanos, |m| {
-            m.quantile_ns("all", 0.5)
-        }),
-        Figure::ratio("slowdown", "slowdown", |m| {
+        Figure::time("fault_among_all", "fault beside others", Unit::Nanos, |m| m.quantile_ns("all", 0.5)),
+        Figure::time("fault_alone", "fault alone", Unit::Nanos, |m| m.quantile_ns("alone", 0.5)),
+        Figure::ratio("slowdown", "fault beside others / alone", |m| {
             Some(m.quantile_ns("all", 0.5)? / m.quantile_ns("alone", 0.5)?)
         }),
     ],
-    checked: &[("pages_checked", "pages, a word of each, read back")],
+    checked: &[("pages_checked", "pages, one word of each")],
     missed: &[],
     rates: &[],
     threads: 2,

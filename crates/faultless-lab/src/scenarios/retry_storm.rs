@@ -27,28 +27,27 @@ use std::time::Duration;
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "retry-storm",
-    about: "many threads read random pages of a file; the page cache has two pages for each, and one more",
-    source: "linux-mm, Nov 2025 (Wilcox): the page is reclaimed before the fault retries, so that threads only re-read",
-    cannot_show: "reclaim of mapped pages: a thread lets go of its last page itself, by MADV_DONTNEED; nor thousands of threads: \
-                  there are 64, on few processors, and a page is lost only while its fault waits for a lock",
-    headline: Figure::ratio("reads_per_page", "reads for a page that is used", |m| {
+    about: "many threads read random pages of a file; the page cache holds two pages for each thread, and one more",
+    source: "linux-mm, Nov 2025 (Wilcox): the page is reclaimed before the fault retries, and the threads only read again",
+    cannot_show: "reclaim of mapped pages: each thread drops its last page itself, by MADV_DONTNEED. Also not thousands of threads: there are 64, on few processors, and a page is lost only while its fault waits for a lock",
+    headline: Figure::ratio("reads_per_page", "reads for each page used", |m| {
         m.ratio("io_reads", "pages_used")
     }),
     figures: &[
         Figure::rate("pages_used", "pages used", |m| m.a_second_of_all("pages_used")),
-        FAULT_P50,
         FAULT_P99,
         BYSTANDER_P99,
+        FAULT_P50,
         CPU_EACH,
         MMAP_LOCK_EACH,
         VMA_LOCK_EACH,
         RETRIES_EACH,
-        Figure::each("found_gone_a_major_fault", "found gone each", |m| {
+        Figure::each("found_gone_a_major_fault", "pages found gone per fault", |m| {
             m.ratio("retries_page_gone", "major_faults")
         }),
     ],
     checked: &[("pages_checked", "pages of the file, byte by byte")],
-    missed: &[("bystander_missed", "bystander's acts due that did not begin")],
+    missed: &[("bystander_missed", "bystander operations did not start on time")],
     rates: &[("bystander", 500.0)],
     threads: 64,
     work: "each reads random pages",

@@ -26,17 +26,19 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "same-folio",
-    about: "threads, each with its own mapping of a file, touch the same cold page at the same moment",
+    about: "threads touch the same cold page at the same moment, each in its own mapping of the file",
     source: "linux-mm, Nov 2025 (Song): tail latency comes from waiting for the folio too",
-    cannot_show: "large folios: each is one page, so threads meet only when they want the very same one",
-    headline: Figure::time("last_has_it_p99", "last has it, p99", Unit::Micros, |m| {
+    cannot_show: "large folios: each folio is one page, so threads meet only at the very same page",
+    headline: Figure::time("last_has_it_p99", "last thread has the page, p99", Unit::Micros, |m| {
         m.quantile_us("last", 0.99)
     }),
     figures: &[
-        Figure::time("last_has_it_p50", "p50", Unit::Micros, |m| m.quantile_us("last", 0.5)),
-        FAULT_P50,
+        Figure::time("last_has_it_p50", "last thread has the page, p50", Unit::Micros, |m| {
+            m.quantile_us("last", 0.5)
+        }),
         FAULT_P99,
-        Figure::ratio("reads_a_page", "reads a page", |m| m.ratio("io_reads", "pages_met")),
+        Figure::ratio("reads_a_page", "reads per page", |m| m.ratio("io_reads", "pages_met")),
+        FAULT_P50,
         CPU_EACH,
         MMAP_LOCK_EACH,
         VMA_LOCK_EACH,

@@ -17,19 +17,21 @@ use std::time::{Duration, Instant};
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "short-process",
-    about: "a small process forks, the child touches and maps a little and exits; one after the other",
+    about: "a small process forks; the child touches and maps a little memory and exits; one child at a time",
     source: "LWN, May 2022: hackbench shows a 4 % regression with speculative page faults",
-    cannot_show: "exec, scheduling and signals, which are most of hackbench; on the engine a child runs in its parent's thread",
-    headline: Figure::time("life_p50", "a life", Unit::Micros, |m| m.quantile_us("life", 0.5)),
+    cannot_show: "exec, scheduling and signals, which are most of hackbench. On the engine a child runs in its parent's thread",
+    headline: Figure::time("life_p50", "life of a child", Unit::Micros, |m| m.quantile_us("life", 0.5)),
     figures: &[
-        Figure::time("life_p99", "p99", Unit::Micros, |m| m.quantile_us("life", 0.99)),
-        Figure::time("fork_p50", "of it fork / task and exit", Unit::Micros, |m| m.quantile_us("fork", 0.5)),
-        Figure::time("task_p50", "of it fork / task and exit", Unit::Micros, |m| m.quantile_us("task", 0.5)),
-        Figure::rate("lives", "lives", |m| m.a_second_of_all("children_checked")),
-        Figure::each("faults_a_life", "faults each", |m| m.ratio("faults", "children_checked")),
-        Figure::each("copies_a_life", "pages copied each", |m| m.ratio("cow_copies", "children_checked")),
+        Figure::time("life_p99", "life of a child, p99", Unit::Micros, |m| m.quantile_us("life", 0.99)),
+        Figure::time("fork_p50", "fork", Unit::Micros, |m| m.quantile_us("fork", 0.5)),
+        Figure::time("task_p50", "task and exit", Unit::Micros, |m| m.quantile_us("task", 0.5)),
+        Figure::rate("lives", "children", |m| m.a_second_of_all("children_checked")),
+        Figure::each("faults_a_life", "faults per child", |m| m.ratio("faults", "children_checked")),
+        Figure::each("copies_a_life", "pages copied per child", |m| {
+            m.ratio("cow_copies", "children_checked")
+        }),
     ],
-    checked: &[("children_checked", "children, their own pages and the parent's")],
+    checked: &[("children_checked", "children, with the parent's pages")],
     missed: &[],
     rates: &[],
     threads: 1,

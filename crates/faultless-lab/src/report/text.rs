@@ -1,0 +1,197 @@
+//! Draws a report as text, for a width, with or without colour.
+
+mod figures;
+mod grid;
+mod lists;
+#[cfg(test)]
+mod tests;
+
+pub use lists::{designs, scenarios};
+
+use crate::measure::{LEAST_ROUNDS, NOISE};
+use crate::report::number;
+use crate::report::view::{Kind, ScenarioView, TourView, Verdict, View, Waits};
+use crate::scenarios::Unit;
+use figures::Drawn;
+use grid::{Align, Grid, Style, Text, items, paragraph};
+
+/// What text is drawn for.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    /// No line is wider, in columns, as long as one column of figures fits.
+    pub width: usize,
+    /// Whether there are colours.
+    pub has_colour: bool,
+}
+
+/// What a report is drawn with besides its view.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Whether all figures and all causes are shown.
+    pub details: bool,
+    /// The command that repeats the run.
+    pub command: &'a str,
+    /// The kernel of this machine, for the rows that ran on it.
+    pub kernel: &'a str,
+}
+
+/// Causes of waiting that are shown without all details.
+const CAUSES: usize = 3;
+
+/// All of a report.
+pub fn report(view: &View, options: &Options<'_>, screen: Screen) -> String {
+    let mut parts = Vec::new();
+    if let Some(tour) = &view.tour {
+        parts.push(at_a_glance(tour, options, screen));
+    }
+    if view.tour.is_none() || options.details {
+        parts.extend(view.scenarios.iter().map(|scenario| one_scenario(scenario, options, screen)));
+    }
+    if view.is_interrupted {
+        parts.push(paragraph("Interrupted: these are the figures so far.", screen.width));
+    }
+    let mut next = vec![("Repeat:", options.command.to_string())];
+    if let Some(tour) = &view.tour {
+        next.push(("Look closer:", format!("faultless compare {}", tour.closer)));
+    }
+    if !options.details {
+        next.push(("All figures:", "add --details".to_string()));
+    }
+    parts.push(items(next.into_iter().map(|(what, command)| (Text::new(what), command)), screen));
+    parts.join("\n\n")
+}
+
+fn at_a_glance(tour: &TourView, options: &Options<'_>, screen: Screen) -> String {
+    let (designs, scenarios) = (tour.matrix.rows.len(), tour.matrix.columns.len());
+    let title = format!(
+        "How long do page faults, fork and mmap wait under each locking design? {designs} designs, {scenarios} scenarios, \
+         medians of {} rounds.",
+        tour.rounds
+    );
+    let drawn = figures::matrix(&tour.matrix, screen);
+    let table = with_legend(&drawn, screen);
+    let mut notes = notes(&drawn, &tour.notes, options, screen);
+    notes.push(checked(&tour.checked, screen));
+    [paragraph(&title, screen.width), table, verdicts(&tour.verdicts, screen), notes.join("\n")].join("\n\n")
+}
+
+fn one_scenario(view: &ScenarioView, options: &Options<'_>, screen: Screen) -> String {
+    let mut head = vec![paragraph(&format!("{}: {}.", view.name, view.about), screen.width)];
+    head.push(paragraph(&sentence(&view.setup.join(", ")), screen.width));
+    let drawn = if options.details {
+        figures::every_figure(&view.figures, screen)
+    } else {
+        figures::main_figures(&view.figures, screen)
+    };
+    let mut parts = vec![head.join("\n"), with_legend(&drawn, screen)];
+    if !view.waits.is_empty() {
+        parts.push(waits(&view.waits, options, screen));
+    }
+    parts.push(verdicts(&view.verdicts, screen));
+    let mut notes = notes(&drawn, &view.notes, options, screen);
+    notes.push(checked(&view.checked, screen));
+    parts.push(notes.join("\n"));
+    parts.join("\n\n")
+}
+
+/// With a full stop.
+fn sentence(text: &str) -> String {
+    if text.ends_with('.') { text.into() } else { format!("{text}.") }
+}
+
+/// The checks that passed. One that fails ends the run, without a report.
+fn checked(checked: &[String], screen: Screen) -> String {
+    paragraph(&format!("Checked without an error: {}.", checked.join("; ")), screen.width)
+}
+
+/// A table, and below it the meaning of its marks and the columns that it has no room for.
+fn with_legend(drawn: &Drawn, screen: Screen) -> String {
+    let mut lines = vec![format!("{}\n", drawn.text)];
+    let mut text = String::new();
+    if drawn.has_spreads {
+        text.push_str("1.20 (0.98–1.40): median, smallest and largest round. ");
+    }
+    if drawn.has_ratios {
+        text.push_str("1.50×: so many times worse than the best of the column. ");
+        text.push_str(&format!("≈: level with the best, within {NOISE} times or the spread of the rounds. "));
+    }
+    if drawn.has_few {
+        text.push_str(&format!("?: fewer than {LEAST_ROUNDS} rounds, so this may be noise. "));
+    }
+    if !text.is_empty() {
+        lines.push(paragraph(text.trim_end(), screen.width));
+    }
+    if !drawn.dropped.is_empty() {
+        let text = format!("Not shown in {} columns: {}.", screen.width, drawn.dropped.join("; "));
+        lines.push(paragraph(&text, screen.width));
+    }
+    lines.join("\n")
+}
+
+/// What is to be known of machines and designs.
+fn notes(drawn: &Drawn, notes: &[String], options: &Options<'_>, screen: Screen) -> Vec<String> {
+    let elsewhere = drawn.has_elsewhere.then(|| {
+        format!(
+            "native is {} on this machine: other hardware than the software machine of the other rows. Its ratio is in \
+             brackets; it is never the best.",
+            options.kernel
+        )
+    });
+    let notes = elsewhere.into_iter().chain(notes.iter().map(|note| sentence(note)));
+    notes.map(|note| paragraph(&note, screen.width)).collect()
+}
+
+fn verdicts(verdicts: &[Verdict], screen: Screen) -> String {
+    let line = |verdict: &Verdict| {
+        let (mark, style) = match verdict.kind {
+            Kind::Loss => ("-", Style::Bad),
+            Kind::Level => ("≈", Style::Strong),
+            Kind::Win => ("+", Style::Good),
+            Kind::TooFew => ("?", Style::Strong),
+            Kind::Note => ("*", Style::Plain),
+        };
+        (Text::new(mark).styled(style), verdict.text.clone())
+    };
+    items(verdicts.iter().map(line), screen)
+}
+
+/// For each design its largest causes, or all of them.
+fn waits(waits: &[Waits], options: &Options<'_>, screen: Screen) -> String {
+    let title = "Waits of all threads together, per second. Largest first; the holder of a lock in brackets.";
+    let most = waits.iter().map(|waits| waits.causes.len()).max().unwrap_or(0);
+    let shown = if options.details { most } else { most.min(CAUSES) };
+    let names = (1..=shown).map(|place| match place {
+        1 => "largest".to_string(),
+        2 => "second".to_string(),
+        3 => "third".to_string(),
+        place => format!("{place}th"),
+    });
+    let row = |waits: &Waits| {
+        let causes = waits.causes.iter().take(shown).map(|wait| {
+            Text::new(format!("{} {}", number::value(wait.milliseconds * 1e3, Unit::Micros), wait.cause))
+        });
+        let mut row: Vec<Text> = std::iter::once(Text::new(waits.design)).chain(causes).collect();
+        row.resize(shown + 1, Text::new("–"));
+        row
+    };
+    let grid = Grid {
+        header: std::iter::once("design".to_string()).chain(names).collect(),
+        rows: waits.iter().map(row).collect(),
+        align: Align::Left,
+    };
+    let mut text = vec![paragraph(title, screen.width)];
+    if options.details {
+        text.push(grid.in_pieces(screen));
+    } else {
+        let columns = grid.fitting(screen.width);
+        text.push(grid.draw(&(1..columns).collect::<Vec<_>>(), screen));
+        if columns <= shown {
+            let dropped = grid.header[columns..].join(" and ");
+            text.push(paragraph(
+                &format!("Not shown in {} columns: the {dropped} cause.", screen.width),
+                screen.width,
+            ));
+        }
+    }
+    text.join("\n")
+}

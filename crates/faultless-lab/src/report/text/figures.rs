@@ -1,0 +1,135 @@
+//! Tables of figures.
+
+use super::Screen;
+use super::grid::{Align, Grid, Style, Text};
+use crate::report::number;
+use crate::report::view::{Cell, Class, Column, Figures, Row};
+use crate::scenarios::Better;
+
+/// A table, and what its marks are.
+pub(super) struct Drawn {
+    pub text: String,
+    /// Titles of columns for which there was no room.
+    pub dropped: Vec<String>,
+    pub has_spreads: bool,
+    pub has_ratios: bool,
+    pub has_few: bool,
+    pub has_elsewhere: bool,
+}
+
+/// The headlines of a tour: each column is named by its scenario.
+pub(super) fn matrix(figures: &Figures, screen: Screen) -> Drawn {
+    let title = |column: &Column| format!("{}\n{}\n{}", column.scenario, column.title, direction(column));
+    let grid = grid(figures, title, |cell, column| value(cell, column, false));
+    Drawn { has_spreads: false, ..fitted(grid, figures, screen, |column| column.scenario) }
+}
+
+/// The headline with its spread, and the figures that the scenario is about.
+pub(super) fn main_figures(figures: &Figures, screen: Screen) -> Drawn {
+    let chosen = figures.columns.iter().enumerate().filter(|(_, column)| !column.is_detail);
+    let figures = figures.only(&chosen.map(|(at, _)| at).collect::<Vec<_>>());
+    let headline = figures.columns[0].name;
+    let grid = grid(&figures, title, |cell, column| value(cell, column, column.name == headline));
+    fitted(grid, &figures, screen, |column| column.title)
+}
+
+/// Every figure with its spread, in as many tables as it takes.
+pub(super) fn every_figure(figures: &Figures, screen: Screen) -> Drawn {
+    let text = grid(figures, title, |cell, column| value(cell, column, true)).in_pieces(screen);
+    drawn(text, figures, Vec::new())
+}
+
+fn fitted(grid: Grid, figures: &Figures, screen: Screen, name: fn(&Column) -> &'static str) -> Drawn {
+    let fitting = grid.fitting(screen.width);
+    let text = grid.draw(&(1..fitting).collect::<Vec<_>>(), screen);
+    let dropped = figures.columns.iter().skip(fitting - 1).map(|column| name(column).to_string());
+    drawn(text, figures, dropped.collect())
+}
+
+fn drawn(text: String, figures: &Figures, dropped: Vec<String>) -> Drawn {
+    let has = |wanted: fn(&Cell) -> bool| figures.rows.iter().flat_map(|row| &row.cells).any(wanted);
+    Drawn {
+        text,
+        dropped,
+        has_spreads: has(|cell| cell.spread.is_some_and(|spread| spread.min != spread.max)),
+        has_ratios: has(|cell| matches!(cell.class, Class::Level | Class::Between | Class::Worse)),
+        has_few: has(|cell| cell.class == Class::TooFew && cell.times_worse.is_some()),
+        has_elsewhere: has(|cell| cell.class == Class::Elsewhere),
+    }
+}
+
+fn title(column: &Column) -> String {
+    format!("{}\n{}", column.title, direction(column))
+}
+
+fn direction(column: &Column) -> &'static str {
+    match column.better {
+        Better::Lower => "less is better",
+        Better::Higher => "more is better",
+        Better::Neither => "not compared",
+    }
+}
+
+fn grid(
+    figures: &Figures,
+    title: impl Fn(&Column) -> String,
+    value: impl Fn(&Cell, &Column) -> String,
+) -> Grid {
+    let marks: Vec<usize> = (0..figures.columns.len())
+        .map(|at| figures.rows.iter().map(|row| mark(&row.cells[at]).chars().count()).max().unwrap_or(0))
+        .collect();
+    let row = |row: &Row| {
+        let name =
+            if row.is_ours { Text::new(row.design).styled(Style::Strong) } else { Text::new(row.design) };
+        let cells = row.cells.iter().zip(&figures.columns).zip(&marks).map(|((cell, column), width)| {
+            let value = value(cell, column);
+            // Marks stand below each other.
+            let text = if *width == 0 || cell.spread.is_none() {
+                value
+            } else {
+                format!("{value} {:>width$}", mark(cell))
+            };
+            Text::new(text).styled(style(&cell.class))
+        });
+        std::iter::once(name).chain(cells).collect()
+    };
+    Grid {
+        header: std::iter::once("design".to_string()).chain(figures.columns.iter().map(title)).collect(),
+        rows: figures.rows.iter().map(row).collect(),
+        align: Align::Right,
+    }
+}
+
+fn value(cell: &Cell, column: &Column, with_spread: bool) -> String {
+    match (cell.spread, &cell.class) {
+        (Some(spread), _) if with_spread => number::spread(spread, column.unit),
+        (Some(spread), _) => number::value(spread.median, column.unit),
+        (None, Class::NotRun(_)) => "cannot run".into(),
+        (None, _) => "–".into(),
+    }
+}
+
+/// How it compares with the best, readable without colour.
+fn mark(cell: &Cell) -> String {
+    let times = |around: fn(String) -> String| {
+        cell.times_worse.map_or(String::new(), |times| around(number::times(times)))
+    };
+    match cell.class {
+        Class::Best => "best".into(),
+        Class::Level => times(|times| format!("≈{times}")),
+        Class::Between | Class::Worse => times(|times| times),
+        Class::TooFew => times(|times| format!("{times}?")),
+        Class::Elsewhere => times(|times| format!("({times})")),
+        Class::NotCompared | Class::NotMeasured | Class::NotRun(_) => String::new(),
+    }
+}
+
+fn style(class: &Class) -> Style {
+    match class {
+        Class::Best => Style::Best,
+        Class::Level => Style::Good,
+        Class::Worse => Style::Bad,
+        Class::Elsewhere | Class::NotRun(_) | Class::NotMeasured => Style::Dim,
+        Class::Between | Class::TooFew | Class::NotCompared => Style::Plain,
+    }
+}

@@ -1,0 +1,203 @@
+//! Tables that never wrap their figures, and paragraphs and lists that wrap at words.
+
+use super::Screen;
+use comfy_table::presets::NOTHING;
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, Width,
+};
+
+/// Blanks between columns: one of a column, one of the table's lines.
+const GAP: usize = 2;
+
+/// How text stands out on a screen that has colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    Plain,
+    Strong,
+    Dim,
+    Best,
+    Good,
+    Bad,
+}
+
+/// A few characters in one style.
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    pub text: String,
+    style: Style,
+}
+
+impl Text {
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), style: Style::Plain }
+    }
+
+    pub(super) fn styled(self, style: Style) -> Self {
+        Self { style, ..self }
+    }
+
+    fn cell(&self) -> Cell {
+        let cell = Cell::new(&self.text);
+        match self.style {
+            Style::Plain => cell,
+            Style::Strong => cell.add_attribute(Attribute::Bold),
+            Style::Dim => cell.add_attribute(Attribute::Dim),
+            Style::Best => cell.fg(Color::DarkGreen).add_attribute(Attribute::Bold),
+            Style::Good => cell.fg(Color::DarkGreen),
+            Style::Bad => cell.fg(Color::DarkRed),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Align {
+    Left,
+    Right,
+}
+
+/// A table. Its first column says what each row is.
+#[derive(Clone, Debug)]
+pub(super) struct Grid {
+    /// Titles. They wrap at blanks, into as many lines as the column's cells are narrow.
+    pub header: Vec<String>,
+    pub rows: Vec<Vec<Text>>,
+    /// Of all columns but the first.
+    pub align: Align,
+}
+
+fn columns_of(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// How many lines a title has in so many columns.
+fn lines_of(title: &str, width: usize) -> usize {
+    let lines = title.lines().map(|line| {
+        let (mut lines, mut taken) = (1, 0);
+        for word in line.split_whitespace().map(columns_of) {
+            if taken != 0 && taken + 1 + word > width {
+                (lines, taken) = (lines + 1, 0);
+            }
+            taken += word + usize::from(taken != 0);
+        }
+        lines
+    });
+    lines.sum()
+}
+
+impl Grid {
+    /// What a column takes: its widest cell, or its title's widest word.
+    fn width_of(&self, column: usize) -> usize {
+        let words = self.header[column].split_whitespace().map(columns_of);
+        let cells = self.rows.iter().map(|row| columns_of(&row[column].text));
+        words.chain(cells).max().unwrap_or(0)
+    }
+
+    /// How many columns, from the left, fit into a width; at least two.
+    pub(super) fn fitting(&self, width: usize) -> usize {
+        self.fitting_from(1, width).max(2).min(self.header.len())
+    }
+
+    /// The column behind the last one that fits if the first one is followed by the one at `from`.
+    fn fitting_from(&self, from: usize, width: usize) -> usize {
+        let mut taken = self.width_of(0);
+        let fits = |column: &usize| {
+            taken += GAP + self.width_of(*column);
+            taken <= width
+        };
+        from + (from..self.header.len()).take_while(fits).count()
+    }
+
+    /// The widths of some columns: those by which the titles have the fewest lines that the screen allows.
+    fn widths(&self, columns: &[usize], width: usize) -> Vec<usize> {
+        let least: Vec<usize> = columns.iter().map(|column| self.width_of(*column)).collect();
+        let within = |lines: usize| -> Vec<usize> {
+            let wide_enough = |(column, least): (&usize, &usize)| {
+                let title = &self.header[*column];
+                (*least..width).find(|width| lines_of(title, *width) <= lines).unwrap_or(*least)
+            };
+            columns.iter().zip(&least).map(wide_enough).collect()
+        };
+        let fits = |widths: &Vec<usize>| widths.iter().sum::<usize>() + GAP * (columns.len() - 1) <= width;
+        let most =
+            columns.iter().zip(&least).map(|(column, least)| lines_of(&self.header[*column], *least)).max();
+        let shortest = columns.iter().map(|column| self.header[*column].lines().count()).max();
+        let heights = shortest.unwrap_or(1)..most.unwrap_or(1);
+        heights.map(within).find(fits).unwrap_or(least)
+    }
+
+    /// Some of the columns, behind the first one.
+    pub(super) fn draw(&self, columns: &[usize], screen: Screen) -> String {
+        let columns: Vec<usize> = std::iter::once(0).chain(columns.iter().copied()).collect();
+        let widths = self.widths(&columns, screen.width);
+        // Only titles are wrapped: every column is as wide as its cells.
+        let mut table = new_table(u16::MAX.into(), screen.has_colour);
+        table.load_style(NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
+        let title = |column: &usize| Cell::new(&self.header[*column]);
+        table.set_header(columns.iter().map(title));
+        for row in &self.rows {
+            table.add_row(columns.iter().map(|column| row[*column].cell()));
+        }
+        for (place, column) in table.column_iter_mut().enumerate() {
+            let gap = if place + 1 < columns.len() { GAP - 1 } else { 0 };
+            let width = Width::Fixed((widths[place] + gap) as u16);
+            column.set_padding((0, gap as u16)).set_constraint(ColumnConstraint::Absolute(width));
+            if matches!(self.align, Align::Right) && place != 0 {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table.trim_fmt()
+    }
+
+    /// All columns, in as many tables below each other as the width asks for.
+    pub(super) fn in_pieces(&self, screen: Screen) -> String {
+        let (mut pieces, mut from) = (Vec::new(), 1);
+        while from < self.header.len() {
+            let to = self.fitting_from(from, screen.width).max(from + 1);
+            pieces.push(self.draw(&(from..to).collect::<Vec<_>>(), screen));
+            from = to;
+        }
+        pieces.join("\n\n")
+    }
+}
+
+fn new_table(width: usize, has_colour: bool) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).force_no_tty();
+    table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    if has_colour {
+        table.enforce_styling();
+        // It looks at NO_COLOR itself, which `--color always` overrules.
+        crossterm::style::force_color_output(true);
+    }
+    table
+}
+
+/// Text, wrapped at words.
+pub(super) fn paragraph(text: &str, width: usize) -> String {
+    let mut table = new_table(width, false);
+    table.add_row([text]);
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 0));
+    });
+    table.trim_fmt()
+}
+
+/// A list: each text stands behind its mark, and its further lines stand below its first.
+pub(super) fn items(items: impl Iterator<Item = (Text, String)>, screen: Screen) -> String {
+    let mut table = new_table(screen.width, screen.has_colour);
+    let mut widest = 0;
+    for (mark, text) in items {
+        widest = widest.max(columns_of(&mark.text));
+        table.add_row([mark.cell(), Cell::new(text)]);
+    }
+    for (place, column) in table.column_iter_mut().enumerate() {
+        if place == 0 {
+            column
+                .set_constraint(ColumnConstraint::Absolute(Width::Fixed(widest as u16 + 1)))
+                .set_padding((0, 1));
+        } else {
+            column.set_padding((0, 0));
+        }
+    }
+    table.trim_fmt()
+}

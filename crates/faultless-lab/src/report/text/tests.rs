@@ -1,0 +1,156 @@
+use super::super::view::tests::{run, tour};
+use super::*;
+use crate::compare::{Outcome, Plan};
+
+const OPTIONS: Options<'static> =
+    Options { details: false, command: "faultless compare", kernel: "Linux 6.18.0" };
+
+fn plain(width: usize) -> Screen {
+    Screen { width, has_colour: false }
+}
+
+fn drawn(options: &Options<'_>, screen: Screen) -> String {
+    let (outcome, plan) = tour();
+    report(&View::new(&outcome, &plan), options, screen)
+}
+
+/// The same runs, asked for by name.
+fn sections(options: &Options<'_>, screen: Screen) -> String {
+    let (outcome, plan) = tour();
+    report(&View::new(&outcome, &Plan { is_tour: false, ..plan }), options, screen)
+}
+
+fn assert_fits(text: &str, width: usize) {
+    for line in text.lines() {
+        assert!(line.chars().count() <= width, "wider than {width}: {line}");
+        assert!(!line.ends_with(' '), "blanks at the end: {line:?}");
+    }
+}
+
+/// To make it anew after a change: `FAULTLESS_BLESS=1 cargo test -p faultless-lab --lib golden`, and read what differs.
+fn assert_golden(text: &str, name: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/text/golden").join(name);
+    if std::env::var_os("FAULTLESS_BLESS").is_some() {
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap();
+    assert!(format!("{text}\n") == wanted, "{} differs; it is now:\n{text}", path.display());
+}
+
+#[test]
+fn the_tour_is_as_the_golden_text() {
+    assert_golden(&drawn(&OPTIONS, plain(100)), "tour.txt");
+    assert_golden(&drawn(&OPTIONS, plain(80)), "tour-80.txt");
+}
+
+#[test]
+fn a_scenario_is_as_the_golden_text() {
+    let (mut outcome, plan) = tour();
+    outcome.runs.retain(|run| run.scenario.name == plan.scenarios[0].name);
+    let view = View::new(&outcome, &Plan { is_tour: false, ..plan });
+    assert_golden(&report(&view, &OPTIONS, plain(100)), "scenario.txt");
+}
+
+#[test]
+fn no_line_is_wider_than_the_screen() {
+    for width in [60, 80, 100] {
+        for details in [false, true] {
+            let options = Options { details, ..OPTIONS };
+            assert_fits(&drawn(&options, plain(width)), width);
+            assert_fits(&sections(&options, plain(width)), width);
+        }
+        assert_fits(&designs(plain(width)), width);
+        assert_fits(&scenarios(plain(width)), width);
+    }
+}
+
+#[test]
+fn a_narrow_screen_drops_columns_and_names_them() {
+    let wide = drawn(&OPTIONS, plain(100));
+    assert!(!wide.contains("Not shown"), "{wide}");
+    let narrow = drawn(&OPTIONS, plain(60));
+    assert!(narrow.contains("Not shown in 60 columns: disjoint-change."), "{narrow}");
+    let (outcome, plan) = tour();
+    let view = View::new(&outcome, &Plan { is_tour: false, ..plan });
+    let fork = |width| one_scenario(&view.scenarios[0], &OPTIONS, plain(width));
+    assert!(fork(60).contains("Not shown in 60 columns: fault p99; major faults."), "{}", fork(60));
+    assert!(fork(60).contains("Not shown in 60 columns: the third cause."), "{}", fork(60));
+}
+
+#[test]
+fn details_show_every_figure_and_every_cause() {
+    let (outcome, plan) = tour();
+    let view = View::new(&outcome, &Plan { is_tour: false, ..plan });
+    let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+    let text = one_scenario(&view.scenarios[0], &Options { details: true, ..OPTIONS }, plain(80));
+    for column in &view.scenarios[0].figures.columns {
+        // A title may be wrapped over several lines; its words are there.
+        assert!(
+            words(column.title).iter().all(|word| text.contains(word.as_str())),
+            "{}: {text}",
+            column.title
+        );
+    }
+    assert!(text.contains("bystander") && text.contains("max"), "{text}");
+    assert!(!text.contains("Not shown"), "{text}");
+}
+
+#[test]
+fn only_three_causes_of_waiting_are_shown_the_largest_first() {
+    let mut waiter = run("mmap-lock", &[100, 100], 1);
+    for (name, ms) in [("io_wait_ns", 9), ("grace_wait_ns", 3), ("memory_wait_ns", 5), ("range_wait_ns", 1)] {
+        waiter.total.count(name, 2_000_000 * ms);
+    }
+    let runs = [waiter, run("faultless", &[100, 100], 1)];
+    let plan = Plan { is_tour: false, ..tour().1 };
+    let outcome = Outcome { runs: runs.into(), interrupted: false, round: plan.rounds().1 };
+    let text = |details| {
+        let options = Options { details, ..OPTIONS };
+        report(&View::new(&outcome, &plan), &options, plain(100))
+    };
+    let row = text(false).lines().find(|line| line.contains("ms I/O")).unwrap().to_string();
+    assert!(row.contains("9.00 ms I/O  5.00 ms memory  3.00 ms grace period"), "{row}");
+    assert!(!text(false).contains("ms range") && text(true).contains("1.00 ms range"), "{}", text(true));
+}
+
+#[test]
+fn colour_is_only_where_it_is_asked_for() {
+    for text in [
+        drawn(&OPTIONS, plain(100)),
+        sections(&OPTIONS, plain(100)),
+        designs(plain(80)),
+        scenarios(plain(80)),
+    ] {
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+    let screen = Screen { width: 100, has_colour: true };
+    let text = drawn(&OPTIONS, screen);
+    assert!(text.contains("\u{1b}[38;5;2m") && text.contains("\u{1b}[38;5;1m"), "{text:?}");
+    // The colours are all that differs.
+    let mut bare = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        bare.push_str(before);
+        rest = after.split_once('m').unwrap().1;
+    }
+    bare.push_str(rest);
+    let trimmed = |text: &str| text.lines().map(|line| line.trim_end().to_string()).collect::<Vec<_>>();
+    assert_eq!(trimmed(&bare), trimmed(&drawn(&OPTIONS, plain(100))));
+}
+
+#[test]
+fn an_interrupted_run_says_so() {
+    let (outcome, plan) = tour();
+    let text = report(&View::new(&Outcome { interrupted: true, ..outcome }, &plan), &OPTIONS, plain(80));
+    assert!(text.contains("Interrupted: "), "{text}");
+}
+
+#[test]
+fn scenarios_say_what_they_cannot_show() {
+    let text = scenarios(plain(1000));
+    for scenario in crate::scenarios::ALL {
+        for wanted in [scenario.name, scenario.source, scenario.cannot_show] {
+            assert!(!wanted.is_empty() && text.contains(wanted), "{wanted}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What a report says, as plain data: no width, no colour, no layout. Every report draws this: text, and whatever comes.
+//!
+//! What is in it is the scenarios' [`Figure`](crate::scenarios::Figure)s; nothing here knows a scenario.
+
+mod figures;
+mod scenario;
+#[cfg(test)]
+pub(crate) mod tests;
+mod tour;
+mod verdict;
+mod waits;
+
+pub use figures::{Cell, Class, Column, Figures, Row};
+pub use scenario::ScenarioView;
+pub use tour::TourView;
+pub use verdict::{Kind, Verdict};
+pub use waits::{Wait, Waits};
+
+use crate::compare::{Outcome, Plan, Run};
+
+/// All of a report.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// All scenarios at a glance, if they were run as a tour.
+    pub tour: Option<TourView>,
+    /// Each scenario of which something is known.
+    pub scenarios: Vec<ScenarioView>,
+    /// Whether Ctrl-C ended the run.
+    pub is_interrupted: bool,
+}
+
+impl View {
+    /// Of what came of a plan.
+    pub fn new(outcome: &Outcome, plan: &Plan) -> Self {
+        let of_scenario = |name| outcome.runs.iter().filter(move |run| run.scenario.name == name);
+        let runs: Vec<Vec<&Run>> = (plan.scenarios.iter())
+            .map(|scenario| of_scenario(scenario.name).collect())
+            .filter(|runs: &Vec<_>| !runs.is_empty())
+            .collect();
+        Self {
+            tour: (plan.is_tour && !runs.is_empty()).then(|| TourView::new(&runs)),
+            scenarios: runs.iter().map(|runs| ScenarioView::new(runs, plan)).collect(),
+            is_interrupted: outcome.interrupted,
+        }
+    }
+}

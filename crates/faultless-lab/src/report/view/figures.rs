@@ -1,0 +1,196 @@
+//! Figures of designs beside each other, and how each compares with the best.
+
+use crate::compare::Run;
+use crate::contender::Contender;
+use crate::measure::{LEAST_ROUNDS, Spread};
+use crate::scenarios::{Better, Figure, Scenario, Unit};
+
+/// From here on a figure counts as much worse.
+const MUCH: f64 = 2.0;
+
+/// A table: a row for each design, a column for each figure.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// The most important one first.
+    pub columns: Vec<Column>,
+    /// In the order of the plan.
+    pub rows: Vec<Row>,
+}
+
+/// What a column shows.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// The scenario that it belongs to.
+    pub scenario: &'static str,
+    /// The figure's name in JSON.
+    pub name: &'static str,
+    /// The figure in a few words.
+    pub title: &'static str,
+    /// What it is counted in.
+    pub unit: Unit,
+    /// Which way is better.
+    pub better: Better,
+    /// Whether it is shown only with all details.
+    pub is_detail: bool,
+}
+
+/// A design's figures.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The design's name.
+    pub design: &'static str,
+    /// Whether it is the design that the project argues for.
+    pub is_ours: bool,
+    /// Whether it ran on other hardware than the others.
+    pub is_elsewhere: bool,
+    /// One for each column.
+    pub cells: Vec<Cell>,
+}
+
+/// One figure of one design.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Over the rounds; `None` if it was not measured.
+    pub spread: Option<Spread>,
+    /// Of all rounds together.
+    pub total: Option<f64>,
+    /// How many times worse than the best of the column the median is: 1 for the best itself. `None` if designs are not
+    /// compared by it, or there is nothing to divide by.
+    pub times_worse: Option<f64>,
+    /// How it compares with the best.
+    pub class: Class,
+}
+
+/// How a figure compares with the best of its column.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Class {
+    /// It is the best.
+    Best,
+    /// No difference beyond noise: less than [`NOISE`](crate::measure::NOISE) times, or rounds of the one are among the rounds of the other.
+    Level,
+    /// Worse beyond noise, and not twice.
+    Between,
+    /// Twice as bad, or worse.
+    Worse,
+    /// Too few rounds to say anything.
+    TooFew,
+    /// Measured on other hardware: it has a ratio, and is neither best nor worse.
+    Elsewhere,
+    /// Designs are not compared by this figure.
+    NotCompared,
+    /// The design ran, and this figure was not measured.
+    NotMeasured,
+    /// The design did not run, for this reason.
+    NotRun(String),
+}
+
+impl Figures {
+    /// The figures of one scenario's runs, the headline first.
+    pub(super) fn of_scenario(runs: &[&Run]) -> Self {
+        let scenario = runs[0].scenario;
+        let designs: Vec<Contender> = runs.iter().map(|run| run.contender).collect();
+        let runs: Vec<Option<&Run>> = runs.iter().copied().map(Some).collect();
+        let figures = std::iter::once(&scenario.headline).chain(scenario.figures);
+        Self::new(&designs, figures.map(|figure| (Column::new(scenario, figure), cells(&runs, figure))))
+    }
+
+    /// The headlines of several scenarios.
+    pub(super) fn of_headlines(scenarios: &[Vec<&Run>]) -> Self {
+        let longest = scenarios.iter().map(Vec::as_slice).max_by_key(|runs| runs.len()).unwrap_or(&[]);
+        let designs: Vec<Contender> = longest.iter().map(|run| run.contender).collect();
+        let columns = scenarios.iter().map(|runs| {
+            let of =
+                |design: &Contender| runs.iter().copied().find(|run| run.contender.name() == design.name());
+            let (scenario, runs) = (runs[0].scenario, designs.iter().map(of).collect::<Vec<_>>());
+            (Column::new(scenario, &scenario.headline), cells(&runs, &scenario.headline))
+        });
+        Self::new(&designs, columns)
+    }
+
+    /// The same, with only these columns.
+    pub fn only(&self, columns: &[usize]) -> Self {
+        let row = |row: &Row| Row {
+            cells: columns.iter().map(|at| row.cells[*at].clone()).collect(),
+            ..row.clone()
+        };
+        Self {
+            columns: columns.iter().map(|at| self.columns[*at].clone()).collect(),
+            rows: self.rows.iter().map(row).collect(),
+        }
+    }
+
+    fn new(designs: &[Contender], columns: impl Iterator<Item = (Column, Vec<Cell>)>) -> Self {
+        let row = |contender: &Contender| Row {
+            design: contender.name(),
+            is_ours: contender.is_ours(),
+            is_elsewhere: contender.is_native(),
+            cells: Vec::new(),
+        };
+        let mut figures = Self { columns: Vec::new(), rows: designs.iter().map(row).collect() };
+        for (column, cells) in columns {
+            figures.columns.push(column);
+            figures.rows.iter_mut().zip(cells).for_each(|(row, cell)| row.cells.push(cell));
+        }
+        figures
+    }
+}
+
+impl Column {
+    fn new(scenario: &Scenario, figure: &Figure) -> Self {
+        let Figure { name, title, unit, better, is_detail, .. } = *figure;
+        Self { scenario: scenario.name, name, title, unit, better, is_detail }
+    }
+}
+
+/// One figure of each run; `None` for a design that was not reached.
+fn cells(runs: &[Option<&Run>], figure: &Figure) -> Vec<Cell> {
+    let here = runs.iter().flatten().filter(|run| !run.contender.is_native());
+    let spreads = here.filter_map(|run| Some((run.contender.name(), run.spread(figure.of)?)));
+    let best = best_of(spreads, figure.better).filter(|_| figure.better != Better::Neither);
+    let best_rounds = best.map_or(0, |(name, _)| {
+        let best = runs.iter().flatten().find(|run| run.contender.name() == name);
+        best.map_or(0, |run| rounds(run, figure))
+    });
+    let cell = |run: &Option<&Run>| {
+        let spread = run.and_then(|run| run.spread(figure.of));
+        let total = run.and_then(|run| (figure.of)(&run.total));
+        let times_worse = spread
+            .zip(best)
+            .and_then(|(mine, (_, best))| times_worse(mine.median, best.median, figure.better));
+        let class = match (run, spread, best) {
+            (Some(Run { skipped: Some(reason), rounds, .. }), ..) if rounds.is_empty() => {
+                Class::NotRun(reason.clone())
+            }
+            (None, ..) | (_, None, _) => Class::NotMeasured,
+            (Some(run), ..) if run.contender.is_native() => Class::Elsewhere,
+            (_, _, None) => Class::NotCompared,
+            (Some(run), ..) if rounds(run, figure).min(best_rounds) < LEAST_ROUNDS => Class::TooFew,
+            (Some(run), _, Some((name, _))) if run.contender.name() == name => Class::Best,
+            (_, Some(mine), Some((_, best))) if !mine.differs(best) => Class::Level,
+            _ if times_worse.is_some_and(|times| times < MUCH) => Class::Between,
+            _ => Class::Worse,
+        };
+        Cell { spread, total, times_worse, class }
+    };
+    runs.iter().map(cell).collect()
+}
+
+/// How often `mine` is worse than `best`; `None` if that is no number.
+pub(super) fn times_worse(mine: f64, best: f64, better: Better) -> Option<f64> {
+    let (high, low) = if better == Better::Higher { (best, mine) } else { (mine, best) };
+    match (high, low) {
+        (0.0, 0.0) => Some(1.0),
+        (_, 0.0) => None,
+        _ => Some(high / low),
+    }
+}
+
+/// The better one of two medians.
+pub(super) fn best_of<T>(spreads: impl Iterator<Item = (T, Spread)>, better: Better) -> Option<(T, Spread)> {
+    spreads.reduce(|a, b| if (b.1.median < a.1.median) != (better == Better::Higher) { b } else { a })
+}
+
+/// In how many rounds a figure was measured.
+pub(super) fn rounds(run: &Run, figure: &Figure) -> usize {
+    run.rounds.iter().filter_map(figure.of).count()
+}

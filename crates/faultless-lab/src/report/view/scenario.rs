@@ -1,0 +1,136 @@
+//! One scenario under several designs.
+
+use super::figures::Figures;
+use super::verdict::{self, Verdict};
+use super::waits::Waits;
+use crate::compare::{Plan, Run};
+use crate::report::number;
+
+/// All that is said of a scenario.
+#[derive(Clone, Debug)]
+pub struct ScenarioView {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// How it was run: threads, rates, rounds.
+    pub setup: Vec<String>,
+    /// What was checked, with counts; nothing of it was wrong.
+    pub checked: Vec<String>,
+    /// The headline, then the other figures.
+    pub figures: Figures,
+    /// For what each design's threads waited; empty if nobody has.
+    pub waits: Vec<Waits>,
+    /// Ours against its rivals, losses first.
+    pub verdicts: Vec<Verdict>,
+    /// Why designs did not run or stopped, and what is to be known of a machine.
+    pub notes: Vec<String>,
+}
+
+impl ScenarioView {
+    /// Of all runs of one scenario.
+    pub(super) fn new(runs: &[&Run], plan: &Plan) -> Self {
+        let scenario = runs[0].scenario;
+        Self {
+            name: scenario.name,
+            about: scenario.about,
+            setup: setup(runs, plan),
+            checked: counts(runs, scenario.checked).into_iter().chain(frames(runs.iter().copied())).collect(),
+            figures: Figures::of_scenario(runs),
+            waits: Waits::of(runs),
+            verdicts: verdict::of_scenario(runs),
+            notes: notes(runs).into_iter().chain(counts(runs, scenario.missed)).collect(),
+        }
+    }
+}
+
+fn counted(runs: &[&Run], name: &str) -> u64 {
+    runs.iter().filter_map(|run| run.total.counted(name)).sum()
+}
+
+fn plural(n: usize, word: &str) -> String {
+    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
+}
+
+fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
+    let (scenario, settings) = (runs[0].scenario, &plan.settings);
+    let mut setup = vec![plural(settings.threads(scenario), "thread")];
+    if counted(runs, "major_faults") != 0 {
+        setup.push(format!("each read takes at least {:?}", settings.io_latency));
+    }
+    setup
+        .extend(scenario.rates.iter().map(|(name, _)| format!("{name} {}/s", settings.rate(scenario, name))));
+    setup.push(rounds(runs, plan));
+    setup
+}
+
+/// The check at the end of each round on the software machine; `None` if there was no such round.
+pub(super) fn frames<'a>(runs: impl Iterator<Item = &'a Run>) -> Option<String> {
+    let rounds: usize = runs.filter(|run| !run.contender.is_native()).map(|run| run.rounds.len()).sum();
+    (rounds != 0).then(|| format!("all frames returned, in {}", plural(rounds, "round")))
+}
+
+/// "3 rounds of 0.4 s for each design".
+fn rounds(runs: &[&Run], plan: &Plan) -> String {
+    let rounds = runs.iter().map(|run| run.rounds.len()).max().unwrap_or(0);
+    let (_, length) = plan.rounds();
+    let seconds = (length.as_secs_f64() * 100.0).round() / 100.0;
+    format!("{} of {seconds} s for each design", plural(rounds, "round"))
+}
+
+/// Counters of a scenario with what each counts.
+fn counts(runs: &[&Run], counters: &[(&str, &str)]) -> Vec<String> {
+    let counts = counters.iter().map(|(name, what)| (counted(runs, name), what));
+    counts.filter(|(n, _)| *n != 0).map(|(n, what)| format!("{} {what}", number::count(n))).collect()
+}
+
+/// Designs that did not run, each reason once; then what is to be known of a machine, and of designs that stopped.
+pub(super) fn notes(runs: &[&Run]) -> Vec<String> {
+    let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
+    let ran: Vec<&str> =
+        runs.iter().filter(|run| !run.rounds.is_empty()).map(|run| run.contender.name()).collect();
+    for run in runs {
+        let name = run.contender.name();
+        let end = if run.rounds.is_empty() { "cannot run" } else { "stopped" };
+        let skipped = run.skipped.iter().map(|reason| format!("{end}: {reason}"));
+        for note in skipped.chain(run.total.notes.iter().cloned()) {
+            match notes.iter_mut().find(|(other, _)| *other == note) {
+                Some((_, names)) if names.contains(&name) => {}
+                Some((_, names)) => names.push(name),
+                None => notes.push((note, vec![name])),
+            }
+        }
+    }
+    let said = notes.into_iter().map(|(note, names)| match &names[..] {
+        // True of all of them: it is the machine.
+        _ if names.len() > 1 && names == ran => note,
+        [name] if note.starts_with("cannot run") || note.starts_with("stopped") => format!("{name} {note}"),
+        _ => format!("{}: {note}", names.join(", ")),
+    });
+    said.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::run;
+    use super::*;
+
+    #[test]
+    fn a_note_is_said_once() {
+        let note = "mmap_lock is not counted: no tracefs";
+        let (mut native, mut ours) = (run("native", &[100], 1), run("faultless", &[100], 1));
+        native.total.note(note);
+        assert_eq!(notes(&[&native, &native]), [format!("native: {note}")]);
+        ours.total.note(note);
+        assert_eq!(notes(&[&native, &ours]), [note]);
+        let theirs = run("mmap-lock", &[100], 1);
+        assert_eq!(notes(&[&theirs, &native, &ours]), [format!("native, faultless: {note}")]);
+    }
+
+    #[test]
+    fn a_design_that_did_not_run_has_its_reason() {
+        let skipped = |rounds: &[u64]| Run { skipped: Some("no FUSE".into()), ..run("native", rounds, 0) };
+        assert_eq!(notes(&[&skipped(&[])]), ["native cannot run: no FUSE"]);
+        assert_eq!(notes(&[&skipped(&[1])]), ["native stopped: no FUSE"]);
+    }
+}

@@ -1,0 +1,219 @@
+use super::*;
+use crate::contender::Contender;
+use crate::measure::{Latency, Measured, Spread};
+use crate::scenarios::{self, Scenario, Settings};
+use faultless::stats::Counter;
+use std::time::Duration;
+
+/// A run of the first scenario: the bystander's latency in each round, and how often ten major faults took mmap_lock.
+pub(crate) fn run(design: &str, bystander: &[u64], reads: u64) -> Run {
+    let round = |us: &u64| {
+        let mut measured = Measured { seconds: 1.0, ..Measured::default() };
+        let mut latency = Latency::default();
+        latency.record(Duration::from_micros(*us));
+        measured.add_latency("bystander", &latency);
+        measured.count(Counter::MajorFaults.name(), 10);
+        measured.count("major_fault_mmap_lock_read", reads);
+        // Of all faults: says nothing about the major ones.
+        measured.count(Counter::MmapLockRead.name(), 1000 + reads);
+        measured.faults_timed = 10;
+        measured
+    };
+    of_rounds(&scenarios::ALL[0], design, bystander.iter().map(round).collect())
+}
+
+fn of_rounds(scenario: &'static Scenario, design: &str, rounds: Vec<Measured>) -> Run {
+    let mut total = Measured::default();
+    rounds.iter().for_each(|round| total.add(round));
+    let contender = Contender::find(design).unwrap();
+    Run { scenario, contender, rounds, total, skipped: None, recording: None }
+}
+
+/// A tour whose figures were not measured but invented: losses, wins, noise, a design that cannot run.
+pub(crate) fn tour() -> (Outcome, Plan) {
+    const SCENARIOS: [&str; 4] = ["fork-during-io", "retry-storm", "giant-vma", "disjoint-change"];
+    // By design: the bystander's p99 in µs, reads for ten pages, a fault in one VMA in ns (one apart takes 200), changes in
+    // ten milliseconds.
+    const FIGURES: [(&str, [u64; 4]); 6] = [
+        ("mmap-lock", [1210, 13, 310, 1502]),
+        ("vma-lock", [1195, 14, 300, 4540]),
+        ("vma-lock-retry", [1300, 15, 298, 3100]),
+        ("vma-lock-hold", [9800, 10, 297, 3050]),
+        ("faultless", [1250, 10, 201, 2200]),
+        ("native", [55, 0, 350, 1090]),
+    ];
+    let mut runs = Vec::new();
+    for (at, name) in SCENARIOS.into_iter().enumerate() {
+        let scenario = scenarios::find(name).unwrap();
+        for (design, figures) in FIGURES {
+            let rounds = (0..3).map(|round| invented(at, figures[at], round));
+            let is_there = figures[at] != 0;
+            let mut run = of_rounds(scenario, design, rounds.filter(|_| is_there).collect());
+            if !is_there {
+                run.skipped = Some("the kernel's page cache cannot be made small for one process".into());
+            }
+            runs.push(run);
+        }
+    }
+    let plan = Plan {
+        scenarios: SCENARIOS.map(|name| scenarios::find(name).unwrap()).into(),
+        contenders: FIGURES.map(|(design, _)| Contender::find(design).unwrap()).into(),
+        settings: Settings { io_latency: Duration::from_millis(2), ..Settings::default() },
+        seconds: None,
+        records: false,
+        is_tour: true,
+    };
+    (Outcome { runs, interrupted: false, round: plan.rounds().1 }, plan)
+}
+
+fn invented(scenario: usize, figure: u64, round: u64) -> Measured {
+    let mut measured = Measured {
+        seconds: 0.4,
+        faults_timed: 100,
+        fault_cpu: Duration::from_micros(900 + figure / 100),
+        ..Measured::default()
+    };
+    let mut latency = |name: &str, nanoseconds: u64| {
+        let mut one = Latency::default();
+        one.record(Duration::from_nanos(nanoseconds));
+        measured.add_latency(name, &one);
+    };
+    match scenario {
+        0 => {
+            latency("bystander", figure * 1000 + 7000 * round);
+            // The one that forks slowly is ours.
+            let slow = if figure == 1250 { 250 } else { 100 };
+            latency("fork", slow * figure + 100 * round);
+            latency("fault", 2_300_000 + 1000 * figure);
+            measured.count("pages_checked", 90_000);
+            measured.count("children_checked", 17);
+            measured.count("major_faults", 500);
+            measured.count("major_fault_mmap_lock_read", figure / 12);
+            measured.count("io_wait_ns", 1_100_000_000);
+            measured.count("mmap_lock_wait_ns", 100_000 * figure);
+            measured.count("mmap_lock_wait_fork_ns", 60_000 * figure);
+            measured.count("mmap_lock_wait_change_ns", 40_000 * figure);
+        }
+        1 => {
+            latency("bystander", 900_000);
+            measured.count("io_reads", 100 * figure + round);
+            measured.count("pages_used", 1000);
+            measured.count("pages_checked", 1000);
+        }
+        2 => {
+            latency("giant", figure);
+            latency("apart", 200 + round);
+            latency("alone", 199);
+            measured.count("pages_checked", 12_000);
+        }
+        _ => {
+            measured.count("beside_changes_done", figure + 10 * round);
+            measured.count("beside_changes_wall_ns", 10_000_000);
+            measured.count("words_checked", 50_000);
+        }
+    }
+    measured
+}
+
+fn classes(runs: &[&Run]) -> Vec<Class> {
+    let figures = Figures::of_scenario(runs);
+    figures.rows.into_iter().map(|row| row.cells[0].class.clone()).collect()
+}
+
+#[test]
+fn a_figure_is_best_level_or_worse_beyond_noise() {
+    let runs = [
+        run("mmap-lock", &[100, 101, 102], 0),
+        run("vma-lock", &[125, 126, 127], 0),
+        run("vma-lock-retry", &[150, 151, 152], 0),
+        // One of its rounds is among those of the best.
+        run("vma-lock-hold", &[102, 800, 900], 0),
+        run("faultless", &[300, 310, 320], 0),
+    ];
+    let wanted = [Class::Best, Class::Level, Class::Between, Class::Level, Class::Worse];
+    assert_eq!(classes(&runs.iter().collect::<Vec<_>>()), wanted);
+}
+
+#[test]
+fn other_hardware_is_never_the_best() {
+    let (theirs, native) = (run("mmap-lock", &[100, 101, 102], 0), run("native", &[10, 11, 12], 0));
+    let figures = Figures::of_scenario(&[&theirs, &native]);
+    assert_eq!(figures.rows[0].cells[0].class, Class::Best);
+    let native = &figures.rows[1];
+    assert!(native.is_elsewhere && native.cells[0].class == Class::Elsewhere);
+    assert!((native.cells[0].times_worse.unwrap() - 11.0 / 101.0).abs() < 1e-3);
+}
+
+#[test]
+fn few_rounds_are_not_classed_and_what_is_missing_has_no_ratio() {
+    let (few, many) = (run("mmap-lock", &[100, 101], 0), run("vma-lock", &[200, 201, 202], 0));
+    let refused = Run { skipped: Some("no FUSE".into()), ..run("native", &[], 0) };
+    assert_eq!(
+        classes(&[&few, &many, &refused]),
+        [Class::TooFew, Class::TooFew, Class::NotRun("no FUSE".into())]
+    );
+    let figures = Figures::of_scenario(&[&few, &many]);
+    let fork = figures.columns.iter().position(|column| column.name == "fork_p99").unwrap();
+    let cell = &figures.rows[0].cells[fork];
+    assert_eq!((&cell.class, cell.times_worse, cell.spread), (&Class::NotMeasured, None, None));
+    let reads = figures.columns.iter().position(|column| column.name == "retries_a_major_fault").unwrap();
+    assert!(figures.rows[0].cells[reads].times_worse.is_none());
+}
+
+#[test]
+fn noise_is_neither_loss_nor_win() {
+    let spread = |median, min, max| Spread { median, min, max };
+    assert!(!spread(100.0, 99.0, 101.0).differs(spread(125.0, 124.0, 126.0)));
+    assert!(!spread(200.0, 190.0, 210.0).differs(spread(100.0, 50.0, 300.0)));
+    assert!(spread(100.0, 90.0, 110.0).differs(spread(200.0, 190.0, 210.0)));
+}
+
+#[test]
+fn a_ratio_says_how_many_times_worse() {
+    let times = figures::times_worse;
+    assert_eq!(times(300.0, 100.0, scenarios::Better::Lower), Some(3.0));
+    assert_eq!(times(100.0, 300.0, scenarios::Better::Higher), Some(3.0));
+    assert_eq!(times(5.0, 0.0, scenarios::Better::Lower), None);
+    assert_eq!(times(0.0, 0.0, scenarios::Better::Lower), Some(1.0));
+}
+
+#[test]
+fn a_tour_has_a_sentence_for_each_scenario_and_one_for_other_losses() {
+    let (outcome, plan) = tour();
+    let view = View::new(&outcome, &plan);
+    assert_eq!(view.scenarios.len(), 4);
+    let tour = view.tour.unwrap();
+    assert_eq!((tour.matrix.columns.len(), tour.matrix.rows.len(), tour.rounds), (4, 6, 3));
+    let kinds: Vec<_> = tour.verdicts.iter().map(|verdict| verdict.kind).collect();
+    assert_eq!(kinds, [Kind::Loss, Kind::Loss, Kind::Level, Kind::Level, Kind::Win], "{:?}", tour.verdicts);
+    let others = "faultless loses in 1 of 11 figures that are not in the table. The largest loss is fork p99 of fork-during-io: ";
+    assert!(tour.verdicts[1].text.starts_with(others), "{:?}", tour.verdicts);
+    assert_eq!(tour.closer, "disjoint-change");
+    for scenario in &plan.scenarios {
+        assert!(
+            tour.verdicts.iter().any(|verdict| verdict.text.contains(scenario.name)),
+            "{}",
+            scenario.name
+        );
+    }
+    let note = &tour.notes[0];
+    assert!(note.starts_with("native cannot run: ") && note.ends_with(" (retry-storm)"), "{note}");
+    // The file's pages of two scenarios have one count.
+    assert_eq!(tour.checked[0], "1,635,000 pages of the file, byte by byte");
+    // Those of native have no frames that could be counted.
+    assert_eq!(tour.checked.last().unwrap(), "all frames returned, in 60 rounds");
+}
+
+#[test]
+fn a_run_that_is_cut_short_has_what_there_is() {
+    let (mut outcome, plan) = tour();
+    outcome.runs.truncate(7);
+    outcome.interrupted = true;
+    let view = View::new(&outcome, &plan);
+    assert!(view.is_interrupted);
+    let tour = view.tour.unwrap();
+    assert_eq!((tour.matrix.columns.len(), tour.matrix.rows.len()), (2, 6));
+    assert_eq!(tour.matrix.rows[1].cells[1].class, Class::NotMeasured);
+    outcome.runs.clear();
+    assert!(View::new(&outcome, &plan).tour.is_none());
+}

@@ -1,0 +1,119 @@
+//! Several scenarios at a glance: their headlines, and a sentence for each.
+
+use super::figures::Figures;
+use super::scenario::{frames, notes};
+use super::verdict::{self, Duel, Kind, Verdict};
+use crate::compare::Run;
+use crate::designs;
+use crate::report::number;
+
+/// What is said of all scenarios together.
+#[derive(Clone, Debug)]
+pub struct TourView {
+    /// A column for each scenario: its headline.
+    pub matrix: Figures,
+    /// In how many rounds each cell was measured, at least; cells that did not run are not counted.
+    pub rounds: usize,
+    /// Where ours loses, is level and wins: a sentence for each scenario, and one for losses in other figures.
+    pub verdicts: Vec<Verdict>,
+    /// The scenario to look at first: of the worst loss, by a headline if there is one, or the first scenario.
+    pub closer: &'static str,
+    /// What was checked, with counts, of all scenarios; nothing of it was wrong.
+    pub checked: Vec<String>,
+    /// Why designs did not run, and what is to be known of a machine.
+    pub notes: Vec<String>,
+}
+
+impl TourView {
+    /// Of the runs of each scenario.
+    pub(super) fn new(scenarios: &[Vec<&Run>]) -> Self {
+        let all = || scenarios.iter().flatten();
+        let rounds = all().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0).min().unwrap_or(0);
+        let (headlines, others) = duels(scenarios);
+        Self {
+            matrix: Figures::of_headlines(scenarios),
+            rounds,
+            verdicts: verdicts(&headlines, &others),
+            closer: worst(&headlines)
+                .or(worst(&others))
+                .map_or(scenarios[0][0].scenario.name, |loss| loss.scenario),
+            checked: checked_together(scenarios),
+            notes: notes_together(scenarios),
+        }
+    }
+}
+
+/// In the headlines, and in all other figures.
+fn duels(scenarios: &[Vec<&Run>]) -> (Vec<Duel>, Vec<Duel>) {
+    let (mut headlines, mut others) = (Vec::new(), Vec::new());
+    for runs in scenarios {
+        let (Some(ours), rivals) = verdict::split(runs) else { continue };
+        headlines.extend(Duel::new(ours, &rivals, &ours.scenario.headline));
+        others.extend(ours.scenario.figures.iter().filter_map(|figure| Duel::new(ours, &rivals, figure)));
+    }
+    (headlines, others)
+}
+
+fn verdicts(headlines: &[Duel], others: &[Duel]) -> Vec<Verdict> {
+    let mut verdicts = verdict::sorted(headlines, |duel| duel.scenario.into());
+    let losses = verdicts.iter().filter(|verdict| verdict.kind == Kind::Loss).count();
+    // The headlines are what each scenario is about. A loss in another figure is a loss too.
+    if let Some(others) = other_losses(others) {
+        verdicts.insert(losses, others);
+    }
+    verdicts
+}
+
+/// The loss by the largest ratio.
+fn worst(duels: &[Duel]) -> Option<&Duel> {
+    let losses = duels.iter().filter(|duel| duel.kind == Kind::Loss);
+    losses.max_by(|a, b| a.times_worse().total_cmp(&b.times_worse()))
+}
+
+fn other_losses(others: &[Duel]) -> Option<Verdict> {
+    let compared = others.iter().filter(|duel| duel.kind != Kind::TooFew).count();
+    let losses = others.iter().filter(|duel| duel.kind == Kind::Loss).count();
+    let worst = worst(others)?;
+    let text = format!(
+        "{} loses in {losses} of {compared} figures that are not in the table. The largest loss is {} of {}: {}.",
+        designs::OURS,
+        worst.figure.title,
+        worst.scenario,
+        worst.figures()
+    );
+    Some(Verdict { kind: Kind::Loss, text })
+}
+
+/// Scenarios that check the same thing have one count of it.
+fn checked_together(scenarios: &[Vec<&Run>]) -> Vec<String> {
+    let mut together: Vec<(&str, u64)> = Vec::new();
+    for runs in scenarios {
+        for (counter, what) in runs[0].scenario.checked {
+            let n: u64 = runs.iter().filter_map(|run| run.total.counted(counter)).sum();
+            match together.iter_mut().find(|(other, _)| other == what) {
+                Some((_, sum)) => *sum += n,
+                None => together.push((what, n)),
+            }
+        }
+    }
+    let counts = together.iter().map(|(what, n)| format!("{} {what}", number::count(*n)));
+    counts.chain(frames(scenarios.iter().flatten().copied())).collect()
+}
+
+/// Each note once, with its scenario if it is not said of all of them.
+fn notes_together(scenarios: &[Vec<&Run>]) -> Vec<String> {
+    let mut together: Vec<(String, Vec<&str>)> = Vec::new();
+    for runs in scenarios {
+        for note in notes(runs) {
+            match together.iter_mut().find(|(other, _)| *other == note) {
+                Some((_, names)) => names.push(runs[0].scenario.name),
+                None => together.push((note, vec![runs[0].scenario.name])),
+            }
+        }
+    }
+    let said = together.into_iter().map(|(note, names)| match names.len() {
+        n if n == scenarios.len() => note,
+        _ => format!("{note} ({})", names.join(", ")),
+    });
+    said.collect()
+}

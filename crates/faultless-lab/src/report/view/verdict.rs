@@ -1,0 +1,234 @@
+//! Where ours loses, where it is level, where it wins: a sentence each, losses first.
+
+use super::figures::{best_of, rounds, times_worse};
+use crate::compare::Run;
+use crate::designs;
+use crate::measure::{LEAST_ROUNDS, Measured, Spread};
+use crate::report::number;
+use crate::scenarios::{Better, Figure, Unit};
+use faultless::stats::Counter;
+
+/// A sentence, and what it says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// What kind of sentence it is.
+    pub kind: Kind,
+    /// A full sentence, with figures.
+    pub text: String,
+}
+
+/// In the order of reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Ours is worse than a rival.
+    Loss,
+    /// No difference beyond noise.
+    Level,
+    /// Ours is better than every rival.
+    Win,
+    /// Too few rounds for a verdict.
+    TooFew,
+    /// Something else that is to be known.
+    Note,
+}
+
+/// Ours and the best rival in one figure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Duel {
+    pub kind: Kind,
+    pub figure: Figure,
+    pub scenario: &'static str,
+    rival: &'static str,
+    mine: Spread,
+    theirs: Spread,
+}
+
+impl Duel {
+    /// `None` if one of them has no such figure, or designs are not compared by it.
+    pub(super) fn new(ours: &Run, rivals: &[&Run], figure: &Figure) -> Option<Self> {
+        if figure.better == Better::Neither {
+            return None;
+        }
+        let mine = ours.spread(figure.of)?;
+        let theirs = rivals.iter().filter_map(|run| Some((*run, run.spread(figure.of)?)));
+        let (rival, theirs) = best_of(theirs, figure.better)?;
+        let kind = if rounds(ours, figure).min(rounds(rival, figure)) < LEAST_ROUNDS {
+            Kind::TooFew
+        } else if !mine.differs(theirs) {
+            Kind::Level
+        } else if (mine.median > theirs.median) == (figure.better == Better::Lower) {
+            Kind::Loss
+        } else {
+            Kind::Win
+        };
+        let (figure, scenario) = (*figure, ours.scenario.name);
+        Some(Self { kind, figure, scenario, rival: rival.contender.name(), mine, theirs })
+    }
+
+    /// How many times worse ours is; below 1 if it is better. Infinite if there is nothing to divide by.
+    pub(super) fn times_worse(&self) -> f64 {
+        times_worse(self.mine.median, self.theirs.median, self.figure.better).unwrap_or(f64::INFINITY)
+    }
+
+    /// "1.20 ms against 1.10 ms under vma-lock (1.09 times worse)".
+    pub(super) fn figures(&self) -> String {
+        let value = |spread: Spread| number::value(spread.median, self.figure.unit);
+        let times = self.times_worse();
+        let ratio = |times, word| format!("{} times {word}", number::value(times, Unit::Ratio));
+        let compared = match times {
+            _ if (times - 1.0).abs() < 0.005 => "the same".into(),
+            _ if !times.is_finite() || times == 0.0 => "no ratio to zero".into(),
+            worse if worse > 1.0 => ratio(worse, "worse"),
+            better => ratio(1.0 / better, "better"),
+        };
+        format!("{} against {} under {} ({compared})", value(self.mine), value(self.theirs), self.rival)
+    }
+
+    /// A sentence about `subject`: the figure, or the scenario whose headline it is.
+    pub(super) fn verdict(&self, subject: &str) -> Verdict {
+        let verb = match self.kind {
+            Kind::Loss => "loses in",
+            Kind::Win => "wins in",
+            _ => "is level in",
+        };
+        Verdict { kind: self.kind, text: format!("{} {verb} {subject}: {}.", designs::OURS, self.figures()) }
+    }
+}
+
+/// Ours and its rivals, as far as they ran.
+pub(super) fn split<'a>(runs: &[&'a Run]) -> (Option<&'a Run>, Vec<&'a Run>) {
+    let ran = runs.iter().copied().filter(|run| !run.rounds.is_empty());
+    let (ours, others): (Vec<_>, Vec<_>) = ran.partition(|run| run.contender.is_ours());
+    (ours.first().copied(), others.into_iter().filter(|run| run.contender.is_rival()).collect())
+}
+
+/// Sorted, with one sentence for all figures of too few rounds.
+pub(super) fn sorted(duels: &[Duel], subject: impl Fn(&Duel) -> String) -> Vec<Verdict> {
+    let (few, enough): (Vec<&Duel>, Vec<&Duel>) = duels.iter().partition(|duel| duel.kind == Kind::TooFew);
+    let mut verdicts: Vec<_> = enough.iter().map(|duel| duel.verdict(&subject(duel))).collect();
+    if !few.is_empty() {
+        let few: Vec<_> = few.into_iter().map(&subject).collect();
+        let text = format!("Fewer than {LEAST_ROUNDS} rounds allow no verdict on {}.", few.join("; "));
+        verdicts.push(Verdict { kind: Kind::TooFew, text });
+    }
+    // Stable: within a kind, the order of figures.
+    verdicts.sort_by_key(|verdict| verdict.kind);
+    verdicts
+}
+
+/// The verdicts of one scenario.
+pub(super) fn of_scenario(runs: &[&Run]) -> Vec<Verdict> {
+    let (ours, rivals) = split(runs);
+    let Some(ours) = ours.filter(|_| !rivals.is_empty()) else { return vec![without_comparison(runs)] };
+    let figures = std::iter::once(&ours.scenario.headline).chain(ours.scenario.figures);
+    let duels: Vec<_> = figures.filter_map(|figure| Duel::new(ours, &rivals, figure)).collect();
+    let mut verdicts = sorted(&duels, |duel| duel.figure.title.into());
+    verdicts.extend(mmap_lock_reads(ours, &rivals));
+    verdicts
+}
+
+/// How often a major fault took mmap_lock: under ours, and under the rivals that took it least and most.
+fn mmap_lock_reads(ours: &Run, rivals: &[&Run]) -> Option<Verdict> {
+    let reads = |measured: &Measured| measured.per_major_fault(Counter::MmapLockRead);
+    let mine = reads(&ours.total)?;
+    let mut theirs: Vec<_> =
+        rivals.iter().filter_map(|run| Some((run.contender.name(), reads(&run.total)?))).collect();
+    theirs.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let under = |(name, each): (&str, f64)| format!("{} times under {name}", number::value(each, Unit::Each));
+    let others = match &theirs[..] {
+        [] => return None,
+        [one] => under(*one),
+        [least, .., most] => format!("{} and {}", under(*least), under(*most)),
+    };
+    let mine = under((ours.contender.name(), mine));
+    let text = format!("A major fault takes mmap_lock {mine}, {others}.");
+    Some(Verdict { kind: Kind::Note, text })
+}
+
+fn without_comparison(runs: &[&Run]) -> Verdict {
+    let ran: Vec<_> = runs.iter().filter(|run| !run.rounds.is_empty()).collect();
+    let figure = &runs[0].scenario.headline;
+    let spreads = ran.iter().filter_map(|run| Some((run.contender.name(), run.headline()?)));
+    let value = |spread: Spread| number::value(spread.median, figure.unit);
+    let text = match (best_of(spreads, figure.better), &ran[..]) {
+        (Some((name, spread)), [_]) => {
+            format!("Only {name} ran: {} {}.", figure.title, value(spread))
+        }
+        (Some(_), ran) if ran.iter().any(|run| run.contender.is_ours()) => {
+            format!("No rival of {} ran.", designs::OURS)
+        }
+        (Some((name, spread)), _) => format!(
+            "{} did not run. The best {} is {}, under {name}.",
+            designs::OURS,
+            figure.title,
+            value(spread)
+        ),
+        (None, _) => "The run was too short to measure anything.".into(),
+    };
+    Verdict { kind: Kind::Note, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::run;
+    use super::*;
+
+    fn texts(runs: &[&Run]) -> Vec<String> {
+        of_scenario(runs).into_iter().map(|verdict| verdict.text).collect()
+    }
+
+    #[test]
+    fn losses_come_first() {
+        let (ours, theirs) = (run("faultless", &[200, 210, 220], 0), run("mmap-lock", &[100, 105, 110], 10));
+        let verdicts = of_scenario(&[&theirs, &ours]);
+        let kinds: Vec<_> = verdicts.iter().map(|verdict| verdict.kind).collect();
+        assert!(
+            kinds.is_sorted() && kinds.contains(&Kind::Loss) && kinds.contains(&Kind::Level),
+            "{kinds:?}"
+        );
+        let loss =
+            "faultless loses in bystander p99: 210 µs against 105 µs under mmap-lock (2.00 times worse).";
+        assert_eq!(verdicts[0].text, loss);
+        let note = "A major fault takes mmap_lock 0 times under faultless, 1.00 times under mmap-lock.";
+        assert_eq!(verdicts.last().unwrap().text, note);
+        let texts = texts(&[&run("mmap-lock", &[300, 305, 310], 0), &ours]);
+        let win =
+            "faultless wins in bystander p99: 210 µs against 305 µs under mmap-lock (1.45 times better).";
+        assert!(texts.iter().any(|text| text == win), "{texts:?}");
+        assert!(!texts.iter().any(|text| text.contains("loses")), "{texts:?}");
+    }
+
+    #[test]
+    fn the_rivals_that_took_mmap_lock_least_and_most_are_named() {
+        let rounds = [200, 210, 220];
+        let (ours, few) = (run("faultless", &rounds, 0), run("vma-lock-hold", &rounds, 1));
+        let (some, most) = (run("vma-lock", &rounds, 10), run("mmap-lock", &rounds, 20));
+        let text = texts(&[&most, &some, &few, &ours]).pop().unwrap();
+        assert!(text.ends_with("0.10 times under vma-lock-hold and 2.00 times under mmap-lock."), "{text}");
+    }
+
+    #[test]
+    fn few_rounds_give_no_verdict() {
+        let (ours, theirs) = (run("faultless", &[200, 210], 0), run("mmap-lock", &[100, 105], 20));
+        let verdicts = of_scenario(&[&theirs, &ours]);
+        assert_eq!(verdicts[0].kind, Kind::TooFew);
+        assert!(verdicts[0].text.starts_with("Fewer than 3 rounds allow no verdict on bystander p99"));
+        assert_eq!(verdicts[1].kind, Kind::Note);
+    }
+
+    #[test]
+    fn other_hardware_is_no_rival() {
+        let (ours, native) = (run("faultless", &[200, 210, 220], 0), run("native", &[1, 1, 1], 20));
+        assert_eq!(texts(&[&ours, &native]), ["No rival of faultless ran."]);
+        let theirs = run("mmap-lock", &[200, 210, 220], 20);
+        let texts = texts(&[&ours, &native, &theirs]);
+        assert!(!texts.iter().any(|text| text.contains("loses") || text.contains("native")), "{texts:?}");
+        assert!(texts[0].ends_with("under mmap-lock (the same)."), "{texts:?}");
+    }
+
+    #[test]
+    fn one_design_alone_is_not_compared() {
+        let theirs = run("mmap-lock", &[100], 1);
+        assert_eq!(texts(&[&theirs]), ["Only mmap-lock ran: bystander p99 100 µs."]);
+    }
+}
