@@ -1,19 +1,19 @@
-//! A file in memory, changed there, and a snapshot of it. Needs userfaultfd.
+//! Maps a file, changes the bytes in memory, and takes a snapshot. Needs userfaultfd.
 
 use faultless_linux::{Region, RegionError};
 
 fn run() -> Result<(), RegionError> {
     let source = std::fs::File::open("Cargo.toml").expect("run it in the workspace's folder");
-    // Ordinary memory: pages come when they are touched, and stores stay here.
+    // Ordinary memory: a page is read when it is first touched, and stores do not reach the file.
     let mut text = Region::file(source)?;
     println!("{:?}", String::from_utf8_lossy(&text[..11]));
 
-    // The same bytes at other addresses; whoever writes gets a copy of the page.
+    // The same bytes at other addresses. The side that writes first gets a copy of the page.
     let before = text.snapshot()?;
     text[..11].make_ascii_uppercase();
     println!("{:?}, was {:?}", String::from_utf8_lossy(&text[..11]), String::from_utf8_lossy(&before[..11]));
 
-    // Dropped pages are the file's again.
+    // Dropped pages show the file's bytes again.
     text.discard(..)?;
     println!("{:?}", String::from_utf8_lossy(&text[..11]));
     Ok(())

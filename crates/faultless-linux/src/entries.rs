@@ -1,9 +1,8 @@
-//! The engine's entries, as [`Table`](crate::Table) changes them: the methods of [`RadixTable`] that demand something of
-//! their caller.
+//! The engine's entries, as [`Table`](crate::Table) changes them: wrappers of the unsafe methods of [`RadixTable`].
 //!
-//! No processor walks this table: the kernel has one of its own, which `Table` makes follow. So an entry matters to the
-//! engine alone. `Table` puts in what the engine has asked for, under the engine's contract; or it changes marks of its own,
-//! in an entry that it has announced itself.
+//! No processor walks this table. The kernel has its own table, and `Table` makes it follow this one. So an entry
+//! matters to the engine alone. `Table` either stores an entry that the engine has asked for, under the engine's
+//! contract, or changes its own marks in an entry that it has announced itself.
 
 use faultless::address::PageNumber;
 use faultless::host::{Entry, OutOfMemory, PageTable};
@@ -13,7 +12,7 @@ use std::ops::Deref;
 
 pub(crate) struct Entries(RadixTable);
 
-/// For the methods that demand nothing.
+/// Gives the safe methods of [`RadixTable`].
 impl Deref for Entries {
     type Target = RadixTable;
 
@@ -28,13 +27,13 @@ impl Entries {
     }
 
     pub(crate) fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
-        // SAFETY: the engine has announced the entry, or `Table` has.
+        // SAFETY: the engine or `Table` has announced the entry.
         unsafe { self.0.let_go(leaf, page) }
     }
 
     pub(crate) fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
-        // SAFETY: as in `let_go`; `new` is the engine's, or the old entry with other marks, or what the engine exchanges
-        // it for.
+        // SAFETY: as in `let_go`. `new` is the engine's entry, or the old entry with other marks, or the engine's
+        // replacement for it.
         unsafe { self.0.install(leaf, page, new) }
     }
 
@@ -60,7 +59,7 @@ impl Entries {
     }
 
     pub(crate) fn clear(&self, leaf: Leaf<'_>, page: PageNumber, bits: u64) {
-        // SAFETY: announced by the engine; the bits are `Table`'s marks, and no processor walks this table.
+        // SAFETY: the engine has announced the entry; the bits are `Table`'s marks, and no processor walks this table.
         unsafe { self.0.clear(leaf, page, bits) }
     }
 }

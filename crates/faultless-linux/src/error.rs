@@ -1,36 +1,36 @@
-//! Why there is no pager, or no region.
+//! Errors of opening a pager, and of making or changing a region.
 
 use faultless::store::OpenError as StoreOpenError;
 use faultless::{DiscardError, FileError, ForkError, MapError, ProtectError, UnmapError};
 use faultless_soft::MemoryError;
 use std::ops::Range;
 
-/// Why page faults cannot be served here.
+/// Errors of opening a pager: the reasons for which page faults cannot be served in this process.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// This user may not (EPERM).
+    /// This user may not use userfaultfd (EPERM).
     #[error(
         "userfaultfd is forbidden here: set the sysctl vm.unprivileged_userfaultfd to 1, give this program \
          CAP_SYS_PTRACE, or let this user open /dev/userfaultfd"
     )]
     Forbidden,
-    /// The kernel was built without it, or a filter hides it (ENOSYS).
+    /// The kernel was built without userfaultfd, or a filter hides it (ENOSYS).
     #[error(
         "there is no userfaultfd here: the kernel was built without CONFIG_USERFAULTFD, or a filter hides it"
     )]
     Absent,
-    /// The kernel has an older one.
+    /// The kernel's userfaultfd is too old.
     #[error("userfaultfd lacks write protection or poisoning here: both need Linux 6.6 or newer")]
     TooOld,
-    /// Pages are not 4 KiB here.
-    #[error("pages have {bytes} bytes here; only 4096 are known")]
+    /// The page size is not 4 KiB.
+    #[error("pages have {bytes} bytes here; only pages of 4096 bytes are supported")]
     PageSize {
-        /// A page's bytes.
+        /// The page size in bytes.
         bytes: usize,
     },
-    /// The pager was made by the process that this one was forked from.
+    /// The parent of this process made the pager.
     #[error(
-        "the pager is that of this process's parent: a child of fork(2) has none of its regions; make another with \
+        "the pager belongs to this process's parent: a child of fork(2) has none of its regions; make another with \
          Pager::new, or call exec"
     )]
     Inherited,
@@ -40,18 +40,18 @@ pub enum OpenError {
          proc_mem.force_override=always, or mount /proc"
     )]
     NoForce,
-    /// A call failed that should not.
+    /// A system call failed unexpectedly.
     #[error("{call} failed (errno {errno})")]
     System {
-        /// The call.
+        /// The name of the call.
         call: &'static str,
         /// The operating system's error number.
         errno: i32,
     },
-    /// No frames.
+    /// There is no memory for frames.
     #[error("no memory to serve faults from: {0}")]
     Memory(#[from] MemoryError),
-    /// No handler.
+    /// A handler thread cannot be started.
     #[error(
         "cannot start the thread that serves faults (errno {errno}); raise the limit on threads (`ulimit -u`)"
     )]
@@ -61,51 +61,51 @@ pub enum OpenError {
     },
 }
 
-/// Why there is no region, or a part of one was not changed.
+/// Errors of making a region or changing a part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
-    /// See [`OpenError`].
+    /// The pager cannot be opened; see [`OpenError`].
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A region of no bytes.
-    #[error("a region of zero bytes")]
+    /// The region would have no bytes.
+    #[error("a region of zero bytes cannot be made: give it at least one byte")]
     Empty,
-    /// No addresses or no tables for it (ENOMEM).
+    /// There are no addresses, or no memory for tables, for the region (ENOMEM).
     #[error("no room for a region of {length} bytes")]
     NoRoom {
-        /// The length asked for.
+        /// The requested length in bytes.
         length: usize,
     },
-    /// A part that the region has not, or that does not begin and end with a page.
-    #[error("bytes {}..{} are no whole pages of a region of {length} bytes: a part begins and ends at multiples of 4096, or at the region's end", part.start, part.end)]
+    /// The part is not inside the region, or does not begin and end at a page.
+    #[error("bytes {}..{} are not whole pages of a region of {length} bytes: a part begins and ends at multiples of 4096, or at the region's end", part.start, part.end)]
     Part {
-        /// What was asked for.
+        /// The requested part, in bytes.
         part: Range<usize>,
-        /// How long the region is.
+        /// The region's length in bytes.
         length: usize,
     },
-    /// The file cannot be read.
+    /// The file cannot be opened as a store.
     #[error(transparent)]
     File(#[from] StoreOpenError),
-    /// The file's length cannot be had.
+    /// The file's length cannot be read.
     #[error("cannot read the file's length: {0}")]
     Length(#[from] faultless::store::StoreError),
-    /// The engine said no.
+    /// The engine refused to map.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// The engine said no.
+    /// The engine refused to unmap.
     #[error(transparent)]
     Unmap(#[from] UnmapError),
-    /// The engine said no.
+    /// The engine refused to change the rights.
     #[error(transparent)]
     Protect(#[from] ProtectError),
-    /// The engine said no.
+    /// The engine refused to discard.
     #[error(transparent)]
     Discard(#[from] DiscardError),
-    /// The engine said no.
+    /// The engine could not refresh the file.
     #[error(transparent)]
     Refresh(#[from] FileError),
-    /// No memory for the snapshot.
+    /// The engine could not take the snapshot.
     #[error(transparent)]
     Snapshot(#[from] ForkError),
 }

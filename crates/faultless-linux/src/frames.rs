@@ -1,8 +1,8 @@
-//! Frames whose bytes may be in the process's own page.
+//! Frames whose bytes may be in a page of the process.
 //!
-//! A frame has a buffer in an arena, which no process maps. Once a page can be written, its bytes are in the page, and
-//! the frame only knows where: its *home*. There is at most one such page, since a frame that can be written has one
-//! mapping; pages that are mapped for reading are copies of the home, and equal to it.
+//! A frame has a buffer in an arena, which no process maps. Once a page can be written, the bytes are in the page, and
+//! the frame only knows their place: its *home*. A frame has at most one such page, since a frame that can be written
+//! has one mapping. Pages that are mapped for reading are copies of the home, and equal to it.
 
 use crate::kernel::Userfault;
 use faultless::address::PAGE_SIZE;
@@ -18,26 +18,26 @@ use std::sync::{Arc, OnceLock};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// Homes that are made at once.
+/// The number of homes that are allocated at once.
 const CHUNK: usize = 4096;
 
-/// Where a frame's bytes are.
+/// The place of a frame's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Home {
     /// In its buffer.
     #[default]
     Buffer,
-    /// They are zeros.
+    /// The bytes are zeros.
     Zeros,
-    /// In the page at this address, which a process writes or has written.
+    /// In the page at this address, which the process writes or has written.
     Page(usize),
-    /// They are another frame's, which stays as it is until this one is installed.
+    /// The bytes are those of another frame, which does not change until this one is installed.
     CopyOf(Frame),
-    /// Nowhere: the program has dropped the page that had them.
+    /// Nowhere: the program has dropped the page that held them.
     Lost,
 }
 
-/// The kernel's answer for an absent page; see [`Userfault::peek`].
+/// The error for an absent page, as the kernel returns it; see [`Userfault::peek`].
 pub(crate) const LOST: Errno = Errno::IO;
 
 type Homes = Box<[Mutex<Home>]>;
@@ -66,8 +66,8 @@ impl DerefMut for HomeGuard<'_> {
 pub struct Frames {
     /// Buffers, folios, and which frames are free.
     memory: PhysicalMemory,
-    /// By frame. Whoever moves a home, or copies from one, holds its lock, perhaps through a call of the kernel: two faults
-    /// meet in one only if they are faults on the same page, or on its copies.
+    /// Indexed by frame. A thread that moves a home, or copies from one, holds its lock, perhaps during a system call.
+    /// Two faults contend for a home only if they are faults on the same page or on its copies.
     homes: Box<[OnceLock<Homes>]>,
     userfault: Arc<Userfault>,
 }
@@ -80,7 +80,7 @@ impl Frames {
         Ok(Self { memory, homes, userfault: Arc::clone(userfault) })
     }
 
-    /// From the `nth` allocation on there is no frame; with `None` there is again. For tests.
+    /// Makes each allocation from the `nth` on fail; `None` ends that. For tests.
     pub fn fail_from(&self, nth: Option<u64>) {
         self.memory.fail_from(nth);
     }
@@ -91,19 +91,20 @@ impl Frames {
         &chunk[number % CHUNK]
     }
 
-    /// The frame's home, which stays where it is as long as the guard lives.
+    /// Locks and returns the frame's home, which does not move while the guard lives.
     pub(crate) fn home(&self, frame: Frame) -> HomeGuard<'_> {
         let home = self.place(frame).lock();
         HomeGuard { home, _held: Held::new() }
     }
 
-    /// Where the buffer is.
+    /// Returns the address of the frame's buffer.
     pub(crate) fn buffer(&self, frame: Frame) -> NonNull<u8> {
-        // SAFETY: the buffer belongs to this module and to whoever has the frame's home locked, or the frame alone.
+        // SAFETY: the buffer may be used by this module, and by a thread that holds the lock of the frame's home or
+        // owns the frame.
         unsafe { self.memory.memory(frame) }
     }
 
-    /// Fills the page at `to`, where nothing is, with the bytes of the frame whose home is `home`.
+    /// Fills the absent page at `to` with the bytes of `frame`, whose home is `home`.
     pub(crate) fn copy_out(
         &self,
         frame: Frame,
@@ -117,8 +118,8 @@ impl Frames {
                 let from = self.buffer(frame).as_ptr().expose_provenance();
                 self.userfault.copy(to, from, protected)
             }
-            // Not by a copy from the page itself: the program may have dropped it, and then the kernel would have this
-            // thread wait for a handler.
+            // Not UFFDIO_COPY from the page itself: if the program has dropped that page, this thread would wait for a
+            // handler.
             Home::Page(from) => {
                 let mut bytes = [0; PAGE];
                 self.userfault.peek(from, &mut bytes)?;
@@ -132,13 +133,13 @@ impl Frames {
         }
     }
 
-    /// Moves the frame's bytes into its buffer: the page that has them is about to go, or to become another's. Where the
-    /// program has dropped that page they are lost from now on.
+    /// Moves the frame's bytes into its buffer, because the page that has them is about to go or to change hands. If
+    /// the program has dropped that page, the home becomes [`Home::Lost`].
     pub(crate) fn bring_home(&self, frame: Frame, home: &mut Home) -> Result<(), Errno> {
         let mut bytes = [0; PAGE];
         match self.bytes(frame, home, 0, &mut bytes) {
             Ok(()) => {
-                // SAFETY: the home is elsewhere, so nobody uses the buffer; its lock is held.
+                // SAFETY: the home is elsewhere, so no thread uses the buffer; the caller holds the home's lock.
                 unsafe { self.memory.write(frame, 0, &bytes) };
                 *home = Home::Buffer;
             }
@@ -152,7 +153,7 @@ impl Frames {
         match *home {
             Home::Zeros => bytes.fill(0),
             Home::Buffer => {
-                // SAFETY: the caller of `read`, or the entry that is being changed, keeps the frame.
+                // SAFETY: the caller of `read`, or the entry that is being changed, keeps the frame alive.
                 unsafe { self.memory.read(frame, offset, bytes) };
             }
             Home::Page(at) => self.userfault.peek(at + offset, bytes)?,
@@ -197,7 +198,8 @@ unsafe impl FrameSource for Frames {
     unsafe fn memory(&self, frame: Frame) -> NonNull<u8> {
         let mut home = self.home(frame);
         if *home != Home::Buffer {
-            // A page of zeros at most: the caller has the frame alone, or a file's, which is never elsewhere.
+            // A page of zeros at most: either the caller owns the frame alone, or it is a file's frame, whose home is
+            // its buffer.
             let moved = self.bring_home(frame, &mut home);
             debug_assert!(moved.is_ok());
         }
@@ -217,8 +219,8 @@ unsafe impl FrameSource for Frames {
         let count = bytes.len().min(PAGE.saturating_sub(offset));
         let mut home = self.home(frame);
         if let Home::Page(at) = *home {
-            // It may be protected from its process's stores, which this is none of. Protected afterwards, whether it was or
-            // not: a store that is allowed then costs a fault.
+            // The page may be write-protected. That is for its process's stores, not for this write. It is protected
+            // again afterwards in either case; a store that is allowed then costs a fault.
             let page = at & !(PAGE - 1);
             let written = self.userfault.write_protect(page, PAGE, false).and_then(|()| {
                 let written = self.userfault.poke(at + offset, &bytes[..count]);

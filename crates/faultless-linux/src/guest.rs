@@ -1,4 +1,4 @@
-//! A region as a virtual machine's memory, for the crates of rust-vmm: [`vm_memory`]'s traits.
+//! A region as the memory of a virtual machine: implements the traits of rust-vmm's [`vm_memory`].
 
 use crate::Region;
 use faultless::address::PAGE_SIZE;
@@ -8,13 +8,15 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
-/// A [`Region`] at a place in a virtual machine's physical addresses. A [`vm_memory::GuestRegionCollection`] of these is a
-/// `GuestMemory`: devices and loaders use it as they use mapped memory, and its page faults are served.
+/// A [`Region`] at an address of a virtual machine's physical memory.
 ///
-/// It tracks no dirty pages: its bitmap is `()`. Snapshots are those of the region: [`GuestRegion::snapshot`].
+/// A [`vm_memory::GuestRegionCollection`] of these is a `GuestMemory`. Devices and loaders use it as they use mapped
+/// memory, and its page faults are served.
 ///
-/// An access to a page that cannot be had (the file cannot be read, or memory is used up) is SIGBUS, as in mapped memory; so give
-/// a virtual machine a pager with memory enough ([`Options::memory`](crate::Options::memory)).
+/// It tracks no dirty pages: its bitmap is `()`. For a snapshot call [`GuestRegion::snapshot`].
+///
+/// If a page cannot be served (the file cannot be read, or memory is used up), an access gets SIGBUS, as in mapped
+/// memory. So give a virtual machine's pager enough memory ([`Options::memory`](crate::Options::memory)).
 ///
 /// ```
 /// use faultless_linux::{GuestRegion, Region, RegionError};
@@ -37,24 +39,24 @@ pub struct GuestRegion {
     start: GuestAddress,
 }
 
-/// Why a region cannot be a virtual machine's memory there.
+/// Errors of [`GuestRegion::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuestRegionError {
-    /// It has no bytes.
+    /// The region has no bytes.
     #[error("a region without bytes cannot be memory of a virtual machine")]
     Empty,
-    /// It does not begin with a page of the machine.
+    /// The address is not a multiple of the page size.
     #[error("address {start:#x} is not a multiple of the page size {PAGE_SIZE}")]
     Unaligned {
-        /// Where it was to be.
+        /// The address in the machine.
         start: u64,
     },
-    /// It would reach past the last address.
+    /// The region would reach past the last address.
     #[error("{length} bytes at {start:#x} reach past the last address")]
     Overflow {
-        /// Where it was to be.
+        /// The address in the machine.
         start: u64,
-        /// Its length in bytes.
+        /// The region's length in bytes.
         length: usize,
     },
 }
@@ -78,7 +80,7 @@ impl GuestRegion {
         }
     }
 
-    /// Takes a snapshot of its bytes: as [`Region::snapshot`].
+    /// Takes a snapshot of the region, as [`Region::snapshot`] does.
     ///
     /// # Errors
     /// [`RegionError`](crate::RegionError).
@@ -86,7 +88,8 @@ impl GuestRegion {
         self.region.snapshot()
     }
 
-    /// Where it is in this process, for a virtual machine's memory slot: page-aligned, [`GuestMemoryRegion::len`] bytes.
+    /// Returns the region's address in this process, for a virtual machine's memory slot. It is page-aligned, and
+    /// [`GuestMemoryRegion::len`] bytes begin there.
     pub fn as_ptr(&self) -> *mut u8 {
         self.region.as_ptr()
     }
@@ -113,7 +116,7 @@ impl GuestMemoryRegion for GuestRegion {
 
     fn get_host_address(&self, address: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
         let address = self.check_address(address).ok_or(GuestMemoryError::InvalidBackendAddress)?;
-        // Inside, by the line above.
+        // Inside the region, as the check above ensures.
         Ok(self.region.as_ptr().wrapping_add(address.0 as usize))
     }
 
@@ -127,8 +130,8 @@ impl GuestMemoryRegion for GuestRegion {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
         let start = self.region.as_ptr().wrapping_add(offset.0 as usize);
-        // SAFETY: inside of the region, which lives as long as the slice, and whose accesses end with a signal at worst. Nobody has a
-        // reference to its bytes: they are reached by this type only, which gives out pointers and slices of this kind.
+        // SAFETY: the bytes are inside the region, which outlives the slice; an access ends with a signal at worst. No
+        // reference to them exists: only this type reaches them, and it returns pointers and slices of this kind only.
         Ok(unsafe { VolatileSlice::new(start, count) })
     }
 }

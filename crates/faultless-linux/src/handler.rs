@@ -1,5 +1,5 @@
-//! The threads that serve page faults: each reads them as a stream, hands them to the engine, and puts aside what waits
-//! for I/O, any number at a time.
+//! The threads that serve page faults. Each reads faults as a stream and hands them to the engine. A fault that waits
+//! for I/O is put aside; any number of faults can wait at a time.
 
 use crate::host::Linux;
 use crate::kernel::{BlockedSignals, EVENTS, Event, Userfault};
@@ -19,45 +19,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-/// The spaces whose faults are served, whatever their design, and the faults that wait.
+/// The spaces of any design whose faults are served, and the faults that wait.
 pub(crate) struct Served {
     userfault: Arc<Userfault>,
     bell: Arc<Bell>,
-    /// By their windows' first addresses. Read by a handler for each fault; written when a space comes or goes.
+    /// Keyed by the first address of each window. A handler reads it for each fault; it is written when a space comes
+    /// or goes.
     spaces: RwLock<BTreeMap<usize, Arc<dyn Faults>>>,
-    /// Faults that wait.
+    /// The faults that wait.
     pending: Mutex<HashMap<FaultNumber, PutAside>>,
-    /// How many faults have waited.
+    /// The count of faults that have waited, which gives each its number.
     numbers: AtomicU64,
-    /// Held while a page that the program has dropped is discarded.
+    /// Held while a page is discarded that the program has dropped.
     dropped: Mutex<()>,
-    /// Why a page was refused the last time, until its window goes.
+    /// The last reason for which each page was refused, kept until the page's window goes.
     refused: Mutex<BTreeMap<usize, FaultError>>,
     stop: AtomicBool,
 }
 
-/// A space to its handler.
+/// The view that a handler has of a space.
 trait Faults: Send + Sync {
-    /// Serves an access. `None`: its address is not in the space's window.
+    /// Serves an access. Returns `None` if its address is not in the space's window.
     fn fault(&self, event: Event) -> Option<Outcome>;
 }
 
-/// A fault that waits, to its handler.
+/// The view that a handler has of a fault that waits.
 trait Waits: Send {
     fn notify(&mut self, sleeper: Sleeper) -> Result<(), OutOfMemory>;
     fn is_ready(&self) -> bool;
     fn finish(self: Box<Self>) -> Outcome;
 }
 
-/// How a fault went.
+/// The result of serving a fault.
 enum Outcome {
-    /// Whoever installed the page has woken who waits for it.
+    /// The page is installed. The thread that installed it has woken the threads that waited for it.
     Done,
     Wait(Box<dyn Waits>),
     Refused(FaultError),
 }
 
-/// A fault put aside, and the address that its thread waits at.
+/// A fault that was put aside, and the address at which its thread waits.
 struct PutAside {
     fault: Box<dyn Waits>,
     at: usize,
@@ -81,7 +82,8 @@ impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
             self.serve_anew(address);
         }
         let served = match AddressSpace::fault(self, address, access) {
-            // The kernel does not say which reads are fetches; and what may be fetched may be read, as on x86-64.
+            // The kernel does not tell instruction fetches from reads. A page that may be fetched may be read, as on
+            // x86-64.
             Err(FaultError::Protection { access: Access::Read, .. }) => {
                 AddressSpace::fault(self, address, Access::Execute)
             }
@@ -91,12 +93,13 @@ impl<D: LockingDesign> Faults for AddressSpace<Linux, D> {
     }
 }
 
-/// What a handler does about a page that the program itself has dropped.
+/// The steps of a handler for a page that the program itself has dropped.
 trait Dropped {
-    /// Whether an entry says that the kernel has a page at `address`, where a fault has found none.
+    /// Returns whether an entry says that the kernel has a page at `address`, although a fault has found none.
     fn may_be_dropped(&self, address: VirtAddr) -> bool;
 
-    /// Discards the page at `address` if the program has dropped it: as after `discard`, it is zeros or the file's.
+    /// Discards the page at `address` if the program has dropped it. As after `discard`, it is zeros or the file's
+    /// page.
     fn serve_anew(&self, address: VirtAddr);
 }
 
@@ -108,8 +111,8 @@ impl<D: LockingDesign> Dropped for AddressSpace<Linux, D> {
     }
 
     fn serve_anew(&self, address: VirtAddr) {
-        // One handler at a time. Another that has a fault on the page waits here, and then finds the page discarded: it must
-        // neither take the bytes to be lost before that, nor discard what has been stored after it.
+        // One handler at a time. A second handler that has a fault on the page waits here, and then finds the page
+        // discarded. It must not take the lost bytes before that, and must not discard bytes that were stored after it.
         let _turn = self.engine().host().served().dropped.lock();
         let table = table(self);
         // SAFETY: dropped here; the table's methods call no engine.
@@ -117,8 +120,8 @@ impl<D: LockingDesign> Dropped for AddressSpace<Linux, D> {
         let is_dropped = table.note_dropped(&section, address.page());
         drop(section);
         if is_dropped && self.discard(address.page().address(), PAGE_SIZE).is_err() {
-            // Where the engine refuses that, bytes that were in the dropped page alone are lost, which is SIGBUS, and all
-            // others are there still.
+            // The engine refuses to discard the page. Bytes that only the dropped page had are lost, and accesses to
+            // them get SIGBUS. All other bytes are kept.
             // SAFETY: dropped here; the table's methods call no engine.
             let section = unsafe { self.engine().enter_section() };
             table.unload_dropped(&section, address.page());
@@ -147,12 +150,12 @@ impl Served {
         Self { userfault, bell, spaces, pending, numbers, dropped, refused, stop: AtomicBool::new(false) }
     }
 
-    /// Whether the calling process is a child, by fork(2), of the one whose faults are served.
+    /// Returns whether the calling process is a child, by fork(2), of the process whose faults are served.
     pub fn is_inherited(&self) -> bool {
         self.userfault.is_inherited()
     }
 
-    /// From now on faults in the space's window are served. False: they are already.
+    /// Begins to serve faults in the space's window. Returns `false` if they are served already.
     pub fn add<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) -> bool {
         match self.spaces.write().entry(space.root().range().start) {
             Entry::Occupied(_) => false,
@@ -163,12 +166,12 @@ impl Served {
         }
     }
 
-    /// Ends the space: from now on they are not; who waits is woken.
+    /// Ends the space: its faults are no longer served, and the threads that wait for them are woken.
     pub fn end<D: LockingDesign>(&self, space: &AddressSpace<Linux, D>) {
         let window = space.root().range();
         self.spaces.write().remove(&window.start);
         space.exit();
-        // Its pending faults are given up now, whatever the handler has heard of it.
+        // The space's pending faults are given up now, whether or not the bell has told the handler of them.
         let given_up: Vec<_> = self
             .pending
             .lock()
@@ -179,7 +182,7 @@ impl Served {
         self.refused.lock().retain(|at, _| !window.contains(at));
     }
 
-    /// Serves faults until told to stop.
+    /// Serves faults until `stop` is set.
     fn run(&self) {
         let mut events = [Event::default(); EVENTS];
         while !self.stop.load(Ordering::Acquire) {
@@ -200,7 +203,7 @@ impl Served {
                 Err(errno) => panic!("read of a userfaultfd: {errno}"),
             }
         }
-        // For the next handler: one look answers any number of rings.
+        // Wake the next handler too: one look of this handler may have taken any number of rings.
         self.bell.ring();
     }
 
@@ -211,7 +214,7 @@ impl Served {
         };
         match space.and_then(|space| space.fault(event)) {
             Some(outcome) => self.settle(outcome, event.address),
-            // Its space went while this was on its way, or it is nobody's.
+            // The space went before the fault was read, or the address belongs to no space.
             None => _ = self.userfault.disown(event.address),
         }
     }
@@ -220,7 +223,7 @@ impl Served {
         match outcome {
             Outcome::Done => {}
             Outcome::Wait(fault) => self.put_aside(PutAside { fault, at }),
-            // Tried again, the access meets what the kernel has been told: no rights, no mapping, SIGBUS.
+            // The thread tries the access again, and the kernel answers it: no rights, no mapping, or SIGBUS.
             Outcome::Refused(error) => {
                 if is_bus(&error) {
                     self.refused.lock().insert(at & !(PAGE_SIZE as usize - 1), error);
@@ -230,7 +233,7 @@ impl Served {
         }
     }
 
-    /// Why accesses to the page at `at` get SIGBUS.
+    /// Returns the reason if accesses to the page at `at` get SIGBUS.
     pub fn refused(&self, at: usize) -> Option<FaultError> {
         self.refused.lock().get(&(at & !(PAGE_SIZE as usize - 1))).copied()
     }
@@ -241,7 +244,7 @@ impl Served {
             let mut pending = self.pending.lock();
             let aside = pending.entry(number).insert_entry(fault).into_mut();
             let is_told = aside.fault.notify(number.sleeper()).is_ok();
-            // Where there is no memory to be told, it is looked at again and again.
+            // Without memory for the notice, the handler polls: it looks at the fault again and again.
             if !is_told {
                 self.bell.wake(number);
             }
@@ -255,12 +258,12 @@ impl Served {
     }
 
     fn wake(&self, at: usize) {
-        // The window may be gone by now, and those who waited with it.
+        // Ignored: the window may have gone, and its waiting threads with it.
         let _ = self.userfault.wake(at);
     }
 }
 
-/// Whether the kernel has been told to send SIGBUS.
+/// Returns whether the kernel has been told to send SIGBUS for this error.
 fn is_bus(error: &FaultError) -> bool {
     matches!(
         error,
@@ -272,7 +275,7 @@ fn is_bus(error: &FaultError) -> bool {
     )
 }
 
-/// Handler threads; stopped when dropped, and joined, but for the one that drops them.
+/// The handler threads. Dropping stops and joins them, except a thread that itself drops this.
 pub(crate) struct Handlers {
     pub served: Arc<Served>,
     threads: Vec<JoinHandle<()>>,
@@ -281,12 +284,12 @@ pub(crate) struct Handlers {
 impl Handlers {
     pub fn start(served: Served, count: usize) -> std::io::Result<Self> {
         let mut handlers = Self { served: Arc::new(served), threads: Vec::new() };
-        // A program's own handler of a signal must not run where faults are served: it may touch a region.
+        // The program's own signal handler must not run on a handler thread: it may touch a region.
         let _blocked = BlockedSignals::all();
         for _ in 0..count {
             let served = Arc::clone(&handlers.served);
             let run = move || {
-                // Threads would wait for ever for one that is gone, and some of them hold locks.
+                // If a handler thread ended, threads would wait for it for ever, and some of them hold locks.
                 let abort = AbortOnPanic;
                 served.run();
                 std::mem::forget(abort);
@@ -308,7 +311,7 @@ impl Drop for AbortOnPanic {
 impl Drop for Handlers {
     fn drop(&mut self) {
         if self.served.is_inherited() {
-            // The threads are the parent's, and so is the bell.
+            // The threads and the bell are the parent's.
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }

@@ -1,4 +1,4 @@
-//! What the engine needs of a Linux process.
+//! A Linux process as a host of the engine.
 
 use crate::frames::Frames;
 use crate::handler::{Handlers, Served};
@@ -11,18 +11,18 @@ use faultless::host::{OutOfMemory, StdHost, StdServices};
 use faultless::sync::Sections;
 use std::sync::Arc;
 
-/// A Linux process as the engine's host: frames are memory of this process, tables make its pages.
+/// A Linux process as the engine's host. Frames are memory of this process, and tables fill its pages.
 pub struct Linux {
     frames: Arc<Frames>,
     userfault: Arc<Userfault>,
     services: StdServices<WakingPark>,
-    /// Of a space that is made without a table: pages.
+    /// The size of a space that is made without a table, in pages.
     default_pages: u64,
     handlers: Handlers,
 }
 
 impl Linux {
-    /// A host that serves faults already, as soon as there are spaces to serve.
+    /// Makes a host whose handler threads run already.
     pub(crate) fn start(options: &Options) -> Result<Self, OpenError> {
         let userfault = Arc::new(Userfault::open()?);
         let bell = Bell::new()
@@ -36,18 +36,18 @@ impl Linux {
         Ok(Self { frames, userfault, services, default_pages: options.window.div_ceil(PAGE_SIZE), handlers })
     }
 
-    /// The spaces that are served.
+    /// Returns the spaces whose faults are served.
     pub(crate) fn served(&self) -> &Arc<Served> {
         &self.handlers.served
     }
 
-    /// A table over a new window of `pages` pages.
+    /// Makes a table over a new window of `pages` pages.
     pub(crate) fn table(&self, sections: &Arc<Sections>, pages: u64) -> Result<Table, OutOfMemory> {
         Table::new(&self.userfault, &self.frames, sections, pages)
     }
 }
 
-// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+// SAFETY: each field is returned as it is and does not move; each keeps its own contract.
 unsafe impl StdHost for Linux {
     type Table = Table;
     type Frames = Frames;

@@ -1,13 +1,13 @@
-//! `faultless` on real memory: the page faults of a Linux process, served by the engine through userfaultfd.
+//! Runs the `faultless` engine on real memory: it serves the page faults of a Linux process through userfaultfd.
 //!
 //! ```text
 //!  a load or a store ──► the kernel: nothing there ──► userfaultfd ──► handler thread ──► AddressSpace::fault
 //!          ▲                                                                  │ page work: set the bit, look up
 //!          └────────── woken ◄── UFFDIO_COPY, ZEROPAGE, WRITEPROTECT ◄── Table::install, which clears the bit
 //! ```
-//! A fault that needs I/O is put aside, and the handler goes on with the next; when the read has ended it resumes. The
-//! engine's entries are in a table of its own (`table.rs`), which the kernel's page table follows; where a frame's bytes
-//! are is in `frames.rs`.
+//! If a fault needs I/O, the handler puts it aside and serves the next one. It resumes the fault when the read has
+//! ended. The engine's entries are in a table of its own (`table.rs`), and the kernel's page table follows that table.
+//! `frames.rs` records the place of each frame's bytes.
 //!
 //! ```
 //! # use faultless_linux::{OpenError, Region, RegionError};
@@ -25,27 +25,29 @@
 //! ```
 //!
 //! # Limits
-//! A handler waits for no I/O, but it does wait a moment for a snapshot under way, for a part that is being mapped over, and
-//! for memory; all regions of its pager wait with it ([`Options::handlers`]).
+//! A handler never waits for I/O. It does wait for a short time for a snapshot that is under way, for a part that is
+//! being mapped over, and for memory. While it waits, all regions of its pager wait ([`Options::handlers`]).
 //!
-//! A signal handler may touch regions: calls of [`Region`], [`Pager`] and [`Serving`] block signals while they last. The
-//! engine's own calls, [`Pager::engine`] and [`Serving::space`], do not; block signals around them whose handlers touch regions.
-//! Neither the stacks of threads that make calls nor the global allocator's memory may be in a region.
+//! A signal handler may touch regions: calls of [`Region`], [`Pager`] and [`Serving`] block signals while they last.
+//! The engine's own calls, through [`Pager::engine`] and [`Serving::space`], do not. If the handler of a signal touches
+//! regions, block that signal around them. The stacks of threads that make calls must not be in a region, and neither
+//! must the memory of the global allocator.
 //!
-//! A child of fork(2) has neither handlers nor regions. Its calls return [`OpenError::Inherited`], dropping does nothing, and
-//! an access to a region is SIGSEGV, until the child itself maps something there: do not use references into a region there.
-//! It may call exec, or make a pager of its own. The engine's own calls ([`Pager::engine`], [`Serving::space`]) must not be made
-//! in a child: another thread of the parent may have had their locks.
+//! A child of fork(2) has neither handlers nor regions. Its calls return [`OpenError::Inherited`], and dropping does
+//! nothing. An access to a region gets SIGSEGV, until the child itself maps something at the address: do not use
+//! references into a region there. The child may call exec, or make a pager of its own. It must not make the engine's
+//! own calls ([`Pager::engine`], [`Serving::space`]): another thread of the parent may have held their locks.
 //!
-//! The program may drop pages of a region by madvise(MADV_DONTNEED) itself: the next access to each is served as after
-//! [`Region::discard`]. But a snapshot that shared such a page has lost it, and its accesses get SIGBUS
-//! ([`FaultError::Lost`](faultless::FaultError::Lost)); `discard` keeps what snapshots need. A part that the program unmaps, or moves away by mremap, is SIGSEGV
-//! or whatever it maps there; nothing hangs, but the region still protects and drops what is at its addresses, so map
-//! nothing else there before the region is gone.
+//! The program may itself drop pages of a region by madvise(MADV_DONTNEED). The next access to each page is then served
+//! as after [`Region::discard`]. But a snapshot that shared such a page has lost it, and its accesses get SIGBUS
+//! ([`FaultError::Lost`](faultless::FaultError::Lost)); `discard` keeps the pages that snapshots need. The program may
+//! also unmap a part, or move it away by mremap. An access there gets SIGSEGV, or finds the program's new mapping, and
+//! no thread hangs. But the region still protects and drops pages at its addresses, so map nothing else there while the
+//! region lives.
 //!
-//! A page that is mapped from a file is there twice, in the engine's cache and in the process. Memory is not given back to
-//! the operating system before the pager ends. Nothing is evicted while it is mapped, and nothing swapped: when
-//! [`Options::memory`] is used up, an access that needs more gets SIGBUS, and can be tried again ([`Region::retry`]).
+//! A page that is mapped from a file is in memory twice: in the engine's cache and in the process. The pager keeps its
+//! memory until it ends. A mapped page is never evicted, and nothing is swapped. When [`Options::memory`] is used up,
+//! an access that needs more gets SIGBUS; it can be tried again ([`Region::retry`]).
 #![cfg(target_os = "linux")]
 
 pub mod access;

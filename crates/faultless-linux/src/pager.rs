@@ -1,4 +1,4 @@
-//! A machine of this process's own: memory, an engine, and the threads that serve its faults.
+//! A machine of this process: memory, an engine, and the threads that serve its faults.
 
 use crate::handler::Served;
 use crate::host::Linux;
@@ -14,37 +14,38 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// What a pager may use.
+/// The resources of a pager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Memory, in bytes; rounded up to whole pages. The operating system backs it when it is first used. A page that is
-    /// mapped counts, whoever has its bytes.
+    /// Memory in bytes, rounded up to whole pages. The operating system backs it at its first use. A mapped page
+    /// counts, whether its bytes are in a frame's buffer or in the process.
     pub memory: u64,
-    /// Threads that serve faults.
+    /// The number of threads that serve faults.
     pub handlers: NonZeroUsize,
-    /// Limits of the engine.
+    /// The limits of the engine.
     pub limits: Limits,
-    /// Bytes of the window that a space gets which is made without a region.
+    /// The size in bytes of the window of a space that is made without a region.
     pub window: u64,
 }
 
 impl Default for Options {
-    /// 1 GiB, served by one thread.
+    /// Returns 1 GiB of memory and one handler thread.
     fn default() -> Self {
         Self { memory: 1 << 30, handlers: NonZeroUsize::MIN, limits: Limits::default(), window: 1 << 30 }
     }
 }
 
-/// Serves the page faults of [`Region`](crate::Region)s. A handle: clones are the same pager, which ends with its last
-/// handle and its last region.
+/// Serves the page faults of [`Region`](crate::Region)s. It is a handle: clones refer to the same pager, which ends
+/// when its last handle and its last region are dropped.
 #[derive(Clone)]
 pub struct Pager(Arc<Engine<Linux>>);
 
 impl Pager {
-    /// A pager of its own memory. It is this process's: a child of fork(2) can make another.
+    /// Makes a pager with its own memory. It belongs to this process: a child of fork(2) must make another.
     ///
     /// # Errors
-    /// [`OpenError`]: above all, userfaultfd is not for everybody.
+    /// [`OpenError`]. The most frequent is [`OpenError::Forbidden`]: many systems do not let every user use
+    /// userfaultfd.
     pub fn new(options: Options) -> Result<Self, OpenError> {
         let linux = Linux::start(&options)?;
         let no_frame =
@@ -52,19 +53,21 @@ impl Pager {
         Ok(Self(Engine::new(linux, options.limits).map_err(|_| no_frame)?))
     }
 
-    /// The process's own pager, with default [`Options`]; made at the first call, and there until the process ends.
+    /// Returns the process's shared pager, with default [`Options`]. The first call makes it, and it lives until the
+    /// process ends.
     ///
     /// # Errors
-    /// [`OpenError`], each time the same; [`OpenError::Inherited`] in a child, by fork(2), of a process that has called it.
+    /// [`OpenError`]; each call returns the same one. [`OpenError::Inherited`] in a child, by fork(2), of a process
+    /// that has called it.
     pub fn shared() -> Result<&'static Self, OpenError> {
         static SHARED: OnceLock<Result<Pager, OpenError>> = OnceLock::new();
-        /// The process that makes it.
+        /// The identifier of the process that makes it.
         static MAKER: AtomicU32 = AtomicU32::new(0);
         if SHARED.get().is_none() {
             let this = std::process::id();
             let maker = MAKER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
             if maker.is_err_and(|maker| maker != this) {
-                // A thread of the parent was making it when this process was forked: it would be waited for in vain.
+                // A thread of the parent was making the pager at the time of the fork. Waiting for it would never end.
                 return Err(OpenError::Inherited);
             }
         }
@@ -73,12 +76,12 @@ impl Pager {
         Ok(pager)
     }
 
-    /// That the calling process is the one that made this pager.
+    /// Checks that the calling process made this pager.
     pub(crate) fn check_process(&self) -> Result<(), OpenError> {
         if self.0.host().served().is_inherited() { Err(OpenError::Inherited) } else { Ok(()) }
     }
 
-    /// The engine: statistics, and spaces made without a region.
+    /// Returns the engine, for statistics and for spaces that are made without a region.
     pub fn engine(&self) -> &Arc<Engine<Linux>> {
         &self.0
     }
@@ -87,41 +90,43 @@ impl Pager {
 impl Drop for Pager {
     fn drop(&mut self) {
         if self.check_process().is_err() {
-            // In a child the engine never ends: its threads are not there, and may have had locks.
+            // In a child the engine is never dropped: its threads do not exist there, and may have held locks.
             std::mem::forget(Arc::clone(&self.0));
         }
     }
 }
 
-/// Why a space is not served.
+/// Errors of [`Serving::of`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServeError {
-    /// Faults of this design keep locks through I/O. A handler serves many threads' faults: it would wait for a lock that
-    /// a fault has which it has put aside itself.
+    /// Faults of this design keep locks while they wait for I/O. A handler serves the faults of many threads, so it
+    /// would wait for a lock that belongs to a fault which it has itself put aside.
     #[error("the design {design} keeps locks while a page is read, and one handler serves many faults")]
     KeepsLocks {
-        /// The design.
+        /// The design's name.
         design: &'static str,
     },
-    /// It is served already.
+    /// The space is served already.
     #[error("the space is served already")]
     Served,
-    /// The calling process is a child of the one that has the pager.
-    #[error("the pager is that of this process's parent: a child of fork(2) makes one of its own")]
+    /// The calling process is a child of the process that made the pager.
+    #[error("the pager belongs to this process's parent: a child of fork(2) makes one of its own")]
     Inherited,
 }
 
-/// As long as it lives, its space's faults are served. Dropped, it ends the space: whoever still accesses its memory gets
-/// SIGSEGV, until the addresses are used for something else.
+/// Serves the faults of a space as long as it lives. Dropping it ends the space: later accesses to its memory get
+/// SIGSEGV, until the addresses are mapped for another purpose.
 pub struct Serving<D: LockingDesign = Faultless> {
     space: AddressSpace<Linux, D>,
-    /// Has the space end with signals blocked. Last, so that it is dropped last.
+    /// Blocks signals while the space ends. It is the last field, so that it is dropped last.
     signals: Option<BlockedSignals>,
 }
 
 impl<D: LockingDesign> Serving<D> {
-    /// Serves a space that was made without a [`Region`](crate::Region). Its end is this one's: a call to
-    /// [`AddressSpace::exit`] leaves threads that wait for I/O to the end of that.
+    /// Begins to serve a space that was made without a [`Region`](crate::Region).
+    ///
+    /// To end the space, drop this value. [`AddressSpace::exit`] alone leaves threads that wait for I/O waiting until
+    /// that I/O has ended.
     ///
     /// # Errors
     /// [`ServeError`].
@@ -143,18 +148,18 @@ impl<D: LockingDesign> Serving<D> {
         self.space.engine().host().served()
     }
 
-    /// Whether the calling process is a child, by fork(2), of the one that serves the space.
+    /// Returns whether the calling process is a child, by fork(2), of the process that serves the space.
     pub(crate) fn is_inherited(&self) -> bool {
         self.served().is_inherited()
     }
 
-    /// The space.
+    /// Returns the space.
     pub fn space(&self) -> &AddressSpace<Linux, D> {
         &self.space
     }
 
-    /// Where the space's `address` is in this process; `None` outside of its window, and in a child of fork(2), which does not
-    /// have the window.
+    /// Returns the address in this process of the space's `address`. Returns `None` outside of its window, and in a
+    /// child of fork(2), which does not have the window.
     pub fn pointer(&self, address: VirtAddr) -> Option<*mut u8> {
         if self.is_inherited() {
             return None;
@@ -162,7 +167,7 @@ impl<D: LockingDesign> Serving<D> {
         self.space.root().pointer(address)
     }
 
-    /// Whether an access to `address` would find its page and not fault.
+    /// Returns whether an access to `address` would find its page and not fault.
     pub fn is_there(&self, address: VirtAddr, access: Access) -> bool {
         if self.pointer(address).is_none() {
             return false;
@@ -174,7 +179,7 @@ impl<D: LockingDesign> Serving<D> {
         table.is_there(&section, address.page(), access)
     }
 
-    /// Serves accesses to the `bytes` from `address` on anew, where they got SIGBUS.
+    /// Serves accesses to the `bytes` bytes from `address` again that got SIGBUS.
     pub fn retry(&self, address: VirtAddr, bytes: u64) {
         if self.is_inherited() {
             return;
@@ -187,8 +192,10 @@ impl<D: LockingDesign> Serving<D> {
         }
     }
 
-    /// Why accesses to the page at `address` get SIGBUS, if they do. The refusal stays until [`Serving::retry`], or until the
-    /// page is discarded, unmapped or mapped over. Known to the thread whose access was refused; to others perhaps a moment later.
+    /// Returns the reason if accesses to the page at `address` get SIGBUS.
+    ///
+    /// The refusal lasts until [`Serving::retry`], or until the page is discarded, unmapped or mapped over. The thread
+    /// whose access was refused sees it at once; other threads may see it a moment later.
     pub fn refusal(&self, address: VirtAddr) -> Option<FaultError> {
         let at = self.pointer(address)?.addr();
         let (table, page) = (table::table(&self.space), address.page());
@@ -208,7 +215,7 @@ impl<D: LockingDesign> Serving<D> {
 impl<D: LockingDesign> Drop for Serving<D> {
     fn drop(&mut self) {
         if self.is_inherited() {
-            // In a child the space never ends: whoever had locks of it may not be there.
+            // In a child the space is never dropped: the threads that held its locks may not exist there.
             return std::mem::forget(self.space.clone());
         }
         self.signals = Some(BlockedSignals::asynchronous());

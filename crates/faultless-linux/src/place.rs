@@ -1,10 +1,11 @@
-//! Where a space is in this process.
+//! The addresses of a space in this process.
 
 use crate::kernel::Window;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use std::ptr::NonNull;
 
-/// The addresses of this process that a space's pages are at: [`AddressSpace::root`](faultless::AddressSpace::root) of a space on this host.
+/// The range of addresses in this process where a space's pages are. It is the
+/// [`AddressSpace::root`](faultless::AddressSpace::root) of a space on this host.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     start: NonNull<u8>,
@@ -16,25 +17,25 @@ impl Place {
         Self { start: window.pointer(), pages: window.pages() }
     }
 
-    /// The first address, to be used.
+    /// Returns the first address, as a pointer for accesses.
     pub(crate) fn start(self) -> NonNull<u8> {
         self.start
     }
 
-    /// The addresses.
+    /// Returns the range of addresses.
     pub(crate) fn range(self) -> std::ops::Range<usize> {
         let start = self.start.as_ptr().expose_provenance();
         start..start + (self.pages * PAGE_SIZE) as usize
     }
 
-    /// Where the space's `address` is in this process; `None` outside of the window.
+    /// Returns the address in this process of the space's `address`, or `None` outside of the window.
     pub(crate) fn pointer(self, address: VirtAddr) -> Option<*mut u8> {
         let inside = address.get() < self.pages * PAGE_SIZE;
-        // In the window, by the line above.
+        // Inside the window, as the check above ensures.
         inside.then(|| self.start.as_ptr().wrapping_add(address.get() as usize))
     }
 
-    /// The space's address that is at `address` of this process.
+    /// Returns the space's address that is at `address` in this process, or `None` outside of the window.
     pub(crate) fn address_at(self, address: usize) -> Option<VirtAddr> {
         let range = self.range();
         range.contains(&address).then(|| VirtAddr::new((address - range.start) as u64))

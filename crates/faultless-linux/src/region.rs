@@ -1,4 +1,4 @@
-//! Memory of this process whose faults the engine serves.
+//! Defines [`Region`]: memory of this process whose page faults the engine serves.
 
 use crate::kernel::BlockedSignals;
 use crate::pager::{Pager, Serving};
@@ -16,26 +16,29 @@ use std::ops::{Bound, Deref, DerefMut, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Bytes that come when they are first touched: zeros, or a file's, privately. Derefs to `[u8]`.
+/// Memory whose pages are filled when they are first touched, with zeros or with a private copy of a file. Derefs to
+/// `[u8]`.
 ///
-/// What cannot be read reaches the thread that touches it as SIGBUS, as with a file mapped by the kernel;
-/// [`Region::refusal`] says why, and [`Region::retry`] lets it be tried again. A child of fork(2) does not have the
-/// region: an access there is SIGSEGV, or meets what the child has mapped there since, and each call returns
-/// [`OpenError::Inherited`]. Dropped, the region's memory is gone; dropped in a child, nothing happens.
+/// If a page cannot be read, the thread that touches it receives SIGBUS, as with a file that the kernel maps.
+/// [`Region::refusal`] returns the reason, and after [`Region::retry`] the access is tried again.
+///
+/// A child of fork(2) does not have the region. An access there gets SIGSEGV, or finds a mapping that the child has
+/// made since; each call returns [`OpenError::Inherited`]. Dropping the region frees its memory; in a child it does
+/// nothing.
 pub struct Region {
     serving: Serving,
     start: NonNull<u8>,
     length: usize,
-    /// The file that pages come from until they are stored to. `None`: zeros.
+    /// The file that pages are read from until they are written. `None`: pages are zeros.
     file: Option<Shared<File<Linux>>>,
-    /// Has the region end with signals blocked. Last, so that it is dropped last.
+    /// Blocks signals while the region ends. It is the last field, so that it is dropped last.
     signals: Option<BlockedSignals>,
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
         if self.serving.is_inherited() {
-            // In a child the file never ends: its store's threads are not there.
+            // In a child the file is never dropped: its store's threads do not exist there.
             return std::mem::forget(self.file.take());
         }
         self.signals = Some(BlockedSignals::asynchronous());
@@ -48,7 +51,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// `length` zeros, served by the process's own pager.
+    /// Makes a region of `length` zero bytes, served by the process's shared pager.
     ///
     /// # Errors
     /// [`RegionError`].
@@ -56,17 +59,19 @@ impl Region {
         Pager::shared()?.anonymous(length)
     }
 
-    /// The bytes of `file` as long as it is now, served by the process's own pager. Stores stay in the region.
+    /// Makes a region of the bytes of `file`, at its present length, served by the process's shared pager. Writes stay
+    /// in the region and do not reach the file.
     ///
     /// # Errors
-    /// [`RegionError`]; [`MapError::NotReadable`] inside it if `file` was opened to write only, as mmap refuses that.
+    /// [`RegionError`]. It holds [`MapError::NotReadable`] if `file` was opened for writing only; mmap refuses that
+    /// too.
     pub fn file(file: std::fs::File) -> Result<Self, RegionError> {
         Pager::shared()?.file(file)
     }
 }
 
 impl Pager {
-    /// A region of `length` zeros.
+    /// Makes a region of `length` zero bytes.
     ///
     /// # Errors
     /// [`RegionError`].
@@ -74,12 +79,13 @@ impl Pager {
         Region::map(self, length, None)
     }
 
-    /// A region of the bytes of `file` as long as it is now. Stores stay in the region.
+    /// Makes a region of the bytes of `file`, at its present length. Writes stay in the region and do not reach the
+    /// file.
     ///
     /// # Errors
     /// As [`Region::file`].
     pub fn file(&self, file: std::fs::File) -> Result<Region, RegionError> {
-        // A file whose flags cannot be had is refused, or fails, further on.
+        // If the flags cannot be read, a later call refuses the file or fails.
         let mode = fcntl_getfl(&file).map(|flags| flags & OFlags::RWMODE);
         if mode == Ok(OFlags::WRONLY) {
             return Err(MapError::NotReadable.into());
@@ -87,7 +93,7 @@ impl Pager {
         self.store(Arc::new(FileStore::from_file(file)?))
     }
 
-    /// A region of what a store holds. Stores to the region stay in it.
+    /// Makes a region of the bytes of `store`. Writes stay in the region and do not reach the store.
     ///
     /// # Errors
     /// [`RegionError`].
@@ -124,21 +130,26 @@ impl Region {
         Ok(Self { serving, start, length, file, signals: None })
     }
 
-    /// Its address, for accesses that take no reference: to a region that other threads change, or parts of which are
-    /// unmapped. Valid as long as the region lives; race as on the kernel's own memory.
+    /// Returns the region's address, for accesses without a reference.
+    ///
+    /// Use it if other threads change the region, or if parts of it are unmapped. The address is valid as long as the
+    /// region lives. Concurrent accesses race as they do on the kernel's own memory.
     pub fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
-    /// The address space behind it. Not for everybody: its calls change the region whoever has references into it.
+    /// Returns the address space of this region. It is not public: its calls change the region even while references
+    /// into it live.
     pub(crate) fn space(&self) -> &AddressSpace<Linux, Faultless> {
         self.serving.space()
     }
 
-    /// The region as it is now: the same bytes at other addresses, shared until either side writes. One instant: what
-    /// threads write meanwhile is in it or is not, in the order in which they wrote. As after fork(2), a page of a file that
-    /// was never written here is the file's, read when it is first touched; and what a device writes into memory that the
-    /// kernel has pinned for it (O_DIRECT, io_uring) is of no instant.
+    /// Makes a copy of the region as it is now, at other addresses. Pages are shared until either side writes.
+    ///
+    /// The copy is of one instant: it has the writes of other threads up to some point in the order in which they were
+    /// made. As after fork(2), a page of a file that was never written here is read from the file when it is first
+    /// touched. Writes of a device into memory that the kernel has pinned for it (O_DIRECT, io_uring) belong to no
+    /// instant.
     ///
     /// # Errors
     /// [`RegionError::Snapshot`]; nothing has changed.
@@ -151,8 +162,10 @@ impl Region {
         Ok(Self { serving, start, length: self.length, file: self.file.clone(), signals: None })
     }
 
-    /// Drops the pages of `part`: it reads as zeros or as the file afterwards. Pages of the file that the pager has in its
-    /// cache show what was read once; [`Region::refresh`] has them read anew.
+    /// Drops the pages of `part`, which then reads as zeros or as the file.
+    ///
+    /// If the pager has a page of the file in its cache, the part shows the bytes that were read at that time.
+    /// [`Region::refresh`] reads them again.
     ///
     /// # Errors
     /// [`RegionError::Part`]; nothing has changed.
@@ -161,13 +174,13 @@ impl Region {
         unsafe { self.discard_shared(part) }
     }
 
-    /// [`Region::discard`] while other threads use the region by [`Region::as_ptr`].
+    /// Does what [`Region::discard`] does, while other threads use the region through [`Region::as_ptr`].
     ///
     /// # Safety
-    /// No reference into `part` lives.
+    /// There must be no live reference into `part`.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Region::discard`].
     pub unsafe fn discard_shared(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
         let _signals = BlockedSignals::asynchronous();
@@ -177,14 +190,15 @@ impl Region {
         Ok(())
     }
 
-    /// Has the file's pages of `part` read anew when they are next touched, here and in snapshots: for a file that somebody
-    /// else has changed. Pages that were stored to stay as they are; [`Region::discard`] drops them. The region stays as long
-    /// as the file was: what the file has lost since is SIGBUS, and what it has gained is not shown. Does nothing in a region
-    /// of zeros.
+    /// Has the file's pages of `part` read again at their next access, here and in snapshots.
+    ///
+    /// Call it after another program has changed the file. Pages that were written here stay as they are;
+    /// [`Region::discard`] drops them. The region keeps the length that the file had: an access beyond the file's new
+    /// end gets SIGBUS, and bytes that were appended are not shown. In a region of zeros it does nothing.
     ///
     /// # Safety
-    /// No reference lives into `part`, or into the same part of a snapshot of this region or of the region that it is a
-    /// snapshot of: bytes under it change.
+    /// There must be no live reference into `part`, nor into the same part of a snapshot of this region, nor of the
+    /// region that this one is a snapshot of: the bytes change.
     ///
     /// # Errors
     /// [`RegionError::Part`], [`RegionError::Refresh`].
@@ -197,10 +211,11 @@ impl Region {
         Ok(())
     }
 
-    /// Changes what may be done with `part`. An access that is not allowed gets SIGSEGV.
+    /// Changes the rights of `part`. An access that they do not allow gets SIGSEGV.
     ///
     /// # Safety
-    /// As long as `part` does not allow it, no reference into it lives: the region is used by [`Region::as_ptr`].
+    /// While the rights of `part` do not allow the access, there must be no live reference into it. Use
+    /// [`Region::as_ptr`].
     ///
     /// # Errors
     /// [`RegionError::Part`], [`RegionError::Protect`].
@@ -217,10 +232,11 @@ impl Region {
         Ok(())
     }
 
-    /// Unmaps `part` for good: its memory goes, and an access gets SIGSEGV. The addresses stay the region's.
+    /// Unmaps `part` for good. Its memory is freed, and an access gets SIGSEGV. The addresses stay reserved for the
+    /// region.
     ///
     /// # Safety
-    /// No reference into `part` lives or will: the region is used by [`Region::as_ptr`].
+    /// There must be no reference into `part`, now or later. Use [`Region::as_ptr`].
     ///
     /// # Errors
     /// [`RegionError::Part`], [`RegionError::Unmap`].
@@ -233,11 +249,11 @@ impl Region {
         Ok(())
     }
 
-    /// Serves accesses to `part` anew that got SIGBUS. Bytes that were there before are there still: a store that found no
-    /// memory has changed nothing.
+    /// Serves accesses to `part` again that got SIGBUS. Earlier bytes are kept: a store that found no memory has
+    /// changed nothing.
     ///
     /// # Errors
-    /// [`RegionError::Part`]; [`RegionError::Open`] in a child of fork(2), as of all calls that can fail.
+    /// [`RegionError::Part`]; [`RegionError::Open`] in a child of fork(2), as in all calls that can fail.
     pub fn retry(&self, part: impl RangeBounds<usize>) -> Result<(), RegionError> {
         let (at, bytes) = self.part(part)?;
         let _signals = BlockedSignals::asynchronous();
@@ -245,17 +261,18 @@ impl Region {
         Ok(())
     }
 
-    /// Why an access to the byte at `offset` gets SIGBUS, if it does.
+    /// Returns the reason if an access to the byte at `offset` gets SIGBUS.
     pub fn refusal(&self, offset: usize) -> Option<FaultError> {
         self.serving.refusal(VirtAddr::new(offset as u64))
     }
 
-    /// That the calling process is the one that made the region.
+    /// Checks that the calling process made the region.
     fn check_process(&self) -> Result<(), RegionError> {
         if self.serving.is_inherited() { Err(OpenError::Inherited.into()) } else { Ok(()) }
     }
 
-    /// Where `part` begins and how long it is, rounded up to a page at the region's end. Nowhere in a child of fork(2).
+    /// Returns the start of `part` and its length in bytes, rounded up to a page at the region's end. Fails in a child
+    /// of fork(2).
     fn part(&self, part: impl RangeBounds<usize>) -> Result<(VirtAddr, u64), RegionError> {
         self.check_process()?;
         let start = match part.start_bound() {
@@ -284,15 +301,16 @@ impl Deref for Region {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: mapped for reading but where `protect` or `unmap` was called, whose callers see to references; written
-        // only by who has the region mutably, or by `discard_shared`, whose caller does the same.
+        // SAFETY: the bytes are mapped for reading, except where `protect` or `unmap` was called; their callers
+        // guarantee that no reference lives there. Only a holder of `&mut` writes the bytes, or `discard_shared`, whose
+        // caller guarantees the same.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
 }
 
 impl DerefMut for Region {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `&mut self`.
+        // SAFETY: as above, and `&mut self` excludes other references.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
     }
 }

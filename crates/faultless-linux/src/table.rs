@@ -1,20 +1,22 @@
-//! The page table of one window: the engine's entries, which the kernel's page table is made to follow.
+//! The page table of one window: the engine's entries, which the kernel's page table follows.
 //!
-//! | entry | the kernel has |
+//! | entry | state of the kernel's page |
 //! |---|---|
-//! | a frame, with `LOADED` | its page: the frame's home, or a copy that stores fault on |
-//! | a frame without | nothing: the first access faults, and the engine installs what is there once more |
-//! | nothing, with `LOADED` | a page that nobody wants any more, until `invalidate` |
-//! | nothing, or a guard | nothing |
-//! | `REFUSED` | what sends SIGBUS |
+//! | a frame, with `LOADED` | present: the frame's home, or a write-protected copy of it |
+//! | a frame without `LOADED` | absent: the first access faults, and the engine installs the page again |
+//! | nothing, with `LOADED` | present but no longer needed, until `invalidate` |
+//! | nothing, or a guard | absent |
+//! | `REFUSED` | poisoned: an access gets SIGBUS |
 //!
-//! The program itself may change what the kernel has, by madvise(2), munmap(2) or mremap(2). No event of userfaultfd is
-//! asked for that: the kernel would have each such call, this crate's own too, wait for a handler to read the event, and
-//! would refuse all copies meanwhile. Instead, a fault on a page that an entry says is `LOADED` tells that it was dropped
-//! ([`Table::note_dropped`]), and a call that the kernel refuses tells that the addresses are taken ([`Obstacle`]).
+//! The program itself may change the kernel's pages, by madvise(2), munmap(2) or mremap(2). This crate asks for no
+//! userfaultfd event of such a change. With events, the kernel would make each such call, this crate's own too, wait
+//! until a handler has read the event, and would refuse all copies meanwhile. Instead, a fault on a page whose entry is
+//! `LOADED` shows that the page was dropped ([`Table::note_dropped`]), and a call that the kernel refuses shows that
+//! the addresses are taken ([`Obstacle`]).
 //!
-//! When an entry loses its write right, the kernel's page may be written until `invalidate`, and not after it. The
-//! kernel's page may be protected where the entry can be written: then a store faults once more than it needs.
+//! After an entry loses its write right, the kernel's page can be written until `invalidate`, and not after it. The
+//! kernel's page may be write-protected although the entry can be written: then a store takes one fault more than it
+//! needs.
 
 mod invalidate;
 
@@ -39,22 +41,22 @@ use std::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// The host's bit of an entry: the kernel has something there.
+/// The host's bit of an entry: the kernel has a page or poison there.
 const LOADED: u64 = 1 << 11;
 
-/// See the module.
+/// The page table of one window; see the module.
 pub struct Table(Shared<Parts>);
 
-/// Pages of a window, for [`StdHost::invalidate_all`](faultless::host::StdHost::invalidate_all).
+/// Pages of a window that [`StdHost::invalidate_all`](faultless::host::StdHost::invalidate_all) invalidates.
 pub struct Stale {
-    /// Gone: so is the window, and nobody uses its pages.
+    /// Once the table is gone, so is the window, and its pages are not in use.
     table: Weak<Parts>,
     range: PageRange,
 }
 
-/// The parts of a new table.
+/// The parts of a table.
 pub struct Parts {
-    /// Entries by the page's number in the window.
+    /// The entries, by the page's number in the window.
     entries: Entries,
     window: Window,
     userfault: Arc<Userfault>,
@@ -71,8 +73,8 @@ impl Deref for Table {
 }
 
 impl Stale {
-    /// Has the kernel follow the entries of all `batch`, one after the other: a call of the kernel takes one run of pages of one
-    /// window.
+    /// Makes the kernel follow the entries of all of `batch`, one after the other: one system call takes one run of
+    /// pages of one window.
     pub(crate) fn invalidate_all(batch: &[Self], mut wait: impl FnMut(u32)) {
         for stale in batch {
             if let Some(table) = stale.table.upgrade() {
@@ -82,13 +84,13 @@ impl Stale {
     }
 }
 
-/// The table of a space, to be asked for its window.
+/// Returns the table of a space, so that the caller can ask it for its window.
 pub(crate) fn table<D: LockingDesign>(space: &AddressSpace<Linux, D>) -> &Table {
-    // SAFETY: entries are changed by the engine alone: this crate walks no table that it gets here.
+    // SAFETY: only the engine changes entries; this crate walks no table that it gets here.
     unsafe { space.table() }
 }
 
-/// The entry as the engine sees it.
+/// Returns the entry without the host's bit, as the engine sees it.
 fn seen(raw: Entry) -> Entry {
     raw.without(LOADED)
 }
@@ -98,14 +100,14 @@ fn has_page(raw: Entry) -> bool {
     raw.mapped_frame().is_some() && raw.has(LOADED) && !raw.has(Entry::REFUSED)
 }
 
-/// Why the kernel's page table did not follow an entry.
+/// The reason that the kernel's page table did not follow an entry.
 enum Obstacle {
     /// The kernel has no memory. The engine makes room and tries again.
     NoMemory,
     /// The frame's bytes are lost.
     Lost,
-    /// The addresses are not the window's any more: the program has unmapped them, or has mapped something else there. What
-    /// is there, or nothing, answers the access.
+    /// The addresses are no longer the window's: the program has unmapped them, or has mapped something else there. The
+    /// access meets the program's mapping, or SIGSEGV.
     Taken,
 }
 
@@ -120,7 +122,7 @@ impl From<Errno> for Obstacle {
 }
 
 impl Table {
-    /// An empty table over a new window of at least `pages` pages.
+    /// Makes an empty table over a new window of at least `pages` pages.
     pub(crate) fn new(
         userfault: &Arc<Userfault>,
         frames: &Arc<Frames>,
@@ -138,7 +140,7 @@ impl Table {
         })?))
     }
 
-    /// The addresses of this process that the space's pages are at.
+    /// Returns the window: the addresses of this process where the space's pages are.
     pub(crate) fn window(&self) -> &Window {
         &self.window
     }
@@ -160,7 +162,7 @@ impl Table {
         raw.is_some_and(|raw| raw.has(Entry::REFUSED))
     }
 
-    /// Takes refusals back: the next access to each page of `range` faults.
+    /// Takes refusals back: the next access to each refused page of `range` faults.
     pub(crate) fn forgive(&self, section: &Section<'_>, range: PageRange) {
         let inside = PageRange::with_pages(PageNumber::new(0), self.window.pages());
         let mut rest = inside.ok().and_then(|inside| inside.intersection(range));
@@ -172,7 +174,7 @@ impl Table {
             let Some(leaf) = self.entries.leaf(section, first) else { continue };
             for page in part.iter() {
                 let raw = self.entries.load(leaf, page);
-                // Somebody at work on the page does the same, or has refused it again.
+                // If the entry is announced, that thread does the same, or has refused the page again.
                 if raw.has(Entry::REFUSED)
                     && !raw.is_announced()
                     && self.entries.try_announce(leaf, page, raw)
@@ -185,13 +187,13 @@ impl Table {
         }
     }
 
-    /// Drops what the kernel has at `page`, whose entry is announced.
+    /// Drops the kernel's page at `page`, whose entry is announced.
     fn unload(&self, page: PageNumber) -> Result<(), Errno> {
         self.window.drop_pages(PageRange::single(page))
     }
 
-    /// Before the kernel's page at `at` goes, of an announced entry that goes too: if it is the home of a frame that others
-    /// have, its bytes move.
+    /// Keeps the bytes of the kernel's page at `at`, before that page and its announced entry go. If the page is the
+    /// home of a frame with other mappings, the bytes move into the frame's buffer.
     fn save(&self, raw: Entry, at: usize) -> Result<(), Errno> {
         match raw.mapped_frame() {
             Some(frame) if !self.frames.folio(frame).has_one_mapping_only() => {
@@ -201,15 +203,15 @@ impl Table {
         }
     }
 
-    /// Moves the bytes of `frame` out of the kernel's page at `at`, if that is where they are.
+    /// Moves the bytes of `frame` out of the kernel's page at `at`, if that page is its home.
     fn bring_home(&self, raw: Entry, frame: Frame, at: usize) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
         if *home != Home::Page(at) || !raw.has(LOADED) {
             return Ok(());
         }
         if raw.has(Entry::WRITE) {
-            // Mapped by this entry alone, and pinned: the process writes it until it is gone.
-            // Any other refusal: the page is not the window's any more, and nobody stores into it here.
+            // The frame is mapped by this entry alone, and pinned: the process may write it until it is gone. Any other
+            // error means that the page is no longer the window's, so no store reaches it here.
             if self.userfault.write_protect(at, PAGE, true) == Err(Errno::NOMEM) {
                 return Err(Errno::NOMEM);
             }
@@ -217,14 +219,14 @@ impl Table {
         self.frames.bring_home(frame, &mut home)
     }
 
-    /// Before a page goes: if the bytes of `frame` are another frame's, which may have them in that page, and may have nobody
-    /// else by now, they are copied.
+    /// Copies the bytes of `frame` into its buffer, before a page goes, if its home is a copy of another frame. That
+    /// frame may have its bytes in the page, and may have no other mapping left.
     fn keep_copy(&self, frame: Frame) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
         if matches!(*home, Home::CopyOf(_)) { self.frames.bring_home(frame, &mut home) } else { Ok(()) }
     }
 
-    /// Loads the page of `frame` at `at`, where nothing is, for the rights of `new`.
+    /// Loads the page of `frame` at `at`, where the page is absent, with the rights of `new`.
     fn load_page(&self, frame: Frame, at: usize, new: Entry) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
         let writable = new.has(Entry::WRITE);
@@ -238,14 +240,14 @@ impl Table {
         };
         match loaded {
             Ok(()) if writable => *home = Home::Page(at),
-            // Remembered here, since what this is a copy of may go now.
+            // Recorded here, since the frame that this is a copy of may be freed now.
             Err(LOST) => *home = Home::Lost,
             _ => {}
         }
         loaded
     }
 
-    /// The page at `at` shows the bytes of `frame`, and may be written from now on.
+    /// Makes the page at `at`, which holds the bytes of `frame`, writable and the home of `frame`.
     fn settle(&self, frame: Frame, at: usize) -> Result<(), Errno> {
         let mut home = self.frames.home(frame);
         self.userfault.write_protect(at, PAGE, false)?;
@@ -253,8 +255,8 @@ impl Table {
         Ok(())
     }
 
-    /// If `new` is a copy of the frame that is loaded at `at`, for writing: the page becomes the copy, and the frame keeps
-    /// its bytes elsewhere. Nothing is copied but what somebody else still wants.
+    /// Turns the page at `at` into the copy `new`, if `new` is a writable copy of the frame that is loaded there. The
+    /// old frame keeps its bytes elsewhere; they are copied only if something still needs them.
     fn turn_into_copy(&self, raw: Entry, new: Entry, at: usize) -> Result<bool, Errno> {
         let (Some(old), Some(frame)) = (raw.mapped_frame(), new.mapped_frame()) else { return Ok(false) };
         let is_copy = *self.frames.home(frame) == Home::CopyOf(old);
@@ -266,7 +268,8 @@ impl Table {
         Ok(true)
     }
 
-    /// Makes the kernel have at `page`, whose entry `raw` is announced, what `new` says, and wakes who waits for it.
+    /// Makes the kernel's page at `page`, whose entry `raw` is announced, match `new`, and wakes the threads that wait
+    /// for it.
     fn show(&self, leaf: Leaf<'_>, page: PageNumber, raw: Entry, new: Entry) -> Result<(), Obstacle> {
         let at = self.window.address(page);
         match new.mapped_frame() {
@@ -277,7 +280,7 @@ impl Table {
                 if new.has(Entry::WRITE) {
                     self.settle(frame, at)?;
                 } else if !raw.has(Entry::WRITE) {
-                    // Another fault was quicker. A right that goes is `invalidate`'s.
+                    // Another fault came first. `invalidate` takes away a lost right.
                     self.userfault.wake(at)?;
                 }
             }
@@ -287,7 +290,7 @@ impl Table {
                         self.keep_copy(frame)?;
                         self.save(raw, at)?;
                         self.unload(page)?;
-                        // Should loading fail, the entry says what is there.
+                        // If loading fails, the entry still describes the kernel's state.
                         self.entries.clear(leaf, page, LOADED | Entry::REFUSED);
                     }
                     self.load_page(frame, at, new)?;
@@ -303,9 +306,10 @@ impl Table {
         raw.is_some_and(has_page)
     }
 
-    /// For a fault at `page` that found no page of the kernel's. If the entry says that there is one, the program has
-    /// dropped it, which is returned. The bytes are lost then if they were there alone. The entry stays as it is, so that every
-    /// other fault on the page comes to the same, until the page is discarded.
+    /// Checks whether the program has dropped `page`, after a fault that found no page there. Returns `true` if it has.
+    ///
+    /// If the bytes were in that page alone, they are lost. The entry stays as it is, so that every other fault on the
+    /// page leads here too, until the page is discarded.
     pub(crate) fn note_dropped(&self, section: &Section<'_>, page: PageNumber) -> bool {
         self.if_absent(section, page, |raw, at| {
             if let Some(frame) = raw.mapped_frame() {
@@ -318,12 +322,14 @@ impl Table {
         })
     }
 
-    /// The dropped `page` cannot be discarded: the next fault loads it again, or finds that its bytes are lost.
+    /// Marks the dropped `page` as not loaded, if it cannot be discarded. The next fault loads it again, or finds that
+    /// its bytes are lost.
     pub(crate) fn unload_dropped(&self, section: &Section<'_>, page: PageNumber) {
         self.if_absent(section, page, |raw, _| raw.without(LOADED));
     }
 
-    /// Puts what `step` makes of the entry in its place, if the entry says that the kernel has a page and the kernel has none.
+    /// Replaces the entry by the result of `step`, if the entry says that the kernel has a page and the kernel has
+    /// none. Returns whether it did.
     fn if_absent(
         &self,
         section: &Section<'_>,
@@ -332,13 +338,13 @@ impl Table {
     ) -> bool {
         let Some(leaf) = self.entries.leaf(section, page) else { return false };
         let raw = self.entries.load(leaf, page);
-        // Somebody at work on the page lets this access go on, and it comes again.
+        // If the entry is announced, that thread wakes the access, which then faults again.
         if !self.is_loaded(section, page) || raw.is_announced() || !self.entries.try_announce(leaf, page, raw)
         {
             return false;
         }
         let at = self.window.address(page);
-        // There is one if another fault was quicker than this.
+        // The page is present if another fault came first.
         let absent = self.userfault.peek(at, &mut [0]).is_err();
         let left = if absent { step(raw, at) } else { raw };
         let _ = self.entries.install(leaf, page, left);
@@ -352,11 +358,11 @@ impl Table {
     }
 }
 
-// SAFETY: the entries are `RadixTable`'s, changed as its methods have it; the kernel's pages follow as the module says.
+// SAFETY: the entries are `RadixTable`'s and are changed by its rules; the kernel's pages follow as the module states.
 unsafe impl PageTable for Table {
     type Leaf<'s> = Leaf<'s>;
     type Root<'s> = Place;
-    /// The kernel's page table is not seen: what each process has of it cannot be shared.
+    /// The kernel's own page table is not visible here, so processes cannot share it.
     type Stale = Stale;
     type Sharing = Unsupported;
     type Following = Self;
@@ -364,7 +370,7 @@ unsafe impl PageTable for Table {
 
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
     const MAPS_ZEROS: bool = false;
-    /// userfaultfd copies pages in: what two entries map are two pages of the kernel's.
+    /// userfaultfd copies pages in, so two entries that map one frame have two pages of the kernel's.
     const SHARES_WRITES: bool = false;
 
     fn pages(&self) -> PageRange {
@@ -426,11 +432,11 @@ unsafe impl PageTable for Table {
             Ok(()) => self.entries.install(leaf, page, next).map(seen),
             Err(Obstacle::NoMemory) => Err(OutOfMemory),
             Err(obstacle) => {
-                // The access ends by a signal: SIGBUS for what is lost, and otherwise what the kernel has to say.
+                // The access ends by a signal: SIGBUS if the bytes are lost, otherwise the kernel's own.
                 let sends = matches!(obstacle, Obstacle::Lost) && self.userfault.poison(at).is_ok();
                 let next = if sends { next.with(LOADED | Entry::REFUSED) } else { next };
                 let old = self.entries.install(leaf, page, next).map(seen);
-                // An address that is not registered any more still has its waiters.
+                // Threads may still wait at an address that is no longer registered.
                 let _ = self.userfault.wake(at);
                 old
             }
@@ -449,11 +455,12 @@ unsafe impl PageTable for Table {
             return Err(seen(raw));
         }
         if new.mapped_frame().is_some() && raw.mapped_frame().is_none() && raw.has(LOADED) {
-            // Moved to where something is still that nobody wants any more: that goes first.
+            // An entry moves to a place where the kernel still has a page that is no longer needed. Drop that page
+            // first.
             if !self.entries.try_announce(leaf, page, raw) {
                 return Err(self.load(leaf, page));
             }
-            // Fails only where the program has mapped something else.
+            // It fails only where the program has mapped something else.
             let _ = self.unload(page);
             let _ = self.entries.install(leaf, page, new);
             return Ok(());
@@ -462,14 +469,14 @@ unsafe impl PageTable for Table {
             let new = new.with(raw.bits() & LOADED);
             return self.entries.exchange(leaf, page, raw, new).map_err(seen);
         }
-        // The kernel's page goes later. The place of the frame's bytes is settled now, since the next fault puts another page
-        // there. The bit keeps other page work away meanwhile.
+        // The kernel's page is dropped later. The place of the frame's bytes is settled now, since the next fault puts
+        // another page there. The announcement keeps other page work away meanwhile.
         if !self.entries.try_announce(leaf, page, raw) {
             return Err(self.load(leaf, page));
         }
         let refused = raw.has(Entry::REFUSED);
         if self.save(raw, self.window.address(page)).is_err() {
-            // No memory for a moment: what others need is not dropped.
+            // There is no memory at the moment. Bytes that others need must not be dropped.
             self.entries.let_go(leaf, page);
             return Err(seen(raw));
         }
@@ -488,7 +495,7 @@ unsafe impl PageTable for Table {
     }
 
     unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
-        // Its entries say what the kernel has still: an `invalidate` that comes later does not find them.
+        // The entries still describe the kernel's pages, and a later `invalidate` would not find them.
         let first = page.align_down(Self::LEAF_PAGES);
         let span = PageRange::with_pages(first, Self::LEAF_PAGES).expect("the table's pages have addresses");
         self.invalidate(span, |_| std::thread::yield_now());
@@ -500,7 +507,7 @@ unsafe impl PageTable for Table {
         let mut look = 0;
         while let Some(range) = rest {
             let waits_at = {
-                // Of the barriers the stronger one: beside a call of the kernel it costs nothing.
+                // The stronger of the two barriers: beside a system call it costs nothing.
                 // SAFETY: `StdSlots` gives no two threads the same slot, and the caller is in no section.
                 let section = unsafe { self.sections.enter(StdSlots.current(), &FenceBarrier) };
                 let Some(page) = self.entries.next_leaf(&section, range) else { break };
@@ -524,18 +531,18 @@ unsafe impl PageTable for Table {
     }
 
     fn unload(&self, _wait: impl FnMut(u32)) {
-        // The kernel's tables are its own, and go with the window. Nobody uses the window by then.
+        // The kernel's tables are its own and go with the window, which is no longer used by then.
     }
 }
 
-// SAFETY: the kernel's mappings have those rights when the call returns.
+// SAFETY: when the call returns, the kernel's mappings have those rights.
 unsafe impl FollowRanges for Table {
     unsafe fn follow(&self, range: PageRange, rights: Option<Protection>) -> Result<(), OutOfMemory> {
         self.window.protect(range, rights).map_err(|_| OutOfMemory)
     }
 }
 
-// SAFETY: the entry says what the kernel has, and is let go by the same step.
+// SAFETY: the entry describes the kernel's state, and the same step ends its announcement.
 unsafe impl RefuseAccesses<Self> for Table {
     unsafe fn refuse(&self, leaf: Leaf<'_>, page: PageNumber) {
         let (raw, at) = (self.entries.load(leaf, page), self.window.address(page));
@@ -543,7 +550,7 @@ unsafe impl RefuseAccesses<Self> for Table {
         let gone = !raw.has(LOADED) || home.and_then(|()| self.unload(page)).is_ok();
         let next = match gone {
             true if self.userfault.poison(at).is_ok() => raw.with(LOADED | Entry::REFUSED),
-            // The access is tried again.
+            // Poisoning failed: the access is tried again.
             true => raw.without(LOADED | Entry::REFUSED),
             false => raw,
         };

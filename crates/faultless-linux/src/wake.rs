@@ -1,4 +1,5 @@
-//! Sleeping, and how the end of a page's I/O reaches the handler, which does not sleep on pages.
+//! Sleeping and waking: for threads, and for the faults that a handler has put aside. A handler does not sleep on
+//! pages.
 
 use faultless::host::{Park, Sleeper, StdPark};
 use parking_lot::Mutex;
@@ -7,29 +8,29 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::sync::Arc;
 
-/// Names from here on are those of faults that the handler has put aside; below are threads'.
+/// Sleeper names from here on are those of faults that were put aside. Lower names are those of threads.
 const FAULTS: u64 = 1 << 32;
 
-/// The number of a fault that the handler has put aside. No other fault of the process gets it.
+/// The number of a fault that was put aside. It is unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FaultNumber(u64);
 
 impl FaultNumber {
-    /// Number `count`.
+    /// Returns the number `count`.
     pub fn new(count: u64) -> Self {
         Self(count)
     }
 
-    /// The name by which the engine wakes it.
+    /// Returns the name by which the engine wakes the fault.
     pub fn sleeper(self) -> Sleeper {
         Sleeper(FAULTS + self.0)
     }
 }
 
-/// Tells the handler which of its faults may go on.
+/// Tells the handlers which of the faults that were put aside may resume.
 pub(crate) struct Bell {
     event: OwnedFd,
-    /// What has been woken since the last look.
+    /// The faults that were woken since the last look.
     woken: Mutex<Vec<FaultNumber>>,
 }
 
@@ -39,19 +40,19 @@ impl Bell {
         Ok(Self { event, woken: Mutex::default() })
     }
 
-    /// Has the handler look, whatever for.
+    /// Makes a handler look, for any reason.
     pub fn ring(&self) {
-        // It fails only if it was rung 2^64 times without a look.
+        // It fails only after 2^64 rings without a look.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }
 
-    /// Has the handler look at a fault.
+    /// Makes a handler look at `fault`.
     pub fn wake(&self, fault: FaultNumber) {
         self.woken.lock().push(fault);
         self.ring();
     }
 
-    /// What has been woken since the last call.
+    /// Returns the faults that were woken since the last call.
     pub fn take(&self) -> Vec<FaultNumber> {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.event, &mut count);
@@ -65,7 +66,7 @@ impl AsFd for Bell {
     }
 }
 
-/// [`StdPark`] for threads; wakes faults that the handler has put aside by a bell.
+/// [`StdPark`] for threads, and a bell for faults that a handler has put aside.
 pub struct WakingPark {
     park: StdPark,
     bell: Arc<Bell>,

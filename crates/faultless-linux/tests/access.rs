@@ -1,7 +1,7 @@
-//! Accesses on real memory: they work, or come back with the signal; and signals of all else do what they did before.
+//! Accesses to real memory succeed, or return the signal; signals of other code have the effect that they had before.
 //!
-//! What ends a process, or changes what signals do in it, runs in a child: the test's own program, this one test, and
-//! a variable that says so.
+//! A test that ends its process, or changes signal actions in it, runs in a child. The child is this program with this
+//! one test selected, and an environment variable that marks it as the child.
 #![cfg(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -23,18 +23,18 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering:
 use std::thread;
 
 const PAGE: usize = 4096;
-/// So many bytes of address space are each test mapping's, for ever: nobody else maps there.
+/// The bytes of address space reserved for each test mapping, never reused: nothing else maps there.
 const ROOM: usize = 1 << 20;
-/// Where the kernel, the program and sanitizers place nothing by themselves.
+/// An address where the kernel, the program and sanitizers place nothing by themselves.
 const WINDOW: usize = 0x2100_0000_0000;
 
-/// Pages for accesses alone.
+/// Pages that are used by accesses only.
 struct Pages {
     start: *mut u8,
     count: usize,
 }
 
-// SAFETY: a place; it is accessed by `access` and atomics alone.
+// SAFETY: an address range; only `access` and atomics access it.
 unsafe impl Sync for Pages {}
 
 impl Pages {
@@ -43,7 +43,7 @@ impl Pages {
         let place = ptr::without_provenance_mut(NEXT.fetch_add(ROOM, Relaxed));
         let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::FIXED_NOREPLACE);
         assert!(count * PAGE <= ROOM);
-        // SAFETY: new pages where nothing is.
+        // SAFETY: new pages where nothing is mapped.
         let start = unsafe {
             match file {
                 Some(file) => mm::mmap(place, count * PAGE, rights, flags | MapFlags::SHARED, file, 0),
@@ -53,7 +53,7 @@ impl Pages {
         Self { start: start.unwrap().cast(), count }
     }
 
-    /// One page that may not be accessed.
+    /// Maps one page that may not be accessed.
     fn forbidden() -> Self {
         let pages = Self::map(1, None);
         pages.protect(0, MprotectFlags::empty());
@@ -90,11 +90,11 @@ fn bus(code: u32, at: *const u64) -> Signal {
     Signal { number: SIGBUS, code: code as i32, address: at.addr() }
 }
 
-/// Every access to a place where all of them meet the same.
+/// Asserts that each kind of access to `at` receives the signal `expected`.
 fn all_meet(expected: Signal, at: *mut u64) {
     let mut bytes = [7; 3];
     let interrupted = Interrupted { done: 0, signal: expected };
-    // SAFETY: a place where no access harms an object.
+    // SAFETY: no access to this address harms an object.
     unsafe {
         assert_eq!(access::load_u64(at), Err(expected));
         assert_eq!(access::store_u64(at, 1), Err(expected));
@@ -107,7 +107,7 @@ fn all_meet(expected: Signal, at: *mut u64) {
     assert_eq!(bytes, [7; 3]);
 }
 
-/// Memory that is there is accessed: what is stored is loaded, byte by byte the same.
+/// Accesses to mapped memory succeed: a load returns the stored bytes.
 #[test]
 fn memory_works() {
     let pages = Pages::map(2, None);
@@ -125,7 +125,7 @@ fn memory_works() {
     }
 }
 
-/// Ranges of every start and length around words and a page's end: these bytes, and none beside them.
+/// Ranges with every start and length around words and a page's end: exactly their bytes are accessed.
 #[test]
 fn ranges_work() {
     let pages = Pages::map(2, None);
@@ -145,7 +145,7 @@ fn ranges_work() {
     }
 }
 
-/// A forbidden page: SIGSEGV that says so, and where.
+/// A forbidden page: SIGSEGV with the code for it, and the address.
 #[test]
 fn forbidden_pages_say_so() {
     let pages = Pages::forbidden();
@@ -153,7 +153,7 @@ fn forbidden_pages_say_so() {
     all_meet(segv(SEGV_ACCERR, pages.word(PAGE - 8)), pages.word(PAGE - 8));
 }
 
-/// A page to be read only: loads work, stores and additions do not, and change nothing.
+/// A read-only page: loads succeed; stores and additions fail and change nothing.
 #[test]
 fn a_page_to_read_refuses_stores() {
     let pages = Pages::map(1, None);
@@ -171,7 +171,7 @@ fn a_page_to_read_refuses_stores() {
     }
 }
 
-/// Nothing is mapped: SIGSEGV of another kind. A page that was unmapped, and the null page.
+/// An unmapped page and the null page: SIGSEGV with the code for no mapping.
 #[test]
 fn unmapped_pages_say_so() {
     let pages = Pages::map(1, None);
@@ -183,7 +183,7 @@ fn unmapped_pages_say_so() {
     all_meet(segv(SEGV_MAPERR, ptr::null()), ptr::null_mut());
 }
 
-/// An address that x86-64 cannot translate: a signal without an address.
+/// An address that x86-64 cannot translate: the signal has no address.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn an_address_may_be_none() {
@@ -191,7 +191,7 @@ fn an_address_may_be_none() {
     all_meet(segv(linux_raw_sys::general::SI_KERNEL, ptr::null()), none);
 }
 
-/// Past the end of a file: SIGBUS. What is before the end works, and is the file's.
+/// Past the end of a file: SIGBUS. Bytes before the end are accessed, and are the file's.
 #[test]
 fn past_the_end_of_a_file() {
     let file = tempfile::tempfile().unwrap();
@@ -200,13 +200,13 @@ fn past_the_end_of_a_file() {
     // SAFETY: no object is there.
     unsafe { access::store_u64(pages.word(PAGE - 8), 0x0102) }.unwrap();
     all_meet(bus(BUS_ADRERR, pages.word(PAGE)), pages.word(PAGE));
-    // The file grows: the same address works.
+    // The file grows, and the same address can be accessed.
     file.set_len(2 * PAGE as u64).unwrap();
     // SAFETY: no object is there.
     assert_eq!(unsafe { access::load_u64(pages.word(PAGE)) }, Ok(0));
 }
 
-/// Words that are not aligned are refused before they are accessed, on every processor alike.
+/// A word that is not aligned is refused before it is accessed, on every processor.
 #[test]
 fn words_are_aligned() {
     let pages = Pages::map(1, None);
@@ -220,7 +220,7 @@ fn words_are_aligned() {
     }
 }
 
-/// Ranges that run into a forbidden page: all bytes before it were done, and none else.
+/// Ranges that run into a forbidden page: all bytes before it are accessed, and no others.
 #[test]
 fn ranges_tell_how_far_they_came() {
     let pages = Pages::map(2, None);
@@ -240,7 +240,7 @@ fn ranges_tell_how_far_they_came() {
     }
 }
 
-/// What people read of it.
+/// The messages of signals.
 #[test]
 fn signals_have_names() {
     let signal = segv(SEGV_ACCERR, ptr::without_provenance(0x1000));
@@ -255,13 +255,13 @@ fn signals_have_names() {
     assert_eq!(interrupted.source().unwrap().to_string(), signal.to_string());
 }
 
-/// Threads that meet signals at the same time: each has its own, and no addition is lost or done twice.
+/// Threads that receive signals at the same time: each gets its own, and no addition is lost or done twice.
 #[test]
 fn many_threads_at_once() {
     const THREADS: usize = 8;
     const ROUNDS: usize = 2000;
     let shared = Pages::map(1, None);
-    // One page each that is always forbidden, one for all that is forbidden at times.
+    // Each thread has a page that is always forbidden. All share a page that is forbidden at times.
     let (walls, door) = (Pages::map(THREADS, None), Pages::map(1, None));
     (0..THREADS).for_each(|page| walls.protect(page, MprotectFlags::empty()));
     let done = AtomicUsize::new(0);
@@ -301,7 +301,8 @@ fn many_threads_at_once() {
 
 const CHILD: &str = "FAULTLESS_ACCESS_CHILD";
 
-/// Runs a test of this file alone in a process, and there `child` in place of the rest of it.
+/// Runs a test of this file alone in a child process, where `child` is run in place of the rest of the test. Returns
+/// the child's output in the parent, `None` in the child.
 fn in_child(test: &str, child: impl FnOnce()) -> Option<Output> {
     if std::env::var_os(CHILD).is_none() {
         let program = std::env::current_exe().unwrap();
@@ -309,32 +310,32 @@ fn in_child(test: &str, child: impl FnOnce()) -> Option<Output> {
         return Some(output.unwrap());
     }
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a limit of this process: it leaves no core file.
+    // SAFETY: sets a limit of this process, so that it leaves no core file.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) }, 0);
     child();
     None
 }
 
-/// The child came to the end of its test.
+/// Asserts that the child completed its test.
 fn assert_well(output: &Output) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
 }
 
-/// The child said this, and died by this signal before it said more.
+/// Asserts that the child printed "first", and died by `signal` before it printed "then".
 fn assert_died(output: &Output, signal: c_int) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.signal(), Some(signal), "{output:?}");
     assert!(text.contains("first") && !text.contains("then"), "{output:?}");
 }
 
-/// An access that nobody catches.
+/// Makes an ordinary access, whose signal is not caught.
 fn stray(at: *const u64) -> u64 {
-    // SAFETY: nobody's object; it works, or the process has a signal.
+    // SAFETY: no object is there; the load succeeds, or the process gets a signal.
     unsafe { at.read_volatile() }
 }
 
-/// An access that comes back: from here on, signals are caught.
+/// Makes an access that returns its signal. From here on the handler is installed.
 fn caught() {
     let pages = Pages::forbidden();
     let word = pages.word(0);
@@ -343,7 +344,7 @@ fn caught() {
 }
 
 fn set_action(signal: c_int, handler: usize, flags: c_int, blocked: &[c_int]) {
-    // SAFETY: a whole structure, and a handler of the type that the flags say.
+    // SAFETY: a whole structure, and a handler of the type that the flags name.
     unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = handler;
@@ -355,20 +356,20 @@ fn set_action(signal: c_int, handler: usize, flags: c_int, blocked: &[c_int]) {
     }
 }
 
-/// A wild pointer elsewhere: after an access was caught, the process still dies by it.
+/// A wild pointer in other code still kills the process after the handler was installed.
 #[test]
 fn a_wild_pointer_kills() {
     let output = in_child("a_wild_pointer_kills", || {
         caught();
         eprintln!("first");
-        // As good as null, which debug builds would see.
+        // Close to null; debug builds would detect null itself.
         stray(ptr::without_provenance(8));
         eprintln!("then");
     });
     output.iter().for_each(|output| assert_died(output, SIGSEGV));
 }
 
-/// The same if the action was the default one before, not that of Rust's runtime; and SIGBUS.
+/// The default action is still done: for SIGBUS, and if it replaced the action of Rust's runtime.
 #[test]
 fn the_default_action_is_done() {
     let output = in_child("the_default_action_is_done", || {
@@ -383,28 +384,28 @@ fn the_default_action_is_done() {
     output.iter().for_each(|output| assert_died(output, SIGBUS));
 }
 
-/// A signal that was sent does not come again by itself: the default action is done nevertheless.
+/// The default action is done for a sent signal, although such a signal does not come again by itself.
 #[test]
 fn the_default_action_is_done_of_sent_signals() {
     let output = in_child("the_default_action_is_done_of_sent_signals", || {
         set_action(SIGSEGV, libc::SIG_DFL, 0, &[]);
         caught();
         eprintln!("first");
-        // SAFETY: ends the process, or not.
+        // SAFETY: may end the process.
         unsafe { libc::raise(SIGSEGV) };
         eprintln!("then");
     });
     output.iter().for_each(|output| assert_died(output, SIGSEGV));
 }
 
-/// The same of memory that broke while nobody accessed it.
+/// The default action is done for memory that broke while no thread accessed it.
 #[test]
 fn the_default_action_is_done_of_broken_memory() {
     let output = in_child("the_default_action_is_done_of_broken_memory", || {
         set_action(SIGBUS, libc::SIG_DFL, 0, &[]);
         caught();
         eprintln!("first");
-        // SAFETY: a whole structure, which the kernel copies: this thread may tell itself what it likes.
+        // SAFETY: a whole structure, which the kernel copies. A thread may queue any signal to itself.
         unsafe {
             let mut info: siginfo_t = MaybeUninit::zeroed().assume_init();
             info.si_code = libc::BUS_MCEERR_AO;
@@ -416,13 +417,13 @@ fn the_default_action_is_done_of_broken_memory() {
     output.iter().for_each(|output| assert_died(output, SIGBUS));
 }
 
-/// Ignored signals: one that was sent is; one by an instruction cannot be.
+/// With SIG_IGN a sent signal is ignored. A signal that an instruction raises cannot be ignored.
 #[test]
 fn ignored_signals_are_ignored() {
     let output = in_child("ignored_signals_are_ignored", || {
         set_action(SIGSEGV, libc::SIG_IGN, 0, &[]);
         caught();
-        // SAFETY: ends the process, or not.
+        // SAFETY: may end the process.
         unsafe { libc::raise(SIGSEGV) };
         eprintln!("first");
         stray(ptr::without_provenance(8));
@@ -431,7 +432,7 @@ fn ignored_signals_are_ignored() {
     output.iter().for_each(|output| assert_died(output, SIGSEGV));
 }
 
-/// Rust's own handler, which was there before, still knows a full stack.
+/// Rust's own handler, which was there before, still detects a full stack.
 #[test]
 fn a_full_stack_is_told() {
     #[expect(unconditional_recursion)]
@@ -450,7 +451,7 @@ fn a_full_stack_is_told() {
     });
 }
 
-/// The limit that the module tells: the kernel delivers no blocked fault.
+/// The limit that the module states: the kernel delivers no blocked fault.
 #[test]
 fn blocked_signals_kill() {
     let output = in_child("blocked_signals_kill", || {
@@ -469,11 +470,11 @@ fn blocked_signals_kill() {
     output.iter().for_each(|output| assert_died(output, SIGSEGV));
 }
 
-/// How often a handler of this file was called.
+/// The number of calls of this file's handlers.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 /// The page that handlers make accessible.
 static BROKEN: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
-/// Whether SIGSEGV, and SIGUSR1, were blocked in the last call.
+/// Whether SIGSEGV and SIGUSR1 were blocked in the last call.
 static BLOCKED: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
 
 extern "C" fn mend(signal: c_int) {
@@ -489,7 +490,7 @@ extern "C" fn mend(signal: c_int) {
 }
 
 extern "C" fn mend_told(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: as the kernel gives it to a handler with SA_SIGINFO.
+    // SAFETY: the arguments that the kernel gives to a handler with SA_SIGINFO.
     let (number, code, address) = unsafe { ((*info).si_signo, (*info).si_code, (*info).si_addr()) };
     let told = number == signal && code == SEGV_ACCERR as i32 && !context.is_null();
     if told && address.addr() == BROKEN.load(Relaxed).addr() + 8 {
@@ -497,7 +498,7 @@ extern "C" fn mend_told(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     }
 }
 
-/// Breaks a page, and accesses it as if nothing had happened; `mend` has to be called once for it.
+/// Forbids a page and accesses it by an ordinary load. `mend` must be called exactly once for that.
 fn stray_is_mended() {
     let (pages, calls) = (Pages::forbidden(), CALLS.load(Relaxed));
     BROKEN.store(pages.start, Relaxed);
@@ -509,7 +510,7 @@ fn blocked() -> [bool; 2] {
     [BLOCKED[0].load(Relaxed), BLOCKED[1].load(Relaxed)]
 }
 
-/// A handler that was there before is called with what the kernel told, again and again, and not for accesses.
+/// An earlier handler is called with the kernel's arguments each time, and not for accesses.
 #[test]
 fn handlers_before_are_told() {
     let output = in_child("handlers_before_are_told", || {
@@ -525,7 +526,7 @@ fn handlers_before_are_told() {
     output.iter().for_each(assert_well);
 }
 
-/// The same of a handler that wants the number alone, and its signal not blocked.
+/// The same for a handler without SA_SIGINFO, whose signal is not blocked.
 #[test]
 fn plain_handlers_before_are_called() {
     let output = in_child("plain_handlers_before_are_called", || {
@@ -539,7 +540,7 @@ fn plain_handlers_before_are_called() {
     output.iter().for_each(assert_well);
 }
 
-/// A handler that wanted to be called once is; accesses are caught before and after that.
+/// A handler for one call (SA_RESETHAND) is called once. Accesses are caught before and after that.
 #[test]
 fn handlers_for_once_are_called_once() {
     let output = in_child("handlers_for_once_are_called_once", || {
@@ -558,7 +559,8 @@ extern "C" fn count(_: c_int) {
     CALLS.fetch_add(1, Relaxed);
 }
 
-/// Signals that are sent while accesses run are not theirs: the handler before has them, and every access works.
+/// Signals that are sent while accesses run do not belong to them: the earlier handler gets them, and each access
+/// succeeds.
 #[test]
 fn sent_signals_are_no_access_s() {
     let output = in_child("sent_signals_are_no_access_s", || {
@@ -571,7 +573,7 @@ fn sent_signals_are_no_access_s() {
         let sender = thread::spawn(move || {
             for round in 0..5000 {
                 let signal = if round % 2 == 0 { SIGSEGV } else { SIGBUS };
-                // SAFETY: that thread waits for this one.
+                // SAFETY: that thread waits for this one, so it still exists.
                 assert_eq!(unsafe { libc::pthread_kill(this, signal) }, 0);
                 thread::yield_now();
             }
@@ -581,7 +583,7 @@ fn sent_signals_are_no_access_s() {
                 // SAFETY: no object is there.
                 assert_eq!(unsafe { access::fetch_add_u64(pages.word(page * PAGE), 1) }, Ok(0));
             }
-            // The next ones fault again: what comes during a fault finds the thread at its access.
+            // The next accesses fault again: a signal that is sent during a fault finds the thread at its access.
             // SAFETY: no object is there.
             unsafe { mm::madvise(pages.start.cast(), pages.count * PAGE, Advice::LinuxDontNeed) }.unwrap();
         }

@@ -1,5 +1,5 @@
-//! The program itself changes the kernel's mappings of a region (madvise, munmap, mremap), behind the engine's back. Each
-//! access ends: with the page served anew, or with a signal.
+//! The program itself changes the kernel's mappings of a region (madvise, munmap, mremap) without telling the engine.
+//! Each access ends: its page is served again, or it gets a signal.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 mod child;
@@ -28,7 +28,7 @@ fn pager() -> Option<Pager> {
     }
 }
 
-/// Page `n` is full of `n + 1`.
+/// Returns a file whose page `n` is full of `n + 1`.
 fn numbered() -> std::fs::File {
     let mut file = tempfile::tempfile().expect("a temporary file");
     for page in 0..PAGES {
@@ -41,7 +41,7 @@ fn at(region: &Region, page: usize) -> *mut u8 {
     region.as_ptr().wrapping_add(page * PAGE)
 }
 
-/// The program drops `count` pages of a region without telling the region.
+/// Drops `count` pages of a region by madvise, without telling the region.
 fn drop_by_hand(region: &Region, page: usize, count: usize) {
     // SAFETY: the region's own pages, which the test reads by `access` only.
     let done = unsafe { libc::madvise(at(region, page).cast(), count * PAGE, libc::MADV_DONTNEED) };
@@ -58,7 +58,7 @@ fn store(region: &Region, page: usize, value: u8) -> Result<(), access::Signal> 
     unsafe { access::store_u8(at(region, page), value) }
 }
 
-/// All frames but the page of zeros have been given back.
+/// Asserts that all frames except the engine's page of zeros have been freed.
 fn end(pager: &Pager) {
     pager.engine().flush();
     assert_eq!(pager.engine().frame_usage().used, 1, "frames are left");
@@ -74,7 +74,11 @@ fn pages_that_the_program_dropped_are_served_anew() {
         }
         drop_by_hand(&zeros, 2, 6);
         assert_eq!((load(&zeros, 2), store(&zeros, 3, 8), load(&zeros, 3)), (Ok(0), Ok(()), Ok(8)));
-        assert_eq!((load(&zeros, 1), load(&zeros, 8)), (Ok(7), Ok(7)), "beside it nothing has changed");
+        assert_eq!(
+            (load(&zeros, 1), load(&zeros, 8)),
+            (Ok(7), Ok(7)),
+            "the pages beside them have not changed"
+        );
 
         let file = pager.file(numbered()).unwrap();
         store(&file, 4, 100).unwrap();
@@ -100,7 +104,7 @@ fn the_kernel_itself_reads_pages_that_the_program_dropped() {
     });
 }
 
-/// The bytes were in the region's page alone. The snapshot says that they are lost, and goes on otherwise.
+/// The bytes were in the region's page alone. An access to the snapshot's page gets SIGBUS; its other pages are intact.
 #[test]
 fn a_snapshot_of_pages_that_the_program_dropped_is_a_signal_and_never_zeros() {
     ends("a_snapshot_of_pages_that_the_program_dropped_is_a_signal_and_never_zeros", || {
@@ -112,7 +116,7 @@ fn a_snapshot_of_pages_that_the_program_dropped_is_a_signal_and_never_zeros() {
         let mut snapshot = region.snapshot().unwrap();
         assert_eq!(load(&snapshot, 9), Ok(7));
         drop_by_hand(&region, 0, 4);
-        // Before the region's own fault tells of it, and after.
+        // Before a fault of the region shows that the page was dropped, and after it.
         for round in 0..2 {
             assert!(load(&snapshot, 0).unwrap_err().is_bus());
             assert!(store(&snapshot, 1, 1).unwrap_err().is_bus());
@@ -123,11 +127,11 @@ fn a_snapshot_of_pages_that_the_program_dropped_is_a_signal_and_never_zeros() {
             );
             assert_eq!((load(&region, 0), load(&region, 1), load(&region, 2)), (Ok(0), Ok(0), Ok(0)));
             assert!(load(&snapshot, 2).unwrap_err().is_bus(), "round {round}");
-            // Tried again, it is lost still.
+            // An access that is tried again finds the bytes still lost.
             snapshot.retry(..).unwrap();
         }
         assert_eq!((load(&snapshot, 4), load(&region, 4)), (Ok(7), Ok(7)));
-        // Discarded, the pages are zeros that can be used.
+        // After a discard the pages are zeros that can be used.
         snapshot.discard(..4 * PAGE).unwrap();
         assert_eq!((load(&snapshot, 0), store(&snapshot, 1, 9), load(&snapshot, 1)), (Ok(0), Ok(()), Ok(9)));
         drop((region, snapshot));
@@ -135,7 +139,7 @@ fn a_snapshot_of_pages_that_the_program_dropped_is_a_signal_and_never_zeros() {
     });
 }
 
-/// The program drops pages at any moment, beside snapshots, stores and discards: all calls and accesses end.
+/// The program drops pages at any moment, beside snapshots, stores and discards. All calls and accesses end.
 #[test]
 fn pages_may_be_dropped_beside_everything_else() {
     ends("pages_may_be_dropped_beside_everything_else", || {
@@ -170,7 +174,7 @@ fn pages_may_be_dropped_beside_everything_else() {
                         Err(signal) => assert!(signal.is_bus(), "{signal}"),
                     }
                 }
-                // SAFETY: nobody has references into the region.
+                // SAFETY: there are no references into the region.
                 unsafe { region.discard_shared(round % 8 * PAGE..8 * PAGE) }.unwrap();
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -209,7 +213,7 @@ fn a_page_from_outside_that_the_program_dropped_is_lost() {
     });
 }
 
-/// The program unmaps part of a region, and moves another part away. What is left works; every call ends.
+/// The program unmaps a part of a region, and moves another part away. The other parts still work, and every call ends.
 #[test]
 fn parts_of_a_region_may_be_unmapped_and_moved_by_hand() {
     ends("parts_of_a_region_may_be_unmapped_and_moved_by_hand", || {
@@ -219,7 +223,8 @@ fn parts_of_a_region_may_be_unmapped_and_moved_by_hand() {
             store(&region, page, 7).unwrap();
         }
         let early = region.snapshot().unwrap();
-        // SAFETY: pages of the region, to which the test has no reference. A mapping without rights keeps others out.
+        // SAFETY: pages of the region, to which the test has no reference. A mapping without rights keeps other
+        // mappings out.
         unsafe {
             rustix::mm::munmap(at(&region, 4).cast(), PAGE).unwrap();
             let (none, flags) = (ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::FIXED);
@@ -245,7 +250,7 @@ fn parts_of_a_region_may_be_unmapped_and_moved_by_hand() {
         for page in [0, 3, 6, 8, 11] {
             assert_eq!((store(&region, page, 9), load(&late, page)), (Ok(()), Ok(8)), "page {page}");
         }
-        // SAFETY: nobody has references into the region.
+        // SAFETY: there are no references into the region.
         unsafe { region.discard_shared(..) }.unwrap();
         assert_eq!((load(&region, 0), load(&region, 15), load(&late, 0)), (Ok(0), Ok(0), Ok(8)));
         drop((region, early, late));

@@ -1,4 +1,4 @@
-//! Buffers that are themselves memory of a region: the calls that fill or read one fault on it, and end.
+//! Buffers in a region's own memory: a call that fills or reads one faults on it, and ends.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 mod child;
@@ -33,7 +33,7 @@ fn at(page: usize) -> VirtAddr {
     VirtAddr::new((page * PAGE) as u64)
 }
 
-/// A served space with `request` at its beginning.
+/// Returns a served space with `request` at its first address.
 fn served(pager: &Pager, request: MapRequest<Linux>) -> (Space, Serving) {
     let space = AddressSpace::new(pager.engine()).expect("a space");
     let serving = Serving::of(&space).expect("served once");
@@ -45,7 +45,7 @@ fn anonymous(pager: &Pager) -> (Space, Serving) {
     served(pager, MapRequest::anonymous((PAGES * PAGE) as u64))
 }
 
-/// A file whose page `n` is full of `n + 1`, mapped in private.
+/// Makes a file whose page `n` is full of `n + 1`, and a private mapping of it.
 fn of_file(pager: &Pager) -> (faultless::sync::Shared<File<Linux>>, Space, Serving) {
     let mut bytes = tempfile::tempfile().expect("a temporary file");
     for page in 0..PAGES {
@@ -58,7 +58,7 @@ fn of_file(pager: &Pager) -> (faultless::sync::Shared<File<Linux>>, Space, Servi
     (file, space, serving)
 }
 
-/// `count` pages of a space's memory from `page` on.
+/// Returns `count` pages of a space's memory from `page` on.
 #[expect(clippy::mut_from_ref, reason = "the memory is not the handle's")]
 fn memory(serving: &Serving, page: usize, count: usize) -> &mut [u8] {
     let start = serving.pointer(at(page)).expect("in the window");
@@ -72,12 +72,12 @@ fn a_page_of_a_file_is_written_from_an_untouched_mapping_of_it() {
         let Some(pager) = pager() else { return };
         let (file, _space, serving) = of_file(&pager);
         assert_eq!(file.handle().write_at(0, memory(&serving, 0, 1)), Ok(PAGE));
-        // The page written is not the buffer's: the buffer's faults still need the file's other pages.
+        // The written pages are not the buffer's: the buffer's faults still need other pages of the file.
         assert_eq!(file.handle().write_at(2 * PAGE_SIZE, memory(&serving, 1, 3)), Ok(3 * PAGE));
         let mut bytes = [0; PAGES * PAGE];
         assert_eq!(file.handle().read_at(0, &mut bytes), Ok(bytes.len()));
         let pages: Vec<u8> = bytes.chunks(PAGE).map(|page| page[PAGE - 1]).collect();
-        assert_eq!(pages[..2], [1, 2], "written with what they had");
+        assert_eq!(pages[..2], [1, 2], "written with their own bytes");
         assert_eq!(pages[2], 2);
         assert_eq!(pages[5..], [6, 7, 8]);
     });
@@ -95,7 +95,7 @@ fn a_page_of_a_file_is_read_into_an_untouched_mapping_of_it() {
     });
 }
 
-/// The buffer's fault needs the bytes of the very frame that is being read.
+/// The buffer's fault needs the bytes of the same frame that is being read.
 #[test]
 fn a_page_is_read_from_outside_into_a_snapshot_of_it() {
     ends("a_page_is_read_from_outside_into_a_snapshot_of_it", || {
@@ -135,8 +135,8 @@ fn a_page_is_written_from_outside_from_a_snapshot_of_it() {
     });
 }
 
-/// Copies into fresh memory of the space that another thread forks all the time. A fork waits for a pinned page's bytes
-/// with the whole space taken.
+/// Copies into new memory of a space that another thread forks in a loop. A fork locks the whole space while it waits
+/// for the bytes of a pinned page.
 #[test]
 fn pages_are_read_into_fresh_memory_beside_forks() {
     ends("pages_are_read_into_fresh_memory_beside_forks", || {

@@ -1,4 +1,4 @@
-//! A Linux process does what every host must do.
+//! A Linux process passes the conformance checks of a host.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 mod child;
@@ -34,7 +34,7 @@ impl Rig for Process {
 
     fn load(&self, process: &Serving, address: VirtAddr) -> Option<u64> {
         let at = process.pointer(address)?;
-        // SAFETY: in the window of a space that is served, whose accesses end with a signal at worst.
+        // SAFETY: in the window of a served space, where an access ends with a signal at worst.
         unsafe { access::load_u64(at.cast()) }.ok()
     }
 

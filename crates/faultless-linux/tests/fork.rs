@@ -1,4 +1,4 @@
-//! fork(2) of a process with a pager: the child is told that it has none, and the parent goes on.
+//! fork(2) of a process with a pager: calls in the child return an error, and the parent is not affected.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 mod child;
@@ -13,7 +13,7 @@ use std::io::Write;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// The process's own pager, or `None` where there can be none, which is said.
+/// Returns the process's shared pager. Returns `None`, and prints the reason, if there can be none here.
 fn pager() -> Option<&'static Pager> {
     match Pager::shared() {
         Ok(pager) => Some(pager),
@@ -25,7 +25,7 @@ fn pager() -> Option<&'static Pager> {
     }
 }
 
-/// Page `n` is full of `n + 1`.
+/// Returns a file whose page `n` is full of `n + 1`.
 fn numbered(pages: usize) -> std::fs::File {
     let mut file = tempfile::tempfile().expect("a temporary file");
     for page in 0..pages {
@@ -34,15 +34,16 @@ fn numbered(pages: usize) -> std::fs::File {
     file
 }
 
-/// Runs `body` in a child of fork(2), and returns how that ended. 0: well; 1: `body` panicked.
+/// Runs `body` in a child of fork(2), and returns its wait status: 0 if it succeeded, not 0 if `body` panicked.
 fn forked(body: impl FnOnce()) -> i32 {
-    // SAFETY: the child runs `body` and leaves; it uses no thread of its parent. The allocator of this platform works in it.
+    // SAFETY: the child runs `body` and exits, and uses no thread of its parent. This platform's allocator works in a
+    // child.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: a child that hangs ends with its parent.
+        // SAFETY: makes a child that hangs end with its parent.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        // SAFETY: ends the child, without what the parent does at its exit.
+        // SAFETY: ends the child, without the parent's actions at exit.
         unsafe { libc::_exit(i32::from(ended.is_err())) };
     }
     let mut status = 0;
@@ -73,20 +74,20 @@ fn every_call_of_a_child_is_a_typed_error() {
             assert!(is_inherited(region.snapshot()));
             assert!(is_inherited(region.retry(..)));
             assert!(is_inherited(region.discard(..)));
-            // SAFETY: nothing happens.
+            // SAFETY: the call does nothing here.
             assert!(is_inherited(unsafe { region.protect(.., Protection::READ) }));
-            // SAFETY: nothing happens.
+            // SAFETY: the call does nothing here.
             assert!(is_inherited(unsafe { region.unmap(..) }));
             assert_eq!(region.refusal(0), None);
             assert_eq!(Serving::of(&other).err(), Some(ServeError::Inherited));
             assert_eq!(serving.pointer(VirtAddr::new(0)), None);
             assert!(!serving.is_there(VirtAddr::new(0), Access::Read));
             assert!(AddressSpace::<Linux, Faultless>::new(pager.engine()).is_err());
-            // Dropping does nothing, and waits for no thread that is not there.
+            // Dropping does nothing, and does not wait for a thread that the child does not have.
             drop((region, serving));
         });
         assert_eq!(ended, 0);
-        // The parent's own are as they were.
+        // The parent's regions are as before.
         let region = pager.file(numbered(4)).unwrap();
         assert_eq!((region[0], region[3 * PAGE]), (1, 4));
     });
@@ -102,9 +103,9 @@ fn a_parent_goes_on_while_and_after_its_child_drops_everything() {
         let snapshot = region.snapshot().unwrap();
         let (mine, theirs) = (region.as_ptr() as usize, snapshot.as_ptr() as usize);
         let child = || {
-            // Something else comes to the regions' addresses in the child. It is the child's.
+            // The child maps its own memory at the regions' addresses.
             for start in [mine, theirs] {
-                // SAFETY: in a child nothing is there: it fails otherwise.
+                // SAFETY: the child has nothing there; otherwise the call fails.
                 let place = unsafe {
                     rustix::mm::mmap_anonymous(
                         start as *mut _,
@@ -118,10 +119,10 @@ fn a_parent_goes_on_while_and_after_its_child_drops_everything() {
             }
             drop((region, snapshot));
             drop(pager);
-            // SAFETY: mapped above, and still there.
+            // SAFETY: mapped above, and still mapped.
             assert_eq!(unsafe { (mine as *const u8).read() }, 50);
         };
-        // The child has copies of the parent's values: dropping those is what is tried. The parent's stay.
+        // The child has copies of the parent's values, and this test drops those. The parent's values stay.
         let ended = forked(child);
         assert_eq!(ended, 0);
     });
@@ -135,7 +136,7 @@ fn an_inherited_region_is_a_signal_and_its_parent_s_is_as_before() {
         region[0] = 1;
         let start = region.as_ptr();
         let ended = forked(|| {
-            // SAFETY: addresses at which the child has nothing.
+            // SAFETY: addresses at which the child has nothing mapped.
             unsafe {
                 assert!(access::load_u8(start).unwrap_err().is_segv());
                 assert!(access::store_u8(start.wrapping_add(PAGE), 1).unwrap_err().is_segv());
@@ -149,7 +150,7 @@ fn an_inherited_region_is_a_signal_and_its_parent_s_is_as_before() {
     });
 }
 
-/// The child of a process that has a pager makes one of its own.
+/// The child of a process that has a pager can make its own pager.
 #[test]
 fn a_child_can_have_a_pager_of_its_own() {
     ends("a_child_can_have_a_pager_of_its_own", || {

@@ -1,5 +1,5 @@
-//! The end of a region that threads still use. Alone in its process: nobody else maps memory at the addresses that were
-//! the region's.
+//! The end of a region that threads still use. This test is alone in its process, so that nothing else maps memory at
+//! the region's former addresses.
 
 use faultless::address::PAGE_SIZE;
 use faultless::store::{FileStore, GatedStore};
@@ -26,7 +26,7 @@ fn a_region_may_go_while_faults_are_in_flight() {
     let start = region.as_ptr() as usize;
     let readers: Vec<_> = (0..4)
         .map(|page| {
-            // SAFETY: an address that was a region's: nothing that Rust knows lives there.
+            // SAFETY: an address that was a region's; no Rust object lives there.
             std::thread::spawn(move || unsafe { access::load_u8((start + page * PAGE) as *const u8) })
         })
         .collect();

@@ -1,4 +1,4 @@
-//! A region as a virtual machine's memory: what devices do to it, and what they may not.
+//! A region as a virtual machine's memory: accesses by devices, and their limits.
 #![cfg(all(
     feature = "vm-memory",
     target_os = "linux",
@@ -46,7 +46,7 @@ fn a_device_reads_what_another_has_written() {
         assert_eq!(memory.read_obj::<u64>(at(8)).unwrap(), 0, "new memory is zeros");
         memory.write_obj(0x1122_3344_5566_7788_u64, at(PAGE_SIZE - 4)).unwrap();
         assert_eq!(memory.read_obj::<u64>(at(PAGE_SIZE - 4)).unwrap(), 0x1122_3344_5566_7788);
-        // From one region into the next.
+        // From one region into the next one.
         let across = at(4 * PAGE_SIZE - 100);
         let bytes: Vec<u8> = (0..200).collect();
         memory.write_slice(&bytes, across).unwrap();

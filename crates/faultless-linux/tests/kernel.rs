@@ -1,4 +1,4 @@
-//! The kernel's page table against the engine's entries.
+//! Compares the kernel's page table with the engine's entries.
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
@@ -9,13 +9,13 @@ use std::io::{Read, Seek, SeekFrom, Write};
 
 const PAGES: u64 = 64;
 
-/// Bits of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is in memory, in swap, and stores to
-/// it are stopped by userfaultfd.
+/// Bits of /proc/self/pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is in memory; it is in swap;
+/// userfaultfd protects it from stores.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const PROTECTED: u64 = 1 << 57;
 
-/// What the kernel has at each page of the space.
+/// Returns the kernel's pagemap word for each page of the space.
 fn pagemap(serving: &Serving) -> Vec<u64> {
     let start = serving.pointer(VirtAddr::new(0)).expect("a window").addr() as u64;
     let mut file = std::fs::File::open("/proc/self/pagemap").expect("/proc");
@@ -25,9 +25,10 @@ fn pagemap(serving: &Serving) -> Vec<u64> {
     bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes"))).collect()
 }
 
-/// The kernel has a page exactly where an entry says so, and stops stores wherever the entry has no write right.
+/// Asserts that the kernel has a page exactly where an entry says so, and protects it wherever the entry has no write
+/// right.
 fn assert_follows(serving: &Serving, after: &str) {
-    // An access can be done before the handler has let the entry go.
+    // An access can be done before the handler has ended the entry's announcement.
     while serving.space().audit().is_err() {
         std::thread::yield_now();
     }

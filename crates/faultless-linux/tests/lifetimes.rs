@@ -1,4 +1,4 @@
-//! Regions and pagers that end, are forked or are pinned at an awkward moment.
+//! Regions and pagers that end, are forked or are pinned at a critical moment.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 mod child;
@@ -50,18 +50,18 @@ static LEFT: AtomicI64 = AtomicI64::new(0);
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn touch(_: libc::c_int) {
-    // So many fit into memory.
+    // The number of touches that fit into memory.
     if LEFT.fetch_sub(1, Ordering::Relaxed) <= 0 {
         return;
     }
     let page = NEXT.fetch_add(1, Ordering::Relaxed) % MANY;
     let at = START.load(Ordering::Relaxed).wrapping_add(page * PAGE);
-    // SAFETY: the region's own memory, which nobody has references to.
+    // SAFETY: the region's own memory, into which there are no references.
     unsafe { at.read_volatile() };
     HANDLED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The signal is blocked as long as it lives.
+/// Blocks the signal as long as it lives.
 struct Blocked(());
 
 impl Blocked {
@@ -86,13 +86,13 @@ fn mask(how: libc::c_int) {
     }
 }
 
-/// "A signal handler may touch regions: calls of `Region`, `Pager` and `Serving` block signals while they last." The end of a
-/// region of a file is such a call.
+/// Checks "A signal handler may touch regions: calls of `Region`, `Pager` and `Serving` block signals while they last."
+/// The end of a region of a file is such a call.
 #[test]
 fn a_signal_handler_touches_a_region_while_its_thread_drops_another() {
     ends("a_signal_handler_touches_a_region_while_its_thread_drops_another", || {
         let Some(pager) = pager_of(256) else { return };
-        // More than fits: most faults evict.
+        // More than fits into memory, so most faults evict.
         let region = pager.file(numbered(MANY)).unwrap();
         START.store(region.as_ptr(), Ordering::Relaxed);
         // SAFETY: the region's own memory. The first access installs the handler of SIGSEGV.
@@ -108,9 +108,9 @@ fn a_signal_handler_touches_a_region_while_its_thread_drops_another() {
         let changer = std::thread::spawn(move || {
             for _ in 0..300 {
                 let other = {
-                    // Signals come in the end of the region alone.
+                    // Signals can come only while the region ends.
                     let _blocked = Blocked::new();
-                    // SAFETY: nobody has references into the region.
+                    // SAFETY: there are no references into the region.
                     unsafe { region.discard_shared(..) }.unwrap();
                     let other = pager.file(other.try_clone().unwrap()).unwrap();
                     (0..PAGES).for_each(|page| assert_eq!(other[page * PAGE], page as u8));
@@ -131,8 +131,8 @@ fn a_signal_handler_touches_a_region_while_its_thread_drops_another() {
     });
 }
 
-/// A child has the page too, so a pin for reading has it copied; the child lets go of it at that moment. Met after about 100
-/// rounds.
+/// The child shares the page, so a pin for reading copies it; at that moment the child unmaps it. The bug that this
+/// test is for was met after about 100 rounds.
 #[test]
 fn a_page_that_is_pinned_while_the_child_lets_go_of_it_is_not_lost() {
     ends("a_page_that_is_pinned_while_the_child_lets_go_of_it_is_not_lost", || {
@@ -181,8 +181,8 @@ fn a_page_that_is_pinned_while_the_child_lets_go_of_it_is_not_lost() {
     });
 }
 
-/// A child of fork(2) that asks for the process's own pager is told that it is inherited, or has one of its own; also if
-/// another thread of the parent was making it at that moment.
+/// A child of fork(2) that calls for the shared pager gets `Inherited` or a pager of its own, even if another thread of
+/// the parent was making it at the time of the fork.
 #[test]
 fn a_child_forked_while_the_shared_pager_is_made_does_not_wait_for_ever() {
     ends("a_child_forked_while_the_shared_pager_is_made_does_not_wait_for_ever", || {
@@ -203,12 +203,12 @@ fn a_child_forked_while_the_shared_pager_is_made_does_not_wait_for_ever() {
                 is_hung
             })
         });
-        assert_eq!(hung, None, "the child of that round waits for a thread that it has not");
+        assert_eq!(hung, None, "the child of that round waits for a thread that it does not have");
     });
 }
 
-/// "Dropping does nothing" in a child of fork(2). A region all of which was unmapped is the last to keep its file, which drops
-/// its store, which ends threads that the child has not.
+/// Checks "dropping does nothing" in a child of fork(2). A fully unmapped region holds the last handle of its file.
+/// Dropping that would drop the store, which ends threads that the child does not have.
 #[test]
 fn a_child_drops_a_region_all_of_which_was_unmapped() {
     ends("a_child_drops_a_region_all_of_which_was_unmapped", || {
@@ -216,7 +216,7 @@ fn a_child_drops_a_region_all_of_which_was_unmapped() {
         let region = pager.file(numbered(PAGES)).unwrap();
         // SAFETY: the region's own memory.
         assert_eq!(unsafe { access::load_u8(at(&region, 3)) }, Ok(3));
-        // SAFETY: nobody has references into the region.
+        // SAFETY: there are no references into the region.
         unsafe { region.unmap(..) }.unwrap();
         pager.engine().flush();
         let mut region = Some(region);
@@ -230,9 +230,9 @@ fn a_child_drops_a_region_all_of_which_was_unmapped() {
     });
 }
 
-/// Runs `body` in a child of fork(2). True: it says so, or has not ended by itself.
+/// Runs `body` in a child of fork(2). Returns `true` if `body` returned `true` or did not return.
 fn in_child(body: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child ends here.
+    // SAFETY: the child exits below.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let says = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));

@@ -14,12 +14,12 @@ use std::sync::Arc;
 const PAGE: usize = PAGE_SIZE as usize;
 const EIO: InjectedError = InjectedError::Io { errno: 5 };
 
-/// A pager, or `None` where there can be none, which is said.
+/// Returns a pager. Returns `None`, and prints the reason, if there can be none here.
 fn pager() -> Option<Pager> {
     match Pager::new(Options { memory: 64 << 20, ..Options::default() }) {
         Ok(pager) => Some(pager),
         Err(error @ (OpenError::Forbidden | OpenError::Absent | OpenError::TooOld)) => {
-            // Not `eprintln!`, which the harness keeps to itself.
+            // Not `eprintln!`, whose output the test harness captures.
             let _ = writeln!(std::io::stderr(), "skipped: {error}");
             None
         }
@@ -27,7 +27,7 @@ fn pager() -> Option<Pager> {
     }
 }
 
-/// Page `n` is full of `n + 1`.
+/// Returns a file whose page `n` is full of `n + 1`.
 fn numbered(pages: usize) -> std::fs::File {
     let mut file = tempfile::tempfile().expect("a temporary file");
     for page in 0..pages {
@@ -36,7 +36,7 @@ fn numbered(pages: usize) -> std::fs::File {
     file
 }
 
-/// All frames but the page of zeros have been given back.
+/// Asserts that all frames except the engine's page of zeros have been freed.
 fn end(pager: &Pager) {
     pager.engine().flush();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -100,7 +100,7 @@ fn a_snapshot_and_its_region_go_their_own_ways() {
     assert_eq!((again[3 * PAGE], snapshot[3 * PAGE], region[3 * PAGE]), (4, 103, 104));
     assert_eq!((again[2 * PAGE], again[7 * PAGE], again[0]), (102, 0, 1));
     drop(region);
-    assert_eq!((snapshot[4 * PAGE], again[5 * PAGE]), (5, 6), "what only the snapshots have now");
+    assert_eq!((snapshot[4 * PAGE], again[5 * PAGE]), (5, 6), "pages that only the snapshots have now");
     snapshot[4 * PAGE] = 105;
     drop(snapshot);
     assert_eq!((again[4 * PAGE], again[2 * PAGE]), (5, 102));
@@ -116,7 +116,7 @@ fn discarded_parts_are_zero_or_the_files_again() {
     let snapshot = region.snapshot().unwrap();
     region.discard(PAGE..3 * PAGE).unwrap();
     assert_eq!((region[0], region[PAGE], region[3 * PAGE - 1], region[3 * PAGE]), (9, 0, 0, 9));
-    assert!(snapshot.iter().all(|byte| *byte == 9), "the snapshot keeps what the region has dropped");
+    assert!(snapshot.iter().all(|byte| *byte == 9), "the snapshot keeps pages that the region has dropped");
     let mut file = pager.file(numbered(4)).unwrap();
     file[0] = 77;
     file.discard(..).unwrap();
@@ -144,13 +144,13 @@ fn a_file_that_others_changed_is_read_anew_and_never_a_mixture() {
     }
     region.discard(..).unwrap();
     assert_eq!((region[0], region[2 * PAGE]), (1, 3), "the cache's pages, until they are refreshed");
-    // SAFETY: no reference into either lives.
+    // SAFETY: there is no reference into the region or its snapshot.
     unsafe { region.refresh(..) }.unwrap();
     assert!((0..8).all(|page| region[page * PAGE..][..PAGE].iter().all(|byte| *byte == 50 + page as u8)));
     assert_eq!(
         (snapshot[0], snapshot[PAGE], snapshot[2 * PAGE]),
         (50, 100, 52),
-        "what it had stored to stays"
+        "the page that was written stays"
     );
     // SAFETY: as above.
     assert!(matches!(unsafe { region.refresh(1..PAGE) }, Err(RegionError::Part { .. })));
@@ -167,7 +167,7 @@ fn forbidden_and_unmapped_parts_are_signals() {
     let mut region = pager.anonymous(8 * PAGE).unwrap();
     region.fill(5);
     let word = |page: usize| region.as_ptr().wrapping_add(page * PAGE).cast::<u64>();
-    // SAFETY: the region's own memory, and no references into it meanwhile.
+    // SAFETY: the region's own memory, and there are no references into it meanwhile.
     unsafe {
         region.protect(2 * PAGE..4 * PAGE, Protection::READ).unwrap();
         region.protect(4 * PAGE..5 * PAGE, Protection::empty()).unwrap();
@@ -182,7 +182,7 @@ fn forbidden_and_unmapped_parts_are_signals() {
         assert!(access::store_u64(theirs(2), 1).unwrap_err().is_segv());
         assert!(access::load_u64(theirs(4)).unwrap_err().is_segv());
         assert!(access::load_u64(theirs(5)).unwrap_err().is_segv());
-        // What could not be read is there when it can be, on both sides.
+        // A part that could not be read can be read again on both sides, with its bytes intact.
         let fives = u64::from_ne_bytes([5; 8]);
         snapshot.protect(4 * PAGE..5 * PAGE, Protection::READ | Protection::WRITE).unwrap();
         assert_eq!(access::load_u64(theirs(4)), Ok(fives));
@@ -264,7 +264,7 @@ fn a_store_that_found_no_memory_has_lost_nothing() {
         assert!(matches!(region.refusal(PAGE), Some(FaultError::OutOfMemory { .. })));
         region.retry(PAGE..2 * PAGE).unwrap();
         assert_eq!(access::load_u8(at(1)), Ok(7));
-        assert!(access::store_u8(at(1), 1).unwrap_err().is_bus(), "there is none still");
+        assert!(access::store_u8(at(1), 1).unwrap_err().is_bus(), "there is still no frame");
         drop(snapshot);
         region.retry(..).unwrap();
         assert_eq!(access::store_u8(at(1), 1), Ok(()));
@@ -287,7 +287,7 @@ fn what_may_only_be_fetched_is_fetched() {
         region.protect(.., Protection::EXECUTE).unwrap();
         let returns: extern "C" fn() = std::mem::transmute(region.as_ptr());
         returns();
-        // As on Linux, where the processor has no way to forbid it.
+        // As on Linux: the processor cannot forbid a read of an executable page.
         assert_eq!(access::load_u8(region.as_ptr()), Ok(ret));
         assert!(access::store_u8(region.as_ptr(), 1).unwrap_err().is_segv());
     }
@@ -317,9 +317,9 @@ fn many_reads_are_under_way_at_once() {
                 scope.spawn(move || region[page * PAGE])
             })
             .collect();
-        // All have come to the store though none has been answered: the handler waits for none.
+        // All reads have reached the store though none has been answered: the handler waits for none of them.
         gate.wait_for(8);
-        // And serves others meanwhile.
+        // The handler serves other faults meanwhile.
         let mut other = pager.anonymous(PAGE).unwrap();
         other[0] = 1;
         gate.open();
@@ -346,7 +346,7 @@ fn the_kernel_reads_and_writes_regions() {
     let mut bytes = Vec::new();
     out.read_to_end(&mut bytes).unwrap();
     assert!(bytes == region[..], "write(2) from pages that were not there");
-    // What cannot be read is EFAULT to the kernel.
+    // To the kernel, a page that cannot be read is EFAULT.
     let failing =
         FailingStore::new(FileStore::from_file(numbered(2)).unwrap(), Direction::Read, Failure::From(1), EIO);
     let broken = pager.store(Arc::new(failing)).unwrap();
@@ -378,7 +378,7 @@ fn a_child_of_fork_gets_a_signal_and_no_zeros() {
     let mut region = pager.anonymous(4 * PAGE).unwrap();
     region[0] = 1;
     let start = region.as_ptr();
-    // SAFETY: the child does nothing but one access, to an address that it has nothing at, and leaves.
+    // SAFETY: the child does nothing but one access, to an address where it has nothing mapped, and exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: as above.
@@ -406,11 +406,11 @@ fn wrong_lengths_are_typed_errors() {
     assert!(matches!(none, Err(OpenError::Memory(_))));
     let tight = Options { limits: Limits { mappings: 0, ..Limits::default() }, ..Options::default() };
     let region = Pager::new(tight).unwrap().anonymous(3 * PAGE).unwrap();
-    // SAFETY: nothing is unmapped, since there is no room for two mappings; and nobody has a reference.
+    // SAFETY: nothing is unmapped, since the limit does not allow two mappings; and there are no references.
     assert!(matches!(unsafe { region.unmap(PAGE..2 * PAGE) }, Err(RegionError::Unmap(_))));
 }
 
-/// As mmap refuses it, and not with a SIGBUS at the first touch.
+/// mmap refuses it too. The error comes from this call, and not as a SIGBUS at the first touch.
 #[test]
 fn a_file_opened_to_write_only_is_refused() {
     let Some(pager) = pager() else { return };

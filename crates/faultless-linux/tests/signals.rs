@@ -18,11 +18,11 @@ static START: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 
-/// Stores into some page of the region, as a profiler or a collector might. Accesses are async-signal-safe.
+/// Stores into a page of the region, as a profiler or a garbage collector might. Accesses are async-signal-safe.
 extern "C" fn touch(_: libc::c_int) {
     let page = NEXT.fetch_add(1, Ordering::Relaxed) % PAGES;
     let at = START.load(Ordering::Relaxed).wrapping_add(page * PAGE);
-    // SAFETY: the region's own memory, which nobody has references to. It may be protected, which is a signal.
+    // SAFETY: the region's own memory, into which there are no references. It may be protected, which gives a signal.
     let _ = unsafe { access::store_u8(at, 1) };
     HANDLED.fetch_add(1, Ordering::Relaxed);
 }
@@ -50,7 +50,7 @@ fn a_signal_handler_touches_the_region_that_its_thread_changes() {
         let changer = std::thread::spawn(move || {
             let all = Protection::READ | Protection::WRITE;
             for _ in 0..2_000 {
-                // SAFETY: nobody has references into the region.
+                // SAFETY: there are no references into the region.
                 unsafe {
                     region.protect(..PAGES / 2 * PAGE, Protection::READ).unwrap();
                     region.protect(..PAGES / 2 * PAGE, all).unwrap();

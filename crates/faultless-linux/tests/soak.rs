@@ -1,4 +1,4 @@
-//! The soak for a few seconds, on few pages.
+//! Runs the soak for a few seconds, on few pages.
 #![cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
 #[path = "../examples/soak/run/mod.rs"]
@@ -9,7 +9,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-/// Not `println!`, which the harness keeps to itself.
+/// Prints to standard error. Not `println!`, whose output the test harness captures.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -30,7 +30,7 @@ fn soak(handlers: usize, seed: u64) {
     }
 }
 
-/// One after the other: each looks at what the process has before and after.
+/// The runs follow each other: each compares the resources of the process before and after.
 #[test]
 fn no_wrong_byte_no_hang_no_leak() {
     soak(1, 1);

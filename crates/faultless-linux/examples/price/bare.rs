@@ -1,5 +1,5 @@
-//! The barest userfaultfd handler that does the work: one thread, poll, a read of all that has happened, and one ioctl a
-//! fault. No bookkeeping: it knows that each page is touched once, and for what.
+//! The contender "bare": a minimal userfaultfd handler. It has one thread, which polls, reads all pending events, and
+//! makes one ioctl for each fault. It keeps no records: it knows that each page is touched once, and by which access.
 
 use crate::case::{Case, Contender, Prepared, Setting};
 use crate::memory::{BEFORE, Mapping, PAGE};
@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// As many as the crate reads at once.
+/// The number of events that are read at once, as in the crate.
 const EVENTS: usize = 64;
 
 const REGISTER_MISSING: u64 = 1;
@@ -26,7 +26,7 @@ const WRITEPROTECT_WP: u64 = 1;
 struct Page([u8; PAGE]);
 static ZEROS: Page = Page([0; PAGE]);
 
-/// See the module.
+/// The contender "bare"; see the module.
 pub struct Bare;
 
 impl Contender for Bare {
@@ -80,8 +80,8 @@ impl Contender for Bare {
                 let copy = copies.start() as usize;
                 let handler = Handler::start(&userfault, move |userfault, at| {
                     let to = (copy + (at - start)) as *mut u8;
-                    // SAFETY: both are whole pages of mappings that live longer than the handler; the first is written by
-                    // nobody as long as it is protected, the other is the handler's alone.
+                    // SAFETY: both are whole pages of mappings that outlive the handler. The first is write-protected,
+                    // so no thread writes it; only the handler uses the other.
                     unsafe { std::ptr::copy_nonoverlapping(at as *const u8, to, PAGE) };
                     userfault.write_protect(at, PAGE, false)
                 })?;
@@ -89,7 +89,7 @@ impl Contender for Bare {
                 let check = move || {
                     let right = (0..pages).step_by(97).all(|page| to.load(page) == BEFORE);
                     drop(kept);
-                    right.then_some(()).ok_or(Trouble::Wrong("a copy shows what was stored after it".into()))
+                    right.then_some(()).ok_or(Trouble::Wrong("a copy shows a later store".into()))
                 };
                 Prepared { check: Box::new(check), ..Prepared::touch(touched, (handler, copies, mapping)) }
             }
@@ -125,17 +125,17 @@ impl Userfault {
         let userfault = Self(new_fd()?);
         let features = abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP.into();
         let mut api = abi::uffdio_api { api: abi::UFFD_API.into(), features, ioctls: 0 };
-        // SAFETY: the argument that UFFDIO_API takes.
+        // SAFETY: UFFDIO_API takes an argument of this type.
         unsafe { userfault.call(ioctl::UFFDIO_API, &mut api) }
             .map_err(|errno| Trouble::system("UFFDIO_API", errno))?;
         Ok(userfault)
     }
 
     /// # Safety
-    /// `argument` is what `operation` takes, and what that does to memory is right.
+    /// `operation` takes an argument of this type, and its effect on memory is allowed.
     unsafe fn call<T>(&self, operation: u32, argument: &mut T) -> Result<(), Errno> {
         loop {
-            // SAFETY: by the caller.
+            // SAFETY: the caller's guarantee.
             if unsafe { libc::ioctl(self.0.as_raw_fd(), operation as libc::Ioctl, argument as *mut T) } == 0 {
                 return Ok(());
             }
@@ -149,14 +149,14 @@ impl Userfault {
     fn register(&self, mapping: &Mapping, mode: u64) -> Result<(), Trouble> {
         let range = range(mapping.start() as usize, mapping.bytes());
         let mut register = abi::uffdio_register { range, mode, ioctls: 0 };
-        // SAFETY: the mapping's own pages, into which no reference lives.
+        // SAFETY: the mapping's own pages, into which there are no references.
         unsafe { self.call(ioctl::UFFDIO_REGISTER, &mut register) }.map_err(refused)
     }
 
     fn copy(&self, to: usize, from: usize) -> Result<(), Errno> {
         let len = PAGE as u64;
         let mut copy = abi::uffdio_copy { dst: to as u64, src: from as u64, len, mode: 0, copy: 0 };
-        // SAFETY: fills a page of a mapping, into which no reference lives, where nothing is.
+        // SAFETY: fills an absent page of a mapping into which there are no references.
         unsafe { self.call(ioctl::UFFDIO_COPY, &mut copy) }
     }
 
@@ -174,7 +174,7 @@ impl Userfault {
     }
 }
 
-/// By the system call, or by /dev/userfaultfd where that is what this user may do.
+/// Opens a userfaultfd by the system call, or by /dev/userfaultfd if this user may only use that.
 fn new_fd() -> Result<OwnedFd, Trouble> {
     let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
     // SAFETY: a new descriptor, which does nothing until memory is registered.
@@ -188,18 +188,18 @@ fn new_fd() -> Result<OwnedFd, Trouble> {
     if fd < 0 {
         return Err(Trouble::last("/dev/userfaultfd"));
     }
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: the descriptor was just made, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The thread. Stopped and joined when dropped.
+/// The handler thread. Dropping stops and joins it.
 struct Handler {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Handler {
-    /// Calls `answer` with the address of each page that is touched.
+    /// Starts the thread, which calls `answer` with the address of each page that is touched.
     fn start(
         userfault: &Arc<Userfault>,
         answer: impl FnMut(&Userfault, usize) -> Result<(), Errno> + Send + 'static,
@@ -210,7 +210,7 @@ impl Handler {
         let (userfault, told) = (Arc::clone(userfault), Arc::clone(&stop));
         let run = move || {
             if let Err(errno) = serve(&userfault, &told, answer) {
-                // Threads would wait for ever.
+                // The process exits here, since threads would wait for ever.
                 eprintln!("price: the bare handler: {errno}");
                 std::process::exit(1);
             }
@@ -238,7 +238,8 @@ fn serve(
             bytes => bytes?,
         };
         for message in buffer[..bytes].chunks_exact(MESSAGE) {
-            // SAFETY: a whole message, of plain numbers, wherever it is aligned; no event but page faults was asked for.
+            // SAFETY: a whole message of plain numbers; its alignment does not matter. Only page-fault events were
+            // enabled.
             let address =
                 unsafe { message.as_ptr().cast::<abi::uffd_msg>().read_unaligned().arg.pagefault.address };
             answer(userfault, address as usize & !(PAGE - 1))?;

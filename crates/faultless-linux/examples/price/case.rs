@@ -1,28 +1,28 @@
-//! What is timed.
+//! The cases that are timed.
 
 use crate::memory::{Access, Touched};
 use crate::trouble::Trouble;
 use std::any::Any;
 use std::fs::File;
 
-/// A kind of page work.
+/// A kind of page operation that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Case {
     /// A store to a page of anonymous memory that was never touched.
     FirstWrite,
-    /// A load from one.
+    /// A load from a page of anonymous memory that was never touched.
     FirstRead,
-    /// A load from a file's page, which the kernel has in its cache.
+    /// A load from a file's page that the kernel has in its cache.
     FileRead,
-    /// A load from a file's page, which the handler has in its own memory too, for another mapping.
+    /// A load from a file's page that the handler also has in its own memory, for another mapping.
     CachedRead,
-    /// A store to a file's page, privately.
+    /// A store to a file's page, in a private mapping.
     FileWrite,
     /// A store to a page that a snapshot shares.
     SnapshotWrite,
-    /// The snapshot itself, for each page that was written before.
+    /// A snapshot; time for each page that was written before.
     Snapshot,
-    /// Giving pages that were written back, all at once.
+    /// A discard of written pages, all at once.
     Discard,
 }
 
@@ -38,7 +38,7 @@ impl Case {
         Self::Discard,
     ];
 
-    /// As on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::FirstWrite => "first-write",
@@ -52,7 +52,7 @@ impl Case {
         }
     }
 
-    /// With how many threads it is measured.
+    /// Returns the numbers of threads with which the case is measured.
     pub fn threads(self) -> &'static [usize] {
         match self {
             Self::Snapshot | Self::Discard => &[1],
@@ -60,7 +60,7 @@ impl Case {
         }
     }
 
-    /// What threads do to each page; `None`: it is one call.
+    /// Returns the access that threads make to each page, or `None` if the case is one call.
     pub fn access(self) -> Option<Access> {
         match self {
             Self::FirstWrite | Self::FileWrite | Self::SnapshotWrite => Some(Access::Write),
@@ -71,33 +71,33 @@ impl Case {
     }
 }
 
-/// What a run is about.
+/// The parameters of a run.
 pub struct Setting {
     pub pages: usize,
-    /// Whether memory that a contender needs beside the pages was used before.
+    /// True if the memory that a contender needs beside the pages was used before.
     pub warm: bool,
-    /// Whether threads and handlers run wherever the scheduler puts them.
+    /// True if the scheduler places threads and handlers on any processor.
     pub free: bool,
-    /// So many pages, page `n` full of `memory::byte_of(n)`.
+    /// A file of `pages` pages, page `n` full of `memory::byte_of(n)`.
     pub file: File,
 }
 
 impl Setting {
-    /// The file once more.
+    /// Returns another handle of the file.
     pub fn reopen(&self) -> Result<File, Trouble> {
         Ok(self.file.try_clone()?)
     }
 }
 
-/// Ready to be timed.
+/// Work that is ready to be timed.
 pub enum Work {
     /// Threads touch the pages.
     Touch(Touched),
-    /// One call; what it returns goes after the clock has stopped.
+    /// One call. Its result is dropped after the clock has stopped.
     Call(Box<dyn FnOnce() -> Result<Box<dyn Any>, Trouble>>),
 }
 
-/// Work, what it needs to live, and a look at what came of it.
+/// Work, the values that must live while it runs, and a check of its result.
 pub struct Prepared {
     pub work: Work,
     pub check: Box<dyn FnOnce() -> Result<(), Trouble>>,
@@ -115,10 +115,10 @@ impl Prepared {
     }
 }
 
-/// Who serves faults.
+/// A contender: an implementation that serves faults.
 pub trait Contender {
     fn name(&self) -> &'static str;
 
-    /// Does everything up to what is timed, for so many threads.
+    /// Does everything up to the timed work, for `threads` threads.
     fn prepare(&mut self, case: Case, threads: usize, setting: &Setting) -> Result<Prepared, Trouble>;
 }

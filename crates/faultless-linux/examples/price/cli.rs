@@ -14,9 +14,9 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Paragraphs are one line each: clap breaks them as wide as the terminal is.
+/// The long help. Each paragraph is one line, since clap wraps it to the width of the terminal.
 const HELP: &str = "\
-Times the same page work three times over: done by the kernel itself, by the barest userfaultfd handler there can be \
+Times the same page operations three times: by the kernel itself, by a minimal userfaultfd handler \
 (one thread; poll, read, one ioctl a fault; no bookkeeping), and by a faultless Region. The three take turns within each \
 round, on the same pages in the same shuffled order.
 
@@ -25,53 +25,53 @@ Cases:
   first-read      a load from it (bare: UFFDIO_ZEROPAGE)
   file-read       a load from a file's page that the kernel has in its cache
                   (bare: pread, UFFDIO_COPY; native: a private mmap)
-  cached-read     the same where the handler has the bytes in its memory
+  cached-read     the same, if the handler has the bytes in its memory
                   (bare: UFFDIO_COPY; native: as above)
   file-write      a store to a file's page, privately
   snapshot-write  a store after a snapshot (bare: a copy, UFFDIO_WRITEPROTECT;
                   native: after fork)
   snapshot        the snapshot, for each page (bare: UFFDIO_WRITEPROTECT of the
                   whole range; native: fork of the whole process)
-  discard         giving back what was written, for each page (bare, native:
+  discard         dropping written pages, for each page (bare, native:
                   madvise)
 
-What the table says:
-  faultless / bare  the headline: within each round, then the median (least–greatest)
-  by CPU time       the same of processor time, which a busy machine disturbs less
-  ns                wall time a page, over all threads: the median (least–greatest)
+Columns of the table:
+  faultless / bare  the ratio within each round; median (least–greatest)
+  by CPU time       the ratio of processor times, which a busy machine disturbs less
+  ns                wall time a page, over all threads; median (least–greatest)
   CPU ns            processor time of the whole process a page, the kernel's
                     included: faultless / bare / native
-  p99 µs            of single touches, of which one in eight is timed: likewise
+  p99 µs            99th percentile of single touches, in the same order; one in eight is timed
 
-Bias: the clock around one touch in eight costs all three the same few ns. The kernel maps file pages around the one \
+Bias: the clock around one touch in eight costs all three the same few ns. The kernel maps the file pages around the one \
 that is touched; no handler here does. Native pages are 4 KiB, never huge. With one thread, it and the handler share one \
-processor: a wake-up on another one can cost ten times a fault on a virtual machine, now and then, and hides what is \
-compared. --free leaves that to the scheduler, as two threads always do. A snapshot made by fork is of the whole process.
+processor: on a virtual machine a wake-up on another one can sometimes cost ten times a fault, and hides the \
+difference. --free leaves that to the scheduler, as runs with two threads always do. fork copies the whole process.
 
-Exit codes: 0 done; 1 a page had wrong bytes; 2 bad input, or there is no userfaultfd here, with the reason.";
+Exit codes: 0 success; 1 a page had wrong bytes; 2 bad input, or userfaultfd cannot be used here.";
 
-/// What a page costs: the kernel's own fault, the barest userfaultfd handler, a faultless Region.
+/// Compares the cost of a page: the kernel's own fault, a minimal userfaultfd handler, a faultless Region.
 #[derive(Parser)]
 #[command(name = "price", after_long_help = HELP)]
 struct Cli {
-    /// Pages in each case
+    /// The number of pages in each case
     #[arg(long, value_name = "N", default_value_t = 8192,
         value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
     pages: u32,
-    /// Rounds; one more before them is not counted
+    /// The number of counted rounds; one more runs before them
     #[arg(long, value_name = "N", default_value_t = 9,
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Only these cases, separated by commas
+    /// Run only these cases, separated by commas
     #[arg(long = "case", value_name = "CASE", value_enum, value_delimiter = ',', default_values_t = Case::ALL)]
     cases: Vec<Case>,
-    /// Keep the pager over all rounds, so that its own memory was used before; the bare handler's too
+    /// Keep the pager over all rounds, so that its memory was used before; the same for the bare handler
     #[arg(long)]
     warm: bool,
-    /// Let the scheduler place one thread and its handler too
+    /// Let the scheduler place the threads of one-thread runs too
     #[arg(long)]
     free: bool,
-    /// Write the figures as JSON, to standard output if PATH is "-"
+    /// Write the figures as JSON to PATH, or to standard output if PATH is "-"
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
 }
@@ -90,17 +90,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Help is printed as it is; of an error, clap's first line.
+/// Prints help in full, and of an error clap's first line.
 fn not_understood(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Nowhere to say that nothing can be said.
+        // If printing fails, there is no place to report it.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim);
     let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
-    // What may stand there is on a line of its own.
+    // clap prints the possible values on a line of their own.
     let values = lines.find(|line| line.starts_with('[')).map(|values| format!(" {values}"));
     let line = format!("{first}{}", values.unwrap_or_default());
     eprintln!("price: {line}; see --help");
@@ -108,7 +108,7 @@ fn not_understood(error: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), Trouble> {
-    // Before anything takes time: is there a userfaultfd, and can the figures be written?
+    // Check that userfaultfd works, and that the figures can be written, before the measurement takes time.
     drop(faultless_linux::Pager::new(faultless_linux::Options { memory: 1 << 20, ..Default::default() })?);
     let json: Option<Box<dyn Write>> = match cli.json.as_deref() {
         None => None,
@@ -142,7 +142,7 @@ fn run(cli: &Cli) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Nobody reads on, as behind `| head`: fine.
+/// Ignores the error of a closed pipe, as behind `| head`.
 fn said(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -154,7 +154,7 @@ fn unwritable(path: &Path, error: &io::Error) -> Trouble {
     Trouble::Cannot(format!("cannot write {}: {error}", path.display()))
 }
 
-/// A temporary file; the kernel has its pages.
+/// Makes a temporary file, whose pages the kernel has in its cache.
 fn file(pages: usize) -> Result<std::fs::File, Trouble> {
     let file = tempfile::tempfile()?;
     let mut out = BufWriter::with_capacity(1 << 20, &file);
@@ -163,7 +163,7 @@ fn file(pages: usize) -> Result<std::fs::File, Trouble> {
     }
     out.flush()?;
     drop(out);
-    // Nothing is written back while the clock runs.
+    // So that nothing is written back while the clock runs.
     file.sync_all()?;
     Ok(file)
 }

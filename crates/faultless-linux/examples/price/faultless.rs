@@ -1,4 +1,4 @@
-//! The crate: regions, served by a pager of its own memory.
+//! The contender "faultless": regions, served by a pager with its own memory.
 
 use crate::case::{Case, Contender, Prepared, Setting};
 use crate::memory::{BEFORE, PAGE, Touched};
@@ -15,7 +15,8 @@ use std::sync::Arc;
 /// `faultless_linux::Region`.
 #[derive(Default)]
 pub struct Faultless {
-    /// Where memory is to have been used before; by threads, since handlers stay where they were started.
+    /// The pagers that are kept when memory must be used before the run. By the number of threads, since handlers stay
+    /// on the processors where they were started.
     kept: BTreeMap<usize, Pager>,
 }
 
@@ -25,7 +26,7 @@ impl Faultless {
             return Ok(pager.clone());
         }
         let bytes = (setting.pages * PAGE) as u64;
-        // The pages, a snapshot's, a file's, and a little.
+        // Room for the pages, a snapshot's pages, a file's pages, and a little more.
         let pager =
             Pager::new(Options { memory: 3 * bytes + (16 << 20), window: bytes, ..Options::default() })?;
         if setting.warm {
@@ -68,7 +69,7 @@ impl Contender for Faultless {
                 let check = move || {
                     let kept = (0..pages).step_by(97).all(|page| seen[page * PAGE] == BEFORE);
                     kept.then_some(())
-                        .ok_or(Trouble::Wrong("a snapshot shows what was stored after it".into()))
+                        .ok_or(Trouble::Wrong("a snapshot shows a store that was made after it".into()))
                 };
                 Prepared { check: Box::new(check), ..Prepared::touch(touched, (region, snapshot)) }
             }
@@ -82,7 +83,7 @@ impl Contender for Faultless {
     }
 }
 
-/// The file in a space of its own: two regions have nothing in common, not even of the same store.
+/// Maps the file in a new space. Two regions would share no page, not even two of the same store.
 fn mapped(
     pager: &Pager,
     file: &Shared<File<faultless_linux::Linux>>,

@@ -1,11 +1,11 @@
-//! What a page costs: the kernel's own fault, the barest userfaultfd handler, and a `Region`, side by side in one run.
+//! Compares the cost of a page: the kernel's own fault, a minimal userfaultfd handler, and a `Region`, in one run.
 //!
 //! ```text
 //!  main ──► measure ── rounds: for each case the contenders, one after the other ──► report (table, JSON)
-//!              ├─ case        what is timed
+//!              ├─ case        the cases that are timed
 //!              ├─ memory      pages, and touching them in a shuffled order
 //!              ├─ native      the kernel alone
-//!              ├─ bare        one thread, one call of userfaultfd a fault, nothing else
+//!              ├─ bare        one thread, one ioctl of userfaultfd a fault, nothing else
 //!              └─ faultless   the crate
 //! ```
 
@@ -35,6 +35,6 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> std::process::ExitCode {
-    eprintln!("price: userfaultfd is Linux's alone");
+    eprintln!("price: this program needs Linux, since only Linux has userfaultfd");
     std::process::ExitCode::from(2)
 }

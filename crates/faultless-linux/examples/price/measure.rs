@@ -1,4 +1,4 @@
-//! Rounds, and what came of them.
+//! The rounds of a measurement, and their results.
 
 use crate::case::{Case, Contender, Prepared, Setting, Work};
 use crate::memory::shuffled;
@@ -6,17 +6,17 @@ use crate::trouble::Trouble;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::time::{Duration, Instant};
 
-/// One case, one contender, one round: nanoseconds a page.
+/// One round of one case and one contender, in nanoseconds for each page.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     pub wall: f64,
-    /// Of all threads, the kernel's part included.
+    /// Processor time of all threads, including the kernel's.
     pub cpu: f64,
-    /// Of single touches; `None` where nothing is touched.
+    /// The 99th percentile of single touches; `None` if no page is touched.
     pub p99: Option<f64>,
 }
 
-/// A median, and the least and greatest.
+/// The median, the least and the greatest of some values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
@@ -25,7 +25,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` of nothing.
+    /// Returns the spread of `values`, or `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -37,7 +37,7 @@ impl Spread {
     }
 }
 
-/// A case with so many threads: for each round a sample of each contender, in their order.
+/// A case with a number of threads. For each round there is one sample of each contender, in their order.
 pub struct Measured {
     pub case: Case,
     pub threads: usize,
@@ -45,18 +45,18 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// A figure of one contender over the rounds.
+    /// Returns the spread of a figure of one contender over the rounds.
     pub fn spread(&self, contender: usize, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(|round| figure(&round[contender])))
     }
 
-    /// How many times the figure of `under` that of `over` was, within each round.
+    /// Returns the spread of the ratio `over` / `under` of a figure, taken within each round.
     pub fn ratio(&self, over: usize, under: usize, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
         Spread::of(self.rounds.iter().map(|round| figure(&round[over]) / figure(&round[under])))
     }
 }
 
-/// Runs all rounds and one before them that is not counted. `said` is called before each case of a round.
+/// Runs `rounds` rounds, after one warm-up round that is not counted. Calls `said` before each case of a round.
 pub fn measure(
     cases: &[Case],
     contenders: &mut [Box<dyn Contender>],
@@ -72,11 +72,11 @@ pub fn measure(
         let order = shuffled(setting.pages, round as u64 + 1);
         for measured in &mut measured {
             said(measured.case);
-            // Threads made from now on, the handlers too, run where this one does.
+            // Threads that are made from now on, including handlers, run where this thread does.
             placement.set(measured.threads == 1 && !setting.free)?;
             let mut samples = vec![None; contenders.len()];
             for turn in 0..contenders.len() {
-                // Another one begins in each round.
+                // A different contender begins in each round.
                 let who = (turn + round) % contenders.len();
                 let name = contenders[who].name();
                 let done = contenders[who]
@@ -107,7 +107,7 @@ impl Placement {
     fn new() -> Result<Self, Trouble> {
         let all = sched_getaffinity(None).map_err(|errno| Trouble::system("sched_getaffinity", errno))?;
         let mut one = CpuSet::new();
-        // The last: the first is where most of a machine's interrupts go.
+        // The last processor: most of a machine's interrupts go to the first.
         if let Some(last) = (0..CpuSet::MAX_CPU).rev().find(|cpu| all.is_set(*cpu)) {
             one.set(last);
         }
@@ -127,7 +127,7 @@ fn time(prepared: Prepared, measured: &Measured, order: &[usize]) -> Result<Samp
         Work::Touch(pages) => {
             let access = measured.case.access();
             let access =
-                access.ok_or(Trouble::Wrong("it has pages to touch, and nobody to touch them".into()))?;
+                access.ok_or(Trouble::Wrong("the case has pages to touch but no access for them".into()))?;
             let touches = pages.touch(order, access, measured.threads)?;
             (touches.wall, touches.singles, None)
         }
@@ -146,10 +146,10 @@ fn time(prepared: Prepared, measured: &Measured, order: &[usize]) -> Result<Samp
     Ok(Sample { wall: each(wall), cpu: each(cpu), p99 })
 }
 
-/// What this process has used of its processors.
+/// Returns the processor time that this process has used.
 fn cpu_time() -> Result<Duration, Trouble> {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: room for what the call writes.
+    // SAFETY: room for the structure that the call writes.
     if unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) } != 0 {
         return Err(Trouble::last("getrusage"));
     }

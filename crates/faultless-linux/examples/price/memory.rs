@@ -1,4 +1,4 @@
-//! Pages, and threads that touch them.
+//! Pages, and the threads that touch them.
 
 use crate::trouble::Trouble;
 use faultless::address::PAGE_SIZE;
@@ -10,26 +10,26 @@ use std::time::{Duration, Instant};
 
 pub const PAGE: usize = PAGE_SIZE as usize;
 
-/// One touch in so many is timed by itself: the clock would cost too much around each.
+/// One touch in this number is timed: reading the clock around each would cost too much.
 const TIMED: usize = 8;
 
-/// What page `page` of the file is full of.
+/// Returns the byte of which page `page` of the file is full.
 pub fn byte_of(page: usize) -> u8 {
     (page % 251) as u8 + 1
 }
 
-/// What is stored before a snapshot, and by threads.
+/// The byte that is stored before a snapshot, and the byte that the timed threads store.
 pub const BEFORE: u8 = 7;
 pub const AFTER: u8 = 8;
 
-/// Memory that the kernel maps. Unmapped when dropped.
+/// Memory that the kernel maps. Dropping unmaps it.
 pub struct Mapping {
     start: NonNull<u8>,
     pages: usize,
 }
 
 impl Mapping {
-    /// Anonymous and private, in pages of 4 KiB.
+    /// Maps private anonymous memory in pages of 4 KiB.
     pub fn anonymous(pages: usize, populate: bool) -> Result<Self, Trouble> {
         let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         flags.set(MapFlags::POPULATE, populate);
@@ -37,14 +37,14 @@ impl Mapping {
         // SAFETY: new pages, wherever the kernel finds room.
         let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), pages * PAGE, rights, flags) };
         let mapping = Self::new(start, pages)?;
-        // SAFETY: the mapping's own pages. A kernel without huge pages says EINVAL, and has none.
+        // SAFETY: the mapping's own pages. A kernel without huge pages returns EINVAL, which is ignored.
         let _ = unsafe {
             rustix::mm::madvise(mapping.start.as_ptr().cast(), pages * PAGE, Advice::LinuxNoHugepage)
         };
         Ok(mapping)
     }
 
-    /// A file's pages, private.
+    /// Maps a file's pages privately.
     pub fn file(pages: usize, file: impl AsFd) -> Result<Self, Trouble> {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
         let none = std::ptr::null_mut();
@@ -71,9 +71,9 @@ impl Mapping {
         Touched::new(self.start())
     }
 
-    /// Gives the pages back.
+    /// Drops the pages and returns their memory to the kernel.
     pub fn discard(&self) -> Result<(), Trouble> {
-        // SAFETY: the mapping's own pages, into which no reference lives.
+        // SAFETY: the mapping's own pages, into which there are no references.
         unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.bytes(), Advice::LinuxDontNeed) }
             .map_err(|errno| Trouble::system("madvise", errno))
     }
@@ -81,33 +81,33 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping's own pages, into which no reference lives.
+        // SAFETY: the mapping's own pages, into which there are no references.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes()) };
     }
 }
 
-/// Where pages are that threads touch.
+/// The address of pages that threads touch.
 #[derive(Clone, Copy)]
 pub struct Touched(*mut u8);
 
-// SAFETY: an address; `touch` says why accesses are right.
+// SAFETY: an address; `store` and `load` state why accesses are allowed.
 unsafe impl Send for Touched {}
 // SAFETY: as above.
 unsafe impl Sync for Touched {}
 
-/// How a page is touched.
+/// The kind of touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// A load of its first byte, which is the file's or zero.
+    /// A load of the page's first byte, which is the file's or zero.
     Read { file: bool },
-    /// A store of its first byte.
+    /// A store to the page's first byte.
     Write,
 }
 
-/// What threads met.
+/// The times of a run of touches.
 pub struct Touches {
     pub wall: Duration,
-    /// Of some single touches, in nanoseconds.
+    /// The times of some single touches, in nanoseconds.
     pub singles: Vec<u64>,
 }
 
@@ -116,14 +116,14 @@ impl Touched {
         Self(start)
     }
 
-    /// Stores [`BEFORE`] in the first byte of so many pages, one after the other.
+    /// Stores [`BEFORE`] in the first byte of `pages` pages, one after the other.
     pub fn fill(self, pages: usize) {
         (0..pages).for_each(|page| self.store(page, BEFORE));
     }
 
     fn store(self, page: usize, byte: u8) {
-        // SAFETY: whoever made this has the page mapped for as long as it is used, and no reference into it; each page is
-        // one thread's at a time.
+        // SAFETY: the maker of this value keeps the page mapped while it is used, and has no reference into it. One
+        // thread at a time uses each page.
         unsafe { self.0.add(page * PAGE).write_volatile(byte) }
     }
 
@@ -140,7 +140,7 @@ impl Touched {
         true
     }
 
-    /// Touches the pages of `order`, shared out over so many threads.
+    /// Touches the pages of `order`, divided among `threads` threads.
     pub fn touch(self, order: &[usize], access: Access, threads: usize) -> Result<Touches, Trouble> {
         let start = Barrier::new(threads);
         let part = order.len().div_ceil(threads);
@@ -169,7 +169,7 @@ impl Touched {
             std::iter::once(own).chain(others).collect()
         });
         if done.iter().any(|(.., right)| !right) {
-            return Err(Trouble::Wrong("a page had bytes that are not its own".into()));
+            return Err(Trouble::Wrong("a page had a wrong first byte".into()));
         }
         let begun = done.iter().map(|(begun, ..)| *begun).min();
         let ended = done.iter().map(|(_, ended, ..)| *ended).max();
@@ -178,7 +178,7 @@ impl Touched {
     }
 }
 
-/// Numbers below `pages` in an order of no pattern, by `seed`.
+/// Returns the numbers below `pages` in a pseudo-random order that `seed` determines.
 pub fn shuffled(pages: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..pages).collect();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -1,4 +1,4 @@
-//! The kernel alone.
+//! The contender "native": the kernel alone.
 
 use crate::case::{Case, Contender, Prepared, Setting};
 use crate::memory::Mapping;
@@ -35,15 +35,15 @@ impl Contender for Native {
     }
 }
 
-/// A process that has this one's memory as it was. Ended when dropped.
+/// A child process that has this process's memory as it was. Dropping ends it.
 struct Child(libc::pid_t);
 
 impl Child {
     fn fork() -> Result<Self, Trouble> {
-        // SAFETY: the child calls what may be called after a fork of a process with threads, and nothing else.
+        // SAFETY: the child calls only functions that may be called after a fork of a process with threads.
         match unsafe { libc::fork() } {
             0 => loop {
-                // SAFETY: waits for a signal: the parent's SIGKILL.
+                // SAFETY: waits for a signal, the parent's SIGKILL.
                 unsafe { libc::pause() };
             },
             -1 => Err(Trouble::last("fork")),
@@ -54,7 +54,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // SAFETY: a child of this process that nobody else waits for.
+        // SAFETY: a child of this process that no other code waits for.
         unsafe {
             libc::kill(self.0, libc::SIGKILL);
             libc::waitpid(self.0, std::ptr::null_mut(), 0);

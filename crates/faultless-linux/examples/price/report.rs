@@ -1,20 +1,20 @@
-//! What people read, and what programs do.
+//! The report: a table for people, and rows for programs.
 
 use crate::measure::{Measured, Sample, Spread};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
-/// How many times a bare handler's page ours may cost.
+/// The greatest acceptable ratio of the crate's cost of a page to the bare handler's.
 pub const GOAL: f64 = 1.5;
 
-/// The contenders' places.
+/// The indices of the contenders.
 pub const NATIVE: usize = 0;
 pub const BARE: usize = 1;
 pub const OURS: usize = 2;
 pub const NAMES: [&str; 3] = ["native", "bare", "faultless"];
 
-/// A contender in a case.
+/// The figures of a contender in a case.
 #[derive(Serialize)]
 pub struct Row {
     case: &'static str,
@@ -78,7 +78,7 @@ fn cpu(sample: &Sample) -> Option<f64> {
     Some(sample.cpu)
 }
 
-/// The table, and a sentence that names what is over the goal.
+/// Returns the table, and a sentence that names the rows above the goal.
 pub fn table(measured: &[Measured]) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
@@ -134,10 +134,12 @@ fn sentence(measured: &[Measured]) -> String {
     let whole = measured.len();
     match over.as_slice() {
         [] => {
-            format!("A page costs at most {GOAL} times what a bare handler's does, in each of {whole} rows.")
+            format!(
+                "A page costs at most {GOAL} times as much as in the bare handler, in each of {whole} rows."
+            )
         }
         over => format!(
-            "A page costs more than {GOAL} times what a bare handler's does in {} of {whole} rows: {}.",
+            "A page costs more than {GOAL} times as much as in the bare handler in {} of {whole} rows: {}.",
             over.len(),
             over.join(", ")
         ),

@@ -1,20 +1,20 @@
-//! Why a run ends early, in one line.
+//! Errors that end a run, each with a message of one line.
 
 use rustix::io::Errno;
 
-/// What ended a run.
+/// An error that ends a run.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
-    /// A wrong byte. Exit code 1.
+    /// A byte was wrong. Exit code 1.
     #[error("{0}")]
     Wrong(String),
-    /// What was asked for cannot be done here. Exit code 2.
+    /// The run is not possible here. Exit code 2.
     #[error("{0}")]
     Cannot(String),
 }
 
 impl Trouble {
-    /// What the process exits with.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Wrong(_) => 1,
@@ -22,12 +22,12 @@ impl Trouble {
         }
     }
 
-    /// A call that failed.
+    /// Returns the error for a call that failed with `errno`.
     pub fn system(call: &str, errno: Errno) -> Self {
         Self::Cannot(format!("{call}: {errno}"))
     }
 
-    /// The call that has just failed in this thread.
+    /// Returns the error for the call that has just failed in this thread.
     pub fn last(call: &str) -> Self {
         Self::Cannot(format!("{call}: {}", std::io::Error::last_os_error()))
     }

@@ -1,4 +1,4 @@
-//! Ten minutes of everything at once: see `run/mod.rs` for what is done and how each byte is checked.
+//! Runs the soak test for ten minutes. `run/mod.rs` describes its operations and how each byte is checked.
 //!
 //! ```text
 //! cargo run --release -p faultless-linux --example soak -- --seconds 600
@@ -14,7 +14,7 @@ mod run;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod supported {
     pub fn main() -> std::process::ExitCode {
-        eprintln!("error: this needs Linux on x86-64 or arm64");
+        eprintln!("error: the soak needs Linux on x86-64 or arm64");
         std::process::ExitCode::from(2)
     }
 }
@@ -30,34 +30,34 @@ mod supported {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
     const EXAMPLES: &str = "\
-Exit codes: 0 if all was well; 1 if a byte was wrong, a thread hung, or something was left; 2 if it could not run.
+Exit codes: 0 success; 1 a byte was wrong, a thread hung, or memory or a file was leaked; 2 the soak could not run.
 
 Examples:
-  soak --seconds 600                    what a release has to pass
+  soak --seconds 600                    the run that a release must pass
   soak --seconds 600 --seed 7           the same choices as in another run; threads still race
-  soak --anonymous 1MiB --file 1MiB     few pages, on which all threads meet";
+  soak --anonymous 1MiB --file 1MiB     few pages, with much contention";
 
-    /// Touches two regions with many threads while another one discards, protects and snapshots parts of them, and checks
-    /// every byte that is read.
+    /// Touches two regions with many threads while another thread discards, protects and snapshots parts of them, and
+    /// checks every byte that is read.
     #[derive(Debug, Parser)]
     #[command(name = "soak", after_help = EXAMPLES)]
     struct Arguments {
-        /// How long
+        /// The duration in seconds
         #[arg(long, value_name = "N", default_value = "600", value_parser = seconds, allow_negative_numbers = true)]
         seconds: Duration,
-        /// What random choices are made from [default: the time]
+        /// The seed of the random choices [default: the time]
         #[arg(long, value_name = "N", allow_negative_numbers = true)]
         seed: Option<u64>,
-        /// Threads that touch pages
+        /// The number of threads that touch pages
         #[arg(long, value_name = "N", default_value = "4", value_parser = threads, allow_negative_numbers = true)]
         threads: NonZeroUsize,
-        /// Threads that serve faults
+        /// The number of threads that serve faults
         #[arg(long, value_name = "N", default_value = "1", value_parser = threads, allow_negative_numbers = true)]
         handlers: NonZeroUsize,
-        /// Size of the anonymous region
+        /// The size of the anonymous region
         #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = size, allow_negative_numbers = true)]
         anonymous: u64,
-        /// Size of the file, and of its region
+        /// The size of the file, and of its region
         #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = size, allow_negative_numbers = true)]
         file: u64,
     }
@@ -65,7 +65,7 @@ Examples:
     fn seconds(text: &str) -> Result<Duration, String> {
         let seconds: f64 = text.parse().map_err(|_| "write a number of seconds".to_string())?;
         if !(0.1..=7.0 * 86_400.0).contains(&seconds) {
-            return Err("it is not between 0.1 and a week".into());
+            return Err("the duration must be between 0.1 s and a week (604800 s)".into());
         }
         Ok(Duration::from_secs_f64(seconds))
     }
@@ -79,20 +79,20 @@ Examples:
     fn size(text: &str) -> Result<u64, String> {
         let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
-        let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_string())?;
+        let number: u64 = number.parse().map_err(|_| "write a number, as in 64MiB".to_string())?;
         let shift = match unit.trim_start() {
             "" => 0,
             "K" | "KiB" => 10,
             "M" | "MiB" => 20,
             "G" | "GiB" => 30,
-            unit => return Err(format!("\"{unit}\" is no unit of size; there are KiB, MiB, GiB")),
+            unit => return Err(format!("\"{unit}\" is not a unit of size: use KiB, MiB or GiB")),
         };
         let bytes = number.checked_mul(1 << shift);
         let fits = bytes.filter(|bytes| (256 << 10..=64 << 30).contains(bytes));
-        fits.ok_or("it is not between 256KiB and 64GiB".into())
+        fits.ok_or("the size must be between 256KiB and 64GiB".into())
     }
 
-    /// One line, with what clap had to say; `--help` in full.
+    /// Parses the arguments. An error is printed in one line, clap's first; `--help` is printed in full.
     fn arguments() -> Result<Arguments, ExitCode> {
         Arguments::try_parse().map_err(|error| {
             if !error.use_stderr() {
@@ -106,7 +106,7 @@ Examples:
     }
 
     fn hang(text: &str) -> ! {
-        // The line that clears the progress bar first: nobody else will.
+        // Clears the line of the progress bar, since the process exits here.
         eprintln!("\r\x1b[Kerror: {text}");
         exit(1)
     }

@@ -1,24 +1,24 @@
-//! The instructions that may be interrupted: bodies of functions without a frame, so that wherever a signal interrupts
-//! one, a `ret` takes it back to its caller.
+//! The instructions that a signal may interrupt. Each is in the body of a function without a stack frame, so a `ret` at
+//! any point returns to its caller.
 
 use std::arch::naked_asm;
 
-/// What an access leaves, in the two registers in which C returns a structure of two words.
+/// The result of an access, in the two registers in which C returns a structure of two words.
 #[repr(C)]
 pub struct Outcome {
-    /// What was loaded, or zero; the address at which a signal was met.
+    /// The loaded or old value, or zero. If a signal was received, its address.
     pub value: u64,
-    /// Zero, or the signal: number above, code below.
+    /// Zero, or the signal: the number in the upper half, the code in the lower.
     pub signal: u64,
 }
 
-/// A function whose first instruction is the access. So none has a prologue, nor a landing pad: calls are direct.
+/// Defines functions whose first instruction is the access. They have no prologue and no landing pad: calls are direct.
 macro_rules! access {
     ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) { $($line:literal),* $(,)? })*) => { $(
         $(#[$doc])*
         ///
         /// # Safety
-        /// What it accesses is no object's, and `signals` is installed.
+        /// No Rust object owns the bytes that it accesses, and `signals` is installed.
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($argument: $type),*) -> Outcome {
             naked_asm!(".cfi_startproc", $($line,)* "ret", ".cfi_endproc")
@@ -46,7 +46,7 @@ access! {
     fn load_u64(at: *const u64) { "ldar x0, [x0]", "mov x1, #0" }
     /// Stores a word.
     fn store_u64(at: *mut u64, value: u64) { "stlr x1, [x0]", "mov x0, #0", "mov x1, #0" }
-    /// Adds to a word: a read-only one is met by the store.
+    /// Adds to a word. In read-only memory the store receives the signal.
     fn fetch_add_u64(at: *mut u64, value: u64) {
         "2: ldaxr x2, [x0]", "add x3, x2, x1", "stlxr w4, x3, [x0]", "cbnz w4, 2b", "mov x0, x2", "mov x1, #0"
     }
@@ -56,16 +56,16 @@ access! {
     fn store_u8(at: *mut u8, value: u8) { "stlrb w1, [x0]", "mov x0, #0", "mov x1, #0" }
 }
 
-/// Where an interrupted access goes on: back to its caller, with what is in the registers.
+/// Ends an interrupted access: returns to its caller with the values in the registers.
 #[unsafe(naked)]
 pub extern "C" fn leave() {
     naked_asm!(".cfi_startproc", "ret", ".cfi_endproc")
 }
 
-/// How far into `fetch_add_u64` its last access is: on arm64 the third of its instructions.
+/// The offset in bytes of the last access of `fetch_add_u64`: on arm64 its third instruction.
 const LAST_OF_ADD: usize = if cfg!(target_arch = "aarch64") { 8 } else { 0 };
 
-/// Whether an access is at this program counter.
+/// Returns whether the instruction at this program counter is an access.
 pub fn is_access(counter: usize) -> bool {
     let places = [
         load_u64 as *const (),

@@ -1,7 +1,7 @@
-//! Loads and stores of real memory that come back with the signal instead of dying of it.
+//! Loads and stores of real memory that return a signal as an error, instead of dying of it.
 //!
-//! An access to a page that is not mapped, forbidden, past the end of its file, or whose read failed, meets SIGSEGV or
-//! SIGBUS. Here each access is one instruction whose place is known:
+//! An access gets SIGSEGV or SIGBUS if its page is not mapped, forbidden, past the end of its file, or cannot be read.
+//! Here each access is one instruction whose address is known:
 //!
 //! ```text
 //! load_u64 ──► instructions::load_u64:  mov rax, [rdi] ──────────► value, and no signal
@@ -9,23 +9,23 @@
 //!                                            ▼                        │
 //!              signals::caught:  was it at such an instruction?       │
 //!                ├─ yes: the signal into the result's registers, on to a `ret`
-//!                └─ no: whoever had the signal before, or the process dies by it as it would have
+//!                └─ no: on to the handler that was there before, or the process dies as it would have
 //! ```
 //!
-//! The handler is installed by the first access and stays. Code that takes SIGSEGV or SIGBUS over after that has to
-//! pass on what is not its own, or accesses die. A thread that has blocked the two dies of them too: the kernel
-//! delivers no blocked fault.
+//! The first access installs the handler, and it stays. Code that installs its own handler of SIGSEGV or SIGBUS after
+//! that must pass on signals that are not its own, or accesses kill the process. They also kill it in a thread that has
+//! blocked the two signals: the kernel delivers no blocked fault.
 //!
-//! An access may be made in a signal handler, if it is not the first of the process.
+//! A signal handler may make accesses, unless it would be the first access of the process.
 //!
-//! For x86-64 and arm64 only: elsewhere this module does not exist.
+//! The module exists for x86-64 and arm64 only.
 //!
 //! # Safety
 //!
-//! Of all accesses: `at` is a place that no Rust object has, for all bytes of the access. It need not be mapped, or
-//! readable, or remain so; best it lies in a mapping made for such accesses. Other threads, processes and the kernel may
-//! access the same bytes at the same time, if what Rust code does of that is atomic or done by this module. Pointers
-//! need no provenance: the compiler sees nothing of the access.
+//! For all accesses, no Rust object may own a byte of the access at `at`. The place need not be mapped, or readable, or
+//! remain so; ideally it lies in a mapping made for such accesses. Other threads, processes and the kernel may access
+//! the same bytes at the same time, if the accesses by Rust code are atomic or made by this module. Pointers need no
+//! provenance: the compiler does not see the access.
 #![cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_pointer_width = "64"))]
 #![allow(unsafe_code)]
 
@@ -37,24 +37,24 @@ use instructions::Outcome;
 use linux_raw_sys::general as linux;
 use std::fmt::{self, Display, Formatter};
 
-/// What an access met instead of memory.
+/// The signal that an access received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Signal {
-    /// SIGSEGV or SIGBUS.
+    /// The signal's number: SIGSEGV or SIGBUS.
     pub number: i32,
-    /// Why: `si_code`, a number of the signal's own (`SEGV_MAPERR`, `BUS_ADRERR`), or `SI_KERNEL`.
+    /// The reason, `si_code`: a number of the signal's own (`SEGV_MAPERR`, `BUS_ADRERR`), or `SI_KERNEL`.
     pub code: i32,
-    /// Where: `si_addr`. Zero on x86-64 if the address is none that the processor could translate (`SI_KERNEL`).
+    /// The address, `si_addr`. Zero on x86-64 if the processor could not translate the address (`SI_KERNEL`).
     pub address: usize,
 }
 
-/// A range of bytes of which only the first were accessed.
+/// The error of a range of bytes of which only the first were accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted after {done} bytes")]
 pub struct Interrupted {
-    /// How many bytes were.
+    /// The number of bytes that were accessed.
     pub done: usize,
-    /// What the next one met.
+    /// The signal that the next byte received.
     #[source]
     pub signal: Signal,
 }
@@ -62,7 +62,7 @@ pub struct Interrupted {
 /// Loads an aligned word, with Acquire.
 ///
 /// # Errors
-/// The signal that the access met; of a word that is not aligned, SIGBUS with `BUS_ADRALN`.
+/// The signal that the access received. For a word that is not aligned: SIGBUS with `BUS_ADRALN`.
 ///
 /// # Safety
 /// See the [module](self#safety).
@@ -71,14 +71,14 @@ pub unsafe fn load_u64(at: *const u64) -> Result<u64, Signal> {
     aligned(at)?;
     signals::install();
     Held::assert_none("memory, by an access that may fault");
-    // SAFETY: the caller's promise; signals are caught.
+    // SAFETY: the caller's guarantee; signals are caught.
     unsafe { instructions::load_u64(at) }.result()
 }
 
 /// Stores an aligned word, with Release.
 ///
 /// # Errors
-/// As of [`load_u64`].
+/// As [`load_u64`].
 ///
 /// # Safety
 /// See the [module](self#safety).
@@ -87,14 +87,14 @@ pub unsafe fn store_u64(at: *mut u64, value: u64) -> Result<(), Signal> {
     aligned(at)?;
     signals::install();
     Held::assert_none("memory, by an access that may fault");
-    // SAFETY: the caller's promise; signals are caught.
+    // SAFETY: the caller's guarantee; signals are caught.
     unsafe { instructions::store_u64(at, value) }.result().map(drop)
 }
 
-/// Adds to an aligned word, wrapping, with Acquire and Release. Returns what it was before.
+/// Adds to an aligned word, wrapping, with Acquire and Release. Returns its old value.
 ///
 /// # Errors
-/// As of [`load_u64`].
+/// As [`load_u64`].
 ///
 /// # Safety
 /// See the [module](self#safety).
@@ -103,14 +103,14 @@ pub unsafe fn fetch_add_u64(at: *mut u64, value: u64) -> Result<u64, Signal> {
     aligned(at)?;
     signals::install();
     Held::assert_none("memory, by an access that may fault");
-    // SAFETY: the caller's promise; signals are caught.
+    // SAFETY: the caller's guarantee; signals are caught.
     unsafe { instructions::fetch_add_u64(at, value) }.result()
 }
 
 /// Loads a byte, with Acquire.
 ///
 /// # Errors
-/// The signal that the access met.
+/// The signal that the access received.
 ///
 /// # Safety
 /// See the [module](self#safety).
@@ -118,14 +118,14 @@ pub unsafe fn fetch_add_u64(at: *mut u64, value: u64) -> Result<u64, Signal> {
 pub unsafe fn load_u8(at: *const u8) -> Result<u8, Signal> {
     signals::install();
     Held::assert_none("memory, by an access that may fault");
-    // SAFETY: the caller's promise; signals are caught.
+    // SAFETY: the caller's guarantee; signals are caught.
     unsafe { instructions::load_u8(at) }.result().map(|value| value as u8)
 }
 
 /// Stores a byte, with Release.
 ///
 /// # Errors
-/// The signal that the access met.
+/// The signal that the access received.
 ///
 /// # Safety
 /// See the [module](self#safety).
@@ -133,28 +133,28 @@ pub unsafe fn load_u8(at: *const u8) -> Result<u8, Signal> {
 pub unsafe fn store_u8(at: *mut u8, value: u8) -> Result<(), Signal> {
     signals::install();
     Held::assert_none("memory, by an access that may fault");
-    // SAFETY: the caller's promise; signals are caught.
+    // SAFETY: the caller's guarantee; signals are caught.
     unsafe { instructions::store_u8(at, value) }.result().map(drop)
 }
 
-/// Loads bytes, first to last. Aligned words are loaded whole.
+/// Loads bytes, first to last. An aligned word is loaded by one instruction.
 ///
 /// # Errors
-/// The signal that a byte met; those before it are in `into`, the others there are as they were.
+/// The signal that a byte received. The bytes before it are in `into`; the rest of `into` is unchanged.
 ///
 /// # Safety
-/// See the [module](self#safety). What `into` borrows is an object: no part of it is accessed.
+/// See the [module](self#safety). The bytes of `into` are an object, so `at` must not reach them.
 pub unsafe fn read(at: *const u8, into: &mut [u8]) -> Result<(), Interrupted> {
     let mut done = 0;
     while done < into.len() {
         let (place, rest) = (at.wrapping_add(done), &mut into[done..]);
         let step = match rest.first_chunk_mut() {
-            // SAFETY: eight bytes that the caller promised.
+            // SAFETY: eight bytes, under the caller's guarantee.
             Some(word) if is_word(place) => unsafe { load_u64(place.cast()) }.map(|value| {
                 *word = value.to_ne_bytes();
                 word.len()
             }),
-            // SAFETY: a byte that the caller promised.
+            // SAFETY: a byte, under the caller's guarantee.
             _ => unsafe { load_u8(place) }.map(|value| {
                 rest[0] = value;
                 1
@@ -165,23 +165,23 @@ pub unsafe fn read(at: *const u8, into: &mut [u8]) -> Result<(), Interrupted> {
     Ok(())
 }
 
-/// Stores bytes, first to last. Aligned words are stored whole.
+/// Stores bytes, first to last. An aligned word is stored by one instruction.
 ///
 /// # Errors
-/// The signal that a byte met; those before it are stored, it and the others are not.
+/// The signal that a byte received. The bytes before it are stored; it and the later ones are not.
 ///
 /// # Safety
-/// See the [module](self#safety). What `from` borrows is an object: no part of it is accessed.
+/// See the [module](self#safety). The bytes of `from` are an object, so `at` must not reach them.
 pub unsafe fn write(at: *mut u8, from: &[u8]) -> Result<(), Interrupted> {
     let mut done = 0;
     while done < from.len() {
         let (place, rest) = (at.wrapping_add(done), &from[done..]);
         let step = match rest.first_chunk() {
             Some(word) if is_word(place) => {
-                // SAFETY: eight bytes that the caller promised.
+                // SAFETY: eight bytes, under the caller's guarantee.
                 unsafe { store_u64(place.cast(), u64::from_ne_bytes(*word)) }.map(|()| word.len())
             }
-            // SAFETY: a byte that the caller promised.
+            // SAFETY: a byte, under the caller's guarantee.
             _ => unsafe { store_u8(place, rest[0]) }.map(|()| 1),
         };
         done += step.map_err(|signal| Interrupted { done, signal })?;
@@ -193,24 +193,24 @@ fn is_word(place: *const u8) -> bool {
     place.cast::<u64>().is_aligned()
 }
 
-/// What arm64 says of a word that is not aligned. x86-64 would split the access, and say nothing.
+/// Returns the error that arm64 raises for a word that is not aligned. x86-64 would split the access and raise none.
 fn aligned(at: *const u64) -> Result<(), Signal> {
     let (number, code) = (linux::SIGBUS as i32, linux::BUS_ADRALN as i32);
     if at.is_aligned() { Ok(()) } else { Err(Signal { number, code, address: at.addr() }) }
 }
 
 impl Signal {
-    /// Whether nothing is mapped there, or not for this access.
+    /// Returns whether nothing is mapped at the address, or not for this access.
     pub fn is_segv(self) -> bool {
         self.number == linux::SIGSEGV as i32
     }
 
-    /// Whether what is mapped there has failed: past the end of the file, no memory, a read error.
+    /// Returns whether the mapping failed: past the end of the file, no memory, or a read error.
     pub fn is_bus(self) -> bool {
         self.number == linux::SIGBUS as i32
     }
 
-    /// The code's name, if it has one.
+    /// Returns the code's name, if it has one.
     fn reason(self) -> Option<&'static str> {
         Some(match (self.number as u32, self.code as u32) {
             (linux::SIGSEGV, linux::SEGV_MAPERR) => "SEGV_MAPERR",
@@ -242,7 +242,7 @@ impl Display for Signal {
 }
 
 impl Outcome {
-    /// What an instruction leaves instead of its value if it met a signal.
+    /// Returns the value that an instruction returns for an access that received `signal`.
     fn of(signal: Signal) -> Self {
         let (number, code) = (signal.number as u32, signal.code as u32);
         Self { value: signal.address as u64, signal: u64::from(number) << 32 | u64::from(code) }

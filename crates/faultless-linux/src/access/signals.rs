@@ -1,6 +1,6 @@
-//! The handler of SIGSEGV and SIGBUS: of an access it makes a result, all else it passes on.
+//! The handler of SIGSEGV and SIGBUS. It turns the signal of an access into a result, and passes on all other signals.
 //!
-//! What runs in it is async-signal-safe: no lock, no allocation, nothing of the thread's own.
+//! The code that runs in it is async-signal-safe: no lock, no allocation, no thread-local state.
 
 use super::Signal;
 use super::instructions::{self, Outcome};
@@ -10,13 +10,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
-/// Who had a signal before. Written once by `take`; the handler only looks, which takes no lock.
+/// The action of a signal before ours. `take` writes it once; the handler only reads it, which takes no lock.
 struct Previous {
-    /// Who had it just before ours took its place.
+    /// The action just before ours replaced it.
     seen: OnceLock<sigaction>,
-    /// Whose place ours took.
+    /// The action that ours replaced.
     replaced: OnceLock<sigaction>,
-    /// Atomic; whether a handler that is for once (SA_RESETHAND) was called.
+    /// Whether a handler for one call (SA_RESETHAND) was called already. Atomic.
     spent: AtomicBool,
 }
 
@@ -29,7 +29,7 @@ impl Previous {
 static SEGV: Previous = Previous::unknown();
 static BUS: Previous = Previous::unknown();
 
-/// Catches both signals from now on; all but the first call do nothing.
+/// Installs the handler of both signals. Only the first call does anything.
 #[inline]
 pub fn install() {
     static INSTALLED: Once = Once::new();
@@ -39,41 +39,41 @@ pub fn install() {
     });
 }
 
-/// Puts our handler before whoever has the signal.
+/// Installs our handler in front of the present one.
 fn take(number: c_int, previous: &Previous) {
     let mut ours = default_action();
     ours.sa_sigaction = caught as *const () as usize;
-    // On the stack for signals if there is one: the program's own handler may be there for a stack that is full. The
-    // signal is blocked meanwhile: if the handler itself faults, the process dies instead of going round.
+    // On the stack for signals, if there is one: the program's own handler may exist for a full stack. The signal is
+    // blocked meanwhile, so if the handler itself faults, the process dies instead of looping.
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     let mut theirs = default_action();
-    // SAFETY: both structures are whole; `caught` keeps to what a handler may do. The kernel refuses neither call, and if
-    // something else does, signals are as deadly as they were.
+    // SAFETY: both structures are whole, and `caught` does only what a handler may do. The kernel refuses neither call.
+    // If something else does, signals kill the process as before.
     unsafe {
-        // Known before ours is there: a signal may come at once.
+        // Read before ours is installed, because a signal may come at once.
         libc::sigaction(number, ptr::null(), &raw mut theirs);
         _ = previous.seen.set(theirs);
-        // And again: somebody may have come in between.
+        // Read again, because another thread may have changed it in between.
         if libc::sigaction(number, &raw const ours, &raw mut theirs) == 0 {
             _ = previous.replaced.set(theirs);
         }
     }
 }
 
-/// SIG_DFL, no flags, no mask.
+/// Returns the action SIG_DFL, without flags and with an empty mask.
 fn default_action() -> sigaction {
     // SAFETY: integers and a pointer that may be null.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
-/// The handler.
+/// The signal handler.
 extern "C" fn caught(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: SA_SIGINFO: the kernel made both for this call.
+    // SAFETY: with SA_SIGINFO the kernel makes both structures for this call.
     let (code, address, registers) = unsafe {
         let context: *mut libc::ucontext_t = context.cast();
         ((*info).si_code, (*info).si_addr().addr(), &mut (*context).uc_mcontext)
     };
-    // Somebody's kill(2), or memory that broke without an access to it, may come while an access runs: it is not that
+    // A kill(2), or memory that broke without an access to it, may come while an access runs. Such a signal is not the
     // access's.
     let by_instruction = code > 0 && !(number == libc::SIGBUS && code == libc::BUS_MCEERR_AO);
     if by_instruction && instructions::is_access(counter(registers)) {
@@ -93,7 +93,7 @@ fn counter(registers: &mcontext_t) -> usize {
     registers.pc as usize
 }
 
-/// Returns from the access as if it had left this.
+/// Makes the access return `outcome`.
 #[cfg(target_arch = "x86_64")]
 fn leave_with(registers: &mut mcontext_t, outcome: Outcome) {
     registers.gregs[libc::REG_RAX as usize] = outcome.value as _;
@@ -101,7 +101,7 @@ fn leave_with(registers: &mut mcontext_t, outcome: Outcome) {
     registers.gregs[libc::REG_RIP as usize] = (instructions::leave as *const ()).addr() as _;
 }
 
-/// Returns from the access as if it had left this.
+/// Makes the access return `outcome`.
 #[cfg(target_arch = "aarch64")]
 fn leave_with(registers: &mut mcontext_t, outcome: Outcome) {
     registers.regs[0] = outcome.value;
@@ -109,14 +109,15 @@ fn leave_with(registers: &mut mcontext_t, outcome: Outcome) {
     registers.pc = (instructions::leave as *const ()).addr() as _;
 }
 
-/// Does what would have been done without us.
+/// Handles the signal as it would be handled without this handler.
 fn pass_on(number: c_int, info: *mut siginfo_t, context: *mut c_void, by_instruction: bool) {
     let previous = if number == libc::SIGBUS { &BUS } else { &SEGV };
     let Some(action) = previous.replaced.get().or(previous.seen.get()) else {
         return by_default(number, info, by_instruction);
     };
     match action.sa_sigaction {
-        // The kernel lets nobody ignore what an instruction does: it would do it for ever.
+        // The kernel does not let a signal be ignored that an instruction raises: the instruction would raise it for
+        // ever.
         libc::SIG_IGN if !by_instruction => return,
         libc::SIG_IGN | libc::SIG_DFL => return by_default(number, info, by_instruction),
         _ => {}
@@ -126,8 +127,8 @@ fn pass_on(number: c_int, info: *mut siginfo_t, context: *mut c_void, by_instruc
     }
     block_as(action, number);
     let handler: *const () = ptr::with_exposed_provenance(action.sa_sigaction);
-    // SAFETY: somebody gave the kernel this function for this signal, of the type that the flag says; the arguments are
-    // the kernel's.
+    // SAFETY: the program gave the kernel this function for this signal, with the type that the flag names; the kernel
+    // made the arguments.
     unsafe {
         if action.sa_flags & libc::SA_SIGINFO != 0 {
             let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = transmute(handler);
@@ -139,9 +140,9 @@ fn pass_on(number: c_int, info: *mut siginfo_t, context: *mut c_void, by_instruc
     }
 }
 
-/// Blocks what the kernel would have blocked for this action. It takes the mask back by itself, when we return.
+/// Blocks the signals that the kernel would have blocked for this action. The kernel restores the mask when we return.
 fn block_as(action: &sigaction, number: c_int) {
-    // SAFETY: only the calling thread's mask changes, to what the handler was made for.
+    // SAFETY: changes only the calling thread's mask, to the one that the handler expects.
     unsafe {
         if action.sa_flags & libc::SA_NODEFER != 0 {
             let mut this = MaybeUninit::<sigset_t>::uninit();
@@ -156,10 +157,10 @@ fn block_as(action: &sigaction, number: c_int) {
 /// Lets the process die of the signal.
 fn by_default(number: c_int, info: *mut siginfo_t, by_instruction: bool) {
     let default = default_action();
-    // SAFETY: the structures are whole. The second call is this thread's own signal, once more.
+    // SAFETY: the structures are whole. The second call sends this thread its own signal again.
     unsafe {
         libc::sigaction(number, &raw const default, ptr::null_mut());
-        // An instruction does it again when we return; nothing else would.
+        // The instruction raises its signal again when we return. Any other signal must be sent again.
         if !by_instruction {
             let (process, thread) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
             libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, number, info);

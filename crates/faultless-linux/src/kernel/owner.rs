@@ -1,4 +1,4 @@
-//! Whether this is the process that a userfaultfd was opened in, or a child of it by fork(2).
+//! Tells the process that opened a userfaultfd from its children by fork(2).
 
 use super::PAGE;
 use rustix::io::Errno;
@@ -6,8 +6,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// A page that says 1 in the process that made it. The kernel gives a child of fork(2) a page of zeros instead
-/// (MADV_WIPEONFORK, Linux 4.14), whichever way it was forked.
+/// A page that holds 1 in the process that made it. The kernel gives a child of fork(2) a page of zeros instead
+/// (MADV_WIPEONFORK, Linux 4.14), by whichever call it was forked.
 pub(super) struct Owner(NonNull<AtomicU8>);
 
 // SAFETY: an atomic that lives as long as this does.
@@ -16,7 +16,7 @@ unsafe impl Send for Owner {}
 unsafe impl Sync for Owner {}
 
 impl Owner {
-    /// The calling process.
+    /// Marks the calling process as the owner.
     pub fn new() -> Result<Self, Errno> {
         let (rights, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new page, wherever the kernel finds room.
@@ -33,7 +33,7 @@ impl Owner {
         unsafe { self.0.as_ref() }
     }
 
-    /// Whether the calling process is the one that made this.
+    /// Returns whether the calling process made this.
     #[inline]
     pub fn is_this_process(&self) -> bool {
         self.flag().load(Ordering::Relaxed) != 0
@@ -42,7 +42,7 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // SAFETY: the page that `new` mapped, which nobody else knows; a child has one of its own there.
+        // SAFETY: the page that `new` mapped, whose address no other code has; a child has a page of its own there.
         let unmapped = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), PAGE) };
         debug_assert!(unmapped.is_ok());
     }

@@ -1,5 +1,5 @@
-//! `invalidate` of the entries of one leaf table: the kernel drops pages that nobody wants, and protects those that have lost the write
-//! right, runs at a time.
+//! `invalidate` for the entries of one leaf table. The kernel drops pages that are no longer needed, and write-protects
+//! those that have lost the write right, one run of pages at a time.
 
 use super::{LOADED, PAGE, Table};
 use faultless::address::{PageNumber, PageRange};
@@ -9,7 +9,7 @@ use faultless_soft::Leaf;
 use rustix::io::Errno;
 
 impl Table {
-    /// Announces what is left of a page that nobody wants, for `invalidate` to drop it.
+    /// Announces the entry of a page that is no longer needed but still loaded, so that `invalidate` can drop the page.
     fn claim(&self, leaf: Leaf<'_>, page: PageNumber) -> Claim {
         let raw = self.entries.load(leaf, page);
         if raw.mapped_frame().is_some() || !raw.has(LOADED) || raw.has(Entry::REFUSED) {
@@ -21,13 +21,14 @@ impl Table {
         }
     }
 
-    /// Has the kernel follow the entries of `part`, which one leaf table covers, up to one that somebody else is at work on.
+    /// Makes the kernel follow the entries of `part`, which one leaf table covers. Stops at an entry that another
+    /// thread has announced, and returns its page.
     pub(super) fn follow_entries(&self, section: &Section<'_>, part: PageRange) -> Option<PageNumber> {
         let leaf = self.entries.leaf(section, part.start())?;
         let mut dropped = Run::default();
         let mut wait = None;
         let drop_run = |run: PageRange| {
-            // Nothing in a window's own pages makes this fail; if it does, the pages stay for `install` to drop.
+            // This cannot fail in the window's own pages. If it does, the pages stay, and `install` drops them.
             let done = self.window.drop_pages(run).is_ok();
             for page in run.iter() {
                 let there = self.entries.load(leaf, page).without(Entry::ANNOUNCED | LOADED);
@@ -51,7 +52,7 @@ impl Table {
         let protect_run = |run: PageRange| {
             let (at, bytes) = (self.window.address(run.start()), run.pages() as usize * PAGE);
             if self.userfault.write_protect(at, bytes, true).is_err() {
-                // The program has mapped something else inside. All that is the window's still is protected.
+                // The program has mapped something else inside. Protect all pages that are still the window's.
                 for page in run.iter() {
                     let protected = self.userfault.write_protect(self.window.address(page), PAGE, true);
                     debug_assert!(protected != Err(Errno::NOMEM), "protecting needs no memory");
@@ -61,7 +62,7 @@ impl Table {
         for page in part.iter().take_while(|page| wait != Some(*page)) {
             let raw = self.entries.load(leaf, page);
             if raw.mapped_frame().is_none() && !raw.has(LOADED) {
-                // Nothing there: one call takes what is on both sides of it.
+                // Nothing is there, so one call may take the pages on both sides of it.
                 continue;
             }
             if raw.mapped_frame().is_some()
@@ -79,14 +80,14 @@ impl Table {
     }
 }
 
-/// See [`Table::claim`].
+/// The result of [`Table::claim`].
 enum Claim {
     Nothing,
     Claimed,
     Wait,
 }
 
-/// Pages beside each other that one call of the kernel takes.
+/// Adjacent pages that one system call takes.
 #[derive(Default)]
 struct Run(Option<PageRange>);
 
@@ -102,7 +103,7 @@ impl Run {
         }
     }
 
-    /// Up to `page`, whatever lies between.
+    /// Extends the run up to `page`, over all pages between.
     fn stretch(&mut self, page: PageNumber) {
         let page = PageRange::single(page);
         self.0 = Some(self.0.map_or(page, |run| run.hull(page)));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 const CHILD: &str = "FAULTLESS_LINUX_CHILD";
 
-/// Far more than any body needs. It only turns a hang into a failure.
+/// The time limit of a body, far above its need. It only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `body` in a process that runs the test `name` of this program only. Fails if that process fails or does not end.
@@ -37,7 +37,7 @@ pub fn ends(name: &str, body: impl FnOnce()) {
     assert!(status.success(), "{name}: {status}");
 }
 
-/// Says on the terminal why a test does nothing: the harness keeps what `eprintln!` prints.
+/// Prints to the terminal the reason for which a test does nothing. The test harness would capture `eprintln!`.
 pub fn skipped(why: &dyn std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }

@@ -1,4 +1,4 @@
-//! Regions that live for a moment, and end while somebody reads them.
+//! Short-lived regions, which end while a thread reads them.
 
 use super::stamp::{Formula, WORDS, Words};
 use super::watchdog::{Doing, Progress};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const PAGES: usize = 32;
 
-/// How a region ends.
+/// The way in which a region ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// It is dropped.
@@ -21,15 +21,15 @@ enum Way {
     InFlight,
 }
 
-/// What the reader may see.
+/// The data by which the reader checks the region.
 struct Scene {
     start: usize,
     way: Way,
-    /// What the pages hold.
+    /// The contents of the pages.
     expected: Vec<Words>,
-    /// From now on a signal is right. Atomic; written by the disturber.
+    /// Once set, a signal is a correct result. Atomic; written by the disturber.
     going: AtomicBool,
-    /// From now on nothing else is, but of addresses that somebody else has by now.
+    /// Once set, a signal is the only correct result, unless another mapping has the addresses by now.
     gone: AtomicBool,
 }
 
@@ -46,7 +46,7 @@ pub fn run(shared: &Shared, random: &mut Random, progress: &Progress, helper: &P
     } else {
         shared.pager.anonymous(PAGES * PAGE)
     };
-    let region = region.map_err(|error| End::Wrong(format!("a region for a moment: {error}")))?;
+    let region = region.map_err(|error| End::Wrong(format!("a short-lived region: {error}")))?;
     let pages = PAGES.min(region.len() / PAGE);
     let expected = contents(shared, &region, of_file, pages, random)?;
     let scene = Scene {
@@ -69,13 +69,15 @@ pub fn run(shared: &Shared, random: &mut Random, progress: &Progress, helper: &P
         }
         scene.going.store(true, SeqCst);
         if way == Way::Unmap {
-            // SAFETY: nobody has references into the region.
+            // SAFETY: there are no references into the region.
             let unmapped = unsafe { region.unmap(..pages / 2 * PAGE) };
             unmapped.map_err(|error| End::Wrong(format!("unmap: {error}")))?;
             // SAFETY: as above.
             let still = unsafe { access::load_u64(region.as_ptr().cast()) };
             if !still.is_err_and(access::Signal::is_segv) {
-                return Err(End::Wrong("page 0 of a region for a moment: unmapped, and still there".into()));
+                return Err(End::Wrong(
+                    "page 0 of a short-lived region: an access succeeds after unmap".into(),
+                ));
             }
         }
         drop(region);
@@ -87,7 +89,7 @@ pub fn run(shared: &Shared, random: &mut Random, progress: &Progress, helper: &P
     Ok(())
 }
 
-/// Writes something, if the region is no file, and says what all pages hold.
+/// Writes to the region unless it is a file's, and returns the contents of all pages.
 fn contents(
     shared: &Shared,
     region: &Region,
@@ -105,10 +107,10 @@ fn contents(
         }
         let words = own.stamps(page as u32, 1, Default::default());
         for (word, value) in words.iter().enumerate() {
-            // SAFETY: the region's own memory, which nobody has references into.
+            // SAFETY: the region's own memory, into which there are no references.
             unsafe { access::store_u64(region.as_ptr().wrapping_add(page * PAGE + word * 8).cast(), *value) }
                 .map_err(|signal| {
-                    End::Wrong(format!("page {page} of a region for a moment, byte {}: {signal}", word * 8))
+                    End::Wrong(format!("page {page} of a short-lived region, byte {}: {signal}", word * 8))
                 })?;
         }
         Ok(words)
@@ -119,28 +121,27 @@ fn contents(
 impl Scene {
     /// Reads until the region ends.
     fn read(&self, shared: &Shared, helper: &Progress) -> Result<(), End> {
-        let wrong = |page: usize, text: String| {
-            Err(End::Wrong(format!("page {page} of a region for a moment{text}")))
-        };
+        let wrong =
+            |page: usize, text: String| Err(End::Wrong(format!("page {page} of a short-lived region{text}")));
         for page in (0..self.expected.len()).cycle() {
             helper.begin(Doing::BriefRegion, 0, page);
             for word in 0..WORDS {
                 let gone = self.gone.load(SeqCst);
                 let at = std::ptr::without_provenance(self.start + page * PAGE + word * 8);
-                // SAFETY: addresses that were a region's: nothing that Rust knows is read.
+                // SAFETY: addresses that were a region's; no Rust object is read.
                 let found = unsafe { access::load_u64(at) };
                 let going = self.going.load(SeqCst);
                 match found {
                     Err(signal) if signal.is_segv() && going => {
                         count(&shared.counts.signals, 1);
-                        // The second half is still there.
+                        // The second half is still mapped.
                         if self.way == Way::Unmap && page < self.expected.len() / 2 && !gone {
                             break;
                         }
                         return Ok(());
                     }
                     Err(signal) => return wrong(page, format!(", byte {}: {signal}", word * 8)),
-                    // Somebody else has the addresses.
+                    // Another mapping has the addresses now.
                     Ok(_) if gone => return Ok(()),
                     Ok(found) if !going && found != self.expected[page][word] => {
                         let expected = self.expected[page][word];

@@ -1,4 +1,4 @@
-//! Who discards, protects and takes snapshots.
+//! The disturber: the thread that discards, protects and takes snapshots.
 
 use super::page::{Rights, Wrong};
 use super::snapshot::Snapshot;
@@ -20,13 +20,13 @@ struct Disturber<'s> {
     progress: &'s Progress,
     helper: &'s Progress,
     random: Random,
-    /// Another region of the same file, and which of its pages are written.
+    /// Another region of the same file, and its written pages.
     second: Option<(Region, BTreeSet<u32>)>,
-    /// Generations that a discard takes.
+    /// The generations that the present discard takes.
     taken: Vec<u32>,
 }
 
-/// Until time is up.
+/// Runs until the time is up.
 pub fn run(shared: &Shared, progress: &Progress, helper: &Progress) -> Result<(), End> {
     let random = Random::new(shared.config.seed, 1 << 32);
     let mut disturber = Disturber { shared, progress, helper, random, second: None, taken: Vec::new() };
@@ -65,7 +65,7 @@ impl Disturber<'_> {
         }
     }
 
-    /// A part of one of the regions: mostly short, often among the pages that are touched often.
+    /// Chooses a part of one of the regions: mostly a short one, often among the pages that are touched most.
     fn part(&mut self) -> (usize, Range<usize>) {
         let number = self.random.below(2);
         let pages = self.shared.arenas[number].pages.len();
@@ -84,7 +84,7 @@ impl Disturber<'_> {
             page.begun.fetch_add(1, SeqCst);
             self.taken.push((page.completed.load(SeqCst) >> 32) as u32);
         }
-        // SAFETY: nobody has references into the region.
+        // SAFETY: there are no references into the region.
         let discarded = unsafe { arena.region.discard_shared(part.start * PAGE..part.end * PAGE) };
         discarded.map_err(|error| wrong("discard", &error))?;
         for (page, taken) in arena.pages[part].iter().zip(&self.taken) {
@@ -114,7 +114,7 @@ impl Disturber<'_> {
         Ok(())
     }
 
-    /// Takes rights, does something else, and gives them back.
+    /// Takes rights from a part, does another operation, and gives the rights back.
     fn protect(&mut self) -> Result<(), End> {
         let (number, part) = self.part();
         let rights = if self.random.permille(500) { Rights::Read } else { Rights::None };
@@ -137,7 +137,7 @@ impl Disturber<'_> {
         self.set_rights(number, &part, Rights::All)
     }
 
-    /// Whether the rights are what they were made: a store is refused, whoever owns the page.
+    /// Checks that the rights are in force: a store is refused, whether or not a thread owns the page.
     fn try_rights(&mut self, number: usize, part: &Range<usize>) -> Result<(), End> {
         let (arena, page) = (&self.shared.arenas[number], part.start + self.random.below(part.len()));
         arena.load(self.shared, page, 0)?;
@@ -145,7 +145,7 @@ impl Disturber<'_> {
         Ok(())
     }
 
-    /// A snapshot has the rights of its original, until it is given others.
+    /// Checks that a snapshot has the rights of its original until it is given others.
     fn snapshot_protected(&mut self, number: usize, part: &Range<usize>) -> Result<(), End> {
         let arena = &self.shared.arenas[number];
         self.progress.begin(Doing::Snapshot, number, part.start);
@@ -154,7 +154,7 @@ impl Disturber<'_> {
         self.shared.counts.count_snapshot(start.elapsed());
         let page = part.start + self.random.below(part.len());
         let at: *mut u64 = region.as_ptr().wrapping_add(page * PAGE).cast();
-        // SAFETY: the region's own memory, which nobody has references into.
+        // SAFETY: the region's own memory, into which there are no references.
         if !unsafe { access::store_u64(at, u64::MAX) }.is_err_and(access::Signal::is_segv) {
             let name = arena.name;
             return Err(End::Wrong(format!(
@@ -166,7 +166,7 @@ impl Disturber<'_> {
         // SAFETY: as above.
         let done = unsafe { region.protect(part.start * PAGE..part.end * PAGE, rights) };
         done.map_err(|error| wrong("protect", &error))?;
-        // Nobody could write meanwhile: what the snapshot has is the original's, and anything that may be there.
+        // No thread could write meanwhile. The snapshot has the original's words, within the bounds.
         let words = read_plain(&region, &format!("{} snapshot", arena.name), page)?;
         let bounds = arena.pages[page].bounds(arena.pages[page].before());
         let checked = bounds.check_instant(&arena.formula, page as u32, &words);
@@ -188,7 +188,7 @@ impl Disturber<'_> {
         Ok(())
     }
 
-    /// Whether or not somebody reads it: the last one drops it.
+    /// Drops a snapshot, even if another thread reads it: then that thread drops it last.
     fn drop_a_snapshot(&mut self) {
         let mut all = self.shared.snapshots.write();
         if !all.is_empty() {
@@ -225,7 +225,7 @@ impl Disturber<'_> {
         }
     }
 
-    /// Makes it, looks at it and writes to it, or drops it.
+    /// Makes a second region of the file; or checks it, writes to it, and sometimes drops it.
     fn second_region(&mut self) -> Result<(), End> {
         const PAGES: usize = 32;
         self.progress.begin(Doing::SecondRegion, 1, 0);
@@ -236,7 +236,7 @@ impl Disturber<'_> {
             return Ok(());
         };
         let file = &self.shared.arenas[1].formula;
-        // Its own stamps: the other region must not show them.
+        // Stamps of its own: the other region must not show them.
         let own = Formula { seed: !file.seed, file: true };
         let pages = region.len() / PAGE;
         for _ in 0..PAGES {
@@ -256,7 +256,7 @@ impl Disturber<'_> {
             }
             if self.random.permille(300) {
                 let bytes: Vec<u8> = stamps.iter().flat_map(|word| word.to_ne_bytes()).collect();
-                // SAFETY: the region's own memory, which nobody has references into.
+                // SAFETY: the region's own memory, into which there are no references.
                 let done =
                     unsafe { access::write(region.as_ptr().wrapping_add(page as usize * PAGE), &bytes) };
                 done.map_err(|error| {

@@ -1,47 +1,48 @@
-//! Threads that touch two regions at random while another one discards, protects and snapshots parts of them; every byte
-//! that is read is checked.
+//! Threads that touch two regions at random while another thread discards, protects and snapshots parts of them. Every
+//! byte that is read is checked.
 //!
 //! ```text
 //!   toucher 0 ┐             ┌─ anonymous ─┐   discard, protect ┌───────────┐
 //!   toucher 1 ├─ read/write │ page page … │ ◄───────────────── │ disturber │
 //!   …         │ ──────────► │             │     snapshot ────► │           │ ── checks, writes, snapshots again, drops
-//!   toucher n ┘             └─── file ────┘   (at most a few)  └───────────┘ ── regions that live for a moment
+//!   toucher n ┘             └─── file ────┘   (at most a few)  └───────────┘ ── short-lived regions
 //!        └────── reads snapshots too ──────────────┘
 //! ```
 //!
-//! # How a byte is known to be right
-//! **Stamps** (`stamp.rs`). A write fills a page, word 0 to word 511, with stamps: the page's generation, which grows by
-//! one with each write, and a hash of region, page, generation and word. A page that nobody has written is its *base*:
-//! zeros, or the file's bytes, a hash with the highest bit set. So each word says what it is, and one that is neither the
-//! base nor a stamp of this very place is wrong.
+//! # How a byte is checked
+//! **Stamps** (`stamp.rs`). A write fills a page with stamps, from word 0 to word 511. A stamp holds the page's
+//! generation, which each write increases by one, and a hash of region, page, generation and word. A page that was
+//! never written is its *base*: zeros, or the file's bytes, a hash with the highest bit set. So each word identifies
+//! itself. A word that is neither the base nor a stamp of its place is wrong.
 //!
-//! **Owners** (`page.rs`). A page has one owner at a time, by a lock of its own, which alone writes. It knows the last
-//! generation, and by two counters — discards that have begun, discards that have ended, for each page — which discards
-//! can have taken the page before, during and after the write, and during the read:
+//! **Owners** (`page.rs`). A page has one owner at a time, by a lock of its own. Only the owner writes. It knows the
+//! last generation. Two counters of each page count the discards that have begun and those that have ended. They tell
+//! the owner which discards can have taken the page before, during and after the write, and during the read:
 //!
-//! | discards | the page is |
+//! | discards | the page holds |
 //! |---|---|
-//! | none since before the write | that generation, whole |
-//! | one began after the write and ended before the read | the base, whole |
-//! | else | base, stamps, base: the first part lost in the middle of the write, the last in the middle of the read |
+//! | none since before the write | that generation, all of it |
+//! | one began after the write and ended before the read | the base, all of it |
+//! | other cases | base, stamps, base: the first part was lost during the write, the last part during the read |
 //!
-//! What the first read after the last discard has found stays. Whoever finds a page owned reads it all the same, and
-//! knows bounds: no generation from before the last write that had ended, none that a discard has taken, none that has not
-//! begun, and the base only if a discard allows it.
+//! The result of the first read after the last discard stays valid. A thread that finds a page owned reads it too, and
+//! knows bounds: no generation from before the last write that had ended, none that a discard has taken, none that has
+//! not begun, and the base only if a discard allows it.
 //!
-//! **Rights.** The disturber announces a change before the call and its result after it. An access whose page had the same
-//! rights all the time, by a counter of changes, has to do what those say: no signal where it is allowed, SIGSEGV where it
-//! is not.
+//! **Rights.** The disturber announces a change before the call, and its result after it. A counter of changes shows
+//! whether a page had the same rights throughout an access. If so, the access must obey them: no signal if it is
+//! allowed, SIGSEGV if it is not.
 //!
-//! **Instants** (`snapshot.rs`). There are no discards while a snapshot is taken, since one thread does both. Each page of
-//! it is within the bounds of the call, and, as of one instant, at most a later generation's stamps before an earlier
-//! one's. Some words of a stamp say which write this thread had done last, and which had ended last of all threads when
-//! this one began: where a snapshot shows a write, it has to show those two, or what came after them. From the newest
-//! writes these links are followed for many pages back. What was seen of a snapshot is kept, and compared again while its
-//! original goes on; what the disturber writes to the snapshot must not come to light elsewhere, which the others see.
+//! **Instants** (`snapshot.rs`). One thread takes snapshots and discards, so no discard runs during a snapshot. Each
+//! page of a snapshot is within the bounds of the call. Since it is of one instant, it has at most a later generation's
+//! stamps before an earlier one's. Some words of a stamp name two earlier writes: the last write of the same thread,
+//! and the last write of any thread that had ended when this one began. If a snapshot shows a write, it must show those
+//! two, or later states of their pages. These links are followed from the newest writes back over many pages. The words
+//! that were read from a snapshot are kept, and compared again while its original changes. The disturber's writes to a
+//! snapshot must not appear elsewhere; the other checks would find them.
 //!
-//! **Ends.** Afterwards all pages are read once more, all regions dropped: no frame may be left, no file open, no window,
-//! and no memory but what the C library keeps.
+//! **Ends.** At the end all pages are read once more and all regions are dropped. Then no frame, open file or window
+//! may be left, and no memory except the C library's own.
 
 mod brief;
 mod disturber;
@@ -72,43 +73,44 @@ use watchdog::Progress;
 
 pub const PAGE: usize = PAGE_SIZE as usize;
 
-/// Snapshots that live at a time.
+/// The number of snapshots that live at a time.
 pub const SNAPSHOTS: usize = 3;
 
-/// What to do.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub time: Duration,
     pub seed: u64,
-    /// Touchers.
+    /// The number of touchers.
     pub threads: usize,
-    /// Threads that serve faults.
+    /// The number of threads that serve faults.
     pub handlers: NonZeroUsize,
-    /// Bytes; rounded up to whole pages.
+    /// The size of the anonymous region in bytes; rounded up to whole pages.
     pub anonymous: u64,
-    /// Bytes; rounded up to whole pages.
+    /// The size of the file in bytes; rounded up to whole pages.
     pub file: u64,
 }
 
 impl Config {
-    /// The pager's memory: both regions written everywhere, the file's pages in the cache, all snapshots and one that
-    /// somebody still reads with nothing in common with their originals, and some for what lives for a moment.
+    /// Returns the pager's memory in bytes. It suffices for both regions with every page written, the file's pages in
+    /// the cache, all snapshots and one that a thread still reads (each sharing no page with its original), and 64 MiB
+    /// for short-lived regions.
     fn memory(&self) -> u64 {
         let snapshots = (SNAPSHOTS as u64 + 1) * self.anonymous.max(self.file);
         self.anonymous + 2 * self.file + snapshots + (64 << 20)
     }
 }
 
-/// Why it ended early.
+/// The reason that a run ended early.
 #[derive(Debug)]
 pub enum Trouble {
-    /// It cannot run here.
+    /// The pager cannot be opened here.
     Refused(OpenError),
-    /// Something around it failed.
+    /// The setting up of the run failed.
     Setup(String),
-    /// A byte, a signal or a result that cannot be.
+    /// A byte, a signal or a result that is impossible.
     Wrong(String),
-    /// Something is left.
+    /// A resource is left.
     Leak(String),
 }
 
@@ -123,15 +125,15 @@ impl Display for Trouble {
     }
 }
 
-/// Why a thread ends.
+/// The reason that a thread ends.
 pub enum End {
-    /// It has found this.
+    /// The thread has found this error.
     Wrong(String),
-    /// Another one has.
+    /// Another thread has found an error.
     Halted,
 }
 
-/// What was counted, by all threads.
+/// The counters of all threads.
 #[derive(Default)]
 pub struct Counts {
     pub touched: AtomicU64,
@@ -139,14 +141,14 @@ pub struct Counts {
     pub discards: AtomicU64,
     pub protects: AtomicU64,
     pub snapshots: AtomicU64,
-    /// How long taking one took: together, and the longest, in nanoseconds.
+    /// The time that snapshots took, in nanoseconds: in total, and the longest.
     pub snapshot_time: AtomicU64,
     pub longest_snapshot: AtomicU64,
-    /// Pages of snapshots compared.
+    /// Pages of snapshots that were compared.
     pub compared: AtomicU64,
-    /// Links of snapshots followed.
+    /// Links of snapshots that were followed.
     pub links: AtomicU64,
-    /// Regions that lived for a moment.
+    /// Short-lived regions.
     pub brief: AtomicU64,
 }
 
@@ -163,30 +165,30 @@ impl Counts {
     }
 }
 
-/// One of the two regions, and what is known of it.
+/// One of the two regions, and the state by which it is checked.
 pub struct Arena {
     pub name: &'static str,
     pub region: Region,
     pub formula: Formula,
     pub pages: Box<[Page]>,
-    /// The write that has ended last: page above, generation below. Atomic.
+    /// The write that has ended last: page in the upper half, generation in the lower. Atomic.
     pub last: AtomicU64,
-    /// The same of each toucher.
+    /// The same for each toucher.
     pub last_of: Box<[AtomicU64]>,
 }
 
-/// What all threads have.
+/// The state that all threads share.
 pub struct Shared {
     pub config: Config,
     pub pager: Pager,
     pub arenas: [Arena; 2],
     pub store: Arc<dyn Store>,
-    /// Those that live. The disturber changes it; touchers take one out to read it.
+    /// The live snapshots. The disturber changes the list; a toucher takes one out to read it.
     pub snapshots: parking_lot::RwLock<Vec<Arc<Snapshot>>>,
     pub counts: Counts,
-    /// Time is up.
+    /// Set when the time is up.
     pub stop: AtomicBool,
-    /// What was found first; all threads end.
+    /// The first error that was found; it ends all threads.
     pub found: OnceLock<String>,
 }
 
@@ -206,7 +208,7 @@ impl Shared {
     }
 }
 
-/// Random numbers.
+/// A generator of random numbers.
 pub struct Random(u64);
 
 impl Random {
@@ -219,18 +221,18 @@ impl Random {
         mix(self.0)
     }
 
-    /// Less than `end`.
+    /// Returns a number less than `end`.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }
 
-    /// True so often of a thousand times.
+    /// Returns `true` with a probability of `often` in a thousand.
     pub fn permille(&mut self, often: usize) -> bool {
         self.below(1000) < often
     }
 }
 
-/// What there was.
+/// The result of a run without errors.
 pub struct Report {
     pub seconds: f64,
     pub counts: Counts,
@@ -291,7 +293,7 @@ impl Display for Report {
     }
 }
 
-/// A real file of the formula's bytes.
+/// Makes a real file of the formula's bytes.
 fn temporary_file(formula: &Formula, pages: usize) -> std::io::Result<std::fs::File> {
     let mut out = BufWriter::with_capacity(1 << 20, tempfile::tempfile()?);
     for page in 0..pages {
@@ -308,15 +310,15 @@ fn arena(name: &'static str, region: Region, formula: Formula, threads: usize) -
     Arena { name, region, formula, pages, last: AtomicU64::new(0), last_of }
 }
 
-/// Runs it. `tick` is called a few times a second with the time passed and the pages touched so far; `hang` once, with
-/// who hangs, and does not return.
+/// Runs the soak. `tick` is called a few times a second with the time passed and the pages touched so far. `hang` is
+/// called once, with the threads that hang, and does not return.
 pub fn run(
     mut config: Config,
     mut tick: impl FnMut(Duration, u64),
     hang: fn(&str) -> !,
 ) -> Result<Report, Trouble> {
     let setup = |error: &dyn Display| Trouble::Setup(error.to_string());
-    // What is made once and stays is there before the first look.
+    // Resources that are made once and stay must exist before the process is measured.
     let first = Pager::new(Options { memory: 1 << 20, ..Options::default() }).map_err(Trouble::Refused)?;
     let _ = first.anonymous(PAGE).map(|mut region| region[0] = 1);
     drop(first);
@@ -360,20 +362,22 @@ pub fn run(
     let after = Process::settled(&before);
     drop(bytes);
     if frames_left != 0 {
-        return Err(Trouble::Leak(format!("{frames_left} frames are used, though all regions are gone")));
+        return Err(Trouble::Leak(format!(
+            "{frames_left} frames are still used after all regions have ended"
+        )));
     }
     before.leak(&after).map_or(Ok(()), |leak| Err(Trouble::Leak(leak)))?;
     Ok(Report { seconds, counts, statistics, frames_left, before, most, after })
 }
 
-/// What there was before the last look at everything.
+/// The figures of the run before the last check of all pages.
 struct Touched {
     most: Process,
     seconds: f64,
     statistics: Statistics,
 }
 
-/// All threads, from the first touch to the last look.
+/// Runs all threads, from the first touch to the last check.
 fn scene(
     shared: &Shared,
     start: Instant,
@@ -419,7 +423,8 @@ fn scene(
     }
 }
 
-/// All but the page of zeros, once what is deferred is done.
+/// Returns the number of frames that are still used, without the engine's page of zeros. Waits at most 10 s for
+/// deferred work.
 fn frames_left(engine: &Engine<Linux>) -> u64 {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

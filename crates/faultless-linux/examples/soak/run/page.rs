@@ -1,63 +1,63 @@
-//! What is known of a page while others discard, protect and snapshot it.
+//! The known state of a page while other threads discard, protect and snapshot it.
 //!
-//! A discard in the middle of a write leaves the words that were written before it as base; one in the middle of a read
-//! lets the reader see base from some word on. Base stays base until the next write. So what a page's owner reads is
-//! always `base… stamps… base…`, and without a discard meanwhile less than that.
+//! If a discard comes in the middle of a write, the words that were written before it become base. If it comes in the
+//! middle of a read, the reader sees base from some word on. Base stays base until the next write. So the owner of a
+//! page always reads `base… stamps… base…`, and without a discard meanwhile less than that.
 
 use super::stamp::{Formula, Link, Seen, WORDS, Words};
 use parking_lot::Mutex;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-/// A page's state beside its bytes.
+/// The state of a page, apart from its bytes.
 #[repr(align(64))]
 #[derive(Default)]
 pub struct Page {
-    /// Held by the page's owner: the one thread that may write.
+    /// Held by the page's owner, the only thread that may write.
     pub owner: Mutex<Record>,
-    /// The generation whose write has begun last. Atomic; written by the owner.
+    /// The generation of the write that has begun last. Atomic; written by the owner.
     pub started: AtomicU32,
-    /// The generation whose write has ended last, above; the discards that had ended before it began, below. Atomic;
-    /// written by the owner.
+    /// Upper half: the generation of the write that has ended last. Lower half: the number of discards that had ended
+    /// before it began. Atomic; written by the owner.
     pub completed: AtomicU64,
-    /// Discards that have begun. Atomic; this and the next three are written by the disturber.
+    /// The number of discards that have begun. Atomic; the disturber writes this and the next three.
     pub begun: AtomicU32,
-    /// Discards that have ended.
+    /// The number of discards that have ended.
     pub ended: AtomicU32,
-    /// Generations up to this one are gone: written before a discard that has ended.
+    /// Generations up to this one are gone: they were written before a discard that has ended.
     pub gone: AtomicU32,
-    /// A [`Rights`] in the two lowest bits, changes of it above.
+    /// A [`Rights`] in the two lowest bits; above them, the number of its changes.
     guard: AtomicU32,
 }
 
-/// What the owner knows.
+/// The owner's knowledge of the page.
 #[derive(Default)]
 pub struct Record {
-    /// Written last; zero if nothing was.
+    /// The generation that was written last; zero if none was.
     pub generation: u32,
-    /// By thread.
+    /// The thread that wrote it.
     pub writer: u32,
-    /// Where its stamps lead.
+    /// The earlier writes that its stamps name.
     pub links: [Link; 2],
-    /// How many words from the start are base, once that is known.
+    /// The number of words from the start that are base, once that is known.
     pub lost: Option<usize>,
-    /// Discards up to this number have no effect on what was written, but for `lost`.
+    /// Discards up to this number have no effect on the last write, except through `lost`.
     pub ended_before: u32,
-    /// Discards after this number began when the write had ended.
+    /// Discards after this number began after the write had ended.
     pub begun_after: u32,
 }
 
-/// What accesses to a page may do.
+/// The accesses that a page allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
     All,
-    /// Either the old or the new rights.
+    /// The old or the new rights: a change is under way.
     Changing,
     Read,
     None,
 }
 
-/// A page's rights, and how often they had changed.
+/// A page's rights, and the number of their changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Guard(u32);
 
@@ -72,14 +72,14 @@ impl Page {
         Guard(self.guard.load(SeqCst))
     }
 
-    /// By the disturber.
+    /// Sets the rights. Called by the disturber only.
     pub fn set_rights(&self, rights: Rights) {
         let changes = (self.guard.load(SeqCst) >> 2).wrapping_add(1);
         self.guard.store(changes << 2 | rights as u32, SeqCst);
     }
 }
 
-/// Taken before anybody but the owner reads a page, or before a snapshot.
+/// The state of a page before a snapshot, or before a thread other than the owner reads the page.
 #[derive(Clone, Copy)]
 pub struct Before {
     completed: u32,
@@ -87,7 +87,7 @@ pub struct Before {
     gone: u32,
 }
 
-/// What words may be, for whoever is not the owner.
+/// The values that words may have, for a thread other than the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub lowest: u32,
@@ -102,7 +102,7 @@ impl Page {
         Before { completed: (completed >> 32) as u32, ended_before: completed as u32, gone }
     }
 
-    /// Called after the read or the snapshot that began after `before`.
+    /// Returns the bounds. Called after the read or the snapshot that began after `before`.
     pub fn bounds(&self, before: Before) -> Bounds {
         Bounds {
             lowest: before.completed.max(before.gone + 1),
@@ -112,7 +112,7 @@ impl Page {
     }
 }
 
-/// A word that cannot be.
+/// A word with an impossible value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wrong {
     pub word: usize,
@@ -133,7 +133,7 @@ impl Bounds {
         if lowest > highest { "the base".into() } else { format!("stamps {lowest} to {highest}{base}") }
     }
 
-    /// Words read one after the other while the page may be written.
+    /// Checks words that were read one after the other while the page may be written.
     pub fn check(&self, formula: &Formula, page: u32, words: &Words) -> Result<[Seen; WORDS], Wrong> {
         let wrong = |word| Wrong { word, expected: self.expected() };
         let seen = formula.read(page, words).map_err(wrong)?;
@@ -143,7 +143,8 @@ impl Bounds {
         }
     }
 
-    /// Words of one instant: of two generations at most, the later one first, since it was being written in that order.
+    /// Checks words of one instant. They have two generations at most, the later one first, since words are written in
+    /// order.
     pub fn check_instant(&self, formula: &Formula, page: u32, words: &Words) -> Result<(), Wrong> {
         let seen = self.check(formula, page, words)?;
         let stamps = seen.iter().enumerate().filter_map(|(word, seen)| match seen {
@@ -155,7 +156,8 @@ impl Bounds {
             match runs.last() {
                 Some(last) if *last == generation => {}
                 Some(last) if *last < generation || runs.len() == 2 => {
-                    let expected = format!("stamps {last} or earlier ones, as in the words before it");
+                    let expected =
+                        format!("a stamp of generation {last} or earlier, as in the words before it");
                     return Err(Wrong { word, expected });
                 }
                 _ => runs.push(generation),
@@ -166,7 +168,8 @@ impl Bounds {
 }
 
 impl Record {
-    /// What the owner has read, while discards of these numbers may have come: after the first, up to the last.
+    /// Checks the words that the owner has read. Discards with numbers after the first and up to the last may have come
+    /// meanwhile.
     pub fn check(
         &mut self,
         formula: &Formula,
@@ -200,10 +203,13 @@ impl Record {
         } else {
             let rest = count_base(lost + kept);
             if lost + kept + rest != WORDS {
-                return wrong(lost + kept + rest, &format!("{stamp}, and the base from somewhere on"));
+                return wrong(lost + kept + rest, &format!("{stamp}, and the base from some word on"));
             }
             if self.lost.is_some_and(|known| lost != WORDS && lost != known) {
-                return wrong(lost, &format!("{stamp} where it was, or the base everywhere"));
+                return wrong(
+                    lost,
+                    &format!("{stamp} at the same words as before, or the base at all words"),
+                );
             }
             if ended == begun {
                 if rest != 0 {
@@ -222,7 +228,7 @@ mod tests {
 
     const FORMULA: Formula = Formula { seed: 1, file: true };
 
-    /// `base… stamps… base…` of page 3.
+    /// Returns `base… stamps… base…` of page 3.
     fn words(generation: u32, stamped: std::ops::Range<usize>) -> Words {
         let mut words = FORMULA.base(3);
         let stamps = FORMULA.stamps(3, generation, Default::default());
@@ -230,7 +236,7 @@ mod tests {
         words
     }
 
-    /// Generation 5, written when one discard had ended, and before the third began.
+    /// Returns the record of generation 5, written after one discard had ended and before the third began.
     fn record() -> Record {
         Record { generation: 5, ended_before: 1, begun_after: 2, ..Record::default() }
     }

@@ -1,4 +1,4 @@
-//! Snapshots, and what is known of them.
+//! Snapshots, and the checks of their pages.
 
 use super::page::{Before, Bounds, Wrong};
 use super::stamp::{Link, Seen, WORDS, Words};
@@ -11,21 +11,21 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
-/// Pages looked at by chance.
+/// The number of pages that are checked at random.
 const BY_CHANCE: usize = 64;
-/// Pages that links lead to.
+/// The number of pages that are checked by following links.
 const BY_LINKS: usize = 160;
 
-/// A snapshot, and what some of its pages are.
+/// A snapshot, and the known words of some of its pages.
 pub struct Snapshot {
     pub region: Region,
-    /// Of which region.
+    /// The index of its region.
     pub arena: usize,
-    /// Held by who reads the page, or writes it: the disturber alone.
+    /// Locked by a thread that reads the page, or by the disturber, which alone writes it.
     pages: Vec<(u32, RwLock<Box<Words>>)>,
 }
 
-/// The pages of a new snapshot that have been looked at.
+/// The pages of a new snapshot that were read so far.
 struct Look<'s> {
     shared: &'s Shared,
     arena: &'s Arena,
@@ -55,7 +55,7 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// The write that `from` shows had seen this one end: it is here, or what came after it.
+    /// Checks a link. The write `from` began after `to` had ended, so the snapshot must show `to` or a later state.
     fn check_link(&mut self, from: Link, to: Link) -> Result<(), End> {
         let started = |state: &super::page::Page| state.started.load(SeqCst);
         let state = self.arena.pages.get(to.page as usize);
@@ -68,7 +68,7 @@ impl Look<'_> {
         };
         self.look(to.page)?;
         let completed = state.completed.load(SeqCst);
-        // Of the last write it is known which discards it was before.
+        // For the page's last write it is known which discards had ended before it.
         let ended_before = if (completed >> 32) as u32 == to.generation { completed as u32 } else { 0 };
         let base = state.begun.load(SeqCst) > ended_before;
         let words = &self.found[&to.page];
@@ -90,7 +90,7 @@ impl Look<'_> {
         }
     }
 
-    /// Back from the newest writes.
+    /// Follows links back from the newest writes.
     fn follow(&mut self, newest: Vec<Link>, progress: &Progress, arena: usize) -> Result<(), End> {
         let mut next = std::collections::VecDeque::from(newest);
         let mut followed = 0;
@@ -119,7 +119,8 @@ fn unpack(packed: u64) -> Link {
 }
 
 impl Snapshot {
-    /// Takes one and checks it: some pages, or all. By the disturber, while it discards and protects nothing.
+    /// Takes a snapshot and checks some of its pages, or all. Called by the disturber, which meanwhile discards and
+    /// protects nothing.
     pub fn take(
         shared: &Shared,
         number: usize,
@@ -167,7 +168,7 @@ impl Snapshot {
         match (0..WORDS).find(|word| words[*word] != expected[*word]) {
             None => Ok(()),
             Some(word) => Err(End::Wrong(format!(
-                "page {page} of the {}, byte {}: expected {:#018x}, as it was before, found {:#018x}",
+                "page {page} of the {}, byte {}: expected {:#018x}, as in an earlier read, found {:#018x}",
                 self.name(shared),
                 word * 8,
                 expected[word],
@@ -176,7 +177,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether one of its pages is as it was.
+    /// Checks that one of its known pages has not changed.
     pub fn compare(&self, shared: &Shared, which: usize) -> Result<(), End> {
         let (page, words) = &self.pages[which % self.pages.len()];
         match words.try_read() {
@@ -185,7 +186,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether all are that have been looked at.
+    /// Checks that all its known pages have not changed.
     pub fn compare_all(&self, shared: &Shared, progress: &Progress) -> Result<(), End> {
         for (page, words) in &self.pages {
             progress.begin(Doing::CheckSnapshot, self.arena, *page as usize);
@@ -194,18 +195,18 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Writes to some of its pages. By the disturber.
+    /// Writes to some of its pages. Called by the disturber.
     pub fn write(&self, shared: &Shared, random: &mut Random, progress: &Progress) -> Result<(), End> {
         for _ in 0..8 {
             let (page, words) = &self.pages[random.below(self.pages.len())];
             progress.begin(Doing::WriteSnapshot, self.arena, *page as usize);
             let mut words = words.write();
-            // No base and no stamp: whoever sees it elsewhere knows that it is wrong.
+            // Neither base nor stamp, so that another page or region that shows it is found wrong.
             let salt = random.next();
             words.iter_mut().enumerate().for_each(|(word, value)| *value = salt >> 33 ^ word as u64);
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
             let at = self.region.as_ptr().wrapping_add(*page as usize * PAGE);
-            // SAFETY: the region's own memory, which nobody has references into.
+            // SAFETY: the region's own memory, into which there are no references.
             let written = unsafe { access::write(at, &bytes) };
             written.map_err(|error| {
                 let why = self.region.refusal(*page as usize * PAGE);
@@ -217,7 +218,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// A snapshot of it. By the disturber.
+    /// Takes a snapshot of this snapshot. Called by the disturber.
     pub fn again(&self, shared: &Shared, progress: &Progress) -> Result<Self, End> {
         progress.begin(Doing::SnapshotAgain, self.arena, 0);
         let start = Instant::now();

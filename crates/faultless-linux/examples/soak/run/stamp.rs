@@ -1,45 +1,45 @@
-//! What the words of a page may be: its base, or a stamp. All of it is arithmetic.
+//! The legal words of a page: its base, or a stamp. All functions here are arithmetic only.
 //!
 //! ```text
 //!  bit 63            32 31                 0
 //!  base of zeros      0 │ 0                     untouched or discarded anonymous memory
 //!  base of a file   1 … │ …                     a hash of seed, page and word
 //!  stamp     generation │ hash                  of seed, page, generation and word
-//!  words 1 to 4   as above, the hash combined with where the stamps lead: page and generation of two earlier writes
+//!  words 1 to 4   as above, the hash combined with links: page and generation of two earlier writes
 //! ```
 
 /// Words of a page.
 pub const WORDS: usize = 512;
 pub type Words = [u64; WORDS];
 
-/// The words that lead to earlier writes; two for each.
+/// The words that name earlier writes; two words for each write.
 const LINKS: std::ops::Range<usize> = 1..5;
 
-/// A write that ended before another one began. Generation zero: none.
+/// A write that ended before another one began. Generation zero: there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     pub page: u32,
     pub generation: u32,
 }
 
-/// What is written to one region, and what is below it.
+/// The stamps and the base of one region.
 #[derive(Clone, Copy, Debug)]
 pub struct Formula {
-    /// Other for each region.
+    /// Different for each region.
     pub seed: u64,
-    /// Whether the base is a file's bytes; zeros if not.
+    /// True if the base is a file's bytes, false if it is zeros.
     pub file: bool,
 }
 
-/// What a word is.
+/// The kind of a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     Base,
-    /// Of a generation, which is not zero.
+    /// A stamp of this generation, which is not zero.
     Stamp(u32),
 }
 
-/// Spreads the bits (splitmix64).
+/// Returns `value` with its bits spread (splitmix64).
 pub fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -69,13 +69,13 @@ impl Formula {
         if self.file { key.hash(word) | 1 << 63 } else { 0 }
     }
 
-    /// What a page is that nobody has written.
+    /// Returns the words of a page that was never written.
     pub fn base(&self, page: u32) -> Words {
         let key = self.key(page, 0);
         std::array::from_fn(|word| self.base_of(key, word))
     }
 
-    /// A page full of the stamps of a generation.
+    /// Returns a page full of the stamps of a generation.
     pub fn stamps(&self, page: u32, generation: u32, links: [Link; 2]) -> Words {
         let key = self.key(page, generation);
         let [a, b] = links;
@@ -86,8 +86,8 @@ impl Formula {
         })
     }
 
-    /// What each of a page's words is; a word that is nothing of this page's in `Err`. Hashes are made when the generation
-    /// changes: a page has few.
+    /// Returns the kind of each word of a page, or `Err` with the first word that cannot be this page's. Hashes are
+    /// computed only when the generation changes, since a page has few.
     pub fn read(&self, page: u32, words: &Words) -> Result<[Seen; WORDS], usize> {
         let base = self.key(page, 0);
         let (mut generation, mut key) = (0, base);
@@ -111,7 +111,8 @@ impl Formula {
         Ok(seen)
     }
 
-    /// Where the stamps of a page lead, and which generation's they are; `None` where they are not all of one.
+    /// Returns the generation of a page's stamps and the writes that they name. Returns `None` if the words are not all
+    /// of one generation.
     pub fn links(&self, page: u32, words: &Words) -> Option<(u32, [Link; 2])> {
         let generation = (words[LINKS.start] >> 32) as u32;
         let whole = words[LINKS].iter().all(|word| (word >> 32) as u32 == generation);

@@ -1,4 +1,4 @@
-//! Who touches pages.
+//! The touchers: threads that read and write pages.
 
 use super::page::{Page, Record, Rights, Wrong};
 use super::stamp::{Link, WORDS, Words};
@@ -8,15 +8,15 @@ use faultless_linux::{Region, access};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::fence;
 
-/// Pages in a row that are touched more than others.
+/// The number of adjacent pages that are touched more than others.
 const HOT: usize = 64;
 
-/// A write that has ended, in one word.
+/// Unpacks a write that has ended.
 fn unpack(packed: u64) -> Link {
     Link { page: (packed >> 32) as u32, generation: packed as u32 }
 }
 
-/// A line for a word that cannot be.
+/// Returns the error for a word with an impossible value.
 pub fn wrong_word(name: &str, page: u32, words: &Words, wrong: &Wrong) -> End {
     let Wrong { word, expected } = wrong;
     End::Wrong(format!(
@@ -26,10 +26,10 @@ pub fn wrong_word(name: &str, page: u32, words: &Words, wrong: &Wrong) -> End {
     ))
 }
 
-/// Bytes of a region that is protected by nobody: a signal cannot be.
+/// Reads a page of a region that no thread protects, so that a signal is an error.
 pub fn read_plain(region: &Region, name: &str, page: usize) -> Result<Words, End> {
     let mut bytes = [0; PAGE];
-    // SAFETY: the region's own memory, which nobody has references into.
+    // SAFETY: the region's own memory, into which there are no references.
     let read = unsafe { access::read(region.as_ptr().wrapping_add(page * PAGE), &mut bytes) };
     read.map_err(|error| {
         let why = region.refusal(page * PAGE).map_or(String::new(), |error| format!(": {error}"));
@@ -46,7 +46,7 @@ pub fn words_of(bytes: &[u8; PAGE]) -> Words {
 }
 
 impl Arena {
-    /// One access, and whether the page's rights fit it; `None` if they forbid it.
+    /// Makes one access and checks that its result fits the page's rights. Returns `None` if they forbid it.
     fn access<T>(
         &self,
         shared: &Shared,
@@ -83,21 +83,21 @@ impl Arena {
         }
     }
 
-    /// Loads a word, or `None`.
+    /// Loads a word. Returns `None` if the rights forbid it.
     pub fn load(&self, shared: &Shared, page: usize, word: usize) -> Result<Option<u64>, End> {
         let is_allowed = |rights| matches!(rights, Rights::All | Rights::Read);
-        // SAFETY: the region's own memory, which nobody has references into.
+        // SAFETY: the region's own memory, into which there are no references.
         self.access(shared, page, word, is_allowed, |at| unsafe { access::load_u64(at) })
     }
 
-    /// Stores a word, or `None`.
+    /// Stores a word. Returns `None` if the rights forbid it.
     pub fn store(&self, shared: &Shared, page: usize, word: usize, value: u64) -> Result<Option<()>, End> {
         let is_allowed = |rights| rights == Rights::All;
         // SAFETY: as above.
         self.access(shared, page, word, is_allowed, |at| unsafe { access::store_u64(at, value) })
     }
 
-    /// Reads a page, or `None` if it may not be read when this begins.
+    /// Reads a page. Returns `None` if it may not be read when this begins.
     fn read(&self, shared: &Shared, page: usize) -> Result<Option<Words>, End> {
         let mut words = [0; WORDS];
         for (word, value) in words.iter_mut().enumerate() {
@@ -112,7 +112,7 @@ impl Arena {
         Ok(Some(words))
     }
 
-    /// Reads and checks a page whose owner the caller is.
+    /// Reads and checks a page that the caller owns.
     fn check_owned(&self, shared: &Shared, page: usize, record: &mut Record) -> Result<(), End> {
         let state = &self.pages[page];
         let ended = state.ended.load(SeqCst);
@@ -163,18 +163,18 @@ impl Arena {
     }
 }
 
-/// Until the disturber gives rights back.
+/// Yields, so that the disturber can give rights back. Fails if a thread has found an error.
 fn wait(shared: &Shared) -> Result<(), End> {
     std::thread::yield_now();
     go_on(shared)
 }
 
-/// Not if somebody has found something.
+/// Fails if a thread has found an error.
 fn go_on(shared: &Shared) -> Result<(), End> {
     if shared.halted() { Err(End::Halted) } else { Ok(()) }
 }
 
-/// Until time is up.
+/// Touches pages until the time is up.
 pub fn run(shared: &Shared, thread: usize, progress: &Progress) -> Result<(), End> {
     let mut random = Random::new(shared.config.seed, thread as u64);
     while !shared.over() {
@@ -223,7 +223,7 @@ fn read_a_snapshot(shared: &Shared, random: &mut Random, progress: &Progress) ->
     Ok(())
 }
 
-/// All pages once more, when nobody else is there.
+/// Checks all pages once more, when no other thread runs.
 pub fn check_all(shared: &Shared, progress: &Progress) -> Result<(), End> {
     for (number, arena) in shared.arenas.iter().enumerate() {
         for (page, state) in arena.pages.iter().enumerate() {

@@ -1,13 +1,13 @@
-//! Who makes no progress.
+//! The watchdog: finds threads that make no progress.
 
 use std::fmt::{self, Display, Formatter};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// So long without progress is a hang.
+/// The time without progress that counts as a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a thread does.
+/// The operation that a thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Doing {
@@ -33,7 +33,7 @@ impl Doing {
     const ALL: [(Self, &str); 16] = [
         (Self::Nothing, "doing nothing"),
         (Self::Read, "reading"),
-        (Self::LookOn, "reading what another thread owns,"),
+        (Self::LookOn, "reading a page that another thread owns,"),
         (Self::Write, "writing"),
         (Self::ReadSnapshot, "reading a snapshot,"),
         (Self::Discard, "discarding"),
@@ -44,18 +44,18 @@ impl Doing {
         (Self::WriteSnapshot, "writing a snapshot,"),
         (Self::SnapshotAgain, "taking a snapshot of a snapshot,"),
         (Self::DropSnapshot, "dropping a snapshot,"),
-        (Self::BriefRegion, "at a region that lives for a moment,"),
-        (Self::SecondRegion, "at a second region of the file,"),
+        (Self::BriefRegion, "using a short-lived region,"),
+        (Self::SecondRegion, "using a second region of the file,"),
         (Self::CheckAll, "checking all at the end,"),
     ];
 }
 
-/// A thread's last operation.
+/// The last operation of a thread.
 pub struct Progress {
     name: String,
-    /// Operations begun. Atomic; written by the thread.
+    /// The number of operations begun. Atomic; written by the thread.
     begun: AtomicU64,
-    /// The last of them: what, region, page. Atomic; written by the thread.
+    /// The last operation: its kind, region and page. Atomic; written by the thread.
     last: AtomicU64,
 }
 
@@ -69,7 +69,7 @@ impl Progress {
         self.begun.fetch_add(1, Relaxed);
     }
 
-    /// The thread is done: it cannot hang.
+    /// Notes that the thread is done, so that it is not taken to hang.
     pub fn end(&self) {
         self.begin(Doing::Nothing, 0, 0);
     }
@@ -88,9 +88,9 @@ impl Display for Progress {
     }
 }
 
-/// Looks at all threads now and then.
+/// Checks the progress of all threads from time to time.
 pub struct Watchdog<'p> {
-    /// What each had begun at the last look, and since when.
+    /// For each thread: the number of operations begun at the last look, and the time since which it is unchanged.
     seen: Vec<(&'p Progress, u64, Instant)>,
 }
 
@@ -100,7 +100,7 @@ impl<'p> Watchdog<'p> {
         Self { seen: all.iter().map(|progress| (*progress, 0, Instant::now())).collect() }
     }
 
-    /// Calls `hang` if there is one.
+    /// Calls `hang` if a thread hangs.
     pub fn look(&mut self, hang: fn(&str) -> !) {
         for (progress, begun, since) in &mut self.seen {
             let now = progress.begun.load(Relaxed);
