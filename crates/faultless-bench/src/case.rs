@@ -1,4 +1,4 @@
-//! What there is to measure: cases by name, and the entrants of each.
+//! The cases of the benchmark by name, and the contenders in each.
 
 use crate::lap::Lap;
 use crate::{engine, index, lock, section};
@@ -6,42 +6,42 @@ use faultless_lab::trouble::Trouble;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// A case: the same work for each of its entrants.
+/// A case: the same operation for each of its entrants.
 pub struct Case {
-    /// Its name in commands and reports.
+    /// The name in commands and reports.
     pub name: &'static str,
-    /// What one operation is.
+    /// A description of one operation.
     pub about: &'static str,
-    /// What its sizes are, if it has any.
+    /// The sizes, if the case has any.
     pub sizes: Option<Sizes>,
-    /// Its slices are so many times as long as others': rare events are to be seen.
+    /// The factor by which slices are longer than usual, so that rare events occur in them.
     pub slices: u32,
-    /// Sets its entrants up at a size.
+    /// Makes the entrants for a size.
     pub set_up: fn(u64) -> Result<Vec<Entrant>, Trouble>,
 }
 
 /// The sizes of a case.
 pub struct Sizes {
-    /// What is counted.
+    /// The unit of a size.
     pub of: &'static str,
-    /// Measured when nobody says which.
+    /// The sizes that are measured by default.
     pub usual: &'static [u64],
-    /// What can be asked for.
+    /// The least size that can be chosen.
     pub least: u64,
-    /// What can be asked for.
+    /// The greatest size that can be chosen.
     pub most: u64,
 }
 
-/// A contender with so many threads.
+/// A contender with a number of threads.
 pub struct Entrant {
     pub contender: String,
     pub threads: usize,
-    /// Or why it cannot take part.
+    /// The contender, ready to run, or the reason for which it cannot take part.
     pub work: Result<Arc<dyn Work>, String>,
 }
 
 impl Entrant {
-    /// The same contender with each number of threads.
+    /// Returns an entrant of the same contender for each number of threads.
     pub fn with_threads(
         contender: impl Into<String>,
         threads: &[usize],
@@ -52,31 +52,31 @@ impl Entrant {
     }
 }
 
-/// A contender, set up.
+/// A contender that is ready to run.
 pub trait Work: Send + Sync {
-    /// One slice of thread `me`. Each is on a new thread.
+    /// Runs one slice of thread `me`. Each slice is on a new thread.
     ///
     /// # Errors
-    /// What it does wrong.
+    /// A wrong result of the contender.
     fn lap(&self, me: usize, lap: &mut Lap) -> Result<(), Trouble>;
 
-    /// Whether there is something to be done beside the threads that are measured.
+    /// Returns whether [`Work::beside`] must run beside the measured threads.
     fn has_beside(&self) -> bool {
         false
     }
 
-    /// Does it, until told.
+    /// Runs beside the measured threads until `over` is set.
     fn beside(&self, over: &AtomicBool) {
         let _ = over;
     }
 
-    /// What has to be known to read its figures.
+    /// Returns a note that a reader of the figures needs, if there is one.
     fn note(&self) -> Option<String> {
         None
     }
 }
 
-/// A contender that is no more than its loop.
+/// A contender that consists of its loop only.
 pub struct Loop<F>(pub F);
 
 impl<F: Fn(usize, &mut Lap) -> Result<(), Trouble> + Send + Sync> Work for Loop<F> {
@@ -85,7 +85,7 @@ impl<F: Fn(usize, &mut Lap) -> Result<(), Trouble> + Send + Sync> Work for Loop<
     }
 }
 
-/// All of them, in the order of reports.
+/// All cases, in the order of reports.
 pub const ALL: [&Case; 14] = [
     &index::LOOK_UP,
     &index::UPDATE,
@@ -103,12 +103,12 @@ pub const ALL: [&Case; 14] = [
     &engine::COW_BREAK,
 ];
 
-/// The case of that name.
+/// Returns the case with this name.
 pub fn find(name: &str) -> Option<&'static Case> {
     ALL.into_iter().find(|case| case.name == name)
 }
 
-/// All names, for a message.
+/// Returns all names, separated by commas, for a message.
 pub fn names() -> String {
     ALL.map(|case| case.name).join(", ")
 }

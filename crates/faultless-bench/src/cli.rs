@@ -12,42 +12,42 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Rounds, and how long each contender has in one.
+/// The number of rounds, and the time of each contender in a round.
 const USUAL: (usize, Duration) = (11, Duration::from_millis(20));
 const QUICK: (usize, Duration) = (5, Duration::from_millis(4));
 
 const AFTER: &str = "\
-Exit codes: 0 done; 1 a contender did something wrong; 2 bad input.
+Exit codes: 0 success; 1 a contender gave a wrong result; 2 bad input.
 
 Examples:
-  faultless-bench --quick                          all of it, in less than a minute
+  faultless-bench --quick                          all cases, in less than a minute
   faultless-bench --case look-up,update            some cases, in all their sizes
   faultless-bench --case look-up --size 200        one size
   faultless-bench --case fork --size 64 --json -   JSON, and no table
-  faultless-bench --rounds 31 --slice 50ms         for figures that are to be quoted
+  faultless-bench --rounds 31 --slice 50ms         for figures to publish
 
-Linux's maple tree takes part where scripts/maple.sh has built it.";
+Linux's maple tree takes part if scripts/maple.sh has built it.";
 
-/// The pieces of faultless against what others have for the same work.
+/// Compares the parts of faultless with other implementations of the same operations.
 #[derive(Debug, Parser)]
 #[command(name = "faultless-bench", version, after_help = AFTER)]
 struct Cli {
-    /// Cases to run, separated by commas [default: all; an unknown one tells which there are]
+    /// Cases to run, separated by commas [default: all; an unknown name lists them]
     #[arg(long = "case", value_name = "A,B", value_delimiter = ',')]
     cases: Vec<String>,
-    /// Sizes, for the cases that have some: ranges of the index cases, mappings, MiB [default: each case's own]
+    /// Sizes, for the cases that have sizes: ranges of the index cases, mappings, MiB [default: each case's own]
     #[arg(long = "size", value_name = "N,N", value_delimiter = ',')]
     sizes: Vec<u64>,
-    /// Few and short rounds: less than a minute for everything
+    /// Run few and short rounds: less than a minute for all cases
     #[arg(long)]
     quick: bool,
-    /// How many rounds [default: 11; 5 with --quick]
+    /// The number of rounds [default: 11; 5 with --quick]
     #[arg(long, value_name = "N", value_parser = rounds)]
     rounds: Option<usize>,
-    /// How long each contender works in a round [default: 20ms; 4ms with --quick]
+    /// The time of each contender in a round [default: 20ms; 4ms with --quick]
     #[arg(long, value_name = "TIME", value_parser = slice)]
     slice: Option<Duration>,
-    /// Write the results as JSON; "-", or nothing, is standard output, and then no table
+    /// Write the results as JSON to PATH. Without PATH, or with "-", write them to standard output, without tables
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
@@ -61,12 +61,12 @@ fn rounds(text: &str) -> Result<usize, String> {
 
 fn slice(text: &str) -> Result<Duration, String> {
     match parse::latency(text)? {
-        slice if slice < Duration::from_micros(100) => Err("it is less than 100us".into()),
+        slice if slice < Duration::from_micros(100) => Err("a slice must be 100us or more".into()),
         slice => Ok(slice),
     }
 }
 
-/// The command: parses the arguments, runs, and says how it went.
+/// Runs the command: parses the arguments, runs the cases, and returns the exit code.
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let done = match (arguments.next().as_deref(), arguments.next()) {
@@ -87,13 +87,15 @@ pub fn main() -> ExitCode {
 
 fn forker(bytes: Option<&str>) -> Result<(), Trouble> {
     let bytes = bytes.and_then(|bytes| bytes.parse().ok());
-    linux::forker(bytes.ok_or_else(|| Trouble::Input("nobody calls this by hand".into()))?)
+    linux::forker(
+        bytes.ok_or_else(|| Trouble::Input("fork-worker is internal: give it a byte count".into()))?,
+    )
 }
 
-/// Help is printed as it is; of an error, clap's first line.
+/// Prints help in full, and of an error clap's first line.
 fn not_understood(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Nowhere to say that nothing can be said.
+        // If printing fails, there is no place to report it.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
@@ -108,7 +110,7 @@ impl Cli {
         let mut chosen: Vec<&'static Case> = Vec::new();
         for name in &self.cases {
             let case = case::find(name).ok_or_else(|| {
-                Trouble::Input(format!("there is no case {name:?}; there are: {}", case::names()))
+                Trouble::Input(format!("there is no case {name:?}; the cases are: {}", case::names()))
             })?;
             if !chosen.iter().any(|other| other.name == case.name) {
                 chosen.push(case);
@@ -118,7 +120,7 @@ impl Cli {
             chosen = case::ALL.into();
         }
         if !self.sizes.is_empty() && chosen.iter().all(|case| case.sizes.is_none()) {
-            return Err(Trouble::Input("--size: none of these cases has sizes".into()));
+            return Err(Trouble::Input("--size: none of the chosen cases has sizes".into()));
         }
         let with_sizes = |case: &'static Case| Ok((case, self.sizes_of(case)?));
         let (rounds, slice) = if self.quick { QUICK } else { USUAL };
@@ -134,7 +136,7 @@ impl Cli {
         }
         match self.sizes.iter().find(|size| !(sizes.least..=sizes.most).contains(*size)) {
             Some(size) => Err(Trouble::Input(format!(
-                "--size {size}: {} takes {} to {} {}",
+                "--size {size}: the case {} takes sizes from {} to {} {}",
                 case.name, sizes.least, sizes.most, sizes.of
             ))),
             None => Ok(self.sizes.iter().copied().map(Some).collect()),
@@ -143,7 +145,7 @@ impl Cli {
 
     fn run(&self) -> Result<(), Trouble> {
         let plan = self.plan()?;
-        // Before the work, not after it.
+        // Opened before the work, so that an error comes at once.
         let output = self.json.as_deref().map(Output::open).transpose()?;
         let has_tables = !matches!(output, Some(Output::Stdout));
         if has_tables {

@@ -1,25 +1,26 @@
-//! What rounds come to: medians, spreads, and which rounds do not count.
+//! Figures of the rounds: medians, spreads, and the rounds that are left out.
 
 use crate::lap::Reading;
 use faultless_lab::measure::Latency;
 use std::time::Duration;
 
-/// A round does not count if one of its threads was away for more than this part of its slice.
+/// The greatest part of its slice for which a thread may be off its processor. Beyond it the round is left out.
 pub const MOST_AWAY: f64 = 0.1;
 
-/// One entrant's round: its threads' slices.
+/// One round of an entrant: the slices of its threads.
 pub struct Round {
     pub threads: Vec<Reading>,
     pub latency: Latency,
 }
 
 impl Round {
-    /// Whether the machine was taken away from one of its threads.
+    /// Returns whether a thread was off its processor for too long.
     pub fn is_taken_away(&self) -> bool {
         self.threads.iter().any(|thread| thread.away.as_secs_f64() > thread.whole.as_secs_f64() * MOST_AWAY)
     }
 
-    /// Nanoseconds that an operation took its thread: all the threads' time over all their operations.
+    /// Returns the nanoseconds that an operation took its thread: the time of all threads over the operations of all
+    /// threads.
     fn each(&self, time: impl Fn(&Reading) -> Duration) -> Option<f64> {
         let ops: u64 = self.threads.iter().map(|thread| thread.ops).sum();
         let time: Duration = self.threads.iter().map(time).sum();
@@ -27,25 +28,27 @@ impl Round {
     }
 }
 
-/// What an entrant's rounds have come to.
+/// The figures of an entrant over its rounds.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
-    /// Nanoseconds an operation: the median of the rounds; where each operation is timed, of their medians.
+    /// Nanoseconds for an operation: the median of the rounds. If each operation is timed, the median of the rounds'
+    /// medians.
     pub ns_per_op: Option<f64>,
-    /// The same of processor time.
+    /// The same for processor time; `None` if each operation is timed.
     pub cpu_ns_per_op: Option<f64>,
-    /// Where each operation is timed: of all rounds together.
+    /// The 99th percentile of all rounds together, in nanoseconds, if each operation is timed.
     pub p99_ns: Option<f64>,
-    /// The distance between the quartiles of `ns_per_op`, as a part of the median.
+    /// The distance between the quartiles of `ns_per_op`, as a fraction of the median.
     pub spread: Option<f64>,
-    /// Rounds that count.
+    /// The number of rounds that count.
     pub rounds: usize,
-    /// Rounds that do not.
+    /// The number of rounds that are left out.
     pub dropped: usize,
 }
 
 impl Figures {
-    /// Of these. If not one of them counts, all do: a busy machine's figures are better than none, and `dropped` tells.
+    /// Computes the figures of `rounds`. If all rounds would be left out, all count, and `rounds` is 0: the figures of
+    /// a busy machine are better than none, and `dropped` shows it.
     pub fn of(rounds: &[Round]) -> Self {
         let mut kept: Vec<&Round> = rounds.iter().filter(|round| !round.is_taken_away()).collect();
         let dropped = rounds.len() - kept.len();
@@ -80,7 +83,7 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-/// Between neighbours by their distance; `None` of nothing.
+/// Returns a quantile of sorted values, interpolated between neighbours, or `None` if there are no values.
 fn quantile(sorted: &[f64], quantile: f64) -> Option<f64> {
     let place = quantile * sorted.len().checked_sub(1)? as f64;
     let (low, high) = (place.floor() as usize, place.ceil() as usize);

@@ -1,4 +1,4 @@
-//! Our read sections with each of their barriers, as the bench uses them. The only place that names either.
+//! Our read sections with each of their barriers. Only this module of the bench names either.
 #![allow(unsafe_code)]
 
 use faultless::address::PageRange;
@@ -6,12 +6,12 @@ use faultless::host::{FenceBarrier, Slots, StdBarrier, StdSlots};
 use faultless::sync::{Barrier, RetiredList, Section, Sections};
 use faultless::vma::tree::{Ranged, Tree, Unchanged, Writers};
 
-/// A barrier with its name, made if this kernel has it.
+/// A barrier with a name, which exists only if this kernel has it.
 pub trait Named: Barrier + Sized + 'static {
     const NAME: &'static str;
 
     /// # Errors
-    /// Why there is none here.
+    /// The reason for which it is not available here.
     fn new() -> Result<Self, String>;
 }
 
@@ -23,7 +23,7 @@ impl Named for FenceBarrier {
     }
 }
 
-/// The one that asks the kernel for membarrier(2).
+/// The barrier that calls membarrier(2).
 pub type Membarrier = StdBarrier;
 
 impl Named for Membarrier {
@@ -33,12 +33,12 @@ impl Named for Membarrier {
         let barrier = Self::new();
         match barrier.name() {
             Self::NAME => Ok(barrier),
-            other => Err(format!("this kernel has no membarrier for us: {other}")),
+            other => Err(format!("this kernel has no usable membarrier, only {other}")),
         }
     }
 }
 
-/// Sections of one structure, and their barrier.
+/// The sections of one structure, and their barrier.
 pub struct Guard<B> {
     sections: Sections,
     barrier: B,
@@ -46,25 +46,27 @@ pub struct Guard<B> {
 
 impl<B: Named> Guard<B> {
     /// # Errors
-    /// Why this barrier is not to be had.
+    /// The reason for which this barrier is not available.
     pub fn new() -> Result<Self, String> {
         Ok(Self { sections: Sections::new(), barrier: <B as Named>::new()? })
     }
 
-    /// Enters a section of this thread, which is in none.
+    /// Enters a section of the calling thread, which must be in none.
     #[inline]
     pub fn enter(&self) -> Section<'_> {
         // SAFETY: `StdSlots` gives no two threads the same slot.
         unsafe { self.sections.enter(StdSlots.current(), &self.barrier) }
     }
 
-    /// Takes what was unhooked, and frees what is due, as the engine does; `things` keeps its room. The caller is in no section.
+    /// Retires `things`, and frees due things, as the engine does. The list keeps its capacity. The caller is in no
+    /// section.
     pub fn retire(&self, things: &mut RetiredList) {
-        // SAFETY: readers of what the bench retires enter by this guard.
+        // SAFETY: readers of the things that the bench retires enter by this guard.
         let retired = unsafe { self.sections.retire(StdSlots.pin(), &self.barrier, things) };
         assert!(retired.is_ok(), "there is memory");
     }
-    /// As [`Tree::replace_beside`]; `section` is of this guard. Each thread of a case changes items of its own.
+    /// Calls [`Tree::replace_beside`]. `section` must be of this guard. Each thread of a case changes only its own
+    /// items.
     pub fn replace_beside<T: Ranged + Send + Sync>(
         &self,
         tree: &Tree<T>,
@@ -74,7 +76,7 @@ impl<B: Named> Guard<B> {
         new: &mut Vec<Box<T>>,
         retired: &mut RetiredList,
     ) -> Result<(), Unchanged> {
-        // SAFETY: as said above; the cases see to it, and their readers enter by this guard.
+        // SAFETY: the cases guarantee the conditions above, and their readers enter by this guard.
         unsafe { tree.replace_beside(writers, section, range, new, retired) }.map(|_| ())
     }
 }

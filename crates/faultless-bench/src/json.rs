@@ -1,4 +1,4 @@
-//! The same for programs: one row for each case, size, number of threads and contender.
+//! The report for programs: one row for each case, size, number of threads and contender.
 
 use crate::run::Row;
 use serde::Serialize;
@@ -15,7 +15,8 @@ struct Line<'a> {
     size: Option<u64>,
     threads: usize,
     contender: &'a str,
-    /// These are `null` where there is nothing: a contender that was skipped, a case without p99.
+    /// This and the next fields are `null` if there is no figure: the contender was skipped, or the case has no such
+    /// figure.
     ns_per_op: Option<f64>,
     p99_ns: Option<f64>,
     spread: Option<f64>,
@@ -29,7 +30,7 @@ struct Line<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Of these.
+    /// Makes a report of `rows`.
     pub fn new(rows: &'a [Row]) -> Self {
         Self(rows.iter().map(Line::new).collect())
     }

@@ -1,4 +1,4 @@
-//! What one thread does in one slice of time, and what it took.
+//! One slice of time of one thread: its operations, and the time that they took.
 
 use faultless_lab::measure::Latency;
 use faultless_lab::trouble::Trouble;
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// What a thread's slice has come to.
+/// The measurements of a thread's slice.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Reading {
-    /// Operations.
+    /// The number of operations.
     pub ops: u64,
-    /// What they took, by the clock. What was done between timed parts is not in it.
+    /// Wall time of the operations. Time between timed parts is not included.
     pub wall: Duration,
-    /// What they took of a processor.
+    /// Processor time of the operations.
     pub cpu: Duration,
-    /// All of the slice, what is not timed too.
+    /// Wall time of the whole slice, including untimed parts.
     pub whole: Duration,
-    /// Of that, when the thread could have run and did not.
+    /// The part of `whole` in which the thread was ready to run and did not run.
     pub away: Duration,
 }
 
@@ -35,21 +35,21 @@ impl Lap {
         Self { seed, end: Instant::now() + length, reading: Reading::default(), latency: Latency::default() }
     }
 
-    /// What its random choices follow from: the same for each contender, another one in each lap.
+    /// Returns the seed of the random choices: the same for each contender, different in each lap.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Whether it is over. Looked at between parts of some microseconds.
+    /// Returns whether the slice is over. Callers look between parts of some microseconds.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.end
     }
 
-    /// Does `op` again and again until the slice is over, and looks at the clock every `calls` times. Each call is so many
+    /// Repeats `op` until the slice is over, and reads the clock after every `calls` calls. Each call counts as `ops`
     /// operations.
     ///
     /// # Errors
-    /// The first of `op`.
+    /// The first error of `op`.
     #[inline]
     pub fn repeat(
         &mut self,
@@ -73,10 +73,10 @@ impl Lap {
         Ok(())
     }
 
-    /// As [`Lap::repeat`], with each operation timed alone; what the clock itself takes is taken off.
+    /// Does what [`Lap::repeat`] does, and times each operation alone. The cost of the clock itself is subtracted.
     ///
     /// # Errors
-    /// The first of `op`.
+    /// The first error of `op`.
     #[inline]
     pub fn repeat_each(&mut self, mut op: impl FnMut() -> Result<(), Trouble>) -> Result<(), Trouble> {
         let own = clock_cost();
@@ -97,11 +97,11 @@ impl Lap {
         Ok(())
     }
 
-    /// Does a part that counts, of so many operations and some ten microseconds at least. What is done between parts
-    /// does not count.
+    /// Runs a timed part of `ops` operations, which should take ten microseconds or more. Time between parts is not
+    /// counted.
     ///
     /// # Errors
-    /// That of `work`.
+    /// The error of `work`.
     pub fn part<T>(&mut self, ops: u64, work: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
         let (cpu, start) = (thread_cpu(), Instant::now());
         let done = work()?;
@@ -111,21 +111,21 @@ impl Lap {
         Ok(done)
     }
 
-    /// Takes what another process has read of itself.
+    /// Replaces the measurements by those that another process has made of itself.
     pub fn take(&mut self, reading: Reading) {
         self.reading = reading;
     }
 
-    /// What is left of it.
+    /// Returns the rest of the slice.
     pub fn left(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 }
 
-/// Runs `work` for a slice, on the calling thread, and asks Linux what has become of the thread meanwhile.
+/// Runs `work` for a slice on the calling thread, and reads Linux's figures of the thread for that time.
 ///
 /// # Errors
-/// That of `work`.
+/// The error of `work`.
 pub fn run(
     length: Duration,
     seed: u64,
@@ -142,25 +142,26 @@ pub fn run(
     Ok((lap.reading, lap.latency))
 }
 
-/// What Linux has counted of the calling thread.
+/// Linux's figures of the calling thread.
 struct Usage {
     cpu: Duration,
-    /// Waited for a processor, ready to run.
+    /// The time for which the thread was ready to run and waited for a processor.
     queued: Option<Duration>,
-    /// Went to sleep by itself, so many times.
+    /// The number of times that the thread went to sleep by itself.
     slept: u64,
 }
 
 impl Usage {
     fn now() -> Self {
-        // On a processor, waiting for one, in nanoseconds; and how often.
+        // The fields: nanoseconds on a processor, nanoseconds waiting for one, number of runs.
         let queued = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
         let queued = queued.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
         Self { cpu: thread_cpu(), queued: queued.map(Duration::from_nanos), slept: crate::linux::sleeps() }
     }
 
-    /// How long it did not run though it could have. A thread that never slept should have run all the time, also where a
-    /// hypervisor took the processor. One that slept, as for a lock, was away as long as it stood in a queue.
+    /// Returns the time for which the thread was ready to run and did not run. A thread that never slept should have
+    /// run for the whole slice, so that includes time that a hypervisor took. For a thread that slept, as for a lock,
+    /// it is the time for which it waited in the run queue.
     fn away_since(&self, before: &Self, whole: Duration) -> Duration {
         match (self.slept != before.slept, self.queued, before.queued) {
             (true, Some(now), Some(then)) => now.saturating_sub(then),
@@ -170,13 +171,13 @@ impl Usage {
     }
 }
 
-/// What the calling thread has used of processors.
+/// Returns the processor time that the calling thread has used.
 fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// What a look at the clock takes: the middle one of many.
+/// Returns the cost of reading the clock: the median of many readings.
 pub fn clock_cost() -> Duration {
     static COST: OnceLock<Duration> = OnceLock::new();
     *COST.get_or_init(|| {

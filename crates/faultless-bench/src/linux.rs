@@ -1,4 +1,4 @@
-//! The kernel that this runs on, called as a user calls it: the reference rows. And what it says of a thread.
+//! The kernel of this machine, called as a user program calls it, for the reference rows; and its figures of a thread.
 #![allow(unsafe_code)]
 
 use crate::lap::{self, Lap, Reading};
@@ -15,16 +15,16 @@ use std::ptr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// The name of its rows. Each fault and each call is a trap.
+/// The name of Linux's rows. Each fault and each call is a trap.
 pub const NAME: &str = "linux (traps)";
 
-/// What [`Forker`] runs this program as.
+/// The argument with which [`Forker`] runs this program.
 pub const FORKER: &str = "fork-worker";
 
-/// How often the calling thread has gone to sleep by itself.
+/// Returns the number of times that the calling thread has gone to sleep by itself.
 pub fn sleeps() -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: room for what the call writes; plain numbers, zero or written.
+    // SAFETY: room for the structure that the call writes; its plain numbers are zero or written.
     let usage = unsafe {
         libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
         usage.assume_init()
@@ -32,7 +32,7 @@ pub fn sleeps() -> u64 {
     usage.ru_nvcsw.unsigned_abs()
 }
 
-/// The memory of this process: each caller uses what it has mapped itself.
+/// The memory of this process. Each caller uses only the memory that it has mapped.
 pub struct Linux;
 
 fn refused(call: &str) -> impl Fn(Errno) -> Trouble {
@@ -44,28 +44,28 @@ fn pointer<T>(at: VirtAddr) -> *mut T {
 }
 
 impl Linux {
-    /// mmap of anonymous private memory, in pages of 4 KiB.
+    /// Maps anonymous private memory, by mmap.
     pub fn map(&self, bytes: u64) -> Result<VirtAddr, Trouble> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let rights = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: new memory, where nothing is.
+        // SAFETY: new memory, where nothing is mapped.
         let at = unsafe { mmap_anonymous(ptr::null_mut(), bytes as usize, rights, flags) };
         Ok(VirtAddr::new(at.map_err(refused("mmap"))?.expose_provenance() as u64))
     }
 
-    /// No huge pages there.
+    /// Prevents huge pages in a range.
     pub fn in_small_pages(&self, at: VirtAddr, bytes: u64) -> Result<(), Trouble> {
         // SAFETY: changes no byte.
         let done = unsafe { madvise(pointer(at), bytes as usize, Advice::LinuxNoHugepage) };
         match done {
-            // A kernel without huge pages.
+            // The kernel has no huge pages.
             Err(Errno::INVAL) => Ok(()),
             done => done.map_err(refused("madvise(MADV_NOHUGEPAGE)")),
         }
     }
 
     pub fn unmap(&self, at: VirtAddr, bytes: u64) -> Result<(), Trouble> {
-        // SAFETY: what a caller has mapped by `map`; no reference into it is ever made.
+        // SAFETY: memory that a caller has mapped by `map`; references into it are never made.
         unsafe { munmap(pointer(at), bytes as usize) }.map_err(refused("munmap"))
     }
 
@@ -82,19 +82,19 @@ impl Linux {
             .map_err(refused("madvise(MADV_DONTNEED)"))
     }
 
-    /// A store to the page.
+    /// Stores a word to the page.
     #[inline]
     pub fn write(&self, at: VirtAddr) {
-        // SAFETY: mapped by the caller with the right to write.
+        // SAFETY: the caller has mapped the page with the right to write.
         unsafe { pointer::<u64>(at).write_volatile(1) };
     }
 
-    /// fork. The child does nothing until it is dropped here.
+    /// Forks. The child does nothing until it is dropped here.
     pub fn fork(&self) -> Result<Child, Trouble> {
-        // SAFETY: the child calls only what may be called after a fork of a process with threads.
+        // SAFETY: the child calls only functions that may be called after a fork of a process with threads.
         match unsafe { libc::fork() } {
             0 => {
-                // SAFETY: as above. It goes with the thread that made it, if not before.
+                // SAFETY: as above. The child ends with the thread that made it, if not before.
                 unsafe {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                     loop {
@@ -110,18 +110,19 @@ impl Linux {
     }
 }
 
-/// A forked process, which ends with this.
+/// A forked process, which ends when this is dropped.
 pub struct Child(Pid);
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It is there until it is waited for.
+        // The process exists until it is waited for.
         let _ = kill_process(self.0, Signal::KILL);
         let _ = waitpid(Some(self.0), WaitOptions::empty());
     }
 }
 
-/// A process with so much memory and no other, that forks: this one has other contenders' memory too.
+/// A process that forks, with memory of a given size and no other. It is separate, because this process also has the
+/// memory of other contenders.
 pub struct Forker {
     process: std::process::Child,
     pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
@@ -141,7 +142,7 @@ impl Forker {
         Ok(Self { process, pipes: Mutex::new(pipes.expect("both are piped")) })
     }
 
-    /// It forks for the time of the slice.
+    /// Has the process fork for the time of the slice.
     pub fn lap(&self, lap: &mut Lap) -> Result<(), Trouble> {
         let mut pipes = self.pipes.lock().expect("one thread at a time");
         let (to, from) = &mut *pipes;
@@ -158,13 +159,14 @@ impl Forker {
 
 impl Drop for Forker {
     fn drop(&mut self) {
-        // It is there until it is waited for.
+        // The process exists until it is waited for.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// What that process does: for each line on its input, forks so many nanoseconds long, and says what it has read.
+/// Runs as the process of [`Forker`]. For each line of input, it forks for that many nanoseconds and prints its
+/// measurements.
 pub fn forker(bytes: u64) -> Result<(), Trouble> {
     let memory = Linux.map(bytes)?;
     Linux.in_small_pages(memory, bytes)?;
@@ -173,7 +175,8 @@ pub fn forker(bytes: u64) -> Result<(), Trouble> {
     }
     for line in std::io::stdin().lines() {
         let line = line.map_err(|error| Trouble::Wrong(error.to_string()))?;
-        let slice = line.parse().map_err(|_| Trouble::Input(format!("no number: {line:?}")))?;
+        let slice =
+            line.parse().map_err(|_| Trouble::Input(format!("not a number of nanoseconds: {line:?}")))?;
         let read = lap::run(Duration::from_nanos(slice), 0, |lap| {
             loop {
                 drop(lap.part(1, || Linux.fork())?);

@@ -1,4 +1,5 @@
-//! What page work takes to exclude range work: one word that all take, a slot of one's own, or the bit in the page's entry.
+//! The lock by which page work excludes range work: a shared word, a slot of the thread's own, or a bit in the page's
+//! entry.
 
 use crate::case::{Case, Entrant, Loop, Work};
 use crate::guard::{Guard, Membarrier, Named};
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub const LOCK_WORD: Case = Case {
     name: "lock-word",
-    about: "take for reading and let go; the threads share the lock, but for slots and bits, which are each one's own",
+    about: "take for reading and release; the threads share the lock, except that each has its own slot or bit",
     sizes: None,
     slices: 1,
     set_up: |_| Ok(lock_words()),
@@ -23,13 +24,13 @@ pub const LOCK_WORD: Case = Case {
 
 pub const PAGE_BIT: Case = Case {
     name: "page-bit",
-    about: "enter a read section, find the entry of a page, set its bit, fence, see that its table hangs, let go, leave",
+    about: "enter a read section, find the entry of a page, set its bit, fence, check that its table is reachable, clear the bit, leave",
     sizes: None,
     slices: 1,
     set_up: |_| page_bits(),
 };
 
-/// Pages that a thread goes through, one after the other; a leaf table's.
+/// The pages that a thread goes through, one after the other: those of a leaf table.
 const PAGES: u64 = RadixTable::LEAF_PAGES;
 
 fn page_bits() -> Result<Vec<Entrant>, Trouble> {
@@ -47,7 +48,8 @@ fn page_bits() -> Result<Vec<Entrant>, Trouble> {
     Ok(all)
 }
 
-/// The half of page work that is neither the look-up of the VMA nor the installing. The first threads' pages lie so far apart.
+/// Makes the part of page work without the lookup of the VMA and the installation. The threads' first pages are `apart`
+/// pages from each other.
 fn page_bit<B: Named>(apart: u64) -> Result<Result<Arc<dyn Work>, String>, Trouble> {
     let table = RadixTable::new(Arc::new(Sections::new())).map_err(no_memory)?;
     let guard = match Guard::<B>::new() {
@@ -69,7 +71,7 @@ fn page_bit<B: Named>(apart: u64) -> Result<Result<Arc<dyn Work>, String>, Troub
     Ok(Ok(Arc::new(Loop(work))))
 }
 
-/// The `number`-th page of a thread: in a leaf table of its own, or every other one of the same.
+/// Returns the `number`-th page of a thread: in a leaf table of its own, or every other page of a shared one.
 fn page_of(thread: u64, number: u64, apart: u64) -> PageNumber {
     PageNumber::new(match apart {
         1 => (2 * number + thread) % PAGES,
@@ -90,17 +92,17 @@ fn announce(table: &RadixTable, section: &Section<'_>, page: PageNumber) -> Resu
     if hangs { Ok(()) } else { Err(taken(page)) }
 }
 
-/// Ends an announcement of this thread.
+/// Ends the announcement of this thread.
 #[inline]
 #[allow(unsafe_code)]
 fn let_go(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber) {
-    // SAFETY: the callers have announced the entry just now.
+    // SAFETY: the caller has just announced the entry.
     unsafe { table.let_go(leaf, page) }
 }
 
 #[cold]
 fn taken(page: PageNumber) -> Trouble {
-    Trouble::Wrong(format!("somebody else is at {page:?}"))
+    Trouble::Wrong(format!("another thread has announced {page:?}, or its leaf table is missing"))
 }
 
 fn no_memory(error: faultless::host::OutOfMemory) -> Trouble {
@@ -114,7 +116,7 @@ fn lock_words() -> Vec<Entrant> {
     enter(
         "std RwLock",
         looped(move || {
-            black_box(*std.read().expect("nobody panics with this lock"));
+            black_box(*std.read().expect("no thread panics with this lock"));
         }),
     );
     let parking_lot = CachePadded::new(parking_lot::RwLock::new(1));
@@ -128,7 +130,7 @@ fn lock_words() -> Vec<Entrant> {
     enter(
         "count as vm_refcnt",
         looped(move || {
-            assert!(black_box(count.try_get()), "a writer that there is not");
+            assert!(black_box(count.try_get()), "the count shows a writer, and there is none");
             count.put();
         }),
     );
@@ -152,7 +154,7 @@ fn slot<B: Named>() -> Result<Arc<dyn Work>, String> {
     looped(move || drop(black_box(guard.enter())))
 }
 
-/// Readers count themselves, as in a VMA of Linux from 6.15 on: zero is detached, a high bit a writer.
+/// A count of readers, as in a VMA of Linux from 6.15 on. Zero means detached, a high bit means a writer.
 struct Count(AtomicU32);
 
 impl Count {
@@ -176,7 +178,8 @@ impl Count {
     }
 }
 
-/// Each thread its own entry, in one cache line: compare-and-swap the bit in, clear it by a store.
+/// Makes the loop in which each thread sets the bit of its own entry by compare-and-swap and clears it by a store. The
+/// entries are in one cache line.
 fn entry_bit() -> Result<Arc<dyn Work>, String> {
     let sections = Arc::new(Sections::new());
     let table = RadixTable::new(sections).map_err(|error| error.to_string())?;
@@ -184,7 +187,7 @@ fn entry_bit() -> Result<Arc<dyn Work>, String> {
     table.make_leaf(&guard.enter(), PageNumber::new(0)).map_err(|error| error.to_string())?;
     let work = move |me: usize, lap: &mut Lap| {
         let page = PageNumber::new(me as u64);
-        // One section for all of it: it is another case.
+        // One section for the whole loop: entering a section is a case of its own.
         let section = guard.enter();
         let leaf = table.leaf(&section, page).ok_or_else(|| taken(page))?;
         lap.repeat(256, 1, || {

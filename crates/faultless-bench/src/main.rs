@@ -8,6 +8,6 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(not(target_os = "linux"))]
 fn main() -> std::process::ExitCode {
-    eprintln!("faultless-bench: it measures threads by what Linux says of them, and runs on Linux only");
+    eprintln!("faultless-bench: this program runs on Linux only, since it uses Linux's figures of threads");
     std::process::ExitCode::from(2)
 }

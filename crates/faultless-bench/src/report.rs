@@ -1,4 +1,4 @@
-//! What people read: a table for each case and size.
+//! The report for people: a table for each case and size.
 
 use crate::figures::MOST_AWAY;
 use crate::run::{Plan, Row};
@@ -6,19 +6,19 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use std::fmt::Write;
 
-/// Above the first table.
+/// Returns the text above the first table.
 pub fn heading(plan: &Plan) -> String {
     format!(
-        "{} rounds of {:?} a contender and number of threads, in turns; medians. wall and cpu: nanoseconds an operation, a \
-         thread's own.\nspread: between the quartiles, as a part of the median. dropped: rounds in which a thread was away \
-         for more than {:.0}% of its time.\nMETHODOLOGY.md says more.\n",
+        "{} rounds of {:?} for each contender and number of threads, in turns; medians. wall, cpu: nanoseconds for an \
+         operation of one thread.\nspread: distance of the quartiles in percent of the median. dropped: rounds left out, \
+         since a thread was off its processor for more than {:.0}% of its time.\nMETHODOLOGY.md explains the method.\n",
         plan.rounds,
         plan.slice,
         MOST_AWAY * 100.0
     )
 }
 
-/// The rows of one case and size.
+/// Returns the table of one case and size.
 pub fn table(rows: &[Row]) -> String {
     let Some(first) = rows.first() else { return String::new() };
     let (case, mut text) = (first.case, String::new());
@@ -43,7 +43,7 @@ pub fn table(rows: &[Row]) -> String {
             cells.push(figures.spread.map_or("–".into(), |spread| format!("{:.0}%", spread * 100.0)));
             cells.push(match figures.dropped {
                 0 => String::new(),
-                dropped if figures.rounds == 0 => format!("all {dropped}; none left out"),
+                dropped if figures.rounds == 0 => format!("all {dropped}, so none was left out"),
                 dropped => dropped.to_string(),
             });
             table.add_row(cells);
@@ -64,7 +64,7 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// Nanoseconds, to three digits or so.
+/// Formats nanoseconds with about three digits.
 fn number(value: f64) -> String {
     match value {
         _ if value < 10.0 => format!("{value:.2}"),

@@ -1,4 +1,4 @@
-//! Runs cases: rounds in which each entrant has one slice, in an order that changes.
+//! Runs cases in rounds. In a round each entrant has one slice, in an order that changes.
 
 use crate::case::{Case, Entrant, Work};
 use crate::figures::{Figures, Round};
@@ -11,30 +11,30 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// What is to be run.
+/// The cases to run, and their parameters.
 pub struct Plan {
-    /// In this order, each with the sizes to take, `None` where it has none.
+    /// The cases in this order, each with its sizes; `None` for a case without sizes.
     pub cases: Vec<(&'static Case, Vec<Option<u64>>)>,
     pub rounds: usize,
     pub slice: Duration,
 }
 
-/// A line of a report.
+/// One row of a report.
 pub struct Row {
     pub case: &'static Case,
     pub size: Option<u64>,
     pub threads: usize,
     pub contender: String,
-    /// Or why there are none.
+    /// The figures, or the reason for which there are none.
     pub figures: Result<Figures, String>,
     pub note: Option<String>,
 }
 
 impl Plan {
-    /// Runs it, and hands the rows of each case and size over as soon as they are there.
+    /// Runs the plan. Hands the rows of each case and size to `done` as soon as they are complete.
     ///
     /// # Errors
-    /// The first [`Trouble`]: a contender that does something wrong is not measured.
+    /// The first [`Trouble`]: a contender that gives a wrong result is not measured.
     pub fn run(&self, mut done: impl FnMut(Vec<Row>) -> Result<(), Trouble>) -> Result<(), Trouble> {
         let steps: usize = self.cases.iter().map(|(_, sizes)| sizes.len() * self.rounds).sum();
         let progress = Progress::new(steps);
@@ -64,7 +64,7 @@ impl Plan {
         Ok(())
     }
 
-    /// All rounds of each entrant.
+    /// Runs all rounds of a case and returns those of each entrant.
     fn rounds_of(
         &self,
         case: &Case,
@@ -89,7 +89,7 @@ impl Plan {
     }
 }
 
-/// One slice of each thread, at the same time; before it a shorter one that warms up.
+/// Runs one slice of all threads at the same time, after a shorter slice that warms up.
 fn slice(work: &dyn Work, threads: usize, length: Duration, number: usize) -> Result<Round, Trouble> {
     let (over, start) = (AtomicBool::new(false), Barrier::new(threads));
     std::thread::scope(|scope| {
@@ -100,7 +100,7 @@ fn slice(work: &dyn Work, threads: usize, length: Duration, number: usize) -> Re
             let (start, seed) = (&start, 2 * (number * threads + me) as u64);
             scope.spawn(move || {
                 let warm = lap::run(length / 4, seed, |lap| work.lap(me, lap));
-                // All wait here, whatever has come of it: nobody is left behind.
+                // All threads wait here, even after an error: otherwise the others would wait for ever.
                 start.wait();
                 warm.and_then(|_| lap::run(length, seed + 1, |lap| work.lap(me, lap)))
             })
@@ -119,7 +119,7 @@ fn slice(work: &dyn Work, threads: usize, length: Duration, number: usize) -> Re
     })
 }
 
-/// An order in which none always follows the same other one.
+/// Returns a random order, so that no entrant always follows the same other one.
 fn shuffled(count: usize, random: &mut Random) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     for last in (1..count).rev() {

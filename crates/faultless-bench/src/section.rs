@@ -1,4 +1,4 @@
-//! Read sections: what a reader pays so that what it reaches is not freed.
+//! Read sections: the cost of protecting the objects that a reader reaches from being freed.
 
 use crate::case::{Case, Entrant, Loop, Work};
 use crate::guard::{Guard, Membarrier, Named};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub const CASE: Case = Case {
     name: "read-section",
-    about: "enter, read a shared word that nobody writes, leave",
+    about: "enter a read section, read a shared word that is never written, leave",
     sizes: None,
     slices: 1,
     set_up: |_| Ok(entrants()),

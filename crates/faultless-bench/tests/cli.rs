@@ -1,4 +1,4 @@
-//! The command, run as a user runs it.
+//! Runs the command as a user does.
 #![cfg(target_os = "linux")]
 
 use serde_json::Value;
@@ -12,7 +12,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Every case runs, ends, and gives rows of the documented shape, for each of its contenders.
+/// Every case runs, ends, and gives rows of the documented shape for each of its contenders.
 #[test]
 fn every_case_gives_rows() {
     let output = bench(&["--size", "30", "--rounds", "1", "--slice", "1ms", "--json", "-"]);

@@ -10,13 +10,13 @@ use faultless_lab::trouble::Trouble;
 use std::sync::Arc;
 
 const FRAMES: u64 = 1024;
-/// Threads at most.
+/// The greatest number of threads.
 const THREADS: u64 = 2;
-/// Pages of a thread whose rights change: no leaf table has two threads' pages.
+/// The pages of a thread's mapping. No leaf table has pages of two threads.
 const OWN: u64 = 4096;
-/// Those that change,
+/// The number of a thread's pages whose rights change.
 const CHANGED: u64 = 16;
-/// in the middle of them.
+/// The first page whose rights change, in the middle of the thread's mapping.
 const FROM: u64 = 2048;
 
 pub const MAP_UNMAP: Case = Case {
@@ -55,14 +55,14 @@ impl Work for Mapping {
 
 fn changing(memory: Box<dyn Memory>, others: u64) -> Result<Arc<dyn Work>, Trouble> {
     if others != 0 {
-        // With holes between them.
+        // Holes between the mappings keep them from being merged.
         let start = memory.map(others * 2)?;
         (0..others).try_for_each(|other| memory.unmap(after(start, other * 2), 1))?;
     }
     let start = memory.map(THREADS * OWN)?;
     let work = Changing { memory, start };
     for thread in 0..THREADS {
-        // A hole keeps the threads' mappings from being one.
+        // A hole keeps the threads' mappings from being merged.
         work.memory.unmap(after(work.start, thread * OWN), 1)?;
         work.memory.write(work.of(thread), CHANGED)?;
     }

@@ -8,16 +8,16 @@ use faultless::address::VirtAddr;
 use faultless_lab::trouble::Trouble;
 use std::sync::Arc;
 
-/// Pages that a thread touches before they go.
+/// The pages that a thread touches before it unmaps or discards them.
 const PAGES: u64 = 2048;
-/// Threads at most.
+/// The greatest number of threads.
 const THREADS: u64 = 2;
-/// And some for what is on its way.
+/// The frames of the machine: those of all threads' pages, and some for frames that are being freed.
 const FRAMES: u64 = THREADS * PAGES + 512;
 
 pub const FAULT: Case = Case {
     name: "anonymous-fault",
-    about: "the first write to a page of a mapping of the thread's own; who faults zeroes the frame",
+    about: "the first write to a page of the thread's own mapping; the fault zeroes the frame",
     sizes: None,
     slices: 1,
     set_up: |_| everybody(Zeroing::InFault, FRAMES, &[1, 2], &in_own_mapping),
@@ -25,10 +25,10 @@ pub const FAULT: Case = Case {
 
 pub const FAULT_ZEROED_AHEAD: Case = Case {
     name: "anonymous-fault-zeroed-ahead",
-    about: "the same on frames that were zeroed when they came free",
+    about: "as anonymous-fault, with frames that were zeroed when they were freed",
     sizes: None,
     slices: 1,
-    // Linux zeroes.
+    // Without Linux, which zeroes in the fault.
     set_up: |_| designs(Zeroing::Ahead, FRAMES, &[1, 2], &in_own_mapping),
 };
 
@@ -42,7 +42,7 @@ pub const GIANT_VMA: Case = Case {
 };
 
 fn in_own_mapping(memory: Box<dyn Memory>) -> Result<Arc<dyn Work>, Trouble> {
-    // Once before, so that no frame is new to the operating system.
+    // Touched once in advance, so that the operating system has backed all frames.
     let at = memory.map(THREADS * PAGES)?;
     memory.write(at, THREADS * PAGES)?;
     memory.unmap(at, THREADS * PAGES)?;
@@ -64,15 +64,16 @@ impl Work for InOwnMapping {
     }
 }
 
-/// Each thread's pages in one part of a mapping that both share, or in parts that are mappings of their own.
+/// Each thread's pages, in one part of a mapping that the threads share, or in parts that are mappings of their own.
 struct InParts {
     memory: Box<dyn Memory>,
     start: VirtAddr,
-    /// Pages from one thread's first part to the other's: in other leaf tables.
+    /// The pages from one thread's first part to the other's. Their leaf tables differ.
     apart: u64,
-    /// Parts of a thread.
+    /// The number of parts of a thread.
     parts: u64,
-    /// Pages of a part. The page behind it is a hole where parts are mappings: neighbours would be one.
+    /// The pages of a part. If parts are mappings, the page after it is a hole, which keeps neighbours from being
+    /// merged.
     pages: u64,
 }
 

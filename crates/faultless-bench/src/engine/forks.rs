@@ -1,4 +1,4 @@
-//! fork, and the copies that it puts off.
+//! fork, and the copies that it defers.
 
 use super::host::Zeroing;
 use super::{Memory, designs, everybody};
@@ -9,12 +9,12 @@ use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless_lab::trouble::Trouble;
 use std::sync::Arc;
 
-/// Pages that are copied before the child goes.
+/// The number of pages that are copied before the child ends.
 const COPIED: u64 = 512;
 
 pub const FORK: Case = Case {
     name: "fork",
-    about: "fork a process with so much memory, all of it touched; the child's end is not counted",
+    about: "fork a process whose memory is all resident; the child's end is not counted",
     sizes: Some(Sizes { of: "MiB resident", usual: &[1, 16, 256], least: 1, most: 4096 }),
     slices: 2,
     set_up: forks,
@@ -22,7 +22,7 @@ pub const FORK: Case = Case {
 
 pub const COW_BREAK: Case = Case {
     name: "cow-break",
-    about: "the first write to a page that is shared with a child of fork: it is copied",
+    about: "the first write to a page that is shared with a child of fork, which copies the page",
     sizes: None,
     slices: 2,
     set_up: |_| everybody(Zeroing::InFault, 2 * COPIED + 512, &[1], &breaking),
@@ -31,7 +31,7 @@ pub const COW_BREAK: Case = Case {
 fn forks(mebibytes: u64) -> Result<Vec<Entrant>, Trouble> {
     let bytes = mebibytes << 20;
     let pages = bytes / PAGE_SIZE;
-    // No byte is read or written by fork: frames that nobody zeroes need no memory of this machine.
+    // fork reads and writes no byte of a page, so frames that are never zeroed use no memory of the machine.
     let mut all = designs(Zeroing::Ahead, pages + 512, &[1], &|memory| {
         touched(&*memory, pages)?;
         Ok(Arc::new(Forking(memory)))
@@ -44,7 +44,7 @@ fn forks(mebibytes: u64) -> Result<Vec<Entrant>, Trouble> {
     Ok(all)
 }
 
-/// So many pages, each written once.
+/// Maps `pages` pages and writes each once.
 fn touched(memory: &dyn Memory, pages: u64) -> Result<VirtAddr, Trouble> {
     let at = memory.map(pages)?;
     memory.write(at, pages)?;

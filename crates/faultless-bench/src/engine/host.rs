@@ -1,5 +1,5 @@
-//! The software machine, with frames that are zeroed when they go out or were zeroed when they came back: what a fault
-//! costs with the zeros and without. One type for both, because each locking design's engine is compiled for each host.
+//! The software machine with a choice of the time at which frames are zeroed, to measure a fault with and without
+//! zeroing. One type serves both, because each locking design's engine is compiled for each host type.
 #![allow(unsafe_code)]
 
 use faultless::frame::Folio;
@@ -11,16 +11,16 @@ use faultless_soft::{MemoryError, PhysicalMemory, RadixTable, Stale};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// When a frame is zeroed.
+/// The time at which a frame is zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zeroing {
-    /// By the fault that takes it, as a kernel usually does.
+    /// In the fault that takes it, as a kernel usually does.
     InFault,
-    /// When it comes back, so that free frames are zeros (Linux: `init_on_free`).
+    /// When it is freed, so that free frames are zeros (Linux: `init_on_free`).
     Ahead,
 }
 
-/// [`faultless_soft::Soft`], but for its frames.
+/// [`faultless_soft::Soft`] with other frames.
 pub struct Machine {
     frames: Frames,
     services: StdServices,
@@ -35,7 +35,7 @@ impl Machine {
     }
 }
 
-// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+// SAFETY: each field is returned as it is and does not move; each keeps its own contract.
 unsafe impl StdHost for Machine {
     type Table = RadixTable;
     type Frames = Frames;
@@ -58,20 +58,20 @@ unsafe impl StdHost for Machine {
     }
 }
 
-/// [`PhysicalMemory`], zeroed at another time.
+/// [`PhysicalMemory`] that can zero frames when they are freed.
 pub struct Frames {
     memory: PhysicalMemory,
     zeroing: Zeroing,
 }
 
-// SAFETY: the memory's own, but that zeroing may be done earlier.
+// SAFETY: the frames are the memory's own; only zeroing may be done earlier.
 unsafe impl FrameSource for Frames {
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         self.memory.allocate(group, purpose)
     }
 
     unsafe fn free(&self, frame: Frame) {
-        // SAFETY: by the same contract: the caller has the frame alone.
+        // SAFETY: by the same contract, the caller owns the frame alone.
         unsafe {
             if self.zeroing == Zeroing::Ahead {
                 self.memory.zero(frame);
@@ -88,8 +88,8 @@ unsafe impl FrameSource for Frames {
         self.memory.prefetch(frame);
     }
 
-    /// Ahead, it is zeros: never used, which the operating system has zeroed, or zeroed by `free`. But builds with debug
-    /// assertions spoil what is free.
+    /// Does nothing with `Ahead`: the frame is zeros, since it was never used (the operating system has zeroed it) or
+    /// since `free` has zeroed it. Builds with debug assertions overwrite free frames, so there it does zero.
     unsafe fn zero(&self, frame: Frame) {
         if self.zeroing == Zeroing::InFault || cfg!(debug_assertions) {
             // SAFETY: by the same contract.
@@ -133,7 +133,7 @@ mod tests {
             for _ in 0..3 {
                 let frame = frames.allocate(GroupId::ROOT, FrameUse::Anonymous).unwrap();
                 let mut bytes = [1; 4096];
-                // SAFETY: given out just now, and nobody else knows it.
+                // SAFETY: the frame was just allocated, and no other code uses it.
                 unsafe {
                     frames.zero(frame);
                     assert_eq!(frames.read(frame, 0, &mut bytes), 4096);

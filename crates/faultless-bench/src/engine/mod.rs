@@ -1,4 +1,4 @@
-//! Faults, changes and forks: every locking design in the engine, on the software machine; and Linux beside them.
+//! Faults, changes and forks: each locking design in the engine on the software machine, and Linux for comparison.
 
 mod changes;
 mod faults;
@@ -23,18 +23,18 @@ use std::any::Any;
 use std::error::Error;
 use std::sync::Arc;
 
-/// One process's memory: what a case does with the engine and with Linux alike. A call of the trait costs each of them the
-/// same nanosecond; cases are not compiled for each design.
+/// The memory of one process, with the operations that a case needs of the engine and of Linux. A call through the
+/// trait costs both the same nanosecond, and cases are not compiled for each design.
 trait Memory: Send + Sync {
-    /// mmap of private zeros that may be written, in pages.
+    /// Maps writable private anonymous memory of `pages` pages, as mmap does.
     fn map(&self, pages: u64) -> Result<VirtAddr, Trouble>;
     fn unmap(&self, at: VirtAddr, pages: u64) -> Result<(), Trouble>;
     fn protect(&self, at: VirtAddr, pages: u64, rights: Protection) -> Result<(), Trouble>;
-    /// madvise(MADV_DONTNEED).
+    /// Discards pages, as madvise(MADV_DONTNEED) does.
     fn discard(&self, at: VirtAddr, pages: u64) -> Result<(), Trouble>;
-    /// A write to each of so many pages: on the engine, its fault.
+    /// Writes to each of `pages` pages. On the engine each write is a fault.
     fn write(&self, at: VirtAddr, pages: u64) -> Result<(), Trouble>;
-    /// fork. The child does nothing until it is dropped.
+    /// Forks. The child does nothing until it is dropped.
     fn fork(&self) -> Result<Box<dyn Any>, Trouble>;
 }
 
@@ -96,16 +96,16 @@ impl Memory for Linux {
     }
 }
 
-/// The page so many behind `at`.
+/// Returns the address `pages` pages after `at`.
 #[inline]
 fn after(at: VirtAddr, pages: u64) -> VirtAddr {
     VirtAddr::new(at.get() + pages * PAGE_SIZE)
 }
 
-/// A case's work on a memory.
+/// Makes a case's work on a memory.
 type Make<'a> = &'a dyn Fn(Box<dyn Memory>) -> Result<Arc<dyn Work>, Trouble>;
 
-/// Each design on a machine with so many frames.
+/// Returns an entrant for each design, on a machine with `frames` frames.
 fn designs(
     zeroing: Zeroing,
     frames: u64,
@@ -121,7 +121,7 @@ fn designs(
     Ok(all)
 }
 
-/// Each design, and Linux.
+/// Returns the entrants of all designs and of Linux.
 fn everybody(
     zeroing: Zeroing,
     frames: u64,
@@ -133,7 +133,7 @@ fn everybody(
     Ok(all)
 }
 
-/// A space of an engine on this machine.
+/// Makes a space of an engine on this machine.
 struct NewSpace(Machine);
 
 impl Visitor for NewSpace {
@@ -145,7 +145,7 @@ impl Visitor for NewSpace {
     }
 }
 
-/// Two spaces of one engine on this machine.
+/// Makes two spaces of one engine on this machine.
 struct TwoSpaces(Machine);
 
 impl Visitor for TwoSpaces {
@@ -158,7 +158,8 @@ impl Visitor for TwoSpaces {
     }
 }
 
-/// Our own design, two threads that share no space: what the machine itself makes of two, to tell it from what sharing costs.
+/// Returns an entrant of our own design with two threads that share no space. It shows the cost of two threads on this
+/// machine, to tell it from the cost of sharing a space.
 fn apart(zeroing: Zeroing, frames: u64, make: Make<'_>) -> Result<impl Iterator<Item = Entrant>, Trouble> {
     let machine = Machine::new(frames, zeroing).map_err(no_memory)?;
     let [first, second] = TwoSpaces(machine).visit::<Faultless>()?;
@@ -166,7 +167,7 @@ fn apart(zeroing: Zeroing, frames: u64, make: Make<'_>) -> Result<impl Iterator<
     Ok(Entrant::with_threads("faultless, a space each", &[2], Ok(work)))
 }
 
-/// A work for each of two threads.
+/// A separate work for each of two threads.
 struct Apart([Arc<dyn Work>; 2]);
 
 impl Work for Apart {

@@ -1,4 +1,4 @@
-//! The cases, for each contender the same code.
+//! The cases. All contenders run the same code.
 
 use super::maple::MapleTree;
 use super::ours::Ours;
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 const SIZES: Option<Sizes> =
     Some(Sizes { of: "ranges", usual: &[30, 1_000, 60_000], least: 4, most: 1_000_000 });
 
-/// Changes a second that the writer beside a reader makes: a removal and an insertion each.
+/// The updates a second of the writer beside a reader: each is a removal and an insertion.
 const RATE: u64 = 10_000;
 
 pub const LOOK_UP: Case = Case {
     name: "look-up",
-    about: "find the range of a random page, and read its end and a word; the next page follows from the word",
+    about: "find the range of a random page, and read its end and a word; the next page depends on the word",
     sizes: SIZES,
     slices: 1,
     set_up: |ranges| entrants(ranges, &[1, 2], &LookUps, true),
@@ -29,7 +29,7 @@ pub const LOOK_UP: Case = Case {
 
 pub const UPDATE: Case = Case {
     name: "update",
-    about: "take a random range out, or put it back: each is one operation; what was taken out is freed",
+    about: "remove a random range, or insert it again: each is one operation; the removed range is freed",
     sizes: SIZES,
     slices: 1,
     set_up: |ranges| entrants(ranges, &[1], &Updates, true),
@@ -37,7 +37,7 @@ pub const UPDATE: Case = Case {
 
 pub const TWO_WRITERS: Case = Case {
     name: "two-writers",
-    about: "as update, each thread in a half of its own",
+    about: "as update, each thread in its own half of the ranges",
     sizes: SIZES,
     slices: 1,
     set_up: |ranges| entrants(ranges, &[1, 2], &Updates, true),
@@ -45,18 +45,18 @@ pub const TWO_WRITERS: Case = Case {
 
 pub const READER: Case = Case {
     name: "reader-under-writer",
-    about: "as look-up, each timed alone, beside a writer that updates 10,000 times a second; ns/op is the median",
+    about: "as look-up, each operation timed alone, beside a writer with 10,000 updates a second; ns/op is the median",
     sizes: SIZES,
     slices: 4,
     set_up: |ranges| entrants(ranges, &[1], &Readers, false),
 };
 
-/// What is done with a contender.
+/// Makes the work of a case from a contender.
 trait Make {
     fn work<I: Index>(&self, index: I, ranges: u64) -> Arc<dyn Work>;
 }
 
-/// Everybody. A tree without RCU has no readers beside its writers.
+/// Returns the entrants of all contenders. A tree without RCU has no readers beside its writers, so it is optional.
 fn entrants(
     ranges: u64,
     threads: &[usize],
@@ -141,7 +141,7 @@ impl<I: Index> Work for Update<I> {
     }
 }
 
-/// Takes a range out and puts a new one in its place.
+/// Removes a range and inserts a new one in its place.
 #[inline]
 fn update(handle: &mut impl Handle, start: u64) -> Result<(), Trouble> {
     if !handle.remove(start, start + PAGES) {
@@ -163,7 +163,7 @@ impl Make for Readers {
 struct Reader<I> {
     index: I,
     ranges: u64,
-    /// Updates that were to be made, and those that were.
+    /// The updates that were due, and those that were made.
     due: AtomicU64,
     done: AtomicU64,
 }
@@ -176,7 +176,7 @@ impl<I: Index> Work for Reader<I> {
             match handle.find(page) {
                 Some(found) if found.end != end_of(page) => return Err(not_found(page)),
                 Some(found) => random.follows(found.word),
-                // The writer has just taken it out.
+                // The writer has just removed the range.
                 None => {}
             }
             Ok(())
@@ -187,7 +187,7 @@ impl<I: Index> Work for Reader<I> {
         true
     }
 
-    /// Updates at a fixed rate; who is late catches up.
+    /// Updates at a fixed rate. A writer that is late catches up.
     fn beside(&self, over: &AtomicBool) {
         let (mut handle, mut random) = (self.index.handle(), Random::new(1 << 40));
         let (start, mut done) = (Instant::now(), 0);
@@ -195,7 +195,7 @@ impl<I: Index> Work for Reader<I> {
         while !over.load(Ordering::Relaxed) {
             while done < due(start.elapsed()) && !over.load(Ordering::Relaxed) {
                 let at = start_of(random.below(self.ranges), self.ranges);
-                update(&mut handle, at).expect("the only writer finds what it has put there");
+                update(&mut handle, at).expect("the only writer finds the range that it has inserted");
                 done += 1;
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -207,6 +207,6 @@ impl<I: Index> Work for Reader<I> {
     fn note(&self) -> Option<String> {
         let (done, due) = (self.done.load(Ordering::Relaxed), self.due.load(Ordering::Relaxed));
         (done * 100 < due * 95)
-            .then(|| format!("its writer has kept up with {} of {RATE} updates a second", done * RATE / due))
+            .then(|| format!("its writer made only {} of {RATE} updates a second", done * RATE / due))
     }
 }

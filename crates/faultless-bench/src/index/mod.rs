@@ -1,8 +1,8 @@
-//! Trees of ranges: the look-up of a page, as each fault does it, and the changes that mappings make.
+//! Trees of ranges: the lookup of a page, as each fault does it, and the changes that mappings make.
 //!
-//! Every contender holds the same: ranges of eight pages, with holes between them, half of them low and half high up, as
-//! heap and libraries lie. What is found is an object of its own, as a VMA is; its end and one word more are read while it
-//! is protected by what the contender protects it with.
+//! Every contender holds the same ranges. Each has eight pages, with holes between them. One half is at low addresses
+//! and one half at high ones, as heap and libraries are. A lookup finds a separate object, as a VMA is. Its end and one
+//! more word are read under the contender's own protection.
 
 mod cases;
 mod maple;
@@ -14,21 +14,21 @@ mod tests;
 pub use cases::{LOOK_UP, READER, TWO_WRITERS, UPDATE};
 pub use maple::Maple;
 
-/// Pages of a range.
+/// The pages of a range.
 const PAGES: u64 = 8;
-/// From the start of one to the start of the next.
+/// The pages from the start of one range to the start of the next.
 const STRIDE: u64 = 16;
-/// Where the lower half begins, and the upper one: pages of a heap, and below a stack. Multiples of `STRIDE`.
+/// The first pages of the lower half and of the upper one: of a heap, and below a stack. Multiples of `STRIDE`.
 const BASES: [u64; 2] = [0x5_5555_5550, 0x7_ff00_0000];
 
-/// What a look-up reads.
+/// The words that a lookup reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Found {
     end: u64,
     word: u64,
 }
 
-/// What is found: an object of its own.
+/// The object that a lookup finds.
 #[derive(Debug, PartialEq, Eq)]
 struct Item {
     start: u64,
@@ -37,7 +37,7 @@ struct Item {
 }
 
 impl Item {
-    /// Read, if it reaches beyond `page`.
+    /// Returns the words that a lookup reads, if the item reaches beyond `page`.
     #[inline]
     fn at(&self, page: u64) -> Option<Found> {
         (page < self.end).then_some(Found { end: self.end, word: self.word })
@@ -46,53 +46,54 @@ impl Item {
 
 /// A contender.
 trait Index: Send + Sync + Sized + 'static {
-    /// How a thread uses it.
+    /// A thread's handle of it.
     type Handle<'a>: Handle;
 
     fn name() -> String;
 
-    /// An empty one.
+    /// Makes an empty index.
     ///
     /// # Errors
-    /// Why it is not to be had here.
+    /// The reason for which it is not available here.
     fn new() -> Result<Self, String>;
 
-    /// The calling thread's.
+    /// Returns a handle for the calling thread.
     fn handle(&self) -> Self::Handle<'_>;
 }
 
 trait Handle {
-    /// What contains `page`.
+    /// Returns the range that contains `page`.
     fn find(&mut self, page: u64) -> Option<Found>;
 
-    /// Where nothing is.
+    /// Inserts an item where there is none.
     fn insert(&mut self, item: Item);
 
-    /// What begins at `start`, if anything does, and ends at `end`.
+    /// Removes the item from `start` to `end`. Returns whether there was one.
     fn remove(&mut self, start: u64, end: u64) -> bool;
 
-    /// Many into an empty one, upwards. For those to which that is not the same as one by one.
+    /// Fills an empty index with items in ascending order. Contenders override it if that is faster than single
+    /// insertions.
     fn fill(&mut self, items: impl Iterator<Item = Item>) {
         items.for_each(|item| self.insert(item));
     }
 }
 
-/// Where range `number` of so many begins.
+/// Returns the first page of range `number` of `ranges`.
 fn start_of(number: u64, ranges: u64) -> u64 {
     BASES[usize::from(number >= ranges.div_ceil(2))] + number * STRIDE
 }
 
-/// The range that begins at `start`.
+/// Returns the item that begins at `start`.
 fn item(start: u64, word: u64) -> Item {
     Item { start, end: start + PAGES, word }
 }
 
-/// Where the range that has `page` ends.
+/// Returns the end of the range that has `page`.
 fn end_of(page: u64) -> u64 {
     page - page % STRIDE + PAGES
 }
 
-/// Cheap random numbers (xorshift64*).
+/// A fast generator of random numbers (xorshift64*).
 pub struct Random(u64);
 
 impl Random {
@@ -108,19 +109,20 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Less than `limit`, which is less than 2^32.
+    /// Returns a number less than `limit`, which must be less than 2^32.
     #[inline]
     pub fn below(&mut self, limit: u64) -> u64 {
         ((self.next() >> 32) * limit) >> 32
     }
 
-    /// Comes after what was found: the next number cannot be had before `word` is, which is 0.
+    /// Makes the next number depend on `word`, which is 0, so that the next lookup cannot begin before this one has
+    /// ended.
     #[inline]
     fn follows(&mut self, word: u64) {
         self.0 ^= word;
     }
 
-    /// A page in one of so many ranges.
+    /// Returns a page in one of `ranges` ranges.
     #[inline]
     fn page(&mut self, ranges: u64) -> u64 {
         start_of(self.below(ranges), ranges) + self.0 % PAGES

@@ -1,4 +1,4 @@
-//! Our tree. All use of it is here.
+//! The contender "faultless". Only this module of the bench uses our tree, together with `guard`.
 
 use super::{Found, Handle, Index, Item};
 use crate::guard::{Guard, Named};
@@ -6,21 +6,21 @@ use faultless::address::{PageNumber, PageRange};
 use faultless::sync::{Life, RetiredList};
 use faultless::vma::tree::{Ranged, Tree, Unchanged, Writers};
 
-/// With read sections of barrier `B`.
+/// Our tree, with read sections of barrier `B`.
 pub struct Ours<B> {
     tree: Tree<Vma>,
     writers: Writers,
     guard: Guard<B>,
 }
 
-/// As much of a VMA as matters here.
+/// The parts of a VMA that matter here.
 struct Vma {
     range: PageRange,
     word: u64,
     life: Life,
 }
 
-// SAFETY: fields that nobody changes.
+// SAFETY: the fields never change.
 #[allow(unsafe_code)]
 unsafe impl Ranged for Vma {
     fn range(&self) -> PageRange {
@@ -32,7 +32,7 @@ unsafe impl Ranged for Vma {
     }
 }
 
-/// One thread's, with room that it keeps.
+/// A thread's handle, with lists whose capacity it keeps.
 pub struct Thread<'a, B> {
     ours: &'a Ours<B>,
     #[expect(clippy::vec_box, reason = "as the tree takes them")]

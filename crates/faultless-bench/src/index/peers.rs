@@ -1,4 +1,4 @@
-//! What others use where a range has to be found. Each keeps its items behind a pointer, as a tree of VMAs must.
+//! Other structures that can find a range. Each keeps its items behind a pointer, as a tree of VMAs must.
 
 use super::{Found, Handle, Index, Item};
 use arc_swap::ArcSwap;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
-/// A lock around a map: the two reader-writer locks that are in use.
+/// A reader-writer lock around a map: std's or parking_lot's.
 pub trait Lock<T>: Send + Sync + 'static {
     const NAME: &'static str;
     fn new(value: T) -> Self;
@@ -25,11 +25,11 @@ impl<T: Send + Sync + 'static> Lock<T> for std::sync::RwLock<T> {
     }
     #[inline]
     fn read<R>(&self, read: impl FnOnce(&T) -> R) -> R {
-        read(&self.read().expect("nobody panics with this lock"))
+        read(&self.read().expect("no thread panics with this lock"))
     }
     #[inline]
     fn write<R>(&self, write: impl FnOnce(&mut T) -> R) -> R {
-        write(&mut self.write().expect("nobody panics with this lock"))
+        write(&mut self.write().expect("no thread panics with this lock"))
     }
 }
 
@@ -79,12 +79,12 @@ impl<L: Lock<BTreeMap<u64, Box<Item>>>> Handle for &BTree<L> {
     }
 
     fn remove(&mut self, start: u64, _end: u64) -> bool {
-        // What comes out is freed without the lock.
+        // The removed item is freed after the lock is released.
         self.0.write(|map| map.remove(&start)).is_some()
     }
 }
 
-/// The crate for maps of ranges, under a lock; std's B-tree is in it.
+/// The crate `rangemap` under a lock. It uses std's B-tree.
 pub struct Ranges(parking_lot::RwLock<RangeMap<u64, Arc<Item>>>);
 
 impl Index for Ranges {
@@ -154,7 +154,7 @@ impl Handle for &Skip {
     }
 }
 
-/// A B+ tree whose readers take no lock, by the ends of the ranges: its iterators go upwards.
+/// A B+ tree whose readers take no lock. It is ordered by the ends of the ranges, since its iterators go upwards.
 pub struct Scc(TreeIndex<u64, Arc<Item>>);
 
 impl Index for Scc {
@@ -183,7 +183,7 @@ impl Handle for &Scc {
 
     fn insert(&mut self, item: Item) {
         let inserted = self.0.insert_sync(item.end, Arc::new(item));
-        assert!(inserted.is_ok(), "something is there");
+        assert!(inserted.is_ok(), "an item with this end is there already");
     }
 
     fn remove(&mut self, _start: u64, end: u64) -> bool {
@@ -191,7 +191,7 @@ impl Handle for &Scc {
     }
 }
 
-/// A B+ tree without locks, as sled has it. A look-up gives a clone.
+/// A lock-free B+ tree, as in sled. A lookup returns a clone.
 pub struct Concurrent(Mutex<ConcurrentMap<u64, Arc<Item>>>);
 
 impl Index for Concurrent {
@@ -206,7 +206,7 @@ impl Index for Concurrent {
     }
 
     fn handle(&self) -> Self::Handle<'_> {
-        self.0.lock().expect("nobody panics with this lock").clone()
+        self.0.lock().expect("no thread panics with this lock").clone()
     }
 }
 
@@ -225,7 +225,7 @@ impl Handle for ConcurrentMap<u64, Arc<Item>> {
     }
 }
 
-/// A sorted array that a writer copies and swaps. The best there can be for look-ups, and the worst for changes.
+/// A sorted array that a writer copies and swaps. It is the best case for lookups and the worst for changes.
 pub struct Array {
     now: ArcSwap<Sorted>,
     writer: Mutex<()>,
@@ -255,7 +255,7 @@ impl Index for Array {
 
 impl Array {
     fn change<R>(&self, change: impl FnOnce(&mut Sorted) -> R) -> R {
-        let _writer = self.writer.lock().expect("nobody panics with this lock");
+        let _writer = self.writer.lock().expect("no thread panics with this lock");
         let mut new = Sorted::clone(&self.now.load());
         let result = change(&mut new);
         self.now.store(Arc::new(new));

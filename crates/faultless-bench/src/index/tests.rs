@@ -1,4 +1,4 @@
-//! Each contender against std's BTreeMap: a benchmark of a wrong structure is worth nothing.
+//! Checks each contender against std's BTreeMap, since the benchmark of a wrong structure is worthless.
 
 use super::maple::MapleTree;
 use super::ours::Ours;
@@ -9,7 +9,7 @@ use faultless::host::FenceBarrier;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A contender, or nothing where it cannot be had; then it is said why.
+/// Makes a contender. Returns `None`, and prints the reason, if it is not available.
 fn new<I: Index>() -> Option<I> {
     I::new().inspect_err(|reason| eprintln!("skipped: {}: {reason}", I::name())).ok()
 }
@@ -21,7 +21,7 @@ fn filled<I: Index>(ranges: u64) -> Option<I> {
     Some(index)
 }
 
-/// One thread's random operations give what the model gives.
+/// Checks that random operations of one thread give the results of the model.
 fn follows_the_model<I: Index>() {
     let Some(index) = new::<I>() else { return };
     let (mut handle, mut random) = (index.handle(), Random::new(7));
@@ -48,8 +48,8 @@ fn follows_the_model<I: Index>() {
     }
 }
 
-/// Two writers in halves of their own and, where there may be some, readers: what is found is always whole, and in the end
-/// all is there.
+/// Checks two writers, each in its own half of the ranges, and, if allowed, a reader. Each lookup must find a whole
+/// range, and all ranges must be there at the end.
 fn stands_two_writers<I: Index>(with_readers: bool) {
     const RANGES: u64 = 500;
     let Some(index) = filled::<I>(RANGES) else { return };
