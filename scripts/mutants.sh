@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the check of each mutant: a model, or a test that needs no loom. The tests are built once, with all mutants in them, and
-# FAULTLESS_MUTANT says which one a run plants. A mutant counts as killed only if the check passes without it and fails with it
-# *for the stated reason*; a check that runs out of time does not count.
-# Arguments: names of mutants; without any, all of them. MUTANT_JOBS: so many at a time; MUTANT_SECONDS: the most that a check may take.
+# FAULTLESS_MUTANT names the one that a run plants. A mutant counts as killed only if the check passes without it and fails with
+# it *for the stated reason*. A check that runs out of time does not count.
+# Arguments: names of mutants; without any, all of them. MUTANT_JOBS: the number of checks at a time; MUTANT_SECONDS: the time
+# limit of a check.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
@@ -64,19 +65,19 @@ resize_under_transfers   | faultless-soft | loom_shared | a_cut_beside_a_writeba
 length_before_the_bytes  | faultless-soft | loom_shared | a_reader_beside_an_appender | invariant 14
 grows_under_a_write      | faultless-soft | loom_files | growth_against_a_write_of_the_last_page | invariant 14
 frame_not_zeroed         | faultless-soft | first_touch | a_frame_that_is_used_again | invariant 4
-resume_over_guard        | faultless-soft | first_touch | a_fault_that_waited | a page came where a guard is
+resume_over_guard        | faultless-soft | first_touch | a_fault_that_waited | a page was mapped over a guard
 sync_passes_a_refresh    | faultless-soft | loom_files | a_sync_beside_reading_anew | invariant 9
 writes_into_a_removal    | faultless-soft | loom_files | a_write_of_two_pages_beside_a_hole | invariant 14
 late_ends_are_clean      | faultless-soft | loom_files | a_flush_that_fails | invariant 9
 flushes_beside_each_other | faultless-soft | loom_files | a_sync_beside_a_failing_flush | invariant 9
 writes_ignore_removals   | faultless-soft | loom_files | a_write_of_two_pages_beside_a_cut | invariant 14
 refresh_drops_late_stores | faultless-soft | loom_files | a_store_beside_reading_anew | invariant 9
-future_asked_early       | faultless-soft | loom_calls | mlockall_misses_no_mapping | neither current nor future
+future_asked_early       | faultless-soft | loom_calls | mlockall_misses_no_mapping | mlockall missed the mapping
 leaf_left_to_nobody      | faultless-soft | loom_calls | neighbours_that_go_at_once | the table stays
-hurry_forgets_retired    | faultless      | lib | a_handle_that_goes_while | nobody is in a hurry
-told_before_number       | faultless      | lib | a_handle_that_goes_while | nobody is in a hurry
+hurry_forgets_retired    | faultless      | lib | a_handle_that_goes_while | no hurry is noted
+told_before_number       | faultless      | lib | a_handle_that_goes_while | no hurry is noted
 number_before_fence      | faultless      | lib | a_period_that_begins | (invariant 3|Causality violation)
-bytes_free_own_list      | faultless      | lib | what_all_slots_keep | what others have retired is kept
+bytes_free_own_list      | faultless      | lib | what_all_slots_keep | things that other slots have retired are kept
 unlisted_by_half         | faultless      | lib | a_slot_that_is_given_on | (invariant 3|Causality violation)
 sleeps_by_half           | faultless      | lib | a_slot_that_sleeps | (invariant 3|Causality violation)
 unlisted_relaxed         | faultless      | lib | a_slot_that_is_given_on | (invariant 3|Causality violation)
@@ -93,7 +94,7 @@ refuse() { echo "scripts/mutants.sh: $1" >&2; exit 2; }
 [[ $jobs =~ ^[1-9][0-9]*$ ]] || refuse "MUTANT_JOBS is '$jobs': give a number from 1 on"
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || refuse "MUTANT_SECONDS is '$seconds': give a number from 1 on"
 
-# The rows that are asked for, and each check of theirs once: package, test file, name.
+# The requested rows, and each of their checks once: package, test file, name.
 mutants=() places=() reasons=() checks=() names=()
 while IFS='|' read -r mutant package file check reason; do
     read -r mutant <<<"$mutant"
@@ -106,10 +107,10 @@ while IFS='|' read -r mutant package file check reason; do
     if ! printf '%s\n' "${checks[@]}" | grep -qxF -- "$place"; then checks+=("$place"); fi
 done <<<"$table"
 for name in "$@"; do
-    printf '%s\n' "${names[@]}" | grep -qxF -- "$name" || refuse "there is no mutant '$name': the table in this script has them"
+    printf '%s\n' "${names[@]}" | grep -qxF -- "$name" || refuse "there is no mutant '$name': the table in this script lists the names"
 done
 
-# The table and the sources name the same mutants.
+# Checks that the table and the sources name the same mutants.
 planted=$(grep -rhoE --include='*.rs' 'mutant!\([^)]*\)' crates/*/src | grep -oE '"[a-z0-9_]+"' | tr -d '"' | sort -u)
 odd=$(comm -3 <(printf '%s\n' "${names[@]}" | sort) <(echo "$planted"))
 if [ -n "$odd" ]; then
@@ -157,7 +158,7 @@ run() { # check, log: with the mutant that FAULTLESS_MUTANT names
     program=$(realpath "$program")
     (cd "crates/$package" && exec timeout -k 5 "$seconds" "$program" "${filter[@]}") >"$2" 2>&1
 }
-try_without() { # number of a check: notes why its mutants do not count, if they do not
+try_without() { # number of a check: if its mutants do not count, notes the reason
     local log=$work/without.$1
     if ! FAULTLESS_MUTANT='' run "${checks[$1]}" "$log"; then
         { echo "NOT COUNTED: the check fails without the mutant"; tail -n 5 "$log"; } >"$work/refused.$1"
@@ -165,14 +166,14 @@ try_without() { # number of a check: notes why its mutants do not count, if they
         echo "NOT COUNTED: there is no such check" >"$work/refused.$1"
     fi
 }
-try() { # number of a mutant: says what became of it
+try() { # number of a mutant: prints its result
     local place=${places[$1]} reason=${reasons[$1]} log=$work/with.$1 number name
     name=${place#* }; name=${name#* }; name=${name:-$(cut -d' ' -f2 <<<"$place")}
     for number in "${!checks[@]}"; do
         if [ "${checks[$number]}" = "$place" ] && [ -e "$work/refused.$number" ]; then cat "$work/refused.$number"; return; fi
     done
     FAULTLESS_MUTANT=${mutants[$1]} run "$place" "$log"; local status=$?
-    # 137: it did not end when it was told to.
+    # 137: the check did not end after the first signal.
     if [ $status -eq 124 ] || [ $status -eq 137 ]; then echo "NOT COUNTED: out of time after $seconds s"
     elif [ $status -eq 0 ]; then echo "ALIVE: $name passes with it"
     elif grep -qE "$reason" "$log"; then
@@ -182,7 +183,7 @@ try() { # number of a mutant: says what became of it
 tell() { # number of a mutant
     printf '%-26s %s\n' "${mutants[$1]}" "$(try "$1")" | tee "$work/said.$1"
 }
-at_once() { # function, its arguments: calls it with each, so many at a time
+at_once() { # function, its arguments: calls it with each argument, $jobs at a time
     local one
     for one in "${@:2}"; do
         while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done

@@ -1,4 +1,4 @@
-//! A machine, a space, a file, and the faults that bring its pages: what an embedder writes.
+//! Makes a machine, a space and a file, and serves the faults on their pages: the code that an embedder writes.
 //!
 //! `cargo run -p faultless-soft --example first_fault`
 
@@ -11,23 +11,23 @@ use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // The host: 1,024 frames of memory and page tables, all in software. A kernel brings its own.
+    // The host: 1,024 frames of memory and page tables, all in software. A kernel uses its own.
     let engine = Engine::new(Soft::new(1024)?, Limits::default())?;
     let space: AddressSpace<Soft, Faultless> = AddressSpace::new(&engine)?;
 
-    // Anonymous memory reads as zeros; the first store brings a frame.
+    // Anonymous memory reads as zeros. The first store allocates a frame.
     let memory = space.map(MapRequest::anonymous(16 * PAGE_SIZE))?;
     println!("{memory}: {}", space.load_u64(memory)?);
     space.store_u64(memory, 42)?;
     println!("{memory}: {}, {} frames in use", space.load_u64(memory)?, engine.frame_usage().used);
 
-    // A file's page has to be read: the fault comes back as a value that holds no lock.
+    // A file's page must be read, so the fault is returned as a value that holds no lock.
     let file = File::open(&engine, Arc::new(FileStore::open("Cargo.toml")?))?;
     let text = space.map(MapRequest::file(&file, 0, file.length(), Protection::READ))?;
     match space.fault(text, Access::Read)? {
         Fault::Done => println!("{text}: in memory already"),
         Fault::Pending(pending) => {
-            println!("{text}: being read, and nobody waits but who wants to");
+            println!("{text}: being read; only a thread that calls wait() waits");
             pending.wait()?;
         }
     }
@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     space.read_bytes(text, &mut start)?;
     println!("{text}: {:?}", String::from_utf8_lossy(&start));
 
-    // What is not mapped is a typed error.
+    // An access to unmapped memory is a typed error.
     space.unmap(memory, 16 * PAGE_SIZE)?;
     println!("{}", space.load_u64(memory).err().map_or("?".into(), |error| error.to_string()));
     Ok(())

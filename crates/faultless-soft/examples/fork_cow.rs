@@ -1,4 +1,4 @@
-//! fork: both sides share every page until one of them writes.
+//! Forks a space: both sides share every page until one of them writes to it.
 //!
 //! `cargo run -p faultless-soft --example fork_cow`
 

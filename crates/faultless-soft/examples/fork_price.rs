@@ -1,5 +1,5 @@
-//! The cost of fork of a space with much in memory, and of the first writes after it: leaf tables shared against every entry
-//! copied, in turns. Medians, in microseconds.
+//! Compares the cost of fork of a space with much resident memory, and of the first writes after it: with shared leaf
+//! tables, and with every entry copied. The two run in turns. Prints medians in microseconds.
 //!
 //! `cargo run --release -p faultless-soft --example fork_price -- [MIB] [ROUNDS]`
 
@@ -12,7 +12,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Pages of a leaf table.
+/// The pages of a leaf table.
 const TABLE: u64 = 512;
 
 struct Side {
@@ -24,7 +24,7 @@ struct Side {
     times: Vec<Times>,
 }
 
-/// Of one round.
+/// The times of one round, in microseconds.
 struct Times {
     fork: f64,
     sparse: f64,
@@ -40,7 +40,7 @@ fn timed<R>(work: impl FnOnce() -> R) -> (f64, R) {
 
 impl Side {
     fn new(name: &'static str, pages: u64, limits: Limits) -> Result<Self, Box<dyn Error>> {
-        // A child's life takes a frame for each page that its parent writes meanwhile.
+        // While a child lives, each page that its parent writes takes a frame.
         let engine = Engine::new(Soft::new(pages + pages / 4 + 1024)?, limits)?;
         let parent = AddressSpace::new(&engine)?;
         let memory = parent.map(MapRequest::anonymous(pages * PAGE_SIZE))?;
@@ -56,13 +56,13 @@ impl Side {
     }
 
     fn round(&mut self) -> Result<(), Box<dyn Error>> {
-        // All of it resident, and the parent's alone.
+        // All pages are resident and belong to the parent alone.
         self.write(0..self.pages)?;
         let (fork, child) = timed(|| self.parent.fork());
         let child = child?;
         let (sparse, written) = timed(|| self.write((0..self.pages).step_by(TABLE as usize)));
         written?;
-        // An eighth more, one page after the other.
+        // An eighth of the pages, one page after the other.
         let (dense, written) = timed(|| self.write(0..self.pages / 8));
         written?;
         let (exit, ()) = timed(|| drop(child));

@@ -1,6 +1,7 @@
-//! The cost of fsync of one page when many spaces have mapped the file: where one of them shows the page, and where all do; and where one
-//! stores through its mapping, or all have. Each space has twenty mappings. Other threads have made an access and do nothing
-//! since: an invalidation looks at each of them. Median and range of the rounds, in microseconds.
+//! Measures the cost of fsync of one page of a file that many spaces have mapped. Cases: one space shows the page, or
+//! all do; and one space stores through its mapping, or all do. Each space has twenty mappings. Other threads have made
+//! one access and nothing since, but an invalidation checks each of them. Prints the median and range of the rounds in
+//! microseconds.
 //!
 //! `cargo run --release -p faultless-soft --example fsync_price -- [SPACES] [ROUNDS] [THREADS]`
 
@@ -15,10 +16,10 @@ use std::error::Error;
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
-/// Mappings of a space.
+/// The mappings of a space.
 const MAPPINGS: u64 = 20;
 
-/// Takes every write, and has zeros.
+/// A store that takes every write and reads as zeros.
 struct Sink;
 
 impl Store for Sink {
@@ -37,7 +38,7 @@ impl Store for Sink {
 fn number(argument: Option<String>, otherwise: u64) -> Result<u64, String> {
     let Some(argument) = argument else { return Ok(otherwise) };
     let number = argument.parse().ok().filter(|number| *number > 0);
-    number.ok_or(format!("{argument}: a number greater than 0 is wanted"))
+    number.ok_or(format!("{argument} is not a number greater than 0"))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -67,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let page = if all_show || number == spaces / 2 { 0 } else { 1 };
             let address = space.map(MapRequest::shared_file(&file, page * PAGE_SIZE, PAGE_SIZE, rights))?;
             for page in 1..MAPPINGS {
-                // Every second page, so that they stay apart.
+                // Every second page, so that the mappings are not merged.
                 space.map(MapRequest::shared_file(&other, 2 * page * PAGE_SIZE, PAGE_SIZE, rights))?;
             }
             kept.push((space, address));
@@ -88,14 +89,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             end.wait();
             let (times, looks) = measured?;
             let (first, middle, last) = (times[0], times[times.len() / 2], times[times.len() - 1]);
-            println!("{who}: {middle:.0} ({first:.0} to {last:.0}) µs, {looks} mappings looked at");
+            println!("{who}: {middle:.0} ({first:.0} to {last:.0}) µs, {looks} mappings visited");
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// The times of the rounds, shortest first, and how many mappings one looks at.
+/// Returns the times of the rounds, shortest first, and the number of mappings that one round visits.
 fn measure(
     engine: &Arc<Engine<Soft>>,
     file: &File<Soft>,

@@ -1,7 +1,7 @@
-//! One thing, done so many times by one thread, the same at each run: for `scripts/instructions.sh`, which counts the
-//! instructions of `measured` under callgrind. Without callgrind it says how long one took.
+//! Repeats one operation in one thread, in exactly the same way at each run. `scripts/instructions.sh` counts the
+//! instructions of `measured` under callgrind. Without callgrind the program prints the time of one operation.
 //!
-//! `cargo run --release -p faultless-soft --example instructions -- NAME [ROUNDS]`; without a name: all of them.
+//! `cargo run --release -p faultless-soft --example instructions -- NAME [ROUNDS]`; without a name it runs all of them.
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange, VirtAddr};
 use faultless::design::Faultless;
@@ -21,7 +21,7 @@ use std::time::Instant;
 type Failure = Box<dyn Error>;
 type Run = fn(u64) -> Result<Took, Failure>;
 
-/// Nanoseconds of each.
+/// The nanoseconds of one operation.
 struct Took(f64);
 
 const ALL: [(&str, Run); 13] = [
@@ -64,7 +64,7 @@ fn measured<E>(rounds: u64, mut each: impl FnMut(u64) -> Result<(), E>) -> Resul
     Ok(Took(start.elapsed().as_nanos() as f64 / rounds as f64))
 }
 
-/// Numbers without rule, the same ones each time (splitmix64).
+/// Returns a pseudo-random number, the same for each run (splitmix64).
 fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -74,7 +74,7 @@ fn mixed(number: u64) -> u64 {
 
 struct Item(PageRange, Life);
 
-// SAFETY: fields that nobody changes.
+// SAFETY: the fields never change.
 unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.0
@@ -84,13 +84,13 @@ unsafe impl Ranged for Item {
     }
 }
 
-/// A section of this thread, the only one.
+/// Enters a section of this thread, the only one.
 fn enter<'a>(sections: &'a Sections, barrier: &impl Barrier) -> Section<'a> {
-    // SAFETY: no two threads have the same slot, and all that enter here have this barrier or a fence.
+    // SAFETY: no two threads have the same slot, and all sections are entered with this barrier or a fence.
     unsafe { sections.enter(StdSlots.current(), barrier) }
 }
 
-/// Mappings of 16 pages with 16 pages between them.
+/// Makes a tree of mappings of 16 pages with 16 pages between them.
 fn tree(mappings: u64) -> Result<(Tree<Item>, Writer), Failure> {
     let (tree, mut writer) = Tree::new();
     let items = (0..mappings).map(|index| Ok(Box::new(Item(sixteen(index)?, Life::new()))));
@@ -104,7 +104,7 @@ fn sixteen(index: u64) -> Result<PageRange, Failure> {
     Ok(PageRange::with_pages(PageNumber::new(index * 32), 16)?)
 }
 
-/// A mapping is taken out of the tree, and another one put in its place: half of each round's instructions are one operation.
+/// Removes a mapping from the tree and inserts another in its place. Half of a round's instructions are one operation.
 fn update(mappings: u64, rounds: u64) -> Result<Took, Failure> {
     let (tree, writer) = tree(mappings)?;
     let (writers, sections, barrier) = (writer.share(), Sections::new(), StdBarrier::new());
@@ -122,7 +122,7 @@ fn update(mappings: u64, rounds: u64) -> Result<Took, Failure> {
         unsafe { sections.retire(StdSlots.pin(), &barrier, &mut retired) }?;
         Ok::<_, Failure>(())
     })?;
-    // SAFETY: the only barrier there is.
+    // SAFETY: it is the only barrier in use.
     unsafe { sections.flush(&barrier, false, |_| {}) };
     Ok(took)
 }
@@ -144,13 +144,13 @@ struct Machine {
     space: AddressSpace<Soft, Faultless>,
 }
 
-/// Memory that the operating system has given already: each frame has been used.
+/// Makes a machine of which each frame was used once, so that the operating system has backed them all.
 fn memory(frames: u64) -> Result<Soft, Failure> {
     let soft = Soft::new(frames)?;
     let used: Vec<_> =
         std::iter::from_fn(|| soft.frames().allocate(GroupId::ROOT, FrameUse::Anonymous)).collect();
     for frame in used.into_iter().rev() {
-        // SAFETY: given out just now, and nobody else knows it.
+        // SAFETY: just allocated, and no other code uses it.
         unsafe {
             soft.frames().zero(frame);
             soft.frames().free(frame);
@@ -173,7 +173,7 @@ fn map(space: &AddressSpace<Soft, Faultless>, page: u64, pages: u64) -> Result<V
     Ok(space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page))))?)
 }
 
-/// A store to a page that nobody has touched, of a mapping that has pages. Up to 511 rounds in a leaf table that is there.
+/// Stores to an untouched page of a mapping that has other pages. A leaf table that exists serves up to 511 rounds.
 fn anonymous_fault(rounds: u64) -> Result<Took, Failure> {
     let Machine { space, .. } = machine(rounds + 512)?;
     map(&space, 0, rounds + 1)?;
@@ -181,20 +181,20 @@ fn anonymous_fault(rounds: u64) -> Result<Took, Failure> {
     measured(rounds, |round| Ok(space.fault_and_wait(at(round), Access::Write)?))
 }
 
-/// The part of the former that a page of zeros takes.
+/// Zeroes a page: the part of `anonymous_fault` that zeroing takes.
 fn zeroing(rounds: u64) -> Result<Took, Failure> {
     let soft = memory(rounds + 512)?;
     let frames: Option<Vec<_>> =
         (0..rounds).map(|_| soft.frames().allocate(GroupId::ROOT, FrameUse::Anonymous)).collect();
     let frames = frames.ok_or("no frames")?;
     measured(rounds, |round| {
-        // SAFETY: given out, and nobody else knows it.
+        // SAFETY: allocated, and no other code uses it.
         unsafe { soft.frames().zero(frames[round as usize]) };
         Ok(())
     })
 }
 
-/// One page with a frame, among as many mappings; with it what is retired on the way.
+/// Unmaps one page with a frame, among as many mappings as rounds. Includes the work of retiring.
 fn unmap(rounds: u64) -> Result<Took, Failure> {
     let Machine { space, engine } = machine(rounds + 512)?;
     for round in 0..rounds {
@@ -204,7 +204,7 @@ fn unmap(rounds: u64) -> Result<Took, Failure> {
     measured(rounds, |round| Ok(space.unmap(at(round * 2), PAGE_SIZE)?))
 }
 
-/// Rights of 16 pages inside a mapping, which all have frames, taken or given back.
+/// Takes or returns the rights of 16 pages with frames inside a mapping.
 fn protect(rounds: u64) -> Result<Took, Failure> {
     let Machine { space, .. } = machine(512)?;
     map(&space, 0, 256)?;
@@ -215,7 +215,7 @@ fn protect(rounds: u64) -> Result<Took, Failure> {
     })
 }
 
-/// The will-it-scale shape, beside another mapping that keeps the leaf table.
+/// Maps, touches and unmaps a page, as will-it-scale does. Another mapping keeps the leaf table.
 fn map_touch_unmap(rounds: u64) -> Result<Took, Failure> {
     let Machine { space, .. } = machine(512)?;
     space.fault_and_wait(map(&space, 8, 1)?, Access::Write)?;
@@ -225,7 +225,7 @@ fn map_touch_unmap(rounds: u64) -> Result<Took, Failure> {
     })
 }
 
-/// Page work without look-up and install: the section, the bit, the fence after it, and both again.
+/// Does page work without the lookup and the install: enters the section, sets the bit, fences, clears the bit, leaves.
 fn section_and_bit(barrier: &impl Barrier, rounds: u64) -> Result<Took, Failure> {
     let sections = Arc::new(Sections::new());
     let table = RadixTable::new(Arc::clone(&sections))?;
@@ -238,7 +238,7 @@ fn section_and_bit(barrier: &impl Barrier, rounds: u64) -> Result<Took, Failure>
         if table.try_announce(leaf, page, entry) {
             fence_after_rmw();
             black_box(table.hangs(leaf));
-            // SAFETY: announced just now.
+            // SAFETY: just announced.
             unsafe { table.let_go(leaf, page) };
         }
         Ok(())

@@ -1,6 +1,6 @@
-//! The cost of a sync of dirty pages, and of reading them ahead: where the store takes runs of pages, and where it takes one page at
-//! a time. Prints the number of transfers. `scripts/instructions.sh` does not run it; count its instructions with
-//! `valgrind --tool=callgrind --toggle-collect='*measured*'`.
+//! Measures the cost of a sync of dirty pages, and of reading pages ahead, for a store that takes runs of pages or one
+//! page at a time. Prints the number of transfers. `scripts/instructions.sh` does not run it; count its instructions
+//! with `valgrind --tool=callgrind --toggle-collect='*measured*'`.
 //!
 //! `cargo run --release -p faultless-soft --example run_price -- sync|ahead [PAGES A TRANSFER] [MIB]`
 
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Takes every write, and leaves what it reads as it is: the bytes cost nothing.
+/// A store that takes every write and leaves the buffer of a read unchanged, so that the bytes cost nothing.
 struct Sink {
     length: u64,
     max_pages: usize,
@@ -42,7 +42,7 @@ impl Store for Sink {
     }
 }
 
-/// The part that is counted.
+/// Runs the part that is counted.
 #[inline(never)]
 fn measured(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> Result<(), Box<dyn Error>> {
     work()
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     measured(|| match &*what {
         "sync" => Ok(file.sync()?),
         "ahead" => Ok(space.advise(at, pages * PAGE_SIZE, Advice::WillNeed)?),
-        other => Err(format!("{other}: sync or ahead is wanted").into()),
+        other => Err(format!("{other} is not known: give sync or ahead").into()),
     })?;
     let took = start.elapsed();
     let transfers = sink.transfers.load(Ordering::Relaxed);

@@ -1,6 +1,6 @@
-//! How deep each call goes into its thread's stack: the table, and an error if one goes deeper than 4 KiB. A kernel's thread has 8 or
-//! 16 KiB for all that it does. Counted is the engine with all that it calls: the software machine, a store that answers at once,
-//! and the allocator.
+//! Measures the stack that each call uses. Prints a table, and an error if a call uses more than 4 KiB; a kernel's
+//! thread has 8 or 16 KiB for everything. The figures include the engine and all that it calls: the software machine, a
+//! store that answers at once, and the allocator.
 //!
 //! `cargo run --release -p faultless-soft --example stack`
 
@@ -21,18 +21,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 type Failure = Box<dyn Error + Send + Sync>;
 type Space = AddressSpace<Soft, Faultless>;
 
-/// The most bytes that a call may take.
+/// The greatest number of bytes that a call may use.
 const MOST: usize = 4096;
-/// So many are painted below a call.
+/// The number of bytes that are painted below a call.
 const PAINTED: usize = 64 << 10;
-/// Next to the frame of who paints: its own calls go there.
+/// The bytes next to the painter's own frame, which its own calls use.
 const NEAR: usize = 256;
 const PAINT: u64 = 0x5a5a_a5a5_1234_fedc;
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
-/// Pages of a leaf table.
+/// The pages of a leaf table.
 const LEAF: u64 = 512;
 
-/// The words from `NEAR` to `PAINTED` bytes below `here`.
+/// Returns the words from `NEAR` to `PAINTED` bytes below `here`.
 fn below(here: usize) -> impl Iterator<Item = *mut u64> {
     (here - PAINTED..here - NEAR).step_by(8).map(|address| (address & !7) as *mut u64)
 }
@@ -41,13 +41,13 @@ fn below(here: usize) -> impl Iterator<Item = *mut u64> {
 fn paint() {
     let here = 0_u64;
     for word in below((&raw const here).addr()) {
-        // SAFETY: the stack of this program's thread is larger, and nothing is there yet: the frames below this one are those of calls,
-        // and this function makes none that lasts.
+        // SAFETY: this program's thread has a larger stack, and nothing is there yet. The frames below this one are
+        // those of calls, and this function makes no call that lasts.
         unsafe { word.write_volatile(PAINT) };
     }
 }
 
-/// How many bytes below its own frame `call` has written.
+/// Returns the number of bytes below its own frame to which `call` has written, and the result of `call`.
 #[inline(never)]
 fn depth<R>(call: impl FnOnce() -> R) -> (usize, R) {
     let here = black_box(0_u64);
@@ -59,7 +59,7 @@ fn depth<R>(call: impl FnOnce() -> R) -> (usize, R) {
     (deepest.map_or(NEAR, |word| here - word.addr()), result)
 }
 
-/// Calls by name, each with the most that it has taken.
+/// The calls by name, each with the most bytes that it used.
 #[derive(Default)]
 struct Table(Vec<(&'static str, usize)>);
 
@@ -133,7 +133,7 @@ fn engine(table: &mut Table, cached_pages: u64) -> Result<Arc<Engine<Soft>>, Fai
     Ok(table.call("Engine::new", || Engine::new(soft, limits))?)
 }
 
-/// Many mappings, so that the tree has levels, and changes build nodes.
+/// Maps many mappings, so that the tree has levels and changes build nodes.
 fn crowd(space: &Space) -> Result<(), Failure> {
     for n in 0..3000 {
         space.map(anonymous(1, (1 << 20) + n * 2))?;
@@ -241,7 +241,7 @@ fn forks(table: &mut Table) -> Result<(), Failure> {
 }
 
 fn files(table: &mut Table) -> Result<(), Failure> {
-    // Few pages are kept, so that reads evict, and write what is dirty.
+    // The cache is small, so that reads evict, and write dirty pages back.
     let engine = engine(table, 48)?;
     let file = table.call("File::open_rw", || File::open_rw(&engine, Memory::pages(64)))?;
     let plain = table.call("File::in_memory", || File::in_memory(&engine, bytes(8)))?;
@@ -278,7 +278,7 @@ fn files(table: &mut Table) -> Result<(), Failure> {
             space.read_remote(at(page), &mut [0; 9]).map(drop).map_err(From::from)
         }),
     ];
-    // More than once: which page has to be written before there is room depends on what was evicted before.
+    // Repeated: the page that must be written before there is room depends on earlier evictions.
     for (name, call) in [making_room; 3].into_iter().flatten() {
         for first in [0, 20, 40] {
             (first..first + 20).try_for_each(|page| fault(100 + page, Access::Write))?;
@@ -330,7 +330,7 @@ fn main() -> Result<(), Failure> {
     match table.0.iter().find(|(_, bytes)| *bytes > MOST) {
         None => Ok(()),
         Some((name, bytes)) => {
-            Err(format!("`{name}` takes {bytes} bytes of stack, and may take {MOST}").into())
+            Err(format!("`{name}` uses {bytes} bytes of stack; the limit is {MOST}").into())
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The cost of waiting with thousands of threads: the figures of docs/waits.md. On the software MMU, beside this Linux where it
-//! has the same.
+//! Measures the cost of waiting with thousands of threads, for the figures of docs/waits.md. It runs on the software
+//! MMU, and on Linux if Linux has the same operation.
 //!
 //! `cargo run --release -p faultless-soft --example ten_thousand`
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 type Space = faultless::AddressSpace<Soft, faultless::design::Faultless>;
 
-/// Pages of zeros.
+/// A store of pages of zeros.
 struct Zeros(u64);
 
 impl Store for Zeros {
@@ -42,10 +42,10 @@ fn spawn<'scope>(
     thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, work).expect("a thread")
 }
 
-/// Processor time: of the process, or of the calling thread.
+/// Returns the processor time of the process or of the calling thread.
 fn cpu_of(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: fills what it is given.
+    // SAFETY: the call fills the structure.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     assert_eq!(result, 0, "clock_gettime");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -55,7 +55,7 @@ fn cpu() -> Duration {
     cpu_of(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// The same, when nothing has run for a moment.
+/// Returns the processor time of the process once it is idle.
 fn when_idle() -> Duration {
     let mut before = cpu();
     loop {
@@ -77,7 +77,8 @@ fn row(what: &str, (middle, least, most): (Duration, Duration, Duration)) {
     println!("{what:<66} {middle:>9.1?}  ({least:.1?} to {most:.1?})");
 }
 
-/// `threads` change the rights of one page, so often in all: the time of each change, and the longest.
+/// Has `threads` threads change the rights of one page, a fixed number of times in all. Returns the time for each
+/// change, and the longest.
 fn changes(threads: usize, change: impl Fn(usize) + Sync) -> (Duration, Duration) {
     const ALL: usize = 16_384;
     let start = Barrier::new(threads + 1);
@@ -94,7 +95,7 @@ fn changes(threads: usize, change: impl Fn(usize) + Sync) -> (Duration, Duration
                 }
             });
         }
-        // Before they start: this thread may be the last one that goes on.
+        // Read before the threads start, since this thread may be the last to resume.
         begun = Instant::now();
         start.wait();
     });
@@ -107,7 +108,7 @@ fn one_place() {
         let engine = engine(64, Limits::default());
         let space = Space::new(&engine).expect("a space");
         let at = space.map(MapRequest::anonymous(PAGE_SIZE)).expect("a mapping");
-        // SAFETY: a new mapping, which nothing else uses.
+        // SAFETY: a new mapping, which no other code uses.
         let page = unsafe {
             let (rights, kind) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
             libc::mmap(std::ptr::null_mut(), PAGE_SIZE as usize, rights, kind, -1, 0)
@@ -124,7 +125,7 @@ fn one_place() {
             worst[0] = worst[0].max(longest);
             let (each, longest) = changes(threads, |n| {
                 let rights = if n % 2 == 0 { libc::PROT_READ } else { libc::PROT_READ | libc::PROT_WRITE };
-                // SAFETY: the mapping above, which nobody touches.
+                // SAFETY: the mapping above, which is not accessed.
                 let result = unsafe {
                     libc::mprotect(std::ptr::with_exposed_provenance_mut(page), PAGE_SIZE as usize, rights)
                 };
@@ -139,7 +140,8 @@ fn one_place() {
     }
 }
 
-/// Stores into each frame once, so that the system has memory behind it: its own first fault costs as much as what is measured.
+/// Stores into each frame once, so that the operating system has backed them all. Its own first fault would cost as
+/// much as the measured work.
 fn use_all_frames(engine: &Arc<Engine<Soft>>) {
     let space = Space::new(engine).expect("a space");
     let usage = engine.frame_usage();
@@ -151,7 +153,7 @@ fn use_all_frames(engine: &Arc<Engine<Soft>>) {
     space.exit();
 }
 
-/// `threads` wait for pages of a file, each for another one, while `work` runs.
+/// Has `threads` threads wait for pages of a file, each for a different one, while `work` runs.
 fn beside_waits(threads: u64, work: impl FnOnce(&Arc<Engine<Soft>>, &Space, &GatedStore<Zeros>)) {
     let engine = engine(threads + 100, Limits::default());
     use_all_frames(&engine);
@@ -159,7 +161,7 @@ fn beside_waits(threads: u64, work: impl FnOnce(&Arc<Engine<Soft>>, &Space, &Gat
     let file = File::open(&engine, store.clone()).expect("a file");
     let space = Space::new(&engine).expect("a space");
     let at = space.map(MapRequest::file(&file, 0, threads * PAGE_SIZE, Protection::READ)).expect("a mapping");
-    // Threads that have their pages stay: the end of a thread costs more than what is measured.
+    // Threads that have their pages do not end yet: the end of a thread costs more than the measured work.
     let end = RwLock::new(());
     let may_end = end.write().expect("a lock");
     thread::scope(|scope| {
@@ -193,8 +195,9 @@ fn exits() {
     }
 }
 
-/// Processor time of waking a thread that sleeps, by the system alone: the least that the end of a read costs. Each of `threads`
-/// is woken once, as in [`ends_of_reads`]: nothing of a thread that has slept for long is in a cache.
+/// Measures the processor time of waking a sleeping thread by the operating system alone, the least cost of the end of
+/// a read. Each of `threads` threads is woken once, as in [`ends_of_reads`], so that no state of a long-sleeping thread
+/// is in a cache.
 fn bare_wakes(threads: usize) {
     let asleep = AtomicU64::new(0);
     let times = thread::scope(|scope| {
@@ -295,7 +298,9 @@ fn main() {
             "memory" => without_memory(),
             "queue" => cold_faults(),
             _ => {
-                eprintln!("error: no such part: '{only}'; there are protect, exit, reads, memory, queue");
+                eprintln!(
+                    "error: there is no part '{only}'; the parts are protect, exit, reads, memory, queue"
+                );
                 std::process::exit(2);
             }
         }

@@ -1,5 +1,6 @@
-//! The cost that is left of threads that have ended: a store to a page that is discarded again, and a fork whose child goes, in a machine
-//! that many threads have used at once, beside one that only this thread has used. In turns; medians, in nanoseconds.
+//! Measures the cost that remains after threads have ended: of a store to a page that is then discarded, and of a fork
+//! whose child is dropped. Compares a machine that many threads have used at once with one that only this thread has
+//! used. They run in turns. Prints medians in nanoseconds.
 //!
 //! `cargo run --release -p faultless-soft --example thread_price -- [THREADS] [ROUNDS]`
 
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Operations of one kind in a round.
+/// The operations of one kind in a round.
 const BATCH: u32 = 200;
 
 struct Machine {
@@ -38,7 +39,7 @@ impl Machine {
         Ok(self.space.advise(self.page, PAGE_SIZE, Advice::DontNeed)?)
     }
 
-    /// So many threads, all of which are there before the first one ends.
+    /// Runs `threads` threads that all exist before the first one ends.
     fn visit(&self, threads: usize) -> Result<(), Failure> {
         let all_here = Barrier::new(threads);
         std::thread::scope(|scope| {
@@ -48,7 +49,7 @@ impl Machine {
                 done
             };
             let spawn = |_| std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, visit);
-            // A thread that cannot be made leaves the others waiting for ever: so this ends the program.
+            // If a thread cannot be made, the others would wait for ever, so that ends the program.
             let threads: Vec<_> = (0..threads).map(|n| spawn(n).expect("that many threads")).collect();
             threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
         })
@@ -63,7 +64,7 @@ impl Machine {
     }
 }
 
-/// Nanoseconds of one.
+/// Returns the nanoseconds of one call of `work`.
 fn each(mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
     let start = Instant::now();
     (0..BATCH).try_for_each(|_| work())?;

@@ -1,4 +1,4 @@
-//! Loads and stores as a program makes them: each try is one access section; a page fault is served between tries.
+//! Loads and stores of a program. Each try is one access section, and a page fault is served between two tries.
 
 use crate::mmu::{self, PageFault};
 use crate::{PhysicalMemory, RadixTable, Soft};
@@ -8,8 +8,8 @@ use faultless::host::{Entry, Frame, FrameSource, Host, PageTable};
 use faultless::protection::Access;
 use faultless::{AddressSpace, FaultError};
 
-/// Why a load or a store was not done. `F` is the fault as it came ([`PageFault`]), or why it was not served
-/// ([`FaultError`]).
+/// The reason that a load or a store was not done. `F` is the page fault itself ([`PageFault`]), or the error of
+/// serving it ([`FaultError`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError<F = FaultError> {
     /// A page fault.
@@ -29,53 +29,53 @@ impl<F> From<F> for AccessError<F> {
     }
 }
 
-/// A space as the processors that run in it use it. The calling thread is the processor; it is in no section.
+/// The accesses of a processor that runs in a space. The calling thread is the processor; it must be in no section.
 ///
 /// Words are native-endian; a load is Acquire, a store is Release, an addition is both.
 pub trait Cpu {
-    /// Loads a word, unless there is a page fault.
+    /// Loads a word. A page fault is returned and not served.
     ///
     /// # Errors
-    /// [`AccessError`]; nothing is done.
+    /// [`AccessError`]; no byte was accessed.
     fn try_load_u64(&self, address: VirtAddr) -> Result<u64, AccessError<PageFault>>;
 
-    /// Stores a word, unless there is a page fault.
+    /// Stores a word. A page fault is returned and not served.
     ///
     /// # Errors
-    /// [`AccessError`]; nothing is done.
+    /// [`AccessError`]; nothing was stored.
     fn try_store_u64(&self, address: VirtAddr, value: u64) -> Result<(), AccessError<PageFault>>;
 
-    /// Loads a word; page faults are served.
+    /// Loads a word, and serves page faults.
     ///
     /// # Errors
     /// [`AccessError`].
     fn load_u64(&self, address: VirtAddr) -> Result<u64, AccessError>;
 
-    /// Stores a word; page faults are served.
+    /// Stores a word, and serves page faults.
     ///
     /// # Errors
-    /// [`AccessError`]; nothing is stored.
+    /// [`AccessError`]; nothing was stored.
     fn store_u64(&self, address: VirtAddr, value: u64) -> Result<(), AccessError>;
 
-    /// Adds to a word, wrapping, in one step; returns what was there. Page faults are served.
+    /// Adds to a word, wrapping, in one step, and serves page faults. Returns the old value.
     ///
     /// # Errors
-    /// [`AccessError`]; nothing is stored.
+    /// [`AccessError`]; nothing was stored.
     fn fetch_add_u64(&self, address: VirtAddr, value: u64) -> Result<u64, AccessError>;
 
-    /// Loads bytes from any address on, word by word; page faults are served.
+    /// Loads bytes from any address on, word by word, and serves page faults.
     ///
     /// # Errors
-    /// [`FaultError`] of the first page that cannot be had; the pages before are read.
+    /// [`FaultError`] of the first page that cannot be accessed; the pages before it were read.
     fn read_bytes(&self, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError>;
 
-    /// Stores bytes from any address on, word by word; page faults are served.
+    /// Stores bytes from any address on, word by word, and serves page faults.
     ///
     /// # Errors
-    /// [`FaultError`] of the first page that cannot be had; the pages before are written.
+    /// [`FaultError`] of the first page that cannot be accessed; the pages before it were written.
     fn write_bytes(&self, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
 
-    /// Returns whether the page of `address` is there and a processor has stored to it since it was mapped.
+    /// Returns whether the page of `address` is mapped and a processor has stored to it since it was mapped.
     fn is_dirty(&self, address: VirtAddr) -> bool;
 }
 
@@ -83,7 +83,7 @@ fn aligned<F>(address: VirtAddr) -> Result<(), AccessError<F>> {
     if address.get().is_multiple_of(8) { Ok(()) } else { Err(AccessError::Unaligned { address }) }
 }
 
-/// One try.
+/// Tries an access once.
 #[inline]
 fn attempt<D: LockingDesign, R>(
     space: &AddressSpace<Soft, D>,
@@ -95,12 +95,12 @@ fn attempt<D: LockingDesign, R>(
     let subject = space.root().subject(address.page());
     // SAFETY: dropped here; an access calls no engine.
     let section = unsafe { engine.enter_access(subject) };
-    // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
+    // SAFETY: walked in this engine's section; an access only sets accessed and dirty bits.
     let table = unsafe { space.table() };
     mmu::access(&section, table, engine.host().frames(), address, access, operation)
 }
 
-/// As many tries as it takes, the faults served between them.
+/// Tries an access until it succeeds, and serves the faults between the tries.
 #[inline]
 fn complete<D: LockingDesign, R>(
     space: &AddressSpace<Soft, D>,
@@ -116,13 +116,13 @@ fn complete<D: LockingDesign, R>(
     }
 }
 
-/// Where byte `done` of an access at `address` lies. The access has not got past the last address: the pages up there
-/// are beyond every table, and have faulted.
+/// Returns the address of byte `done` of an access at `address`. The access has not passed the last address: the pages
+/// there are beyond every table, so they have faulted.
 fn further(address: VirtAddr, done: usize) -> VirtAddr {
     VirtAddr::new(address.get().wrapping_add(done as u64))
 }
 
-/// Bytes from `address` on to the end of its page.
+/// Returns the number of bytes from `address` to the end of its page.
 fn left_in_page(address: VirtAddr) -> usize {
     (PAGE_SIZE - address.offset_in_page()) as usize
 }
@@ -162,7 +162,7 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
             let end = bytes.len().min(done + left_in_page(address));
             let part = &mut bytes[done..end];
             done += complete(self, address, Access::Read, |memory, frame, at| {
-                // SAFETY: an access section keeps the frame, and a page that is mapped is not being read from a store.
+                // SAFETY: the access section keeps the frame, and a mapped page is not being filled from a store.
                 unsafe { memory.read(frame, at as usize, part) }
             })?;
         }
@@ -185,7 +185,7 @@ impl<D: LockingDesign> Cpu for AddressSpace<Soft, D> {
 
     fn is_dirty(&self, address: VirtAddr) -> bool {
         let page = address.page();
-        // SAFETY: dropped here; a look at an entry calls no engine.
+        // SAFETY: dropped here; loading an entry calls no engine.
         let section = unsafe { self.engine().enter_section() };
         // SAFETY: walked in this engine's section; nothing is changed.
         let table = unsafe { self.table() };

@@ -1,5 +1,5 @@
-//! For the tests of this crate: memory and a table that a test has alone, so that it may do to them whatever it does. The
-//! methods that demand something of their caller, without `unsafe`.
+//! For the tests of this crate: memory and a table that only the test uses. The unsafe methods are safe here, since a
+//! test may do anything to them.
 
 use crate::memory::PhysicalMemory;
 use crate::table::{Leaf, RadixTable};
@@ -10,7 +10,7 @@ use std::ops::Deref;
 #[cfg(not(loom))]
 use std::ptr::NonNull;
 
-/// Memory of the test's own.
+/// Memory that only the test uses.
 pub(crate) struct Frames<M>(pub M);
 
 impl<M: Deref<Target = PhysicalMemory>> Deref for Frames<M> {
@@ -23,7 +23,7 @@ impl<M: Deref<Target = PhysicalMemory>> Deref for Frames<M> {
 
 impl<M: Deref<Target = PhysicalMemory>> Frames<M> {
     pub fn free(&self, frame: Frame) {
-        // SAFETY: the memory is the test's own; no engine uses it.
+        // SAFETY: only the test uses the memory, and no engine.
         unsafe { self.0.free(frame) }
     }
 
@@ -51,7 +51,7 @@ impl<M: Deref<Target = PhysicalMemory>> Frames<M> {
     }
 }
 
-/// A table of the test's own, in which no engine puts anything.
+/// A table that only the test uses; no engine changes it.
 pub(crate) struct Entries<T>(pub T);
 
 impl<T: Deref<Target = RadixTable>> Deref for Entries<T> {
@@ -64,7 +64,7 @@ impl<T: Deref<Target = RadixTable>> Deref for Entries<T> {
 
 impl<T: Deref<Target = RadixTable>> Entries<T> {
     pub fn let_go(&self, leaf: Leaf<'_>, page: PageNumber) {
-        // SAFETY: the table is the test's own; no engine goes by its entries.
+        // SAFETY: only the test uses the table; no engine relies on its entries.
         unsafe { self.0.let_go(leaf, page) }
     }
 
@@ -79,7 +79,7 @@ impl<T: Deref<Target = RadixTable>> Entries<T> {
     }
 
     pub fn unhook(&self, page: PageNumber) -> Option<Retired> {
-        // SAFETY: as in `let_go`; what comes back is freed by unsafe code only.
+        // SAFETY: as in `let_go`; only unsafe code can free the result.
         unsafe { self.0.unhook(page) }
     }
 }

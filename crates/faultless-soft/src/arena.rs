@@ -1,4 +1,4 @@
-//! The bytes of physical memory: pages of one allocation. Who may use which page is the business of whoever uses it.
+//! The bytes of physical memory: the pages of one allocation. The callers decide who may use a page.
 
 use faultless::address::PAGE_SIZE;
 use faultless::sync::plain::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ pub(crate) const PAGE: usize = PAGE_SIZE as usize;
 /// Fills free pages in debug builds, so that old bytes do not pass for zeros.
 pub(crate) const POISON: u8 = 0xa5;
 
-/// One allocation, page-aligned inside.
+/// The pages of one allocation, page-aligned inside it.
 pub(crate) struct Arena {
     allocation: NonNull<u8>,
     layout: Layout,
@@ -18,71 +18,72 @@ pub(crate) struct Arena {
     pages: u64,
 }
 
-// SAFETY: only memory; who may use which part of it is the business of whoever uses it.
+// SAFETY: it is only memory. Its users decide which thread may use which part.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// `pages` pages; `None` if there is no memory for so many.
+    /// Makes an arena of `pages` pages. Returns `None` if there is not enough memory.
     pub fn new(pages: u64) -> Option<Self> {
-        // A page more, aligned here: the allocator leaves zeroing to the operating system, page by page at the first
-        // touch, only for a layout of small alignment.
+        // One page more, and the alignment is done here. The allocator leaves zeroing to the operating system, page by
+        // page at the first touch, only for a layout of small alignment.
         let bytes = usize::try_from(pages.checked_add(1)?.checked_mul(PAGE_SIZE)?).ok()?;
         let layout = Layout::from_size_align(bytes, align_of::<u64>()).ok()?;
         // SAFETY: the layout has a size.
         let allocation = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
         let gap = allocation.align_offset(PAGE);
         debug_assert!(gap < PAGE);
-        // SAFETY: less than a page, and there is a page more than `pages`.
+        // SAFETY: the gap is less than a page, and the allocation is a page longer than `pages`.
         let first_page = unsafe { allocation.add(gap) };
         Some(Self { allocation, layout, first_page, pages })
     }
 
-    /// Where byte `offset` of a page is. Checked in release builds too: anybody can make a `Frame`.
+    /// Returns the address of byte `offset` of a page. Checks its arguments in release builds too, since any code can
+    /// make a `Frame`.
     fn address(&self, page: u64, offset: u64) -> NonNull<u8> {
         assert!(page < self.pages && offset < PAGE_SIZE, "frame {page} offset {offset}");
         // SAFETY: inside the arena, by the assertion.
         unsafe { self.first_page.add(page as usize * PAGE + offset as usize) }
     }
 
-    /// Where a page begins.
+    /// Returns the first address of a page.
     pub fn page(&self, page: u64) -> NonNull<u8> {
         self.address(page, 0)
     }
 
-    /// The word that has byte `offset` of the page in it.
+    /// Returns the word that contains byte `offset` of the page.
     #[inline]
     pub fn word(&self, page: u64, offset: u64) -> &AtomicU64 {
         let word = self.address(page, offset & !7).cast::<u64>();
         // SAFETY: aligned and inside the arena, which lives as long as `self`. All accesses of guests are atomic and of
-        // this size; the others (poison, zero, copy, stores' transfers) are by whoever has the page alone.
+        // this size. The others (poison, zero, copy, transfers of stores) are made by code that uses the page alone.
         unsafe { AtomicU64::from_ptr(word.as_ptr()) }
     }
 
-    /// In debug builds: spoils what is in a page that nobody has.
+    /// Overwrites a free page, in debug builds.
     pub fn poison(&self, page: u64) {
         if cfg!(debug_assertions) {
-            // SAFETY: a page of the arena, which nobody else has.
+            // SAFETY: a page of the arena that no other code uses.
             unsafe { self.page(page).write_bytes(POISON, PAGE) };
         }
     }
 
-    /// Fills a page with zeros, which the caller has alone.
+    /// Fills a page with zeros. Only the caller may use the page meanwhile.
     pub fn zero(&self, page: u64) {
-        // SAFETY: a page of the arena, which the caller has alone.
+        // SAFETY: a page of the arena that only the caller uses.
         unsafe { self.page(page).write_bytes(0, PAGE) };
     }
 
-    /// Copies a page that nobody writes to another one, which the caller has alone.
+    /// Copies page `from` to page `to`. No thread may write `from`, and only the caller may use `to`.
     pub fn copy(&self, from: u64, to: u64) {
         assert_ne!(from, to);
         let (from, to) = (self.page(from), self.page(to));
-        // SAFETY: two pages of the arena; the caller has `to` alone, and nobody writes `from`.
+        // SAFETY: two pages of the arena; only the caller uses `to`, and no thread writes `from`.
         unsafe { to.copy_from_nonoverlapping(from, PAGE) };
     }
 
-    /// Copies bytes out of a page that others may be using, up to its end. Returns how many.
+    /// Copies bytes out of a page that other threads may be using, up to its end. Returns the number of bytes.
     pub fn read(&self, page: u64, offset: usize, bytes: &mut [u8]) -> usize {
         let count = inside_page(offset, bytes.len());
         let mut done = 0;
@@ -94,7 +95,7 @@ impl Arena {
         }
         while done < count {
             let (at, within) = ((offset + done) as u64, (offset + done) % 8);
-            // Acquire, and a store's Release: as with whole words.
+            // Acquire here and Release in a store, as with whole words.
             let word = self.word(page, at).load(Ordering::Acquire).to_ne_bytes();
             let now = (count - done).min(8 - within);
             bytes[done..done + now].copy_from_slice(&word[within..within + now]);
@@ -103,7 +104,7 @@ impl Arena {
         count
     }
 
-    /// Copies bytes into a page that others may be using, up to its end. Returns how many.
+    /// Copies bytes into a page that other threads may be using, up to its end. Returns the number of bytes.
     pub fn write(&self, page: u64, offset: usize, bytes: &[u8]) -> usize {
         let count = inside_page(offset, bytes.len());
         let mut done = 0;
@@ -121,7 +122,8 @@ impl Arena {
             if let Ok(whole) = part.try_into() {
                 word.store(u64::from_ne_bytes(whole), Ordering::Release);
             } else {
-                // The whole word at once: atomic accesses of different sizes to the same bytes must not meet.
+                // The whole word at once: atomic accesses of different sizes must not be made to the same bytes at a
+                // time.
                 let splice = |old: u64| {
                     let mut all = old.to_ne_bytes();
                     all[within..within + part.len()].copy_from_slice(part);
@@ -142,7 +144,7 @@ impl Drop for Arena {
     }
 }
 
-/// How many bytes a copy of `length` bytes moves that begins at `offset` in a page.
+/// Returns the number of bytes that a copy of `length` bytes moves if it begins at `offset` in a page.
 fn inside_page(offset: usize, length: usize) -> usize {
     length.min(PAGE.saturating_sub(offset))
 }
@@ -168,7 +170,7 @@ mod tests {
             arena.read(0, offset, &mut some);
             assert_eq!(some, bytes);
         }
-        // Only what the page has.
+        // A copy ends at the end of the page.
         assert_eq!(arena.write(0, PAGE - 3, &[9; 8]), 3);
         assert_eq!(arena.read(0, PAGE - 1, &mut [0; 8]), 1);
         assert_eq!(arena.read(0, PAGE, &mut [0; 8]), 0);

@@ -1,35 +1,35 @@
-//! Free frames: one list that all threads share, and caches in front of it that one thread at a time uses.
+//! Free frames: one list that all threads share, and caches in front of it, each used by one thread at a time.
 
 use faultless::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use faultless::sync::plain;
 
-/// Frames that go between a cache and the list at once.
+/// The number of frames that move between a cache and the list at once.
 #[cfg(not(loom))]
 pub(crate) const BATCH: usize = 32;
 #[cfg(loom)]
 pub(crate) const BATCH: usize = 1;
-/// Frames that a cache holds at most.
+/// The greatest number of frames in a cache.
 const HOLDS: usize = 2 * BATCH;
 
 /// A Treiber stack of free frames, on cache lines of its own.
 #[repr(align(128))]
 pub(crate) struct FreeList {
-    /// The top frame's number plus one in the low `bits` bits, a tag that grows with each change in the others: a
-    /// frame that was taken and came back is told apart. Changed by read-modify-writes only, Release by a push,
-    /// Acquire by a pop: all use of a frame happens before its next life.
+    /// The low `bits` bits hold the top frame's number plus one. The other bits hold a tag, which each change
+    /// increases, so that a frame that was taken and came back is told apart. Changed only by read-modify-writes:
+    /// Release in a push, Acquire in a pop. So all use of a frame happens before its next life.
     head: AtomicU64,
-    /// As many bits as the largest number needs, so that the tag has all others: it comes round after 2^(64 - bits) changes,
-    /// 2^40 with 2^24 frames (64 GiB). A change is of up to a batch of frames. A pop that is preempted for just as many
-    /// changes would mistake one list for another. Immutable.
+    /// The number of bits that the largest number needs. The tag has all others and wraps around after 2^(64 - bits)
+    /// changes: 2^40 with 2^24 frames (64 GiB). A change moves up to a batch of frames. A pop that is preempted for
+    /// exactly that many changes would mistake one list for another. Immutable.
     bits: u32,
-    /// Frames from here on have never been used. Atomic; grows only.
+    /// The first frame that was never used; all later ones were not either. Atomic; only grows.
     pub fresh: plain::AtomicU64,
-    /// Frames that were taken past the caches, less those given back so; wraps. Atomic.
+    /// The number of frames that were taken past the caches, less those freed past them; wraps. Atomic.
     pub used: plain::AtomicU64,
 }
 
 impl FreeList {
-    /// No frames; later some of number 0 to `frames` - 1, which are 2^32 - 1 at most.
+    /// Makes an empty list for frames with numbers below `frames`, which is 2^32 - 1 at most.
     pub fn new(frames: u64) -> Self {
         Self {
             head: AtomicU64::new(0),
@@ -39,17 +39,17 @@ impl FreeList {
         }
     }
 
-    /// The top frame's number plus one.
+    /// Returns the top frame's number plus one.
     fn top(&self, head: u64) -> u32 {
         (head & ((1 << self.bits) - 1)) as u32
     }
 
-    /// The head with `top`, and the next tag.
+    /// Returns the head with `top` and the next tag.
     fn retag(&self, head: u64, top: u32) -> u64 {
         ((head >> self.bits).wrapping_add(1) << self.bits) | u64::from(top)
     }
 
-    /// Pushes `frames`, of which there is one at least.
+    /// Pushes `frames`.
     pub fn push(&self, next: &[plain::AtomicU32], frames: impl Iterator<Item = u32>) {
         let mut frames = frames.peekable();
         let Some(&top) = frames.peek() else { return };
@@ -71,14 +71,15 @@ impl FreeList {
         }
     }
 
-    /// Takes frames off the top, as many as there are places; returns how many.
+    /// Takes frames off the top, at most one for each of `places`. Returns their number.
     pub fn pop(&self, next: &[plain::AtomicU32], places: &[plain::AtomicU32]) -> usize {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             let (mut top, mut count) = (self.top(head), 0);
             while let (Some(frame), Some(place)) = (top.checked_sub(1), places.get(count)) {
                 place.store(frame, Ordering::Relaxed);
-                // Perhaps taken and pushed elsewhere meanwhile: then the tag has changed and this is not used.
+                // If another thread takes the frame meanwhile, this value may be wrong. Then the tag has changed and it
+                // is not used.
                 top = next[frame as usize].load(Ordering::Relaxed);
                 count += 1;
             }
@@ -93,29 +94,29 @@ impl FreeList {
         }
     }
 
-    /// Changes with each push and pop. Acquire.
+    /// Returns a value that changes with each push and pop. Acquire.
     pub fn version(&self) -> u64 {
         self.head.load(Ordering::Acquire)
     }
 }
 
-/// Free frames for the threads of one slot, or few, on cache lines of their own. They count as free, and others take
-/// them where the list has none.
+/// Free frames for the threads of one slot or a few, on cache lines of their own. They count as free; other threads
+/// take them when the list is empty.
 #[repr(C, align(128))]
 pub(crate) struct Cache {
-    /// True while a thread has the cache. Acquire; Release when the thread lets it go.
+    /// True while a thread holds the cache. Acquire to take it, Release to let it go.
     held: AtomicBool,
-    /// How many frames. The holder's.
+    /// The number of frames. Written by the holder.
     count: plain::AtomicU32,
-    /// Frames that were taken by way of it, less those given back so; wraps. Written by the holder; the sum over all
-    /// caches, and the list's, counts.
+    /// The number of frames that were taken through this cache, less those freed through it; wraps. Written by the
+    /// holder. Only the sum over all caches and the list is meaningful.
     pub used: plain::AtomicU64,
-    /// The last one freed comes last. The holder's.
+    /// The frames; the one that was freed last is the last. Written by the holder.
     frames: [plain::AtomicU32; HOLDS],
 }
 
 impl Cache {
-    /// No frames.
+    /// Makes an empty cache.
     pub fn new() -> Self {
         Self {
             held: AtomicBool::new(false),
@@ -125,7 +126,7 @@ impl Cache {
         }
     }
 
-    /// Takes hold of it, unless somebody has.
+    /// Takes hold of the cache, unless another thread holds it.
     #[inline]
     pub fn try_hold(&self) -> Option<Held<'_>> {
         let held = self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
@@ -133,7 +134,7 @@ impl Cache {
     }
 }
 
-/// A cache that nobody else uses meanwhile.
+/// A cache that the calling thread holds.
 pub(crate) struct Held<'a>(&'a Cache);
 
 impl Held<'_> {
@@ -147,14 +148,14 @@ impl Held<'_> {
         self.0.count.store(count as u32, Ordering::Relaxed);
     }
 
-    /// Says that `frames` more, or fewer, are in use.
+    /// Adds `frames`, which may be negative, to the number of frames in use.
     #[inline]
     pub fn add_used(&self, frames: i64) {
         let used = self.0.used.load(Ordering::Relaxed);
         self.0.used.store(used.wrapping_add_signed(frames), Ordering::Relaxed);
     }
 
-    /// Takes a frame out.
+    /// Takes a frame out of the cache.
     #[inline]
     pub fn take(&mut self) -> Option<u32> {
         let count = self.count().checked_sub(1)?;
@@ -162,7 +163,7 @@ impl Held<'_> {
         Some(self.0.frames[count].load(Ordering::Relaxed))
     }
 
-    /// Puts a frame in; half of those there go to the list first, the older ones, if it is full.
+    /// Puts a frame into the cache. If it is full, the older half goes to the list first.
     #[inline]
     pub fn put(&mut self, frame: u32, list: &FreeList, next: &[plain::AtomicU32]) {
         if self.count() == HOLDS {
@@ -181,16 +182,16 @@ impl Held<'_> {
         self.set_count(HOLDS - BATCH);
     }
 
-    /// Fills it, which is empty, from the list. False: there is nothing.
+    /// Fills the empty cache from the list. Returns `false` if the list is empty.
     pub fn refill(&mut self, list: &FreeList, next: &[plain::AtomicU32]) -> bool {
         let count = list.pop(next, &self.0.frames[..BATCH]);
         self.set_count(count);
         count != 0
     }
 
-    /// Fills it, which is empty, with the frames from `first` up to `end`, a batch at most.
+    /// Fills the empty cache with the frames from `first` up to `end`, at most a batch.
     pub fn fill(&mut self, first: u64, end: u64) {
-        // The lowest comes out first.
+        // In reverse, so that the lowest is taken first.
         let frames = (first..end).rev();
         self.0
             .frames
@@ -216,13 +217,13 @@ mod tests {
         (0..frames).map(|_| plain::AtomicU32::new(0)).collect()
     }
 
-    /// A pop that is preempted meanwhile compares with a head that it has seen.
+    /// A pop that is preempted meanwhile compares with a head that it has seen before.
     #[test]
     fn four_billion_changes_do_not_bring_the_head_back() {
         let (list, next) = (FreeList::new(8), next(8));
         list.push(&next, [3].into_iter());
         let seen = list.version();
-        // The state after 2^32 changes less one: each change adds to the tag.
+        // The tag after 2^32 - 2 changes, each of which adds one. The pop and the push below make it 2^32.
         list.head.fetch_add((u64::from(u32::MAX) - 1) << list.bits, Ordering::Relaxed);
         let places = [plain::AtomicU32::new(0)];
         assert_eq!(list.pop(&next, &places), 1);
@@ -237,7 +238,7 @@ mod tests {
             let list = FreeList::new(frames);
             let (last, head) = ((frames - 1) as u32, u64::MAX);
             assert_eq!(list.top(list.retag(head, last + 1)), last + 1);
-            assert_eq!(list.retag(head, 0), 0, "the tag comes round");
+            assert_eq!(list.retag(head, 0), 0, "the tag wraps around");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! A software machine for [`faultless`]: page tables, physical memory and processors made of atomic operations, for
-//! emulators, tests and the laboratory.
+//! A software machine for [`faultless`]: page tables, physical memory and processors made of atomic operations. It is
+//! for emulators, tests and the laboratory.
 //!
 //! ```text
 //!  Cpu::store_u64 ──► access section { walk RadixTable ─► set accessed, dirty ─► word in PhysicalMemory }
-//!                          │ not there, or not for this access
+//!                          │ page absent, or access not allowed
 //!                          ▼
 //!                     fault_and_wait ─► again
 //! ```
-//! A translation lives as long as the access section in which it was found: there is no translation cache that
-//! would outlive it. So [`invalidate`](faultless::host::PageTable::invalidate) is the end of all older sections.
+//! A translation lives as long as the access section in which it was found: no translation cache outlives it. So
+//! [`invalidate`](faultless::host::PageTable::invalidate) only waits for the end of all older sections.
 //! [`Soft::with_caches`] makes a machine for tests whose processors keep translations, as hardware does.
 
 mod access;
@@ -37,20 +37,21 @@ pub struct Soft {
     #[cfg(debug_assertions)]
     processors: Option<Arc<table::Processors>>,
     services: StdServices,
-    /// A function that is told of each wait. Immutable.
+    /// A function that is called at the end of each wait. Immutable.
     on_wait: Option<OnWait>,
 }
 
-/// A function that is told of a wait of the calling thread: what it waited for, and from when to when, by the machine's clock in
-/// nanoseconds. [`StdHost::waited`] says what the function may do.
+/// A function that is called at the end of a wait, in the thread that has waited. Its arguments are the counter of the
+/// wait, and the wait's begin and end in nanoseconds of the machine's clock. [`StdHost::waited`] states what the function
+/// may do.
 pub type OnWait = fn(Counter, u64, u64);
 
-// The memory of a mapping, without its places in the tree. For folios see `faultless::frame`.
+// A mapping's memory, without its places in the tree. The size of folios is checked in `faultless::frame`.
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<faultless::vma::Vma<Soft, faultless::design::Faultless>>() <= 128);
 
 impl Soft {
-    /// A machine with `frames` frames of memory.
+    /// Makes a machine with `frames` frames of memory.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -64,25 +65,27 @@ impl Soft {
         })
     }
 
-    /// Makes the machine call `on_wait` at the end of each wait, in the thread that has waited. A trace of a machine is made so.
+    /// Makes the machine call `on_wait` at the end of each wait, in the thread that has waited. Use it to trace a
+    /// machine.
     #[must_use]
     pub fn with_trace(self, on_wait: OnWait) -> Self {
         Self { on_wait: Some(on_wait), ..self }
     }
 
-    /// As [`Soft::new`], with processors that have a TLB and a cache of upper table entries, as hardware has. Use it in
-    /// tests: a frame or a leaf table that is freed before its translations were invalidated ends the test.
+    /// Makes a machine whose processors have a TLB and a cache of upper table entries, as hardware has. Use it in
+    /// tests: it panics if a frame or a leaf table is freed before its translations were invalidated.
     ///
-    /// Translations stay in the caches when the access has ended, until they are invalidated. The first 16 threads have caches of
-    /// their own; a thread beyond these shares the caches of an earlier one.
+    /// A translation stays in the caches after the access, until it is invalidated. The first 16 threads have their own
+    /// caches; a later thread shares the caches of an earlier one.
     ///
-    /// Without debug assertions the machine is as [`Soft::new`] makes it: the checks would slow every access.
+    /// Without debug assertions the machine is the same as that of [`Soft::new`], since the checks would slow every
+    /// access.
     ///
     /// # Errors
     /// [`MemoryError`].
     ///
     /// # Panics
-    /// Later, in whichever call frees too early: the message begins with "invariant 3" or "invariant 15".
+    /// Not here, but in a later call that frees too early. The message begins with "invariant 3" or "invariant 15".
     pub fn with_caches(frames: u64) -> Result<Self, MemoryError> {
         let soft = Self::new(frames)?;
         #[cfg(debug_assertions)]
@@ -94,7 +97,7 @@ impl Soft {
     }
 }
 
-// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+// SAFETY: each field is returned as it is and does not move; each keeps its own contract.
 unsafe impl StdHost for Soft {
     type Table = RadixTable;
     type Frames = PhysicalMemory;

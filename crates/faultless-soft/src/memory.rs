@@ -1,7 +1,8 @@
 //! Physical memory: an arena, a folio for each frame, and the free frames.
 //!
-//! A thread takes frames from the cache of its slot, and gives them back there; one in so many times a batch goes
-//! between the cache and the list that all share. So what an allocation writes is the slot's own, and the frame's.
+//! A thread takes frames from the cache of its slot, and frees them there. Only from time to time a batch moves between
+//! the cache and the list that all threads share. So an allocation usually writes only the slot's memory and the
+//! frame's.
 
 use crate::arena::Arena;
 use crate::free_list::{BATCH, Cache, FreeList, Held};
@@ -18,65 +19,66 @@ use std::ptr::NonNull;
 #[cfg(debug_assertions)]
 use std::sync::Arc;
 
-/// The most frames that a memory can have: list heads keep a frame's number, plus one, in 32 bits.
+/// The greatest number of frames of a memory: the head of a list keeps a frame's number plus one in 32 bits.
 pub const MAX_FRAMES: u64 = u32::MAX as u64 - 1;
 
-/// Caches: a slot has one to itself as long as there are not more slots than these. Who meets somebody else in one goes
-/// to the list.
+/// The number of caches. A slot has a cache of its own as long as there are no more slots than caches. A thread that
+/// finds its cache in use goes to the list.
 #[cfg(not(loom))]
 const CACHES: usize = 128;
 #[cfg(loom)]
 const CACHES: usize = 1;
 
-/// How often everything is looked through while frames seem to be on their way.
+/// The number of times that all lists and caches are searched while frames seem to move between them.
 const LOOKS: u32 = 64;
 
-/// Why there is no physical memory.
+/// Errors of making physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
-    /// No frames at all.
-    #[error("physical memory of zero frames")]
+    /// The memory would have no frames.
+    #[error("physical memory of zero frames cannot be made: give it at least one frame")]
     NoFrames,
-    /// More frames than can be numbered or addressed.
+    /// There are more frames than can be numbered or addressed.
     #[error("physical memory of {frames} frames: at most {MAX_FRAMES} can be addressed")]
     TooManyFrames {
-        /// The frames asked for.
+        /// The requested number of frames.
         frames: u64,
     },
-    /// The operating system has not that much.
+    /// The operating system does not have that much memory.
     #[error("no memory for {frames} frames")]
     OutOfMemory {
-        /// The frames asked for.
+        /// The requested number of frames.
         frames: u64,
     },
 }
 
-/// Set in [`PhysicalMemory::failing`]: all later allocations fail too.
+/// A bit of [`PhysicalMemory::failing`]: all later allocations fail too.
 const FOR_EVER: u64 = 1 << 63;
 
 /// The physical memory of a software machine.
 ///
-/// Guests' loads and stores are atomic operations on words of eight bytes; which of them may meet is the page
-/// tables' business. Under loom the bytes are plain memory, and each access is a step on an atomic of the frame,
-/// so that loom tries it at every moment; `zero` and `copy` are checked by [`faultless::sync::Life`].
+/// Loads and stores of guests are atomic operations on words of eight bytes. The page tables decide which of them may
+/// be concurrent. Under loom the bytes are plain memory, and each access is a step on an atomic of the frame, so that
+/// loom tries it at every moment. [`faultless::sync::Life`] checks `zero` and `copy`.
 pub struct PhysicalMemory {
     arena: Arena,
     #[cfg(loom)]
     steps: Vec<AtomicU64>,
     folios: Vec<Folio>,
-    /// Below each frame on its free list: a number plus one. Written by whoever has the frame, before its push.
+    /// For each frame on a free list, the number plus one of the frame below it. Written by the frame's owner before
+    /// its push.
     next: Vec<plain::AtomicU32>,
     list: FreeList,
     caches: [Cache; CACHES],
-    /// Allocations until one fails, that one included; 0: none will. Atomic; see [`FOR_EVER`].
+    /// The number of allocations up to and including one that fails; 0: none will fail. Atomic; see [`FOR_EVER`].
     failing: plain::AtomicU64,
-    /// The processors' caches, which name no frame that is freed. Immutable.
+    /// The processors' caches. They must not name a frame that is freed. Immutable.
     #[cfg(debug_assertions)]
     processors: Option<Arc<Processors>>,
 }
 
 impl PhysicalMemory {
-    /// Memory of `frames` frames, all free. The operating system backs a frame when it is first used.
+    /// Makes a memory of `frames` frames, all free. The operating system backs a frame when it is first used.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -101,20 +103,20 @@ impl PhysicalMemory {
         })
     }
 
-    /// The same memory, whose frames may be named in these caches.
+    /// Returns this memory with processors whose caches may name its frames.
     #[cfg(debug_assertions)]
     pub(crate) fn cached_by(mut self, processors: Option<Arc<Processors>>) -> Self {
         self.processors = processors;
         self
     }
 
-    /// From the `n`-th allocation on (1 is the next one) all fail; `None`: no longer. For tests.
+    /// Makes all allocations from the `n`-th on fail (1 is the next one); `None` ends that. For tests.
     pub fn fail_from(&self, n: Option<u64>) {
         let state = n.map_or(0, |n| n.clamp(1, FOR_EVER - 1) | FOR_EVER);
         self.failing.store(state, Ordering::Relaxed);
     }
 
-    /// The `n`-th allocation (1 is the next one) fails, and no other. For tests.
+    /// Makes the `n`-th allocation (1 is the next one) fail, and no other. For tests.
     pub fn fail_once(&self, n: u64) {
         self.failing.store(n.clamp(1, FOR_EVER - 1), Ordering::Relaxed);
     }
@@ -126,18 +128,18 @@ impl PhysicalMemory {
             _ if state == 1 | FOR_EVER => Some(state),
             _ => Some(state - 1),
         };
-        // The closure always answers, so the error is the old value as well.
+        // The closure always returns `Some`, so the error cannot occur; it would be the old value as well.
         let (Ok(old) | Err(old)) = self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
         old & !FOR_EVER == 1
     }
 
-    /// The cache of the calling thread, unless somebody else is in it.
+    /// Takes hold of the calling thread's cache, unless another thread holds it.
     #[inline]
     fn own_cache(&self) -> Option<Held<'_>> {
         self.caches[StdSlots.current().get() as usize % CACHES].try_hold()
     }
 
-    /// Fills a cache, which is empty: with what was freed, or with frames that have never been used.
+    /// Fills an empty cache with freed frames, or with frames that were never used.
     #[cold]
     fn refill(&self, cache: &mut Held<'_>) {
         if !cache.refill(&self.list, &self.next)
@@ -147,7 +149,7 @@ impl PhysicalMemory {
         }
     }
 
-    /// Never-used frames, `most` at most.
+    /// Takes up to `most` frames that were never used. Returns the first, and the end.
     fn take_fresh(&self, most: u64) -> Option<(u64, u64)> {
         let limit = self.folios.len() as u64;
         let take = |first: u64| (first < limit).then(|| limit.min(first + most));
@@ -157,8 +159,9 @@ impl PhysicalMemory {
         Some((first, end))
     }
 
-    /// A frame for whose cache there was none: what is free anywhere. A frame that is free all the time is found: it is on
-    /// the list, or in a cache, or has gone from one to the other, and then the list has changed.
+    /// Finds a frame that is free anywhere, if the thread's cache had none or was in use. A frame that stays free is
+    /// found: it is on the list or in a cache, or it moves between them, and then the list's version changes and the
+    /// search is repeated.
     #[cold]
     fn find(&self) -> Option<u32> {
         for _ in 0..LOOKS {
@@ -175,7 +178,7 @@ impl PhysicalMemory {
         None
     }
 
-    /// A frame out of somebody's cache. Whoever is in one is about to leave it.
+    /// Takes a frame out of another thread's cache. If a thread holds the cache, waits, since it is about to let go.
     fn take_back(&self) -> Option<u32> {
         self.caches.iter().find_map(|cache| {
             let mut looks = 0;
@@ -189,7 +192,7 @@ impl PhysicalMemory {
         })
     }
 
-    /// Begins a guest's access: a model stops here, and its order is `ordering`'s.
+    /// Begins an access of a guest. Under loom a model can switch threads here, and `ordering` is the step's.
     #[inline]
     fn step(&self, frame: Frame, ordering: Ordering) {
         self.folio(frame).life().touch();
@@ -198,7 +201,7 @@ impl PhysicalMemory {
         let _ = ordering;
     }
 
-    /// A guest's load of the word at byte `offset`, a multiple of eight. Acquire.
+    /// Loads the word at byte `offset`, a multiple of eight, for a guest. Acquire.
     #[inline]
     pub(crate) fn load_u64(&self, frame: Frame, offset: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
@@ -206,7 +209,7 @@ impl PhysicalMemory {
         self.arena.word(frame.get(), offset).load(Ordering::Acquire)
     }
 
-    /// A guest's store to the word at byte `offset`, a multiple of eight. Release.
+    /// Stores the word at byte `offset`, a multiple of eight, for a guest. Release.
     #[inline]
     pub(crate) fn store_u64(&self, frame: Frame, offset: u64, value: u64) {
         debug_assert!(offset.is_multiple_of(8));
@@ -214,7 +217,7 @@ impl PhysicalMemory {
         self.arena.word(frame.get(), offset).store(value, Ordering::Release);
     }
 
-    /// A guest's addition to the word at byte `offset`, a multiple of eight; wraps; returns what was there. AcqRel.
+    /// Adds to the word at byte `offset`, a multiple of eight, for a guest. Wraps. Returns the old value. AcqRel.
     #[inline]
     pub(crate) fn fetch_add_u64(&self, frame: Frame, offset: u64, value: u64) -> u64 {
         debug_assert!(offset.is_multiple_of(8));
@@ -223,7 +226,7 @@ impl PhysicalMemory {
     }
 }
 
-/// A step of waiting for somebody who does a few instructions, or was preempted in them.
+/// Waits a step for a holder, which needs only a few instructions unless it was preempted.
 fn wait_for_holder(looks: u32) {
     if cfg!(loom) || looks < 64 {
         faultless::sync::spin_loop();
@@ -232,7 +235,7 @@ fn wait_for_holder(looks: u32) {
     }
 }
 
-/// One `T` a frame.
+/// Makes one `T` for each frame.
 fn each_frame<T>(frames: u64, make: impl FnMut() -> T) -> Result<Vec<T>, MemoryError> {
     let mut all = Vec::new();
     all.try_reserve_exact(frames as usize).map_err(|_| MemoryError::OutOfMemory { frames })?;
@@ -241,7 +244,7 @@ fn each_frame<T>(frames: u64, make: impl FnMut() -> T) -> Result<Vec<T>, MemoryE
 }
 
 impl PhysicalMemory {
-    /// See [`FrameSource::allocate`].
+    /// Allocates a frame; see [`FrameSource::allocate`].
     pub(crate) fn take_frame(&self) -> Option<Frame> {
         if self.failing.load(Ordering::Relaxed) != 0 && self.injected_failure() {
             return None;
@@ -265,9 +268,9 @@ impl PhysicalMemory {
     }
 }
 
-// SAFETY: list and caches give a frame out once until it comes back; frame n has page n of the arena.
+// SAFETY: the list and the caches give a frame out only once until it is freed; frame n has page n of the arena.
 unsafe impl FrameSource for PhysicalMemory {
-    /// All frames are alike.
+    /// Allocates a frame. All frames are alike, so the arguments are not used.
     #[inline]
     fn allocate(&self, _: GroupId, _: FrameUse) -> Option<Frame> {
         self.take_frame()
@@ -275,14 +278,14 @@ unsafe impl FrameSource for PhysicalMemory {
 
     unsafe fn free(&self, frame: Frame) {
         let folio = self.folio(frame);
-        debug_assert!(folio.is_free(), "{frame:?} is freed while somebody has a reference to it");
+        debug_assert!(folio.is_free(), "{frame:?} is freed while it is still referenced");
         #[cfg(all(debug_assertions, not(loom)))]
         if let Some(processors) = &self.processors {
             processors.assert_forgotten(frame);
         }
         folio.life().end();
         self.arena.poison(frame.get());
-        // A number that `allocate` has given out fits.
+        // A number that `allocate` has returned fits into 32 bits.
         let number = frame.get() as u32;
         match self.own_cache() {
             Some(mut cache) => {
@@ -309,7 +312,7 @@ unsafe impl FrameSource for PhysicalMemory {
     }
 
     unsafe fn zero(&self, frame: Frame) {
-        // The mutant: what was there stays.
+        // The mutant keeps the old bytes.
         if mutant!("frame_not_zeroed") {
             return;
         }
@@ -337,12 +340,13 @@ unsafe impl FrameSource for PhysicalMemory {
         self.arena.write(frame.get(), offset, bytes)
     }
 
-    /// Adds up the caches' counts: exact when nobody allocates or frees meanwhile. What lies in a cache is free. Not for
-    /// every fault.
+    /// Adds up the counts of the caches, so do not call it for every fault. The result is exact when no thread
+    /// allocates or frees meanwhile. Frames in a cache count as free.
     fn usage(&self) -> FrameUsage {
         let add = |sum: u64, cache: &Cache| sum.wrapping_add(cache.used.load(Ordering::Relaxed));
         let used = self.caches.iter().fold(self.list.used.load(Ordering::Relaxed), add);
-        // Below zero where a frame was given back by another cache than it was taken from, between two looks.
+        // The sum can be below zero if a frame is freed through another cache than it was taken from, between two
+        // loads.
         let used = (used as i64).max(0) as u64;
         FrameUsage { used, limit: self.folios.len() as u64 }
     }
@@ -388,7 +392,7 @@ mod tests {
     #[test]
     fn no_frame_is_given_out_twice() {
         const THREADS: u64 = 4;
-        // Just enough, so that others' caches are emptied; and many.
+        // Just enough frames, so that other threads' caches are emptied; and many.
         for frames in [THREADS * 50, 3 * (BATCH * CACHES) as u64] {
             take_and_give_back(&memory(frames), THREADS);
         }
@@ -402,7 +406,7 @@ mod tests {
                 scope.spawn(move || {
                     start.wait();
                     for _ in 0..500 {
-                        // Each thread's part is always there, whoever has the rest.
+                        // Each thread's share is always free, wherever the other frames are.
                         let mine: Vec<_> =
                             (0..50).map(|_| memory.take_frame().expect("within the limit")).collect();
                         mine.iter().for_each(|&frame| memory.store_u64(frame, 8, id));
@@ -472,11 +476,11 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "while somebody has a reference")]
+    #[should_panic(expected = "while it is still referenced")]
     #[cfg(debug_assertions)]
     fn a_frame_in_use_is_not_freed() {
         let engine = Engine::new(Soft::new(1).unwrap(), Limits::default()).unwrap();
-        // It panics, and the page of zeros stays.
+        // It panics before anything changes, so the engine keeps its page of zeros.
         Frames(engine.host().frames()).free(engine.zero_frame());
     }
 
@@ -505,7 +509,7 @@ mod models {
         model.preemption_bound = Some(3);
         model.check(|| {
             let memory = Arc::new(Frames(Box::new(PhysicalMemory::new(2).unwrap())));
-            // Both on the list: a frame can come back to the top while a pop is under way.
+            // Both frames are on the list, so a frame can come back to the top while a pop is under way.
             let (a, b) = (memory.take_frame().unwrap(), memory.take_frame().unwrap());
             memory.free(a);
             memory.free(b);

@@ -1,6 +1,6 @@
-//! One access of a processor: it walks the table, sets the accessed and dirty bits, and uses the frame,
-//! all inside one access section, which [`PageTable::invalidate`] waits for. A machine made by
-//! [`Soft::with_caches`](crate::Soft::with_caches) has processors that keep translations longer.
+//! One access of a processor. It walks the table, sets the accessed and dirty bits, and uses the frame, all inside one
+//! access section. [`PageTable::invalidate`] waits for such sections. On a machine made by
+//! [`Soft::with_caches`](crate::Soft::with_caches) the processors keep translations longer.
 
 use crate::memory::PhysicalMemory;
 #[cfg(debug_assertions)]
@@ -12,19 +12,19 @@ use faultless::mutant;
 use faultless::protection::Access;
 use faultless::sync::AccessSection;
 
-/// The page is not there, or not for this access: the processor calls the operating system.
+/// A page fault: the page is absent or does not allow the access, so the processor calls the operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("page fault: {access} at {address}")]
 pub struct PageFault {
-    /// Where.
+    /// The address of the access.
     pub address: VirtAddr,
     /// The kind of the access.
     pub access: Access,
 }
 
-/// Lets `operation` use the frame and the offset that `address` means to a processor now.
+/// Calls `operation` with the frame and the offset to which a processor now translates `address`.
 ///
-/// An announced entry that is present is used like any other: page work stops other page work, not processors.
+/// An announced entry that is present is used like any other: an announcement stops other page work, not processors.
 #[inline]
 pub(crate) fn access<R>(
     section: &AccessSection<'_>,
@@ -61,11 +61,12 @@ fn needs(access: Access) -> (u64, u64) {
     }
 }
 
-/// The last step of a walk: the frame, and the entry that names it, allows the access and has the bits that it leaves.
+/// Does the last step of a walk. Returns the frame and the entry that maps it. The entry allows the access and has the
+/// bits that the access leaves.
 #[inline]
 fn walk(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber, access: Access) -> Option<(Frame, Entry)> {
     let (right, bits) = needs(access);
-    // As the write bit of an upper entry, which goes before that of the entry.
+    // A shared place has no write right, like the write bit of an upper entry, which overrides that of the entry.
     if access == Access::Write && leaf.is_shared() && !mutant!("shared_table_is_writable") {
         return None;
     }
@@ -75,7 +76,7 @@ fn walk(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber, access: Access) ->
         if entry.has(bits) {
             return Some((frame, entry));
         }
-        // The bits come before the access: a store into a page that looks clean could be dropped with the page.
+        // The bits are set before the access: otherwise a page that looks clean could be dropped with the store in it.
         match table.set_hardware(leaf, page, entry, bits) {
             Ok(()) => return Some((frame, entry.with(bits))),
             Err(now) => entry = now,
@@ -83,7 +84,7 @@ fn walk(table: &RadixTable, leaf: Leaf<'_>, page: PageNumber, access: Access) ->
     }
 }
 
-/// The frame of `page` as a processor with caches finds it; it keeps what it walks.
+/// Returns the frame of `page` as a processor with caches finds it, and caches the results of the walk.
 #[cfg(debug_assertions)]
 fn through_caches(
     caches: &mut Caches,
@@ -128,7 +129,7 @@ mod tests {
         (soft, table, frame)
     }
 
-    /// Page work that maps the page of `AT`.
+    /// Does page work that maps the page of `AT`.
     fn put(table: &RadixTable, new: Entry) -> Entry {
         let section = section(table.sections());
         let leaf = table.make_leaf(&section, AT.page()).unwrap();
@@ -179,7 +180,7 @@ mod tests {
         assert_eq!(
             fault(AT, Access::Write).to_string(),
             "page fault: write at 0x5008",
-            "an error says what and where"
+            "the message names the access and the address"
         );
     }
 
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(entry(&table), mapped.with(Entry::ANNOUNCED));
     }
 
-    /// Invariant 3: a frame goes after invalidate, and nobody reaches it through the old translation.
+    /// Invariant 3: a frame is freed after invalidate, and no access reaches it through the old translation.
     #[test]
     fn no_store_reaches_a_frame_after_invalidate() {
         let (soft, table, _) = machine(Entry::READ | Entry::WRITE);
@@ -293,11 +294,11 @@ mod models {
         })
     }
 
-    /// Invariant 4.
+    /// Checks invariant 4: a page that a processor finds was zeroed.
     fn what_is_mapped_is_zeroed_if(hardware: u64) {
         check(move || {
             let machine = machine();
-            // The leaf is there already, and orders nothing.
+            // The leaf table exists already, so making it orders nothing.
             put(&machine, Entry::EMPTY, Entry::EMPTY);
             let other = spawn(&machine, |soft, table| {
                 if let Ok(value) = load(soft, table) {
@@ -309,7 +310,7 @@ mod models {
                 let section = section(table.sections());
                 let leaf = table.leaf(&section, PAGE).unwrap();
                 assert!(table.try_announce(leaf, PAGE, Entry::EMPTY));
-                // Behind every fence, as a fault does it: the install alone has to order the zeros.
+                // After every fence, as a fault does it: the install alone must order the zeros.
                 let frame = soft.frames().take_frame().unwrap();
                 Frames(soft.frames()).zero(frame);
                 Entries(table).install(leaf, PAGE, Entry::mapping(frame, RIGHTS).with(hardware)).unwrap();
@@ -323,13 +324,13 @@ mod models {
         what_is_mapped_is_zeroed_if(0);
     }
 
-    /// The processor has no bit to set, so that its walk alone sees the zeros.
+    /// The processor has no bit to set, so only its walk makes the zeros visible.
     #[test]
     fn what_is_mapped_in_advance_is_zeroed() {
         what_is_mapped_is_zeroed_if(Entry::ACCESSED);
     }
 
-    /// A processor that comes with its accessed bit just when the page is replaced goes by the new entry.
+    /// A processor that sets its accessed bit while the page is replaced uses the new entry.
     #[test]
     fn a_replaced_page_is_seen_whole() {
         check(|| {
@@ -355,7 +356,7 @@ mod models {
         });
     }
 
-    /// Invariant 9.
+    /// Checks invariant 9.
     #[test]
     fn announcing_keeps_the_dirty_bit() {
         check(|| {
@@ -381,7 +382,7 @@ mod models {
         });
     }
 
-    /// Invariant 3, for the frame and for the leaf table.
+    /// Checks invariant 3 for the frame and for the leaf table.
     #[test]
     fn nothing_is_freed_under_a_processor() {
         check(|| {

@@ -1,5 +1,5 @@
-//! The page table of a software MMU: a radix tree of atomic words, as x86-64 has it. A leaf table may hang in several
-//! trees ([`share`]).
+//! The page table of a software MMU: a radix tree of atomic words, as on x86-64. Several trees can share a leaf table
+//! ([`share`]).
 
 mod block;
 #[cfg(debug_assertions)]
@@ -21,12 +21,13 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use upper::{Upper, Walk, get_or_make};
 
-/// Nine bits a level, as on x86-64; one under loom, so that a model reaches the second leaf and the second table.
+/// Nine bits for each level, as on x86-64. One bit under loom, so that a model reaches the second leaf and the second
+/// table.
 #[cfg(not(loom))]
 const LEVEL_BITS: u32 = 9;
 #[cfg(loom)]
 const LEVEL_BITS: u32 = 1;
-/// Entries of one table.
+/// The number of entries of a table.
 const FAN: usize = 1 << LEVEL_BITS;
 
 #[cfg(not(loom))]
@@ -39,23 +40,23 @@ type Root = Upper<LeafTable>;
 /// # Safety
 /// Except under loom, all bytes zero are a value: the empty table.
 unsafe trait Table: Sized {
-    /// Pages that it covers.
+    /// The number of pages that it covers.
     const SPAN: u64;
-    /// For the back-ends whose atomics are not plain words.
+    /// Makes an empty table, for loom, whose atomics are not plain words.
     #[cfg(loom)]
     fn empty() -> Self;
 
     /// Frees a table.
     ///
     /// # Safety
-    /// From [`make`], or, of a leaf, from a block; used by nobody, and freed once.
+    /// The table is from [`make`], or, if it is a leaf, from a block. No code uses it, and it is freed once.
     unsafe fn free(table: NonNull<Self>) {
-        // SAFETY: by the contract above, for what is no leaf.
+        // SAFETY: by the contract above, for a table that is not a leaf.
         drop(unsafe { Box::from_raw(table.as_ptr()) });
     }
 }
 
-/// An empty table, or nothing if there is no memory.
+/// Makes an empty table. Fails if there is no memory.
 fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
     #[cfg(loom)]
     return faultless::sync::try_box(T::empty());
@@ -63,8 +64,8 @@ fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
     {
         let layout = std::alloc::Layout::new::<T>();
         const { assert!(size_of::<T>() != 0) };
-        // SAFETY: the layout has a size; zeros are a value of T; a Box of that very layout takes the pointer unless
-        // it is null.
+        // SAFETY: the layout has a size; zeros are a value of T; the pointer, if not null, was allocated with the
+        // layout of a Box<T>.
         unsafe {
             let memory = std::alloc::alloc_zeroed(layout).cast::<T>();
             if memory.is_null() { Err(OutOfMemory) } else { Ok(Box::from_raw(memory)) }
@@ -72,25 +73,25 @@ fn make<T: Table>() -> Result<Box<T>, OutOfMemory> {
     }
 }
 
-/// The lowest level: the entries.
+/// A table of the lowest level, which has the entries.
 struct LeafTable {
-    /// Atomic; who writes what is said at [`PageTable`]'s methods.
+    /// Atomic. Each method of [`PageTable`] states who may write.
     entries: [AtomicU64; FAN],
-    /// Which space has the table, or who shares it. The engine's.
+    /// Records the space that has the table, or the spaces that share it. The engine's.
     record: LeafRecord,
-    /// The block that the table's memory is a part of; null if it is from a Box. Written by the thread that has the table alone.
+    /// The block that contains the table; null if it is from a Box. Written by the thread that makes the table.
     block: plain::AtomicPtr<Block>,
     life: Life,
 }
 
 impl LeafTable {
-    /// The block that its memory is a part of; null if it is from a Box.
+    /// Returns the block that contains the table; null if it is from a Box.
     fn block(&self) -> *mut Block {
         self.block.load(plain::Ordering::Relaxed)
     }
 }
 
-// SAFETY: zeros are empty entries, and a table that nobody shares; `Life` has no bytes outside loom.
+// SAFETY: zeros are empty entries and a table that is not shared; `Life` has no bytes outside loom.
 unsafe impl Table for LeafTable {
     const SPAN: u64 = FAN as u64;
     #[cfg(loom)]
@@ -115,7 +116,7 @@ impl Drop for LeafTable {
     }
 }
 
-/// Under loom an unhooked leaf ends but is not deallocated, so that a use after it is reported and does not crash.
+/// An unhooked leaf, under loom. It ends but is not deallocated, so that a later use is reported and does not crash.
 #[cfg(loom)]
 struct Ghost(&'static LeafTable);
 
@@ -127,12 +128,12 @@ impl Drop for Ghost {
     }
 }
 
-/// A four-level page table: 2^36 pages, leaves of 512.
+/// A four-level page table of 2^36 pages, with 512 pages for each leaf.
 pub struct RadixTable {
     root: Box<Root>,
     /// Immutable.
     tag: Tag,
-    /// For what fork shares with this table.
+    /// Memory for the leaf tables that fork shares with this table.
     reserve: Reserve,
     /// The access sections of all processors; [`PageTable::invalidate`] waits for the older ones. Immutable.
     sections: Arc<Sections>,
@@ -141,7 +142,7 @@ pub struct RadixTable {
     processors: Option<Arc<Processors>>,
 }
 
-/// A leaf table and the place where it hangs.
+/// A leaf table, and the place in an upper table that points to it.
 #[derive(Clone, Copy)]
 pub struct Leaf<'s> {
     /// The pointer that was found at the place, with its marks ([`PlaceWord`]); not null.
@@ -150,13 +151,13 @@ pub struct Leaf<'s> {
 }
 
 impl<'s> Leaf<'s> {
-    /// The word by which it was found.
+    /// Returns the word by which the leaf was found.
     #[inline]
     fn word(self) -> PlaceWord {
         PlaceWord::from_raw(self.found.cast())
     }
 
-    /// Returns whether the place refuses all stores, whatever the entries allow.
+    /// Returns whether the place forbids all stores, regardless of the entries.
     #[inline]
     pub(crate) fn is_shared(self) -> bool {
         self.word().is_shared()
@@ -164,8 +165,8 @@ impl<'s> Leaf<'s> {
 
     #[inline]
     fn table(self) -> &'s LeafTable {
-        // SAFETY: from a Box; the proof that it was found with keeps it. A section keeps every leaf, a range taken those
-        // that are not shared, and callers look at no others then.
+        // SAFETY: the table is from a Box or a block, and the proof with which it was found keeps it. A section keeps
+        // every leaf. A taken range keeps those that are not shared, and its callers then access no others.
         let table = unsafe { &*self.word().leaf().cast::<LeafTable>() };
         table.life.touch();
         table
@@ -177,8 +178,8 @@ impl<'s> Leaf<'s> {
     }
 }
 
-/// How processors name the pages of a table: the upper bits of what an access section says that it accesses. Other tables' may be the
-/// same, which costs a wait.
+/// The name of a table's pages for processors: the upper bits of the subject of an access section. Two tables may have
+/// the same tag; that only costs a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(u64);
 
@@ -190,7 +191,8 @@ impl Tag {
     }
 }
 
-/// Pages of a table, for [`Soft::invalidate_all`](crate::Soft). A later table may have the same tag, which costs a wait.
+/// Pages of a table, for [`Soft::invalidate_all`](crate::Soft). A later table may have the same tag; that only costs a
+/// wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale {
     /// [`RadixTable::subject`] of the first page.
@@ -205,7 +207,7 @@ impl Stale {
         subject.wrapping_sub(self.first) < self.pages
     }
 
-    /// Waits for the accesses in `sections` to any of `batch`: what a machine of these tables does in
+    /// Waits for the accesses in `sections` to any of `batch`. A machine with these tables calls it in
     /// [`Host::invalidate_all`](faultless::host::Host::invalidate_all).
     pub fn wait_for_all(sections: &Sections, batch: &[Self], wait: impl FnMut(u32)) {
         if !mutant!("no_invalidate") {
@@ -214,7 +216,7 @@ impl Stale {
     }
 }
 
-/// Tags of tables, never the last one: no access is to [`u64::MAX`].
+/// Returns the tag of a new table. It is never the last one, so no access has the subject [`u64::MAX`].
 fn next_tag() -> Tag {
     static NEXT: plain::AtomicU64 = plain::AtomicU64::new(0);
     const TAGS: u64 = (1 << (64 - RadixTable::PAGES.trailing_zeros())) - 1;
@@ -222,7 +224,7 @@ fn next_tag() -> Tag {
 }
 
 impl RadixTable {
-    /// Pages that it can address.
+    /// The number of pages that it can address.
     pub const PAGES: u64 = Root::SPAN;
 
     /// Returns the subject of an access section to `page`.
@@ -231,7 +233,7 @@ impl RadixTable {
         self.tag.subject(page)
     }
 
-    /// An empty table. `sections` are those in which processors access memory through it.
+    /// Makes an empty table. `sections` are those in which processors access memory through it.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -248,22 +250,22 @@ impl RadixTable {
         })
     }
 
-    /// The entry as a processor's walk finds it. Acquire, partner: [`PageTable::install`]: what was written into the
-    /// frame before it was mapped is seen.
+    /// Returns the entry as a processor's walk finds it. Acquire, partner: [`PageTable::install`], so that the walk
+    /// sees the bytes that were written to the frame before it was mapped.
     pub fn translate(&self, leaf: Leaf<'_>, page: PageNumber) -> Entry {
         Entry::from_bits(leaf.entry(page).load(Ordering::Acquire))
     }
 
-    /// Clears `bits` of a host's own in an entry.
+    /// Clears `bits` in an entry; they must be the host's own.
     ///
     /// # Safety
-    /// The caller has announced the entry. No processor walks this table, or `bits` mean nothing to one.
+    /// The caller has announced the entry. No processor walks this table, or `bits` have no meaning for processors.
     pub unsafe fn clear(&self, leaf: Leaf<'_>, page: PageNumber, bits: u64) {
         leaf.entry(page).fetch_and(!bits, Ordering::Relaxed);
     }
 
-    /// A processor sets `bits` of [`Entry::HARDWARE`], if the entry is still `seen`, announced or not. AcqRel, as the
-    /// walk; partners: let_go, install and exchange, each of which takes these bits along or fails.
+    /// Sets `bits` of [`Entry::HARDWARE`] as a processor does, if the entry is still `seen`, announced or not. AcqRel,
+    /// as in a walk. Partners: let_go, install and exchange, each of which keeps these bits or fails.
     ///
     /// # Errors
     /// The entry that is there instead. The processor uses that one.
@@ -274,7 +276,7 @@ impl RadixTable {
         seen: Entry,
         bits: u64,
     ) -> Result<(), Entry> {
-        debug_assert!(bits & !Entry::HARDWARE == 0, "a processor sets accessed and dirty, nothing else");
+        debug_assert!(bits & !Entry::HARDWARE == 0, "a processor sets only accessed and dirty");
         swap_if(leaf.entry(page), seen, seen.with(bits))
     }
 }
@@ -289,7 +291,7 @@ impl Drop for RadixTable {
     }
 }
 
-/// AcqRel, and Acquire where it fails: what is there was perhaps installed just now.
+/// Replaces the entry if it is `seen`. AcqRel, and Acquire if it fails: the present entry may have just been installed.
 fn swap_if(entry: &AtomicU64, seen: Entry, new: Entry) -> Result<(), Entry> {
     match entry.compare_exchange(seen.bits(), new.bits(), Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Ok(()),
@@ -297,10 +299,10 @@ fn swap_if(entry: &AtomicU64, seen: Entry, new: Entry) -> Result<(), Entry> {
     }
 }
 
-/// A mutant: stores what `new` makes of what an earlier load saw. Returns what the load saw.
+/// Stores, for a mutant, `new` of an entry that was loaded earlier. Returns the loaded entry.
 fn store_late(entry: &AtomicU64, new: impl Fn(Entry) -> Entry) -> Entry {
     let old = Entry::from_bits(entry.load(Ordering::Relaxed));
-    // A processor needs this time to set its bit.
+    // Gives a processor the time to set its bit.
     (0..50).for_each(|_| std::hint::spin_loop());
     // A swap whose result is not used: loom lets a plain store go before another thread's read-modify-write that it did
     // not see.
@@ -308,8 +310,8 @@ fn store_late(entry: &AtomicU64, new: impl Fn(Entry) -> Entry) -> Entry {
     old
 }
 
-// SAFETY: entries are single atomic words changed as the methods say; leaves are freed by whoever gets them from `unhook`,
-// after a grace period; translations end with the access sections that `invalidate` waits for.
+// SAFETY: entries are single atomic words that change as the methods state. The caller of `unhook` frees a leaf after a
+// grace period. Translations end with the access sections that `invalidate` waits for.
 unsafe impl PageTable for RadixTable {
     type Leaf<'s> = Leaf<'s>;
 
@@ -320,7 +322,7 @@ unsafe impl PageTable for RadixTable {
     type Refusing = Unsupported;
 
     const LEAF_PAGES: u64 = LeafTable::SPAN;
-    /// Of the frames of its [`PhysicalMemory`](crate::PhysicalMemory), whoever has them.
+    /// The frames of its [`PhysicalMemory`](crate::PhysicalMemory), regardless of their owner.
     const MAPS_FOREIGN: bool = true;
 
     fn pages(&self) -> PageRange {
@@ -372,7 +374,7 @@ unsafe impl PageTable for RadixTable {
     fn try_announce(&self, leaf: Leaf<'_>, page: PageNumber, seen: Entry) -> bool {
         debug_assert!(!seen.is_announced());
         let new = seen.with(Entry::ANNOUNCED).bits();
-        // Acquire, partner: the Release of who let go or installed before.
+        // Acquire, partner: the Release of the `let_go` or `install` before.
         leaf.entry(page).compare_exchange(seen.bits(), new, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
@@ -381,10 +383,10 @@ unsafe impl PageTable for RadixTable {
             store_late(leaf.entry(page), |old| old.without(Entry::ANNOUNCED));
             return;
         }
-        // A read-modify-write, so that a bit set by a processor meanwhile stays. Release, partner: the next
+        // A read-modify-write, so that a bit that a processor sets meanwhile is kept. Release, partner: the next
         // announcement and range work's exchange.
         let old = leaf.entry(page).fetch_and(!Entry::ANNOUNCED, Ordering::Release);
-        debug_assert!(Entry::from_bits(old).is_announced(), "let go of an entry that is not announced");
+        debug_assert!(Entry::from_bits(old).is_announced(), "let_go of an entry that is not announced");
     }
 
     unsafe fn install(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) -> Result<Entry, OutOfMemory> {
@@ -396,8 +398,8 @@ unsafe impl PageTable for RadixTable {
         if mutant!("install_loses_dirty") {
             return Ok(store_late(entry, with_kept_bits).without(Entry::ANNOUNCED));
         }
-        // One step: between a swap and a later "or" of the old bits others could have changed the entry already.
-        // Release, partner: `translate`; Acquire: what processors did through the old entry is seen.
+        // One step: between a swap and a later "or" of the old bits another thread could have changed the entry.
+        // Release, partner: `translate`. Acquire: the effects of processors through the old entry are visible.
         let mut old = Entry::from_bits(entry.load(Ordering::Relaxed));
         loop {
             debug_assert!(old.is_announced(), "install over an entry that is not announced");
@@ -409,7 +411,7 @@ unsafe impl PageTable for RadixTable {
     }
 
     unsafe fn fill(&self, leaf: Leaf<'_>, page: PageNumber, new: Entry) {
-        debug_assert!(self.load(leaf, page) == Entry::EMPTY, "filled over something");
+        debug_assert!(self.load(leaf, page) == Entry::EMPTY, "fill over an entry that is not empty");
         // Release, partner: `translate`.
         leaf.entry(page).store(new.bits(), Ordering::Release);
     }
@@ -438,9 +440,12 @@ unsafe impl PageTable for RadixTable {
     unsafe fn unhook(&self, page: PageNumber) -> Option<Retired> {
         debug_assert!(page.get() < Self::PAGES);
         let place = self.root.leaf_place(page)?;
-        // Release, partner: `hangs`; Acquire, partner: who made the leaf.
+        // Release, partner: `hangs`. Acquire, partner: the thread that made the leaf.
         let table = place.swap(ptr::null_mut(), Ordering::AcqRel);
-        debug_assert!(!PlaceWord::from_raw(table.cast()).is_shared(), "unhooked while others have it");
+        debug_assert!(
+            !PlaceWord::from_raw(table.cast()).is_shared(),
+            "unhook of a leaf that other tables share"
+        );
         let table = NonNull::new(table)?;
         #[cfg(loom)]
         // SAFETY: from a Box or a block, and never freed.
@@ -457,21 +462,21 @@ unsafe impl PageTable for RadixTable {
                 RetiredKind { free, bytes: size_of::<LeafTable>(), is_charged, retired: None }
             }
             const OWN: RetiredKind = kind(true);
-            // Its block is charged as a whole.
+            // The block is charged as a whole.
             const OF_BLOCK: RetiredKind = kind(false);
-            // SAFETY: whoever frees it comes after this.
+            // SAFETY: it is freed only after this.
             let is_own = unsafe { table.as_ref() }.block().is_null();
-            // SAFETY: taken out of its only place just now; tables go from thread to thread.
+            // SAFETY: just taken out of its only place; tables may be sent to other threads.
             Some(unsafe { Retired::from_raw(table.cast(), if is_own { &OWN } else { &OF_BLOCK }) })
         }
     }
 
     fn invalidate(&self, range: PageRange, wait: impl FnMut(u32)) {
-        // The mutant (CVE-2018-18281): a processor may go on with the old translation.
+        // The mutant (CVE-2018-18281): a processor may continue to use the old translation.
         if mutant!("no_invalidate") {
             return;
         }
-        // A translation lives as long as its access, which says what it is of.
+        // A translation lives as long as its access, whose subject names the page.
         let stale = self.stale(range);
         self.sections.grace_of(|subject| stale.is_of(subject), wait);
         #[cfg(debug_assertions)]
@@ -501,15 +506,15 @@ impl RadixTable {
     }
 }
 
-/// A section of the calling thread, for the tests of this crate.
+/// Enters a section of the calling thread, for the tests of this crate.
 #[cfg(test)]
 pub(crate) fn section(sections: &Sections) -> faultless::sync::Section<'_> {
     use faultless::host::{FenceBarrier, StdSlots};
-    // SAFETY: no two living threads have the same slot; models give their threads different ones.
+    // SAFETY: no two live threads have the same slot; models give their threads different ones.
     unsafe { sections.enter(StdSlots.current(), &FenceBarrier) }
 }
 
-/// As `section`, for an access of the calling thread.
+/// Enters an access section of the calling thread, for the tests of this crate.
 #[cfg(test)]
 pub(crate) fn access_section(table: &RadixTable, page: PageNumber) -> faultless::sync::AccessSection<'_> {
     use faultless::host::StdSlots;
@@ -517,10 +522,10 @@ pub(crate) fn access_section(table: &RadixTable, page: PageNumber) -> faultless:
     unsafe { table.sections.enter_access(StdSlots.current(), table.subject(page)) }
 }
 
-/// Frees what was unhooked, after a grace period, for the models.
+/// Frees an unhooked leaf after a grace period, for the models.
 #[cfg(all(test, loom))]
 pub(crate) fn free_retired(retired: Retired) {
-    // SAFETY: the caller has unhooked it and waited for a grace period; if not, the model says so.
+    // SAFETY: the caller has unhooked it and waited for a grace period; if it has not, the model reports that.
     unsafe { retired.free() }
 }
 

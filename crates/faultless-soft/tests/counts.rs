@@ -1,4 +1,4 @@
-//! Counts of references that come to their ends: nothing overflows, and what cannot be counted is refused or waits.
+//! Reference counts at their limits: none overflows, and a reference that cannot be counted is refused or waits.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 type Space = AddressSpace<Soft, Faultless>;
 
-/// One page, full of fives.
+/// A store of one page, full of fives.
 struct Fives;
 
 impl Store for Fives {
@@ -30,7 +30,7 @@ impl Store for Fives {
     }
 }
 
-/// Page `page` of the leaf table that covers what the tests map.
+/// Returns the address of page `page` of the leaf table that covers the tests' mappings.
 fn at(page: u64) -> VirtAddr {
     VirtAddr::new((512 + page) * PAGE_SIZE)
 }
@@ -44,7 +44,7 @@ fn shared_tables(engine: &Engine<Soft>) -> u64 {
     engine.statistics().get(Counter::TablesShared)
 }
 
-/// Copies of shared tables count their pages, each time anew: the count of one page must not run over into the pins.
+/// Each copy of a shared table counts its pages again. The count of one page must not overflow into the pins.
 #[test]
 fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
     const PAGES: u64 = 4;
@@ -54,9 +54,9 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
     (0..PAGES).for_each(|page| parent.store_u64(at(page), page).unwrap());
     let frame = parent.pin(at(0), Access::Read).unwrap().frame();
     let folio = engine.host().frames().folio(frame);
-    // As many entries elsewhere.
+    // Take all other references that can be counted.
     let mut taken = 0;
-    // SAFETY: the parent maps it; all are taken back below.
+    // SAFETY: the parent maps it; all references are put back below.
     while unsafe { folio.get_uncounted() } {
         taken += 1;
     }
@@ -65,7 +65,7 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
     let refused = loop {
         match parent.fork() {
             Ok(child) => {
-                // It gets a table of its own: every page in it is counted once more.
+                // The store gives it a table of its own, which counts every page once more.
                 child.store_u64(at(PAGES - 1), 7).unwrap();
                 children.push(child);
             }
@@ -84,8 +84,8 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
         space.audit().unwrap();
     }
     assert_eq!(parent.load_u64(at(PAGES - 1)), Ok(PAGES - 1));
-    // With room again, the refused call succeeds.
-    // SAFETY: had above, so often.
+    // With room in the count again, the refused call succeeds.
+    // SAFETY: as many references were taken above.
     (0..taken).for_each(|_| unsafe { folio.put_uncounted() });
     let shared = shared_tables(&engine);
     let child = parent.fork().unwrap();
@@ -94,10 +94,10 @@ fn fork_says_no_when_a_page_is_mapped_as_often_as_can_be_counted() {
     assert_eq!((parent.load_u64(at(0)), child.load_u64(at(0))), (Ok(0), Ok(9)));
     drop((parent, child, children));
     engine.flush();
-    assert_eq!(engine.frame_usage().used, 1, "all but the page of zeros");
+    assert_eq!(engine.frame_usage().used, 1, "frames other than the page of zeros are left");
 }
 
-/// Each copy of such a table would count the page that often.
+/// A copy of such a table would count the page once for each entry.
 #[test]
 fn a_table_that_may_have_a_page_many_times_is_not_shared() {
     let engine = machine();
@@ -123,7 +123,7 @@ fn a_table_that_may_have_a_page_many_times_is_not_shared() {
     }
 }
 
-/// A remote read needs no place among the I/O pins; a remote write waits for one.
+/// A remote read needs no place among the I/O pins. A remote write waits for one.
 #[test]
 fn remote_memory_is_had_though_a_page_is_pinned_as_often_as_can_be_counted() {
     let engine = machine();
@@ -175,7 +175,7 @@ fn a_wait_for_a_place_among_the_pins_ends_with_the_space() {
     drop(pins);
 }
 
-/// More threads may wait for one page than can be counted: the rest wait for a place.
+/// More threads may wait for one page than can be counted. The rest wait for a place.
 #[test]
 fn any_number_of_faults_waits_for_one_page() {
     const FAULTS: usize = 70_000;
@@ -211,7 +211,8 @@ fn any_number_of_faults_waits_for_one_page() {
     assert_eq!(engine.statistics().get(Counter::IoReads), 1);
 }
 
-/// An engine gives up the slots of threads that end, however many there were; their counts stay, and what they have retired goes.
+/// An engine frees the slots of threads that have ended, however many there were. Their counts stay, and the objects
+/// that they have retired are freed.
 #[test]
 fn an_engine_looks_at_no_slot_of_a_thread_that_has_ended() {
     const THREADS: u64 = 150;
@@ -234,5 +235,5 @@ fn an_engine_looks_at_no_slot_of_a_thread_that_has_ended() {
     assert_eq!((slots(), engine.statistics().get(Counter::Faults)), (before.0, before.1 + THREADS));
     let used = engine.metadata_bytes();
     engine.flush();
-    assert!(engine.metadata_bytes() < used, "what they have retired was nobody's");
+    assert!(engine.metadata_bytes() < used, "objects that ended threads have retired are not freed");
 }

@@ -1,4 +1,4 @@
-//! The bytes that a page shows when it comes first.
+//! The bytes that a page shows at its first access.
 #![cfg(not(loom))]
 
 use faultless::address::PAGE_SIZE;
@@ -22,15 +22,15 @@ fn invariant_4_a_frame_that_is_used_again_is_zeros() {
     for _ in 0..20 {
         let at = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
         let last = at.checked_add(PAGE_SIZE - 8).unwrap();
-        // One word brings the page, the other has to be zeros.
+        // The first word makes the fault; the other must be zeros.
         space.store_u64(at, 7).unwrap();
-        assert_eq!(space.load_u64(last).unwrap(), 0, "invariant 4: a frame has what was there before");
+        assert_eq!(space.load_u64(last).unwrap(), 0, "invariant 4: a frame shows its old bytes");
         space.store_u64(last, 9).unwrap();
         space.unmap(at, PAGE_SIZE).unwrap();
     }
 }
 
-/// A page of ones, read at once.
+/// A store of a page of ones, which is read at once.
 struct Ones;
 
 impl Store for Ones {
@@ -57,7 +57,7 @@ fn a_fault_that_waited_finds_the_guard() {
     let error = loop {
         match fault.wait() {
             Ok(Fault::Pending(again)) => fault = again,
-            Ok(Fault::Done) => panic!("a page came where a guard is"),
+            Ok(Fault::Done) => panic!("a page was mapped over a guard"),
             Err(error) => break error,
         }
     };

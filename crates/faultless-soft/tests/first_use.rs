@@ -1,4 +1,4 @@
-//! A thread's first call, when there is no memory for its slot.
+//! A thread's first call, if there is no memory for its slot.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Barrier;
 
-/// The system's allocator, which has nothing for a thread that says so.
+/// The system's allocator, which fails in a thread that has set `FAILS`.
 struct Failing;
 
 thread_local! {
@@ -24,12 +24,12 @@ unsafe impl GlobalAlloc for Failing {
         if FAILS.with(Cell::get) {
             return std::ptr::null_mut();
         }
-        // SAFETY: passed on.
+        // SAFETY: passed on to the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: passed on to the system's allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -44,8 +44,8 @@ fn without_memory<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Slots come 64 at a time. The 65th thread's first call says that there is no memory, if it can; unmap takes what the engine has
-/// in stock for such calls.
+/// Slots are allocated 64 at a time. The first call of the 65th thread returns an out-of-memory error if it can. unmap
+/// cannot, and uses the spare slots that the engine keeps for such calls.
 #[test]
 fn a_first_call_without_memory_says_so_or_takes_the_spare_slots() {
     const CHUNK: u32 = 64;
@@ -60,7 +60,7 @@ fn a_first_call_without_memory_says_so_or_takes_the_spare_slots() {
     let call = || {
         let slot = StdSlots.current().get();
         step.wait();
-        // A page that is there: the fault needs no memory but that for the slot.
+        // The page is mapped, so the fault needs memory only for the slot.
         let fault = || without_memory(|| space.fault_and_wait(at, Access::Write));
         let refused = Err(FaultError::OutOfMemory { address: at });
         assert_eq!(fault(), if slot < CHUNK { Ok(()) } else { refused }, "slot {slot}");

@@ -1,4 +1,4 @@
-//! The list of idle folios: what it keeps, and what a fault pays for it when there is no memory.
+//! The list of idle folios: its entries, and its cost for a fault when there is no memory.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 type Space = AddressSpace<Soft, Faultless>;
 
-/// A store of so many pages of ones, which takes every hole and forgets every write, or refuses all writes.
+/// A store of pages of ones. It takes every hole and forgets every write, or refuses all writes.
 struct Ones {
     pages: u64,
     refuses: AtomicBool,
@@ -65,12 +65,12 @@ fn at(start: VirtAddr, page: u64) -> VirtAddr {
     VirtAddr::new(start.get() + page * PAGE_SIZE)
 }
 
-/// The page of zeros is the only frame left.
+/// Asserts that only the page of zeros is left.
 fn assert_nothing_is_left(engine: &Engine<Soft>) {
     assert_eq!((engine.idle_folios(), engine.cached_pages(), engine.frame_usage().used), (0, 0, 1));
 }
 
-/// Before: without memory pressure nothing took a page out of the queue, and its entry kept the file's memory.
+/// Failed before a fix: without memory pressure no page left the queue, and its entry kept the file's memory.
 #[test]
 fn a_hundred_thousand_files_that_were_read_and_dropped_leave_nothing() {
     let engine = engine(64);
@@ -82,10 +82,10 @@ fn a_hundred_thousand_files_that_were_read_and_dropped_leave_nothing() {
         assert_eq!(engine.idle_folios(), 2);
     }
     assert_nothing_is_left(&engine);
-    assert_eq!(Arc::strong_count(&ones), 1, "a file that is gone keeps its store");
+    assert_eq!(Arc::strong_count(&ones), 1, "a dropped file keeps its store");
 }
 
-/// Before: each round left an entry.
+/// Failed before a fix: each round left an entry.
 #[test]
 fn rounds_of_reads_and_holes_or_cuts_leave_nothing() {
     let engine = engine(64);
@@ -105,7 +105,7 @@ fn rounds_of_reads_and_holes_or_cuts_leave_nothing() {
     assert_nothing_is_left(&engine);
 }
 
-/// How many folios eviction looks at until a store to new memory fails, and at the failures after that.
+/// Returns the number of folios that eviction visits until a store to new memory fails, and at the failures after that.
 fn looks_until_no_memory(engine: &Arc<Engine<Soft>>) -> (u64, u64) {
     let space = Space::new(engine).unwrap();
     let start = space.map(MapRequest::anonymous(1000 * PAGE_SIZE)).unwrap();
@@ -115,12 +115,12 @@ fn looks_until_no_memory(engine: &Arc<Engine<Soft>>) -> (u64, u64) {
     let failed = failed.expect("memory for all");
     let first = looks();
     for page in failed..failed + 10 {
-        space.store_u64(at(start, page), 1).expect_err("memory came from nowhere");
+        space.store_u64(at(start, page), 1).expect_err("a store succeeds without memory");
     }
     (first - before, looks() - first)
 }
 
-/// Before: each failed fault looked at all pages two hundred times.
+/// Failed before a fix: each failed fault visited all pages two hundred times.
 #[test]
 fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
     const PAGES: u64 = 4000;
@@ -132,7 +132,7 @@ fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
         space.load_u64(at(start, page)).unwrap();
     }
     assert_eq!(looks_until_no_memory(&engine), (0, 0));
-    // Unmapped addresses can be taken, and no others.
+    // Pages that were unmapped can be evicted, and no others.
     space.unmap(start, 100 * PAGE_SIZE).unwrap();
     assert_eq!(engine.idle_folios(), 100);
     let free = engine.frame_usage().limit - engine.frame_usage().used;
@@ -143,7 +143,7 @@ fn a_fault_that_finds_no_memory_looks_at_no_page_that_was_always_mapped() {
     assert_eq!((engine.idle_folios(), engine.cached_pages()), (0, PAGES - 100));
 }
 
-/// Before: a page that was idle once and is mapped again stands in the list; it is looked at once, and not again.
+/// A page that was idle once and is mapped again is still on the list. It is visited once, and not again.
 #[test]
 fn a_page_that_is_found_in_use_is_looked_at_once() {
     const PAGES: u64 = 4000;
@@ -158,10 +158,10 @@ fn a_page_that_is_found_in_use_is_looked_at_once() {
     }
     assert_eq!(looks_until_no_memory(&engine), (PAGES, 0));
     space.unmap(start, PAGES * PAGE_SIZE).unwrap();
-    assert_eq!(engine.idle_folios(), PAGES, "a page that nobody uses any more cannot be evicted");
+    assert_eq!(engine.idle_folios(), PAGES, "a page that is no longer in use cannot be evicted");
 }
 
-/// Pages that cannot be written stay, and a fault that finds nothing else looks at a bounded number of them.
+/// Pages that cannot be written stay. A fault that finds no others visits a bounded number of them.
 #[test]
 fn a_fault_that_finds_only_dirty_pages_looks_at_a_bounded_number() {
     let looks = |pages: u64| {
@@ -172,7 +172,7 @@ fn a_fault_that_finds_only_dirty_pages_looks_at_a_bounded_number() {
         ones.refuses.store(true, Ordering::Relaxed);
         (0..pages).for_each(|page| _ = handle.write_at(page * PAGE_SIZE, &[2]).unwrap());
         let (_, ten) = looks_until_no_memory(&engine);
-        // Invariant 9.
+        // Invariant 9: no dirty page was dropped.
         let mut byte = [0];
         (0..pages).for_each(|page| {
             handle.read_at(page * PAGE_SIZE, &mut byte).unwrap();
@@ -182,5 +182,5 @@ fn a_fault_that_finds_only_dirty_pages_looks_at_a_bounded_number() {
         ten
     };
     let (few, many) = (looks(2000), looks(8000));
-    assert!(many <= few + few / 10, "looks grow with the pages: {few} at 2,000, {many} at 8,000");
+    assert!(many <= few + few / 10, "visits grow with the pages: {few} at 2,000, {many} at 8,000");
 }

@@ -1,4 +1,4 @@
-//! Hammers with watchdogs: many threads, few frames, tiny page caches.
+//! Stress tests with watchdogs: many threads, few frames, tiny page caches.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 type Space = AddressSpace<Soft, Faultless>;
 
-/// Each word of page `n` is `n + 1`.
+/// A store in which each word of page `n` is `n + 1`.
 struct Stamped(u64);
 
 impl Store for Stamped {
@@ -50,12 +50,13 @@ impl Random {
     }
 }
 
-/// Seconds that each hammer runs.
+/// Returns the number of seconds for which each test runs.
 fn seconds() -> u64 {
     std::env::var("HAMMER_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
 }
 
-/// Runs `threads` of `work`, which is called with the thread's number until the time is over; exits the process on a hang.
+/// Runs `threads` threads, each of which calls `work` with its number until the time is up. Exits the process on a
+/// hang.
 fn hammer(name: &str, engine: &Arc<Engine<Soft>>, threads: u64, work: impl Fn(u64, &mut Random) + Sync) {
     let progress: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(0)).collect();
     let (stop, left) = (AtomicBool::new(false), AtomicU64::new(threads));
@@ -107,7 +108,7 @@ fn add(at: VirtAddr, pages: u64) -> VirtAddr {
     VirtAddr::new(at.get() + pages * PAGE_SIZE)
 }
 
-/// Faults that are given up, with and without a name, at any time, beside others that wait as threads.
+/// Faults that are given up at any time, with and without a name, beside others that wait as threads.
 fn misses(cached_pages: u64, writable: bool) {
     const PAGES: u64 = 12;
     let limits = Limits { cached_pages, ..Limits::default() };
@@ -187,7 +188,7 @@ fn misses(cached_pages: u64, writable: bool) {
                             pending.notify(me).unwrap();
                             while !pending.is_ready() {
                                 engine.host().park().park(me);
-                                // The known fault: a name is woken once.
+                                // A known fault: a name is woken only once.
                                 if !pending.is_ready() {
                                     lost.fetch_add(1, Ordering::Relaxed);
                                     pending.notify(me).unwrap();
@@ -216,8 +217,8 @@ fn misses(cached_pages: u64, writable: bool) {
             }
         });
     });
-    eprintln!("  served {served:?}, no memory {errors:?}, woken for nothing {lost:?}");
-    // A fault that comes now is served at once.
+    eprintln!("  served {served:?}, no memory {errors:?}, woken spuriously {lost:?}");
+    // A fault after the test is served at once.
     file.set_length(PAGES * PAGE_SIZE);
     file.sync().unwrap();
     std::thread::sleep(Duration::from_millis(20));
@@ -320,10 +321,10 @@ fn ranges_by_64_threads() {
     space.exit();
     drop(space);
     engine.flush();
-    assert_eq!(engine.frame_usage().used, 1, "the page of zeros is left");
+    assert_eq!(engine.frame_usage().used, 1, "frames other than the page of zeros are left");
 }
 
-/// Threads come and go, sleep for I/O in between, and read pages that others take away and map anew.
+/// Threads start and end, sleep for I/O, and read pages that other threads unmap and map again.
 fn comers(engine: Arc<Engine<Soft>>) {
     const PAGES: u64 = 8;
     let store = DelayedStore::new(Stamped(PAGES), Duration::from_micros(50));
@@ -336,7 +337,7 @@ fn comers(engine: Arc<Engine<Soft>>) {
         let page = random.below(PAGES);
         let at = add(base, page);
         if thread < 2 {
-            // Page n holds n + 1, whether of the file or of memory of one's own; or zeros of memory that is new.
+            // Page n holds n + 1, from the file or from private memory; new memory holds zeros.
             match random.below(4) {
                 0 => _ = space.unmap(at, PAGE_SIZE),
                 1 => {
@@ -400,7 +401,7 @@ fn fork_sees_one_instant() {
     let engine = Engine::new(Soft::new(3000).unwrap(), limits).unwrap();
     let space = Space::new(&engine).unwrap();
     let base = VirtAddr::new(0x1000_0000);
-    // In two leaf tables.
+    // The ranges are in two leaf tables.
     let starts = [base, VirtAddr::new(0x1000_0000 + (1 << 22))];
     for start in starts {
         space.map(MapRequest::anonymous(PAGES * PAGE_SIZE).at(Placement::Fixed(start))).unwrap();
@@ -408,7 +409,7 @@ fn fork_sees_one_instant() {
     let counts: Vec<AtomicU64> = (0..3).map(|_| AtomicU64::new(0)).collect();
     hammer("fork", &engine, 7, |thread, random| match thread {
         0..3 => {
-            // Word `thread`: up all pages of both.
+            // Increments word `thread` in all pages of both ranges, in ascending order.
             let count = counts[thread as usize].fetch_add(1, Ordering::Relaxed) + 1;
             for start in starts {
                 for page in 0..PAGES {
@@ -449,7 +450,7 @@ fn fork_sees_one_instant() {
     });
 }
 
-/// All that can be done with a file and a mapping of it, by 14 threads, in a tiny cache.
+/// All operations on a file and a mapping of it, by 14 threads, in a tiny cache.
 fn files(name: &str, engine: &Arc<Engine<Soft>>) {
     const PAGES: u64 = 9;
     let store = DelayedStore::new(Stamped(PAGES), Duration::from_micros(10))

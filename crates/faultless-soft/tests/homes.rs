@@ -1,4 +1,4 @@
-//! The entries to which the home of an anonymous page leads (docs/home.md), found as reclaim will find them.
+//! The entries that are found through the home of an anonymous page (docs/home.md), as reclaim will find them.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, PageNumber, VirtAddr};
@@ -19,7 +19,7 @@ const PAGES: u64 = 4;
 /// A page of another leaf table.
 const FAR: u64 = 5 * 512;
 
-/// `shared_entries`: 1 to share each table at fork, more than a table has to copy each entry.
+/// Makes an engine. With `shared_entries` 1 fork shares each table; with more than a table has, fork copies each entry.
 fn engine(shared_entries: u64) -> Arc<Engine<Soft>> {
     let limits = Limits { shared_entries, ..Limits::default() };
     Engine::new(Soft::with_caches(64).unwrap(), limits).unwrap()
@@ -33,7 +33,7 @@ fn map(space: &Space, page: u64, pages: u64) {
     space.map(MapRequest::anonymous(pages * PAGE_SIZE).at(Placement::Fixed(at(page)))).unwrap();
 }
 
-/// A space with pages from 0 on.
+/// Makes a space with pages from 0 on.
 fn space(engine: &Arc<Engine<Soft>>) -> Space {
     let space = Space::new(engine).unwrap();
     map(&space, 0, PAGES);
@@ -41,17 +41,17 @@ fn space(engine: &Arc<Engine<Soft>>) -> Space {
     space
 }
 
-/// The frame at `page`.
+/// Returns the frame at `page`.
 fn frame(space: &Space, page: u64) -> Frame {
-    // SAFETY: it ends before anything waits.
+    // SAFETY: dropped before anything waits.
     let section = unsafe { space.engine().enter_section() };
-    // SAFETY: it is only read.
+    // SAFETY: only read.
     let table = unsafe { space.table() };
     let page = at(page).page();
     table.load(table.leaf(&section, page).unwrap(), page).mapped_frame().unwrap()
 }
 
-/// The pages to which the home of what `page` shows leads, in tables that are one space's own.
+/// Returns the pages that are found through the home of the frame at `page`, in tables that are not shared.
 fn homes(space: &Space, page: u64) -> Vec<u64> {
     space.engine().pages_by_home(frame(space, page)).into_iter().map(PageNumber::get).collect()
 }
@@ -74,16 +74,24 @@ fn a_first_page_and_a_copy_are_at_home_where_they_are_mapped() {
     assert_eq!(
         (homes(&parent, 2), homes(&child, 2)),
         (vec![2, 2], vec![2, 2]),
-        "the parent's and the child's"
+        "the entries of the parent and of the child"
     );
     let before = frame(&child, 2);
     parent.store_u64(at(2), 1).unwrap();
     assert_ne!(frame(&parent, 2), before);
     assert_eq!(homes(&parent, 2)[0], 2, "the copy");
-    assert_eq!(homes(&child, 2), [2, 2], "found by the family: the entry that its home named has let it go");
+    assert_eq!(
+        homes(&child, 2),
+        [2, 2],
+        "found through the family, since the entry that the home names has another page now"
+    );
     audit(&[&parent, &child]);
     child.store_u64(at(2), 3).unwrap();
-    assert_eq!((frame(&child, 2), homes(&child, 2)), (before, vec![2, 2]), "written in place: at home again");
+    assert_eq!(
+        (frame(&child, 2), homes(&child, 2)),
+        (before, vec![2, 2]),
+        "written in place, so it is at home again"
+    );
     audit(&[&parent, &child]);
     drop(parent);
     assert_eq!(homes(&child, 2), [2], "the parent's table has left the family");
@@ -120,7 +128,7 @@ fn a_page_that_others_map_too_is_found_when_the_entry_at_its_home_goes() {
                 0 => parent.unmap(at(0), PAGES * PAGE_SIZE).unwrap(),
                 1 => parent.advise(at(0), PAGES * PAGE_SIZE, Advice::DontNeed).unwrap(),
                 2 => parent.exit(),
-                // The end of the last handle alone.
+                // Only the last handle is dropped.
                 _ => {}
             }
             audit(&[&parent, &child]);
@@ -141,7 +149,7 @@ fn every_relative_is_found_and_only_living_ones() {
         let parent = space(&engine);
         let children: Vec<_> = (0..5).map(|_| parent.fork().unwrap()).collect();
         let grandchild = children[4].fork().unwrap();
-        // Each gets a table of its own.
+        // The store gives each space a table of its own.
         for space in children.iter().chain([&parent, &grandchild]) {
             space.store_u64(at(0), 1).unwrap();
         }
@@ -150,7 +158,7 @@ fn every_relative_is_found_and_only_living_ones() {
         assert_eq!(homes(&parent, 1), [1; 7]);
         let mut children = children;
         for left in (2..7).rev() {
-            // From the middle, from either end; or each before the next older one.
+            // Drop from the middle, from either end; or the youngest first.
             let index = if is_youngest_first { children.len() - 1 } else { left % children.len() };
             drop(children.remove(index));
             audit(&[&parent, &grandchild]);
@@ -182,7 +190,7 @@ fn a_page_that_moves_takes_its_home_along_if_it_is_alone() {
     audit(&[&child]);
     assert_eq!(homes(&child, 2 * FAR + 1), [0; 0]);
     child.store_u64(at(2 * FAR + 1), 8).unwrap();
-    assert_eq!(homes(&child, 2 * FAR + 1), [2 * FAR + 1], "written in place: at home again");
+    assert_eq!(homes(&child, 2 * FAR + 1), [2 * FAR + 1], "written in place, so it is at home again");
     audit(&[&child]);
     drop(child);
     end(&engine);
@@ -229,7 +237,7 @@ fn no_table_under_a_locked_mapping_is_shared() {
     }
 }
 
-/// Several locked mappings move by one call, over two tables that the child has too.
+/// One call moves several locked mappings over two tables that the child has too.
 #[test]
 fn no_table_under_locked_mappings_that_move_together_is_shared() {
     const PARTS: u64 = 2;
@@ -241,7 +249,7 @@ fn no_table_under_locked_mappings_that_move_together_is_shared() {
     for part in 0..PARTS {
         map(&parent, FAR + part * PAGES / PARTS, PAGES / PARTS);
     }
-    // One of two mappings that would join otherwise.
+    // One of two mappings that would be merged otherwise.
     parent.protect(at(FAR), PAGES / PARTS * PAGE_SIZE, Protection::READ).unwrap();
     parent.lock(at(FAR), PAGES * PAGE_SIZE, LockMode::OnFault).unwrap();
     let child = parent.fork().unwrap();

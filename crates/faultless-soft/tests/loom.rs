@@ -1,6 +1,6 @@
-//! The protocol on the real code, every interleaving up to a bound: engine, tree, tables and folios under loom, with
-//! tables of two entries. Each model says what may not happen; CONTRIBUTING.md names the mutant that it kills.
-//! `loom_shared.rs` has those of shared memory that is written.
+//! Models of the protocol on the real code: engine, tree, tables and folios under loom, with tables of two entries.
+//! loom tries every interleaving up to a bound. Each model names the result that must not happen; CONTRIBUTING.md names
+//! the mutant that it detects. `loom_shared.rs` has the models of shared memory that is written.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom`
 #![cfg(loom)]
@@ -17,13 +17,14 @@ use faultless_soft::{AccessError, Cpu, Soft};
 use models::{READ_WRITE, Space, at, beside, close, in_a_space, map, spawn};
 use std::sync::{Arc, Mutex};
 
-/// Processors keep translations, as hardware does.
+/// Makes a machine whose processors keep translations, as hardware does.
 fn machine() -> Arc<Engine<Soft>> {
     let soft = Soft::with_caches(6).expect("six frames");
     Engine::new(soft, Limits::default()).expect("memory for an engine")
 }
 
-/// As `machine`, without caches: their locks would order what an access section alone has to order.
+/// Makes a machine without caches. The locks of the caches would order accesses that an access section alone must
+/// order.
 fn machine_of_sections() -> Arc<Engine<Soft>> {
     let soft = Soft::new(6).expect("six frames");
     Engine::new(soft, Limits::default()).expect("memory for an engine")
@@ -33,8 +34,8 @@ fn is_unmapped(result: Result<u64, AccessError>) -> bool {
     matches!(result, Err(AccessError::Fault(FaultError::NoMapping { .. })))
 }
 
-/// A store of one page full of 5, whose reads end when the test says so. (loom runs one thread at a time, so that an
-/// ordinary mutex does here.)
+/// A store of one page full of 5, whose reads end when the test ends them. (loom runs one thread at a time, so an
+/// ordinary mutex is enough here.)
 #[derive(Default)]
 struct Fives(Mutex<Vec<Transfer>>);
 
@@ -64,7 +65,7 @@ fn file(engine: &Arc<Engine<Soft>>) -> (Shared<File<Soft>>, Arc<Fives>) {
     (File::open(engine, fives.clone()).expect("a store with a length"), fives)
 }
 
-/// Faults the page of a file in, its read included.
+/// Serves a fault on a page of a file, including its read.
 fn bring(space: &Space, page: u64, access: Access, fives: &Fives) {
     if let Fault::Pending(pending) = space.fault(at(page), access).unwrap() {
         fives.end_reads();
@@ -77,11 +78,11 @@ fn map_file(space: &Space, file: &Shared<File<Soft>>, page: u64, rights: Protect
     space.map(request).expect("a mapping");
 }
 
-/// Invariant 3: no access succeeds after unmap has returned, whatever a fault on the way does.
+/// Invariant 3: no access succeeds after unmap has returned, regardless of a concurrent fault.
 #[test]
 fn page_work_against_unmap() {
     in_a_space(3, machine, |_, space| {
-        // The page beside stays, and with it the leaf table and the record of anonymous pages.
+        // The next page stays mapped, and with it the leaf table and the record of anonymous pages.
         map(space, 0, 2);
         space.store_u64(at(0), 1).unwrap();
         let fault = beside(space, move |other| {
@@ -108,7 +109,7 @@ fn page_work_against_protect() {
     });
 }
 
-/// Invariant 3: a frame is given away only when the last access that could reach it has ended.
+/// Invariant 3: a frame is freed only after the last access that could reach it has ended.
 #[test]
 fn an_access_against_unmap() {
     for machine in [machine, machine_of_sections] {
@@ -126,15 +127,15 @@ fn access_against_unmap(machine: fn() -> Arc<Engine<Soft>>) {
             }
         });
         space.unmap(at(1), PAGE_SIZE).unwrap();
-        // The frame's next life.
+        // The frame is allocated again.
         map(space, 2, 1);
         space.store_u64(at(2), 9).unwrap();
         access.join().unwrap();
     });
 }
 
-/// Invariant 3: so it is for an access that its thread has followed by one to another page, which the shootdown does not
-/// wait for.
+/// Invariant 3 holds too if the thread follows the access by one to another page, which the shootdown does not wait
+/// for.
 #[test]
 fn accesses_after_each_other_against_unmap() {
     in_a_space(2, machine_of_sections, |_, space| {
@@ -153,26 +154,26 @@ fn accesses_after_each_other_against_unmap() {
     });
 }
 
-/// A page faulted into the new mapping is not swept away with the old one.
+/// A page that is faulted into the new mapping is not removed with the old one.
 #[test]
 fn page_work_against_map_fixed() {
     in_a_space(3, machine, |_, space| {
         let old = MapRequest::anonymous(PAGE_SIZE).protection(Protection::READ).at(Placement::Fixed(at(1)));
         space.map(old).unwrap();
         let other = space.clone();
-        // A store succeeds in the new mapping only.
+        // A store can succeed only in the new mapping.
         let store = spawn(1, move || other.store_u64(at(1), 8).is_ok());
         map(space, 1, 1);
         let expected = if store.join().unwrap() { 8 } else { 0 };
         assert_eq!(
             space.load_u64(at(1)).unwrap(),
             expected,
-            "invariant 3: a page of the new mapping was swept away with the old one"
+            "invariant 3: a page of the new mapping was removed with the old one"
         );
     });
 }
 
-/// A leaf table freed with its last mapping: a fault meanwhile loses no page of the mapping that comes next.
+/// A leaf table is freed with its last mapping. A concurrent fault loses no page of the next mapping.
 #[test]
 fn freeing_a_leaf_table() {
     in_a_space(3, machine, |engine, space| {
@@ -187,14 +188,14 @@ fn freeing_a_leaf_table() {
     });
 }
 
-/// Invariant 15: so it is beside a processor that walks, without a section, from an upper entry that it keeps.
+/// Invariant 15: the same beside a processor that walks, outside of a section, from an upper entry that it keeps.
 #[test]
 fn a_kept_upper_entry_against_unmap() {
     in_a_space(3, machine, |engine, space| {
         map(space, 0, 2);
         space.store_u64(at(1), 5).unwrap();
         let accesses = beside(space, move |other| {
-            // The first one keeps the table, also if it faults.
+            // The first access caches the table, even if it faults.
             let _ = other.try_load_u64(at(1));
             let _ = other.try_load_u64(at(0));
         });
@@ -204,13 +205,13 @@ fn a_kept_upper_entry_against_unmap() {
     });
 }
 
-/// Rule 7: a leaf table goes only with its whole span; the neighbour's page stays.
+/// Rule 7: a leaf table is freed only with its whole span; a neighbour's page stays.
 #[test]
 fn a_leaf_table_keeps_its_neighbour() {
     in_a_space(3, machine, |engine, space| {
         map(space, 0, 2);
         let store = beside(space, move |other| other.store_u64(at(1), 6).unwrap());
-        // And the same from the other side.
+        // The same from the other side.
         map(space, 2, 2);
         space.store_u64(at(2), 7).unwrap();
         space.unmap(at(0), PAGE_SIZE).unwrap();
@@ -222,12 +223,12 @@ fn a_leaf_table_keeps_its_neighbour() {
     });
 }
 
-/// Rule 6: letting go of a present entry keeps the dirty bit that a processor sets meanwhile.
+/// Rule 6: ending the announcement of a present entry keeps a dirty bit that a processor sets meanwhile.
 #[test]
 fn invariant_9_a_dirty_bit_is_not_lost() {
     in_a_space(3, machine, |_, space| {
         map(space, 1, 1);
-        // Writable, not stored to yet: over the page of zeros, since the first page of all is taken to be dirty.
+        // Writable, but not stored to yet. Over the page of zeros, since a first page is taken to be dirty.
         assert!(matches!(space.fault(at(1), Access::Read), Ok(Fault::Done)));
         assert!(matches!(space.fault(at(1), Access::Write), Ok(Fault::Done)));
         let store = beside(space, move |other| other.try_store_u64(at(1), 2).is_ok());
@@ -238,13 +239,13 @@ fn invariant_9_a_dirty_bit_is_not_lost() {
     });
 }
 
-/// Rule 8: a fault that comes back from its read maps the page only where it is still mapped the same way.
+/// Rule 8: a fault that resumes after its read maps the page only if it is still mapped in the same way.
 #[test]
 fn resume_against_unmap() {
     in_a_space(3, machine, |engine, space| {
         let (file, fives) = file(engine);
         map_file(space, &file, 1, Protection::READ);
-        // The read is under way, the fault a value.
+        // The read is under way, and the fault is a value.
         let Ok(Fault::Pending(pending)) = space.fault(at(1), Access::Read) else { panic!("a cold page") };
         fives.end_reads();
         let other = spawn(1, move || pending.wait().map(|_| ()));
@@ -256,7 +257,7 @@ fn resume_against_unmap() {
     });
 }
 
-/// Truncation: when it returns, nobody maps what was cut off, whether a fault resumes meanwhile or not.
+/// Truncation: when it returns, no space maps a page that was cut off, even if a fault resumes meanwhile.
 #[test]
 fn resume_against_truncation() {
     in_a_space(3, machine, |engine, space| {
@@ -273,7 +274,7 @@ fn resume_against_truncation() {
     });
 }
 
-/// A fault on what is being moved: its page goes along, or it finds a hole.
+/// A fault on a page that is being moved: the page moves too, or the fault finds a hole.
 #[test]
 fn page_work_against_remap() {
     in_a_space(2, machine, |_, space| {
@@ -284,12 +285,12 @@ fn page_work_against_remap() {
         assert!(space.try_load_u64(at(0)).is_err(), "invariant 3: an access succeeds at the old place");
         let expected = if store.join().unwrap() { 2 } else { 0 };
         assert!(is_unmapped(space.load_u64(at(1))), "invariant 3: an access succeeds at the old place");
-        assert_eq!(space.load_u64(at(2)).unwrap(), 1, "a page was lost on the way");
-        assert_eq!(space.load_u64(at(3)).unwrap(), expected, "a page was lost on the way");
+        assert_eq!(space.load_u64(at(2)).unwrap(), 1, "a page was lost in the move");
+        assert_eq!(space.load_u64(at(3)).unwrap(), expected, "a page was lost in the move");
     });
 }
 
-/// CVE-2018-18281: what has moved is freed only when no access by the old place can reach it.
+/// CVE-2018-18281: a moved page is freed only after no access by the old address can reach it.
 #[test]
 fn an_access_against_remap() {
     for machine in [machine_of_sections, machine] {
@@ -303,10 +304,10 @@ fn an_access_against_remap() {
                     assert_eq!(value, 7, "invariant 3: an access saw a frame's next life");
                 }
             });
-            // Another thread: what the call itself retires at its end waits for all accesses.
+            // In another thread, because the objects that the call itself retires at its end wait for all accesses.
             let discard = spawn(2, move || {
                 let _ = second.discard(at(2), PAGE_SIZE);
-                // The frame's next life.
+                // The frame is allocated again.
                 second.store_u64(at(3), 9).unwrap();
             });
             space.remap(RemapRequest::to(at(1), PAGE_SIZE, at(2))).unwrap();
@@ -316,7 +317,7 @@ fn an_access_against_remap() {
     }
 }
 
-/// 60bae7370896: a page that is discarded is freed only when no access by the old entry can reach it.
+/// 60bae7370896: a discarded page is freed only after no access by the old entry can reach it.
 #[test]
 fn an_access_against_discard() {
     in_a_space(3, machine, |_, space| {
@@ -328,13 +329,13 @@ fn an_access_against_discard() {
             }
         });
         space.discard(at(1), PAGE_SIZE).unwrap();
-        // The frame's next life.
+        // The frame is allocated again.
         space.store_u64(at(2), 9).unwrap();
         access.join().unwrap();
     });
 }
 
-/// Lespinasse 2012: a range that is replaced while it is populated is not populated by mistake.
+/// Lespinasse 2012: a range that is replaced during its population is not populated by mistake.
 #[test]
 fn populating_against_map_fixed() {
     in_a_space(2, machine, |_, space| {
@@ -350,7 +351,7 @@ fn populating_against_map_fixed() {
     });
 }
 
-/// dup_mmap's error path: a fork that fails beside stores leaves nobody whom its files find.
+/// The error path of dup_mmap: a fork that fails beside stores leaves no space that its files find.
 #[test]
 fn a_fork_that_fails() {
     in_a_space(2, machine, |engine, space| {
@@ -358,7 +359,7 @@ fn a_fork_that_fails() {
         map(space, 0, 1);
         map_file(space, &file, 1, READ_WRITE);
         bring(space, 1, Access::Write, &fives);
-        // I/O goes on into it, so that fork needs a frame for a copy, and there is none.
+        // The page is pinned for I/O, so that fork needs a frame for a copy, and there is none.
         let pinned = space.pin(at(0), Access::Write).unwrap();
         engine.host().frames().fail_from(Some(1));
         let store = beside(space, move |other| other.try_store_u64(at(0), 2).is_ok());
@@ -395,7 +396,7 @@ fn forks_cut() {
     });
 }
 
-/// fb49c455323f: what a mapping's record says is read when page work has stopped, not before.
+/// fb49c455323f: fork reads a mapping's record after page work has stopped, not before.
 #[test]
 fn forks_cut_of_first_pages() {
     in_a_space(3, machine, |_, space| {
@@ -415,13 +416,13 @@ fn forks_cut_of_first_pages() {
     });
 }
 
-/// CVE-2024-27022: truncation during a fork leaves the child no page that was cut off.
+/// CVE-2024-27022: truncation during a fork leaves no page in the child that was cut off.
 #[test]
 fn truncation_during_fork() {
     in_a_space(3, machine, |engine, space| {
         let (file, fives) = file(engine);
         map_file(space, &file, 1, READ_WRITE);
-        // A private copy: the mapping has anonymous pages, so that fork copies its entries.
+        // A private copy gives the mapping an anonymous page, so that fork copies its entries.
         bring(space, 1, Access::Write, &fives);
         let truncated = file.clone();
         let truncation = spawn(1, move || truncated.set_length(0));
@@ -434,7 +435,7 @@ fn truncation_during_fork() {
     });
 }
 
-/// c46000458d57: a merge decides on a record that cannot change any more.
+/// c46000458d57: a merge reads a record only when the record cannot change any more.
 #[test]
 fn a_merge_against_a_first_page() {
     in_a_space(3, machine, |_, space| {
@@ -444,14 +445,14 @@ fn a_merge_against_a_first_page() {
         let fault = beside(space, move |other| {
             let _ = other.fault(at(2), Access::Write);
         });
-        // Fills the hole: one mapping if the right one has no page yet, else two.
+        // Fills the hole. The result is one mapping if the right one has no page yet, else two.
         map(space, 1, 1);
         fault.join().unwrap();
     });
 }
 
-/// CVE-2024-1312: a first page takes over a neighbour's number while its own mapping becomes part of another one. Whichever
-/// comes first, its page has the number of the mapping that it ends in.
+/// CVE-2024-1312: a first page takes over a neighbour's number while its own mapping is merged into another one. In
+/// either order, its page has the number of the mapping that it ends in.
 #[test]
 fn a_first_page_against_a_merge() {
     in_a_space(3, machine, |_, space| {
@@ -463,14 +464,14 @@ fn a_first_page_against_a_merge() {
         let all = READ_WRITE | Protection::EXECUTE;
         space.map(MapRequest::anonymous(PAGE_SIZE).protection(all).at(Placement::Fixed(at(1)))).unwrap();
         let fault = beside(space, move |other| other.store_u64(at(1), 1).unwrap());
-        // Joins what lies above if the page is there already, else what lies below.
+        // Merges with the upper neighbour if the page exists already, else with the lower one.
         space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
         fault.join().unwrap();
         assert_eq!(space.mappings().len(), 2);
     });
 }
 
-/// CVE-2024-1312: so it is while the neighbour goes, and another one comes in its place.
+/// CVE-2024-1312: the same while the neighbour is unmapped and another one is mapped in its place.
 #[test]
 fn a_first_page_beside_unmap() {
     in_a_space(3, machine, |_, space| {
@@ -482,14 +483,14 @@ fn a_first_page_beside_unmap() {
         space.unmap(at(0), PAGE_SIZE).unwrap();
         map(space, 0, 1);
         fault.join().unwrap();
-        // One of them is new, so they join: both have a page, of one number.
+        // One of them is new, so they are merged: both have a page with the same number.
         space.protect(at(1), PAGE_SIZE, READ_WRITE).unwrap();
         space.store_u64(at(0), 1).unwrap();
         assert_eq!(space.mappings().len(), 1);
     });
 }
 
-/// CVE-2016-5195: a pin for writing is on a private page, whatever is discarded meanwhile.
+/// CVE-2016-5195: a pin for writing pins a private page, even if pages are discarded meanwhile.
 #[test]
 fn a_pin_for_writing_against_discard() {
     in_a_space(3, machine, |engine, space| {
@@ -509,7 +510,7 @@ fn a_pin_for_writing_against_discard() {
     });
 }
 
-/// CVE-2020-29374: a page that a child has pinned is not written in place when the child has unmapped it.
+/// CVE-2020-29374: a page that a child has pinned is not written in place after the child has unmapped it.
 #[test]
 fn reuse_in_place_counts_pins() {
     in_a_space(1, machine, |_, space| {

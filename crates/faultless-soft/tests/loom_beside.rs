@@ -1,10 +1,10 @@
-//! Changes of one space side by side under loom, each without the tree lock: every interleaving up to a bound. A leaf has two
-//! mappings, so that four make a tree with parts.
+//! Models of concurrent changes of one space, without the tree lock. loom tries every interleaving up to a bound. A
+//! leaf has two mappings, so that four make a tree with several nodes.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_beside`
 #![cfg(loom)]
 
-#[expect(dead_code, reason = "what the other models use too")]
+#[expect(dead_code, reason = "other models use it")]
 mod models;
 
 use faultless::address::PAGE_SIZE;
@@ -14,7 +14,7 @@ use faultless_soft::{AccessError, Cpu, Soft};
 use models::{READ_WRITE, Space, at, beside, end, model};
 use std::sync::Arc;
 
-/// A space of four pages, each a mapping of its own: rights differ.
+/// Makes a space of four pages, each a mapping of its own, since their rights differ.
 fn machine() -> (Arc<Engine<Soft>>, Space) {
     let engine = Engine::new(Soft::new(8).expect("eight frames"), Limits::default()).expect("memory");
     let space = Space::new(&engine).expect("memory for a space");
@@ -27,14 +27,14 @@ fn machine() -> (Arc<Engine<Soft>>, Space) {
     (engine, space)
 }
 
-/// Which pages are mapped.
+/// Returns whether each page is mapped.
 fn mapped(space: &Space) -> [bool; 4] {
     let is_hole =
         |page| matches!(space.load_u64(at(page)), Err(AccessError::Fault(FaultError::NoMapping { .. })));
     [0, 1, 2, 3].map(|page| !is_hole(page))
 }
 
-/// The first page goes; the last one gets its neighbour's rights and joins it.
+/// The first page is unmapped. The last one gets its neighbour's rights and is merged with it.
 #[test]
 fn unmap_beside_protect() {
     model(3, || {
@@ -49,7 +49,7 @@ fn unmap_beside_protect() {
     });
 }
 
-/// Two parts of one mapping: both go, whoever comes first.
+/// Two parts of one mapping are unmapped: both are gone, in either order.
 #[test]
 fn two_parts_of_one_mapping() {
     model(3, || {
@@ -63,7 +63,7 @@ fn two_parts_of_one_mapping() {
     });
 }
 
-/// The last page goes while a place is looked for: that is found, or there was none yet.
+/// The last page is unmapped while a search looks for a free place: it finds that place, or there was none yet.
 #[test]
 fn unmap_beside_a_search() {
     model(3, || {
@@ -78,7 +78,7 @@ fn unmap_beside_a_search() {
     });
 }
 
-/// A fault in one mapping, while the one beside it goes.
+/// A fault in one mapping while its neighbour is unmapped.
 #[test]
 fn a_fault_beside_unmap() {
     model(3, || {
@@ -91,7 +91,7 @@ fn a_fault_beside_unmap() {
     });
 }
 
-/// A limit holds for who changes something beside others.
+/// A limit holds for a change beside other changes.
 #[test]
 fn a_limit_beside_unmap() {
     model(3, || {
@@ -99,7 +99,10 @@ fn a_limit_beside_unmap() {
         space.set_limits(SpaceLimits { data: 2 * PAGE_SIZE, ..space.limits() });
         let unmap = beside(&space, move |other| other.unmap(at(1), PAGE_SIZE).unwrap());
         let refused = space.protect(at(3), PAGE_SIZE, READ_WRITE);
-        assert!(matches!(refused, Err(ProtectError::Limit { .. })), "more data than may be: {refused:?}");
+        assert!(
+            matches!(refused, Err(ProtectError::Limit { .. })),
+            "a limit on data was exceeded: {refused:?}"
+        );
         unmap.join().unwrap();
         assert_eq!(mapped(&space), [true, false, true, true]);
         end(&engine, space);

@@ -1,9 +1,10 @@
-//! Two calls of one space at the same time under loom: what one of them says of the whole space holds for what the other makes.
+//! Models of two concurrent calls of one space: a call for the whole space also covers a mapping that the other one
+//! makes.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_calls`
 #![cfg(loom)]
 
-#[expect(dead_code, reason = "what the other models use too")]
+#[expect(dead_code, reason = "other models use it")]
 mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -31,7 +32,7 @@ fn is_locked(space: &Space) -> bool {
     mappings[0].flags.contains(MappingFlags::LOCKED)
 }
 
-/// A mapping made beside mlockall is there when it looks, or comes later: locked in both cases.
+/// A mapping that is made beside mlockall exists when mlockall looks, or is made later. It is locked in both cases.
 #[test]
 fn mlockall_misses_no_mapping() {
     model(3, || {
@@ -39,12 +40,12 @@ fn mlockall_misses_no_mapping() {
         let map = beside(&space, move |other| map_first(&other));
         space.lock_all(LockAll::CURRENT | LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
         map.join().unwrap();
-        assert!(is_locked(&space), "neither current nor future");
+        assert!(is_locked(&space), "mlockall missed the mapping, as a current and as a future one");
         end(&engine, space);
     });
 }
 
-/// The same of munlockall: nothing is locked when both have returned.
+/// The same for munlockall: nothing is locked after both have returned.
 #[test]
 fn munlockall_misses_no_mapping() {
     model(3, || {
@@ -58,16 +59,16 @@ fn munlockall_misses_no_mapping() {
     });
 }
 
-/// Returns whether the leaf table of the first two pages hangs.
+/// Returns whether the leaf table of the first two pages is reachable.
 fn has_leaf(space: &Space) -> bool {
     // SAFETY: dropped at the end of this function, which calls nothing that waits for it.
     let section = unsafe { space.engine().enter_section() };
     let leaf = PageRange::new(PageNumber::new(0), PageNumber::new(2)).unwrap();
-    // SAFETY: in a section, and nothing is changed.
+    // SAFETY: in a section, and changes nothing.
     unsafe { space.table() }.next_leaf(&section, leaf).is_some()
 }
 
-/// The first page is unmapped beside `other`, and both pages are holes then: the table has gone with the last of them.
+/// The first page is unmapped beside `other`; then both pages are holes. The table was freed with the last of them.
 fn the_table_goes(second: bool, other: fn(&Space)) {
     model(3, move || {
         let (engine, space) = machine();
@@ -83,7 +84,7 @@ fn the_table_goes(second: bool, other: fn(&Space)) {
         space.unmap(at(0), PAGE_SIZE).unwrap();
         thread.join().unwrap();
         assert_eq!(space.mappings().len(), 0);
-        assert!(!has_leaf(&space), "nothing is mapped there, and the table stays");
+        assert!(!has_leaf(&space), "the table stays although nothing is mapped there");
         end(&engine, space);
     });
 }
@@ -93,7 +94,7 @@ fn neighbours_that_go_at_once_take_their_table_along() {
     the_table_goes(true, |space| space.unmap(at(1), PAGE_SIZE).unwrap());
 }
 
-/// The other call has a claim on a hole, and takes nothing away.
+/// The other call has claimed a hole, and unmaps nothing.
 #[test]
 fn a_call_on_the_hole_beside_takes_the_table_along() {
     the_table_goes(false, |space| space.unmap(at(1), PAGE_SIZE).unwrap());

@@ -1,10 +1,10 @@
-//! Models of the seam to a design that looks the VMA up before the bit is set and confirms it afterwards, by a count of the
-//! changes: the laboratory's `speculative`, with a lock that loom knows in the place of mmap_lock. As `loom.rs`.
+//! Models of a design that looks the VMA up before it sets the bit, and confirms it afterwards by a count of changes.
+//! It is the laboratory's `speculative`, with a lock that loom knows in place of mmap_lock. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_design`
 #![cfg(loom)]
 
-#[expect(dead_code, reason = "what the other models use too")]
+#[expect(dead_code, reason = "other models use it")]
 mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber, PageRange};
@@ -26,7 +26,7 @@ struct Counted;
 #[derive(Default)]
 struct CountedLock {
     lock: Mutex<()>,
-    /// Odd while somebody changes something.
+    /// Odd while a change is under way.
     changes: AtomicU64,
 }
 
@@ -160,12 +160,12 @@ fn machine() -> (Arc<Engine<Soft>>, Space) {
     (engine, space)
 }
 
-/// Invariant 3: no access succeeds after unmap has returned, though the fault has looked the VMA up before.
+/// Invariant 3: no access succeeds after unmap has returned, although the fault has looked the VMA up before.
 #[test]
 fn a_speculation_against_unmap() {
     model(3, || {
         let (engine, space) = machine();
-        // The page beside stays, and with it the leaf table and the record: the fault needs neither.
+        // The next page stays mapped, and with it the leaf table and the record, so that the fault needs neither.
         map(&space, 0, 2);
         space.store_u64(at(0), 1).unwrap();
         let fault = beside(&space, move |other| {
@@ -180,7 +180,7 @@ fn a_speculation_against_unmap() {
     });
 }
 
-/// Invariant 7: the child never sees the second store without the first. Nothing but the count keeps speculations off fork.
+/// Invariant 7: the child never sees the second store without the first. Only the count keeps speculations out of fork.
 #[test]
 fn a_speculation_against_fork() {
     model(3, || {

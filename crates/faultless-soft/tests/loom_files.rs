@@ -1,4 +1,4 @@
-//! Models of a file that grows while others write it back, and of one that is read anew. As `loom.rs`.
+//! Models of a file that grows while other threads write it back, and of a file that is read again. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_files`
 #![cfg(loom)]
@@ -19,19 +19,19 @@ const WORD: usize = 8;
 
 struct State {
     length: u64,
-    /// The first word of its page.
+    /// The first word of the page.
     word: [u8; WORD],
     /// The bytes that the device has.
     flushed: [u8; WORD],
-    /// Writes that have been submitted and have not ended.
+    /// Writes that were submitted and have not ended.
     held: Vec<Transfer>,
-    /// Writes end at once.
+    /// Whether writes end at once.
     is_prompt: bool,
-    /// The next flush fails, and loses what the device has not.
+    /// Whether the next flush fails, and loses the bytes that the device does not have.
     fails: bool,
 }
 
-/// A store of one page, whose writes end when the test says so.
+/// A store of one page, whose writes end when the test ends them.
 struct Page {
     state: Mutex<State>,
 }
@@ -51,7 +51,7 @@ impl Page {
         let state = self.state.lock().unwrap();
         match transfer.bytes() {
             Bytes::Read(bytes) => bytes[..WORD].copy_from_slice(&state.word),
-            // Its bytes have been taken.
+            // The bytes were taken when the write was submitted.
             Bytes::Write(_) => {}
         }
         let length = state.length;
@@ -59,7 +59,7 @@ impl Page {
         transfer.complete(Ok(length.min(PAGE_SIZE) as usize));
     }
 
-    /// Ends the writes that are held.
+    /// Ends the held writes.
     fn end(&self) {
         let held = std::mem::take(&mut self.state.lock().unwrap().held);
         held.into_iter().for_each(|transfer| self.carry_out(transfer));
@@ -107,7 +107,7 @@ fn open(store: &Arc<Page>) -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
     (engine, file)
 }
 
-/// A file that grows waits for a write of its last page. That write is sized by the shorter length, and is all right.
+/// A file that grows waits for a write of its last page. That write has the shorter length, and is correct.
 #[test]
 fn growth_against_a_write_of_the_last_page() {
     model(2, || {
@@ -118,7 +118,7 @@ fn growth_against_a_write_of_the_last_page() {
         let write = spawn(1, move || {
             other.handle().start_sync();
             let (length, is_held) = (other.length(), !ends.state.lock().unwrap().held.is_empty());
-            // While it is under way.
+            // While the write is under way.
             loom::thread::yield_now();
             assert!(!is_held || other.length() == length, "invariant 14: a length changed under a write");
             ends.end();
@@ -134,7 +134,7 @@ fn growth_against_a_write_of_the_last_page() {
     });
 }
 
-/// A store through a mapping of a page that is being taken away to be read anew. It is kept, or it has to wait.
+/// A store through a mapping of a page that is removed to be read again. The store is kept, or it has to wait.
 #[test]
 fn a_store_beside_reading_anew() {
     model(2, || {
@@ -159,7 +159,7 @@ fn a_store_beside_reading_anew() {
     });
 }
 
-/// The same, and then a sync: what was stored before it is in the store when it returns.
+/// The same, and then a sync: when it returns, earlier stores are in the store.
 #[test]
 fn a_sync_beside_reading_anew() {
     model(2, || {
@@ -175,7 +175,7 @@ fn a_sync_beside_reading_anew() {
         let is_done = matches!(space.fault(at(1), Access::Write), Ok(Fault::Done));
         if is_done && space.try_store_u64(at(1), 7).is_ok() {
             file.handle().sync().unwrap();
-            assert_eq!(store.word(), 7, "invariant 9: a sync passed over what was stored before it");
+            assert_eq!(store.word(), 7, "invariant 9: a sync missed an earlier store");
         }
         let _ = refresh.join().unwrap();
         close(file);
@@ -183,7 +183,7 @@ fn a_sync_beside_reading_anew() {
     });
 }
 
-/// A write of parts of two pages, and a truncation to nothing: either comes first.
+/// A write to parts of two pages beside a truncation to nothing: either comes first.
 #[test]
 fn a_write_of_two_pages_beside_a_cut() {
     model(2, || {
@@ -205,7 +205,7 @@ fn a_write_of_two_pages_beside_a_cut() {
     });
 }
 
-/// The same beside a hole over both pages.
+/// The same beside a punched hole over both pages.
 #[test]
 fn a_write_of_two_pages_beside_a_hole() {
     model(2, || {
@@ -220,7 +220,7 @@ fn a_write_of_two_pages_beside_a_hole() {
         hole.join().unwrap();
         let mut back = [0; 2 * WORD];
         assert_eq!(file.handle().read_at(start, &mut back), Ok(2 * WORD));
-        // A write that ended early came first.
+        // If the write ended early, it came first.
         let last = if written == 2 * WORD { bytes } else { [0; 2 * WORD] };
         assert!(back == last || back == [0; 2 * WORD], "invariant 14: a write was torn by a hole: {back:?}");
         close(file);
@@ -228,7 +228,7 @@ fn a_write_of_two_pages_beside_a_hole() {
     });
 }
 
-/// A write that is in the store's buffers when a flush fails, and ends after that.
+/// A write whose bytes are in the store's buffers when a flush fails, and which ends after that.
 #[test]
 fn a_flush_that_fails_beside_the_end_of_a_write() {
     model(2, || {
@@ -239,7 +239,7 @@ fn a_flush_that_fails_beside_the_end_of_a_write() {
         let flush = spawn(1, move || other.handle().sync());
         file.handle().write_at(0, &1_u64.to_ne_bytes()).unwrap();
         file.handle().start_sync();
-        // Transfers that are held by now end below. No others are held.
+        // The transfers that are held now end below. No others are held.
         store.state.lock().unwrap().is_prompt = true;
         loom::thread::yield_now();
         store.end();

@@ -1,5 +1,5 @@
-//! Models of the list of idle folios: a page that becomes idle against one that is detached, and eviction against both; and
-//! of truncation beside range work of a space that maps the file. As `loom.rs`.
+//! Models of the list of idle folios: a page that becomes idle beside one that is detached, and eviction beside both;
+//! and of truncation beside range work of a space that maps the file. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_folios`
 #![cfg(loom)]
@@ -31,7 +31,7 @@ impl Store for Fives {
     }
 }
 
-/// A machine, and a file of it whose first page is in memory and idle.
+/// Makes a machine, and a file whose first page is in memory and idle.
 fn machine(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
     let engine = Engine::new(Soft::new(frames).expect("frames"), Limits::default()).expect("memory");
     let file = File::open(&engine, Arc::new(Fives)).expect("a store with a length");
@@ -41,20 +41,20 @@ fn machine(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
 
 fn read(file: &File<Soft>, page: u64) {
     let mut byte = [0];
-    // Nothing if it has been cut off.
+    // It reads nothing if the page was cut off.
     if file.handle().read_at(page * PAGE_SIZE, &mut byte) == Ok(1) {
         assert_eq!(byte, [5]);
     }
 }
 
 fn assert_nothing_is_left(engine: &Engine<Soft>) {
-    // First: who counts the list takes off it what has been detached.
-    assert_eq!(engine.frame_usage().used, 1, "invariant 11: a page that is gone keeps its frame");
-    assert_eq!(engine.idle_folios(), 0, "a page that is gone is on the list");
+    // This comes first: counting the list removes detached folios from it.
+    assert_eq!(engine.frame_usage().used, 1, "invariant 11: a removed page keeps its frame");
+    assert_eq!(engine.idle_folios(), 0, "a removed page is on the list");
     assert_eq!(engine.cached_pages(), 0);
 }
 
-/// Somebody is about to put a page on the list when it is detached.
+/// A page is detached just before another thread puts it on the list.
 #[test]
 fn a_page_that_becomes_idle_against_truncation() {
     model(3, || {
@@ -67,11 +67,11 @@ fn a_page_that_becomes_idle_against_truncation() {
     });
 }
 
-/// Eviction has taken a page off the list, which others have again, or cut off, meanwhile.
+/// Eviction has taken a page off the list; meanwhile other threads use it again, or cut it off.
 #[test]
 fn eviction_against_a_reader_and_truncation() {
     model(2, || {
-        // The page of zeros, the file's, and none.
+        // One frame for the page of zeros, one for the file's page, and no other.
         let (engine, file) = machine(2);
         let space = Space::new(&engine).unwrap();
         map(&space, 2, 1);
@@ -79,14 +79,14 @@ fn eviction_against_a_reader_and_truncation() {
         let reader = spawn(1, move || read(&other, 0));
         let _ = space.fault(at(2), Access::Write);
         reader.join().unwrap();
-        assert_eq!(engine.idle_folios(), engine.cached_pages(), "a page that nobody uses is not on the list");
+        assert_eq!(engine.idle_folios(), engine.cached_pages(), "an unused page is not on the list");
         file.set_length(0);
         end(&engine, space);
         assert_nothing_is_left(&engine);
     });
 }
 
-/// The file goes while eviction has one of its pages.
+/// The file is dropped while eviction has one of its pages.
 #[test]
 fn eviction_against_the_end_of_the_file() {
     model(3, || {
@@ -101,7 +101,7 @@ fn eviction_against_the_end_of_the_file() {
     });
 }
 
-/// A machine, a file of it, and a space that maps the file's first page at page 1.
+/// Makes a machine, a file, and a space that maps the file's first page at page 1.
 fn mapped() -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Space) {
     let (engine, file) = machine(4);
     let space = Space::new(&engine).unwrap();
@@ -111,7 +111,8 @@ fn mapped() -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Space) {
     (engine, file, space)
 }
 
-/// Somebody has unmapped the page, and has not swept its entry: truncation finds no mapping, and waits for the sweep.
+/// unmap has removed the mapping but not yet the page's entry: truncation finds no mapping, and must wait for the
+/// entry.
 #[test]
 fn truncation_against_unmap() {
     model(2, || {
@@ -125,7 +126,7 @@ fn truncation_against_unmap() {
     });
 }
 
-/// Somebody moves the page, perhaps from where truncation has not been to where it has.
+/// remap moves the page, perhaps from a place that truncation has not reached to one that it has passed.
 #[test]
 fn truncation_against_remap() {
     model(2, || {

@@ -1,5 +1,5 @@
-//! Models of leaf tables that a fork has shared (docs/fork.md), as `loom.rs`. A table has two entries here, and is shared
-//! where both are used.
+//! Models of leaf tables that fork shares (docs/fork.md), as `loom.rs`. A table has two entries here, and is shared if
+//! both are used.
 #![cfg(loom)]
 
 mod models;
@@ -17,7 +17,7 @@ fn machine() -> Arc<Engine<Soft>> {
     Engine::new(Soft::with_caches(8).expect("eight frames"), Limits::default()).expect("memory for an engine")
 }
 
-/// A space with 1 in both pages of a leaf table.
+/// Makes a space with 1 in both pages of a leaf table.
 fn parent(engine: &Arc<Engine<Soft>>) -> Space {
     let space = Space::new(engine).unwrap();
     map(&space, 0, 2);
@@ -26,13 +26,13 @@ fn parent(engine: &Arc<Engine<Soft>>) -> Space {
     space
 }
 
-/// Its child, which has the table too.
+/// Forks a child that shares the table.
 fn sharing(engine: &Arc<Engine<Soft>>, space: &Space) -> Space {
     let child = space.fork().unwrap();
     assert_ne!(
         engine.statistics().get(Counter::TablesShared),
         0,
-        "nothing is shared: the model shows nothing"
+        "the table is not shared, so the model checks nothing"
     );
     child
 }
@@ -41,7 +41,7 @@ fn words(space: &Space) -> (u64, u64) {
     (space.load_u64(at(0)).unwrap(), space.load_u64(at(1)).unwrap())
 }
 
-/// Invariant 7: when fork has returned, no store of the parent goes through the table.
+/// Invariant 7: after fork has returned, no store of the parent goes through the table.
 #[test]
 fn a_store_against_fork() {
     model(3, || {
@@ -59,9 +59,9 @@ fn a_store_against_fork() {
     });
 }
 
-/// CVE-2021-4002: a table that one space has left is the other's only when no processor of the first is in it. On a machine without
-/// caches: one with caches locks a processor's caches for as long as an access takes, and so has every invalidation, of other tables
-/// too, wait for it.
+/// CVE-2021-4002: a table that one space has left belongs to the other only after no processor of the first uses it.
+/// The machine has no caches: with caches each access locks its processor's caches, so every invalidation, even of
+/// another table, would wait for it.
 #[test]
 fn an_access_against_leaving() {
     model(2, || {
@@ -81,7 +81,7 @@ fn an_access_against_leaving() {
     });
 }
 
-/// Parent and child write at once: one copies, the other has the table then, and both go on.
+/// Parent and child write at once: one copies the table, the other then has it alone, and both continue.
 #[test]
 fn both_write() {
     model(2, || {
@@ -102,7 +102,7 @@ fn both_write() {
     });
 }
 
-/// Two faults of one space on one shared table: it is copied once, and neither page is lost.
+/// Two faults of one space on one shared table: the table is copied once, and neither page is lost.
 #[test]
 fn two_faults_on_one_table() {
     model(2, || {
@@ -119,7 +119,7 @@ fn two_faults_on_one_table() {
     });
 }
 
-/// A fault that copies the table against a sweep that does: invariant 3, and the child keeps what it has.
+/// A fault that copies the table beside an unmap that does: invariant 3 holds, and the child keeps its pages.
 #[test]
 fn a_fault_against_unmap() {
     model(2, || {
@@ -139,7 +139,7 @@ fn a_fault_against_unmap() {
     });
 }
 
-/// The child ends while the parent writes: the parent copies the table, or has it.
+/// The child ends while the parent writes: the parent copies the table, or has it alone.
 #[test]
 fn a_store_against_the_childs_end() {
     model(2, || {
@@ -178,7 +178,7 @@ fn a_second_fork_against_a_store_of_the_child() {
     });
 }
 
-/// A store full of fives, at once.
+/// A store full of fives, whose transfers end at once.
 struct Fives;
 
 impl Store for Fives {
@@ -194,7 +194,7 @@ impl Store for Fives {
     }
 }
 
-/// Truncation comes to a page of a shared table in both spaces, whoever copies the table meanwhile.
+/// Truncation reaches a page of a shared table in both spaces, even if one of them copies the table meanwhile.
 #[test]
 fn truncation_of_a_shared_table() {
     model(2, || {

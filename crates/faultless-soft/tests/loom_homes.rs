@@ -1,8 +1,8 @@
-//! Models of homes (docs/home.md), as `loom.rs`. One thread follows the home of a frame, as reclaim will; what it meets is memory
-//! until its section ends. A table has two entries here.
+//! Models of homes (docs/home.md), as `loom.rs`. One thread follows the home of a frame, as reclaim will. The objects
+//! that it reaches are not freed before its section ends. A table has two entries here.
 #![cfg(loom)]
 
-#[expect(dead_code, reason = "what the other models use too")]
+#[expect(dead_code, reason = "other models use it")]
 mod models;
 
 use faultless::address::{PAGE_SIZE, PageNumber};
@@ -19,12 +19,12 @@ fn machine(shared_entries: u64) -> Arc<Engine<Soft>> {
     Engine::new(Soft::new(8).expect("eight frames"), limits).expect("memory for an engine")
 }
 
-/// A machine on which fork copies each entry.
+/// Makes a machine on which fork copies each entry.
 fn copying() -> Arc<Engine<Soft>> {
     machine(u64::MAX)
 }
 
-/// A machine on which fork shares a full table.
+/// Makes a machine on which fork shares a full table.
 fn sharing() -> Arc<Engine<Soft>> {
     machine(2)
 }
@@ -39,7 +39,7 @@ fn fill(space: &Space) {
     space.store_u64(at(1), 1).unwrap();
 }
 
-/// A model in a space with a full leaf table.
+/// Runs a model in a space with a full leaf table.
 fn in_a_full_table(
     engine: fn() -> Arc<Engine<Soft>>,
     body: impl Fn(&Arc<Engine<Soft>>, &Space) + Sync + Send + 'static,
@@ -51,15 +51,15 @@ fn in_a_full_table(
 }
 
 fn frame(space: &Space, page: u64) -> Frame {
-    // SAFETY: it ends before anything waits.
+    // SAFETY: dropped before anything waits.
     let section = unsafe { space.engine().enter_section() };
-    // SAFETY: it is only read.
+    // SAFETY: only read.
     let table = unsafe { space.table() };
     let page = at(page).page();
     table.load(table.leaf(&section, page).unwrap(), page).mapped_frame().unwrap()
 }
 
-/// A thread that follows the home of what page 0 shows now.
+/// Starts a thread that follows the home of the frame that page 0 has now.
 fn follower(engine: &Arc<Engine<Soft>>, space: &Space) -> JoinHandle<()> {
     let (engine, frame) = (engine.clone(), frame(space, 0));
     spawn(1, move || {
@@ -69,7 +69,7 @@ fn follower(engine: &Arc<Engine<Soft>>, space: &Space) -> JoinHandle<()> {
     })
 }
 
-/// Rule H1: the table in which a page is at home is unmapped and freed, and another space maps the page still.
+/// Rule H1: the table of a page's home is unmapped and freed, and another space still maps the page.
 #[test]
 fn a_home_against_unmap() {
     in_a_full_table(copying, |engine, space| {
@@ -82,7 +82,7 @@ fn a_home_against_unmap() {
     });
 }
 
-/// The same, and nobody else maps the page: home names the table to the end, and the frame may have another life.
+/// The same if no other space maps the page: the home names the table to the end, and the frame may be allocated again.
 #[test]
 fn a_home_against_unmap_of_the_only_mapping() {
     in_a_full_table(copying, |engine, space| {
@@ -93,23 +93,23 @@ fn a_home_against_unmap_of_the_only_mapping() {
     });
 }
 
-/// The same, and the frame has its next life in another table, which is new. An invalidation waits for no section, so the thread
-/// may have seen the mapping of the first life, and read the home of the next.
+/// The same, and the frame is allocated again for a new table. An invalidation waits for no section. So the thread may
+/// have seen the mapping of the first life, and read the home of the next.
 #[test]
 fn a_home_against_the_next_life() {
     in_a_full_table(copying, |engine, space| {
         map(space, MOVED, 1);
         let first = frame(space, 0);
         let follower = follower(engine, space);
-        // Retires nothing, so it waits for no section.
+        // DontNeed retires nothing, so it waits for no section.
         space.advise(at(0), PAGE_SIZE, Advice::DontNeed).unwrap();
         space.store_u64(at(MOVED), 2).unwrap();
-        assert_eq!(frame(space, MOVED), first, "the frame has no next life");
+        assert_eq!(frame(space, MOVED), first, "the frame was not allocated again");
         follower.join().unwrap();
     });
 }
 
-/// Rule H1: a copy is mapped in the place of the page, and then the table goes.
+/// Rule H1: a copy is mapped in the page's place, and then the table is freed.
 #[test]
 fn a_home_against_a_copy() {
     in_a_full_table(copying, |engine, space| {
@@ -119,7 +119,7 @@ fn a_home_against_a_copy() {
         assert_eq!(
             engine.pages_by_home(frame(&child, 0)).len(),
             2,
-            "the child's entry is found by the family"
+            "the child's entry is found through the family"
         );
         space.unmap(at(0), 2 * PAGE_SIZE).unwrap();
         engine.flush();
@@ -128,7 +128,7 @@ fn a_home_against_a_copy() {
     });
 }
 
-/// fork shares the table in which the page is at home, the child leaves it, and the parent has it alone again.
+/// fork shares the table of a page's home, the child leaves it, and the parent has it alone again.
 #[test]
 fn a_home_against_fork() {
     in_a_full_table(sharing, |engine, space| {
@@ -144,7 +144,7 @@ fn a_home_against_fork() {
     });
 }
 
-/// Rule H1 of a family: its last table goes.
+/// Rule H1 for a family: its last table is freed.
 #[test]
 fn a_home_against_the_end_of_a_family() {
     in_a_full_table(copying, |engine, space| {
@@ -156,7 +156,7 @@ fn a_home_against_the_end_of_a_family() {
     });
 }
 
-/// A table joins a family, by fork, and another leaves it, while a thread reads the list.
+/// By fork a table joins a family, and another one leaves it, while a thread reads the list.
 #[test]
 fn a_search_against_a_new_relative() {
     in_a_full_table(copying, |engine, space| {
@@ -170,7 +170,7 @@ fn a_search_against_a_new_relative() {
     });
 }
 
-/// Rule H1 of a family: a page that another space maps too moves out of the family's tables, and the family ends.
+/// Rule H1 for a family: a page that another space maps too moves out of the family's tables, and the family ends.
 #[test]
 fn a_home_of_a_page_that_has_left_its_family() {
     in_a_full_table(copying, |engine, space| {
@@ -185,7 +185,7 @@ fn a_home_of_a_page_that_has_left_its_family() {
     });
 }
 
-/// Rule H2: the entry at the page's home lets it go, for a copy, while the page moves in another space.
+/// Rule H2: a copy replaces the page at its home, while the page moves in another space.
 #[test]
 fn a_copy_against_a_move() {
     in_a_full_table(copying, |engine, space| {
@@ -204,7 +204,7 @@ fn a_copy_against_a_move() {
     });
 }
 
-/// Rule H5: the last handle goes, without exit.
+/// Rule H5: the last handle is dropped, without exit.
 #[test]
 fn a_home_against_the_last_handle() {
     model(3, || {

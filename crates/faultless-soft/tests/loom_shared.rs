@@ -1,4 +1,4 @@
-//! Models of shared memory that is written: stores against writeback, unmapping and eviction. As `loom.rs`.
+//! Models of shared memory that is written: stores beside writeback, unmapping and eviction. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_shared`
 #![cfg(loom)]
@@ -14,7 +14,7 @@ use faultless_soft::{Cpu, Soft};
 use models::{READ_WRITE, Space, at, beside, close, end, map, model, spawn};
 use std::sync::{Arc, Mutex};
 
-/// A store of one page that keeps what is written; transfers end when the test says so.
+/// A store of one page that keeps written bytes. Transfers end when the test ends them.
 struct Kept(Mutex<(Vec<Transfer>, u64)>);
 
 impl Store for Kept {
@@ -43,19 +43,19 @@ impl Kept {
                     state.1 = u64::from_ne_bytes(page[..8].try_into().expect("eight bytes"))
                 }
             }
-            // The completion may let another thread run, which takes this lock.
+            // The completion may let another thread run, and that thread takes this lock.
             drop(state);
             transfer.complete(Ok(PAGE_SIZE as usize));
         }
     }
 }
 
-/// A file of one page, and a space with a shared mapping of it at page 1, in which 1 has been stored.
+/// Makes a file of one page, and a space with a shared mapping of it at page 1, in which 1 was stored.
 fn stored(frames: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
     stored_on(Soft::new(frames).expect("frames"))
 }
 
-/// The same, on this machine.
+/// The same, on a given machine.
 fn stored_on(soft: Soft) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, Space) {
     let engine = Engine::new(soft, Limits::default()).expect("memory for an engine");
     let kept = Arc::new(Kept(Mutex::new((Vec::new(), 0))));
@@ -71,7 +71,7 @@ fn stored_on(soft: Soft) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Kept>, S
     (engine, file, kept, space)
 }
 
-/// A store that comes while its page is made clean is written by that writeback or by the next.
+/// A store while its page is made clean: this writeback or the next writes it.
 #[test]
 fn a_store_against_writeback() {
     model(2, || {
@@ -92,8 +92,8 @@ fn a_store_against_writeback() {
     });
 }
 
-/// Writeback takes the write right first, and invalidates later, with those of other spaces. mprotect finds nothing to take; when it
-/// returns, no processor stores by a translation that it had before.
+/// Writeback takes the write right first, and invalidates later, together with other spaces. mprotect finds no right to
+/// take. When it returns, no processor stores by an older translation.
 #[test]
 fn a_protect_beside_a_writeback() {
     model(2, || {
@@ -114,8 +114,8 @@ fn a_protect_beside_a_writeback() {
     });
 }
 
-/// The mapping is being taken away: a hole is published, the entry is there still, and processors store through it. What
-/// they stored is written by the writeback that made the page clean, or by the next.
+/// The mapping is being unmapped: a hole is published, the entry still exists, and processors store through it. The
+/// writeback that made the page clean, or the next one, writes their stores.
 #[test]
 fn a_store_against_writeback_and_unmap() {
     model(2, || {
@@ -137,8 +137,8 @@ fn a_store_against_writeback_and_unmap() {
     });
 }
 
-/// A space that has never stored into the file does so for the first time while the page is written back: the walk, which passes over
-/// spaces that have not stored, comes to it, or the store finds the page under writeback.
+/// A space stores into the file for the first time while the page is written back. The walk skips spaces that have not
+/// stored. Either it visits this one, or the store finds the page under writeback.
 #[test]
 fn a_first_store_against_writeback() {
     model(2, || {
@@ -154,7 +154,7 @@ fn a_first_store_against_writeback() {
         file.handle().start_sync();
         kept.end();
         let first = store.join().unwrap();
-        // If the writeback has missed the entry, this store makes nothing dirty.
+        // If the writeback missed the entry, this store would make nothing dirty.
         let second = first && other.try_store_u64(at(1), 3).is_ok();
         file.handle().start_sync();
         kept.end();
@@ -172,8 +172,8 @@ fn a_first_store_against_writeback() {
     });
 }
 
-/// A mapping appears where the file had none, and is stored through, while the page is written back: the walk sees that the
-/// space shows the page, or the store finds the page under writeback.
+/// A first mapping of the file appears and is stored through while the page is written back. Either the walk sees that
+/// the space shows the page, or the store finds the page under writeback.
 #[test]
 fn a_new_mapping_against_writeback() {
     model(2, || {
@@ -191,7 +191,7 @@ fn a_new_mapping_against_writeback() {
         let first = stores(2);
         file.handle().start_sync();
         kept.end();
-        // If the writeback has missed the entry, this store makes nothing dirty.
+        // If the writeback missed the entry, this store would make nothing dirty.
         let second = first && other.try_store_u64(at(1), 3).is_ok();
         file.handle().start_sync();
         kept.end();
@@ -210,7 +210,7 @@ fn a_new_mapping_against_writeback() {
     });
 }
 
-/// fsyncgate: a page whose write has failed is written by the next writeback, with what was stored since.
+/// fsyncgate: the next writeback writes a page whose write has failed, with the later stores.
 #[test]
 fn a_failed_write_stays_dirty() {
     model(2, || {
@@ -221,7 +221,7 @@ fn a_failed_write_stays_dirty() {
             matches!(other.fault(at(1), Access::Write), Ok(Fault::Done))
                 && other.try_store_u64(at(1), 2).is_ok()
         });
-        // Dropped, they fail.
+        // Transfers that are dropped fail.
         drop(transfers);
         let last = if store.join().unwrap() { 2 } else { 1 };
         file.handle().start_sync();
@@ -236,11 +236,11 @@ fn a_failed_write_stays_dirty() {
     });
 }
 
-/// A fault that needs the frame gets it when the page has been written, and not before.
+/// A fault that needs the frame gets it after the page was written, and not before.
 #[test]
 fn eviction_against_writeback() {
     model(2, || {
-        // The page of zeros, and the file's.
+        // One frame for the page of zeros, and one for the file's page.
         let (engine, file, kept, space) = stored(2);
         space.unmap(at(1), PAGE_SIZE).unwrap();
         map(&space, 2, 1);
@@ -264,7 +264,7 @@ fn eviction_against_writeback() {
     });
 }
 
-/// A store that ends each transfer at once. What it holds is zeros, and the first eight bytes that were written last.
+/// A store that ends each transfer at once. It holds zeros, except for the first eight bytes of the last write.
 struct Quick {
     length: u64,
     kept: Mutex<u64>,
@@ -301,7 +301,7 @@ fn quick(length: u64) -> (Arc<Engine<Soft>>, Shared<File<Soft>>, Arc<Quick>) {
     (engine, file, store)
 }
 
-/// fsync returns when a page has been written, also if another thread has begun to write it.
+/// fsync returns after a page was written, even if another thread has begun to write it.
 #[test]
 fn a_sync_beside_one_that_begins() {
     model(2, || {
@@ -317,8 +317,8 @@ fn a_sync_beside_one_that_begins() {
     });
 }
 
-/// A read that misses beside a hole that is punched waits for its end, and does not sleep through it. Somebody else's pin
-/// stays, so that nothing else wakes it.
+/// A read that misses while a hole is punched waits for the hole's end, and is woken by it. A pin of another thread
+/// stays, so that nothing else can wake it.
 #[test]
 fn a_miss_beside_a_punch() {
     model(2, || {
@@ -346,7 +346,7 @@ fn a_miss_beside_a_punch() {
     });
 }
 
-/// Invariant 14: a file is cut off when no transfer of what goes is under way, and none begins meanwhile.
+/// Invariant 14: a file is cut off while no transfer of the removed part is under way, and none begins meanwhile.
 #[test]
 fn a_cut_beside_a_writeback() {
     model(2, || {
@@ -354,19 +354,19 @@ fn a_cut_beside_a_writeback() {
         let (other, store) = (file.clone(), kept.clone());
         let writes = spawn(1, move || {
             other.handle().start_sync();
-            // While the write is under way: between these two calls is no step at which loom changes threads.
+            // While the write is under way: loom has no step between these two calls at which it changes threads.
             loom::thread::yield_now();
             store.end();
         });
         file.handle().set_length(8).unwrap();
         writes.join().unwrap();
-        assert_eq!(space.load_u64(at(1)).unwrap(), 1, "what stays was lost");
+        assert_eq!(space.load_u64(at(1)).unwrap(), 1, "the rest of the file was lost");
         close(file);
         end(&engine, space);
     });
 }
 
-/// Invariant 14: a reader beside a write that makes the file longer sees what was written, or the old end.
+/// Invariant 14: a reader beside a write that makes the file longer sees the written bytes, or the old end.
 #[test]
 fn a_reader_beside_an_appender() {
     model(2, || {
@@ -375,7 +375,7 @@ fn a_reader_beside_an_appender() {
         let reader = spawn(1, move || {
             let mut byte = [1];
             let read = other.handle().read_at(0, &mut byte).unwrap();
-            assert!(read == 0 || byte == [7], "invariant 14: zeros that nobody wrote");
+            assert!(read == 0 || byte == [7], "invariant 14: the reader sees zeros that were never written");
         });
         assert_eq!(file.handle().write_at(0, &[7]), Ok(1));
         reader.join().unwrap();

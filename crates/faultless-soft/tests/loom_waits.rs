@@ -1,5 +1,5 @@
-//! Models of waits that somebody else ends: for a place among the pins of a page, and for the end of a change of a file's
-//! length. As `loom.rs`.
+//! Models of waits that another thread ends: for a place among the pins of a page, and for the end of a change of a
+//! file's length. As `loom.rs`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless-soft --profile checked --test loom_waits`
 #![cfg(loom)]
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use zeros::Zeros;
 
-/// A space with a page that is pinned for I/O as often as is counted in a model: twice.
+/// Makes a space with a page that has as many I/O pins as can be counted, which is two in a model.
 fn pinned() -> (Arc<Engine<Soft>>, Space, [PinnedPage<Soft>; 2]) {
     let engine = Engine::new(Soft::new(6).expect("frames"), Limits::default()).expect("memory for an engine");
     let space = Space::new(&engine).unwrap();
@@ -30,7 +30,7 @@ fn pinned() -> (Arc<Engine<Soft>>, Space, [PinnedPage<Soft>; 2]) {
     (engine, space, pins)
 }
 
-/// A thread that waits for a place gets it when another pin goes, though the first one stays.
+/// A thread that waits for a place gets it when the second pin goes, although the first one stays.
 #[test]
 fn a_wait_for_a_place_against_an_unpin() {
     model(3, || {
@@ -44,7 +44,7 @@ fn a_wait_for_a_place_against_an_unpin() {
     });
 }
 
-/// Two wait, and two places come: nobody is forgotten.
+/// Two threads wait, and two places become free: both are woken.
 #[test]
 fn two_waits_for_a_place() {
     model(1, || {
@@ -59,20 +59,20 @@ fn two_waits_for_a_place() {
     });
 }
 
-/// The end of the space ends the wait, though no place comes.
+/// The end of the space ends the wait, although no place becomes free.
 #[test]
 fn a_wait_for_a_place_against_exit() {
     model(3, || {
         let (engine, space, pins) = pinned();
         let write = beside(&space, move |other| other.write_remote(at(1), &7_u64.to_ne_bytes()));
         space.exit();
-        assert!(write.join().unwrap().is_err(), "no place and no mapping");
+        assert!(write.join().unwrap().is_err(), "the write succeeds without a place and without a mapping");
         drop(pins);
         end(&engine, space);
     });
 }
 
-/// A store of one page of zeros, which ends each transfer at once, and takes a while to be cut off.
+/// A store of one page of zeros. It ends each transfer at once, and takes some time to be cut off.
 #[derive(Default)]
 struct Slow {
     is_asked: AtomicBool,
@@ -84,7 +84,10 @@ impl Store for Slow {
     }
 
     fn submit(&self, mut transfer: Transfer) {
-        assert!(!self.is_asked.load(Ordering::Relaxed), "invariant 14: a transfer of what goes begins");
+        assert!(
+            !self.is_asked.load(Ordering::Relaxed),
+            "invariant 14: a transfer of the removed part begins"
+        );
         if let Bytes::Read(bytes) = transfer.bytes() {
             bytes.fill(0);
         }
@@ -93,7 +96,7 @@ impl Store for Slow {
 
     fn set_length(&self, _: u64) -> Result<(), StoreError> {
         self.is_asked.store(true, Ordering::Relaxed);
-        // Others come to where they have to wait.
+        // Gives other threads time to reach the place where they wait.
         loom::thread::yield_now();
         self.is_asked.store(false, Ordering::Relaxed);
         Ok(())
@@ -106,7 +109,7 @@ fn slow() -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
     (engine, file)
 }
 
-/// All but the first word of the file is cut off while `other` needs its page.
+/// Cuts off all but the first word of the file while `other` needs its page.
 fn beside_a_cut(is_dirty: bool, other: fn(FileHandle<Soft>)) {
     model(2, move || {
         let (engine, file) = slow();
@@ -120,13 +123,13 @@ fn beside_a_cut(is_dirty: bool, other: fn(FileHandle<Soft>)) {
         let mut word = [1; 9];
         assert_eq!(file.handle().read_at(0, &mut word), Ok(8));
         let kept = if is_dirty { 7 } else { 0 };
-        assert_eq!(word[..8], u64::to_ne_bytes(kept), "what stays was lost");
+        assert_eq!(word[..8], u64::to_ne_bytes(kept), "the rest of the file was lost");
         close(file);
         assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left");
     });
 }
 
-/// A read that misses begins when the store has been cut off, or has ended before it is asked.
+/// A read that misses begins after the store was cut off, or has ended before the store is asked.
 #[test]
 fn a_read_beside_a_store_that_is_asked() {
     beside_a_cut(false, |handle| {
@@ -136,13 +139,13 @@ fn a_read_beside_a_store_that_is_asked() {
     });
 }
 
-/// So does a write of a dirty page.
+/// The same for a write of a dirty page.
 #[test]
 fn a_sync_beside_a_store_that_is_asked() {
     beside_a_cut(true, |handle| handle.sync().unwrap());
 }
 
-/// A fault comes back as a value, which is ready when the page may be read.
+/// A fault is returned as a value, which is ready when the page may be read.
 #[test]
 fn a_fault_beside_a_store_that_is_asked() {
     model(2, || {
@@ -164,7 +167,7 @@ fn a_fault_beside_a_store_that_is_asked() {
     });
 }
 
-/// A file of three pages, in an engine that pins one page for reads at a time.
+/// Makes a file of three pages, in an engine that pins only one page for reads at a time.
 fn crowded() -> (Arc<Engine<Soft>>, Shared<File<Soft>>) {
     let limits = Limits { cached_pages: 2, ..Limits::default() };
     let engine = Engine::new(Soft::new(6).expect("frames"), limits).expect("memory for an engine");
@@ -178,7 +181,7 @@ fn read(handle: &FileHandle<Soft>, page: u64) {
     assert_eq!(byte, [0]);
 }
 
-/// A read that finds too many pages pinned goes on when the pin goes, whenever that is.
+/// A read that finds too many pages pinned resumes when the pin goes, at any moment.
 #[test]
 fn a_miss_beside_the_end_of_a_pin() {
     model(2, || {
@@ -194,7 +197,7 @@ fn a_miss_beside_the_end_of_a_pin() {
     });
 }
 
-/// One pin goes, and two go on: whoever has had the turn passes it on.
+/// One pin goes, and two reads resume: the first one passes its turn on.
 #[test]
 fn two_misses_wait_for_one_place() {
     model(2, || {

@@ -1,4 +1,5 @@
-//! A mapping as a value: it goes with the value, unless something forbids that, and its parts are those of the mapping.
+//! A mapping as a value: dropping the value unmaps it, unless a rule forbids that, and its parts are those of the
+//! mapping.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, RangeError};
@@ -55,7 +56,7 @@ fn a_refusal_to_unmap_gives_it_back() {
     assert!(matches!(error, UnmapError::Sealed { .. }));
     let address = mapped.address();
     drop(mapped);
-    assert_eq!(space.load_u64(address), Ok(0), "sealed, it stays");
+    assert_eq!(space.load_u64(address), Ok(0), "a sealed mapping stays");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! A host whose slots are processors': while the engine uses a slot's number, its thread stays there, and while a thread stays
-//! there, the engine does not sleep, wait for others, or call a store. The host implements `Host` itself, as a kernel does.
+//! A host whose slots belong to processors. While the engine uses a slot's number, its thread stays there; meanwhile
+//! the engine does not sleep, wait for other threads, or call a store. The host implements `Host` itself, as a kernel
+//! does.
 #![cfg(not(loom))]
 
 mod zeros;
@@ -20,17 +21,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use zeros::Zeros;
 
 thread_local! {
-    /// How many guards this thread has: with one it is not preempted.
+    /// The number of guards that this thread has. With one it is not preempted.
     static GUARDS: Cell<u32> = const { Cell::new(0) };
 }
 
 #[track_caller]
 fn assert_preemptible(doing: &str) {
-    // While a test fails, guards go late.
+    // While a test fails, guards are dropped late.
     assert!(GUARDS.get() == 0 || std::thread::panicking(), "{doing} with preemption off");
 }
 
-/// Preemption is off.
+/// A guard: preemption is off while it lives.
 struct Off;
 
 impl Drop for Off {
@@ -39,7 +40,7 @@ impl Drop for Off {
     }
 }
 
-/// Slots that are not threads' for the engine, though the numbers come from threads here.
+/// Slots that the engine takes for processors', although their numbers come from threads here.
 #[derive(Default)]
 struct Processors {
     pinned: AtomicU64,
@@ -102,7 +103,7 @@ struct Kernel {
     slots: Processors,
 }
 
-// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+// SAFETY: each field is returned as it is and does not move; each keeps its own contract.
 unsafe impl Host for Kernel {
     type Table = RadixTable;
     type Frames = PhysicalMemory;
@@ -134,7 +135,7 @@ unsafe impl Host for Kernel {
     }
 }
 
-/// Zeros from a store that may sleep.
+/// A store of zeros that may sleep.
 struct Sleepy;
 
 const PAGES: u64 = 16;
@@ -161,7 +162,7 @@ fn at(page: u64) -> VirtAddr {
 
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// Calls of each kind, on pages from `first` on.
+/// Makes calls of each kind, on pages from `first` on.
 fn work(space: &Space, file: &Shared<File<Kernel>>, first: u64) {
     let fixed = |request: MapRequest<Kernel>| request.at(Placement::Fixed(at(first)));
     for round in 0..20 {
@@ -193,7 +194,7 @@ fn a_thread_stays_at_its_slot_while_the_engine_uses_it_and_does_not_sleep_there(
         barrier: Fences,
         slots: Processors::default(),
     };
-    // Fewer pages than the file has: reads evict.
+    // The cache has fewer pages than the file, so that reads evict.
     let engine = Engine::new(host, Limits { cached_pages: 13, ..Limits::default() }).unwrap();
     let file = File::open_rw(&engine, Arc::new(Sleepy)).unwrap();
     let space = Space::new(&engine).unwrap();

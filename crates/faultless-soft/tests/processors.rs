@@ -1,4 +1,5 @@
-//! Duties of the engine to processors: it tells them of the end of a space, and nobody spins while waiting for them.
+//! Duties of the engine to processors: it tells them of the end of a space, and no thread spins while it waits for
+//! them.
 #![cfg(not(loom))]
 
 use faultless::address::PAGE_SIZE;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 type Space = AddressSpace<Soft, Faultless>;
 
-/// A space with four pages that were stored to.
+/// Makes a space with four pages that were stored to.
 fn stored() -> (Arc<Engine<Soft>>, Space) {
     let limits = Limits { shared_entries: 4, ..Limits::default() };
     let engine = Engine::new(Soft::with_caches(64).unwrap(), limits).unwrap();
@@ -21,17 +22,18 @@ fn stored() -> (Arc<Engine<Soft>>, Space) {
     (engine, space)
 }
 
-/// Invariants 3 and 15: the end of a space leaves nothing in the processors' caches. Debug builds panic where it does.
+/// Invariants 3 and 15: the end of a space leaves no entry in the processors' caches. Debug builds panic if one is
+/// left.
 #[test]
 fn a_space_ends_when_no_processor_has_its_table_loaded() {
     let (engine, space) = stored();
     drop(space);
     engine.flush();
-    assert_eq!(engine.frame_usage().used, 1, "the page of zeros is left");
+    assert_eq!(engine.frame_usage().used, 1, "frames other than the page of zeros are left");
 }
 
-/// Invariant 17: fork waits for a grace period and an invalidation with no short lock held, whether it shares a table, copies
-/// its entries, or finds it shared and gets its own. Debug builds panic at a wait with one.
+/// Invariant 17: fork holds no short lock while it waits for a grace period and an invalidation, whether it shares a
+/// table, copies its entries, or finds it shared and gets its own. Debug builds panic at a wait with a short lock held.
 #[test]
 fn invariant_17_a_fork_waits_with_no_short_lock_held() {
     let (engine, space) = stored();
@@ -47,8 +49,8 @@ fn invariant_17_a_fork_waits_with_no_short_lock_held() {
     assert_eq!(engine.frame_usage().used, 1);
 }
 
-/// Invariant 3: what truncation takes out of several spaces is free when no processor has a translation to it. Debug builds panic
-/// where it is sooner.
+/// Invariant 3: a page that truncation takes out of several spaces is freed only after no processor has a translation
+/// to it. Debug builds panic if it is freed earlier.
 #[test]
 fn truncation_frees_what_no_processor_can_reach() {
     const SPACES: u64 = 40;
@@ -65,5 +67,5 @@ fn truncation_frees_what_no_processor_can_reach() {
     for (space, start) in spaces.iter().zip(&starts) {
         assert!(space.try_load_u64(*start).is_err(), "invariant 3: a page that was cut off is reached");
     }
-    assert_eq!(engine.frame_usage().used, 1, "the page of zeros is left");
+    assert_eq!(engine.frame_usage().used, 1, "frames other than the page of zeros are left");
 }

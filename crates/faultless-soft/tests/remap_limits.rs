@@ -1,4 +1,4 @@
-//! mremap beside limits that change.
+//! mremap beside changes of the limits.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -15,7 +15,7 @@ fn engine(frames: u64) -> Arc<Engine<Soft>> {
     Engine::new(Soft::new(frames).unwrap(), Limits::default()).unwrap()
 }
 
-/// A limit that is lowered when it has been asked for the first time, and what was at the new place has gone: the call is
+/// A limit is lowered after the first check, when the old mapping at the new place is already unmapped. The call is
 /// refused, and the new place is a hole, where something can be mapped.
 #[test]
 fn a_remap_that_a_limit_refuses_late_leaves_nothing_at_the_new_place() {

@@ -1,5 +1,5 @@
-//! Transfers of several pages: what a store gets, and what becomes of the pages when such a transfer fails, ends early, is late or is
-//! dropped.
+//! Transfers of several pages: the transfers that a store gets, and the state of the pages if such a transfer fails,
+//! ends early, is late or is dropped.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -21,7 +21,8 @@ const EIO: i32 = 5;
 type Space = AddressSpace<Soft, Faultless>;
 type Gate = GatedStore<Arc<Disk>>;
 
-/// Opens the gate when it is dropped. Without it, an assertion that fails in a scope waits for ever for the scope's threads.
+/// Opens the gate when it is dropped. Without it, a failed assertion in a scope would wait for ever for the scope's
+/// threads.
 struct OpensAtEnd<'a>(&'a Gate);
 
 impl Drop for OpensAtEnd<'_> {
@@ -36,13 +37,13 @@ struct Disk {
     bytes: Mutex<Vec<u8>>,
     /// A page of which each transfer fails.
     bad: Mutex<Option<u64>>,
-    /// Transfers that came: direction, first page, pages.
+    /// The transfers so far: direction, first page, number of pages.
     seen: Mutex<Vec<(Direction, u64, usize)>>,
-    /// For each transfer: true if each of its pages is in a frame, and no two are in the same one.
+    /// For each transfer: whether each of its pages is in a frame, and no two in the same one.
     has_frames: Mutex<Vec<bool>>,
-    /// Transfers are dropped.
+    /// Whether transfers are dropped.
     is_gone: Mutex<bool>,
-    /// `set_length` was called with this.
+    /// The last length that `set_length` was called with.
     cut: Mutex<Option<u64>>,
 }
 
@@ -56,7 +57,7 @@ impl Disk {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
 
-    /// The first byte of each page.
+    /// Returns the first byte of each page.
     fn firsts(&self) -> Vec<u8> {
         self.bytes.lock().unwrap().chunks(P).map(|page| page[0]).collect()
     }
@@ -119,7 +120,7 @@ struct World {
     at: VirtAddr,
 }
 
-/// A file of so many pages, mapped shared. The gate is open.
+/// Makes a file of `pages` pages, mapped shared. The gate is open.
 fn world(pages: usize, cached_pages: u64) -> World {
     let engine = engine(4 * MAX_PAGES as u64, cached_pages);
     let disk = Disk::new(pages);
@@ -144,7 +145,8 @@ impl World {
         self.space.load_u64(self.address(page)).map(|word| word as u8)
     }
 
-    /// Makes pages dirty, which a closed gate lets through to be read first: page `n` is full of `100 + n`.
+    /// Makes pages dirty: page `n` is full of `100 + n`. If the cache is empty, lets the reads of the pages pass the
+    /// closed gate.
     fn write(&self, pages: std::ops::Range<u64>) {
         let handle = self.file.handle();
         if self.engine.cached_pages() == 0 {
@@ -157,14 +159,14 @@ impl World {
         self.disk.has_frames.lock().unwrap().clear();
     }
 
-    /// Everything that was counted has been counted down.
+    /// Asserts that all counts are back at their start values.
     fn ends_clean(self) {
         let Self { engine, disk, gate, file, space, .. } = self;
         drop((gate, file, space));
         engine.flush();
         drop(disk);
         assert_eq!(engine.cached_pages(), 0);
-        assert_eq!(engine.frame_usage().used, 1, "the page of zeros");
+        assert_eq!(engine.frame_usage().used, 1, "frames other than the page of zeros are left");
     }
 }
 
@@ -178,7 +180,10 @@ fn a_sync_writes_consecutive_pages_as_one_transfer() {
     w.write(0..pages as u64);
     w.file.sync().unwrap();
     assert_eq!(w.disk.take_seen(), [(Write, 0, 64), (Write, 64, 8)]);
-    assert!(w.disk.has_frames.lock().unwrap().iter().all(|has| *has), "a driver finds each page's frame");
+    assert!(
+        w.disk.has_frames.lock().unwrap().iter().all(|has| *has),
+        "a driver does not find each page's frame"
+    );
     assert_eq!(w.disk.firsts(), (100..100 + pages as u8).collect::<Vec<_>>());
     // A hole among the dirty pages ends a run.
     w.write(0..3);
@@ -189,7 +194,7 @@ fn a_sync_writes_consecutive_pages_as_one_transfer() {
     w.ends_clean();
 }
 
-/// The last page is partial: the file keeps its size, and bytes behind the end are not written.
+/// The last page is partial: the file keeps its size, and bytes after its end are not written.
 #[test]
 fn a_run_ends_with_the_file() {
     let w = world(4, 4096);
@@ -205,7 +210,8 @@ fn a_run_ends_with_the_file() {
     w.ends_clean();
 }
 
-/// Red before `left_behind`: the pages behind the bad one were dirty still when sync had returned, and each sync left them so.
+/// Failed before `left_behind`: the pages after the bad one were still dirty when sync returned, and each sync left
+/// them so.
 #[test]
 fn an_error_in_the_middle_of_a_written_run_keeps_that_page_dirty_and_no_other() {
     let w = world(8, 4096);
@@ -216,7 +222,7 @@ fn an_error_in_the_middle_of_a_written_run_keeps_that_page_dirty_and_no_other() 
     assert_eq!(w.file.sync(), Err(FileError::Store(error)));
     assert_eq!(w.disk.firsts(), [100, 101, 102, 4, 104, 105, 106, 107]);
     assert_eq!(w.disk.take_seen()[0], (Write, 0, 8));
-    // It is written alone while it fails, and after that as any.
+    // It is written alone while it fails, and later like any other page.
     assert_eq!(w.file.sync(), Err(FileError::Store(error)));
     assert_eq!(w.disk.take_seen(), [(Write, 3, 1)]);
     *w.disk.bad.lock().unwrap() = None;
@@ -228,7 +234,7 @@ fn an_error_in_the_middle_of_a_written_run_keeps_that_page_dirty_and_no_other() 
     w.ends_clean();
 }
 
-/// Somebody else has made the store shorter: what has no place there stays dirty, and the error says from where on.
+/// Another program has made the store shorter. The pages beyond its end stay dirty, and the error names the first.
 #[test]
 fn a_short_write_keeps_the_pages_behind_it_dirty() {
     let w = world(6, 4096);
@@ -281,7 +287,7 @@ fn a_short_read_in_a_run_is_the_end_of_the_file() {
     assert_eq!(w.disk.take_seen(), [(Read, 0, 8)]);
     assert_eq!((w.load(1), w.load(2)), (Ok(2), Ok(3)));
     let behind = VirtAddr::new(w.address(2).get() + 8);
-    assert_eq!(w.space.load_u64(behind), Ok(0), "zeros behind the end");
+    assert_eq!(w.space.load_u64(behind), Ok(0), "zeros after the end");
     assert!(w.disk.take_seen().is_empty());
     for page in 3..8 {
         assert!(w.load(page).is_err(), "page {page} lies past the end");
@@ -296,13 +302,14 @@ fn pending(w: &World, page: u64) -> faultless::PendingFault<Soft, Faultless> {
     }
 }
 
-/// The page that failed tells its error to those who wait. A page behind it may be good: whoever waits for it reads it alone.
+/// The failed page returns its error to the threads that wait for it. A later page may be good: a thread that waits for
+/// it reads it alone.
 #[test]
 fn an_error_in_the_middle_of_a_read_run_is_told_of_that_page_only() {
     let w = world(6, 4096);
     w.will_need(6);
     let waits: Vec<_> = (0..6).map(|page| pending(&w, page)).collect();
-    assert_eq!(w.gate.waiting(), 1, "one run, and nobody reads a page of it again");
+    assert_eq!(w.gate.waiting(), 1, "one run, and none of its pages is read a second time");
     *w.disk.bad.lock().unwrap() = Some(2);
     w.gate.open();
     let ended: Vec<_> = waits.into_iter().map(|pending| pending.wait()).collect();
@@ -323,7 +330,7 @@ fn an_error_in_the_middle_of_a_read_run_is_told_of_that_page_only() {
     w.ends_clean();
 }
 
-/// A cut waits for the whole run in which its first page is, and the store is not asked before.
+/// A cut waits for the whole run that contains its first page, and does not ask the store before.
 #[test]
 fn truncation_waits_for_runs_under_way() {
     for direction in [Read, Write] {
@@ -351,7 +358,7 @@ fn truncation_waits_for_runs_under_way() {
     }
 }
 
-/// A cut beside a failing run: the pages that were not moved are dirty when the cut goes through them, and gone after it.
+/// A cut beside a failing run: the pages that were not moved are dirty when the cut passes them, and gone after it.
 #[test]
 fn truncation_takes_what_a_failed_run_has_left_dirty() {
     let w = world(8, 4096);
@@ -369,7 +376,7 @@ fn truncation_takes_what_a_failed_run_has_left_dirty() {
     *w.disk.bad.lock().unwrap() = None;
     w.disk.take_seen();
     assert_eq!(w.file.sync(), Ok(()));
-    assert!(w.disk.take_seen().is_empty(), "what is dirty has been cut off");
+    assert!(w.disk.take_seen().is_empty(), "the dirty pages were cut off");
     assert_eq!(w.disk.firsts(), [100]);
     w.ends_clean();
 }
@@ -385,7 +392,7 @@ fn a_store_that_drops_a_run_fails_its_pages_and_no_count_is_left() {
     };
     w.space.advise(w.address(4), 4 * PAGE_SIZE, Advice::WillNeed).unwrap();
     assert!((4..8).all(|page| w.load(page).is_err()));
-    // The pages are dirty still.
+    // The pages are still dirty.
     *w.disk.is_gone.lock().unwrap() = false;
     assert_eq!(w.file.sync(), Ok(()));
     assert_eq!(w.disk.firsts(), [100, 101, 102, 103, 5, 6, 7, 8]);
@@ -393,7 +400,8 @@ fn a_store_that_drops_a_run_fails_its_pages_and_no_count_is_left() {
     w.ends_clean();
 }
 
-/// Runs under way count as reads under way: others wait for memory, and get no error. A run takes no more than the limit allows.
+/// Runs under way count as reads under way: other faults wait for memory, and get no error. A run takes only as many
+/// pages as the limit allows.
 #[test]
 fn runs_stay_below_the_limit_and_others_wait_for_them() {
     let w = world(32, 8);
@@ -410,7 +418,7 @@ fn runs_stay_below_the_limit_and_others_wait_for_them() {
     w.ends_clean();
 }
 
-/// Its bytes may change while it is written: it is a transfer of its own, of a copy, and stays dirty.
+/// A pinned page may change while it is written. So it is a transfer of its own, of a copy, and stays dirty.
 #[test]
 fn a_page_pinned_for_a_device_is_no_part_of_a_run() {
     let w = world(4, 4096);
@@ -427,7 +435,7 @@ fn a_page_pinned_for_a_device_is_no_part_of_a_run() {
     w.ends_clean();
 }
 
-/// An error is told once to each handle, however many pages of the run it concerns.
+/// Each handle is told of an error once, however many pages of the run failed.
 #[test]
 fn a_failed_run_is_told_once_to_each_handle() {
     let w = world(4, 4096);
@@ -437,14 +445,14 @@ fn a_failed_run_is_told_once_to_each_handle() {
     *w.disk.bad.lock().unwrap() = Some(1);
     assert!(matches!(handles[0].sync(), Err(FileError::Store(StoreError::Io { errno: EIO, .. }))));
     *w.disk.bad.lock().unwrap() = None;
-    assert!(handles[1].sync().is_err(), "it was not told yet");
+    assert!(handles[1].sync().is_err(), "the handle was not told before");
     assert_eq!(handles.each_ref().map(|handle| handle.sync()), [Ok(()), Ok(())]);
     drop(handles);
     w.ends_clean();
 }
 
-/// msync of all mappings has one account of errors. Red before a sync told of each failure that came while it waited: one of these
-/// said Ok, and the page was not in the store.
+/// msync of all mappings shares one account of errors. Failed before a sync reported each failure that came while it
+/// waited: one of these syncs returned Ok, and the page was not in the store.
 #[test]
 fn a_failed_write_is_told_to_each_msync_that_waited_for_it() {
     for pages in [1, 4] {
@@ -456,7 +464,7 @@ fn a_failed_write_is_told_to_each_msync_that_waited_for_it() {
             let sync = || w.space.sync(w.at, pages * PAGE_SIZE, SyncFlags::SYNC);
             let syncs = [scope.spawn(sync), scope.spawn(sync)];
             w.gate.wait_for(1);
-            // Until the other waits for the same write.
+            // Until the other sync waits for the same write.
             thread::sleep(Duration::from_millis(50));
             assert_eq!(w.gate.waiting(), 1);
             w.gate.open();

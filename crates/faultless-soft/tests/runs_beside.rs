@@ -1,6 +1,7 @@
-//! Runs of pages on their way to the store, and what other threads do meanwhile: a pin or a sync at each step of a write.
+//! Runs of pages on their way to the store, beside another thread's operation: a pin or a sync at each step of a write.
 //!
-//! The machine's frames stop a thread at a chosen step: one of its looks at a folio. So the tests need no luck and no delay.
+//! The machine's frames stop a thread at a chosen step: one of its accesses to a folio. So the tests need no luck and
+//! no delay.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -26,13 +27,13 @@ const EIO: i32 = 5;
 const PAGES: u64 = 4;
 /// More steps than a write of `PAGES` pages has.
 const STEPS: u32 = 32;
-/// A stopped thread goes on after this, for a test in which the other thread has to wait for it.
+/// The time after which a stopped thread resumes, for a test in which the other thread has to wait for it.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 thread_local! {
-    /// So many looks at folios are between this thread and its stop.
+    /// The number of accesses to folios between this thread and its stop.
     static STEPS_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
-    /// This thread tells that it has stopped, and waits for a word.
+    /// The channels by which this thread reports that it has stopped, and waits for permission to resume.
     static STOP: Cell<Option<(Sender<()>, Receiver<()>)>> = const { Cell::new(None) };
 }
 
@@ -51,7 +52,7 @@ fn step() {
 
 struct SteppedFrames(PhysicalMemory);
 
-// SAFETY: the memory's own.
+// SAFETY: the frames are the memory's own.
 unsafe impl FrameSource for SteppedFrames {
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         self.0.allocate(group, purpose)
@@ -113,12 +114,12 @@ unsafe impl StdHost for Machine {
     }
 }
 
-/// When the thread that writes begins to count its steps.
+/// The point at which the writing thread begins to count its steps.
 #[derive(Clone, Copy)]
 enum From {
-    /// Its pages are chosen, and no run is.
+    /// Its pages are chosen, and no run is formed yet.
     Choice,
-    /// The store has done its work.
+    /// The store has finished its work.
     End,
 }
 
@@ -182,7 +183,7 @@ struct World {
     at: VirtAddr,
 }
 
-/// A file of `PAGES` pages and a clean one, mapped shared.
+/// Makes a file of `PAGES` pages and a clean one, mapped shared.
 fn world(bad: Option<u64>) -> World {
     let frames = SteppedFrames(PhysicalMemory::new(64).unwrap());
     let engine =
@@ -212,7 +213,8 @@ impl World {
         self.space.sync(self.address(page), PAGE_SIZE, SyncFlags::SYNC)
     }
 
-    /// Runs `write` in a thread that stops at a step of its first write, and `other` meanwhile. False: it has fewer steps.
+    /// Runs `write` in a thread that stops at a step of its first write, and runs `other` meanwhile. Returns `false`
+    /// for the stop if the write has fewer steps.
     fn beside<T: Send>(
         &self,
         (from, steps): (From, u32),
@@ -227,7 +229,7 @@ impl World {
             let writer = scope.spawn(move || {
                 STOP.set(Some((stopped, may_go_on)));
                 let result = write(&handle);
-                // An end without a stop: the receiver hears that nobody sends any more.
+                // If it ended without a stop: dropping the sender tells the receiver.
                 STOP.take();
                 STEPS_LEFT.take();
                 result
@@ -242,8 +244,9 @@ impl World {
     }
 }
 
-/// A pin for reading needs no right to write, so that nothing stops it while its page is on its way to the store. Red before the
-/// question for pins was asked once: the store got the first page of a run of four, and sync said that the others lie past the end.
+/// A pin for reading needs no write right, so it can come while its page is on its way to the store. Failed before pins
+/// were checked only once: the store got the first page of a run of four, and sync reported that the others lie past
+/// the end.
 #[test]
 fn a_pin_for_reading_at_any_step_of_a_sync_is_no_error() {
     for page in 0..PAGES {
@@ -258,12 +261,12 @@ fn a_pin_for_reading_at_any_step_of_a_sync_is_no_error() {
             for page in 0..PAGES {
                 assert_eq!(w.disk.first_byte(page), step as u8 + 1, "page {page}, step {step}");
             }
-            assert!(has_stopped || step > 4, "the test meets no step");
+            assert!(has_stopped || step > 4, "the test reaches no step");
         }
     }
 }
 
-/// The page is pinned before the sync, and the pin goes at some step of it.
+/// The page is pinned before the sync, and unpinned at some step of it.
 #[test]
 fn a_pin_for_reading_that_goes_at_any_step_of_a_sync_is_no_error() {
     for page in 0..PAGES {
@@ -281,10 +284,10 @@ fn a_pin_for_reading_that_goes_at_any_step_of_a_sync_is_no_error() {
     }
 }
 
-/// Page 0 cannot be written, and the run fails there. The last page of the run can be written, and whoever syncs it has it in the
-/// store, at whichever step the end of the run is. Red before the end of a failed write held the lock of the errors: the sync looked
-/// for dirty pages when that page was not yet dirty again, and for runs that failed when that one was counted already. If another
-/// caller had been told of the error, it said Ok.
+/// Page 0 cannot be written, and the run fails there. The run's last page can be written. A sync of it leaves it in the
+/// store, at any step of the run's end. Failed before the end of a failed write held the lock of the errors.
+/// The sync looked for dirty pages before that page was dirty again, and for failed runs after that run was counted. If
+/// another caller had been told of the error, the sync returned Ok.
 #[test]
 fn a_sync_at_any_step_of_the_end_of_a_failing_run_writes_its_page() {
     for is_told in [false, true] {
@@ -294,14 +297,14 @@ fn a_sync_at_any_step_of_the_end_of_a_failing_run_writes_its_page() {
             let write = |handle: &FileHandle<_>| handle.start_sync();
             let other = || {
                 if is_told {
-                    // Of a page that is clean.
+                    // This sync is of a clean page.
                     let _ = w.sync(PAGES);
                 }
                 let synced = w.sync(PAGES - 1);
                 assert_eq!(w.disk.first_byte(PAGES - 1), 7, "{synced:?} at step {step}, told: {is_told}");
             };
             let (_, has_stopped) = w.beside((From::End, step), write, other);
-            assert!(has_stopped || step > 4, "the test meets no step");
+            assert!(has_stopped || step > 4, "the test reaches no step");
             if !has_stopped {
                 break;
             }
@@ -309,7 +312,7 @@ fn a_sync_at_any_step_of_the_end_of_a_failing_run_writes_its_page() {
     }
 }
 
-/// As above, of the page that cannot be written: no sync of it says that it has been.
+/// As above, for the page that cannot be written: no sync of it reports success.
 #[test]
 fn a_sync_at_any_step_of_the_end_of_a_failing_write_tells_that_its_page_failed() {
     for bad in [0, PAGES - 1] {

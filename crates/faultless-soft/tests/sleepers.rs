@@ -1,4 +1,4 @@
-//! Slots that are gone, or whose threads sleep, beside everything else.
+//! Slots that were freed, or whose threads sleep, beside all other operations.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-/// "A thread that ends without a word, in a program whose threads tell quiescent states, is not waited for" (retired/tests.rs):
-/// also if other engines of the process go at the same time.
+/// Checks "A thread that ends without a word, in a program whose threads tell quiescent states, is not waited for"
+/// (retired/tests.rs), also if other engines of the process end at the same time.
 #[test]
 fn a_thread_that_ends_while_engines_go_is_not_waited_for() {
     const ENGINES: usize = 60;
@@ -40,7 +40,7 @@ fn a_thread_that_ends_while_engines_go_is_not_waited_for() {
             thread.join().unwrap();
         });
         for sections in &all[ENGINES / 2..] {
-            // Those who ended are not joined with the scope, but by `join`.
+            // The ended threads were joined by `join`, not by the scope.
             let mut given_up = false;
             if sections.listed() != 0 {
                 let result = std::panic::catch_unwind(|| {
@@ -76,8 +76,8 @@ impl Store for Stamped {
 
 type Space = AddressSpace<Soft, Faultless>;
 
-/// Hundreds of threads sleep for reads, wake, look at what they read while others take it away, and end; spaces exit beside
-/// them. A machine with caches sees what is freed too early.
+/// Hundreds of threads sleep for reads, wake, use the pages that they read while others unmap them, and end. Spaces
+/// exit meanwhile. A machine with caches detects pages that are freed too early.
 fn sleepers(engine: Arc<Engine<Soft>>) {
     let rounds = 12;
     let (finished, wrong) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));

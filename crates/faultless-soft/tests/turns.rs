@@ -1,5 +1,5 @@
-//! Waits for memory, and names that hosts give to faults: what was found by attacking them. A host of the tests' own runs
-//! something at the calls in which others may come between.
+//! Waits for memory, and names that hosts give to faults: bugs that were found by adversarial tests. The tests' own
+//! host runs a hook in those calls at which another thread may come between.
 #![cfg(not(loom))]
 
 mod zeros;
@@ -16,11 +16,11 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use zeros::Zeros;
 
-/// How many calls to let pass, and what to run then.
+/// The number of calls to let pass, and the function to run at the next one.
 type Hook = (u32, Box<dyn FnOnce()>);
 
 thread_local! {
-    /// At the call of `Noting` with this number, counted down to zero, this runs, once.
+    /// The hook, which runs once. Each call of `Noting` counts it down, and at zero it runs.
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
 }
 
@@ -28,7 +28,7 @@ fn arm(after: u32, hook: impl FnOnce() + 'static) {
     HOOK.set(Some((after, Box::new(hook))));
 }
 
-/// Runs the hook, if this is the call that it is for.
+/// Counts the hook down, and runs it if its call has come.
 fn run_hook() {
     let hook = HOOK.with_borrow_mut(|place| match place {
         Some((0, _)) => place.take().map(|(_, hook)| hook),
@@ -43,12 +43,12 @@ fn run_hook() {
     }
 }
 
-/// Takes the hook away. Returns whether it has run.
+/// Removes the hook. Returns whether it has run.
 fn disarm() -> bool {
     HOOK.take().is_none()
 }
 
-/// Names from here on are the host's own; these wake-ups are noted.
+/// Names from here on are the host's own; their wake-ups are noted.
 const OWN: u64 = 1 << 32;
 
 #[derive(Default)]
@@ -155,14 +155,14 @@ impl World {
             self.space.fault_and_wait(self.at(page), Access::Read).unwrap();
         }
     }
-    /// A fault on `page` that waits for memory, and wakes `name` when it can go on.
+    /// Returns a fault on `page` that waits for memory, and wakes `name` when it can resume.
     fn waiting(&self, page: u64, name: u64) -> Pending {
         let mut fault = self.pending(page, Access::Read);
         fault.notify(Sleeper(OWN + name)).unwrap();
-        assert!(!fault.is_ready(), "all pages are in use");
+        assert!(!fault.is_ready(), "a page is free, but all should be in use");
         fault
     }
-    /// Two faults that wait for memory, of which the first has its turn.
+    /// Returns two faults that wait for memory, of which the first has its turn.
     fn first_of_two(&self) -> [Pending; 2] {
         let reading = self.pending(0, Access::Read);
         let [first, second] = [self.waiting(1, 1), self.waiting(2, 2)];
@@ -170,25 +170,29 @@ impl World {
         assert!(first.is_ready() && !second.is_ready());
         [first, second]
     }
-    /// Runs `change`, which frees memory, in a cache of four pages of which three are mapped. A fault that waits for memory then
-    /// goes on, as a new one does.
+    /// Runs `change`, which frees memory, in a cache of four pages of which three are mapped. A fault that waits for
+    /// memory must then resume, as a new one does.
     fn frees_memory(&self, change: impl FnOnce()) {
-        // A read of a store that hangs.
+        // A read whose store does not answer.
         let hangs = self.pending(3, Access::Read);
         let waits = self.waiting(4, 1);
         change();
         let is_ready = waits.is_ready();
         drop(waits);
-        // Somebody who asks now begins a read at once.
+        // A new fault begins a read at once.
         let newcomer = self.pending(4, Access::Read);
         let reads = self.gate.waiting();
         drop((newcomer, hangs));
         self.gate.open();
-        assert_eq!((reads, is_ready), (2, true), "a newcomer gets what who waited was not told of");
+        assert_eq!(
+            (reads, is_ready),
+            (2, true),
+            "a new fault gets memory of which the waiting fault was not told"
+        );
     }
 }
 
-/// A wake-up may be for nothing. Then a host gives the name again.
+/// A wake-up may be spurious. Then a host gives the name again.
 #[test]
 fn a_sleeper_that_was_woken_for_nothing_is_woken_again() {
     let w = world(16);
@@ -200,7 +204,7 @@ fn a_sleeper_that_was_woken_for_nothing_is_woken_again() {
     fault.notify(Sleeper(OWN + 7)).unwrap();
     assert!(!fault.is_ready());
     std::thread::scope(|scope| {
-        // Locks the folio, finds that it is being written, and unlocks it.
+        // Locks the folio, finds that it is under writeback, and unlocks it.
         let other = scope.spawn(|| w.file.handle().write_at(8, &[2; 8]).unwrap());
         let start = std::time::Instant::now();
         let mut early = Vec::new();
@@ -216,23 +220,24 @@ fn a_sleeper_that_was_woken_for_nothing_is_woken_again() {
         assert!(fault.is_ready(), "it could go on");
         let late = w.park().woken();
         w.gate.open();
-        assert_eq!(late, [7], "woken before, for nothing: {early:?}");
+        assert_eq!(late, [7], "spuriously woken before: {early:?}");
     });
 }
 
-/// Two wait for memory. The first has its turn, finds none, and is dropped; the pin that it found goes meanwhile. Then the
-/// second could go on. `after`: the pin goes at this call of the host's `Park` in the first one's turn.
+/// Two faults wait for memory. The first has its turn, finds none, and is dropped; meanwhile the pin that it found
+/// goes. Then the second can resume. `after`: the pin goes at this call of the host's `Park` during the first one's
+/// turn.
 fn drops_a_pin_in_a_turn(after: u32) -> Option<bool> {
     let w = world(2);
     let [first, second] = w.first_of_two();
-    // Its page is there, and being read: it is pinned at once.
+    // Its page is in memory, and being read: it is pinned at once.
     let again = w.pending(0, Access::Read);
     arm(after, move || drop(again));
     let result = first.finish().unwrap();
     let has_run = disarm();
     drop(result);
     w.gate.open();
-    // Nothing else is held: the engine has no pin left, except perhaps that of the read.
+    // The engine has no other pin, except perhaps that of the read.
     has_run.then(|| second.is_ready())
 }
 
@@ -243,7 +248,7 @@ fn a_turn_that_finds_nothing_beside_a_pin_that_goes_is_not_lost() {
         .filter(|x| !x.1)
         .map(|x| x.0)
         .collect();
-    assert_eq!(lost, [0; 0], "at these calls of Host::park the other one sleeps for ever");
+    assert_eq!(lost, [0; 0], "the other fault sleeps for ever if the pin goes at these calls of Host::park");
 }
 
 #[test]
@@ -253,7 +258,7 @@ fn memory_that_munmap_frees_wakes_who_waits_for_memory() {
     w.frees_memory(|| w.space.unmap(w.at, 3 * PAGE_SIZE).unwrap());
 }
 
-/// A space exits beside reads under way. Another one's fault waits for memory, and does not fail for the lack of it.
+/// A space exits beside reads under way. A fault of another space waits for memory, and does not fail for lack of it.
 #[test]
 fn reads_that_were_given_up_do_not_fail_other_faults() {
     let w = world(2);
@@ -266,7 +271,7 @@ fn reads_that_were_given_up_do_not_fail_other_faults() {
     assert_eq!(error, None, "memory comes as soon as one of the reads ends");
 }
 
-/// A fault that was notified and whose turn has come keeps its turn when a thread waits for it.
+/// A fault that was notified and has its turn keeps the turn when a thread waits for the fault.
 #[test]
 fn a_notified_fault_that_is_waited_for_keeps_its_turn() {
     let w = world(2);
@@ -283,11 +288,11 @@ fn a_notified_fault_that_is_waited_for_keeps_its_turn() {
         let result = waiter.join().unwrap();
         w.gate.open();
         assert!(result);
-        assert!(is_over || !has_passed, "the oldest had its turn, and the second has it now");
+        assert!(is_over || !has_passed, "the second fault has the turn, before the oldest was served");
     });
 }
 
-/// Zeros; a hole takes until `go` is raised.
+/// A store of zeros whose holes do not end before `go` is raised.
 struct SlowHoles(Arc<std::sync::atomic::AtomicU32>);
 
 impl Store for SlowHoles {
@@ -310,8 +315,8 @@ impl Store for SlowHoles {
     }
 }
 
-/// A read by handle has its turn, and waits for the end of a hole in its file with it. Faults on other files have memory
-/// enough, and are not served.
+/// A read by handle has its turn, and waits with it for the end of a hole in its file. Faults on other files must be
+/// served, since there is enough memory.
 #[test]
 fn a_read_that_waits_for_a_hole_does_not_keep_its_turn() {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -341,12 +346,12 @@ fn a_read_that_waits_for_a_hole_does_not_keep_its_turn() {
         w.gate.open();
         assert!(
             is_ready,
-            "no page is pinned, and nobody has a turn but who waits for the hole of another file"
+            "no page is pinned, and only a read that waits for another file's hole has the turn"
         );
     });
 }
 
-/// A read has ended, and its fault is served; the thread that ends it is preempted before it lets go of the page. Another
+/// A read has ended, and its fault is served. The thread that ends it is preempted before it releases the page. Another
 /// fault waits for that moment.
 #[test]
 fn a_read_that_is_just_ending_does_not_fail_other_faults() {
@@ -356,7 +361,7 @@ fn a_read_that_is_just_ending_does_not_fail_other_faults() {
     let (go, gone) = std::sync::mpsc::channel::<()>();
     let gate = w.gate.clone();
     let ends = std::thread::spawn(move || {
-        // In the waking of those who wait for the page.
+        // Runs when the threads that wait for the page are woken.
         arm(0, move || gone.recv().unwrap());
         gate.open();
         disarm()
@@ -372,8 +377,8 @@ fn a_read_that_is_just_ending_does_not_fail_other_faults() {
     assert_eq!(result, None, "the page goes as soon as that thread runs on");
 }
 
-/// madvise(MADV_WILLNEED) of as much as the cache has, of a slow store. Faults of all other spaces and files wait for it,
-/// and get no SIGBUS.
+/// madvise(MADV_WILLNEED) of as many pages as the cache has, of a slow store. Faults of all other spaces and files wait
+/// for it, and get no SIGBUS.
 #[test]
 fn pages_that_are_read_ahead_do_not_fail_other_faults() {
     let w = world(8);
@@ -387,7 +392,8 @@ fn pages_that_are_read_ahead_do_not_fail_other_faults() {
     assert_eq!(result, None, "8 reads are under way: memory comes");
 }
 
-/// The same with the limits that an engine has by default: all frames are being read into, and memory of zeros is refused.
+/// The same with an engine's default limits: all frames are being read into, and a fault of anonymous memory must wait,
+/// not fail.
 #[test]
 fn pages_that_are_read_ahead_do_not_fail_stores_to_anonymous_memory() {
     use faultless_soft::Soft;
@@ -405,7 +411,7 @@ fn pages_that_are_read_ahead_do_not_fail_stores_to_anonymous_memory() {
     assert_eq!((reads, result), (11, None), "reads are under way: memory comes");
 }
 
-/// Pages of another file are cut off, or go with it: that memory is free for those who wait.
+/// Pages of another file are cut off, or dropped with it: their memory is free for faults that wait.
 #[test]
 fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
     for is_cut in [true, false] {
@@ -434,7 +440,7 @@ fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
     }
 }
 
-/// A page of a file that I/O goes into is unmapped, and then its pin goes: that memory is free for those who wait.
+/// A page of a file that is pinned for I/O is unmapped, and then unpinned: its memory is free for faults that wait.
 #[test]
 fn a_pin_for_io_that_goes_wakes_who_waits_for_memory() {
     let w = world(4);

@@ -1,4 +1,4 @@
-//! Nothing panics on what a caller passes.
+//! No argument that a caller passes makes a call panic.
 #![cfg(not(loom))]
 #![allow(dropping_copy_types)]
 

@@ -1,4 +1,4 @@
-//! Waits: who is told of what, and in which order.
+//! Waits: the wake-ups, and their order.
 #![cfg(not(loom))]
 
 mod zeros;
@@ -20,7 +20,7 @@ type Pending = PendingFault<Soft, faultless::design::Faultless>;
 /// Pages of zeros.
 const PAGES: u64 = 16;
 
-/// An engine that pins so many pages for reads, a gate before its store, and a space that maps the file.
+/// Makes an engine that pins at most `pins` pages for reads, a gate before its store, and a space that maps the file.
 fn world(pins: u64) -> (Arc<Engine<Soft>>, Arc<GatedStore<Zeros>>, Space, VirtAddr) {
     let limits = Limits { cached_pages: 2 * pins, ..Limits::default() };
     let engine = Engine::new(Soft::new(64).unwrap(), limits).unwrap();
@@ -42,7 +42,7 @@ fn is_done(pending: Pending) -> bool {
     matches!(pending.finish().unwrap(), Fault::Done)
 }
 
-/// A host that serves many faults is told of each when its read ends.
+/// A host that serves many faults is told of each one when its read ends.
 #[test]
 fn a_sleeper_is_woken_when_its_read_ends() {
     let (engine, gate, space, at) = world(8);
@@ -53,7 +53,7 @@ fn a_sleeper_is_woken_when_its_read_ends() {
     assert!(!fault.is_ready());
     std::thread::scope(|scope| {
         scope.spawn(|| gate.pass(1));
-        // Once more than the read's end: it may wake for nothing.
+        // In a loop, since a wake-up may be spurious.
         while !fault.is_ready() {
             park.park(me);
         }
@@ -62,7 +62,7 @@ fn a_sleeper_is_woken_when_its_read_ends() {
     assert_eq!(space.resident(at, PAGES * PAGE_SIZE).unwrap().iter().filter(|page| **page).count(), 1);
 }
 
-/// A name that is nobody's harms nobody.
+/// A name that no thread has does no harm.
 #[test]
 fn a_name_of_no_thread_is_never_woken() {
     let (_, gate, space, at) = world(8);
@@ -72,7 +72,7 @@ fn a_name_of_no_thread_is_never_woken() {
     assert!(is_done(fault));
 }
 
-/// And when its space exits.
+/// The same when its space exits.
 #[test]
 fn a_sleeper_is_woken_when_its_space_exits() {
     let (engine, gate, space, at) = world(8);
@@ -93,8 +93,8 @@ fn a_sleeper_is_woken_when_its_space_exits() {
     gate.open();
 }
 
-/// Faults that find too many pages pinned go on in the order in which they came, as many as there is room for, and a newcomer
-/// waits behind them.
+/// Faults that find too many pages pinned resume in the order of their arrival, as many as there is room for. A new
+/// fault waits behind them.
 #[test]
 fn misses_wait_for_memory_in_order() {
     let (engine, gate, space, at) = world(2);
@@ -109,29 +109,29 @@ fn misses_wait_for_memory_in_order() {
     gate.pass(1);
     let [first, second] = reads;
     assert!(is_done(first));
-    // The read has had a pin of its own, which went; and so has the fault's.
+    // The read had a pin of its own, which is released; and so is the fault's.
     assert_eq!(ready(&queued), [true, false, false, false]);
     let newcomer = pending(&space, at, 9);
-    assert_eq!(gate.waiting(), 1, "a newcomer does not pass those who wait");
+    assert_eq!(gate.waiting(), 1, "a new fault passes the waiting ones");
     drop(newcomer);
 
     let turn = queued.remove(0);
     let Fault::Pending(reading) = turn.finish().unwrap() else { panic!("its read is to come") };
     assert_eq!((gate.waiting(), ready(&queued)), (2, vec![false; 3]));
-    // A fault that is given up gives up its place, and its turn.
+    // A fault that is dropped gives up its place, and its turn.
     drop(queued.remove(0));
     gate.pass(2);
     assert!(is_done(second));
     assert_eq!(ready(&queued), [true, false]);
     drop(queued.remove(0));
-    assert_eq!(ready(&queued), [true], "the turn has passed");
+    assert_eq!(ready(&queued), [true], "the turn has passed on");
     assert!(is_done(reading));
     gate.open();
     let Fault::Pending(last) = queued.remove(0).finish().unwrap() else { panic!("it has begun a read") };
     assert!(is_done(last));
 }
 
-/// The host is told of each wait as often and as long as the counters say, in the thread that has waited.
+/// The host is told of each wait, as many and as long as the counters say, in the thread that has waited.
 #[test]
 fn a_trace_has_all_waits_that_are_counted() {
     thread_local! {

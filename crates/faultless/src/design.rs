@@ -67,7 +67,7 @@ pub struct Attempt {
     pub slow: bool,
     /// The engine's filter: the mappings that the page work is for.
     pub only: MappingFilter,
-    /// A mark of the engine: a private mapping gets a page of its own, whatever the access. It is set for a pin for I/O
+    /// A mark of the engine: a private mapping gets a page of its own, regardless of the access. It is set for a pin for I/O
     /// (Linux: `FAULT_FLAG_UNSHARE`).
     pub unshares: bool,
     /// The engine's ticket: the place in the queue for memory, once the page work has waited there.

@@ -24,7 +24,7 @@ use crate::sync::{
 use alloc::sync::Arc;
 use crossbeam_utils::CachePadded;
 
-/// The limits of what an engine may use.
+/// The limits of an engine's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The largest number of pages of files kept in memory. A page that is mapped or being read counts, and is not
@@ -412,7 +412,7 @@ impl<H: Host> Engine<H> {
             // SAFETY: as below.
             return unsafe { sections.go_on_if_hurried(barrier) };
         }
-        self.assert_may_sleep("what a drop of the last reference does");
+        self.assert_may_sleep("dropping the last reference");
         // SAFETY: only spaces of this engine retire things, and they have unhooked them from their tables and trees. All
         // readers of these enter by this engine, with this barrier.
         match unsafe { sections.retire(self.host.slots().pin(), barrier, things) } {

@@ -1,4 +1,4 @@
-//! Linux's error numbers. The error type of each call maps its errors to them, for embedders who return them, and for the
+//! Linux's error numbers. The error type of each call maps its errors to them, for embedders that return them, and for the
 //! check against Linux.
 
 /// Operation not permitted: the mapping is sealed, or only a privileged caller may pass the limit.

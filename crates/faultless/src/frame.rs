@@ -70,7 +70,7 @@ pub struct Folio {
     life: Life,
 }
 
-/// The place of a folio in the list of idle folios. `page_cache/folio_list.rs` says who reads and writes it when.
+/// The place of a folio in the list of idle folios. `page_cache/folio_list.rs` states its readers and writers.
 #[derive(Debug, Default)]
 pub(crate) struct ListPlace {
     /// The file whose page it is, as the memory of a handle's counts. Null: no file, a file in memory, or a page that is

@@ -1,9 +1,9 @@
-//! How it works inside: the idea, a fault's whole way, where each call is, the order of locks, and what makes it safe.
+//! How it works inside: the idea, the path of a fault, the place of each call, the order of locks, and the reasons for safety.
 //!
 //! # The idea
 //!
 //! A thread that touches one page *announces* it in that page's own table entry, by one bit. A thread that changes a range
-//! publishes the change, then *sweeps* the entries and waits where it meets the bit. Nobody waits for I/O or memory
+//! publishes the change, then *sweeps* the entries and waits where it meets the bit. No thread waits for I/O or memory
 //! while announced or sweeping.
 //!
 //! ```text
@@ -22,37 +22,37 @@
 //! 1. [`AddressSpace::fault`] (`space/fault/mod.rs`) is the one entry for every host. It calls page work,
 //!    `space/fault/page_work.rs`: read section, bit, fence, look-up, and the check that the leaf table still hangs. A leaf table that
 //!    a fork has left shared is copied before that (`space/fault/shared_table.rs`).
-//! 2. `classify` says what the page needs, by mapping and entry; `finish` does it, in `anonymous.rs`, `file.rs` or
-//!    `copy_on_write.rs`, each a page long. `course.rs` has what a fault does between two tries, with nothing announced: it makes
-//!    room where there was no frame, or begins a read.
+//! 2. `classify` determines the work that the page needs, from mapping and entry; `finish` does it, in `anonymous.rs`,
+//!    `file.rs` or `copy_on_write.rs`, each a page long. `course.rs` has the steps between two tries, with nothing
+//!    announced: it makes room where there was no frame, or begins a read.
 //!
 //!    A store into a shared mapping makes the file's folio dirty, and only then gets the right; writeback takes the
 //!    right away before it reads the bytes (`page_cache/writeback.rs`). While a page is on its way, a store waits as in 3.
-//! 3. What needs I/O pins the folio, starts the read (`page_cache/mod.rs`), and becomes a [`PendingFault`]: a value that
+//! 3. A fault that needs I/O pins the folio, starts the read (`page_cache/mod.rs`), and becomes a [`PendingFault`]: a value that
 //!    holds no lock. When the read is done it announces again, compares by value, and maps the folio it pinned
 //!    (`space/fault/pending.rs`).
 //!
 //! # Where each call is
 //!
-//! In `space/calls/`, one verb a file. Those that change mappings share what is in `space/change/`: `range_change.rs` (what a call holds,
-//! and the order in which it lets go), `range_work.rs` (the steps), `publish.rs` (how the map becomes another), `concurrent.rs` (changes
-//! of disjoint parts side by side) and `moving.rs`.
+//! In `space/calls/`, one verb a file. Those that change mappings share `space/change/`: `range_change.rs` (the things
+//! that a call holds, and the order in which it lets go), `range_work.rs` (the steps), `publish.rs` (how the map
+//! becomes another), `concurrent.rs` (changes of disjoint parts side by side) and `moving.rs`.
 //!
 //! | call | file |
 //! |---|---|
 //! | mmap, munmap | `map.rs`, `unmap.rs` |
 //! | mprotect; downwards to the start of a stack | `protect.rs`; `grow.rs` |
-//! | mremap: what is asked and refused; in place, or where to; the pages on their way | `remap/plan.rs`; `remap.rs`; `../change/moving.rs` |
+//! | mremap: checking the request; in place or to a new place; moving the pages | `remap/plan.rs`; `remap.rs`; `../change/moving.rs` |
 //! | brk; a fault below a mapping that grows down | `brk.rs`; `grow.rs` |
 //! | frames that the engine does not own | `../foreign.rs` |
-//! | madvise: which advice is for what | `advise.rs` |
-//! | … DONTNEED; REMOVE; guards; POPULATE, and what mlock and MAP_POPULATE fetch | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
-//! | mlock, mlockall; mseal; what they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
+//! | madvise: the rules of each advice | `advise.rs` |
+//! | … DONTNEED; REMOVE; guards; POPULATE, and the fetching of mlock and MAP_POPULATE | `discard.rs`; `remove.rs`; `guard.rs`; `populate.rs` |
+//! | mlock, mlockall; mseal; the part they share with madvise | `lock.rs`; `seal.rs`; `flags.rs` |
 //! | mincore; msync | `resident.rs`; `sync_file.rs` |
 //! | fork, the leaf tables that it shares; exit | `fork.rs`, `../fault/shared_table.rs`, `tables/`; `exit.rs` |
 //! | another space's memory; pages pinned for a device | `remote.rs`; `pin.rs` |
 //! | the maps of a process; their pages | `listing.rs`; `usage.rs` |
-//! | what a space may use | `../limits.rs` |
+//! | the limits of a space | `../limits.rs` |
 //! | read, write, fsync, ftruncate, fallocate of a file | `page_cache/handle.rs`, `resize.rs`; a space's part in it: `space/truncate.rs` |
 //! | reading ahead of use, in runs; how reads end | `page_cache/ahead.rs`; `page_cache/reading.rs` |
 //! | reading a file's pages anew; a write of several pages beside truncation | `page_cache/refresh.rs`; `page_cache/writers.rs` |
@@ -66,33 +66,33 @@
 //!
 //! # Words
 //!
-//! * *Announcement*: the bit [`host::Entry::ANNOUNCED`]. *Page work*: what is done under it.
-//! * *Range work*: what changes mappings; it holds a *reservation*, [`sync::Reservation`].
+//! * *Announcement*: the bit [`host::Entry::ANNOUNCED`]. *Page work*: the work done under it.
+//! * *Range work*: a change of mappings; it holds a *reservation*, [`sync::Reservation`].
 //! * *Read section*, [`sync::Section`]: says that its thread reads the tree and the tables; nothing else. What is
 //!   unhooked is *retired* and freed after a *grace period*, when all older sections have ended.
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
 //!   and the number by which Linux's rules of merging go.
-//! * *Home*: the table entry, or the family of leaf tables, that an anonymous folio names as what maps it (docs/home.md).
+//! * *Home*: the table entry, or the family of leaf tables, that an anonymous folio names as its mapping (docs/home.md).
 //!
 //! # Lock order
 //!
 //! ```text
-//! a file's length: a change, a hole, reading anew     sleeps: until transfers of what goes have ended; the store is asked
+//! a file's length: a change, a hole, reading anew     sleeps: until transfers of the removed part have ended; the store is asked
 //!   a folio's lock                                    sleeps: until its write has ended; not while looking at entries
 //! a design's own lock (none in the default design)
 //!   a range taken                                     sleeps: other range work on the same pages
-//!     the tree lock                                   a few instructions, and waits for edits; nobody waits for another processor with it
+//!     the tree lock                                   a few instructions, and waits for edits; no thread waits for another processor with it
 //!       an edit, begun under it, held without         sleeps: only until another one has changed a node of the tree
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
 //! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
-//! folios; a slot's list of retired things; a queue of those who sleep. A handle's account is taken before its file's errors.
+//! folios; a slot's list of retired things; a queue of sleeping threads. A handle's account is taken before its file's errors.
 //! ```
 //! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there.
 //!
 //! A thread in a read section, so a thread that has announced, takes none of these but the bit; debug builds check
-//! it at every place that may sleep ([`Engine::assert_may_sleep`]). Whoever drops the last use of a file's page may be in a
+//! it at every place that may sleep ([`Engine::assert_may_sleep`]). A thread that drops the last use of a file's page may be in a
 //! section: the page comes to the list of idle folios by one compare-and-swap, and the list's lock is at most tried for.
 //! Grace periods and `invalidate` wait for read sections, so they are awaited in no section; with a range taken they may be,
 //! since sections do not wait.
@@ -100,15 +100,15 @@
 //! None of these is held while memory that a caller gave is touched: bytes go by a page of the engine's own. Debug builds
 //! check it ([`Engine::assert_holds_nothing`]).
 //!
-//! # What may be read and written while holding what
+//! # The locks that each read and write needs
 //!
 //! | | read section | bit of the entry | range taken | tree lock |
 //! |---|---|---|---|---|
-//! | tree, VMAs | read | read | read what lies in the range; replace what an edit names ([`sync::Edit`]) | read, replace |
+//! | tree, VMAs | read | read | read the part in the range; replace the part that an edit names ([`sync::Edit`]) | read, replace |
 //! | tables | read; make a missing leaf; get an own one for a shared one | the same | the same; unhook a leaf all inside a hole | – |
 //! | an entry of a shared table | read | – | – | – |
 //! | an entry without the bit | announce | – | exchange, after publication | – |
-//! | an entry with the bit | – | install, by who set it | wait | – |
+//! | an entry with the bit | – | install, by the thread that set it | wait | – |
 //! | a folio's state | dirty, before it gives the write right | dirty | – | – |
 //! | a frame's bytes | through an entry, as a processor | fill a new one, copy | – | – |
 //! | a folio's word | take a reference unless free | count, reuse, share | drop, after `invalidate` | – |
@@ -116,30 +116,30 @@
 //!
 //! # Memory safety
 //!
-//! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in whatever
-//! order and on whatever thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
-//! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed early.
-//! Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`] and its abilities, [`host::FrameSource`],
-//! [`host::Slots`], [`sync::Stable`], [`sync::ShortLock`], [`vma::tree::Ranged`]), or calls an
-//! `unsafe fn`, answers for what is written under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`] are safe to
-//! implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or retired thing but by
-//! safe calls.
-//! Not covered: a [`vma::tree::Tree`] of one's own that is given unsorted items. An engine's tree gets none.
+//! No safe call of this crate's public functions breaks memory safety, of the host or of a process in a space, in any
+//! order and on any thread. Values may be forgotten: a forgotten [`PinnedPage`], [`FolioLock`], [`PendingFault`] or
+//! reservation keeps its page, range, claim or turn for good, and others may wait for it for ever, but nothing is freed
+//! early. Code that implements an `unsafe trait` ([`host::Host`], `host::StdHost`, [`host::PageTable`] and its
+//! abilities, [`host::FrameSource`], [`host::Slots`], [`sync::Stable`], [`sync::ShortLock`], [`vma::tree::Ranged`]), or
+//! calls an `unsafe fn`, must meet the conditions under `# Safety`. A [`store::Store`] and a [`design::LockingDesign`]
+//! are safe to implement: a wrong one spoils contents or order, or waits for ever; it reaches no frame, entry or
+//! retired thing but by safe calls. Not covered: a [`vma::tree::Tree`] of one's own that is given unsorted items. An
+//! engine's tree gets none.
 //!
 //! | module with unsafe code | relies on | guaranteed by |
 //! |---|---|---|
-//! | `host/caller.rs`: the calls of the host that demand something | one owner of each frame, one of each entry; `invalidate` before a frame is freed | folios' words (`frame.rs`, private to the crate), the bit, ranges taken; a table in that module says which |
-//! | `sync/section.rs`, `sync/retired.rs` | one thread a slot; the same barrier at both ends; what is retired is reached in sections only | [`host::Slots`]; the host's one barrier; `Engine::retire` is private, [`sync::Sections::retire`] unsafe |
+//! | `host/caller.rs`: the unsafe calls of the host | one owner of each frame, one of each entry; `invalidate` before a frame is freed | folios' words (`frame.rs`, private to the crate), the bit, ranges taken; a table in that module says which |
+//! | `sync/section.rs`, `sync/retired.rs` | one thread a slot; the same barrier at both ends; retired things are reached in sections only | [`host::Slots`]; the host's one barrier; `Engine::retire` is private, [`sync::Sections::retire`] unsafe |
 //! | `sync/short_lock.rs` | one thread at a time has a lock's word | [`sync::ShortLock`], which a program without `std` chooses |
-//! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | whoever has taken a span is the only one to unhook there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
+//! | `sync/ranges.rs`, `sync/life.rs`, `sync/shared.rs` | only the thread that has taken a span unhooks there; layouts; counts that do not overflow | [`sync::Ranges`]; the allocator; `Shared::clone` panics before |
 //! | `vma/tree*` | items and nodes are freed after a grace period; writers do not overlap | [`sync::Section`] as the key to a view; [`vma::tree::Writer`], and edits' hulls ([`sync::Edit`]) |
-//! | `engine.rs` | what sections demand; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
+//! | `engine.rs` | the conditions of sections; no section is left when the engine is dropped | sections borrow the engine; [`Engine::enter_section`] is unsafe |
 //! | `tables/follow.rs` | the record or the family that a home names is memory until the section ends | rule H1 of docs/home.md: home is redirected before the mapping is dropped, and that before the table is retired |
 //! | `tables/family.rs` | a record in a family's list is memory; a family has records | rule H4: a record leaves the list before its table is retired, and is counted until it ends |
-//! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; who shares has taken the child's range |
+//! | `tables/`: `record.rs`, `share.rs` | records and spare tables stay; a place is changed by one thread at a time | a space that has left a leaf is counted in its record until it has invalidated; the record's lock; the thread that shares has taken the child's range |
 //! | `space/`: `mod.rs`, `calls/exit.rs`, `calls/fork.rs`, `change/concurrent.rs` | a table is new and of this host; the tree goes after a grace period | the host just made it; `clear` waits |
-//! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | nobody uses a page that is being read, nobody writes one that is being written; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
-//! | `host/std_host.rs` | frames and tables are as `Host` demands | whoever implements `StdHost` |
+//! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | a page that is being read is not used, a page that is being written is not written by others; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
+//! | `host/std_host.rs` | frames and tables are as `Host` demands | the implementation of `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
 //! | `store/transfer.rs` | the memory of a transfer, whose pages do not overlap | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |

@@ -1,7 +1,8 @@
-//! A virtual-memory subsystem in which a page fault waits for no lock it does not need, and nobody waits for a page fault's I/O:
-//! address spaces with mmap and its kin, copy-on-write fork, files with a page cache and writeback. It runs wherever somebody
-//! supplies a *host*, which is page tables, physical memory and a way to sleep: a software machine (`faultless-soft`), a Linux process
-//! over userfaultfd (`faultless-linux`), an emulator, a kernel.
+//! A virtual-memory subsystem in which a page fault waits for no lock it does not need, and no other thread waits for a
+//! page fault's I/O: address spaces with mmap and its kin, copy-on-write fork, files with a page cache and writeback.
+//! It runs on any machine for which an embedder supplies a *host*, which is page tables, physical memory and a way to
+//! sleep: a software machine (`faultless-soft`), a Linux process over userfaultfd (`faultless-linux`), an emulator, a
+//! kernel.
 //!
 //! ```
 //! use faultless::address::PAGE_SIZE;

@@ -1,5 +1,5 @@
-//! Taken ranges under loom: one at a time has a page, and nobody who waits is forgotten, however a range is let go; and who
-//! changes something without the lock has it alone.
+//! Taken ranges under loom. Only one thread at a time has a page, and no waiting thread is forgotten, however a range
+//! is released. A thread that changes something without the lock has it alone.
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
@@ -14,7 +14,7 @@ fn range(start: u64, end: u64) -> PageRange {
     PageRange::new(PageNumber::new(start), PageNumber::new(end)).unwrap()
 }
 
-/// How often something was done.
+/// A count of changes.
 struct Count(usize);
 
 impl Edited for Count {
@@ -26,13 +26,13 @@ impl Edited for Count {
 struct Common {
     ranges: Ranges<Count>,
     park: StdPark,
-    /// How many are at work on page 1.
+    /// The number of threads that work on page 1.
     inside: AtomicUsize,
     /// The places that edits change. loom sees two threads that are at one place at a time.
     places: [UnsafeCell<usize>; 4],
 }
 
-// SAFETY: loom tells who is in a place beside somebody else.
+// SAFETY: loom reports two threads in one place.
 unsafe impl Sync for Common {}
 // SAFETY: as above.
 unsafe impl Send for Common {}
@@ -50,7 +50,7 @@ impl Common {
 
     fn change(&self, hull: PageRange) {
         for page in hull.iter() {
-            // SAFETY: loom tells if somebody else is there.
+            // SAFETY: loom reports a second thread there.
             self.places[page.get() as usize].with_mut(|place| unsafe { *place += 1 });
         }
     }
@@ -126,7 +126,7 @@ fn one_is_apart() {
     model(3, [|common| common.work(range(1, 3)), apart]);
 }
 
-/// One lets its place go with the lock that it has anyhow, as mmap does.
+/// One thread releases its range under the lock that it holds already, as mmap does.
 #[test]
 fn one_finishes_under_the_lock() {
     let finishes = |common: &Common| {
@@ -152,7 +152,7 @@ fn edits_go_on_side_by_side() {
     );
 }
 
-/// One edits what somebody else has, who goes while a third one edits.
+/// One thread edits pages that a second one has taken. The second one releases them while a third one edits.
 #[test]
 fn an_edit_of_a_page_that_is_taken() {
     model_of(
@@ -167,7 +167,7 @@ fn an_edit_of_a_page_that_is_taken() {
     );
 }
 
-/// Two ranges apart, and what their edits change is not.
+/// Two disjoint ranges whose edits change the same pages.
 #[test]
 fn edits_of_the_same() {
     model_of(

@@ -1,4 +1,4 @@
-//! The tree under loom: what a reader can still reach is not freed, and it sees all of a change or nothing.
+//! The tree under loom: a node that a reader can still reach is not freed, and a reader sees all of a change or nothing.
 #![cfg(loom)]
 
 use faultless::address::{PageNumber, PageRange};
@@ -12,7 +12,7 @@ struct Item {
     life: Life,
 }
 
-// SAFETY: fields that nobody changes.
+// SAFETY: the fields never change.
 unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.range
@@ -54,7 +54,7 @@ fn replace(tree: &Tree<Item>, writer: &mut Writer, place: PageRange, new: &[(u64
     retired
 }
 
-/// Two readers; a writer that splits what is there (leaves and root), merges it again, and frees after each.
+/// Two readers; a writer that splits the present items (leaves and root), merges it again, and frees after each.
 #[test]
 fn readers_beside_a_writer() {
     let mut builder = loom::model::Builder::new();
@@ -86,8 +86,8 @@ fn readers_beside_a_writer() {
     });
 }
 
-/// The same, by a writer that waits for nobody: what it retires is freed by whichever of its later calls finds that it is
-/// time. Here each call looks.
+/// The same with a writer that does not wait. One of its later calls frees its retired nodes, when it finds that the
+/// grace period has passed. Here each call looks.
 #[test]
 fn readers_beside_a_writer_that_does_not_wait() {
     let mut builder = loom::model::Builder::new();
@@ -170,7 +170,7 @@ impl Common {
         unsafe { self.sections.enter(SlotIndex::new(slot).unwrap(), &FenceBarrier) }
     }
 
-    /// Puts `new` into the place, whoever else is at work. Frees nothing: two who wait for readers never let those on here.
+    /// Puts `new` into the place, beside other writers. Frees nothing: two writers that wait for readers would block them here.
     fn replace(&self, slot: u32, place: PageRange, new: &[(u64, u64)]) -> RetiredList {
         let (mut new, mut retired) = (items(new), RetiredList::new());
         loop {
@@ -195,7 +195,7 @@ fn ranges(view: View<'_, Item>) -> Vec<(u64, u64)> {
     all.map(|range| (range.start().get(), range.end().get())).collect()
 }
 
-/// Each change is one thread's; afterwards the tree has what is said.
+/// Makes each change in a thread of its own. Afterwards the tree must have the ranges `after`.
 fn side_by_side(changes: [(PageRange, Ranges); 2], after: Ranges) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(2);
@@ -222,7 +222,7 @@ fn side_by_side(changes: [(PageRange, Ranges); 2], after: Ranges) {
             assert!(seen == [old] || seen == new, "{seen:?} in {place}");
         }
         let retired: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-        // SAFETY: nobody else is left.
+        // SAFETY: no other thread is left.
         retired.into_iter().for_each(|retired| unsafe { retired.free() });
         let section = common.section(0);
         assert_eq!(ranges(common.tree.view(&section)), after, "a change was lost");

@@ -47,7 +47,7 @@ struct Item {
     sum: u64,
 }
 
-// SAFETY: fields that nobody changes.
+// SAFETY: the fields never change.
 unsafe impl Ranged for Item {
     fn range(&self) -> PageRange {
         self.range
@@ -59,7 +59,7 @@ unsafe impl Ranged for Item {
 
 impl Drop for Item {
     fn drop(&mut self) {
-        // Volatile: the compiler would leave out a store to what is gone.
+        // Volatile: the compiler would leave out a store to a dropped value.
         // SAFETY: its own field.
         unsafe { std::ptr::write_volatile(&mut self.sum, FREED) };
     }
@@ -142,7 +142,7 @@ fn readers_beside_a_writer() {
             let first = view.find(page(start)).unwrap().range;
             let last = view.find(page((start + length).min(PAGES) - 1)).unwrap().range;
             let hull = first.hull(last);
-            // Splits what is there into pieces, or merges it.
+            // Splits the present items into pieces, or merges them.
             let piece = if changes % 3 == 0 { PAGES } else { 1 + random(&mut state, 40) };
             let (mut at, end) = (hull.start().get(), hull.end().get());
             let mut new = Vec::new();

@@ -1,5 +1,5 @@
-//! Memory for the tables that spaces will need when they leave what fork has shared: taken by fork, some tables at once, and not
-//! touched before one is used, so that a fork pays for no page of it.
+//! Memory for the leaf tables that spaces need later, when they stop sharing a table with fork's other side. fork takes
+//! it, for some tables at once, and does not touch it before a table is used. So a fork pays for no page of it.
 
 use super::LeafTable;
 use faultless::host::{OutOfMemory, SpareLink};
@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-/// Tables of one block.
+/// The number of tables of a block.
 #[cfg(not(loom))]
 const TABLES: usize = 32;
 #[cfg(loom)]
@@ -19,9 +19,10 @@ const TABLES: usize = 2;
 
 #[repr(C)]
 pub(super) struct Block {
-    /// Tables that are not freed yet, used or not. Atomic; whoever frees the last one frees the block.
+    /// The number of tables that are not freed yet, used or not. Atomic; the thread that frees the last one frees the
+    /// block.
     left: AtomicUsize,
-    /// Tables that have been handed out. Written by the one fork that has the block.
+    /// The number of tables that have been handed out. Written by the fork that has the block.
     used: AtomicUsize,
     /// The sections that the block is charged to.
     sections: Arc<Sections>,
@@ -29,16 +30,16 @@ pub(super) struct Block {
     tables: [MaybeUninit<LeafTable>; TABLES],
 }
 
-/// A table of a block that nobody uses yet; in the block, and so is the table.
+/// A table of a block that is not used yet. The spare and its table are both in the block.
 #[repr(C)]
 pub(super) struct Spare {
-    /// The engine's. First, so that a pointer to it is one to the spare.
+    /// The engine's link. It is the first field, so that a pointer to it is a pointer to the spare.
     link: SpareLink,
     block: NonNull<Block>,
     index: usize,
 }
 
-/// The block that a fork takes tables from.
+/// The block from which a fork takes tables.
 #[derive(Default)]
 pub(super) struct Reserve(AtomicPtr<Block>);
 
@@ -48,7 +49,8 @@ impl Block {
         // SAFETY: the layout has a size.
         let block = unsafe { alloc(Layout::new::<Self>()) }.cast::<Self>();
         let found = NonNull::new(block).ok_or(OutOfMemory)?;
-        // SAFETY: memory of that layout; each field but the tables, which need not be, is written before it is read.
+        // SAFETY: memory of that layout. Each field except the tables, which may stay uninitialised, is written before
+        // it is read.
         unsafe {
             (&raw mut (*block).left).write(AtomicUsize::new(TABLES));
             (&raw mut (*block).used).write(AtomicUsize::new(0));
@@ -63,14 +65,14 @@ impl Block {
     }
 
     /// # Safety
-    /// `count` tables of the block are used by nobody, and were not given back before.
+    /// `count` tables of the block are not used, and were not given back before.
     unsafe fn give_back(block: NonNull<Self>, count: usize) {
-        // SAFETY: by the contract above the block is there still.
+        // SAFETY: by the contract above the block still exists.
         let left = unsafe { block.as_ref() }.left.fetch_sub(count, plain::Ordering::AcqRel);
         debug_assert!(left >= count, "a table given back twice");
         if left == count {
-            // SAFETY: allocated with that layout, and its last table has come back. Of its fields one needs a drop, and the
-            // others under loom, which counts nothing of them.
+            // SAFETY: allocated with that layout, and its last table has come back. Only `sections` needs a drop. Under
+            // loom the other fields need one too, but loom does not count them.
             unsafe {
                 let sections = (&raw const (*block.as_ptr()).sections).read();
                 dealloc(block.as_ptr().cast(), Layout::new::<Self>());
@@ -81,19 +83,19 @@ impl Block {
 }
 
 impl Reserve {
-    /// A table for later. Only one thread at a time.
+    /// Takes a table for later use. Only one thread may call it at a time.
     pub(super) fn take(&self, sections: &Arc<Sections>) -> Result<NonNull<Spare>, OutOfMemory> {
         let found = NonNull::new(self.0.load(Ordering::Relaxed));
-        // SAFETY: a block in reserve has tables that have not come back, or it is full and not looked into.
+        // SAFETY: a block in reserve has a table that was not handed out, so it exists.
         let found =
             found.filter(|block| unsafe { block.as_ref() }.used.load(plain::Ordering::Relaxed) < TABLES);
         let block = match found {
             Some(block) => block,
             None => Block::try_new(sections)?,
         };
-        // SAFETY: it has a table left, by the lines above, so it is there.
+        // SAFETY: it has a table left, by the lines above, so it exists.
         let used = unsafe { block.as_ref() }.used.fetch_add(1, plain::Ordering::Relaxed);
-        // One that is used up belongs to its tables.
+        // A block whose tables are all handed out belongs to those tables.
         let rest = if used + 1 == TABLES { ptr::null_mut() } else { block.as_ptr() };
         self.0.store(rest, Ordering::Relaxed);
         // SAFETY: in the block, and not aliased by a reference that could write.
@@ -104,7 +106,7 @@ impl Reserve {
 impl Drop for Reserve {
     fn drop(&mut self) {
         if let Some(block) = NonNull::new(self.0.load(Ordering::Relaxed)) {
-            // SAFETY: in reserve, so that not all have been handed out; those have not.
+            // SAFETY: a block in reserve has tables that were not handed out; exactly those are given back.
             unsafe {
                 let used = block.as_ref().used.load(plain::Ordering::Relaxed);
                 Block::give_back(block, TABLES - used);
@@ -114,15 +116,15 @@ impl Drop for Reserve {
 }
 
 impl Spare {
-    /// The table, empty, the caller's.
+    /// Returns the spare's table, empty. It belongs to the caller.
     ///
     /// # Safety
-    /// The caller has the spare, and has it no more.
+    /// The caller has the spare, and does not use it again.
     pub(super) unsafe fn into_table(spare: NonNull<Self>) -> NonNull<LeafTable> {
-        // SAFETY: by the contract above; its block lives as long as its table.
+        // SAFETY: by the contract above; the block lives as long as its table.
         let (block, index) = unsafe { (spare.as_ref().block, spare.as_ref().index) };
-        // SAFETY: the table at that index is the spare's, memory of its layout that nobody uses. Zeros are a value of it but
-        // under loom, where one is written.
+        // SAFETY: the table at that index is the spare's: memory of its layout that no other code uses. Zeros are a
+        // value of it, except under loom, where a value is written.
         unsafe {
             let table = (&raw mut (*block.as_ptr()).tables[index]).cast::<LeafTable>();
             #[cfg(loom)]
@@ -135,10 +137,10 @@ impl Spare {
     }
 }
 
-/// Frees a leaf table, wherever its memory is from.
+/// Frees a leaf table, from a Box or from a block.
 ///
 /// # Safety
-/// From a Box or from [`Spare::into_table`], used by nobody, and freed once.
+/// The table is from a Box or from [`Spare::into_table`]. No code uses it, and it is freed once.
 pub(super) unsafe fn free(table: NonNull<LeafTable>) {
     // SAFETY: by the contract above.
     unsafe {

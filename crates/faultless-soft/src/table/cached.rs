@@ -1,14 +1,15 @@
-//! Caches of processors, as hardware has them: a TLB and a cache of upper entries for each, in no section.
+//! The caches of processors, as in hardware: each has a TLB and a cache of upper entries. They are used outside of
+//! sections.
 //!
 //! ```text
 //!   access ──► translation kept, with the right ───────────────────────────────► frame      the entry is not read
 //!         └──► leaf table kept ──► entry: set accessed, dirty; keep it ────────► frame      the upper entries are not read
 //!         └──► upper entries ──► leaf table: keep it ──► entry: the same ──────► frame
 //! ```
-//! A translation is kept until `invalidate`, `unload`, a fault at its page, or another one in its place. A processor whose
-//! access faults forgets what it has of the page, and walks the upper tables once more, as it may at any time by
-//! speculation. So what is freed or unhooked without an invalidation after it is still reached from here. Outside loom a
-//! frame or a table that is freed while something here names it ends the test; under loom its next use does.
+//! A translation is kept until `invalidate`, `unload`, a fault at its page, or until another one takes its place. A
+//! processor whose access faults forgets its entries for the page and walks the upper tables again, as hardware may do
+//! at any time by speculation. So a frame or a table that is freed or unhooked without a later invalidation is still
+//! reached from here. Outside loom, freeing it while a cache names it ends the test. Under loom its next use does.
 
 use super::{FAN, Leaf, LeafTable, RadixTable, Stale};
 use faultless::address::PageNumber;
@@ -20,12 +21,12 @@ use std::sync::Arc;
 #[cfg(not(loom))]
 use std::sync::Weak;
 
-/// Processors that have caches. More slots than these share them, as threads of one core do.
+/// The number of processors with caches. If there are more slots, they share them, as threads of one core do.
 #[cfg(not(loom))]
 const PROCESSORS: usize = 16;
 #[cfg(loom)]
 const PROCESSORS: usize = 3;
-/// Translations, and leaf tables, that a processor keeps; direct mapped.
+/// The number of translations, and of leaf tables, that a processor keeps; direct mapped.
 #[cfg(not(loom))]
 const PLACES: usize = 8;
 #[cfg(loom)]
@@ -34,7 +35,7 @@ const PLACES: usize = 1;
 /// The caches of all processors of a machine.
 pub(crate) struct Processors(Box<[Mutex<Caches>]>);
 
-/// The caches of one processor. The lock is held for the whole of an access, so that whoever forgets something under the lock
+/// The caches of one processor. The lock is held for the whole access. So a thread that removes an entry under the lock
 /// has waited for the access that used it.
 #[derive(Default)]
 pub(crate) struct Caches {
@@ -42,13 +43,14 @@ pub(crate) struct Caches {
     leaves: [Option<KeptLeaf>; PLACES],
 }
 
-/// A translation, as it was when the processor walked.
+/// A translation, as it was when the processor walked the table.
 #[derive(Clone, Copy)]
 struct Translation {
     /// [`RadixTable::subject`] of its page.
     subject: u64,
     frame: Frame,
-    /// Of [`Entry`]. The write right only if the entry was dirty: the first store walks, to set that.
+    /// Rights as in [`Entry`]. The write right is included only if the entry was dirty: the first store walks, to set
+    /// that bit.
     rights: u64,
 }
 
@@ -57,12 +59,12 @@ struct Translation {
 struct KeptLeaf {
     /// [`RadixTable::subject`] of its first page.
     subject: u64,
-    /// With the marks that it was found with.
+    /// The pointer with the marks that it was found with.
     found: *mut LeafTable,
     place: NonNull<AtomicPtr<LeafTable>>,
 }
 
-// SAFETY: tables and their places are used by all threads anyway.
+// SAFETY: all threads use tables and their places.
 unsafe impl Send for KeptLeaf {}
 
 fn first_of_leaf(subject: u64) -> u64 {
@@ -74,13 +76,13 @@ fn place_of(number: u64) -> usize {
 }
 
 impl RadixTable {
-    /// The same table, whose processors keep translations in these caches.
+    /// Returns this table with processors that keep its translations in these caches.
     pub(crate) fn cached_by(mut self, processors: Option<Arc<Processors>>) -> Self {
         self.processors = processors;
         self
     }
 
-    /// The caches of processors that access memory through this table.
+    /// Returns the caches of processors that access memory through this table.
     pub(crate) fn processors(&self) -> Option<&Processors> {
         self.processors.as_deref()
     }
@@ -98,17 +100,17 @@ impl Processors {
         new
     }
 
-    /// The caches of the processor that the calling thread is.
+    /// Locks the caches of the calling thread's processor.
     pub fn current(&self) -> MutexGuard<'_, Caches> {
         self.0[StdSlots.current().get() as usize % PROCESSORS].lock()
     }
 
-    /// Forgets what is kept of these pages, and returns when no access uses it.
+    /// Removes the cached entries for these pages. When it returns, no access uses them.
     pub(crate) fn forget(&self, stale: Stale) {
         self.forget_from(stale.first, stale.first + stale.pages);
     }
 
-    /// Forgets all that is kept of the table with this tag.
+    /// Removes all cached entries for the table with this tag.
     pub(super) fn forget_all(&self, tag: u64) {
         self.forget_from(tag, tag + RadixTable::PAGES);
     }
@@ -123,7 +125,7 @@ impl Processors {
         }
     }
 
-    /// Panics if some processor keeps something of a table that is about to be dropped.
+    /// Panics if a processor has cached entries for a table that is about to be dropped.
     pub(super) fn assert_unloaded(&self, tag: u64) {
         let is_of = |subject: u64| subject & !(RadixTable::PAGES - 1) == tag;
         let keeps = |caches: &Caches| {
@@ -131,30 +133,32 @@ impl Processors {
                 || caches.leaves.iter().flatten().any(|kept| is_of(kept.subject))
         };
         if let Some(processor) = self.find(keeps) {
-            panic!("invariant 15: a page table is dropped, and processor {processor} keeps something of it");
+            panic!(
+                "invariant 15: a page table is dropped while processor {processor} has cached entries of it"
+            );
         }
     }
 
-    /// Panics if some processor keeps a translation to a frame that is about to be freed.
+    /// Panics if a processor keeps a translation to a frame that is about to be freed.
     #[cfg(not(loom))]
     pub fn assert_forgotten(&self, frame: Frame) {
         let keeps = |caches: &Caches| caches.translations.iter().flatten().any(|kept| kept.frame == frame);
         if let Some(processor) = self.find(keeps) {
-            panic!("invariant 3: {frame:?} is freed, and processor {processor} keeps a translation to it");
+            panic!("invariant 3: {frame:?} is freed while processor {processor} keeps a translation to it");
         }
     }
 
-    /// The number of a processor whose caches are `wanted`.
+    /// Returns the number of a processor whose caches are `wanted`.
     fn find(&self, wanted: impl Fn(&Caches) -> bool) -> Option<usize> {
         self.0.iter().position(|caches| wanted(&caches.lock()))
     }
 }
 
-/// Machines with caches: a table that is freed does not know whose it was.
+/// All machines with caches. A table that is freed does not know its machine.
 #[cfg(not(loom))]
 static MACHINES: std::sync::Mutex<Vec<Weak<Processors>>> = std::sync::Mutex::new(Vec::new());
 
-/// Panics if some processor keeps a leaf table that is about to be freed.
+/// Panics if a processor keeps a leaf table that is about to be freed.
 #[cfg(not(loom))]
 pub(super) fn assert_leaf_forgotten(table: &LeafTable) {
     use faultless::host::PlaceWord;
@@ -163,19 +167,20 @@ pub(super) fn assert_leaf_forgotten(table: &LeafTable) {
     let is_it = |leaf: &KeptLeaf| std::ptr::eq(PlaceWord::from_raw(leaf.found.cast()).leaf().cast(), table);
     for machine in all {
         if let Some(processor) = machine.find(|caches| caches.leaves.iter().flatten().any(is_it)) {
-            panic!("invariant 15: a leaf table is freed, and processor {processor} keeps it");
+            panic!("invariant 15: a leaf table is freed while processor {processor} keeps it");
         }
     }
 }
 
 impl Caches {
-    /// The frame of a translation that is kept and gives `right`.
+    /// Returns the frame of a cached translation that gives `right`.
     pub fn frame(&self, subject: u64, right: u64) -> Option<Frame> {
         let kept = self.translations[place_of(subject)].as_ref()?;
         (kept.subject == subject && kept.rights & right == right).then_some(kept.frame)
     }
 
-    /// The leaf table over `page` from which a walk goes on: the one that is kept, or the one that hangs now, which is kept.
+    /// Returns the leaf table over `page` with which a walk continues: the cached one, or the present one, which is
+    /// then cached.
     pub fn leaf<'s>(
         &mut self,
         section: &'s AccessSection<'_>,
@@ -193,7 +198,7 @@ impl Caches {
         Some(leaf)
     }
 
-    /// Keeps `entry` of `leaf`, which names `frame` and has its accessed bit.
+    /// Caches `entry` of `leaf`, which maps `frame` and has its accessed bit.
     pub fn keep(&mut self, subject: u64, leaf: Leaf<'_>, (frame, entry): (Frame, Entry)) {
         let mut rights = entry.bits() & (Entry::READ | Entry::WRITE | Entry::EXECUTE);
         if !entry.has(Entry::DIRTY) || leaf.is_shared() {
@@ -202,7 +207,7 @@ impl Caches {
         self.translations[place_of(subject)] = Some(Translation { subject, frame, rights });
     }
 
-    /// An access to `page` has faulted: what is kept of it goes, and the upper tables are walked once more.
+    /// Handles a fault of an access to `page`: removes its cached entries, and walks the upper tables again.
     pub fn faulted(&mut self, section: &AccessSection<'_>, table: &RadixTable, page: PageNumber) {
         let subject = table.subject(page);
         self.translations[place_of(subject)].take_if(|kept| kept.subject == subject);
@@ -224,7 +229,7 @@ mod tests {
 
     type Space = AddressSpace<Soft, Faultless>;
 
-    /// A space with one page, which a processor has stored to.
+    /// Makes a space with one page, to which a processor has stored.
     fn stored() -> (Arc<Engine<Soft>>, Space, VirtAddr) {
         let engine = Engine::new(Soft::with_caches(16).unwrap(), Limits::default()).unwrap();
         let space = Space::new(&engine).unwrap();
@@ -233,13 +238,13 @@ mod tests {
         (engine, space, page)
     }
 
-    /// Takes the entry of `page` away, and returns what it was.
+    /// Replaces the entry of `page` by `new`, and returns the old entry.
     fn take_entry(engine: &Arc<Engine<Soft>>, space: &Space, page: VirtAddr, new: Entry) -> Entry {
-        // SAFETY: the test gives the entry back before the engine looks at it.
+        // SAFETY: the test restores the entry before the engine uses it.
         let (section, table) = unsafe { (engine.enter_section(), space.table()) };
         let leaf = table.leaf(&section, page.page()).unwrap();
         let seen = table.load(leaf, page.page());
-        // SAFETY: nobody else is at work on the page.
+        // SAFETY: no other thread works on the page.
         unsafe { table.exchange(leaf, page.page(), seen, new) }.unwrap();
         seen
     }
@@ -248,11 +253,11 @@ mod tests {
     fn a_translation_is_used_until_it_is_invalidated() {
         let (engine, space, page) = stored();
         let entry = take_entry(&engine, &space, page, Entry::EMPTY);
-        assert_eq!(space.try_load_u64(page), Ok(5), "the entry is not looked at");
-        assert_eq!(space.try_store_u64(page, 6), Ok(()), "nor for a store into a page that is dirty");
+        assert_eq!(space.try_load_u64(page), Ok(5), "the entry is not read");
+        assert_eq!(space.try_store_u64(page, 6), Ok(()), "nor for a store to a dirty page");
         // SAFETY: invalidates, and changes nothing.
         unsafe { space.table() }.invalidate(PageRange::single(page.page()), |_| {});
-        assert!(space.try_load_u64(page).is_err(), "forgotten");
+        assert!(space.try_load_u64(page).is_err(), "the translation was removed");
         take_entry(&engine, &space, page, entry);
         assert_eq!(space.try_load_u64(page), Ok(6));
     }
@@ -260,7 +265,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_freed_while_a_translation_is_kept_is_seen() {
         let (engine, space, page) = stored();
-        // SAFETY: nothing is changed.
+        // SAFETY: changes nothing.
         let processors = unsafe { space.table() }.processors().unwrap();
         let entry = take_entry(&engine, &space, page, Entry::EMPTY);
         let frame = entry.mapped_frame().unwrap();

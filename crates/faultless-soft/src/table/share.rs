@@ -1,4 +1,4 @@
-//! How a leaf table hangs in several trees: the steps that the engine's sharing is made of. A place word is the pointer in the place,
+//! The steps by which the engine shares a leaf table between several trees. A place word is the pointer in the place,
 //! with its marks.
 
 use super::block::Spare;
@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 const _: () = assert!(align_of::<LeafTable>() >= 4, "room for the marks of a place word");
 
-// SAFETY: each method is one step on the place, the record or an entry, as its contract says.
+// SAFETY: each method is one step on the place, the record or an entry, as its contract states.
 unsafe impl ShareLeaves<Self> for RadixTable {
     #[inline]
     fn found(&self, leaf: Leaf<'_>) -> PlaceWord {
@@ -22,7 +22,7 @@ unsafe impl ShareLeaves<Self> for RadixTable {
     }
 
     unsafe fn put(&self, leaf: Leaf<'_>, word: PlaceWord) {
-        // Release, partner: whoever walks here.
+        // Release, partner: the Acquire loads of walks.
         leaf.place.store(word.into_raw().cast(), Ordering::Release);
     }
 
@@ -34,13 +34,13 @@ unsafe impl ShareLeaves<Self> for RadixTable {
 
     unsafe fn hang(&self, page: PageNumber, word: PlaceWord) {
         let place = self.root.leaf_place(page).expect("reserve has made the tables above");
-        debug_assert!(place.load(Ordering::Relaxed).is_null(), "shared over something");
-        // Release, partner: whoever walks here.
+        debug_assert!(place.load(Ordering::Relaxed).is_null(), "hang over a place that is not empty");
+        // Release, partner: the Acquire loads of walks.
         place.store(word.into_raw().cast(), Ordering::Release);
     }
 
     unsafe fn open<'s>(&'s self, leaf: Leaf<'s>, spare: NonNull<SpareLink>) -> Leaf<'s> {
-        // SAFETY: by the contract; the link is the first field of a Spare, of which the pointer was made.
+        // SAFETY: by the contract; the link is the first field of a Spare, and the pointer was made from that Spare.
         let table = unsafe { Spare::into_table(spare.cast()) };
         Leaf { found: table.as_ptr(), place: leaf.place }
     }

@@ -104,7 +104,7 @@ fn next_leaf_skips_what_is_absent() {
     assert_eq!(next(second + 512, far + 1), Some(far));
     assert_eq!(next(far + 512, RadixTable::PAGES), Some(last));
     assert_eq!(next(RadixTable::PAGES - 1, RadixTable::PAGES), Some(RadixTable::PAGES - 1));
-    // The whole upper level is passed in a few steps.
+    // The search passes the whole upper level in a few steps.
     let start = std::time::Instant::now();
     (0..1000).for_each(|_| assert_eq!(next(far + 512, last), None));
     assert!(start.elapsed().as_secs() < 10);
@@ -116,7 +116,7 @@ fn an_announcement_excludes_others() {
     let proof = section(&sections);
     let at = page(3);
     let leaf = table.make_leaf(&proof, at).unwrap();
-    assert!(!table.try_announce(leaf, at, mapping(1)), "the entry is not that");
+    assert!(!table.try_announce(leaf, at, mapping(1)), "the entry differs from `seen`");
     assert!(table.try_announce(leaf, at, Entry::EMPTY));
     assert!(!table.try_announce(leaf, at, Entry::EMPTY));
     let announced = Entry::EMPTY.with(Entry::ANNOUNCED);
@@ -146,12 +146,12 @@ fn install_keeps_what_the_hardware_said_of_the_same_frame() {
     assert_eq!(install(read_only), used);
     assert_eq!(table.load(leaf, at), read_only.with(Entry::HARDWARE));
     assert_eq!(install(mapping(2)), read_only.with(Entry::HARDWARE));
-    assert_eq!(table.load(leaf, at), mapping(2), "another frame is as clean as it comes");
+    assert_eq!(table.load(leaf, at), mapping(2), "another frame keeps none of the old bits");
     assert_eq!(install(Entry::EMPTY), mapping(2));
     assert_eq!(table.load(leaf, at), Entry::EMPTY);
 }
 
-/// One thread stores all the time, another announces: rule 9 of the protocol.
+/// One thread stores in a loop while another one announces the entry: rule 9 of the protocol.
 #[test]
 fn no_dirty_bit_is_lost() {
     let (table, sections) = table();
@@ -189,7 +189,7 @@ fn no_dirty_bit_is_lost() {
             stores += 1;
             (0..stores % 64).for_each(|_| std::hint::spin_loop());
             lost += u64::from(!table.translate(leaf, at).has(Entry::HARDWARE));
-            // Clean again, as range work would do it.
+            // Make the entry clean again, as range work does it.
             while table
                 .exchange(leaf, at, table.load(leaf, at).without(Entry::ANNOUNCED), mapping(1))
                 .is_err()

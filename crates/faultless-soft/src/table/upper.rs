@@ -1,4 +1,4 @@
-//! Upper tables, and the way down them to the places where leaves hang.
+//! Upper tables, and the walk through them to the places of leaf tables.
 
 use super::{FAN, LeafTable, Table, make};
 use faultless::address::PageNumber;
@@ -7,17 +7,17 @@ use faultless::sync::atomic::{AtomicPtr, Ordering};
 use faultless::sync::{Life, Sections};
 use std::ptr::{self, NonNull};
 
-/// Returns whether another table may have the leaf that hangs by this word.
+/// Returns whether other tables may share the leaf that this word points to.
 fn is_shared<T>(word: *mut T) -> bool {
     PlaceWord::from_raw(word.cast()).is_shared()
 }
 
-/// A table of tables, which live until it is dropped, or of leaves, which come and go: 4 KiB stay for each GiB that was ever
-/// touched (docs/protocol.md, rule 7).
+/// A table of tables, which live until it is dropped, or of leaf tables, which come and go. For each GiB that was ever
+/// touched 4 KiB remain (docs/protocol.md, rule 7).
 pub(super) struct Upper<C: Table> {
-    /// Null, or a table from a Box. Set by compare-and-swap (Release), followed by Acquire loads: whoever finds a
-    /// table finds it empty or later. A leaf's place is set back to null by `unhook`; while the leaf is shared, the pointer
-    /// has marks ([`PlaceWord`]).
+    /// Null, or a table from a Box. Set by compare-and-swap (Release), followed by Acquire loads, so a walk never sees
+    /// a table before it is empty. `unhook` sets the place of a leaf back to null. While the leaf is shared, the
+    /// pointer has marks ([`PlaceWord`]).
     places: [AtomicPtr<C>; FAN],
     life: Life,
 }
@@ -42,10 +42,11 @@ impl<C: Table> Drop for Upper<C> {
     fn drop(&mut self) {
         for place in &self.places {
             let child = place.load(Ordering::Relaxed);
-            // A shared leaf is others': whoever drops a table has left what it shares.
+            // A shared leaf belongs to others too: a table that is dropped has stopped sharing before.
             debug_assert!(!is_shared(child), "a table dropped that has a shared leaf");
             if let Some(child) = NonNull::new(child).filter(|child| !is_shared(child.as_ptr())) {
-                // SAFETY: `&mut self`: nobody else is here; what hangs is a table's only place, and freed once.
+                // SAFETY: with `&mut self` no other thread is here; the place is the child's only one, and it is freed
+                // once.
                 unsafe { C::free(child) };
             }
         }
@@ -53,7 +54,8 @@ impl<C: Table> Drop for Upper<C> {
     }
 }
 
-/// Returns the table at `place`. Makes and charges it where it is missing; of two threads that make it the second takes the first one's.
+/// Returns the table at `place`. If it is missing, makes and charges it. If two threads make it, the second uses the
+/// first's.
 pub(super) fn get_or_make<C: Table>(
     place: &AtomicPtr<C>,
     sections: &Sections,
@@ -63,25 +65,25 @@ pub(super) fn get_or_make<C: Table>(
         return Ok(found);
     }
     let new = Box::into_raw(make::<C>()?);
-    // Release, partner: the Acquire loads of whoever walks here.
+    // Release, partner: the Acquire loads of walks.
     match place.compare_exchange(ptr::null_mut(), new, Ordering::Release, Ordering::Acquire) {
         Ok(_) => {
             sections.charge(size_of::<C>());
             Ok(new)
         }
         Err(theirs) => {
-            // SAFETY: `new` came from a Box just now and nobody else has seen it.
+            // SAFETY: `new` has just come from a Box, and no other thread has seen it.
             drop(unsafe { Box::from_raw(new) });
             Ok(theirs)
         }
     }
 }
 
-/// The way from an upper table down to the places where leaves hang.
+/// The walk from an upper table down to the places of leaf tables.
 pub(super) trait Walk: Table {
-    /// The place of the leaf over `page`, if the tables above it exist.
+    /// Returns the place of the leaf over `page`, if the tables above it exist.
     fn leaf_place(&self, page: PageNumber) -> Option<&AtomicPtr<LeafTable>>;
-    /// The same, made where it is missing.
+    /// Returns the place of the leaf over `page`. Makes missing tables above it.
     fn make_leaf_place(
         &self,
         page: PageNumber,
@@ -89,11 +91,12 @@ pub(super) trait Walk: Table {
     ) -> Result<&AtomicPtr<LeafTable>, OutOfMemory>;
     /// Returns the bytes that were charged for this table and all below it.
     fn charged(&self) -> usize;
-    /// The first page in `from..end`, as far as this table goes, whose leaf exists. `from` lies in this table.
+    /// Returns the first page in `from..end`, within this table, whose leaf exists. `from` must lie in this table.
     fn next_leaf(&self, from: u64, end: u64) -> Option<u64>;
 }
 
-/// The first answer of `at` for one of the pages `from`, and then the starts of `step`-sized blocks, before `end`.
+/// Calls `at` for the page `from`, and then for the starts of `step`-sized blocks before `end`. Returns the first
+/// result that is `Some`.
 fn each_block(from: u64, end: u64, step: u64, mut at: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
     let mut page = from;
     while page < end {
@@ -117,8 +120,8 @@ impl Walk for Upper<LeafTable> {
     fn charged(&self) -> usize {
         let leaf = |place: &AtomicPtr<LeafTable>| {
             let leaf = NonNull::new(place.load(Ordering::Acquire))?;
-            // A shared leaf is others'.
-            // SAFETY: it hangs here, and the caller frees it later.
+            // A shared leaf is not counted here.
+            // SAFETY: the place points to it, and the caller frees it later.
             let is_own = !is_shared(leaf.as_ptr()) && unsafe { leaf.as_ref() }.block().is_null();
             is_own.then_some(size_of::<LeafTable>())
         };
@@ -137,7 +140,7 @@ impl Walk for Upper<LeafTable> {
 impl<C: Walk> Upper<C> {
     fn child(&self, page: PageNumber) -> Option<&C> {
         let child = self.place(page).load(Ordering::Acquire);
-        // SAFETY: null, or from a Box; `C` is no leaf, so it lives until `self` is dropped.
+        // SAFETY: null, or from a Box; `C` is not a leaf, so it lives until `self` is dropped.
         unsafe { child.as_ref() }
     }
 }

@@ -1,4 +1,4 @@
-//! The software machine does what every host must do, with processors that keep translations and without.
+//! The software machine passes the conformance checks of a host, with processors that keep translations and without.
 #![cfg(not(loom))]
 
 mod wrong;
@@ -10,7 +10,7 @@ use faultless_soft::{Cpu, Soft};
 use std::sync::Arc;
 use wrong::{Planted, WrongRig};
 
-/// Makes a machine with so many frames.
+/// Makes a machine with a given number of frames.
 struct Machine(fn(u64) -> Soft);
 
 impl Rig for Machine {
@@ -48,7 +48,7 @@ fn with_caches_it_is_one_too() {
     check(&Machine(|frames| Soft::with_caches(frames).unwrap()));
 }
 
-/// The check that fails on a host with this fault.
+/// Returns the check that fails on a host with this fault.
 fn fails(planted: Planted) -> Option<(&'static str, String)> {
     run(&WrongRig(planted), |_| {}).into_iter().find_map(|one| match one.outcome {
         Outcome::Failed(what) => Some((one.name, what)),

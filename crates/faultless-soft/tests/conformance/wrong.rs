@@ -1,4 +1,4 @@
-//! A host with one planted fault. Its processors have one TLB for all, so that a translation is used until it is invalidated.
+//! A host with one planted fault. Its processors share one TLB, so that a translation is used until it is invalidated.
 
 use faultless::address::{PageNumber, PageRange, VirtAddr};
 use faultless::frame::Folio;
@@ -56,14 +56,14 @@ pub enum Planted {
     ForeignKeepsItsRights,
 }
 
-/// Foreign frames, of which a host need know nothing.
+/// The state of foreign frames. A correct host needs none.
 #[derive(Default)]
 struct Foreign {
     mapped: AtomicU64,
     given_up: Mutex<Vec<Frame>>,
 }
 
-/// Translations by table and page.
+/// The translations, by table and page.
 type Tlb = Mutex<BTreeMap<(u64, u64), Entry>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,10 +122,10 @@ pub struct Table {
 #[derive(Clone, Copy)]
 struct Spare(NonNull<SpareLink>);
 
-// SAFETY: the engine's; this host only hands it out.
+// SAFETY: it is the engine's; this host only hands it out.
 unsafe impl Send for Spare {}
 
-// SAFETY: it is not safe, on purpose: the checks end with the first thing that they find.
+// SAFETY: unsafe on purpose: the checks end with the first error that they find.
 unsafe impl StdHost for Wrong {
     type Table = Table;
     type Frames = Frames;
@@ -439,7 +439,7 @@ unsafe impl ShareLeaves<Self> for Table {
     }
 
     unsafe fn open<'s>(&'s self, leaf: Leaf<'s>, spare: NonNull<SpareLink>) -> Leaf<'s> {
-        // SAFETY: by the same contract; nobody else has the leaf yet.
+        // SAFETY: by the same contract; no other thread has the leaf yet.
         unsafe {
             let opened = self.table.open(leaf, spare);
             if self.planted == Planted::SpareIsNotEmpty {
@@ -468,7 +468,7 @@ unsafe impl ShareLeaves<Self> for Table {
 pub struct WrongRig(pub Planted);
 
 impl WrongRig {
-    /// One access, as the processor makes it; faults are served.
+    /// Makes one access as a processor does, and serves faults.
     fn access<T>(
         space: &AddressSpace<Wrong>,
         address: VirtAddr,
@@ -483,7 +483,7 @@ impl WrongRig {
                 let mut tlb = lock(&engine.host().tlb);
                 // SAFETY: dropped here; an access calls no engine.
                 let section = unsafe { engine.enter_section() };
-                // SAFETY: walked in this engine's section; an access sets accessed and dirty bits, nothing else.
+                // SAFETY: walked in this engine's section; an access only sets accessed and dirty bits.
                 let table = unsafe { space.table() };
                 let key = (table.number, page.get());
                 if let Some(entry) = tlb.get(&key).filter(|entry| entry.has(needed))
@@ -503,7 +503,7 @@ impl WrongRig {
                         false => 0,
                     };
                     if entry.without(refused).has(Entry::MAPPED | needed) {
-                        // SAFETY: what hardware does.
+                        // SAFETY: as hardware does it.
                         if unsafe { table.table.exchange(leaf, page, entry, entry.with(used)) }.is_ok() {
                             tlb.insert(key, entry.without(refused));
                         }
@@ -549,7 +549,7 @@ impl Rig for WrongRig {
     fn load(&self, process: &AddressSpace<Wrong>, address: VirtAddr) -> Option<u64> {
         Self::access(process, address, Access::Read, |memory, frame, offset| {
             let mut word = [0; 8];
-            // SAFETY: the translation is valid, so that the frame is in use.
+            // SAFETY: the translation is valid, so the frame is in use.
             unsafe { memory.read(frame, offset, &mut word) };
             u64::from_ne_bytes(word)
         })

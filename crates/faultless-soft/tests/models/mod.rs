@@ -1,4 +1,4 @@
-//! Shared by the models: the way in which one is run, and the check at the end that everything has been given back.
+//! Shared by the models: running a model, and the check at its end that all resources were freed.
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::{Faultless, LockingDesign};
@@ -30,7 +30,7 @@ pub fn model(bound: usize, f: impl Fn() + Sync + Send + 'static) {
     println!("{} interleavings", runs.load(Ordering::Relaxed));
 }
 
-/// A thread of the model, with a slot of its own.
+/// Starts a thread of the model, with a slot of its own.
 pub fn spawn<R: 'static>(slot: u32, f: impl FnOnce() -> R + 'static) -> thread::JoinHandle<R> {
     thread::spawn(move || {
         StdSlots::set_current(slot);
@@ -47,21 +47,23 @@ pub fn map<D: LockingDesign>(space: &AddressSpace<Soft, D>, page: u64, pages: u6
     space.map(request).expect("a mapping");
 }
 
-/// Everything is given back with the last space (invariant 11).
+/// Asserts that all resources are freed with the last space (invariant 11).
 pub fn end<D: LockingDesign>(engine: &Engine<Soft>, space: AddressSpace<Soft, D>) {
     space.audit().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(space.taken_ranges(), 0, "invariant 11: a range is taken and nobody is at work");
+    assert_eq!(space.taken_ranges(), 0, "invariant 11: a range is taken, but no call is under way");
     drop(space);
     engine.flush();
     assert_eq!(engine.frame_usage().used, 1, "invariant 11: frames are left when the last space is gone");
 }
 
-/// A model frees no fields of what it frees, so a file's pages have to go before the count.
+/// Drops a file's pages before the frames are counted, since a model does not drop the fields of an object that it
+/// frees.
 pub fn close(file: Shared<File<Soft>>) {
     file.set_length(0);
 }
 
-/// A model in one space of an engine that `engine` makes: runs `body`, and asserts that everything is given back with the space.
+/// Runs `body` as a model in one space of an engine that `engine` makes, and asserts that all resources are freed with
+/// the space.
 pub fn in_a_space(
     bound: usize,
     engine: fn() -> Arc<Engine<Soft>>,

@@ -1,4 +1,4 @@
-//! Calls beside each other, and beside the store.
+//! Concurrent calls, and calls beside operations of the store.
 
 use super::ram::{EIO, Ram};
 use super::{P, Space, engine, opened};
@@ -15,7 +15,7 @@ use std::time::Duration;
 const ROUNDS: u64 = 3_000;
 
 /// A refresh takes clean pages out of the index before it takes them from the spaces. A store between the two makes the
-/// folio dirty, and the page comes back: a sync beside it waits for that.
+/// folio dirty, and the page returns: a concurrent sync waits for that.
 #[test]
 fn invariant_9_a_sync_beside_a_refresh_writes_what_was_stored_before_it() {
     let pages = 64;
@@ -34,7 +34,7 @@ fn invariant_9_a_sync_beside_a_refresh_writes_what_was_stored_before_it() {
             }
         });
         s.spawn(|| {
-            // Something for each refresh to take.
+            // A clean page for each refresh to take.
             while !done.load(Ordering::Relaxed) {
                 for page in 1..pages as u64 {
                     space.load_u64(at.checked_add(page * PAGE_SIZE).unwrap()).unwrap();
@@ -59,7 +59,7 @@ fn invariant_9_a_sync_beside_a_refresh_writes_what_was_stored_before_it() {
     assert_eq!(missed, None, "invariant 9: (stored before the sync, on the store after it)");
 }
 
-/// Either comes first: the file is empty, or has every byte that was written.
+/// Either comes first: the file is empty, or has every byte of the write.
 #[test]
 fn invariant_14_a_write_beside_a_truncation_comes_before_or_behind_it() {
     let (engine, file, ram) = opened(3, 1);
@@ -70,7 +70,7 @@ fn invariant_14_a_write_beside_a_truncation_comes_before_or_behind_it() {
     let Ok(Fault::Pending(pending)) = space.fault(page, Access::Read) else { panic!("a cold page") };
     let written = thread::scope(|s| {
         let cut = s.spawn(|| file.handle().set_length(0));
-        // The truncation has forbidden transfers by now, and waits for the read.
+        // By now the truncation has forbidden transfers, and waits for the read.
         thread::sleep(std::time::Duration::from_millis(100));
         let write = s.spawn(|| file.handle().write_at(0, &[7; 3 * P]));
         thread::sleep(std::time::Duration::from_millis(100));
@@ -89,7 +89,7 @@ fn invariant_14_a_write_beside_a_truncation_comes_before_or_behind_it() {
     );
 }
 
-/// A write that has written nothing yet loses nothing to a truncation: it comes wholly before it or wholly behind it.
+/// A write that has written nothing yet loses nothing to a truncation: it comes wholly before it or wholly after it.
 #[test]
 fn a_write_that_has_not_begun_is_not_cut() {
     let (_engine, file, ram) = opened(1, 1);
@@ -97,10 +97,10 @@ fn a_write_that_has_not_begun_is_not_cut() {
     let written = thread::scope(|s| {
         s.spawn(|| file.handle().read_at(0, &mut [0]));
         thread::sleep(Duration::from_millis(100));
-        // It waits for the read.
+        // The truncation waits for the read.
         let cut = s.spawn(|| file.handle().set_length(0));
         thread::sleep(Duration::from_millis(100));
-        // It waits for the truncation.
+        // The write waits for the truncation.
         let write = s.spawn(|| file.handle().write_at(2 * PAGE_SIZE, &[7; 2 * P]));
         thread::sleep(Duration::from_millis(100));
         ram.go_on();
@@ -110,7 +110,8 @@ fn a_write_that_has_not_begun_is_not_cut() {
     assert_eq!((written, file.length()), (Ok(2 * P), 4 * PAGE_SIZE));
 }
 
-/// The same in a file in memory, cut off or punched: what is left of the removed part is as if all of it came first or last.
+/// The same for a file in memory that is cut off or punched: the rest of the removed part is as if all of it came first
+/// or last.
 #[test]
 fn invariant_14_a_write_beside_a_removal_is_not_torn() {
     let engine = engine(64);
@@ -135,7 +136,7 @@ fn invariant_14_a_write_beside_a_removal_is_not_torn() {
         let read = file.handle().read_at(0, &mut back).unwrap();
         let seen: Vec<u8> = back[..read].chunks(P).map(|page| page[0]).collect();
         let is_whole = written == 4 * P && seen == [2; 4];
-        // The page behind the hole has what was written, or, of a write that ended early, what was there.
+        // The page after the hole has the written bytes, or, if the write ended early, the old ones.
         let is_removed = if is_cut { seen.is_empty() } else { seen[..3] == [0; 3] && seen[3] != 0 };
         assert!(is_whole || is_removed, "{written} bytes were written, and the pages have {seen:?}");
     }
@@ -154,8 +155,8 @@ fn a_hole_at_the_end_of_all_offsets_is_refused() {
     assert_eq!(file.punch_hole(i64::MAX as u64 - 5, 5), Ok(()));
 }
 
-/// A page pinned for writing keeps its file when handles and mappings have gone: no write of it is under way while the pin's
-/// owner writes, and what he writes comes to the store.
+/// A page pinned for writing keeps its file after handles and mappings are dropped. No write of the page is under way
+/// while the pin's owner writes, and the owner's bytes reach the store.
 #[test]
 fn invariant_9_what_a_pin_writes_when_the_file_has_gone_is_not_lost() {
     let (engine, file, ram) = opened(1, 1);
@@ -171,12 +172,12 @@ fn invariant_9_what_a_pin_writes_when_the_file_has_gone_is_not_lost() {
     assert!(ram.held.lock().unwrap().is_empty(), "the store has bytes that the pin's owner may change");
     assert_eq!(pin.write(0, &[9]), 1);
     drop(pin);
-    assert_eq!(ram.held.lock().unwrap().len(), 1, "the last write is on its way");
+    assert_eq!(ram.held.lock().unwrap().len(), 1, "the last write is under way");
     ram.go_on();
     assert_eq!(ram.to_vec()[0], 9);
 }
 
-/// A call that finds no memory waits for the writes under way, also for the last ones of a file that has gone.
+/// A call that finds no memory waits for the writes under way, also for the last ones of a file that was dropped.
 #[test]
 fn the_end_of_the_last_writes_wakes_who_waits_for_memory() {
     let engine = engine(16);
@@ -188,8 +189,8 @@ fn the_end_of_the_last_writes_wakes_who_waits_for_memory() {
     ram.holds.store(true, Ordering::SeqCst);
     drop(file);
     engine.flush();
-    assert_eq!(ram.held.lock().unwrap().len(), 4, "the last writes are on their way");
-    // Somebody else has a pin, which is not let go meanwhile.
+    assert_eq!(ram.held.lock().unwrap().len(), 4, "the last writes are under way");
+    // Another pin is held all the time.
     let locked = other.try_lock_folio(0).unwrap();
     let memory = File::in_memory(&engine, 0).unwrap();
     let (sender, receiver) = mpsc::channel();
@@ -198,7 +199,7 @@ fn the_end_of_the_last_writes_wakes_who_waits_for_memory() {
             let written = memory.handle().write_at(0, &vec![1; 32 * P]).unwrap();
             sender.send(written).unwrap();
         });
-        // It sleeps by then.
+        // The thread sleeps by then.
         thread::sleep(Duration::from_millis(200));
         ram.go_on();
         let written = receiver.recv_timeout(Duration::from_secs(60));
@@ -207,7 +208,7 @@ fn the_end_of_the_last_writes_wakes_who_waits_for_memory() {
     });
 }
 
-/// A store whose writes are in its buffers at once and end later, and whose flush waits for the test.
+/// A store whose writes are in its buffers at once and end later. Its flush waits for the test.
 struct Late {
     ram: Arc<Ram>,
     ending: Mutex<Vec<Transfer>>,
@@ -248,7 +249,7 @@ impl Store for Late {
     }
 }
 
-/// A write that was submitted before a flush failed, and ends after it: the device may have lost its bytes.
+/// A write that was submitted before a flush failed and ends after it: the device may have lost its bytes.
 #[test]
 fn invariant_9_a_failed_flush_beside_a_write_that_ends_later_leaves_the_page_dirty() {
     let engine = engine(16);

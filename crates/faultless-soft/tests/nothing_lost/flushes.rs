@@ -1,4 +1,4 @@
-//! Flushes of the store beside syncs, whose writes they cover.
+//! Flushes of the store beside syncs whose writes they cover.
 
 use super::ram::{EIO, Ram};
 use super::{P, Space, engine};
@@ -15,18 +15,18 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
-/// The time in which a thread surely comes to the place where it sleeps.
+/// A time in which a thread surely reaches the place where it sleeps.
 const SOON: Duration = Duration::from_millis(200);
 
-/// A store whose flush waits for the test when the device has answered.
+/// A store whose flush waits for the test after the device has answered.
 struct Slow {
     ram: Arc<Ram>,
-    /// The next flush waits twice at `answered` before it returns.
+    /// Whether the next flush waits twice at `answered` before it returns.
     holds: AtomicBool,
     answered: Barrier,
-    /// The next flush panics.
+    /// Whether the next flush panics.
     panics: AtomicBool,
-    /// The next write panics when it is submitted.
+    /// Whether the next write panics when it is submitted.
     refuses: AtomicBool,
     flushes: AtomicU64,
 }
@@ -38,13 +38,13 @@ impl Store for Slow {
 
     fn submit(&self, transfer: Transfer) {
         let refuses = transfer.direction() == Direction::Write && self.refuses.swap(false, Ordering::SeqCst);
-        assert!(!refuses, "a driver with a fault");
+        assert!(!refuses, "injected panic of a driver");
         self.ram.submit(transfer);
     }
 
     fn flush(&self) -> Result<(), StoreError> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
-        assert!(!self.panics.swap(false, Ordering::SeqCst), "a driver with a fault");
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "injected panic of a driver");
         let result = self.ram.flush();
         if self.holds.swap(false, Ordering::SeqCst) {
             self.answered.wait();
@@ -82,7 +82,7 @@ fn sync(way: usize, handle: &FileHandle<Soft>, (space, at): (&Space, VirtAddr)) 
     }
 }
 
-/// A page is written. A flush that another sync has made fails, and the device loses the page. Nobody has been told yet.
+/// A page is written. A flush of another sync fails, and the device loses the page. No sync has returned the error yet.
 #[test]
 fn invariant_9_a_sync_beside_a_flush_that_has_failed_is_told() {
     for way in 0..WAYS {
@@ -111,12 +111,12 @@ fn invariant_9_a_sync_beside_a_flush_that_has_failed_is_told() {
             let second = second.unwrap_or_else(|| receiver.recv().unwrap());
             assert_eq!(second, Err(FileError::Store(EIO)), "way {way}");
         });
-        assert_eq!(sync(way, &b, (&space, at)), Ok(()), "way {way}: once to each");
+        assert_eq!(sync(way, &b, (&space, at)), Ok(()), "way {way}: each is told only once");
         assert_eq!(store.ram.flushed.lock().unwrap()[0], 8, "way {way}");
     }
 }
 
-/// A sync that finds a write under way which was submitted before a flush failed: it writes that page again.
+/// A sync finds a write under way that was submitted before a flush failed. It writes that page again.
 #[test]
 fn invariant_9_a_sync_writes_again_what_a_flush_may_have_lost() {
     let (store, file, _space, _) = opened();
@@ -134,12 +134,12 @@ fn invariant_9_a_sync_writes_again_what_a_flush_may_have_lost() {
         assert_eq!(first.join().unwrap(), Err(FileError::Store(EIO)));
         let again = s.spawn(|| a.sync());
         thread::sleep(SOON);
-        // The write ends. Its bytes were in the buffers that the flush has lost.
+        // The write ends. Its bytes were in the buffers that the failed flush has lost.
         ram.holds.store(false, Ordering::SeqCst);
         let held: Vec<_> = ram.held.lock().unwrap().drain(..).collect();
         assert_eq!(held.len(), 1);
         held.into_iter().for_each(|transfer| transfer.complete(Ok(P)));
-        assert_eq!(again.join().unwrap(), Ok(()), "it has been told");
+        assert_eq!(again.join().unwrap(), Ok(()), "it was told before");
     });
     assert_eq!(
         ram.flushed.lock().unwrap()[0],
@@ -148,7 +148,7 @@ fn invariant_9_a_sync_writes_again_what_a_flush_may_have_lost() {
     );
 }
 
-/// Syncs that come while a flush is under way share the next one, and each is told if it fails.
+/// Syncs that start while a flush is under way share the next one, and each is told if it fails.
 #[test]
 fn syncs_share_a_flush_that_begins_after_their_writes() {
     const SYNCS: u64 = 8;
@@ -165,19 +165,19 @@ fn syncs_share_a_flush_that_begins_after_their_writes() {
             store.answered.wait();
             assert_eq!(begun, 1, "the others wait");
             let told = if fails { Err(FileError::Store(EIO)) } else { Ok(()) };
-            // A failure just after its own flush may come during its call.
+            // A failure just after its own flush may still come during its call.
             let first = first.join().unwrap();
             assert!(first == Ok(()) || first == told, "{first:?}");
             for other in others {
                 assert_eq!(other.join().unwrap(), told);
             }
         });
-        assert_eq!(store.flushes.load(Ordering::SeqCst), 2, "one for all that waited");
-        assert!(handles.iter().all(|handle| handle.sync() == Ok(())), "once to each");
+        assert_eq!(store.flushes.load(Ordering::SeqCst), 2, "one flush for all that waited");
+        assert!(handles.iter().all(|handle| handle.sync() == Ok(())), "each is told only once");
     }
 }
 
-/// A store that panics in its flush keeps no other sync from its end, and counts as one that has failed.
+/// A flush that panics does not keep another sync from returning, and counts as one that has failed.
 #[test]
 fn a_flush_that_panics_has_failed() {
     let (store, file, _space, _) = opened();
@@ -191,8 +191,8 @@ fn a_flush_that_panics_has_failed() {
     assert_eq!(store.ram.flushed.lock().unwrap()[0], 8);
 }
 
-/// A store that panics when a write is submitted: the writes that were to come after it have failed too. A sync that waits for
-/// them is told, and the next one writes the pages.
+/// A store panics when a write is submitted: the writes that were to come after it have failed too. A sync that waits
+/// for them is told, and the next one writes the pages.
 #[test]
 fn a_write_that_panics_keeps_no_other_page_in_writeback() {
     for waits in [false, true] {

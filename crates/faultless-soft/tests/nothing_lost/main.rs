@@ -1,5 +1,5 @@
-//! Files under stores that refuse, fail and are slow: a call that is refused has lost nothing, and a length is said when
-//! the bytes are there (invariants 9 and 14). No space takes part but where a mapping is what is asked about.
+//! Files on stores that refuse, fail and are slow. A refused call loses nothing, and a length is reported only when the
+//! bytes are there (invariants 9 and 14). A space takes part only in tests of mappings.
 #![cfg(not(loom))]
 
 mod beside;
@@ -45,9 +45,9 @@ fn invariant_14_a_refused_hole_loses_nothing() {
     }
     let mut bytes = vec![0; 4 * P];
     handle.read_at(0, &mut bytes).unwrap();
-    assert!(bytes == [7; 4 * P], "a refused hole took a page, or zeroed a part of one");
+    assert!(bytes == [7; 4 * P], "a refused hole removed a page, or zeroed a part of one");
     handle.sync().unwrap();
-    assert!(ram.to_vec() == [7; 4 * P], "invariant 9: a page is dirty no more");
+    assert!(ram.to_vec() == [7; 4 * P], "invariant 9: a page is no longer dirty");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn invariant_14_a_refused_truncation_loses_nothing_that_is_being_written() {
     *ram.gate.lock().unwrap() = 1;
     thread::scope(|s| {
         s.spawn(|| handle.sync());
-        // The first page waits inside `submit`; the others are under writeback and not submitted.
+        // The first page waits inside `submit`. The others are under writeback and not submitted.
         drop(ram.changed.wait_while(ram.gate.lock().unwrap(), |gate| *gate != 2).unwrap());
         let cut = s.spawn(|| handle.set_length(PAGE_SIZE));
         for _ in 0..10_000 {
@@ -90,13 +90,13 @@ fn invariant_14_a_refused_truncation_loses_nothing_that_is_being_written() {
     let mut bytes = [0; 2];
     handle.read_at(PAGE_SIZE, &mut bytes[..1]).unwrap();
     handle.read_at(2 * PAGE_SIZE, &mut bytes[1..]).unwrap();
-    assert_eq!(bytes, [8, 9], "what the refused truncation would have cut off is gone");
+    assert_eq!(bytes, [8, 9], "bytes that the refused truncation would have cut off are gone");
     handle.sync().unwrap();
     let stored = ram.to_vec();
     assert_eq!([stored[0], stored[P], stored[2 * P], stored[3 * P]], [7, 8, 9, 1]);
 }
 
-/// Runs `change` while transfers are held, and lets them go when it has had the time to come too early.
+/// Runs `change` while transfers are held. Releases them after a time in which `change` could have finished too early.
 fn beside_held(ram: &Ram, change: impl FnOnce() + Send) {
     thread::scope(|s| {
         let change = s.spawn(change);
@@ -158,7 +158,7 @@ fn a_file_grows_while_its_last_page_is_written() {
     assert!(stored[3 * P..] == [8; 100]);
 }
 
-/// Lengths and syncs in flight, in every order that four threads come to.
+/// Changes of the length and syncs under way, in any order in which four threads make them.
 #[test]
 fn the_store_is_as_long_as_the_file_whatever_is_under_way() {
     use faultless::store::DelayedStore;
@@ -197,21 +197,25 @@ fn invariant_14_a_failed_write_leaves_the_length() {
     assert_eq!(file.length(), 110);
 }
 
-/// The store has been made longer for the write, which fails, and then refuses to become shorter.
+/// The store was made longer for the write, which fails; then the store refuses to become shorter.
 #[test]
 fn invariant_14_a_store_that_stays_longer_is_asked_again_by_the_next_sync() {
     for is_synced in [true, false] {
         let (engine, file, ram) = opened(1, 1);
         file.handle().set_length(100).unwrap();
         ram.failing_reads.store(1, Ordering::SeqCst);
-        // The one that makes it longer goes well, the one that takes that back does not.
+        // The call that makes it longer succeeds; the call that undoes it fails.
         ram.failing_length.store(2, Ordering::SeqCst);
         assert_eq!(file.handle().write_at(50, &[2; P]), Err(FileError::Store(EIO)));
         assert_eq!((file.length(), ram.to_vec().len()), (100, 50 + P), "the store refused");
         if is_synced {
             ram.failing_length.store(1, Ordering::SeqCst);
             let handle = file.handle();
-            assert_eq!(handle.sync(), Err(FileError::Store(EIO)), "it refuses again, and that is told");
+            assert_eq!(
+                handle.sync(),
+                Err(FileError::Store(EIO)),
+                "it refuses again, and the error is returned"
+            );
             assert_eq!((handle.sync(), ram.to_vec().len()), (Ok(()), 100));
         } else {
             drop(file);
@@ -228,7 +232,7 @@ fn invariant_14_a_write_that_runs_out_of_memory_says_how_far_it_came() {
     let bytes: Vec<u8> = (0..200 * P + 10).map(|i| (i % 251) as u8 + 1).collect();
     let written = file.handle().write_at(0, &bytes).unwrap();
     assert!(written > 0 && written < bytes.len());
-    assert_eq!(file.length(), written as u64, "longer than what was written");
+    assert_eq!(file.length(), written as u64, "longer than the written bytes");
     let mut back = vec![0; bytes.len()];
     assert_eq!(file.handle().read_at(0, &mut back), Ok(written));
     assert!(back[..written] == bytes[..written]);
@@ -236,7 +240,7 @@ fn invariant_14_a_write_that_runs_out_of_memory_says_how_far_it_came() {
     assert_eq!(file.length(), written as u64);
 }
 
-/// Bytes behind the end of a file in memory are kept until the file grows, as in tmpfs.
+/// Bytes after the end of a file in memory are kept until the file grows, as in tmpfs.
 #[test]
 fn invariant_14_a_write_that_fails_leaves_what_is_behind_the_end() {
     let engine = engine(16);
@@ -266,7 +270,7 @@ fn a_file_that_is_longer_than_memory_is_written_and_read() {
     assert!(ram.to_vec() == bytes);
 }
 
-/// By `read_at` and by a mapping: whoever sees a length sees the bytes before it.
+/// By `read_at` and by a mapping: a thread that sees a length sees the bytes before it.
 #[test]
 fn invariant_14_a_reader_beside_an_appender_sees_no_zeros() {
     for in_memory in [false, true] {
@@ -290,9 +294,13 @@ fn invariant_14_a_reader_beside_an_appender_sees_no_zeros() {
                     seen = length;
                     let mut last = [0; 64];
                     let read = handle.read_at(length - 64, &mut last).unwrap();
-                    assert!(last[..read] == [7; 64][..read], "zeros that nobody wrote, by read_at");
+                    assert!(last[..read] == [7; 64][..read], "read_at returns zeros that were never written");
                     let word = space.load_u64(at.checked_add(length - 8).unwrap()).unwrap();
-                    assert_eq!(word, u64::from_ne_bytes([7; 8]), "zeros that nobody wrote, by a mapping");
+                    assert_eq!(
+                        word,
+                        u64::from_ne_bytes([7; 8]),
+                        "a mapping shows zeros that were never written"
+                    );
                 }
             });
             let handle = file.handle();
@@ -319,15 +327,15 @@ fn invariant_9_a_failed_flush_is_told_to_each_handle_and_tried_again() {
     assert_eq!(
         (flushed[0], flushed[P]),
         (7, 8),
-        "invariant 9: what the device has lost was not written again"
+        "invariant 9: bytes that the device has lost were not written again"
     );
 }
 
-/// A thread that wants to write a page back while the store gives up the bytes sleeps until that has ended. (It let a
-/// pin go, took that for memory that came free, and looked again without end.)
+/// A thread that wants to write a page back while the store is cut off sleeps until that has ended. (Before a fix it
+/// released a pin, took that for memory that became free, and looked again in an endless loop.)
 #[test]
 fn a_sync_sleeps_while_the_store_is_cut_off() {
-    /// Tells when it is asked for a shorter length, and answers when it may.
+    /// Reports when it is asked for a shorter length, and answers when the test allows it.
     struct Asked(Mutex<mpsc::Sender<()>>, Mutex<mpsc::Receiver<()>>);
 
     impl Store for Asked {
@@ -349,8 +357,8 @@ fn a_sync_sleeps_while_the_store_is_cut_off() {
         }
     }
 
-    // Longer and longer: nobody knows when the thread has come to where it waits. A wait that finds at once that it is over is
-    // not counted.
+    // With growing delays, since the test cannot know when the thread has reached its wait. A wait that is over at once
+    // is not counted.
     let has_slept = (0..10).any(|round| {
         let (asked, is_asked) = mpsc::channel();
         let (answer, may_answer) = mpsc::channel();
@@ -367,5 +375,5 @@ fn a_sync_sleeps_while_the_store_is_cut_off() {
         });
         engine.statistics().get(Counter::ResizeWait) != 0
     });
-    assert!(has_slept, "a thread that cannot go on looks again and again");
+    assert!(has_slept, "a thread that cannot continue looks again and again");
 }

@@ -1,4 +1,4 @@
-//! A store with everything that can go wrong.
+//! A store in memory with every kind of failure.
 
 use faultless::address::PAGE_SIZE;
 use faultless::store::{Bytes, Direction, Store, StoreError, Transfer};
@@ -9,26 +9,26 @@ use super::P;
 
 pub const EIO: StoreError = StoreError::Io { offset: 0, errno: 5 };
 
-/// Bytes in memory, with everything that can go wrong.
+/// Bytes in memory, with every kind of failure.
 #[derive(Default)]
 pub struct Ram {
     pub bytes: Mutex<Vec<u8>>,
-    /// Says no to a new length and to a hole.
+    /// Whether a new length and a hole are refused.
     pub refuses: AtomicBool,
-    /// The change of the length that fails: 1 is the next. 0: none.
+    /// The change of the length that fails: 1 is the next one, 0 is none.
     pub failing_length: AtomicU64,
-    /// So many reads fail from now on.
+    /// The number of next reads that fail.
     pub failing_reads: AtomicU64,
-    /// So many flushes fail from now on, and lose what was written since the last that did not.
+    /// The number of next flushes that fail. Each loses the bytes written since the last flush that succeeded.
     pub failing_flushes: AtomicU64,
     pub flushed: Mutex<Vec<u8>>,
-    /// Transfers are kept until `go_on`.
+    /// Whether transfers are kept until `go_on`.
     pub holds: AtomicBool,
     pub held: Mutex<Vec<Transfer>>,
-    /// Writes wait inside `submit` while this is 1 or 2; 2: one does.
+    /// Writes wait inside `submit` while this is 1 or 2; 2 means that one waits.
     pub gate: Mutex<u32>,
     pub changed: Condvar,
-    /// Calls that came while a transfer of what goes was under way.
+    /// The calls that came while a transfer of the removed part was under way.
     pub wrong: Mutex<Vec<String>>,
 }
 
@@ -45,7 +45,7 @@ impl Ram {
             let n = bytes.len().saturating_sub(offset).min(P);
             match page {
                 Bytes::Read(page) => page[..n].copy_from_slice(&bytes[offset..offset + n]),
-                // As pwrite: a write of what lies behind the end makes it longer again.
+                // As pwrite: a write after the end makes the file longer again.
                 Bytes::Write(page) => {
                     let end = bytes.len().max(offset + n);
                     bytes.resize(end, 0);

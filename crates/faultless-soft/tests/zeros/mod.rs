@@ -3,7 +3,7 @@
 use faultless::address::PAGE_SIZE;
 use faultless::store::{Bytes, Store, StoreError, Transfer};
 
-/// A store of so many pages of zeros. It ends each transfer at once.
+/// A store of a number of pages of zeros. It ends each transfer at once.
 pub struct Zeros(pub u64);
 
 impl Store for Zeros {

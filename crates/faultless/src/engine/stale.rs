@@ -4,7 +4,7 @@
 //! ```text
 //! the batch counts itself
 //! for each space: entries are weakened or taken out (as page work, or by exchange); the batch notes the pages
-//! one invalidation for all of them        then the bytes may be read, and the references of what was taken out dropped
+//! one invalidation for all of them        then the bytes may be read, and the references of removed entries dropped
 //! the batch counts itself no more
 //! ```
 //! Between the second line and the third a processor may use translations that the entries no longer have. Range work

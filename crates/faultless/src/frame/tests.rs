@@ -7,7 +7,7 @@ fn reuse_in_place_counts_pins() {
     assert_eq!(folio.try_share(), Share::Shared);
     assert_eq!(folio.try_get(Reference::IoPin), Ok(()));
     assert!(!folio.put(Reference::Mapping));
-    assert!(!folio.try_reuse(), "invariant 6: reused in place while somebody has it pinned");
+    assert!(!folio.try_reuse(), "invariant 6: reused in place while it is pinned");
     assert!(!folio.put(Reference::IoPin));
     assert!(folio.try_reuse());
     assert!(folio.put(Reference::Mapping));
@@ -99,9 +99,9 @@ fn copies_of_tables_count_beyond_where_others_are_refused() {
 fn a_cancelled_life_leaves_others_their_references() {
     let folio = Folio::new();
     folio.begin_reading(1, 0, 2);
-    assert_eq!(folio.try_get(Reference::Pin), Ok(()), "somebody who meant an older life");
+    assert_eq!(folio.try_get(Reference::Pin), Ok(()), "a pin that was meant for an older life");
     assert!(!folio.cancel_reading(2));
-    assert!(folio.put(Reference::Pin), "who comes last frees");
+    assert!(folio.put(Reference::Pin), "the last holder frees");
 }
 
 #[test]

@@ -136,9 +136,10 @@ impl PlaceWord {
 /// under a reservation.
 ///
 /// # Safety
-/// The engine relies on these methods when it frees leaf tables and counts pages. Each does what its documentation states, and
-/// nothing else. A processor does not store through a place whose word is shared once [`PageTable::invalidate`] of its pages
-/// has returned. [`PageTable::hangs`] is false for a leaf that was found shared, and for a leaf whose place is marked by now.
+/// The engine relies on these methods when it frees leaf tables and counts pages. Each does exactly what its
+/// documentation states, and nothing else. A processor does not store through a place whose word is shared once
+/// [`PageTable::invalidate`] of its pages has returned. [`PageTable::hangs`] is false for a leaf that was found shared,
+/// and for a leaf whose place is marked by now.
 pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
     /// Returns the place word by which the leaf was found. Reads the value alone: another thread may have freed the table.
     fn found(&self, leaf: T::Leaf<'_>) -> PlaceWord;
@@ -149,7 +150,7 @@ pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
     /// Stores `word` in the place where `leaf` was found. Release.
     ///
     /// # Safety
-    /// The place still has the word with which `leaf` was found, and nobody else stores there meanwhile. `word` names that leaf
+    /// The place still has the word with which `leaf` was found, and no other code stores there meanwhile. `word` names that leaf
     /// with other marks, or a leaf that was [opened](ShareLeaves::open) for this place. If it is a shared word, other tables
     /// count the leaf.
     unsafe fn put(&self, leaf: T::Leaf<'_>, word: PlaceWord);
@@ -169,7 +170,7 @@ pub unsafe trait ShareLeaves<T: PageTable>: Send + Sync + 'static {
     /// Stores `word`, which is shared, in the place over `page` of this table. Release.
     ///
     /// # Safety
-    /// [`ShareLeaves::reserve`] was called for `page`. Nothing hangs there, and nobody else stores there meanwhile. Both tables
+    /// [`ShareLeaves::reserve`] was called for `page`. Nothing hangs there, and no other code stores there meanwhile. Both tables
     /// that have the leaf are walked in sections of one engine only. A table leaves the leaves that it shares before it is
     /// dropped.
     unsafe fn hang(&self, page: PageNumber, word: PlaceWord);

@@ -55,7 +55,7 @@ impl fmt::Debug for Slot {
 /// The number of generations that an entry can tell apart. A slot that is used again has another generation.
 pub const GENERATIONS: u16 = 1 << 12;
 
-/// The meaning of a page-table entry, without the bits that say who may use it. [`Entry::kind`] returns it.
+/// The meaning of a page-table entry, without the bits for its rights. [`Entry::kind`] returns it.
 ///
 /// Match on all kinds, without `_`: then the compiler finds each place that has to learn a new one. [`Entry::holds_page`] is
 /// the question "is a page here?". Nothing makes `Swapped`, `Gone` and `Kept` yet: they are for reclaim.

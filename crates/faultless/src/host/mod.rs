@@ -126,7 +126,7 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
 
 /// The page table of one space: entries of one word each, in leaf tables that hang in upper tables.
 ///
-/// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit. Nobody else changes it, except that a
+/// An entry with [`Entry::ANNOUNCED`] belongs to the page work that set the bit. No other thread changes it, except that a
 /// processor may set the accessed and dirty bits of any present entry at any time. An entry without [`Entry::MAPPED`] may be a
 /// guard, or hold a page that is not present ([`Entry::kind`]). A host keeps its bits as it keeps a frame, and lets no
 /// processor use it. If the hardware's tables take no compare-and-swap, the host keeps these words in tables of its own and
@@ -248,7 +248,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// page. Does not sleep.
     ///
     /// A host whose processors walk another table updates that table, even if `new` equals the old entry. The processor has
-    /// faulted, so its table differs from the entry. The cause is [`PageTable::fill`], or another thread that was quicker.
+    /// faulted, so its table differs from the entry. The cause is [`PageTable::fill`], or another thread that came first.
     ///
     /// # Errors
     /// [`OutOfMemory`], from a host that needs memory to map a page: the entry is unchanged and still announced.
@@ -286,7 +286,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// that table at the first access.
     ///
     /// # Safety
-    /// Nobody else changes the entry meanwhile. `new` is as for [`PageTable::install`].
+    /// No other thread changes the entry meanwhile. `new` is as for [`PageTable::install`].
     unsafe fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
 
     /// Returns the engine's record of the leaf. Not called for a leaf that is [shared](ShareLeaves) and was found under a
@@ -298,7 +298,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
 
     /// Takes the leaf table over `page` out of its parent. Readers may still be in the table, and processors may walk it until
     /// the next [`PageTable::invalidate`] of its pages. The table is freed after that and a grace period. If a host's
-    /// `invalidate` looks at the entries of the table, `unhook` does now what `invalidate` would have done for these. May
+    /// `invalidate` looks at the entries of the table, `unhook` does now the work of `invalidate` for these. May
     /// sleep.
     ///
     /// # Safety
@@ -317,7 +317,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// Returns when no processor has this table loaded, nor keeps a translation or an upper entry of it. The engine calls it
     /// once, when the last handle of a space goes, before it frees the frames that the entries name and drops the table. Some
     /// processors may have this table loaded without using it (lazy TLB). A kernel switches those to another table and flushes
-    /// what is tagged with this table (its ASID or PCID). A host whose processors keep nothing does nothing.
+    /// the translations tagged with this table (its ASID or PCID). A host whose processors keep nothing does nothing.
     ///
     /// The host guarantees that no new access through the table begins. The caller is in no section and has announced nothing;
     /// this may sleep. `wait` is as for [`PageTable::invalidate`].
@@ -345,7 +345,7 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
 /// A frame is given out to one caller until it is freed. `memory` names `PAGE_SIZE` bytes that belong to the frame alone.
 ///
 /// A method that is not `unsafe` breaks no memory safety, for any frame. It may panic. The `unsafe` methods reach bytes that
-/// others may use. Each states what its caller guarantees. The engine calls all of them, and safe code none:
+/// other code may use. Each states what its caller guarantees. The engine calls all of them, and safe code none:
 ///
 /// ```compile_fail,E0133
 /// # use faultless::host::{Frame, FrameSource, Host};
@@ -367,7 +367,7 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     ///
     /// # Safety
     /// The frame is given out and the caller has it alone: no reference is left in its folio, no page table names it, and
-    /// nobody uses its bytes.
+    /// no code uses its bytes.
     unsafe fn free(&self, frame: Frame);
 
     /// Returns the counts and state of a frame. May panic if the machine has no such frame.
@@ -388,14 +388,14 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     ///
     /// # Safety
     /// Both frames are given out. Until `to` is installed or freed, the caller has `to` alone, `from` stays in use, and
-    /// nobody writes `from`.
+    /// no code writes `from`.
     unsafe fn copy(&self, from: Frame, to: Frame);
 
     /// Returns a pointer to the frame's bytes, where the engine and stores can reach them (a kernel's direct map): `PAGE_SIZE`
     /// initialised bytes, aligned to eight. The pointer is valid until the frame is freed or a processor may write it.
     ///
     /// # Safety
-    /// The frame is given out. The caller has it alone, or it is a page of a file that nobody may write.
+    /// The frame is given out. The caller has it alone, or it is a page of a file that no code may write.
     unsafe fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
     /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns the number
@@ -467,7 +467,7 @@ pub trait Clock: Send + Sync {
 /// and no thread that gets the number runs before the guard is dropped. If [`Slots::ARE_THREADS`], no other thread gets the
 /// number before the thread has ended.
 pub unsafe trait Slots: Send + Sync {
-    /// Tells whether a slot belongs to one thread, so that nobody else uses it while that thread sleeps in [`Park::park`]. If
+    /// Tells whether a slot belongs to one thread, so that no other thread uses it while that thread sleeps in [`Park::park`]. If
     /// true, grace periods do not look at sleeping threads. It is false for a kernel, whose slots belong to processors.
     const ARE_THREADS: bool = false;
 
@@ -496,8 +496,8 @@ pub unsafe trait Slots: Send + Sync {
         Ok(())
     }
 
-    /// Tells the host that the engine of `sections` goes, and drops what [`Slots::attach`] has kept. The sections may never
-    /// have been attached.
+    /// Tells the host that the engine of `sections` goes, and drops the state that [`Slots::attach`] has kept. The
+    /// sections may never have been attached.
     fn detach(&self, sections: &Sections) {
         let _ = sections;
     }

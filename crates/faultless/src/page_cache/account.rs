@@ -1,4 +1,4 @@
-//! The page cache's account, one an engine: what is cached and pinned, and eviction.
+//! The page cache's account, one for each engine: the numbers of cached and pinned folios, and eviction.
 
 use super::folio_list::{FolioList, Isolated};
 use super::memory_queue::MemoryQueue;
@@ -10,13 +10,13 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Park, plain};
 use alloc::sync::Arc;
 
-/// Pages evicted at once.
+/// The number of pages that are evicted at once.
 const FEW: u64 = 32;
-/// Dirty folios that are written at once, where nothing can be evicted.
+/// The number of dirty folios that are written at once if no page can be evicted.
 const WRITTEN: usize = 16;
-/// Folios that eviction looks at with one taking of the list's lock.
+/// The number of folios that eviction checks in one critical section of the list's lock.
 const BATCH: usize = 8;
-/// Folios that one call of [`Engine::evict`] may look at and leave on the list, at most.
+/// The greatest number of folios that one call of [`Engine::evict`] may check and leave on the list.
 #[cfg(not(loom))]
 const LEAVES: u64 = 512;
 #[cfg(loom)]
@@ -37,16 +37,16 @@ const LOOKS_BESIDE: u32 = 2;
 /// The page cache's account, one an engine.
 #[derive(Default)]
 pub(crate) struct Account {
-    /// Cached pages that nobody uses, in the order of the clock's hand.
+    /// Cached pages that are not in use, in the order of the clock's hand.
     pub(crate) idle: FolioList,
     pub(super) cached: plain::AtomicU64,
-    /// Folios pinned by faults that wait, and by writes under way.
+    /// The number of folios pinned by faults that wait, and by writes under way.
     pub(super) pins: plain::AtomicU64,
-    /// Calls and faults that wait for memory.
+    /// The calls and faults that wait for memory.
     pub(crate) queue: MemoryQueue,
-    /// Reads and writes under way.
+    /// The number of reads and writes under way.
     pub(super) transfers: plain::AtomicU64,
-    /// Threads that evict.
+    /// The number of threads that evict.
     evictors: plain::AtomicU64,
 }
 
@@ -55,8 +55,9 @@ impl Account {
         self.cached.load(Ordering::Relaxed)
     }
 
-    /// Only the page cache had a reference to the folio a moment ago: puts it on the list, if that is so still. A page of a
-    /// file in memory is not listed, and a page that is being detached goes with its cache's reference. Waits for nothing.
+    /// Puts a folio on the list, if the page cache has the only reference to it, as it had a moment ago. A page of a
+    /// file in memory is not listed. A page that is being detached is freed with its cache's reference. Waits for
+    /// nothing.
     #[cold]
     pub(crate) fn list<H: Host>(&self, engine: &Engine<H>, frame: Frame) {
         let folio = engine.folio(frame);
@@ -66,7 +67,7 @@ impl Account {
     }
 }
 
-/// A fault's pin on a folio: it is not evicted, and its frame is not used for anything else.
+/// A fault's pin on a folio: the folio is not evicted, and its frame is not used otherwise.
 pub struct Pin<H: Host> {
     engine: Arc<Engine<H>>,
     frame: Frame,
@@ -80,7 +81,7 @@ impl<H: Host> Pin<H> {
         Self { engine: engine.clone(), frame, has_lock: false }
     }
 
-    /// The frame.
+    /// Returns the frame.
     pub fn frame(&self) -> Frame {
         self.frame
     }
@@ -100,12 +101,12 @@ impl<H: Host> Pin<H> {
         self.engine.folio(self.frame).is_writeback()
     }
 
-    /// Sleeps until no write of it is under way, or the end of the space.
+    /// Sleeps until no write of the page is under way, or until the end of the space.
     pub(crate) fn wait_for_write(&self, dying: Option<&Dying>) {
         self.engine.park_killable(Counter::WritebackWait, self.key(), dying, || self.is_writeback());
     }
 
-    /// Locks it, if nobody has.
+    /// Locks the folio, if it is not locked.
     pub(super) fn try_lock(mut self) -> Result<FolioLock<H>, Self> {
         self.has_lock = self.engine.folio(self.frame).try_lock();
         if self.has_lock { Ok(FolioLock(self, Some(Held::new()))) } else { Err(self) }
@@ -118,7 +119,7 @@ impl<H: Host> Pin<H> {
         }
     }
 
-    /// Locks it as soon as it can be had. The caller holds nothing that a fault or a write needs.
+    /// Locks the folio, and sleeps until it can. The caller holds nothing that a fault or a write needs.
     pub(super) fn lock(mut self) -> FolioLock<H> {
         loop {
             match self.try_lock() {
@@ -129,12 +130,12 @@ impl<H: Host> Pin<H> {
         }
     }
 
-    /// Sleeps until its read has ended, or the end of the space.
+    /// Sleeps until the page's read has ended, or until the end of the space.
     pub(crate) fn wait_for_read(&self, dying: Option<&Dying>) {
         self.engine.park_killable(Counter::IoWait, self.key(), dying, || self.is_reading());
     }
 
-    /// Sleeps until it is unlocked, or the end of the space.
+    /// Sleeps until the folio is unlocked, or until the end of the space.
     pub(crate) fn wait_for_lock(&self, dying: Option<&Dying>) {
         self.engine.park_killable(Counter::FolioLockWait, self.key(), dying, || self.is_locked());
     }
@@ -144,17 +145,17 @@ impl<H: Host> Pin<H> {
     }
 }
 
-/// A folio locked as a file system locks it to write it back or to cut it off: faults of a design that says
-/// [`LOCKS_FOLIOS`](crate::design::LockingDesign::LOCKS_FOLIOS) wait for it. Unlocked by dropping it. Counted as [`Held`] where
-/// the engine itself locks; a file system that has locked one sees to its own accesses.
+/// A folio that is locked as a file system locks it, to write it back or to cut it off. Dropping unlocks it. Faults of
+/// a design with [`LOCKS_FOLIOS`](crate::design::LockingDesign::LOCKS_FOLIOS) wait for it. Counted as [`Held`] if the
+/// engine itself locks; a file system that has locked a folio takes care of its own accesses.
 pub struct FolioLock<H: Host>(
     pub(super) Pin<H>,
     #[expect(dead_code, reason = "it counts while the lock lives")] pub(super) Option<Held>,
 );
 
 impl<H: Host> FolioLock<H> {
-    /// Unlocks it and keeps the pin: a second pin could be refused, and whoever waits for one with another in hand may wait
-    /// for its like.
+    /// Unlocks the folio and keeps the pin. A new pin could be refused. Two threads that each keep a pin could then
+    /// wait for each other.
     pub(super) fn unlock(mut self) -> Pin<H> {
         self.0.unlock();
         self.0
@@ -170,7 +171,8 @@ impl<H: Host> Drop for Pin<H> {
     }
 }
 
-/// A folio has as many references of a kind as can be counted. Mappings: that is like no memory. Pins: others let go.
+/// The error of a folio that has as many references of a kind as can be counted. For mappings it is treated as a lack
+/// of memory; for pins, the caller waits until others are dropped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Full {
     pub frame: Frame,
@@ -186,20 +188,20 @@ impl From<Full> for Miss {
     }
 }
 
-/// The reason why a page was not found nor its read started.
+/// The reason that a page was not found nor its read started.
 #[derive(Debug)]
 pub(crate) enum Miss {
     /// The file has no such page.
     PastEnd,
-    /// Too many folios are pinned, or others wait for memory already: wait in [`Engine::wait_for_turn`] with this number, then
-    /// start over.
+    /// Too many folios are pinned, or others wait for memory already. Wait in [`Engine::wait_for_turn`] with this
+    /// number, then start over.
     Queue(u64),
-    /// No transfer of the page may begin: wait in [`File::wait_while_forbidden`](super::File::wait_while_forbidden), then start
-    /// over.
+    /// No transfer of the page may begin. Wait in [`File::wait_while_forbidden`](super::File::wait_while_forbidden),
+    /// then start over.
     Forbidden,
-    /// The page has as many pins as can be counted: wait in [`Engine::wait_for_place`], then start over.
+    /// The page has as many pins as can be counted. Wait in [`Engine::wait_for_place`], then start over.
     Full(Full),
-    /// No memory, and nothing to evict.
+    /// There is no free frame, and no page can be evicted.
     OutOfMemory,
 }
 
@@ -210,7 +212,7 @@ impl From<OutOfMemory> for Miss {
 }
 
 impl<H: Host> Engine<H> {
-    /// A frame for a page of a file, if need be one that was a clean page of a file of the same group.
+    /// Allocates a frame for a page of a file. If needed, evicts a clean page of a file of the same group.
     pub(crate) fn allocate(&self, group: GroupId) -> Option<Frame> {
         let frames = self.host().frames();
         frames.allocate(group, FrameUse::File).or_else(|| {
@@ -219,8 +221,8 @@ impl<H: Host> Engine<H> {
         })
     }
 
-    /// After an allocation for `group` failed for the `look`-th time: evicts, or waits a moment for others to free some. False:
-    /// that has been tried often enough.
+    /// Makes room after an allocation for `group` failed for the `look`-th time: evicts, or waits for a short time for
+    /// other threads to free memory. Returns `false` if there were enough tries.
     pub(crate) fn make_room(&self, group: GroupId, look: u32) -> bool {
         if self.evict(group, FEW) == 0 {
             self.wait_for_memory(look);
@@ -233,15 +235,17 @@ impl<H: Host> Engine<H> {
         look < LOOKS || look < LOOKS_BESIDE && self.cache.evictors.load(Ordering::Relaxed) != 0
     }
 
-    /// Evicts up to `wanted` clean pages that nobody uses; how many it did. Where there is none but dirty pages, starts
-    /// to write some back: they can be evicted when that has ended.
+    /// Evicts up to `wanted` clean pages that are not in use, and returns their number. If there are only dirty pages,
+    /// starts to write some back; they can be evicted after that.
     ///
-    /// Looks at the oldest idle folios first. It ends because each look takes a folio off the list, but for [`LEAVES`]:
-    /// * A clean folio in no use is evicted.
-    /// * A folio in use is let go. It comes back when its last user leaves, so later calls do not look at it again.
-    /// * A folio that was used since the last look goes to the young end, in the first half of [`LEAVES`]. After that its
-    ///   use does not count, so that a call finds a page to evict however many were used.
-    /// * A dirty folio goes to the young end, so that later calls look at others.
+    /// Checks the oldest idle folios first. It ends because each check takes a folio off the list, except for
+    /// [`LEAVES`]:
+    /// * A clean folio that is not in use is evicted.
+    /// * A folio in use is taken off the list. It returns when its last user leaves, so later calls do not check it
+    ///   again.
+    /// * A folio that was used since the last check goes to the young end, in the first half of [`LEAVES`]. After that
+    ///   its use does not count, so that a call finds a page to evict however many were used.
+    /// * A dirty folio goes to the young end, so that later calls check others.
     ///
     /// There is one list, of the one `group`.
     pub(crate) fn evict(&self, _group: GroupId, wanted: u64) -> u64 {
@@ -254,13 +258,14 @@ impl<H: Host> Engine<H> {
             }
             let page = self.folio(frame).index();
             file.start_writeback(page..page + 1);
-            // Idle still if it could not be written: then it goes to the young end.
+            // A page that could not be written is still idle. It goes to the young end.
             self.put_listed(frame);
         }
         evicted
     }
 
-    /// [`Engine::evict`], without what becomes of the `dirty` ones. Not inlined: the stack has no room for this and for writeback.
+    /// Does the work of [`Engine::evict`], and leaves the `dirty` folios to the caller. Not inlined, since the stack
+    /// has no room for this and for writeback.
     #[inline(never)]
     fn evict_clean(&self, wanted: u64, dirty: &mut [Option<Isolated<H>>]) -> u64 {
         let idle = &self.cache.idle;
@@ -284,7 +289,7 @@ impl<H: Host> Engine<H> {
                         idle.push(self, folio.frame);
                     }
                     Eviction::Dirty => match dirties.next() {
-                        // Kept off the list, so that nobody looks at it again meanwhile.
+                        // Kept off the list, so that no thread checks it again meanwhile.
                         Some(place) => *place = Some(folio),
                         None => {
                             left += 1;
@@ -300,8 +305,8 @@ impl<H: Host> Engine<H> {
         evicted
     }
 
-    /// The number to wait with in [`Engine::wait_for_turn`], if reads or writes are under way: when one has ended, its page can be
-    /// evicted.
+    /// Returns the number to wait with in [`Engine::wait_for_turn`], if reads or writes are under way. When one has
+    /// ended, its page can be evicted.
     pub(crate) fn wait_for_transfers(&self) -> Option<u64> {
         let events = self.cache.queue.events();
         (self.cache.transfers.load(Ordering::Relaxed) != 0).then_some(events)

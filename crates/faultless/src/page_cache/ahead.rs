@@ -1,4 +1,4 @@
-//! Reads ahead of their use, in runs, and looks at what is there.
+//! Reads ahead, in runs; and the check whether a page is in memory.
 
 use super::folio_list::FolioList;
 use super::{File, NEWCOMER, SEEN, frame_of, index, word_of};
@@ -15,10 +15,11 @@ fn frames_of(places: &[Place]) -> impl Iterator<Item = Frame> {
 }
 
 impl<H: Host> File<H> {
-    /// Starts the reads of those of `pages` that are not in memory, and waits for none. Consecutive pages are one transfer, as far
-    /// as the store takes such. A page that the caller is about to wait for is not to be among them: it would wait for the whole run.
+    /// Starts the reads of those of `pages` that are not in memory, without waiting for them. Consecutive pages are one
+    /// transfer, if the store takes such. `pages` must not contain a page that the caller is about to wait for: it
+    /// would wait for the whole run.
     ///
-    /// Returns false if it stopped early: a page lies past the end, or there is no room that needs no wait.
+    /// Returns `false` if it stopped early: a page lies past the end, or making room would need a wait.
     pub(crate) fn start_reads(&self, pages: Range<u64>) -> bool {
         // A file without a store is not read.
         let Some(store) = &self.store else { return true };
@@ -38,21 +39,21 @@ impl<H: Host> File<H> {
         self.index.get(page).is_some_and(|word| frame_of(word.load(Ordering::Acquire)).is_some())
     }
 
-    /// Starts the read of `pages`, or of the first of them; returns how many. `None`: there is no room, or no transfer of them may
-    /// begin.
+    /// Starts the read of `pages`, or of the first of them, and returns their number. Returns `None` if there is no
+    /// room, or if no transfer of them may begin.
     ///
-    /// Everything that may wait comes first. From the first page that is attached to the submission nothing waits: others may
-    /// wait for these pages, and hold what this thread would wait for.
+    /// All steps that may wait come first. From the first attached page to the submission nothing waits: other threads
+    /// may wait for these pages, and hold something that this thread would wait for.
     fn start_run(&self, pages: Range<u64>) -> Option<u64> {
         let (engine, first) = (&self.engine, pages.start);
-        // First: whoever finds the cache full because of this waits, as for any transfer.
+        // Counted first, so that a thread that finds the cache full because of this waits, as for any transfer.
         engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
         let mut places = self.places_ahead(pages.end - first);
         let has_room = !places.is_empty();
         self.attach_ahead(first, &mut places);
         if places.is_empty() {
             self.end_transfer();
-            // Somebody else reads the page now, if that is why.
+            // If another thread reads the page now, that is not an error.
             return (has_room && self.is_attached_or_read(first)).then_some(0);
         }
         let count = places.len() as u64;
@@ -66,12 +67,12 @@ impl<H: Host> File<H> {
         Some(count)
     }
 
-    /// Takes frames for up to `count` pages that are read ahead, and counts them as cached. May write dirty pages back.
+    /// Takes frames for up to `count` pages to read ahead, and counts them as cached. May write dirty pages back.
     fn places_ahead(&self, count: u64) -> Places {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let (limit, pins) = (engine.limits().cached_pages, account.pins.load(Ordering::Relaxed));
         let mut places = Places::new();
-        // Those who wait for memory come first.
+        // Waiters for memory come first.
         if !account.queue.is_first(NEWCOMER) || pins != 0 && pins >= limit / 2 {
             return places;
         }
@@ -80,7 +81,7 @@ impl<H: Host> File<H> {
         if over > 0 {
             engine.evict(GroupId::ROOT, over);
         }
-        // At once, so that several threads together stay below the limit.
+        // All at once, so that several threads together stay below the limit.
         let before = account.cached.fetch_add(count, Ordering::Relaxed);
         let room = limit.saturating_sub(before).min(count);
         places.extend((0..room).map_while(|_| engine.allocate(GroupId::ROOT).map(|frame| self.place(frame))));
@@ -88,21 +89,21 @@ impl<H: Host> File<H> {
         places
     }
 
-    /// Attaches the frames of `places` as the pages from `first` on, being read, up to the first page that cannot be read now. Gives
-    /// the other frames back.
+    /// Attaches the frames of `places` as the pages from `first` on, being read. Stops at the first page that cannot be
+    /// read now, and frees the other frames.
     fn attach_ahead(&self, first: u64, places: &mut Places) {
         let attached =
             (first..).zip(frames_of(places)).take_while(|(page, frame)| self.attach(*page, *frame));
         let attached = attached.count();
-        // The one that was refused has gone already.
+        // The frame that was refused is freed already.
         let others = places.get(attached + 1..).unwrap_or_default();
         frames_of(others).for_each(|frame| self.engine.frames().free(frame));
         self.engine.cache.cached.fetch_sub(others.len() as u64, Ordering::Relaxed);
         places.truncate(attached);
     }
 
-    /// Attaches `frame`, which is counted as cached, as page `page`, being read. False: the page cannot be read now, and the frame
-    /// is free, or is freed by whoever has looked it up.
+    /// Attaches `frame`, which is counted as cached, as page `page`, being read. Returns `false` if the page cannot be
+    /// read now. Then the frame is free, or a thread that has looked it up frees it.
     fn attach(&self, page: u64, frame: Frame) -> bool {
         let engine = &self.engine;
         let free = || {
@@ -139,7 +140,7 @@ impl<H: Host> File<H> {
         true
     }
 
-    /// Makes what the end of a run calls. `None`: there is no memory for that.
+    /// Makes the completion of a run. Returns `None` if there is no memory for it.
     fn completion_ahead(&self, first: u64, places: &[Place]) -> Option<Completion> {
         let this = self.this.upgrade()?;
         let mut frames = SmallVec::<[Frame; 1]>::new();
@@ -152,7 +153,7 @@ impl<H: Host> File<H> {
     pub(crate) fn is_cached(&self, page: u64) -> bool {
         let Some(word) = self.index.get(page) else { return false };
         let seen = word.load(Ordering::Acquire);
-        // Of the page, if it has not gone since.
+        // This is the page's state only if the word has not changed since.
         let is_uptodate = frame_of(seen).is_some_and(|frame| self.engine.folio(frame).is_uptodate());
         is_uptodate && word.load(Ordering::Acquire) == seen
     }

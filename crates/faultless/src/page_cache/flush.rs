@@ -8,9 +8,10 @@
 //! One flush of a file is under way at a time. A sync needs a flush that begins after its writes have ended. So a sync that
 //! comes during a flush waits for its end. Then one of those that wait begins the next flush, which serves all of them.
 //!
-//! A flush that fails ends when the pages that it may have lost are dirty again, and when its error is recorded. Each sync looks
-//! at the number of errors before it looks for dirty pages. If it looks first, it is told of the error, since it returns after
-//! the flush has ended. If the error is recorded first, the sync finds the pages dirty, and writes them again.
+//! A flush that fails makes the pages that it may have lost dirty again, and records its error, before it ends. Each
+//! sync reads the number of errors before it looks for dirty pages. If it reads before the error is recorded, it
+//! returns the error, since it returns after the flush has ended. If it reads later, it finds the pages dirty, and
+//! writes them again.
 
 use super::account::Pin;
 use super::index::{self, Tag};
@@ -37,12 +38,12 @@ impl Flushes {
 }
 
 impl<H: Host> File<H> {
-    /// Has the store bring what it keeps in buffers of its own to its device. Returns when a flush has ended that began after
-    /// this call, made by this thread or by another. The caller holds nothing.
+    /// Makes the store write its own buffers to its device. Returns after a flush has ended that began after this call,
+    /// in this thread or in another. The caller holds nothing.
     ///
-    /// A failure is recorded as one of writeback is, and every page that was ever written and is in memory becomes dirty again:
-    /// nobody knows which of them the device has. A write that was submitted before the failure, and ends after it, leaves its
-    /// page dirty too.
+    /// A failure is recorded like one of writeback. Every page in memory that was ever written becomes dirty again,
+    /// since it is not known which of them the device has. A write that was submitted before the failure, and ends
+    /// after it, leaves its page dirty too.
     pub(crate) fn flush_store(&self) {
         // A failed write has left the store longer than the file.
         if self.has_long_store.load(Ordering::Relaxed)
@@ -59,7 +60,7 @@ impl<H: Host> File<H> {
     /// Makes every page dirty that was ever written and is in memory.
     fn make_written_dirty(&self) {
         self.failed_flushes.fetch_add(1, Ordering::AcqRel);
-        // Partner: the fence of a write that ends: it finds the number changed, or we find its page.
+        // Partner: the fence of a write that ends. Either it sees the changed number, or we find its page.
         fence_after_rmw();
         let mut rest = 0..index::PAGES;
         while let Some(page) = self.index.next_tagged(rest.clone(), Tag::Written) {
@@ -81,7 +82,7 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// The key of those who wait for the end of a flush.
+    /// Returns the key of threads that wait for the end of a flush.
     fn flush_key(&self) -> usize {
         core::ptr::from_ref(&self.errors).addr()
     }
@@ -95,8 +96,8 @@ struct Flush<'a, H: Host> {
 }
 
 impl<'a, H: Host> Flush<'a, H> {
-    /// Waits until no flush is under way, and begins one. Returns `None` if another thread has begun one meanwhile, and that has
-    /// ended.
+    /// Waits until no flush is under way, and begins one. Returns `None` if another thread has meanwhile begun one that
+    /// has ended.
     fn begin(file: &'a File<H>) -> Option<Self> {
         let engine = &file.engine;
         // The number of the next flush to begin.

@@ -1,28 +1,28 @@
-//! The idle folios of an engine's files, in the order in which they became idle: what eviction takes pages from.
+//! The idle folios of an engine's files, in the order in which they became idle. Eviction takes pages from this list.
 //!
 //! A folio is idle while the page cache has the only reference to it. Mapped and pinned folios are not on the list, so a
 //! fault that finds no memory does not look at them. The list has a reference of its own (LISTED in the folio's word).
 //! The folio is then in one of three places:
 //!
-//! | place | how it comes there | who may take it out |
+//! | place | added by | removed by |
 //! |---|---|---|
-//! | arrivals, a stack | the last other reference goes ([`Engine::put`]), in any context: one compare-and-swap, no lock | whoever has the lock: all at once |
-//! | linked | whoever has the lock links what has arrived | whoever has the lock: one at a time, O(1) |
-//! | isolated | eviction unlinks it, and owns the list's reference | eviction: evicts it, lets it go, or pushes it again |
+//! | arrivals, a stack | the thread that drops the last other reference ([`Engine::put`]), in any context: one compare-and-swap, no lock | the holder of the lock, all at once |
+//! | linked | the holder of the lock, from the arrivals | the holder of the lock, one at a time, O(1) |
+//! | isolated | eviction, which unlinks it and owns the list's reference | eviction, which evicts it, lets it go, or pushes it again |
 //!
-//! A folio that comes into use again stays until eviction looks at it. Eviction lets it go then, and the folio comes back
-//! when its last user leaves. So each look at a folio in use is paid for by one change from idle to used.
+//! A folio that comes into use again stays until eviction checks it. Eviction then lets it go, and it returns when its
+//! last user leaves. So each check of a folio in use is paid for by one change from idle to used.
 //!
-//! **A page that is detached leaves at once.** Whoever detaches it calls [`FolioList::remove`] before it drops the page
-//! cache's reference. `remove` clears the folio's file under the lock. If the folio is linked or has arrived, it goes from
-//! the list in the same critical section. Otherwise somebody is about to push it or has isolated it. If the push's
-//! compare-and-swap comes before the swap in `remove`, the swap finds the folio. If it comes later, the pusher finds that the
-//! file is cleared, and takes the folio off itself. If somebody else has the lock at that moment, the frame stays until
-//! the next call that takes the lock.
+//! **A page that is detached leaves at once.** The thread that detaches it calls [`FolioList::remove`] before it drops
+//! the page cache's reference. `remove` clears the folio's file under the lock. If the folio is linked or has arrived,
+//! it is removed in the same critical section. Otherwise another thread is about to push it or has isolated it. If the
+//! push's compare-and-swap comes before the swap in `remove`, the swap finds the folio. If it comes later, the pusher
+//! finds that the file is cleared, and removes the folio itself. If another thread has the lock at that moment, the
+//! frame stays until the next call that takes the lock.
 //!
-//! **The file's pointer is valid under the lock.** A folio keeps it as long as its page is attached. A file's drop calls
-//! `remove` for each attached page first. So while a folio has a pointer and the lock is held, the file's memory is there,
-//! and [`Weak::upgrade_raw`] says whether the file is too.
+//! **The file's pointer is valid under the lock.** A folio keeps it as long as its page is attached. A file's drop
+//! first calls `remove` for each attached page. So while a folio has a pointer and the lock is held, the file's memory
+//! is valid, and [`Weak::upgrade_raw`] tells whether the file is alive.
 
 use super::File;
 use crate::engine::Engine;
@@ -32,16 +32,16 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Shared, Weak};
 use core::ptr::{self, NonNull};
 
-/// Arrivals from which on the pusher links them, if nobody has the lock: so critical sections stay short.
+/// The number of arrivals from which on the pusher links them, if the lock is free. It keeps critical sections short.
 #[cfg(not(loom))]
 const MANY: u64 = 64;
 #[cfg(loom)]
 const MANY: u64 = 2;
 
-/// Bits of a word of `arrivals` for a frame's number plus one. The bits above count.
+/// The number of bits in a word of `arrivals` for a frame's number plus one. The bits above are a count.
 const NUMBER_BITS: u32 = Frame::COUNT.trailing_zeros() + 1;
 
-/// In place of a neighbour: there is none. Zero says that the folio is not linked.
+/// Marks that there is no neighbour. Zero means that the folio is not linked.
 const END: u64 = u64::MAX;
 
 fn number(frame: Frame) -> u64 {
@@ -54,8 +54,8 @@ fn frame_of(number: u64) -> Option<Frame> {
 
 /// The list of idle folios: see the module.
 pub(crate) struct FolioList {
-    /// The number of the folio that came last, and how many have come since the last swap, as a hint. Each folio's `after`
-    /// names the one that came before it. Atomic; AcqRel.
+    /// The number of the folio that came last, and, as a hint, the count of arrivals since the last swap. Each folio's
+    /// `after` names the one that came before it. Atomic; AcqRel.
     arrivals: AtomicU64,
     linked: Mutex<Linked>,
 }
@@ -67,8 +67,8 @@ struct Linked {
     length: u64,
 }
 
-/// Folios taken off the list whose pages are detached, chained by `after`: the list's references are dropped without the
-/// lock, by [`FolioList::let_go`].
+/// Folios taken off the list whose pages are detached, chained by `after`. [`FolioList::let_go`] drops the list's
+/// references without the lock.
 #[must_use]
 struct Detached(u64);
 
@@ -89,7 +89,7 @@ fn place<H: Host>(engine: &Engine<H>, number: u64) -> Option<&ListPlace> {
 }
 
 impl Linked {
-    /// Takes out a folio that is linked.
+    /// Removes a linked folio.
     fn unlink<H: Host>(&mut self, engine: &Engine<H>, folio: &ListPlace) {
         let (before, after) =
             (folio.before.swap(0, Ordering::Relaxed), folio.after.swap(0, Ordering::Relaxed));
@@ -106,8 +106,8 @@ impl Linked {
 }
 
 impl FolioList {
-    /// The folio begins a life as a page of the file that `file` is a handle of; `None`: of a file in memory, whose pages are
-    /// never listed. The caller has the frame alone.
+    /// Begins a folio's life as a page of the file that `file` refers to; `None` for a file in memory, whose pages are
+    /// never listed. The caller owns the frame alone.
     pub(super) fn begin<H: Host>(folio: &Folio, file: Option<&Weak<File<H>>>) {
         let file = file.map_or(ptr::null_mut(), |file| file.as_raw().as_ptr());
         folio.place().file.store(file, Ordering::Relaxed);
@@ -121,7 +121,7 @@ impl FolioList {
         length
     }
 
-    /// Puts a folio at the young end. The caller has the list's reference, which goes to the list. Waits for nothing: the
+    /// Puts a folio at the young end. The caller's reference of the list goes to the list. Waits for nothing: the
     /// caller may be in a section.
     pub(super) fn push<H: Host>(&self, engine: &Engine<H>, frame: Frame) {
         let place = engine.folio(frame).place();
@@ -135,7 +135,7 @@ impl FolioList {
                 Err(now) => head = now,
             }
         };
-        // Partner: `remove`, as the module says.
+        // Partner: `remove`, see the module.
         let is_detached = !mutant!("push_ignores_detach") && place.file.load(Ordering::Relaxed).is_null();
         if (count >= MANY || is_detached)
             && let Some(mut linked) = self.linked.try_lock()
@@ -145,11 +145,11 @@ impl FolioList {
         }
     }
 
-    /// The page of `frame` is detached: its folio leaves the list. The caller has the page cache's reference still.
+    /// Removes the folio of `frame`, whose page is detached. The caller still has the page cache's reference.
     pub(super) fn remove<H: Host>(&self, engine: &Engine<H>, frame: Frame) {
         let place = engine.folio(frame).place();
         if place.file.load(Ordering::Relaxed).is_null() {
-            // It has left before: the file is being dropped.
+            // It was removed before: the file is being dropped.
             return;
         }
         let mut linked = engine.lock(&self.linked);
@@ -163,7 +163,7 @@ impl FolioList {
         self.unlock(engine, (linked, detached));
     }
 
-    /// Takes up to `batch.len()` of the oldest folios off the list. Returns how many; 0: the list is empty.
+    /// Takes up to `batch.len()` of the oldest folios off the list. Returns their number; 0 if the list is empty.
     pub(super) fn isolate<H: Host>(&self, engine: &Engine<H>, batch: &mut [Option<Isolated<H>>]) -> usize {
         let (mut linked, mut detached) = self.lock(engine);
         let mut count = 0;
@@ -173,13 +173,13 @@ impl FolioList {
             let place = engine.folio(frame).place();
             linked.unlink(engine, place);
             let file = NonNull::new(place.file.load(Ordering::Relaxed));
-            // SAFETY: it came from a file of this engine, whose memory is there as long as the lock is held and the folio has
-            // the pointer.
+            // SAFETY: the pointer came from a file of this engine, whose memory is valid as long as the lock is held
+            // and the folio has the pointer.
             if let Some(file) = file.and_then(|file| unsafe { Weak::upgrade_raw(file) }) {
                 batch[count] = Some(Isolated { frame, file });
                 count += 1;
             } else {
-                // The file is being dropped: it comes for the page, and finds it gone from here.
+                // The file is being dropped. When its drop reaches this page, the folio is removed already.
                 place.file.store(ptr::null_mut(), Ordering::Relaxed);
                 place.after.store(detached.0, Ordering::Relaxed);
                 detached.0 = number(frame);
@@ -189,14 +189,14 @@ impl FolioList {
         count
     }
 
-    /// The lock, with everything linked that has arrived.
+    /// Takes the lock, and links all arrivals.
     fn lock<H: Host>(&self, engine: &Engine<H>) -> (MutexGuard<'_, Linked>, Detached) {
         let mut linked = engine.lock(&self.linked);
         let detached = self.link_arrivals(engine, &mut linked);
         (linked, detached)
     }
 
-    /// Lets go of the lock, and then of what was detached.
+    /// Releases the lock, and then drops the references to detached folios.
     fn unlock<H: Host>(&self, engine: &Engine<H>, (linked, detached): (MutexGuard<'_, Linked>, Detached)) {
         drop(linked);
         let mut next = detached.0;
@@ -206,12 +206,12 @@ impl FolioList {
         }
     }
 
-    /// Links what has arrived at the young end, oldest first, without what was detached meanwhile.
+    /// Links the arrivals at the young end, oldest first, except those that were detached meanwhile.
     fn link_arrivals<H: Host>(&self, engine: &Engine<H>, linked: &mut Linked) -> Detached {
-        // A swap in any case: it is what a push after it sees.
+        // A swap even if there is nothing: a later push synchronises with it.
         let mut next = self.arrivals.swap(0, Ordering::AcqRel) & ((1 << NUMBER_BITS) - 1);
         let (mut detached, mut younger, last) = (Detached(0), END, linked.last);
-        // The youngest comes first.
+        // The chain begins with the youngest.
         while let Some(frame) = frame_of(next) {
             let arrived = engine.folio(frame).place();
             next = arrived.after.load(Ordering::Relaxed);

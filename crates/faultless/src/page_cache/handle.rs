@@ -180,7 +180,7 @@ impl<H: Host> File<H> {
     /// Opens a handle with these rights only.
     pub fn handle_for(&self, rights: FileRights) -> FileHandle<H> {
         let seen = self.engine.lock(&self.errors).sample();
-        let file = self.this.upgrade().expect("whoever calls this keeps the file");
+        let file = self.this.upgrade().expect("the caller keeps the file alive");
         FileHandle { file, rights, seen: Mutex::new(seen) }
     }
 
@@ -396,7 +396,7 @@ impl<H: Host> File<H> {
     /// Waits until the cause of `miss`, of page `page`, has passed. The caller then looks again.
     fn wait_after(&self, miss: Miss, page: u64, looking: &mut Looking<H>) -> Result<(), FileError> {
         let events = match miss {
-            // A thread that waits for these gives up its turn first, since other threads may need it.
+            // A thread that waits for these gives up its turn first, since other threads may need the turn.
             Miss::Full(full) => {
                 looking.has_found();
                 self.engine.wait_for_place(full, None);
@@ -408,7 +408,7 @@ impl<H: Host> File<H> {
                 return Ok(());
             }
             Miss::Queue(events) => Some(events),
-            // When the transfers under way have ended, there may be free frames.
+            // The transfers under way may free frames when they end.
             Miss::OutOfMemory | Miss::PastEnd => self.engine.wait_for_transfers(),
         };
         looking.wait(events.ok_or(FileError::OutOfMemory)?);

@@ -1,6 +1,6 @@
-//! A file's index: page number to frame, a radix tree of atomic words. Looked up without a lock; nodes live as long as
-//! the file, words come and go. Beside its words each leaf has bits a page that say dirty, under
-//! writeback and written, so that nobody looks at every page to find those.
+//! A file's index, from page number to frame: a radix tree of atomic words. A lookup takes no lock. Nodes live as long
+//! as the file; words are set and cleared. Each leaf also has bits for each page: dirty, under writeback and written.
+//! So a search for such pages does not visit every page.
 
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::sync::try_box_zeroed;
@@ -20,30 +20,32 @@ const UPPER_LEVELS: u32 = 3;
 #[cfg(loom)]
 const UPPER_LEVELS: u32 = 1;
 
-/// Pages that an index can hold: 2^36, or 256 TiB.
+/// The number of pages that an index can hold: 2^36, or 256 TiB.
 pub(super) const PAGES: u64 = 1 << (BITS * (UPPER_LEVELS + 1));
 
 struct Upper([AtomicPtr<()>; FANOUT]);
 
-/// Words of bits for one leaf.
+/// The number of words of bits for one tag of a leaf.
 const BIT_WORDS: usize = FANOUT.div_ceil(64);
 
 struct Leaf {
     words: [AtomicU64; FANOUT],
-    /// A bit a page for each [`Tag`]: who looks for tagged pages reads one word for 64 of them.
+    /// One bit a page for each [`Tag`], so that a search for tagged pages reads one word for 64 of them.
     tags: [[AtomicU64; BIT_WORDS]; 4],
 }
 
 /// The tag by which a page is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
-    /// It may be dirty.
+    /// The page may be dirty.
     Dirty,
-    /// A write of it may be under way.
+    /// A write of the page may be under way.
     Writing,
-    /// A write of it has ended well, and perhaps not reached the device. Never cleared: asked only when a flush has failed.
+    /// A write of the page has succeeded, but perhaps not reached the device. Never cleared; read only after a flush
+    /// has failed.
     Written,
-    /// A write of it has failed, or was not tried because one before it in its transfer failed: it is written alone next time.
+    /// A write of the page has failed, or was not tried because an earlier page of its transfer failed. The next write
+    /// of it is a transfer of its own.
     Alone,
 }
 
@@ -55,7 +57,7 @@ impl Leaf {
         }
     }
 
-    /// The first page from `from` on and before `end`, both counted from the leaf's first, that has the tag.
+    /// Returns the first page in `from..end` with the tag; both are relative to the leaf's first page.
     fn next_tagged(&self, tag: Tag, from: usize, end: usize) -> Option<usize> {
         let mut at = from;
         while at < end {
@@ -90,7 +92,7 @@ impl Index {
         Self { root: Upper::new(), sections }
     }
 
-    /// Makes an index at `place`, part by part: stacks have no room for one.
+    /// Writes an index to `place`, part by part, since stacks have no room for one.
     ///
     /// # Safety
     /// `place` is the caller's to write, and aligned.
@@ -107,19 +109,19 @@ impl Index {
         &upper.0[(page >> (BITS * level)) as usize % FANOUT]
     }
 
-    /// The word of `page`, if its node exists.
+    /// Returns the word of `page`, if its node exists.
     pub(super) fn get(&self, page: u64) -> Option<&AtomicU64> {
         Some(&self.leaf(page)?.words[page as usize % FANOUT])
     }
 
-    /// Sets the page's tag, with what made it so (Release). Only of a page that has a word.
+    /// Sets the page's tag (Release, so that the cause of the tag is visible with it). Only for a page that has a word.
     pub(super) fn tag(&self, page: u64, tag: Tag) {
         let Some(leaf) = self.leaf(page) else { return };
         let at = page as usize % FANOUT;
         leaf.tags[tag as usize][at / 64].fetch_or(1 << (at % 64), Ordering::AcqRel);
     }
 
-    /// Clears the page's tag. Acquire: what made it so is seen.
+    /// Clears the page's tag. Acquire, so that the cause of the tag is visible.
     pub(super) fn untag(&self, page: u64, tag: Tag) {
         let Some(leaf) = self.leaf(page) else { return };
         let at = page as usize % FANOUT;
@@ -132,7 +134,7 @@ impl Index {
         self.leaf(page).is_some_and(|leaf| leaf.next_tagged(tag, at, at + 1).is_some())
     }
 
-    /// The first page of `pages` that has the tag.
+    /// Returns the first page of `pages` that has the tag.
     pub(super) fn next_tagged(&self, pages: Range<u64>, tag: Tag) -> Option<u64> {
         Self::next(&self.root, UPPER_LEVELS, 0, &pages, tag)
     }
@@ -188,7 +190,7 @@ impl Index {
         None
     }
 
-    /// The word of `page`, its node made if it is missing. `page` is below [`PAGES`].
+    /// Returns the word of `page`, and makes missing nodes. `page` must be below [`PAGES`].
     pub(super) fn make(&self, page: u64) -> Result<&AtomicU64, OutOfMemory> {
         let mut upper = &self.root;
         for level in (2..=UPPER_LEVELS).rev() {
@@ -214,7 +216,7 @@ impl Index {
                 Ok(new.cast())
             }
             Err(theirs) => {
-                // SAFETY: `new` came from a Box just now and nobody else has seen it.
+                // SAFETY: `new` has just come from a Box, and no other thread has seen it.
                 drop(unsafe { Box::from_raw(new) });
                 Ok(theirs)
             }
@@ -248,7 +250,7 @@ impl Index {
         }
     }
 
-    /// Returns the bytes.
+    /// Frees the nodes below `upper`, and returns their size in bytes.
     fn free(upper: &Upper, level: u32) -> usize {
         let mut bytes = 0;
         for place in &upper.0 {
@@ -257,7 +259,7 @@ impl Index {
                 continue;
             }
             if level > 1 {
-                // SAFETY: only Drop calls this: the node is used no more, and came from a Box.
+                // SAFETY: only Drop calls this. The node is no longer in use, and came from a Box.
                 let child = unsafe { Box::from_raw(child.cast::<Upper>()) };
                 bytes += size_of::<Upper>() + Self::free(&child, level - 1);
             } else {

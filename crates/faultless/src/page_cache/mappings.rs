@@ -1,13 +1,15 @@
-//! The spaces that may map a file, in the order of their numbers, each with bounds of what it may show of the file.
+//! The spaces that may map a file, in the order of their numbers. For each there are bounds of its mappings of the
+//! file.
 //!
-//! A space has two hulls here: one of the file's pages that it may show, and one of the addresses at which it may show them.
-//! Both only grow. A walk (truncation, a hole, reading anew, writeback) passes over a space whose pages do not overlap those
-//! of the walk, and in any other looks only at the mappings within its addresses.
+//! A space has two hulls here. One bounds the file's pages that it may show, the other the addresses at which it may
+//! show them. Both only grow. A walk (truncation, a hole, reading anew, writeback) skips a space whose pages do not
+//! overlap those of the walk. In any other space it visits only the mappings within the hull of addresses.
 //!
-//! Reverse mapping by an interval tree of mappings would be exact. It would also have every change of a mapping of the file,
-//! by any space, take a lock of the file. Hulls change only where a space shows pages, or at addresses, that it never had: a
-//! split, a protect, an unmap and most forks of a program change nothing. The price: a space that maps two distant parts of a
-//! file is looked at for the part between them; two mappings at distant addresses bring all that is mapped between them.
+//! An interval tree of mappings would be an exact reverse mapping. But then every change of a mapping of the file, by
+//! any space, would take a lock of the file. Hulls change only when a space shows new pages, or shows pages at new
+//! addresses. A split, a protect, an unmap and most forks change nothing. The price: a space that maps two distant
+//! parts of a file is also visited for the part between them, and two mappings at distant addresses make a walk visit
+//! all mappings between them.
 //!
 //! # Why no walk misses a mapping
 //!
@@ -30,20 +32,23 @@
 //!
 //! # Spaces that have stored
 //!
-//! Writeback has only to come to spaces with a right to store. A space sets a bit in the file before it makes a page dirty and gives
-//! itself such a right ([`FileMappings::note_store`]); 1,024 bits, by the space's number. Writeback passes over spaces whose bit is not
-//! set. Either it sees the bit, which was set before the page's state was looked at; or the page was under writeback by then,
-//! and the space waits and gives no right (the fence in `note_store`, and that before writeback's walk). Bits stay: of a file that more
-//! than a thousand spaces have stored into, all are looked at.
+//! Writeback needs to visit only spaces with a right to store. A space sets a bit in the file before it makes a page
+//! dirty and gives itself such a right ([`FileMappings::note_store`]). There are 1,024 bits, indexed by the space's
+//! number. Writeback skips spaces whose bit is not set. Either it sees the bit, which was set before the page's state
+//! was read. Or the page was under writeback by then, and the space waits and gives no right. (Partners: the fence in
+//! `note_store`, and the one before writeback's walk.) Bits are never cleared: of a file that more than a thousand
+//! spaces have stored into, all spaces are visited.
 //!
 //! # Spaces that show nothing
 //!
-//! The other direction: no entry of a page of the file was ever outside of the hulls. So a space that is passed over has no
-//! entry, no old translation and no claim that matters; within a space, only claims within the hull of addresses do.
+//! The converse also holds: no entry of a page of the file was ever outside of the hulls. So a skipped space has no
+//! entry, no old translation and no claim that matters. Within a space, only claims within the hull of addresses
+//! matter.
 //!
 //! # Spaces that are gone
 //!
-//! A walk that meets one takes all of them out when it ends. So does registration, when the list has become twice as long.
+//! A walk that meets a dropped space removes all of them when it ends. So does registration, when the list has become
+//! twice as long.
 
 use super::MappedBy;
 use crate::address::{PageNumber, PageRange};
@@ -54,14 +59,14 @@ use crate::sync::{Mutex, Weak, full_fence};
 use alloc::vec::Vec;
 use core::ops::Range;
 
-/// Registration looks for spaces that are gone when the list has become twice as long as it was after the last time, and
-/// longer than this.
+/// The length below which registration does not look for dropped spaces. It looks for them when the list has become
+/// twice as long as it was after the last time.
 const FEW: usize = 16;
 
-/// Spaces that a walk looks at with one taking of the lock.
+/// The number of spaces that a walk visits in one critical section.
 const LOOKS: usize = 256;
 
-/// Words of bits of spaces that have stored.
+/// The number of words for the bits of spaces that have stored.
 #[cfg(not(loom))]
 const STORED: usize = 16;
 #[cfg(loom)]
@@ -69,7 +74,8 @@ const STORED: usize = 1;
 
 pub(super) struct FileMappings<H: Host> {
     list: Mutex<List<dyn MappedBy<H>>>,
-    /// Bit `id` modulo their number: such a space may have a right to store. Atomic; bits are set by faults, never cleared.
+    /// The bit at `id` modulo their number says that the space may have a right to store. Atomic; set by faults, never
+    /// cleared.
     stored: [AtomicU64; STORED],
 }
 
@@ -87,7 +93,7 @@ struct Listed<S: ?Sized> {
     hull: Hull,
 }
 
-/// Bounds of what a space may show of a file, and of the addresses at which it may.
+/// The bounds of the file's pages that a space may show, and of the addresses at which it may show them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hull {
     /// Pages of the file.
@@ -96,11 +102,11 @@ pub(crate) struct Hull {
     addresses: Range<u64>,
 }
 
-/// Grows to whatever it is made to cover.
+/// The empty range, which grows to any range that it is made to cover.
 const NO_PAGES: Range<u64> = Range { start: u64::MAX, end: 0 };
 
 impl Hull {
-    /// Nothing.
+    /// The hull of no mapping.
     pub const EMPTY: Self = Self { pages: NO_PAGES, addresses: NO_PAGES };
 
     /// Makes the hull of a mapping of `range` that begins with page `first` of the file.
@@ -129,7 +135,7 @@ impl Hull {
 /// The position of a walk.
 #[derive(Default)]
 struct Walk {
-    /// The last space that it has looked at.
+    /// The number of the last space that it has visited.
     last: Option<u64>,
     /// Tells whether the walk has met a space that is gone.
     has_met_gone: bool,
@@ -139,7 +145,7 @@ struct Walk {
 enum Step<S: ?Sized> {
     /// A space that may show the pages, and its number.
     Space(u64, Weak<S>),
-    /// Only spaces that do not: the walk goes on.
+    /// Only spaces that do not show the pages. The walk continues.
     Passed,
     End,
 }
@@ -157,8 +163,8 @@ impl<S: ?Sized> Default for List<S> {
 }
 
 impl<H: Host> FileMappings<H> {
-    /// Adds a space, if it is not there, and makes its hulls cover `hull`. Numbers grow with each space made, so that most
-    /// come last.
+    /// Adds a space, if it is not there, and makes its hulls cover `hull`. New spaces have greater numbers, so most are
+    /// added at the end.
     ///
     /// # Errors
     /// [`OutOfMemory`]: the space is not added.
@@ -185,7 +191,7 @@ impl<H: Host> FileMappings<H> {
         debug_assert!(is_listed, "space {id} maps a file that does not list it");
     }
 
-    /// Bytes that it has from the allocator.
+    /// Returns the number of bytes that the list has from the allocator.
     pub fn room(&self, engine: &Engine<H>) -> usize {
         engine.lock(&self.list).room()
     }
@@ -194,7 +200,8 @@ impl<H: Host> FileMappings<H> {
         (&self.stored[(id / 64) as usize % STORED], 1 << (id % 64))
     }
 
-    /// Space `id` is about to make a page dirty, and to get the right to store into it. Before it looks at the page's state.
+    /// Notes that space `id` is about to make a page dirty, and to get the right to store into it. Called before the
+    /// space reads the page's state.
     pub fn note_store(&self, id: u64) {
         let (word, bit) = self.bit(id);
         if word.load(Ordering::Relaxed) & bit == 0 {
@@ -204,14 +211,15 @@ impl<H: Host> FileMappings<H> {
         full_fence();
     }
 
-    /// Returns whether space `id` may have a right to store. Called after the pages are under writeback, and a fence.
+    /// Returns whether space `id` may have a right to store. Called after the pages were put under writeback, and after
+    /// a fence.
     pub fn has_stored(&self, id: u64) -> bool {
         let (word, bit) = self.bit(id);
         word.load(Ordering::Relaxed) & bit != 0
     }
 
-    /// Calls `f` for each space that may show one of `pages` and is `wanted`, and its number, upwards. The caller has changed the state
-    /// of the pages before. Nothing is held in `f`.
+    /// Calls `f` with the number of each space that may show one of `pages` and is `wanted`, in ascending order. The
+    /// caller has changed the state of the pages before. No lock is held during `f`.
     pub fn each(
         &self,
         engine: &Engine<H>,
@@ -241,7 +249,7 @@ impl<H: Host> FileMappings<H> {
         }
     }
 
-    /// The addresses at which space `id` may show the file, as of now.
+    /// Returns the present hull of the addresses at which space `id` may show the file.
     pub fn addresses(&self, engine: &Engine<H>, id: u64) -> Option<PageRange> {
         let list = engine.lock(&self.list);
         list.place(id).ok().and_then(|place| list.spaces[place].hull.addresses())
@@ -255,7 +263,7 @@ impl<H: Host> FileMappings<H> {
     }
 }
 
-/// The engine counts the bytes of the list.
+/// Charges the change of the list's size, in bytes, to the engine.
 fn account<H: Host>(engine: &Engine<H>, before: usize, now: usize) {
     if now > before {
         engine.charge(now - before);
@@ -275,7 +283,7 @@ impl<S: ?Sized> List<S> {
         self.spaces.capacity() * size_of::<Listed<S>>()
     }
 
-    /// False: there is no space `id`.
+    /// Makes the hulls of space `id` cover `hull`. Returns `false` if there is no such space.
     fn widen(&mut self, id: u64, hull: &Hull) -> bool {
         match self.place(id) {
             Ok(place) => {
@@ -286,7 +294,7 @@ impl<S: ?Sized> List<S> {
         }
     }
 
-    /// Adds a space that is not there.
+    /// Adds a space that is not on the list.
     fn add(&mut self, id: u64, space: Weak<S>, hull: Hull) -> Result<(), OutOfMemory> {
         if self.spaces.len() >= (2 * self.living).max(FEW) {
             self.forget_gone();
@@ -318,7 +326,8 @@ impl<S: ?Sized> List<S> {
         self.living = self.spaces.len();
     }
 
-    /// Gives back the room of a list that was much longer. Without memory for the shorter list, the room stays.
+    /// Frees the spare capacity of a list that was much longer. Without memory for the shorter list, the capacity
+    /// stays.
     fn give_room_back(&mut self) {
         let wanted = 2 * self.spaces.len().max(FEW / 2);
         let mut spaces = Vec::new();
@@ -329,7 +338,7 @@ impl<S: ?Sized> List<S> {
     }
 
     fn place(&self, id: u64) -> Result<usize, usize> {
-        // A child of fork registers with each of its mappings, one after the other, and is the youngest then.
+        // A child of fork registers once for each of its mappings, in a row, and is the youngest space then.
         match self.spaces.last() {
             Some(last) if last.id == id => Ok(self.spaces.len() - 1),
             Some(last) if last.id < id => Err(self.spaces.len()),
@@ -349,7 +358,7 @@ mod tests {
         PageRange::new(PageNumber::new(pages.start), PageNumber::new(pages.end)).unwrap()
     }
 
-    /// The spaces that a walk for `pages` comes to, and how often it takes the lock.
+    /// Returns the spaces that a walk for `pages` visits, and the number of times that it takes the lock.
     fn walked(list: &List<Nobody>, pages: Range<u64>) -> (Vec<u64>, usize) {
         let (mut walk, mut ids, mut steps) = (Walk::default(), Vec::new(), 0);
         loop {

@@ -1,21 +1,22 @@
 //! The queue for memory: calls and faults that have found none wait for it in the order in which they first asked.
 //!
-//! Something that may have made memory free is an *event*: a pin that goes, a read or a write that ends, range work or the end of a space
-//! that has dropped pages. An event gives as many of those that wait a *turn* as there is room for, the oldest first, and wakes only
-//! those. The end of a turn depends on what came of it:
+//! An *event* may have made memory free: a pin is dropped, a read or a write ends, or range work or the end of a space
+//! has dropped pages. An event gives as many waiters a *turn* as there is room for, the oldest first, and wakes only
+//! those. The end of a turn depends on its result:
 //!
-//! * It found memory, needs none any more, or its space has exited: the turn passes to the next one, as after an event.
-//! * It found none: it waits again, in its old place, and passes nothing on. The next event begins anew.
+//! * It found memory, needs none any more, or its space has exited. The turn passes to the next waiter, as after an
+//!   event.
+//! * It found none. It waits again, in its old place, and passes nothing on. The next event gives turns again.
 //!
-//! A newcomer waits behind those who wait already, whatever it would find.
+//! A newcomer waits behind the present waiters, even if it would find memory.
 //!
 //! ```text
-//! look:   seen = events; is there room, and does nobody wait who came before?       no: wait with `seen`
+//! look:   seen = events; is there room, and no earlier waiter?                       no: wait with `seen`
 //! wait:   lock { into the queue }; fence; events != seen: give turns; until it is my turn: park
-//! event:  events += 1; fence; somebody waits: lock { give turns }; unpark
+//! event:  events += 1; fence; if there are waiters: lock { give turns }; unpark
 //! ```
-//! So an event between the look and the queue is not slept through. A turn that ends, or a wait that is given up, counts as an
-//! event: somebody may have joined the queue only because of it.
+//! So an event between the look and the queue is not missed. The end of a turn or of a wait counts as an event too:
+//! another thread may have joined the queue only because of it.
 
 use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, Park, Sleeper};
@@ -26,13 +27,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::mem;
 
-/// Turns at a time, at most: as many as the pages that are evicted at once.
+/// The greatest number of turns at a time: the number of pages that are evicted at once.
 const TURNS: u64 = 32;
 
-/// The ticket of somebody who does not wait yet: behind all who do.
+/// The ticket of a caller that does not wait yet. It is behind all waiters.
 pub(crate) const NEWCOMER: u64 = u64::MAX;
-/// The ticket of somebody who has a turn: before all who wait, also before an older one that has joined the queue since. If the
-/// turn were not used for that one's sake, both would sleep.
+/// The ticket of a caller that has a turn. It is before all waiters, even before an older one that has joined the queue
+/// since. If the turn were left unused because of that one, both would sleep.
 pub(crate) const HAS_TURN: u64 = 0;
 
 /// The queue for memory: see the module.
@@ -41,10 +42,10 @@ pub(crate) struct MemoryQueue {
     inner: Mutex<Inner>,
     /// The number of waiters. Written under the lock; read between the fences of the module.
     waiting: AtomicUsize,
-    /// One more than the ticket of the first one who waits; zero: nobody does. Written under the lock.
+    /// One more than the ticket of the first waiter; zero if there is none. Written under the lock.
     first: plain::AtomicU64,
     next_ticket: plain::AtomicU64,
-    /// Counts events. Release, and Acquire: what has made memory free is seen.
+    /// The number of events. Release and Acquire, so that the cause of the event is visible.
     events: AtomicU64,
 }
 
@@ -56,12 +57,13 @@ struct Inner {
 }
 
 impl MemoryQueue {
-    /// The number to wait with. Read before one looks for memory.
+    /// Returns the number to wait with. Read it before looking for memory.
     pub fn events(&self) -> u64 {
         self.events.load(Ordering::Acquire)
     }
 
-    /// Returns whether a thread with `ticket` may take memory: no earlier one waits. Called after [`MemoryQueue::events`].
+    /// Returns whether a caller with `ticket` may take memory, because there is no earlier waiter. Called after
+    /// [`MemoryQueue::events`].
     pub fn is_first(&self, ticket: u64) -> bool {
         match self.first.load(plain::Ordering::Relaxed) {
             0 => true,
@@ -69,12 +71,12 @@ impl MemoryQueue {
         }
     }
 
-    /// A place in the queue, for whoever waits for the first time.
+    /// Returns a new place in the queue, for a caller that waits for the first time.
     pub fn ticket(&self) -> u64 {
         self.next_ticket.fetch_add(1, plain::Ordering::Relaxed) + HAS_TURN + 1
     }
 
-    /// Memory may have come free; `room` says for how many, when it is asked.
+    /// Notes an event. `room`, called only if there are waiters, returns the number of turns that there is room for.
     fn tell(&self, park: &impl Park, room: impl Fn() -> u64) {
         self.events.fetch_add(1, Ordering::Release);
         full_fence();
@@ -110,7 +112,7 @@ impl MemoryQueue {
         }
     }
 
-    /// After a change under the lock.
+    /// Updates the counters after a change under the lock.
     fn settle(&self, inner: &Inner, more: usize, less: usize) {
         let waiting = self.waiting.load(Ordering::Relaxed);
         self.waiting.store(waiting + more - less, Ordering::Relaxed);
@@ -120,7 +122,7 @@ impl MemoryQueue {
 
     fn add(&self, waiter: &Waiter) {
         let mut inner = self.inner.lock();
-        // SAFETY: new, and its owner takes it out before it goes.
+        // SAFETY: the waiter is new, and its owner removes it before it is dropped.
         unsafe { inner.waiters.push(waiter) };
         self.settle(&inner, 1, 0);
         drop(inner);
@@ -136,17 +138,17 @@ impl MemoryQueue {
         if waiter.is_woken() {
             return true;
         }
-        // SAFETY: `add` has put it there, and nobody has taken it out.
+        // SAFETY: `add` has put it there, and it was not removed since.
         unsafe { inner.waiters.remove(waiter) };
         self.settle(&inner, 0, 1);
         false
     }
 }
 
-/// A turn at taking memory; it passes to the next one when this is dropped.
+/// A turn at taking memory. Dropping passes it to the next waiter.
 pub(crate) struct Turn<H: Host> {
     engine: Arc<Engine<H>>,
-    /// No memory was found after so many events.
+    /// The number of events after which no memory was found.
     failed: Option<u64>,
 }
 
@@ -155,7 +157,7 @@ impl<H: Host> Turn<H> {
         Self { engine: engine.clone(), failed: None }
     }
 
-    /// It has found no memory after `seen` events: the turn does not pass.
+    /// Ends the turn without passing it on, since it has found no memory after `seen` events.
     pub fn failed(mut self, seen: u64) {
         self.failed = Some(seen);
     }
@@ -169,8 +171,8 @@ impl<H: Host> Drop for Turn<H> {
             None => engine.end_turn(1),
             Some(seen) => {
                 queue.end_turns(1);
-                // Partner: an event's fence. An event that comes later finds the turn ended; one that came earlier, and found it
-                // taken, is seen here.
+                // Partner: an event's fence. A later event finds the turn ended. An earlier event that found it taken
+                // is seen here.
                 full_fence();
                 if queue.events() != seen {
                     queue.give_turns(engine.host().park(), || engine.room_for_turns());
@@ -180,7 +182,7 @@ impl<H: Host> Drop for Turn<H> {
     }
 }
 
-/// A place in the queue of a fault whose host does not sleep for it: its sleeper is woken when its turn has come.
+/// A place in the queue for a fault whose host does not sleep for it. Its sleeper is woken when its turn has come.
 pub(crate) struct AwaitedTurn<H: Host> {
     engine: Arc<Engine<H>>,
     waiter: Box<Waiter>,
@@ -189,7 +191,7 @@ pub(crate) struct AwaitedTurn<H: Host> {
 
 impl<H: Host> AwaitedTurn<H> {
     /// # Errors
-    /// [`OutOfMemory`]: there is no place.
+    /// [`OutOfMemory`]: the place cannot be allocated.
     pub fn new(
         engine: &Arc<Engine<H>>,
         sleeper: Sleeper,
@@ -207,7 +209,7 @@ impl<H: Host> AwaitedTurn<H> {
         self.waiter.is_woken()
     }
 
-    /// The turn, if it has come. It is taken once.
+    /// Returns the turn, if it has come. It can be taken once.
     pub fn take_turn(&mut self) -> Option<Turn<H>> {
         if self.is_taken || !self.is_turn() {
             return None;
@@ -225,7 +227,7 @@ impl<H: Host> Drop for AwaitedTurn<H> {
     }
 }
 
-/// Takes a waiter of the stack out of the queue.
+/// Removes a waiter on the stack from the queue.
 struct Leaving<'a, H: Host>(&'a Engine<H>, &'a Waiter);
 
 impl<H: Host> Drop for Leaving<'_, H> {
@@ -242,16 +244,16 @@ impl<H: Host> Engine<H> {
         (self.limits().cached_pages / 2).saturating_sub(pins).max(u64::from(pins == 0))
     }
 
-    /// Memory may have come free.
+    /// Notes that memory may have become free.
     pub(crate) fn tell_memory(&self) {
         self.assert_may_sleep("the lock of the queue for memory");
         self.cache.queue.tell(self.host().park(), || self.room_for_turns());
     }
 
-    /// The same, after references to frames have been dropped: costs a load where nobody waits.
+    /// The same, after references to frames have been dropped. Costs one load if there are no waiters.
     #[inline]
     pub(crate) fn tell_freed(&self) {
-        // Partner: the fence of who joins the queue. The drops have been read-modify-writes.
+        // Partner: the fence of a thread that joins the queue. The drops were read-modify-writes.
         fence_after_rmw();
         if self.cache.queue.is_waited_for() {
             self.tell_memory();
@@ -272,13 +274,14 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// It waits no longer; if its turn has come, that ends.
+    /// Removes a waiter. If its turn has come, ends it.
     fn leave_queue(&self, waiter: &Waiter) {
         let had_turn = self.cache.queue.remove(waiter);
         self.end_turn(u64::from(had_turn));
     }
 
-    /// Sleeps until it is the turn of `ticket`, which has found no memory after `seen` events. `None`: the space has exited.
+    /// Sleeps until it is the turn of `ticket`, which has found no memory after `seen` events. Returns `None` if the
+    /// space has exited.
     pub(crate) fn wait_for_turn(
         self: &Arc<Self>,
         seen: u64,
@@ -305,7 +308,7 @@ impl<H: Host> Engine<H> {
     }
 }
 
-/// A call on a file that looks for memory, again and again: its ticket, and its turn while it has one.
+/// A call on a file that looks for memory repeatedly: its ticket, and its turn while it has one.
 pub(crate) struct Looking<H: Host> {
     engine: Arc<Engine<H>>,
     ticket: u64,
@@ -317,17 +320,17 @@ impl<H: Host> Looking<H> {
         Self { engine: engine.clone(), ticket: NEWCOMER, turn: None }
     }
 
-    /// The ticket to look for memory with.
+    /// Returns the ticket with which to look for memory.
     pub fn ticket(&self) -> u64 {
         if self.turn.is_some() && !mutant!("turn_yields") { HAS_TURN } else { self.ticket }
     }
 
-    /// It needs no more.
+    /// Ends its turn, since it needs no more memory.
     pub fn has_found(&mut self) {
         self.turn = None;
     }
 
-    /// Waits for its turn. No memory was found after `seen` events.
+    /// Waits for its turn, after no memory was found after `seen` events.
     pub fn wait(&mut self, seen: u64) {
         if let Some(turn) = self.turn.take() {
             turn.failed(seen);

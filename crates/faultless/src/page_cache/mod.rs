@@ -1,5 +1,6 @@
 //! The folios of files. Each page has one folio, and one read serves all threads that ask for it. Above its limit the cache
-//! evicts clean folios that nobody maps or pins, so a fault that starts over after its read may find the page evicted.
+//! evicts clean folios that are not mapped or pinned, so a fault that starts over after its read may find the page
+//! evicted.
 //!
 //! A word of the index names the frame of a page while the page is *attached*. A lookup loads the word, takes a reference
 //! unless the frame is free, and loads the word again. Detaching (eviction, truncation, a failed read) is done under the file's
@@ -189,7 +190,7 @@ impl<H: Host> File<H> {
         length: u64,
         writable: bool,
     ) -> Result<FileRef<H>, OutOfMemory> {
-        // Frees closed files that wait, before the next one takes their place.
+        // Frees dropped files that wait to be freed, before the next file is made.
         engine.retire(&mut RetiredList::new());
         let id = engine.next_serial();
         let engine = engine.clone();
@@ -475,7 +476,7 @@ impl<H: Host> File<H> {
         let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
         let guard = self.removal.lock();
         if word.load(Ordering::Relaxed) != word_of(frame) {
-            // The thread that detaches it uses it.
+            // The thread that detaches the page has a reference to it.
             return Eviction::InUse;
         }
         let eviction = folio.try_evict(second_chance);
@@ -550,9 +551,9 @@ impl<H: Host> LeftToRetired for File<H> {
 
 impl<H: Host> Drop for File<H> {
     fn drop(&mut self) {
-        // No reader is left: reads and writes under way, and mappings, hold the file. The pages leave the idle list first,
-        // since that list leads to the file by them. The counts of handles order all use of the file before this, but are not
-        // part of a model.
+        // No reader is left: reads and writes under way, and mappings, hold the file. The pages leave the idle list
+        // first, since that list leads from them to the file. The counts of handles order all use of the file before
+        // this, but they are not part of a model.
         #[cfg(loom)]
         drop(self.removal.lock());
         if !self.is_in_memory() {

@@ -1,9 +1,9 @@
 //! The reads of a file's pages: their submission and their end.
 //!
 //! A fault or a call that needs a page reads that page alone. Pages that are read ahead of their use are read in runs
-//! ([`ahead`](super::ahead)), and all of a run become up to date when the run ends: a thread that comes to one of them
-//! meanwhile waits for the whole run. If a read fails in the middle of a run, the page that has failed tells its error; the
-//! pages behind it are withdrawn, and a thread that waits for one reads it alone.
+//! ([`ahead`](super::ahead)), and all pages of a run become up to date when the run ends. A thread that needs one of
+//! them meanwhile waits for the whole run. If a read fails in the middle of a run, the failed page returns its error.
+//! The pages after it are withdrawn, and a thread that waits for one reads it alone.
 
 use super::File;
 use crate::address::PAGE_SIZE;
@@ -14,7 +14,7 @@ use crate::sync::atomic::Ordering;
 use crate::sync::try_box;
 
 impl<H: Host> File<H> {
-    /// Makes what the end of the read of one page calls; had before anybody waits for the read.
+    /// Makes the completion of the read of one page. It is made before any thread waits for the read.
     pub(super) fn completion(&self, page: u64, frame: Frame) -> Result<Completion, OutOfMemory> {
         let this = self.this.upgrade().ok_or(OutOfMemory)?;
         Ok(try_box(move |result| {
@@ -31,8 +31,8 @@ impl<H: Host> File<H> {
     /// Submits the read of pages from `first` on into frames of this file, whose read is under way.
     pub(super) fn submit_reads(&self, first: u64, places: Places, completion: Completion) {
         let Some(store) = &self.store else { return };
-        // SAFETY: the read's own pins keep the frames, of which no two are the same, until the completion, and nobody touches the
-        // bytes of a folio that is being read.
+        // SAFETY: the read's own pins keep the frames, no two of which are the same, until the completion, and no code
+        // accesses the bytes of a folio that is being read.
         let transfer = unsafe { Transfer::of_places(Direction::Read, first * PAGE_SIZE, places, completion) };
         store.submit(transfer);
     }
@@ -41,7 +41,7 @@ impl<H: Host> File<H> {
         Place { memory: self.engine.frames().memory(frame), frame: Some(frame) }
     }
 
-    /// The read of the pages from `first` on into `frames` has ended. On any thread.
+    /// Ends the read of the pages from `first` on into `frames`. Called on any thread.
     pub(super) fn end_reads(&self, first: u64, frames: &[Frame], result: Result<usize, StoreError>) {
         let outcome = Outcome::new(first * PAGE_SIZE, frames.len(), result);
         for (index, frame) in frames.iter().enumerate() {
@@ -55,7 +55,7 @@ impl<H: Host> File<H> {
         self.end_transfer();
     }
 
-    /// The read of `page` into `frame` has ended, but for its transfer. On any thread.
+    /// Ends the read of `page` into `frame`, but not its transfer. Called on any thread.
     fn end_read(&self, page: u64, frame: Frame, result: Result<usize, StoreError>) {
         let (engine, offset) = (&self.engine, page * PAGE_SIZE);
         engine.assert_may_sleep("the end of a read");
@@ -79,21 +79,22 @@ impl<H: Host> File<H> {
         engine.unpin(frame, Reference::Pin);
     }
 
-    /// A transfer is no longer under way.
+    /// Counts the end of a transfer.
     pub(super) fn end_transfer(&self) {
         self.engine.cache.transfers.fetch_sub(1, Ordering::Relaxed);
         self.engine.tell_memory();
     }
 
-    /// Fills the bytes behind the end of the file with zeros.
+    /// Fills the bytes after the end of the file with zeros.
     fn zero_tail(&self, frame: Frame, from: u64) {
         let from = from.min(PAGE_SIZE) as usize;
         let memory = self.engine.frames().memory(frame);
-        // SAFETY: the frame's own PAGE_SIZE bytes; its read has ended and nobody sees it up to date yet.
+        // SAFETY: the frame's own PAGE_SIZE bytes; its read has ended, and no thread sees it up to date yet.
         unsafe { memory.as_ptr().add(from).write_bytes(0, PAGE_SIZE as usize - from) }
     }
 
-    /// Ends a read that must not begin. Whoever has found the page meanwhile looks again: it asked for `cuts` before that.
+    /// Ends a read that must not begin. A thread that has found the page meanwhile looks again, since it read `cuts`
+    /// before.
     pub(super) fn withdraw(&self, page: u64, frame: Frame) {
         self.detach(page, frame);
         self.cuts.fetch_add(1, Ordering::AcqRel);

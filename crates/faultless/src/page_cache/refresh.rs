@@ -1,4 +1,4 @@
-//! Reading pages anew, after another program has changed the store behind the cache.
+//! Reading pages again, after another program has changed the store.
 //!
 //! ```text
 //! forbid transfers of the pages (resize.rs)
@@ -6,9 +6,9 @@
 //! fence; take the pages from every space
 //! for each page:  dirty by now: back into the index; else forget it
 //! ```
-//! A store through a mapping makes the folio dirty while the entry is announced. It has done so before the entry is
-//! taken away, or it finds the page absent and waits until transfers are allowed. A write by handle holds the folio's
-//! lock and looks whether the page is in the index.
+//! A store through a mapping makes the folio dirty while the entry is announced. Either that happens before the entry
+//! is removed, or the store finds the page absent and waits until transfers are allowed. A write by handle holds the
+//! folio's lock and checks that the page is in the index.
 
 use super::account::Pin;
 use super::index::{self, Tag};
@@ -21,13 +21,13 @@ use crate::sync::atomic::Ordering;
 use crate::sync::full_fence;
 use core::ops::Range;
 
-/// Pages that are taken from the spaces together.
+/// The number of pages that are removed from the spaces together.
 #[cfg(not(loom))]
 const BATCH: usize = 32;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
-/// Pages that are out of the index, still with the cache's reference.
+/// Pages that were taken out of the index. The cache still has its references to them.
 struct Batch<H: Host> {
     pages: [Option<(u64, Pin<H>)>; BATCH],
     count: usize,
@@ -36,15 +36,15 @@ struct Batch<H: Host> {
 }
 
 impl<H: Host> File<H> {
-    /// Drops the cached pages of `length` bytes at `offset`, and takes them from every mapping: the next access or read has
-    /// the store's bytes as they are then. For a file whose store somebody else has changed. Private copies stay; see
-    /// [`AddressSpace::discard`](crate::AddressSpace::discard) for those. The length stays; see [`File::set_length`]. A file in
-    /// memory has no store, and stays as it is. Waits for I/O.
+    /// Drops the cached pages of `length` bytes at `offset`, and removes them from every mapping, so that the next
+    /// access or read gets the store's bytes of that time. Call it after another program has changed the store. Private
+    /// copies stay; see [`AddressSpace::discard`](crate::AddressSpace::discard) for those. The length stays; see
+    /// [`File::set_length`]. A file in memory has no store, and stays as it is. Waits for I/O.
     ///
     /// # Errors
-    /// [`FileError::Dirty`]: a page has bytes that the store does not have. Call [`File::sync`] first if they are to win, or
-    /// [`File::set_length`] or a punched hole to drop them. If it was dirty at the beginning, nothing has changed; if it
-    /// became so meanwhile, other pages may have been dropped. [`FileError::TooLong`]: nothing has changed.
+    /// [`FileError::Dirty`]: a page has bytes that the store does not have. To keep them, call [`File::sync`] first; to
+    /// drop them, [`File::set_length`] or punch a hole. If the page was dirty at the beginning, nothing has changed; if
+    /// it became dirty meanwhile, other pages may have been dropped. [`FileError::TooLong`]: nothing has changed.
     pub fn refresh(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.engine.assert_may_sleep("reading a file's pages anew");
         let end = offset.checked_add(length).ok_or(FileError::TooLong { end: u64::MAX })?;
@@ -68,7 +68,7 @@ impl<H: Host> File<H> {
         batch.dirty.map_or(Ok(()), |page| Err(FileError::Dirty { offset: page * PAGE_SIZE }))
     }
 
-    /// The first of `pages` that is dirty.
+    /// Returns the first dirty page of `pages`.
     #[inline(never)]
     fn first_dirty(&self, mut pages: Range<u64>) -> Option<u64> {
         while let Some(page) = self.index.next_tagged(pages.clone(), Tag::Dirty) {
@@ -92,7 +92,7 @@ impl<H: Host> File<H> {
 
     /// Takes `page` out of the index if it is clean.
     fn take_clean(&self, page: u64, batch: &mut Batch<H>) {
-        // No transfer of it begins, so that this waits for others' locks only.
+        // No transfer of it begins, so this waits only for the locks of other threads.
         let Some(lock) = self.lock_idle(page) else { return };
         let frame = lock.0.frame();
         if self.engine.folio(frame).is_dirty() {
@@ -111,7 +111,8 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Takes the batch's pages from every space, and gives back those that are clean still.
+    /// Removes the batch's pages from every space. Puts pages that became dirty back into the index, and forgets the
+    /// others.
     fn drop_batch(&self, batch: &mut Batch<H>) {
         let count = core::mem::take(&mut batch.count);
         let pages = || batch.pages[..count].iter().flatten().map(|(page, _)| *page);
@@ -129,15 +130,15 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Puts a page back that was stored into while it was being taken. False: a whole page has been written there since, over
-    /// what was stored.
+    /// Puts a page back that was stored into while it was being taken. Returns `false` if a whole page was written
+    /// there since, over the stored bytes.
     fn put_back(&self, page: u64, pin: &Pin<H>) -> bool {
         let Some(place) = self.index.get(page) else { return false };
         loop {
             let word = place.load(Ordering::Acquire);
             match frame_of(word) {
                 Some(frame) if self.engine.folio(frame).is_uptodate() => return false,
-                // A read that has not seen yet that it is forbidden, and withdraws.
+                // Another read has not yet seen that it is forbidden, and will withdraw.
                 Some(_) => crate::sync::spin_loop(),
                 None => {
                     let new = word_of(pin.frame());

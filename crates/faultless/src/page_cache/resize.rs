@@ -1,14 +1,15 @@
 //! Truncation, growth and holes.
 //!
-//! A change that takes bytes away has two phases, so that a store that refuses has lost nothing:
+//! A change that removes bytes has several phases, so that nothing is lost if the store refuses:
 //!
 //! ```text
 //! 1. forbid   no transfer of the pages begins; those under way are awaited      (`Forbidden`)
 //! 2. ask      the store; if it refuses, the guard is dropped and all is as before
 //! 3. commit   publish the length, detach the pages, take them from every space
 //! ```
-//! A change that adds bytes grows the store first, and publishes the length last: bytes are there before the length says
-//! so. While it does, it holds the lock of the old last page, of which part of a transfer's size is the old length.
+//! A change that adds bytes grows the store first, and publishes the length last, so that the bytes are there before
+//! the length covers them. Meanwhile it holds the lock of the old last page, since the size of that page's transfer
+//! depends on the old length.
 //!
 //! All of them hold the file's `resizing` reservation, here called [`Resizing`].
 
@@ -26,32 +27,32 @@ use crate::sync::atomic::Ordering;
 use crate::sync::{Reservation, fence_after_rmw, full_fence};
 use core::ops::Range;
 
-/// Zeros, for what is written in pieces.
+/// Zeros, to be written in pieces.
 static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 
 /// The right to change a file's length, or to punch holes into it: one thread at a time.
 pub(super) type Resizing<'a, H> = Reservation<'a, (), Engine<H>>;
 
-/// Tells whether reads under way are awaited too, before bytes go.
+/// Says whether reads under way are awaited too, before bytes are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Await {
-    /// The store will be asked to give up the bytes: it must not be reading them.
+    /// The store will be asked to remove the bytes, so it must not be reading them.
     ReadsAndWrites,
-    /// The store has changed already. A read that ends now looks at the new length.
+    /// The store has changed already. A read that ends now uses the new length.
     Writes,
 }
 
 impl<H: Host> File<H> {
-    /// Sets the file's length to `length` bytes, without asking its store. Call it when somebody else has changed the store, or
-    /// for a file in memory; [`FileHandle::set_length`](super::FileHandle::set_length) changes the store too. It cannot fail. Waits
-    /// for other changes of the length, and for writes of what goes.
+    /// Sets the file's length to `length` bytes, without asking its store. Call it after another program has changed
+    /// the store, or for a file in memory; [`FileHandle::set_length`](super::FileHandle::set_length) changes the store
+    /// too. It cannot fail. Waits for other changes of the length, and for writes of the removed part.
     ///
-    /// Pages behind the end go from the cache and from every space, with their private copies, dirty or not. When this returns,
-    /// no access reaches them. What happens to a partial last page:
-    /// * The file was opened to read only: the page is dropped and read again, so that it shows the store's bytes and zeros
-    ///   behind the end. Private copies stay.
-    /// * The file was opened for writing: the page stays, and becomes zeros behind the end. Bytes that were stored there are
-    ///   zeros when the file grows (as ext4); in a file in memory they are there (as tmpfs).
+    /// Pages after the end are removed from the cache and from every space, with their private copies, dirty or not.
+    /// When this returns, no access reaches them. A partial last page is treated as follows:
+    /// * The file was opened for reading only: the page is dropped and read again, so that it shows the store's bytes,
+    ///   and zeros after the end. Private copies stay.
+    /// * The file was opened for writing: the page stays, with zeros after the end. When the file grows again, these
+    ///   bytes are zeros (as in ext4); in a file in memory they are the old bytes (as in tmpfs).
     pub fn set_length(&self, length: u64) {
         let resizing = self.take_resizing();
         self.store_length.store(length, Ordering::Relaxed);
@@ -83,13 +84,13 @@ impl<H: Host> File<H> {
         Ok(self.cut(&resizing, length)?)
     }
 
-    /// Waits until nobody else changes the length or punches a hole.
+    /// Waits until no other thread changes the length or punches a hole.
     pub(super) fn take_resizing(&self) -> Resizing<'_, H> {
         self.engine.assert_may_sleep("a change of a file's length");
         self.resizing.take(PageRange::single(PageNumber::new(0)), &*self.engine).0
     }
 
-    /// Makes the store at least `length` bytes long. Transfers may be under way: what they move stays.
+    /// Makes the store at least `length` bytes long. Transfers may be under way; they are not affected.
     pub(super) fn grow_store(&self, _: &Resizing<'_, H>, length: u64) -> Result<(), StoreError> {
         if let Some(store) = &self.store
             && self.store_length.load(Ordering::Relaxed) < length
@@ -100,8 +101,9 @@ impl<H: Host> File<H> {
         Ok(())
     }
 
-    /// Takes back what [`File::grow_store`] has made longer than the file. If the store refuses, it stays longer until the next
-    /// sync, or the end of the file, tries again; those bytes are zeros, and no file of the engine shows them.
+    /// Makes the store as short as the file again, after [`File::grow_store`]. If the store refuses, it stays longer
+    /// until the next sync, or the end of the file, tries again. The extra bytes are zeros, and no file of the engine
+    /// shows them.
     ///
     /// # Errors
     /// The store refused.
@@ -113,7 +115,8 @@ impl<H: Host> File<H> {
         result
     }
 
-    /// Makes zeros of what lies behind the old end in its page, and publishes a greater length. The store is as long already.
+    /// Zeroes the bytes after the old end in its page, and publishes a greater length. The store has that length
+    /// already.
     pub(super) fn publish_longer(&self, resizing: &Resizing<'_, H>, length: u64) {
         let old = self.length();
         let last = self.lock_last_page(resizing, old);
@@ -122,15 +125,16 @@ impl<H: Host> File<H> {
         drop(last);
     }
 
-    /// Locks the page in which the file ends at byte `old`, if it is partial and in memory. No transfer of it is under way,
-    /// and none begins until the lock is dropped: one that is sized by the old length would not be awaited by the new.
+    /// Locks the page in which the file ends at byte `old`, if it is partial and in memory. No transfer of it is under
+    /// way then, and none begins until the lock is dropped. (A later change would not await a transfer that has the old
+    /// length's size.)
     pub(super) fn lock_last_page(&self, _: &Resizing<'_, H>, old: u64) -> Option<FolioLock<H>> {
         let is_whole = old.is_multiple_of(PAGE_SIZE) || mutant!("grows_under_a_write");
         if is_whole { None } else { self.lock_idle(old / PAGE_SIZE) }
     }
 
-    /// Makes zeros from byte `end`, where the file ends, to byte `to`, inside the locked last page. A file in memory keeps
-    /// what was stored there, as tmpfs does.
+    /// Zeroes the bytes from `end`, the end of the file, to `to`, in the locked last page. A file in memory keeps these
+    /// bytes, as tmpfs does.
     pub(super) fn zero_behind(&self, last: Option<&FolioLock<H>>, end: u64, to: u64) {
         if let Some(lock) = last
             && !self.is_in_memory()
@@ -156,7 +160,8 @@ impl<H: Host> File<H> {
         Ok(())
     }
 
-    /// Publishes a length that is not greater. Pages from `first` on go, and copies of those that lie behind the end.
+    /// Publishes a length that is not greater. Removes the pages from `first` on, and the copies of those after the
+    /// end.
     fn commit(&self, length: u64, first: u64) {
         let _removing = self.begin_removing(length..u64::MAX);
         self.cuts.fetch_add(1, Ordering::AcqRel);
@@ -175,8 +180,8 @@ impl<H: Host> File<H> {
         self.drop_everywhere(first..u64::MAX, first_copy..u64::MAX);
     }
 
-    /// Takes `pages`, which are detached, from every space, and copies of `copies`, which are some of them. When it returns,
-    /// no processor uses them.
+    /// Removes `pages`, which are detached, from every space, and the private copies of `copies`, a part of them. When
+    /// it returns, no processor uses them.
     pub(super) fn drop_everywhere(&self, pages: Range<u64>, copies: Range<u64>) {
         let mut removed = RemovedBatch::open(&self.engine);
         self.each_space(pages, |space, pages, shown| {
@@ -206,7 +211,7 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Locks page `page` if it is in memory, when no read and no write of it is under way.
+    /// Locks page `page` if it is in memory, once no read and no write of it is under way.
     pub(super) fn lock_idle(&self, page: u64) -> Option<FolioLock<H>> {
         loop {
             let pin = self.pin_attached(page)?;
@@ -219,14 +224,14 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Makes zeros of `length` bytes from byte `offset` on, and frees their space in the store (FALLOC_FL_PUNCH_HOLE with
-    /// FALLOC_FL_KEEP_SIZE). Whole pages go from the cache and from every space; private copies stay, as on Linux. Stores
-    /// during the call come before the hole or behind it. Waits for I/O.
+    /// Replaces `length` bytes from byte `offset` on with zeros, and frees their space in the store
+    /// (FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE). Whole pages are removed from the cache and from every space;
+    /// private copies stay, as on Linux. A store during the call comes before the hole or after it. Waits for I/O.
     ///
     /// # Errors
-    /// [`FileError::NotWritable`]; [`FileError::EmptyHole`]: `length` is 0; [`FileError::TooLong`]: the hole ends behind byte
-    /// 2^63 - 1; [`FileError::Store`]: a partial page could not be read, or the store refused; [`FileError::OutOfMemory`]. The
-    /// file is as before.
+    /// [`FileError::NotWritable`]; [`FileError::EmptyHole`]: `length` is 0; [`FileError::TooLong`]: the hole ends after
+    /// byte 2^63 - 1; [`FileError::Store`]: a partial page could not be read, or the store refused;
+    /// [`FileError::OutOfMemory`]. The file is unchanged.
     pub fn punch_hole(&self, offset: u64, length: u64) -> Result<(), FileError> {
         self.engine.assert_may_sleep("punching a hole");
         if !self.writable {
@@ -236,7 +241,7 @@ impl<H: Host> File<H> {
             return Err(FileError::EmptyHole);
         }
         let hole_end = offset.saturating_add(length);
-        // The largest signed offset. A file in memory may have a hole behind its end.
+        // The greatest signed offset. A file in memory may have a hole after its end.
         if hole_end > i64::MAX as u64 {
             return Err(FileError::TooLong { end: hole_end });
         }
@@ -245,7 +250,8 @@ impl<H: Host> File<H> {
         let end = match hole_end > length && !self.is_in_memory() {
             false => hole_end,
             true if offset >= length => return Ok(()),
-            // Behind the end of a file with a store is nothing: its last page is zeros there, too (ext4; not so tmpfs).
+            // After the end of a file with a store there is nothing: its last page is zeros there, too (as in ext4,
+            // unlike tmpfs).
             true => length.next_multiple_of(PAGE_SIZE),
         };
         let pages = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
@@ -283,13 +289,13 @@ impl<H: Host> File<H> {
         Ok(removing)
     }
 
-    /// Pins the pages in which `head` and `tail` lie, up to date. While one of them is waited for, the other is not pinned: a
-    /// thread that waits for memory must not keep the pin that it, or another such thread, waits for.
+    /// Pins the pages that contain `head` and `tail`, up to date. While the thread waits for one of them, it does not
+    /// pin the other. A thread that waits for memory must not keep a pin that it, or another such thread, waits for.
     fn pin_ends(&self, head: &Range<u64>, tail: &Range<u64>) -> Result<[Option<Pin<H>>; 2], FileError> {
         if head.is_empty() || tail.is_empty() {
             return Ok([self.pin_to_zero(head)?, self.pin_to_zero(tail)?]);
         }
-        // Each time somebody else has evicted what was just read.
+        // It fails each time that another thread has evicted the first page meanwhile.
         for _ in 0..100 {
             drop(self.pin_to_zero(head)?);
             let last = self.pin_to_zero(tail)?;
@@ -297,7 +303,7 @@ impl<H: Host> File<H> {
             if self.is_hole(page) {
                 return Ok([None, last]);
             }
-            // It may have been evicted meanwhile.
+            // The page may have been evicted meanwhile.
             let first = self.pin_attached(page);
             if let Some(first) = first.filter(|pin| self.engine.folio(pin.frame()).is_uptodate()) {
                 return Ok([Some(first), last]);
@@ -306,7 +312,7 @@ impl<H: Host> File<H> {
         Err(FileError::OutOfMemory)
     }
 
-    /// Pins the page in which `part` lies, up to date. `None`: there is nothing to make zeros of.
+    /// Pins the page that contains `part`, up to date. Returns `None` if there is nothing to zero.
     fn pin_to_zero(&self, part: &Range<u64>) -> Result<Option<Pin<H>>, FileError> {
         let page = part.start / PAGE_SIZE;
         if part.is_empty() || self.is_hole(page) { Ok(None) } else { self.wait_for_page(page) }
@@ -337,18 +343,19 @@ impl<H: Host> File<H> {
     }
 }
 
-/// While it lives, no transfer of the file's pages in a range is under way or begins. A thread that wants one waits in
-/// [`File::wait_while_forbidden`]. Dropped without a commit, it leaves the file as it was.
+/// A guard: while it lives, no transfer of a range of the file's pages is under way or begins. A thread that wants one
+/// waits in [`File::wait_while_forbidden`]. If it is dropped without a commit, the file is unchanged.
 pub(super) struct Forbidden<'a, H: Host>(&'a File<H>);
 
 impl<'a, H: Host> Forbidden<'a, H> {
-    /// Forbids, and then waits for what is under way.
+    /// Forbids transfers of `pages`, and then waits for those under way.
     pub(super) fn begin(_: &Resizing<'_, H>, file: &'a File<H>, pages: Range<u64>, which: Await) -> Self {
         file.forbidden_end.store(pages.end, Ordering::Release);
         file.forbidden_from.store(pages.start, Ordering::Release);
         let forbidden = Self(file);
-        // Partner: the fence of a read that has attached its page. If ours comes first, it sees that it is forbidden and
-        // withdraws; if its, we find the page. A writeback asks under the folio's lock, which is taken below.
+        // Partner: the fence of a read that has attached its page. If ours comes first, the read sees that it is
+        // forbidden, and withdraws. If the read's comes first, we find the page. A writeback checks under the folio's
+        // lock, taken below.
         full_fence();
         if mutant!("resize_under_transfers") {
             return forbidden;
@@ -367,7 +374,7 @@ impl<'a, H: Host> Forbidden<'a, H> {
 
 impl<H: Host> Drop for Forbidden<'_, H> {
     fn drop(&mut self) {
-        // Release: whoever sees that it is allowed again sees the new length, and the pages detached.
+        // Release: a thread that sees that transfers are allowed also sees the new length, and the pages detached.
         self.0.forbidden_from.store(u64::MAX, Ordering::Release);
         self.0.engine.wake_all(self.0.forbidden_key());
     }

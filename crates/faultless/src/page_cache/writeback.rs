@@ -8,20 +8,21 @@
 //! install with the write right                    take the write right from every entry, invalidate
 //!                                                 submit; at its end: untag Writing, WRITEBACK ends
 //! ```
-//! A fault announces the entry before it makes the folio dirty, with a fence between; writeback looks at the entries
-//! after the folio, with a fence between. If the fault's step on the folio comes first, writeback finds the
-//! announcement or the right; if the other's, the fault finds WRITEBACK and waits. So an entry with the write right is
-//! of a dirty folio, or writeback is about to take it; and while a page is on its way nobody stores into it.
+//! A fault announces the entry before it makes the folio dirty, with a fence between. Writeback reads the entries after
+//! the folio, with a fence between. If the fault's step on the folio comes first, writeback finds the announcement or
+//! the right. If writeback's comes first, the fault finds WRITEBACK and waits. So if an entry has the write right, its
+//! folio is dirty, or writeback is about to take the right. While a page is being written, no thread stores into it.
 //!
-//! The tags say which pages to look at. Dirty is set after the folio is; Writing is set before Dirty is cleared, so that
-//! a sync that waits for a range misses no write. They may be set for nothing.
+//! The tags name the pages to visit. Dirty is set after the folio is dirty. Writing is set before Dirty is cleared, so
+//! that a sync that waits for a range misses no write. A tag may be set without cause.
 //!
-//! The folio's lock keeps writers by handle, truncation and others' writeback away, for the moment in which the state
-//! changes; it is not held while entries are looked at, and nobody waits for one while a batch is not submitted.
+//! The folio's lock keeps writers by handle, truncation and other writeback away while the state changes. It is not
+//! held while entries are read, and no thread waits for one while it has a batch that is not submitted.
 //!
-//! Consecutive pages of a batch are one transfer, if the store takes such. They end together: whoever waits for one of them waits for
-//! all. If one of them fails, it and those behind it stay dirty, and are tagged Alone: the next write of each is a transfer of its own,
-//! until one goes well. A sync makes that attempt itself, so that a page that cannot be written keeps no other page from the store.
+//! Consecutive pages of a batch are one transfer, if the store takes such. They end together, so a thread that waits
+//! for one of them waits for all. If one of them fails, it and the later ones stay dirty, and are tagged Alone: the
+//! next write of each is a transfer of its own, until one succeeds. A sync tries that itself, so that a page that
+//! cannot be written keeps no other page from the store.
 //!
 //! A failed write ends under the lock of the errors, and each sync takes that lock before it looks at the tags. If the end comes
 //! first, the sync finds the pages dirty and writes them. If the sync comes first, the failure is one that happened during the sync:
@@ -48,13 +49,13 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use smallvec::{IntoIter, SmallVec};
 
-/// Pages whose entries are looked at together.
+/// The number of pages whose entries are changed together.
 #[cfg(not(loom))]
 const BATCH: usize = MAX_PAGES;
 #[cfg(loom)]
 const BATCH: usize = 2;
 
-/// A file's failed writes and flushes: sticky, and reported once to each who asks.
+/// A file's failed writes and flushes. An error is kept, and reported once to each account.
 #[derive(Debug, Default)]
 pub(super) struct Errors {
     /// The number of errors.
@@ -83,8 +84,8 @@ impl Errors {
         self.last = Some(error);
     }
 
-    /// The last error, if one came since `seen` or since there were `before`; and what has been seen then. `before` is what
-    /// [`File::finish_writeback`] returned.
+    /// Returns the last error, if one came since `seen` or since there were `before`; and the new value of `seen`.
+    /// `before` is the result of [`File::finish_writeback`].
     pub(super) fn report(&mut self, seen: u64, before: u64) -> (Result<(), StoreError>, u64) {
         match self.last {
             Some(error) if self.count != seen.min(before) => {
@@ -101,35 +102,35 @@ enum Begun<H: Host> {
     Started(Pin<H>),
     /// There is nothing to write.
     Clean,
-    /// It was not in memory, and has come.
+    /// The page was not in memory at first, and is now: begin again.
     Again,
-    /// Locked, or a write of it is under way.
+    /// The page is locked, or a write of it is under way.
     Busy(Pin<H>),
-    /// Its file is being cut off or punched there: the number to wait with until that has ended.
+    /// The file is being cut off or punched there: wait until that has ended.
     Forbidden,
-    /// Pinned as often as can be counted.
+    /// The page has as many pins as can be counted.
     Full(Full),
 }
 
-/// Pages that are under writeback and not submitted, upwards by number. A few need no memory of the allocator.
+/// Pages that are under writeback and not submitted, in ascending order. A few need no memory of the allocator.
 type Batch<H> = SmallVec<[(u64, Pin<H>); 4]>;
 
-/// The pins of consecutive pages that are one transfer. One needs no memory of the allocator.
+/// The pins of consecutive pages that are one transfer. A single pin needs no memory of the allocator.
 type Pins<H> = SmallVec<[Pin<H>; 1]>;
 
-/// A write under way, but for its pages.
+/// A write under way, without its pages.
 struct Write {
-    /// Its bytes that are the file's: fewer than a page's only in the last page.
+    /// The number of its bytes inside the file. It is less than a whole page only for the last page.
     inside: usize,
-    /// The store has a copy of the page, which others may write meanwhile.
+    /// True if the store has a copy of the page, which other threads may write meanwhile.
     stays_dirty: bool,
     /// The number of flushes that had failed before the write was submitted.
     flushes: u64,
 }
 
 impl<H: Host> File<H> {
-    /// Somebody stores into page `page`, whose `frame` is pinned, mapped or about to be: the file remembers. False: a write
-    /// of it is under way, and has to end first.
+    /// Makes page `page` dirty, since a thread stores into it; its `frame` is pinned, mapped or about to be. Returns
+    /// `false` if a write of it is under way, which has to end first.
     ///
     /// The caller has the page's entry announced, or the folio locked.
     pub(crate) fn make_dirty(&self, page: u64, frame: Frame) -> bool {
@@ -137,7 +138,8 @@ impl<H: Host> File<H> {
             None => false,
             Some(_) if self.is_in_memory() => true,
             Some(newly) => {
-                // Always where it is new: a tag seen now may be of before an untag that saw a clean folio.
+                // Always set if the folio became dirty now: a tag that is set may be older than an untag that saw a
+                // clean folio.
                 if newly || !self.index.is_tagged(page, Tag::Dirty) {
                     self.index.tag(page, Tag::Dirty);
                 }
@@ -158,16 +160,16 @@ impl<H: Host> File<H> {
         is_dirty
     }
 
-    /// Starts to write back the dirty pages of `pages`. Waits for no I/O; passes over pages that are locked or being
-    /// written.
+    /// Starts to write back the dirty pages of `pages`. Waits for no I/O. Skips pages that are locked or being written.
     pub(crate) fn start_writeback(&self, pages: Range<u64>) {
         self.write_back(pages, false);
     }
 
-    /// Writes the dirty pages of `pages` back, and waits until that and what was under way before has ended. The caller
-    /// holds nothing.
+    /// Writes the dirty pages of `pages` back, and waits until that and all earlier writes of them have ended. The
+    /// caller holds nothing.
     ///
-    /// Returns how many writes and flushes had failed when it began. The caller has to tell of each failure after that.
+    /// Returns the number of writes and flushes that had failed when it began. The caller must return each later
+    /// failure.
     pub(crate) fn finish_writeback(&self, pages: Range<u64>) -> u64 {
         let look = || {
             let errors = self.engine.lock(&self.errors);
@@ -176,8 +178,9 @@ impl<H: Host> File<H> {
         let (before, left_behind) = look();
         self.write_back(pages.clone(), true);
         self.wait_for_writes(pages.clone());
-        // Pages behind one that could not be written: now each is written alone, as if there were no runs. And pages whose write
-        // had begun before a flush failed: that failure may have been reported before this call.
+        // Write the pages after one that could not be written: each is now written alone, as if there were no runs.
+        // Write also the pages whose write had begun before a flush failed: that failure may have been reported before
+        // this call.
         if look().1 != left_behind {
             self.write_back(pages.clone(), true);
             self.wait_for_writes(pages);
@@ -191,13 +194,13 @@ impl<H: Host> File<H> {
             match self.find(page, Reference::Pin) {
                 Ok(Some(frame)) => {
                     let pin = Pin::new(&self.engine, frame);
-                    // The tag is set under the lock, and the folio is under writeback before that is dropped.
+                    // The tag is set under the lock, and the folio is under writeback before the lock is dropped.
                     if !mutant!("fsync_asks_before_the_lock") {
                         pin.wait_for_lock(None);
                     }
                     pin.wait_for_write(None);
                 }
-                // The truncation that cut it off has waited.
+                // The truncation that cut the page off has waited.
                 Ok(None) => {}
                 Err(full) => {
                     self.engine.wait_for_place(full, None);
@@ -208,8 +211,8 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// The last failed write, if the file itself has not told of it, to its mappings' msync or here, or if it came since
-    /// [`File::finish_writeback`] returned `before`.
+    /// Returns the last failed write, if the file itself has not reported it, by its mappings' msync or here, or if it
+    /// came since [`File::finish_writeback`] returned `before`.
     pub(crate) fn report_error(&self, before: u64) -> Result<(), StoreError> {
         let mut errors = self.engine.lock(&self.errors);
         let seen = errors.file;
@@ -240,7 +243,7 @@ impl<H: Host> File<H> {
                 Begun::Clean => {}
                 Begun::Again if wait => continue,
                 Begun::Busy(pin) if wait => {
-                    // Its holder may wait for a page of ours.
+                    // The holder of its lock may wait for a page of our batch.
                     self.submit_batch(&mut batch);
                     pin.wait_for_lock(None);
                     pin.wait_for_write(None);
@@ -263,11 +266,11 @@ impl<H: Host> File<H> {
         self.submit_batch(&mut batch);
     }
 
-    /// The page's state on its way from dirty to being written.
+    /// Changes a page's state from dirty to under writeback.
     #[inline(never)]
     fn begin_writeback(&self, page: u64) -> Begun<H> {
-        // First without a pin: to let one go wakes all who wait here, the caller among them, and they would look again as long
-        // as the page is forbidden.
+        // Checked first without a pin: dropping a pin wakes all that wait here, this thread too, and they would look
+        // again as long as the page is forbidden.
         if !mutant!("sync_passes_a_refresh") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
@@ -283,7 +286,7 @@ impl<H: Host> File<H> {
         if lock.0.is_writeback() {
             return Begun::Busy(lock.unlock());
         }
-        // Asked with the lock: who cuts pages off lowers the length first, and locks each page then.
+        // Checked with the lock held: a cut lowers the length first, and then locks each page.
         if page >= self.pages() {
             return Begun::Clean;
         }
@@ -291,7 +294,7 @@ impl<H: Host> File<H> {
             drop(lock);
             return self.begin_without_page(page);
         }
-        // Again with the lock: `Forbidden::begin` locks each page after it has forbidden.
+        // Checked again with the lock held: `Forbidden::begin` locks each page after it has forbidden transfers.
         if !mutant!("resize_under_transfers") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
@@ -304,14 +307,14 @@ impl<H: Host> File<H> {
         Begun::Clean
     }
 
-    /// The page was not in memory. If that is because it is being read anew, it comes back when a store has made it dirty
-    /// (refresh.rs): whoever has forbidden transfers before he took it out is seen here.
+    /// Begins the writeback of a page that was not in memory. If it is being read anew, it returns to the index if a
+    /// store has made it dirty (refresh.rs). Transfers were forbidden before it was taken out, and this call sees that.
     fn begin_without_page(&self, page: u64) -> Begun<H> {
         if !mutant!("sync_passes_a_refresh") && self.is_forbidden(page) {
             return Begun::Forbidden;
         }
         self.index.untag(page, Tag::Dirty);
-        // It may have come, and become dirty, since the look.
+        // It may have been attached, and become dirty, since the lookup.
         let word = self.index.get(page).map_or(0, |word| word.load(Ordering::Acquire));
         if frame_of(word).is_none() {
             return Begun::Clean;
@@ -320,7 +323,7 @@ impl<H: Host> File<H> {
         Begun::Again
     }
 
-    /// Takes the write rights of the batch's pages away, and then submits them: consecutive pages as one transfer.
+    /// Takes the write rights of the batch's pages, and then submits them. Consecutive pages are one transfer.
     fn submit_batch(&self, batch: &mut Batch<H>) {
         let (Some((first, _)), Some((last, _)), Some(store)) = (batch.first(), batch.last(), &self.store)
         else {
@@ -337,8 +340,9 @@ impl<H: Host> File<H> {
         let most = store.max_pages().clamp(1, MAX_PAGES);
         while let [(first, ref pin), ..] = *rest.as_slice() {
             let mut pins = Pins::new();
-            // Somebody may write it at any time: the store gets a copy, and the page stays dirty. Asked once: pins for reading come
-            // and go meanwhile. One for writing does not come, since no entry has the right.
+            // A pinned page may be written at any time: the store gets a copy, and the page stays dirty. Checked once,
+            // because pins for reading come and go meanwhile. A pin for writing cannot come, since no entry has the
+            // right.
             let is_copied = self.engine.folio(pin.frame()).is_pinned_for_io();
             let count = if is_copied { 1 } else { self.run_length(rest.as_slice(), most) };
             let count = if pins.try_reserve_exact(count).is_ok() { count } else { 1 };
@@ -347,8 +351,8 @@ impl<H: Host> File<H> {
         }
     }
 
-    /// Takes the write right of those of `pages` that are under writeback from every space. When it returns, no processor stores
-    /// into them. Not inlined: the batch is off the stack again when the bytes are read.
+    /// Takes the write right of those of `pages` that are under writeback from every space. When it returns, no
+    /// processor stores into them. Not inlined, so that the batch is off the stack when the bytes are read.
     #[inline(never)]
     fn protect_everywhere(&self, pages: Range<u64>) {
         let mut stale = StaleBatch::open(&self.engine);
@@ -371,22 +375,22 @@ impl<H: Host> File<H> {
         self.engine.folio(pin.frame()).is_pinned_for_io() || self.index.is_tagged(page, Tag::Alone)
     }
 
-    /// Submits the write of consecutive pages from `first` on, or of a copy of that page if it is alone. No right to write them is
-    /// left.
+    /// Submits the write of consecutive pages from `first` on, or of a copy of that page if it is alone. No entry has
+    /// the right to write them.
     #[inline(never)]
     fn submit_write(&self, first: u64, pins: Pins<H>, is_copied: bool) {
         let (engine, offset) = (&self.engine, first * PAGE_SIZE);
         let (Some(this), Some(store)) = (self.this.upgrade(), &self.store) else { return };
         let frames = engine.frames();
-        // No length changes this until the write has ended: see resize.rs.
+        // The length does not change this until the write has ended: see resize.rs.
         let inside = self.length().saturating_sub(offset).min(pins.len() as u64 * PAGE_SIZE) as usize;
         let tail = inside % PAGE_SIZE as usize;
         if tail != 0 {
-            // As Linux's file systems: what lies behind the end is not kept, and seen as zeros from now on.
+            // As in Linux's file systems: bytes after the end are not kept, and are zeros from now on.
             let last = pins[inside / PAGE_SIZE as usize].frame();
             frames.write(last, tail, &[0; PAGE_SIZE as usize][tail..]);
         }
-        // The bytes may be in the store from now on, and in what a flush loses.
+        // From now on the store may have the bytes, and a failed flush may lose them.
         let flushes = self.failed_flushes.load(Ordering::Acquire);
         engine.counters().add(Counter::IoWrites, pins.len() as u64);
         engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
@@ -409,19 +413,19 @@ impl<H: Host> File<H> {
             drop(moving);
             this.end_write(first, pins, write, result);
         };
-        // A write that finds no memory has failed like any other: the pages stay dirty.
+        // A write that finds no memory fails like any other: its pages stay dirty.
         let completion = match if has_memory { try_box_or_back(end) } else { Err(end) } {
             Ok(completion) => completion,
             Err(end) => return end(Err(no_memory(offset))),
         };
-        // SAFETY: the pins keep the frames, of which no two are the same, until the completion, and nobody stores into them: no entry
-        // has the write right, and none gets it while the folio is under writeback; who writes by handle waits for the same. A copy is
-        // the completion's own.
+        // SAFETY: the pins keep the frames, no two of which are the same, until the completion. No thread stores into
+        // them: no entry has the write right, and none gets it while the folio is under writeback; a write by handle
+        // waits for the same. A copy belongs to the completion.
         let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
         store.submit(transfer);
     }
 
-    /// The write of the pages from `first` on has ended. On any thread.
+    /// Ends the write of the pages from `first` on. Called on any thread.
     fn end_write(&self, first: u64, pins: Pins<H>, write: Write, result: Result<usize, StoreError>) {
         let (engine, offset) = (&self.engine, first * PAGE_SIZE);
         engine.assert_may_sleep("the end of a write");
@@ -469,8 +473,8 @@ impl<H: Host> File<H> {
         pins.iter().for_each(|pin| engine.wake_all(pin.key()));
     }
 
-    /// The file goes, and nobody can be told of errors any more: what is dirty is written all the same, and the store, the
-    /// engine and the frames stay until that has ended. A write that fails now is counted, and lost.
+    /// Writes all dirty pages when the file is dropped. Errors cannot be reported any more: a failed write is counted,
+    /// and its bytes are lost. The store, the engine and the frames live until the writes have ended.
     pub(super) fn write_the_last(&mut self) {
         let Some(store) = &self.store else { return };
         let length = self.length();
@@ -494,7 +498,7 @@ impl<H: Host> File<H> {
             frames.write(frame, inside, &[0; PAGE_SIZE as usize][inside..]);
             engine.counters().add(Counter::IoWrites, 1);
             engine.cache.transfers.fetch_add(1, Ordering::Relaxed);
-            // Counted as a pin, so that whoever waits for memory sleeps until it ends.
+            // Counted as a pin, so that a thread that waits for memory sleeps until the write ends.
             engine.cache.pins.fetch_add(1, Ordering::Relaxed);
             let places = Places::from_buf([self.place(frame)]);
             let last = Last { engine, frame, store: store.clone() };
@@ -505,16 +509,16 @@ impl<H: Host> File<H> {
                     continue;
                 }
             };
-            // SAFETY: the cache's reference keeps the frame until the completion, and nobody stores into it: the file is gone,
-            // and with it every mapping and every pin for writing, which keeps its file.
+            // SAFETY: the cache's reference keeps the frame until the completion. No thread stores into it: the file is
+            // dropped, and with it every mapping and every pin for writing, each of which keeps its file.
             let transfer = unsafe { Transfer::of_places(Direction::Write, offset, places, completion) };
             store.submit(transfer);
         }
     }
 }
 
-/// The pages of a batch that are under writeback and not submitted. None is left when it is dropped, unless the store has
-/// panicked. Then the writes of the rest have failed.
+/// The pages of a batch that are under writeback and not submitted. When it is dropped, pages are left only if the
+/// store has panicked. Then their writes have failed.
 struct Unsubmitted<'a, H: Host> {
     file: &'a File<H>,
     pages: IntoIter<[(u64, Pin<H>); 4]>,
@@ -533,7 +537,7 @@ impl<H: Host> Drop for Unsubmitted<'_, H> {
     }
 }
 
-/// A copy of a page on its way.
+/// A copy of a page that is being written.
 struct Moving(NonNull<[u8; PAGE_SIZE as usize]>);
 
 // SAFETY: the pointer came out of a Box and is this value's alone.
@@ -541,12 +545,12 @@ unsafe impl Send for Moving {}
 
 impl Drop for Moving {
     fn drop(&mut self) {
-        // SAFETY: it came out of a Box, once; the transfer that read it has ended.
+        // SAFETY: it came out of a Box, once, and the transfer that read it has ended.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
-/// A page of a file that is gone, on its way.
+/// A page that is being written for a file that was dropped.
 struct Last<H: Host> {
     engine: Arc<Engine<H>>,
     frame: Frame,

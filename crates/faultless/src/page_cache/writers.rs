@@ -1,12 +1,14 @@
 //! Writes by handle of more than one page, beside truncation and holes.
 //!
-//! Such a write touches its caller's memory between its pages, so that it can hold nothing from its first page to its last.
-//! A cut or a hole that takes some of what it has written by then would leave the pages in front of it zeros and those
-//! behind it written: neither came first. So a write notes what it has written, a removal marks the writes of which it
-//! takes something, and a write that finds itself marked ends there: what it has written came before the removal.
+//! Such a write accesses its caller's memory between its pages, so it can hold no lock from its first page to its last.
+//! A concurrent cut or hole may remove bytes that the write has already written. The pages before them would then be
+//! zeros, and the pages after them written, so neither would have come first. Therefore a write notes the bytes that it
+//! has written, and a removal marks the writes of which it removes bytes. A marked write ends: its bytes came before
+//! the removal.
 //!
-//! A removal marks when it begins. From then on until it ends, such a write waits before it comes to what is being removed.
-//! A write notes a page's bytes while it holds the folio's lock or the right to resize. It then writes them, before it lets go.
+//! A removal marks writes when it begins. From then until it ends, such a write waits before it reaches the removed
+//! part. A write notes a page's bytes while it holds the folio's lock or the right to resize, and writes them before it
+//! releases that.
 
 use super::File;
 use crate::host::{Host, OutOfMemory};
@@ -14,7 +16,8 @@ use crate::sync::Mutex;
 use core::ops::Range;
 use smallvec::SmallVec;
 
-/// The writes under way, and what is being removed: by one thread at a time, which has the right to resize.
+/// The writes under way, and the bytes that are being removed. Only one thread at a time removes: it has the right to
+/// resize.
 #[derive(Default)]
 pub(super) struct Writers(Mutex<State>);
 
@@ -27,15 +30,15 @@ struct State {
 
 /// A write under way.
 struct Noted {
-    /// Not that of another one under way.
+    /// A number that no other write under way has.
     number: u64,
     /// The bytes that it has written.
     written: Range<u64>,
-    /// Some of these have been taken away.
+    /// Whether some of `written` were removed.
     is_cut: bool,
 }
 
-/// A write that is noted as long as this lives.
+/// A write that stays noted as long as this lives.
 pub(super) struct Writing<'a, H: Host> {
     file: &'a File<H>,
     number: u64,
@@ -45,13 +48,13 @@ pub(super) struct Writing<'a, H: Host> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Write,
-    /// Waits until nobody has the right to resize, and asks again.
+    /// Wait until no thread has the right to resize, then ask again.
     Wait,
-    /// Ends: some of what it has written has been taken away.
+    /// End: some of the written bytes were removed.
     End,
 }
 
-/// A removal of bytes, from its begin to its end.
+/// A removal of bytes, from its beginning to its end.
 pub(super) struct Removing<'a, H: Host>(&'a File<H>);
 
 /// Returns whether the two ranges have a byte in common.
@@ -67,13 +70,13 @@ impl<H: Host> File<H> {
     pub(super) fn begin_writing(&self, start: u64) -> Result<Writing<'_, H>, OutOfMemory> {
         let noted = &mut self.engine.lock(&self.writers.0).noted;
         noted.try_reserve(1).map_err(|_| OutOfMemory)?;
-        // They stay in order.
+        // The list stays in ascending order.
         let number = noted.last().map_or(0, |last| last.number + 1);
         noted.push(Noted { number, written: start..start, is_cut: false });
         Ok(Writing { file: self, number })
     }
 
-    /// Begins to take `bytes` away. The caller has the right to resize.
+    /// Begins to remove `bytes`. The caller has the right to resize.
     pub(super) fn begin_removing(&self, bytes: Range<u64>) -> Removing<'_, H> {
         let mut state = self.engine.lock(&self.writers.0);
         for noted in &mut state.noted {
@@ -85,7 +88,7 @@ impl<H: Host> File<H> {
 }
 
 impl<H: Host> Writing<'_, H> {
-    /// Notes that the write comes to byte `end`, if it may.
+    /// Notes that the write reaches byte `end`, if it may.
     pub(super) fn go_on_to(&self, end: u64) -> Next {
         if mutant!("writes_ignore_removals") {
             return Next::Write;

@@ -32,7 +32,7 @@ pub enum AuditError {
         protection: Protection,
     },
     /// An entry has an announcement that no thread will clear.
-    #[error("invariant 1: {page:?} is announced, and nobody is at work")]
+    #[error("invariant 1: {page:?} is announced, but no page work is under way")]
     Announced {
         /// The page of the entry.
         page: PageNumber,
@@ -69,19 +69,19 @@ pub enum AuditError {
         page: PageNumber,
     },
     /// The folio's only mapping is not the entry that its home names.
-    #[error("rule H2: the home of what {page:?} maps, and nothing else does, is another entry")]
+    #[error("rule H2: only {page:?} maps its folio, but the folio's home is another entry")]
     Home {
         /// The page of the entry.
         page: PageNumber,
     },
     /// The folio's home is in a table that no space has.
-    #[error("rule H1: the home of what {page:?} maps is in a table that no space has")]
+    #[error("rule H1: the home of the folio at {page:?} is in a table that no space has")]
     NoTable {
         /// The page of the entry.
         page: PageNumber,
     },
     /// A search from the folio's home would miss an entry that maps the folio.
-    #[error("rule H4: a search from the home of what {page:?} maps would miss its entry")]
+    #[error("rule H4: a search from the home of the folio at {page:?} would miss its entry")]
     NotFound {
         /// The page of the entry.
         page: PageNumber,

@@ -57,8 +57,9 @@ impl ForeignFrames {
     /// # Safety
     /// Until the last mapping that was made with this value or with a copy of it has gone, the caller guarantees:
     ///
-    /// * The frames are the host's to map, and stay what they are: no code frees them or uses them for something else. None is
-    ///   one that the engine has from its [`FrameSource`](crate::host::FrameSource), or may get from it.
+    /// * The frames are the host's to map, and are never changed into others: no code frees them or uses them for
+    ///   something else. None is one that the engine has from its [`FrameSource`](crate::host::FrameSource), or may get
+    ///   from it.
     /// * The engine may map them in the space of the request, and in every space that inherits the mapping by fork, with all
     ///   rights that the mapping has or that mprotect gives it: those of a shared mapping for writing too, those of a private
     ///   one for reading and executing.

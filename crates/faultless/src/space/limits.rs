@@ -301,7 +301,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(())
     }
 
-    /// Checks that `mapping` may replace what is mapped in its range. All pages mapped there are subtracted from the usage, and
+    /// Checks that `mapping` may replace the mappings in its range. All pages mapped there are subtracted from the usage, and
     /// as many from data as from all, as Linux does.
     pub(super) fn check_limits(&self, map: &TreeState, mapping: &Mapping<H>) -> Result<(), LimitError> {
         if map.limits.are_unlimited() {
@@ -311,7 +311,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         map.check_room(mapping, mapping.range.pages() - goes)
     }
 
-    /// Checks that `more` pages of memory like that of `mapping` may be moved to its range. What is mapped there is not
+    /// Checks that `more` pages of memory like that of `mapping` may be moved to its range. Present mappings there are not
     /// counted.
     pub(super) fn check_moved(
         &self,

@@ -81,7 +81,7 @@ pub(crate) struct Space<H: Host, D: LockingDesign> {
     engine: Arc<Engine<H>>,
     /// Immutable; entries are atomic.
     table: Table<H::Table>,
-    /// Atomic links; changed under `map`, or as an edit of what was taken there.
+    /// Atomic links; changed under `map`, or as an edit of a range taken there.
     tree: Tree<Vma<H, D>>,
     /// The short tree lock, and the ranges taken under it. They have cache lines of their own, since faults read the fields
     /// beside them.
@@ -186,7 +186,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self.0.table
     }
 
-    /// Returns what [`PageTable::root`] gives for this space's table, for the host's own code. A kernel calls this at each
+    /// Returns the [`PageTable::root`] of this space's table, for the host's own code. A kernel calls this at each
     /// switch to a thread of the space, and loads the root.
     pub fn root(&self) -> <H::Table as PageTable>::Root<'_> {
         self.0.table.root()

@@ -64,10 +64,10 @@ impl<H: Host, D: LockingDesign> MappedBy<H> for Space<H, D> {
                 stale.end_part(&self.table);
             },
         );
-        // A page that moves meanwhile loses the right by the move. Claims are not waited for, since a thread that waits for us
-        // may hold what they need. Range work that has published a hole over such a page still has its entry, and a processor
-        // may use what was taken out until that call invalidates. The call claims its range until then. A later claim finds the
-        // entries without the right.
+        // A page that moves meanwhile loses the right by the move. Claims are not waited for, since a thread that waits
+        // for us may hold locks that they need. Range work that has published a hole over such a page still has its
+        // entry, and a processor may use a removed translation until that call invalidates. The call claims its range
+        // until then. A later claim finds the entries without the right.
         if !mutant!("writeback_ignores_claims") {
             self.protect_claimed(file, shown, stale);
         }
@@ -120,7 +120,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
             for &range in few.iter().flatten() {
-                // A processor may use what was taken out of the range, until the call that took it out invalidates.
+                // A processor may use translations removed from the range, until the call that removed them invalidates.
                 stale.touch_all(range);
                 self.protect_entries(range, file, stale);
             }
@@ -177,7 +177,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     }
 
     /// Takes the write right, and the dirty bit with it, from the entries of `range` that map a folio of the file under
-    /// writeback. It does not matter what is mapped there: fewer rights are always correct, and a store that was allowed
+    /// writeback. The present mappings do not matter: fewer rights are always correct, and a store that was allowed
     /// faults.
     fn protect_entries(&self, range: PageRange, file: u64, stale: &mut StaleBatch<'_, H>) {
         self.each_leaf_part(range, |part| {

@@ -41,7 +41,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The path names a device, a pipe or a socket.
-    #[error("cannot open {}: it is no regular file; copy what it holds into one and name that", path.display())]
+    #[error("cannot open {}: it is not a regular file; copy its contents into one and name that", path.display())]
     NotRegular {
         /// The path of the device, pipe or socket.
         path: PathBuf,
@@ -104,7 +104,7 @@ impl FileStore {
     /// Opens the file at `path` for reading only: writes fail with EBADF.
     ///
     /// # Errors
-    /// [`OpenError`], with the path and what to do.
+    /// [`OpenError`], with the path and a remedy.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::open_with(path.as_ref(), "read", fs::OpenOptions::new().read(true))
     }
@@ -112,7 +112,7 @@ impl FileStore {
     /// Opens the file at `path` for reading and writing. It is neither created nor truncated.
     ///
     /// # Errors
-    /// [`OpenError`], with the path and what to do.
+    /// [`OpenError`], with the path and a remedy.
     pub fn open_rw(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::open_with(path.as_ref(), "read and write", fs::OpenOptions::new().read(true).write(true))
     }
@@ -161,7 +161,7 @@ impl FileStore {
     }
 
     /// Does a read of one page that need not wait, and gives back any other transfer. It gives back a page that ends with the
-    /// file. It gives back a run, since nobody waits for it yet, and the thread that reads ahead would copy its bytes.
+    /// file. It gives back a run, since no thread waits for it yet, and the thread that reads ahead would copy its bytes.
     #[cfg(target_os = "linux")]
     fn read_cached(&self, mut transfer: Transfer) -> Option<Transfer> {
         use rustix::io::{ReadWriteFlags, preadv2};

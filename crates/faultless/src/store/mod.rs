@@ -241,7 +241,7 @@ pub(crate) mod testing {
             // The test may no longer listen.
             let _ = sender.send(Ended { result, page, more: pages.collect() });
         });
-        // SAFETY: whole pages that nobody else knows, and that the completion, called last, takes back.
+        // SAFETY: whole pages that no other code uses, and that the completion, called last, takes back.
         (unsafe { Transfer::of_pages(direction, offset, &memory, completion) }, receiver)
     }
 

@@ -40,7 +40,7 @@ pub enum Direction {
 /// | | while the transfer is under way | so the store gets |
 /// |---|---|---|
 /// | [`Direction::Read`] | the page is not up to date: it is mapped nowhere, and neither the engine nor a processor reads or writes it | exclusive access |
-/// | [`Direction::Write`] | processors and file handles may read the page; nobody writes it, since every write right was taken away before | shared access |
+/// | [`Direction::Write`] | processors and file handles may read the page; no code writes it, since every write right was taken away before | shared access |
 ///
 /// A store cannot change a page that it writes:
 ///
@@ -74,8 +74,9 @@ pub(crate) struct Place {
 /// The pages of a transfer, in the order of their offsets. A single page needs no memory of the allocator.
 pub(crate) type Places = SmallVec<[Place; 1]>;
 
-/// A run of pages that is being moved: consecutive pages of the store, from [`Transfer::offset`] on, each in a frame of its
-/// own. The owner completes it once. If it is dropped, it completes with [`StoreError::Closed`], so that nobody waits for ever.
+/// A run of pages that is being moved: consecutive pages of the store, from [`Transfer::offset`] on, each in a frame of
+/// its own. The owner completes it once. If it is dropped, it completes with [`StoreError::Closed`], so that no thread
+/// waits for ever.
 ///
 /// A store gets runs only if it allows them, by [`Store::max_pages`](super::Store::max_pages).
 pub struct Transfer {
@@ -92,7 +93,7 @@ impl Transfer {
     /// Makes a transfer of the page at byte `offset` of the store.
     ///
     /// # Safety
-    /// `memory` has `PAGE_SIZE` initialised bytes that stay valid until `completion` is called or dropped. Until then nobody
+    /// `memory` has `PAGE_SIZE` initialised bytes that stay valid until `completion` is called or dropped. Until then no code
     /// else writes them, nor reads them if the direction is [`Direction::Read`].
     pub unsafe fn new(
         direction: Direction,
@@ -179,13 +180,13 @@ impl Transfer {
     }
 
     /// # Safety
-    /// As long as the returned value lives, nobody else gets the page from this transfer.
+    /// As long as the returned value lives, no other code gets the page from this transfer.
     unsafe fn page<'a>(&self, place: Place) -> Bytes<'a> {
         let memory = place.memory.as_ptr();
         match self.direction {
-            // SAFETY: by `new` nobody else uses the bytes, and by the contract above nobody does here.
+            // SAFETY: by `new` no other code uses the bytes, and by the contract above only this value uses them here.
             Direction::Read => Bytes::Read(unsafe { core::slice::from_raw_parts_mut(memory, PAGE) }),
-            // SAFETY: by `new` nobody writes the bytes.
+            // SAFETY: by `new` no code writes the bytes.
             Direction::Write => Bytes::Write(unsafe { core::slice::from_raw_parts(memory, PAGE) }),
         }
     }

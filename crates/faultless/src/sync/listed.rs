@@ -42,7 +42,7 @@ impl<const WORDS: usize> Listed<WORDS> {
     /// Writes an empty set to `place`.
     ///
     /// # Safety
-    /// `place` is memory for a set, which nobody uses.
+    /// `place` is memory for a set, and is not in use.
     pub(super) unsafe fn write_to(place: *mut Self) {
         // SAFETY: by the contract above; each field is written once, and none is read.
         unsafe {
@@ -178,7 +178,7 @@ mod models {
     use std::sync::Arc;
 
     /// The last bit of the last word goes, and at the same time another one is set in that word: a scan sees it, or its owner
-    /// sees what was done before the scan.
+    /// sees the changes made before the scan.
     #[test]
     fn a_bit_that_comes_while_its_word_empties() {
         loom::model(|| {

@@ -61,7 +61,7 @@ pub fn full_fence() {
 }
 
 /// Makes a full fence right after an atomic read-modify-write of this thread that took place (a compare-and-swap that
-/// succeeded), whatever its order. Linux calls it `smp_mb__after_atomic`.
+/// succeeded), regardless of its order. Linux calls it `smp_mb__after_atomic`.
 ///
 /// On x86-64 such a step is a locked instruction, and "reads or writes cannot be reordered with I/O instructions, locked
 /// instructions, or serializing instructions" (Intel's manual, volume 3, "Memory Ordering in P6 and More Recent Processor

@@ -88,7 +88,7 @@ impl<T> Mutex<T> {
 
     /// Waits for the lock. A lock whose holder panicked is taken like any other.
     ///
-    /// A panic here would help nobody. Locks are taken in destructors and in completions of I/O, where a panic aborts or is
+    /// A panic here would be of no use. Locks are taken in destructors and in completions of I/O, where a panic aborts or is
     /// lost. The range that a panicking thread had reserved, or the record that it had closed, lies outside the lock. The data
     /// under these locks is a count, a queue, or a tree that readers see at each moment, and is usable after each step.
     pub fn lock(&self) -> MutexGuard<'_, T> {

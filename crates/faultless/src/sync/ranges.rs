@@ -1,6 +1,6 @@
 //! Reservations of ranges. Range work reserves its pages against other range work, under a short lock that also guards the
 //! tree. Work on disjoint ranges runs side by side; overlapping requests are served in order. Releasing a range takes no lock
-//! if nobody waits: its flag is raised, and the next thread that takes the lock removes the claim from the queue.
+//! if no thread waits: its flag is raised, and the next thread that takes the lock removes the claim from the queue.
 //!
 //! Each thread that waits does so for one claim: the last of those in its way. When that claim goes, the thread looks again. So
 //! in a queue for one place, each claim that goes wakes one thread, which finds itself first.
@@ -495,7 +495,7 @@ impl<'a, T: Edited, P: Park> Reservation<'a, T, P> {
     /// does it: [`Ranges::find_left`].
     ///
     /// # Errors
-    /// [`OutOfMemory`]: the work is not left, and nobody will do it.
+    /// [`OutOfMemory`]: the work is not left, and no thread will do it.
     pub fn leave(&self, range: PageRange, claims: &mut Claims) -> Result<(), OutOfMemory> {
         claims.leave(range)?;
         self.ranges.left.store(claims.left.len(), Ordering::Relaxed);

@@ -1,10 +1,10 @@
-//! Retired things: they were unhooked, and wait to be freed, in a list for each slot, until a grace period has passed that
-//! nobody waits for.
+//! Retired things. They were unhooked, and wait in a list for each slot until a grace period has passed. Then they are
+//! freed. No thread waits for that grace period.
 //!
 //! ```text
 //! retire:   lock own list { fence; each thing gets the number begun + 1 }
-//!           one has a BATCH behind it, itself counted, and nobody drives: drive up to its number
-//!           free of the own list what has a number up to `completed`
+//!           one has a BATCH behind it, itself counted, and no thread drives: drive up to its number
+//!           free the things of the own list with numbers up to `completed`
 //! drive:    begun == completed: begun += 1; heavy; note each slot's odd numbers
 //!           all of those have changed: completed = begun           else leave it to a later call
 //! ```
@@ -18,7 +18,7 @@
 //! * a thing that is the last to keep an object that should end soon, a file: at once. If a handle goes later, and only retired
 //!   things keep the file then, a hurry is noted ([`Sections::hurry`]), and the next call that retires asks for a period.
 //!
-//! Each of the last two frees the things that are due in all lists, whatever slots they belong to. So the bytes kept are at
+//! Each of the last two frees the things that are due in all lists, regardless of their slots. So the bytes kept are at
 //! most [`MOST`] plus those that slots have not reported yet ([`UNTOLD`] for each of the first [`TELLS_LATER`]): 4.5 MiB, for
 //! any number of threads. The things of the calls under way come on top of that.
 
@@ -126,7 +126,7 @@ impl List {
     }
 }
 
-/// Grace periods that nobody waits for. They follow one another, and one thread at a time drives them on.
+/// Grace periods that no thread waits for. They follow one another, and one thread at a time drives them on.
 #[derive(Default)]
 pub(super) struct Periods {
     /// The number of periods that have begun. Written by the driver before its `heavy`; partner: the fence in

@@ -1,10 +1,10 @@
 //! Read sections. A thread marks in its own slot that it reads the tree and the tables, or that it uses memory as a processor
 //! does. There are two kinds, with marks of their own, since different calls wait for them:
 //!
-//! | | who is in it | waited for by | how often | ordered by |
+//! | | threads in it | waited for by | how often | ordered by |
 //! |---|---|---|---|---|
 //! | [`Section`] | page work, and threads that read the maps | [`Sections::grace`]: freeing retired things; fork's freeze | once for many changes | the [`Barrier`]: the entry as cheap as can be |
-//! | [`AccessSection`] | a software processor's load or store | [`Sections::grace_of`]: `invalidate`; also [`Sections::grace`] | each unmap | a fence on both sides: neither is dear |
+//! | [`AccessSection`] | a software processor's load or store | [`Sections::grace_of`]: `invalidate`; also [`Sections::grace`] | each unmap | a fence on both sides: neither is expensive |
 //!
 //! ```text
 //! enter:  word.store(odd, Release); light          leave:  word.store(even, Release)
@@ -138,13 +138,13 @@ impl Sections {
         Ok(())
     }
 
-    /// Keeps `chunk`, which nobody uses, as the spare one, or frees it if there is a spare one already.
+    /// Keeps the unused `chunk` as the spare one, or frees it if there is a spare one already.
     fn give_spare(&self, chunk: Box<Chunk>) {
         let chunk = Box::into_raw(chunk);
         // Release, partner: the Acquire of the thread that takes it.
         let given = self.spare.compare_exchange(ptr::null_mut(), chunk, Ordering::Release, Ordering::Relaxed);
         if given.is_err() {
-            // SAFETY: from a Box just now, and nobody else has seen it.
+            // SAFETY: it has just come from a Box, and no other thread has seen it.
             drop(unsafe { Box::from_raw(chunk) });
         }
     }
@@ -164,7 +164,7 @@ impl Sections {
             Chunk::boxed(first).or_else(|OutOfMemory| {
                 let spare =
                     NonNull::new(self.spare.swap(ptr::null_mut(), Ordering::Acquire)).ok_or(OutOfMemory)?;
-                // SAFETY: from a Box, and nobody else has it any more.
+                // SAFETY: from a Box, and no other thread has it any more.
                 Ok(unsafe { Box::from_raw(spare.as_ptr()) })
             })
         };
@@ -187,7 +187,7 @@ impl Sections {
             there = match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => new,
                 Err(theirs) => {
-                    // SAFETY: `new` came from a Box just now and nobody else has seen it.
+                    // SAFETY: `new` has just come from a Box, and no other thread has seen it.
                     self.give_spare(unsafe { Box::from_raw(new) });
                     theirs
                 }
@@ -222,8 +222,8 @@ impl Sections {
     /// at it.
     ///
     /// # Safety
-    /// Nobody uses `index` during the call. Its thread is in no section and no access, and waits for nothing. The next user of
-    /// `index` begins after the call.
+    /// No other code uses `index` during the call. Its thread is in no section and no access, and waits for nothing.
+    /// The next user of `index` begins after the call.
     pub unsafe fn unlist(&self, index: SlotIndex) {
         let index = index.get() as usize;
         let Some((slot, _)) = self.made(index).filter(|(slot, _)| !slot.is(State::Unused)) else { return };
@@ -240,7 +240,8 @@ impl Sections {
     /// look at the slot. If the slot has retired things that are not freed yet, they continue to look.
     ///
     /// # Safety
-    /// Nobody else uses `index` while the thread sleeps, so it is not a processor's. The thread is in no section and no access.
+    /// No other thread uses `index` while the thread sleeps, so it is not a processor's. The thread is in no section
+    /// and no access.
     pub(crate) unsafe fn sleep(&self, index: SlotIndex) {
         let slot = self.slot(index);
         if slot.retired.is_empty() {
@@ -299,7 +300,7 @@ impl Sections {
     }
 
     /// Reports a quiescent state, as [`Sections::quiescent`] does, for [`QuiescentStates`](super::QuiescentStates). In
-    /// addition, nobody waits for the thread until its next section begins.
+    /// addition, no other thread waits for this thread until its next section begins.
     ///
     /// # Safety
     /// The caller guarantees the same as for [`Sections::quiescent`].
@@ -335,8 +336,9 @@ impl Sections {
         });
     }
 
-    /// Waits until every access that was entered before has ended, if `wanted` is true of its subject. The cost is a fence here
-    /// and one in each access: an unmap that paid for more would be the dearer one.
+    /// Waits until every access that was entered before has ended, if `wanted` returns true for its subject. The cost
+    /// is a fence here and one in each access. A cheaper access would make this call, which each unmap needs, more
+    /// expensive.
     pub fn grace_of(&self, wanted: impl Fn(u64) -> bool, mut wait: impl FnMut(u32)) {
         full_fence();
         self.each_slot(|slot| {
@@ -346,8 +348,8 @@ impl Sections {
         });
     }
 
-    /// Returns whether the thread of this slot is in a section or an access now. It serves the check that nobody sleeps in one.
-    /// A release does not know of sections that are not marked.
+    /// Returns whether the thread of this slot is in a section or an access now. It serves the check that no thread
+    /// sleeps in one. A release does not know of sections that are not marked.
     pub fn inside<B: Barrier>(&self, index: SlotIndex, _barrier: &B) -> bool {
         let slot = self.slot(index);
         let in_section = match B::MARKS {

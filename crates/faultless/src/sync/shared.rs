@@ -165,7 +165,7 @@ impl<T> Shared<T> {
         let memory: Box<MaybeUninit<Counted<T>>> = try_box_uninit()?;
         let counted = NonNull::from(Box::leak(memory)).cast::<Counted<T>>();
         let place = counted.as_ptr();
-        // SAFETY: the memory is our own and has the right layout; the counts are written before anybody reads them.
+        // SAFETY: the memory is our own and has the right layout; the counts are written before they are read.
         unsafe {
             (&raw mut (*place).strong).write(strong);
             (&raw mut (*place).weak).write(AtomicUsize::new(1));
@@ -177,7 +177,7 @@ impl<T> Shared<T> {
         }
         // The weak handle of all strong ones. If `make` panics, the memory is lost.
         let weak = ManuallyDrop::new(Weak { counted });
-        // Nobody reads the value while there are no strong handles.
+        // No thread reads the value while there are no strong handles.
         // SAFETY: the memory is there. A value of this type lies in its `ManuallyDrop` as it would alone.
         make(&weak, unsafe { &raw mut (*place).value }.cast::<T>());
         // Release, partner: the Acquire of `Weak::upgrade`.

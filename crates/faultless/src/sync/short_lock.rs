@@ -20,7 +20,7 @@ pub unsafe trait ShortLock {
     /// Waits until the word is free, and takes it. Returns the state for [`ShortLock::unlock`].
     fn lock(word: &AtomicUsize) -> usize;
 
-    /// Takes the word if it is free, and returns the state for [`ShortLock::unlock`]. Waits for nobody.
+    /// Takes the word if it is free, and returns the state for [`ShortLock::unlock`]. Does not wait.
     fn try_lock(word: &AtomicUsize) -> Option<usize>;
 
     /// Releases the word.

@@ -153,7 +153,7 @@ impl Slot {
         barrier.mark(&self.sequence, sequence + 1);
     }
 
-    /// Takes the slot offline: nobody waits for its thread, which is in no section, until its next one.
+    /// Takes the slot offline: no other thread waits for its thread, which is in no section, until its next section.
     pub fn go_offline(&self) {
         self.check_no_unmarked();
         let sequence = self.sequence.load(Ordering::Relaxed);

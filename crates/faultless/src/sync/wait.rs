@@ -2,8 +2,8 @@
 //! only those that wait for it.
 //!
 //! ```text
-//! sleep:  lock { put a waiter into the queue }; fence; until woken, or what it waits for is there: park
-//! wake:   make the change; fence; nobody in the queue: done; else lock { take waiters out, mark them }; unpark each
+//! sleep:  lock { put a waiter into the queue }; fence; until woken, or the change is visible: park
+//! wake:   make the change; fence; queue empty: done; else lock { take waiters out, mark them }; unpark each
 //! ```
 //! Between the two fences, either the sleeper sees the change, or the thread that made it sees the sleeper.
 //!
@@ -214,7 +214,7 @@ impl WaitQueue {
         false
     }
 
-    /// Moves all waiters of `other` to the end of this queue, whatever their tickets.
+    /// Moves all waiters of `other` to the end of this queue, regardless of their tickets.
     pub fn append(&mut self, other: &mut Self) {
         let Some(first) = other.first.take() else { return };
         // SAFETY: the waiter is in a queue, so it is valid memory; here and below.
@@ -312,7 +312,7 @@ impl WaitList {
         }
         let mut queue = self.queue.lock();
         if !waiter.is_woken() {
-            // SAFETY: `add` has put it there, and nobody has taken it out.
+            // SAFETY: `add` has put it there, and it was not taken out since.
             unsafe { queue.remove(waiter) };
             self.count(0, 1);
         }
@@ -341,7 +341,7 @@ pub(crate) struct BoxedWaiter {
     waiter: Box<Waiter>,
 }
 
-// SAFETY: the list is shared by threads anyhow.
+// SAFETY: threads share the list already.
 unsafe impl Send for BoxedWaiter {}
 // SAFETY: as above.
 unsafe impl Sync for BoxedWaiter {}

@@ -43,7 +43,7 @@ impl LockedFamily<'_> {
         record.older.store(older, Ordering::Relaxed);
         record.family.store(ptr::from_ref(family).cast_mut(), Ordering::Release);
         family.members.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: what is in the list has not ended: a record leaves the list before that.
+        // SAFETY: a record in the list has not ended, since it leaves the list before that.
         if let Some(older) = unsafe { older.as_ref() } {
             older.newer.store(place, Ordering::Relaxed);
         }
@@ -53,7 +53,7 @@ impl LockedFamily<'_> {
     /// Takes out `record`, which is in the list. A thread that has found it before still gets from there to the older ones.
     fn remove(&self, record: &LeafRecord) {
         let (older, newer) = (record.older.load(Ordering::Relaxed), record.newer.load(Ordering::Relaxed));
-        // SAFETY: what is in the list has not ended: a record leaves the list before that.
+        // SAFETY: a record in the list has not ended, since it leaves the list before that.
         let (before, after) = unsafe { (newer.as_ref(), older.as_ref()) };
         let link = before.map_or(&self.0.newest, |newer| &newer.older);
         debug_assert!(
@@ -147,7 +147,7 @@ impl LeafRecord {
         true
     }
 
-    /// Ends the record's membership. The last record ends the family: nobody can have found it in a section that is still
+    /// Ends the record's membership. The last record ends the family: no thread can have found it in a section that is still
     /// under way, since this record has left the list a grace period ago.
     pub(super) fn end_kinship(&self) {
         let Some(family) = NonNull::new(self.family.load(Ordering::Relaxed)) else { return };

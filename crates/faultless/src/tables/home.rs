@@ -69,7 +69,7 @@ impl Home {
     }
 }
 
-/// What a thread needs that follows a home.
+/// Functions for a thread that follows a home.
 #[cfg(any(test, feature = "audit"))]
 impl Home {
     /// Makes the home that [`Home::bits`] returned as `bits`.

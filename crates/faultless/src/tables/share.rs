@@ -20,7 +20,7 @@ pub(crate) enum Unshared {
 
 impl<T: PageTable> Table<T> {
     /// Returns whether the leaf was shared with other tables when it was found. If so, only processors write its entries
-    /// (they set accessed bits), and no processor stores through it, whatever its entries allow. If the caller found the leaf
+    /// (they set accessed bits), and no processor stores through it, regardless of its entries. If the caller found the leaf
     /// by a range taken, and not in a section, it may ask nothing else of the leaf: other spaces may free it.
     #[inline]
     pub(crate) fn is_shared(&self, leaf: T::Leaf<'_>) -> bool {

@@ -280,7 +280,7 @@ fn into_pointers<T>(boxes: Vec<Box<T>>) -> Vec<NonNull<T>> {
 /// `pointers` came from [`into_pointers`], and are not used elsewhere.
 unsafe fn into_boxes<T>(pointers: Vec<NonNull<T>>) -> Vec<Box<T>> {
     let mut pointers = ManuallyDrop::new(pointers);
-    // SAFETY: as in `into_pointers`; by the contract above the boxes own what they point to.
+    // SAFETY: as in `into_pointers`; by the contract above the boxes own the values that they point to.
     unsafe { Vec::from_raw_parts(pointers.as_mut_ptr().cast(), pointers.len(), pointers.capacity()) }
 }
 

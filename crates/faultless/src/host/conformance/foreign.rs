@@ -54,7 +54,7 @@ fn marked<R: Rig>(rig: &R) -> Finding {
     Ok(())
 }
 
-/// Maps the frame of `device` at `at`, over what is mapped there.
+/// Maps the frame of `device` at `at`, over the present mapping.
 fn map<R: Rig>(program: &Program<'_, R>, device: &Device<R::Host>, at: VirtAddr) -> Finding {
     let request = MapRequest::foreign(device.frames()?, READ_WRITE).at(Placement::Fixed(at));
     say("map of a foreign frame", program.space().map(request)).map(|_| ())

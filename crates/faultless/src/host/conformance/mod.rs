@@ -15,11 +15,12 @@
 //!    over it. It is called with no lock of the engine held.
 //! 4. Sleeping: a wake-up that comes before the sleep is kept.
 //! 5. Slots: two threads (in a kernel: processors) that live at once have two numbers.
-//! 6. Leaf tables that fork shares, if the host has that ability: a processor stores through no place that is marked, whatever the
-//!    entries of the leaf allow. `found` is a value of the lookup; `now` reads the place.
+//! 6. Leaf tables that fork shares, if the host has that ability: a processor stores through no place that is marked,
+//!    regardless of the entries of the leaf allow. `found` is a value of the lookup; `now` reads the place.
 //! 7. Foreign frames, if the host maps them: an entry keeps [`Entry::FOREIGN`](super::Entry::FOREIGN). The host counts and frees
 //!    no frame of such an entry.
-//! 8. In a kernel: docs/contexts.md says what may be called where, and in which context the engine calls the host.
+//! 8. In a kernel: docs/contexts.md lists the calls that each context allows, and the contexts in which the engine
+//!    calls the host.
 //!
 //! # Faults that these checks do not see
 //!

@@ -85,7 +85,7 @@ impl<R: Rig> Pair<R> {
         let sections = self.parent.engine.sections();
         match self.parent.table.share(leaf, &self.child.table, page, sections) {
             Ok(true) => Ok(()),
-            Ok(false) => Err("now is not what found is, for a leaf that was just found".into()),
+            Ok(false) => Err("`now` differs from `found`, for a leaf that was just found".into()),
             Err(_) => Err("a new machine has no memory to share a leaf table".into()),
         }
     }
@@ -156,7 +156,7 @@ fn leave<R: Rig>(bench: &Bench<R>, page: PageNumber, mut each: impl FnMut(Entry)
     bench.engine.invalidate(&bench.table, span::<R>(page)?);
     must!(
         !matches!(unshared, Unshared::Busy),
-        "an entry of a shared leaf is announced, and nobody has announced it"
+        "an entry of a shared leaf is announced, though no thread has announced it"
     );
     Ok(())
 }

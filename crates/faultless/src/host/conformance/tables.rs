@@ -266,12 +266,12 @@ fn hardware_bits<R: Rig>(rig: &R) -> Finding {
         must!(bench.table.try_announce(leaf, page, used), "try_announce refuses {used:?}");
         bench.table.let_go(leaf, page);
         let now = bench.table.load(leaf, page);
-        must!(now == used, "let_go loses what a processor has set: {now:?}, and not {used:?}");
+        must!(now == used, "let_go loses bits that a processor has set: {now:?}, and not {used:?}");
         must!(bench.table.try_announce(leaf, page, used), "try_announce refuses {used:?}");
         let old = bench.table.install(leaf, page, Entry::mapping(frame, Entry::READ));
         must!(old == Ok(used), "install returns {old:?}, where {used:?} was: bits of a processor are lost");
         let now = bench.table.load(leaf, page);
-        must!(now.has(HOSTS), "install of the same frame loses what a processor has set: {now:?}");
+        must!(now.has(HOSTS), "install of the same frame loses bits that a processor has set: {now:?}");
         Ok(())
     })?;
     bench.engine.invalidate(&bench.table, PageRange::single(page));
@@ -288,7 +288,7 @@ fn exchange<R: Rig>(rig: &R) -> Finding {
         must!(refused == Err(seen), "exchange of {other:?}, where {seen:?} is, says {refused:?}");
         must!(bench.table.load(leaf, page) == seen, "exchange refuses, and has changed the entry");
         let done = bench.table.exchange(leaf, page, seen, other);
-        must!(done.is_ok(), "exchange of what is there says {done:?}");
+        must!(done.is_ok(), "exchange of the present entry returns {done:?}");
         let now = bench.table.load(leaf, page);
         must!(is(now, other), "exchange leaves {now:?}, and was given {other:?}");
         must!(bench.table.try_announce(leaf, page, now), "try_announce refuses {now:?}, which is there");

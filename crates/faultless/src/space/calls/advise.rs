@@ -42,7 +42,7 @@ pub enum Advice {
     WipeOnFork,
     /// Gives children of fork the contents again: takes `WipeOnFork` back.
     KeepOnFork,
-    /// Drops the pages and refuses accesses, whatever the mapping allows. The mapping is not split.
+    /// Drops the pages and refuses accesses, even those that the mapping allows. The mapping is not split.
     GuardInstall,
     /// Allows accesses again: takes `GuardInstall` back. The pages read as never touched.
     GuardRemove,
@@ -109,7 +109,7 @@ pub enum AdviseError {
         address: VirtAddr,
     },
     /// The mapping at `address` is of a kind that does not take such advice (EINVAL).
-    #[error("{advice:?} is not for what is mapped at {address}")]
+    #[error("{advice:?} does not apply to the mapping at {address}")]
     Kind {
         /// The advice given.
         advice: Advice,
@@ -117,7 +117,7 @@ pub enum AdviseError {
         address: VirtAddr,
     },
     /// The mapping at `address` is locked (EINVAL).
-    #[error("what is mapped at {address} is locked, and {advice:?} would drop its pages")]
+    #[error("the mapping at {address} is locked, and {advice:?} would drop its pages")]
     Locked {
         /// The advice given.
         advice: Advice,
@@ -125,7 +125,7 @@ pub enum AdviseError {
         address: VirtAddr,
     },
     /// The mapping at `address` is sealed, and not writable (EPERM).
-    #[error("what is mapped at {address} is sealed, and {advice:?} would lose its contents")]
+    #[error("the mapping at {address} is sealed, and {advice:?} would lose its contents")]
     Sealed {
         /// The advice given.
         advice: Advice,
@@ -133,7 +133,7 @@ pub enum AdviseError {
         address: VirtAddr,
     },
     /// The mapping is private: only a file that is mapped shared can have a hole punched (EACCES).
-    #[error("what is mapped at {address} is private: no hole is punched in its file")]
+    #[error("the mapping at {address} is private: no hole is punched in its file")]
     Private {
         /// The first address of the mapping, or of the range in it.
         address: VirtAddr,

@@ -180,7 +180,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 continue;
             }
             if address > heap.end {
-                // As Linux checks: by bytes, whatever is mapped already.
+                // As Linux checks: by bytes, regardless of the present mappings.
                 let limit = lock.limits.data;
                 if address.get() - heap.start.get() > limit {
                     let pages = (address.get() - heap.end.get()).div_ceil(PAGE_SIZE);

@@ -23,13 +23,13 @@ pub enum DiscardError {
         address: VirtAddr,
     },
     /// The mapping at `address` is locked. The part below it has been discarded (EINVAL).
-    #[error("what is mapped at {address} is locked")]
+    #[error("the mapping at {address} is locked")]
     Locked {
         /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
     /// The mapping at `address` is sealed and cannot be written. The part below it has been discarded (EPERM).
-    #[error("what is mapped at {address} is sealed")]
+    #[error("the mapping at {address} is sealed")]
     Sealed {
         /// The first address of the mapping, or of the range in it.
         address: VirtAddr,

@@ -12,12 +12,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Ends the process. Everything is unmapped, and nothing can be mapped any more. Other handles see an empty space.
     ///
     /// Waits for no I/O. Faults that wait for I/O are given up
-    /// ([`FaultError::Exited`](crate::space::fault::FaultError::Exited)). What a read under way has pinned is freed when the
-    /// read completes.
+    /// ([`FaultError::Exited`](crate::space::fault::FaultError::Exited)). Pages that a read under way has pinned are
+    /// freed when the read completes.
     pub fn exit(&self) {
         let space = &self.0;
         space.engine.assert_may_sleep("exit");
-        // Faults that wait for I/O release what their design keeps; only then can it be taken.
+        // Faults that wait for I/O release the locks that their design keeps; only then can these be taken.
         space.space_flags.dying.set(&*space.engine);
         space.map.lock_by(&*space.engine).exited = true;
         space.clear();
@@ -48,7 +48,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.engine.abandon(&self.table);
         }
         call.sweep_away(whole, Some(whole));
-        // This comes before the flush, which frees what is retired by then.
+        // This comes before the flush, which frees the things retired by then.
         call.finish();
         self.engine.grace_and_flush();
         self.engine.uncharge(ManuallyDrop::into_inner(old).clear());
@@ -97,7 +97,7 @@ impl<H: Host, D: LockingDesign> Drop for Space<H, D> {
         // Rule H5: a thread that has followed a home in a section may be in a leaf table of this space, and may use the space's
         // name in the table's record. After exit has waited there are no such threads, unless a fault has made a table since.
         let is_swept = self.map.lock_by(&*self.engine).abandoned && !has_tables;
-        // This also drops what keeps a file, and with it this engine.
+        // This also drops the handles that keep a file, and with it this engine.
         if is_swept || mutant!("space_without_grace") {
             self.engine.flush();
         } else {

@@ -38,7 +38,7 @@ pub(in crate::space) enum Wrong<R> {
     Hole(VirtAddr),
     /// The mapping, or the part of it, that begins here is refused. The part below is done.
     Refused(VirtAddr, R),
-    /// The whole call is refused, whatever is mapped. Nothing is done.
+    /// The whole call is refused, regardless of the mappings. Nothing is done.
     All(R),
     /// There is no room to split a mapping. The part below it is done.
     TooMany { limit: usize },
@@ -103,7 +103,7 @@ impl<H: Host> Mapping<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Finds what [`reach`] finds, in the tree. The part of `range` that no table can address is a hole.
+    /// Does what [`reach`] does, in the tree. The part of `range` that no table can address is a hole.
     #[inline(never)]
     pub(in crate::space) fn reach<R>(
         &self,

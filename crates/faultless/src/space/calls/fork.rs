@@ -97,7 +97,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let followed = child.0.follow_map(&child_taken, whole);
         drop(child_taken);
         let made = copied.and(followed);
-        // As dup_mmap's error path: what is half made stays where the files find it.
+        // As dup_mmap's error path: the half-made child stays where the files find it.
         if made.is_err() && mutant!("failed_fork_stays") {
             core::mem::forget(child.clone());
         }

@@ -12,7 +12,7 @@ use crate::space::{AddressSpace, Space};
 use crate::vma::tree::{Ranged, View};
 use crate::vma::{MappingFlags, Vma};
 
-/// Pages that stay free between a mapping that grows down and what can be used below it (Linux: stack_guard_gap).
+/// Pages that stay free between a mapping that grows down and the next usable address below it (Linux: stack_guard_gap).
 const GUARD_GAP: u64 = 256;
 
 /// Returns the pages of a mapping, with the gap below it if it grows down. Nothing is placed there, except at a fixed address.

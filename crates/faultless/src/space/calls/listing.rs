@@ -17,7 +17,7 @@ pub struct MappingInfo {
     pub range: PageRange,
     /// The accesses that the mapping allows.
     pub protection: Protection,
-    /// Private: stores stay in the space. Shared: they reach what is mapped.
+    /// Private: stores stay in the space. Shared: they reach the mapped file.
     pub sharing: Sharing,
     /// Further properties of the mapping.
     pub flags: MappingFlags,

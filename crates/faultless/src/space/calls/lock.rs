@@ -40,7 +40,7 @@ pub enum LockError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// The flags name neither existing nor new mappings, or have unknown bits (EINVAL).
-    #[error("neither what is mapped now nor what will be is to be locked, or something unknown")]
+    #[error("the flags must name existing mappings, new mappings or both, and nothing else")]
     Nothing,
     /// The limit of locked memory is zero (EPERM).
     #[error("locking memory is not permitted")]

@@ -175,7 +175,7 @@ pub enum MapError {
     },
     /// The mapping would reach the page with the last byte a file can have, number 2^63 - 1 (EOVERFLOW).
     #[error(
-        "{pages} pages of a file from page {first} on reach past what a file can have, {LAST_FILE_PAGE} pages"
+        "{pages} pages of a file from page {first} on reach past the greatest file, {LAST_FILE_PAGE} pages"
     )]
     FileOffset {
         /// The first page asked for.
@@ -198,7 +198,7 @@ pub enum MapError {
     #[error("a file that was not opened for reading cannot be mapped")]
     NotReadable,
     /// A mapping that would be replaced is sealed at `address` (EPERM).
-    #[error("what is mapped at {address}, inside the {range} to map, is sealed")]
+    #[error("the mapping at {address}, inside the {range} to map, is sealed")]
     Sealed {
         /// The range asked for.
         range: PageRange,
@@ -379,8 +379,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         Ok(Mapped { range, flags, serial })
     }
 
-    /// Returns what a new mapping shows, and the flags that follow from it. Registers the space with the file, if there is one.
-    /// Not inlined: the stack has no room for this and the publication.
+    /// Returns the object that a new mapping shows, and the flags that follow from it. Registers the space with the
+    /// file, if there is one. Not inlined: the stack has no room for this and the publication.
     #[inline(never)]
     fn backing(
         &self,
@@ -449,7 +449,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         loop {
             match self.map_somewhere(hint, refused, &mut mapping)? {
                 Placed::There(range, flags) => return Ok((range, flags)),
-                // The attempt has let go of all it held. The next one takes what this place needs.
+                // The attempt has let go of all it held. The next one takes the locks that this place needs.
                 Placed::Refused(place) => refused = Some(place),
             }
         }

@@ -23,7 +23,7 @@ fn pins_shared_pages() -> bool {
     mutant!("dirty_cow" | "reuse_ignores_pins")
 }
 
-/// A page pinned for I/O. Its frame stays, whatever happens to the mapping.
+/// A page pinned for I/O. Its frame stays, even if the mapping changes.
 ///
 /// While the page is exclusive to its space, fork copies it for the child. A page of a file that is pinned for writing keeps
 /// the file. The bytes written go to the store with the next writeback, at the latest when the file goes.
@@ -145,7 +145,7 @@ fn may_pin<H: Host>(
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// Pins the page of `address` for `access`. Faults it in if need be, and waits for that fault's I/O.
     ///
-    /// The page of a private mapping becomes the space's own first, whatever the access, as on Linux since 5.19. A page shared
+    /// The page of a private mapping becomes the space's own first, for any access, as on Linux since 5.19. A page shared
     /// with a child or a parent is copied, and so are zeros and a file's page. So the pin shows what the space stores later,
     /// and only the space sees the bytes written through a pin for writing (invariant 5). The page of a shared mapping is the
     /// page that all mappings share.

@@ -21,7 +21,7 @@ pub enum ProtectError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// Nothing is mapped at `address`. Everything below it has been changed, as on Linux (ENOMEM).
-    #[error("nothing is mapped at {address}, inside the {range} to protect; what lies below it has changed")]
+    #[error("nothing is mapped at {address}, inside the {range} to protect; the part below it has changed")]
     Hole {
         /// The range asked for.
         range: PageRange,
@@ -31,13 +31,13 @@ pub enum ProtectError {
     /// The mapping at `address` can never be writable. Everything below it has been changed (EACCES). This holds for a shared
     /// mapping of a file that was opened only for reading, by itself or by the handle. It holds for all shared mappings of
     /// files on a host without writable ones, and for private mappings of foreign frames.
-    #[error("the mapping at {address} cannot become writable; what lies below it has changed")]
+    #[error("the mapping at {address} cannot become writable; the part below it has changed")]
     SharedWrite {
         /// The first address of the mapping, or of the range in it.
         address: VirtAddr,
     },
     /// The mapping at `address` is sealed. Everything below it has been changed (EPERM).
-    #[error("what is mapped at {address} is sealed; what lies below it has changed")]
+    #[error("the mapping at {address} is sealed; the part below it has changed")]
     Sealed {
         /// The first address that is sealed.
         address: VirtAddr,
@@ -51,7 +51,7 @@ pub enum ProtectError {
         limit: usize,
     },
     /// Private memory that becomes writable would exceed the limit of data. Everything below it has been changed (ENOMEM).
-    #[error("{error}; what lies below {address} has changed")]
+    #[error("{error}; the part below {address} has changed")]
     Limit {
         /// The address where that memory begins.
         address: VirtAddr,

@@ -187,7 +187,7 @@ impl<H: Host, D: LockingDesign> RangeChange<'_, H, D> {
         Ok(self.unmap_taken(lock, tail)?)
     }
 
-    /// Maps at another place, too, what a shared mapping shows (old length zero).
+    /// Maps the object of a shared mapping at a second place too (old length zero).
     fn map_again(&mut self, plan: &Plan, target: PageRange) -> Result<(), RemapError> {
         self.vacate(target)?;
         self.map_vacated(plan, target).inspect_err(|_| self.give_up_move(None, target))

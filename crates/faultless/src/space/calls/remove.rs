@@ -1,4 +1,4 @@
-//! madvise(MADV_REMOVE): punches a hole in what is mapped shared.
+//! madvise(MADV_REMOVE): punches a hole in a file that is mapped shared.
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::LockingDesign;

@@ -25,7 +25,7 @@ pub enum ResidentError {
         address: VirtAddr,
     },
     /// There is no memory for the answer (EAGAIN).
-    #[error("out of memory to say what of {range} is in memory")]
+    #[error("out of memory for the list of the pages of {range} in memory")]
     OutOfMemory {
         /// The range asked for.
         range: PageRange,
@@ -50,7 +50,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     /// A page of untouched anonymous memory is not in memory, and neither is a guard page. A foreign frame is not in memory, as
     /// on Linux, where mincore skips VM_PFNMAP. Each answer was true at some moment during the call. Waits for nothing.
     ///
-    /// Differs from Linux: everyone who maps a file is told which of its pages are in memory.
+    /// Differs from Linux: every space that maps a file may learn which of its pages are in memory.
     ///
     /// # Errors
     /// [`ResidentError`].

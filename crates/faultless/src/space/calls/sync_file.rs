@@ -1,4 +1,4 @@
-//! msync: writes what was stored to files.
+//! msync: writes stored bytes back to files.
 
 use crate::address::{PAGE_SIZE, PageNumber, PageRange, RangeError, VirtAddr};
 use crate::design::LockingDesign;
@@ -76,7 +76,7 @@ struct Part<H: Host> {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Writes what has been stored to shared mappings of files, in `length` bytes at `address`, back to the files. With `SYNC`
+    /// Writes bytes stored to shared mappings of files, in `length` bytes at `address`, back to the files. With `SYNC`
     /// it waits for that, and holds nothing meanwhile: other threads can map, unmap and fault.
     ///
     /// Errors of writing are those of the file's mappings together, whichever page they were at: see [`File::sync`]. If the

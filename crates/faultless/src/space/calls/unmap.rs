@@ -14,7 +14,7 @@ pub enum UnmapError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// A part of the range is sealed (EPERM).
-    #[error("what is mapped at {address}, inside the {range} to unmap, is sealed")]
+    #[error("the mapping at {address}, inside the {range} to unmap, is sealed")]
     Sealed {
         /// The range asked for.
         range: PageRange,

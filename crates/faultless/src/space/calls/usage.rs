@@ -96,8 +96,8 @@ impl MappingUsage {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Returns the mappings, upwards, with what they have in memory. Each figure was true at some moment during the call, but
-    /// not all at the same one. Waits for nothing.
+    /// Returns the mappings, upwards, with the pages that they have in memory. Each figure was true at some moment
+    /// during the call, but not all at the same one. Waits for nothing.
     ///
     /// Aborts if there is no memory for the list, as [`AddressSpace::mappings`] does.
     pub fn usage(&self) -> Vec<MappingUsage> {

@@ -18,7 +18,7 @@ use crate::vma::{Mapping, Vma};
 pub(in crate::space) enum Exclusion<'a, H: Host> {
     /// The whole tree stands still: the tree lock is held, and no edit is under way.
     Whole(TreeLock<'a>),
-    /// The tree near the range stands still, and the limits have room for whatever the change comes to.
+    /// The tree near the range stands still, and the limits have room for any result of the change.
     Neighbourhood(Near<'a, H>),
 }
 
@@ -33,7 +33,7 @@ pub(in crate::space) struct Near<'a, H: Host> {
 }
 
 impl<H: Host> Exclusion<'_, H> {
-    /// Returns the state that limits are checked against, or `None` if there is room for the change anyhow.
+    /// Returns the state that limits are checked against, or `None` if there is room for any such change.
     pub fn limited(&self) -> Option<&TreeState> {
         match self {
             Self::Whole(lock) => Some(lock),
@@ -87,7 +87,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         Exclusion::Whole(lock)
     }
 
-    /// Publishes as [`RangeChange::publish`], what [`RangeChange::take_concurrent`] has taken, with the host following.
+    /// Publishes a change that [`RangeChange::take_concurrent`] has taken, as [`RangeChange::publish`] does. The host follows.
     /// `rights` are the new rights.
     pub fn publish_concurrent(
         &mut self,

@@ -1,5 +1,5 @@
-//! Range work: what a call that changes mappings holds, the steps that it is made of, and the order in which it releases what
-//! it holds.
+//! Range work: the things that a call which changes mappings holds, its steps, and the order in which it releases the
+//! things that it holds.
 
 pub(in crate::space) mod concurrent;
 pub(in crate::space) mod moving;

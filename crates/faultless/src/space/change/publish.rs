@@ -125,7 +125,7 @@ pub(in crate::space) fn fence_of_range_work() {
 }
 
 impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
-    /// Publishes, in one step, what `each` makes of every mapping inside `range`. Splits at the ends, and merges with
+    /// Publishes, in one step, the results of `each` for every mapping inside `range`. Splits at the ends, and merges with
     /// neighbours.
     ///
     /// The caller has taken `range` and passes the tree lock, which is returned. The replaced VMAs are retired when all is
@@ -153,7 +153,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         self.replace(lock, range, (&each, None, joins))
     }
 
-    /// Publishes `mapping` in place of whatever is mapped in its range, if the limits allow it. Sets the mapping's final flags.
+    /// Publishes `mapping` in place of all mappings in its range, if the limits allow it. Sets the mapping's final flags.
     ///
     /// # Errors
     /// [`Refused`]: the map is as before.
@@ -196,7 +196,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         published.inspect_err(|_| space.follow_back(self.taken.over(range), range))
     }
 
-    /// Publishes a BUSY mapping in place of whatever is mapped in `range`. It stands there until the next mapping comes, and
+    /// Publishes a BUSY mapping in place of all mappings in `range`. It stands there until the next mapping comes, and
     /// page work waits there.
     pub fn publish_busy(
         &mut self,
@@ -217,7 +217,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
     }
 
     /// Ends MOVING of all mappings in the range, and joins them with their neighbours if there is memory for that. Page work
-    /// goes on there. The caller guarantees that no processor uses what was swept.
+    /// goes on there. The caller guarantees that no processor uses swept entries.
     pub fn settle(&mut self, range: PageRange, joins: Joins) {
         self.flush();
         let lock = self.lock();
@@ -266,11 +266,11 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Checks that `mapping` may replace what is mapped there, and gives it the flags that mlockall set. No other function
+    /// Checks that `mapping` may replace the mappings there, and gives it the flags that mlockall set. No other function
     /// checks this.
     ///
-    /// The check is in the step that publishes. mlockall and exit first set what they want, and then come to everything that is
-    /// mapped. So either they come to this mapping, or this check sees what they set.
+    /// The check is in the step that publishes. mlockall and exit first set their state, and then visit all mappings.
+    /// So either they visit this mapping, or this check sees their state.
     fn admit(&self, map: &TreeState, mapping: &mut Mapping<H>, origin: Origin) -> Result<(), Refused> {
         if map.exited {
             return Err(Refused::Exited);
@@ -421,7 +421,7 @@ fn close<'a, H: Host, D: LockingDesign>(
     Ok(vma.close())
 }
 
-/// Closes the VMAs in `range`, and cuts them into pieces, with what `each` makes of them and the new mapping.
+/// Closes the VMAs in `range`, and cuts them into pieces, with the results of `each`, and the new mapping.
 #[inline(never)]
 fn cut_up<'a, H: Host, D: LockingDesign>(
     view: View<'a, Vma<H, D>>,

@@ -21,7 +21,7 @@ use crate::vma::Mapping;
 ///   what the design keeps                   other calls go on from here
 ///   leaf tables that were left              by calls that had claims in one table with us: the last one frees it
 ///   shared tables under a locked mapping    replaced by the space's own (rule H6 of docs/home.md)
-///   what was replaced or unhooked           retired, when nothing is held
+///   replaced and unhooked things            retired, when nothing is held
 /// ```
 pub(in crate::space) struct RangeChange<'a, H: Host, D: LockingDesign> {
     pub space: &'a Space<H, D>,
@@ -68,7 +68,7 @@ impl<'a, H: Host> TakenRanges<'a, H> {
     }
 }
 
-const UNTAKEN: &str = "range work on what is not taken";
+const UNTAKEN: &str = "range work on a range that is not taken";
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Begins a call, and asks the design for what it needs for `range`. Called before any range is taken.
@@ -132,7 +132,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
 impl<H: Host, D: LockingDesign> Drop for RangeChange<'_, H, D> {
     #[inline]
     fn drop(&mut self) {
-        // If the host panics here, what is retired below is leaked, since a processor may use it.
+        // If the host panics here, things retired below are leaked, since a processor may use it.
         self.flush();
         self.release();
         self.work = None;
@@ -180,7 +180,7 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         Some(lock)
     }
 
-    /// Holds what [`RangeChange::take_concurrent`] has taken, as [`RangeChange::take`] does.
+    /// Holds the range that [`RangeChange::take_concurrent`] has taken, as [`RangeChange::take`] does.
     pub fn hold(&mut self, taken: RangeReservation<'a, H>) {
         self.taken.hold(taken, None);
     }
@@ -288,8 +288,8 @@ impl<'a, H: Host, D: LockingDesign> RangeChange<'a, H, D> {
         if is_taken { wider } else { hole }
     }
 
-    /// Invalidates what was weakened. When it returns, no processor uses that. Called before page work goes on in a range that
-    /// is still taken.
+    /// Invalidates weakened translations. When it returns, no processor uses them. Called before page work goes on in a
+    /// range that is still taken.
     #[inline]
     pub fn flush(&mut self) {
         self.weakened.flush(self.space);

@@ -18,8 +18,8 @@ pub(in crate::space) type TreeLock<'a> = RangesGuard<'a, TreeState>;
 /// The number of VMAs that are excluded in one look at the tree.
 const FEW: usize = 16;
 
-/// Pages whose translations were weakened, and pages of leaf tables that are unhooked. A processor may still use what was
-/// there, until they are invalidated.
+/// Pages whose translations were weakened, and pages of leaf tables that are unhooked. A processor may still use the
+/// old translations until they are invalidated.
 #[derive(Default)]
 pub(in crate::space) struct Weakened(Option<PageRange>);
 
@@ -47,7 +47,7 @@ impl Weakened {
         }
     }
 
-    /// Forgets all pages, for mutants: what was taken out can still be reached when it is freed.
+    /// Forgets all pages, for mutants: removed pages can still be reached when they are freed.
     pub fn forget(&mut self) {
         self.0 = None;
     }
@@ -78,7 +78,7 @@ impl<'a, H: Host, D: LockingDesign> FlushBatch<'a, H, D> {
         Self { space, entries: RemovedEntries::default(), weakened: Weakened::new() }
     }
 
-    /// Takes over what `entry`, which was at `page`, counts. An absent page is invalidated like a present one.
+    /// Takes over the count of `entry`, which was at `page`. An absent page is invalidated like a present one.
     pub fn add(&mut self, page: PageNumber, entry: Entry) {
         if !entry.holds_page() {
             return;
@@ -126,8 +126,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Has a host with mappings of its own follow what is about to be published. The range is taken, so no other call changes
-    /// its map while the tree lock is released.
+    /// Has a host with mappings of its own follow the change that is about to be published. The range is taken, so no
+    /// other call changes its map while the tree lock is released.
     pub(in crate::space) fn follow<'s>(
         &'s self,
         taken: &RangeReservation<'_, H>,
@@ -149,7 +149,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         }
     }
 
-    /// Has the host follow the map as it is, since what was about to be published was not. If the host refuses a part now, it
+    /// Has the host follow the map as it is, since the change was not published. If the host refuses a part now, it
     /// has refused it before, and that part is as it was.
     pub(in crate::space) fn follow_back(&self, taken: &RangeReservation<'_, H>, range: PageRange) {
         let _ = self.follow_map(taken, range);
@@ -178,8 +178,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         parts.into_iter().try_for_each(|(part, rights)| self.table.follow(part, rights))
     }
 
-    /// Visits every existing entry of the range taken. Waits where an entry has the bit, and replaces each entry by what `step`
-    /// returns for it. When it returns, any thread that looked the old mapping up has finished.
+    /// Visits every existing entry of the range taken. Waits where an entry has the bit, and replaces each entry by the
+    /// entry that `step` returns for it. When it returns, any thread that looked the old mapping up has finished.
     pub(in crate::space) fn sweep(
         &self,
         taken: &RangeReservation<'_, H>,

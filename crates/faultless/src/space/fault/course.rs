@@ -25,8 +25,8 @@ pub(super) struct Course<D: LockingDesign> {
 }
 
 impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
-    /// Does what a fault needs before its next try. The next try comes now, unless the fault is put into `pending`. Nothing is
-    /// announced.
+    /// Does the work that a fault needs before its next try. The next try comes now, unless the fault is put into
+    /// `pending`. Nothing is announced.
     #[cold]
     #[inline(never)]
     pub(super) fn between_tries(

@@ -10,7 +10,7 @@ use crate::space::fault::shared_table::LeafOf;
 use crate::stats::Counter;
 
 impl<H: Host> Engine<H> {
-    /// Drops what `entry` counts: the mapping of a frame, or the use of a slot. Called once for each entry taken out of a
+    /// Drops the count of `entry`: the mapping of a frame, or the use of a slot. Called once for each entry taken out of a
     /// table, after the translations that it gave have been invalidated.
     #[inline]
     pub(crate) fn drop_entry(&self, entry: Entry) {
@@ -104,7 +104,7 @@ impl<H: Host> Engine<H> {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Makes the home of what `entry` maps forget the entry of `page` (rule H1 of docs/home.md). Called before
+    /// Makes the home of the folio that `entry` maps forget the entry of `page` (rule H1 of docs/home.md). Called before
     /// [`Engine::drop_entry`]. The caller has the entry by its bit or by range.
     #[inline]
     pub(in crate::space) fn leave_home<'s>(&'s self, leaf: LeafOf<'s, H>, page: PageNumber, entry: Entry) {

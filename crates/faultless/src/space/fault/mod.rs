@@ -149,8 +149,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         Ok(())
     }
 
-    /// Runs the loop of a fault: tries, and does between two tries what cannot be done while the page is announced. A fault
-    /// that has to wait is put into `pending`, which the caller passes empty.
+    /// Runs the loop of a fault: tries, and does between two tries the work that is not allowed while the page is
+    /// announced. A fault that has to wait is put into `pending`, which the caller passes empty.
     ///
     /// The stack frame of this function is small, since writeback may run below it. A try has a frame of its own, which is gone
     /// by then. A pending fault is too large to be moved from call to call.
@@ -191,7 +191,7 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 }
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Makes one try: announces the page, and does what it needs, or returns what is missing.
+    /// Makes one try: announces the page, and does its work, or returns the missing resource.
     #[inline(never)]
     fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<D>) -> Step<H> {
         let work = |work: Announced<'_, H, D>| {

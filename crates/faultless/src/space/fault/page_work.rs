@@ -60,7 +60,7 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
         self.section
     }
 
-    /// Returns the home of what the entry maps.
+    /// Returns the home of the folio that the entry maps.
     #[inline]
     pub fn home(&self) -> Home {
         self.space.table.home(self.leaf, self.page)
@@ -105,7 +105,7 @@ impl<H: Host, D: LockingDesign> Drop for Announced<'_, H, D> {
     }
 }
 
-/// The result of page work, and what was kept if the result asked for it.
+/// The result of page work, and the locks that were kept if the result asked for them.
 pub(in crate::space) struct Worked<R, K> {
     pub result: R,
     pub kept: Option<K>,
@@ -238,7 +238,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         // If the design has looked up the VMA and keeps it from changing, that one is used.
         let found = inside.as_ref().and_then(D::found);
-        // A mutant: what is found here is used in place of what is found under the bit.
+        // A mutant: the VMA found here is used in place of the one found under the bit.
         let early = if mutant!("vma_before_bit") { self.tree.view(&section).find(page) } else { None };
         let leaf = match self.table.leaf(&section, page) {
             Some(leaf) => leaf,

@@ -16,8 +16,8 @@ const AHEAD: u64 = 8;
 pub(in crate::space) type LeafOf<'s, H> = <<H as Host>::Table as PageTable>::Leaf<'s>;
 
 impl<H: Host, D: LockingDesign> Space<H, D> {
-    /// Tries once to replace `leaf`, a shared table found in `section`, by a table of this space's own. `becomes` returns what
-    /// the caller makes of an entry. If that holds no page, the entry is not counted.
+    /// Tries once to replace `leaf`, a shared table found in `section`, by a table of this space's own. `becomes`
+    /// returns the entry that the caller makes of an entry. If that holds no page, the entry is not counted.
     #[cold]
     #[inline(never)]
     pub(in crate::space) fn try_unshare<'s>(
@@ -51,8 +51,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         entry
     }
 
-    /// Ends what [`Space::try_unshare`] has begun. Called in no section. No other space can have the table alone until no
-    /// processor of this space uses it.
+    /// Ends the leaving that [`Space::try_unshare`] has begun. Called in no section. No other space can have the table
+    /// alone until no processor of this space uses it.
     #[cold]
     #[inline(never)]
     pub(in crate::space) fn leave(&self, page: PageNumber, left: PendingLeave) {

@@ -212,7 +212,7 @@ fn what_cannot_be_opened_says_why() {
 #[cfg(target_os = "linux")]
 fn what_the_kernel_has_is_read_at_once() {
     let file = file(PAGE + 5);
-    // The kernel has what was just written.
+    // The kernel has the bytes that were just written in its cache.
     let store = FileStore::open(file.path()).unwrap();
     let ended = submit(&store, Direction::Read, 0, 0).try_recv();
     if store.says_cached.load(std::sync::atomic::Ordering::Relaxed) {
@@ -221,7 +221,7 @@ fn what_the_kernel_has_is_read_at_once() {
     } else {
         eprintln!("skipped: this file system cannot say whether a read would wait");
     }
-    // The last page, and what has none, are the pool's.
+    // The pool serves the last page, and pages past the end.
     let read = run(&store, Direction::Read, PAGE, 7);
     assert_eq!((read.result, read.page[4], read.page[5]), (Ok(5), 2, 7));
     let gone = Err(StoreError::PastEnd { offset: 2 * PAGE_SIZE });

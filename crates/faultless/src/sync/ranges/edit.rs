@@ -52,7 +52,7 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
     /// Waits until no edit is under way, and holds the lock meanwhile, so that no new edit begins. An edit ends by itself: its
     /// thread is in a read section, takes no such lock, sleeps on nothing, and waits at most for another thread that changes
     /// the tree. So this is the wait for a short lock whose holder is preempted, and no longer. A kernel does not preempt in a
-    /// section; elsewhere, `spin` yields and then sleeps in bounded steps. As with that lock, nobody lends the editor a
+    /// section; elsewhere, `spin` yields and then sleeps in bounded steps. As with that lock, no thread lends the editor its
     /// priority.
     #[inline]
     pub fn alone(mut self, park: &impl Park) -> RangesGuard<'a, T> {
@@ -70,14 +70,14 @@ impl<'a, T: Edited> BesideGuard<'a, T> {
         RangesGuard { inner: self.inner }
     }
 
-    /// Releases the lock and begins to edit `hull`, which no other edit overlaps. The caller, who has `taken` and its flag,
+    /// Releases the lock and begins to edit `hull`, which no other edit overlaps. The caller, which has `taken` and its flag,
     /// changes the guarded data in no other way until the edit has been made.
     ///
     /// # Panics
     /// Panics if `taken` has no flag; see [`Reservation::may_edit`].
     pub fn edit<P: Park>(mut self, taken: &Reservation<'a, T, P>, hull: PageRange) -> Edit<'a> {
         debug_assert!(mutant!("edits_of_neighbours") || self.is_free(hull));
-        let said = &self.ranges.said[taken.flag.expect("who edits has a flag")];
+        let said = &self.ranges.said[taken.flag.expect("a thread that edits has a flag")];
         if let Some(claim) = self.inner.claims.get_mut(taken.ticket) {
             claim.edits = Some(hull);
             self.inner.claims.editing += 1;

@@ -1,4 +1,4 @@
-//! Models of what is retired, and of the handles that it has.
+//! Models of retired things, and of the handles that they have.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless --lib --profile checked models`
 
@@ -39,7 +39,7 @@ fn flush(sections: &Sections) {
     unsafe { sections.flush(&FenceBarrier, false, |_| thread::yield_now()) };
 }
 
-/// All is freed; and what the lists say together is what each has told, whoever freed it.
+/// Asserts that all things are freed, and that the total count of bytes equals the sum that the lists have reported.
 fn assert_empty(sections: &Sections) {
     let mut told = 0;
     sections.each_list(|list| {
@@ -50,14 +50,14 @@ fn assert_empty(sections: &Sections) {
     assert_eq!(sections.periods.kept.load(plain::Ordering::Relaxed), told, "not all is told");
 }
 
-/// Counts ends; of `core`, so that a model is no larger for it.
+/// A count of ends. It is an atomic of `core`, so that it adds no steps to a model.
 type Ends = Arc<plain::AtomicUsize>;
 
 fn count(ends: &Ends) -> usize {
     ends.load(plain::Ordering::Relaxed)
 }
 
-/// A stand-in for a file: it should end soon after its last handle in use has gone.
+/// A stand-in for a file, which should be dropped soon after its last handle in use.
 struct Watched(Arc<Sections>, Ends, Life);
 
 impl LeftToRetired for Watched {
@@ -101,7 +101,7 @@ impl Keeper {
     }
 
     /// # Safety
-    /// From [`Keeper::new`], and nobody finds it any more.
+    /// From [`Keeper::new`], and no thread finds it any more.
     unsafe fn into_retired(keeper: *mut Self) -> Retired {
         const KIND: RetiredKind = RetiredKind {
             free: Keeper::free,
@@ -120,8 +120,8 @@ fn watched(sections: &Arc<Sections>, ends: &Ends) -> Shared<Watched> {
     Shared::try_new_retirable(sections, |_| value).unwrap()
 }
 
-/// A handle goes, and at the same time the last mappings are retired, under a section that is older than all that. Whichever
-/// comes last finds that only what is retired keeps the value: it ends with the first call after the section, and not before.
+/// A handle is dropped while the last mappings are retired, under an older section. The thread that comes last finds
+/// that only retired things keep the value. The value is dropped by the first call after the section, and not before.
 fn the_last_in_use_is_found(mappings: u32) {
     model(3, move || {
         let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
@@ -130,7 +130,7 @@ fn the_last_in_use_is_found(mappings: u32) {
         let threads: Vec<_> = (1..=mappings)
             .map(|of| {
                 let (sections, keeper) = (sections.clone(), Box::into_raw(Keeper::new(&handle)));
-                // SAFETY: nobody else has it.
+                // SAFETY: no other code has it.
                 thread::spawn(move || _ = retire(&sections, of, unsafe { Keeper::into_retired(keeper) }))
             })
             .collect();
@@ -140,7 +140,7 @@ fn the_last_in_use_is_found(mappings: u32) {
         assert_eq!(count(&ends), 0, "invariant 3: freed under a section that is older");
         drop(section);
         go_on(&sections);
-        assert_eq!(count(&ends), 1, "kept by what is retired alone, and nobody is in a hurry");
+        assert_eq!(count(&ends), 1, "kept by retired things alone, and no hurry is noted");
     });
 }
 
@@ -154,14 +154,14 @@ fn a_handle_that_goes_while_the_last_two_mappings_are_retired() {
     the_last_in_use_is_found(2);
 }
 
-/// Checks the same as `the_last_in_use_is_found`, where the section belongs to a thread that looks the mapping up and uses the
-/// value; somebody calls meanwhile, who has not retired anything.
+/// Checks the same as `the_last_in_use_is_found`. The section belongs to a thread that looks the mapping up and uses
+/// the value. A thread that has not retired anything makes a call meanwhile.
 #[test]
 fn a_reader_beside_the_last_of_all() {
     model(2, || {
         let (sections, ends) = (Arc::new(Sections::new()), Ends::default());
         let handle = watched(&sections, &ends);
-        // Its memory stays, so that a use of it is found and does not crash.
+        // The value's memory stays, so that a late use is found and does not crash.
         core::mem::forget(Shared::downgrade(&handle));
         let place = Arc::new(AtomicPtr::new(Box::into_raw(Keeper::new(&handle))));
         let reader = {
@@ -170,7 +170,7 @@ fn a_reader_beside_the_last_of_all() {
                 let section = enter(&sections, 1);
                 let keeper = place.load(Ordering::Acquire);
                 if !keeper.is_null() {
-                    // SAFETY: what this model is about: it is freed when the section has ended.
+                    // SAFETY: checked by this model: it is freed after the section has ended.
                     let keeper = unsafe { &*keeper };
                     keeper.1.touch();
                     keeper.0.2.touch();
@@ -182,7 +182,7 @@ fn a_reader_beside_the_last_of_all() {
             let sections = sections.clone();
             thread::spawn(move || {
                 let keeper = place.swap(core::ptr::null_mut(), Ordering::AcqRel);
-                // SAFETY: nobody finds it any more.
+                // SAFETY: no thread finds it any more.
                 retire(&sections, 2, unsafe { Keeper::into_retired(keeper) });
             })
         };
@@ -191,11 +191,11 @@ fn a_reader_beside_the_last_of_all() {
         reader.join().unwrap();
         unmap.join().unwrap();
         go_on(&sections);
-        assert_eq!(count(&ends), 1, "kept by what is retired alone, and nobody is in a hurry");
+        assert_eq!(count(&ends), 1, "kept by retired things alone, and no hurry is noted");
     });
 }
 
-/// Something without a handle, as heavy as the kind says.
+/// A thing without a handle, with the number of bytes that its kind states.
 struct Thing(Ends, Life);
 
 impl Thing {
@@ -206,7 +206,7 @@ impl Thing {
     /// # Safety
     /// From a Box, and passed once.
     unsafe fn free(thing: NonNull<()>) {
-        // As a keeper stays.
+        // The box stays allocated, as that of a keeper does.
         // SAFETY: by the contract above.
         let Self(ends, life) = unsafe { thing.cast::<Self>().read() };
         life.end();
@@ -214,7 +214,7 @@ impl Thing {
     }
 
     /// # Safety
-    /// From [`Thing::new`], and nobody finds it any more.
+    /// From [`Thing::new`], and no thread finds it any more.
     unsafe fn retired(thing: *mut Self, is_heavy: bool) -> Retired {
         const fn kind(bytes: usize) -> RetiredKind {
             RetiredKind { free: Thing::free, bytes, is_charged: false, retired: None }
@@ -237,8 +237,8 @@ fn light(ends: &Ends) -> Retired {
     unsafe { Thing::retired(Box::into_raw(Thing::new(ends)), false) }
 }
 
-/// Several slots retire more than may be kept, under a section that holds all up. Whoever brings the sum over the bound hears
-/// so; and the first call of anybody after the section frees what all slots have.
+/// Several slots retire more than may be kept, under a section that delays all of it. The thread that brings the sum
+/// over the bound is told so. The first call of any thread after the section frees the things of all slots.
 #[test]
 fn what_all_slots_keep_is_asked_for_together() {
     model(3, || {
@@ -249,18 +249,18 @@ fn what_all_slots_keep_is_asked_for_together() {
             thread::spawn(move || retire(&sections, of, heavy(&ends)))
         });
         let heard = threads.map(|thread| thread.join().unwrap());
-        assert!(heard.contains(&Kept::TooMuch), "more than may be kept, and nobody hears so");
+        assert!(heard.contains(&Kept::TooMuch), "more than may be kept, but no thread was told");
         assert_eq!(count(&ends), 0, "invariant 3: freed under a section that is older");
         drop(section);
         let kept = retire(&sections, 3, light(&ends));
-        assert_eq!(count(&ends), 3, "what others have retired is kept");
+        assert_eq!(count(&ends), 3, "things that other slots have retired are kept");
         assert_eq!(kept, Kept::Little);
         assert_empty(&sections);
     });
 }
 
-/// One frees what is due of all lists, beside an owner who retires and frees of his own. A thing is freed once, and all of them
-/// with the next call.
+/// A helper frees the due things of all lists, beside an owner that retires and frees its own things. Each thing is
+/// freed once, and all of them by the next call.
 #[test]
 fn a_helper_beside_the_owner() {
     model(3, || {
@@ -275,7 +275,7 @@ fn a_helper_beside_the_owner() {
         };
         retire(&sections, 2, light(&ends));
         owner.join().unwrap();
-        assert!((2..=4).contains(&count(&ends)), "what was due before is freed");
+        assert!((2..=4).contains(&count(&ends)), "things that were due before are freed");
         flush(&sections);
         assert_eq!(count(&ends), 4, "a thing was lost, or freed twice");
         assert_empty(&sections);
@@ -294,7 +294,7 @@ fn a_period_that_begins_beside_a_retirement() {
                 let section = enter(&sections, 1);
                 let thing = place.load(Ordering::Acquire);
                 if !thing.is_null() {
-                    // SAFETY: what this model is about: it is freed when the section has ended.
+                    // SAFETY: checked by this model: it is freed after the section has ended.
                     unsafe { &*thing }.1.touch();
                 }
                 drop(section);
@@ -305,7 +305,7 @@ fn a_period_that_begins_beside_a_retirement() {
             thread::spawn(move || _ = retire(&sections, 2, light(&ends)))
         };
         let thing = place.swap(core::ptr::null_mut(), Ordering::AcqRel);
-        // SAFETY: nobody finds it any more.
+        // SAFETY: no thread finds it any more.
         retire(&sections, 0, unsafe { Thing::retired(thing, false) });
         reader.join().unwrap();
         driver.join().unwrap();
@@ -319,14 +319,14 @@ fn look(sections: &Sections, of: u32, place: &AtomicPtr<Thing>) {
     let section = enter(sections, of);
     let thing = place.load(Ordering::Acquire);
     if !thing.is_null() {
-        // SAFETY: what the models are about: it is freed when the section has ended.
+        // SAFETY: checked by the models: it is freed after the section has ended.
         unsafe { &*thing }.1.touch();
     }
     drop(section);
 }
 
-/// A slot leaves the scans by `leave`, and is used again in `again`, beside a grace period. Whoever is in one of its sections is
-/// waited for, and what was done in one is over when its bytes are freed.
+/// A slot leaves the scans by `leave`, and is used again in `again`, beside a grace period. The period waits for a
+/// thread in a section of the slot, and the work in such a section is over when its bytes are freed.
 fn a_slot_leaves(
     leave: fn(&Sections),
     again: fn(Box<dyn FnOnce() + Send>),
@@ -351,14 +351,14 @@ fn a_slot_leaves(
     });
 }
 
-/// By another thread, after its own has ended.
+/// Another thread gives the slot up, after the slot's own thread has ended.
 fn a_slot_is_given_on(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static) {
     // SAFETY: the thread has had the slot, and passes it to the next.
     let leave = |sections: &Sections| unsafe { sections.unlist(slot(1)) };
     a_slot_leaves(leave, |work| thread::spawn(work).join().unwrap(), free);
 }
 
-/// By its thread, which has slept meanwhile.
+/// The slot's thread sleeps, and uses the slot again.
 fn a_slot_sleeps(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'static) {
     // SAFETY: the slot is the thread's, which is in no section.
     a_slot_leaves(|sections| unsafe { sections.sleep(slot(1)) }, |work| work(), free);
@@ -366,12 +366,12 @@ fn a_slot_sleeps(free: impl Fn(&Sections, *mut Thing) + Copy + Send + Sync + 'st
 
 fn free_after_grace(sections: &Sections, thing: *mut Thing) {
     sections.grace(&FenceBarrier, |_| thread::yield_now());
-    // SAFETY: nobody finds it any more, and those who have found it have left their sections.
+    // SAFETY: no thread finds it any more, and threads that have found it have left their sections.
     unsafe { Thing::free(NonNull::new(thing).unwrap().cast()) };
 }
 
 fn retire_it(sections: &Sections, thing: *mut Thing) {
-    // SAFETY: nobody finds it any more.
+    // SAFETY: no thread finds it any more.
     retire(sections, 0, unsafe { Thing::retired(thing, false) });
 }
 
@@ -395,7 +395,7 @@ fn a_slot_that_sleeps_beside_a_retirement() {
     a_slot_sleeps(retire_it);
 }
 
-/// A slot is given up with something retired, while somebody frees what is due of all lists: each thing is freed once.
+/// A slot with retired things is given up, while another thread frees the due things of all lists: each is freed once.
 #[test]
 fn a_helper_beside_a_slot_that_is_given_up() {
     model(3, || {

@@ -92,7 +92,7 @@ fn a_later_section_holds_nothing_up() {
     // SAFETY: no other thread has this slot by now.
     let _section = unsafe { sections.enter(slot(9), &FenceBarrier) };
     retire(&sections, 0, 1, &freed);
-    assert_eq!(count(&freed), BATCH, "the first batch, and not what came after the section");
+    assert_eq!(count(&freed), BATCH, "the first batch, and not the things retired after the section");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn slots_that_were_given_up_are_not_looked_at() {
     retire(&sections, 700, 1, &freed);
     assert_eq!(sections.listed.find(1, |_| true), Some(700));
     unlist(&sections, 3_000);
-    assert_eq!(sections.listed(), 2, "nobody has used the slot that was given up last");
+    assert_eq!(sections.listed(), 2, "the slot that was given up last was not used again");
 }
 
 #[test]
@@ -238,12 +238,12 @@ fn the_room_of_a_list_is_counted_while_its_thread_sleeps() {
     flush(&sections, |_| {});
     let awake = sections.charged();
     assert!(awake > before, "an empty list keeps its room");
-    // SAFETY: nobody else uses the slot, and nobody is in a section.
+    // SAFETY: no other code uses the slot, and no thread is in a section.
     unsafe { sections.sleep(slot(0)) };
     assert_eq!((sections.listed(), sections.charged()), (0, awake));
 }
 
-/// Somebody is in a hurry for something whose slot is given up: it keeps the number that the hurry is for.
+/// A hurry is noted for a thing whose slot is then given up: the thing keeps the number that the hurry is for.
 #[test]
 fn a_hurry_outlasts_the_slot() {
     let (sections, ended) = (Arc::new(Sections::new()), Arc::<AtomicUsize>::default());
@@ -280,7 +280,7 @@ fn a_slot_that_is_given_up_is_offline() {
     assert_eq!(looks, 1, "and is waited for in its next use");
 }
 
-/// Counts its end, and weighs what a leaf table does.
+/// Counts its drops. It has the size of a leaf table.
 struct Table(Arc<AtomicUsize>, #[expect(dead_code, reason = "weight")] [u8; 4096]);
 
 impl Drop for Table {
@@ -392,7 +392,7 @@ fn the_last_in_use_is_found_whoever_it_is() {
             }
         });
         go_on(&sections);
-        assert_eq!(count(&ended), round, "kept by what is retired alone, and nobody is in a hurry");
+        assert_eq!(count(&ended), round, "kept by retired things alone, and no hurry is noted");
     }
 }
 

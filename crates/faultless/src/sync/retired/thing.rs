@@ -30,7 +30,7 @@ pub struct Retired {
     kind: &'static RetiredKind,
 }
 
-// SAFETY: `Retired::new` takes only what may be sent; `from_raw` only what any thread may free.
+// SAFETY: `Retired::new` takes only things that may be sent; `from_raw` only things that any thread may free.
 unsafe impl Send for Retired {}
 
 struct Boxed<T>(PhantomData<T>);
@@ -108,7 +108,7 @@ const _: () = assert!(size_of::<Retired>() == 16);
 #[cfg(all(debug_assertions, feature = "std"))]
 impl Drop for Retired {
     fn drop(&mut self) {
-        // A thing that a panic leaves behind is leaked: it is not known whether anybody may reach it.
+        // A thing that a panic leaves behind is leaked: a thread may still reach it.
         assert!(
             std::thread::panicking(),
             "a thing of {} bytes was unhooked and is leaked: it was not retired",
@@ -120,7 +120,7 @@ impl Drop for Retired {
 /// A list of the things that a call has unhooked. The few things of most calls need no memory from the allocator. Things that
 /// are in it when it is dropped are leaked, as [`Retired`] states.
 #[derive(Default)]
-#[must_use = "dropping it leaks what is in it"]
+#[must_use = "dropping it leaks its things"]
 pub struct RetiredList(SmallVec<[Retired; 6]>);
 
 impl RetiredList {

@@ -1,4 +1,4 @@
-//! No wake-up is lost, whoever comes first.
+//! No wake-up is lost, in either order.
 
 use super::*;
 use crate::host::{StdPark, StdSlots};
@@ -47,7 +47,7 @@ fn model(preemptions: usize, keys: [usize; 2], brings: fn(&Common)) {
         });
         brings(&common);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert_eq!(common.list.waiting.load(Ordering::Relaxed), 0, "somebody is in the queue still");
+        assert_eq!(common.list.waiting.load(Ordering::Relaxed), 0, "a waiter is still in the queue");
     });
 }
 

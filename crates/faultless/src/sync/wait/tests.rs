@@ -41,7 +41,7 @@ fn a_queue_is_in_the_order_of_tickets_and_of_coming() {
     assert!(!queue.has(&waiters[4]) && queue.has(&waiters[0]));
     assert_eq!(taken(&mut queue, 0, 2), [2, 2]);
     assert!(waiters[1].is_woken() && waiters[3].is_woken() && !waiters[0].is_woken());
-    assert_eq!(taken(&mut queue, 1, 9), [], "nobody has this key");
+    assert_eq!(taken(&mut queue, 1, 9), [], "no waiter has this key");
     assert_eq!(taken(&mut queue, 0, 9), [4, 8]);
     assert!(queue.is_empty() && queue.first_ticket().is_none());
 }
@@ -84,7 +84,7 @@ fn a_boxed_waiter_leaves_when_it_is_dropped() {
     assert_eq!(*notes.0.lock().unwrap(), [1]);
     drop(left);
     list.wake(&notes, 2);
-    assert_eq!(*notes.0.lock().unwrap(), [1], "who has left is not woken");
+    assert_eq!(*notes.0.lock().unwrap(), [1], "a waiter that has left is not woken");
     drop(woken);
     assert!(list.queue.lock().is_empty());
 }

@@ -20,7 +20,7 @@ pub enum Unchanged {
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
     /// Another thread changes the same part of the tree now.
-    #[error("somebody else changes the same part of the tree")]
+    #[error("another thread changes the same part of the tree")]
     Contended,
 }
 

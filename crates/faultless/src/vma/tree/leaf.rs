@@ -27,7 +27,7 @@ pub const MINIMUM: usize = ITEMS.div_ceil(4);
 #[repr(C, align(16))]
 pub struct Leaf<K, T> {
     /// The items; null in a place whose item has gone. Atomic. The thread that has taken the leaf's parent writes them with
-    /// Release; for a root, the thread that changes the tree's shape does. Partner: the Acquire of readers, who see the item
+    /// Release; for a root, the thread that changes the tree's shape does. Partner: the Acquire of readers, which see the item
     /// whole.
     items: [AtomicPtr<T>; ITEMS],
     starts: [K; ITEMS],

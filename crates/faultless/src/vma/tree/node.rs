@@ -33,9 +33,9 @@ pub const CHILDREN: usize = 3;
 #[repr(C, align(64))]
 pub struct Body<T> {
     /// The links to children. Atomic. The thread that has the node to itself writes them with Release. Partner: the Acquire of
-    /// readers, who see the nodes under it whole.
+    /// readers, which see the nodes under it whole.
     children: [AtomicPtr<()>; CHILDREN],
-    /// Says who may write the node, see [`Body::try_take`]. Atomic.
+    /// Records the thread that may write the node, see [`Body::try_take`]. Atomic.
     state: AtomicUsize,
     /// The number of levels under the node. Immutable.
     height: u8,

@@ -125,7 +125,7 @@ pub enum RemapError {
         address: VirtAddr,
     },
     /// The old range has more than one mapping. Such a range can only be moved to a fixed place, at its old length (EFAULT).
-    #[error("the mapping at {address} ends at {end}, before the end of what was to be remapped")]
+    #[error("the mapping at {address} ends at {end}, before the end of the range to remap")]
     ManyMappings {
         /// The old address.
         address: VirtAddr,
@@ -133,7 +133,7 @@ pub enum RemapError {
         end: VirtAddr,
     },
     /// A mapping is sealed (EPERM).
-    #[error("what is mapped at {address} is sealed")]
+    #[error("the mapping at {address} is sealed")]
     Sealed {
         /// The first address that is sealed.
         address: VirtAddr,
