@@ -1,110 +1,110 @@
 # One recipe a check. CI (`.ci/run`) runs the same checks by commands of its own. `just --list` shows them.
 
-# The main job: a first comparison.
+# Runs the laboratory's main command, a comparison of designs.
 compare *ARGS:
     cargo run --release -- compare {{ARGS}}
 
-# Shell completions and man pages of `faultless`, into DIR/completions and DIR/man.
+# Writes shell completions and man pages of `faultless` to DIR/completions and DIR/man.
 generated DIR:
     mkdir -p "{{DIR}}/completions"
     cargo build --release
     target/release/faultless generate man "{{DIR}}/man"
     for shell in bash elvish fish powershell zsh; do target/release/faultless generate completions $shell > "{{DIR}}/completions/faultless.$shell" || exit 1; done
 
-# A million operations on the engine and on this Linux, compared step by step.
+# Makes a million operations on the engine and on this Linux, and compares the two step by step.
 check:
     cargo run --release -- check --ops 1000000
 
-# As many as one asks, with any of check's options: `just check-long --ops 10000000 --seed 7 --design vma-lock`.
+# The same with any of check's options: `just check-long --ops 10000000 --seed 7 --design vma-lock`.
 check-long *ARGS:
     cargo run --release -- check {{ARGS}}
 
-# A difference planted in each kind of operation: the check finds and shrinks it.
+# Plants a difference in each kind of operation. The check must find and shrink it.
 plants:
     cargo test -p faultless-lab --test check is_found_and_shrunk -- --include-ignored
 
-# Operations by four threads in one space, against each of them alone; with any other of check's options.
+# Makes operations by four threads in one space, and compares with each thread alone. Takes any of check's other options.
 check-threads *ARGS:
     cargo run --release -- check --threads 4 {{ARGS}}
 
-# A million operations on files, by handle and by mapping, in memory and on disk, against a model of a file: as fsx.
+# Makes a million operations on files, by handle and mapping, in memory and on disk, and compares with a model of a file (as fsx).
 fsx *ARGS:
     cargo run --release -- check --files --ops 1000000 {{ARGS}}
 
-# What CI runs.
+# Runs the checks of CI.
 ci:
     .ci/run
 
-# Formatting and lints.
+# Checks formatting and lints.
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
 
-# All tests but the models.
+# Runs all tests except the models.
 test:
     cargo test --workspace
 
-# The library without std, for a kernel's target.
+# Builds the library without std, for a kernel's target.
 no-std:
     cargo build -p faultless --no-default-features --target x86_64-unknown-none
 
-# Models of the protocol on the real code. BOUND: preemptions a run; empty for each model's own.
+# Runs the models of the protocol on the real code. BOUND: preemptions in a run; empty for each model's own.
 loom BOUND="":
     scripts/loom.sh {{BOUND}}
 
-# Instructions of a look-up, a fault, an unmap, a read section, under callgrind; `just instructions --update` writes the counts.
+# Counts instructions of a lookup, a fault, an unmap, a read section under callgrind. `just instructions --update` writes them.
 instructions *ARGS:
     scripts/instructions.sh {{ARGS}}
 
-# How deep each call goes into its thread's stack; fails beyond 4 KiB.
+# Measures the stack that each call uses. Fails above 4 KiB.
 stack:
     cargo run --release -p faultless-soft --example stack
 
-# What threads that have ended still cost a store and a discard, and a fork.
+# Measures the cost of ended threads for a store and a discard, and for a fork.
 thread-price *ARGS:
     cargo run --release -p faultless-soft --example thread_price -- {{ARGS}}
 
-# Documentation without warnings.
+# Builds the documentation; warnings are errors.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-# The book: docs/ to target/book, with its links checked. Builds mdbook into target/tools if it is not on the PATH.
+# Builds the book, docs/ to target/book, and checks its links. Builds mdbook into target/tools if it is not on the PATH.
 book:
     scripts/book.sh
 
-# The pictures of the book: docs/pictures/*.txt to *.svg.
+# Draws the pictures of the book: docs/pictures/*.txt to *.svg.
 pictures:
     scripts/pictures.py
 
-# Plants each mutant, or those that are named, and runs the check that has to kill it. The checks are built once.
+# Plants each mutant, or the named ones, and runs the check that must kill it. The checks are built once.
 mutants *NAMES:
     scripts/mutants.sh {{NAMES}}
 
-# Engine and tests under AddressSanitizer (needs a nightly toolchain). Signals are left alone: some tests die by them. What is
-# freed is kept back up to 32 MiB only: a test looks for growing memory.
+# Runs engine and tests under AddressSanitizer (needs a nightly toolchain). It does not handle signals, since some tests die by
+# them. It delays only 32 MiB of freed memory, since a test checks for growing memory.
 asan:
     ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:quarantine_size_mb=32 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-linux -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
 
-# Ten minutes of `compare` with 16 threads: no wrong byte, no torn child, no leaked frame.
+# Runs `compare` for ten minutes with 16 threads, and checks for wrong bytes, torn children and leaked frames.
 soak:
     cargo run --release -- compare fork-during-io --threads 16 --seconds 100
 
-# Ten minutes of real memory: 4 threads touch it at random, a fifth discards, protects and snapshots it; every byte is checked.
+# Uses real memory for ten minutes: 4 threads touch it at random, a fifth discards, protects and snapshots it. Checks every byte.
 soak-real *ARGS:
     cargo run --release -p faultless-linux --example soak -- {{ARGS}}
 
-# Side by side with the peers, with any of its options: `just bench --quick`. Linux's maple tree takes part after `scripts/maple.sh`.
+# Runs the benchmarks with any of their options: `just bench --quick`. Linux's maple tree takes part after `scripts/maple.sh`.
 bench *ARGS:
     cargo run --release -p faultless-bench -- {{ARGS}}
 
-# What recording a round costs a scenario (`compare --perfetto`), by its figures.
+# Measures the cost of recording a round (`compare --perfetto`), by a scenario's figures.
 recording-price *ARGS:
     cargo run --release -p faultless-lab --example recording_price -- {{ARGS}}
 
-# What a page costs on real memory, beside the barest userfaultfd handler and the kernel.
+# Measures the cost of a page on real memory, beside a minimal userfaultfd handler and the kernel.
 price *ARGS:
     cargo run --release -p faultless-linux --example price -- {{ARGS}}
 
-# A million files, spaces, mappings and pages and 100,000 threads, made and dropped: the engine and the allocator end where they began.
+# Makes and drops a million files, spaces, mappings and pages and 100,000 threads. Engine and allocator must end as they began.
 many:
     cargo test --release -p faultless-lab --test many -- --include-ignored --nocapture

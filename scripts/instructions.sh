@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Counts instructions under callgrind, one thing at a time (crates/faultless-soft/examples/instructions.rs), and compares
-# with docs/instructions.txt: fails when a count has grown by more than 5 %. `--update` writes that file instead.
+# Counts instructions under callgrind, one operation at a time (crates/faultless-soft/examples/instructions.rs), and compares with
+# docs/instructions.txt. Fails if a count has grown by more than 5 %. `--update` writes that file instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 counts=docs/instructions.txt rounds=500 grown=5
@@ -13,7 +13,8 @@ cargo build --release -p faultless-soft --example instructions
 program=${CARGO_TARGET_DIR:-target}/release/examples/instructions
 names=$("$program" | cut -d' ' -f1 | grep -v '^zeroing-')
 
-# What a page of zeros costs depends on how the C library does it on this processor: taken out of what needs one.
+# The cost of zeroing a page depends on the C library's method for this processor, so it is subtracted from operations that zero
+# one.
 zeroing() { case "$1" in anonymous-fault | map-touch-unmap) echo 1 ;; *) echo 0 ;; esac; }
 
 count() { # name: instructions of one
@@ -29,8 +30,8 @@ zeros=$(count zeroing-a-page)
 
 if [ "${1:-}" = --update ]; then
     {
-        echo "# Instructions of one, counted by scripts/instructions.sh (callgrind), which fails when one grows by more than $grown %."
-        echo "# Zeroing a page ($zeros here) is taken out of what needs one."
+        echo "# Instructions of one operation, counted by scripts/instructions.sh (callgrind), which fails if one grows by more than $grown %."
+        echo "# Zeroing a page ($zeros here) is subtracted from operations that zero one."
         echo "# x86-64, $(rustc --version | cut -d' ' -f1-2). Written by \`scripts/instructions.sh --update\`."
         for name in $names; do printf '%-22s %6d\n' "$name" "$(count "$name")"; done
     } >"$counts.new"
@@ -49,11 +50,11 @@ for name in $names; do
     elif [ $((now * 100)) -gt $((before * (100 + grown))) ]; then
         verdict="has grown by more than $grown %" failed=1
     elif [ $((now * (100 + grown))) -lt $((before * 100)) ]; then
-        verdict="is lower: scripts/instructions.sh --update"
+        verdict="is lower; run scripts/instructions.sh --update"
     fi
     printf '%-22s %6s -> %6d  %s\n' "$name" "${before:-?}" "$now" "$verdict"
 done
 if [ $failed -ne 0 ]; then
-    echo "If that is meant, run scripts/instructions.sh --update and commit $counts with the change."
+    echo "If the change is intended, run scripts/instructions.sh --update and commit $counts with the change."
 fi
 exit $failed

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Checks links, offline. Prints each that leads nowhere; exit code 1 if there is one.
+"""Checks links, offline. Prints each broken link; exit code 1 if there is one.
 
-Of all Markdown files in the repository: relative links and their anchors, and paths in backquotes that begin with `crates/`,
-`docs/` or `scripts/`. Of all files: the names of chapters, `docs/NAME.md`. Every chapter stands in docs/SUMMARY.md, and a
-chapter links to nothing outside of docs/. With a folder as argument, the folder of the built book: each link and anchor of its
-pages, and that no page loads anything from the network.
+In all Markdown files of the repository: relative links and their anchors, and paths in backquotes that begin with `crates/`,
+`docs/` or `scripts/`. In all files: the names of chapters, `docs/NAME.md`. Every chapter must be in docs/SUMMARY.md, and a
+chapter must link to nothing outside of docs/. With a directory as argument, the directory of the built book: each link and
+anchor of its pages, and that no page loads anything from the network.
 """
 import re
 import subprocess
@@ -22,12 +22,12 @@ def wrong(where, what):
 
 
 def prose(text):
-    """The text without fenced blocks."""
+    """Returns the text without fenced blocks."""
     return re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
 
 
 def anchors(path):
-    """The anchors that GitHub and mdBook give to headings."""
+    """Returns the anchors that GitHub and mdBook give to headings."""
     seen = {}
     for heading in re.findall(r"^#+ +(.*?) *$", prose(path.read_text()), flags=re.M):
         plain = re.sub(r"\]\([^)]*\)", "]", heading)
@@ -78,7 +78,7 @@ class Page(HTMLParser):
 def book(folder):
     pages = {path: Page(path) for path in folder.rglob("*.html")}
     for path, page in pages.items():
-        # The error page is served for any address: its links are from the root.
+        # The error page is served for any address, so its links are relative to the root.
         for link in [] if path.name == "404.html" else page.links:
             name, _, anchor = link.partition("#")
             file = (path.parent / unquote(name)).resolve() if name else path

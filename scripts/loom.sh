@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Models of the protocol on the real code. An argument: the number of preemptions a run may have.
+# Runs the models of the protocol on the real code. Argument: the greatest number of preemptions in a run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export RUSTFLAGS="${RUSTFLAGS:-} --cfg loom"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Linux's maple tree as a shared object, for faultless-bench: target/maple/libmaple.so. On Debian, without root: fetches
-# its kernel's sources and liburcu as packages, takes out what is needed, and compiles crates/faultless-bench/maple/maple.c
-# against them. All of it stays in target/maple; the sources are GPL and are not part of this repository.
+# Builds Linux's maple tree as a shared object for faultless-bench: target/maple/libmaple.so. For Debian, without root. Fetches
+# the sources of Debian's kernel and liburcu as packages, extracts the needed parts, and compiles
+# crates/faultless-bench/maple/maple.c against them. All of it stays in target/maple; the sources are GPL and are not part of this
+# repository.
 #
-# Needs apt-get, dpkg-deb, tar with xz, a C compiler; 250 MB on the disk while it works, 10 MB afterwards.
-#   --keep       leaves the packages where they are
-#   PACKAGE      of these sources [default: linux-source-6.12; where Debian has it no more, linux-source-6.1]
+# Needs apt-get, dpkg-deb, tar with xz, a C compiler, and 250 MB of disk space, of which it keeps 10 MB.
+#   --keep       keeps the packages
+#   PACKAGE      the package of the sources [default: linux-source-6.12, or linux-source-6.1 if Debian no longer has that]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 glue="$PWD/crates/faultless-bench/maple/maple.c"
@@ -15,22 +16,22 @@ for argument in "$@"; do
     case "$argument" in
         --keep) keep=yes ;;
         linux-source-*) package="$argument" ;;
-        *) echo "maple: there are --keep and linux-source-…, not $argument" >&2; exit 2 ;;
+        *) echo "maple: unknown argument $argument; use --keep or linux-source-…" >&2; exit 2 ;;
     esac
 done
 say() { printf 'maple: %s\n' "$*" >&2; }
 stop() { say "$*"; exit 1; }
 
 for tool in apt-get apt-cache dpkg-deb tar xz cc; do
-    command -v "$tool" > /dev/null || stop "there is no $tool here"
+    command -v "$tool" > /dev/null || stop "$tool is not installed"
 done
 mkdir -p "$to/packages"
 cd "$to/packages"
 
-# Lists of our own, with backports: no root, and nothing of this machine's is changed.
+# Uses its own package lists, with backports, so that it needs no root and changes nothing of the machine.
 if [ ! -e lists-are-here ]; then
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    [ -e "$keyring" ] || stop "no keys of Debian's archive at $keyring"
+    [ -e "$keyring" ] || stop "the keys of Debian's archive are missing: $keyring"
     mkdir -p lists/partial cache/archives/partial
     for suite in bookworm bookworm-backports; do
         printf 'deb [signed-by=%s] http://deb.debian.org/debian %s main\n' "$keyring" "$suite"
@@ -56,19 +57,19 @@ for name in "$package" liburcu-dev liburcu8; do
     fi
 done
 
-say "taking out the maple tree of $package"
+say "extracting the maple tree of $package"
 rm -rf urcu kernel
 for deb in liburcu-dev_*.deb liburcu8_*.deb; do dpkg-deb -x "$deb" urcu; done
 mkdir kernel
-# The tree, and the parts of the kernel that stand in for it in its own user-space tests.
+# The tree, and the stand-ins for the kernel from its own user-space tests.
 dpkg-deb --fsys-tarfile "${package}"_*.deb \
     | tar xO --wildcards "*/$package.tar.xz" \
     | tar xJ -C kernel --strip-components=1 --wildcards \
         '*/lib/maple_tree.c' '*/tools/testing/radix-tree' '*/tools/testing/shared' '*/tools/include' \
         '*/tools/arch/*/include' '*/include/linux' '*/include/asm-generic' 2> missing || true
-[ -e kernel/lib/maple_tree.c ] || stop "no maple tree in $package: $(cat missing)"
+[ -e kernel/lib/maple_tree.c ] || stop "$package has no maple tree: $(cat missing)"
 
-# What the kernel's test Makefile makes. Up to 6.11 its stand-ins are in radix-tree, later on in shared.
+# Makes the files that the kernel's test Makefile makes. Up to 6.11 its stand-ins are in radix-tree, later in shared.
 mkdir -p kernel/made/generated
 : > kernel/made/generated/autoconf.h
 for autoconf in kernel/tools/testing/{shared,radix-tree/generated}/autoconf.h; do
@@ -80,7 +81,7 @@ echo "#define CONFIG_$(getconf LONG_BIT)BIT 1" > kernel/made/generated/bit-lengt
 say "compiling"
 libraries=$(dirname "$(find "$PWD/urcu" -name 'liburcu.so.8' | head -n 1)")
 flags=(-std=gnu11 -O2 -fPIC -shared -fvisibility=hidden -w -D_LGPL_SOURCE)
-# liburcu's thread-local reader: by a descriptor, which costs next to nothing; elsewhere than here that is usual.
+# liburcu's thread-local reader uses a TLS descriptor, which costs next to nothing. That is the default on other architectures.
 if [ "$(uname -m)" = x86_64 ]; then flags+=(-mtls-dialect=gnu2); fi
 for folder in tools/testing/shared tools/testing/radix-tree made made/generated tools/include lib; do
     if [ -d "kernel/$folder" ]; then flags+=(-I "$PWD/kernel/$folder"); fi
@@ -88,7 +89,7 @@ done
 for folder in "$PWD"/urcu/usr/include "$PWD"/urcu/usr/include/*-linux-gnu; do flags+=(-I "$folder"); done
 mkdir -p "$to/lib"
 cp -P "$libraries"/liburcu.so.8* "$libraries"/liburcu-common.so.8* "$to/lib/"
-# Beside it, so that it is found wherever the repository lies.
+# The libraries are beside it, so that they are found wherever the repository is.
 cc "${flags[@]}" "$glue" -o "$to/libmaple.so.new" "$to/lib/liburcu.so.8" -lpthread \
     -Wl,-z,defs -Wl,-rpath-link,"$to/lib" -Wl,--disable-new-dtags -Wl,-rpath,'$ORIGIN/lib'
 mv "$to/libmaple.so.new" "$to/libmaple.so"

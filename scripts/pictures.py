@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
 """Draws the pictures of the book: docs/pictures/NAME.txt becomes NAME.svg.
 
-`--check` draws nothing: it fails if an SVG is not what its source gives. A source has one statement a line:
+`--check` draws nothing: it fails if an SVG differs from the one that its source gives. A source has one statement a line:
 
     title TEXT                    read by screen readers
     time END                      the time axis runs from 0 to END
-    lane LABEL | SECOND LINE      a thread; the statements below are its own, until the next lane
+    lane LABEL | SECOND LINE      a thread; the statements below belong to it, until the next lane
       run FROM TO TEXT            it runs
       io FROM TO TEXT             it waits for I/O
       wait FROM TO TEXT           it waits for another thread
-      hold FROM TO TEXT           a lock that it holds, drawn as a line under the bar
+      hold FROM TO TEXT           a lock that the thread holds, drawn as a line under the bar
       free FROM TO TEXT           the same line, dotted: nothing is held
-      on AT LANE                  an arrow at that time, to the lane that is waited for (counted from 1)
-    cells LABEL | SECOND LINE     entries of a page table, in a row of their own
-      cell AT WIDTH TEXT          one entry; `set` in the place of `cell`: its bit is set
+      on AT LANE                  an arrow at that time, to the lane that the thread waits for (counted from 1)
+    cells LABEL | SECOND LINE     entries of a page table, in a separate row
+      cell AT WIDTH TEXT          one entry; with `set` instead of `cell`, its bit is set
     note TEXT                     a line below the lanes
 
-Colours are CSS variables. They follow the reader's light or dark mode, on a ground of the picture's own.
+Colours are CSS variables. They follow the reader's light or dark mode, on the picture's own background.
 """
 import sys
 from html import escape
@@ -38,7 +38,7 @@ text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;
 
 
 def wide(text):
-    """About how wide a text is."""
+    """Returns the approximate width of a text."""
     return 6.6 * len(text)
 
 
@@ -119,7 +119,7 @@ class Picture:
             style = "of-hold" if verb == "hold" else "dim"
             yield f'<text class="{style}" x="{self.x(start):.0f}" y="{top + BAR + 21}">{escape(text)}</text>'
         else:
-            # To the nearer edge of the other lane's bar.
+            # The arrow ends at the nearer edge of the other lane's bar.
             x, other = self.x(start), self.bar_top(end - 1)
             up = other < top
             tail, tip = (top, other + BAR + 1) if up else (top + BAR, other - 1)
