@@ -1,4 +1,4 @@
-//! What a round measured, and several rounds together.
+//! Measurements of a round, and of several rounds together.
 
 use faultless::stats::Counter;
 use hdrhistogram::Histogram;
@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What is counted of major faults alone, and its name in reports: the engine's own totals have every other fault in
-/// them too, of which a fork causes thousands.
+/// Counters of major faults alone, with their names in reports. The engine's totals also include every other fault, and
+/// a fork causes thousands of those.
 pub const IN_MAJOR_FAULTS: [(&str, Counter); 3] = [
     ("major_fault_mmap_lock_read", Counter::MmapLockRead),
     ("major_fault_vma_lock_read", Counter::VmaLockRead),
     ("major_fault_retries", Counter::Retries),
 ];
 
-/// Latencies, kept to three digits from a nanosecond up to an hour.
+/// Histogram of latencies from 1 ns to 1 h, with three significant digits.
 #[derive(Clone, Debug)]
 pub struct Latency(Histogram<u64>);
 
@@ -25,69 +25,71 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// One more.
+    /// Records one latency.
     pub fn record(&mut self, latency: Duration) {
         self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// `count` more of `nanoseconds` each.
+    /// Records `count` latencies of `nanoseconds` each.
     pub fn record_n(&mut self, nanoseconds: u64, count: u64) {
         self.0.saturating_record_n(nanoseconds, count);
     }
 
-    /// `count` operations that took `all` together: each is recorded with their mean. For what is too short to be timed
-    /// one by one.
+    /// Records `count` operations that took `all` together, each with their mean. For operations that are too short to
+    /// be timed one by one.
     pub fn record_batch(&mut self, all: Duration, count: u64) {
         if let Some(each) = u64::try_from(all.as_nanos()).unwrap_or(u64::MAX).checked_div(count) {
             self.record_n(each, count);
         }
     }
 
-    /// Every value that was recorded, in nanoseconds and as exact as it is kept, and how often. Ascending.
+    /// Returns each recorded value in nanoseconds, with its number of occurrences, in ascending order. Values have the
+    /// precision of the histogram.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value()))
     }
 
-    /// How many.
+    /// Returns the number of recorded latencies.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The quantile, in microseconds; zero where there is nothing.
+    /// Returns a quantile in microseconds; zero if nothing was recorded.
     pub fn quantile_us(&self, quantile: f64) -> f64 {
         us(self.0.value_at_quantile(quantile))
     }
 
-    /// The longest, in microseconds.
+    /// Returns the longest latency, in microseconds.
     pub fn max_us(&self) -> f64 {
         us(self.0.max())
     }
 
-    /// Takes in what another thread or round has.
+    /// Adds the latencies of another thread or round.
     pub fn add(&mut self, other: &Self) {
         self.0.add(&other.0).expect("all have the same bounds");
     }
 }
 
-/// Nanoseconds as microseconds, to the nanosecond.
+/// Converts nanoseconds to microseconds, without rounding to whole ones.
 pub fn us(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e3
 }
 
-/// What one round, or several, measured.
+/// Measurements of one round, or of several.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// How long it was measured.
+    /// Duration of the measurement, in seconds.
     pub seconds: f64,
-    /// By what was waited for: "fault", "fork", "bystander".
+    /// The latencies, by name: "fault", "fork", "bystander".
     pub latency: BTreeMap<String, Latency>,
-    /// What the machine counted meanwhile, and the scenario besides. A name that ends in `_ns` is a time.
+    /// The counters of the machine and of the scenario during the measurement. A name that ends in `_ns` is a time in
+    /// nanoseconds.
     pub counters: BTreeMap<String, u64>,
-    /// Processor time that faulting threads spent in major faults.
+    /// Processor time of the faulting threads in major faults.
     pub fault_cpu: Duration,
-    /// How many major faults that was.
+    /// The number of major faults in that time.
     pub faults_timed: u64,
-    /// What has to be known of this machine to read its figures; each once.
+    /// Notes that a reader of the figures needs. Each occurs once.
     pub notes: Vec<String>,
 }
 
@@ -97,26 +99,26 @@ impl Measured {
         self.latency.entry(name.into()).or_default().add(latency);
     }
 
-    /// Adds to a count.
+    /// Adds `n` to a counter.
     pub fn count(&mut self, name: &str, n: u64) {
         *self.counters.entry(name.into()).or_default() += n;
     }
 
-    /// Adds what a machine counted between two moments.
+    /// Adds the differences of a machine's counters between two moments.
     pub fn count_since(&mut self, before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) {
         for (name, n) in after {
             self.count(name, n.wrapping_sub(before.get(name).copied().unwrap_or(0)));
         }
     }
 
-    /// Notes something, once.
+    /// Adds a note, unless it is there already.
     pub fn note(&mut self, note: &str) {
         if !self.notes.iter().any(|old| old == note) {
             self.notes.push(note.into());
         }
     }
 
-    /// Takes in another round.
+    /// Adds the measurements of another round.
     pub fn add(&mut self, other: &Self) {
         self.seconds += other.seconds;
         other.latency.iter().for_each(|(name, latency)| self.add_latency(name, latency));
@@ -126,48 +128,48 @@ impl Measured {
         other.notes.iter().for_each(|note| self.note(note));
     }
 
-    /// A count, by its name; `None` if nobody counted it.
+    /// Returns a counter by its name; `None` if it was not counted.
     pub fn counted(&self, name: &str) -> Option<u64> {
         self.counters.get(name).copied()
     }
 
-    /// One count over another one, if there is anything to divide by.
+    /// Returns the ratio of two counters; `None` if one is missing or the divisor is zero.
     pub fn ratio(&self, name: &str, by: &str) -> Option<f64> {
         let (n, by) = (self.counted(name)?, self.counted(by)?);
         (by != 0).then(|| n as f64 / by as f64)
     }
 
-    /// How often something happened in a second of a time that is counted in nanoseconds.
+    /// Returns the number of events per second of a time that is counted in nanoseconds.
     pub fn a_second(&self, name: &str, time: &str) -> Option<f64> {
         self.ratio(name, time).map(|each| each * 1e9)
     }
 
-    /// How often something happened in a second of the round.
+    /// Returns the number of events per second of the round.
     pub fn a_second_of_all(&self, name: &str) -> Option<f64> {
         (self.seconds > 0.0).then_some(self.counted(name)? as f64 / self.seconds)
     }
 
-    /// A quantile of a latency, in microseconds; `None` if nothing was measured.
+    /// Returns a quantile of a latency, in microseconds; `None` if nothing was measured.
     pub fn quantile_us(&self, name: &str, quantile: f64) -> Option<f64> {
         self.latency.get(name).filter(|latency| latency.count() != 0).map(|l| l.quantile_us(quantile))
     }
 
-    /// A quantile of a latency, in nanoseconds.
+    /// Returns a quantile of a latency, in nanoseconds; `None` if nothing was measured.
     pub fn quantile_ns(&self, name: &str, quantile: f64) -> Option<f64> {
         self.quantile_us(name, quantile).map(|us| us * 1e3)
     }
 
-    /// The longest, in microseconds.
+    /// Returns the longest latency, in microseconds; `None` if nothing was measured.
     pub fn max_us(&self, name: &str) -> Option<f64> {
         self.latency.get(name).filter(|latency| latency.count() != 0).map(Latency::max_us)
     }
 
-    /// Processor microseconds for each major fault.
+    /// Returns the processor time of a major fault, in microseconds; `None` if none was timed.
     pub fn cpu_us_per_major_fault(&self) -> Option<f64> {
         (self.faults_timed != 0).then(|| self.fault_cpu.as_secs_f64() * 1e6 / self.faults_timed as f64)
     }
 
-    /// How often a major fault did what is in [`IN_MAJOR_FAULTS`]; of those faults alone that were timed.
+    /// Returns the mean of a counter in [`IN_MAJOR_FAULTS`] for each major fault that was timed.
     pub fn per_major_fault(&self, counter: Counter) -> Option<f64> {
         let (name, _) = IN_MAJOR_FAULTS.into_iter().find(|(_, counted)| *counted == counter)?;
         let n = self.counted(name)?;
@@ -175,25 +177,25 @@ impl Measured {
     }
 }
 
-/// Medians that differ by a smaller ratio are within the noise of the machines that this was measured on.
+/// Noise limit: medians whose ratio is smaller differ no more than two runs on the measured machines.
 pub const NOISE: f64 = 1.3;
 
-/// The least number of rounds of a comparison. The spread of fewer is luck.
+/// Least number of rounds of a comparison. With fewer rounds, the spread is chance.
 pub const LEAST_ROUNDS: usize = 3;
 
-/// The middle value and the ends of what rounds gave.
+/// Median and range of the values of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median.
     pub median: f64,
-    /// The least.
+    /// The least value.
     pub min: f64,
-    /// The greatest.
+    /// The greatest value.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of these; `None` of nothing.
+    /// Returns the spread of `values`; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -204,7 +206,8 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// Whether the two differ beyond noise: by [`NOISE`] at least, and no round of one is among the rounds of the other.
+    /// Returns whether two spreads differ beyond noise: the medians differ by a factor of at least [`NOISE`], and the
+    /// ranges do not overlap.
     pub fn differs(self, other: Self) -> bool {
         let (low, high) = if self.median <= other.median { (self, other) } else { (other, self) };
         high.median >= low.median * NOISE && high.min > low.max

@@ -1,11 +1,11 @@
-//! What people write on the command line: durations, sizes, rates.
+//! Parsers for command-line values: durations, sizes, rates.
 
 use std::time::Duration;
 
-/// A delay of a store, "2ms", "500us", "1.5s", at most ten seconds.
+/// Parses the delay of a store: "2ms", "500us", "1.5s". At most ten seconds.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is refused.
 pub fn latency(text: &str) -> Result<Duration, String> {
     const MOST: Duration = Duration::from_secs(10);
     let (number, unit) = split(text)?;
@@ -15,7 +15,7 @@ pub fn latency(text: &str) -> Result<Duration, String> {
         "ms" => 1e6,
         "s" => 1e9,
         "" => return Err(format!("it has no unit; write {text}ms or {text}us")),
-        _ => return Err(format!("\"{unit}\" is no unit of time; there are ns, us, ms, s")),
+        _ => return Err(format!("\"{unit}\" is not a unit of time; use ns, us, ms or s")),
     };
     let nanoseconds = number * scale;
     if nanoseconds > MOST.as_nanos() as f64 {
@@ -24,10 +24,10 @@ pub fn latency(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_nanos(nanoseconds.round() as u64))
 }
 
-/// A size in bytes, "256M", "64MiB", "1G"; without a unit, bytes.
+/// Parses a size: "256M", "64MiB", "1G". Without a unit, it is in bytes.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is refused.
 pub fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text)?;
     let shift = match unit.strip_suffix("iB").or_else(|| unit.strip_suffix('B')).unwrap_or(unit) {
@@ -36,16 +36,16 @@ pub fn size(text: &str) -> Result<u64, String> {
         "M" => 20,
         "G" => 30,
         "T" => 40,
-        _ => return Err(format!("\"{unit}\" is no unit of size; there are K, M, G, T")),
+        _ => return Err(format!("\"{unit}\" is not a unit of size; use K, M, G or T")),
     };
     let bytes = number * (1_u64 << shift) as f64;
-    if bytes >= (1_u64 << 53) as f64 { Err("it is too much".into()) } else { Ok(bytes as u64) }
+    if bytes >= (1_u64 << 53) as f64 { Err("it is too large".into()) } else { Ok(bytes as u64) }
 }
 
-/// How long to measure, in seconds.
+/// Parses a duration in seconds: 0.1 to one week.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is refused.
 pub fn seconds(text: &str) -> Result<f64, String> {
     const MOST: f64 = 7.0 * 86_400.0;
     let (number, unit) = split(text)?;
@@ -57,17 +57,17 @@ pub fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A rate, "fork=50": the actor's name and how often a second.
+/// Parses a rate, "fork=50": the actor's name and its operations per second.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is refused.
 pub fn rate(text: &str) -> Result<(String, f64), String> {
     const MOST: f64 = 100_000.0;
     let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
     let (name, hertz) = named.ok_or("write NAME=HZ, as in fork=50")?;
     let (hertz, unit) = split(hertz)?;
     if !matches!(unit, "" | "Hz" | "hz" | "HZ") {
-        return Err(format!("\"{unit}\" is no unit of rate; write a number, times a second"));
+        return Err(format!("\"{unit}\" is not a unit of rate; write the number of operations per second"));
     }
     if hertz < 0.01 {
         return Err("it is less than 0.01 a second".into());
@@ -78,10 +78,10 @@ pub fn rate(text: &str) -> Result<(String, f64), String> {
     Ok((name.into(), hertz))
 }
 
-/// A ratio of two figures, "1.5": from 1 to a million.
+/// Parses a ratio of two figures, "1.5": from 1 to a million.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is refused.
 pub fn ratio(text: &str) -> Result<f64, String> {
     const MOST: f64 = 1e6;
     let (number, unit) = split(text)?;
@@ -93,7 +93,8 @@ pub fn ratio(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A number and what follows it. Neither signs nor exponents, so that "1e9" is no billion by mistake.
+/// Splits a text into a number and its unit. Signs and exponents are refused, so that "1e9" is not read as a billion by
+/// mistake.
 fn split(text: &str) -> Result<(f64, &str), String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

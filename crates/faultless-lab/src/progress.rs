@@ -1,14 +1,15 @@
-//! Where a run is: on a terminal only.
+//! Progress of a run, on a terminal only.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
-/// A line on the terminal that goes away with this; nothing where standard error is no terminal.
+/// Progress line on the terminal. It disappears when this is dropped. If standard error is not a terminal, there is no
+/// line.
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// For so many steps.
+    /// Returns a line for `steps` steps.
     pub fn new(steps: usize) -> Self {
         if !stderr().is_terminal() {
             return Self(ProgressBar::hidden());
@@ -23,12 +24,12 @@ impl Progress {
         Self(bar)
     }
 
-    /// What is done now.
+    /// Shows the present activity.
     pub fn say(&self, doing: &str) {
         self.0.set_message(doing.to_string());
     }
 
-    /// One step is done.
+    /// Counts one step.
     pub fn step(&self) {
         self.0.inc(1);
     }

@@ -1,27 +1,27 @@
-//! Why a run ends early, and with which exit code.
+//! Reasons for the early end of a run, and their exit codes.
 
-/// What ended a run. Its text is one line.
+/// Reason for the early end of a run. Its text is one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// A wrong byte, a torn child, a leaked frame: the design or the engine is wrong. Exit code 1.
+    /// A wrong byte, a torn child or a leaked frame: the design or the engine is wrong. Exit code 1.
     #[error("{0}")]
     Wrong(String),
-    /// What was asked for cannot be done. Exit code 2.
+    /// The requested run is not possible. Exit code 2.
     #[error("{0}")]
     Input(String),
-    /// This machine or this design cannot run the scenario, and says why. The others go on; exit code 2 only if nobody
-    /// is left.
+    /// This machine or this design cannot run the scenario, for the reason in the text. The other contenders run. Exit
+    /// code 2 only if none is left.
     #[error("{0}")]
     Cannot(String),
 }
 
 impl Trouble {
-    /// The operating system starts no more threads.
+    /// Returns the error for a thread that the operating system does not start.
     pub(crate) fn no_thread(error: std::io::Error) -> Self {
         Self::Input(format!("cannot start a thread: {error}; use fewer --threads"))
     }
 
-    /// What the process exits with.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Wrong(_) => 1,
@@ -29,7 +29,7 @@ impl Trouble {
         }
     }
 
-    /// The same, told of a round.
+    /// Returns the same error, with its scenario, design and round.
     pub fn in_round(self, scenario: &str, design: &str, round: usize) -> Self {
         match self {
             Self::Wrong(what) => Self::Wrong(format!("{scenario} under {design}, round {round}: {what}")),

@@ -1,5 +1,6 @@
-//! `faultless check`: the engine does what this Linux does, and what does not is found. Skipped under AddressSanitizer alone, and
-//! says so: mlockall would have the kernel fetch terabytes of its shadow memory.
+//! `faultless check`: the engine behaves as this Linux does, and planted differences are found. Under AddressSanitizer
+//! the comparisons with Linux are skipped with a message, because mlockall would make the kernel fetch terabytes of
+//! shadow memory.
 #![cfg(target_os = "linux")]
 
 use faultless_lab::check::{
@@ -28,7 +29,7 @@ fn run(plan: &Plan) -> Result<Summary, Trouble> {
     plan.run(&oracle, &AtomicBool::new(false))
 }
 
-/// No difference but known ones.
+/// Checks that there is no difference except known ones.
 fn agrees(plan: &Plan) {
     if std::env::var_os("ASAN_OPTIONS").is_some() {
         println!("skipped: under AddressSanitizer mlockall locks its shadow memory");
@@ -42,7 +43,7 @@ fn agrees(plan: &Plan) {
     println!("{}", summary.text());
 }
 
-// Fifty thousand in three parts, which run side by side: in a debug build together about ten seconds.
+// 50,000 operations in three parts that run in parallel. Together they take about ten seconds in a debug build.
 
 #[test]
 fn the_engine_does_as_linux_does() {
@@ -64,7 +65,7 @@ fn so_it_does_under_a_rival() {
     agrees(&plan("vma-lock", 10_000, true));
 }
 
-/// The same with its last page left out, if there are others.
+/// Leaves out the last page of the range, if it has several.
 fn one_page_less(operation: &Operation) -> Planted {
     let mut less = *operation;
     if let Some(length) = less.length_mut().filter(|length| length.0 > PAGE && length.0 < 1 << 30) {
@@ -73,7 +74,7 @@ fn one_page_less(operation: &Operation) -> Planted {
     Planted::Instead(less)
 }
 
-/// A planted difference in an operation of this kind.
+/// Returns the planted difference for operations of this kind.
 fn plant(kind: &str) -> fn(&Operation) -> Planted {
     use Operation::*;
     use Planted::{Forgotten, Instead, Nothing};
@@ -106,7 +107,7 @@ fn plant(kind: &str) -> fn(&Operation) -> Planted {
             }
             _ => Nothing,
         },
-        // The old place stays.
+        // The old place stays mapped.
         "mremap FIXED" => |operation| match *operation {
             Remap { at, length, new_length, moves: Move::To(to) } if length == new_length => {
                 Instead(Remap { at, length, new_length, moves: Move::Leaving(to) })
@@ -123,7 +124,7 @@ fn plant(kind: &str) -> fn(&Operation) -> Planted {
             Break { at } => Instead(Break { at: At(at.0 & !(PAGE - 1)) }),
             _ => Nothing,
         },
-        // Nothing but what all advice does.
+        // This does only what every advice does.
         "madvise RANDOM"
         | "madvise SEQUENTIAL"
         | "madvise DONTFORK"
@@ -138,12 +139,12 @@ fn plant(kind: &str) -> fn(&Operation) -> Planted {
             Unlock { at, length } => Instead(Lock { at, length, on_fault: true }),
             _ => Nothing,
         },
-        // The pages go at once.
+        // The pages are dropped at once.
         "madvise FREE" => |operation| match *operation {
             Advise { at, length, .. } => Instead(Advise { at, length, advice: 4 }),
             _ => Nothing,
         },
-        // Readable, and not writable.
+        // The pages become readable but not writable.
         "madvise POPULATE_WRITE" => |operation| match *operation {
             Advise { at, length, .. } => Instead(Advise { at, length, advice: 22 }),
             _ => Nothing,
@@ -211,13 +212,14 @@ fn plant(kind: &str) -> fn(&Operation) -> Planted {
         | "process_vm_readv"
         | "pread"
         | "punch hole" => one_page_less,
-        // A fork that is forgotten: the child has its parent's own memory. An exit: it goes on in its place.
+        // A forgotten fork: the child uses its parent's own memory. A forgotten exit: the child continues as its
+        // parent.
         _ => |_| Forgotten,
     }
 }
 
 thread_local! {
-    /// The kind whose plant is planted: a run's engine is at work on the thread that runs it.
+    /// The kind with the planted difference. The engine of a run works on the thread that runs it.
     static KIND: Cell<&'static str> = const { Cell::new("") };
 }
 
@@ -226,7 +228,7 @@ fn planted(operation: &Operation) -> Planted {
     if operation.kind() == kind { plant(kind)(operation) } else { Planted::Nothing }
 }
 
-// In parts, which run side by side; `just plants` runs them all.
+// In three parts that run in parallel. `just plants` runs them all.
 
 #[test]
 #[ignore = "a minute: just plants"]
@@ -245,7 +247,7 @@ fn a_difference_in_any_operation_is_found_and_shrunk_3() {
     differences_are_found(2);
 }
 
-/// Every third kind, from this one on.
+/// Checks that a difference in every third kind, from `first` on, is found.
 fn differences_are_found(first: usize) {
     for kind in Operation::KINDS.into_iter().skip(first).step_by(3) {
         KIND.set(kind);
@@ -258,7 +260,7 @@ fn differences_are_found(first: usize) {
         if kind != "ftruncate" {
             continue;
         }
-        // What the report says repeats it; this one is found in no first episode.
+        // The command in the report repeats the difference. This kind is not found in the first episode.
         let again = run(&Plan { seed: found.seed, operations: found.operations, ..plan }).unwrap();
         assert_eq!(again.difference.map(|found| found.list), Some(found.list.clone()), "{kind}");
     }
@@ -280,7 +282,7 @@ fn a_process_that_cannot_be_made_or_says_nothing_is_no_difference() {
         .unwrap_err()
     };
     for (program, said) in
-        [("true", "ended without a word"), ("/no/such", "cannot start"), ("sleep", "hangs")]
+        [("true", "ended without an answer"), ("/no/such", "cannot start"), ("sleep", "hangs")]
     {
         match run(program) {
             Trouble::Cannot(what) => assert!(what.contains(said), "{program}: {what}"),
@@ -289,7 +291,7 @@ fn a_process_that_cannot_be_made_or_says_nothing_is_no_difference() {
     }
 }
 
-/// One that is ready, and then dies or hangs.
+/// Runs a check with an oracle that is ready, and then dies or hangs.
 fn after_ready(then: &'static str) -> Summary {
     let command = move || {
         let mut command = Command::new("sh");
@@ -321,7 +323,7 @@ fn together(design: &str, threads: usize, operations: u64) -> Together {
     Together { operations, ..Together::new(designs::find(design).unwrap(), threads) }
 }
 
-/// What is found by four threads of which the first does what `plant` says.
+/// Returns the difference that four threads find if the first one works with `plant`.
 fn found_together(plant: Plant, patience: Duration) -> Found {
     let plan = Together { plant: Some(plant), patience, ..together("faultless", 4, 100_000) };
     let found = plan.run(&AtomicBool::new(false)).unwrap().difference.expect("it is found");
@@ -421,8 +423,8 @@ fn bad_values_get_one_line() {
         (["--ops", "many"], "'many'"),
         (["--ops", "-3"], "'-3'"),
         (["--seed", "-1"], "0 is the least"),
-        (["--threads", "0"], "somebody has to work"),
-        (["--threads", "33"], "there can be 32"),
+        (["--threads", "0"], "at least one thread"),
+        (["--threads", "33"], "at most 32 threads"),
         (["--design", "nope"], "there are: mmap-lock"),
         (["--json", "/no/such/folder/r.json"], "/no/such/folder"),
     ] {

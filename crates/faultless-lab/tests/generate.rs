@@ -1,9 +1,9 @@
-//! `faultless generate` as a user has it: completions of each shell, a man page for each command.
+//! `faultless generate` as users call it: completions for each shell, and a man page for each command.
 
 use std::path::Path;
 use std::process::Command;
 
-/// The exit code, standard output and standard error.
+/// Returns the exit code, standard output and standard error.
 fn generate(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_faultless"));
     let output =
@@ -12,7 +12,7 @@ fn generate(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) 
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// Exit code 2 and one line that says `wanted`.
+/// Checks for exit code 2 and one line that contains `wanted`.
 fn refused(folder: &Path, arguments: &[&str], wanted: &str) {
     let (code, text, errors) = generate(folder, arguments);
     assert_eq!((code, text.as_str()), (Some(2), ""), "{errors}");
@@ -50,7 +50,7 @@ fn each_command_has_a_man_page() {
         assert!(page(&format!("faultless-{command}.1")).contains(".SH SYNOPSIS"), "{command}");
     }
     assert!(page("faultless-diff.1").contains("\\-\\-fail\\-above"));
-    // A page a command and the main one: none for a hidden command.
+    // One page for each command and one for the program. Hidden commands have none.
     assert_eq!(std::fs::read_dir(&pages).expect("the folder").count(), 6);
     std::fs::write(folder.path().join("file"), "").expect("a file");
     refused(folder.path(), &["man", "file"], "cannot write man pages to file");

@@ -1,8 +1,8 @@
-//! Nothing is left of things that are made and dropped, however often: files, spaces, mappings, pages, forks, threads. By what the engine says
-//! that it uses ([`Engine::metadata_bytes`]), and by the allocator.
+//! Objects that are made and dropped leave no memory behind: files, spaces, mappings, pages, forks, threads. The tests
+//! compare the engine's own count ([`Engine::metadata_bytes`]) and the allocator's.
 //!
-//! In each run some thousands of each; `just many` makes and drops a million files, spaces, mappings and pages, and 100,000
-//! threads.
+//! An ordinary run makes some thousands of each. `just many` makes and drops a million files, spaces, mappings and
+//! pages, and 100,000 threads.
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
@@ -17,15 +17,15 @@ use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 type Space = AddressSpace<Soft, Faultless>;
 
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
-/// Pages of one leaf table.
+/// Number of pages of a leaf table.
 const LEAF: u64 = 512;
 
-/// The system's allocator, which counts bytes.
+/// The system's allocator with a count of bytes.
 struct Counting;
 
 static LIVE: AtomicI64 = AtomicI64::new(0);
 
-// SAFETY: the system's allocator.
+// SAFETY: every call goes to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size() as i64, Ordering::Relaxed);
@@ -49,13 +49,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// All tests of this file count the same bytes: one at a time.
+/// Makes the tests of this file run one at a time, because all count the same bytes.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A store of pages of ones.
+/// A store whose pages are full of ones.
 struct Ones(u64);
 
 impl Store for Ones {
@@ -89,12 +89,12 @@ fn map_file(space: &Space, file: &faultless::sync::Shared<File<Soft>>, page: u64
     space.map(request).expect("a mapping");
 }
 
-/// Bytes: by the engine's count, and by the allocator's.
+/// Returns the used bytes: by the engine's count, and by the allocator's.
 fn used(engine: &Engine<Soft>) -> (i64, i64) {
     (engine.metadata_bytes() as i64, LIVE.load(Ordering::Relaxed))
 }
 
-// ---- what is made and dropped
+// ---- objects that are made and dropped
 
 fn files(engine: &Arc<Engine<Soft>>, count: u64) {
     let ones: Arc<dyn Store> = Arc::new(Ones(2));
@@ -103,7 +103,7 @@ fn files(engine: &Arc<Engine<Soft>>, count: u64) {
         let file = File::open(engine, Arc::clone(&ones)).unwrap();
         map_file(&space, &file, 1, 2);
         assert_ne!(space.load_u64(at(1 + n % 2)).unwrap(), 0);
-        // In turn: the handle goes last, and the mapping does.
+        // Alternately, the handle or the mapping is dropped last.
         if n % 2 == 0 {
             space.unmap(at(1), 2 * PAGE_SIZE).unwrap();
         } else {
@@ -134,7 +134,7 @@ fn mappings(engine: &Arc<Engine<Soft>>, count: u64) {
     const AT_ONCE: u64 = 1_000;
     for first in (0..count).step_by(AT_ONCE as usize) {
         for n in first..count.min(first + AT_ONCE) {
-            // Neighbours of other rights do not merge; some have leaf tables of their own.
+            // Neighbours with different rights do not merge. Some mappings have leaf tables of their own.
             let page = 1 + n % AT_ONCE * if n % 2 == 0 { 1 } else { LEAF };
             let rights = if n % 4 < 2 { READ_WRITE } else { Protection::READ };
             let request =
@@ -163,7 +163,7 @@ fn pages(engine: &Arc<Engine<Soft>>, count: u64) {
     }
 }
 
-/// Threads, some at once, each of which maps, touches and unmaps.
+/// Runs `count` threads, 100 at once. Each maps, touches and unmaps a page.
 fn threads(engine: &Arc<Engine<Soft>>, count: u64) {
     const AT_ONCE: u64 = 100;
     let space = Space::new(engine).unwrap();
@@ -185,12 +185,12 @@ fn threads(engine: &Arc<Engine<Soft>>, count: u64) {
     }
 }
 
-/// docs/memory.md: what the list of a slot keeps.
+/// The size of a slot's list of retired memory (docs/memory.md), in bytes.
 const LIST: i64 = 24 << 10;
 
 type Kind = (&'static str, fn(&Arc<Engine<Soft>>, u64), u64);
 
-/// How many of each in an ordinary run.
+/// The kinds of objects, with their numbers in an ordinary run.
 const KINDS: [Kind; 5] = [
     ("files", files, 4_000),
     ("spaces", spaces, 4_000),
@@ -202,7 +202,7 @@ const KINDS: [Kind; 5] = [
 fn end_where_they_began(times: u64) {
     let _alone = alone();
     let engine = engine();
-    // Made once: slots, their lists, caches of frames.
+    // This makes everything that is made only once: slots, their lists, caches of frames.
     KINDS.iter().for_each(|(_, work, _)| work(&engine, 2_000));
     engine.flush();
     for (name, work, count) in KINDS {
@@ -215,14 +215,14 @@ fn end_where_they_began(times: u64) {
             count * times
         );
         assert_eq!(engine.frame_usage().used, 1, "{name}: frames are left");
-        // Lists of what is retired keep their room: of the first 64 slots.
+        // Lists of retired memory keep their capacity, for at most the first 64 slots.
         let lists = if name == "threads" { 64 * LIST } else { LIST };
         assert!(
             metadata_after <= metadata + lists,
             "{name}: the engine has {} more",
             metadata_after - metadata
         );
-        // The harness has some, too.
+        // The test harness allocates some memory, too.
         assert!(live_after < live + lists + 4096, "{name}: the heap has {} more", live_after - live);
     }
 }
@@ -238,12 +238,12 @@ fn a_million_of_each_end_where_they_began() {
     end_where_they_began(250);
 }
 
-/// Before: 500 threads that have unmapped all they had kept 160 MB of leaf tables.
+/// Once, 500 threads that had unmapped everything kept 160 MB of leaf tables.
 #[test]
 fn threads_that_retire_little_keep_little() {
     const THREADS: u64 = 500;
     const EACH: u64 = 80;
-    /// docs/memory.md: what is retired.
+    /// The limit of retired memory (docs/memory.md), in bytes.
     const RETIRED: i64 = 4_608 << 10;
     let _alone = alone();
     let engine = engine();
@@ -258,7 +258,7 @@ fn threads_that_retire_little_keep_little() {
         for n in 0..THREADS {
             let (space, there, done, go) = (&space, &there, &done, &go);
             let work = move || {
-                // The slot, and the upper tables of what follows: kept as long as the space.
+                // This makes the slot and the upper tables for the later mappings. They stay as long as the space.
                 let first = (1 + n) * span;
                 map(space, first, 1, READ_WRITE);
                 space.store_u64(at(first), n).unwrap();
@@ -287,7 +287,7 @@ fn threads_that_retire_little_keep_little() {
     });
 }
 
-/// Something of everything that is counted.
+/// Makes some objects of each kind that is counted.
 fn something(engine: &Arc<Engine<Soft>>, ones: &Arc<dyn Store>) -> (Vec<Space>, impl Sized) {
     let (mut spaces, mut files) = (Vec::with_capacity(40), Vec::with_capacity(20));
     for n in 0..20 {
@@ -308,7 +308,7 @@ fn something(engine: &Arc<Engine<Soft>>, ones: &Arc<dyn Store>) -> (Vec<Space>, 
     (spaces, files)
 }
 
-/// The engine's count agrees with the allocator's.
+/// The engine's count must agree with the allocator's.
 #[test]
 fn metadata_is_what_the_allocator_gave() {
     let _alone = alone();
@@ -322,14 +322,14 @@ fn metadata_is_what_the_allocator_gave() {
     let (said, had) = (full - metadata, full_live - live);
     println!("the engine says {said} bytes, and has {had}");
     assert!(said > 1 << 20, "the test makes something");
-    // The two vectors of the test.
+    // The difference is the two vectors of the test.
     assert!((-1024..1024).contains(&(had - said)), "the engine says {said} bytes, and has {had}");
     drop(made);
     engine.flush();
     assert!(engine.metadata_bytes() as i64 <= metadata + LIST);
 }
 
-/// The bytes of one file, space, page and mapping, as docs/memory.md has them.
+/// The bytes of one file, space, page and mapping must be those in docs/memory.md.
 #[test]
 fn what_each_takes_is_as_documented() {
     let _alone = alone();

@@ -1,5 +1,5 @@
-//! Rounds on the kernel that this runs on: the file behind FUSE, the counts, fork, and nothing left behind.
-//! What is not granted here is skipped, with the reason.
+//! Rounds on the kernel of this computer: the file behind FUSE, the counts, fork, and the clean-up. Features that the
+//! kernel does not grant are skipped, with the reason.
 #![cfg(target_os = "linux")]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 const PAGES: u64 = 512;
 const AS_WORKER: &str = "FAULTLESS_TEST_AS_WORKER";
 
-/// Not a test: what the workers of the tests run.
+/// Not a test: the body of the workers of the tests.
 #[test]
 fn as_worker() {
     if std::env::var_os(AS_WORKER).is_some() {
-        // What it returns, the parent has been told.
+        // The parent has already received the result.
         let _ = worker(play);
         std::process::exit(0);
     }
@@ -50,7 +50,7 @@ fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<M
     }
 }
 
-/// Every page of the file once, by several threads, each page by one of them.
+/// Touches and checks every page of the file once, by several threads. Each page belongs to one of them.
 fn faults(request: &Request, machine: &NativeMachine, threads: u64) -> Result<Measured, Trouble> {
     let file = TestFile::of(&Settings { served: request.file.clone(), ..settings() }, 0)?;
     let process = machine.process()?;
@@ -76,7 +76,7 @@ fn faults(request: &Request, machine: &NativeMachine, threads: u64) -> Result<Me
                     file.check(number, &page)?;
                     part.count("pages", 1);
                 }
-                // Soon after each other: the kernel may drop a clean page whenever it likes.
+                // The three accesses follow each other at once, because the kernel may drop a clean page at any time.
                 let again =
                     (0..3).map(|_| process.touch(start, Access::Read)).collect::<Result<Vec<_>, _>>()?;
                 part.count("again_is_minor", u64::from(again.contains(&Touched::Minor)));
@@ -105,7 +105,7 @@ fn cold_again(request: &Request, machine: &NativeMachine) -> Result<Measured, Tr
         let count = |pages: Vec<bool>| pages.into_iter().filter(|resident| *resident).count() as u64;
         measured.count("resident_before", count(process.resident(start, bytes)?));
         for page in 0..10 {
-            // Far apart: no read-ahead or fault-around reaches the next one.
+            // The pages are far apart, so that read-ahead and fault-around do not reach the next one.
             let at = VirtAddr::new(start.get() + page * 40 * PAGE_SIZE);
             measured.count("major", u64::from(process.touch(at, Access::Read)? == Touched::Major));
         }
@@ -159,7 +159,7 @@ fn fork(machine: &NativeMachine) -> Result<Measured, Trouble> {
     process.store(page, 7)?;
     let task: Arc<dyn Task> = Arc::new(Sees(page));
     let mut measured = Measured::default();
-    // Side by side, from threads that fork at the same time.
+    // Two threads fork at the same time, each with two children at once.
     std::thread::scope(|scope| {
         let forks = || {
             for _ in 0..20 {
@@ -184,7 +184,7 @@ fn one_child(machine: &NativeMachine, task: Arc<dyn Task>) -> Result<Measured, T
 fn dropped_child(machine: &NativeMachine) -> Result<Measured, Trouble> {
     let task: Arc<dyn Task> = Arc::new(Endless);
     drop(machine.process()?.fork(&task)?);
-    // `finish` finds those who are left.
+    // `finish` checks that no child is left.
     Ok(Measured::default())
 }
 
@@ -204,7 +204,7 @@ fn calls(machine: &NativeMachine) -> Result<Measured, Trouble> {
     process.discard(start, bytes)?;
     measured.count("discarded", process.load(last)?);
     process.unmap(start, bytes)?;
-    // The address is used again, by this thread first.
+    // The thread that unmapped the address maps it again first.
     measured.count("same_place", u64::from(process.map_anonymous(bytes)? == start));
     Ok(measured)
 }
@@ -266,7 +266,7 @@ fn run(scenario: &str, with: &With) -> Result<Measured, Trouble> {
     round_by(command, Job { scenario, turn: &turn, file, variant, memory_limit })
 }
 
-/// What was measured; `None`, with the reason on standard error, where the kernel does not grant it.
+/// Returns the measurements. If the kernel does not grant a feature, prints the reason and returns `None`.
 fn granted(scenario: &str, with: &With) -> Option<Measured> {
     match run(scenario, with) {
         Err(Trouble::Cannot(reason)) => {
@@ -286,7 +286,7 @@ fn each_page_of_the_file_is_read_alone_and_right() {
             assert_eq!(measured.counted("major"), Some(PAGES), "{scenario}, {variant:?}");
             assert_eq!(measured.counted("again_is_minor"), Some(threads));
             assert!(measured.counted("major_faults") >= Some(PAGES));
-            // No page by read-ahead. More than one read of a page means that the kernel has dropped it meanwhile.
+            // No page is read ahead. A second read of a page means that the kernel has dropped it meanwhile.
             let reads = measured.counted("io_reads").unwrap();
             assert!((PAGES..PAGES + PAGES / 8).contains(&reads), "{reads} reads of {PAGES} pages");
             assert_eq!(measured.latency["fault"].count(), PAGES);
@@ -296,7 +296,7 @@ fn each_page_of_the_file_is_read_alone_and_right() {
                     eprintln!("{scenario}, {variant:?}: {each:.3} reads of mmap_lock a major fault");
                     assert!(measured.counted("mmap_lock_read") >= measured.counted("reads_of_mmap_lock"));
                     assert!(measured.counted("mmap_lock_write") > Some(0));
-                    // What a fault of the kernel's own takes at least, whatever the kernel.
+                    // A fault of the kernel's own takes mmap_lock at least once, on every kernel.
                     assert!(variant == Variant::Access || each >= 1.0);
                 }
             }
@@ -308,7 +308,7 @@ fn each_page_of_the_file_is_read_alone_and_right() {
 fn pages_turn_cold_when_they_are_unmapped() {
     let Some(measured) = granted("cold again", &With { file: true, ..PLAIN }) else { return };
     assert_eq!(measured.counted("resident_before"), Some(0));
-    // The kernel may have dropped one already.
+    // The kernel may have dropped some pages already.
     assert!(matches!(measured.counted("resident_after"), Some(25..=30)));
     assert_eq!(measured.counted("major"), Some(30));
 }
@@ -340,7 +340,7 @@ fn calls_do_what_they_should() {
 fn a_worker_that_dies_is_one_line() {
     let died = run("wild access", &PLAIN).unwrap_err();
     assert_eq!(died, Trouble::Wrong("the worker was ended by SIGSEGV (signal 11)".into()));
-    // What is the program's own is not touched at all.
+    // Memory of the program itself is never accessed.
     let refused = run("outside", &PLAIN).unwrap_err().to_string();
     assert!(refused.starts_with("a load fails: "), "{refused}");
     assert!(matches!(run("two processes", &PLAIN), Err(Trouble::Cannot(_))));
@@ -378,7 +378,7 @@ fn memory_is_limited() {
 
 #[test]
 fn nothing_stays_mounted() {
-    // Other tests' rounds may run meanwhile: they mount nothing that is seen either.
+    // Rounds of other tests may run meanwhile. Their mounts are not visible either.
     let ours = || std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let count = |mounts: &str| mounts.lines().filter(|line| line.starts_with("faultless ")).count();
     let before = count(&ours());

@@ -1,4 +1,4 @@
-//! Which designs can serve real memory.
+//! Designs that can serve real memory, and designs that cannot.
 #![cfg(target_os = "linux")]
 
 use faultless::AddressSpace;

@@ -1,5 +1,5 @@
-//! What scenarios check: on a machine that shows a wrong word or byte now and then, every one of them ends with an error;
-//! on the same machine without it, none does, and nothing is left of it.
+//! Checks of the scenarios themselves. On a machine that sometimes returns a wrong word or byte, every scenario must
+//! end with an error. On a correct machine none may, and nothing may be left over.
 
 use faultless::address::VirtAddr;
 use faultless::design::Faultless;
@@ -16,10 +16,10 @@ use std::time::Duration;
 type Inner = SoftMachine<Faultless>;
 type InnerProcess = <Inner as Machine>::Process;
 
-/// Every so many loads are wrong.
+/// One of this many loads is wrong.
 const EVERY: u64 = 41;
 
-/// A machine with a fault in its memory.
+/// Machine that returns wrong values on request.
 struct Faulty {
     inner: Inner,
     is_wrong: bool,
@@ -72,7 +72,7 @@ impl Memory for FaultyProcess {
         self.inner.touch(at, access)
     }
     fn counted(&self) -> [Option<u64>; IN_MAJOR_FAULTS.len()] {
-        // As a machine that counts nothing of the kind.
+        // This machine counts none of these.
         [None; IN_MAJOR_FAULTS.len()]
     }
 }
@@ -119,12 +119,12 @@ fn check(scenario: &'static Scenario) {
     match run(&prepared, true) {
         Err(Trouble::Wrong(_)) => {}
         Err(other) => panic!("{}: {other}", scenario.name),
-        Ok(_) => panic!("{} does not see what is wrong", scenario.name),
+        Ok(_) => panic!("{} does not notice the wrong value", scenario.name),
     }
     let measured = run(&prepared, false).expect("nothing is wrong");
     let value = (scenario.headline.of)(&measured);
     assert!(value.is_some_and(|value| value > 0.0 && value.is_finite()), "{}: {value:?}", scenario.name);
-    // What the machine does not count is unknown, not zero.
+    // A figure that the machine does not count is unknown, not zero.
     assert!(IN_MAJOR_FAULTS.iter().all(|(name, _)| measured.counted(name).is_none()), "{}", scenario.name);
     for figure in scenario.figures {
         assert!((figure.of)(&measured).is_none_or(f64::is_finite), "{} {}", scenario.name, figure.name);
@@ -146,7 +146,7 @@ fn figures_have_different_names() {
     }
 }
 
-/// A machine without a second process still runs what it can, and says so.
+/// A machine without a second process runs a part of the scenario, with a note.
 #[test]
 fn one_process_is_enough_for_a_part_of_giant_vma() {
     struct One(Inner, AtomicBool);
@@ -179,7 +179,7 @@ fn one_process_is_enough_for_a_part_of_giant_vma() {
     assert_eq!(measured.notes, ["fault in own process is not measured: there is one process only"]);
 }
 
-/// A wrong child is told as the child told it, and one that is not waited for leaves nothing.
+/// The parent returns the error of a child unchanged. A child that is not waited for leaves nothing.
 #[test]
 fn children_tell_what_is_wrong_or_go_unheard() {
     struct Says(Trouble);
@@ -202,7 +202,7 @@ fn children_tell_what_is_wrong_or_go_unheard() {
     machine.finish().expect("nothing is left");
 }
 
-/// The end of a machine sees what has not been given back.
+/// The end of a machine finds resources that were not given back.
 #[test]
 fn a_leak_is_found() {
     let prepared = ALL[0].prepare(&settings()).expect("settings");

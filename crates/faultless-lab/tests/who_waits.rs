@@ -1,5 +1,5 @@
-//! Who waits for whom, edge by edge, under every design: a store is stalled while a fault reads through it, and each
-//! call beside it either goes on or waits until the store answers.
+//! The waits between calls under every design. A store is stalled while a fault reads through it. Each call beside the
+//! fault either continues or waits until the store answers.
 //!
 //! ```text
 //!   B, pages 10–11        A, pages 100–103 of a file        C, pages 200–201        fresh, page 300
@@ -27,9 +27,9 @@ use std::time::Duration;
 
 type Gate = Arc<GatedStore<FileStore>>;
 
-/// Long enough for a thread that can go on to have done so.
+/// Long enough for a thread that can continue to finish.
 const A_WHILE: Duration = Duration::from_millis(150);
-/// No test waits longer.
+/// Longest wait of a test.
 const TOO_LONG: Duration = Duration::from_secs(20);
 
 const A: u64 = 100;
@@ -41,7 +41,7 @@ fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
-/// A space with a file mapping whose reads are stalled.
+/// A space with a mapping of a file whose reads are stalled.
 struct Stalled<D: LockingDesign> {
     space: AddressSpace<Soft, D>,
     file: Shared<File<Soft>>,
@@ -67,20 +67,20 @@ impl<D: LockingDesign> Stalled<D> {
         space.map(request.protection(Protection::READ).at(Placement::Fixed(at(A)))).expect("a mapping");
         gate.pass(1);
         space.load_u64(at(A + 1)).expect("a load");
-        // In memory, and no longer mapped.
+        // The page is in memory, and no longer mapped.
         space.discard(at(A + 1), PAGE_SIZE).expect("discarded");
         Self { space, file, gate }
     }
 
-    /// A fault that waits for its first read.
+    /// Returns a fault that waits for its first read.
     fn first(&self) -> PendingFault<Soft, D> {
         pending(self.space.fault(at(A + 3), Access::Read).expect("no error"))
     }
 
-    /// A fault that waits for its second read: its page was gone when it came back from the first one.
+    /// Returns a fault that waits for its second read, because its page was gone after the first one.
     fn second(&self) -> PendingFault<Soft, D> {
         let first = self.first();
-        // Cut off and there again: what was read is not the file's any more.
+        // Truncated and extended again: the page that was read no longer belongs to the file.
         self.file.set_length(3 * PAGE_SIZE);
         self.file.set_length(4 * PAGE_SIZE);
         self.gate.pass(1);
@@ -99,7 +99,7 @@ fn pending<D: LockingDesign>(fault: Fault<Soft, D>) -> PendingFault<Soft, D> {
     }
 }
 
-/// Waits in a thread of its own, as a fault's thread does, and takes along what it keeps.
+/// Waits for a fault to its end. Call it in a thread of its own, which holds the fault's locks.
 fn finish<D: LockingDesign>(mut fault: Fault<Soft, D>) -> Result<(), FaultError> {
     while let Fault::Pending(pending) = fault {
         fault = pending.wait()?;
@@ -107,7 +107,7 @@ fn finish<D: LockingDesign>(mut fault: Fault<Soft, D>) -> Result<(), FaultError>
     Ok(())
 }
 
-/// Whether `call` ends before `open` is called; that is called in the end, so that `call` ends anyhow.
+/// Returns whether `call` ends before `open` is called. `open` is called in any case, so that `call` ends.
 fn goes_on(open: impl FnOnce(), call: impl FnOnce() + Send) -> bool {
     scope(|scope| {
         let (ended, end) = channel();
@@ -117,18 +117,18 @@ fn goes_on(open: impl FnOnce(), call: impl FnOnce() + Send) -> bool {
         });
         let goes_on = end.recv_timeout(A_WHILE).is_ok();
         open();
-        goes_on || end.recv_timeout(TOO_LONG).map(|()| false).expect("it ends when the read has")
+        goes_on || end.recv_timeout(TOO_LONG).map(|()| false).expect("the call ends after the read")
     })
 }
 
-/// Which read is stalled.
+/// The read that is stalled.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     First,
     Second,
 }
 
-/// What is called beside the stalled fault.
+/// The call beside the stalled fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Beside {
     MapElsewhere,
@@ -140,7 +140,7 @@ enum Beside {
     DiscardIt,
     DiscardElsewhere,
     Fork,
-    /// When a fork has come to what it waits for, or has gone on.
+    /// From here on, the call starts after a fork, when the fork waits or has ended.
     MapBesideFork,
     FaultBelowBesideFork,
     FaultAboveBesideFork,
@@ -169,7 +169,7 @@ const ALL: [Beside; 15] = [
     DiscardAboveBesideFork,
 ];
 
-/// What is called when a fork is under way.
+/// The calls beside a fork.
 const BESIDE_FORK: [Beside; 6] = [
     MapBesideFork,
     FaultBelowBesideFork,
@@ -211,13 +211,13 @@ fn waits<D: LockingDesign>(stage: Stage, sharing: Sharing, beside: Beside) -> bo
             std::thread::sleep(A_WHILE);
         }
         let goes_on = goes_on(|| stalled.gate.open(), call);
-        // Its page may have been taken away meanwhile.
+        // The page may have been unmapped meanwhile.
         let _ = fault.join().expect("no panic");
         !goes_on
     })
 }
 
-/// All edges that wait, in the order of [`ALL`]; tried side by side.
+/// Returns all calls that wait, in the order of [`ALL`]. They are tried in parallel.
 fn edges<D: LockingDesign>(stage: Stage, sharing: Sharing) -> Vec<Beside> {
     scope(|scope| {
         let tries = ALL.map(|beside| (beside, scope.spawn(move || waits::<D>(stage, sharing, beside))));
@@ -227,7 +227,7 @@ fn edges<D: LockingDesign>(stage: Stage, sharing: Sharing) -> Vec<Beside> {
     })
 }
 
-/// What waits where mmap_lock is held for reading by faults alone.
+/// The calls that wait while a fault holds mmap_lock for reading, under designs with mmap_lock alone.
 const BEHIND_MMAP_LOCK: [Beside; 11] = [
     MapElsewhere,
     UnmapElsewhere,
@@ -235,7 +235,7 @@ const BEHIND_MMAP_LOCK: [Beside; 11] = [
     UnmapIt,
     Fork,
     MapBesideFork,
-    // Faults queue fairly behind the fork that waits.
+    // Faults queue fairly behind the waiting fork.
     FaultBelowBesideFork,
     FaultAboveBesideFork,
     FirstWriteBesideFork,
@@ -243,11 +243,12 @@ const BEHIND_MMAP_LOCK: [Beside; 11] = [
     DiscardAboveBesideFork,
 ];
 
-/// What waits where mmap_lock is held for reading by a fault, and others go by VMA locks.
+/// The calls that wait while a fault holds mmap_lock for reading, and other faults use VMA locks.
 const BEHIND_MMAP_LOCK_WITH_VMA_LOCKS: [Beside; 7] =
     [MapElsewhere, UnmapElsewhere, ProtectIt, UnmapIt, Fork, MapBesideFork, FirstWriteBesideFork];
 
-/// What waits where mmap_lock is held for reading by a fault, and others speculate: fork has not got it yet, so that they may.
+/// The calls that wait while a fault holds mmap_lock for reading, and other faults speculate. They may, because fork
+/// does not hold mmap_lock yet.
 const BEHIND_MMAP_LOCK_WITH_SPECULATION: [Beside; 9] = [
     MapElsewhere,
     UnmapElsewhere,
@@ -260,7 +261,7 @@ const BEHIND_MMAP_LOCK_WITH_SPECULATION: [Beside; 9] = [
     DiscardAboveBesideFork,
 ];
 
-/// What waits where a VMA's lock is held. fork comes to it with the VMAs below locked, and mmap_lock.
+/// The calls that wait while a fault holds a VMA's lock. fork waits for it with mmap_lock and the lower VMAs locked.
 const BEHIND_THE_VMA: [Beside; 7] = [
     ProtectIt,
     UnmapIt,
@@ -311,12 +312,12 @@ who_waits! {
     faultless_again: Faultless, Second, Private => [];
 }
 
-/// While a file system has the folio locked, up to date: does munmap of the mapping wait for a fault on it?
+/// Returns whether munmap waits for a fault on a folio that is up to date, and that a file system has locked.
 fn unmap_waits_for_a_locked_folio<D: LockingDesign>() -> bool {
     let stalled = Stalled::<D>::new(Sharing::Private);
     let locked = stalled.file.try_lock_folio(1).expect("in memory");
     let fault = pending(stalled.space.fault(at(A + 1), Access::Read).expect("no error"));
-    assert!(!fault.is_ready(), "it waits for the lock");
+    assert!(!fault.is_ready(), "the fault waits for the lock");
     let space = &stalled.space;
     scope(|scope| {
         let fault = scope.spawn(move || finish(Fault::Pending(fault)));
@@ -338,7 +339,8 @@ fn a_locked_folio_that_is_up_to_date() {
     assert!(!unmap_waits_for_a_locked_folio::<VmaLockResume>());
 }
 
-/// mmap_lock taken for reading, and starts over, in a major fault that finds its page when it comes back.
+/// Returns the counts of a major fault whose page is in memory after its read: mmap_lock taken for reading, and
+/// retries.
 fn counted_for_a_major_fault<D: LockingDesign>() -> (u64, u64) {
     let stalled = Stalled::<D>::new(Sharing::Private);
     let before = (stalled.counted(Counter::MmapLockRead), stalled.counted(Counter::Retries));
@@ -353,7 +355,7 @@ fn counted_for_a_major_fault<D: LockingDesign>() -> (u64, u64) {
 fn mmap_lock_and_retries_of_a_major_fault() {
     assert_eq!(counted_for_a_major_fault::<MmapLockHold>(), (1, 0));
     assert_eq!(counted_for_a_major_fault::<MmapLock>(), (2, 1));
-    // The first one begins the read: a speculation does not.
+    // The first hold of mmap_lock starts the read, because a speculation does not.
     assert_eq!(counted_for_a_major_fault::<Speculative>(), (2, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLock>(), (1, 1));
     assert_eq!(counted_for_a_major_fault::<VmaLockRetry>(), (0, 1));
@@ -376,14 +378,14 @@ fn the_first_anonymous_page_of_a_vma_tries_mmap_lock() {
     };
     let (mmap, vma, aborts) = counted();
     stalled.space.store_u64(at(FRESH), 1).expect("a store");
-    assert_eq!(counted(), (mmap + 1, vma + 1, aborts), "the first one");
+    assert_eq!(counted(), (mmap + 1, vma + 1, aborts), "the first page tries mmap_lock");
     stalled.space.store_u64(at(FRESH + 1), 1).expect("a store");
-    assert_eq!(counted(), (mmap + 1, vma + 2, aborts), "the second one");
+    assert_eq!(counted(), (mmap + 1, vma + 2, aborts), "the second page does not");
     assert!(stalled.space.load_u64(at(FRESH + 2)).is_err());
     assert_eq!(counted(), (mmap + 2, vma + 2, aborts + 1), "a hole is looked for under mmap_lock");
 }
 
-/// Which faults a speculation does not serve: they take mmap_lock.
+/// Some faults cannot be served by speculation, so they take mmap_lock.
 #[test]
 fn what_is_not_done_by_speculation() {
     let stalled = Stalled::<Speculative>::new(Sharing::Private);
@@ -395,16 +397,16 @@ fn what_is_not_done_by_speculation() {
     stalled.space.store_u64(at(FRESH), 1).expect("a store");
     assert_eq!(counted(), (mmap + 1, aborts + 1), "the first anonymous page of a VMA");
     stalled.space.store_u64(at(FRESH + 1), 1).expect("a store");
-    assert_eq!(counted(), (mmap + 1, aborts + 1), "the second one");
+    assert_eq!(counted(), (mmap + 1, aborts + 1), "the second page of the VMA");
     assert!(stalled.space.load_u64(at(FRESH + 2)).is_err());
     assert_eq!(counted(), (mmap + 2, aborts + 2), "a hole");
     let far = MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(1 << 20)));
     stalled.space.map(far).expect("a mapping");
     stalled.space.load_u64(at(1 << 20)).expect("a load");
-    assert_eq!(counted(), (mmap + 3, aborts + 3), "a page whose leaf table is not there");
+    assert_eq!(counted(), (mmap + 3, aborts + 3), "a page whose leaf table is missing");
 }
 
-/// Whether exit ends while a fault sleeps and waits for its read, and the fault with it.
+/// Checks that exit ends while a fault sleeps for its read, and that the fault ends too.
 fn exit_ends<D: LockingDesign>(stage: Stage) {
     let stalled = Stalled::<D>::new(Sharing::Private);
     let fault = match stage {
@@ -446,7 +448,7 @@ fn discarding_inside_a_vma_takes_its_lock() {
     let (mmap, vma) = counted();
     stalled.space.discard(at(BELOW), PAGE_SIZE).expect("discarded");
     assert_eq!(counted(), (mmap, vma + 1));
-    // Beyond its end: mmap_lock.
+    // Beyond the end of the VMA, it takes mmap_lock.
     let _ = stalled.space.discard(at(BELOW), 3 * PAGE_SIZE);
     assert_eq!(counted(), (mmap + 1, vma + 1));
 }
@@ -476,7 +478,7 @@ fn waits_are_attributed() {
         assert!(!goes_on(|| stalled.gate.open(), map));
     });
     let seen = |counter| stalled.counted(counter);
-    // fork waited for the VMA, and the bystander for fork; both in the end for the fault's I/O.
+    // fork waited for the VMA, and the bystander for fork. The cause of both waits was the fault's I/O.
     assert!(seen(Counter::VmaLockWaitIo) > 0 && seen(Counter::MmapLockWaitIo) > 0);
     assert_eq!(seen(Counter::VmaLockWait), seen(Counter::VmaLockWaitIo) + seen(Counter::VmaLockWaitFault));
     let parts = [

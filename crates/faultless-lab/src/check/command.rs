@@ -1,4 +1,4 @@
-//! The command: its arguments, and what it prints.
+//! The command `faultless check`: its arguments and its output.
 
 use super::files::Files;
 #[cfg(target_os = "linux")]
@@ -12,59 +12,60 @@ use clap::Args;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-/// Paragraphs are one line each: clap breaks them as wide as the terminal is.
+/// Each paragraph is one line: clap wraps it at the width of the terminal.
 const AFTER: &str = "\
-Both sides begin with an empty window of 128 pages and five files with the same bytes. After each operation they have to say the \
-same: the result or the error number, the signal with its code and address, the bytes that were loaded, and the map of \
-the window (start, end, rights, sharing, file, offset). After every 64th all bytes of the window are compared, and the \
-map's flags. A thousand operations make an episode, which has a seed of its own.
+Both sides start with an empty window of 128 pages and five files with the same bytes. After each operation, check compares \
+the result or the error number, the signal with its code and address, the loaded bytes, and the map of the window (start, \
+end, rights, sharing, file, offset). After every 64th operation it compares all bytes of the window and the flags of the \
+map. A thousand operations make an episode. Each episode has its own seed.
 
-A difference is shrunk to the shortest list of operations that shows it, printed with what each side said and the \
-command that repeats it. What differs by intention stands in docs/check.md, and is counted apart.
+A difference is shrunk to the shortest list of operations that shows it. The list is printed with the result of each side \
+and the command that repeats it. Intended differences are described in docs/check.md and counted apart.
 
-With --threads that many threads do an episode each, at the same time, in windows of their own of one space, while others \
-touch all windows. Each step has to be what it is when the same episode is done alone; there is no Linux in this. Who \
-comes first does not follow from the seed: a difference may take several runs to come again.
+With --threads, each thread does an episode in its own window of one space, at the same time as the others. More threads \
+touch all windows. Each step must give the same result as in the same episode alone. This check does not use Linux. The \
+seed does not determine the order of the threads, so a difference may need several runs to appear again.
 
-With --files each episode has one file: written, read, mapped, cut off, punched, synced and opened again. It is compared with a \
-model after each operation, and with what its store has after each sync. The store may be late, fail or refuse.
+With --files, each episode has one file. It is written, read, mapped, truncated, punched, synced and opened again. After \
+each operation the file is compared with a model. After each sync it is compared with its store. The store may be late, \
+fail or refuse.
 
-Exit codes: 0 no difference; 1 a difference; 2 bad input, or there is no Linux to check against; 130 ended by Ctrl-C, \
+Exit codes: 0 no difference; 1 a difference; 2 bad input, or no Linux to check against; 130 interrupted by Ctrl-C, \
 with a summary so far.
 
 Examples:
-  faultless check                            a hundred thousand operations
-  faultless check --ops 10000000 --seed 7    more of them, and other ones
-  faultless check --design vma-lock          the engine under a rival's locking
-  faultless check --threads 4                four threads at once, against each alone
-  faultless check --files --ops 1000000      a million operations on files, against a model
-  faultless check --json - | jq .results     for a program to read";
+  faultless check                            100,000 operations
+  faultless check --ops 10000000 --seed 7    more operations, with another seed
+  faultless check --design vma-lock          the engine under another locking design
+  faultless check --threads 4                four threads at the same time, each compared with itself alone
+  faultless check --files --ops 1000000      a million operations on files, compared with a model
+  faultless check --json - | jq .results     JSON for another program";
 
 /// Arguments of `faultless check`.
 #[derive(Args, Debug)]
 #[command(after_help = AFTER)]
 pub struct Check {
-    /// Operations to do on both sides
+    /// Number of operations on both sides
     #[arg(long, value_name = "N", value_parser = operations, allow_hyphen_values = true, default_value_t = 100_000)]
     ops: u64,
-    /// What all operations follow from
+    /// Seed that determines all operations
     #[arg(long, value_name = "N", value_parser = seed, allow_hyphen_values = true, default_value_t = 1)]
     seed: u64,
     /// The locking design that the engine runs under
     #[arg(long, value_name = "NAME", default_value = designs::OURS)]
     design: String,
-    /// Have so many threads work at once, each in its part of one space, and compare with what each does alone
+    /// Run N threads at the same time, each in its own part of one space, and compare each with the same thread alone
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     threads: Option<usize>,
-    /// Do operations on files, and compare with a model of a file: reads, writes, mappings, syncs, lengths, holes; in memory,
-    /// in stores that are late, fail or refuse, and in real files
+    /// Check files against a model of a file: reads, writes, mappings, syncs, lengths and holes; in memory, in stores
+    /// that are late, fail or refuse, and in real files
     #[arg(long, conflicts_with_all = ["threads", "merged"])]
     files: bool,
-    /// Do not compare where a mapping ends and the next, which looks the same, begins: which neighbours become one mapping
-    /// changes from one Linux to the next
+    /// Do not compare the border between two neighbouring mappings that look the same: Linux versions differ in the
+    /// neighbours that they merge
     #[arg(long)]
     merged: bool,
-    /// Write the summary as JSON; "-", or nothing, is standard output, and then no table
+    /// Write the summary as JSON; with "-" or no path, write it to standard output, without the table
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
@@ -81,21 +82,21 @@ fn seed(text: &str) -> Result<u64, String> {
 }
 
 fn threads(text: &str) -> Result<usize, String> {
-    match whole(text, "somebody has to work")? {
-        0 => Err("somebody has to work".into()),
-        threads if threads > MOST => Err(format!("there can be {MOST}")),
+    match whole(text, "at least one thread")? {
+        0 => Err("at least one thread".into()),
+        threads if threads > MOST => Err(format!("at most {MOST} threads")),
         threads => Ok(threads),
     }
 }
 
 impl Check {
-    /// Runs it. Returns the exit code.
+    /// Runs the check. Returns the exit code.
     ///
     /// # Errors
     /// Bad input; no Linux, or no process to check against; no memory.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<u8, Trouble> {
         let design = self.design()?;
-        // Before the work, not after it.
+        // The output is opened before the work, so that a bad path fails at once.
         let json = self.json.as_deref().map(Output::open).transpose()?;
         let to_stdout = matches!(json, Some(Output::Stdout));
         let (operations, seed, merged) = (self.ops, self.seed, self.merged);
@@ -133,8 +134,7 @@ impl Check {
 
     #[cfg(not(target_os = "linux"))]
     fn against_linux(&self, _: &'static Design, _: &AtomicBool) -> Result<Summary, Trouble> {
-        let why =
-            "check compares with the Linux that it runs on, and this is none; with --threads it needs none";
+        let why = "check needs Linux to compare with, and this system is not Linux; use --threads or --files";
         Err(Trouble::Cannot(why.into()))
     }
 

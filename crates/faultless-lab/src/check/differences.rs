@@ -1,24 +1,26 @@
-//! What differs from Linux, by intention or not mended yet: counted apart, each with its reason in docs/check.md.
+//! Known differences from Linux: intended, or not fixed yet. They are counted apart. docs/check.md states the reason
+//! for each.
 
 use super::operation::Operation;
 use super::step::{Line, Outcome, Step, merged};
 use faultless::errno;
 use faultless::vma::MappingFlags;
 
-/// A difference that is known.
+/// Known difference.
 #[derive(Debug)]
 pub struct Known {
-    /// Its name in reports and in docs/check.md, where its reason stands.
+    /// Its name in reports and in docs/check.md.
     pub name: &'static str,
-    /// Whether it is by intention, or only not mended yet.
+    /// Whether the difference is intended. Otherwise it is not fixed yet.
     pub by_intention: bool,
-    /// Whether the two sides are in different states after it: then the episode ends with it.
+    /// Whether the two sides have different states after it. If so, the episode ends there.
     pub parts_them: bool,
-    /// Whether it is this one: the operation, the engine's step, Linux's step.
+    /// Returns whether an operation with these steps shows this difference: the operation, the engine's step, Linux's
+    /// step.
     is_it: fn(&Operation, &Step, &Step) -> bool,
 }
 
-/// All there are.
+/// All known differences.
 pub const KNOWN: &[Known] = &[Known {
     name: "what a seal protects stays whole",
     by_intention: true,
@@ -31,7 +33,7 @@ pub const KNOWN: &[Known] = &[Known {
             }
             _ => false,
         };
-        // Linux has cut its map; the engine's is as it was, or as what moved before the refusal has left it.
+        // Linux has split its map. The engine's map is unchanged, or as the part moved before the refusal has left it.
         refused
             && match (my_map, their_map) {
                 (None, Some(_)) => true,
@@ -43,24 +45,24 @@ pub const KNOWN: &[Known] = &[Known {
     },
 }];
 
-/// The one that this is, if it is one.
+/// Returns the known difference that these steps show, or `None`.
 pub fn known(operation: &Operation, engine: &Step, linux: &Step) -> Option<&'static Known> {
     let broken = [engine, linux].iter().any(|step| matches!(step.0, Outcome::Broken(_)));
     KNOWN.iter().filter(|_| !broken).find(|known| (known.is_it)(operation, engine, linux))
 }
 
-/// Two sides that disagree.
+/// Difference between the two sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Which operation it was, from 0.
+    /// The index of the operation, from 0.
     pub place: usize,
-    /// What the engine said; with threads, among others.
+    /// The engine's step. With threads: the step among other threads.
     pub engine: Step,
-    /// What Linux said; with threads, the engine alone.
+    /// Linux's step. With threads: the step of the engine alone.
     pub linux: Step,
 }
 
-/// What the two sides are called.
+/// Names of the two sides.
 #[derive(Clone, Copy, Debug)]
 pub struct Sides {
     mine: &'static str,
@@ -69,15 +71,15 @@ pub struct Sides {
     their_map: &'static str,
 }
 
-/// The engine and Linux.
+/// Names for a check of the engine against Linux.
 pub const AGAINST_LINUX: Sides =
     Sides { mine: "engine", theirs: "Linux", my_map: "map of the engine", their_map: "map of Linux" };
-/// A thread among others, and the same episode alone.
+/// Names for a check of a thread among others against the same episode alone.
 pub const AGAINST_ALONE: Sides =
     Sides { mine: "together", theirs: "alone", my_map: "map together", their_map: "map alone" };
 
 impl Difference {
-    /// What is different, in a few lines.
+    /// Returns a description of the difference, in a few lines.
     pub fn lines(&self, sides: Sides) -> Vec<String> {
         let width = sides.mine.len().max(sides.theirs.len());
         let map_width = sides.my_map.len().max(sides.their_map.len());

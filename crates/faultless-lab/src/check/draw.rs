@@ -1,38 +1,39 @@
-//! Random choices that follow from a seed, the same everywhere and for ever.
+//! Random choices that follow from a seed. They are the same on every machine and in every version.
 
-/// SplitMix64.
+/// Random number generator: SplitMix64.
 #[derive(Clone, Debug)]
 pub struct Draw(u64);
 
 impl Draw {
-    /// All that follows from `seed`.
+    /// Returns a generator that starts with `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Any word.
+    /// Returns a random word.
     pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `end`, which is not zero.
+    /// Returns a number below `end`, which must not be zero.
     pub fn below(&mut self, end: u64) -> u64 {
-        // The high half of a product: no division, and all but even.
+        // The high half of a product: it needs no division and is almost uniform.
         ((u128::from(self.word()) * u128::from(end)) >> 64) as u64
     }
 
-    /// Yes, in `n` of a hundred.
+    /// Returns true in `n` of 100 cases.
     pub fn percent(&mut self, n: u64) -> bool {
         self.below(100) < n
     }
 
-    /// One of them.
+    /// Returns one of `choices`.
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
 
-    /// 1 most often, each further one `percent` as often as the one before; at most `most`.
+    /// Returns a number from 1 to `most`. It starts at 1 and goes on to the next number with a chance of `percent` in
+    /// 100.
     pub fn few(&mut self, percent: u64, most: u64) -> u64 {
         let mut n = 1;
         while n < most && self.percent(percent) {
@@ -42,7 +43,7 @@ impl Draw {
     }
 }
 
-/// A word of which every bit depends on every bit of `word`.
+/// Returns a word in which every bit depends on every bit of `word`.
 pub fn mix(word: u64) -> u64 {
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,4 +1,5 @@
-//! The engine's side: an episode's operations on a space of their own, or in a window of a shared one, and on its children.
+//! The engine's side of a check. It runs an episode's operations on an own space, or in a window of a shared one, and
+//! on its children.
 
 mod files;
 mod perform;
@@ -17,52 +18,52 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Frames of the machine: more than all pages that parents and children can have, so that memory is never short.
+/// Frames of the machine: more than all pages of parents and children together, so that memory is never short.
 const FRAMES: u64 = 2048;
 
-/// A read takes so long at least where threads are to meet during it; up to twice that.
+/// Shortest duration of a read in checks with threads, so that threads meet during it. The longest is twice as long.
 const SLOW: Duration = Duration::from_micros(20);
 
-/// How long the last writes may go on when all files have gone.
+/// Longest wait for the last writes after all files are closed.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
-/// Episodes have few pages; fork shares their tables all the same.
+/// Returns limits under which fork shares page tables although episodes have few pages.
 pub(super) fn limits() -> Limits {
     Limits { shared_entries: 4, ..Limits::default() }
 }
 
-/// What the engine is made to do instead of an operation, or nothing at all: a planted difference, for tests.
+/// Planted difference, for tests: it makes the engine do something other than the operation.
 pub type Plant = fn(&Operation) -> Planted;
 
-/// See [`Plant`].
+/// Effect of a [`Plant`] on one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {
-    /// Just what was asked for.
+    /// The engine does the operation unchanged.
     Nothing,
-    /// Something else.
+    /// The engine does another operation instead.
     Instead(Operation),
-    /// What was asked for, and then this, of which nothing is said.
+    /// The engine does the operation and then this one, without reporting this one.
     And(Operation),
-    /// Nothing is done, and 0 returned.
+    /// The engine does nothing and returns 0.
     Forgotten,
 }
 
-/// The engine under some design.
+/// The engine under a design, with an episode's state.
 pub trait Subject {
-    /// Does an operation; says what it gave, and the map if it has changed.
+    /// Does an operation. Returns its outcome, and the map if it has changed.
     fn step(&mut self, operation: &Operation) -> Step;
 
-    /// Ends everything. The engine's own account has to be even.
+    /// Ends everything and checks the engine's own accounts.
     ///
     /// # Errors
-    /// What is not: a frame that nobody gives back, a broken invariant.
+    /// The first fault found: a frame that was not given back, or a broken invariant.
     fn finish(self: Box<Self>) -> Result<(), String>;
 }
 
-/// An engine under `design`, ready for an episode.
+/// Returns an engine under `design`, ready for an episode.
 ///
 /// # Errors
-/// There is no memory for it.
+/// There is not enough memory.
 pub fn subject(design: &Design, episode: &Episode, plant: Option<Plant>) -> Result<Box<dyn Subject>, String> {
     struct New<'a>(&'a Episode, Option<Plant>);
     impl Visitor for New<'_> {
@@ -76,29 +77,29 @@ pub fn subject(design: &Design, episode: &Episode, plant: Option<Plant>) -> Resu
 
 struct Space<D: LockingDesign> {
     space: AddressSpace<Soft, D>,
-    /// As it was said last.
+    /// The map as it was reported last.
     said: Vec<Line>,
 }
 
-/// Files and spaces of an episode.
+/// Engine with the files and spaces of an episode.
 pub struct Machine<D: LockingDesign> {
     engine: Arc<Engine<Soft>>,
     files: Vec<Held>,
-    /// The one that acts is the last; below it are its parents.
+    /// The space in use is the last one. Its parents are before it.
     spaces: Vec<Space<D>>,
     merged: bool,
     plant: Option<Plant>,
-    /// How many bytes its window lies above `WINDOW`.
+    /// The distance of its window above `WINDOW`, in bytes.
     offset: u64,
-    /// Whether others are at work in the first space, outside of the window.
+    /// Whether other threads use the first space, outside of the window.
     is_shared: bool,
 }
 
 impl<D: LockingDesign> Machine<D> {
-    /// One with a space of its own.
+    /// Returns a machine with a space of its own.
     ///
     /// # Errors
-    /// There is no memory for it.
+    /// There is not enough memory.
     pub fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
         let host = Soft::new(FRAMES).map_err(|error| error.to_string())?;
         let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
@@ -107,10 +108,10 @@ impl<D: LockingDesign> Machine<D> {
         Self::in_space(space, episode, plant, None)
     }
 
-    /// One with the window `offset` bytes above `WINDOW` in a space where others are at work.
+    /// Returns a machine whose window is `offset` bytes above `WINDOW`, in a space that other threads use too.
     ///
     /// # Errors
-    /// There is no memory for it.
+    /// There is not enough memory.
     pub fn beside_others(
         space: AddressSpace<Soft, D>,
         offset: u64,
@@ -133,7 +134,7 @@ impl<D: LockingDesign> Machine<D> {
         Ok(Self { engine, files, spaces, merged: episode.merged, plant, offset: 0, is_shared: false })
     }
 
-    /// The children by fork that there are now, the eldest first.
+    /// Returns the present children of fork, the oldest first.
     pub fn children(&self) -> Vec<AddressSpace<Soft, D>> {
         self.spaces[1..].iter().map(|held| held.space.clone()).collect()
     }
@@ -200,7 +201,7 @@ impl<D: LockingDesign> Subject for Machine<D> {
         self.files.clear();
         let begun = Instant::now();
         loop {
-            // The last writes may be under way.
+            // The last writes may still be running.
             match balance(&self.engine) {
                 Err(_) if begun.elapsed() < LAST_WRITES => thread::yield_now(),
                 balanced => return balanced,
@@ -209,10 +210,10 @@ impl<D: LockingDesign> Subject for Machine<D> {
     }
 }
 
-/// Whether all frames are back but the page of zeros, which stays. No space and no file is left.
+/// Checks that all frames are free except the page of zeros. The caller has dropped all spaces and files.
 ///
 /// # Errors
-/// How many are not.
+/// The number of frames that are still in use.
 pub fn balance(engine: &Engine<Soft>) -> Result<(), String> {
     engine.flush();
     match engine.frame_usage().used {
@@ -221,10 +222,10 @@ pub fn balance(engine: &Engine<Soft>) -> Result<(), String> {
     }
 }
 
-/// Audits a space and ends it. No other call on it is under way.
+/// Audits a space and ends it. The caller makes no other call on it meanwhile.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first violation that the audit found.
 pub fn end<D: LockingDesign>(space: AddressSpace<Soft, D>) -> Result<(), String> {
     space.audit().map_err(|error| format!("the engine's audit: {error}"))?;
     match space.taken_ranges() {

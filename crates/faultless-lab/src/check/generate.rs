@@ -1,7 +1,7 @@
-//! An episode: operations that follow from a seed, and from nothing else.
+//! Generator of episodes: lists of operations that follow only from a seed.
 //!
-//! A generator knows what it thinks is mapped, so that most operations meet something. It may be wrong: what an
-//! operation gives, the two sides say.
+//! A generator tracks the mappings that it expects, so that most operations meet a mapping. It may be wrong. Only the
+//! two sides determine the outcome of an operation.
 
 use super::draw::{Draw, mix};
 use super::operation::{
@@ -11,36 +11,37 @@ use super::operation::{
 use faultless::address::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 
-/// An episode has at most so many operations.
+/// Largest number of operations in an episode.
 pub const EPISODE: u64 = 1000;
-/// After so many operations the whole window is looked at.
+/// Number of operations between two looks at the whole window.
 const LOOK: u64 = 64;
-/// A file has at most so many pages.
+/// Largest length of a file, in pages.
 const FILE_PAGES: u64 = 16;
 
-/// Operations from an empty window and fresh files.
+/// Operations that start from an empty window and fresh files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Episode {
-    /// What all of it follows from.
+    /// The seed that determines the whole episode.
     pub seed: u64,
-    /// How long the files are at first, in bytes.
+    /// The initial lengths of the files, in bytes.
     pub files: [u64; FILES],
-    /// Whether the map is told as if all that looks alike had merged.
+    /// Whether the map is compared as if all equal neighbours had merged.
     pub merged: bool,
     /// The operations.
     pub operations: Vec<Operation>,
 }
 
-/// The seed of the `number`-th episode: the first one's is the run's own, so that each can be run alone.
+/// Returns the seed of the `number`-th episode. The first one is the seed of the run, so that each episode can be run
+/// alone.
 pub fn seed_of(seed: u64, number: u64) -> u64 {
     match number {
         0 => seed,
-        // Short ones: people type them.
+        // Short seeds, because people type them.
         _ => mix(mix(seed) ^ number) >> 24,
     }
 }
 
-/// How often each kind of operation comes: out of the sum of all. Each has an arm in [`Generator::operation`].
+/// Relative frequency of each kind of operation. Each has an arm in [`Generator::operation`].
 const WEIGHTS: [(Kind, u64); 28] = [
     (Kind::Map, 150),
     (Kind::Unmap, 55),
@@ -104,38 +105,38 @@ enum Kind {
     Fork,
 }
 
-/// How often each advice of [`ADVICE`] is given.
+/// Relative frequency of each advice of [`ADVICE`].
 const ADVICE_WEIGHTS: [u64; ADVICE.len()] = [4, 2, 2, 5, 40, 6, 6, 4, 3, 4, 3, 10, 10, 4, 5];
 
-/// What the generator takes to be mapped.
+/// Mappings that the generator expects.
 #[derive(Clone)]
 struct Model {
-    /// Rights of each page of the window; `None`: a hole.
+    /// Rights of each page of the window; `None` is a hole.
     pages: Vec<Option<u8>>,
 }
 
 struct Generator {
     draw: Draw,
     model: Model,
-    /// Parents' models, and how many operations their children have left.
+    /// The parents' models, each with the number of operations that its child has left.
     parents: Vec<(Model, u64)>,
-    /// Which pages of the window are used: few, so that operations collide.
+    /// The pages of the window that are used. They are few, so that operations collide.
     first: u64,
     span: u64,
-    /// How likely a mapping is of a file, in percent.
+    /// The probability that a mapping is of a file, in percent.
     files: u64,
-    /// Whether memory is locked. If so, nothing is moved with MREMAP_DONTUNMAP, see docs/check.md.
+    /// Whether memory is locked. If so, MREMAP_DONTUNMAP is not used; see docs/check.md.
     locks: bool,
     /// Whether the file that refuses has been sealed.
     is_sealed: bool,
 }
 
 impl Episode {
-    /// The episode of `seed`, with `length` operations that count.
+    /// Returns the episode of `seed`, with `length` operations that count.
     pub fn new(seed: u64, length: u64) -> Self {
         let mut draw = Draw::new(mix(seed));
         let span = draw.one_of(&[6, 12, 24, 24, 48, 48, PAGES]);
-        // Over the border of the two leaf tables.
+        // The used pages lie across the border of the two leaf tables.
         let first = (PAGES / 2 - span / 2).saturating_sub(draw.below(span / 2));
         let files = draw.one_of(&[0, 20, 40, 40, 70, 100]);
         let locks = draw.percent(60);
@@ -205,7 +206,8 @@ impl Generator {
                     flags: self.draw.one_of(&[0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8]),
                 }
             }
-            // What fork copies of pages that nobody has stored to is its own matter.
+            // fork is free to copy or not to copy pages that were never stored to, so a child's residency is not
+            // compared.
             Kind::Resident if !self.parents.is_empty() => Operation::Load { at: self.word(1) },
             Kind::Resident => {
                 let (at, length) = self.range();
@@ -215,7 +217,7 @@ impl Generator {
                 let (at, length) = self.range();
                 Operation::Seal { at, length }
             }
-            // For ever: more often than not only a child has seals.
+            // A seal cannot be removed. So mostly children have seals.
             Kind::Seal => Operation::Load { at: self.word(1) },
             Kind::Load => Operation::Load { at: self.word(1) },
             Kind::LoadByte => Operation::LoadByte { at: self.byte(1) },
@@ -314,10 +316,10 @@ impl Generator {
         if !self.draw.percent(self.files) {
             return Object::Anonymous { shared: self.draw.percent(12) };
         }
-        // The last one twice as often: it shows only what it had before it was sealed.
+        // The last file has twice the chance, because after its seal it maps only pages that it had before.
         let file = (self.draw.below(FILES as u64 + 1) as usize).min(FILES - 1);
         let first = match self.draw.below(200) {
-            // How long a file can be that is written, its file system says.
+            // For a writable file, the file system determines the greatest length.
             0..3 if file < STORED => self.draw.one_of(&[1 << 40, (1 << 51) - 8, 1 << 51, (1 << 52) - 1]),
             _ => self.draw.below(FILE_PAGES + 2),
         };
@@ -325,14 +327,14 @@ impl Generator {
     }
 
     fn rights(&mut self) -> Rights {
-        // Not PROT_EXEC alone: what that means depends on the processor.
+        // Never PROT_EXEC alone, because its meaning depends on the processor.
         Rights(self.draw.one_of(&[3, 3, 3, 3, 3, 1, 1, 0, 5, 7, 2]))
     }
 
-    /// Where something new goes: often beside or over what is there.
+    /// Returns the range for a new mapping, often beside or over an existing one.
     fn new_range(&mut self, place: Place) -> (At, Length) {
         let (at, length) = self.range();
-        // Half of those that must not replace anything find room.
+        // Half of the mappings that must not replace another find room.
         let free = |generator: &Self, page: u64| generator.model.pages.get(page as usize) == Some(&None);
         if place == Place::NoReplace && self.draw.percent(50) {
             for _ in 0..8 {
@@ -349,7 +351,7 @@ impl Generator {
         (at, length)
     }
 
-    /// What a call is about: few pages, and in a few of a hundred calls something that is no range.
+    /// Returns the range of a call: a few pages. About 3 in 100 calls get an invalid range.
     fn range(&mut self) -> (At, Length) {
         let page = if self.draw.percent(70) { self.page(0) } else { self.any_page() };
         let pages = self.draw.few(65, 12).min(PAGES - page);
@@ -367,7 +369,8 @@ impl Generator {
         (at, length)
     }
 
-    /// As [`Self::range`], for calls that go on behind holes: one that has an end would be the whole process, its stack too.
+    /// Returns a range as [`Self::range`] does, for calls that go on after a hole. A huge length with an end in memory
+    /// would cover the whole process and its stack, so it is replaced by one that wraps.
     fn reaching_range(&mut self) -> (At, Length) {
         let (at, mut length) = self.range();
         if length.0 >> 57 != 0 {
@@ -390,7 +393,7 @@ impl Generator {
 
     fn remap(&mut self) -> Operation {
         let (at, mut length) = self.range();
-        // None: a shared mapping once more.
+        // A length of zero duplicates a shared mapping.
         if self.draw.percent(8) {
             length = Length(0);
         }
@@ -408,7 +411,7 @@ impl Generator {
             _ if self.locks => Move::To(At::page(to)),
             40..65 => Move::To(At::page(to)),
             _ => {
-                // As many as before, or it is refused.
+                // The call is refused unless the new length equals the old one.
                 pages = if self.draw.percent(90) { old_pages } else { pages };
                 Move::Leaving(At::page(to))
             }
@@ -424,7 +427,7 @@ impl Generator {
         let moves = match moves {
             Move::To(mut to) if self.draw.percent(1) => {
                 to.0 += 1 + self.draw.below(PAGE_SIZE - 1);
-                // Refused; and if not, it would reach out of the window.
+                // The call is refused. If it were not, it would reach out of the window.
                 new_length = Length(new_length.0.min(PAGE_SIZE));
                 Move::To(to)
             }
@@ -457,31 +460,31 @@ impl Generator {
         Operation::Break { at }
     }
 
-    /// Bytes inside of the window, from a page on that has these rights, most often.
+    /// Returns bytes inside the window, mostly from a page that has these rights.
     fn bytes(&mut self, rights: u8) -> (At, Length) {
         let at = self.byte(rights);
         let length = self.draw.one_of(&[1, 8, 100, PAGE_SIZE, 2 * PAGE_SIZE + 17, 5 * PAGE_SIZE, 0]);
         (at, Length(length.min(PAGES * PAGE_SIZE - at.0)))
     }
 
-    /// Bytes of a file that can be written.
+    /// Returns a range of a file that can be written.
     fn part_of_file(&mut self) -> (usize, u64, Length) {
         let file = self.draw.one_of(&[STORED, IN_MEMORY, REFUSING]);
         let mut offset = self.draw.below(FILE_PAGES) * PAGE_SIZE + self.offset();
         if file == REFUSING && self.draw.percent(20) {
-            // At its end, and over it.
+            // At its end, and beyond it.
             offset += (REFUSING_PAGES - FILE_PAGES + 4) * PAGE_SIZE;
         }
         let length = self.draw.one_of(&[1, 8, 100, 1000, PAGE_SIZE, 2 * PAGE_SIZE + 17, 0]);
         (file, offset, Length(length))
     }
 
-    /// Any page that the episode uses.
+    /// Returns any page that the episode uses.
     fn any_page(&mut self) -> u64 {
         (self.first + self.draw.below(self.span)).min(PAGES - 1)
     }
 
-    /// A page that is mapped with these rights, most often.
+    /// Returns a page that is mostly mapped with these rights.
     fn page(&mut self, rights: u8) -> u64 {
         for _ in 0..8 {
             let page = self.any_page();
@@ -504,7 +507,8 @@ impl Generator {
         At(self.page(rights) * PAGE_SIZE + self.offset())
     }
 
-    /// Few places of a page, so that loads find what was stored; its ends among them.
+    /// Returns one of few offsets in a page, so that loads find stored values. They include the first and the last
+    /// byte.
     fn offset(&mut self) -> u64 {
         match self.draw.below(8) {
             0 => 0,

@@ -1,4 +1,4 @@
-//! `faultless check`: the same random operations on the engine and on the Linux that this runs on, compared step by step.
+//! `faultless check`: runs the same random operations on the engine and on Linux, and compares them step by step.
 //!
 //! ```text
 //!  seed ──► generate: episodes of operations ──┬──► engine: a space of the software machine ──► steps ─┐
@@ -7,10 +7,11 @@
 //!                                                             (its children by fork, too)              │ no
 //!                                              the list a person reads ◄── shrink: again, with less ◄──┘
 //! ```
-//! A step is what an operation gave (a number, an error, a signal), and the map if it has changed. Both sides say it as a
-//! line of JSON; equal lines are equal steps. How an operation is added stands in `docs/check.md`.
+//! A step is the result of an operation (a number, an error, a signal), and the map if it has changed. Both sides write
+//! it as a line of JSON. Equal lines are equal steps. `docs/check.md` explains how to add an operation.
 //!
-//! With `--threads` both sides are the engine: `threads` says how. With `--files` a file is compared with a model: `files`.
+//! With `--threads`, both sides are the engine; see `threads`. With `--files`, a file is compared with a model; see
+//! `files`.
 
 mod command;
 mod differences;

@@ -1,83 +1,84 @@
-//! What is done on both sides: a value for each operation, printed as the C call it is.
+//! The operations of a check: one value for each operation, printed as a C call.
 //!
-//! Addresses are bytes from the start of the window, so that a list of operations says nothing of where that is.
+//! Addresses are bytes from the start of the window, so a list of operations does not depend on the address of the
+//! window.
 
 use super::step::Line;
 use faultless::address::PAGE_SIZE;
 use faultless::protection::Protection;
 use serde::{Deserialize, Serialize};
 
-/// Pages of the window in which everything is mapped.
+/// Size of the window in pages. All mappings lie in the window.
 pub const PAGES: u64 = 128;
-/// Where the window is: half of it on each side of a multiple of 2 MiB, so that it has two leaf tables; below all that a
-/// program or AddressSanitizer has, above what is linked at fixed addresses.
+/// Address of the window. One half lies on each side of a multiple of 2 MiB, so that the window has two leaf tables. It
+/// is below all addresses that a program or AddressSanitizer uses, and above code that is linked at fixed addresses.
 pub const WINDOW: u64 = 0x2000_0020_0000 - PAGES / 2 * PAGE_SIZE;
 /// The page of the window at which the heap starts.
 pub const HEAP: u64 = PAGES / 2 + 4;
-/// How many files each side has: two that may only be read, one that may be written, one in memory that may, and one that
+/// Number of files on each side: two read-only ones, a writable one in a folder, a writable one in memory, and one that
 /// refuses.
 pub const FILES: usize = 5;
-/// The file that lies in a folder and may be written.
+/// Index of the writable file in a folder.
 pub const STORED: usize = 2;
-/// The file in memory.
+/// Index of the writable file in memory.
 pub const IN_MEMORY: usize = 3;
-/// The file that refuses each change of its length, and when it is sealed each hole, too. On Linux it is in memory; the engine's
-/// has a store.
+/// Index of the file that refuses each change of its length. After it is sealed, it refuses each hole too. On Linux it
+/// is in memory. In the engine it has a store.
 pub const REFUSING: usize = 4;
-/// Its pages: more than any mapping in the window shows, so that no page lies past its end.
+/// Length of the refusing file in pages. No mapping in the window reaches past its end.
 pub const REFUSING_PAGES: u64 = PAGES + 32;
 
-/// An address: bytes from the start of the window.
+/// Address as a distance from the start of the window, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct At(pub u64);
 
 impl At {
-    /// The first byte of a page.
+    /// Returns the address of the first byte of a page.
     pub fn page(page: u64) -> Self {
         Self(page * PAGE_SIZE)
     }
 
-    /// The address itself.
+    /// Returns the absolute address.
     pub fn address(self) -> u64 {
         WINDOW + self.0
     }
 }
 
-/// A length in bytes.
+/// Length in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Length(pub u64);
 
 impl Length {
-    /// Whole pages.
+    /// Returns the length of `pages` whole pages.
     pub fn pages(pages: u64) -> Self {
         Self(pages * PAGE_SIZE)
     }
 }
 
-/// PROT_READ, PROT_WRITE and PROT_EXEC, by their numbers.
+/// Rights of a mapping: the bits of PROT_READ, PROT_WRITE and PROT_EXEC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rights(pub u8);
 
 impl From<Rights> for Protection {
     fn from(rights: Rights) -> Self {
-        // The engine has Linux's numbers.
+        // The engine uses Linux's numbers.
         Self::from_bits_truncate(rights.0)
     }
 }
 
-/// What is mapped.
+/// Object of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
-    /// Zeros.
+    /// Anonymous memory.
     Anonymous {
         /// MAP_SHARED.
         shared: bool,
     },
-    /// A file, from its page `first` on.
+    /// A part of a file.
     File {
-        /// Which.
+        /// The index of the file.
         file: usize,
-        /// Its page.
+        /// The first page of the part.
         first: u64,
         /// MAP_SHARED.
         shared: bool,
@@ -85,23 +86,23 @@ pub enum Object {
 }
 
 impl Object {
-    /// Zeros that are nobody else's.
+    /// Private anonymous memory.
     pub const ZEROS: Self = Self::Anonymous { shared: false };
 }
 
-/// Where it goes.
+/// Placement of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
     /// MAP_FIXED.
     Fixed,
     /// MAP_FIXED_NOREPLACE.
     NoReplace,
-    /// Wherever there is room; it is unmapped again at once.
+    /// Any free address. The mapping is removed again at once.
     Anywhere,
 }
 
 bitflags::bitflags! {
-    /// What else mmap is told.
+    /// Further flags of mmap.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
     #[serde(transparent)]
     pub struct With: u8 {
@@ -116,12 +117,12 @@ bitflags::bitflags! {
     }
 }
 
-/// Flags of mremap that go together.
+/// Combinations of flags of mremap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Move {
-    /// None: it stays where it is.
+    /// No flag: the mapping does not move.
     No,
-    /// MREMAP_MAYMOVE. What goes out of the window is unmapped again at once.
+    /// MREMAP_MAYMOVE. If the mapping leaves the window, it is unmapped at once.
     May,
     /// MREMAP_MAYMOVE and MREMAP_FIXED.
     To(At),
@@ -129,81 +130,81 @@ pub enum Move {
     Leaving(At),
 }
 
-/// One operation.
+/// Operation of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// mmap.
     Map {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
-        /// With which rights.
+        /// The rights.
         rights: Rights,
-        /// What.
+        /// The mapped object.
         object: Object,
-        /// How firmly it goes there.
+        /// The placement.
         place: Place,
-        /// How else.
+        /// Further flags.
         with: With,
     },
     /// munmap.
     Unmap {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
     },
     /// mprotect.
     Protect {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
-        /// To which rights.
+        /// The new rights.
         rights: Rights,
         /// PROT_GROWSDOWN.
         down: bool,
     },
     /// mremap.
     Remap {
-        /// Where it is.
+        /// The old address.
         at: At,
-        /// How much.
+        /// The old length.
         length: Length,
-        /// How much it becomes.
+        /// The new length.
         new_length: Length,
-        /// Whether it may move.
+        /// The flags, and the new address if it is given.
         moves: Move,
     },
-    /// brk: the heap starts at page `HEAP` of the window.
+    /// brk. The heap starts at page `HEAP` of the window.
     Break {
         /// The new break.
         at: At,
     },
     /// madvise.
     Advise {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
         /// Linux's number of the advice.
         advice: i32,
     },
     /// mlock, or mlock2 with MLOCK_ONFAULT.
     Lock {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
         /// MLOCK_ONFAULT.
         on_fault: bool,
     },
     /// munlock.
     Unlock {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
     },
     /// mlockall.
@@ -215,134 +216,134 @@ pub enum Operation {
     UnlockAll,
     /// msync.
     Sync {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
         /// MS_ASYNC, MS_INVALIDATE, MS_SYNC: 1, 2, 4.
         flags: u8,
     },
-    /// mincore. Of what is in a file of a folder it says nothing.
+    /// mincore. The result leaves out pages of files in a folder.
     Resident {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
     },
     /// mseal.
     Seal {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
     },
     /// Loads an aligned word.
     Load {
-        /// Where.
+        /// The address.
         at: At,
     },
     /// Loads a byte.
     LoadByte {
-        /// Where.
+        /// The address.
         at: At,
     },
     /// Stores an aligned word.
     Store {
-        /// Where.
+        /// The address.
         at: At,
-        /// What.
+        /// The value.
         value: u64,
     },
     /// Stores a byte.
     StoreByte {
-        /// Where.
+        /// The address.
         at: At,
-        /// What.
+        /// The value.
         value: u8,
     },
-    /// Adds to an aligned word, in one step.
+    /// Adds to an aligned word atomically.
     Add {
-        /// Where.
+        /// The address.
         at: At,
-        /// What.
+        /// The summand.
         value: u64,
     },
     /// Loads all bytes of whole pages, up to the first signal.
     Read {
-        /// Where.
+        /// The address.
         at: At,
-        /// How many pages.
+        /// The number of pages.
         pages: u64,
     },
-    /// process_vm_readv, as another process would.
+    /// process_vm_readv of this process's own memory.
     ReadRemote {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
     },
-    /// process_vm_writev: the same byte everywhere.
+    /// process_vm_writev, with the same byte everywhere.
     WriteRemote {
-        /// Where.
+        /// The address.
         at: At,
-        /// How much.
+        /// The length.
         length: Length,
-        /// What.
+        /// The byte.
         value: u8,
     },
     /// pread.
     ReadFile {
-        /// Which file.
+        /// The index of the file.
         file: usize,
-        /// From which byte on.
+        /// The first byte.
         offset: u64,
-        /// How much.
+        /// The length.
         length: Length,
     },
-    /// pwrite: the same byte everywhere.
+    /// pwrite, with the same byte everywhere.
     WriteFile {
-        /// Which file, one that can be written.
+        /// The index of the file, which must be writable.
         file: usize,
-        /// From which byte on.
+        /// The first byte.
         offset: u64,
-        /// How much.
+        /// The length.
         length: Length,
-        /// What.
+        /// The byte.
         value: u8,
     },
-    /// ftruncate: shorter, or longer with zeros.
+    /// ftruncate. A longer file gets zeros.
     Truncate {
-        /// Which file.
+        /// The index of the file.
         file: usize,
         /// Its new length in bytes.
         length: u64,
     },
     /// fallocate with FALLOC_FL_PUNCH_HOLE.
     Punch {
-        /// Which file, one that can be written.
+        /// The index of the file, which must be writable.
         file: usize,
-        /// From which byte on.
+        /// The first byte.
         offset: u64,
-        /// How much.
+        /// The length.
         length: Length,
     },
-    /// sync_file_range without waiting: what is dirty is being written while the next operations are done.
+    /// sync_file_range without waiting. Dirty pages are written while the next operations run.
     StartSync {
-        /// Which file, one that can be written.
+        /// The index of the file, which must be writable.
         file: usize,
     },
-    /// fcntl with F_ADD_SEALS and F_SEAL_FUTURE_WRITE, of the file that refuses: it has no holes punched into it any more, and
-    /// only mappings of before are written.
+    /// fcntl with F_ADD_SEALS and F_SEAL_FUTURE_WRITE, on the file that refuses. From then on, holes are refused, and
+    /// only existing mappings can write.
     SealFile,
-    /// fork. What follows, up to the exit that belongs to it or the end, is done by the child.
+    /// fork. The child does the following operations, up to the matching exit or the end.
     Fork,
-    /// The child leaves, and its parent goes on. Without a child it is nothing.
+    /// The child exits, and its parent continues. Without a child, it does nothing.
     Exit,
-    /// Loads all bytes of the window, and looks at the map's flags too. Not counted as an operation.
+    /// Loads all bytes of the window, and reads the flags of the map. Not counted as an operation.
     Look,
 }
 
-/// The advice that is given, by Linux's numbers, with its name.
+/// Each advice that is given: its number on Linux, and its name.
 pub const ADVICE: [(i32, &str); 15] = [
     (0, "madvise NORMAL"),
     (1, "madvise RANDOM"),
@@ -361,7 +362,7 @@ pub const ADVICE: [(i32, &str); 15] = [
     (103, "madvise GUARD_REMOVE"),
 ];
 
-/// [`Operation::KINDS`] besides [`ADVICE`].
+/// The kinds of operations other than [`ADVICE`].
 const OTHERS: [&str; 40] = [
     "mmap",
     "mmap shared",
@@ -406,7 +407,7 @@ const OTHERS: [&str; 40] = [
 ];
 
 impl Operation {
-    /// Every kind, in the order of reports.
+    /// All kinds of operations, in the order of reports.
     pub const KINDS: [&str; OTHERS.len() + ADVICE.len()] = {
         let mut kinds = [""; OTHERS.len() + ADVICE.len()];
         let mut place = 0;
@@ -417,7 +418,7 @@ impl Operation {
         kinds
     };
 
-    /// Its name in reports: one of [`KINDS`](Self::KINDS).
+    /// Returns the name of its kind: one of [`KINDS`](Self::KINDS).
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Map { with, .. } if with.contains(With::GROWSDOWN) => "mmap GROWSDOWN",
@@ -469,7 +470,7 @@ impl Operation {
         }
     }
 
-    /// The file that it names, if it does.
+    /// Returns the index of its file, if it has one.
     pub fn file(&self) -> Option<usize> {
         match self {
             Self::Map { object: Object::File { file, .. }, .. }
@@ -483,7 +484,7 @@ impl Operation {
         }
     }
 
-    /// How much it is about, if it is about a range.
+    /// Returns its length, if it has one.
     pub fn length_mut(&mut self) -> Option<&mut Length> {
         match self {
             Self::Map { length, .. }
@@ -505,11 +506,11 @@ impl Operation {
         }
     }
 
-    /// Whether what it gives depends on its own thread's window and files alone, and so is the same whatever other threads
-    /// do in theirs. Threads leave the others out.
+    /// Returns whether the result depends only on the own thread's window and files. Then it does not depend on other
+    /// threads. A check with threads leaves out all other operations.
     pub fn is_local(&self) -> bool {
         match self {
-            // Others who touch what grows make it grow.
+            // A mapping that grows down can grow when another thread touches it.
             Self::Map { with, .. } => !with.contains(With::GROWSDOWN),
             Self::Unmap { .. }
             | Self::Protect { .. }
@@ -536,13 +537,14 @@ impl Operation {
             | Self::Fork
             | Self::Exit
             | Self::Look => true,
-            // There is one heap, and one lock of everything; a page that others touch is in memory.
+            // There is one heap for all threads, and mlockall is for all memory. A page that another thread touches is
+            // in memory.
             Self::Break { .. } | Self::LockAll { .. } | Self::UnlockAll | Self::Resident { .. } => false,
         }
     }
 
-    /// Whether it writes to the stored file, of what `map` shows. Linux may write more of the file than it is asked for, and
-    /// zeroes what lies behind the end when it does, so both sides write all of it then.
+    /// Returns whether the operation writes the stored file through a mapping in `map`. Linux may then write more of
+    /// the file than requested, and zeroes the bytes after its end. So both sides write the whole file.
     pub fn syncs(&self, map: &[Line]) -> bool {
         let Self::Sync { at, length, flags: 4.. } = self else { return false };
         let (start, end) = (at.0 / PAGE_SIZE, at.0.saturating_add(length.0).div_ceil(PAGE_SIZE));
@@ -550,8 +552,8 @@ impl Operation {
         map.iter().any(|line| is_stored(line) && line.start < end && line.end > start)
     }
 
-    /// Whether it is tried at all. When the file that refuses is sealed, Linux makes no more shared mappings of it that may be
-    /// written later; and the engine asks a store for whole pages of a hole only.
+    /// Returns whether the operation is done at all. Linux makes no shared mapping of the sealed file that could become
+    /// writable. The engine asks a store only for holes of whole pages.
     pub fn is_tried(&self, is_sealed: bool) -> bool {
         match self {
             Self::Map { object: Object::File { file: REFUSING, shared: true, .. }, .. } => !is_sealed,
@@ -563,13 +565,13 @@ impl Operation {
         }
     }
 
-    /// Whether it counts as one of the operations that were asked for.
+    /// Returns whether the operation counts towards the requested number.
     pub fn counts(&self) -> bool {
         !matches!(self, Self::Look)
     }
 }
 
-/// Where the exit is that belongs to the fork at `fork`; the number of operations if there is none.
+/// Returns the index of the exit that matches the fork at index `fork`, or the number of operations if there is none.
 pub fn exit_of(operations: &[Operation], fork: usize) -> usize {
     let mut inside = 0;
     for (place, operation) in operations.iter().enumerate().skip(fork + 1) {

@@ -1,4 +1,4 @@
-//! The oracle: a process of its own that does an episode's operations on the Linux it runs on, and says what they gave.
+//! The oracle: a process that does an episode's operations on Linux and reports their results.
 
 use super::generate::Episode;
 use super::operation::{
@@ -21,27 +21,27 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-/// The command of this executable that is an oracle.
+/// Subcommand of this executable that runs an oracle.
 pub const ORACLE: &str = "check-oracle";
 
-/// What an oracle says first.
+/// First message of an oracle.
 pub const READY: &[u8] = b"ready";
 
-/// What is said is collected up to so many bytes.
+/// Size at which collected answers are sent, in bytes.
 const COLLECTED: usize = 16 << 10;
 
-/// What the oracle is asked, in one line of JSON; it answers a line for each operation.
+/// Request to an oracle: one line of JSON. The oracle answers with one line for each operation.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
-    /// What to do.
+    /// The episode to do.
     pub episode: Episode,
-    /// Says each answer at once, so that a death leaves no doubt where it was.
+    /// Whether each answer is sent at once, so that the last answer shows the place where the process died.
     pub at_once: bool,
 }
 
-/// What an oracle does: takes episodes from the socket that is its standard input until nothing comes any more.
+/// Runs an oracle. It takes episodes from the socket on standard input until the socket closes.
 pub fn oracle() -> ExitCode {
-    // What is missed here, the end of the socket says.
+    // If this fails, the end of the socket still ends the oracle.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let run = || -> io::Result<()> {
         native::forbid_huge_pages()?;
@@ -68,16 +68,16 @@ pub fn oracle() -> ExitCode {
     }
 }
 
-/// A file, by its handles.
+/// File of an episode, by its handles.
 struct Handles {
     both: File,
-    /// For mappings: may only read, unless the file may be written.
+    /// The handle for mappings. It is read-only, unless the file may be written.
     mapped: File,
     inode: u64,
 }
 
 impl Handles {
-    /// The file of this number, as it is when `episode` begins.
+    /// Creates the file `number`, as it is at the start of `episode`.
     fn new(episode: &Episode, number: usize) -> io::Result<Self> {
         let both = match number {
             IN_MEMORY => File::from(memfd_create("file", MemfdFlags::CLOEXEC)?),
@@ -97,7 +97,7 @@ impl Handles {
     }
 }
 
-/// A process whose window is used: the oracle, or a child of fork.
+/// Process that uses the window: the oracle, or a child of fork.
 struct Process {
     socket: UnixStream,
     collected: Vec<u8>,
@@ -108,7 +108,7 @@ struct Process {
     heap: sys::Heap,
     /// The break of the heap in the window.
     heap_end: At,
-    /// The map as it was said last.
+    /// The map as it was reported last.
     said: Vec<Line>,
 }
 
@@ -127,8 +127,8 @@ impl Process {
         })
     }
 
-    /// Does an episode in a child of its own: what is locked or sealed goes with it. Files are new ones, so that none is old
-    /// enough to be written back meanwhile, which zeroes what lies behind its end.
+    /// Does an episode in a child process, so that locks and seals end with it. The files are new. An old file could be
+    /// written back meanwhile, which zeroes the bytes after its end.
     fn run(&mut self, request: &Request) -> io::Result<()> {
         let Request { episode, at_once } = request;
         (self.at_once, self.merged) = (*at_once, episode.merged);
@@ -158,8 +158,8 @@ impl Process {
         Ok(())
     }
 
-    /// The child says what fork gave and what its operations give; the parent says what its exit gave, if that is one of
-    /// the operations.
+    /// Does the operations of a child. The child reports the result of fork and its operations. The parent reports the
+    /// result of the exit, if the exit is one of the operations.
     fn fork(&mut self, operations: &[Operation], exits: bool) -> io::Result<()> {
         match self.child(operations, Some(Outcome::Done(0)))? {
             Some(died) => self.say(died),
@@ -168,7 +168,7 @@ impl Process {
         }
     }
 
-    /// A child does operations, after it has said what there is to say `first`. Waits for its end, and says if it died.
+    /// Runs operations in a child, which first reports `first`. Waits for the child. Returns a description if it died.
     fn child(&mut self, operations: &[Operation], first: Option<Outcome>) -> io::Result<Option<Outcome>> {
         self.flush()?;
         let child = native::fork(|| {
@@ -299,12 +299,12 @@ impl Process {
                 };
                 Outcome::Looked((0..PAGES).map(&mut see).collect(), flags()?)
             }
-            // The parent's and the child's; one without the other is nothing.
+            // The child and the parent handle these together. One without the other does nothing.
             Operation::Fork | Operation::Exit => Outcome::Done(0),
         })
     }
 
-    /// Says how an operation ended.
+    /// Reports the outcome of an operation.
     fn say(&mut self, outcome: Outcome) -> io::Result<()> {
         let mut map = self.maps.window(&self.files)?;
         if self.merged {
@@ -332,7 +332,7 @@ fn called(result: Result<u64, i32>) -> Outcome {
     result.map_or_else(Outcome::Error, Outcome::Done)
 }
 
-/// The result of a call on a file. An error without a number is the oracle's own.
+/// Returns the outcome of a call on a file. An error without a number is an error of the oracle itself.
 fn refused(result: io::Result<u64>) -> io::Result<Outcome> {
     match result {
         Ok(done) => Ok(Outcome::Done(done)),
@@ -344,11 +344,11 @@ fn accessed(result: Result<u64, Caught>) -> Outcome {
     result.map_or_else(Outcome::Signal, Outcome::Done)
 }
 
-/// The map of a process, for itself.
+/// Access to the map of this process.
 enum Maps {
-    /// By PROCMAP_QUERY.
+    /// PROCMAP_QUERY.
     Queried(File),
-    /// By reading all of it: before Linux 6.11.
+    /// The whole text of the map, before Linux 6.11.
     Read,
 }
 
@@ -361,7 +361,7 @@ impl Maps {
         }
     }
 
-    /// The lines of the window.
+    /// Returns the lines of the window.
     fn window(&self, files: &[Handles]) -> io::Result<Vec<Line>> {
         let mut lines = Vec::new();
         let mut add = |(start, end): (u64, u64), flags: u64, offset: u64, inode: u64| {
@@ -407,13 +407,13 @@ fn inside(address: u64) -> bool {
     (WINDOW..WINDOW + PAGES * PAGE_SIZE).contains(&address)
 }
 
-/// The addresses that a line of maps or smaps begins with.
+/// Returns the addresses at the start of a line of maps or smaps.
 fn range_of(line: &str) -> Option<(u64, u64)> {
     let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
 
-/// The flags of each page of the window, as the engine has them.
+/// Returns the flags of each page of the window, in the engine's bits.
 fn flags() -> io::Result<Vec<u16>> {
     let mut flags = vec![0; PAGES as usize];
     let mut pages = 0..0;
@@ -428,7 +428,7 @@ fn flags() -> io::Result<Vec<u16>> {
         } else if let Some(names) = line.strip_prefix("VmFlags:") {
             let known = names.split_ascii_whitespace().map(|name| match name {
                 "lo" => MappingFlags::LOCKED,
-                // Older kernels had no name for it.
+                // Older kernels have no name for this flag.
                 "lf" | "??" => MappingFlags::LOCKED_ON_FAULT,
                 "dc" => MappingFlags::DONT_FORK,
                 "wf" => MappingFlags::WIPE_ON_FORK,

@@ -1,10 +1,10 @@
-//! Operations as the C calls that they are.
+//! Prints operations as C calls.
 
 use super::operation::{ADVICE, At, Length, Move, Object, Operation, Place, REFUSING, Rights};
 use faultless::address::PAGE_SIZE;
 use std::fmt::{self, Display, Formatter};
 
-/// Bytes as pages and a rest: `p3`, `p3+0x10`.
+/// Writes bytes as pages and a rest: `3*P`, `3*P+0x10`.
 fn pages_of(f: &mut Formatter<'_>, bytes: u64) -> fmt::Result {
     match (bytes / PAGE_SIZE, bytes % PAGE_SIZE) {
         _ if bytes as i64 <= 0 && bytes != 0 => write!(f, "{:#x}", bytes),
@@ -36,7 +36,7 @@ impl Display for Rights {
     }
 }
 
-/// A file's offset: bytes as pages and a rest.
+/// Offset in a file, printed as pages and a rest.
 struct Offset(u64);
 
 impl Display for Offset {
@@ -45,7 +45,7 @@ impl Display for Offset {
     }
 }
 
-/// The names of the bits that are set; those without a name as a number.
+/// Writes the names of the set bits. Bits without a name are written as a number.
 fn names(f: &mut Formatter<'_>, bits: u8, names: &[(u8, &str)], none: &str) -> fmt::Result {
     let (mut rest, mut between) = (bits, "");
     for (bit, name) in names.iter().filter(|(bit, _)| bits & bit != 0) {

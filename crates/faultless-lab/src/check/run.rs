@@ -1,4 +1,4 @@
-//! The run: episodes on both sides, step by step, until all is done or something differs.
+//! Runs the check: episodes on both sides, step by step, until all are done or a difference is found.
 
 use super::differences::{AGAINST_LINUX, Difference, known};
 use super::engine::{Plant, subject};
@@ -14,24 +14,24 @@ use crate::trouble::Trouble;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Options of the check.
+/// Options of a check against Linux.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// The engine's design.
     pub design: &'static Design,
-    /// How many operations.
+    /// The number of operations.
     pub operations: u64,
-    /// What all follows from.
+    /// The seed that determines all operations.
     pub seed: u64,
-    /// Whether to leave alone where alike neighbours are cut.
+    /// Whether borders between equal neighbours are ignored.
     pub merged: bool,
-    /// How long a process to check against may say nothing.
+    /// The longest wait for an answer of the oracle.
     pub patience: Duration,
     /// A planted difference, for tests.
     pub plant: Option<Plant>,
 }
 
-/// How an episode went.
+/// Result of an episode.
 enum Ended {
     Same,
     Different(Difference),
@@ -39,15 +39,15 @@ enum Ended {
 }
 
 impl Plan {
-    /// A hundred thousand operations under `design`, from seed 1.
+    /// Returns a plan of 100,000 operations under `design`, with seed 1.
     pub fn new(design: &'static Design) -> Self {
         Self { design, operations: 100_000, seed: 1, merged: false, patience: PATIENCE, plant: None }
     }
 
-    /// Runs it, with oracles by `commands`.
+    /// Runs the check, with oracles that `commands` makes.
     ///
     /// # Errors
-    /// [`Trouble::Cannot`] if no process can be made to check against.
+    /// [`Trouble::Cannot`] if no oracle can be started.
     pub fn run(&self, commands: Commands<'_>, interrupted: &AtomicBool) -> Result<Summary, Trouble> {
         let mut summary = Summary {
             schema: SCHEMA,
@@ -71,7 +71,7 @@ impl Plan {
         let mut next = (episodes > 0).then(|| ask(&oracle, 0));
         for number in 0..episodes {
             let Some(episode) = next.take() else { break };
-            // While we compare this one, the oracle can go on with the next.
+            // While the engine runs this episode, the oracle can do the next one.
             next = (number + 1 < episodes).then(|| ask(&oracle, number + 1));
             match self.play(&episode, &mut oracle, Some(&mut summary), interrupted)? {
                 Ended::Same => summary.episodes += 1,
@@ -98,7 +98,7 @@ impl Plan {
         Episode { merged: self.merged, ..Episode::new(seed_of(self.seed, number), length) }
     }
 
-    /// Runs an episode that the oracle has been asked for.
+    /// Runs an episode that was already sent to the oracle, and compares the steps.
     fn play(
         &self,
         episode: &Episode,
@@ -112,11 +112,11 @@ impl Plan {
             let step = engine.step(operation);
             line.clear();
             serde_json::to_writer(&mut line, &step)
-                .map_err(|error| Trouble::Cannot(format!("cannot say a step: {error}")))?;
+                .map_err(|error| Trouble::Cannot(format!("cannot encode a step: {error}")))?;
             let linux = match oracle.answer() {
                 Ok(answer) if answer == line => None,
                 Ok(answer) => Some(serde_json::from_slice(answer).unwrap_or_else(|error| {
-                    Step(Outcome::Broken(format!("an answer that is none ({error})")), None)
+                    Step(Outcome::Broken(format!("an invalid answer ({error})")), None)
                 })),
                 Err(lost) => Some(Step(Outcome::Broken(lost), None)),
             };
@@ -127,7 +127,7 @@ impl Plan {
                             *summary.known.entry(known.name.into()).or_default() += 1;
                         }
                         if known.parts_them {
-                            // What is lost is found by those who shrink.
+                            // If the oracle is lost here, shrinking will find the cause.
                             for after in place + 1..episode.operations.len() {
                                 if let Err(lost) = oracle.answer() {
                                     let linux = Step(Outcome::Broken(lost), None);
@@ -161,7 +161,7 @@ impl Plan {
         }
     }
 
-    /// The difference of an episode, shrunk and told.
+    /// Shrinks the difference of an episode and describes it.
     fn found(
         &self,
         episode: &Episode,
@@ -169,7 +169,7 @@ impl Plan {
         commands: Commands<'_>,
         interrupted: &AtomicBool,
     ) -> Result<Found, Trouble> {
-        // Of a process that died, answers were lost: it may have been anywhere.
+        // If the process died, some answers were lost, so the place of the death is not known.
         let died = matches!(difference.linux.0, Outcome::Broken(_));
         let last = if died { episode.operations.len() } else { difference.place + 1 };
         let upto = episode.operations.iter().take(last);
@@ -209,7 +209,7 @@ impl Again<'_> {
         let request = Request { episode: episode.clone(), at_once: true };
         oracle.ask(&request);
         match self.plan.play(episode, &mut oracle, None, &AtomicBool::new(false))? {
-            // With all of its answers read, it can be asked again.
+            // All answers were read, so the oracle can be used again.
             Ended::Same | Ended::Interrupted => {
                 self.oracle = Some(oracle);
                 Ok(None)
@@ -225,7 +225,7 @@ impl Again<'_> {
     }
 }
 
-/// The kernel's name and release.
+/// Returns the name and the release of the kernel.
 pub fn kernel() -> String {
     let name = rustix::system::uname();
     format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy())

@@ -1,5 +1,5 @@
-//! The shortest sequence that shows a difference: by leaving operations out, as long as it still differs, and by making
-//! those that stay simpler.
+//! Search for the shortest sequence that shows a difference. It leaves operations out while the difference remains, and
+//! makes the remaining operations simpler.
 
 use super::differences::Difference;
 use super::generate::Episode;
@@ -10,25 +10,26 @@ use faultless::address::PAGE_SIZE;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// So long at most.
+/// Longest duration of a search.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An episode again: how it differs, if it does.
+/// Function that runs an episode again and returns its difference, if any.
 pub type Differs<'a> = &'a mut dyn FnMut(&Episode) -> Result<Option<Difference>, Trouble>;
 
 struct Shrinking<'a> {
     best: Episode,
     difference: Difference,
     differs: Differs<'a>,
-    /// Whether it ends with a process that died or hung, once that is sure: of one that died, answers were lost.
+    /// Whether the episode ends with a process that died or hung. `None` until a second run, because a dead process
+    /// loses answers.
     is_death: Option<bool>,
     give_up: Box<dyn Fn() -> bool + 'a>,
 }
 
-/// The shortest episode like `episode`, and its difference. What differs may be another thing than before.
+/// Returns the shortest episode found, and its difference. The difference may be another one than before.
 ///
 /// # Errors
-/// What `differs` says.
+/// The errors of `differs`.
 pub fn shrink(
     episode: Episode,
     difference: Difference,
@@ -38,7 +39,7 @@ pub fn shrink(
     let start = Instant::now();
     let give_up = Box::new(move || interrupted.load(Ordering::Relaxed) || start.elapsed() > PATIENCE);
     let mut shrinking = Shrinking { best: episode, difference, differs, is_death: None, give_up };
-    // As it was: one that does not come again is told as it is.
+    // If the whole episode does not differ again, it is reported unchanged.
     let whole = shrinking.best.operations.clone();
     if !shrinking.attempt(whole)? {
         return Ok((shrinking.best, shrinking.difference));
@@ -55,7 +56,7 @@ pub fn shrink(
 }
 
 impl Shrinking<'_> {
-    /// Takes these operations if they differ still, up to where they do.
+    /// Runs these operations. If they still differ, keeps them up to the difference and returns true.
     fn attempt(&mut self, operations: Vec<Operation>) -> Result<bool, Trouble> {
         let mut episode = Episode { operations, ..self.best.clone() };
         if (self.give_up)() || episode.operations.is_empty() {
@@ -71,14 +72,14 @@ impl Shrinking<'_> {
         Ok(true)
     }
 
-    /// A look at everything after each operation finds the first wrong byte.
+    /// Adds a look after each operation, which finds the first wrong byte.
     fn look_everywhere(&mut self) -> Result<(), Trouble> {
         let each = self.best.operations.iter().flat_map(|operation| [*operation, Operation::Look]);
         let each = each.collect();
         self.attempt(each).map(drop)
     }
 
-    /// Leaves out half, a quarter, … one operation at a time.
+    /// Leaves out half of the operations, then a quarter, and so on down to one at a time.
     fn leave_out(&mut self) -> Result<(), Trouble> {
         let mut size = self.best.operations.len() / 2;
         while size > 0 {
@@ -93,7 +94,7 @@ impl Shrinking<'_> {
             }
             size /= 2;
         }
-        // A look at the end may show what another operation showed, or the other way round.
+        // A look at the end may show the same as the last operation, or the other way round.
         if self.best.operations.len() > 1 {
             let mut looked = self.best.operations.clone();
             looked.pop();
@@ -105,7 +106,7 @@ impl Shrinking<'_> {
         Ok(())
     }
 
-    /// Makes each operation as simple as it can be.
+    /// Makes each operation as simple as possible.
     fn simplify(&mut self) -> Result<(), Trouble> {
         let mut place = 0;
         while place < self.best.operations.len() {
@@ -122,7 +123,7 @@ impl Shrinking<'_> {
     }
 }
 
-/// The same with less in it, the simplest first.
+/// Returns simpler forms of an operation, the simplest first.
 fn simpler(operation: &Operation) -> Vec<Operation> {
     let mut simpler = Vec::new();
     let shorter = |length: Length| {
@@ -175,7 +176,7 @@ mod tests {
     use super::super::step::Step;
     use super::*;
 
-    /// Differs at the first load of p7 that comes after a store to it with a fork in between.
+    /// Returns a difference at the first load of p7 after a store to it and a fork in between.
     fn planted(episode: &Episode) -> Option<Difference> {
         let (mut stored, mut forked) = (false, false);
         for (place, operation) in episode.operations.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What an operation gave, as both sides say it: equal values are equal lines of JSON.
+//! Results of operations, as both sides report them. Equal values are equal lines of JSON.
 
 use super::operation::{At, IN_MEMORY};
 use faultless::address::PAGE_SIZE;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter};
 use std::hash::{DefaultHasher, Hasher};
 
-/// A signal that an access met.
+/// Signal that an access received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caught {
     /// SIGSEGV or SIGBUS.
@@ -19,12 +19,12 @@ pub struct Caught {
 }
 
 impl Caught {
-    /// SIGSEGV, on all that Linux runs on here.
+    /// SIGSEGV, on every architecture that Linux runs on here.
     pub const SEGV: i32 = 11;
     /// SIGBUS.
     pub const BUS: i32 = 7;
 
-    /// Its name in reports.
+    /// Returns its name in reports.
     pub fn name(&self) -> String {
         match (self.number, self.code) {
             (Self::SEGV, 1) => "SEGV_MAPERR".into(),
@@ -36,41 +36,41 @@ impl Caught {
     }
 }
 
-/// What a page of the window showed.
+/// Contents of a page of the window, as a load sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seen {
-    /// A number that its bytes have.
+    /// A hash of its bytes.
     #[serde(rename = "b")]
     Bytes(u64),
-    /// The signal that its first byte met.
+    /// The signal that the load of its first byte received.
     #[serde(rename = "s")]
     Signal(Caught),
 }
 
-/// How an operation ended.
+/// Outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// Well, and with this number: what was loaded, or an address.
+    /// Success, with the loaded value or an address.
     #[serde(rename = "d")]
     Done(u64),
-    /// With this error number.
+    /// Failure, with this error number.
     #[serde(rename = "e")]
     Error(i32),
-    /// With this signal.
+    /// Signal that an access received.
     #[serde(rename = "s")]
     Signal(Caught),
-    /// Pages were read: the number of their bytes, how many bytes there were, and what ended it.
+    /// Result of reading pages: a hash of the bytes, the number of bytes, and the signal that ended the read.
     #[serde(rename = "r")]
     Read(u64, u64, Option<Caught>),
-    /// The window: each page, and the flags of each page's mapping; zero where there is none.
+    /// The whole window: each page, and the flags of each page's mapping. The flags are zero without a mapping.
     #[serde(rename = "l")]
     Looked(Vec<Seen>, Vec<u16>),
-    /// Its process died, or the engine broke a rule of its own.
+    /// The process died, or the engine broke one of its own rules.
     #[serde(rename = "x")]
     Broken(String),
 }
 
-/// Linux's name of an error.
+/// Returns Linux's name of an error.
 pub fn errno_name(number: i32) -> String {
     let name = match number {
         errno::EPERM => "EPERM",
@@ -93,16 +93,16 @@ pub fn errno_name(number: i32) -> String {
 }
 
 impl Outcome {
-    /// What moved went out of the window: where, each side decides for itself.
+    /// Result of a mremap that moved out of the window. Each side chooses its own address there.
     pub const ELSEWHERE: u64 = 1;
 
-    /// Bytes that were read, all that there were.
+    /// Returns the outcome of reading `bytes` completely.
     pub fn read(bytes: &[u8]) -> Self {
         Self::Read(number_of(bytes), bytes.len() as u64, None)
     }
 
-    /// mincore's answer for the pages from `at` on, as a number's bits; how much of a file that lies in a folder is in
-    /// memory says nothing, so those pages of `map` are left out.
+    /// Returns mincore's answer for the pages from `at` on, as bits of a number. Pages of files in a folder are left
+    /// out, because their residency is not defined.
     pub fn resident(at: At, pages: impl IntoIterator<Item = bool>, map: &[Line]) -> Self {
         let mut bits = 0_u64;
         for (number, page) in
@@ -116,7 +116,8 @@ impl Outcome {
         Self::Done(bits)
     }
 
-    /// The same of a window that lies `offset` bytes lower. Addresses that calls return are not changed.
+    /// Returns the outcome as seen in a window that lies `offset` bytes lower. Addresses that calls return are not
+    /// changed.
     pub fn seen_from(mut self, offset: u64) -> Self {
         let lower = |signal: &mut Caught| signal.at.0 = signal.at.0.wrapping_sub(offset);
         match &mut self {
@@ -130,7 +131,7 @@ impl Outcome {
         self
     }
 
-    /// The name under which a report counts it.
+    /// Returns the name under which a report counts the outcome.
     pub fn class(&self) -> String {
         match self {
             Self::Done(_) | Self::Looked(..) | Self::Read(_, _, None) => "ok".into(),
@@ -173,13 +174,13 @@ impl Display for Outcome {
     }
 }
 
-/// A line of the map.
+/// Line of the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// Its first page.
     #[serde(rename = "a")]
     pub start: u64,
-    /// The page behind its last.
+    /// The page after its last page.
     #[serde(rename = "z")]
     pub end: u64,
     /// PROT_READ, PROT_WRITE, PROT_EXEC.
@@ -188,13 +189,13 @@ pub struct Line {
     /// MAP_SHARED.
     #[serde(rename = "s")]
     pub shared: bool,
-    /// The file and its page, unless it is anonymous.
+    /// The file and its first page, unless the mapping is anonymous.
     #[serde(rename = "f")]
     pub file: Option<(usize, u64)>,
 }
 
 impl Line {
-    /// Whether the two look like one.
+    /// Returns whether `next` looks like a continuation of this line.
     pub fn goes_on_with(&self, next: &Self) -> bool {
         let file = self.file.map(|(file, first)| (file, first + self.end - self.start));
         (self.end, self.rights, self.shared, file) == (next.start, next.rights, next.shared, next.file)
@@ -212,7 +213,7 @@ impl Display for Line {
     }
 }
 
-/// The map if everything that looks alike merged.
+/// Returns the map with all neighbours merged that look alike.
 pub fn merged(lines: Vec<Line>) -> Vec<Line> {
     let mut merged: Vec<Line> = Vec::with_capacity(lines.len());
     for line in lines {
@@ -224,18 +225,18 @@ pub fn merged(lines: Vec<Line>) -> Vec<Line> {
     merged
 }
 
-/// How an operation ended, and the map after it if that is another one than after the operation before it.
+/// Step of an episode: the outcome of an operation, and the map after it if it has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step(pub Outcome, pub Option<Vec<Line>>);
 
-/// A number of so many bytes, which others hardly have. Both sides are the same program, so it is the same there.
+/// Returns a hash of the bytes. Both sides run the same program, so they compute the same hash.
 pub fn number_of(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
 }
 
-/// What `file` has in it when an episode begins.
+/// Returns the contents of `file` at the start of an episode.
 pub fn contents(seed: u64, file: usize, length: u64) -> Vec<u8> {
     let mut draw = super::draw::Draw::new(seed ^ (file as u64 + 1).wrapping_mul(0xa076_1d64_78bd_642f));
     let mut bytes = Vec::with_capacity(length as usize + 8);
@@ -246,7 +247,7 @@ pub fn contents(seed: u64, file: usize, length: u64) -> Vec<u8> {
     bytes
 }
 
-/// A page of bytes.
+/// Bytes of a page.
 pub type Page = [u8; PAGE_SIZE as usize];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What was checked: counts of each kind of operation by what it gave, as a table and as JSON.
+//! Summary of a check: counts of each kind of operation by outcome, as a table and as JSON.
 
 use super::differences::KNOWN;
 use super::files;
@@ -10,88 +10,90 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// From so many operations on, what was seldom seen is said.
+/// Number of operations from which rare kinds and errors are reported.
 const MANY: u64 = 1_000_000;
-/// So often each kind and each error is to be seen then.
+/// Least number of occurrences of each kind and each error in such a run.
 const OFTEN: u64 = 1_000;
 
-/// The schema's number.
+/// Version of the JSON schema.
 pub const SCHEMA: u32 = 1;
 
-/// A run, or what there was of it.
+/// Summary of a run, complete or interrupted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// [`SCHEMA`].
     pub schema: u32,
     /// The design that the engine ran under.
     pub design: String,
-    /// The kernel that it was checked against; empty if it was not: with threads.
+    /// The kernel that the engine was compared with. Empty with threads or files.
     pub kernel: String,
-    /// The seed of the first episode, from which those of the others follow.
+    /// The seed of the first episode. The seeds of the others follow from it.
     pub seed: u64,
-    /// Threads that did operations at the same time; 0 if files were checked against their model.
+    /// The number of threads that did operations at the same time; 0 if files were checked against their model.
     pub threads: usize,
-    /// Operations done on both sides and compared; those of all threads.
+    /// The number of operations that were done on both sides and compared, in all threads.
     pub operations: u64,
-    /// Episodes; each has a seed of its own.
+    /// The number of episodes. Each has its own seed.
     pub episodes: u64,
-    /// How long it took.
+    /// The duration of the run, in seconds.
     pub seconds: f64,
-    /// Whether Ctrl-C ended it early.
+    /// Whether Ctrl-C ended the run early.
     pub interrupted: bool,
-    /// For each kind of operation how often it gave what.
+    /// For each kind of operation, the number of times for each outcome.
     pub results: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Known differences, by name.
+    /// The number of known differences, by name.
     pub known: BTreeMap<String, u64>,
-    /// The difference that ended it, if there was one.
+    /// The difference that ended the run, if any.
     pub difference: Option<Found>,
 }
 
-/// A difference, shrunk.
+/// Difference after shrinking.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
-    /// What differs from what.
+    /// The two sides that differ.
     pub from: From,
-    /// The seed of its episode, or of its round of threads: the run with this seed shows it in its first one.
+    /// The seed of its episode, or of its round of threads. A run with this seed shows the difference in its first
+    /// episode or round.
     pub seed: u64,
-    /// How many operations this run has to have.
+    /// The number of operations that such a run needs.
     pub operations: u64,
-    /// The shortest list found, or a thread's last operations.
+    /// The shortest list found, or the last operations of a thread.
     pub list: Vec<String>,
-    /// What each side said of the last of them.
+    /// The result of each side for the last operation.
     pub said: Vec<String>,
-    /// The command that repeats it.
+    /// The command that repeats the difference.
     pub command: String,
 }
 
-/// What differs from what.
+/// Sides of a difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum From {
-    /// The engine from Linux.
+    /// The engine and Linux.
     #[default]
     Linux,
-    /// A thread in a space of its own from the same at the place that others have: the list is the shortest found.
+    /// A thread in a space of its own, at the first window and at its place among others. The list is the shortest
+    /// found.
     Place {
-        /// Which thread it was.
+        /// The number of the thread.
         thread: usize,
     },
-    /// A thread among others from the same episode alone: the list is what it did last.
+    /// A thread among others, and the same episode alone. The list has its last operations.
     Alone {
-        /// Which thread it was.
+        /// The number of the thread.
         thread: usize,
         /// The seed of its episode.
         seed: u64,
-        /// How many operations it had done.
+        /// The number of operations that the thread had done.
         done: usize,
     },
-    /// The engine from its own rules, when threads have worked.
+    /// The engine and its own rules, after threads have worked.
     Rules,
-    /// A file from its model.
+    /// A file and its model.
     Model,
 }
 
-/// An episode up to the operation at `place`, a line each; what children of fork do is set in.
+/// Returns an episode up to the operation at `place`, one line each. Operations of children of fork are indented.
 pub fn list(episode: &Episode, place: usize) -> Vec<String> {
     let shown = &episode.operations[..=place.min(episode.operations.len() - 1)];
     let mut depth = 0;
@@ -113,7 +115,7 @@ pub fn list(episode: &Episode, place: usize) -> Vec<String> {
 }
 
 impl Summary {
-    /// What another thread has counted.
+    /// Adds the counts of another thread.
     pub fn add(&mut self, other: Self) {
         self.operations += other.operations;
         for (kind, results) in other.results {
@@ -124,12 +126,12 @@ impl Summary {
         }
     }
 
-    /// One operation more.
+    /// Counts one operation with the outcome `class`.
     pub fn count(&mut self, operation: &Operation, class: String) {
         self.count_as(operation.kind(), operation.counts(), class);
     }
 
-    /// One operation more of this kind, which gave `class`.
+    /// Counts one operation of this kind with the outcome `class`.
     pub fn count_as(&mut self, kind: &'static str, counts: bool, class: String) {
         if counts {
             self.operations += 1;
@@ -144,17 +146,17 @@ impl Summary {
         }
     }
 
-    /// All kinds of operations that there can be, in the order of reports.
+    /// Returns all kinds of operations of this check, in the order of reports.
     fn kinds(&self) -> &'static [&'static str] {
         if self.threads == 0 { &files::KINDS } else { &Operation::KINDS }
     }
 
-    /// Operations a second.
+    /// Returns the number of operations per second.
     pub fn rate(&self) -> f64 {
         self.operations as f64 / self.seconds.max(1e-9)
     }
 
-    /// What was seen too seldom in a long run.
+    /// Returns warnings for kinds and errors that occurred too rarely in a long run.
     pub fn seldom(&self) -> Vec<String> {
         if self.operations < MANY {
             return Vec::new();
@@ -168,10 +170,10 @@ impl Summary {
             *classes.entry(class.clone()).or_default() += times;
         }
         let seldom = kinds.chain(classes).filter(|(_, times)| *times < OFTEN);
-        seldom.map(|(what, times)| format!("warning: {what} was seen {times} times only")).collect()
+        seldom.map(|(what, times)| format!("warning: {what} occurred only {times} times")).collect()
     }
 
-    /// For people.
+    /// Returns the report for people.
     pub fn text(&self) -> String {
         let mut classes: Vec<&String> = self.results.values().flat_map(BTreeMap::keys).collect();
         // "ok" first, then errors, then signals.
@@ -187,11 +189,11 @@ impl Summary {
         }
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string never fails.
         let _ = writeln!(text, "{table}\n");
         for (name, times) in &self.known {
             let intended = KNOWN.iter().any(|known| known.name == name && known.by_intention);
-            let why = if intended { "different by intention" } else { "different, and still to be mended" };
+            let why = if intended { "intended difference" } else { "difference to be fixed" };
             let _ = writeln!(text, "{why} (docs/check.md), {times} times: {name}");
         }
         for line in self.seldom() {
@@ -209,7 +211,7 @@ impl Summary {
              under {design} {sides}: {} in {seconds:.1} s, {:.0} operations a second.",
             match (&self.difference, self.interrupted) {
                 (Some(_), _) => "a difference",
-                (None, true) => "no difference until it was interrupted,",
+                (None, true) => "no difference until the interrupt,",
                 (None, false) => "no difference",
             },
             self.rate(),
@@ -219,7 +221,7 @@ impl Summary {
 }
 
 impl Found {
-    /// For people.
+    /// Returns the report for people.
     pub fn text(&self) -> String {
         let mut text = match self.from {
             From::Linux => "A difference between the engine and Linux.".to_string(),
@@ -249,7 +251,7 @@ impl Found {
         }
         let _ = write!(text, "\nSeed {}. Again: {}", self.seed, self.command);
         if matches!(self.from, From::Alone { .. } | From::Rules) {
-            text.push_str("\nIt depends on who comes first, so that it may take several runs.");
+            text.push_str("\nThe order of the threads varies, so it may take several runs.");
         }
         text
     }
@@ -267,8 +269,8 @@ mod tests {
         }
         summary.count(&Operation::Exit, "EINVAL".into());
         let seldom = summary.seldom();
-        assert!(seldom.contains(&"warning: EINVAL was seen 1 times only".into()), "{seldom:?}");
-        assert!(seldom.contains(&"warning: mmap was seen 0 times only".into()), "{seldom:?}");
+        assert!(seldom.contains(&"warning: EINVAL occurred only 1 times".into()), "{seldom:?}");
+        assert!(seldom.contains(&"warning: mmap occurred only 0 times".into()), "{seldom:?}");
         assert!(!seldom.iter().any(|line| line.contains(": ok ")), "{seldom:?}");
         summary.operations = 5;
         assert!(summary.seldom().is_empty());

@@ -1,7 +1,7 @@
-//! The system calls of the oracle, and its accesses: with `native::sys` the only unsafe code of this crate.
+//! System calls and accesses of the oracle. With `native::sys` this is the only module of this crate with unsafe code.
 //!
-//! Everything happens in the window, where nothing of the program is. A call that would reach further is refused here,
-//! unless the kernel is sure to refuse it: such calls are part of the check.
+//! All calls work in the window, which has nothing of the program in it. A call that would reach further is refused
+//! here, unless every kernel refuses it. Such calls are part of the check.
 #![allow(unsafe_code)]
 
 use super::operation::{At, HEAP, Length, Move, PAGES, Place, Rights, WINDOW, With};
@@ -14,10 +14,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::without_provenance_mut;
 
-/// No processor has addresses of so many bytes.
+/// Length that reaches past the address space of every processor.
 const NOWHERE: u64 = 1 << 57;
 
-/// The place of a call that changes memory: in the window, or refused by every kernel.
+/// Returns a pointer for a call that changes memory. The range lies in the window, or every kernel refuses it.
 fn place(at: At, length: Length) -> *mut c_void {
     let inside = at.0.checked_add(length.0).is_some_and(|end| end.div_ceil(PAGE_SIZE) <= PAGES);
     let refused = !at.0.is_multiple_of(PAGE_SIZE) || length.0 == 0 || length.0 >= NOWHERE;
@@ -33,7 +33,7 @@ fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(-1)
 }
 
-/// mmap, of zeros or of a file from byte `offset` on. What goes anywhere is unmapped again.
+/// Maps anonymous memory, or a file from byte `offset` on (mmap). A mapping that may go anywhere is unmapped again.
 pub fn map(
     (at, length): (At, Length),
     rights: Rights,
@@ -64,8 +64,8 @@ pub fn map(
         }
         Some((file, offset)) => (file.as_raw_fd(), offset),
     };
-    // SAFETY: new pages in the window, or where nothing is; the system call's own number of arguments and their types,
-    // which libc's function cannot have: an offset may be too large for its type.
+    // SAFETY: the new pages lie in the window, or where nothing is mapped. The arguments have the number and types of
+    // the system call. libc's function does not fit: an offset may be too large for its type.
     let mapped = unsafe {
         libc::syscall(
             libc::SYS_mmap,
@@ -80,7 +80,7 @@ pub fn map(
     match mapped {
         -1 => Err(errno()),
         mapped if how == Place::Anywhere => {
-            // SAFETY: what this call has just mapped, and nobody knows.
+            // SAFETY: this call has just mapped the range, and no other code knows it.
             done(unsafe { libc::munmap(without_provenance_mut(mapped as usize), length.0 as usize) })
         }
         mapped => Ok(mapped as u64),
@@ -93,14 +93,14 @@ pub fn unmap(at: At, length: Length) -> Result<u64, i32> {
     done(unsafe { libc::munmap(place(at, length), length.0 as usize) })
 }
 
-/// mprotect, with PROT_GROWSDOWN perhaps.
+/// mprotect, optionally with PROT_GROWSDOWN.
 pub fn protect(at: At, length: Length, rights: Rights, down: bool) -> Result<u64, i32> {
     let rights = i32::from(rights.0) | if down { libc::PROT_GROWSDOWN } else { 0 };
     // SAFETY: in the window, where no Rust object is.
     done(unsafe { libc::mprotect(place(at, length), length.0 as usize, rights) })
 }
 
-/// mremap. What goes out of the window is unmapped again.
+/// mremap. A mapping that leaves the window is unmapped again.
 pub fn remap(at: At, length: Length, new_length: Length, moves: Move) -> Result<u64, i32> {
     let (flags, to) = match moves {
         Move::No => (0, at),
@@ -108,7 +108,7 @@ pub fn remap(at: At, length: Length, new_length: Length, moves: Move) -> Result<
         Move::To(to) => (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to),
         Move::Leaving(to) => (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP, to),
     };
-    // SAFETY: in the window, where no Rust object is; or where nothing is.
+    // SAFETY: in the window, where no Rust object is, or where nothing is mapped.
     let mapped = unsafe {
         libc::mremap(
             place(at, length),
@@ -124,13 +124,13 @@ pub fn remap(at: At, length: Length, new_length: Length, moves: Move) -> Result<
     match mapped.addr() as u64 {
         inside if (WINDOW..WINDOW + PAGES * PAGE_SIZE).contains(&inside) => Ok(inside),
         _ => {
-            // SAFETY: what this call has just mapped, and nobody knows.
+            // SAFETY: this call has just mapped the range, and no other code knows it.
             done(unsafe { libc::munmap(mapped, new_length.0 as usize) }).map(|_| Outcome::ELSEWHERE)
         }
     }
 }
 
-/// Where this process's heap was when it began: `struct prctl_mm_map`, as far as it changes.
+/// The process's own heap at its start, as fields of `struct prctl_mm_map`.
 #[derive(Clone, Copy, Debug)]
 pub struct Heap(MemoryMap);
 
@@ -138,12 +138,12 @@ pub struct Heap(MemoryMap);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct MemoryMap {
-    /// The code, the data: start and end of each.
+    /// Start and end of the code, then of the data.
     segments: [u64; 4],
     heap_start: u64,
     heap_end: u64,
     stack_start: u64,
-    /// The arguments, the environment: start and end of each.
+    /// Start and end of the arguments, then of the environment.
     strings: [u64; 4],
     auxv: u64,
     auxv_size: u32,
@@ -151,15 +151,15 @@ struct MemoryMap {
 }
 
 impl Heap {
-    /// As /proc/self/stat has it.
+    /// Reads the position of the heap from /proc/self/stat.
     ///
     /// # Errors
-    /// It cannot be read, or this kernel lets nobody set it.
+    /// It cannot be read.
     pub fn of_this_process() -> io::Result<Self> {
         let stat = std::fs::read_to_string("/proc/self/stat")?;
         let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let numbers: Vec<u64> = behind_name.split(' ').map(|word| word.trim().parse().unwrap_or(0)).collect();
-        // Fields as proc(5) counts them, from 1; the first two are cut off.
+        // The numbers are those of proc(5), which starts at 1. The first two fields are cut off.
         let field = |number: usize| numbers.get(number - 3).copied().unwrap_or(0);
         let heap_start = field(47);
         let map = MemoryMap {
@@ -175,16 +175,16 @@ impl Heap {
         Ok(Self(map))
     }
 
-    /// brk, of a heap in the window that ends at `end`; the process has its own one back afterwards.
+    /// Sets the break of a heap in the window that ends at `end` (brk). Restores the process's own heap afterwards.
     ///
     /// # Errors
-    /// This kernel lets nobody set where the heap is.
+    /// This kernel does not allow this process to move its heap.
     pub fn set_break(&self, end: At, to: At) -> io::Result<u64> {
-        // SAFETY: asks where the break is.
+        // SAFETY: this only asks for the break.
         let own = unsafe { libc::syscall(libc::SYS_brk, 0) } as u64;
         self.become_heap(At::page(HEAP).address(), end.address())?;
         assert!(to.0 <= PAGES * PAGE_SIZE, "a heap up to {to}, out of the window");
-        // SAFETY: pages of the window come and go, where no Rust object is.
+        // SAFETY: only pages of the window come and go, where no Rust object is.
         let new = unsafe { libc::syscall(libc::SYS_brk, to.address() as usize) } as u64;
         self.become_heap(self.0.heap_start, own)?;
         Ok(new)
@@ -192,7 +192,7 @@ impl Heap {
 
     fn become_heap(&self, heap_start: u64, heap_end: u64) -> io::Result<()> {
         let map = MemoryMap { heap_start, heap_end, ..self.0 };
-        // SAFETY: the kernel reads this structure, whose size it knows. It maps and unmaps nothing.
+        // SAFETY: the kernel reads this structure, whose size it is given. It maps and unmaps nothing.
         let set = unsafe {
             libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, &raw const map, size_of::<MemoryMap>(), 0)
         };
@@ -200,11 +200,11 @@ impl Heap {
     }
 }
 
-/// mlock, or mlock2 with MLOCK_ONFAULT. As its siblings below without the C library's function: AddressSanitizer has functions
-/// of its own for some, which do nothing.
+/// mlock, or mlock2 with MLOCK_ONFAULT; both by mlock2. The three functions below use system calls. The reason is that
+/// AddressSanitizer replaces some of the C library's mlock functions by functions that do nothing.
 pub fn lock(at: At, length: Length, on_fault: bool) -> Result<u64, i32> {
     let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
-    // SAFETY: in the window; nothing changes but what stays in memory.
+    // SAFETY: in the window. Only the residency of pages changes.
     done(unsafe { libc::mlock2(place(at, length), length.0 as usize, flags) })
 }
 
@@ -232,7 +232,8 @@ pub fn sync(at: At, length: Length, flags: u8) -> Result<u64, i32> {
     done(unsafe { libc::msync(place(at, length), length.0 as usize, flags.into()) })
 }
 
-/// sync_file_range of all of a file: waits for writes of before, starts to write what is dirty, and does not wait for that.
+/// sync_file_range of a whole file. It waits for earlier writes and starts to write dirty pages, but does not wait for
+/// them.
 pub fn start_sync(file: &File) -> Result<u64, i32> {
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
     // SAFETY: no memory changes.
@@ -243,18 +244,18 @@ pub fn start_sync(file: &File) -> Result<u64, i32> {
 pub fn resident(at: At, length: Length) -> Result<Vec<bool>, i32> {
     let pages = length.0.min(PAGES * PAGE_SIZE).div_ceil(PAGE_SIZE);
     let mut answers = vec![0_u8; pages as usize];
-    // SAFETY: a byte for each page of a range that is not refused.
+    // SAFETY: the call writes one byte for each page of a range that is not refused.
     done(unsafe { libc::mincore(place(at, length), length.0 as usize, answers.as_mut_ptr()) })?;
     Ok(answers.into_iter().map(|answer| answer & 1 != 0).collect())
 }
 
 /// mseal.
 pub fn seal(at: At, length: Length) -> Result<u64, i32> {
-    // SAFETY: the rights of the window become fast, no memory changes.
+    // SAFETY: only the rights of the window become immutable. No memory changes.
     done(unsafe { libc::syscall(libc::SYS_mseal, place(at, length), length.0 as usize, 0_usize) } as i32)
 }
 
-/// What process_vm_readv and process_vm_writev are told: one piece here, one there.
+/// Returns the arguments of process_vm_readv and process_vm_writev: one piece in the buffer, one in the window.
 fn pieces(bytes: &mut [u8], at: At) -> [libc::iovec; 2] {
     let iov_len = bytes.len();
     [
@@ -266,7 +267,7 @@ fn pieces(bytes: &mut [u8], at: At) -> [libc::iovec; 2] {
 /// process_vm_readv of this process.
 pub fn read_remote(at: At, bytes: &mut [u8]) -> Result<usize, i32> {
     let [here, there] = pieces(bytes, at);
-    // SAFETY: the kernel writes these bytes.
+    // SAFETY: the kernel writes only these bytes.
     let read = unsafe { libc::process_vm_readv(libc::getpid(), &here, 1, &there, 1, 0) };
     usize::try_from(read).map_err(|_| errno())
 }
@@ -282,13 +283,13 @@ pub fn write_remote(at: At, bytes: &mut [u8]) -> Result<u64, i32> {
 
 /// madvise.
 pub fn advise(at: At, length: Length, advice: i32) -> Result<u64, i32> {
-    // It goes on behind holes: up to the stack.
+    // madvise continues after holes, up to the stack.
     assert!(length.0 < NOWHERE || at.address().checked_add(length.0).is_none(), "madvise of all memory");
     // SAFETY: in the window, where no Rust object is.
     done(unsafe { libc::madvise(place(at, length), length.0 as usize, advice) })
 }
 
-/// Where an access goes: the window and the page behind it.
+/// Returns a pointer for an access to the window or to the page after it.
 fn pointer<T>(at: At) -> *mut T {
     assert!(at.0 + 8 <= (PAGES + 1) * PAGE_SIZE, "an access at {at}, out of the window");
     without_provenance_mut(at.address() as usize)
@@ -329,7 +330,7 @@ pub fn add(at: At, value: u64) -> Result<u64, Caught> {
     unsafe { access::fetch_add_u64(pointer(at), value) }.map_err(caught)
 }
 
-/// Loads bytes; how many there were before the signal.
+/// Loads bytes. On a signal, returns the number of bytes that were read before it.
 pub fn read(at: At, into: &mut [u8]) -> Result<(), (usize, Caught)> {
     assert!(at.0 + into.len() as u64 <= (PAGES + 1) * PAGE_SIZE, "a read at {at}, out of the window");
     // SAFETY: in the window, where no Rust object is.
@@ -337,7 +338,7 @@ pub fn read(at: At, into: &mut [u8]) -> Result<(), (usize, Caught)> {
     read.map_err(|interrupted| (interrupted.done, caught(interrupted.signal)))
 }
 
-/// What the kernel knows of a mapping: `struct procmap_query` of Linux 6.11, as far as it is asked.
+/// The kernel's data about a mapping: `struct procmap_query` of Linux 6.11, with the fields that are used.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mapping {
@@ -346,14 +347,14 @@ pub struct Mapping {
     query_address: u64,
     /// Its first address.
     pub start: u64,
-    /// The address behind its last.
+    /// The address after its last byte.
     pub end: u64,
-    /// Read, write, execute, shared: bits 0 to 3.
+    /// Bits 0 to 3: read, write, execute, shared.
     pub flags: u64,
     page_size: u64,
-    /// The byte of the file that it begins with.
+    /// The first byte of the file that it maps.
     pub offset: u64,
-    /// The file's number; zero if there is none.
+    /// The inode of the file; zero if there is none.
     pub inode: u64,
     device_major: u32,
     device_minor: u32,
@@ -365,10 +366,10 @@ pub struct Mapping {
 
 const _: () = assert!(size_of::<Mapping>() == 104);
 
-/// The mapping at an address, or the next one: PROCMAP_QUERY.
+/// Returns the mapping at an address, or the next one (PROCMAP_QUERY).
 ///
 /// # Errors
-/// ENOTTY before Linux 6.11.
+/// ENOTTY before Linux 6.11, and all other errors of the call.
 pub fn mapping_from(maps: &File, address: u64) -> io::Result<Option<Mapping>> {
     const COVERING_OR_NEXT: u64 = 0x10;
     const PROCMAP_QUERY: u64 = 3 << 30 | (size_of::<Mapping>() as u64) << 16 | (b'f' as u64) << 8 | 17;
@@ -378,7 +379,7 @@ pub fn mapping_from(maps: &File, address: u64) -> io::Result<Option<Mapping>> {
         query_address: address,
         ..Mapping::default()
     };
-    // SAFETY: the kernel reads and writes this structure, whose size it knows.
+    // SAFETY: the kernel reads and writes this structure, whose size it is given.
     match unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY as _, &raw mut mapping) } {
         0 => Ok(Some(mapping)),
         _ => match io::Error::last_os_error() {

@@ -1,12 +1,14 @@
-//! `faultless check --threads`: threads do an episode each, in windows of one space, while others fault everywhere.
+//! `faultless check --threads`: each thread does an episode in its own window of one space. More threads fault
+//! everywhere.
 //!
 //! ```text
 //!  one space:  …[ window 0 ]…………[ window 1 ]…………[ window 2 ]…   each astride a multiple of 2 MiB
 //!                 thread 0        thread 1        thread 2      an episode each, with files of its own
 //!                 └───── others load, in all windows and in the children of fork ─────┘
 //! ```
-//! What a thread's operations give must not depend on the others: each step is compared with the same step of the same
-//! episode, done alone in a space of its own before. Which is what the check without threads holds against Linux.
+//! The result of a thread's operations must not depend on the other threads. Each step is compared with the same step
+//! of the same episode, done before, alone, in a space of its own. The check without threads compares that one with
+//! Linux.
 
 use super::differences::{AGAINST_ALONE, Difference};
 use super::draw::Draw;
@@ -32,85 +34,87 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-/// From one window to the next: the upper half of one and the lower half of the next have a leaf table in common.
+/// Distance from one window to the next, in bytes. The upper half of a window and the lower half of the next one share
+/// a leaf table.
 pub const STRIDE: u64 = 2 << 20;
-/// Threads there can be: the machine has memory for all of their children.
+/// Greatest number of threads. The machine has memory for all of their children.
 pub const MOST: usize = 32;
-/// So long all of them together may do nothing.
+/// Longest time without progress of any thread.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often the one that waits for them looks.
+/// Interval between two looks at the progress.
 const LOOK: Duration = Duration::from_millis(50);
-/// So long reads may go on when the last space has gone.
+/// Longest wait for reads after the last space is gone.
 const READS: Duration = Duration::from_secs(10);
-/// Operations that a report shows, at most.
+/// Greatest number of operations that a report shows.
 const LAST: usize = 24;
-/// An episode's forks are so deep at most.
+/// Greatest depth of forks in an episode.
 const CHILDREN: u64 = 2;
 
-/// Options of the check.
+/// Options of a check with threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Together {
     /// The engine's design.
     pub design: &'static Design,
-    /// How many threads do operations: 1 to 32.
+    /// The number of threads that do operations: 1 to 32.
     pub threads: usize,
-    /// How many operations they do, all of them together.
+    /// The number of operations of all threads together.
     pub operations: u64,
-    /// What all follows from, but who comes first.
+    /// The seed that determines everything except the order of the threads.
     pub seed: u64,
-    /// Whether to leave alone where alike neighbours are cut.
+    /// Whether borders between equal neighbours are ignored.
     pub merged: bool,
-    /// How long all of them together may do nothing.
+    /// The longest time without progress of any thread.
     pub patience: Duration,
-    /// A planted difference, for tests: in what the first thread does among the others.
+    /// A planted difference, for tests. It applies to the first thread, when it works among others.
     pub plant: Option<Plant>,
 }
 
-/// What a thread is to do, and what it is to give.
+/// Episode of a thread, with the expected steps.
 #[derive(Clone)]
 struct Part {
     episode: Arc<Episode>,
     alone: Arc<[Step]>,
 }
 
-/// What the threads of a round share.
+/// State that the threads of a round share.
 pub struct Round<D: LockingDesign> {
-    /// Where all windows are.
+    /// The space with all windows.
     pub space: AddressSpace<Soft, D>,
-    /// Each thread's children by fork that live now.
+    /// The living children of fork of each thread.
     pub children: Vec<Mutex<Vec<AddressSpace<Soft, D>>>>,
-    /// Whether a thread's episode has anonymous memory alone. Then a store that changes nothing changes nothing else.
+    /// For each thread, whether its episode has only private anonymous memory. Then others may store unchanged values
+    /// there.
     pub is_anonymous: Vec<bool>,
-    /// How many operations each thread has done.
+    /// The number of operations that each thread has done.
     done: Vec<AtomicUsize>,
-    /// Set when all are to stop.
+    /// Set when all threads are to stop.
     over: AtomicBool,
 }
 
-/// What is wrong.
+/// Error that a round has found.
 enum Wrong {
     Step(usize, Difference),
     Rule(String),
 }
 
-/// How a round went.
+/// Result of a round.
 struct Played {
     counts: Summary,
     wrong: Option<Wrong>,
 }
 
 impl Together {
-    /// A hundred thousand operations under `design`, from seed 1.
+    /// Returns a plan of 100,000 operations under `design`, with seed 1.
     pub fn new(design: &'static Design, threads: usize) -> Self {
         let (operations, patience) = (100_000, PATIENCE);
         Self { design, threads, operations, seed: 1, merged: false, patience, plant: None }
     }
 
-    /// Runs it.
+    /// Runs the check.
     ///
     /// # Errors
-    /// [`Trouble::Cannot`] if there is no memory; [`Trouble::Input`] if the system starts no more threads; [`Trouble::Wrong`] if an
-    /// episode breaks the engine without threads.
+    /// [`Trouble::Cannot`] if there is no memory; [`Trouble::Input`] if the system starts no more threads;
+    /// [`Trouble::Wrong`] if an episode breaks the engine without threads.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Summary, Trouble> {
         let mut summary = Summary {
             schema: SCHEMA,
@@ -147,10 +151,10 @@ impl Together {
         Ok(summary)
     }
 
-    /// The parts of the round of `seed`, each with so many operations, done alone.
+    /// Returns the parts of the round of `seed`, each with `length` operations, with their expected steps.
     fn parts(&self, seed: u64, length: u64) -> Result<Vec<Part>, Trouble> {
         let part = |thread: usize| {
-            // Not the seeds of other rounds.
+            // These seeds differ from the seeds of other rounds.
             let mut episode = Episode::new(seed_of(!seed, thread as u64 + 1), length + length / 4 + 8);
             episode.operations.retain(Operation::is_local);
             let mut left = length;
@@ -159,7 +163,8 @@ impl Together {
                 left -= u64::from(stays && operation.counts());
                 stays
             });
-            // A store that changes nothing may make what Linux merges by.
+            // A store of an unchanged value by another thread may create state that decides whether Linux merges
+            // mappings.
             episode.merged = self.merged || is_anonymous(&episode);
             Ok(Part { alone: self.alone(&episode)?.into(), episode: episode.into() })
         };
@@ -174,7 +179,7 @@ impl Together {
         })
     }
 
-    /// What an episode gives in a space of its own.
+    /// Returns the steps of an episode in a space of its own.
     fn alone(&self, episode: &Episode) -> Result<Vec<Step>, Trouble> {
         let mut engine = subject(self.design, episode, None).map_err(Trouble::Cannot)?;
         let steps: Vec<Step> = episode.operations.iter().map(|operation| engine.step(operation)).collect();
@@ -247,17 +252,18 @@ fn is_anonymous(episode: &Episode) -> bool {
     })
 }
 
-/// A space of a machine with memory for so many threads.
+/// Returns a space of a machine with memory for so many threads.
 fn new_space<D: LockingDesign>(threads: usize) -> Result<AddressSpace<Soft, D>, String> {
     let threads = threads as u64;
-    // Every page in every child, the files, and as much again for what is about to be freed.
+    // This is enough for every page in every child and for the files, twice: pages that are about to be freed still
+    // count.
     let frames = threads * (PAGES * (1 + threads * CHILDREN) + FILES as u64 * PAGES) * 2;
     let host = Soft::new(frames).map_err(|error| error.to_string())?;
     let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
     AddressSpace::new(&engine).map_err(|error| error.to_string())
 }
 
-/// An episode at a thread's place, and nobody beside it.
+/// Episode at a thread's place, without other threads.
 struct AtPlace<'a> {
     plan: &'a Together,
     thread: usize,
@@ -274,21 +280,21 @@ impl Visitor for AtPlace<'_> {
     }
 }
 
-/// A round, to be played under a design.
+/// Round that can be run under any design.
 struct Play<'a> {
     plan: &'a Together,
     parts: &'a [Part],
     interrupted: &'a AtomicBool,
 }
 
-/// What a thread has to say at its end.
+/// Report of a thread at its end.
 struct Said {
-    /// Of one that works.
+    /// The counts of a thread that does an episode; `None` for others.
     counts: Option<Summary>,
     wrong: Option<Wrong>,
 }
 
-/// What a thread does.
+/// Body of a thread.
 type Work<D> = Box<dyn FnOnce(&Round<D>) -> Said + Send>;
 
 impl Visitor for Play<'_> {
@@ -315,7 +321,7 @@ impl Visitor for Play<'_> {
             let (round, say) = (round.clone(), say.clone());
             let run = move || {
                 let said = catch_unwind(AssertUnwindSafe(|| work(&round)));
-                // Nobody hears when all has been given up.
+                // If the round was given up, nothing receives this.
                 let _ = say.send(said.unwrap_or_else(|panic| {
                     let wrong = Some(Wrong::Rule(text_of(&*panic)));
                     Said { counts: None, wrong }
@@ -345,7 +351,7 @@ impl Visitor for Play<'_> {
             return Err(Trouble::no_thread(error));
         }
         let (mut played, are_back) = self.wait(&round, &hear, threads.len());
-        // Those who hang keep what they have.
+        // Threads that hang keep their resources.
         if are_back {
             for thread in threads {
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -357,7 +363,7 @@ impl Visitor for Play<'_> {
 }
 
 impl Play<'_> {
-    /// Waits for all threads, and says whether they have come. The first that is wrong is told.
+    /// Waits for all threads. Returns the result, with the first error, and whether all threads have ended.
     fn wait<D: LockingDesign>(
         &self,
         round: &Round<D>,
@@ -395,7 +401,7 @@ impl Play<'_> {
     }
 
     fn who_hangs<D: LockingDesign>(&self, round: &Round<D>) -> String {
-        let mut said = format!("nothing has been done for {:?}", self.plan.patience);
+        let mut said = format!("no thread has made progress for {:?}", self.plan.patience);
         for (thread, (part, done)) in self.parts.iter().zip(&round.done).enumerate() {
             if let Some(operation) = part.episode.operations.get(done.load(Ordering::Relaxed)) {
                 said += &format!("; thread {thread} is at {operation}");
@@ -431,14 +437,14 @@ fn work<D: LockingDesign>(round: &Round<D>, thread: usize, mut machine: Machine<
     Said { counts: Some(counts), wrong }
 }
 
-/// Ends a round whose threads are gone: the engine's own account has to be even.
+/// Ends a round after its threads, and checks the engine's own accounts.
 fn close<D: LockingDesign>(round: Arc<Round<D>>) -> Result<(), String> {
     let Some(round) = Arc::into_inner(round) else {
-        return Err("a thread has not let go of its space".into());
+        return Err("a thread has not released its space".into());
     };
     let engine = round.space.engine().clone();
     end(round.space)?;
-    // What is read ahead nobody waits for.
+    // Reads ahead may still be running, because no thread waits for them.
     let start = Instant::now();
     loop {
         match balance(&engine) {
@@ -451,5 +457,5 @@ fn close<D: LockingDesign>(round: Arc<Round<D>>) -> Result<(), String> {
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("a thread panicked: {}", text.unwrap_or("it does not say why"))
+    format!("a thread panicked: {}", text.unwrap_or("no message"))
 }

@@ -1,4 +1,4 @@
-//! Those who fault everywhere while others work, and change nothing that they can see.
+//! Work of the threads that fault everywhere while others work. They change nothing that the others can see.
 
 use super::draw::Draw;
 use super::operation::{PAGES, WINDOW};
@@ -9,7 +9,7 @@ use faultless::protection::Sharing;
 use faultless_soft::Cpu;
 use std::sync::PoisonError;
 
-/// Touches one page somewhere. Whatever that meets is all right: what is mapped there, others decide.
+/// Touches one page somewhere. Any result is allowed, because other threads decide about the mappings there.
 pub fn touch<D: LockingDesign>(round: &Round<D>, draw: &mut Draw) {
     let threads = round.children.len() as u64;
     let (parent, window) = (draw.below(threads) as usize, draw.below(threads));
@@ -26,7 +26,7 @@ pub fn touch<D: LockingDesign>(round: &Round<D>, draw: &mut Draw) {
     match draw.below(8) {
         0 => _ = space.read_bytes(VirtAddr::new(at), &mut [0; PAGE_SIZE as usize]),
         1 if round.is_anonymous[window as usize] => _ = space.fetch_add_u64(word, 0),
-        // In a child of fork only its own window is used.
+        // In a child of fork, only its parent's window is in use. The other windows may be changed.
         2 | 3 if child.is_some() && window as usize != parent => {
             let page = VirtAddr::new(at).page();
             let is_private =

@@ -1,7 +1,8 @@
-//! `faultless-retry`: the bit in the entry as `faultless`, but a fault starts over after its I/O and looks the page up
-//! again. It tells apart what the bit brings from what resuming brings. Nothing in Linux is like it.
+//! `faultless-retry`: a bit in the page-table entry, as in `faultless`, but a fault starts over after its I/O and looks
+//! the page up again. The comparison with `faultless` separates the effect of the bit from the effect of resuming. No
+//! version of Linux works like this.
 //!
-//! Nothing is kept while room is made for a frame, as with `faultless`.
+//! No lock is held during reclaim for a frame, as with `faultless`.
 
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
@@ -12,7 +13,7 @@ use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
 use std::convert::Infallible;
 
-/// The design; see the module.
+/// The `faultless-retry` design; see the module.
 #[derive(Clone, Copy, Debug)]
 pub struct FaultlessRetry;
 

@@ -1,5 +1,5 @@
-//! What the models of Linux are made of: mmap_lock, and the policies by which the presets differ. Each preset is a
-//! file of its own, which says what it models and where it differs.
+//! Parts of the models of Linux: mmap_lock, and the policies by which the presets differ. Each preset has its own file.
+//! The file states the kernel or patch that it models, and the differences from it.
 
 use faultless::Engine;
 use faultless::design::{AfterIo, Attempt, Call};
@@ -10,42 +10,43 @@ use parking_lot::{ArcRwLockReadGuard, RawRwLock, RwLock, RwLockReadGuard, RwLock
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What tells the presets of one family apart.
+/// A policy distinguishes the presets of one family.
 pub trait Policy: Send + Sync + 'static {
     /// The design's name.
     const NAME: &'static str;
 
-    /// What happens after the I/O of such an attempt.
+    /// Returns how a fault handles its locks for the I/O of `attempt`: hold, retry or resume.
     fn after_io(attempt: Attempt) -> AfterIo;
 
-    /// What happens after waiting for a folio that is up to date and locked.
+    /// Returns the same for a wait for a folio that is up to date but locked.
     fn after_lock(attempt: Attempt) -> AfterIo {
         Self::after_io(attempt)
     }
 
-    /// The attempt after one that has waited; `major`: it started the read itself.
+    /// Returns the attempt that follows `attempt`, which has waited. `major` is true if `attempt` started the read
+    /// itself.
     fn again(attempt: Attempt, major: bool) -> Attempt;
 
-    /// Whether fork locks such a VMA.
+    /// Returns whether fork locks a VMA with this mapping.
     fn fork_locks<H: Host>(_mapping: &Mapping<H>) -> bool {
         true
     }
 }
 
-/// `mmap_lock`. A waiting writer holds new readers back, as in `rw_semaphore`: parking_lot sets its writer bit before it
-/// waits for the readers to leave.
+/// The `mmap_lock` of a space. A waiting writer holds new readers back, as in `rw_semaphore`: parking_lot sets its
+/// writer bit before it waits for the readers to leave.
 #[derive(Debug, Default)]
 pub struct MmapSemaphore {
     lock: Arc<RwLock<()>>,
     holders: Arc<Holders>,
 }
 
-/// Who holds what, for the statistics alone.
+/// The present holders of mmap_lock and VMA locks. Only the statistics use it.
 #[derive(Debug, Default)]
 struct Holders {
-    /// What the writer does: one more than a [`Call`], or zero. Written by the writer.
+    /// The present writer: [`CHANGE`], [`FORK`] or [`NOBODY`]. Written by the writer.
     writer: AtomicU32,
-    /// Faults that hold mmap_lock or a VMA lock through their I/O. Atomic.
+    /// The number of faults that hold mmap_lock or a VMA lock through their I/O. Atomic.
     in_io: AtomicU32,
 }
 
@@ -54,19 +55,19 @@ const CHANGE: u32 = 1;
 const FORK: u32 = 2;
 
 impl MmapSemaphore {
-    /// Takes the lock for reading, for a fault.
+    /// Takes mmap_lock for reading, for a fault.
     pub fn read<H: Host>(&self, engine: &Engine<H>) -> RwLockReadGuard<'_, ()> {
         self.waiting(engine, Counter::MmapLockRead, || self.lock.try_read(), || self.lock.read())
     }
 
-    /// Takes it for reading if that needs no wait.
+    /// Takes mmap_lock for reading, if this needs no wait.
     pub fn try_read<H: Host>(&self, engine: &Engine<H>) -> Option<RwLockReadGuard<'_, ()>> {
         let guard = self.lock.try_read()?;
         engine.counters().add(Counter::MmapLockRead, 1);
         Some(guard)
     }
 
-    /// Takes it for writing.
+    /// Takes mmap_lock for writing, for `call`.
     pub fn write<H: Host>(&self, engine: &Engine<H>, call: Call) -> MmapWrite<'_> {
         let guard =
             self.waiting(engine, Counter::MmapLockWrite, || self.lock.try_write(), || self.lock.write());
@@ -75,14 +76,14 @@ impl MmapSemaphore {
         MmapWrite { holders: &self.holders, guard: Some(guard) }
     }
 
-    /// The same hold as `guard`, independent of the borrow. Never waits: a reader may read again.
+    /// Returns the same hold as `guard`, independent of the borrow. Never waits, because a reader may read again.
     pub fn keep(&self, guard: RwLockReadGuard<'_, ()>) -> MmapKept {
         let owned = self.lock.read_arc_recursive();
         drop(guard);
         MmapKept { _guard: owned, in_io: InIo::new(self) }
     }
 
-    /// What whoever begins to wait now waits for in the end.
+    /// Returns the counter for a wait that begins now, according to the present holder.
     fn cause(&self) -> Counter {
         let writer = self.holders.writer.load(Ordering::Relaxed);
         match writer {
@@ -93,12 +94,12 @@ impl MmapSemaphore {
         }
     }
 
-    /// Whether some fault holds a lock of this space through its I/O.
+    /// Returns whether a fault holds a lock of this space through its I/O.
     pub fn has_io(&self) -> bool {
         self.holders.in_io.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the lock by `try_take`, or waits for it in `take` and counts how long and for whom. Only a wait is timed.
+    /// Takes the lock by `try_take`, or waits for it in `take`. Only a wait is timed. Its duration is counted by cause.
     fn waiting<H: Host, G>(
         &self,
         engine: &Engine<H>,
@@ -119,7 +120,7 @@ impl MmapSemaphore {
     }
 }
 
-/// mmap_lock held for writing.
+/// Guard of mmap_lock held for writing.
 #[derive(Debug)]
 pub struct MmapWrite<'s> {
     holders: &'s Holders,
@@ -127,7 +128,7 @@ pub struct MmapWrite<'s> {
 }
 
 impl<'s> MmapWrite<'s> {
-    /// Goes on as a reader (`mmap_write_downgrade`).
+    /// Turns the write lock into a read lock (`mmap_write_downgrade`).
     pub fn downgrade(mut self) -> Option<RwLockReadGuard<'s, ()>> {
         self.holders.writer.store(NOBODY, Ordering::Relaxed);
         self.guard.take().map(RwLockWriteGuard::downgrade)
@@ -142,7 +143,7 @@ impl Drop for MmapWrite<'_> {
     }
 }
 
-/// mmap_lock held for reading by a fault that waits.
+/// Guard of mmap_lock held for reading by a fault that waits.
 #[derive(Debug)]
 pub struct MmapKept {
     _guard: ArcRwLockReadGuard<RawRwLock, ()>,
@@ -150,13 +151,13 @@ pub struct MmapKept {
 }
 
 impl MmapKept {
-    /// The fault waits for I/O from now on.
+    /// Marks that the fault waits for I/O from now on.
     pub fn through_io(&mut self) {
         self.in_io.begin();
     }
 }
 
-/// Counts a fault that holds a lock, for as long as it lives, once its I/O has begun.
+/// Counter of a fault that holds a lock through its I/O. It counts the fault from [`InIo::begin`] until it is dropped.
 #[derive(Debug)]
 pub struct InIo {
     holders: Arc<Holders>,
@@ -164,12 +165,12 @@ pub struct InIo {
 }
 
 impl InIo {
-    /// Not yet in I/O.
+    /// Returns a counter for a fault whose I/O has not begun.
     pub fn new(semaphore: &MmapSemaphore) -> Self {
         Self { holders: semaphore.holders.clone(), begun: false }
     }
 
-    /// In I/O from now on.
+    /// Counts the fault from now on. A second call changes nothing.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
             self.holders.in_io.fetch_add(1, Ordering::Relaxed);

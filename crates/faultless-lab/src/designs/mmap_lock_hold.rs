@@ -1,17 +1,18 @@
-//! `mmap-lock-hold`: one lock a space, held through a fault's I/O: Linux before 2.6.37, where `filemap_fault` locked
-//! the page with mmap_sem held for reading, and no fault ever started over.
+//! `mmap-lock-hold`: one lock for the whole space, held through a fault's I/O. It models Linux before 2.6.37. There
+//! `filemap_fault` locked the page with mmap_sem held for reading, and no fault ever started over.
 //!
-//! What both designs of mmap_lock alone do, and where they differ from Linux, stands in [`super::mmap_locked`]; here
-//! besides: munmap did not go on as a reader then (that came with 4.20), and the waits were not killable.
+//! [`super::mmap_locked`] states the common behaviour of both mmap_lock designs, and their differences from Linux. Two
+//! more differences apply here. munmap did not continue as a reader then (this came with 4.20), and the waits were not
+//! killable.
 
 use super::locks::Policy;
 use super::mmap_locked::MmapLocked;
 use faultless::design::{AfterIo, Attempt};
 
-/// The design; see the module.
+/// The `mmap-lock-hold` design; see the module.
 pub type MmapLockHold = MmapLocked<Hold>;
 
-/// Hold through every I/O.
+/// Policy: hold the lock through every I/O.
 #[derive(Debug)]
 pub struct Hold;
 

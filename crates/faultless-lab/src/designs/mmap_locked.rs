@@ -1,32 +1,34 @@
-//! Designs with one reader-writer lock for the whole space: what `mmap-lock` and `mmap-lock-hold` have in common.
+//! Designs with one reader-writer lock for the whole space: the common part of `mmap-lock` and `mmap-lock-hold`.
 //!
 //! | here | Linux 6.3 |
 //! |---|---|
 //! | [`outside`](LockingDesign::outside) takes it for reading | `do_user_addr_fault`: `mmap_read_trylock`, then `mmap_read_lock` |
 //! | [`range_work`](LockingDesign::range_work) takes it for writing | `vm_mmap_pgoff`, `__vm_munmap`, `do_mprotect_pkey`: `mmap_write_lock_killable` |
-//! | munmap goes on as a reader when its mappings are out of the tree | `do_vmi_align_munmap` with `downgrade`: `mmap_write_downgrade` |
-//! | MADV_DONTNEED takes it for reading | `madvise_need_mmap_write` says no |
+//! | munmap continues as a reader when its mappings are out of the tree | `do_vmi_align_munmap` with `downgrade`: `mmap_write_downgrade` |
+//! | MADV_DONTNEED takes it for reading | `madvise_need_mmap_write` returns false |
 //! | fork is range work on everything | `dup_mmap`: `mmap_write_lock_killable(oldmm)` for the whole copy |
 //! | [`Purpose::Rmap`] takes nothing | truncation and reclaim take `i_mmap_rwsem` or the anon_vma's lock, and the table's |
 //! | a fault that waits for I/O ends with its process | `folio_lock_killable` |
 //!
-//! Kept while room is made for an anonymous page or a copy: the lock for reading, as `alloc_pages` reclaims under
-//! mmap_lock. A page of a file gets its frame after a first attempt has let go, as after read-ahead; without read-ahead
-//! Linux allocates it under the lock. A missing leaf table is made room for with nothing held.
+//! During reclaim for an anonymous page or a copy, the fault holds the lock for reading, because `alloc_pages` reclaims
+//! under mmap_lock. A page of a file gets its frame after a first attempt has dropped the lock, as after read-ahead.
+//! Without read-ahead, Linux allocates it under the lock. During reclaim for a missing leaf table, nothing is held.
 //!
-//! Differences that are known:
-//! * The child's own lock is not taken (`mmap_write_lock_nested`): nobody else knows the child yet.
-//! * A writer spins for a while if the lock's owner runs (`rwsem_optimistic_spin`); parking_lot spins a few turns.
-//! * A writer that has waited long is handed the lock after 4 ms in Linux, after 0.5 ms on average here.
-//! * Who waits for the lock itself does not watch for its process's end; but who holds it through I/O does, and lets go.
-//! * A folio is looked at, not locked, while it is mapped: two faults never wait for each other for those few
-//!   instructions. All who wait for one read wake at once; Linux wakes them one by one.
-//! * A fault that finds too many pages of the cache pinned waits with nothing held and starts over; Linux stays in reclaim
-//!   with the lock. This shields the attempts that hold it, under a tight limit.
-//! * A fault that meets another's bit in its entry takes the lock anew; Linux waits for the page table's lock under it.
-//! * Below mmap_lock the engine still takes ranges, announces in entries, and passes a fence for its section and one after
-//!   the bit, where Linux has the page table's locks: the same under every design.
-//! * No fault-around, no read-ahead, no large folios; exit takes what munmap takes.
+//! Known differences:
+//! * The child's own lock is not taken (`mmap_write_lock_nested`), because no other thread knows the child yet.
+//! * In Linux, a writer spins while the lock's owner runs (`rwsem_optimistic_spin`). parking_lot spins for a few turns.
+//! * Linux hands the lock to a writer that has waited for 4 ms. parking_lot does so after 0.5 ms on average.
+//! * A thread that waits for the lock does not notice the end of its process. A thread that holds the lock through I/O
+//!   notices it, and drops the lock.
+//! * A fault checks a folio's lock but does not take it while it maps the folio. So two faults never wait for each
+//!   other for those few instructions. All threads that wait for one read wake at once. Linux wakes them one by one.
+//! * A fault that finds too many pages of the cache pinned waits with nothing held and starts over. Linux stays in
+//!   reclaim with the lock held. This favours attempts that hold the lock, under a tight limit.
+//! * A fault that meets another thread's bit in its entry takes the lock anew. Linux waits for the page table's lock
+//!   under mmap_lock.
+//! * Below mmap_lock, the engine still reserves ranges and announces in entries. It executes one fence for its section
+//!   and one after the bit. Linux takes the page table's locks instead. This is the same under every design.
+//! * There is no fault-around, no read-ahead and no large folio. exit takes the same locks as munmap.
 
 use super::locks::{MmapKept, MmapSemaphore, MmapWrite, Policy};
 use faultless::Engine;
@@ -39,18 +41,18 @@ use faultless::vma::tree::{Tree, View};
 use parking_lot::RwLockReadGuard;
 use std::marker::PhantomData;
 
-/// mmap_lock alone, by policy.
+/// Family of the designs with mmap_lock alone, by policy.
 #[derive(Debug)]
 pub struct MmapLocked<P>(PhantomData<P>);
 
-/// What range work holds.
+/// Lock that range work holds.
 #[derive(Debug)]
 pub enum Range<'s> {
     /// The lock for writing.
     Write(MmapWrite<'s>),
     /// The lock for reading.
     Read {
-        /// Dropped with it.
+        /// Held until this is dropped.
         _guard: Option<RwLockReadGuard<'s, ()>>,
     },
 }
@@ -65,7 +67,7 @@ impl<P: Policy> LockingDesign for MmapLocked<P> {
     type Inside<'s, H: Host> = ();
     type Kept = MmapKept;
     type Range<'s, H: Host> = Range<'s>;
-    /// Range work on the whole space has the lock already.
+    /// Range work on the whole space already holds the lock.
     type Fork<'s, H: Host> = ();
 
     fn new_vma() -> Result<(), OutOfMemory> {

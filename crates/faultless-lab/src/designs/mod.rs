@@ -1,4 +1,4 @@
-//! The designs there are, by name.
+//! The table of all locking designs, by name.
 
 mod faultless_retry;
 pub mod locks;
@@ -31,28 +31,28 @@ pub use vma_lock_retry_uptodate::VmaLockRetryUptodate;
 
 use faultless::design::{Faultless, LockingDesign};
 
-/// A design, as people choose it.
+/// Locking design, as users choose it.
 #[derive(Clone, Copy, Debug)]
 pub struct Design {
     /// Its name in commands and reports.
     pub name: &'static str,
-    /// What it does, in a line.
+    /// Its behaviour, in one line.
     pub about: &'static str,
-    /// Which kernel or message it models.
+    /// The kernel version or the message that it models.
     pub source: &'static str,
 }
 
-/// Something generic over the design, to be called with the type that a name stands for.
+/// Generic operation that is called with the type of a design.
 pub trait Visitor {
-    /// What it gives.
+    /// Result of the operation.
     type Output;
-    /// Called with the type.
+    /// Runs the operation with the design `D`.
     fn visit<D: LockingDesign>(self) -> Self::Output;
 }
 
 macro_rules! designs {
     ($($design:ty: $about:literal, $source:literal;)*) => {
-        /// Every design, in the order of reports: rivals by age, then ours.
+        /// All designs, in the order of reports: rivals by age, then ours.
         pub const ALL: &[Design] = &[$(
             Design { name: <$design as LockingDesign>::NAME, about: $about, source: $source },
         )*];
@@ -85,15 +85,15 @@ designs! {
     Faultless: "a bit in the page's entry, nothing held during I/O; the fault resumes", "this project, docs/protocol.md";
 }
 
-/// The name of the design whose losses a report names first.
+/// The name of our design. A report names its losses first.
 pub const OURS: &str = <Faultless as LockingDesign>::NAME;
 
-/// The design of that name.
+/// Returns the design named `name`, or `None`.
 pub fn find(name: &str) -> Option<&'static Design> {
     ALL.iter().find(|design| design.name == name)
 }
 
-/// All names, for a message.
+/// Returns the names of all designs, separated by commas, for a message.
 pub fn names() -> String {
     ALL.iter().map(|design| design.name).collect::<Vec<_>>().join(", ")
 }

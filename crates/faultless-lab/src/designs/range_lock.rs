@@ -1,39 +1,41 @@
-//! `range-lock`: a fault takes its page for reading, a change its range for writing, in one lock of ranges a space; the
-//! tree of VMAs has a short lock of its own.
+//! `range-lock`: a lock of page ranges for each space. A fault takes its page for reading. A change takes its range for
+//! writing. The tree of VMAs has a short lock of its own.
 //!
-//! That is the plan that Lespinasse tells of (LWN, May 2022: "one lock covering the entire address space that would be held only
-//! for short periods, while range locks would be used for longer operations"; he gave it up, "mostly because it made
-//! page faults more expensive"), with the lock that Bueso posted for it ("locking: Introduce range reader/writer
-//! lock", linux-mm, May 2017, and "mm: towards parallel address space operations", February 2018), by which Dufour replaced
-//! mmap_sem ("Replace mmap_sem by a range lock", May 2017). Those series take the full range everywhere, as a first
-//! step; modelled is the last one: each call takes what it works on.
+//! This is the plan that Lespinasse describes (LWN, May 2022: "one lock covering the entire address space that would be
+//! held only for short periods, while range locks would be used for longer operations"). He gave it up, "mostly because
+//! it made page faults more expensive". The lock is the one that Bueso posted ("locking: Introduce range reader/writer
+//! lock", linux-mm, May 2017, and "mm: towards parallel address space operations", February 2018). Dufour replaced
+//! mmap_sem by it ("Replace mmap_sem by a range lock", May 2017). Those series take the full range everywhere, as a
+//! first step. This model is the last step: each call takes only the range that it works on.
 //!
 //! | here | there |
 //! |---|---|
-//! | requests in one structure under a short lock, each with the number of those that it waits for | `struct range_lock_tree`: an interval tree under a spin lock; `blocking_ranges` in each request |
-//! | readers pass each other; otherwise who overlaps waits for all who came before, waiting or not | `range_read_lock`, `range_write_lock`: fair, first come, first served |
-//! | who lets go counts one less in each that waited for him, and wakes those at zero | `range_unlock_common`: `range_lock_put`, `wake_up_process` |
-//! | a fault: its page, for reading, for the whole of its work | `do_user_addr_fault`: `mm_read_lock(mm, &mmrange)` |
-//! | MADV_DONTNEED: its range, for reading | `madvise_need_mmap_write` says no |
-//! | other changes: their range, for writing | `mm_write_lock(mm, &mmrange)` |
-//! | mmap without an address: the place that it finds | – (the full range) |
-//! | fork, exit, brk, mremap and the growing of a stack: the full range | as there |
-//! | a fault that waits for I/O keeps nothing, starts over, and may do so as often as it takes | `lock_page_or_retry` lets the range go; there the second attempt holds it |
+//! | requests in one structure under a short lock, each with the number of requests that it waits for | `struct range_lock_tree`: an interval tree under a spin lock; `blocking_ranges` in each request |
+//! | readers pass each other; any other request waits for all earlier requests that overlap it, held or waiting | `range_read_lock`, `range_write_lock`: fair, first come, first served |
+//! | a release decrements the number of each request that waited for it, and wakes those that reach zero | `range_unlock_common`: `range_lock_put`, `wake_up_process` |
+//! | a fault takes its page for reading, for the whole of its work | `do_user_addr_fault`: `mm_read_lock(mm, &mmrange)` |
+//! | MADV_DONTNEED takes its range for reading | `madvise_need_mmap_write` returns false |
+//! | other changes take their range for writing | `mm_write_lock(mm, &mmrange)` |
+//! | mmap without an address takes the place that it finds | – (the full range) |
+//! | fork, exit, brk, mremap and the growth of a stack take the full range | the same |
+//! | a fault that waits for I/O holds nothing and starts over, as often as needed | `lock_page_or_retry` drops the range; there the second attempt holds it |
 //! | [`Purpose::Rmap`] takes nothing | `i_mmap_rwsem` or the anon_vma's lock, and the table's |
 //!
-//! Kept while room is made for a frame: nothing; there the page's range.
+//! During reclaim for a frame, nothing is held. The patches hold the page's range.
 //!
-//! Differences that are known:
-//! * The structure is an array, in no order, that is looked through: as many requests as threads that are in a call or
-//!   wait for one. An interval tree looks at fewer where there are many, at more lines where there are few.
-//! * Its lock is parking_lot's, which sleeps when it has spun for a while; there it spins with preemption off.
-//! * A request lies in the lock's array, there on its thread's stack. Without memory for a longer one it waits until that is
-//!   shorter.
-//! * Who has to wait spins for a while, and gives his processor up some times, before he sleeps; there he sleeps at once.
-//! * mmap without an address tries to take the place that the engine has found and claimed for it; if somebody has it
-//!   already, it lets go of everything, waits for it, and looks whether it is still free.
-//! * What is waited for the short lock is counted with the waits for ranges when it is taken, not when a range is let go.
-//! * Below it the engine announces in entries and takes ranges among changes, as under every design.
+//! Known differences:
+//! * The structure is an unordered array that is searched from end to end. It has as many requests as threads that are
+//!   in a call or wait for one. An interval tree visits fewer requests if there are many, but more cache lines if there
+//!   are few.
+//! * Its lock is parking_lot's, which sleeps after it has spun for a while. The patches spin with preemption off.
+//! * A request lies in the lock's array. In the patches it lies on its thread's stack. If there is no memory for a
+//!   longer array, a request waits until the array is shorter.
+//! * A request that has to wait spins for a while and yields the processor a few times before it sleeps. In the patches
+//!   it sleeps at once.
+//! * mmap without an address tries to take the place that the engine has found and claimed for it. If another request
+//!   holds that place, mmap drops everything, waits for the place, and checks whether it is still free.
+//! * A wait for the short lock is counted with the waits for ranges, when a range is taken but not when it is released.
+//! * Below it, the engine announces in entries and reserves ranges among changes, as under every design.
 
 use crossbeam_utils::Backoff;
 use faultless::Engine;
@@ -49,28 +51,28 @@ use std::convert::Infallible;
 use std::hint::spin_loop;
 use std::thread::{Thread, current, park};
 
-/// The design; see the module.
+/// The `range-lock` design; see the module.
 #[derive(Debug)]
 pub struct RangeLock;
 
-/// A lock of ranges.
+/// Lock of page ranges.
 #[derive(Debug, Default)]
 pub struct RangeTree {
     /// The short lock.
     requests: Mutex<Requests>,
 }
 
-/// Looks at the short lock before its wait is counted.
+/// Number of attempts at the short lock before the wait is counted.
 const TURNS: usize = 32;
 
-/// Who has a range, and who waits for one.
+/// Ranges that are held, and requests that wait for one.
 #[derive(Debug)]
 struct Requests {
     all: Vec<Request>,
     next: u64,
 }
 
-/// Places from the beginning, so that one is to be had when memory is not.
+/// Initial capacity, so that a request finds a place even if memory is short.
 const PLACES: usize = 16;
 
 impl Default for Requests {
@@ -84,9 +86,9 @@ struct Request {
     number: u64,
     range: PageRange,
     reads: bool,
-    /// How many that came before have to go first (`blocking_ranges`).
+    /// The number of earlier requests that have to be released first (`blocking_ranges`).
     waits_for: usize,
-    /// Who is to be woken then.
+    /// The thread to wake when `waits_for` reaches zero.
     waiter: Option<Thread>,
 }
 
@@ -97,12 +99,12 @@ impl Request {
 }
 
 impl Requests {
-    /// How many would have to go first.
+    /// Returns the number of requests that would have to be released first.
     fn before(&self, range: PageRange, reads: bool) -> usize {
         self.all.iter().filter(|other| other.excludes(range, reads)).count()
     }
 
-    /// The number of a new one. There is a place for it.
+    /// Adds a request and returns its number. The caller has reserved a place for it.
     fn push(&mut self, range: PageRange, reads: bool, waits_for: usize) -> u64 {
         let (number, waiter) = (self.next, (waits_for != 0).then(current));
         self.next += 1;
@@ -117,7 +119,7 @@ impl Requests {
     fn remove(&mut self, number: u64) {
         let Some(at) = self.all.iter().position(|request| request.number == number) else { return };
         let gone = self.all.swap_remove(at);
-        // Those that it excludes came later: it had to wait for those before.
+        // All requests that it excludes came later, because it waited for the earlier ones.
         for other in self.all.iter_mut().filter(|other| other.excludes(gone.range, gone.reads)) {
             other.waits_for -= 1;
             if other.waits_for == 0
@@ -130,7 +132,7 @@ impl Requests {
 }
 
 impl RangeTree {
-    /// Takes `range`, for reading or for writing.
+    /// Takes `range`, for reading or for writing. Waits for earlier requests that exclude it.
     #[inline]
     fn take<H: Host>(&self, engine: &Engine<H>, range: PageRange, reads: bool) -> Held<'_> {
         engine.assert_may_sleep("a range lock");
@@ -144,7 +146,7 @@ impl RangeTree {
         Held { tree: self, range, number }
     }
 
-    /// The same, if nobody has to go first and there is a place.
+    /// Takes `range` if no request has to be released first and there is a place.
     fn try_take(&self, range: PageRange, reads: bool) -> Option<Held<'_>> {
         let mut requests = self.requests.lock();
         if requests.before(range, reads) != 0 || requests.all.try_reserve(1).is_err() {
@@ -154,7 +156,7 @@ impl RangeTree {
         Some(Held { tree: self, range, number })
     }
 
-    /// The short lock, with a place for one more.
+    /// Takes the short lock, with a place for one more request.
     #[inline]
     fn with_a_place<H: Host>(&self, engine: &Engine<H>) -> MutexGuard<'_, Requests> {
         let mut look = 0;
@@ -169,7 +171,7 @@ impl RangeTree {
         }
     }
 
-    /// A wait of some turns is not counted: it is over before a clock is read.
+    /// Takes the short lock. A wait of a few turns is not counted: it ends before a clock could be read.
     #[inline]
     fn short_lock<H: Host>(&self, engine: &Engine<H>) -> MutexGuard<'_, Requests> {
         for _ in 0..TURNS {
@@ -198,7 +200,7 @@ impl RangeTree {
     }
 }
 
-/// A range, taken.
+/// Guard of a range that is taken.
 #[derive(Debug)]
 pub struct Held<'s> {
     tree: &'s RangeTree,
@@ -212,7 +214,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// What range work holds: nothing only as long as mmap looks for a place.
+/// Lock that range work holds. It is `None` only while mmap looks for a place.
 #[derive(Debug)]
 pub struct Range<'s> {
     tree: &'s RangeTree,
@@ -227,7 +229,7 @@ impl LockingDesign for RangeLock {
     type Inside<'s, H: Host> = ();
     type Kept = Infallible;
     type Range<'s, H: Host> = Range<'s>;
-    /// Range work on the whole space has all of it.
+    /// Range work on the whole space already holds all of it.
     type Fork<'s, H: Host> = ();
 
     fn new_vma() -> Result<(), OutOfMemory> {
@@ -316,13 +318,13 @@ mod tests {
         let _reader = tree.take(&engine, range(0, 10), true);
         let _other = tree.take(&engine, range(5, 6), true);
         let _writer = tree.take(&engine, range(10, 20), false);
-        assert!(tree.try_take(range(9, 11), true).is_none(), "the writer has a part of it");
-        assert!(tree.try_take(range(9, 10), false).is_none(), "a reader has it");
+        assert!(tree.try_take(range(9, 11), true).is_none(), "the writer holds a part of it");
+        assert!(tree.try_take(range(9, 10), false).is_none(), "a reader holds it");
         assert!(tree.try_take(range(9, 10), true).is_some());
     }
 
     /// ```text
-    ///   has       [0 ........ 10)              reads
+    ///   holds     [0 ........ 10)              reads
     ///   asks 1          [5 ........ 15)        writes
     ///   asks 2      [3 ... 6)                  reads: would pass the first one
     ///   asks 3                    [12 .. 20)   writes: would find it free

@@ -1,33 +1,37 @@
-//! `speculative`: a fault takes no lock, looks its VMA up under RCU, and checks a sequence count of the space before its page is
-//! installed; where that has moved on, and for all that a speculation may not do, it starts over under mmap_lock. Proposed
-//! since 2009 (Zijlstra), by a count in each VMA by Dufour (2017 to 2019, shipped by Android vendors), and by a count in
-//! each space by Lespinasse; modelled is his "[RFC PATCH 00/37] Speculative page faults" (linux-mm, 6 April 2021),
-//! which has files as well as anonymous memory. His last version ("[PATCH v2 00/35]", 28 January 2022) has the latter alone.
+//! `speculative`: a fault takes no lock. It looks its VMA up under RCU, and checks a sequence count of the space before
+//! it installs its page. If the count has changed, or if the fault needs something that a speculation may not do, it
+//! starts over under mmap_lock.
+//!
+//! Proposals exist since 2009 (Zijlstra). Dufour used a count in each VMA (2017 to 2019, shipped by Android vendors).
+//! Lespinasse used a count in each space. This is a model of his "[RFC PATCH 00/37] Speculative page faults" (linux-mm,
+//! 6 April 2021), which covers files and anonymous memory. His last version ("[PATCH v2 00/35]", 28 January 2022)
+//! covers anonymous memory alone.
 //!
 //! | here | there |
 //! |---|---|
-//! | [`outside`](LockingDesign::outside) reads the count, before the look-up | `do_user_addr_fault`: `mmap_seq_read_start`, before `rcu_read_lock` |
-//! | it is odd, or the look-up finds nothing: mmap_lock for reading | `spf_abort` |
-//! | [`confirm`](LockingDesign::confirm) compares it when the entry's bit is set | `pte_map_lock`, `pte_spinlock`: `mmap_seq_read_check` with the table's lock held |
-//! | no new leaf table, nor the first anonymous page of a VMA, by speculation ([`allows`](LockingDesign::allows)) | `__handle_mm_fault`: none is allocated; `do_anonymous_page`, `do_cow_fault`: without `anon_vma` `VM_FAULT_RETRY` |
-//! | no wait by speculation, neither for I/O nor for a folio's lock: it is let go before the read is started | `filemap_fault`: pages that are there, up to date and not locked; in all other cases the fault is aborted |
-//! | under mmap_lock as `mmap-lock`: let go for the first I/O, then held | unchanged: `maybe_unlock_mmap_for_io`, `FAULT_FLAG_TRIED` |
+//! | [`outside`](LockingDesign::outside) reads the count, before the lookup | `do_user_addr_fault`: `mmap_seq_read_start`, before `rcu_read_lock` |
+//! | if the count is odd or the lookup finds nothing, the fault takes mmap_lock for reading | `spf_abort` |
+//! | [`confirm`](LockingDesign::confirm) compares the count when the entry's bit is set | `pte_map_lock`, `pte_spinlock`: `mmap_seq_read_check` with the table's lock held |
+//! | a speculation installs no new leaf table, and no first anonymous page of a VMA ([`allows`](LockingDesign::allows)) | `__handle_mm_fault`: none is allocated; `do_anonymous_page`, `do_cow_fault`: without `anon_vma` `VM_FAULT_RETRY` |
+//! | a speculation waits neither for I/O nor for a folio's lock: it ends before the read is started | `filemap_fault`: pages that are there, up to date and not locked; in all other cases the fault is aborted |
+//! | under mmap_lock as `mmap-lock`: dropped for the first I/O, then held | unchanged: `maybe_unlock_mmap_for_io`, `FAULT_FLAG_TRIED` |
 //! | a retry goes under mmap_lock at once | `retry:` stands behind `spf_abort` |
-//! | range work has mmap_lock for writing, and the count is odd meanwhile | `__mmap_seq_write_lock` and `__mmap_seq_write_unlock`, in `mmap_write_lock`, `mmap_write_unlock` and `mmap_write_downgrade` |
-//! | munmap goes on as a reader; MADV_DONTNEED reads; fork has mmap_lock for its whole copy | as Linux of then |
-//! | [`Purpose::Rmap`] takes nothing | as there: `i_mmap_rwsem` or the anon_vma's lock, and the table's |
+//! | range work holds mmap_lock for writing, and the count is odd meanwhile | `__mmap_seq_write_lock` and `__mmap_seq_write_unlock`, in `mmap_write_lock`, `mmap_write_unlock` and `mmap_write_downgrade` |
+//! | munmap continues as a reader; MADV_DONTNEED reads; fork holds mmap_lock for its whole copy | as Linux of that time |
+//! | [`Purpose::Rmap`] takes nothing | the same: `i_mmap_rwsem` or the anon_vma's lock, and the table's |
 //!
-//! Kept while room is made for a frame: nothing by speculation, since `do_anonymous_page` and `wp_page_copy` allocate before
-//! `pte_map_lock`; mmap_lock for reading by a fault that has it.
+//! During reclaim for a frame, a speculation holds nothing, because `do_anonymous_page` and `wp_page_copy` allocate
+//! before `pte_map_lock`. A fault that has mmap_lock for reading keeps it.
 //!
-//! Differences that are known:
-//! * Every fault speculates first. The patches do so only where more than one thread uses the space (`mm_users`).
-//! * A store to a file's page in a shared mapping is speculated, too; `vma_can_speculate` refuses it.
-//! * A speculation that meets another's bit in its entry waits and speculates again; there it is aborted if the page
-//!   table's lock, which is that of a whole table, is not to be had at once.
-//! * The frame is taken and filled with the bit set, behind the check, as under every design here; there before it.
-//! * A fault that finds no memory for a frame speculates anew when there is some.
-//! * The rest as [`super::mmap_locked`] has it.
+//! Known differences:
+//! * Every fault speculates first. The patches do so only if more than one thread uses the space (`mm_users`).
+//! * A store to a file's page in a shared mapping speculates too. In the patches, `vma_can_speculate` refuses it.
+//! * A speculation that meets another thread's bit in its entry waits and speculates again. The patches abort it if the
+//!   page table's lock is not free at once. That lock covers a whole table.
+//! * The frame is taken and filled with the bit set, after the check, as under every design here. The patches do so
+//!   before the check.
+//! * A fault that finds no memory for a frame speculates again when there is some.
+//! * For the other differences see [`super::mmap_locked`].
 
 use super::locks::{MmapKept, MmapSemaphore, MmapWrite};
 use faultless::Engine;
@@ -41,52 +45,55 @@ use faultless::vma::Vma;
 use faultless::vma::tree::{Tree, View};
 use parking_lot::RwLockReadGuard;
 
-/// The design; see the module.
+/// The `speculative` design; see the module.
 #[derive(Debug)]
 pub struct Speculative;
 
-/// What a space has.
+/// Locks of a space.
 #[derive(Debug, Default)]
 pub struct CountedMmapLock {
     mmap_lock: MmapSemaphore,
     changes: Changes,
 }
 
-/// How often mmap_lock has been taken for writing, twice (`mmap_seq`): odd while somebody has it.
+/// Twice the number of times that mmap_lock has been taken for writing (`mmap_seq`). It is odd while a writer holds
+/// mmap_lock.
 #[derive(Debug, Default)]
 struct Changes(AtomicU64);
 
 impl Changes {
-    /// What it is now. Acquire: partner of [`Changes::end`], so that who sees it even sees what was published before.
+    /// Returns the present count. Acquire, partner of [`Changes::end`]: a reader of an even count sees all that was
+    /// published before.
     fn seen(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
-    /// A writer has mmap_lock now. Partner of the fence that follows the bit in page work: if ours comes first, the
-    /// speculation sees that the count has moved on; if theirs, the sweep, or fork's copy, meets the bit and waits.
+    /// Makes the count odd: a writer holds mmap_lock now. Partner of the fence that follows the bit in page work. If
+    /// ours comes first, the speculation sees a changed count. If theirs comes first, the sweep, or fork's copy, meets
+    /// the bit and waits.
     fn begin(&self) {
         self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         full_fence();
     }
 
-    /// It is about to let go.
+    /// Makes the count even: the writer is about to drop mmap_lock.
     fn end(&self) {
         self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 }
 
-/// What page work takes before its section.
+/// State that page work takes before its section.
 #[derive(Debug)]
 pub enum Outside<'s> {
-    /// mmap_lock, for reading.
+    /// mmap_lock for reading.
     Mmap(RwLockReadGuard<'s, ()>),
-    /// The count as it was before the look-up.
+    /// The count as it was before the lookup.
     Count(u64),
-    /// Nothing: it comes from the file or the folio.
+    /// Nothing: page work of the reverse map takes no lock here.
     Nothing,
 }
 
-/// mmap_lock held for writing, and the count odd.
+/// mmap_lock held for writing, with an odd count.
 #[derive(Debug)]
 pub struct Change<'s> {
     changes: &'s Changes,
@@ -112,14 +119,14 @@ impl Drop for Change<'_> {
     }
 }
 
-/// What range work holds.
+/// Lock that range work holds.
 #[derive(Debug)]
 pub enum Range<'s> {
     /// mmap_lock for writing.
     Write(Change<'s>),
     /// mmap_lock for reading.
     Read {
-        /// Dropped with it.
+        /// Held until this is dropped.
         _guard: Option<RwLockReadGuard<'s, ()>>,
     },
 }
@@ -131,11 +138,11 @@ impl LockingDesign for Speculative {
     type Space = CountedMmapLock;
     type Vma = ();
     type Outside<'s, H: Host> = Outside<'s>;
-    /// The VMA that was looked up.
+    /// The VMA that the lookup found.
     type Inside<'s, H: Host> = Option<&'s Vma<H, Self>>;
     type Kept = MmapKept;
     type Range<'s, H: Host> = Range<'s>;
-    /// Range work on the whole space has mmap_lock already, and the count is odd.
+    /// Range work on the whole space already holds mmap_lock, and the count is odd.
     type Fork<'s, H: Host> = ();
 
     fn new_vma() -> Result<(), OutOfMemory> {
@@ -167,7 +174,7 @@ impl LockingDesign for Speculative {
         if attempt.slow || attempt.purpose == Purpose::Rmap {
             return Ok(None);
         }
-        // Odd now: what it was before the look-up does not matter.
+        // If the count is odd now, its value before the lookup does not matter.
         if !space.changes.seen().is_multiple_of(2) {
             return Err(Blocked::Wait);
         }
@@ -193,7 +200,7 @@ impl LockingDesign for Speculative {
         attempt: Attempt,
         _: Capability,
     ) -> Result<(), Blocked> {
-        // Whatever that is: not by speculation.
+        // A speculation has none of the capabilities.
         if attempt.slow { Ok(()) } else { Err(Blocked::Wait) }
     }
 

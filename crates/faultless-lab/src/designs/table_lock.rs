@@ -1,35 +1,37 @@
-//! `table-lock`: a lock for each leaf table. A fault takes that of its page, a change those under its range; there is no lock
-//! of the whole space. As in CortenMM (Zhang and others, "CortenMM: Efficient Memory Management with Strong Correctness
-//! Guarantees", SOSP 2025), which follows RadixVM (Clements, Kaashoek, Zeldovich, "RadixVM: Scalable address spaces for
-//! multithreaded applications", EuroSys 2013).
+//! `table-lock`: a lock for each leaf table. A fault takes the lock of its page's table. A change takes the locks of
+//! all tables under its range. There is no lock of the whole space.
+//!
+//! The design follows CortenMM (Zhang and others, "CortenMM: Efficient Memory Management with Strong Correctness
+//! Guarantees", SOSP 2025). CortenMM follows RadixVM (Clements, Kaashoek, Zeldovich, "RadixVM: Scalable address spaces
+//! for multithreaded applications", EuroSys 2013).
 //!
 //! | here | there |
 //! |---|---|
-//! | a fault takes the lock of the table that its page's entry is in, for the whole of its work | CortenMM: a transaction on the page locks the page-table page; RadixVM: `pagefault` locks the page's slot of the radix tree |
-//! | mmap, munmap and mprotect take those under their range, upwards, until they have swept it | CortenMM: the lowest page-table page over the range, and all below it; RadixVM: the slots of the range, from left to right |
-//! | a table that is not there has its lock all the same | RadixVM: the slot above stands for it; CortenMM: the page-table page above is locked |
-//! | MADV_DONTNEED as munmap | both: whoever changes entries locks them |
-//! | fork, exit, brk, mremap and the growing of a stack: all tables | both: the range is everything |
-//! | a fault that waits for I/O keeps nothing, starts over, and may do so as often as it takes | CortenMM: no I/O in a transaction |
+//! | a fault takes the lock of the table that has its page's entry, for the whole of its work | CortenMM: a transaction on the page locks the page-table page; RadixVM: `pagefault` locks the page's slot of the radix tree |
+//! | mmap, munmap and mprotect take the locks under their range, in ascending order, until they have swept it | CortenMM: the lowest page-table page over the range, and all below it; RadixVM: the slots of the range, from left to right |
+//! | a missing table has a lock too | RadixVM: the slot above stands for it; CortenMM: the page-table page above is locked |
+//! | MADV_DONTNEED takes the same locks as munmap | both: every change of entries locks them |
+//! | fork, exit, brk, mremap and the growth of a stack take the locks of all tables | both: the range is everything |
+//! | a fault that waits for I/O holds nothing and starts over, as often as needed | CortenMM: no I/O in a transaction |
 //! | [`Purpose::Rmap`] takes nothing | – |
 //!
-//! Kept while room is made for a frame: nothing. There a fault allocates with the lock held.
+//! During reclaim for a frame, nothing is held. In both papers a fault allocates with the lock held.
 //!
-//! Differences that are known:
-//! * The locks lie in a fixed array a space, which the number of a table is hashed to: no memory is needed for one, nor a
-//!   walk. Two tables have the same lock at times, one in 64; there the lock lies in the table's descriptor. Who wants as many
-//!   tables as that takes all locks, and does not look which tables there are.
-//! * Only leaf tables have locks. CortenMM's `rw` protocol locks upper ones for reading on the way down, its `adv` protocol
-//!   does not; a change that reaches over several leaf tables locks the upper one there.
-//! * RadixVM's locks are finer: a bit in each page's slot, as `faultless` has one in its entry; but its changes hold
-//!   them through their sweep.
-//! * There is a tree of VMAs beside the tables, with its short lock, as under every design; both papers have none.
-//! * The lock is parking_lot's, which sleeps when it has spun for a while; there it spins.
-//! * mmap without an address tries the locks over the place that the engine has found and claimed for it; if one is not to be
-//!   had at once, it lets go of everything, waits for them, and looks whether the place is still free. There each
-//!   processor has addresses of its own to give away (CortenMM), so that it meets nobody's locks.
-//! * Who comes by the file or the folio does not take the lock, since he may have taken the range already; the entry's
-//!   bit keeps him apart from faults, as under every design.
+//! Known differences:
+//! * The locks lie in a fixed array for each space. The number of a table is hashed to an index. So a lock needs no
+//!   memory and no walk. Two tables share a lock in one case of 64. In CortenMM the lock lies in the table's
+//!   descriptor. A change of more than 64 tables takes all locks, and does not check which tables exist.
+//! * Only leaf tables have locks. CortenMM's `rw` protocol locks upper tables for reading on the way down. Its `adv`
+//!   protocol does not. In CortenMM, a change of several leaf tables locks the upper one.
+//! * RadixVM's locks are finer: a bit in each page's slot, as `faultless` has one in its entry. But its changes hold
+//!   the bits through their sweep.
+//! * There is a tree of VMAs beside the tables, with its short lock, as under every design. Both papers have none.
+//! * The lock is parking_lot's, which sleeps after it has spun for a while. In the papers it spins.
+//! * mmap without an address tries the locks over the place that the engine has found and claimed for it. If one is not
+//!   free at once, mmap drops everything, waits for the locks, and checks whether the place is still free. In CortenMM
+//!   each processor allocates from its own addresses, so mmap meets no other lock holder.
+//! * Page work of the reverse map takes no lock, because its caller may already hold the range. The entry's bit keeps
+//!   it apart from faults, as under every design.
 
 use faultless::Engine;
 use faultless::address::{PageNumber, PageRange};
@@ -43,24 +45,24 @@ use parking_lot::{Mutex, MutexGuard};
 use std::convert::Infallible;
 use std::hint::spin_loop;
 
-/// The design; see the module.
+/// The `table-lock` design; see the module.
 #[derive(Debug)]
 pub struct TableLock;
 
-/// How many locks a space has: one for each bit of a [`Set`].
+/// Number of locks in a space: one for each bit of a [`Set`].
 const LOCKS: usize = 64;
 
-/// Looks at a lock before its wait is counted.
+/// Number of attempts at a lock before the wait is counted.
 const TURNS: usize = 32;
 
-/// Some of a space's locks.
+/// Set of a space's locks, one bit each.
 type Set = u64;
 
 /// The locks of a space's leaf tables.
 #[derive(Debug)]
 pub struct TableLocks([Lock; LOCKS]);
 
-/// A cache line of its own.
+/// One lock, on a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Lock(Mutex<()>);
@@ -73,15 +75,15 @@ impl Default for TableLocks {
 
 type Guard<'s> = MutexGuard<'s, ()>;
 
-/// Which lock the table over `page` has.
+/// Returns the index of the lock of the table over `page`.
 #[inline]
 fn lock_of<H: Host>(page: PageNumber) -> usize {
-    // Neighbours have different ones (Fibonacci hashing).
+    // Neighbouring tables have different locks (Fibonacci hashing).
     let table = page.get() / H::Table::LEAF_PAGES;
     (table.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - LOCKS.ilog2())) as usize
 }
 
-/// Which locks the tables under `range` have.
+/// Returns the locks of the tables under `range`.
 fn locks_of<H: Host>(range: PageRange) -> Set {
     let pages = H::Table::LEAF_PAGES;
     let tables = range.start().get() / pages..=(range.end().get() - 1) / pages;
@@ -91,7 +93,7 @@ fn locks_of<H: Host>(range: PageRange) -> Set {
     tables.fold(0, |set, table| set | 1 << lock_of::<H>(PageNumber::new(table * pages)))
 }
 
-/// The locks of a set, upwards: nobody who has one waits for a lower one.
+/// Returns the indexes of a set in ascending order. So a holder of one lock never waits for a lower one.
 fn numbers(mut set: Set) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let number = (set != 0).then(|| set.trailing_zeros() as usize)?;
@@ -101,7 +103,7 @@ fn numbers(mut set: Set) -> impl Iterator<Item = usize> {
 }
 
 impl TableLocks {
-    /// A wait of some turns is not counted: it is over before a clock is read.
+    /// Takes lock `number`. A wait of a few turns is not counted: it ends before a clock could be read.
     #[inline]
     fn take<H: Host>(&self, engine: &Engine<H>, number: usize) -> Guard<'_> {
         engine.assert_may_sleep("a table lock");
@@ -123,7 +125,7 @@ impl TableLocks {
     }
 }
 
-/// What range work holds; of a mmap that looks for a place nothing yet.
+/// Locks that range work holds. A mmap that looks for a place holds none yet.
 #[derive(Debug)]
 pub struct Range<'s> {
     locks: &'s TableLocks,
@@ -138,7 +140,7 @@ impl LockingDesign for TableLock {
     type Inside<'s, H: Host> = ();
     type Kept = Infallible;
     type Range<'s, H: Host> = Range<'s>;
-    /// Range work on the whole space has all locks.
+    /// Range work on the whole space already holds all locks.
     type Fork<'s, H: Host> = ();
 
     fn new_vma() -> Result<(), OutOfMemory> {
@@ -229,12 +231,12 @@ mod tests {
         assert_eq!(locks_of::<Soft>(range(0, 16 * PAGES)).count_ones(), 16);
         let used =
             (0..640).fold(0, |set: Set, table| set | 1 << lock_of::<Soft>(PageNumber::new(table * PAGES)));
-        assert_eq!(used, Set::MAX, "all are used");
+        assert_eq!(used, Set::MAX, "all locks are used");
         assert_eq!(locks_of::<Soft>(range(0, 1 << 36)), Set::MAX);
         assert!(numbers(0b1010_0001).eq([0, 5, 7]));
     }
 
-    /// Who wants the other table goes on beside a change, who wants the same one waits for its end.
+    /// A fault on another table runs beside a change. A fault on the same table waits for the change to end.
     #[test]
     fn a_change_keeps_faults_off_its_tables() {
         let engine = Engine::new(Soft::new(16).unwrap(), Limits::default()).unwrap();
@@ -250,7 +252,7 @@ mod tests {
                 });
             }
             assert_eq!(end.recv().unwrap(), PAGES + 1);
-            assert!(end.recv_timeout(waited).is_err(), "it waits for the change");
+            assert!(end.recv_timeout(waited).is_err(), "the fault on the same table waits for the change");
             drop(change);
             assert_eq!(end.recv().unwrap(), 1);
         });

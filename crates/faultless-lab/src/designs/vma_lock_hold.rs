@@ -1,23 +1,23 @@
-//! `vma-lock-hold`: the VMA lock is held through a fault's I/O, and nothing ever starts over after it (Matthew Wilcox,
-//! linux-mm, 27 November 2025: remove all of "drop the locks while we wait for I/O").
+//! `vma-lock-hold`: a fault holds the VMA lock through its I/O and never starts over after it. Matthew Wilcox proposed
+//! to remove all of "drop the locks while we wait for I/O" (linux-mm, 27 November 2025).
 //!
-//! What all designs with VMA locks do, and where they differ from Linux, stands in [`super::vma_locked`].
+//! [`super::vma_locked`] states the common behaviour of all designs with VMA locks, and their differences from Linux.
 //!
 //! | here | there |
 //! |---|---|
 //! | [`AfterIo::Hold`] under either lock | `filemap_fault`, `do_swap_page`, `shmem_fault` without `maybe_unlock_mmap_for_io` |
-//! | fork, and all that changes such a VMA, waits for its I/O with mmap_lock held for writing | Barry Song, 19 May 2026: threads 4 and 5 of his picture |
+//! | fork, and every change of such a VMA, waits for its I/O with mmap_lock held for writing | Barry Song, 19 May 2026: threads 4 and 5 of his picture |
 //!
-//! The message has no code that boots; the waits are killable here as they are without it.
+//! The message has no code that boots. The waits are killable here, as in Linux without the proposal.
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
 use faultless::design::{AfterIo, Attempt};
 
-/// The design; see the module.
+/// The `vma-lock-hold` design; see the module.
 pub type VmaLockHold = VmaLocked<Hold>;
 
-/// Hold through every I/O.
+/// Policy: hold the lock through every I/O.
 #[derive(Debug)]
 pub struct Hold;
 

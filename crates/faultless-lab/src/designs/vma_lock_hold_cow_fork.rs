@@ -1,15 +1,15 @@
-//! `vma-lock-hold-cow-fork`: as `vma-lock-hold`, but fork locks only the VMAs whose pages it copies: anonymous and
-//! copy-on-write ones (Barry Song and Suren Baghdasaryan, linux-mm, May 2026).
+//! `vma-lock-hold-cow-fork`: as `vma-lock-hold`, but fork locks only VMAs whose pages it copies. Those are anonymous
+//! and copy-on-write VMAs (Barry Song and Suren Baghdasaryan, linux-mm, May 2026).
 //!
-//! What all designs with VMA locks do, and where they differ from Linux, stands in [`super::vma_locked`].
+//! [`super::vma_locked`] states the common behaviour of all designs with VMA locks, and their differences from Linux.
 //!
 //! | here | there |
 //! |---|---|
 //! | [`Policy::fork_locks`]: private mappings | `vma_is_anonymous(vma) or is_cow_mapping(vma->vm_flags)` |
 //! | all else as `vma-lock-hold` | |
 //!
-//! A private mapping of a file counts, if it is read-only too: `is_cow_mapping` asks whether it *may* become writable
-//! (`VM_MAYWRITE`), and a program's code and libraries may. So fork waits for the I/O of those all the same.
+//! A private mapping of a file counts even if it is read-only. `is_cow_mapping` tests whether the mapping *may* become
+//! writable (`VM_MAYWRITE`), and a program's code and libraries may. So fork still waits for the I/O of those mappings.
 
 use super::locks::Policy;
 use super::vma_locked::VmaLocked;
@@ -18,10 +18,10 @@ use faultless::host::Host;
 use faultless::protection::Sharing;
 use faultless::vma::Mapping;
 
-/// The design; see the module.
+/// The `vma-lock-hold-cow-fork` design; see the module.
 pub type VmaLockHoldCowFork = VmaLocked<HoldCowFork>;
 
-/// Hold through every I/O; fork leaves shared mappings alone.
+/// Policy: hold the lock through every I/O. fork does not lock shared mappings.
 #[derive(Debug)]
 pub struct HoldCowFork;
 

@@ -1,38 +1,40 @@
-//! Designs with a lock in each VMA beside mmap_lock: what the `vma-lock` presets have in common.
+//! Designs with a lock in each VMA beside mmap_lock: the common part of the `vma-lock` presets.
 //!
 //! | here | Linux 6.18 |
 //! |---|---|
-//! | [`inside`](LockingDesign::inside) finds the VMA in the read section and counts itself in it | `lock_vma_under_rcu`, `vma_start_read` on `vm_refcnt` |
-//! | no VMA, or one that is write-locked: mmap_lock for reading | `lock_vma_under_rcu` returns NULL, `lock_mm_and_find_vma` |
-//! | one that was replaced since it was found: looks again | `vma_start_read` gives -EAGAIN, `lock_vma_under_rcu` tries again |
+//! | [`inside`](LockingDesign::inside) finds the VMA in the read section and counts itself in as a reader | `lock_vma_under_rcu`, `vma_start_read` on `vm_refcnt` |
+//! | if there is no VMA, or a write-locked one: mmap_lock for reading | `lock_vma_under_rcu` returns NULL, `lock_mm_and_find_vma` |
+//! | if the VMA was replaced since it was found: look again | `vma_start_read` gives -EAGAIN, `lock_vma_under_rcu` tries again |
 //! | [`exclude`](LockingDesign::exclude) waits for the readers of a VMA, and marks it with the writer's number | `vma_start_write`: `vm_lock_seq = mm_lock_seq` |
-//! | VMAs stay write-locked until mmap_lock is let go: its number moves on | `vma_end_write_all` in `mmap_write_unlock` and `mmap_write_downgrade` |
+//! | VMAs stay write-locked until mmap_lock is dropped, which changes the writer's number | `vma_end_write_all` in `mmap_write_unlock` and `mmap_write_downgrade` |
 //! | new VMAs are born write-locked | `__mmap_new_vma`, `__split_vma` call `vma_start_write` |
 //! | a replaced VMA takes no reader any more | `vma_mark_detached` |
-//! | the first anonymous page of a VMA tries mmap_lock; only if that fails the fault starts over under it | `__vmf_anon_prepare`: `mmap_read_trylock`, else `VM_FAULT_RETRY` |
+//! | the first anonymous page of a VMA tries mmap_lock; if that fails, the fault starts over under it | `__vmf_anon_prepare`: `mmap_read_trylock`, else `VM_FAULT_RETRY` |
 //! | fork locks VMAs one by one under mmap_lock and keeps them locked | `dup_mmap`: `vma_start_write` for each, until `mmap_write_unlock(oldmm)` |
 //! | MADV_DONTNEED inside one VMA takes its lock for reading, else mmap_lock for reading | `madvise_lock` with `MADVISE_VMA_READ_LOCK`, `try_vma_read_lock` |
-//! | munmap goes on as a reader of mmap_lock when its mappings are out of the tree | `vms_complete_munmap_vmas`: `mmap_write_downgrade` |
+//! | munmap continues as a reader of mmap_lock when its mappings are out of the tree | `vms_complete_munmap_vmas`: `mmap_write_downgrade` |
 //! | a fault that waits for I/O ends with its process | `folio_lock_killable`, `filemap_read_folio` |
 //!
-//! Kept while room is made for an anonymous page or a copy: the VMA lock, or mmap_lock for reading if the fault has that.
-//! A page of a file gets its frame after a first attempt has let go, as after read-ahead (`do_sync_mmap_readahead`);
-//! without read-ahead Linux allocates it under the lock. A missing leaf table is made room for with nothing held, where
-//! `pte_alloc` keeps the lock.
+//! During reclaim for an anonymous page or a copy, the fault holds the VMA lock, or mmap_lock for reading if it has
+//! that. A page of a file gets its frame after a first attempt has dropped the lock, as after read-ahead
+//! (`do_sync_mmap_readahead`). Without read-ahead, Linux allocates it under the lock. During reclaim for a missing leaf
+//! table nothing is held, but `pte_alloc` keeps the lock.
 //!
-//! Differences that are known:
-//! * Mappings are immutable in this engine: what Linux changes in place is replaced, and the VMA that a fault has counted
-//!   itself in is the one that it works with; so it checks no address again after `vma_start_read`.
+//! Known differences:
+//! * Mappings are immutable in this engine. A mapping that Linux changes in place is replaced here. A fault works with
+//!   the VMA that it has counted itself in, so it checks no address again after `vma_start_read`.
 //! * The count lies beside the VMA, one load further, on a cache line of its own.
-//! * A fault that finds too many pages of the cache pinned waits with nothing held, whatever the preset keeps, and starts
-//!   over; Linux stays in reclaim with the lock. This shields those that hold under a tight limit.
-//! * `__vmf_anon_prepare` is remembered in Linux from before the I/O; here a private write that starts over after its
-//!   read tries mmap_lock again.
-//! * Below the lock the engine still announces in entries, and passes a fence for its section and one after the bit, where
-//!   Linux has RCU and the page table's lock: two fences more for each fault, the same under every design.
-//! * No fault-around, no read-ahead, no large folios; exit takes what munmap takes.
-//! * A fault does no look-up more than Linux does: the VMA found with its lock is not looked up again.
-//! * With mmap_lock as in [`super::mmap_locked`]: parking_lot's lock, looks at folios, wakes all who wait for a read.
+//! * A fault that finds too many pages of the cache pinned waits with nothing held, under every preset, and starts
+//!   over. Linux stays in reclaim with the lock. This favours presets that hold the lock, under a tight limit.
+//! * In Linux, the result of `__vmf_anon_prepare` is kept from before the I/O. Here, a private write that starts over
+//!   after its read tries mmap_lock again.
+//! * Below the lock, the engine still announces in entries. It executes one fence for its section and one after the
+//!   bit. Linux has RCU and the page table's lock. This costs two more fences for each fault, the same under every
+//!   design.
+//! * There is no fault-around, no read-ahead and no large folio. exit takes the same locks as munmap.
+//! * A fault does no more lookups than in Linux: a VMA found with its lock is not looked up again.
+//! * For mmap_lock see [`super::mmap_locked`]: parking_lot's lock is used, folios are checked but not locked, and all
+//!   threads that wait for a read wake at once.
 
 use super::locks::{InIo, MmapKept, MmapSemaphore, MmapWrite, Policy};
 use crossbeam_utils::CachePadded;
@@ -49,18 +51,19 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Thread, current, park};
 
-/// A lock in each VMA, by policy.
+/// Family of the designs with a lock in each VMA, by policy.
 #[derive(Debug)]
 pub struct VmaLocked<P>(PhantomData<P>);
 
-/// What a space has.
+/// Locks of a space.
 #[derive(Debug)]
 pub struct VmaLocks {
     mmap_lock: MmapSemaphore,
-    /// The writer's number (`mm_lock_seq`): a VMA that carries it is write-locked. Moved on by each writer of mmap_lock
-    /// before it lets go.
+    /// The writer's number (`mm_lock_seq`). A VMA that carries it is write-locked. Each writer of mmap_lock increments
+    /// it before it drops mmap_lock.
     writer: AtomicU32,
-    /// The writer that waits for a VMA's readers; there is one, since it has mmap_lock. Protected by its lock.
+    /// The writer that waits for a VMA's readers. There is at most one, because it holds mmap_lock. Protected by its
+    /// lock.
     waiting: Mutex<Option<Thread>>,
 }
 
@@ -70,33 +73,35 @@ impl Default for VmaLocks {
     }
 }
 
-/// What a VMA has.
+/// Lock of a VMA.
 #[derive(Debug, Default)]
 pub struct VmaLock {
-    /// Readers, and the bits below. Atomic; partner of the readers' counting: the writer's bit, both by read-modify-write.
+    /// The number of readers, and the bits below. Atomic. Both the readers' count and the writer's bit are changed by
+    /// read-modify-write.
     readers: AtomicU32,
-    /// The number of the last writer that locked it (`vm_lock_seq`); none has zero. Written by the writer.
+    /// The number of the last writer that locked this VMA (`vm_lock_seq`), or zero. Written by the writer.
     locked_by: AtomicU32,
 }
 
-/// On a cache line of its own, as `vm_refcnt` is: what bounces is the count and nothing beside it.
+/// The lock on a cache line of its own, as `vm_refcnt` is. So only the count moves between processors.
 type VmaState = Shared<CachePadded<VmaLock>>;
 
-/// A writer waits for the readers to leave: no new ones.
+/// Bit: a writer waits for the readers to leave, and no new reader may enter.
 const WRITER: u32 = 1 << 30;
-/// It is not in the tree any more: no readers, ever.
+/// Bit: the VMA is no longer in the tree, and no reader may ever enter.
 const DETACHED: u32 = 1 << 31;
 const READERS: u32 = WRITER - 1;
 
 impl VmaLocks {
-    /// `vma_start_read`: counts the caller in, unless the VMA is write-locked (wait) or gone (look again).
+    /// Counts the caller in as a reader (`vma_start_read`). Fails if the VMA is write-locked (wait) or gone (look
+    /// again).
     fn try_read<'s, H: Host>(
         this: &'s Shared<Self>,
         engine: &Engine<H>,
         lock: &'s VmaState,
     ) -> Result<VmaRead<'s>, Blocked> {
         let is_locked = |order| lock.locked_by.load(Ordering::Relaxed) == this.writer.load(order);
-        // Most that cannot be had cost no shared write.
+        // This look avoids a shared write in most failing cases.
         if is_locked(Ordering::Relaxed) {
             return Err(Blocked::Wait);
         }
@@ -108,7 +113,7 @@ impl VmaLocks {
             if readers & WRITER != 0 {
                 return Err(Blocked::Wait);
             }
-            // Acquire: what a writer did before it let new readers in, its number too, is seen below.
+            // Acquire: the code below sees all that a writer did before it admitted new readers, including its number.
             match lock.readers.compare_exchange_weak(
                 readers,
                 readers + 1,
@@ -123,8 +128,9 @@ impl VmaLocks {
         if is_locked(Ordering::Acquire) {
             return Err(Blocked::Wait);
         }
-        // A writer may have come and gone between the look and the count, and the VMA with it. The number that is no
-        // longer the VMA's was read with Acquire: what was marked before it moved on is seen.
+        // A writer may have come and gone between the look and the count, and may have detached the VMA. The number
+        // that no longer matches the VMA's was read with Acquire, so a mark made before the change of the number is
+        // visible.
         if lock.readers.load(Ordering::Relaxed) & DETACHED != 0 {
             return Err(Blocked::Again);
         }
@@ -132,7 +138,7 @@ impl VmaLocks {
         Ok(read)
     }
 
-    /// `vma_end_read`. Release: what the reader did is seen by the writer that waited for it.
+    /// Counts a reader out (`vma_end_read`). Release: the writer that waited for it sees the reader's work.
     fn end_read(&self, lock: &VmaLock) {
         if lock.readers.fetch_sub(1, Ordering::Release) == WRITER | 1
             && let Some(writer) = &*self.waiting.lock()
@@ -141,12 +147,12 @@ impl VmaLocks {
         }
     }
 
-    /// Whether the writer of mmap_lock has locked it, asked by that writer.
+    /// Returns whether the writer of mmap_lock has locked the VMA. Only that writer asks.
     fn is_write_locked(&self, lock: &VmaLock) -> bool {
         lock.locked_by.load(Ordering::Relaxed) == self.writer.load(Ordering::Relaxed)
     }
 
-    /// `vma_start_write`, with mmap_lock held for writing.
+    /// Locks the VMA for writing (`vma_start_write`). The caller holds mmap_lock for writing.
     fn write<H: Host>(&self, engine: &Engine<H>, lock: &VmaLock) {
         if self.is_write_locked(lock) {
             return;
@@ -165,7 +171,7 @@ impl VmaLocks {
             false => Counter::VmaLockWaitFault,
         };
         let start = engine.host().clock().now_ns();
-        // Before the look below: a reader that leaves later finds whom to wake.
+        // Set before the loop below looks, so that a reader that leaves later finds the thread to wake.
         *self.waiting.lock() = Some(current());
         while lock.readers.load(Ordering::Acquire) & READERS != 0 {
             park();
@@ -176,7 +182,7 @@ impl VmaLocks {
     }
 }
 
-/// A VMA's lock, held for reading.
+/// Guard of a VMA's lock held for reading.
 #[derive(Debug)]
 pub struct VmaRead<'s> {
     space: &'s Shared<VmaLocks>,
@@ -184,7 +190,7 @@ pub struct VmaRead<'s> {
 }
 
 impl VmaRead<'_> {
-    /// The same hold, independent of the borrow.
+    /// Returns the same hold, independent of the borrow.
     fn keep(self) -> VmaKept {
         let (space, lock) = (self.space.clone(), self.lock.clone());
         std::mem::forget(self);
@@ -199,7 +205,7 @@ impl Drop for VmaRead<'_> {
     }
 }
 
-/// A VMA's lock, held for reading by a fault that waits, or by MADV_DONTNEED.
+/// Guard of a VMA's lock held for reading by a fault that waits, or by MADV_DONTNEED.
 #[derive(Debug)]
 pub struct VmaKept {
     space: Shared<VmaLocks>,
@@ -213,41 +219,41 @@ impl Drop for VmaKept {
     }
 }
 
-/// What page work holds in its section.
+/// Lock that page work holds in its section.
 pub enum Inside<'s, H: Host, P: Policy> {
     /// The VMA's lock.
     Vma(VmaRead<'s>, &'s Vma<H, VmaLocked<P>>),
-    /// Nothing: it has mmap_lock, or comes from the file or the folio.
+    /// Nothing: the work holds mmap_lock, or comes from the reverse map.
     Slow,
 }
 
-/// What a fault keeps while it waits.
+/// Lock that a fault keeps while it waits.
 #[derive(Debug)]
 pub enum Kept {
     /// The VMA's lock.
     Vma(VmaKept),
-    /// mmap_lock, for reading.
+    /// mmap_lock for reading.
     Mmap(MmapKept),
 }
 
-/// What range work holds.
+/// Lock that range work holds.
 #[derive(Debug)]
 pub enum Range<'s> {
-    /// mmap_lock for writing, and the VMAs locked since.
+    /// mmap_lock for writing, and the VMAs locked since then.
     Write(Writer<'s>),
     /// mmap_lock for reading.
     Read {
-        /// Dropped with it.
+        /// Held until this is dropped.
         _guard: Option<RwLockReadGuard<'s, ()>>,
     },
     /// One VMA's lock, for reading.
     Vma {
-        /// Dropped with it.
+        /// Held until this is dropped.
         _kept: VmaKept,
     },
 }
 
-/// mmap_lock held for writing: when it goes, all VMAs are unlocked at once.
+/// Guard of mmap_lock held for writing. Its drop unlocks all VMAs at once.
 #[derive(Debug)]
 pub struct Writer<'s> {
     space: &'s VmaLocks,
@@ -257,7 +263,7 @@ pub struct Writer<'s> {
 impl<'s> Writer<'s> {
     fn end(&mut self) -> Option<MmapWrite<'s>> {
         let write = self.write.take()?;
-        // Release: who sees the number moved on sees what was done under it.
+        // Release: a thread that sees the new number sees all that was done under the old one.
         self.space.writer.fetch_add(1, Ordering::Release);
         Some(write)
     }
@@ -276,7 +282,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     const LOCKS_VMAS: bool = true;
     type Space = VmaLocks;
     type Vma = VmaState;
-    /// mmap_lock for reading, where the VMA lock was not to be had.
+    /// mmap_lock for reading, if the VMA lock could not be taken.
     type Outside<'s, H: Host> = Option<RwLockReadGuard<'s, ()>>;
     type Inside<'s, H: Host> = Inside<'s, H, P>;
     type Kept = Kept;
@@ -384,7 +390,7 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
             let write = Some(space.mmap_lock.write(engine, call));
             return Range::Write(Writer { space, write });
         }
-        // SAFETY: dropped below; until then the lock of the VMA is tried, which waits for nothing.
+        // SAFETY: the section is dropped below. Until then the code only tries the lock of the VMA, which never waits.
         let section = unsafe { engine.enter_section() };
         let vma = tree.view(&section).find(range.start()).filter(|vma| vma.pages().covers(range));
         let kept = vma.and_then(|vma| VmaLocks::try_read(space, engine, vma.lock()).ok()).map(VmaRead::keep);
@@ -409,7 +415,8 @@ impl<P: Policy> LockingDesign for VmaLocked<P> {
     }
 
     fn detach(vma: &VmaState, gone: bool) {
-        // It is write-locked. Who counts itself in now sees that, or this mark, and counts itself out again.
+        // The VMA is write-locked. A reader that counts itself in now sees this, or the mark, and counts itself out
+        // again.
         match gone {
             true => vma.readers.fetch_or(DETACHED, Ordering::Relaxed),
             false => vma.readers.fetch_and(!DETACHED, Ordering::Relaxed),

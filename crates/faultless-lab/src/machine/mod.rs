@@ -1,6 +1,6 @@
-//! What a scenario runs on: the same threads and calls, once on the engine under a design ([`SoftMachine`]) and once on the
-//! kernel that this runs on (`native`). Scenarios are written against these traits alone, and have no branch on which
-//! of the two it is.
+//! The machines that scenarios run on. The same threads and calls run on the engine under a design ([`SoftMachine`])
+//! and on the kernel of this computer (`native`). Scenarios use these traits alone, and have no branch for one of the
+//! two machines.
 
 mod soft;
 
@@ -14,128 +14,130 @@ use faultless::protection::{Access, Protection, Sharing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How an access went.
+/// Result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touched {
-    /// No fault, or one that needed no read.
+    /// The access caused no fault, or a fault that needed no read.
     Minor,
-    /// A fault that had to wait for a read.
+    /// The access caused a fault that had to wait for a read.
     Major,
 }
 
-/// The memory of one process, as its threads see it. Every method may be called by any number of threads at once.
+/// The memory of one process, as its threads see it. Any number of threads may call any method at once.
 pub trait Memory: Send + Sync {
-    /// mmap of anonymous private memory that may be read and written, where the machine likes.
+    /// Maps anonymous private memory that may be read and written, at an address that the machine chooses (mmap).
     ///
     /// # Errors
-    /// [`Trouble`], as all of these.
+    /// [`Trouble`], as for all methods of this trait.
     fn map_anonymous(&self, bytes: u64) -> Result<VirtAddr, Trouble>;
 
-    /// mmap of the whole file of the round, read-only, with no read-ahead.
+    /// Maps the whole file of the round read-only, without read-ahead (mmap).
     ///
     /// # Errors
     /// [`Trouble`].
     fn map_file(&self, sharing: Sharing) -> Result<VirtAddr, Trouble>;
 
-    /// munmap of what [`Memory::map_file`] gave. Pages that it showed may turn cold.
+    /// Unmaps a mapping that [`Memory::map_file`] returned (munmap). Its pages may leave the page cache.
     ///
     /// # Errors
     /// [`Trouble`].
     fn unmap_file(&self, start: VirtAddr) -> Result<(), Trouble>;
 
-    /// munmap.
+    /// Unmaps a range (munmap).
     ///
     /// # Errors
     /// [`Trouble`].
     fn unmap(&self, start: VirtAddr, bytes: u64) -> Result<(), Trouble>;
 
-    /// mprotect.
+    /// Changes the rights of a range (mprotect).
     ///
     /// # Errors
     /// [`Trouble`].
     fn protect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), Trouble>;
 
-    /// madvise(MADV_DONTNEED).
+    /// Discards the pages of a range (madvise with MADV_DONTNEED).
     ///
     /// # Errors
     /// [`Trouble`].
     fn discard(&self, start: VirtAddr, bytes: u64) -> Result<(), Trouble>;
 
-    /// A load of an aligned word.
+    /// Loads an aligned word.
     ///
     /// # Errors
     /// [`Trouble`].
     fn load(&self, at: VirtAddr) -> Result<u64, Trouble>;
 
-    /// A store of an aligned word.
+    /// Stores an aligned word.
     ///
     /// # Errors
     /// [`Trouble`].
     fn store(&self, at: VirtAddr, value: u64) -> Result<(), Trouble>;
 
-    /// Loads all of the page at `start`.
+    /// Loads the whole page at `start`.
     ///
     /// # Errors
     /// [`Trouble`].
     fn read_page(&self, start: VirtAddr, page: &mut Page) -> Result<(), Trouble>;
 
-    /// A load or a store (of 1), and whether it had to wait for a read.
+    /// Loads or stores (the value 1), and returns whether the access had to wait for a read.
     ///
     /// # Errors
     /// [`Trouble`].
     fn touch(&self, at: VirtAddr, access: Access) -> Result<Touched, Trouble>;
 
-    /// What [`IN_MAJOR_FAULTS`] names, counted for the calling thread so far; `None` for what this machine cannot count.
+    /// Returns the counters that [`IN_MAJOR_FAULTS`] names, for the calling thread so far. `None` stands for a counter
+    /// that this machine does not have.
     fn counted(&self) -> [Option<u64>; IN_MAJOR_FAULTS.len()];
 }
 
-/// What a child of a fork does with its memory.
+/// Work of a child of a fork, on the child's memory.
 pub trait Task: Send + Sync {
-    /// Runs in the child, with nobody else in it.
+    /// Runs in the child, with no other thread in it.
     ///
     /// # Errors
-    /// [`Trouble::Wrong`]: what is wrong with what the child sees; or what its memory says.
+    /// [`Trouble::Wrong`] if the child sees wrong contents. Otherwise the error of the child's memory.
     fn run(&self, child: &dyn Memory) -> Result<(), Trouble>;
 }
 
-/// A process: its memory, and fork.
+/// Process: a memory that can fork.
 pub trait Process: Memory {
-    /// A child of it.
+    /// Type of its children.
     type Child: Child;
 
-    /// fork. The child does `task`, at once or when it is joined, and exits. Returns as soon as the parent goes on.
+    /// Forks. The child does `task`, at once or when it is joined, and exits. Returns as soon as the parent can go on.
     ///
     /// # Errors
     /// [`Trouble`].
     fn fork(&self, task: &Arc<dyn Task>) -> Result<Self::Child, Trouble>;
 }
 
-/// A child that is doing its task, or is about to. Dropped, it is ended with its task undone.
+/// Child that does its task, or is about to. If it is dropped, it ends and the task may be incomplete.
 pub trait Child: Send {
-    /// Returns when the task is done and the child has exited.
+    /// Waits until the task is done and the child has exited.
     ///
     /// # Errors
-    /// What the task said; [`Trouble::Input`].
+    /// The error of the task, or [`Trouble::Input`].
     fn join(self) -> Result<(), Trouble>;
 }
 
-/// A machine for one round.
+/// Machine for one round.
 pub trait Machine: Sized + Sync {
-    /// Its processes.
+    /// Type of its processes.
     type Process: Process;
 
-    /// A process with nothing mapped that the scenario knows of. The first call gives the one whose locks are counted.
+    /// Returns a process with no mapping that the scenario knows of. The statistics count the locks of the first
+    /// process.
     ///
     /// # Errors
-    /// [`Trouble`]; [`Trouble::Cannot`] where the machine has no second process.
+    /// [`Trouble`]; [`Trouble::Cannot`] if the machine has no second process.
     fn process(&self) -> Result<Self::Process, Trouble>;
 
-    /// What all of it has counted since it was made, by the names of reports.
+    /// Returns all counters since the machine was made, by the names that reports use.
     fn statistics(&self) -> BTreeMap<String, u64>;
 
-    /// Ends it. Called when no process is left.
+    /// Ends the machine. The caller has dropped all processes.
     ///
     /// # Errors
-    /// [`Trouble::Wrong`] if something was not given back.
+    /// [`Trouble::Wrong`] if a resource was not given back.
     fn finish(self) -> Result<(), Trouble>;
 }

@@ -1,4 +1,4 @@
-//! The machine in software: an engine under a design, its file behind a store that delays reads.
+//! The machine in software: an engine under a design, with a file in a store that delays reads.
 
 use super::{Child, Machine, Memory, Process, Task, Touched};
 use crate::measure::IN_MAJOR_FAULTS;
@@ -25,35 +25,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long what I/O has pinned may take to come free after the last thread has ended.
+/// Longest wait for pages that I/O has pinned, after the last thread has ended.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// The file of a round: what is in it, and how the engine has it.
+/// File of a round: its contents, and the engine's handle.
 #[derive(Clone)]
 struct Opened {
     contents: Arc<TestFile>,
     file: Shared<File<Soft>>,
 }
 
-/// An engine, and what the scenario needs in it.
+/// An engine with the resources that the scenario needs.
 pub struct SoftMachine<D> {
     engine: Arc<Engine<Soft>>,
     file: Option<Opened>,
-    /// Ranges that were taken when their process ended. Atomic.
+    /// The number of ranges that were still reserved when their process ended. Atomic.
     taken: Arc<AtomicUsize>,
     design: PhantomData<fn() -> D>,
 }
 
 impl<D: LockingDesign> SoftMachine<D> {
-    /// Makes a machine as the scenario needs it.
+    /// Returns a machine with the resources in `needs`.
     ///
     /// # Errors
-    /// [`Trouble::Input`] where the settings do not allow it.
+    /// [`Trouble::Input`] if the settings do not allow it.
     pub fn new(needs: &Needs, file: Option<&Arc<TestFile>>, settings: &Settings) -> Result<Self, Trouble> {
         Self::on(Self::host(needs)?, needs, file, settings)
     }
 
-    /// Makes the machine of a round, which tells of its waits if the round is recorded.
+    /// Returns the machine for a round. If the round is recorded, the machine also records its waits.
     ///
     /// # Errors
     /// As [`SoftMachine::new`].
@@ -105,8 +105,8 @@ impl<D: LockingDesign> Machine for SoftMachine<D> {
         self.engine.statistics().iter().map(|(counter, n)| (counter.name().to_string(), n)).collect()
     }
 
-    /// No range is taken, and every frame but the page of zeros is free again, when the last completion has let go of
-    /// what it pinned.
+    /// Checks that no range is reserved and that all frames are free except the page of zeros. Waits until the last
+    /// completion has unpinned its pages.
     fn finish(mut self) -> Result<(), Trouble> {
         self.file = None;
         let taken = self.taken.load(Ordering::Relaxed);
@@ -131,11 +131,11 @@ impl<D: LockingDesign> Machine for SoftMachine<D> {
     }
 }
 
-/// An address space of the engine.
+/// Process that is an address space of the engine.
 pub struct SoftProcess<D: LockingDesign> {
     space: AddressSpace<Soft, D>,
     file: Option<Opened>,
-    /// As in [`SoftMachine`].
+    /// The counter of [`SoftMachine`].
     taken: Arc<AtomicUsize>,
 }
 
@@ -154,7 +154,7 @@ impl<D: LockingDesign> SoftProcess<D> {
         })
     }
 
-    /// Serves a fault.
+    /// Handles a fault to its end.
     fn fault(&self, at: VirtAddr, access: Access) -> Result<Touched, Trouble> {
         let not_served = |error| self.not_served(error);
         let mut touched = Touched::Minor;
@@ -166,7 +166,7 @@ impl<D: LockingDesign> SoftProcess<D> {
         Ok(touched)
     }
 
-    /// Does `work`, and records it if the thread is recorded.
+    /// Runs `work`, and records it if the thread is recorded.
     fn recorded<R>(&self, operation: Operation, work: impl FnOnce() -> R) -> R {
         record::operation(operation, || self.space.engine().host().clock().now_ns(), work)
     }
@@ -269,7 +269,7 @@ impl<D: LockingDesign> Process for SoftProcess<D> {
     }
 }
 
-/// A space that is a copy; its task is done by whoever joins it.
+/// Child that is a copied space. The thread that joins it runs its task.
 pub struct SoftChild<D: LockingDesign> {
     process: SoftProcess<D>,
     task: Arc<dyn Task>,
@@ -287,7 +287,7 @@ fn too_small(error: &dyn Error) -> Trouble {
     Trouble::Input(format!("--memory: {error}"))
 }
 
-/// A call on the machine that a scenario makes should work; only memory may be too small.
+/// Returns the error of a failed call. A scenario makes only calls that should succeed, unless memory is too small.
 fn refused(call: &str, error: &dyn Error, no_memory: bool) -> Trouble {
     match no_memory {
         true => Trouble::Input(format!("{error}; raise --memory")),

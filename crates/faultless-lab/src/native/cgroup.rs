@@ -1,4 +1,4 @@
-//! A memory limit for the worker: a memory cgroup of its own, version 2 or 1.
+//! Memory limit for the worker: a memory cgroup of its own, version 2 or 1.
 
 use crate::trouble::Trouble;
 use rustix::process::Pid;
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a group may take to be empty once its last process was killed.
+/// Longest wait for a group to become empty after its last process was killed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A cgroup with a limit, removed when this is dropped.
+/// Cgroup with a limit. It is removed when this is dropped.
 #[derive(Debug)]
 pub struct Limit {
     folder: PathBuf,
 }
 
-/// Where groups can be made, and what the limit is called there.
+/// Folder in which groups can be made, and the name of the limit file there.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     folder: PathBuf,
@@ -25,10 +25,10 @@ struct Place {
 }
 
 impl Limit {
-    /// Limits what the process and its children use, their pages of files counted, to `bytes`.
+    /// Limits the memory of the process and its children, cached file pages included, to `bytes`.
     ///
     /// # Errors
-    /// [`Trouble::Cannot`] where this process may not.
+    /// [`Trouble::Cannot`] if this process may not make a cgroup.
     pub fn new(bytes: u64, process: Pid) -> Result<Self, Trouble> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -53,15 +53,15 @@ impl Limit {
 impl Drop for Limit {
     fn drop(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        // Busy until the last process is gone.
+        // The folder is busy until the last process is gone.
         while fs::remove_dir(&self.folder).is_err() && self.folder.exists() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// Version 2 makes groups below its root, where processes and groups may live side by side; version 1 below this
-/// process's own group.
+/// Returns the place for a new group. With version 2 it is below the root, where processes and groups may lie side by
+/// side. With version 1 it is below this process's own group.
 fn place(mounts: &str, groups: &str, controllers_below: impl Fn(&Path) -> String) -> Option<Place> {
     let mut version_1 = None;
     for line in mounts.lines() {
@@ -80,7 +80,7 @@ fn place(mounts: &str, groups: &str, controllers_below: impl Fn(&Path) -> String
                     let (names, path) = line.split_once(':')?.1.split_once(':')?;
                     names.split(',').any(|name| name == "memory").then_some(path)
                 });
-                // What is mounted may be a part of the hierarchy.
+                // The mount may show only a part of the hierarchy.
                 let own = Path::new(own.unwrap_or("/"));
                 let below = own.strip_prefix(root).unwrap_or(Path::new(""));
                 let folder = Path::new(folder).join(below);

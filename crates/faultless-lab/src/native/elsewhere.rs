@@ -1,13 +1,13 @@
-//! Where the kernel is not Linux.
+//! Replacement of the native machine on kernels other than Linux.
 
 use super::Job;
 use crate::measure::Measured;
 use crate::trouble::Trouble;
 
-/// Says that it cannot be.
+/// Fails, because this kernel is not Linux.
 ///
 /// # Errors
-/// [`Trouble::Cannot`].
+/// Always [`Trouble::Cannot`].
 pub fn round(_: Job<'_>) -> Result<Measured, Trouble> {
     Err(Trouble::Cannot("the kernel that this runs on is not Linux".into()))
 }

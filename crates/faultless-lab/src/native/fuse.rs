@@ -1,9 +1,10 @@
-//! The file of a scenario as the kernel sees it: one read-only file of a FUSE file system, whose pages come from a
-//! [`Store`]. The kernel caches them as it caches any file's. A read is answered from the store's completion, so any
-//! number of them wait at once and no thread sleeps for one.
+//! The file of a scenario as the kernel sees it: one read-only file of a FUSE file system, with pages from a [`Store`].
+//! The kernel caches them as it caches any file's. The store's completion answers a read, so any number of reads can
+//! wait at once and no thread sleeps for one.
 //!
-//! As root the file system is never in the tree of mounts: it is made detached, and is gone with the last descriptor
-//! that knows it, however the process ends. Others mount it by fusermount3 and detach it as soon as the file is open.
+//! As root, the file system is never in the tree of mounts. It is made detached, and it ends with the last descriptor
+//! that refers to it, however the process ends. Other users mount it by fusermount3 and detach it as soon as the file
+//! is open.
 
 use super::sys;
 use crate::trouble::Trouble;
@@ -28,29 +29,29 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 const DEVICE: &str = "/dev/fuse";
 const NAME: &str = "file";
 const FILE: INodeNo = INodeNo(2);
-/// The extended attribute of the file that says how many of its pages were read so far.
+/// Extended attribute of the file: the number of its pages that were read so far.
 const READS: &str = "user.faultless.reads";
-/// Nothing here ever changes.
+/// Lifetime of cached attributes. Nothing in this file system ever changes.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
-/// How long a session may take to end once the last descriptor of its file is closed.
+/// Longest wait for a session to end after the last descriptor of its file is closed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Serves a store as a file, until it is dropped.
+/// Server that offers a store as a file until it is dropped.
 pub struct Server {
-    /// Dropped first: it completes the reads that it holds, so that who waits for them goes on.
+    /// Dropped first. The drop completes the reads that the store holds, so that waiting threads go on.
     store: Option<Arc<dyn Store>>,
     /// The first read that failed.
     failed: Arc<Mutex<Option<StoreError>>>,
-    /// Keeps the file system alive.
+    /// An open descriptor that keeps the file system alive.
     file: Option<OwnedFd>,
     session: Option<BackgroundSession>,
 }
 
 impl Server {
-    /// The first `length` bytes of `store`.
+    /// Serves the first `length` bytes of `store`.
     ///
     /// # Errors
-    /// [`Trouble::Cannot`] where FUSE cannot be had.
+    /// [`Trouble::Cannot`] if FUSE is not available.
     pub fn new(store: Arc<dyn Store>, length: u64) -> Result<Self, Trouble> {
         let device = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| {
             let hint = if error.kind() == ErrorKind::NotFound { "; modprobe fuse" } else { "" };
@@ -74,13 +75,13 @@ impl Server {
         Ok(Self { store: Some(store), failed, file, session })
     }
 
-    /// Where a process of the same user can open the file.
+    /// Returns the path at which a process of the same user can open the file.
     pub fn path(&self) -> PathBuf {
         let descriptor = self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         format!("/proc/{}/fd/{descriptor}", std::process::id()).into()
     }
 
-    /// The first read that failed, if one has: whoever waited for it got SIGBUS.
+    /// Returns the first read that failed, if any. The thread that waited for it received SIGBUS.
     pub fn failed(&self) -> Option<StoreError> {
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,26 +92,27 @@ impl Drop for Server {
         self.store = None;
         self.file = None;
         let Some(session) = self.session.take() else { return };
-        // Ends when nobody has the file open or mapped any more. A process that does not let go is not waited for.
+        // The session ends when no process has the file open or mapped. A process that keeps it is waited for only
+        // until the deadline.
         let deadline = Instant::now() + PATIENCE;
         while !session.guard.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         if session.guard.is_finished() {
-            // How the kernel said goodbye does not matter.
+            // The result of the session does not matter any more.
             let _ = session.join();
         }
     }
 }
 
-/// How many pages of a served file were read so far.
+/// Returns the number of pages of a served file that were read so far.
 pub fn reads_of(file: &File) -> io::Result<u64> {
     let mut reads = [0; 8];
     let length = rustix::fs::fgetxattr(file, READS, &mut reads)?;
     if length == reads.len() { Ok(u64::from_ne_bytes(reads)) } else { Err(ErrorKind::InvalidData.into()) }
 }
 
-/// A file system that is mounted nowhere, and its file.
+/// Makes a file system that is mounted nowhere. Returns its session and its file.
 fn detached(device: File, files: Files) -> io::Result<(BackgroundSession, OwnedFd)> {
     let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
@@ -134,7 +136,8 @@ fn detached(device: File, files: Files) -> io::Result<(BackgroundSession, OwnedF
     Ok((session, file))
 }
 
-/// A file system that was mounted for a moment, with what helper there is, and its file.
+/// Mounts a file system, opens its file and unmounts it at once. Returns its session and its file. Uses fusermount3 if
+/// needed.
 fn mounted(files: Files) -> io::Result<(BackgroundSession, OwnedFd)> {
     let folder = tempfile::Builder::new().prefix("faultless-").tempdir()?;
     let mut config = Config::default();
@@ -147,15 +150,15 @@ fn mounted(files: Files) -> io::Result<(BackgroundSession, OwnedFd)> {
     let file = File::open(folder.path().join(NAME));
     if rustix::mount::unmount(folder.path(), UnmountFlags::DETACH).is_err() {
         let mut helper = std::process::Command::new("fusermount3");
-        // What still stands is unmounted when the session is dropped.
+        // If the mount is still there, the drop of the session unmounts it.
         let _ = helper.args(["-u", "-q", "-z", "--"]).arg(folder.path()).status();
     }
     Ok((session, file?.into()))
 }
 
-/// What fuser calls.
+/// The file system that fuser calls.
 struct Files {
-    /// Gone when the server is being dropped.
+    /// Gone while the server is dropped.
     store: Weak<dyn Store>,
     failed: Arc<Mutex<Option<StoreError>>>,
     length: u64,
@@ -192,7 +195,7 @@ impl Files {
 
 impl Filesystem for Files {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // As many reads at once as there are threads that wait for one; a value that is too large is only refused.
+        // This allows one read at once for each waiting thread. The kernel only refuses a value that is too large.
         let _ = config.set_max_background(u16::MAX);
         let _ = config.set_congestion_threshold(u16::MAX);
         Ok(())
@@ -213,7 +216,7 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Not to keep the cache: every round opens the file, and begins with cold pages.
+        // The cache is not kept. Every round opens the file, and begins with no page in the cache.
         reply.opened(FileHandle(0), FopenFlags::empty());
     }
 
@@ -243,7 +246,7 @@ impl Filesystem for Files {
         let (page, failed) = (offset & !(PAGE_SIZE - 1), Arc::clone(&self.failed));
         let start = (offset - page) as usize;
         let left = usize::try_from(self.length.saturating_sub(page)).unwrap_or(usize::MAX);
-        // `max_read` keeps a read to one page. A shorter answer is the end of the file.
+        // `max_read` limits a read to one page. A shorter answer means the end of the file.
         sys::submit_read(&*store, page, move |result, bytes| match result {
             Ok(filled) => {
                 let end = filled.min(left).min(start + size as usize);
@@ -294,7 +297,7 @@ mod tests {
         file.read_to_end(&mut seen).unwrap();
         assert_eq!((seen == bytes, reads_of(&file).unwrap()), (true, 4));
         assert!(server.failed().is_none() && !are_mounted());
-        // Somebody still has the file: dropping waits for that a while only, and page 1 has gone cold.
+        // The file is still open. The drop waits for it only for a while. Page 1 is no longer cached.
         drop(server);
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         assert!(file.read_at(&mut [0; 8], PAGE_SIZE).is_err());

@@ -1,20 +1,20 @@
-//! What a round on the kernel is made of.
+//! Description of a round on the kernel.
 
 use super::wire::{Contents, Variant};
 use crate::scenarios::Turn;
 use faultless::store::Store;
 use std::sync::Arc;
 
-/// The command of this executable that is a worker.
+/// Subcommand of this executable that runs a worker.
 pub const WORKER: &str = "native-round";
 
 /// The file that a scenario maps.
 pub struct Source {
-    /// Where its pages come from, each read as slow as on the other machines.
+    /// The store with its pages. Each read has the same latency as on the other machines.
     pub store: Arc<dyn Store>,
-    /// Bytes that are mapped.
+    /// Length of the mapping, in bytes.
     pub length: u64,
-    /// What is in it, so that the worker can check it.
+    /// Its contents, so that the worker can check them.
     pub contents: Contents,
 }
 
@@ -26,8 +26,8 @@ pub struct Job<'a> {
     pub turn: &'a Turn<'a>,
     /// The file, if the scenario maps one.
     pub file: Option<Source>,
-    /// How accesses are made.
+    /// The kind of accesses.
     pub variant: Variant,
-    /// Memory for all of the scenario, its cached pages of the file among it, if the scenario is about that.
+    /// Memory limit for the whole scenario in bytes, cached file pages included, if the scenario needs one.
     pub memory_limit: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! The kernel that this runs on as a [`Machine`]: real mmap, munmap, mprotect, madvise, fork, and real faults.
+//! The kernel of this computer as a [`Machine`]: real mmap, munmap, mprotect, madvise, fork, and real faults.
 
 use super::fuse;
 use super::sys;
@@ -25,63 +25,63 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// What a child of a fork may say is as long as this at most: what a pipe takes at once.
+/// Longest message of a child of fork, in bytes. A pipe takes this much at once.
 const MOST_SAID: usize = 64 << 10;
 
 /// The file that scenarios map.
 #[derive(Debug)]
 pub struct Mapped {
-    /// It, open for reading.
+    /// The file, open for reading.
     pub file: File,
-    /// Bytes that are mapped.
+    /// Length of the mapping, in bytes.
     pub length: u64,
 }
 
-/// What the processes of a machine share.
+/// State that the processes of a machine share.
 struct Shared {
     file: Option<Mapped>,
     trace: Result<trace::Process, String>,
     variant: Variant,
-    /// No memory of the window was ever mapped from here on. Atomic; only grows.
+    /// The lowest address of the window that was never mapped. Atomic; only grows.
     fresh: AtomicU64,
-    /// Whether its one process is alive. Atomic.
+    /// Whether the machine's one process is alive. Atomic.
     taken: AtomicBool,
 }
 
-/// This process as a machine. There is one at a time.
+/// This process as a machine. There is at most one at a time.
 pub struct NativeMachine {
     shared: Arc<Shared>,
-    /// What the kernel had counted for all the system before.
+    /// The VMA lock counters of the whole system when the machine was made.
     before: BTreeMap<String, u64>,
     faults_before: sys::Faults,
 }
 
-/// This process.
+/// This process as a process of the machine.
 pub struct NativeProcess {
     shared: Arc<Shared>,
 }
 
-/// A child of it.
+/// Child of this process.
 pub struct NativeChild {
-    /// `None` once it was waited for.
+    /// `None` after it was waited for.
     pid: Option<Pid>,
-    /// Where it says what is wrong.
+    /// The pipe on which the child reports an error.
     says: OwnedFd,
 }
 
 thread_local! {
-    /// Addresses that this thread has unmapped, by size: mapped again, as the kernel itself does where it chooses.
-    /// A thread's own, so that no lock is held in a fork.
+    /// Addresses that this thread has unmapped, by size. They are mapped again, as the kernel itself does if it
+    /// chooses. Each thread has its own list, so that fork copies no lock that another thread holds.
     static UNMAPPED: RefCell<BTreeMap<u64, Vec<u64>>> = const { RefCell::new(BTreeMap::new()) };
-    /// What this thread's system calls write to and read from.
+    /// The eventfd that this thread's system calls write to and read from.
     static WORDS: OnceCell<Option<OwnedFd>> = const { OnceCell::new() };
 }
 
 impl NativeMachine {
-    /// A machine that counts mmap_lock by the tracepoint of that number.
+    /// Makes a machine that counts mmap_lock by the tracepoint with the number `tracepoint`.
     ///
     /// # Errors
-    /// [`Trouble::Cannot`] where the kernel refuses what all rounds need.
+    /// [`Trouble::Cannot`] if the kernel refuses something that all rounds need.
     pub fn new(
         file: Option<Mapped>,
         tracepoint: Result<u64, String>,
@@ -94,7 +94,7 @@ impl NativeMachine {
         Ok(Self { shared, before: vma_locks(), faults_before: sys::process_faults() })
     }
 
-    /// What has to be said beside its figures.
+    /// Adds notes for figures that the machine could not measure.
     pub fn annotate(&self, measured: &mut Measured) {
         if let Err(reason) = &self.shared.trace {
             measured.note(&format!("mmap_lock is not counted: {reason}"));
@@ -136,13 +136,13 @@ impl Machine for NativeMachine {
     fn finish(self) -> Result<(), Trouble> {
         match waitpid(None, WaitOptions::NOHANG) {
             Err(Errno::CHILD) => Ok(()),
-            Ok(_) => Err(Trouble::Wrong("children of fork are left that nobody waited for".into())),
+            Ok(_) => Err(Trouble::Wrong("children of fork are left that were not waited for".into())),
             Err(error) => Err(Trouble::Wrong(format!("waitpid fails: {error}"))),
         }
     }
 }
 
-/// What a kernel built with CONFIG_PER_VMA_LOCK_STATS counts of VMA locks, of all the system.
+/// Returns the VMA lock counters of the whole system, from a kernel built with CONFIG_PER_VMA_LOCK_STATS.
 fn vma_locks() -> BTreeMap<String, u64> {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let lines = text.lines().filter_map(|line| line.split_once(' '));
@@ -150,7 +150,8 @@ fn vma_locks() -> BTreeMap<String, u64> {
     of_vmas.filter_map(|(name, n)| Some((name.to_owned(), n.trim().parse().ok()?))).collect()
 }
 
-/// What the kernel refuses is no fault of the design's, nor of who has asked: limits differ from one machine to the next.
+/// Returns the error of a failed call. A refusal by a kernel limit is neither the design's error nor the user's,
+/// because limits differ between machines.
 fn failed(call: &str, error: &io::Error) -> Trouble {
     let hint = match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::AGAIN) => "; use fewer --threads",
@@ -167,7 +168,7 @@ fn whole_pages(bytes: u64) -> u64 {
 }
 
 impl NativeProcess {
-    /// Maps at an address that is free: one that this thread has unmapped, or a new one.
+    /// Maps at a free address: one that this thread has unmapped, or a new one.
     fn map(
         &self,
         bytes: u64,
@@ -188,10 +189,10 @@ impl NativeProcess {
         }
     }
 
-    /// Which pages of a mapping are in memory, mapped or not.
+    /// Returns, for each page of a mapping, whether it is in memory. The page need not be mapped.
     ///
     /// # Errors
-    /// [`Trouble::Wrong`] for what is not mapped.
+    /// [`Trouble::Wrong`] if the range is not mapped.
     pub fn resident(&self, start: VirtAddr, bytes: u64) -> Result<Vec<bool>, Trouble> {
         sys::resident(start, bytes).map_err(|error| failed("mincore", &error))
     }
@@ -203,7 +204,7 @@ impl NativeProcess {
             .ok_or_else(|| Trouble::Wrong("the scenario maps a file that it has not named".into()))
     }
 
-    /// The access, made by the kernel.
+    /// Makes the access by a system call, so that the kernel accesses the address.
     fn touch_by_system_call(&self, at: VirtAddr, access: Access) -> io::Result<()> {
         WORDS.with(|words| {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -211,12 +212,12 @@ impl NativeProcess {
             let words = words.as_ref().ok_or(Errno::MFILE)?.as_fd();
             match access {
                 Access::Read | Access::Execute => match sys::write_word(words, at) {
-                    // The kernel has loaded the word, and only then found its sum with those before too large.
+                    // The kernel has loaded the word before it found the sum too large.
                     Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINVAL)) => {}
                     done => drop(done?),
                 },
                 Access::Write => {
-                    // What it has is thrown away, so that it has 1 to give.
+                    // The read empties the counter, so that the write sets it to 1.
                     let _ = rustix::io::read(words, &mut [0; 8]);
                     rustix::io::write(words, &1_u64.to_ne_bytes())?;
                     sys::read_word(words, at)?;
@@ -243,7 +244,7 @@ impl Memory for NativeProcess {
     fn unmap_file(&self, start: VirtAddr) -> Result<(), Trouble> {
         let mapped = self.file()?;
         self.unmap(start, mapped.length)?;
-        // Drops what nobody maps; what others map stays. Its time follows the pages that are cached.
+        // This drops pages that no process maps. Pages that others map stay. The call takes time for each cached page.
         rustix::fs::fadvise(&mapped.file, 0, None, FileAdvice::DontNeed)
             .map_err(|error| failed("posix_fadvise", &error.into()))
     }
@@ -288,7 +289,7 @@ impl Memory for NativeProcess {
 
     fn counted(&self) -> [Option<u64>; IN_MAJOR_FAULTS.len()] {
         let reads = self.shared.trace.as_ref().ok().and_then(trace::Process::of_this_thread);
-        // The kernel has no tracepoint of VMA locks, nor of faults that start over.
+        // The kernel has no tracepoint for VMA locks, nor for faults that start over.
         IN_MAJOR_FAULTS.map(|(_, counter)| if counter == Counter::MmapLockRead { reads } else { None })
     }
 }
@@ -303,7 +304,7 @@ impl Process for NativeProcess {
             Ok(()) => 0,
             Err(trouble) => {
                 let line = serde_json::to_vec(&Reply::from(trouble)).unwrap_or_default();
-                // The pipe is empty and takes it at once; the parent finds out if not.
+                // The pipe is empty and takes the line at once. If the write fails, the parent notices it.
                 let _ = rustix::io::write(&say, &line);
                 1
             }
@@ -317,7 +318,8 @@ impl Drop for NativeProcess {
     fn drop(&mut self) {
         let end = self.shared.fresh.load(Ordering::Relaxed).min(sys::WINDOW.end);
         let start = sys::WINDOW.start;
-        // It cannot fail: the range is in the window, and whole. Addresses go on from there: threads remember old ones.
+        // The call cannot fail: the range is in the window and page-aligned. Later mappings use higher addresses,
+        // because threads remember old ones.
         if end > start {
             let _ = sys::unmap(VirtAddr::new(start), end - start);
         }
@@ -348,7 +350,7 @@ impl Child for NativeChild {
             return Err(Trouble::Wrong(format!("a child of fork was ended by {}", super::name_of(signal))));
         }
         let mut line = vec![0; MOST_SAID];
-        // Not to the end: a child that was forked meanwhile may have the other end too.
+        // One read, not until the end of the pipe: a child that was forked meanwhile may hold the other end too.
         let said = rustix::io::read(&self.says, &mut line).unwrap_or(0);
         match serde_json::from_slice::<Reply>(&line[..said]).map(Result::<Measured, Trouble>::from) {
             Ok(Err(trouble)) => Err(trouble),
@@ -360,7 +362,7 @@ impl Child for NativeChild {
 impl Drop for NativeChild {
     fn drop(&mut self) {
         if let Some(pid) = self.pid {
-            // It may have exited already; waiting takes it away in any case.
+            // The child may have exited already. The wait collects it in any case.
             let _ = kill_process(pid, Signal::KILL);
             let _ = self.wait();
         }

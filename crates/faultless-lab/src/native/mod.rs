@@ -1,4 +1,4 @@
-//! The same scenarios on the kernel that this runs on: real calls, real faults.
+//! The native machine: the same scenarios on the kernel of this computer, with real calls and real faults.
 //!
 //! ```text
 //!   parent (compare)                               worker: a process of its own, one for each round
@@ -6,8 +6,8 @@
 //!        │ completions of the store                  counters of mmap_lock (a tracepoint)
 //!     request ──────── one socket, a line of JSON each way ────────► reply
 //! ```
-//! A worker has the scenario's memory and threads and no others, so that fork copies nothing else and mmap_lock is
-//! taken for nothing else. What the kernel does not grant here (FUSE, tracepoints, cgroups) is
+//! A worker has the scenario's memory and threads and nothing else. So fork copies nothing else, and no other work
+//! takes mmap_lock. If the kernel does not grant a feature (FUSE, tracepoints, cgroups), the result is
 //! [`Trouble::Cannot`](crate::trouble::Trouble::Cannot) with the reason, or a note beside the figures.
 
 mod job;
@@ -47,7 +47,7 @@ pub use wire::{Contents, Request, Served, Variant};
 #[cfg(target_os = "linux")]
 pub use worker::worker;
 
-/// A signal, as people know it.
+/// Returns the name and the number of a signal.
 #[cfg(target_os = "linux")]
 pub(crate) fn name_of(signal: i32) -> String {
     let name = match signal {

@@ -1,4 +1,4 @@
-//! The parent's side of a round: serves the file, starts the worker, waits for what it says.
+//! The parent's side of a round: it serves the file, starts the worker, and waits for the reply.
 
 use super::cgroup::Limit;
 use super::fuse::Server;
@@ -18,24 +18,24 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long nobody looks whether the worker is to end, or has.
+/// Interval between two checks for an interrupt or the end of the worker.
 const LOOK: Duration = Duration::from_millis(20);
-/// What a round may take besides what it measures and what its last reads take.
+/// Time that a round may take in addition to its measurement and its last reads.
 const GENEROUS: Duration = Duration::from_secs(60);
-/// How long a worker that was told to end may take to say what it has measured, its last reads not counted.
+/// Time that a worker may take to reply after it was told to end, without its last reads.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// Runs a round in a worker: this executable, called with [`WORKER`].
+/// Runs a round in a worker: this executable with the subcommand [`WORKER`].
 ///
 /// # Errors
-/// [`Trouble::Cannot`] where the kernel does not grant what it takes; what the scenario says.
+/// [`Trouble::Cannot`] if the kernel does not grant a needed feature. Otherwise the error of the scenario.
 pub fn round(job: Job<'_>) -> Result<Measured, Trouble> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(WORKER);
     round_by(command, job)
 }
 
-/// The same, by a command that calls [`super::worker`].
+/// Runs a round in a worker that `command` starts. The command calls [`super::worker`].
 ///
 /// # Errors
 /// As [`round`].
@@ -60,44 +60,44 @@ pub fn round_by(command: Command, job: Job<'_>) -> Result<Measured, Trouble> {
     };
     let (worker, socket) = Worker::start(command, server)?;
     let _limit = job.memory_limit.map(|bytes| Limit::new(bytes, worker.pid)).transpose()?;
-    // Moved, so that it is ended before its cgroup is removed.
+    // Moved after `_limit`, so that the worker ends before its cgroup is removed.
     let mut worker = worker;
     let heard = worker.converse(socket, &request, job.turn, last_reads(job.scenario, job.turn.settings));
     let failed = worker.server.as_ref().and_then(Server::failed);
     let status = worker.end();
     let result = match heard? {
         Heard::Reply(reply) => (*reply).into(),
-        // It is killed by now. Nothing was measured, as if the round had never begun.
+        // The worker is killed by now. Nothing was measured, as if the round had not begun.
         Heard::TooLate => Ok(Measured::default()),
         Heard::Nothing => Err(match status {
             Ok(status) => died(status, job.memory_limit),
             Err(error) => Trouble::Wrong(format!("cannot wait for the worker: {error}")),
         }),
     };
-    // Whoever waited for that read got SIGBUS, or EFAULT from a system call.
+    // The thread that waited for that read received SIGBUS, or EFAULT from a system call.
     result.map_err(|trouble| match failed {
         Some(error) => Trouble::Input(format!("cannot read the file: {error}")),
         None => trouble,
     })
 }
 
-/// How long it takes until every thread has the read that it waits for.
+/// Returns the time until every thread has the read that it waits for.
 fn last_reads(scenario: &str, settings: &Settings) -> Duration {
     let threads = scenarios::find(scenario).map_or(1, |scenario| settings.threads(scenario));
     let before = settings.queue_depth.map_or(0, |depth| threads / depth.get());
     settings.io_latency.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1))
 }
 
-/// What came from a worker.
+/// Answer of a worker.
 enum Heard {
     Reply(Box<Reply>),
-    /// It ended without a reply.
+    /// The worker ended without a reply.
     Nothing,
-    /// It was told to end, and has not.
+    /// The worker was told to end, but did not.
     TooLate,
 }
 
-/// What it means that a worker ended without a reply.
+/// Returns the error for a worker that ended without a reply.
 fn died(status: ExitStatus, memory_limit: Option<u64>) -> Trouble {
     match (status.signal(), memory_limit) {
         (Some(libc::SIGKILL), Some(limit)) => Trouble::Input(format!(
@@ -109,10 +109,10 @@ fn died(status: ExitStatus, memory_limit: Option<u64>) -> Trouble {
     }
 }
 
-/// A worker and what it lives on. Ended when this is dropped.
+/// Running worker with its file server. It is ended when this is dropped.
 struct Worker {
     pid: Pid,
-    /// `None` once it was waited for.
+    /// `None` after it was waited for.
     child: Option<Child>,
     server: Option<Server>,
 }
@@ -121,14 +121,15 @@ impl Worker {
     fn start(mut command: Command, server: Option<Server>) -> Result<(Self, UnixStream), Trouble> {
         let refused = |error: io::Error| Trouble::Cannot(format!("cannot start a worker: {error}"));
         let (ours, theirs) = UnixStream::pair().map_err(refused)?;
-        // A group of its own: Ctrl-C is for the parent, and children of fork are found with it.
+        // The worker has its own process group. So Ctrl-C reaches only the parent, and a kill of the group reaches the
+        // worker's children too.
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).process_group(0);
         let child = command.spawn().map_err(refused)?;
         let pid = Pid::from_child(&child);
         Ok((Self { pid, child: Some(child), server }, ours))
     }
 
-    /// Hands over the request and waits for the reply.
+    /// Sends the request and waits for the reply.
     fn converse(
         &self,
         mut socket: UnixStream,
@@ -156,7 +157,7 @@ impl Worker {
                     if ended {
                         return Ok(Heard::Nothing);
                     }
-                    // A child of fork may still have the other end of the socket: its end is no sign.
+                    // A child of fork may still hold the other end of the socket, so the end of the stream is no sign.
                     ended = self.has_ended();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -186,18 +187,18 @@ impl Worker {
         }
     }
 
-    /// Whether it has ended. It is not taken away yet: its number stays its group's.
+    /// Returns whether the worker has ended. Does not collect it, so that its process id stays the id of its group.
     fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         !matches!(waitid(WaitId::Pid(self.pid), options), Ok(None))
     }
 
-    /// Ends it, its children, and the server.
+    /// Ends the worker, its children, and the server.
     fn end(&mut self) -> io::Result<ExitStatus> {
         let Some(mut child) = self.child.take() else { return Err(ErrorKind::NotFound.into()) };
-        // One that has ended keeps the status it has.
+        // A worker that has ended keeps its status.
         let _ = kill_process_group(self.pid, Signal::KILL);
-        // A thread that waits for a read cannot be killed until it is answered; this answers.
+        // A thread that waits for a read cannot be killed before the answer. The drop of the server answers.
         self.server = None;
         child.wait()
     }

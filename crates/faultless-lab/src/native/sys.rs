@@ -1,9 +1,8 @@
-//! The system calls and accesses that Rust cannot check: the only module of this crate with unsafe code.
+//! System calls and accesses that Rust cannot check. This is the only module of this crate with unsafe code.
 //!
-//! What a scenario maps lies in a window of addresses of its own, where nothing of the program is: no heap, no stack,
-//! no library. So an access anywhere in the window, mapped or not, harms nothing that Rust knows; it works, or a signal
-//! ends the process. What is outside the window is refused here. Inside it, memory is read and written by atomic
-//! operations and by the kernel only.
+//! Scenarios map in an address window of their own, which has no heap, no stack and no library. So an access in the
+//! window, mapped or not, harms no Rust object: it succeeds, or a signal ends the process. The functions refuse
+//! addresses outside the window. Inside it, memory is read and written only by atomic operations and by the kernel.
 #![allow(unsafe_code)]
 
 use crate::scenarios::Page;
@@ -22,13 +21,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Where scenarios map: below everything that x86-64 and arm64 (48 bits) place by themselves, above what is linked at
-/// a fixed address, and above what AddressSanitizer keeps for itself.
+/// Address window in which scenarios map. It is below all addresses that x86-64 and arm64 (48 bits) choose by
+/// themselves. It is above code that is linked at a fixed address, and above the range that AddressSanitizer uses.
 pub const WINDOW: Range<u64> = 0x2000_0000_0000..0x5000_0000_0000;
 
 type Page64 = [u64; PAGE_SIZE as usize / 8];
 
-/// Whether all of a range lies in the window.
+/// Returns a pointer to `start`. Fails if a part of the range lies outside the window.
 fn check(start: VirtAddr, bytes: u64) -> io::Result<*mut c_void> {
     let end = start.get().checked_add(bytes).ok_or(Errno::FAULT)?;
     if start.get() >= WINDOW.start && end <= WINDOW.end {
@@ -38,7 +37,7 @@ fn check(start: VirtAddr, bytes: u64) -> io::Result<*mut c_void> {
     }
 }
 
-/// The word at an address of the window.
+/// Returns a pointer to the aligned word at an address of the window.
 fn word(at: VirtAddr) -> io::Result<*mut u64> {
     let place: *mut u64 = check(at, 8)?.cast();
     if place.is_aligned() {
@@ -56,7 +55,8 @@ fn rights(protection: Protection) -> ProtFlags {
     flags
 }
 
-/// mmap at a free place of the window, anonymous and private if there is no file; EEXIST if it is not free.
+/// Maps a free range of the window (mmap). Without a file, the mapping is anonymous and private. Fails with EEXIST if
+/// the range is not free.
 pub fn map(
     start: VirtAddr,
     bytes: u64,
@@ -64,7 +64,7 @@ pub fn map(
     file: Option<(BorrowedFd<'_>, Sharing)>,
 ) -> io::Result<()> {
     let (place, length) = (check(start, bytes)?, bytes as usize);
-    // Without a reserve: a scenario maps a terabyte and uses little of it.
+    // No memory is reserved: a scenario maps a terabyte and uses little of it.
     let fixed = MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE;
     // SAFETY: new pages in the window, where no Rust object is.
     let mapped = unsafe {
@@ -78,9 +78,9 @@ pub fn map(
             }
         }
     }?;
-    // A kernel before 4.17 takes the place as a hint.
+    // A kernel before 4.17 takes the address as a hint.
     if mapped.addr() as u64 != start.get() {
-        // SAFETY: what this call has just mapped, and nobody knows.
+        // SAFETY: this call has just mapped the range, and no other code knows it.
         unsafe { mm::munmap(mapped, length) }?;
         return Err(Errno::NOSYS.into());
     }
@@ -89,14 +89,14 @@ pub fn map(
     Ok(())
 }
 
-/// munmap in the window.
+/// Unmaps a range of the window (munmap).
 pub fn unmap(start: VirtAddr, bytes: u64) -> io::Result<()> {
     let place = check(start, bytes)?;
     // SAFETY: in the window, where no Rust object is.
     Ok(unsafe { mm::munmap(place, bytes as usize) }?)
 }
 
-/// mprotect in the window.
+/// Changes the rights of a range of the window (mprotect).
 pub fn protect(start: VirtAddr, bytes: u64, protection: Protection) -> io::Result<()> {
     let place = check(start, bytes)?;
     let flags = MprotectFlags::from_bits_retain(rights(protection).bits());
@@ -104,18 +104,18 @@ pub fn protect(start: VirtAddr, bytes: u64, protection: Protection) -> io::Resul
     Ok(unsafe { mm::mprotect(place, bytes as usize, flags) }?)
 }
 
-/// madvise in the window.
+/// Gives advice for a range of the window (madvise).
 pub fn advise(start: VirtAddr, bytes: u64, advice: Advice) -> io::Result<()> {
     let place = check(start, bytes)?;
-    // SAFETY: in the window, where no Rust object is; whatever the advice drops there is the scenario's own.
+    // SAFETY: in the window, where no Rust object is. The advice can drop only data of the scenario.
     Ok(unsafe { mm::madvise(place, bytes as usize, advice) }?)
 }
 
-/// Which pages of a mapping of the window are in memory: mincore.
+/// Returns which pages of a mapping in the window are in memory (mincore).
 pub fn resident(start: VirtAddr, bytes: u64) -> io::Result<Vec<bool>> {
     let place = check(start, bytes)?;
     let mut pages = vec![0_u8; bytes.div_ceil(PAGE_SIZE) as usize];
-    // SAFETY: one byte a page of the range is written.
+    // SAFETY: the call writes one byte for each page of the range.
     let done = unsafe { libc::mincore(place, bytes as usize, pages.as_mut_ptr().cast()) };
     if done != 0 {
         return Err(io::Error::last_os_error());
@@ -123,16 +123,16 @@ pub fn resident(start: VirtAddr, bytes: u64) -> io::Result<Vec<bool>> {
     Ok(pages.into_iter().map(|byte| byte & 1 != 0).collect())
 }
 
-/// A load of an aligned word.
+/// Loads an aligned word.
 #[inline]
 pub fn load(at: VirtAddr) -> io::Result<u64> {
     let word = word(at)?;
-    // SAFETY: aligned and in the window: memory that is accessed by atomics alone, or a signal.
+    // SAFETY: aligned and in the window. All accesses to this memory are atomic, or a signal ends the process.
     let value = unsafe { AtomicU64::from_ptr(word) }.load(Ordering::Relaxed);
     Ok(black_box(value))
 }
 
-/// A store of an aligned word.
+/// Stores an aligned word.
 #[inline]
 pub fn store(at: VirtAddr, value: u64) -> io::Result<()> {
     let word = word(at)?;
@@ -141,7 +141,7 @@ pub fn store(at: VirtAddr, value: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// All of a page.
+/// Loads a whole page.
 pub fn read_page(start: VirtAddr, page: &mut Page) -> io::Result<()> {
     let words: *mut Page64 = check(start, PAGE_SIZE)?.cast();
     if start.offset_in_page() != 0 {
@@ -156,17 +156,17 @@ pub fn read_page(start: VirtAddr, page: &mut Page) -> io::Result<()> {
     Ok(())
 }
 
-/// write(2) of the word at an address: the kernel loads it.
+/// Writes the word at an address to a descriptor (write(2)). The kernel loads it.
 pub fn write_word(to: BorrowedFd<'_>, at: VirtAddr) -> io::Result<usize> {
     let word = word(at)?;
-    // SAFETY: the kernel reads eight bytes of the window, or says EFAULT.
+    // SAFETY: the kernel reads eight bytes of the window, or returns EFAULT.
     moved(unsafe { libc::write(to.as_raw_fd(), word.cast(), 8) })
 }
 
-/// read(2) into the word at an address: the kernel stores it.
+/// Reads from a descriptor into the word at an address (read(2)). The kernel stores it.
 pub fn read_word(from: BorrowedFd<'_>, at: VirtAddr) -> io::Result<usize> {
     let word = word(at)?;
-    // SAFETY: the kernel writes eight bytes of the window, where no Rust object is, or says EFAULT.
+    // SAFETY: the kernel writes eight bytes of the window, where no Rust object is, or returns EFAULT.
     moved(unsafe { libc::read(from.as_raw_fd(), word.cast(), 8) })
 }
 
@@ -174,22 +174,21 @@ fn moved(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Faults of a thread or of a process so far.
+/// Numbers of faults of a thread or of a process so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
-    /// Those that needed no read.
+    /// Faults that needed no read.
     pub minor: u64,
-    /// Those that waited for one.
+    /// Faults that waited for a read.
     pub major: u64,
 }
 
-/// The calling thread's faults.
+/// Returns the faults of the calling thread.
 pub fn thread_faults() -> Faults {
     faults(libc::RUSAGE_THREAD)
 }
 
-/// The faults of all threads of this process, and of its children of fork that were waited for: the engine counts
-/// both too.
+/// Returns the faults of this process and of its children that were waited for. The engine counts both too.
 pub fn process_faults() -> Faults {
     let (own, children) = (faults(libc::RUSAGE_SELF), faults(libc::RUSAGE_CHILDREN));
     Faults { minor: own.minor + children.minor, major: own.major + children.major }
@@ -197,7 +196,7 @@ pub fn process_faults() -> Faults {
 
 fn faults(who: libc::c_int) -> Faults {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: the kernel fills the structure, of which all zeros are a value too.
+    // SAFETY: the kernel fills the structure. All zeros are a valid value of it too.
     let usage = unsafe {
         libc::getrusage(who, usage.as_mut_ptr());
         usage.assume_init()
@@ -205,10 +204,10 @@ fn faults(who: libc::c_int) -> Faults {
     Faults { minor: usage.ru_minflt as u64, major: usage.ru_majflt as u64 }
 }
 
-/// Puts the calling thread into the class of real-time threads, which run before all others. Its children of fork are
+/// Gives the calling thread real-time priority, so that it runs before all ordinary threads. Its children of fork are
 /// ordinary again.
 pub fn go_before_others() -> io::Result<()> {
-    // SAFETY: zero names the caller; the parameter is read only.
+    // SAFETY: zero names the calling thread. The kernel only reads the parameter.
     let done = unsafe {
         let lowest = libc::sched_param { sched_priority: 1 };
         libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const lowest)
@@ -216,9 +215,9 @@ pub fn go_before_others() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// No huge pages in this process: the engine has none either.
+/// Forbids huge pages in this process, because the engine has none either.
 pub fn forbid_huge_pages() -> io::Result<()> {
-    // SAFETY: a flag of this process.
+    // SAFETY: the call changes only a flag of this process.
     match unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -234,35 +233,36 @@ pub fn set_filter(event: &impl AsRawFd, filter: &CStr) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// fork. The child has the calling thread only; it runs `child`, and exits with what that returns, or 101 if it panics.
+/// Forks. The child has only the calling thread. It runs `child`, and exits with its result, or with 101 if it panics.
 pub fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
-    // SAFETY: the child never returns from here. Memory is a copy of the parent's at one moment, and glibc sets its
-    // allocator right. A lock that another thread held stays locked in the child for ever: it may hang on that, no worse.
+    // SAFETY: the child never returns from here. Its memory is a copy of the parent's at one moment, and glibc repairs
+    // its allocator. A lock that another thread held stays locked in the child. The child may hang on it, but nothing
+    // worse can happen.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             let code = catch_unwind(AssertUnwindSafe(child)).unwrap_or(101);
-            // SAFETY: ends the child without what the parent has registered for its own exit.
+            // SAFETY: this ends the child without the exit handlers that the parent has registered.
             unsafe { libc::_exit(code) }
         }
         pid => Pid::from_raw(pid).ok_or_else(|| Errno::SRCH.into()),
     }
 }
 
-/// A page on its way out of a store: the transfer's memory, until its completion takes it back.
+/// Page that a store is filling. The transfer uses its memory until the completion takes it back.
 struct OnTheWay(NonNull<Page>);
 
-// SAFETY: the pointer came out of a Box, and only one of these is made from it.
+// SAFETY: the pointer comes from a Box, and only one `OnTheWay` is made from it.
 unsafe impl Send for OnTheWay {}
 
 impl OnTheWay {
     fn into_page(self) -> Box<Page> {
-        // SAFETY: it came out of a Box, once; the transfer that used it has ended.
+        // SAFETY: the pointer comes from a Box, this is called once, and the transfer that used the page has ended.
         unsafe { Box::from_raw(self.0.as_ptr()) }
     }
 }
 
-/// Starts reading the page at `offset` of a store; `done` gets it on any thread, or before this returns.
+/// Starts reading the page at `offset` of a store. `done` receives it, on any thread, perhaps before this returns.
 pub fn submit_read(
     store: &dyn Store,
     offset: u64,
@@ -271,6 +271,6 @@ pub fn submit_read(
     let memory = NonNull::from(Box::leak(Box::new([0; PAGE_SIZE as usize])));
     let page = OnTheWay(memory);
     let completion = Box::new(move |result| done(result, &page.into_page()));
-    // SAFETY: a page that nobody else knows, and that the completion, called once and last, takes back.
+    // SAFETY: no other code knows the page. The completion is called once, as the last user, and takes it back.
     store.submit(unsafe { Transfer::new(Direction::Read, offset, memory.cast(), completion) });
 }

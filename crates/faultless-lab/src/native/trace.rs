@@ -1,4 +1,4 @@
-//! How often mmap_lock is taken, counted exactly by the kernel's tracepoint of it.
+//! Exact count of mmap_lock acquisitions, by the kernel's tracepoint.
 
 use super::sys;
 use perf_event::events::Tracepoint;
@@ -11,13 +11,13 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 const EVENT: &str = "events/mmap_lock/mmap_lock_acquire_returned/id";
-/// Where tracefs is mounted, where it is.
+/// Paths at which tracefs is usually mounted.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// The number of the tracepoint that fires when mmap_lock was taken, or was not.
+/// Returns the number of the tracepoint that fires after each attempt to take mmap_lock.
 ///
 /// # Errors
-/// Why it cannot be had.
+/// The reason why the tracepoint is not available.
 pub fn find() -> Result<u64, String> {
     let mut denied = None;
     for place in PLACES {
@@ -37,7 +37,7 @@ fn parse(id: &str) -> Result<u64, String> {
     id.trim().parse().map_err(|_| "the tracepoint of mmap_lock has no number".into())
 }
 
-/// From a tracefs that is mounted nowhere, and so is gone when this returns.
+/// Reads the number from a tracefs that is mounted nowhere. That tracefs ends when this returns.
 fn from_own_tracefs() -> io::Result<String> {
     let context = rustix::mount::fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
@@ -50,7 +50,7 @@ fn from_own_tracefs() -> io::Result<String> {
     Ok(id)
 }
 
-/// Which acquisitions are counted.
+/// Kind of acquisitions that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// For reading.
@@ -72,7 +72,7 @@ fn open(id: u64, mode: Mode, with_new_threads: bool) -> io::Result<Counter> {
     let mut builder = Builder::new(Tracepoint::with_id(id));
     builder.observe_self().any_cpu().include_kernel().include_hv();
     if with_new_threads {
-        // Its children of fork count for themselves.
+        // Children of fork are not counted.
         builder.inherit(true).inherit_thread(true);
     }
     let mut counter = builder.build()?;
@@ -81,37 +81,38 @@ fn open(id: u64, mode: Mode, with_new_threads: bool) -> io::Result<Counter> {
     Ok(counter)
 }
 
-/// Counts what the calling thread, and all threads that it and they start from now on, do.
+/// Counter of the calling thread and of all threads that it and they start from now on.
 pub struct Process {
-    /// Reading needs it alone.
+    /// A lock, because reading needs `&mut`.
     counters: Mutex<[Counter; 2]>,
     id: u64,
 }
 
 impl Process {
-    /// Begins to count.
+    /// Starts to count.
     ///
     /// # Errors
-    /// Why the kernel refuses.
+    /// The reason why the kernel refuses.
     pub fn new(id: u64) -> Result<Self, String> {
         let open = |mode| open(id, mode, true).map_err(|error| format!("perf_event_open: {error}"));
         Ok(Self { counters: Mutex::new([open(Mode::Read)?, open(Mode::Write)?]), id })
     }
 
-    /// How often mmap_lock was taken for reading, and for writing.
+    /// Returns how often mmap_lock was taken for reading, and for writing.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The error of the kernel.
     pub fn read(&self) -> io::Result<[u64; 2]> {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let [reads, writes] = &mut *counters;
         Ok([reads.read()?, writes.read()?])
     }
 
-    /// How often the calling thread has taken mmap_lock for reading since it first asked; `None` if it may not count.
+    /// Returns how often the calling thread has taken mmap_lock for reading since its first call. `None` if it may not
+    /// count.
     pub fn of_this_thread(&self) -> Option<u64> {
         thread_local! {
-            /// Opened at the thread's first question, closed at its end.
+            /// Opened at the thread's first call, closed at its end.
             static COUNTER: OnceCell<Option<Mutex<Counter>>> = const { OnceCell::new() };
         }
         COUNTER.with(|counter| {
@@ -139,11 +140,11 @@ mod tests {
             Err(reason) => return eprintln!("skipped: mmap_lock cannot be counted here: {reason}"),
         };
         let before = process.read().unwrap();
-        // On a thread that is started later.
+        // The new thread starts after the counter.
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 assert!(process.of_this_thread().is_some());
-                // Larger than what malloc keeps, so that it is mapped and unmapped.
+                // Larger than the blocks that malloc keeps, so that each one is mapped and unmapped.
                 for _ in 0..10 {
                     drop(std::hint::black_box(vec![1_u8; 64 << 20]));
                 }

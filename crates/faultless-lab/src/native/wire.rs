@@ -1,4 +1,4 @@
-//! What the parent and the worker of a round say to each other: one line of JSON each way.
+//! Messages between the parent and the worker of a round: one line of JSON in each direction.
 
 use crate::measure::{Latency, Measured};
 use crate::scenarios::Settings;
@@ -8,27 +8,27 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How an access that may fault is made.
+/// Kind of access that may fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Variant {
-    /// By a load or a store of the program.
+    /// A load or a store of the program.
     Access,
-    /// By a system call that copies from or to that address. Faults of the kernel's own accesses do not use VMA locks:
-    /// they take mmap_lock, as all faults did up to Linux 6.3.
+    /// A system call that copies from or to the address. Faults of the kernel's own accesses do not use VMA locks. They
+    /// take mmap_lock, as all faults did up to Linux 6.3.
     SystemCall,
 }
 
-/// What the bytes of the file have to be.
+/// Expected contents of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Contents {
     /// The pattern of a temporary file.
     Pattern {
-        /// What it follows from.
+        /// The seed of the pattern.
         seed: u64,
     },
-    /// Those of this file.
+    /// The contents of another file.
     File {
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
     },
 }
@@ -36,37 +36,37 @@ pub enum Contents {
 /// The file that the scenario maps, served by the parent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Served {
-    /// Where the worker opens it.
+    /// The path at which the worker opens it.
     pub path: PathBuf,
-    /// Bytes that are mapped.
+    /// Length of the mapping, in bytes.
     pub length: u64,
-    /// What is in it.
+    /// Its expected contents.
     pub contents: Contents,
 }
 
-/// What a worker is to do.
+/// Order for a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Request {
     /// The scenario's name.
     pub scenario: String,
-    /// What all rounds have in common.
+    /// The settings that all rounds share.
     pub settings: Settings,
-    /// How long to measure.
+    /// Length of the measurement.
     pub length: Duration,
     /// The round's own seed.
     pub seed: u64,
     /// The file, if the scenario maps one.
     pub file: Option<Served>,
-    /// The number of the tracepoint that counts mmap_lock, or why there is none.
+    /// The number of the tracepoint that counts mmap_lock, or the reason why there is none.
     pub tracepoint: Result<u64, String>,
-    /// How accesses are made.
+    /// The kind of accesses.
     pub variant: Variant,
 }
 
-/// What came of it.
+/// Answer of a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// What was measured.
+    /// The measured figures.
     Measured(Figures),
     /// [`Trouble::Wrong`].
     Wrong(String),
@@ -76,7 +76,7 @@ pub enum Reply {
     Cannot(String),
 }
 
-/// [`Measured`]; a latency is each value in nanoseconds and how often it occurred.
+/// [`Measured`] for the wire. A latency is a list of values in nanoseconds, each with its number of occurrences.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
     seconds: f64,

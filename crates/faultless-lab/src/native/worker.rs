@@ -1,4 +1,4 @@
-//! The worker's side: one round on the kernel, in a process of its own.
+//! The worker's side of a round: one round on the kernel, in a process of its own.
 
 use super::machine::{Mapped, NativeMachine};
 use super::wire::{Reply, Request};
@@ -14,13 +14,13 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a worker does: takes its request from the socket that is its standard input, runs the round by `play`, and
-/// answers. Ends early when the parent says no more, and at once when the parent is gone.
+/// Runs one round. Takes the request from the socket on standard input, runs the round by `play`, and replies. Ends
+/// early when the parent closes its end, and is killed when the parent dies.
 pub fn worker(
     play: impl FnOnce(&Request, &NativeMachine, &Turn<'_>) -> Result<Measured, Trouble>,
 ) -> ExitCode {
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-    // What a thread of the parent's forgets to end. A parent that is gone already has closed the socket.
+    // This covers a parent that dies without ending the worker. A parent that is already gone has closed the socket.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let (mut socket, request) = match receive() {
         Ok(received) => received,
@@ -31,7 +31,7 @@ pub fn worker(
     };
     let watch = socket.try_clone().and_then(|mut socket| {
         let watch = move || {
-            // Nothing comes but the end.
+            // The parent sends nothing more, so this returns at the end of the stream.
             let _ = socket.read(&mut [0]);
             INTERRUPTED.store(true, Ordering::Relaxed);
         };
@@ -45,7 +45,7 @@ pub fn worker(
     line.push(b'\n');
     match socket.write_all(&line) {
         Ok(()) => ExitCode::SUCCESS,
-        // Nobody is left who would want to know.
+        // The parent is gone, so nobody can receive the error.
         Err(_) => ExitCode::FAILURE,
     }
 }

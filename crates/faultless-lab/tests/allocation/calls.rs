@@ -1,4 +1,4 @@
-//! Every call of the engine.
+//! Allocation failures in every call of the engine.
 
 use crate::failing::count;
 use crate::sweep::{Case, sweep};
@@ -18,7 +18,8 @@ use std::ops::Range;
 
 crate::under_every_design!(mapping unmapping changing advising locking moving faulting filing reading space_and_exit);
 
-/// The allocations of a rival's locks in a new space, counted from that space's first one on.
+/// Returns the allocations that a design's locks make in a new space, as a range counted from the space's first
+/// allocation.
 pub fn lock_of_a_space<D: LockingDesign>(world: &World<D>) -> Range<u64> {
     let table = count(|| world.engine.host().new_table(world.engine.sections()).unwrap());
     table + 1..table + 1 + count(D::Space::default)
@@ -207,7 +208,7 @@ fn moving<D: LockingDesign>() {
             may_go: 9..70,
             ..Case::new("many to a hole", |world| remap(world, to(10, 44, 5000)))
         },
-        // What is cut off goes first.
+        // The part that is cut off goes first.
         Case {
             may_go: 12..14,
             ..Case::new("shorter elsewhere", |world| {
@@ -229,7 +230,7 @@ fn moving<D: LockingDesign>() {
             remap(world, RemapRequest { old_length: 0, ..resize(40, 2, 2) })
         }),
     ];
-    // As `RemapError` says.
+    // Each move may do this, as `RemapError` states.
     sweep::<D>(&cases.map(|case| Case { may_split: true, may_stay: 20..110, ..case }));
 }
 
@@ -262,7 +263,7 @@ fn faulting<D: LockingDesign>() {
         Case::new("store to a shared page of a file", |world| store(world, 32)),
         Case::new("store to a shared page that was read", |world| store(world, 31)),
         Case::new("store to shared memory", |world| store(world, 41)),
-        // As on Linux: the stack has grown, or the store meets a hole.
+        // As on Linux: either the stack cannot grow for want of memory, or the store meets a hole.
         Case {
             refusals: &[ENOMEM, EFAULT],
             in_part: true,
@@ -279,14 +280,14 @@ fn file_errno(error: &FileError) -> i32 {
     error.errno()
 }
 
-/// Writes until all is written or nothing is. The file is as long as what has been written.
+/// Writes until all bytes are written or the call fails. Checks that the file's length follows the written bytes.
 fn write_all<D: LockingDesign>(world: &World<D>, offset: u64, bytes: &[u8]) -> Result<u64, i32> {
     let (before, mut done) = (world.writable.length(), 0);
     while done < bytes.len() {
         let written = world.handle.write_at(offset + done as u64, &bytes[done..]);
         let so_far = if done == 0 { 0 } else { offset + done as u64 };
         match written {
-            Ok(0) => panic!("a write of nothing that says that all is well"),
+            Ok(0) => panic!("a write of 0 bytes without an error"),
             Ok(more) => done += more,
             Err(error) => {
                 assert_eq!(world.writable.length(), before.max(so_far), "the length after {error}");
@@ -335,7 +336,7 @@ fn filing<D: LockingDesign>() {
         Case::new("longer", |world| done(world.handle.set_length(6 * PAGE_SIZE + 8), file_errno)),
         Case::new("read", |world| {
             let (mut bytes, mut done) = ([0; 4 * 4096], 0);
-            // A read that fails behind the first page says how far it came.
+            // A read that fails after the first page returns the number of bytes read so far.
             loop {
                 let more =
                     world.handle.read_at(done as u64, &mut bytes[done..]).map_err(|error| error.errno())?;
@@ -358,7 +359,7 @@ fn reading<D: LockingDesign>() {
             let mut bytes = [0; 4 * 4096];
             let count = world.space.read_remote(at(20), &mut bytes).map_err(|error| error.errno())?;
             assert!(count <= bytes.len());
-            // Less than all, where a page could not be had, as on Linux.
+            // As on Linux, the count is lower if a page is not available.
             if count < bytes.len() { Err(ENOMEM) } else { Ok(u64::from(bytes[3 * 4096])) }
         }),
         Case {

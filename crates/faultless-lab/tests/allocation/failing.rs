@@ -1,26 +1,26 @@
-//! The system's allocator, which counts what a thread has, and fails where the thread asks for it.
+//! The system's allocator with a count for each thread, and with failures on request.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// How often an allocation fails.
+/// Frequency of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Often {
-    /// The n-th, and no other.
+    /// Only the n-th allocation fails.
     Once,
-    /// The n-th, and all that come later.
+    /// The n-th allocation and all later ones fail.
     Always,
 }
 
 #[derive(Clone, Copy)]
 struct State {
-    /// Allocations until one fails, that one included; 0: none will.
+    /// Number of allocations until the failing one, which counts too. 0 means no failure.
     left: u64,
     always: bool,
     has_failed: bool,
-    /// Allocations of this thread so far, less what it has freed.
+    /// Number of allocations of this thread that it has not freed.
     live: i64,
-    /// Allocations so far.
+    /// Number of allocations so far.
     made: u64,
 }
 
@@ -29,7 +29,7 @@ thread_local! {
         const { Cell::new(State { left: 0, always: false, has_failed: false, live: 0, made: 0 }) };
 }
 
-/// Notes an allocation. False: it is to fail.
+/// Counts an allocation. Returns whether it may succeed.
 fn is_granted(new: bool) -> bool {
     let mut state = STATE.get();
     let fails = state.left == 1;
@@ -47,7 +47,7 @@ fn is_granted(new: bool) -> bool {
 
 struct Failing;
 
-// SAFETY: the system's allocator, or no memory.
+// SAFETY: every call goes to the system's allocator, or returns no memory.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: passed on.
@@ -80,7 +80,7 @@ unsafe impl GlobalAlloc for Failing {
 #[global_allocator]
 static ALLOCATOR: Failing = Failing;
 
-/// Runs `work`, whose `n`-th allocation fails (1 is the first). Returns whether it came to that.
+/// Runs `work` with a failure of its `n`-th allocation (1 is the first). Returns whether the failure occurred.
 pub fn with_failure<R>(n: u64, often: Often, work: impl FnOnce() -> R) -> (R, bool) {
     let before = STATE.get();
     STATE.set(State { left: n, always: often == Often::Always, has_failed: false, ..before });
@@ -90,12 +90,12 @@ pub fn with_failure<R>(n: u64, often: Often, work: impl FnOnce() -> R) -> (R, bo
     (result, after.has_failed)
 }
 
-/// Allocations that this thread has not freed.
+/// Returns the number of allocations that this thread has not freed.
 pub fn live() -> i64 {
     STATE.get().live
 }
 
-/// How many allocations `work` makes.
+/// Returns the number of allocations in `work`.
 pub fn count<R>(work: impl FnOnce() -> R) -> u64 {
     let before = STATE.get().made;
     drop(work());

@@ -1,5 +1,5 @@
-//! fork without memory: the parent is as before, and there is no child: not for truncation, not for writeback, not for the
-//! copy-on-write of the parent's pages.
+//! fork without memory: the parent is unchanged, and no child exists. Truncation, writeback and the copy-on-write of
+//! the parent's pages find none.
 
 use crate::calls::lock_of_a_space;
 use crate::failing::{Often, live, with_failure};
@@ -20,7 +20,7 @@ fn fork_errno(error: ForkError) -> i32 {
     }
 }
 
-/// The child is as long as the call; it goes without memory too.
+/// The child lives as long as the call. Its end needs no memory either.
 fn forking<D: LockingDesign>() {
     let passed_over = lock_of_a_space(&World::<D>::new());
     sweep::<D>(&[
@@ -44,8 +44,8 @@ fn forking<D: LockingDesign>() {
     ]);
 }
 
-/// After a fork that failed: the frames are the parent's alone, so that a store needs no copy; truncation and writeback meet
-/// nobody else; the next fork is whole.
+/// After a failed fork, the frames belong to the parent alone, so a store needs no copy. Truncation and writeback meet
+/// no other space. The next fork is complete.
 fn a_failed_fork_is_not_there<D: LockingDesign>() {
     let passed_over = lock_of_a_space(&World::<D>::new());
     for often in [Often::Once, Often::Always] {

@@ -1,17 +1,22 @@
-//! Memory runs out at any point: every call, with its n-th allocation failing, once or from then on; and so with the
-//! machine's frames. The call succeeds or says that there is no memory; the space is as before, or as the call documents;
-//! the same call gives afterwards what it gives on a fresh space; and when all is gone nothing is left, neither frames nor
-//! tables nor a byte of the allocator's. Under every locking design.
+//! Memory runs out at every point of every call: its n-th allocation fails, once or from then on. The same is done with
+//! the machine's frames. Under every locking design the tests check these rules:
 //!
-//! Leaf tables, tree nodes, VMAs and records come from the same allocator as all else, so they fail here too. An allocation
-//! that cannot fail politely aborts the test, with these exceptions, which come before the failures begin or are passed
-//! over:
+//! * The call succeeds, or returns an error for missing memory.
+//! * After an error the space is as before, or as the call documents.
+//! * The same call afterwards gives the same result as on a fresh space.
+//! * When everything is dropped, no frame, no table and no byte of the allocator is left.
 //!
-//! * a thread's first call, when no thread had a number so high before: the slots' chunk (`faultless-soft/tests/first_use.rs`);
-//! * what makes a machine: `Engine::new`, `Soft::new`;
+//! Leaf tables, tree nodes, VMAs and records come from the same allocator as everything else, so they fail here too. An
+//! allocation that cannot return an error aborts the test. These are the exceptions, which are made before the failures
+//! begin or are skipped:
+//!
+//! * a thread's first call, if no thread had such a high number before: the slots' chunk
+//!   (`faultless-soft/tests/first_use.rs`);
+//! * the making of a machine: `Engine::new`, `Soft::new`;
 //! * `mappings()` and `usage()`, which collect; `mapping_from` and `usage_of` need no memory;
 //! * `Transfer::intercept`, and the stores made with it or for tests (`DelayedStore`, `GatedStore`);
-//! * what a rival's mmap_lock allocates when a space is made ([`calls::lock_of_a_space`]): laboratory code.
+//! * the allocations of a rival's mmap_lock when a space is made ([`calls::lock_of_a_space`]), which are laboratory
+//!   code.
 
 #[macro_use]
 #[path = "../every_design/mod.rs"]

@@ -1,4 +1,4 @@
-//! One call, its n-th allocation failing.
+//! Sweep: one call, with a failure of each of its allocations in turn.
 
 use crate::failing::{Often, live, with_failure};
 use crate::world::{EAGAIN, ENOMEM, Line, Seen, World, bytes, listing};
@@ -7,26 +7,26 @@ use faultless::host::{FrameSource, FrameUse, GroupId, Host};
 use std::fmt::{self, Display};
 use std::ops::Range;
 
-/// A call, and what its documentation says of failures.
+/// Call, with its documented behaviour on failure.
 pub struct Case<D: LockingDesign> {
     pub name: &'static str,
-    /// Ok: something that is the same each time. Err: Linux's number.
+    /// Ok: a value that is the same each time. Err: Linux's error number.
     pub call: fn(&World<D>) -> Result<u64, i32>,
-    /// The numbers that say that there is no memory.
+    /// The error numbers that stand for missing memory.
     pub refusals: &'static [i32],
-    /// What may be gone when the call has failed.
+    /// Pages that may be unmapped after a failure.
     pub may_go: Range<u64>,
-    /// What may be in the listing when it has failed, and is a hole all the same.
+    /// Pages that may stay in the listing after a failure, although they are holes.
     pub may_stay: Range<u64>,
-    /// When it has failed, each page is as before or as afterwards.
+    /// After a failure, each page is as before or as after success.
     pub in_part: bool,
-    /// Without memory to join them, neighbours stay apart, whether the call does its work or not.
+    /// Without memory to merge them, neighbours stay separate, even if the call succeeds.
     pub may_split: bool,
-    /// When it has failed, the same call does the rest.
+    /// After a failure, the same call does the rest.
     pub can_repeat: bool,
-    /// It may not fail for want of memory.
+    /// The call must not fail because of missing memory.
     pub cannot_fail: bool,
-    /// Allocations that are passed over.
+    /// Allocations that do not fail.
     pub passed_over: Range<u64>,
 }
 
@@ -47,7 +47,7 @@ impl<D: LockingDesign> Case<D> {
     }
 }
 
-/// Where an allocation fails.
+/// Kind of allocation that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Allocator,
@@ -69,26 +69,26 @@ impl Display for Attempt<'_> {
     }
 }
 
-/// What a call does on a fresh space.
+/// Result of the call on a fresh space without failures.
 struct Expected {
     result: Result<u64, i32>,
     before: (Vec<Line>, Vec<(u64, Seen)>),
     after: (Vec<Line>, Vec<(u64, Seen)>),
 }
 
-/// What an attempt came to.
+/// Result of an attempt.
 enum Outcome {
     /// No allocation failed.
     NoFailure,
-    /// One did, and the call did its work all the same.
+    /// An allocation failed, and the call succeeded nevertheless.
     Overcome,
-    /// The call did not.
+    /// An allocation failed, and the call returned an error.
     Refused,
 }
 
-/// Fails each allocation of each call.
+/// Lets each allocation of each call fail.
 pub fn sweep<D: LockingDesign>(cases: &[Case<D>]) {
-    // What a thread has once: its slot, and what is printed.
+    // This makes the allocations that a thread makes only once: its slot and its output buffer.
     drop(World::<D>::new());
     for case in cases {
         let expected = expected(case);
@@ -119,7 +119,8 @@ fn expected<D: LockingDesign>(case: &Case<D>) -> Expected {
     Expected { result, before, after }
 }
 
-/// `repeat`: the same call follows, and is looked at; otherwise what the first has left.
+/// Runs one attempt. With `repeat`, the same call follows and its result is checked. Without, the state after the first
+/// call is checked.
 fn try_once<D: LockingDesign>(
     case: &Case<D>,
     expected: &Expected,
@@ -138,7 +139,7 @@ fn try_once<D: LockingDesign>(
     let outcome = match result {
         Err(errno) if result != expected.result => {
             assert!(case.refusals.contains(&errno), "{attempt}: error number {errno}");
-            assert!(!case.cannot_fail, "{attempt}: it failed");
+            assert!(!case.cannot_fail, "{attempt}: the call failed");
             if case.in_part || case.may_split || !case.may_go.is_empty() {
                 check_pages(case, expected, &lines, attempt);
             } else {
@@ -165,7 +166,7 @@ fn try_once<D: LockingDesign>(
     outcome
 }
 
-/// After a call that did its work.
+/// Checks the listing after a call that succeeded.
 fn check_listing<D: LockingDesign>(
     case: &Case<D>,
     expected: &Expected,
@@ -180,7 +181,8 @@ fn check_listing<D: LockingDesign>(
     }
 }
 
-/// The frames do not say whether one has failed; what they do next does.
+/// Runs the call with failing frames. The frame source does not report a failure, so later allocations show whether it
+/// happened.
 fn with_frames_failing<D: LockingDesign>(
     world: &World<D>,
     attempt: &Attempt<'_>,
@@ -194,7 +196,7 @@ fn with_frames_failing<D: LockingDesign>(
     let result = call(world);
     let next: [_; 40] = std::array::from_fn(|_| frames.allocate(GroupId::ROOT, FrameUse::Anonymous));
     frames.fail_from(None);
-    // SAFETY: given out just now, to this test alone.
+    // SAFETY: the frames were allocated just now, and only this test has them.
     next.iter().flatten().for_each(|frame| unsafe { frames.free(*frame) });
     let has_failed = match attempt.often {
         Often::Once => next.iter().all(Option::is_some),
@@ -203,7 +205,7 @@ fn with_frames_failing<D: LockingDesign>(
     (result, has_failed)
 }
 
-/// What a listing says of one page.
+/// Returns the listing's data for one page.
 fn at_page(lines: &[Line], page: u64) -> Option<impl PartialEq + std::fmt::Debug> {
     let line = lines.iter().find(|line| line.start.get() <= page && page < line.end.get())?;
     let file = line.file.map(|(_, first)| first + (page - line.start.get()));

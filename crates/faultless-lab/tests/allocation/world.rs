@@ -1,4 +1,4 @@
-//! A machine with a space in which there is something of everything, and a look at it.
+//! A machine with a space that has every kind of mapping, and functions that read its state.
 //!
 //! ```text
 //! page  10 11 12 13   zeros: written, written, read, untouched
@@ -7,7 +7,7 @@
 //!       40 41         shared memory without a file: written, untouched
 //!       50 51 52 53   zeros, written, then only to be read; 52 mapped apart
 //!       60            zeros, written; the child of a fork has it too
-//!       1024..1028    zeros, across two leaf tables' places: what is unmapped with its table
+//!       1024..1028    zeros, where two leaf tables could lie: unmapped together with its table
 //!       900          a stack, which grows down
 //!       950          a heap of two pages
 //! ```
@@ -27,7 +27,7 @@ pub const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
 pub type Space<D> = AddressSpace<Soft, D>;
 
-/// Linux's numbers.
+/// Linux's error numbers.
 pub const ENOMEM: i32 = 12;
 pub const EAGAIN: i32 = 11;
 pub const EFAULT: i32 = 14;
@@ -36,7 +36,7 @@ pub fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
 
-/// A file in memory that answers at once, and needs no memory for it.
+/// A file in memory that answers at once without allocating.
 struct Bytes(Mutex<Vec<u8>>);
 
 impl Store for Bytes {
@@ -66,7 +66,7 @@ impl Store for Bytes {
 
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         let mut bytes = self.0.lock().unwrap();
-        // There is room already, see `numbered`.
+        // The capacity is already there, see `numbered`.
         bytes.resize(length as usize, 0);
         Ok(())
     }
@@ -86,7 +86,7 @@ fn numbered(pages: u64) -> Arc<Bytes> {
 }
 
 pub struct World<D: LockingDesign> {
-    // Dropped in this order.
+    // The fields are dropped in this order.
     pub space: Space<D>,
     pub child: Space<D>,
     pub handle: FileHandle<Soft>,
@@ -97,7 +97,7 @@ pub struct World<D: LockingDesign> {
 
 impl<D: LockingDesign> World<D> {
     pub fn new() -> Self {
-        // One entry is enough for a table to be shared by fork.
+        // With one entry, a table is already shared by fork.
         let limits = Limits { shared_entries: 1, ..Limits::default() };
         let engine = Engine::new(Soft::new(128).unwrap(), limits).unwrap();
         let read_only = File::open(&engine, numbered(4)).unwrap();
@@ -144,12 +144,12 @@ impl<D: LockingDesign> World<D> {
         Self { space, child, handle, read_only, writable, engine }
     }
 
-    /// Frames in use.
+    /// Returns the number of frames in use.
     pub fn frames(&self) -> u64 {
         self.engine.frame_usage().used
     }
 
-    /// Everything goes; nothing may be left.
+    /// Drops everything and checks that nothing is left.
     pub fn end(self, live_before: i64, what: &dyn std::fmt::Display) {
         let engine = self.engine.clone();
         self.space.audit().unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -164,7 +164,8 @@ impl<D: LockingDesign> World<D> {
     }
 }
 
-/// What is mapped at a page. Files by the order in which they come: a call that was tried before has other numbers.
+/// Mapping in the listing. Files are numbered by their first occurrence, because an earlier failed call may have
+/// changed their ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     pub start: PageNumber,
@@ -175,7 +176,7 @@ pub struct Line {
     pub file: Option<(usize, u64)>,
 }
 
-/// The maps listing.
+/// Returns the listing of the maps.
 pub fn listing<D: LockingDesign>(space: &Space<D>) -> Vec<Line> {
     let mut files = Vec::new();
     let line = |info: faultless::MappingInfo| {
@@ -193,7 +194,7 @@ pub fn listing<D: LockingDesign>(space: &Space<D>) -> Vec<Line> {
     space.mappings().into_iter().map(line).collect()
 }
 
-/// What a load finds.
+/// Result of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     Value(u64),
@@ -203,7 +204,7 @@ pub enum Seen {
     Forbidden,
 }
 
-/// The first word of every page where a call of these tests may do something.
+/// Returns the first word of every page that a call of these tests may affect.
 pub fn bytes<D: LockingDesign>(space: &Space<D>) -> Vec<(u64, Seen)> {
     let pages = (9..70).chain(100..110).chain(1022..1030).chain(890..901).chain(950..955);
     let look = |page| match space.load_u64(at(page)) {

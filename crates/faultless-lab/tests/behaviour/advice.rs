@@ -1,4 +1,4 @@
-//! madvise, guard pages, populating, and what fork makes of advice: each rule as Linux 6.18 has it, and its errors.
+//! madvise, guard pages, population, and the effect of advice on fork: each rule as in Linux 6.18, with its errors.
 
 use crate::*;
 use faultless::address::RangeError;
@@ -26,7 +26,8 @@ under_every_design! {
     fork_honours_advice_and_drops_locks
 }
 
-// All of them: a guard is the engine's; an access to it gets SIGBUS where Linux's own guards give SIGSEGV.
+// All tests of this file. A guard belongs to the engine: an access to it raises SIGBUS, while Linux's own guards raise
+// SIGSEGV.
 on_real_memory! {
     reading_advice_splits_and_merges
     advice_checks_its_arguments
@@ -49,15 +50,15 @@ pub(crate) fn pages(n: u64) -> u64 {
     n * PAGE_SIZE
 }
 
-/// First page, page behind the last one, flags.
+/// Returns each mapping: first page, page after the last one, flags.
 pub(crate) fn flags<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64, MappingFlags)> {
     let line = |m: &faultless::MappingInfo| (m.range.start().get(), m.range.end().get(), m.flags);
     space.mappings().iter().map(line).collect()
 }
 
-/// Which of the pages are in memory: `1` and `0`.
+/// Returns the residency of each page: `1` or `0`.
 pub(crate) fn resident<S: Stand, D: LockingDesign>(space: &Space<S, D>, page: u64, n: u64) -> String {
-    // Where an access can be done before its entry is.
+    // On a host where an access can finish before its entry is recorded, the audit waits for the entries.
     let _ = space.audit();
     space.resident(at(page), pages(n)).unwrap().iter().map(|r| if *r { '1' } else { '0' }).collect()
 }
@@ -117,7 +118,7 @@ fn advice_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
             }
         }
     }
-    // What lies around a hole is done all the same.
+    // The parts around a hole are done in spite of the error.
     let error = space.advise(at(10), pages(6), Advice::Random).unwrap_err();
     assert!(matches!(error, AdviseError::Hole { address, .. } if address == at(12)), "{error:?}");
     assert_eq!(flags(&space), [(10, 12, MappingFlags::RANDOM), (13, 15, MappingFlags::RANDOM)]);
@@ -131,8 +132,8 @@ fn advice_is_for_its_kind<S: Stand, D: LockingDesign>() -> Ran<S> {
     use Advice::*;
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(2));
-    // The columns of a table of what Linux says: private anonymous memory; that, locked; a private file; a shared
-    // file that was opened to be read.
+    // The columns, with Linux's results: private anonymous memory; the same, locked; a private file; a shared file that
+    // was opened for reading.
     space.map(anonymous(10, 2)).unwrap();
     space.map(anonymous(20, 2)).unwrap();
     space.lock(at(20), pages(2), LockMode::OnFault).unwrap();
@@ -209,7 +210,7 @@ fn populate_brings_pages_or_says_why_not<S: Stand, D: LockingDesign>() -> Ran<S>
     space.advise(at(10), pages(5), Advice::PopulateWrite).unwrap();
     assert_eq!(machine.frames() - frames, 5);
 
-    // Rights, a hole, a guard: each ends it, with what lies below done.
+    // Missing rights, a hole and a guard each end the call. The pages below are done.
     space.map(anonymous(20, 5)).unwrap();
     space.protect(at(22), PAGE_SIZE, Protection::READ).unwrap();
     let error = space.advise(at(20), pages(5), Advice::PopulateWrite).unwrap_err();
@@ -262,7 +263,7 @@ fn willneed_begins_reads_and_waits_for_none<S: Stand, D: LockingDesign>() -> Ran
     space.map(anonymous(15, 2)).unwrap();
     space.advise(at(10), pages(7), Advice::WillNeed).unwrap();
     assert_eq!(gate.waiting(), 1, "one transfer of three pages");
-    assert_eq!(resident(&space, 10, 7), "0000000", "being read");
+    assert_eq!(resident(&space, 10, 7), "0000000", "the pages are being read");
     let error = space.advise(at(10), pages(8), Advice::WillNeed).unwrap_err();
     assert!(matches!(error, AdviseError::Hole { address, .. } if address == at(17)));
     gate.open();
@@ -288,7 +289,7 @@ fn guards_refuse_and_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.advise(at(10), pages(6), Advice::Free).unwrap();
     assert!(is_guard(&space, 11) && is_guard(&space, 12));
     assert_eq!(machine.frames(), 0);
-    // What the mapping forbids comes first.
+    // The mapping's rights are checked before the guard.
     space.protect(at(10), pages(6), Protection::READ).unwrap();
     assert!(matches!(fault_of(space.store_u64(at(11), 1)), FaultError::Protection { .. }));
     assert!(is_guard(&space, 11));
@@ -302,7 +303,7 @@ fn guards_refuse_and_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.advise(at(10), pages(6), Advice::GuardRemove).unwrap();
     assert_eq!(space.load_u64(at(12)).unwrap(), 5, "only guards are removed");
 
-    // Over a hole, of files, of what allows nothing, past the end.
+    // Guards over a hole, in files, without rights, and past the end of the file.
     space.map(anonymous(20, 2)).unwrap();
     space.map(anonymous(23, 2).protection(NONE)).unwrap();
     let error = space.advise(at(20), pages(5), Advice::GuardInstall).unwrap_err();
@@ -319,7 +320,7 @@ fn guards_refuse_and_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
         space.advise(at(page), 1, Advice::GuardInstall).unwrap();
         assert!(is_guard(&space, page));
     }
-    assert_eq!(resident(&space, 40, 2), "01", "the file has it in memory all the same");
+    assert_eq!(resident(&space, 40, 2), "01", "the file still has it in memory");
     file.set_length(0);
     file.set_length(pages(2));
     assert!(is_guard(&space, 31) && is_guard(&space, 41));
@@ -330,7 +331,7 @@ fn guards_refuse_and_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// What Linux does too: a fault that waited for its read finds the guard.
+/// As on Linux, a fault that waited for its read finds the guard.
 fn a_guard_is_found_by_a_fault_that_waited<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, (file, gate)) = (machine.space::<D>(), machine.gated_file(1));
@@ -342,7 +343,7 @@ fn a_guard_is_found_by_a_fault_that_waited<S: Stand, D: LockingDesign>() -> Ran<
     let error = loop {
         match fault.wait() {
             Ok(Fault::Pending(again)) => fault = again,
-            Ok(Fault::Done) => panic!("it came where a guard is"),
+            Ok(Fault::Done) => panic!("the page was mapped over a guard"),
             Err(error) => break error,
         }
     };
@@ -398,7 +399,7 @@ fn guards_are_forked<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// As on Linux: a mapping that has or had a guard counts as one with anonymous pages.
+/// As on Linux, a mapping that has or had a guard is treated as one with anonymous pages.
 fn guards_count_as_pages_when_mappings_merge<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
@@ -441,7 +442,7 @@ fn guards_hold_under_a_crowd_of_faults<S: Stand, D: LockingDesign>() -> Ran<S> {
         let end = Instant::now() + Duration::from_millis(100);
         while Instant::now() < end || refused.load(Ordering::Relaxed) == 0 {
             space.advise(at(12), pages(4), Advice::GuardInstall).unwrap();
-            assert_eq!(resident(&space, 12, 4), "0000", "a page came where guards are");
+            assert_eq!(resident(&space, 12, 4), "0000", "a page was mapped over a guard");
             space.discard(at(10), pages(PAGES)).unwrap();
             assert!((12..16).all(|page| is_guard(&space, page)));
             space.advise(at(12), pages(4), Advice::GuardRemove).unwrap();
@@ -479,7 +480,11 @@ fn fork_honours_advice_and_drops_locks<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!([11, 12, 13, 14].map(|page| child.load_u64(at(page)).unwrap()), [11, 0, 13, 14]);
     assert_eq!(space.load_u64(at(12)).unwrap(), 12);
     child.map(anonymous(30, 1)).unwrap();
-    assert_eq!(flags(&child).last(), Some(&(30, 31, none)), "what is to come is not locked either");
+    assert_eq!(
+        flags(&child).last(),
+        Some(&(30, 31, none)),
+        "future mappings of the child are not locked either"
+    );
     child.audit().unwrap();
     space.audit().unwrap();
     drop((space, child));

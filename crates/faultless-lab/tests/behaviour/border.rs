@@ -1,5 +1,5 @@
-//! The limit of mappings: what each call does one below it, at it, and one above. What is expected was seen on Linux 6.18,
-//! whose limit was 65,530.
+//! The limit of mappings: the result of each call one mapping below the limit, at it, and one above. The expected
+//! results were observed on Linux 6.18, with a limit of 65,530.
 
 use crate::moves::{FIXED, HERE, KEEP, MOVE, remap};
 use crate::*;
@@ -19,7 +19,7 @@ on_real_memory! {
 
 const LIMIT: usize = 32;
 
-/// One, two side by side, three side by side, a heap without pages; and others up to `count`.
+/// Makes a space with these mappings, a heap without pages, and single pages up to `count` mappings:
 ///
 /// ```text
 /// 100 rw 110      120 rw 130 r 140      160 r 165 rw 170 r 175      300      1000 rw 1001  1002 rw ...
@@ -42,8 +42,8 @@ fn space_with<S: Stand, D: LockingDesign>(machine: &Machine<S>, count: usize) ->
     space
 }
 
-/// A call: its name, the call, and what it does with one mapping less than the limit, as many, and one more: an error's
-/// number, or how many mappings there are more after it.
+/// Row of a table: the name, the call, and its result with one mapping less than the limit, at the limit, and with one
+/// more. A result is an error number, or the change of the number of mappings.
 type Row<S, D> = (&'static str, fn(&Space<S, D>) -> Result<(), i32>, [Result<i32, i32>; 3]);
 
 fn run<S: Stand, D: LockingDesign>(machine: &Machine<S>, rows: &[Row<S, D>], counts: [usize; 3]) {
@@ -163,7 +163,7 @@ fn moves_below_the_limit_of_mappings<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// What lies below the mapping that there is no room to split has been done.
+/// If a mapping cannot be split at the limit, the mappings below it have been changed.
 fn what_a_split_without_room_has_done<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let shape = |space: &Space<S, D>| {
@@ -187,7 +187,7 @@ fn what_a_split_without_room_has_done<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// vm.max_map_count is 65,530 where nobody has changed it.
+/// vm.max_map_count is 65,530 by default.
 #[test]
 fn a_space_has_one_mapping_more_than_linux_says() {
     type Default = faultless::design::Faultless;

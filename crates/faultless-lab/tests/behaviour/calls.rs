@@ -1,4 +1,4 @@
-//! map, unmap, protect, discard on parts of mappings, and their errors.
+//! map, unmap, protect and discard on parts of mappings, and their errors.
 
 use crate::*;
 use faultless::address::RangeError;
@@ -26,7 +26,7 @@ under_every_design! {
     an_exited_space_maps_nothing
 }
 
-// All of them: each call is the engine's, and what it did is seen by loads and stores.
+// All tests of this file. The engine does each call, and loads and stores show its effect.
 on_real_memory! {
     map_goes_top_down
     a_hint_is_taken_where_it_is_free
@@ -54,10 +54,10 @@ fn map_goes_top_down<S: Stand, D: LockingDesign>() -> Ran<S> {
     let space = machine.space::<D>();
     let first = space.map(MapRequest::anonymous(3 * PAGE_SIZE)).unwrap();
     let second = space.map(MapRequest::anonymous(1)).unwrap();
-    assert_eq!(first.get() - second.get(), PAGE_SIZE, "each below the one before");
+    assert_eq!(first.get() - second.get(), PAGE_SIZE, "each mapping is below the one before");
     space.unmap(first, PAGE_SIZE).unwrap();
     let third = space.map(MapRequest::anonymous(PAGE_SIZE)).unwrap();
-    assert_eq!(third, first, "the highest hole that fits");
+    assert_eq!(third, first, "it takes the highest hole that fits");
     drop(space);
     machine.end()
 }
@@ -82,12 +82,12 @@ fn a_hint_is_taken_where_it_is_free<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(hint(page(1), 1), 1);
     assert_eq!(hint(page(highest), 2), highest - 6, "past the end");
     assert_eq!(hint(u64::MAX, 1), highest - 7);
-    // The gap below what grows down.
+    // A mapping that grows down keeps a gap below it.
     space.map(MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(1000, 1) }).unwrap();
     assert_eq!(hint(page(743), 1), 743);
     assert_eq!(hint(page(744), 1), highest - 8);
     assert_eq!(hint(page(1001), 1), 1001);
-    // A stack itself may be put right above something.
+    // A stack itself may be placed directly above another mapping.
     let down = MapRequest { flags: MappingFlags::GROWS_DOWN, ..anonymous(1002, 1) };
     assert_eq!(space.map(down.at(Placement::Hint(at(1002)))).unwrap(), at(1002));
     let too_long = MapRequest::anonymous((S::PAGES + 1) * PAGE_SIZE).at(Placement::Hint(at(5)));
@@ -141,16 +141,16 @@ fn neighbours_merge_unless_both_have_pages<S: Stand, D: LockingDesign>() -> Ran<
     space.map(anonymous(12, 1)).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.map(anonymous(11, 1)).unwrap();
-    assert_eq!(shape(&space), [(10, 13, "rw-".into())], "at most one neighbour had been faulted");
+    assert_eq!(shape(&space), [(10, 13, "rw-".into())], "at most one neighbour had pages");
 
     space.map(anonymous(20, 1)).unwrap();
     space.map(anonymous(22, 1)).unwrap();
     space.store_u64(at(20), 1).unwrap();
     space.store_u64(at(22), 1).unwrap();
     space.map(anonymous(21, 1)).unwrap();
-    assert_eq!(space.mappings().len(), 3, "both had been faulted, apart: two mappings");
+    assert_eq!(space.mappings().len(), 3, "both neighbours had pages of their own, so they stay apart");
 
-    // Split by protection and joined again.
+    // Split by protection, then merged again.
     space.protect(at(11), PAGE_SIZE, Protection::READ).unwrap();
     assert_eq!(space.mappings().len(), 5);
     space.protect(at(11), PAGE_SIZE, READ_WRITE).unwrap();
@@ -177,7 +177,7 @@ fn protect_on_parts<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(space.load_u64(at(11)).unwrap(), 11, "the page stayed while nothing was allowed");
     space.store_u64(at(12), 5).unwrap();
 
-    // Over a hole: ENOMEM, and the part before it has changed.
+    // Over a hole: ENOMEM, and the part before the hole has changed.
     space.unmap(at(12), PAGE_SIZE).unwrap();
     let error = space.protect(at(10), 4 * PAGE_SIZE, Protection::READ).unwrap_err();
     assert!(matches!(error, ProtectError::Hole { address, .. } if address == at(12)));
@@ -195,7 +195,7 @@ fn discard_keeps_the_mapping<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(of_file(&file, 13, 1, READ_WRITE)).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.store_u64(at(13), 1).unwrap();
-    // Over a hole: ENOMEM, and what lies behind it is dropped too.
+    // Over a hole: ENOMEM, and the part behind the hole is dropped too.
     let error = space.discard(at(10), 4 * PAGE_SIZE).unwrap_err();
     assert!(matches!(error, DiscardError::Hole { address, .. } if address == at(12)));
     assert_eq!(space.load_u64(at(10)).unwrap(), 0);
@@ -235,7 +235,7 @@ fn wrong_ranges_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// Where several things are wrong, Linux 6.18 was seen to tell these.
+/// If a call has several errors, Linux 6.18 was observed to return these.
 fn the_first_of_several_errors_is_linuxs<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(1));
@@ -247,7 +247,7 @@ fn the_first_of_several_errors_is_linuxs<S: Stand, D: LockingDesign>() -> Ran<S>
             MapRequest { source, ..MapRequest::anonymous(length).at(Placement::FixedNoReplace(at)) };
         space.map(request).unwrap_err()
     };
-    // Length, end, address, what is there, the place in the file, rights.
+    // The order: length, end, address, existing mappings, offset in the file, rights.
     assert_eq!(map(unaligned, 0, u64::MAX).errno(), errno::EINVAL);
     for length in [u64::MAX, u64::MAX - 4095, 1 << 63, S::PAGES * PAGE_SIZE] {
         assert_eq!(map(unaligned, length, u64::MAX).errno(), errno::ENOMEM);
@@ -269,7 +269,7 @@ fn the_first_of_several_errors_is_linuxs<S: Stand, D: LockingDesign>() -> Ran<S>
     machine.end()
 }
 
-/// Up to byte 2^63 - 4096, as on Linux; mremap makes it longer.
+/// A mapping of a file may reach up to byte 2^63 - 4096, as on Linux. mremap can make it longer.
 fn a_mapping_of_a_file_ends_where_a_length_can<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(1));
@@ -305,12 +305,12 @@ fn unknown_flags_are_refused_or_not_looked_at<S: Stand, D: LockingDesign>() -> R
         let locked = space.lock_all(unknown).unwrap_err();
         assert_eq!((locked, locked.errno()), (LockError::Nothing, 22));
     }
-    // Those of mmap: what is the engine's own has no effect either, nor keeps neighbours apart.
+    // For mmap: flags that belong to the engine have no effect, and do not keep neighbours apart.
     let unknown = MappingFlags::from_bits_retain(1 << 13) | MappingFlags::MOVING | MappingFlags::READ_ONLY;
     space.map(MapRequest { flags: unknown, ..anonymous(12, 1) }).unwrap();
     space.store_u64(at(12), 1).unwrap();
     assert_eq!(shape(&space), [(10, 13, "rw-".into())]);
-    // No memory is set aside for anything; but the flag is kept, as in Linux's map.
+    // No memory is reserved for any mapping. But the flag is kept, as in Linux's map.
     space.map(MapRequest { flags: MappingFlags::NO_RESERVE, ..anonymous(13, 1) }).unwrap();
     let kept: Vec<_> = space.mappings().iter().map(|m| m.flags).collect();
     assert_eq!(kept, [MappingFlags::empty(), MappingFlags::NO_RESERVE]);
@@ -327,7 +327,7 @@ fn an_exited_space_maps_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(10, 4)).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.exit();
-    assert_eq!(machine.frames(), 0, "its memory came free at once");
+    assert_eq!(machine.frames(), 0, "its memory is free at once");
     assert!(matches!(fault_of(space.load_u64(at(10))), FaultError::NoMapping { .. }));
     assert_eq!(space.map(anonymous(10, 1)), Err(MapError::Exited));
     assert!(matches!(space.fork(), Err(faultless::ForkError::Exited)));

@@ -1,4 +1,4 @@
-//! When a file is closed: its store goes soon after its last handle and its last mapping, in whatever order these go, and
+//! Closing of files: the store is dropped soon after the last handle and the last mapping, in any order of these, and
 //! without hundreds of other calls.
 
 use crate::*;
@@ -17,7 +17,7 @@ on_real_memory! {
     the_last_handle_closes_its_file_with_the_next_call
 }
 
-/// A store that says when it goes, by the count of its other owner.
+/// A store that shares a count, so that a test can see when it is dropped.
 struct Watched(FileStore, #[expect(dead_code, reason = "dropped with the store")] Arc<()>);
 
 impl Store for Watched {
@@ -30,7 +30,7 @@ impl Store for Watched {
     }
 }
 
-/// A file, and a word that is shared while its store is there.
+/// Returns a file, and a count that is shared while its store exists.
 fn watched<S: Stand>(machine: &Machine<S>) -> (Shared<File<S>>, Arc<()>) {
     let open = Arc::new(());
     let store = Watched(numbered(4), Arc::clone(&open));
@@ -67,7 +67,7 @@ fn the_last_handle_closes_its_file_with_the_next_call<S: Stand, D: LockingDesign
     space.unmap(at(10), 4 * PAGE_SIZE).unwrap();
     assert!(is_open(&open), "closed while there is a handle");
     drop(file);
-    // Somebody else's, in a space of its own.
+    // The next call belongs to another thread, in another space.
     let other = machine.space::<D>();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -101,7 +101,7 @@ fn a_file_that_somebody_has_stays_open<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// With nothing else going on, no more than one of those that are gone is open.
+/// If nothing else runs, at most one of the dropped files is still open.
 fn files_opened_and_closed_one_after_the_other<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
@@ -112,7 +112,7 @@ fn files_opened_and_closed_one_after_the_other<S: Stand, D: LockingDesign>() -> 
         space.unmap(at(10), 4 * PAGE_SIZE).unwrap();
         gone.push(open);
         let still = gone.iter().filter(|open| is_open(open)).count();
-        assert!(still <= 2, "{still} files are open, of which one has a handle");
+        assert!(still <= 2, "{still} files are open, and only one has a handle");
     }
     drop(space);
     machine.end()

@@ -1,4 +1,4 @@
-//! What each kind of fault does.
+//! The effect of each kind of fault.
 
 use crate::*;
 use faultless::fault::Fault;
@@ -27,7 +27,7 @@ under_every_design! {
     nothing_keeps_a_file_that_nobody_has
 }
 
-// All of them. The two about pins count and refuse, and look at no byte through a pin.
+// All tests but the one about addresses. The two about pins count and refuse, and read no byte through a pin.
 on_real_memory! {
     anonymous_memory_is_zero_and_takes_a_frame_on_write
     a_file_is_read_and_its_private_copy_written
@@ -66,7 +66,7 @@ fn a_file_is_read_and_its_private_copy_written<S: Stand, D: LockingDesign>() -> 
     space.map(of_file(&file, 10, 3, READ_WRITE)).unwrap();
     space.map(of_file(&file, 20, 3, Protection::READ)).unwrap();
     assert_eq!(space.load_u64(at(11)).unwrap(), word(2));
-    space.store_u64(at(11), 7).unwrap(); // mapped already
+    space.store_u64(at(11), 7).unwrap(); // already mapped
     space.store_u64(at(12), 8).unwrap(); // not read yet
     assert_eq!((space.load_u64(at(11)).unwrap(), space.load_u64(at(12)).unwrap()), (7, 8));
     assert_eq!((space.load_u64(at(21)).unwrap(), space.load_u64(at(22)).unwrap()), (word(2), word(3)));
@@ -101,7 +101,7 @@ fn one_read_however_many_ask<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// A signal says where the access went, wherever its page lies.
+/// A signal has the address of the access, anywhere in its page.
 fn what_lies_past_the_end_has_an_address<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(2));
@@ -181,7 +181,8 @@ fn clean_pages_are_evicted_under_the_limit<S: Stand, D: LockingDesign>() -> Ran<
         }
     }
     let seen = machine.engine.statistics();
-    // Which four stay depends on when the store's threads let go of theirs: those need no second read.
+    // The store's threads decide which four pages stay, by the time when they unpin theirs. Those pages need no second
+    // read.
     let reads = seen.get(Counter::IoReads);
     assert!((96 - 2 * 4..=96).contains(&(reads - seen.get(Counter::RetriesPageGone))), "{reads} reads");
     assert_eq!(seen.get(Counter::IoRereads), reads - 32);
@@ -246,7 +247,7 @@ fn a_pending_fault_may_be_dropped<S: Stand, D: LockingDesign>() -> Ran<S> {
     let Fault::Pending(first) = space.fault(at(10), Access::Read).unwrap() else { panic!("a cold page") };
     let Fault::Pending(second) = space.fault(at(11), Access::Read).unwrap() else { panic!("a cold page") };
     drop(first);
-    // The space may be gone before the fault comes back.
+    // The space may be gone before the fault is resumed.
     drop(space);
     gate.open();
     assert!(matches!(second.wait(), Err(FaultError::Exited { .. })));
@@ -263,7 +264,7 @@ fn a_shared_file_shows_one_page<S: Stand, D: LockingDesign>() -> Ran<S> {
         space.map(request).unwrap();
         assert_eq!(space.load_u64(at(10)).unwrap(), word(1));
     }
-    assert_eq!(machine.frames(), 1, "the file's");
+    assert_eq!(machine.frames(), 1, "the file's frame");
     assert!(a.protect(at(10), PAGE_SIZE, READ_WRITE).is_err());
     drop((a, b, file));
     machine.end()
@@ -288,7 +289,7 @@ fn a_file_that_grows_shows_what_came<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// A count that ran over would make a page of the cache look exclusive.
+/// If the count overflowed, a page of the cache would look exclusive.
 fn pins_are_counted_up_to_a_limit<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (a, b, file) = (machine.space::<D>(), machine.space::<D>(), machine.file(1));
@@ -314,7 +315,7 @@ fn code_can_be_pinned<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// What is retired does not keep a file, nor the engine that it names, without an exit.
+/// Retired memory keeps neither a file nor its engine alive, even without an exit.
 fn nothing_keeps_a_file_that_nobody_has<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (file, gate) = machine.gated_file(1);
@@ -325,7 +326,7 @@ fn nothing_keeps_a_file_that_nobody_has<S: Stand, D: LockingDesign>() -> Ran<S> 
     space.unmap(at(10), PAGE_SIZE).unwrap();
     let engine = Arc::downgrade(&machine.engine);
     drop((space, file, machine));
-    // The completion may be about to let go.
+    // The completion may still be about to release the file.
     wait_until("invariant 11: the gate is kept", || Arc::strong_count(&gate) == 1);
     wait_until("invariant 11: the engine is kept", || engine.strong_count() == 0);
     Ok(())

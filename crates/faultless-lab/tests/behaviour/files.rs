@@ -1,4 +1,4 @@
-//! Files by their handles, and in memory: read, written, cut off, with holes.
+//! Files by their handles, and files in memory: reads, writes, truncation, holes.
 
 use crate::shared::{Real, SYNC, byte, shared};
 use crate::*;
@@ -25,7 +25,7 @@ under_every_design! {
     a_handles_rights_bound_its_mappings
 }
 
-// On real memory what is written by a handle is not seen in a page that is there already.
+// On real memory, a page that is already mapped does not show a write by a handle.
 on_real_memory! {
     a_handle_does_what_it_was_opened_for
     a_handles_rights_bound_its_mappings
@@ -41,7 +41,7 @@ fn reads_and_writes_by_handle_go_through_the_cache<S: Stand, D: LockingDesign>()
     let mut bytes = [0; 12];
     assert_eq!(handle.read_at(0, &mut bytes), Ok(12));
     assert_eq!((&bytes[..8], &bytes[8..]), (&7_u64.to_ne_bytes()[..], &[1; 4][..]));
-    // Over the border of two pages.
+    // Across the border of two pages.
     assert_eq!(handle.write_at(PAGE_SIZE - 8, &[9; 16]), Ok(16));
     assert_eq!(
         (space.load_u64(byte(10, PAGE_SIZE - 8)).unwrap(), space.load_u64(at(11)).unwrap()),
@@ -50,7 +50,7 @@ fn reads_and_writes_by_handle_go_through_the_cache<S: Stand, D: LockingDesign>()
     assert_eq!(handle.read_at(2 * PAGE_SIZE - 4, &mut bytes), Ok(4), "up to the end");
     assert_eq!(handle.read_at(2 * PAGE_SIZE, &mut bytes), Ok(0));
     assert_eq!(handle.read_at(u64::MAX, &mut bytes), Ok(0));
-    // A write behind the end makes it longer; what lies between is zeros.
+    // A write behind the end makes the file longer, with zeros between.
     assert!(matches!(fault_of(space.load_u64(at(12))), FaultError::PastEnd { .. }));
     assert_eq!(handle.write_at(3 * PAGE_SIZE + 5, &[4; 2]), Ok(2));
     assert_eq!(real.file.length(), 3 * PAGE_SIZE + 7);
@@ -79,7 +79,7 @@ fn cutting_off_keeps_the_rest_of_a_page<S: Stand, D: LockingDesign>() -> Ran<S> 
     }
     handle.set_length(PAGE_SIZE + 104).unwrap();
     assert_eq!(real.bytes().len() as u64, PAGE_SIZE + 104);
-    // The partial page stays, dirty, and is zeros behind the end; a private copy of it stays as it is.
+    // The partial page stays dirty, and has zeros behind the end. A private copy of it does not change.
     assert_eq!(space.load_u64(at(11)).unwrap(), 71);
     assert_eq!((space.load_u64(byte(11, 96)).unwrap(), space.load_u64(byte(11, 104)).unwrap()), (word(2), 0));
     assert_eq!(space.load_u64(byte(21, 3000)).unwrap(), 51);
@@ -87,7 +87,7 @@ fn cutting_off_keeps_the_rest_of_a_page<S: Stand, D: LockingDesign>() -> Ran<S> 
         assert!(matches!(fault_of(space.load_u64(at(gone))), FaultError::PastEnd { .. }));
         assert!(matches!(fault_of(space.store_u64(at(gone), 1)), FaultError::PastEnd { .. }));
     }
-    // What is stored behind the end is not kept.
+    // A store behind the end is not kept.
     space.store_u64(byte(11, 200), 5).unwrap();
     space.sync(at(11), PAGE_SIZE, SYNC).unwrap();
     assert_eq!(space.load_u64(byte(11, 200)).unwrap(), 0, "zeros once it is written");
@@ -130,7 +130,7 @@ fn a_hole_is_zeros_and_private_copies_stay<S: Stand, D: LockingDesign>() -> Ran<
     assert_eq!(on_disk.len() as u64, 4 * PAGE_SIZE, "it stays as long as it was");
     assert_eq!((real.word(1), real.word(2)), (0, 5));
     assert_eq!((on_disk[103], on_disk[104], on_disk[3 * PAGE_SIZE as usize + 47]), (1, 0, 0));
-    // Over the end: its last page whole.
+    // A hole over the end clears the last page completely.
     handle.punch_hole(3 * PAGE_SIZE, 100 * PAGE_SIZE).unwrap();
     assert_eq!(seen(13, 48), 0);
     drop((space, real, handle));
@@ -175,7 +175,7 @@ fn removing_punches_holes_in_what_is_shared<S: Stand, D: LockingDesign>() -> Ran
     let machine = Machine::<S>::new()?;
     let real = Real::new(&machine, 8);
     let space = machine.space::<D>();
-    // The same pages twice, the second time from page 2 on, and a private copy of page 3.
+    // The file is mapped twice, the second time from page 2 on. Page 3 has a private copy.
     space.map(shared(&real.file, 10, 8, READ_WRITE)).unwrap();
     space.map(MapRequest::shared_file(&real.file, 2, 4 * PAGE_SIZE, Protection::READ).at(fixed(30))).unwrap();
     space.map(of_file(&real.file, 50, 8, READ_WRITE)).unwrap();
@@ -192,7 +192,7 @@ fn removing_punches_holes_in_what_is_shared<S: Stand, D: LockingDesign>() -> Ran
     real.file.sync().unwrap();
     assert_eq!((real.word(3), real.word(4), real.word(5)), (0, 0, 15));
     assert_eq!(real.file.pages(), 8);
-    // Without the right to anything; and past the end of the file.
+    // A mapping without rights; and a range past the end of the file.
     space.protect(at(10), PAGE_SIZE, Protection::empty()).unwrap();
     remove(&space, 10, 1).unwrap();
     assert_eq!(seen(50), 0);
@@ -200,7 +200,7 @@ fn removing_punches_holes_in_what_is_shared<S: Stand, D: LockingDesign>() -> Ran
     remove(&space, 70, 9).unwrap();
     remove(&space, 75, 1).unwrap();
     assert_eq!((seen(70), real.file.pages()), (0, 8));
-    // Memory without a file gives its frames back.
+    // Shared memory without a file gives its frames back.
     space.map(MapRequest::shared_anonymous(4 * PAGE_SIZE).at(fixed(90))).unwrap();
     (90..94).for_each(|page| space.store_u64(at(page), page).unwrap());
     let before = machine.frames();
@@ -230,7 +230,7 @@ fn removing_goes_by_the_mapping<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(remove(&space, 5, 1), Err(AdviseError::ReadOnly { address }) if address == at(5)));
     assert_eq!((errno(7, 1), errno(10, 0)), (ENOMEM, 0));
     assert_eq!(space.advise(VirtAddr::new(1), 1, Advice::Remove).unwrap_err().errno(), EINVAL);
-    // What lies below a mapping that refuses is done; a hole ends nothing.
+    // The mappings below one that refuses are done. A hole does not end the call.
     let map = || space.map(shared(&real.file, 10, 8, Protection::READ)).unwrap();
     let fill = || assert_eq!(handle.write_at(0, &[7; 8 * PAGE_SIZE as usize]), Ok(8 * PAGE_SIZE as usize));
     let shown = |pages: [u64; 3]| pages.map(|page| space.load_u64(at(page)).unwrap());
@@ -248,7 +248,7 @@ fn removing_goes_by_the_mapping<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(of_file(&real.file, 14, 1, READ_WRITE)).unwrap();
     assert!(matches!(remove(&space, 10, 8), Err(AdviseError::Private { address }) if address == at(14)));
     assert_eq!(shown([10, 13, 15]), [0, 0, word(7)]);
-    // A store that has no holes.
+    // A store that does not support holes.
     let stubborn = File::open_rw(&machine.engine, Arc::new(NoHoles)).unwrap();
     space.map(shared(&stubborn, 100, 1, Protection::READ)).unwrap();
     let error = remove(&space, 100, 1).unwrap_err();
@@ -258,7 +258,7 @@ fn removing_goes_by_the_mapping<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// A store of one page that can do nothing but say how long it is.
+/// A store of one page that supports nothing but its length.
 struct NoHoles;
 
 impl faultless::store::Store for NoHoles {
@@ -284,10 +284,10 @@ fn removing_holds_nothing_while_it_waits<S: Stand, D: LockingDesign>() -> Ran<S>
         let sync = scope.spawn(|| real.file.sync().unwrap());
         real.store.wait_for(1);
         let is_locked = || real.file.try_lock_folio(0).is_none();
-        wait_until("it is still being prepared", || !is_locked());
+        wait_until("the write is still being prepared", || !is_locked());
         let remove = scope.spawn(|| remove(&space, 10, 2).unwrap());
-        // It waits for the write with the page locked.
-        wait_until("it does not wait", is_locked);
+        // The removal waits for the write with the page locked.
+        wait_until("the removal does not wait", is_locked);
         assert!(!remove.is_finished(), "the page is being written");
         space.map(anonymous(20, 1)).unwrap();
         space.store_u64(at(20), 1).unwrap();
@@ -298,7 +298,7 @@ fn removing_holds_nothing_while_it_waits<S: Stand, D: LockingDesign>() -> Ran<S>
         sync.join().unwrap();
         remove.join().unwrap();
     });
-    assert_eq!(space.load_u64(at(10)).unwrap(), 2, "what came meanwhile stays");
+    assert_eq!(space.load_u64(at(10)).unwrap(), 2, "a page that was mapped meanwhile stays");
     assert_eq!(real.word(0), 0);
     drop((space, real));
     machine.end()
@@ -325,7 +325,7 @@ fn a_handle_does_what_it_was_opened_for<S: Stand, D: LockingDesign>() -> Ran<S> 
     let space = machine.space::<D>();
     space.map(shared(&real.file, 10, 1, Protection::READ)).unwrap();
     let seen = space.load_u64(at(10)).unwrap().to_ne_bytes();
-    assert_eq!(seen, [9, 9, 9, 9, 1, 1, 1, 1], "what a handle wrote is what is mapped");
+    assert_eq!(seen, [9, 9, 9, 9, 1, 1, 1, 1], "the mapping shows the bytes that the handle wrote");
     assert_eq!((real.file.handle().rights(), reader.rights()), (FileRights::all(), FileRights::READ));
     let read_only = machine.file(1);
     assert_eq!(read_only.handle().rights(), FileRights::READ);
@@ -353,11 +353,11 @@ fn a_handles_rights_bound_its_mappings<S: Stand, D: LockingDesign>() -> Ran<S> {
     }
     let error = map(&reader, 10, 1, READ_WRITE, Sharing::Shared).unwrap_err();
     assert_eq!((error, error.errno()), (MapError::SharedWrite, EACCES));
-    // Private: whatever one likes.
+    // A private mapping may have any rights.
     map(&reader, 10, 1, READ, Sharing::Private).unwrap();
     space.protect(at(10), PAGE_SIZE, READ_WRITE).unwrap();
     space.store_u64(at(10), 5).unwrap();
-    // Shared: never writable, wherever it goes; what lies below has changed.
+    // A shared mapping can never become writable, even after a move. The mappings below it have changed.
     map(&reader, 11, 4, READ, Sharing::Shared).unwrap();
     space.protect(at(10), PAGE_SIZE, READ).unwrap();
     let error = space.protect(at(10), 2 * PAGE_SIZE, READ_WRITE).unwrap_err();
@@ -374,13 +374,13 @@ fn a_handles_rights_bound_its_mappings<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(remove(&space, 30, 1), Err(AdviseError::ReadOnly { .. })));
     let flags = || space.mappings().iter().map(|m| m.flags).collect::<Vec<_>>();
     assert_eq!(flags(), [MappingFlags::empty(), MappingFlags::READ_ONLY]);
-    // One that was shared by the file itself is another kind, and does not merge.
+    // A mapping that was made from the file itself is of another kind, and does not merge.
     let beside = MapRequest::shared_file(&real.file, 4, PAGE_SIZE, READ).at(fixed(34));
     space.map(MapRequest { flags: MappingFlags::READ_ONLY, ..beside }).unwrap();
     assert_eq!(
         flags(),
         [MappingFlags::empty(), MappingFlags::READ_ONLY, MappingFlags::empty()],
-        "nobody asks for the flag"
+        "the caller cannot set the flag"
     );
     drop((space, child, reader, writer, real));
     machine.end()

@@ -34,7 +34,7 @@ on_real_memory! {
     foreign_frames_are_mapped_only_where_tables_can
 }
 
-/// A device's memory: consecutive frames of the machine that nobody but the test has, full of zeros.
+/// A device's memory: consecutive frames of the machine, full of zeros. Only the test has them.
 struct Device<S: Stand> {
     engine: Arc<Engine<S>>,
     taken: Vec<Frame>,
@@ -55,7 +55,7 @@ impl<S: Stand> Device<S> {
                 break run[0];
             }
         };
-        // SAFETY: the test has them alone.
+        // SAFETY: only the test has these frames.
         taken.iter().for_each(|frame| unsafe { frames.zero(*frame) });
         Self { engine, taken, first, count }
     }
@@ -64,29 +64,29 @@ impl<S: Stand> Device<S> {
         Frame::new(self.first.get() + n).unwrap()
     }
 
-    /// All frames but the first `n`.
+    /// Returns all frames except the first `n`.
     fn frames(&self, n: u64) -> ForeignFrames {
-        // SAFETY: the test has them alone, and drops its spaces before the device.
+        // SAFETY: only the test has these frames, and it drops its spaces before the device.
         unsafe { ForeignFrames::new(self.frame(n), self.count - n) }.unwrap()
     }
 
-    /// A shared mapping of so many frames from the `n`-th on, at `page`.
+    /// Returns a request for a shared mapping of `pages` frames from the `n`-th on, at `page`.
     fn request(&self, page: u64, n: u64, pages: u64) -> MapRequest<S> {
         let request = MapRequest::foreign(self.frames(n), READ_WRITE).at(Placement::Fixed(at(page)));
         MapRequest { length: pages * PAGE_SIZE, ..request }
     }
 
-    /// The first word of the `n`-th frame, as the device sees it.
+    /// Reads the first word of the `n`-th frame, as the device does.
     fn read(&self, n: u64) -> u64 {
         let mut word = [0; 8];
-        // SAFETY: the frame stays.
+        // SAFETY: the frame stays allocated.
         unsafe { self.engine.host().frames().read(self.frame(n), 0, &mut word) };
         u64::from_ne_bytes(word)
     }
 
-    /// The device stores it.
+    /// Writes the first word of the `n`-th frame, as the device does.
     fn write(&self, n: u64, word: u64) {
-        // SAFETY: the frame stays, and is there to be written.
+        // SAFETY: the frame stays allocated, and may be written.
         unsafe { self.engine.host().frames().write(self.frame(n), 0, &word.to_ne_bytes()) };
     }
 }
@@ -94,13 +94,13 @@ impl<S: Stand> Device<S> {
 impl<S: Stand> Drop for Device<S> {
     fn drop(&mut self) {
         for frame in self.taken.drain(..) {
-            // SAFETY: the spaces that mapped it have gone.
+            // SAFETY: all spaces that mapped the frame are gone.
             unsafe { self.engine.host().frames().free(frame) };
         }
     }
 }
 
-/// The mappings: first page, end, first foreign frame.
+/// Returns the mappings: first page, end, first foreign frame.
 fn shape<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<(u64, u64, Option<Frame>)> {
     let shown =
         |info: faultless::MappingInfo| (info.range.start().get(), info.range.end().get(), info.foreign);
@@ -136,7 +136,7 @@ fn a_foreign_mapping_shows_its_frames<S: Stand, D: LockingDesign>() -> Ran<S> {
     other.audit().unwrap();
     assert_eq!(machine.frames(), frames, "no frame is the engine's");
     assert_eq!(shape(&space), [(10, 14, Some(device.first))]);
-    // Linux's smaps, mincore, and the size of the address space.
+    // As in Linux's smaps and mincore, and in the size of the address space.
     let usage = space.usage()[0];
     let sums = [usage.resident, usage.proportional, usage.anonymous, usage.shared_dirty, usage.referenced];
     assert_eq!(sums, [0; 5]);
@@ -158,7 +158,7 @@ fn all_rights_come_with_the_first_fault<S: Stand, D: LockingDesign>() -> Ran<S> 
     space.try_store_u64(at(10), 3).expect("the first load has brought the write right");
     assert!(matches!(space.fault(at(11), Access::Write), Ok(Fault::Done)));
     assert_eq!(space.try_load_u64(at(11)).ok(), Some(0));
-    // A fault that finds it served leaves it.
+    // A fault that finds its entry present leaves it unchanged.
     assert!(matches!(space.fault(at(10), Access::Write), Ok(Fault::Done)));
     assert_eq!(device.read(0), 3);
     space.audit().unwrap();
@@ -180,7 +180,7 @@ fn a_request_for_foreign_frames_is_refused_with_its_reason<S: Stand, D: LockingD
     for error in [too_long, private, growing] {
         assert_eq!(error.errno(), errno::EINVAL, "{error}");
     }
-    // SAFETY: nothing is mapped by them.
+    // SAFETY: these frames are never mapped.
     let none =
         unsafe { [ForeignFrames::new(device.first, 0), ForeignFrames::new(device.first, Frame::COUNT)] };
     assert_eq!(none, [None; 2]);
@@ -206,7 +206,7 @@ fn the_rights_of_foreign_frames_change<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.protect(at(10), PAGE_SIZE, READ_WRITE).unwrap();
     space.store_u64(at(10), 3).unwrap();
     assert_eq!(device.read(0), 3);
-    // A private mapping shows the device's stores. Its pages are never copied.
+    // A private mapping shows the device's stores, because its pages are never copied.
     device.write(1, 4);
     assert_eq!(space.load_u64(at(20)), Ok(4));
     let refused = space.protect(at(20), PAGE_SIZE, READ_WRITE).unwrap_err();
@@ -221,7 +221,7 @@ fn the_rights_of_foreign_frames_change<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn a_child_faults_foreign_frames_in_again<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, device) = (machine.space::<D>(), Device::new(&machine, 2));
-    // Beside anonymous pages, whose leaf table fork could share.
+    // Next to anonymous pages, in a leaf table that fork could share.
     space.map(anonymous(8, 2)).unwrap();
     space.map(device.request(10, 0, 2)).unwrap();
     space.store_u64(at(8), 1).unwrap();
@@ -232,7 +232,7 @@ fn a_child_faults_foreign_frames_in_again<S: Stand, D: LockingDesign>() -> Ran<S
     child.store_u64(at(11), 3).unwrap();
     assert_eq!((child.load_u64(at(10)), space.load_u64(at(11)), device.read(1)), (Ok(2), Ok(3), 3));
     space.store_u64(at(8), 4).unwrap();
-    assert_eq!(child.load_u64(at(8)), Ok(1), "what is private stays so");
+    assert_eq!(child.load_u64(at(8)), Ok(1), "private memory stays private");
     let grandchild = child.fork().unwrap();
     child.unmap(at(10), pages(2)).unwrap();
     assert_eq!(grandchild.load_u64(at(11)), Ok(3));
@@ -249,7 +249,7 @@ fn mremap_moves_foreign_frames<S: Stand, D: LockingDesign>() -> Ran<S> {
     let (space, device) = (machine.space::<D>(), Device::new(&machine, 4));
     space.map(device.request(10, 0, 4)).unwrap();
     (0..4).for_each(|n| space.store_u64(at(10 + n), n + 1).unwrap());
-    // The two in the middle, to another leaf table.
+    // The two middle pages move to another leaf table.
     space.remap(RemapRequest::to(at(11), pages(2), at(2000))).unwrap();
     let expected = [
         (10, 11, Some(device.frame(0))),
@@ -261,7 +261,7 @@ fn mremap_moves_foreign_frames<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!((device.read(1), space.load_u64(at(2001))), (22, Ok(3)));
     assert!(matches!(fault_of(space.load_u64(at(11))), FaultError::NoMapping { .. }));
     space.audit().unwrap();
-    // Back, where it joins.
+    // They move back and merge.
     space.remap(RemapRequest::to(at(2000), pages(2), at(11))).unwrap();
     assert_eq!(shape(&space), [(10, 14, Some(device.frame(0)))]);
     assert_eq!(space.load_u64(at(11)), Ok(22));
@@ -272,7 +272,7 @@ fn mremap_moves_foreign_frames<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// The caller has answered for the frames that a mapping shows, and for no others.
+/// The caller guarantees only the frames that a mapping shows. So mremap must not map more of them.
 fn mremap_makes_no_more_of_foreign_frames<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, device) = (machine.space::<D>(), Device::new(&machine, 2));
@@ -298,7 +298,7 @@ fn mremap_makes_no_more_of_foreign_frames<S: Stand, D: LockingDesign>() -> Ran<S
         assert_eq!(shape(&space), [(10, 12, Some(device.first))]);
         space.audit().unwrap();
     }
-    // One of several: what lies below it has moved.
+    // In a range of several mappings, those below the foreign one have moved.
     space.map(anonymous(9, 1)).unwrap();
     let request = RemapRequest {
         old: at(9),
@@ -340,14 +340,14 @@ fn foreign_mappings_join_where_their_frames_go_on<S: Stand, D: LockingDesign>() 
     space.map(device.request(12, 2, 2)).unwrap();
     space.map(device.request(11, 1, 1)).unwrap();
     assert_eq!(shape(&space), [(10, 14, Some(device.frame(0)))]);
-    // The same frame again does not go on.
+    // A mapping that repeats the frame does not merge.
     space.map(device.request(14, 3, 1)).unwrap();
     assert_eq!(shape(&space), [(10, 14, Some(device.frame(0))), (14, 15, Some(device.frame(3)))]);
     space.protect(at(11), PAGE_SIZE, Protection::READ).unwrap();
     assert_eq!(shape(&space).len(), 4);
     space.protect(at(11), PAGE_SIZE, READ_WRITE).unwrap();
     assert_eq!(shape(&space).len(), 2);
-    // Neither does anonymous memory, or what is private.
+    // Anonymous memory and private mappings do not merge with it either.
     space.map(anonymous(9, 1)).unwrap();
     let source = Source::Foreign { frames: device.frames(0), sharing: Sharing::Private };
     space.map(MapRequest { source, ..device.request(30, 0, 1).protection(Protection::READ) }).unwrap();
@@ -380,7 +380,7 @@ fn foreign_frames_are_neither_locked_nor_fetched<S: Stand, D: LockingDesign>() -
     let flags = MappingFlags::LOCKED;
     space.map(MapRequest { flags, ..device.request(10, 0, 2) }).unwrap();
     is_untouched(&space);
-    // Pages that are not locked may be dropped. The neighbours of foreign frames are locked all the same.
+    // Pages that are not locked may be dropped. The neighbours of foreign frames are still locked.
     space.map(anonymous(12, 1)).unwrap();
     assert_eq!(locked(&space), 1);
     space.lock(at(10), pages(3), LockMode::Now).unwrap();
@@ -431,7 +431,7 @@ fn foreign_frames_are_neither_pinned_nor_copied_from_outside<S: Stand, D: Lockin
     space.map(device.request(10, 0, 2)).unwrap();
     let foreign = |page| FaultError::Foreign { address: at(page) };
     let mut bytes = vec![1; 2 * PAGE_SIZE as usize];
-    // Without a leaf table, without an entry, and with one.
+    // The first time without a leaf table, without an entry; the second time with one.
     for _ in 0..2 {
         for access in [Access::Read, Access::Write, Access::Execute] {
             assert_eq!(space.pin(at(10), access).err(), Some(foreign(10)), "{access}");
@@ -442,10 +442,10 @@ fn foreign_frames_are_neither_pinned_nor_copied_from_outside<S: Stand, D: Lockin
         space.store_u64(at(10), 1).unwrap();
         space.audit().unwrap();
     }
-    assert_eq!(space.read_remote(at(9), &mut bytes), Ok(PAGE_SIZE as usize), "up to what cannot be had");
+    assert_eq!(space.read_remote(at(9), &mut bytes), Ok(PAGE_SIZE as usize), "up to the foreign page");
     assert_eq!(space.write_remote(at(9), &bytes), Ok(PAGE_SIZE as usize));
     assert_eq!((device.read(0), device.read(1)), (1, 0));
-    // Linux says this first, whatever the rights.
+    // Linux checks this first, before the rights.
     space.protect(at(10), PAGE_SIZE, NONE).unwrap();
     assert_eq!(space.read_remote(at(10), &mut bytes).unwrap_err().error, foreign(10));
     drop((space, device));
@@ -475,16 +475,16 @@ fn a_mapping_over_another_leaves_the_frames_alone<S: Stand, D: LockingDesign>() 
     machine.end()
 }
 
-/// The machine has no such frames, so that its frame source panics when it is asked for their folios, or to fetch one. The engine
-/// serves faults; no processor touches the memory.
+/// The machine does not have these frames. Its frame source panics if it is asked for their folios or to fetch one.
+/// Only the engine serves faults here, and no processor touches the memory.
 fn no_folio_of_a_foreign_frame_is_asked<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(8));
     let first = Frame::new(Frame::COUNT - 64).unwrap();
-    // SAFETY: nobody has them, and no processor uses these spaces.
+    // SAFETY: no other code has these frames, and no processor uses these spaces.
     let frames = unsafe { ForeignFrames::new(first, 64) }.unwrap();
     let request = || MapRequest::<S>::foreign(frames, READ_WRITE);
-    // The last 32 pages of one leaf table, and the first of the next.
+    // The last 32 pages of one leaf table, and the first 32 of the next.
     let from = 512 * 4 - 32;
     space.map(anonymous(from - 8, 8)).unwrap();
     space.map(request().at(Placement::Fixed(at(from)))).unwrap();
@@ -514,7 +514,7 @@ fn no_folio_of_a_foreign_frame_is_asked<S: Stand, D: LockingDesign>() -> Ran<S> 
     space.unlock_all().unwrap();
     assert!(space.pin(at(from), Access::Write).is_err());
     assert!(space.read_remote(at(from), &mut [0; 8]).is_err());
-    // Frames of the machine's take turns with these at one place.
+    // Frames of the machine and foreign frames alternate at the same place.
     space.map(request().at(Placement::Fixed(at(from - 8)))).unwrap();
     touch(&space, from - 8..from + 56);
     space.map(anonymous(from - 8, 8)).unwrap();

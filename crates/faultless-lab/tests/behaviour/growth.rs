@@ -1,4 +1,4 @@
-//! brk, mappings that grow down, and limits of a space. What is expected was seen on Linux 6.18.
+//! brk, mappings that grow down, and the limits of a space. The expected results were observed on Linux 6.18.
 
 use crate::advice::{flags, resident};
 use crate::moves::{FIXED, HERE, KEEP, MOVE, errno, is_hole, remap, shape};
@@ -69,15 +69,15 @@ fn the_heap_grows_and_shrinks<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(space.set_break(at(99)), Err(BrkError::BelowStart { .. })));
     assert_eq!(space.brk(at(100)), at(100));
     assert!(space.mappings().is_empty());
-    // With a hole in it.
+    // With a hole in the heap.
     space.brk(at(110));
     space.unmap(at(103), 3 * PAGE_SIZE).unwrap();
     assert_eq!(space.brk(at(105)), at(105));
-    assert_eq!(space.brk(at(104)), at(105), "nothing is mapped of what would go");
+    assert_eq!(space.brk(at(104)), at(105), "the part to remove has a hole");
     assert_eq!(space.brk(at(102)), at(102));
     assert_eq!(space.brk(at(110)), at(110));
     assert_eq!(shape(&space), [(100, 110)]);
-    // What was put into it goes too.
+    // Other mappings inside the heap go too.
     space.map(anonymous(103, 1).protection(Protection::READ)).unwrap();
     let child = space.fork().unwrap();
     assert_eq!(child.brk(at(111)), at(111));
@@ -127,17 +127,17 @@ fn the_heap_is_locked_as_it_comes<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.brk(at(106));
     assert_eq!(resident(&space, 104, 2), "00");
     assert_eq!(flags(&space)[2], (104, 106, MappingFlags::LOCKS));
-    // The limit counts all that is locked; without it the heap would be as long as one likes.
+    // The limit counts all locked memory. If it did not, the heap could grow without bound.
     let limits = SpaceLimits { locked: 6 * PAGE_SIZE, ..SpaceLimits::default() };
     space.set_limits(limits);
     let error = space.set_break(at(109)).unwrap_err();
     assert!(matches!(error, BrkError::Limit(LimitError::Locked { pages: 3, .. })) && error.errno() == EAGAIN);
-    assert_eq!(space.brk(at(109)), at(106), "the old one");
+    assert_eq!(space.brk(at(109)), at(106), "the old break");
     assert_eq!(space.brk(at(108)), at(108));
     space.unlock_all().unwrap();
     assert_eq!(space.brk(at(120)), at(120));
     assert_eq!(resident(&space, 108, 12), "000000000000");
-    // No memory for the pages is no error, as on Linux.
+    // As on Linux, missing memory for the pages is no error.
     space.lock_all(LockAll::FUTURE).unwrap();
     space.set_limits(SpaceLimits::default());
     machine.engine.host().fail_frames_from(Some(0));
@@ -156,14 +156,14 @@ fn locked_memory_grows_with_its_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(resident(&space, 10, 4), "1111");
     remap(&space, (10, 4), 6, FIXED, 100).unwrap();
     assert_eq!(resident(&space, 100, 6), "111111");
-    // The middle of a mapping moves away, and grows there.
+    // The middle of a mapping moves away and grows there.
     let new = remap(&space, (100, 2), 3, crate::moves::MOVE, 0).unwrap();
     assert_eq!(resident(&space, new, 3), "111");
     assert_eq!(flags(&space).iter().filter(|line| line.2 == MappingFlags::LOCKED).count(), 2);
     space.lock(at(102), 4 * PAGE_SIZE, LockMode::OnFault).unwrap();
     remap(&space, (102, 4), 6, HERE, 0).unwrap();
     assert_eq!(resident(&space, 102, 6), "111100");
-    // What cannot be fetched is no error.
+    // Pages that cannot be fetched are no error.
     let file = machine.file(3);
     space.map(of_file(&file, 200, 2, READ_WRITE)).unwrap();
     space.lock(at(200), 2 * PAGE_SIZE, LockMode::Now).unwrap();
@@ -184,7 +184,7 @@ fn growth_holds_nothing_while_it_is_fetched<S: Stand, D: LockingDesign>() -> Ran
         lock.join().unwrap();
         let grow = scope.spawn(|| remap(&space, (10, 1), 4, HERE, 0).unwrap());
         gate.wait_for(1);
-        // A design that holds a lock through the read lets this through after it only.
+        // A design that holds a lock through the read lets this call through only afterwards.
         let unmap = scope.spawn(|| space.unmap(at(10), 4 * PAGE_SIZE).unwrap());
         if D::NAME.starts_with("faultless") {
             unmap.join().unwrap();
@@ -220,7 +220,7 @@ fn stacks_grow_down<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.store_u64(at(2990), 2).unwrap();
     assert_eq!(space.load_u64(at(2980)).unwrap(), 0);
     assert_eq!(shape(&space), [(2980, 3004)]);
-    // 8 MiB, all of it.
+    // The whole 8 MiB.
     space.store_u64(at(3004 - 2048), 3).unwrap();
     assert!(is_hole(&space, 3003 - 2048));
     assert_eq!(shape(&space), [(956, 3004)]);
@@ -229,13 +229,13 @@ fn stacks_grow_down<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(is_hole(&space, 4987));
     space.store_u64(at(4988), 1).unwrap();
     assert_eq!(shape(&space), [(956, 3004), (4988, 5004)]);
-    // Rights do not matter to that, and those of its lowest part are what it grows by.
+    // Rights do not prevent growth. The new part has the rights of the lowest part.
     space.map(stack(6000, 4)).unwrap();
     space.protect(at(6000), PAGE_SIZE, Protection::READ).unwrap();
     assert!(matches!(fault_of(space.store_u64(at(5999), 1)), FaultError::Protection { .. }));
     assert_eq!(space.load_u64(at(5998)).unwrap(), 0);
     assert_eq!(shape(&space)[2..], [(5998, 6001), (6001, 6004)]);
-    // It moves, and grows there.
+    // A stack can move, and grows at its new place.
     remap(&space, (6001, 3), 3, FIXED, 7000).unwrap();
     space.store_u64(at(6999), 1).unwrap();
     assert_eq!(shape(&space)[3..], [(6999, 7003)]);
@@ -267,7 +267,7 @@ fn stacks_keep_their_gap<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(grows(anonymous(600, 4).protection(Protection::empty())), [true, true, true, false]);
     assert_eq!(grows(stack(600, 4)), [true, true, true, true]);
     assert_eq!(shape(&space), [(600, 604), (604, 1004)], "two stacks stay two");
-    // Nothing is placed into the gap, but may be put there.
+    // No mapping is placed into the gap by choice, but a fixed mapping may lie there.
     space.unmap(at(0), S::PAGES * PAGE_SIZE).unwrap();
     let top = MapRequest { flags: MappingFlags::GROWS_DOWN, ..MapRequest::anonymous(PAGE_SIZE) };
     let top = space.map(top).unwrap().page().get();
@@ -320,7 +320,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(errno(remap(&space, (40, 5), 7, FIXED, 60)), ENOMEM);
     assert_eq!(shape(&space), [(40, 45), (60, 65)]);
 
-    // Data: private, writable, no stack.
+    // Data: private and writable, but no stack.
     space.unmap(at(0), 200 * PAGE_SIZE).unwrap();
     space.map(anonymous(10, 4)).unwrap();
     space.map(anonymous(100, 20).protection(Protection::READ)).unwrap_err();
@@ -335,7 +335,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(shape(&space), [(10, 15), (15, 20), (100, 101), (101, 120)]);
     space.map(stack(300, 30)).unwrap();
     space.map(anonymous(200, 1).protection(Protection::empty())).unwrap();
-    // In the place of what is mapped, as many pages as that has are free to take.
+    // A mapping over others may take as many pages as they have.
     space.map(anonymous(101, 19)).unwrap();
     assert!(space.map(anonymous(400, 1)).is_err());
     let child = space.fork().unwrap();
@@ -343,7 +343,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     child.set_limits(SpaceLimits::default());
     child.map(anonymous(400, 1)).unwrap();
 
-    // Locked memory.
+    // The limit of locked memory.
     let locked = MapRequest { flags: MappingFlags::LOCKED, ..anonymous(500, 4) };
     space.set_limits(SpaceLimits { locked: pages(5), ..SpaceLimits::default() });
     space.map(locked).unwrap();
@@ -356,7 +356,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     };
     assert_eq!((flags(500), flags(600)), (MappingFlags::empty(), MappingFlags::LOCKED));
 
-    // Mappings.
+    // The limit of mappings.
     let now = space.mappings().len();
     space.set_limits(SpaceLimits { mappings: now - 1, ..SpaceLimits::default() });
     assert_eq!(space.map(anonymous(700, 1)), Err(MapError::TooManyMappings { limit: now - 1 }));
@@ -364,7 +364,7 @@ fn limits_of_a_space<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// CVE-2023-3269: faults find their mapping while another one grows beside it.
+/// CVE-2023-3269: faults find their mapping while another one grows next to it.
 fn stacks_grow_under_a_crowd<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
@@ -375,7 +375,7 @@ fn stacks_grow_under_a_crowd<S: Stand, D: LockingDesign>() -> Ran<S> {
         for thread in 0..4_u64 {
             let space = &space;
             scope.spawn(move || {
-                // Two threads a stack: both fault at the same pages.
+                // Two threads for each stack. Both fault at the same pages.
                 let top = 2000 * (thread / 2 + 1);
                 for page in (top - 300..top).rev() {
                     space.fetch_add_u64(at(page), 1).unwrap();
@@ -392,7 +392,7 @@ fn stacks_grow_under_a_crowd<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// Twelve pages are mapped and allowed, four of them at 40.
+/// Makes a space with twelve mapped pages, which is also its limit. Four of them start at 40.
 fn full<S: Stand, D: LockingDesign>(machine: &Machine<S>) -> Space<S, D> {
     let space = machine.space::<D>();
     space.map(anonymous(10, 8)).unwrap();
@@ -403,18 +403,18 @@ fn full<S: Stand, D: LockingDesign>(machine: &Machine<S>) -> Space<S, D> {
     space
 }
 
-/// As on Linux: what goes anyway makes room for what comes.
+/// As on Linux, the pages that a call replaces make room for the new ones.
 fn a_limit_counts_what_is_replaced_as_gone<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = full::<S, D>(&machine);
     assert_eq!(remap(&space, (10, 4), 4, KEEP | FIXED, 40), Ok(40));
     assert_eq!(shape(&space), [(10, 18), (40, 44)]);
     assert_eq!((space.load_u64(at(40)).unwrap(), space.load_u64(at(10)).unwrap()), (1, 0));
-    // Data counts in the same way.
+    // Data is counted in the same way.
     space.set_limits(SpaceLimits { data: 12 * PAGE_SIZE, ..SpaceLimits::default() });
     assert_eq!(remap(&space, (40, 4), 4, KEEP | FIXED, 14), Ok(14));
     assert_eq!(space.load_u64(at(14)).unwrap(), 1);
-    // Over a part and a hole there is room for the part only.
+    // Over four pages of which two are mapped, there is room for two pages only.
     let error = remap(&space, (14, 4), 4, KEEP | FIXED, 42).unwrap_err();
     assert_eq!(error, RemapError::Limit(LimitError::Data { pages: 4, limit: 12 * PAGE_SIZE }));
     space.set_limits(SpaceLimits { address_space: 12 * PAGE_SIZE, ..SpaceLimits::default() });
@@ -450,7 +450,7 @@ fn a_refused_move_leaves_what_it_would_replace<S: Stand, D: LockingDesign>() -> 
     let over = MapRequest { flags: MappingFlags::LOCKED, ..anonymous(40, 4) };
     assert_eq!(space.map(over).unwrap_err().errno(), EAGAIN);
     assert_eq!(space.load_u64(at(40)).unwrap(), 4);
-    // Neither does the limit of mappings take anything away.
+    // A call at the limit of mappings removes nothing either.
     let now = space.mappings().len();
     space.set_limits(SpaceLimits { mappings: now - 1, ..SpaceLimits::default() });
     assert_eq!(errno(remap(&space, (11, 1), 1, FIXED, 41)), ENOMEM);
@@ -461,7 +461,7 @@ fn a_refused_move_leaves_what_it_would_replace<S: Stand, D: LockingDesign>() -> 
     machine.end()
 }
 
-/// Every call that maps, each in a way that does not need what the others have left.
+/// Maps by every call that can map, each independent of the results of the others.
 fn map_by_every_call<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> [bool; 8] {
     let grown = space.mappings().last().map_or(VirtAddr::new(u64::MAX), |last| last.range.end().address());
     let request = |placement| MapRequest::anonymous(PAGE_SIZE).at(placement);
@@ -485,7 +485,7 @@ fn nothing_is_mapped_after_exit<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.exit();
     assert_eq!(map_by_every_call(&space), [false; 8]);
     assert_eq!(space.set_break(at(102)), Err(BrkError::Exited));
-    assert_eq!(space.brk(at(102)), at(100), "brk tells the break as it was");
+    assert_eq!(space.brk(at(102)), at(100), "brk returns the old break");
     assert!(is_hole(&space, 399) && is_hole(&space, 100));
     assert_eq!(shape(&space), []);
     space.audit().unwrap();
@@ -493,7 +493,7 @@ fn nothing_is_mapped_after_exit<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// A call that has begun before exit maps nothing after it.
+/// A call that began before exit maps nothing after it.
 fn exit_beside_every_call_that_maps<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     for _ in 0..40 {

@@ -1,4 +1,5 @@
-//! Homes of anonymous pages and records of leaf tables (docs/home.md): after each step `audit` finds both in order, in all spaces.
+//! Homes of anonymous pages and records of leaf tables (docs/home.md). After each step, `audit` checks both in all
+//! spaces.
 
 use crate::*;
 use faultless::{Advice, LockAll, LockMode, RemapRequest};
@@ -15,10 +16,10 @@ under_every_design! {
 }
 
 const PAGES: u64 = 8;
-/// The first page of another leaf table.
+/// The first page under another leaf table.
 const FAR: u64 = 512;
 
-/// A machine that shares whatever table has an entry, or copies each entry.
+/// Makes a machine in which fork shares every table with an entry, or copies every entry.
 fn machine<S: Stand>(shares: bool) -> Result<Machine<S>, S::Refused> {
     let shared_entries = if shares { 1 } else { u64::MAX };
     Machine::with(512, Limits { shared_entries, ..Limits::default() })
@@ -88,7 +89,7 @@ fn homes_through_range_work<S: Stand, D: LockingDesign>() -> Ran<S> {
                 work(&one);
                 audit(step, &[&one, &other]);
                 for page in 0..PAGES {
-                    // Where it is mapped still, and writable.
+                    // The store succeeds only if the page is still mapped and writable.
                     let _ = one.try_store_u64(at(page), 1);
                     audit(step, &[&one, &other]);
                 }
@@ -158,7 +159,7 @@ fn homes_of_pages_that_move<S: Stand, D: LockingDesign>() -> Ran<S> {
     Ok(())
 }
 
-/// Truncation, and writes to private mappings.
+/// Truncation, and writes to private mappings of a file.
 fn homes_of_private_pages_of_a_file<S: Stand, D: LockingDesign>() -> Ran<S> {
     for shares in [true, false] {
         let machine = machine::<S>(shares)?;
@@ -199,7 +200,7 @@ fn homes_of_pages_pinned_in_a_fork<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// Rule H6.
+/// Rule H6 of docs/home.md.
 fn locked_pages_are_in_tables_of_their_own<S: Stand, D: LockingDesign>() -> Ran<S> {
     type Work<S, D> = fn(&Space<S, D>);
     let works: [(&str, Work<S, D>); 5] = [

@@ -1,5 +1,5 @@
-//! The invariants of the design, each by its number; those that need every interleaving stand in the models
-//! (`faultless-soft/tests/loom.rs`), those that need a crowd in `threads.rs`.
+//! The invariants of the design, by number. The models (`faultless-soft/tests/loom.rs`) check those that need every
+//! interleaving. `threads.rs` checks those that need many threads.
 
 use crate::*;
 use faultless::fault::{Fault, PendingFault};
@@ -21,8 +21,8 @@ under_every_design! {
     invariant_12_waits_are_counted
 }
 
-// All of them but invariant 2 by type, which is of no host; by trial it is here for designs that keep nothing through a
-// first read (on the software machine it stands alone, for the default design).
+// All tests but invariant 2 by type, which does not depend on the host. Invariant 2 by trial is run here for designs
+// that hold nothing through a first read. On the software machine it is run separately, for the default design.
 on_real_memory! {
     invariant_1_who_would_sleep_in_a_section_is_stopped
     invariant_2_range_work_goes_on_with_a_fault_pending
@@ -49,7 +49,7 @@ fn invariant_1_who_would_sleep_in_a_section_is_stopped<S: Stand, D: LockingDesig
         [|space| _ = space.map(anonymous(10, 1)), |space| _ = space.unmap(at(10), 1)];
     for sleep in sleeps {
         let slept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // SAFETY: the contract is broken on purpose, in a debug build; the call panics before it has changed anything.
+            // SAFETY: the contract is broken on purpose, in a debug build. The call panics before it changes anything.
             let _section = unsafe { engine.enter_section() };
             sleep(&space);
         }));
@@ -60,7 +60,8 @@ fn invariant_1_who_would_sleep_in_a_section_is_stopped<S: Stand, D: LockingDesig
     machine.end()
 }
 
-/// By type: what a pending fault keeps through I/O has no values in the default design, and it may go anywhere.
+/// Invariant 2 by type: the state that a pending fault keeps through I/O has no values in the default design, and it
+/// may move to any thread.
 #[test]
 fn invariant_2_a_pending_fault_holds_no_guard() {
     use faultless::design::Faultless;
@@ -71,8 +72,8 @@ fn invariant_2_a_pending_fault_holds_no_guard() {
     report::<Soft>(invariant_2_range_work_goes_on_with_a_fault_pending::<Soft, Faultless>());
 }
 
-/// And by trial: with a fault pending, its own thread does all kinds of range work. Under a design that keeps something
-/// through I/O, that thread waits for itself.
+/// Invariant 2 by trial: with a fault pending, its own thread does all kinds of range work. Under a design that holds a
+/// lock through I/O, that thread would wait for itself.
 fn invariant_2_range_work_goes_on_with_a_fault_pending<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (file, gate) = machine.gated_file(1);
@@ -139,7 +140,8 @@ fn invariant_5_a_write_fault_ends_with_a_private_page<S: Stand, D: LockingDesign
     space.map(of_file(&file, 20, 1, Protection::READ)).unwrap();
     let mut fault = space.fault(at(10), Access::Write).unwrap();
     gate.wait_for(1);
-    // Somebody maps the page for reading while the write fault waits: its intent is what it was.
+    // Another fault maps the page for reading while the write fault waits. The write fault must still end with a
+    // writable page.
     gate.open();
     assert_eq!(space.load_u64(at(10)).unwrap(), word(1));
     while let Fault::Pending(pending) = fault {
@@ -170,7 +172,7 @@ fn invariant_6_a_pinned_page_is_not_written_in_place<S: Stand, D: LockingDesign>
     let mut seen = [0; 8];
     assert_eq!(pinned.read(0, &mut seen), 8);
     assert_eq!(u64::from_ne_bytes(seen), 1, "invariant 6: written in place while the child has it pinned");
-    assert_eq!(pinned.write(0, &seen), 0, "not pinned for writing");
+    assert_eq!(pinned.write(0, &seen), 0, "the page is not pinned for writing");
     drop((pinned, parent, child));
     machine.end()
 }
@@ -200,7 +202,7 @@ fn invariant_8_a_fork_without_memory_changes_nothing<S: Stand, D: LockingDesign>
     for page in 10..14 {
         parent.store_u64(at(page), page).unwrap();
     }
-    // The copy of a page under I/O is what fork needs a frame for.
+    // fork needs a frame for the copy of a page under I/O.
     let device = parent.pin(at(12), Access::Write).unwrap();
     let (shape, used) = (parent.mappings(), machine.frames());
     machine.engine.host().fail_frames_from(Some(1));
@@ -212,7 +214,7 @@ fn invariant_8_a_fork_without_memory_changes_nothing<S: Stand, D: LockingDesign>
         assert_eq!(parent.load_u64(at(page)).unwrap(), page);
         parent.store_u64(at(page), page + 100).unwrap();
     }
-    assert_eq!(machine.frames(), used, "invariant 6: nobody shares the pages after a failed fork");
+    assert_eq!(machine.frames(), used, "invariant 6: no other space shares the pages after a failed fork");
     parent.audit().unwrap();
     drop((device, parent));
     machine.end()
@@ -227,10 +229,10 @@ fn invariant_10_exit_waits_for_no_io<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.store_u64(at(20), 1).unwrap();
     let Fault::Pending(pending) = space.fault(at(10), Access::Read).unwrap() else { panic!("a cold page") };
     gate.wait_for(1);
-    // With the read stalled. What a design keeps through I/O goes with the fault that waits.
+    // The read is stalled. The locks that a design holds through I/O are dropped by the waiting fault.
     let waiter = std::thread::spawn(|| pending.wait().map(drop));
     space.exit();
-    assert_eq!(machine.frames(), 1, "all but what the read has pinned");
+    assert_eq!(machine.frames(), 1, "all frames are free but the one that the read has pinned");
     assert!(matches!(waiter.join().unwrap(), Err(FaultError::Exited { .. })));
     gate.open();
     drop((space, file, gate));

@@ -1,5 +1,5 @@
-//! mlock, populating as one maps, mincore, mseal, and what is listed of all this: each rule as
-//! Linux 6.18 has it, and its errors.
+//! mlock, population by mmap, mincore, mseal, and their effect on listings: each rule as in Linux 6.18, with its
+//! errors.
 
 use crate::advice::{NONE, flags, pages, resident, shared};
 use crate::*;
@@ -30,7 +30,8 @@ under_every_design! {
     what_runs_out_is_said
 }
 
-// All but `usage_tells_whose_pages_are`, which counts as dirty and used what a processor said: userfaultfd does not.
+// All tests but two. `usage_tells_whose_pages_are` needs the processor's dirty and accessed bits, which userfaultfd
+// does not have.
 on_real_memory! {
     locks_split_merge_and_fetch
     locks_stop_where_they_cannot_go_on
@@ -54,7 +55,7 @@ fn locks_split_merge_and_fetch<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(space.lock(at(10), 0, LockMode::Now), Ok(()));
     assert_eq!(space.lock(at(99), 0, LockMode::Now), Ok(()));
     assert_eq!(flags(&space), [(10, 14, none)]);
-    // Any address; rounded to the pages touched.
+    // Any address is allowed. The range is rounded to the pages that it touches.
     space.lock(VirtAddr::new(at(11).get() - 1), 2, LockMode::Now).unwrap();
     assert_eq!(flags(&space), [(10, 12, locked), (12, 14, none)]);
     assert_eq!((resident(&space, 10, 4), machine.frames()), ("1100".into(), 2));
@@ -65,14 +66,14 @@ fn locks_split_merge_and_fetch<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!((flags(&space), machine.frames()), (vec![(10, 14, locked)], 4));
     space.unlock(at(10), pages(4)).unwrap();
     assert_eq!(flags(&space), [(10, 14, none)]);
-    // A private page that can be written is the mapping's own; one that cannot is the file's.
+    // For a writable private mapping, the locked page is a private copy. For a read-only one, it is the file's page.
     space.map(of_file(&file, 20, 2, READ_WRITE)).unwrap();
     space.map(of_file(&file, 30, 2, Protection::READ)).unwrap();
     space.lock(at(20), pages(2), LockMode::Now).unwrap();
     assert_eq!(machine.frames(), 4 + 2 + 2);
     space.lock(at(30), pages(2), LockMode::Now).unwrap();
     assert_eq!(machine.frames(), 4 + 2 + 2);
-    // What can only be executed or written is fetched too.
+    // A mapping that can only be executed or written is fetched too.
     space.map(anonymous(40, 1).protection(Protection::EXECUTE)).unwrap();
     space.map(anonymous(41, 1).protection(Protection::WRITE)).unwrap();
     space.lock(at(40), pages(2), LockMode::Now).unwrap();
@@ -86,7 +87,7 @@ fn locks_stop_where_they_cannot_go_on<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, file) = (machine.space::<D>(), machine.file(4));
     let (none, locked) = (MappingFlags::empty(), MappingFlags::LOCKED);
-    // A hole: what lies below is locked, nothing is fetched.
+    // At a hole: the mappings below are locked, and nothing is fetched.
     space.map(anonymous(10, 2)).unwrap();
     space.map(anonymous(14, 2)).unwrap();
     let error = space.lock(at(10), pages(6), LockMode::Now).unwrap_err();
@@ -97,14 +98,14 @@ fn locks_stop_where_they_cannot_go_on<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert!(matches!(error, LockError::Hole { address, .. } if address == at(12)));
     assert_eq!(flags(&space)[..2], [(10, 11, locked), (11, 12, none)]);
     assert!(matches!(space.lock(at(13), pages(2), LockMode::Now), Err(LockError::Hole { .. })));
-    // No rights: all is locked, and fetched up to there.
+    // Without rights: everything is locked, and the pages below are fetched.
     space.map(anonymous(20, 3)).unwrap();
     space.protect(at(21), PAGE_SIZE, NONE).unwrap();
     let error = space.lock(at(20), pages(3), LockMode::Now).unwrap_err();
     assert!(matches!(error, LockError::NotAllowed { address } if address == at(21)));
     assert_eq!((resident(&space, 20, 3), error.errno()), ("100".into(), errno::ENOMEM));
     assert!(flags(&space).iter().filter(|f| f.0 >= 20).all(|f| f.2 == locked));
-    // Past the end of the file; at a guard.
+    // Past the end of the file, and at a guard.
     space.map(of_file(&file, 30, 6, READ_WRITE)).unwrap();
     let error = space.lock(at(30), pages(6), LockMode::Now).unwrap_err();
     assert!(matches!(error, LockError::Fault(FaultError::PastEnd { .. })));
@@ -119,7 +120,7 @@ fn locks_stop_where_they_cannot_go_on<S: Stand, D: LockingDesign>() -> Ran<S> {
     let length = u64::MAX - 0x1fff;
     assert_eq!(space.lock(at(40), length, LockMode::Now).unwrap_err().errno(), errno::EINVAL);
     assert_eq!(space.unlock(at(40), length).unwrap_err().errno(), errno::EINVAL);
-    // Rounded up to whole pages it is nothing.
+    // Rounded up to whole pages, this length is zero.
     space.lock(at(40), u64::MAX, LockMode::Now).unwrap();
     space.unlock(at(40), u64::MAX).unwrap();
     drop((space, file));
@@ -139,7 +140,7 @@ fn locks_are_limited<S: Stand, D: LockingDesign>() -> Ran<S> {
         assert_eq!(error.errno(), errno::ENOMEM);
     }
     let locked = |page| MapRequest { flags: MappingFlags::LOCKED, ..anonymous(page, 1) };
-    // What would be replaced counts, as on Linux.
+    // As on Linux, the pages to be replaced still count.
     for page in [40, 10] {
         let error = space.map(locked(page)).unwrap_err();
         assert!(
@@ -154,7 +155,7 @@ fn locks_are_limited<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(40, 1)).unwrap();
     space.map(locked(41)).unwrap();
     space.map(locked(41)).unwrap();
-    // The one limit holds for what becomes longer, too.
+    // The same limit applies to mappings that grow.
     space.unlock(at(10), pages(20)).unwrap();
     space.lock(at(41), pages(1), LockMode::Now).unwrap();
     let longer = space.remap(RemapRequest::resize(at(41), pages(1), pages(10))).unwrap_err();
@@ -189,7 +190,7 @@ fn lock_all_is_for_now_and_later<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(of_file(&file, 14, 4, READ_WRITE)).unwrap();
     space.map(anonymous(20, 3)).unwrap();
     space.advise(at(21), 1, Advice::GuardInstall).unwrap();
-    // An error of a mapping ends what is fetched of that mapping only.
+    // An error in one mapping ends the fetch of that mapping only.
     space.lock_all(LockAll::CURRENT).unwrap();
     assert_eq!((resident(&space, 10, 8), resident(&space, 20, 3)), ("11001100".into(), "100".into()));
     assert!(flags(&space).iter().all(|f| f.2 == locked));
@@ -203,7 +204,7 @@ fn lock_all_is_for_now_and_later<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!((flags(&space).last(), resident(&space, 40, 2)), (Some(&(40, 42, locked)), "11".into()));
     space.lock_all(LockAll::CURRENT).unwrap();
     space.map(anonymous(50, 2)).unwrap();
-    assert_eq!(flags(&space).last(), Some(&(50, 52, none)), "that took it back");
+    assert_eq!(flags(&space).last(), Some(&(50, 52, none)), "the later call cancelled MCL_FUTURE");
     space.lock_all(LockAll::FUTURE | LockAll::ON_FAULT).unwrap();
     space.map(MapRequest { populate: true, ..anonymous(60, 2) }).unwrap();
     space.map(MapRequest { flags: locked, ..anonymous(62, 2) }).unwrap();
@@ -218,7 +219,11 @@ fn map_fetches_what_it_can<S: Stand, D: LockingDesign>() -> Ran<S> {
     let populated = |request| MapRequest { populate: true, ..request };
     space.map(anonymous(14, 1)).unwrap();
     space.map(populated(anonymous(10, 4))).unwrap();
-    assert_eq!((space.mappings().len(), machine.frames()), (1, 4), "merged, and only what is new");
+    assert_eq!(
+        (space.mappings().len(), machine.frames()),
+        (1, 4),
+        "merged, and only the new pages are fetched"
+    );
     for (page, rights, expected) in [
         (20, Protection::READ, "1111"),
         (30, NONE, "0000"),
@@ -228,7 +233,7 @@ fn map_fetches_what_it_can<S: Stand, D: LockingDesign>() -> Ran<S> {
         space.map(populated(anonymous(page, 4).protection(rights))).unwrap();
         assert_eq!(resident(&space, page, 4), expected, "{rights}");
     }
-    // Past the end is no error of mmap.
+    // A page past the end of the file is no error of mmap.
     space.map(populated(of_file(&file, 60, 6, READ_WRITE))).unwrap();
     assert_eq!(resident(&space, 60, 6), "111100");
     space.map(MapRequest { flags: MappingFlags::LOCKED, ..of_file(&file, 70, 6, Protection::READ) }).unwrap();
@@ -237,7 +242,7 @@ fn map_fetches_what_it_can<S: Stand, D: LockingDesign>() -> Ran<S> {
         ("111100".into(), Some(&(70, 76, MappingFlags::LOCKED)))
     );
     space.map(MapRequest { flags: MappingFlags::LOCKED, ..anonymous(80, 2).protection(NONE) }).unwrap();
-    // Over something, by address, anywhere.
+    // Over another mapping, at a fixed address, and at any address.
     space.map(populated(anonymous(10, 2))).unwrap();
     assert_eq!(resident(&space, 10, 2), "11");
     let anywhere = space.map(populated(MapRequest::anonymous(3 * PAGE_SIZE))).unwrap();
@@ -247,7 +252,8 @@ fn map_fetches_what_it_can<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// The range of a populating map is mapped over while it waits for its first read (sources: Lespinasse 2012).
+/// Another mapping replaces the range of a populating map while that waits for its first read (sources: Lespinasse
+/// 2012).
 fn what_is_mapped_over_is_not_populated<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, (file, gate)) = (machine.space::<D>(), machine.gated_file(4));
@@ -256,7 +262,7 @@ fn what_is_mapped_over_is_not_populated<S: Stand, D: LockingDesign>() -> Ran<S> 
             space.map(MapRequest { populate: true, ..of_file(&file, 10, 4, READ_WRITE) }).unwrap();
         });
         gate.wait_for(1);
-        // A design that holds a lock through the read lets this through after it only.
+        // A design that holds a lock through the read lets this call through only afterwards.
         let over = scope.spawn(|| {
             space.map(anonymous(10, 1)).unwrap();
             space.map(anonymous(12, 2)).unwrap();
@@ -306,13 +312,13 @@ fn resident_looks_and_touches_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     let frames = machine.frames();
     assert_eq!(resident(&space, 10, 4), "0100");
     space.protect(at(10), pages(4), NONE).unwrap();
-    assert_eq!(resident(&space, 10, 4), "0100", "there, though nothing is allowed");
+    assert_eq!(resident(&space, 10, 4), "0100", "in memory, although no access is allowed");
     space.map(of_file(&file, 20, 6, READ_WRITE)).unwrap();
     assert_eq!(resident(&space, 20, 6), "000000");
     assert_eq!(machine.frames(), frames);
     other.map(of_file(&file, 20, 6, READ_WRITE)).unwrap();
     other.load_u64(at(22)).unwrap();
-    assert_eq!(resident(&space, 20, 6), "001000", "in memory for somebody else");
+    assert_eq!(resident(&space, 20, 6), "001000", "in memory because of another space");
     assert_eq!(space.resident(at(10), 0), Ok(vec![]));
     assert_eq!(space.resident(at(99), 0), Ok(vec![]));
     for (address, length, number) in [
@@ -326,7 +332,7 @@ fn resident_looks_and_touches_nothing<S: Stand, D: LockingDesign>() -> Ran<S> {
     }
     let error = space.resident(at(12), pages(4)).unwrap_err();
     assert!(matches!(error, ResidentError::Hole { address, .. } if address == at(14)));
-    // No bytes are an answer in the space and just behind it, and not farther away.
+    // A length of zero succeeds in the space and directly behind it, but not further away.
     for page in [0, 10, 99, S::PAGES] {
         assert_eq!(space.resident(at(page), 0), Ok(vec![]));
     }
@@ -371,9 +377,9 @@ fn seals_refuse<S: Stand, D: LockingDesign>() -> Ran<S> {
     let error = space.protect(at(10), pages(6), Protection::READ).unwrap_err();
     assert!(matches!(error, ProtectError::Sealed { address } if address == at(12)));
     let rights: Vec<_> = space.mappings().iter().map(|m| m.protection.to_string()).collect();
-    assert_eq!(rights, ["r--", "rw-", "rw-", "rw-"], "what lies below has changed");
+    assert_eq!(rights, ["r--", "rw-", "rw-", "rw-"], "the mapping below has changed");
 
-    // What loses nothing that could not be overwritten is allowed; so is locking.
+    // Advice that destroys only overwritable data is allowed. So is locking.
     for advice in [
         Advice::DontNeed,
         Advice::Free,
@@ -423,7 +429,7 @@ fn sealed_memory_keeps_what_nobody_could_write<S: Stand, D: LockingDesign>() -> 
         assert!(matches!(space.discard(at(page), 1), Err(DiscardError::Sealed { .. })));
     }
     assert_eq!(space.load_u64(at(10)).unwrap(), 10);
-    // A file keeps its own contents.
+    // The contents of a file are not lost by advice.
     space.map(of_file(&file, 40, 2, Protection::READ)).unwrap();
     space.map(shared(&file, 50, 2)).unwrap();
     for page in [40, 50] {
@@ -504,7 +510,7 @@ fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::with(S::IDLE_FRAMES + 4, Limits { mappings: 2, ..Limits::default() })?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 8)).unwrap();
-    // Mappings: nothing is done below. A guard splits none.
+    // The limit of mappings: nothing below is done. A guard splits no mapping.
     let error = space.advise(at(12), 1, Advice::Random).unwrap_err();
     assert_eq!(error.errno(), errno::EAGAIN, "{error:?}");
     for error in [
@@ -520,7 +526,7 @@ fn what_runs_out_is_said<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(flags(&space), [(10, 18, MappingFlags::empty())]);
     space.advise(at(17), 1, Advice::GuardInstall).unwrap();
     space.advise(at(17), 1, Advice::GuardRemove).unwrap();
-    // Frames: what was fetched before stays.
+    // Missing frames: pages that were already fetched stay.
     let error = space.advise(at(10), pages(8), Advice::PopulateWrite).unwrap_err();
     assert!(matches!(error, AdviseError::Fault(FaultError::OutOfMemory { .. })));
     assert_eq!((resident(&space, 10, 8), error.errno()), ("11110000".into(), errno::ENOMEM));
@@ -541,7 +547,7 @@ fn locked_memory_that_becomes_writable_is_had_for_writing<S: Stand, D: LockingDe
     space.lock(at(12), pages(1), LockMode::OnFault).unwrap();
     space.protect(at(10), pages(4), READ_WRITE).unwrap();
     let own: Vec<_> = space.usage().iter().map(|part| part.anonymous).collect();
-    // What is locked with its first touch, and what is not locked, has no page of its own yet.
+    // A page that is locked on its first touch, or not locked, has no private copy yet.
     assert_eq!(own, [pages(2), 0, 0]);
     drop((space, file));
     machine.end()

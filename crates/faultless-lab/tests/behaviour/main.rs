@@ -1,4 +1,4 @@
-//! What an address space does, under every locking design: the same source, one instance a design.
+//! Behaviour of an address space under every locking design. The source is the same, with one instance for each design.
 
 #[macro_use]
 #[path = "../every_design/mod.rs"]
@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 macro_rules! under_every_design {
     ($($name:ident)*) => { every_design! { [$crate::tests_on] (::faultless_soft::Soft; ($($name)*)) } };
 }
-/// The functions of a file that make sense on real memory too, there, under the designs that keep nothing through I/O:
+/// Makes a `#[test]` of each function on real memory too. The designs are those that hold nothing through I/O, because
 /// one handler serves many faults.
 macro_rules! on_real_memory {
     ($($name:ident)*) => {
@@ -72,7 +72,7 @@ pub(crate) use under_every_design;
 
 pub(crate) const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// A machine, and the check that nothing is left of what was in it (invariant 11).
+/// Machine, with a check at its end that nothing is left in it (invariant 11).
 pub(crate) struct Machine<S: Stand> {
     pub engine: Arc<Engine<S>>,
 }
@@ -90,33 +90,33 @@ impl<S: Stand> Machine<S> {
         Space::new(&self.engine).expect("a space")
     }
 
-    /// A file of `pages` pages, page `n` full of byte `n + 1`, and the gate that its reads pass.
+    /// Makes a file of `pages` pages, page `n` full of byte `n + 1`. Returns it with the gate that its reads pass.
     pub fn gated_file(&self, pages: u64) -> (Shared<File<S>>, Arc<GatedStore<FileStore>>) {
         let gate = Arc::new(GatedStore::new(numbered(pages)));
         (File::open(&self.engine, gate.clone()).expect("a length"), gate)
     }
 
-    /// The same with the gate open.
+    /// Makes the same file without a gate.
     pub fn file(&self, pages: u64) -> Shared<File<S>> {
         File::open(&self.engine, Arc::new(numbered(pages))).expect("a length")
     }
 
-    /// Frames in use, but for those that always are.
+    /// Returns the number of frames in use, except those that are always in use.
     pub fn frames(&self) -> u64 {
         let used = self.engine.frame_usage().used;
         used.checked_sub(S::IDLE_FRAMES).expect("invariant 11: a frame was given back twice")
     }
 
-    /// Everything that could be used has been dropped by now, so no frame is in use. A test's last word.
+    /// Checks that no frame is in use. The caller has dropped everything else. A test calls it last.
     pub fn end(self) -> Ran<S> {
         self.engine.flush();
-        // A read under way holds its frame until it completes.
+        // A running read holds its frame until it completes.
         wait_until("invariant 11: frames are left", || self.frames() == 0);
         Ok(())
     }
 }
 
-/// What others do soon.
+/// Waits until other threads have made `is_so` true. Panics after 30 s.
 pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is_so() {
@@ -150,7 +150,7 @@ pub(crate) fn of_file<S: Stand>(
     MapRequest::file(file, 0, pages * PAGE_SIZE, rights).at(Placement::Fixed(at(page)))
 }
 
-/// Eight bytes of `byte`.
+/// Returns a word of eight bytes `byte`.
 pub(crate) fn word(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }

@@ -1,4 +1,4 @@
-//! mremap. What is expected was seen on Linux 6.18.
+//! mremap. The expected results were observed on Linux 6.18.
 
 use crate::*;
 use faultless::errno::{EFAULT, EINVAL, ENOMEM, EPERM};
@@ -52,7 +52,7 @@ pub(crate) const FIXED: RemapFlags = MOVE.union(RemapFlags::FIXED);
 pub(crate) const KEEP: RemapFlags = MOVE.union(RemapFlags::DONT_UNMAP);
 pub(crate) const HERE: RemapFlags = RemapFlags::empty();
 
-/// mremap in pages; the first page of where it is, or the error.
+/// Calls mremap with pages. Returns the first page of the new place, or the error.
 pub(crate) fn remap<S: Stand, D: LockingDesign>(
     space: &Space<S, D>,
     (old, old_pages): (u64, u64),
@@ -92,15 +92,15 @@ fn sizes_change_in_place<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(20, 2)).unwrap();
     space.store_u64(at(20), 1).unwrap();
     assert_eq!(remap(&space, (10, 8), 10, HERE, 0), Ok(10));
-    assert_eq!(shape(&space), [(10, 20), (20, 22)], "both had been faulted, apart");
-    // Shorter: over holes and other mappings too.
+    assert_eq!(shape(&space), [(10, 20), (20, 22)], "both had pages of their own, so they stay apart");
+    // A mapping can also be shortened over holes and other mappings.
     assert_eq!(remap(&space, (10, 40), 3, HERE, 0), Ok(10));
     assert_eq!(shape(&space), [(10, 13)]);
     assert!(is_hole(&space, 17));
-    assert_eq!(remap(&space, (10, 40), 40, MOVE, 0), Ok(10), "as long as it is, whatever is mapped");
+    assert_eq!(remap(&space, (10, 40), 40, MOVE, 0), Ok(10), "the same length succeeds with any mappings");
     space.map(anonymous(15, 2)).unwrap();
     assert_eq!(remap(&space, (10, 3), 5, HERE, 0), Ok(10));
-    assert_eq!(shape(&space), [(10, 17)], "joined on both sides");
+    assert_eq!(shape(&space), [(10, 17)], "merged on both sides");
     assert_eq!(space.load_u64(at(10)).unwrap(), 1);
     space.audit().unwrap();
     drop(space);
@@ -115,7 +115,7 @@ fn what_cannot_grow_moves<S: Stand, D: LockingDesign>() -> Ran<S> {
     (10..14).for_each(|page| space.store_u64(at(page), page).unwrap());
     assert!(matches!(remap(&space, (10, 4), 5, HERE, 0), Err(RemapError::NoRoom { pages: 5, .. })));
     let new = remap(&space, (10, 4), 5, MOVE, 30).unwrap();
-    assert_eq!(new, S::PAGES - 5, "the highest free place; the new address is not looked at");
+    assert_eq!(new, S::PAGES - 5, "the highest free place; the new address is ignored");
     (0..4).for_each(|i| assert_eq!(space.load_u64(at(new + i)).unwrap(), 10 + i));
     assert_eq!(space.load_u64(at(new + 4)).unwrap(), 0);
     assert!(is_hole(&space, 10));
@@ -123,7 +123,7 @@ fn what_cannot_grow_moves<S: Stand, D: LockingDesign>() -> Ran<S> {
     let part = remap(&space, (new + 1, 2), 3, MOVE, 0).unwrap();
     assert_eq!(space.load_u64(at(part + 1)).unwrap(), 12);
     assert_eq!(shape(&space), [(14, 15), (part, part + 3), (new, new + 1), (new + 3, new + 5)]);
-    // A file's mapping shows what comes next.
+    // A mapping of a file shows the file's next pages.
     let file = machine.file(6);
     space.map(of_file(&file, 20, 2, READ_WRITE)).unwrap();
     space.store_u64(at(21), 5).unwrap();
@@ -140,7 +140,7 @@ fn what_cannot_grow_moves<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn pages_move_with_their_bytes<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let space = machine.space::<D>();
-    // Over more than one leaf table, and placed differently in them.
+    // Over several leaf tables, at a different offset in them.
     const PAGES: u64 = 1100;
     space.map(anonymous(500, PAGES)).unwrap();
     (0..PAGES).step_by(7).for_each(|i| space.store_u64(at(500 + i), i + 1).unwrap());
@@ -154,14 +154,14 @@ fn pages_move_with_their_bytes<S: Stand, D: LockingDesign>() -> Ran<S> {
         assert_eq!(space.load_u64(at(3333 + i)).unwrap(), expected);
         assert!(is_hole(&space, 500 + i));
     }
-    // And back, to where it was, written to on the way; shorter on the way back.
+    // Back to the old place, after a store, and shorter.
     space.store_u64(at(3333 + 7), 99).unwrap();
     assert_eq!(remap(&space, (3333, PAGES), 600, FIXED, 500), Ok(500));
     assert_eq!(space.load_u64(at(507)).unwrap(), 99);
     assert_eq!(space.load_u64(at(500 + 595)).unwrap(), 596);
     assert_eq!(shape(&space), [(500, 1100)]);
     assert!(is_hole(&space, 3333 + 1099));
-    // Protected from everything, and moved all the same.
+    // A move also works without any rights.
     space.protect(at(500), 600 * PAGE_SIZE, Protection::empty()).unwrap();
     assert_eq!(remap(&space, (500, 600), 600, FIXED, 2000), Ok(2000));
     space.protect(at(2000), 600 * PAGE_SIZE, READ_WRITE).unwrap();
@@ -179,15 +179,15 @@ fn moved_memory_joins_by_where_it_came_from<S: Stand, D: LockingDesign>() -> Ran
     remap(&space, (10, 4), 4, FIXED, 20).unwrap();
     space.map(anonymous(24, 2)).unwrap();
     space.map(anonymous(18, 2)).unwrap();
-    assert_eq!(shape(&space), [(18, 20), (20, 24), (24, 26)], "its pages came from elsewhere");
+    assert_eq!(shape(&space), [(18, 20), (20, 24), (24, 26)], "its pages come from elsewhere");
     remap(&space, (20, 4), 4, FIXED, 10).unwrap();
     space.map(anonymous(14, 2)).unwrap();
-    assert_eq!(shape(&space), [(10, 16), (18, 20), (24, 26)], "back where they came from");
+    assert_eq!(shape(&space), [(10, 16), (18, 20), (24, 26)], "its pages are back at their first place");
     remap(&space, (12, 2), 2, FIXED, 40).unwrap();
     assert_eq!(shape(&space), [(10, 12), (14, 16), (18, 20), (24, 26), (40, 42)]);
     remap(&space, (40, 2), 2, FIXED, 12).unwrap();
     assert_eq!(shape(&space), [(10, 16), (18, 20), (24, 26)]);
-    // Longer on the way: the new part belongs to it.
+    // Longer during the move: the new part belongs to the mapping.
     remap(&space, (10, 6), 8, FIXED, 60).unwrap();
     assert_eq!(remap(&space, (60, 8), 12, HERE, 0), Ok(60));
     remap(&space, (64, 6), 6, FIXED, 80).unwrap();
@@ -195,7 +195,7 @@ fn moved_memory_joins_by_where_it_came_from<S: Stand, D: LockingDesign>() -> Ran
     remap(&space, (80, 6), 6, FIXED, 64).unwrap();
     assert_eq!(shape(&space), [(18, 20), (24, 26), (60, 72)]);
     assert_eq!(space.load_u64(at(67)).unwrap(), 3);
-    // A part without pages of a mapping that has some.
+    // A part without pages, of a mapping that has pages.
     remap(&space, (70, 2), 2, FIXED, 22).unwrap();
     assert_eq!(shape(&space), [(18, 20), (22, 24), (24, 26), (60, 70)]);
     space.audit().unwrap();
@@ -209,12 +209,12 @@ fn memory_without_pages_joins_wherever_it_is<S: Stand, D: LockingDesign>() -> Ra
     for (page, pages) in [(10, 4), (18, 2), (24, 2)] {
         space.map(anonymous(page, pages)).unwrap();
     }
-    assert_eq!(space.load_u64(at(10)).unwrap(), 0, "read, not written");
+    assert_eq!(space.load_u64(at(10)).unwrap(), 0, "the page is read but not written");
     remap(&space, (10, 4), 4, FIXED, 20).unwrap();
     assert_eq!(shape(&space), [(18, 26)]);
     space.map(anonymous(40, 4)).unwrap();
     remap(&space, (40, 2), 2, FIXED, 44).unwrap();
-    assert_eq!(shape(&space), [(18, 26), (42, 46)], "beside itself");
+    assert_eq!(shape(&space), [(18, 26), (42, 46)], "next to itself");
     remap(&space, (42, 4), 4, KEEP | FIXED, 46).unwrap();
     assert_eq!(shape(&space), [(18, 26), (42, 50)]);
     space.audit().unwrap();
@@ -234,15 +234,15 @@ fn the_old_place_can_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.store_u64(at(10), 1).unwrap();
     assert_eq!(space.load_u64(at(20)).unwrap(), 7);
     assert_eq!(shape(&space), [(10, 14), (20, 24)]);
-    // A part: what stays is one mapping still.
+    // A part moves. The old place is still one mapping.
     assert_eq!(remap(&space, (11, 2), 2, KEEP | FIXED, 40), Ok(40));
     assert_eq!(shape(&space), [(10, 14), (20, 24), (40, 42)]);
     assert_eq!((space.load_u64(at(10)), space.load_u64(at(41))), (Ok(1), Ok(0)));
-    // Where it is asked for if that is free, else anywhere.
+    // The requested place is used if it is free. Otherwise any place is used.
     assert_eq!(remap(&space, (10, 4), 4, KEEP, 30), Ok(30));
     let anywhere = remap(&space, (10, 4), 4, KEEP, 20).unwrap();
     assert_eq!(anywhere, S::PAGES - 4);
-    // A private file's copies move, and the file shows at the old place.
+    // Copies of a private file mapping move. The old place shows the file again.
     let file = machine.file(2);
     space.map(of_file(&file, 50, 2, READ_WRITE)).unwrap();
     space.store_u64(at(50), 5).unwrap();
@@ -268,14 +268,14 @@ fn several_mappings_move_together<S: Stand, D: LockingDesign>() -> Ran<S> {
     let seen = [31, 32, 33, 36, 37].map(|page| space.load_u64(at(page)).unwrap());
     assert_eq!(seen, [11, 12, 13, 16, 17]);
     assert!(matches!(fault_of(space.load_u64(at(34))), FaultError::Protection { .. }), "under a hole");
-    // With a hole behind, but not in front, and not with another size or without a place.
+    // A hole may follow, but not come first. The size must not change, and the call needs a fixed place.
     assert_eq!(remap(&space, (36, 20), 20, KEEP | FIXED, 100), Ok(100));
     assert_eq!(errno(remap(&space, (9, 4), 4, FIXED, 100)), EFAULT);
     assert_eq!(errno(remap(&space, (31, 7), 8, FIXED, 200)), EFAULT);
     assert_eq!(errno(remap(&space, (31, 7), 6, FIXED, 200)), EFAULT);
     assert_eq!(errno(remap(&space, (31, 7), 7, KEEP, 200)), EFAULT);
     assert_eq!(errno(remap(&space, (31, 7), 8, MOVE, 200)), EFAULT);
-    // Shorter than its first mapping.
+    // The new length is shorter than the first mapping.
     assert_eq!(remap(&space, (32, 6), 1, FIXED, 300), Ok(300));
     assert_eq!(space.load_u64(at(300)).unwrap(), 12);
     assert!(is_hole(&space, 33) && is_hole(&space, 37));
@@ -294,10 +294,10 @@ fn a_fixed_place_is_cleared<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(remap(&space, (10, 2), 4, FIXED, 21), Ok(21));
     let seen = [20, 21, 22, 25].map(|page| space.load_u64(at(page)).unwrap());
     assert_eq!(seen, [20, 10, 11, 25]);
-    assert_eq!(machine.frames(), before - 4, "what was there went");
+    assert_eq!(machine.frames(), before - 4, "the old pages are freed");
     assert_eq!(space.load_u64(at(23)).unwrap(), 0);
     assert_eq!(shape(&space), [(20, 21), (21, 25), (25, 26)]);
-    // Nothing to move: nothing is cleared.
+    // With nothing to move, nothing is cleared.
     assert_eq!(errno(remap(&space, (10, 2), 2, FIXED, 25)), EFAULT);
     assert_eq!(space.load_u64(at(25)).unwrap(), 25);
     space.audit().unwrap();
@@ -318,7 +318,7 @@ fn shared_memory_is_mapped_again<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(errno(remap(&space, (10, 0), 4, HERE, 0)), ENOMEM);
     assert_eq!(errno(remap(&space, (10, 0), 4, KEEP | FIXED, 30)), EINVAL);
     assert_eq!(errno(remap(&space, (10, 0), 2, FIXED, 9)), EINVAL);
-    // Over its own end, and over itself, which takes away what was to be mapped.
+    // Over its own end; and over itself, which unmaps the memory to be mapped.
     assert_eq!(remap(&space, (10, 0), 2, FIXED, 11), Ok(11));
     assert_eq!((space.load_u64(at(11)), space.load_u64(at(12))), (Ok(word(2)), Ok(word(3))));
     assert_eq!(errno(remap(&space, (10, 0), 2, FIXED, 10)), EFAULT);
@@ -354,13 +354,13 @@ fn wrong_remaps_are_typed_errors<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(errno(remap(&space, (10, 1), 2, FIXED, S::PAGES - 1)), EINVAL);
     assert_eq!(errno(remap(&space, (9, 1), 1, HERE, 0)), EFAULT);
     assert_eq!(errno(remap(&space, (S::PAGES, 1), 1, HERE, 0)), EFAULT);
-    // The last page that an address can name: nothing is mapped there.
+    // The last page that an address can name. Nothing can be mapped there.
     let last = VirtAddr::new(u64::MAX - PAGE_SIZE + 1);
     assert_eq!(errno(space.remap(RemapRequest::resize(last, 1, 1))), EFAULT);
     assert_eq!(errno(space.remap(RemapRequest::resize(last, 2 * PAGE_SIZE, 1))), EFAULT);
     assert_eq!(errno(space.remap(RemapRequest::to(last, 1, at(20)))), EFAULT);
     assert_eq!(errno(space.remap(RemapRequest::resize(last, 1, 0))), EINVAL);
-    // Odd lengths are whole pages.
+    // Odd lengths are rounded up to whole pages.
     let request = RemapRequest { old_length: PAGE_SIZE + 1, ..RemapRequest::to(at(10), 5000, at(20)) };
     assert_eq!(space.remap(request), Ok(at(20)));
     assert_eq!(shape(&space), [(12, 14), (20, 22)]);
@@ -383,7 +383,7 @@ fn sealed_mappings_stay<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(errno(remap(&space, (12, 1), 1, HERE, 0)), EPERM);
     assert_eq!(errno(remap(&space, (10, 4), 2, HERE, 0)), EPERM);
     assert_eq!(errno(remap(&space, (14, 2), 2, FIXED, 12)), EPERM);
-    // What lies below has moved.
+    // The mappings below the sealed one have moved.
     assert_eq!(errno(remap(&space, (10, 6), 6, FIXED, 30)), EPERM);
     assert_eq!(shape(&space), [(12, 14), (14, 16), (30, 32), (32, 36)]);
     drop(space);
@@ -396,7 +396,7 @@ fn a_pending_fault_finds_its_page_moved<S: Stand, D: LockingDesign>() -> Ran<S> 
     space.map(of_file(&file, 10, 2, READ_WRITE)).unwrap();
     let Ok(Fault::Pending(pending)) = space.fault(at(11), Access::Read) else { panic!("a cold page") };
     std::thread::scope(|scope| {
-        // A design that keeps its lock lets the move wait for the read.
+        // Under a design that keeps its lock, the move waits for the read.
         let moved = scope.spawn(|| remap(&space, (10, 2), 2, FIXED, 20));
         std::thread::sleep(Duration::from_millis(20));
         gate.open();
@@ -435,7 +435,7 @@ fn truncation_reaches_moved_pages<S: Stand, D: LockingDesign>() -> Ran<S> {
             file.set_length(2 * PAGE_SIZE);
             for page in [12, 13, 42, 43] {
                 let seen = space.try_load_u64(at(page));
-                assert!(seen.is_err(), "round {round}: page {page} of a file cut off is mapped");
+                assert!(seen.is_err(), "round {round}: page {page} of the truncated file is mapped");
             }
             stop.store(true, Ordering::Relaxed);
         });
@@ -454,7 +454,7 @@ fn a_child_has_what_was_moved<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(anonymous(10, 4)).unwrap();
     (10..14).for_each(|page| space.store_u64(at(page), page).unwrap());
     let first = space.fork().unwrap();
-    // Shared pages move in one space and stay in the other.
+    // Shared pages move in one space, and stay in the other.
     remap(&space, (10, 4), 4, FIXED, 20).unwrap();
     remap(&first, (12, 2), 2, KEEP | FIXED, 5000).unwrap();
     let second = space.fork().unwrap();
@@ -464,7 +464,7 @@ fn a_child_has_what_was_moved<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!((space.load_u64(at(21)), second.load_u64(at(22))), (Ok(11), Ok(12)));
     assert_eq!((first.load_u64(at(10)), first.load_u64(at(12))), (Ok(10), Ok(0)));
     assert_eq!((first.load_u64(at(5000)), first.load_u64(at(5001))), (Ok(12), Ok(13)));
-    // As the parent, the child joins them where they came from.
+    // As in the parent, they merge in the child at the place that they came from.
     remap(&second, (20, 4), 4, FIXED, 10).unwrap();
     second.map(anonymous(14, 1)).unwrap();
     assert_eq!(shape(&second)[0].0, 10);
@@ -491,7 +491,7 @@ fn moving_keeps_off_the_limit_of_mappings<S: Stand, D: LockingDesign>() -> Ran<S
 }
 
 fn a_move_without_memory_leaves_all<S: Stand, D: LockingDesign>() -> Ran<S> {
-    // Pages move without frames.
+    // A move of pages needs no frames.
     let machine = Machine::<S>::with(8, Limits::default())?;
     let space = machine.space::<D>();
     space.map(anonymous(10, 4)).unwrap();
@@ -508,7 +508,7 @@ fn time() -> Duration {
     Duration::from_millis(if cfg!(debug_assertions) { 200 } else { 400 })
 }
 
-/// Each page that is written says where it was written from; whoever reads finds that, zero, or a hole.
+/// Each page that is written holds its own number. A load finds this number, zero, or a hole.
 fn faults_and_moves_at_once<S: Stand, D: LockingDesign>() -> Ran<S> {
     const PAGES: u64 = 24;
     const HOMES: [u64; 3] = [100, 600, 1017];
@@ -525,7 +525,8 @@ fn faults_and_moves_at_once<S: Stand, D: LockingDesign>() -> Ran<S> {
                 while !stop.load(Ordering::Relaxed) {
                     i = i.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let (home, page) = (HOMES[(i >> 33) as usize % 3], (i >> 40) % PAGES);
-                    // The page's number, wherever it is: pages never change places with each other.
+                    // The page's number does not depend on its place, because pages never change places with each
+                    // other.
                     match space.load_u64(at(home + page)) {
                         Ok(seen) => assert!(seen == 0 || seen == page + 1, "{seen} at {page}"),
                         Err(AccessError::Fault(FaultError::NoMapping { .. })) => {}
@@ -547,7 +548,7 @@ fn faults_and_moves_at_once<S: Stand, D: LockingDesign>() -> Ran<S> {
                 moves.fetch_add(1, Ordering::Relaxed);
                 home = next;
             }
-            // Written, moved, and there.
+            // Write, move and check.
             for page in 0..PAGES {
                 let _ = space.store_u64(at(HOMES[home] + page), page + 1);
             }

@@ -1,4 +1,4 @@
-//! Pages pinned for I/O: what a device reads is what the space has stored last.
+//! Pages pinned for I/O: a device reads the last stores of the space.
 
 use crate::shared::{Real, shared};
 use crate::*;
@@ -23,7 +23,7 @@ on_real_memory! {
     a_private_file_page_pinned_for_reading_becomes_the_spaces_own
 }
 
-/// The first word that a device sees.
+/// Returns the first word that a device sees.
 fn seen<S: Stand>(pinned: &PinnedPage<S>) -> u64 {
     let mut word = [0; 8];
     assert_eq!(pinned.read(0, &mut word), 8);
@@ -45,7 +45,7 @@ fn a_page_pinned_for_reading_shows_stores_after_fork<S: Stand, D: LockingDesign>
     let of_child = child.pin(at(11), Access::Read).unwrap();
     child.store_u64(at(11), 3).unwrap();
     assert_eq!((seen(&of_child), space.load_u64(at(11))), (3, Ok(1)));
-    // A fork while the page is pinned leaves it to the space.
+    // A fork while the page is pinned leaves the page to the space.
     let second = space.fork().unwrap();
     space.store_u64(at(10), 4).unwrap();
     assert_eq!((seen(&pinned), second.load_u64(at(10))), (4, Ok(2)));
@@ -63,7 +63,7 @@ fn a_page_pinned_for_reading_shows_stores_after_the_child_has_gone<S: Stand, D: 
     machine.engine.flush();
     let frames = machine.frames();
     let pinned = space.pin(at(10), Access::Read).unwrap();
-    assert_eq!(machine.frames(), frames, "nobody else has the page: it is not copied");
+    assert_eq!(machine.frames(), frames, "no other space has the page, so it is not copied");
     space.store_u64(at(10), 2).unwrap();
     assert_eq!(seen(&pinned), 2);
     space.audit().unwrap();
@@ -76,7 +76,7 @@ fn zeros_pinned_for_reading_become_a_page_of_the_space<S: Stand, D: LockingDesig
     let space = machine.space::<D>();
     space.map(anonymous(10, 2)).unwrap();
     assert_eq!(space.load_u64(at(10)), Ok(0));
-    // A page that has been loaded from, and one that nobody has touched.
+    // A page that was loaded, and a page that was never touched.
     for page in [10, 11] {
         let pinned = space.pin(at(page), Access::Read).unwrap();
         space.store_u64(at(page), page).unwrap();
@@ -132,7 +132,7 @@ fn a_read_only_page_is_pinned_as_the_spaces_own_and_stays_read_only<S: Stand, D:
     space.map(of_file(&file, 12, 1, Protection::READ)).unwrap();
     assert_eq!(space.load_u64(at(12)), Ok(word(1)));
     let child = space.fork().unwrap();
-    // Shared with the child, zeros, and a page of the file.
+    // A page shared with the child, a page of zeros, and a page of the file.
     let pinned = [10, 11, 12].map(|page| space.pin(at(page), Access::Read).unwrap());
     for page in 10..13 {
         let refused = space.fault(at(page), Access::Write);
@@ -170,7 +170,7 @@ fn a_pin_for_reading_without_memory_leaves_the_page_as_it_was<S: Stand, D: Locki
     space.map(anonymous(10, 1)).unwrap();
     space.store_u64(at(10), 1).unwrap();
     let child = space.fork().unwrap();
-    // The table is the space's own by now, so that a frame is all that is missing.
+    // The space already has its own table, so only a frame is missing.
     assert!(matches!(space.fault(at(10), Access::Read), Ok(Fault::Done)));
     machine.engine.host().fail_frames_from(Some(1));
     let refused = space.pin(at(10), Access::Read);

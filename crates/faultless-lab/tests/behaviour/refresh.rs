@@ -1,4 +1,4 @@
-//! A file whose store somebody else has changed, read anew.
+//! Refresh of a file after another program has changed its store.
 
 use crate::shared::{Real, shared};
 use crate::*;
@@ -13,7 +13,7 @@ under_every_design! {
     stores_beside_refreshing_are_never_lost
 }
 
-/// Somebody else writes page `page` of the file on disk.
+/// Writes page `page` of the file on disk, as another program would.
 fn write_behind<S: Stand>(real: &Real<S, FileStore>, page: u64, byte: u8) {
     let file = std::fs::OpenOptions::new().write(true).open(real.on_disk.path()).expect("the file");
     file.write_all_at(&[byte; PAGE_SIZE as usize], page * PAGE_SIZE).expect("a page written");
@@ -38,7 +38,7 @@ fn refreshed_pages_are_the_stores<S: Stand, D: LockingDesign>() -> Ran<S> {
     (0..8).for_each(|page| write_behind(&real, page, 100 + page as u8));
     assert_eq!((one.load_u64(at(10)).unwrap(), read(0), read(5)), (word(1), Ok(word(1)), Ok(word(105))));
     real.file.refresh(PAGE_SIZE + 1, 2 * PAGE_SIZE).unwrap();
-    assert_eq!(one.load_u64(at(10)).unwrap(), word(1), "beside what was asked for");
+    assert_eq!(one.load_u64(at(10)).unwrap(), word(1), "a page outside the range");
     for page in 1..4 {
         assert_eq!(
             (one.load_u64(at(10 + page)).unwrap(), read(page)),
@@ -69,13 +69,13 @@ fn a_dirty_page_refuses_to_be_refreshed<S: Stand, D: LockingDesign>() -> Ran<S> 
     assert_eq!((space.load_u64(at(10)).unwrap(), space.load_u64(at(12)).unwrap()), (word(1), 7), "as before");
     real.file.refresh(0, 2 * PAGE_SIZE).unwrap();
     assert_eq!(space.load_u64(at(10)).unwrap(), word(100));
-    // Written, it can be.
+    // After its write, the page can be refreshed.
     real.file.sync().unwrap();
     assert_eq!(real.word(2), 7);
     write_behind(&real, 2, 101);
     real.file.refresh(0, 4 * PAGE_SIZE).unwrap();
     assert_eq!((space.load_u64(at(12)).unwrap(), space.load_u64(at(13)).unwrap()), (word(101), word(100)));
-    // A file in memory has nothing to be read from.
+    // A file in memory has no store to be read from.
     let memory = File::in_memory(&machine.engine, PAGE_SIZE).unwrap();
     memory.handle().write_at(0, &[5]).unwrap();
     memory.refresh(0, PAGE_SIZE).unwrap();
@@ -85,7 +85,7 @@ fn a_dirty_page_refuses_to_be_refreshed<S: Stand, D: LockingDesign>() -> Ran<S> 
     machine.end()
 }
 
-/// Each thread stores growing numbers, through a mapping and by a handle, and always finds its last one.
+/// Each thread stores growing numbers, through a mapping or by a handle, and always finds its last number.
 fn stores_beside_refreshing_are_never_lost<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let real = Real::new(&machine, 4);

@@ -1,4 +1,4 @@
-//! Another space's memory, copied out and in.
+//! Copies from and to another space's memory.
 
 use crate::advice::{NONE, pages};
 use crate::shared::{Real, byte as inside, shared};
@@ -30,7 +30,11 @@ fn remote_memory_goes_by_rights<S: Stand, D: LockingDesign>() -> Ran<S> {
     let mut bytes = vec![1; 8 * PAGE_SIZE as usize];
     let mut read = |address: VirtAddr, n: u64| space.read_remote(address, &mut bytes[..n as usize]);
     assert_eq!(read(at(10), pages(4)), Ok(pages(4) as usize));
-    assert_eq!(read(inside(13, 100), pages(3)), Ok(PAGE_SIZE as usize - 100), "up to what is not readable");
+    assert_eq!(
+        read(inside(13, 100), pages(3)),
+        Ok(PAGE_SIZE as usize - 100),
+        "up to the first page that is not readable"
+    );
     for page in [14, 15, 16, 17] {
         assert_eq!(read(at(page), 8).unwrap_err().errno(), errno::EFAULT, "page {page}");
     }
@@ -51,7 +55,7 @@ fn remote_memory_goes_by_rights<S: Stand, D: LockingDesign>() -> Ran<S> {
     let other = machine.space::<D>();
     other.map(of_file(&file, 20, 6, READ_WRITE)).unwrap();
     assert_eq!(other.load_u64(at(23)).unwrap(), word(4));
-    // A child's memory is not the parent's.
+    // The child's memory is separate from the parent's.
     let child = space.fork().unwrap();
     child.write_remote(at(11), &[9; 8]).unwrap();
     let mut seen = [0; 8];
@@ -69,7 +73,8 @@ fn remote_memory_goes_by_rights<S: Stand, D: LockingDesign>() -> Ran<S> {
 fn remote_pages_are_had_before_a_byte_is_copied<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, real) = (machine.space::<D>(), Real::new(&machine, 1));
-    // One page of the file twice: shared, and then in private, whose copy is made before the store into the first.
+    // One page of the file is mapped twice: shared, then private. The private copy is made before the store into the
+    // shared one.
     space.map(shared(&real.file, 10, 1, READ_WRITE)).unwrap();
     space.map(of_file(&real.file, 11, 1, READ_WRITE)).unwrap();
     let (page, half) = (PAGE_SIZE as usize, PAGE_SIZE as usize / 2);

@@ -1,4 +1,4 @@
-//! The way from a file's page to where it is mapped: which mappings writeback and truncation look at, and that they miss none.
+//! The reverse map: writeback and truncation must visit all mappings of a page, and few others.
 
 use crate::shared::{Real, shared};
 use crate::*;
@@ -15,7 +15,7 @@ under_every_design! {
     a_walk_forgets_spaces_that_are_gone
 }
 
-/// How many mappings writeback and truncation look at in `f`.
+/// Returns the number of mappings that writeback and truncation visit in `f`.
 fn looks<S: Stand>(machine: &Machine<S>, f: impl FnOnce()) -> u64 {
     let looks = || machine.engine.statistics().get(Counter::RmapLooks);
     let before = looks();
@@ -23,7 +23,7 @@ fn looks<S: Stand>(machine: &Machine<S>, f: impl FnOnce()) -> u64 {
     looks() - before
 }
 
-/// Twenty mappings, with a page between each and the next.
+/// Makes twenty mappings, with one page between each two.
 fn others<S: Stand, D: LockingDesign>(file: &Shared<File<S>>, space: &Space<S, D>, start: u64) {
     for i in 0..20 {
         let request = MapRequest::file(file, 0, PAGE_SIZE, Protection::READ);
@@ -31,7 +31,7 @@ fn others<S: Stand, D: LockingDesign>(file: &Shared<File<S>>, space: &Space<S, D
     }
 }
 
-/// Before: each space was looked through from its first mapping to its last.
+/// A walk must not visit every mapping of a space.
 fn walks_look_at_no_mapping_of_other_files<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (real, other) = (Real::new(&machine, 4), machine.file(4));
@@ -44,7 +44,7 @@ fn walks_look_at_no_mapping_of_other_files<S: Stand, D: LockingDesign>() -> Ran<
     real.file.handle().write_at(PAGE_SIZE, &[1; 8]).unwrap();
     assert_eq!(looks(&machine, || real.file.sync().unwrap()), 0, "no space has stored into the file");
     spaces[3].store_u64(at(151), 76).unwrap();
-    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 1, "one space has");
+    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 1, "one space has stored into it");
     for space in &spaces {
         space.store_u64(at(151), 77).unwrap();
     }
@@ -70,9 +70,9 @@ fn walks_pass_over_spaces_that_show_other_pages<S: Stand, D: LockingDesign>() ->
     for page in [0, 2] {
         low.store_u64(at(10 + page), 70 + page).unwrap();
     }
-    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 1, "the other space shows none of these");
+    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 1, "the other space shows none of these pages");
     assert_eq!((real.word(0), real.word(2)), (70, 72));
-    // A split, a change of rights and a hole leave parts that are inside.
+    // A split, a change of rights and a hole leave parts inside the recorded range.
     high.protect(at(15), PAGE_SIZE, Protection::READ).unwrap();
     high.unmap(at(15), PAGE_SIZE).unwrap();
     high.store_u64(at(16), 76).unwrap();
@@ -80,7 +80,7 @@ fn walks_pass_over_spaces_that_show_other_pages<S: Stand, D: LockingDesign>() ->
     real.file.sync().unwrap();
     assert_eq!((real.word(1), real.word(6)), (71, 76));
     assert!(low.try_store_u64(at(11), 1).is_err() && high.try_store_u64(at(16), 1).is_err());
-    // Nobody shows the last page.
+    // No space shows the last page.
     assert_eq!(looks(&machine, || real.file.set_length(7 * PAGE_SIZE)), 0);
     real.file.set_length(0);
     assert!(low.load_u64(at(10)).is_err() && high.load_u64(at(16)).is_err());
@@ -88,19 +88,19 @@ fn walks_pass_over_spaces_that_show_other_pages<S: Stand, D: LockingDesign>() ->
     machine.end()
 }
 
-/// Addresses and pages of the file at which the space showed nothing before.
+/// mremap makes mappings at addresses, and of pages, that the space did not show before.
 fn walks_find_what_remap_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let real = Real::new(&machine, 8);
     let space = machine.space::<D>();
     space.map(shared(&real.file, 500, 2, READ_WRITE)).unwrap();
     space.store_u64(at(501), 1).unwrap();
-    // To lower addresses, with its pages; and to higher ones, longer.
+    // To lower addresses, with its pages. Then to higher ones, and longer.
     space.remap(RemapRequest::to(at(500), 2 * PAGE_SIZE, at(100))).unwrap();
     let longer =
         RemapRequest { new_length: 4 * PAGE_SIZE, ..RemapRequest::to(at(100), 2 * PAGE_SIZE, at(900)) };
     space.remap(longer).unwrap();
-    // Longer in place; and once more, at yet another place.
+    // Longer in place. Then a second mapping of it at another place.
     let in_place = RemapRequest::resize(at(900), 4 * PAGE_SIZE, 6 * PAGE_SIZE);
     assert_eq!(space.remap(in_place).unwrap(), at(900));
     let again = RemapRequest { old_length: 0, ..RemapRequest::to(at(904), 2 * PAGE_SIZE, at(2000)) };
@@ -128,18 +128,22 @@ fn walks_find_what_a_fork_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
     let real = Real::new(&machine, 8);
     let parent = machine.space::<D>();
     parent.map(shared(&real.file, 10, 2, READ_WRITE)).unwrap();
-    // A second mapping, far from the first, of other pages; with a copy of one.
+    // A second mapping, far from the first, shows other pages. It has a private copy of one.
     let private = MapRequest::file(&real.file, 4, 4 * PAGE_SIZE, READ_WRITE).at(Placement::Fixed(at(3000)));
     parent.map(private).unwrap();
     parent.store_u64(at(3001), 5).unwrap();
     let not_inherited =
         MapRequest { flags: MappingFlags::DONT_FORK, ..shared(&real.file, 5000, 8, READ_WRITE) };
     parent.map(not_inherited).unwrap();
-    // Writeback comes to spaces that have stored only.
+    // Writeback visits only spaces that have stored.
     parent.store_u64(at(10), 4).unwrap();
     let child = parent.fork().unwrap();
     child.store_u64(at(11), 6).unwrap();
-    assert_eq!(looks(&machine, || real.file.sync().unwrap()), 5, "three of the parent and two of the child");
+    assert_eq!(
+        looks(&machine, || real.file.sync().unwrap()),
+        5,
+        "three mappings of the parent and two of the child"
+    );
     assert_eq!(real.word(1), 6);
     assert!(child.try_store_u64(at(11), 7).is_err(), "writeback has missed the child");
     child.remap(RemapRequest::to(at(3000), 4 * PAGE_SIZE, at(4000))).unwrap();
@@ -154,7 +158,7 @@ fn walks_find_what_a_fork_has_made<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// Before, a list stayed as long until it doubled.
+/// A list of spaces must shrink when its spaces are gone.
 fn a_walk_forgets_spaces_that_are_gone<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let real = Real::new(&machine, 4);

@@ -1,4 +1,4 @@
-//! Shared memory that is written: files with dirty pages and writeback, msync, memory shared without a file.
+//! Writable shared memory: files with dirty pages and writeback, msync, shared memory without a file.
 
 use crate::*;
 use faultless::protection::{Access, Sharing};
@@ -30,7 +30,7 @@ on_real_memory! {
     writable_shared_mappings_are_refused
 }
 
-/// A real file, and what the engine has of it.
+/// A file on disk with the engine's file for it.
 pub(crate) struct Real<S: Stand, T> {
     pub file: Shared<File<S>>,
     pub store: Arc<T>,
@@ -38,7 +38,7 @@ pub(crate) struct Real<S: Stand, T> {
 }
 
 impl<S: Stand, T: Store> Real<S, T> {
-    /// Page `n` is full of byte `n + 1`; what is between it and the engine is `wrap`.
+    /// Makes a file whose page `n` is full of byte `n + 1`. `wrap` makes the store between it and the engine.
     pub fn with(machine: &Machine<S>, pages: u64, wrap: impl FnOnce(FileStore) -> T) -> Self {
         let mut on_disk = tempfile::NamedTempFile::new().expect("a temporary file");
         for page in 0..pages {
@@ -53,7 +53,7 @@ impl<S: Stand, T: Store> Real<S, T> {
         std::fs::read(self.on_disk.path()).expect("the file's bytes")
     }
 
-    /// The first word of a page, on disk.
+    /// Returns the first word of a page, on disk.
     pub fn word(&self, page: u64) -> u64 {
         let at = (page * PAGE_SIZE) as usize;
         u64::from_ne_bytes(self.bytes()[at..at + 8].try_into().expect("eight bytes"))
@@ -105,7 +105,7 @@ fn a_file_opened_to_be_read_has_no_writable_shared_mapping<S: Stand, D: LockingD
     space.store_u64(at(11), 5).unwrap();
     space.protect(at(11), PAGE_SIZE, Protection::READ).unwrap();
     real.file.sync().unwrap();
-    assert_eq!(real.word(1), 5, "a store is not forgotten when the right goes");
+    assert_eq!(real.word(1), 5, "a store is kept when the write right is removed");
     drop((space, read_only, handle, real));
     machine.end()
 }
@@ -155,7 +155,7 @@ fn a_clean_page_faults_at_the_next_store<S: Stand, D: LockingDesign>() -> Ran<S>
         assert!(space.try_store_u64(at(10), 9).is_err(), "writeback takes the write right");
         space.store_u64(at(10), 3 + round).unwrap();
     }
-    // Unmapped dirty, and found again.
+    // Unmapped while it is dirty; it is still written.
     space.unmap(at(10), PAGE_SIZE).unwrap();
     real.file.sync().unwrap();
     assert_eq!(real.word(0), 5);
@@ -175,12 +175,12 @@ fn msync_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(call(byte(10, 1), PAGE_SIZE, SYNC), 22);
     assert_eq!(call(byte(10, 1), 0, SYNC), 22);
     assert_eq!(call(at(10), 0, SYNC), 0);
-    assert_eq!(call(at(10), u64::MAX, SYNC), 0, "rounded up to nothing");
+    assert_eq!(call(at(10), u64::MAX, SYNC), 0, "the length is rounded up to zero");
     assert_eq!(call(at(10), PAGE_SIZE, none), 0);
     assert_eq!(call(at(100), 0, SYNC), 0);
     assert_eq!(call(at(100), PAGE_SIZE, none), 12);
     assert_eq!(call(at(10), u64::MAX - 2 * PAGE_SIZE, SYNC), 12);
-    // A hole: what is mapped is written all the same.
+    // With a hole in the range, the mapped pages are written nevertheless.
     space.unmap(at(14), PAGE_SIZE).unwrap();
     space.store_u64(at(10), 1).unwrap();
     space.store_u64(at(17), 2).unwrap();
@@ -195,7 +195,7 @@ fn msync_checks_its_arguments<S: Stand, D: LockingDesign>() -> Ran<S> {
     space.map(locked).unwrap();
     assert_eq!(call(at(30), PAGE_SIZE, SyncFlags::INVALIDATE), 16);
     assert_eq!(call(at(30), PAGE_SIZE, SYNC), 0, "nothing to write");
-    // ASYNC writes nothing: its file's handle does.
+    // ASYNC writes nothing. The handle of its file can start the write.
     space.store_u64(at(10), 3).unwrap();
     assert_eq!((call(at(10), PAGE_SIZE, SyncFlags::ASYNC), real.word(0)), (0, 1));
     real.file.handle().start_sync();
@@ -216,11 +216,11 @@ fn shared_anonymous_memory_is_the_childrens_too<S: Stand, D: LockingDesign>() ->
     child.store_u64(at(11), 3).unwrap();
     assert_eq!((parent.load_u64(at(10)).unwrap(), parent.load_u64(at(11)).unwrap()), (2, 3));
     parent.discard(at(10), PAGE_SIZE).unwrap();
-    assert_eq!(parent.load_u64(at(10)).unwrap(), 2, "the memory is everybody's");
+    assert_eq!(parent.load_u64(at(10)).unwrap(), 2, "the memory belongs to both spaces");
     parent.sync(at(10), PAGE_SIZE, SYNC).unwrap();
     drop(parent);
     machine.engine.flush();
-    assert_eq!(child.load_u64(at(11)).unwrap(), 3, "with the last mapping");
+    assert_eq!(child.load_u64(at(11)).unwrap(), 3, "it lives as long as the last mapping");
     assert_eq!(machine.frames(), 3);
     child.unmap(at(10), 4 * PAGE_SIZE).unwrap();
     machine.engine.flush();
@@ -230,7 +230,7 @@ fn shared_anonymous_memory_is_the_childrens_too<S: Stand, D: LockingDesign>() ->
         child.map(MapRequest::shared_anonymous(PAGE_SIZE).at(Placement::Fixed(at(page)))).unwrap();
     }
     assert_eq!(child.mappings().len(), 2);
-    // Without memory: a typed error, and no page is taken back.
+    // Without memory, a store gets a typed error, and no page is lost.
     child.store_u64(at(10), 6).unwrap();
     machine.engine.host().fail_frames_from(Some(1));
     assert!(matches!(fault_of(child.store_u64(at(11), 1)), FaultError::OutOfMemory { .. }));
@@ -254,20 +254,24 @@ fn invariant_9_a_failed_write_stays_dirty_and_is_told_once_to_each_handle<S: Sta
     space.store_u64(at(11), 7).unwrap();
     assert!(told(one.sync()), "invariant 9: a failed write is reported");
     assert_eq!(real.word(1), word(2));
-    assert!(told(other.sync()), "invariant 9: to each handle");
+    assert!(told(other.sync()), "invariant 9: it is reported to each handle");
     assert_eq!(real.word(1), 7, "invariant 9: a page whose write failed is written by the next sync");
     let error = space.sync(at(10), 1, SYNC).unwrap_err();
-    assert_eq!(error.errno(), 5, "and to the mappings, whichever page it was");
-    assert_eq!((one.sync(), other.sync(), real.file.sync()), (Ok(()), Ok(()), Ok(())), "once");
+    assert_eq!(error.errno(), 5, "it is reported to the mappings too, for any page");
+    assert_eq!(
+        (one.sync(), other.sync(), real.file.sync()),
+        (Ok(()), Ok(()), Ok(())),
+        "each handle reports it once"
+    );
     assert_eq!(space.sync(at(10), 2 * PAGE_SIZE, SYNC), Ok(()));
-    // What nobody was told of is told to who opens it later; what somebody was told of is not.
+    // An error that was not reported yet is reported to a handle that is opened later. A reported error is not.
     assert_eq!(real.file.handle().sync(), Ok(()));
     real.store.set(Some(Failure::Once(real.store.operations() + 1)));
     space.store_u64(at(10), 8).unwrap();
     real.file.handle().start_sync();
-    assert!(told(real.file.handle().sync()), "nobody had been told");
-    assert_eq!(real.file.handle().sync(), Ok(()), "somebody has been");
-    assert!(told(one.sync()) && told(other.sync()), "whoever was there before is told all the same");
+    assert!(told(real.file.handle().sync()), "it was not reported yet");
+    assert_eq!(real.file.handle().sync(), Ok(()), "it was reported already");
+    assert!(told(one.sync()) && told(other.sync()), "handles that were open before still report it");
     assert_eq!((one.sync(), real.word(0)), (Ok(()), 8));
     assert!(machine.engine.statistics().get(Counter::WritebackErrors) > 0);
     space.audit().unwrap();
@@ -318,7 +322,7 @@ fn invariant_9_a_file_that_goes_is_written<S: Stand, D: LockingDesign>() -> Ran<
     space.store_u64(at(13), 6).unwrap();
     let Real { file, store, on_disk } = real;
     drop((space, file, store));
-    // Its last page is free when it is written.
+    // Its last page is free as soon as it is written.
     machine.end()?;
     let bytes = std::fs::read(on_disk.path()).unwrap();
     let at = |page: usize| u64::from_ne_bytes(bytes[page * 4096..page * 4096 + 8].try_into().unwrap());
@@ -342,7 +346,7 @@ fn a_store_waits_for_the_write_of_its_page<S: Stand, D: LockingDesign>() -> Ran<
         store.join().unwrap();
         let sync = scope.spawn(|| space.sync(at(10), PAGE_SIZE, SYNC).unwrap());
         real.store.wait_for(1);
-        // The write is under way: loads go on, stores wait, and hold nothing in the default design.
+        // The write is running. Loads succeed, and stores wait. In the default design, a waiting store holds nothing.
         assert_eq!(space.load_u64(at(10)).unwrap(), 1);
         assert!(space.try_store_u64(at(10), 2).is_err());
         let store = scope.spawn(|| space.store_u64(at(10), 2).unwrap());
@@ -356,7 +360,7 @@ fn a_store_waits_for_the_write_of_its_page<S: Stand, D: LockingDesign>() -> Ran<
     assert_eq!(real.word(0), 1);
     real.file.sync().unwrap();
     assert_eq!(real.word(0), 2);
-    // A fault that is given up while it waits.
+    // The last drop also covers a fault that is given up while it waits.
     drop((space, real));
     machine.end()
 }
@@ -378,12 +382,12 @@ fn a_page_under_io_stays_dirty<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// As Linux's smaps: a page is dirty in every mapping of it if its entry there or the page itself is.
+/// As in Linux's smaps, a page is dirty in each of its mappings if the entry there or the page itself is dirty.
 fn usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::new()?;
     let (space, real) = (machine.space::<D>(), Real::new(&machine, 2));
     space.map(shared(&real.file, 10, 2, READ_WRITE)).unwrap();
-    /// Shared clean, shared dirty, private clean, private dirty, in pages.
+    /// Returns the pages: shared clean, shared dirty, private clean, private dirty.
     fn dirty<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> [u64; 4] {
         let usage = space.usage()[0];
         [usage.shared_clean, usage.shared_dirty, usage.private_clean, usage.private_dirty]
@@ -399,11 +403,11 @@ fn usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back<S: Stand, D: 
     assert_eq!(dirty(&space), [0, 0, 1, 1]);
     real.file.sync().unwrap();
     assert_eq!(dirty(&space), [0, 0, 2, 0], "fsync has written it");
-    // By a handle: no entry is dirty.
+    // A write by a handle makes no entry dirty.
     real.file.handle().write_at(0, &[7; 8]).unwrap();
     assert_eq!(dirty(&space), [0, 0, 1, 1], "write(2) has made it dirty");
     real.file.sync().unwrap();
-    // Stored by one mapping, dirty in all of them, of private ones too.
+    // A store through one mapping makes the page dirty in all mappings, private ones too.
     let other = machine.space::<D>();
     other.map(of_file(&real.file, 10, 2, READ_WRITE)).unwrap();
     assert_eq!(other.load_u64(at(10)), Ok(word(7)));
@@ -412,7 +416,7 @@ fn usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back<S: Stand, D: 
     assert_eq!((dirty(&space), dirty(&other)), ([0, 1, 1, 0], [0, 1, 0, 0]));
     real.file.sync().unwrap();
     assert_eq!((dirty(&space), dirty(&other)), ([1, 0, 1, 0], [1, 0, 0, 0]));
-    // A copy is nowhere else to be had, whatever is written back.
+    // A private copy has no other store, so it stays dirty after writeback.
     other.store_u64(at(10), 3).unwrap();
     real.file.sync().unwrap();
     assert_eq!((dirty(&space), dirty(&other)), ([0, 0, 2, 0], [0, 0, 0, 1]));
@@ -420,11 +424,11 @@ fn usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back<S: Stand, D: 
     machine.end()
 }
 
-/// Two spaces store to shared mappings while others sync, cut off, grow and punch; every page below the cuts holds in the
-/// end what was stored last.
+/// Two spaces store to shared mappings while other threads sync, truncate, extend and punch the file. At the end, every
+/// page below the truncations holds the last store.
 fn a_crowd_of_stores_syncs_and_truncations<S: Stand, D: LockingDesign>() -> Ran<S> {
     const PAGES: u64 = 16;
-    /// The pages from here on are cut off at times.
+    /// The pages from here on are truncated at times.
     const STAYS: u64 = 8;
     let machine = Machine::<S>::with(256, Limits { cached_pages: 24, ..Limits::default() })?;
     let real = Real::new(&machine, PAGES);
@@ -442,7 +446,7 @@ fn a_crowd_of_stores_syncs_and_truncations<S: Stand, D: LockingDesign>() -> Ran<
                 while !stop.load(Ordering::Relaxed) {
                     round += 1;
                     for page in 0..PAGES {
-                        // A word of its own in each page.
+                        // Each thread has its own word in each page.
                         let address = byte(base + page, 64 * thread as u64);
                         match space.store_u64(address, round) {
                             Ok(()) => {}

@@ -1,5 +1,5 @@
-//! Leaf tables that a fork has shared (docs/fork.md): everything that is true of fork is true with them, whoever writes
-//! first, changes a range, ends, or forks again.
+//! Leaf tables that a fork has shared (docs/fork.md). All rules of fork hold with them, for every order of writes,
+//! range work, ends and further forks.
 
 use crate::*;
 use faultless::protection::Access;
@@ -30,12 +30,12 @@ const FIRST: u64 = 8;
 const PAGES: u64 = 8;
 const LAST: u64 = FIRST + PAGES - 1;
 
-/// A machine that shares whatever table has an entry.
+/// Makes a machine in which fork shares every table with an entry.
 fn machine<S: Stand>() -> Result<Machine<S>, S::Refused> {
     Machine::with(512, Limits { shared_entries: 1, ..Limits::default() })
 }
 
-/// A space with pages that hold their own numbers.
+/// Makes a space whose pages hold their own numbers.
 fn parent<S: Stand, D: LockingDesign>(machine: &Machine<S>) -> Space<S, D> {
     let space = machine.space::<D>();
     space.map(anonymous(FIRST, PAGES)).unwrap();
@@ -47,7 +47,7 @@ fn words<S: Stand, D: LockingDesign>(space: &Space<S, D>) -> Vec<u64> {
     (FIRST..=LAST).map(|page| space.load_u64(at(page)).unwrap()).collect()
 }
 
-/// The same, but for one page.
+/// Returns the words of [`parent`] with one of them replaced.
 fn words_with(page: u64, value: u64) -> Vec<u64> {
     (FIRST..=LAST).map(|other| if other == page { value } else { other }).collect()
 }
@@ -66,10 +66,14 @@ fn a_table_is_shared_until_one_of_both_writes<S: Stand, D: LockingDesign>() -> R
     space.store_u64(at(LAST), 1).unwrap();
     assert_eq!((count(&machine, Counter::TablesCopied), machine.frames()), (1, PAGES + 1));
     child.store_u64(at(FIRST), 2).unwrap();
-    assert_eq!(count(&machine, Counter::TablesCopied), 1, "the other one has the table");
-    assert_eq!(machine.frames(), PAGES + 2, "invariant 6: the page is the parent's too");
+    assert_eq!(count(&machine, Counter::TablesCopied), 1, "only the child has the table now");
+    assert_eq!(machine.frames(), PAGES + 2, "invariant 6: the parent has the page too");
     child.store_u64(at(LAST), 3).unwrap();
-    assert_eq!(machine.frames(), PAGES + 2, "the parent has a page of its own: this one is written in place");
+    assert_eq!(
+        machine.frames(),
+        PAGES + 2,
+        "the parent has a page of its own, so this one is written in place"
+    );
     assert_eq!(words(&space), words_with(LAST, 1));
     assert_eq!((child.load_u64(at(FIRST)), child.load_u64(at(LAST))), (Ok(2), Ok(3)));
     space.audit().unwrap();
@@ -95,7 +99,7 @@ fn who_is_left_has_the_table_for_himself<S: Stand, D: LockingDesign>() -> Ran<S>
         assert_eq!(machine.frames(), PAGES);
         assert_eq!((count(&machine, Counter::CowCopies), words(&left)[0]), (copies, FIRST + 100));
         left.audit().unwrap();
-        // What it has now is passed on like anything.
+        // The table is now its own, and can be shared again.
         let next = left.fork().unwrap();
         next.exit();
         left.audit().unwrap();
@@ -107,7 +111,7 @@ fn who_is_left_has_the_table_for_himself<S: Stand, D: LockingDesign>() -> Ran<S>
 
 fn grandchildren_and_second_children_share_it<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = machine::<S>()?;
-    // By who writes first, and who ends first.
+    // With each space in turn as the first to write and the last to end.
     for first in 0..4 {
         let space = parent::<S, D>(&machine);
         let child = space.fork().unwrap();
@@ -119,7 +123,7 @@ fn grandchildren_and_second_children_share_it<S: Stand, D: LockingDesign>() -> R
             let page = FIRST + i as u64;
             space.store_u64(at(page), 50).unwrap();
             assert_eq!(words(space), words_with(page, 50), "invariant 7: a store was seen elsewhere");
-            // A child of one that has a table of its own by now.
+            // A child of a space that already has a table of its own.
             let next = space.fork().unwrap();
             next.store_u64(at(LAST), 60).unwrap();
             assert_eq!((words(space), next.load_u64(at(page))), (words_with(page, 50), Ok(50)));
@@ -155,12 +159,12 @@ fn range_work_on_a_shared_table_is_its_spaces_own<S: Stand, D: LockingDesign>() 
             let shared = count(&machine, Counter::TablesShared);
             let (worked, other) = if in_child { (&child, &space) } else { (&space, &child) };
             work(worked);
-            assert_eq!(words(other), words_with(0, 0), "{name}: seen by the other one");
+            assert_eq!(words(other), words_with(0, 0), "{name}: the other space sees the change");
             worked.audit().unwrap_or_else(|error| panic!("{name}: {error}"));
             other.audit().unwrap_or_else(|error| panic!("{name}: {error}"));
             if !name.ends_with("all") {
-                assert_eq!(worked.load_u64(at(11)), Ok(11), "{name}: took more than was asked");
-                assert_eq!(worked.load_u64(at(9)), Ok(9), "{name}: took more than was asked");
+                assert_eq!(worked.load_u64(at(11)), Ok(11), "{name}: a page outside the range changed");
+                assert_eq!(worked.load_u64(at(9)), Ok(9), "{name}: a page outside the range changed");
             }
             match name {
                 "unmap" | "remap" | "guard" | "unmap all" => {
@@ -184,16 +188,16 @@ fn range_work_on_a_shared_table_is_its_spaces_own<S: Stand, D: LockingDesign>() 
     machine.end()
 }
 
-/// A page that a shared table has counts as mapped elsewhere, and one that a sweep left behind does not.
+/// A page in a shared table counts as mapped in another space. A page that a sweep has skipped in its copy does not.
 fn what_a_table_keeps_is_counted<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = machine::<S>()?;
     let space = parent::<S, D>(&machine);
     let child = space.fork().unwrap();
-    // The copy has all pages but one, which is the parent's alone then.
+    // The copy has all pages except one. That page then belongs to the parent alone.
     child.discard(at(10), PAGE_SIZE).unwrap();
     let copies = count(&machine, Counter::CowCopies);
     space.store_u64(at(10), 1).unwrap();
-    assert_eq!(count(&machine, Counter::CowCopies), copies, "nobody else has the page");
+    assert_eq!(count(&machine, Counter::CowCopies), copies, "no other space has the page");
     space.store_u64(at(11), 1).unwrap();
     assert_eq!(count(&machine, Counter::CowCopies), copies + 1, "invariant 6: the child has the page");
     assert_eq!((child.load_u64(at(10)), child.load_u64(at(11))), (Ok(0), Ok(11)));
@@ -227,7 +231,7 @@ fn a_read_of_what_is_not_there_takes_a_table<S: Stand, D: LockingDesign>() -> Ra
     let child = space.fork().unwrap();
     assert_eq!(child.load_u64(at(LAST)), Ok(0));
     assert_eq!(count(&machine, Counter::TablesCopied), 1);
-    // Beside the mapping nothing is there, whoever has the table.
+    // Outside the mapping nothing is mapped, for either owner of the table.
     assert!(matches!(fault_of(space.load_u64(at(LAST + 1))), FaultError::NoMapping { .. }));
     child.map(anonymous(LAST + 1, 1)).unwrap();
     child.store_u64(at(LAST + 1), 2).unwrap();
@@ -264,7 +268,7 @@ fn a_table_that_is_not_all_inherited_is_copied<S: Stand, D: LockingDesign>() -> 
             Some(_) => assert!(matches!(fault_of(child.load_u64(at(10))), FaultError::NoMapping { .. })),
             None => assert_eq!((child.load_u64(at(10)), child.load_u64(at(100))), (Ok(10), Ok(word(1)))),
         }
-        // One that is shared already, and then not to be inherited as it is.
+        // A table that is already shared, and then must not be inherited unchanged.
         drop(child);
         if let Some(Advice::WipeOnFork) = advice {
             space.advise(at(10), PAGE_SIZE, Advice::KeepOnFork).unwrap();
@@ -296,7 +300,7 @@ fn what_is_pinned_is_not_shared<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(
         (device.read(0, &mut seen), u64::from_ne_bytes(seen)),
         (8, 6),
-        "the page is the parent's still"
+        "the page still belongs to the parent"
     );
     drop(device);
     let second = space.fork().unwrap();
@@ -318,11 +322,11 @@ fn a_pin_takes_a_table<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(
         (reader.read(0, &mut seen), u64::from_ne_bytes(seen)),
         (8, 2),
-        "what the child has stored last, and nothing of the parent's"
+        "the child's last store, and no store of the parent"
     );
     assert_eq!(writer.write(0, &3_u64.to_ne_bytes()), 8);
     assert_eq!((space.load_u64(at(11)), child.load_u64(at(11))), (Ok(3), Ok(11)));
-    // Of the table that nobody else has any more.
+    // The table has only one owner now.
     let grandchild = child.fork().unwrap();
     assert_eq!(words(&grandchild), words_with(10, 2));
     drop((reader, writer, space, child, grandchild));
@@ -384,12 +388,12 @@ fn usage_counts_who_shares<S: Stand, D: LockingDesign>() -> Ran<S> {
     assert_eq!(second.usage()[0].proportional, PAGES * (PAGE_SIZE / 3));
     drop((space, second));
     let usage = &child.usage()[0];
-    assert_eq!((usage.private_dirty, usage.proportional), (all, all), "all are the child's");
+    assert_eq!((usage.private_dirty, usage.proportional), (all, all), "all pages belong to the child");
     drop(child);
     machine.end()
 }
 
-/// A frame is all that may lack here; without one a store fails, and each has what it had.
+/// Only a frame may be missing here. Without one, a store fails and both spaces keep their pages.
 fn without_memory_nothing_is_shared<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = machine::<S>()?;
     let space = parent::<S, D>(&machine);
@@ -405,7 +409,8 @@ fn without_memory_nothing_is_shared<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// Threads of the parent stamp pages in order, one forks; each child sees one instant, writes, and ends beside the next.
+/// Threads of the parent stamp pages in order while another thread forks. Each child sees one instant, writes, and ends
+/// while the next one is made.
 fn many_stores_beside_forks_and_ends<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = machine::<S>()?;
     let space = parent::<S, D>(&machine);

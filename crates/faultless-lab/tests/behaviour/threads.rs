@@ -1,4 +1,5 @@
-//! Crowds: many threads at once, every byte checked. How long: FAULTLESS_STRESS_MS milliseconds each, 700 by default.
+//! Tests with many threads at once that check every byte. FAULTLESS_STRESS_MS is the duration of each in milliseconds,
+//! 700 by default.
 
 use crate::*;
 use faultless_soft::Cpu;
@@ -12,7 +13,7 @@ under_every_design! {
     a_file_under_a_tight_limit_shows_its_bytes
 }
 
-// All of them: a crowd needs nothing but spaces, loads and stores.
+// All tests but the one about missing memory. They need only spaces, loads and stores.
 on_real_memory! {
     invariant_3_no_access_reaches_what_is_gone
     invariant_7_a_fork_is_one_instant
@@ -25,7 +26,7 @@ fn time() -> Duration {
     Duration::from_millis(ms)
 }
 
-/// One after another, so that each run differs only by its schedule.
+/// A fixed sequence of numbers, so that runs differ only by their schedule.
 struct Random(u64);
 
 impl Random {
@@ -35,8 +36,8 @@ impl Random {
     }
 }
 
-/// Readers go on while a writer unmaps and maps anew: what they see is zero or what was stored in this mapping, never a
-/// freed frame's poison, another page's bytes, or an older mapping's.
+/// Readers run while a writer unmaps and maps anew. They must see zero, or a store in the present mapping. They must
+/// never see the poison of a freed frame, bytes of another page, or bytes of an older mapping.
 fn invariant_3_no_access_reaches_what_is_gone<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::with(256, Limits::default())?;
     let space = machine.space::<D>();
@@ -62,7 +63,7 @@ fn invariant_3_no_access_reaches_what_is_gone<S: Stand, D: LockingDesign>() -> R
         while Instant::now() < end {
             generation += 1;
             space.map(anonymous(10, 8)).unwrap();
-            // The mapping before has gone by now.
+            // The previous mapping is gone by now.
             mapped.store(generation, Ordering::Release);
             for page in 10..18 {
                 space.store_u64(at(page), page << 32 | generation).unwrap();
@@ -78,7 +79,7 @@ fn invariant_3_no_access_reaches_what_is_gone<S: Stand, D: LockingDesign>() -> R
     machine.end()
 }
 
-/// Two threads stamp pages in a dependent order; every child has them as of one instant.
+/// Two threads stamp pages in a dependent order. Every child must have them as of one instant.
 fn invariant_7_a_fork_is_one_instant<S: Stand, D: LockingDesign>() -> Ran<S> {
     const PAGES: u64 = 24;
     let machine = Machine::<S>::new()?;
@@ -92,7 +93,7 @@ fn invariant_7_a_fork_is_one_instant<S: Stand, D: LockingDesign>() -> Ran<S> {
             scope.spawn(move || {
                 for generation in 1.. {
                     for page in 0..PAGES {
-                        // The second thread stamps a page when it has seen the first thread's stamp on its twin.
+                        // The second thread stamps a page after it has seen the first thread's stamp on its twin.
                         while second && space.load_u64(at(100 + page)).unwrap() < generation {
                             if stop.load(Ordering::Relaxed) {
                                 return;
@@ -130,7 +131,7 @@ fn invariant_7_a_fork_is_one_instant<S: Stand, D: LockingDesign>() -> Ran<S> {
     machine.end()
 }
 
-/// Threads that map, write, protect, discard and unmap pages of their own, check each byte, and one that forks.
+/// Threads map, write, protect, discard and unmap pages of their own and check each byte. One more thread forks.
 fn faults_maps_and_forks_side_by_side<S: Stand, D: LockingDesign>() -> Ran<S> {
     const OWN: u64 = 64;
     let machine = Machine::<S>::with(4096, Limits::default())?;
@@ -139,7 +140,7 @@ fn faults_maps_and_forks_side_by_side<S: Stand, D: LockingDesign>() -> Ran<S> {
     std::thread::scope(|scope| {
         for thread in 0..4_u64 {
             let (space, stop) = (&space, &stop);
-            // Not on a leaf table's boundary: neighbours share tables.
+            // The ranges do not start at a leaf table, so that neighbours share tables.
             let base = 1000 + thread * OWN;
             scope.spawn(move || {
                 let mut random = Random(thread + 1);
@@ -234,7 +235,8 @@ fn a_file_under_a_tight_limit_shows_its_bytes<S: Stand, D: LockingDesign>() -> R
     machine.end()
 }
 
-/// A fault that keeps a lock while it looks for memory, and finds none, does not ask for the lock again behind a writer.
+/// A fault that holds a lock while it looks for memory, and finds none, must not ask for the lock again behind a
+/// writer.
 fn no_memory_beside_changes_is_an_error_and_no_hang<S: Stand, D: LockingDesign>() -> Ran<S> {
     let machine = Machine::<S>::with(S::IDLE_FRAMES + 2, Limits::default())?;
     let space = machine.space::<D>();

@@ -1,4 +1,4 @@
-//! The list of designs that tests run under.
+//! List of the designs that tests run under.
 
 /// Calls the macro in brackets with `arguments`, and with a module name and a type for each design.
 macro_rules! every_design {

@@ -1,4 +1,4 @@
-//! Readers beside a writer: they see bytes that were written, or that there are none. Writeback is under way all the time.
+//! Readers beside a writer: they must see written bytes, or none. Writeback runs all the time.
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
@@ -16,7 +16,7 @@ const PAGES: u64 = 8;
 const BYTES: u64 = PAGES * PAGE_SIZE;
 const MAPPED: VirtAddr = VirtAddr::new(0x1000_0000);
 
-/// The byte that is written at this place, each time. It is not zero.
+/// Returns the byte that every write stores at this place. It is not zero.
 fn byte(at: u64) -> u8 {
     (at.wrapping_mul(0x9e37_79b9) >> 8) as u8 | 1
 }
@@ -25,13 +25,13 @@ fn bytes(offset: u64, length: u64) -> Vec<u8> {
     (offset..offset + length).map(byte).collect()
 }
 
-/// Numbers that look random, from a seed.
+/// Returns the next pseudo-random number below `below`, and updates the state.
 fn next(state: &mut u64, below: u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 33) % below
 }
 
-/// A file, and when something of it is taken away: odd while that is under way.
+/// A file with a count of its truncations. The count is odd during a truncation.
 struct Shown {
     file: Shared<File<Soft>>,
     space: AddressSpace<Soft, Faultless>,
@@ -56,7 +56,7 @@ impl Shown {
         self.cuts.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Looks at bytes that somebody reads. If nothing was taken away meanwhile, they are those that were written.
+    /// Reads bytes and checks them. If no truncation ran meanwhile, they must be the written bytes.
     fn check(&self, what: &str, read: impl FnOnce() -> (u64, Vec<u8>)) {
         let before = self.cuts.load(Ordering::SeqCst);
         let (offset, seen) = read();
@@ -64,7 +64,7 @@ impl Shown {
             assert_eq!(
                 seen,
                 bytes(offset, seen.len() as u64),
-                "{what} at {offset:#x}: a byte that nobody wrote"
+                "{what} at {offset:#x}: a byte that was never written"
             );
             self.checked.fetch_add(1, Ordering::Relaxed);
         }
@@ -90,13 +90,13 @@ impl Shown {
         while !self.is_over.load(Ordering::SeqCst) {
             let (count, behind) = (1 + next(&mut state, 64), next(&mut state, 100));
             self.check("a load", || {
-                // Near the end, where the bytes come from.
+                // Near the end of the file, where bytes are written and cut off.
                 let length = self.file.length();
                 let offset = length.saturating_sub(count + behind);
                 let mut seen = vec![0; count.min(length - offset) as usize];
                 match self.space.read_bytes(VirtAddr::new(MAPPED.get() + offset), &mut seen) {
                     Ok(()) => (offset, seen),
-                    // Cut off meanwhile.
+                    // The file was truncated meanwhile.
                     Err(_) => (offset, Vec::new()),
                 }
             });
@@ -114,7 +114,7 @@ impl Shown {
     }
 }
 
-/// A writer that appends, and now and then cuts off, beside two readers and a thread that syncs.
+/// Runs a writer that appends and sometimes truncates, with two readers and a thread that syncs.
 fn readers_beside_a_writer(place: Place) {
     let host = Soft::new(64).unwrap();
     let engine = Engine::new(host, Limits { cached_pages: 2 * PAGES, ..Limits::default() }).unwrap();
@@ -148,7 +148,7 @@ fn readers_beside_a_writer(place: Place) {
         }
         let _ends = Ends(&shown.is_over);
         let (handle, mut state, mut length, mut rounds) = (shown.file.handle(), 3, 0, 0);
-        // Until the readers have seen something, too.
+        // It runs until the readers have checked enough, too.
         while rounds < 1_500 || shown.checked.load(Ordering::Relaxed) < 500 {
             if shown.is_over.load(Ordering::SeqCst) {
                 break;

@@ -1,5 +1,5 @@
-//! `faultless check --files`: a file does what its model says, in every place that a file can be in; and if it does not,
-//! that is found. As many operations as a debug build does in some seconds; `just fsx` does a million.
+//! `faultless check --files`: a file behaves as its model in every kind of place, and planted differences are found. A
+//! debug build does these operations in some seconds. `just fsx` does a million.
 
 mod beside;
 mod plants;
@@ -19,7 +19,7 @@ fn run(files: &Files) -> Summary {
     files.run(&AtomicBool::new(false)).unwrap()
 }
 
-/// No difference.
+/// Checks that there is no difference.
 fn agrees(files: &Files) {
     let summary = run(files);
     if let Some(found) = &summary.difference {

@@ -1,4 +1,4 @@
-//! Planted differences: each kind of operation, and each way in which an operation that failed can have changed something.
+//! Planted differences: one in each kind of operation, and one for each change that a failed operation could have made.
 
 use crate::{files, run};
 use faultless_lab::check::Found;
@@ -7,12 +7,13 @@ use std::cell::Cell;
 
 const PAGE: u64 = 4096;
 
-/// The difference that is found with this plant and not without it.
+/// Returns the difference that is found with this plant and not without it.
 fn found(files: Files, plant: FilePlant) -> Found {
     let found = run(&Files { plant: Some(plant), ..files }).difference.expect("it is found");
     println!("{}\n", found.text());
     assert!(found.list.len() <= 12, "{}", found.text());
-    // The report says how to repeat it. Another place than the drawn one cannot be named there, so it is named here.
+    // The command in the report repeats the difference. The command cannot name the place of the file, so it is set
+    // here.
     let again = Files { seed: found.seed, operations: found.operations, plant: Some(plant), ..files };
     assert!(run(&again).difference.is_some(), "{}", found.command);
     let without = run(&Files { plant: None, ..again }).difference;
@@ -20,7 +21,7 @@ fn found(files: Files, plant: FilePlant) -> Found {
     found
 }
 
-/// The operation is not done, and the answer says that it was.
+/// Leaves the operation out, and answers as if it was done.
 fn forgotten(operation: &FileOperation) -> FilePlanted {
     let done = match *operation {
         FileOperation::Write { length, .. } | FileOperation::Store { length, .. } => length,
@@ -29,7 +30,7 @@ fn forgotten(operation: &FileOperation) -> FilePlanted {
     FilePlanted::Answered(Answer::Done(done))
 }
 
-/// A difference in an operation of this kind.
+/// Returns the planted difference for an operation of this kind.
 fn planted(kind: &str, operation: &FileOperation) -> FilePlanted {
     use FileOperation::*;
     use FilePlanted::{And, Instead, Nothing};
@@ -42,14 +43,14 @@ fn planted(kind: &str, operation: &FileOperation) -> FilePlanted {
         // The rest of its last page stays.
         SetLength { length } => Instead(SetLength { length: length.next_multiple_of(PAGE) }),
         Load { offset, private } => Instead(Load { offset: offset ^ 1, private }),
-        // Page by page they are said to be written, and only the first one is.
+        // The answer covers all pages, but only the first one is written.
         SyncMapping { page, pages } if pages > 1 => Instead(SyncMapping { page, pages: 1 }),
-        // Leaving these out would show nowhere, so the plant does something else in their place.
+        // Leaving one of these out would not be visible, so the plant does another operation instead.
         SyncMapping { .. } => Nothing,
         StartSync | Evict | Remap => Instead(Remove { page: 0, pages: 4 }),
         Discard { page, pages } => Instead(Remove { page, pages }),
         Reopen { .. } => Instead(SetLength { length: 0 }),
-        // The bytes that it shows are those of before.
+        // The shown bytes are those from before this write.
         Look => And(Write { offset: 0, length: 1, value: 77 }),
         Write { .. } | Store { .. } | Punch { .. } | Remove { .. } | Sync { .. } | Fail { .. } => {
             forgotten(operation)
@@ -58,13 +59,13 @@ fn planted(kind: &str, operation: &FileOperation) -> FilePlanted {
 }
 
 thread_local! {
-    /// The kind whose plant is planted: the run is on the thread that asks for it.
+    /// The kind with the planted difference. The run is on the thread that sets it.
     static KIND: Cell<&'static str> = const { Cell::new("") };
 }
 
 #[test]
 fn a_difference_in_any_operation_is_found_and_shrunk() {
-    // That the store is not told to fail is no difference: the model asks the store what has failed.
+    // A store that ignores the order to fail is no difference, because the model asks the store for its failures.
     for kind in KINDS.into_iter().filter(|kind| *kind != "fail") {
         KIND.set(kind);
         found(files("faultless", Place::Kept, 20_000), |operation, answer| match answer {
@@ -84,7 +85,7 @@ fn has_failed(answer: Option<&Answer>) -> bool {
 #[test]
 fn a_refused_hole_that_loses_pages_is_found() {
     let found = found(files("faultless", Place::Kept, 20_000), |operation, answer| match *operation {
-        // What B1 of the review was: the pages are gone, and the store's bytes are back.
+        // An earlier bug of the engine: the pages are gone, and the store's old bytes show again.
         FileOperation::Punch { offset, .. } if has_failed(answer) => {
             FilePlanted::And(FileOperation::Write { offset, length: 3 * PAGE, value: 0 })
         }
@@ -129,7 +130,7 @@ fn a_failed_write_or_flush_of_which_sync_says_nothing_is_found() {
         FileOperation::Sync { .. } if has_failed(answer) => FilePlanted::Answered(Answer::Done(0)),
         _ => FilePlanted::Nothing,
     });
-    assert!(found.said[0].contains("all is well"), "{found:?}");
+    assert!(found.said[0].contains("reports success"), "{found:?}");
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn a_sync_that_does_not_wait_is_found() {
     }
 }
 
-/// As `found`, of what depends on other threads: it need not come again.
+/// Finds a difference that depends on other threads. It need not appear in every run.
 fn found_beside(files: Files, plant: FilePlant) -> Found {
     let found = run(&Files { plant: Some(plant), ..files }).difference.expect("it is found");
     println!("{}\n", found.text());

@@ -1,5 +1,5 @@
-//! Truncation and writeback invalidate several spaces at once. Range work that comes in between finds entries that are weak already,
-//! and processors that use what was there.
+//! Truncation and writeback invalidate several spaces at once. Range work that runs in between finds entries that are
+//! already weakened, and processors that still use the old translations.
 
 use super::{FIRST, READ_WRITE, Recorder, Watched, Zeros, at};
 use faultless::address::PAGE_SIZE;
@@ -19,7 +19,7 @@ every_design! { [crate::under] (
     mprotect_beside_a_writeback_invalidates_too
 ) }
 
-/// A file of one page, and spaces that show it and have stored into it.
+/// A file of one page, with spaces that show it and have stored into it.
 struct Shown<D: LockingDesign> {
     file: Shared<File<Recorder>>,
     spaces: Vec<Watched<D>>,
@@ -41,15 +41,15 @@ impl<D: LockingDesign> Shown<D> {
         Self { spaces, file }
     }
 
-    /// How often `call` invalidates.
+    /// Returns the number of invalidations in `call`.
     fn rounds(&self, call: impl FnOnce()) -> usize {
         let before = self.spaces[0].seen().invalidations;
         call();
         self.spaces[0].seen().invalidations - before
     }
 
-    /// Does `change` in the first space when the invalidation of `call` begins. When it has ended, no processor uses what was there
-    /// before, although the other one is under way.
+    /// Does `change` in the first space when the invalidation of `call` begins. After `change`, no processor may use
+    /// the old translation, although the invalidation of `call` is still running.
     fn beside(&self, call: impl FnOnce(), change: impl FnOnce(&Watched<D>) + Send + 'static) {
         let space = Watched(self.spaces[0].clone());
         let log = space.engine().host().log.clone();
@@ -59,7 +59,7 @@ impl<D: LockingDesign> Shown<D> {
             change(&space);
             assert!(
                 !hook_log.has_old(table, at(FIRST).page()),
-                "invariant 3: a processor uses what was there"
+                "invariant 3: a processor uses the old translation"
             );
         };
         log.when_invalidated(hook);
@@ -69,14 +69,14 @@ impl<D: LockingDesign> Shown<D> {
 
 fn writeback_invalidates_many_spaces_at_once<D: LockingDesign>() {
     let shown = Shown::<D>::new(100);
-    // The log checks that the bytes are read after that.
+    // The log checks that the bytes are read after the invalidation.
     let rounds = shown.rounds(|| shown.file.sync().unwrap());
     assert!((1..=4).contains(&rounds), "{rounds} rounds for 100 spaces");
 }
 
 fn truncation_invalidates_many_spaces_at_once<D: LockingDesign>() {
     let shown = Shown::<D>::new(100);
-    // The log checks that the frame is freed after that.
+    // The log checks that the frame is freed after the invalidation.
     let rounds = shown.rounds(|| shown.file.set_length(0));
     assert!((1..=4).contains(&rounds), "{rounds} rounds for 100 spaces");
     assert_eq!(shown.spaces[0].engine().frame_usage().used, 1, "the page of zeros is left");

@@ -1,7 +1,7 @@
-//! Entries of pages that are swapped, gone or kept pass through each call: none is lost, and none is counted twice. An old translation
-//! may give more than such an entry says, so each call that changes, copies or drops one invalidates as if the page were present
-//! and writable; and so does a fault that installs another frame over one, before it returns. Nothing in the engine makes such
-//! entries yet, so these tests put them into the table by hand.
+//! Entries of swapped, gone and kept pages in each call: none may be lost or counted twice. An old translation may
+//! grant more than such an entry. So each call that changes, copies or drops one must invalidate as if the page were
+//! present and writable. A fault that installs another frame over one must invalidate before it returns. The engine
+//! makes no such entries yet, so these tests put them into the table by hand.
 
 use super::host::{Recorder, lock};
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -43,7 +43,7 @@ enum Kind {
 }
 
 const KINDS: [Kind; 3] = [Kind::Swapped, Kind::Gone, Kind::Kept];
-/// The page that has the entry; pages 0 and 2 are mapped.
+/// The page with the planted entry. Pages 0 and 2 are mapped.
 const PLANTED: u64 = 1;
 const PAGES: u64 = 4;
 const VALUE: u64 = 77;
@@ -57,19 +57,19 @@ struct World<D: LockingDesign> {
     space: Space<D>,
     file: Option<Shared<File<Recorder>>>,
     kind: Kind,
-    /// The entry that was put into the table.
+    /// The entry that the test put into the table.
     planted: Entry,
 }
 
 impl<D: LockingDesign> World<D> {
-    /// Four anonymous pages.
+    /// Makes a world with four anonymous pages.
     fn anonymous(kind: Kind, shared_entries: u64) -> Self {
         let engine = engine(shared_entries);
         let request = MapRequest::anonymous(PAGES * PAGE_SIZE);
         Self::new(engine, request, None, kind)
     }
 
-    /// The same, where the pages beside the planted one are not there.
+    /// Makes the same world without the pages beside the planted one.
     fn alone(kind: Kind) -> Self {
         let world = Self::anonymous(kind, u64::MAX);
         world.space.discard(at(0), PAGE_SIZE).unwrap();
@@ -77,7 +77,7 @@ impl<D: LockingDesign> World<D> {
         world
     }
 
-    /// Four pages of a file in memory, shared or private.
+    /// Makes a world with four pages of a file in memory, shared or private.
     fn file(kind: Kind, is_shared: bool) -> Self {
         let engine = engine(u64::MAX);
         let file = File::in_memory(&engine, PAGES * PAGE_SIZE).unwrap();
@@ -116,7 +116,7 @@ impl<D: LockingDesign> World<D> {
         entry(&self.engine, &self.space, page)
     }
 
-    /// How often such an entry was copied and dropped.
+    /// Returns how often such an entry was copied and dropped.
     fn counts(&self) -> (u64, u64) {
         let statistics = self.engine.statistics();
         (statistics.get(Counter::AbsentCopied), statistics.get(Counter::AbsentDropped))
@@ -126,7 +126,7 @@ impl<D: LockingDesign> World<D> {
         assert_eq!(self.counts(), (copied, dropped), "{:?}: copied, dropped", self.kind);
     }
 
-    /// Ends the space, and looks for what was not given back.
+    /// Ends the space, and checks that everything was given back.
     fn end(self, copied: u64) {
         let Self { engine, space, file, kind, .. } = self;
         drop((space, file));
@@ -143,7 +143,7 @@ fn engine(shared_entries: u64) -> Arc<Engine<Recorder>> {
     Engine::new(Recorder::new(), limits).expect("a frame")
 }
 
-/// Stores as a processor would: faults, and stores into the frame that the entry names. This host has no processors.
+/// Stores as a processor would: faults, then stores into the frame that the entry names. This host has no processors.
 fn store<D: LockingDesign>(space: &Space<D>, page: u64, value: u64) {
     space.fault_and_wait(at(page), Access::Write).unwrap();
     let frame = entry(space.engine(), space, page).mapped_frame().unwrap();
@@ -151,12 +151,12 @@ fn store<D: LockingDesign>(space: &Space<D>, page: u64, value: u64) {
     unsafe { space.engine().host().frames().write(frame, 0, &value.to_ne_bytes()) };
 }
 
-/// As [`store`].
+/// Loads as a processor would, see [`store`].
 fn load<D: LockingDesign>(space: &Space<D>, page: u64) -> u64 {
     space.fault_and_wait(at(page), Access::Read).unwrap();
     let frame = entry(space.engine(), space, page).mapped_frame().unwrap();
     let mut word = [0; 8];
-    // SAFETY: as above.
+    // SAFETY: as in `store`.
     unsafe { space.engine().host().frames().read(frame, 0, &mut word) };
     u64::from_ne_bytes(word)
 }
@@ -171,29 +171,29 @@ fn invalidates<D: LockingDesign>(space: &Space<D>, call: impl FnOnce()) -> bool 
     invalidated.iter().any(|(of, range)| *of == table && range.contains(page))
 }
 
-/// The entry at `page`; empty without a table.
+/// Returns the entry of `page`; empty if there is no table.
 fn entry<D: LockingDesign>(engine: &Engine<Recorder>, space: &Space<D>, page: u64) -> Entry {
-    // SAFETY: it ends before anything waits.
+    // SAFETY: the section ends before anything waits.
     let section = unsafe { engine.enter_section() };
-    // SAFETY: it is only read.
+    // SAFETY: the table is only read.
     let table = unsafe { space.table() };
     let page = at(page).page();
     table.leaf(&section, page).map_or(Entry::EMPTY, |leaf| table.load(leaf, page))
 }
 
 fn put<D: LockingDesign>(engine: &Engine<Recorder>, space: &Space<D>, new: Entry) {
-    // SAFETY: it ends before anything waits.
+    // SAFETY: the section ends before anything waits.
     let section = unsafe { engine.enter_section() };
     // SAFETY: no other thread uses the space.
     let table = unsafe { space.table() };
     let page = at(PLANTED).page();
     let leaf = table.leaf(&section, page).expect("the pages beside it are mapped");
     let seen = table.load(leaf, page);
-    // SAFETY: it takes over the mapping that `seen` counts, or counts nothing. No processor runs.
+    // SAFETY: the new entry takes over the mapping that `seen` counts, or counts nothing. No processor runs.
     unsafe { table.exchange(leaf, page, seen, new) }.unwrap();
 }
 
-/// The calls that drop the page, and the kind that is there afterwards.
+/// A call that drops the page, with its name and the kind of the entry afterwards.
 type Drops<D> = (&'static str, fn(&World<D>), EntryKind);
 
 fn drops<D: LockingDesign>() -> [Drops<D>; 6] {
@@ -222,7 +222,7 @@ fn drops<D: LockingDesign>() -> [Drops<D>; 6] {
     ]
 }
 
-/// With the planted page alone, so that no other page makes the call invalidate.
+/// Only the planted page is there, so that no other page makes the call invalidate.
 fn what_drops_pages_drops_each_kind_once_and_invalidates<D: LockingDesign>() {
     for kind in KINDS {
         for (name, call, left) in drops::<D>() {
@@ -235,7 +235,7 @@ fn what_drops_pages_drops_each_kind_once_and_invalidates<D: LockingDesign>() {
     }
 }
 
-/// The calls that keep the page.
+/// Calls that keep the page must keep its entry.
 fn what_keeps_pages_keeps_each_kind<D: LockingDesign>() {
     type Keeps<D> = (&'static str, fn(&World<D>));
     let calls: [Keeps<D>; 6] = [
@@ -277,7 +277,7 @@ fn mprotect_changes_the_rights_of_each_kind_and_invalidates<D: LockingDesign>() 
             let now = world.entry(PLANTED);
             assert!(now.has_page_of(world.planted), "{kind:?}: {now:?}");
             assert_eq!(now.has(Entry::READ), protection.contains(Protection::READ), "{kind:?}: {now:?}");
-            // A later fault gives the right back, as to a present page.
+            // A later fault gives the right back, as for a present page.
             assert!(!now.has(Entry::WRITE), "{kind:?}: {now:?}");
             world.space.audit().unwrap();
         }
@@ -290,7 +290,7 @@ fn mremap_moves_each_kind_and_invalidates<D: LockingDesign>() {
     for kind in KINDS {
         let world = World::<D>::alone(kind);
         let (length, far) = (PAGES * PAGE_SIZE, 4096);
-        // A part, so that the leaf table stays, whose pages are invalidated when it goes.
+        // Only a part moves, so that the leaf table stays. An unhooked leaf table would be invalidated anyway.
         world.space.map(MapRequest::anonymous(PAGE_SIZE).at(Placement::Fixed(at(PAGES)))).unwrap();
         let request = RemapRequest::to(at(0), length, at(far));
         let remap = || assert_eq!(world.space.remap(request), Ok(at(far)));
@@ -304,7 +304,7 @@ fn mremap_moves_each_kind_and_invalidates<D: LockingDesign>() {
 
 fn fork_copies_each_kind_and_invalidates<D: LockingDesign>() {
     for kind in KINDS {
-        // By entries, and by a shared table that the child leaves.
+        // By copies of entries, and by a shared table that the child leaves.
         for shared_entries in [u64::MAX, 1] {
             let world = match shared_entries {
                 1 => World::<D>::anonymous(kind, 1),
@@ -355,7 +355,7 @@ fn leaving_a_shared_table_for_munmap_copies_nothing_that_goes<D: LockingDesign>(
 fn truncation_drops_each_kind_and_invalidates<D: LockingDesign>() {
     for kind in KINDS {
         for is_shared in [false, true] {
-            // A page of a shared mapping is in no slot of the mapping's.
+            // A page of a shared mapping is never in a swap slot of the mapping.
             if kind == Kind::Swapped && is_shared {
                 continue;
             }
@@ -370,7 +370,7 @@ fn truncation_drops_each_kind_and_invalidates<D: LockingDesign>() {
     }
 }
 
-/// A write of the file takes the write right from a kept page too: what is stored later is written again.
+/// Writeback must take the write right from a kept page too, so that later stores are written again.
 fn writeback_takes_the_write_right_from_a_kept_page<D: LockingDesign>() {
     let kept = tempfile::NamedTempFile::new().unwrap();
     kept.as_file().set_len(PAGES * PAGE_SIZE).unwrap();
@@ -409,7 +409,7 @@ fn a_fault_restores_a_kept_page<D: LockingDesign>() {
     world.assert_counts(0, 0);
 }
 
-/// Another frame comes over the entry in each way that a fault knows: zeros, a new page, a file's page, a copy of one.
+/// A fault can install each kind of frame over the entry: zeros, a new page, a file's page, a copy of one.
 fn a_fault_over_a_gone_page_invalidates_before_it_returns<D: LockingDesign>() {
     type Make<D> = (&'static str, fn() -> World<D>);
     let worlds: [Make<D>; 3] = [
@@ -426,7 +426,7 @@ fn a_fault_over_a_gone_page_invalidates_before_it_returns<D: LockingDesign>() {
             world.assert_counts(0, 1);
             world.end(0);
         }
-        // A pin for I/O makes a page of the space's own come there.
+        // A pin for I/O installs a page of the space's own.
         let world = make();
         let pin = || drop(world.space.pin(at(PLANTED), Access::Read).unwrap());
         assert!(invalidates(&world.space, pin), "S3: {name}, pinned");

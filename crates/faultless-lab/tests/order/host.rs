@@ -1,4 +1,4 @@
-//! A host that records what is invalidated, unhooked and freed, and ends the test where something is freed too early.
+//! A host that records each invalidation, unhooking and release. It fails the test if memory is freed too early.
 
 use crate::{FIRST, LEAF};
 use faultless::address::{PageNumber, PageRange};
@@ -15,17 +15,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Default)]
 pub struct Log {
-    /// Frames, rights and leaf tables that a processor may still use, by table: an entry named them before, or they were unhooked. An
-    /// invalidation removes those of its range.
+    /// The frames, rights and leaf tables that a processor may still use, by table. An entry named them before, or they
+    /// were unhooked. An invalidation removes those in its range.
     old: Mutex<Vec<(Tag, Old)>>,
     seen: Mutex<Seen>,
     /// The ranges that were invalidated, with their table.
     pub invalidated: Mutex<Vec<(Tag, PageRange)>>,
     /// The use of each frame that was taken.
     taken_for: Mutex<Vec<FrameUse>>,
-    /// The processor serves an interrupt.
+    /// Whether the processor serves an interrupt.
     pub is_in_interrupt: AtomicBool,
-    /// Runs when the next invalidation begins, in the place of another thread.
+    /// Called when the next invalidation begins, in place of another thread.
     hook: Mutex<Option<Hook>>,
 }
 
@@ -47,20 +47,20 @@ impl Old {
     }
 }
 
-/// Pages of a table.
+/// Range of pages in a table.
 pub struct Stale {
     table: Tag,
     range: PageRange,
 }
 
-/// How often something happened.
+/// Counts of recorded events.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Spaces whose table no access needs any more.
+    /// The number of spaces whose table is no longer needed by any access.
     pub abandoned: usize,
-    /// Entries that have lost their page.
+    /// The number of entries that have lost their page.
     pub emptied: usize,
-    /// The same, when the last table was abandoned.
+    /// `emptied` at the time when the last table was abandoned.
     pub emptied_before: usize,
     pub invalidations: usize,
     pub unhooked: usize,
@@ -68,7 +68,7 @@ pub struct Seen {
     pub frames_freed: usize,
 }
 
-/// Also after a panic: what is dropped then is recorded too.
+/// Locks a mutex, also after a panic, because the drops after a panic are recorded too.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -94,7 +94,7 @@ impl Log {
         lock(&self.old).iter().any(is_it)
     }
 
-    /// The entry of `page` was `seen`, and is `new`.
+    /// Records that the entry of `page` changed from `seen` to `new`.
     fn change(&self, table: Tag, page: PageNumber, seen: Entry, new: Entry) {
         let Some(frame) = seen.counted_frame() else { return };
         if new.counted_frame() != Some(frame) {
@@ -122,7 +122,7 @@ impl Log {
         lock(&self.old).retain(|(of, old)| *of != table || !old.is_in(range));
     }
 
-    /// The bytes of `frame` are read or written beside the processors, by a store.
+    /// Records that a store reads or writes the bytes of `frame` beside the processors.
     fn transfer(&self, frame: Frame) {
         let is_it = |(_, old): &(Tag, Old)| matches!(old, Old::WriteRight(_, of) if *of == frame);
         let is_old = lock(&self.old).iter().any(is_it);
@@ -150,7 +150,7 @@ impl Log {
     }
 }
 
-/// The software machine, recorded.
+/// The software machine, with a recording.
 pub struct Recorder {
     services: StdServices,
     frames: RecordedFrames,
@@ -165,21 +165,21 @@ impl Recorder {
     }
 }
 
-/// The table of a space of it.
+/// The recorded page table of a space.
 pub struct RecordedTable {
     table: RadixTable,
     log: Arc<Log>,
-    /// No processor has it loaded any more.
+    /// Whether no processor has the table loaded any more.
     is_unloaded: AtomicBool,
 }
 
-/// Its memory.
+/// The recorded memory.
 pub struct RecordedFrames {
     memory: PhysicalMemory,
     log: Arc<Log>,
 }
 
-/// A leaf table that was unhooked.
+/// A leaf table that was unhooked, until it is freed.
 struct Unhooked {
     table: Option<Retired>,
     span: PageRange,
@@ -190,13 +190,13 @@ impl Drop for Unhooked {
     fn drop(&mut self) {
         self.log.free_table(self.span);
         if let Some(table) = self.table.take() {
-            // SAFETY: this is what was retired in its place, and it is dropped when that is freed.
+            // SAFETY: this object was retired in place of the table, and is dropped when that may be freed.
             unsafe { table.free() };
         }
     }
 }
 
-// SAFETY: the fields are given out as they are, and stay; each keeps its own contract.
+// SAFETY: the fields are returned unchanged and stay the same. Each keeps its own contract.
 unsafe impl StdHost for Recorder {
     type Table = RecordedTable;
     type Frames = RecordedFrames;
@@ -219,7 +219,7 @@ unsafe impl StdHost for Recorder {
         Ok(RecordedTable { table, log: self.log.clone(), is_unloaded: AtomicBool::new(false) })
     }
 
-    /// Nobody accesses memory here.
+    /// Invalidates by the log alone, because no processor accesses memory here.
     fn invalidate_all(&self, _: &Sections, batch: &mut [Stale], _: impl FnMut(u32)) {
         self.log.begin_invalidation();
         for Stale { table, range } in batch {
@@ -228,7 +228,7 @@ unsafe impl StdHost for Recorder {
     }
 }
 
-// SAFETY: as the table inside, which does it all. What is unhooked is freed later than that table demands, not sooner.
+// SAFETY: the inner table does everything. Unhooked tables are freed later than it demands, never sooner.
 unsafe impl PageTable for RecordedTable {
     type Leaf<'s> = Leaf<'s>;
     type Root<'s> = Tag;
@@ -238,7 +238,7 @@ unsafe impl PageTable for RecordedTable {
     type Refusing = Unsupported;
     const LEAF_PAGES: u64 = RadixTable::LEAF_PAGES;
 
-    /// All but those of the first leaf table.
+    /// Returns all pages except those of the first leaf table.
     fn pages(&self) -> PageRange {
         PageRange::new(PageNumber::new(FIRST), self.table.pages().end()).expect("there is more than one")
     }
@@ -348,7 +348,7 @@ unsafe impl PageTable for RecordedTable {
     }
 }
 
-// SAFETY: as the table inside, which does it all.
+// SAFETY: the inner table does everything.
 unsafe impl ShareLeaves<Self> for RecordedTable {
     fn found(&self, leaf: Leaf<'_>) -> PlaceWord {
         self.table.found(leaf)
@@ -384,7 +384,7 @@ unsafe impl ShareLeaves<Self> for RecordedTable {
     }
 }
 
-// SAFETY: as the memory inside, which does it all.
+// SAFETY: the inner memory does everything.
 unsafe impl FrameSource for RecordedFrames {
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         assert_eq!(group, GroupId::ROOT);

@@ -1,7 +1,8 @@
-//! The order in which calls unhook leaf tables, invalidate, and free (invariant 15). A processor with page tables in hardware
-//! walks them in no section, and keeps what it has read of the upper ones; so a table that is unhooked is free only after an
-//! invalidation that came later. Here a host records the calls, so that each order is checked without threads; models on
-//! `Soft::with_caches` check what a processor does meanwhile.
+//! The order in which calls unhook leaf tables, invalidate, and free (invariant 15).
+//!
+//! A processor with page tables in hardware walks them outside any section, and caches the upper levels. So an unhooked
+//! table may be freed only after a later invalidation. Here a host records the calls, so that each order is checked
+//! without threads. Models on `Soft::with_caches` check the behaviour of a processor meanwhile.
 
 #[macro_use]
 #[path = "../every_design/mod.rs"]
@@ -49,14 +50,14 @@ every_design! { [under] (
 ) }
 
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
-/// Pages of a leaf table.
+/// Number of pages of a leaf table.
 const LEAF: u64 = RadixTable::LEAF_PAGES;
-/// The same in bytes.
+/// Length of a leaf table's range, in bytes.
 const LENGTH: u64 = LEAF * PAGE_SIZE;
-/// Where the tests map: the second leaf table.
+/// The first page that the tests map, under the second leaf table.
 const FIRST: u64 = LEAF;
 
-/// A space of such a machine.
+/// A space on the recording machine.
 struct Watched<D: LockingDesign>(AddressSpace<Recorder, D>);
 
 impl<D: LockingDesign> Deref for Watched<D> {
@@ -76,7 +77,7 @@ impl<D: LockingDesign> Watched<D> {
         Self(AddressSpace::new(engine).unwrap())
     }
 
-    /// Maps so many leaf tables' pages over whatever is there.
+    /// Maps the pages of `tables` leaf tables, over any existing mappings.
     fn map_tables(&self, first: u64, tables: u64) {
         let request = MapRequest::anonymous(tables * LENGTH);
         self.map(request.at(Placement::Fixed(at(first)))).unwrap();
@@ -90,7 +91,7 @@ impl<D: LockingDesign> Watched<D> {
         self.engine().host().log.seen()
     }
 
-    /// Calls `call`, and checks that it unhooks one leaf table and frees `frames` frames, with so many `invalidations`. The log
+    /// Runs `call`, and checks the numbers of unhooked leaf tables (one), freed frames and invalidations. The log
     /// itself checks the order.
     fn check<R>(&self, frames: usize, invalidations: usize, call: impl FnOnce() -> R) {
         let before = self.seen();
@@ -100,7 +101,7 @@ impl<D: LockingDesign> Watched<D> {
         assert_eq!(now.frames_freed - before.frames_freed, frames, "frames are free when the call returns");
         assert_eq!(now.invalidations - before.invalidations, invalidations, "invalidations");
         self.engine().flush();
-        assert_eq!(self.seen().tables_freed, self.seen().unhooked, "all are freed in the end");
+        assert_eq!(self.seen().tables_freed, self.seen().unhooked, "all tables are freed in the end");
     }
 }
 
@@ -120,8 +121,7 @@ fn munmap_unhooks_then_invalidates<D: LockingDesign>() {
     space.check(0, 1, || space.unmap(at(FIRST), LENGTH).unwrap());
 }
 
-/// exit retires the tables that it has unhooked before it flushes. So they are free when exit returns, and not only when something
-/// else is retired.
+/// exit retires its unhooked tables before it flushes. So they are free when exit returns, without another call.
 fn exit_unhooks_then_invalidates<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 1);
@@ -132,7 +132,7 @@ fn exit_unhooks_then_invalidates<D: LockingDesign>() {
     });
 }
 
-/// Once, with all entries there still; and not for what is not an exit.
+/// exit abandons the table once, before it removes any entry. Other calls never do.
 fn exit_abandons_the_table_before_it_sweeps<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 2);
@@ -143,7 +143,7 @@ fn exit_abandons_the_table_before_it_sweeps<D: LockingDesign>() {
     child.fault_and_wait(at(FIRST + 2), Access::Write).unwrap();
     drop(child);
     let before = space.seen();
-    assert_eq!(before.abandoned, 0, "nothing has exited: a child that was dropped has not");
+    assert_eq!(before.abandoned, 0, "nothing has exited; the drop of a child is no exit");
     assert!(before.frames_freed > 1);
     let frames = space.engine().frame_usage().used;
     space.exit();
@@ -184,7 +184,8 @@ fn brk_unhooks_then_invalidates<D: LockingDesign>() {
     space.check(3, 1, || space.set_break(at(FIRST)).unwrap());
 }
 
-/// Frames go in batches of 1,024, each after an invalidation; the last one comes after the tables were unhooked.
+/// Frames are freed in batches of 1,024, each after an invalidation. The last batch follows the unhooking of the
+/// tables.
 fn a_sweep_of_many_frames_ends_with_the_tables<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 1);
@@ -207,14 +208,14 @@ fn nothing_removed_is_nothing_invalidated<D: LockingDesign>() {
     assert_eq!(space.seen(), Seen::default());
 }
 
-/// Without an exit before. The log checks that no frame goes while a processor has the table loaded.
+/// Without an exit before. The log checks that no frame is freed while a processor has the table loaded.
 fn the_last_handle_unloads_then_frees<D: LockingDesign>() {
     let space = Watched::<D>::new();
     space.map_tables(FIRST, 1);
     space.touch(FIRST..FIRST + 3);
     let log = space.engine().host().log.clone();
     drop(space);
-    assert!(log.seen().frames_freed >= 3, "the pages, and the page of zeros with the engine");
+    assert!(log.seen().frames_freed >= 3, "the pages are freed, and the page of zeros with the engine");
 }
 
 fn a_host_hears_what_a_frame_is_for<D: LockingDesign>() {
@@ -253,7 +254,7 @@ fn nothing_is_mapped_below_the_lowest_address<D: LockingDesign>() {
     }
     assert!(space.fault(at(FIRST - 1), Access::Read).is_err());
     assert!(space.map(anonymous(PAGE_SIZE).at(Placement::Hint(at(1)))).unwrap() >= at(FIRST));
-    // All that there is: the last place is the lowest.
+    // The mapping takes the whole space, so its place is the lowest one.
     let whole = anonymous((RadixTable::PAGES - LEAF - 1) * PAGE_SIZE);
     assert_eq!(space.map(whole).unwrap(), at(FIRST));
     assert!(matches!(space.map(anonymous(PAGE_SIZE)), Err(MapError::NoSpace { .. })));
@@ -262,7 +263,7 @@ fn nothing_is_mapped_below_the_lowest_address<D: LockingDesign>() {
     assert_eq!(space.engine().frame_usage().used, 1, "the page of zeros");
 }
 
-/// Debug builds say so to a host that completes a transfer there.
+/// Debug builds report an error to a host that completes a transfer in an interrupt.
 fn invariant_1_no_transfer_ends_in_an_interrupt<D: LockingDesign>() {
     if !cfg!(debug_assertions) {
         return;
@@ -284,7 +285,7 @@ fn invariant_1_no_transfer_ends_in_an_interrupt<D: LockingDesign>() {
     std::mem::forget((space, file, fault));
 }
 
-/// One page.
+/// A store of one page.
 struct Zeros;
 
 impl Store for Zeros {

@@ -1,4 +1,4 @@
-//! The engine's files.
+//! The engine's files in a check against Linux.
 
 use super::super::generate::Episode;
 use super::super::operation::{IN_MEMORY, REFUSING, STORED};
@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A write takes so long at least where it is to be under way; up to twice that.
+/// Shortest duration of a write that must be running while the next operations are done. The longest is twice as long.
 const LATE: Duration = Duration::from_micros(30);
 
-/// Bytes that have a length: where a file lies.
+/// Store in memory: the bytes of a file, and its length.
 #[derive(Clone)]
 struct Bytes {
     bytes: Arc<Mutex<Vec<u8>>>,
@@ -32,7 +32,7 @@ impl Bytes {
     }
 }
 
-/// The part from byte `offset` on, of `length` bytes at most.
+/// Returns at most `length` bytes from byte `offset` on.
 fn part(bytes: &mut [u8], offset: u64, length: u64) -> &mut [u8] {
     let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get_mut(offset..)).unwrap_or_default();
     let length = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX));
@@ -80,7 +80,7 @@ impl Store for Bytes {
     }
 }
 
-/// Bytes whose writes end later, so that they are under way while the next operations are done.
+/// Store whose writes end later, so that they are running while the next operations are done.
 struct LateWrites {
     bytes: Bytes,
     late: DelayedStore<Bytes>,
@@ -111,7 +111,7 @@ impl Store for LateWrites {
     }
 }
 
-/// A file, and where it lies unless that is memory.
+/// A file with its handle, and its store unless it is in memory.
 pub(super) struct Held {
     bytes: Bytes,
     pub file: Shared<File<Soft>>,
@@ -119,8 +119,8 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// The file of this number, as it is when `episode` begins. With a `delay` each transfer takes that at least, up to
-    /// twice that.
+    /// Creates the file `number`, as it is at the start of `episode`. With a `delay`, each transfer takes at least
+    /// `delay` and at most twice as long.
     pub fn new(
         engine: &Arc<Engine<Soft>>,
         episode: &Episode,
@@ -153,22 +153,22 @@ impl Held {
         Ok(Self { bytes, file, handle })
     }
 
-    /// No hole is punched any more.
+    /// Makes the store refuse all holes from now on.
     pub fn seal(&self) {
         self.bytes.is_sealed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether holes are refused.
+    /// Returns whether the store refuses holes.
     pub fn is_sealed(&self) -> bool {
         self.bytes.is_sealed.load(Ordering::Relaxed)
     }
 
-    /// ftruncate: what is cut off is gone, what is new is zeros.
+    /// Sets the length (ftruncate). A longer file gets zeros.
     pub fn resize(&self, length: u64) -> Result<(), FileError> {
         if self.file.is_writable() {
             return self.handle.set_length(length);
         }
-        // Somebody else has cut it off, or made it longer.
+        // The change comes from outside the engine, as by another program.
         self.bytes.lock().resize(length as usize, 0);
         self.file.set_length(length);
         Ok(())

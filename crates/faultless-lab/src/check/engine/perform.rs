@@ -1,4 +1,4 @@
-//! What each operation is on the engine's side.
+//! The operations of a check on the engine's side.
 
 use super::super::operation::{At, Move, Object, Operation, PAGES, Place, REFUSING, STORED, WINDOW, With};
 use super::super::step::{Caught, Outcome, Seen, number_of};
@@ -78,7 +78,7 @@ impl<D: LockingDesign> Machine<D> {
             Operation::UnlockAll => result(space.unlock_all().map(|()| 0), LockError::errno),
             Operation::Sync { at, length, flags } => {
                 let synced = space.sync(address(at), length.0, SyncFlags::from_bits_retain(flags));
-                // Linux may have written more than was asked for, see `syncs`.
+                // Linux may have written more than requested; see `syncs`.
                 if operation.syncs(&self.spaces.last().expect("the first space stays").said)
                     && let Err(error) = self.files[STORED].handle.sync()
                 {
@@ -124,7 +124,7 @@ impl<D: LockingDesign> Machine<D> {
                     Err(error) => Outcome::Error(FileError::errno(&error)),
                 }
             }
-            // The seal is Linux's own: nothing of it comes to the engine.
+            // The seal exists only on Linux, so the engine does not know it.
             Operation::WriteFile { file: REFUSING, length, .. }
                 if length.0 != 0 && self.files[REFUSING].is_sealed() =>
             {
@@ -171,7 +171,7 @@ impl<D: LockingDesign> Machine<D> {
         }
     }
 
-    /// What a [`Operation::Map`] asks for.
+    /// Returns the request of a [`Operation::Map`].
     fn request(&self, operation: &Operation) -> MapRequest<Soft> {
         let Operation::Map { at, length, rights, object, place, with } = *operation else {
             return MapRequest::anonymous(0);
@@ -206,7 +206,7 @@ impl<D: LockingDesign> Machine<D> {
         }
     }
 
-    /// Bytes of whole pages, up to the first signal.
+    /// Reads whole pages, up to the first signal.
     fn read(&self, at: At, pages: u64) -> Outcome {
         let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
         for (number, page) in bytes.chunks_mut(PAGE_SIZE as usize).enumerate() {
@@ -233,7 +233,7 @@ impl<D: LockingDesign> Machine<D> {
                 },
             });
         }
-        // Only of what stands still.
+        // Only a space that no other thread uses can be audited.
         if !self.is_shared
             && let Err(error) = self.space().audit()
         {
@@ -272,7 +272,7 @@ fn faulted(result: Result<u64, FaultError>) -> Outcome {
     }
 }
 
-/// The signal that a process would get.
+/// Returns the signal that a process would receive.
 fn caught(error: &FaultError) -> Result<Caught, String> {
     let (number, code, address) = match error {
         FaultError::NoMapping { address } | FaultError::Guard { address } => (Caught::SEGV, 1, address),

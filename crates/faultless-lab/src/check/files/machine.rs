@@ -1,4 +1,4 @@
-//! The engine's side: a file, its handles, and a space that maps it twice.
+//! The engine's side of a check of files: a file, its handles, and a space that maps it twice.
 
 use super::model::{Answer, Hits};
 use super::operation::{FILE_BYTES, FileOperation, HANDLES, MAPPED_PAGES, Place, Setting, pattern};
@@ -21,18 +21,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Pages that the cache may have: all of this file's, and some more.
+/// Limit of cached pages: enough for all pages of this file and a few more.
 const CACHED: u64 = MAPPED_PAGES + 6;
-/// Frames of a machine with enough memory, and of one that cannot have all of the file.
+/// Numbers of frames: of a machine with enough memory, and of one that cannot hold the whole file.
 const FRAMES: [u64; 2] = [4 * MAPPED_PAGES, MAPPED_PAGES / 2];
-/// Where the file is mapped: shared and private.
+/// Addresses of the mappings of the file: shared and private.
 const MAPPED: [u64; 2] = [0x1000_0000, 0x2000_0000];
-/// How long the last writes of a file may take after it has been dropped.
+/// Longest wait for the last writes of a file after it was dropped.
 const LAST_WRITES: Duration = Duration::from_secs(60);
 
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// Where the file's bytes are.
+/// Place of the file's bytes.
 enum Bytes {
     Memory,
     Kept(Arc<Kept>),
@@ -77,7 +77,7 @@ impl Bytes {
     }
 }
 
-/// The file by its handles.
+/// The file with its handles.
 struct Opened {
     file: Shared<File<Soft>>,
     handles: [FileHandle<Soft>; HANDLES],
@@ -90,47 +90,47 @@ impl Opened {
     }
 }
 
-/// The engine under some design.
+/// The engine under a design, with an episode's file.
 pub trait Subject {
-    /// Does an operation, or what `plant` makes of it. Says what it gave, and what the store did meanwhile.
+    /// Does an operation, as changed by `plant`. Returns the answer, and the events of the store meanwhile.
     fn perform(&mut self, operation: &FileOperation, plant: Option<FilePlant>) -> (Answer, Hits);
 
-    /// The bytes in the store, if there is one.
+    /// Returns the bytes in the store, if there is one.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// The bytes cannot be read.
     fn stored(&self) -> Result<Option<Vec<u8>>, String>;
 
-    /// The file's bytes by its handle. Nothing in the store fails meanwhile, nor later.
+    /// Returns the file's bytes by its handle. From now on, no operation of the store fails.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// The bytes cannot be read.
     fn contents(&self) -> Result<Vec<u8>, String>;
 
     /// Drops everything but the store, and waits for the last writes.
     ///
     /// # Errors
-    /// The engine broke a rule, or kept something that it had to give back.
+    /// The engine broke a rule, or did not give everything back.
     fn finish(&mut self) -> Result<(), String>;
 }
 
-/// See [`Subject`].
+/// The [`Subject`] of one design.
 pub struct Machine<D: LockingDesign> {
-    // Dropped in this order.
+    // The fields are dropped in this order.
     space: Option<AddressSpace<Soft, D>>,
     opened: Option<Opened>,
     other: Option<FileHandle<Soft>>,
     engine: Arc<Engine<Soft>>,
     bytes: Bytes,
-    /// `Kept::hits` when an operation ended last.
+    /// The value of `Kept::hits` at the end of the last operation.
     seen: Hits,
 }
 
 impl<D: LockingDesign> Machine<D> {
-    /// A file with these contents, opened and mapped.
+    /// Makes a file with these contents, opens it and maps it.
     ///
     /// # Errors
-    /// There is no memory for it, or no file can be made.
+    /// There is no memory, or no temporary file can be made.
     pub fn new(seed: u64, setting: &Setting, contents: &[u8]) -> Result<Self, String> {
         let host = Soft::new(FRAMES[usize::from(setting.is_scarce)]).map_err(|error| error.to_string())?;
         let limits = Limits { cached_pages: CACHED, ..Limits::default() };
@@ -150,7 +150,7 @@ impl<D: LockingDesign> Machine<D> {
         };
         let opened = Opened::new(file);
         if self.bytes.store().is_none() {
-            // As many as there is memory for: the rest is as if it had never been written.
+            // This writes as many bytes as fit into memory. The model does not expect the others.
             let _ = opened.handles[0].write_at(0, contents);
         }
         let zeros = Setting {
@@ -246,7 +246,7 @@ impl<D: LockingDesign> Machine<D> {
             return Answer::Done(0);
         }
         if sync && self.opened().file.sync().is_err() && self.opened().file.sync().is_err() {
-            return Answer::Broken("nothing fails any more, and the second sync says so again".into());
+            return Answer::Broken("the second sync fails, although the store no longer fails".into());
         }
         match self.close().and_then(|()| self.open(&[])) {
             Ok(()) => Answer::Done(self.opened().file.length()),
@@ -313,7 +313,7 @@ impl<D: LockingDesign> Machine<D> {
         }
     }
 
-    /// Pages that are mapped stay, so they are taken out of the space first.
+    /// Evicts the pages of this file. Mapped pages stay in the cache, so they are first removed from the space.
     fn evict(&self) -> Answer {
         for mapping in 0..MAPPED.len() {
             if let failed @ Answer::Error(_) = self.advise(mapping, 0, MAPPED_PAGES, Advice::DontNeed) {
@@ -325,7 +325,7 @@ impl<D: LockingDesign> Machine<D> {
         }
         let mut bytes = vec![0; (CACHED * PAGE_SIZE) as usize];
         match self.other.as_ref().map(|other| other.read_at(0, &mut bytes)) {
-            // Writes that fail keep this file's pages in memory.
+            // Pages whose write fails stay in memory.
             Some(Ok(_)) | Some(Err(FileError::OutOfMemory)) | None => Answer::Done(0),
             Some(Err(error)) => Answer::Broken(format!("the other file cannot be read: {error}")),
         }

@@ -1,12 +1,12 @@
-//! `faultless check --files`: random operations on one file, compared with a model after each. As fsx does it.
+//! `faultless check --files`: random operations on one file, compared with a model after each one, as fsx does.
 //!
 //! ```text
 //!  seed ──► operation: an episode ──┬──► machine: a file of the engine, its handles and mappings ──► answer, failures
 //!                                   │        │ store: in memory, late, failing, refusing; or a real file     │
 //!                                   │                                                                        ▼
-//!                                   └──► model: a vector of bytes ──────────────────────────────────── may this be?
+//!                                   └──► model: a vector of bytes ──────────────────────────────────── is it allowed?
 //! ```
-//! After each sync that says that all is well, and when the file is opened again, the store's bytes are those of the model.
+//! After each successful sync, and after each reopening, the store's bytes must be those of the model.
 
 mod machine;
 mod model;
@@ -19,19 +19,19 @@ pub use operation::{FileEpisode, FileOperation, KINDS, Part, Place, Setting};
 pub use run::Files;
 pub use store::{Kept, Late};
 
-/// A planted difference, for tests: it replaces an operation of the engine, or follows it. It is asked twice:
-/// before the operation without an answer, and after it with the answer.
+/// A planted difference, for tests: it replaces an operation of the engine, or follows it. It is called twice: before
+/// the operation without an answer, and after it with the answer.
 pub type FilePlant = fn(&FileOperation, Option<&Answer>) -> FilePlanted;
 
-/// See [`FilePlant`].
+/// Effect of a [`FilePlant`] on one operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FilePlanted {
-    /// Just the operation.
+    /// The engine does the operation unchanged.
     Nothing,
-    /// Before the operation: another one takes its place.
+    /// Before the operation: another one is done instead.
     Instead(FileOperation),
-    /// After the operation: this one too, of which nothing is said.
+    /// After the operation: this one is done too, without reporting it.
     And(FileOperation),
-    /// This is the answer. Before the operation: nothing is done.
+    /// This answer is reported. Before the operation, this also means that nothing is done.
     Answered(Answer),
 }

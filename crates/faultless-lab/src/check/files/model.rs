@@ -1,4 +1,4 @@
-//! The model: a vector of bytes and a length. It says what an operation may answer, and follows the answer.
+//! The model: a vector of bytes and a length. It checks whether an answer is allowed, and follows the answer.
 
 use super::operation::{FILE_BYTES, FileOperation, HANDLES, MAPPED_PAGES, Part, Place, Setting, pattern};
 use faultless::address::PAGE_SIZE;
@@ -7,22 +7,22 @@ use faultless::errno::ENOMEM;
 /// The result of an operation on the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It was done. The number says how many bytes.
+    /// Success, with a number of bytes.
     Done(u64),
-    /// It read these bytes.
+    /// The bytes that were read.
     Bytes(Vec<u8>),
-    /// It failed with this error number.
+    /// Failure, with this error number.
     Error(i32),
     /// The access met a page past the end of the file (SIGBUS).
     PastEnd,
-    /// All of the file: by its handle, and each page by the shared and the private mapping.
+    /// The whole file: by its handle, and each page by the shared and the private mapping.
     Looked(Box<Answer>, Vec<Answer>, Vec<Answer>),
-    /// The engine broke a rule of its own.
+    /// The engine broke one of its own rules.
     Broken(String),
 }
 
 impl Answer {
-    /// The name under which a report counts it.
+    /// Returns the name under which a report counts it.
     pub fn class(&self) -> String {
         match self {
             Self::Done(_) | Self::Bytes(_) | Self::Looked(..) => "ok".into(),
@@ -56,20 +56,22 @@ impl Hits {
     }
 }
 
-/// The parties that are told of failed writes: each handle, and the mappings together.
+/// Index of the mappings in `Model::told`. The indexes before it are the handles.
 const MAPPINGS: usize = HANDLES;
 
-/// A file as it has to be.
+/// Expected state of a file.
 pub struct Model {
-    /// As many as the mappings show. Behind the end: zeros, or what a file in memory keeps there.
+    /// The bytes that the mappings cover. After the end of the file they are zeros, or the bytes that a file in memory
+    /// keeps there.
     bytes: Vec<u8>,
     length: u64,
     setting: Setting,
-    /// Failed writes and flushes so far, and refusals to shorten the store that a sync met.
+    /// The number of failed writes and flushes so far, and of refused shortenings of the store in a sync.
     failed: u64,
-    /// `failed` after the last failure that has to be told of. Of a write of what is being cut off, nothing need be.
+    /// The value of `failed` after the last failure that must be reported. A failed write of truncated bytes need not
+    /// be reported.
     to_tell: u64,
-    /// `failed` when each was last told.
+    /// For each handle and for the mappings, the value of `failed` at their last report.
     told: [u64; HANDLES + 1],
 }
 
@@ -79,12 +81,12 @@ fn expect(holds: bool, says: impl FnOnce() -> String) -> Checked {
     if holds { Ok(()) } else { Err(says()) }
 }
 
-/// The first byte in which the two differ.
+/// Compares bytes with the model. Fails with the first byte that differs.
 fn first_difference(what: &str, offset: u64, seen: &[u8], model: &[u8]) -> Checked {
     match seen.iter().zip(model).position(|(seen, model)| seen != model) {
         None => Ok(()),
         Some(place) => Err(format!(
-            "{what}: byte {:#x} is {:#04x}, and has to be {:#04x}",
+            "{what}: byte {:#x} is {:#04x}, but must be {:#04x}",
             offset + place as u64,
             seen[place],
             model[place]
@@ -93,7 +95,7 @@ fn first_difference(what: &str, offset: u64, seen: &[u8], model: &[u8]) -> Check
 }
 
 impl Model {
-    /// A file with these bytes.
+    /// Returns the model of a file with these bytes.
     pub fn new(contents: &[u8], setting: Setting) -> Self {
         let mut bytes = contents.to_vec();
         bytes.resize((MAPPED_PAGES * PAGE_SIZE) as usize, 0);
@@ -105,28 +107,28 @@ impl Model {
         self.setting.place == Place::Memory
     }
 
-    /// The bytes up to the end of the file.
+    /// Returns the bytes up to the end of the file.
     pub fn contents(&self) -> &[u8] {
         &self.bytes[..self.length as usize]
     }
 
-    /// Whether these are all bytes of the file.
+    /// Checks that `bytes` are all bytes of the file.
     ///
     /// # Errors
     /// The length, or the first byte that differs.
     pub fn is_all(&self, bytes: &[u8]) -> Checked {
         expect(bytes.len() as u64 == self.length, || {
-            format!("the file is {:#x} bytes long, and has to be {:#x}", bytes.len(), self.length)
+            format!("the file is {:#x} bytes long, but must be {:#x}", bytes.len(), self.length)
         })?;
         first_difference("the file", 0, bytes, self.contents())
     }
 
-    /// Whether this answer may be, and what follows from it.
+    /// Checks whether this answer is allowed, and updates the model.
     ///
     /// # Errors
-    /// The difference, in words.
+    /// The difference, as a text.
     pub fn follow(&mut self, operation: &FileOperation, answer: &Answer, hits: Hits) -> Checked {
-        // A store that a failed write has left longer is made shorter by a sync.
+        // A failed write may leave the store longer than the file. A sync shortens it.
         let syncs = matches!(operation, FileOperation::Sync { .. } | FileOperation::SyncMapping { .. });
         let shortened = if syncs { hits.of(Part::SetLength) } else { 0 };
         let failed = hits.of(Part::Write) + hits.of(Part::Flush) + shortened;
@@ -145,7 +147,7 @@ impl Model {
         let may_fail = hits.any()
             || no_memory
             || self.setting.is_scarce && matches!(operation, FileOperation::Write { .. });
-        let unexpected = || Err(format!("the answer {} may not be", answer.in_words()));
+        let unexpected = || Err(format!("the answer {} is not allowed", answer.in_words()));
         match (*operation, answer) {
             (FileOperation::Write { offset, length, value }, Answer::Done(done)) => {
                 let is_short = may_fail && 0 < *done && *done < length;
@@ -166,14 +168,14 @@ impl Model {
                 self.punch(page * PAGE_SIZE, pages * PAGE_SIZE, answer, hits)?;
             }
             (FileOperation::Store { offset, .. } | FileOperation::Load { offset, .. }, Answer::PastEnd) => {
-                expect(!self.has_page_of(offset), || "SIGBUS, and the file has the page".into())?;
+                expect(!self.has_page_of(offset), || "SIGBUS, but the file has the page".into())?;
             }
             (FileOperation::Store { offset, length, value }, Answer::Done(_)) => {
-                expect(self.has_page_of(offset), || "no SIGBUS, and the file has no such page".into())?;
+                expect(self.has_page_of(offset), || "no SIGBUS, but the file has no such page".into())?;
                 self.store(offset, &pattern(value, offset, length));
             }
             (FileOperation::Load { offset, .. }, Answer::Bytes(bytes)) => {
-                expect(self.has_page_of(offset), || "no SIGBUS, and the file has no such page".into())?;
+                expect(self.has_page_of(offset), || "no SIGBUS, but the file has no such page".into())?;
                 self.seen("the load", offset, bytes)?;
             }
             (FileOperation::Sync { handle }, _) => self.told_of_writes(handle, answer)?,
@@ -183,9 +185,12 @@ impl Model {
             }
             (FileOperation::Reopen { .. }, Answer::Done(length)) => {
                 expect(self.is_in_memory() || *length == self.length, || {
-                    format!("opened again, it is {length:#x} bytes long, and has to be {:#x}", self.length)
+                    format!(
+                        "opened again, the file is {length:#x} bytes long, but must be {:#x}",
+                        self.length
+                    )
                 })?;
-                // A new file tells of nothing that the old one knew.
+                // A new file reports no failure of the old one.
                 self.told = [self.failed; HANDLES + 1];
             }
             (
@@ -196,7 +201,7 @@ impl Model {
                 | FileOperation::Fail { .. },
                 Answer::Done(_),
             ) => {}
-            // It has changed nothing.
+            // A failed operation has changed nothing.
             (
                 FileOperation::Write { .. }
                 | FileOperation::Read { .. }
@@ -228,7 +233,7 @@ impl Model {
         let read = bytes.len() as u64;
         let is_short = hits.of(Part::Read) > 0 && read > 0;
         expect(read == left || is_short && read < left, || {
-            format!("{read:#x} bytes were read, and have to be {left:#x}")
+            format!("{read:#x} bytes were read, but must be {left:#x}")
         })?;
         first_difference("read", offset, bytes, &self.bytes[offset.min(FILE_BYTES) as usize..])
     }
@@ -240,7 +245,8 @@ impl Model {
         self.length = length;
     }
 
-    /// Bytes behind the end of a file that has a store may become zeros at any time.
+    /// Stores bytes through a mapping. Bytes after the end of a file with a store may become zeros at any time, so they
+    /// are not kept.
     fn store(&mut self, offset: u64, bytes: &[u8]) {
         let kept = match self.is_in_memory() {
             true => bytes.len(),
@@ -249,7 +255,7 @@ impl Model {
         self.bytes[offset as usize..][..kept].copy_from_slice(&bytes[..kept]);
     }
 
-    /// Bytes of one page, seen by a mapping.
+    /// Checks bytes of one page that a mapping shows.
     fn seen(&self, what: &str, offset: u64, bytes: &[u8]) -> Checked {
         let known = match self.is_in_memory() {
             true => bytes.len(),
@@ -258,7 +264,7 @@ impl Model {
         first_difference(what, offset, &bytes[..known], &self.bytes[offset as usize..])
     }
 
-    /// A hole that fails has changed nothing: see [`Model::is_unpunched`].
+    /// Punches a hole. A failed hole must change nothing; see [`Model::is_unpunched`].
     fn punch(&mut self, offset: u64, length: u64, answer: &Answer, hits: Hits) -> Checked {
         let all = self.bytes.len() as u64;
         let mut end = (offset + length).min(all);
@@ -273,9 +279,9 @@ impl Model {
                 self.bytes[offset as usize..end as usize].fill(0);
                 Ok(())
             }
-            // `is_unpunched` looks at what it has done.
+            // `is_unpunched` checks the effect.
             Answer::Error(_) if hits.any() => Ok(()),
-            _ => Err(format!("the answer {} may not be", answer.in_words())),
+            _ => Err(format!("the answer {} is not allowed", answer.in_words())),
         }
     }
 
@@ -283,12 +289,12 @@ impl Model {
         let told = std::mem::replace(&mut self.told[who], self.failed);
         match answer {
             Answer::Done(_) => expect(self.to_tell <= told, || {
-                "it says that all is well, and has not told of a write or a flush that failed".into()
+                "it reports success, but a failed write or flush was not reported".into()
             }),
             Answer::Error(_) => expect(self.failed > told, || {
-                "it tells of an error, and none came since it was last told".into()
+                "it reports an error, but there was none since the last report".into()
             }),
-            _ => Err(format!("the answer {} may not be", answer.in_words())),
+            _ => Err(format!("the answer {} is not allowed", answer.in_words())),
         }
     }
 
@@ -313,20 +319,20 @@ impl Model {
         Ok(())
     }
 
-    /// Whether the store has these bytes of the file: all of them, or those of some pages.
+    /// Checks that the store has the file's length, and the file's bytes in these pages.
     ///
     /// # Errors
-    /// The first that differs.
+    /// The length, or the first byte that differs.
     pub fn is_stored(&self, stored: &[u8], pages: std::ops::Range<u64>) -> Checked {
         expect(stored.len() as u64 == self.length, || {
-            format!("the store is {:#x} bytes long, and has to be {:#x}", stored.len(), self.length)
+            format!("the store is {:#x} bytes long, but must be {:#x}", stored.len(), self.length)
         })?;
         let start = (pages.start * PAGE_SIZE).min(self.length) as usize;
         let end = (pages.end * PAGE_SIZE).min(self.length) as usize;
         first_difference("the store", start as u64, &stored[start..end], &self.bytes[start..end])
     }
 
-    /// Whether a hole that failed has changed nothing. `now` are the file's bytes, as they are read.
+    /// Checks that a failed hole has changed nothing. `now` are the file's bytes as read.
     ///
     /// # Errors
     /// The length, or the first byte that differs.

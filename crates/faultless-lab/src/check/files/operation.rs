@@ -1,26 +1,26 @@
-//! The operations on one file, and an episode of them: it follows from a seed and from nothing else.
+//! The operations on one file, and an episode of them, which follows only from a seed.
 
 use super::super::draw::{Draw, mix};
 use faultless::address::PAGE_SIZE;
 use std::fmt::{self, Display, Formatter};
 
-/// The file has at most this many pages.
+/// Largest length of the file, in pages.
 pub const FILE_PAGES: u64 = 16;
-/// The file is mapped with this many pages: some lie past its end.
+/// Length of each mapping, in pages. Some pages lie past the end of the file.
 pub const MAPPED_PAGES: u64 = FILE_PAGES + 2;
-/// The largest length of the file, in bytes.
+/// Largest length of the file, in bytes.
 pub const FILE_BYTES: u64 = FILE_PAGES * PAGE_SIZE;
-/// How many handles the file has.
+/// Number of handles of the file.
 pub const HANDLES: usize = 2;
-/// After this many operations everything is looked at.
+/// Number of operations between two looks at everything.
 const LOOK: u64 = 16;
 
-/// Where the file's bytes are kept.
+/// Place of the file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// In a file without a store ([`File::in_memory`](faultless::File::in_memory)).
     Memory,
-    /// In a store that transfers before `submit` returns. It can be told to fail.
+    /// In a store that transfers before `submit` returns. It can be made to fail.
     Kept,
     /// In a store that transfers later, on another thread and in any order.
     Late,
@@ -33,12 +33,12 @@ impl Place {
     pub const ALL: [Self; 4] = [Self::Memory, Self::Kept, Self::Late, Self::Disk];
 }
 
-/// The file and store of an episode. Drawn from its seed.
+/// The file and store of an episode, drawn from its seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// Where the bytes are.
+    /// The place of the bytes.
     pub place: Place,
-    /// How long the file is at first, in bytes.
+    /// The initial length of the file, in bytes.
     pub length: u64,
     /// Whether the machine has too few frames for the whole file. Only for a file in memory.
     pub is_scarce: bool,
@@ -68,23 +68,23 @@ impl Part {
     pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Flush, Self::SetLength, Self::Punch];
 }
 
-/// One operation.
+/// Operation of a check of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileOperation {
     /// `FileHandle::write_at`.
     Write {
         /// The first byte.
         offset: u64,
-        /// How many bytes.
+        /// The number of bytes.
         length: u64,
-        /// Which bytes: see `pattern`.
+        /// The value for `pattern`, which gives the bytes.
         value: u8,
     },
     /// `FileHandle::read_at`.
     Read {
         /// The first byte.
         offset: u64,
-        /// How many bytes.
+        /// The number of bytes.
         length: u64,
     },
     /// `FileHandle::set_length`.
@@ -96,42 +96,42 @@ pub enum FileOperation {
     Punch {
         /// The first byte.
         offset: u64,
-        /// How many bytes.
+        /// The number of bytes.
         length: u64,
     },
     /// MADV_REMOVE of the shared mapping.
     Remove {
         /// The first page.
         page: u64,
-        /// How many pages.
+        /// The number of pages.
         pages: u64,
     },
     /// Stores bytes through the shared mapping.
     Store {
         /// The first byte.
         offset: u64,
-        /// How many bytes, inside one page.
+        /// The number of bytes, inside one page.
         length: u64,
-        /// Which bytes: see `pattern`.
+        /// The value for `pattern`, which gives the bytes.
         value: u8,
     },
     /// Loads a byte through a mapping.
     Load {
-        /// Which byte.
+        /// The byte.
         offset: u64,
-        /// Whether by the private mapping, to which nobody stores.
+        /// Whether the load uses the private mapping, which is never stored to.
         private: bool,
     },
     /// `FileHandle::sync`.
     Sync {
-        /// Which handle.
+        /// The index of the handle.
         handle: usize,
     },
     /// msync with MS_SYNC of the shared mapping.
     SyncMapping {
         /// The first page.
         page: u64,
-        /// How many pages.
+        /// The number of pages.
         pages: u64,
     },
     /// `FileHandle::start_sync`.
@@ -140,28 +140,28 @@ pub enum FileOperation {
     Discard {
         /// The first page.
         page: u64,
-        /// How many pages.
+        /// The number of pages.
         pages: u64,
     },
     /// Unmaps both mappings and maps them again.
     Remap,
     /// Reads another file until the cache has no room for pages of this one.
     Evict,
-    /// Drops the file and makes it anew over the same store.
+    /// Drops the file and opens it again over the same store.
     Reopen {
-        /// Whether it is synced first. If not, what is dirty is written when it is dropped.
+        /// Whether the file is synced first. If not, its dirty pages are written when it is dropped.
         sync: bool,
     },
-    /// The store's operations of this part fail: after `skip` that go well, the next `times`.
+    /// Makes the store's operations of this part fail: `skip` succeed first, then `times` fail.
     Fail {
-        /// Which operations.
+        /// The part that fails.
         part: Part,
-        /// How many go well first.
+        /// The number of operations that succeed first.
         skip: u64,
-        /// How many fail.
+        /// The number of operations that fail.
         times: u64,
     },
-    /// Reads all of the file, by its handle and by both mappings.
+    /// Reads the whole file, by its handle and by both mappings.
     Look,
 }
 
@@ -187,7 +187,7 @@ pub const KINDS: [&str; 17] = [
 ];
 
 impl FileOperation {
-    /// Its name in reports: one of [`KINDS`].
+    /// Returns the name of its kind: one of [`KINDS`].
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Write { .. } => "write_at",
@@ -210,7 +210,7 @@ impl FileOperation {
         }
     }
 
-    /// Whether it counts as one of the operations that were asked for.
+    /// Returns whether the operation counts towards the requested number.
     pub fn counts(&self) -> bool {
         !matches!(self, Self::Look)
     }
@@ -240,32 +240,32 @@ impl Display for FileOperation {
             Self::Reopen { sync: true } => f.write_str("sync, drop the file, open it again"),
             Self::Reopen { sync: false } => f.write_str("drop the file, open it again"),
             Self::Fail { part, skip, times } => {
-                write!(f, "the store: {part:?} fails {times} times, after {skip} that go well")
+                write!(f, "the store: {part:?} fails {times} times, after {skip} that succeed")
             }
             Self::Look => f.write_str("read all of the file"),
         }
     }
 }
 
-/// `length` bytes for the place `offset` in the file. None is zero; bytes side by side differ.
+/// Returns `length` bytes for the place `offset` in the file. None is zero, and neighbours differ.
 pub fn pattern(value: u8, offset: u64, length: u64) -> Vec<u8> {
     let byte = |at: u64| (mix(at ^ u64::from(value) << 32) % 255) as u8 + 1;
     (offset..offset + length).map(byte).collect()
 }
 
-/// Operations on a file that is new.
+/// Operations that start from a new file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEpisode {
-    /// All of it follows from this.
+    /// The seed that determines the whole episode.
     pub seed: u64,
-    /// The file and store that it uses.
+    /// Its file and store.
     pub setting: Setting,
     /// The operations.
     pub operations: Vec<FileOperation>,
 }
 
 impl FileEpisode {
-    /// The episode of `seed` with `length` operations that count, in a place that is drawn unless it is given.
+    /// Returns the episode of `seed` with `length` operations that count. If `place` is `None`, the place is drawn.
     pub fn new(seed: u64, length: u64, place: Option<Place>) -> Self {
         let mut draw = Draw::new(mix(seed ^ 0x66_7378));
         let drawn = draw.one_of(&Place::ALL);
@@ -273,7 +273,7 @@ impl FileEpisode {
         let has_store_of_ours = matches!(place, Place::Kept | Place::Late);
         let setting = Setting {
             place,
-            // `FileStore` opens no empty file.
+            // `FileStore` cannot open an empty file.
             length: 1 + draw.below(FILE_BYTES),
             is_scarce: place == Place::Memory && draw.percent(30),
             refuses_lengths: has_store_of_ours && draw.percent(20),
@@ -294,7 +294,7 @@ impl FileEpisode {
 
 struct Generator {
     draw: Draw,
-    /// Whether the store's operations fail now and then.
+    /// Whether the store's operations sometimes fail.
     fails: bool,
 }
 
@@ -339,7 +339,7 @@ impl Generator {
         }
     }
 
-    /// A byte of the file, or of where it could be: often at the ends of pages.
+    /// Returns an offset within the largest file, often at the start or end of a page.
     fn offset(&mut self) -> u64 {
         let page = self.draw.below(FILE_PAGES) * PAGE_SIZE;
         match self.draw.below(8) {
@@ -349,7 +349,7 @@ impl Generator {
         }
     }
 
-    /// How many bytes from `offset` on, inside the file that there can be.
+    /// Returns a number of bytes from `offset` on, within the largest file.
     fn length(&mut self, offset: u64, pages: u64) -> u64 {
         let length = match self.draw.below(8) {
             0 => 1,
@@ -379,7 +379,7 @@ impl Generator {
         }
     }
 
-    /// Pages of the mappings.
+    /// Returns a range of pages of the mappings.
     fn pages(&mut self) -> (u64, u64) {
         if self.draw.percent(25) {
             return (0, MAPPED_PAGES);

@@ -1,4 +1,4 @@
-//! The run: episodes, operation by operation, until all is done or the model says that something is wrong.
+//! Runs a check of files: episodes, operation by operation, until all are done or the model finds a difference.
 
 use super::super::generate::{EPISODE, seed_of};
 use super::super::step::contents;
@@ -14,29 +14,29 @@ use faultless::design::LockingDesign;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a difference is shrunk, at most.
+/// Longest duration of a search for a shorter list.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often an episode that depends on other threads is tried before it counts as one that does not differ.
+/// Number of runs of an episode that depends on other threads, before it counts as one without a difference.
 const TRIES: usize = 12;
 
-/// Options of the check.
+/// Options of a check of files.
 #[derive(Clone, Copy, Debug)]
 pub struct Files {
     /// The engine's design.
     pub design: &'static Design,
-    /// How many operations.
+    /// The number of operations.
     pub operations: u64,
-    /// All follows from this.
+    /// The seed that determines all operations.
     pub seed: u64,
-    /// Where the bytes are; drawn for each episode if this is `None`.
+    /// The place of the bytes. If `None`, it is drawn for each episode.
     pub place: Option<Place>,
-    /// How many operations an episode has, at most.
+    /// The largest number of operations in an episode.
     pub episode: u64,
     /// A planted difference, for tests.
     pub plant: Option<FilePlant>,
 }
 
-/// A difference, and the operation that showed it.
+/// A difference, with the operation that showed it.
 #[derive(Clone, Debug)]
 struct Wrong {
     place: usize,
@@ -44,12 +44,12 @@ struct Wrong {
 }
 
 impl Files {
-    /// A hundred thousand operations under `design`, from seed 1.
+    /// Returns a plan of 100,000 operations under `design`, with seed 1.
     pub fn new(design: &'static Design) -> Self {
         Self { design, operations: 100_000, seed: 1, place: None, episode: EPISODE, plant: None }
     }
 
-    /// Runs it.
+    /// Runs the check.
     ///
     /// # Errors
     /// [`Trouble::Cannot`] if there is no memory, or no temporary file can be made.
@@ -120,7 +120,7 @@ impl Files {
         Ok(ended.err().map(|what| Wrong { place, what: format!("at the end: {what}") }))
     }
 
-    /// Whether it differs, in one of a few tries if it depends on other threads.
+    /// Runs an episode again and returns its difference, if any. Tries several times if it depends on other threads.
     fn differs(&self, episode: &FileEpisode) -> Result<Option<Wrong>, Trouble> {
         let tries = match episode.setting.place {
             Place::Memory | Place::Kept => 1,
@@ -135,7 +135,7 @@ impl Files {
         Ok(None)
     }
 
-    /// The difference of an episode, shrunk and told.
+    /// Shrinks the difference of an episode and describes it.
     fn found(&self, episode: FileEpisode, wrong: Wrong, interrupted: &AtomicBool) -> Result<Found, Trouble> {
         let upto = episode.operations.iter().take(wrong.place + 1);
         let operations = upto.filter(|operation| operation.counts()).count() as u64;
@@ -181,14 +181,14 @@ impl Files {
             if give_up() {
                 break;
             }
-            // Once more with the same size, as long as it helps.
+            // The smallest size is repeated as long as it helps.
             size = if left_out && size == 1 { 1 } else { size / 2 };
         }
         Ok((best, wrong))
     }
 }
 
-/// Whether an answer may be; and if it says that bytes are in the store, whether they are.
+/// Checks an answer against the model. If the answer means that bytes are in the store, checks the store too.
 fn step(
     model: &mut Model,
     machine: &dyn Subject,
@@ -211,7 +211,7 @@ fn step(
     }
 }
 
-/// All is read once more, then everything goes, and the store has the bytes.
+/// Reads everything once more, drops everything, and checks the bytes of the store.
 fn end(model: &mut Model, machine: &mut dyn Subject) -> Result<(), String> {
     model.is_all(&machine.contents()?)?;
     machine.finish()?;

@@ -1,4 +1,4 @@
-//! Stores of bytes in memory. They watch that the engine keeps the contract of [`Store`], and fail when they are told to.
+//! Stores of bytes in memory. They check that the engine keeps the contract of [`Store`], and fail on request.
 
 use super::super::draw::Draw;
 use super::operation::{Part, Setting};
@@ -13,14 +13,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Failures that the store is to make.
+/// Failures that a test has ordered.
 #[derive(Clone, Copy, Default)]
 struct Failures {
     skip: u64,
     times: u64,
 }
 
-/// A transfer under way: its direction, offset and length in bytes.
+/// A running transfer: its direction, offset and length in bytes.
 type UnderWay = (Direction, u64, u64);
 
 fn under_way(transfer: &Transfer) -> UnderWay {
@@ -29,16 +29,16 @@ fn under_way(transfer: &Transfer) -> UnderWay {
 
 struct State {
     bytes: Vec<u8>,
-    /// Transfers that have been submitted and have not ended.
+    /// Transfers that were submitted and have not ended.
     under_way: Vec<UnderWay>,
     failures: [Failures; Part::ALL.len()],
-    /// How many operations of each part have failed or were refused.
+    /// The number of operations of each part that have failed or were refused.
     hits: [u64; Part::ALL.len()],
-    /// The first breach of the contract.
+    /// The first violation of the contract.
     broken: Option<String>,
 }
 
-/// Bytes that are transferred before `submit` returns.
+/// A store that transfers before `submit` returns.
 pub struct Kept {
     state: Mutex<State>,
     refuses_lengths: bool,
@@ -46,7 +46,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// With these bytes.
+    /// Returns a store with these bytes.
     pub fn new(bytes: Vec<u8>, setting: &Setting) -> Self {
         let state = State {
             bytes,
@@ -59,27 +59,27 @@ impl Kept {
         Self { state: Mutex::new(state), refuses_lengths, refuses_holes }
     }
 
-    /// The bytes now.
+    /// Returns the present bytes.
     pub fn bytes(&self) -> Vec<u8> {
         lock(&self.state).bytes.clone()
     }
 
-    /// How many operations of each part have failed or were refused so far.
+    /// Returns the number of operations of each part that have failed or were refused so far.
     pub fn hits(&self) -> [u64; Part::ALL.len()] {
         lock(&self.state).hits
     }
 
-    /// The first breach of the contract of [`Store`], if there was one.
+    /// Returns the first violation of the contract of [`Store`], if any.
     pub fn broken(&self) -> Option<String> {
         lock(&self.state).broken.clone()
     }
 
-    /// Operations of `part` fail: the next `times` after `skip` that go well.
+    /// Makes operations of `part` fail: `skip` succeed first, then `times` fail.
     pub fn fail(&self, part: Part, skip: u64, times: u64) {
         lock(&self.state).failures[part as usize] = Failures { skip, times };
     }
 
-    /// Nothing fails any more.
+    /// Ends all failures.
     pub fn mend(&self) {
         lock(&self.state).failures = Default::default();
     }
@@ -131,7 +131,7 @@ impl State {
         Err(StoreError::Unsupported { offset })
     }
 
-    /// Notes transfers that are under way and must not be.
+    /// Records a violation if a running transfer conflicts with `what`.
     fn none_under_way(&mut self, what: &str, is_wrong: impl Fn(u64, u64) -> bool) {
         let wrong = self.under_way.iter().find(|(_, offset, length)| is_wrong(*offset, offset + length));
         if let Some((direction, offset, length)) = wrong {
@@ -159,7 +159,7 @@ impl Store for Kept {
     fn set_length(&self, length: u64) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let old = state.bytes.len() as u64;
-        // A transfer of the page that the shorter length ends in is sized by the old one.
+        // A transfer of the last page of the shorter file still has the old length.
         let first = length / PAGE_SIZE * PAGE_SIZE;
         state.none_under_way(&format!("set_length({length:#x}) from {old:#x}"), |_, end| {
             length < old && end > first
@@ -191,7 +191,7 @@ impl Store for Kept {
     }
 }
 
-/// Transfers happen later, on a thread of their own and in any order.
+/// A store that transfers later, on a thread of its own and in any order.
 pub struct Late {
     inner: Arc<Kept>,
     queue: Arc<Queue>,
@@ -200,13 +200,13 @@ pub struct Late {
 
 #[derive(Default)]
 struct Queue {
-    /// The transfers that wait, and whether no more come.
+    /// The waiting transfers, and whether no more will come.
     held: Mutex<(Vec<Transfer>, bool)>,
     changed: Condvar,
 }
 
 impl Late {
-    /// Over `inner`. The order follows from `seed` and from what waits at the time.
+    /// Returns a store over `inner`. The order of transfers depends on `seed` and on the waiting transfers.
     ///
     /// # Errors
     /// No thread can be started.
@@ -230,7 +230,7 @@ impl Queue {
                 held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
             }
             drop(held);
-            // Others may come meanwhile, and go first.
+            // Other transfers may come meanwhile and run first.
             if draw.percent(50) {
                 thread::sleep(Duration::from_micros(draw.below(60)));
             }
@@ -278,7 +278,7 @@ impl Drop for Late {
         if let Some(worker) =
             self.worker.take().filter(|worker| worker.thread().id() != thread::current().id())
         {
-            // A completion that panicked has been told of by its own thread.
+            // A completion that panicked was already reported by its own thread.
             let _ = worker.join();
         }
     }

@@ -1,4 +1,4 @@
-//! Real memory of this process, served through userfaultfd: needs the permission to use that.
+//! Real memory of this process, served through userfaultfd. The process needs the permission to use it.
 
 use super::Stand;
 use faultless::address::{PAGE_SIZE, VirtAddr};
@@ -19,7 +19,7 @@ impl Stand for Linux {
     type Refused = OpenError;
     type Processor<D: LockingDesign> = Window<D>;
 
-    /// The page of zeros, which nothing is read from here.
+    /// The page of zeros, which real memory does not map.
     const IDLE_FRAMES: u64 = 1;
     const FRAMES_OF_A_LOAD: u64 = 1;
     const PAGES: u64 = PAGES;
@@ -47,7 +47,7 @@ impl Stand for Linux {
 pub(crate) struct Window<D: LockingDesign>(Serving<D>);
 
 impl<D: LockingDesign> Window<D> {
-    /// One access, again until it is done or refused. `None`: outside of the window.
+    /// Repeats one access until it succeeds or is refused. An address outside the window has no mapping.
     fn complete<R>(
         &self,
         address: VirtAddr,
@@ -63,18 +63,18 @@ impl<D: LockingDesign> Window<D> {
         }
     }
 
-    /// The error behind a signal; none if the access is to be tried again.
+    /// Returns the error behind a signal, or `Ok` if the access should be tried again.
     fn why(&self, address: VirtAddr, access: Access, signal: Signal) -> Result<(), FaultError> {
         if signal.is_segv() {
             return self.0.space().fault_and_wait(address, access);
         }
         let refusal = self.0.refusal(address);
-        // The next access is to be served anew.
+        // The next access must be served anew.
         self.0.retry(address.page().address(), PAGE_SIZE);
         refusal.map_or(Ok(()), Err)
     }
 
-    /// As [`Window::complete`], of a whole number of bytes that are done one after the other.
+    /// Does [`Window::complete`] for a range of bytes, page by page.
     fn each(
         &self,
         address: VirtAddr,
@@ -102,7 +102,7 @@ fn aligned<F>(address: VirtAddr) -> Result<(), AccessError<F>> {
     if address.get().is_multiple_of(8) { Ok(()) } else { Err(AccessError::Unaligned { address }) }
 }
 
-// SAFETY, of all accesses here: a space's own memory, in which no Rust object lives.
+// SAFETY of all accesses here: the memory belongs to a space, and no Rust object lives in it.
 impl<D: LockingDesign> Cpu for Window<D> {
     fn try_load_u64(&self, address: VirtAddr) -> Result<u64, AccessError<PageFault>> {
         aligned(address)?;
@@ -157,7 +157,7 @@ impl<D: LockingDesign> Cpu for Window<D> {
     }
 
     fn is_dirty(&self, address: VirtAddr) -> bool {
-        // A page that can be written is taken to be.
+        // A page that can be written is assumed to be dirty.
         self.0.is_there(address, Access::Write)
     }
 }

@@ -1,4 +1,4 @@
-//! Where the tests run: what a test needs of a machine, and nothing of which machine it is.
+//! Hosts for the tests: the interface that a test needs from a machine, independent of the kind of machine.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -18,55 +18,57 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A host on which tests run, and what they have to know of it.
+/// Host on which tests run, with the facts that they need to know about it.
 pub(crate) trait Stand: Host {
-    /// Why there can be no machine here: the test is skipped. A stand that is never refused says so by this type.
+    /// The reason why no machine is available here, so that the test is skipped. Uninhabited for a stand that is always
+    /// available.
     type Refused: Display;
 
-    /// A space as the processors that run in it use it; any thread is one of them.
+    /// A space as the processors that run in it use it. Any thread is one of them.
     ///
-    /// A page fault is served once for each try, and the access that made it gets the error of just that fault: a page
-    /// whose read failed once can be had by the next. A `try_` access may look in the page table instead of faulting.
-    /// When this has been dropped, nothing of it holds the space or its engine any more.
+    /// A page fault is served once for each try. The access gets the error of its own fault, so a page whose read
+    /// failed once can be read by the next access. A `try_` access may read the page table instead of faulting. After
+    /// the drop, nothing holds the space or its engine any more.
     type Processor<D: LockingDesign>: Cpu + Send + Sync;
 
-    /// Frames in use while nothing is mapped or cached.
+    /// Number of frames in use while nothing is mapped or cached.
     const IDLE_FRAMES: u64;
-    /// Frames that the first load from a page of anonymous memory takes: none where it shows a shared page of zeros.
-    /// The first store there takes one in all, whether or not there was a load before.
+    /// Number of frames that the first load from a page of anonymous memory takes: zero if it shows a shared page of
+    /// zeros. The first store takes one frame in total, with or without a load before.
     const FRAMES_OF_A_LOAD: u64;
-    /// Pages that a space can address, from page 0 on: more than 8,192.
+    /// Number of pages that a space can address, from page 0 on. It is more than 8,192.
     const PAGES: u64;
-    /// The last word to which an access may be tried.
+    /// The last word that a test may access.
     const LAST_WORD: VirtAddr;
 
-    /// A machine with so many frames.
+    /// Makes a machine with `frames` frames.
     ///
     /// # Errors
-    /// It is not granted here.
+    /// The reason why this machine is not available here.
     fn engine(frames: u64, limits: Limits) -> Result<Arc<Engine<Self>>, Self::Refused>;
 
-    /// Called once for each space, a fork's child too, before anything touches its memory. The processor is dropped
-    /// after the test's own handle of the space.
+    /// Makes the processor of a space. Called once for each space, also for a fork's child, before its memory is
+    /// touched. The processor is dropped after the test's own handle of the space.
     fn attach<D: LockingDesign>(space: &AddressSpace<Self, D>) -> Self::Processor<D>;
 
-    /// From the `nth` allocation on there is no frame; with `None` there is again.
+    /// Makes all frame allocations fail from the `nth` one on. `None` ends the failures.
     fn fail_frames_from(&self, nth: Option<u64>);
 }
 
-/// How a test ended that did not fail: done, or refused a machine.
+/// Result of a test that did not fail: done, or refused a machine.
 pub(crate) type Ran<S> = Result<(), <S as Stand>::Refused>;
 
-/// Says why a test was skipped, if it was. On the real stderr: the harness shows nobody what a test that passes prints.
+/// Prints the reason if a test was skipped. Uses the real stderr, because the harness hides the output of a test that
+/// passes.
 pub(crate) fn report<S: Stand>(ran: Ran<S>) {
     if let Err(reason) = ran {
         let _ = writeln!(std::io::stderr(), "skipped: {reason}");
     }
 }
 
-/// A space on a stand.
+/// Space on a stand, with its processor.
 pub(crate) struct Space<S: Stand, D: LockingDesign> {
-    // Dropped in this order.
+    // The fields are dropped in this order.
     space: AddressSpace<S, D>,
     processor: S::Processor<D>,
 }
@@ -80,7 +82,8 @@ impl<S: Stand, D: LockingDesign> Space<S, D> {
         self.space.fork().map(Self::attached)
     }
 
-    /// As the space's own, for a stand where an access can be done before the thread that served it has let go.
+    /// Audits the space. On some stands an access can finish before its serving thread does, so this waits for
+    /// announcements.
     pub fn audit(&self) -> Result<(), AuditError> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {

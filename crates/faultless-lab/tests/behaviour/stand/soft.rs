@@ -1,4 +1,4 @@
-//! The software machine: every test runs on it.
+//! The software machine. Every test runs on it.
 
 use super::Stand;
 use faultless::address::VirtAddr;
@@ -18,12 +18,12 @@ impl Stand for Soft {
     const FRAMES_OF_A_LOAD: u64 = 0;
     /// Four levels of 512 entries.
     const PAGES: u64 = 1 << 36;
-    /// Far above the last page: a fault like any other.
+    /// Far above the last page. An access there is a fault like any other.
     const LAST_WORD: VirtAddr = VirtAddr::new(u64::MAX - 7);
 
     fn engine(frames: u64, limits: Limits) -> Result<Arc<Engine<Soft>>, Infallible> {
         let soft = Soft::with_caches(frames).expect("frames");
-        // What tests do with a few pages meets shared tables too.
+        // With this limit, tests with few pages also use shared tables.
         let limits = Limits { shared_entries: limits.shared_entries.min(2), ..limits };
         Ok(Engine::new(soft, limits).expect("an engine"))
     }
