@@ -83,7 +83,7 @@ mutants *NAMES:
 # Runs engine and tests under AddressSanitizer (needs a nightly toolchain). It does not handle signals, since some tests die by
 # them. It delays only 32 MiB of freed memory, since a test checks for growing memory.
 asan:
-    ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:quarantine_size_mb=32 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-linux -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
+    LSAN_OPTIONS="suppressions=$PWD/scripts/asan-leaks.txt" ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:quarantine_size_mb=32 RUSTFLAGS="-Zsanitizer=address" RUSTDOCFLAGS="-Zsanitizer=address" cargo +nightly test -p faultless -p faultless-soft -p faultless-linux -p faultless-lab --tests --target x86_64-unknown-linux-gnu --target-dir target/asan
 
 # Runs `compare` for ten minutes with 16 threads, and checks for wrong bytes, torn children and leaked frames.
 soak:

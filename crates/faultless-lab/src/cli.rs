@@ -7,6 +7,7 @@ use crate::compare::Plan;
 use crate::contender::Contender;
 use crate::diff::Diff;
 use crate::generate::Generate;
+use crate::html::{self, Facts};
 use crate::json::Report;
 #[cfg(target_os = "linux")]
 use crate::measure::Measured;
@@ -30,22 +31,23 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Ctrl-C, as a shell reports it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
-  faultless compare                       four scenarios at a glance, in 45 seconds
+  faultless compare                       four scenarios, in 45 seconds
   faultless compare giant-vma             one scenario
   faultless compare giant-vma --details   one scenario, every figure
+  faultless compare --html report.html    a report with charts, for a browser
   faultless compare all --design all --json=result.json
                                           everything, for a program
   faultless check                         the engine against this Linux
   faultless diff a.json b.json            the changes between two results
   faultless designs                       the designs and their sources
-  faultless scenarios                     the scenarios, their sources and limits";
+  faultless scenarios                     the scenarios and their limits";
 
 /// Paragraphs are one line each: clap breaks them at the width of the terminal.
 const COMPARE: &str = "\
@@ -100,11 +102,11 @@ enum Command {
     /// Write shell completions or man pages.
     #[command(subcommand, hide = true)]
     Generate(Generate),
-    /// One round on the kernel: `compare` starts it, and nobody else.
+    /// One round on the kernel: `compare` starts it.
     #[cfg(target_os = "linux")]
     #[command(name = native::WORKER, hide = true)]
     NativeRound,
-    /// The process that `check` compares with: `check` starts it, and nobody else.
+    /// The process that `check` compares with: `check` starts it.
     #[cfg(target_os = "linux")]
     #[command(name = check::ORACLE, hide = true)]
     CheckOracle,
@@ -157,6 +159,10 @@ struct Compare {
     /// chrome://tracing; "-" is standard output, and then no table
     #[arg(long, value_name = "PATH")]
     perfetto: Option<PathBuf>,
+    /// Write a report with charts as one HTML file, which opens from disk in a browser. Records one more round of each
+    /// design for its timelines; "-" is standard output, and then no table
+    #[arg(long, value_name = "PATH")]
+    html: Option<PathBuf>,
 }
 
 /// The most columns that a report has, however wide the terminal is. In a pipe it has so many.
@@ -205,7 +211,7 @@ pub(crate) fn whole<T: FromStr>(text: &str, least: &str) -> Result<T, String> {
 }
 
 fn threads(text: &str) -> Result<usize, String> {
-    whole(text, "somebody has to work")
+    whole(text, "at least one thread")
 }
 
 fn queue_depth(text: &str) -> Result<NonZeroUsize, String> {
@@ -286,7 +292,7 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Prints a text and a line break. That nobody reads on is no error.
+/// Prints a text and a line break. A reader that has closed the pipe is no error.
 ///
 /// # Errors
 /// [`Trouble::Input`] if it cannot be written.
@@ -351,17 +357,19 @@ impl Compare {
             }
         }
         match self.threads {
-            Some(0) => return input("--threads 0: somebody has to work".into()),
+            Some(0) => return input("--threads 0: give at least one thread".into()),
             Some(threads) if threads > 10_000 => {
-                return input(format!("--threads {threads}: there can be 10000"));
+                return input(format!("--threads {threads}: give at most 10000"));
             }
             _ => {}
         }
         let to_stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        if to_stdout(&self.json) && to_stdout(&self.perfetto) {
-            return input(
-                "--json and --perfetto would both write to standard output: give one of them a file".into(),
-            );
+        let outputs = [("--json", &self.json), ("--perfetto", &self.perfetto), ("--html", &self.html)];
+        let mut first = outputs.iter().filter(|(_, path)| to_stdout(path)).map(|(name, _)| name);
+        if let (Some(one), Some(other)) = (first.next(), first.next()) {
+            return input(format!(
+                "{one} and {other} would both write to standard output: give one of them a file"
+            ));
         }
         if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
             && (name == "all" || scenarios::find(name).is_some())
@@ -384,7 +392,7 @@ impl Compare {
             settings,
             seconds: self.seconds,
             is_tour,
-            records: self.perfetto.is_some(),
+            records: self.perfetto.is_some() || self.html.is_some(),
         })
     }
 
@@ -393,8 +401,15 @@ impl Compare {
         // Before the work, not after it.
         let json = self.json.as_deref().map(Output::open).transpose()?;
         let trace = self.perfetto.as_deref().map(Output::open).transpose()?;
+        let html = self.html.as_deref().map(Output::open).transpose()?;
         let outcome = plan.run(interrupts())?;
-        let to_stdout = [&json, &trace].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
+        let to_stdout =
+            [&json, &trace, &html].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
+        let (command, machine) = (repeated(std::env::args().skip(1)), json::Machine::this());
+        if let Some(output) = html {
+            let facts = Facts { command: &command, machine: &machine, when: SystemTime::now() };
+            output.write(&html::page(&outcome, &plan, &facts))?;
+        }
         if let Some(output) = trace {
             let mut text = Vec::new();
             trace::write(&outcome, &mut text)
@@ -408,11 +423,7 @@ impl Compare {
             json.write(&report)?;
         }
         if !to_stdout {
-            let options = text::Options {
-                details: self.details,
-                command: &repeated(std::env::args().skip(1)),
-                kernel: &json::Machine::this().kernel,
-            };
+            let options = text::Options { details: self.details, command: &command, kernel: &machine.kernel };
             say(&text::report(&View::new(&outcome, &plan), &options, screen(self.color)))?;
         }
         Ok(if outcome.interrupted { INTERRUPTED } else { 0 })

@@ -5,7 +5,7 @@
 //!  cli ──► check: the same operations on the engine and on Linux; a subsystem of its own
 //!   ├───► diff: two results of compare, as JSON
 //!   ├───► generate: shell completions and man pages
-//!   └───► compare ── rounds, interleaved over the contenders ──► report (view, text) · json
+//!   └───► compare ── rounds, interleaved over the contenders ──► report (view, text) · html · json
 //!             │
 //!             ├─ contender   name ─► a design of the engine, or the kernel this runs on
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
@@ -28,6 +28,7 @@ pub mod contender;
 pub mod designs;
 pub mod diff;
 pub mod generate;
+pub mod html;
 pub mod json;
 pub mod machine;
 pub mod measure;

@@ -4,8 +4,10 @@
 use faultless::address::VirtAddr;
 use faultless::design::Faultless;
 use faultless::protection::{Access, Protection, Sharing};
+use faultless_lab::contender::Contender;
 use faultless_lab::machine::{Machine, Memory, Process, SoftMachine, Task, Touched};
 use faultless_lab::measure::{IN_MAJOR_FAULTS, Measured};
+use faultless_lab::record::Recorder;
 use faultless_lab::scenarios::{ALL, Page, Prepared, Scenario, Settings, Turn};
 use faultless_lab::trouble::Trouble;
 use std::collections::BTreeMap;
@@ -214,4 +216,31 @@ fn a_leak_is_found() {
     let end = machine.finish();
     assert!(matches!(end, Err(Trouble::Wrong(text)) if text.contains("leaked frames")));
     drop(process);
+}
+
+/// Each scenario begins to record when its warm-up is over.
+#[test]
+fn a_round_of_each_scenario_can_be_recorded() {
+    let ours = Contender::find("faultless").expect("the design");
+    for scenario in ALL {
+        let (settings, interrupted) = (settings(), AtomicBool::new(false));
+        let prepared = scenario.prepare(&settings).expect("settings");
+        let recorder = Arc::new(Recorder::default());
+        let length = Duration::from_millis(50);
+        let turn = Turn {
+            settings: &settings,
+            length,
+            seed: 1,
+            interrupted: &interrupted,
+            recorder: Some(&recorder),
+        };
+        prepared.round(ours, &turn).expect("a round");
+        let recording = recorder.finish();
+        assert!(
+            recording.extent().is_some(),
+            "{}: {} lanes without a span",
+            scenario.name,
+            recording.lanes.len()
+        );
+    }
 }

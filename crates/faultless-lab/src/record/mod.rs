@@ -249,7 +249,7 @@ pub const fn cause(counter: Counter) -> &'static str {
         Counter::PageBitWait | Counter::PreemptedWait => "a page's bit",
         Counter::RangeWait => "a range",
         Counter::TreeLockWait => "the tree lock",
-        Counter::FreezeWait => "fork's freeze",
+        Counter::FreezeWait => "fork's copy",
         Counter::GraceWait => "a grace period",
         Counter::InvalidateWait => "a shootdown",
         Counter::MemoryWait => "memory",

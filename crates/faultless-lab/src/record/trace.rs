@@ -2,7 +2,7 @@
 //!
 //! Each scenario and design is a process of the trace, each thread a track. Operations and waits are slices, a wait within its
 //! operation. An arrow leads from the operation that held up a wait to the wait ([`super::blame`]). A counter has the page faults
-//! in flight that take [`LONG`] or more: shorter ones would be most of the file. Times are in microseconds and begin at zero in each process.
+//! in flight that take 10 µs or more: shorter ones would be most of the file. Times are in microseconds and begin at zero in each process.
 
 use super::blame::{Place, arrows};
 use super::{Operation, Recording, Span, What};

@@ -32,15 +32,20 @@ pub struct View {
 impl View {
     /// Of what came of a plan.
     pub fn new(outcome: &Outcome, plan: &Plan) -> Self {
-        let of_scenario = |name| outcome.runs.iter().filter(move |run| run.scenario.name == name);
-        let runs: Vec<Vec<&Run>> = (plan.scenarios.iter())
-            .map(|scenario| of_scenario(scenario.name).collect())
-            .filter(|runs: &Vec<_>| !runs.is_empty())
-            .collect();
+        let runs = by_scenario(outcome, plan);
         Self {
             tour: (plan.is_tour && !runs.is_empty()).then(|| TourView::new(&runs)),
             scenarios: runs.iter().map(|runs| ScenarioView::new(runs, plan)).collect(),
             is_interrupted: outcome.interrupted,
         }
     }
+}
+
+/// The runs of each scenario that has some, in the order of the plan.
+fn by_scenario<'a>(outcome: &'a Outcome, plan: &Plan) -> Vec<Vec<&'a Run>> {
+    let of_scenario = |name| outcome.runs.iter().filter(move |run| run.scenario.name == name);
+    (plan.scenarios.iter())
+        .map(|scenario| of_scenario(scenario.name).collect())
+        .filter(|runs: &Vec<_>| !runs.is_empty())
+        .collect()
 }

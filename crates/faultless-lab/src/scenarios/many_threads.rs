@@ -122,6 +122,10 @@ impl Play for Prepared {
                         measured
                             .note(&format!("{there} threads slept, not {wanted}: the system starts no more"));
                     }
+                    if number + 1 == CROWDS.len() {
+                        // A lane has room for one stage: that with the most sleepers.
+                        round.start_recording();
+                    }
                     let length = round.length() / CROWDS.len() as u32;
                     let before = machine.statistics();
                     measured.seconds += self.one_stage(&stage, number, length).as_secs_f64();

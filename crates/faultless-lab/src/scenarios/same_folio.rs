@@ -145,6 +145,7 @@ impl Play for Prepared {
             };
             // The first ones warm up.
             let warm = (0..2).all(|met| step(met, false).is_some());
+            round.start_recording();
             let (before, start) = (machine.statistics(), Instant::now());
             let mut met = 0;
             while warm && start.elapsed() < round.length() {

@@ -3,7 +3,7 @@
 use super::figures::Figures;
 use super::scenario::{frames, notes};
 use super::verdict::{self, Duel, Kind, Verdict};
-use crate::compare::Run;
+use crate::compare::{Outcome, Plan, Run};
 use crate::designs;
 use crate::report::number;
 
@@ -25,6 +25,12 @@ pub struct TourView {
 }
 
 impl TourView {
+    /// Of several scenarios, whether they were run as a tour or not; `None` of one.
+    pub fn of_several(outcome: &Outcome, plan: &Plan) -> Option<Self> {
+        let runs = super::by_scenario(outcome, plan);
+        (runs.len() > 1).then(|| Self::new(&runs))
+    }
+
     /// Of the runs of each scenario.
     pub(super) fn new(scenarios: &[Vec<&Run>]) -> Self {
         let all = || scenarios.iter().flatten();

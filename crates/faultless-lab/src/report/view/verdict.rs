@@ -3,7 +3,7 @@
 use super::figures::{best_of, rounds, times_worse};
 use crate::compare::Run;
 use crate::designs;
-use crate::measure::{LEAST_ROUNDS, Measured, Spread};
+use crate::measure::{LEAST_ROUNDS, Measured, NOISE, Spread};
 use crate::report::number;
 use crate::scenarios::{Better, Figure, Unit};
 use faultless::stats::Counter;
@@ -81,7 +81,9 @@ impl Duel {
             worse if worse > 1.0 => ratio(worse, "worse"),
             better => ratio(1.0 / better, "better"),
         };
-        format!("{} against {} under {} ({compared})", value(self.mine), value(self.theirs), self.rival)
+        let is_far = times.max(1.0 / times) >= NOISE;
+        let why = if self.kind == Kind::Level && is_far { ", within the spread of the rounds" } else { "" };
+        format!("{} against {} under {} ({compared}{why})", value(self.mine), value(self.theirs), self.rival)
     }
 
     /// A sentence about `subject`: the figure, or the scenario whose headline it is.
@@ -214,6 +216,15 @@ mod tests {
         assert_eq!(verdicts[0].kind, Kind::TooFew);
         assert!(verdicts[0].text.starts_with("Fewer than 3 rounds allow no verdict on bystander p99"));
         assert_eq!(verdicts[1].kind, Kind::Note);
+    }
+
+    #[test]
+    fn a_large_ratio_within_the_spread_says_why_it_is_level() {
+        let (ours, theirs) = (run("faultless", &[90, 400, 500], 0), run("mmap-lock", &[100, 105, 110], 0));
+        let text = &texts(&[&theirs, &ours])[0];
+        let end =
+            "400 µs against 105 µs under mmap-lock (3.81 times worse, within the spread of the rounds).";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

@@ -1,0 +1,243 @@
+//! Distributions of latency: for each design the share of operations that took at least so long, both axes logarithmic.
+//!
+//! From the histograms, so that a tail is seen as it is.
+
+use super::look;
+use super::svg::{Backend, Look, TENTHS, drawn, look};
+use crate::compare::Run;
+use crate::designs;
+use crate::measure::Latency;
+use crate::report::number;
+use crate::scenarios::Unit;
+use maud::{Markup, html};
+use plotters::prelude::*;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// In pixels.
+const WIDTH: i32 = 560;
+const HEIGHT: i32 = 300;
+const FONT: i32 = 12;
+/// The most points of a curve.
+const MOST_POINTS: f64 = 80.0;
+
+/// The looks before those of the curves.
+const AXIS: u8 = 0;
+const GRID: u8 = 1;
+const FIRST_CURVE: u8 = 2;
+
+/// A chart for each latency that the runs of a scenario measured.
+pub(super) fn charts(runs: &[&Run]) -> Markup {
+    let names: BTreeSet<&str> =
+        runs.iter().flat_map(|run| run.total.latency.keys()).map(String::as_str).collect();
+    html! {
+        div.charts {
+            @for name in names {
+                @let latencies = latencies(runs, name);
+                @if !latencies.is_empty() { (chart(runs[0].scenario.name, name, &latencies)) }
+            }
+        }
+    }
+}
+
+fn latencies<'a>(runs: &[&'a Run], name: &str) -> Vec<(&'static str, &'a Latency)> {
+    let of = |run: &&'a Run| Some((run.contender.name(), run.total.latency.get(name)?));
+    runs.iter().filter_map(of).filter(|(_, latency)| latency.count() != 0).collect()
+}
+
+/// The curve of a latency: nanoseconds, and the share of operations that took so long or longer.
+fn curve(latency: &Latency) -> Vec<(f64, f64)> {
+    let all = latency.count() as f64;
+    let (mut before, mut points) = (0, Vec::new());
+    for (nanoseconds, count) in latency.iter() {
+        points.push((nanoseconds.max(1) as f64, (all - before as f64) / all));
+        before += count;
+    }
+    thinned(points)
+}
+
+/// Leaves out points that are near the one before, on logarithmic axes; the first and the last stay.
+fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let [Some(first), Some(last)] = [points.first().copied(), points.last().copied()] else { return points };
+    let log = |(x, y): (f64, f64)| (x.ln(), y.ln());
+    let (from, to) = (log(first), log(last));
+    // The way along both axes; a curve only ever goes right and down.
+    let way = (to.0 - from.0) / (to.0 - from.0).max(1e-9) + (from.1 - to.1) / (from.1 - to.1).max(1e-9);
+    let step = way / (MOST_POINTS - 2.0);
+    let along = |point: (f64, f64)| {
+        let at = log(point);
+        (at.0 - from.0) / (to.0 - from.0).max(1e-9) + (from.1 - at.1) / (from.1 - to.1).max(1e-9)
+    };
+    let mut kept = f64::NEG_INFINITY;
+    let end = points.len() - 1;
+    let near = |(at, point): &(usize, (f64, f64))| {
+        let is_far = along(*point) >= kept + step || *at == end;
+        if is_far {
+            kept = along(*point);
+        }
+        is_far
+    };
+    points.into_iter().enumerate().filter(near).map(|(_, point)| point).collect()
+}
+
+/// An axis from the least to the most; longer if less than two labels would fit, which stand at powers of ten.
+fn axis(least: f64, most: f64) -> Range<f64> {
+    let (first, last) = (least.log10().ceil(), most.log10().floor());
+    match last - first {
+        labels if labels >= 1.0 => least * 0.95..most * 1.05,
+        _ => 10_f64.powf(least.log10().floor()) * 0.999..10_f64.powf(most.log10().ceil()) * 1.001,
+    }
+}
+
+/// "1 ms", without zeros behind the point.
+fn time(nanoseconds: &f64) -> String {
+    number::value(*nanoseconds, Unit::Nanos).replace(".00 ", " ").replace(".0 ", " ")
+}
+
+/// "0.1 %".
+fn share(share: &f64) -> String {
+    let percent = share * 100.0;
+    let digits = (-percent.log10()).ceil().max(0.0) as usize;
+    format!("{percent:.digits$} %")
+}
+
+fn chart(scenario: &str, name: &str, latencies: &[(&'static str, &Latency)]) -> Markup {
+    let curves: Vec<_> = latencies.iter().map(|(design, latency)| (*design, curve(latency))).collect();
+    let points = || curves.iter().flat_map(|(_, curve)| curve);
+    let least = points().map(|point| point.0).fold(f64::INFINITY, f64::min);
+    let most = points().map(|point| point.0).fold(0.0, f64::max);
+    let rarest = points().map(|point| point.1).fold(1.0, f64::min);
+    let (across, down) = (axis(least, most), rarest.min(0.1) * 0.8..1.0);
+    let axes = ["axis", "grid"].map(|class| Look { class: class.into(), title: None });
+    let of_curve = |(design, _): &(&'static str, _)| Look {
+        class: format!("curve {}", look::of_design(design)),
+        title: Some((*design).into()),
+    };
+    let looks: Vec<Look> = axes.into_iter().chain(curves.iter().map(of_curve)).collect();
+    let mut elements = String::new();
+    draw(&mut elements, &looks, &curves, (across, down)).expect("nothing in it fails");
+    let name = name.replace('_', " ");
+    let title = format!("{scenario}: latency of {name}");
+    let desc = described(latencies);
+    html! {
+        figure.chart {
+            figcaption { b { "Latency of " (name) } span.dim { " share of operations that took at least so long" } }
+            div.scroll {
+                svg.plot role="img" aria-label=(title) viewBox={ "0 0 " (WIDTH * TENTHS) " " (HEIGHT * TENTHS) }
+                    width=(WIDTH) height=(HEIGHT) {
+                    title { (title) }
+                    desc { (desc) }
+                    (drawn(elements))
+                }
+            }
+            (legend(latencies))
+        }
+    }
+}
+
+fn draw(
+    elements: &mut String,
+    looks: &[Look],
+    curves: &[(&'static str, Vec<(f64, f64)>)],
+    (across, down): (Range<f64>, Range<f64>),
+) -> Result<(), Box<dyn std::error::Error>> {
+    let failed = |error: DrawingAreaErrorKind<std::convert::Infallible>| error.to_string();
+    let size = [WIDTH, HEIGHT].map(|pixels| (pixels * TENTHS) as u32);
+    let area = Backend::new(elements, (size[0], size[1]), looks).into_drawing_area();
+    let mut chart = ChartBuilder::on(&area)
+        .margin_top(10 * TENTHS)
+        .margin_right(26 * TENTHS)
+        .x_label_area_size(24 * TENTHS)
+        .y_label_area_size(62 * TENTHS)
+        .build_cartesian_2d(across.log_scale(), down.log_scale())
+        .map_err(failed)?;
+    let font = ("sans-serif", FONT * TENTHS);
+    chart
+        .configure_mesh()
+        .x_labels(9)
+        .y_labels(9)
+        .x_label_formatter(&time)
+        .y_label_formatter(&share)
+        .x_label_style(font)
+        .y_label_style(font)
+        .axis_style(look(AXIS))
+        .bold_line_style(look(GRID))
+        .light_line_style(TRANSPARENT)
+        .set_all_tick_mark_size(4 * TENTHS)
+        .draw()
+        .map_err(failed)?;
+    // Ours last: on top.
+    let mut order: Vec<_> = curves.iter().enumerate().collect();
+    order.sort_by_key(|(_, (design, _))| *design == designs::OURS);
+    for (number, (_, points)) in order {
+        let style = look(FIRST_CURVE + number as u8);
+        chart.draw_series(LineSeries::new(points.iter().copied(), style)).map_err(failed)?;
+    }
+    area.present().map_err(failed)?;
+    Ok(())
+}
+
+/// The percentiles, as a legend and for readers who do not see the chart.
+fn legend(latencies: &[(&'static str, &Latency)]) -> Markup {
+    let value = |us| number::value(us, Unit::Micros);
+    html! {
+        div.scroll { table.legend {
+            thead { tr { th { "design" } th { "p50" } th { "p99" } th { "longest" } th { "count" } } }
+            tbody { @for (design, latency) in latencies { tr {
+                th scope="row" { (swatch(design)) (design) }
+                td { (value(latency.quantile_us(0.5))) }
+                td { (value(latency.quantile_us(0.99))) }
+                td { (value(latency.max_us())) }
+                td { (number::count(latency.count())) }
+            } } }
+        } }
+    }
+}
+
+/// A piece of a design's line.
+pub(super) fn swatch(design: &str) -> Markup {
+    html! {
+        svg.swatch width="26" height="10" viewBox="0 0 26 10" aria-hidden="true" {
+            path class={ "curve " (look::of_design(design)) } d="M1 5h24" {}
+        }
+    }
+}
+
+fn described(latencies: &[(&'static str, &Latency)]) -> String {
+    let one = |(design, latency): &(&str, &Latency)| {
+        format!("{design}: p99 {}", number::value(latency.quantile_us(0.99), Unit::Micros))
+    };
+    format!("One curve for each design. {}.", latencies.iter().map(one).collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_curve_falls_from_all_to_the_longest() {
+        let mut latency = Latency::default();
+        latency.record_n(100, 90);
+        latency.record_n(200, 9);
+        latency.record_n(400, 1);
+        assert_eq!(curve(&latency), [(100.0, 1.0), (200.0, 0.1), (400.0, 0.01)]);
+    }
+
+    #[test]
+    fn a_curve_has_few_points_and_keeps_its_ends() {
+        let mut latency = Latency::default();
+        (1..100_000_u64).for_each(|n| latency.record(Duration::from_nanos(100 + n * n % 1_000_003)));
+        let points = curve(&latency);
+        assert!((40..=80).contains(&points.len()), "{}", points.len());
+        assert_eq!(points[0].1, 1.0);
+        assert!(points.last().unwrap().0 >= latency.max_us() * 999.0);
+        assert!(points.is_sorted_by(|a, b| a.0 < b.0 && a.1 > b.1));
+    }
+
+    #[test]
+    fn axes_have_short_labels() {
+        assert_eq!([1e3, 1e5, 1e7, 1e9].map(|ns| time(&ns)), ["1 µs", "100 µs", "10 ms", "1 s"]);
+        assert_eq!([1.0, 0.1, 0.01, 0.001].map(|y| share(&y)), ["100 %", "10 %", "1 %", "0.1 %"]);
+    }
+}

@@ -1,0 +1,21 @@
+//! The report as one HTML file: no network, no script; it opens from disk, light and dark.
+//!
+//! ```text
+//!  Outcome ─► report::view ─► page ── heat: figures as a coloured table
+//!     │                        ├───── waits: bars by cause
+//!     ├─ histograms ───────────┼───── distribution: curves, by plotters
+//!     └─ recordings ── story ──┴───── timeline: who waits for whom
+//!                                     look, svg, style.css: fixed colours by class; all charts are inline SVG
+//! ```
+//! maud escapes each text.
+
+mod distribution;
+mod heat;
+mod look;
+mod page;
+mod story;
+mod svg;
+mod timeline;
+mod waits;
+
+pub use page::{Facts, page};

@@ -1,0 +1,333 @@
+//! The part of a recorded round to show: the longest wait for a thread that itself waits, and all that belongs to it.
+
+use crate::record::blame::{Arrow, Place, arrows};
+use crate::record::{Operation, Recording, Span, What, cause};
+use crate::report::number;
+use crate::scenarios::Unit;
+use faultless::stats::Counter;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// The most links of a chain that are followed.
+const LINKS: usize = 4;
+/// A window has so many times the length of what it shows, so that before and after are seen.
+const MARGIN: f64 = 1.4;
+/// The least and the greatest length of a window, in nanoseconds.
+const SHORTEST: u64 = 20_000;
+const LONGEST: u64 = 30_000_000;
+/// A story that is shorter than one in so many of the window would not be seen in it.
+const SEEN: u64 = 60;
+
+/// A recording, with what its waits were for.
+pub(super) struct Told<'a> {
+    pub recording: &'a Recording,
+    /// Each wait for another thread whose holder was recorded.
+    pub arrows: Vec<Arrow>,
+    /// A wait for a thread, the wait of that thread for another one, and so on. Empty if no thread waited for another.
+    pub chain: Vec<Arrow>,
+}
+
+impl<'a> Told<'a> {
+    pub(super) fn new(recording: &'a Recording) -> Self {
+        let mut told = Self { recording, arrows: arrows(recording), chain: Vec::new() };
+        told.chain = told.longest_chain();
+        told
+    }
+
+    pub(super) fn span(&self, place: Place) -> &Span {
+        &self.recording.lanes[place.lane].spans[place.span]
+    }
+
+    pub(super) fn lane(&self, place: Place) -> &str {
+        &self.recording.lanes[place.lane].name
+    }
+
+    /// The waits within an operation.
+    fn waits_in(&self, place: Place) -> impl Iterator<Item = Place> {
+        let (spans, own) = (&self.recording.lanes[place.lane].spans, self.span(place));
+        // In the order of their ends: what is in it comes before it.
+        let before = (0..place.span).rev().take_while(|at| spans[*at].to > own.from);
+        let within = before.filter(|at| spans[*at].from >= own.from && is_wait(&spans[*at]));
+        within.map(move |span| Place { lane: place.lane, span })
+    }
+
+    /// The longest wait within an operation.
+    fn longest_wait_in(&self, place: Place) -> Option<Place> {
+        self.waits_in(place).max_by_key(|wait| length(self.span(*wait)))
+    }
+
+    /// The wait of a holder that made the waiter wait: the one that shares most of its time. A lock that a fault held, but not
+    /// through I/O, was not held during the fault's I/O.
+    fn behind(&self, arrow: Arrow) -> Option<Place> {
+        let waiter = self.span(arrow.waiter);
+        let shared = |wait: &Span| wait.to.min(waiter.to).saturating_sub(wait.from.max(waiter.from));
+        let excludes_io =
+            matches!(waiter.what, What::Waits(Counter::MmapLockWaitFault | Counter::VmaLockWaitFault));
+        let waits = self.waits_in(arrow.holder).filter(|wait| {
+            let wait = self.span(*wait);
+            wait.from < waiter.to && !(excludes_io && wait.what == What::Waits(Counter::IoWait))
+        });
+        waits.max_by_key(|wait| (shared(self.span(*wait)), length(self.span(*wait))))
+    }
+
+    /// The operation that a wait is within.
+    fn operation_of(&self, wait: Place) -> Option<Place> {
+        let (spans, own) = (&self.recording.lanes[wait.lane].spans, self.span(wait));
+        let mut after = (wait.span + 1..spans.len()).filter(|at| !is_wait(&spans[*at]));
+        let first = after.next().filter(|at| spans[*at].from <= own.from)?;
+        Some(Place { lane: wait.lane, span: first })
+    }
+
+    /// Of the waits whose holder waits too, the longest; then of all others. Waits of a fork or for one come first: they are
+    /// what the designs differ in.
+    fn longest_chain(&self) -> Vec<Arrow> {
+        let by_wait: HashMap<(usize, usize), Arrow> =
+            self.arrows.iter().map(|arrow| ((arrow.waiter.lane, arrow.waiter.span), *arrow)).collect();
+        let next = |arrow: Arrow| {
+            let wait = self.behind(arrow)?;
+            by_wait.get(&(wait.lane, wait.span)).copied()
+        };
+        let down = |first: Arrow| std::iter::successors(Some(first), |arrow| next(*arrow)).take(LINKS);
+        let weight = |arrow: &Arrow| {
+            let links = down(*arrow).count() as u64;
+            let holder_waits = self.behind(*arrow).is_some_and(|wait| {
+                // A short wait in a long operation is not why it took long.
+                length(self.span(wait)) * 4 > length(self.span(arrow.waiter))
+            });
+            let has_fork = down(*arrow).any(|arrow| self.is_of_fork(arrow));
+            (holder_waits, has_fork, length(self.span(arrow.waiter)).saturating_mul(links))
+        };
+        let Some(longest) = self.arrows.iter().copied().max_by_key(weight) else { return Vec::new() };
+        // And the thread that waits for the first of them.
+        let mut chain: Vec<Arrow> = down(longest).collect();
+        let waits_for = |holder: Place| {
+            let of_holder = self.arrows.iter().filter(|arrow| arrow.holder == holder);
+            of_holder.max_by_key(|arrow| length(self.span(arrow.waiter))).copied()
+        };
+        while chain.len() < LINKS {
+            let before = self.operation_of(chain[0].waiter).and_then(waits_for);
+            match before.filter(|before| !chain.contains(before)) {
+                Some(before) => chain.insert(0, before),
+                None => break,
+            }
+        }
+        chain
+    }
+
+    fn is_of_fork(&self, arrow: Arrow) -> bool {
+        let ends = [self.operation_of(arrow.waiter), Some(arrow.holder)];
+        ends.into_iter().flatten().any(|place| self.span(place).what == What::Does(Operation::Fork))
+    }
+
+    /// From the first wait of the chain to the end of the last one.
+    fn extent(&self) -> Option<Range<u64>> {
+        let waits = || self.chain.iter().map(|arrow| self.span(arrow.waiter));
+        Some(waits().map(|wait| wait.from).min()?..waits().map(|wait| wait.to).max()?)
+    }
+
+    /// The longest fork; without one the longest operation that is no fault; without one, the longest fault.
+    fn longest_operation(&self) -> Option<Place> {
+        let rank = |span: &Span| match span.what {
+            What::Does(Operation::Fork) => 2,
+            What::Does(Operation::Fault) => 0,
+            _ => 1,
+        };
+        let lanes = self.recording.lanes.iter().enumerate();
+        let places = lanes.flat_map(|(lane, all)| (0..all.spans.len()).map(move |span| Place { lane, span }));
+        let operations = places.filter(|place| !is_wait(self.span(*place)));
+        operations.max_by_key(|place| (rank(self.span(*place)), length(self.span(*place))))
+    }
+
+    /// The length of a window that shows what there is to see.
+    fn wanted(&self) -> Option<u64> {
+        let waits = self.extent().map(|extent| extent.end - extent.start);
+        let shown = waits.or_else(|| self.longest_operation().map(|place| length(self.span(place))))?;
+        Some((shown as f64 * MARGIN) as u64)
+    }
+
+    /// Whether the chain is long enough to be seen in a window of such a length.
+    pub(super) fn is_seen(&self, window: u64) -> bool {
+        self.extent().is_some_and(|extent| (extent.end - extent.start) * SEEN >= window)
+    }
+
+    /// The window of such a length that shows the chain, or an operation if the chain would not be seen.
+    pub(super) fn window(&self, window: u64) -> Option<Range<u64>> {
+        let (first, last) = self.recording.extent()?;
+        let shown = match self.extent() {
+            Some(extent) if self.is_seen(window) => extent,
+            _ => self.longest_operation().map(|place| self.span(place).from..self.span(place).to)?,
+        };
+        let middle = shown.start / 2 + shown.end / 2;
+        let from = middle.saturating_sub(window / 2).min(last.saturating_sub(window)).max(first);
+        Some(from..from + window)
+    }
+
+    /// What is seen in the window, in sentences.
+    pub(super) fn caption(&self, window: u64) -> String {
+        let mut sentences = Vec::new();
+        if self.is_seen(window) {
+            for (at, arrow) in self.chain.iter().enumerate() {
+                if at == 0 {
+                    let (waiter, wait) = (self.lane(arrow.waiter), self.span(arrow.waiter));
+                    sentences.push(format!("{waiter} waited {}.", waited(wait)));
+                }
+                sentences.push(self.holder(*arrow));
+            }
+        } else if let Some(place) = self.longest_operation() {
+            let span = self.span(place);
+            let took = format!("The longest {} of the round took {}", span.what.name(), time(length(span)));
+            sentences.push(match self.longest_wait_in(place) {
+                Some(wait) => format!("{took}, with a wait of {}.", waited(self.span(wait))),
+                None => format!("{took}, without a wait."),
+            });
+        }
+        sentences.push(self.round());
+        sentences.join(" ")
+    }
+
+    fn holder(&self, arrow: Arrow) -> String {
+        let (name, span) = (self.lane(arrow.holder), self.span(arrow.holder));
+        let operation = span.what.name();
+        match self.behind(arrow) {
+            Some(wait) => {
+                format!("{name} held it up: its {operation} waited {}.", waited(self.span(wait)))
+            }
+            None => {
+                let longer = self.span(arrow.waiter).to.saturating_sub(span.to);
+                let took = format!("{name} held it up: its {operation} took {}.", time(length(span)));
+                match longer * 2 > length(self.span(arrow.waiter)) {
+                    true => format!(
+                        "{took} The wait lasted {} longer: the waiter had no processor, or others took the lock before it.",
+                        time(longer)
+                    ),
+                    false => took,
+                }
+            }
+        }
+    }
+
+    /// What the whole round had.
+    fn round(&self) -> String {
+        let lengths = || self.arrows.iter().map(|arrow| length(self.span(arrow.waiter)));
+        match lengths().max() {
+            None => "In the whole recorded round no thread waited for an operation of another one.".into(),
+            Some(longest) => {
+                let (waits, all) = (lengths().count(), lengths().sum());
+                let waits = match waits {
+                    1 => "one wait for another thread".into(),
+                    waits => format!("{} waits for other threads", number::count(waits as u64)),
+                };
+                format!(
+                    "The whole recorded round has {waits}: {} together, {} at the longest.",
+                    time(all),
+                    time(longest)
+                )
+            }
+        }
+    }
+
+    /// The longest wait for another thread, in a few words.
+    pub(super) fn in_short(&self) -> String {
+        let longest = self.arrows.iter().max_by_key(|arrow| length(self.span(arrow.waiter)));
+        longest.map_or("no thread waited for another one".into(), |arrow| {
+            format!("longest wait for another thread: {}", waited(self.span(arrow.waiter)))
+        })
+    }
+}
+
+/// The length of the windows of one scenario: all designs have the same, so that they can be compared.
+pub(super) fn window<'a>(all: impl Iterator<Item = &'a Told<'a>> + Clone) -> Option<u64> {
+    let with_waits = all.clone().filter(|told| !told.chain.is_empty()).filter_map(Told::wanted).max();
+    let without = || all.filter_map(Told::wanted).max();
+    with_waits.or_else(without).map(|length| length.clamp(SHORTEST, LONGEST))
+}
+
+pub(super) fn length(span: &Span) -> u64 {
+    span.to - span.from
+}
+
+pub(super) fn is_wait(span: &Span) -> bool {
+    matches!(span.what, What::Waits(_))
+}
+
+pub(super) fn time(nanoseconds: u64) -> String {
+    number::value(nanoseconds as f64, Unit::Nanos)
+}
+
+/// "1.9 ms for mmap_lock, held by fork".
+pub(super) fn waited(wait: &Span) -> String {
+    match wait.what {
+        What::Waits(counter) => format!("{} for {}", time(length(wait)), cause(counter)),
+        What::Does(_) => time(length(wait)),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::record::Lane;
+
+    /// ```text
+    ///  reader     [ fault: I/O               ]
+    ///  fork          [ fork: mmap_lock (I/O)  |        ]
+    ///  bystander         [ mmap: mmap_lock (fork)       | ]
+    /// ```
+    pub(in crate::html) fn chain() -> Recording {
+        let span = |what, from: u64, to: u64| Span { what, from: from * 10_000, to: to * 10_000 };
+        let lane = |name: &str, wait, operation, [a, b, c, d]: [u64; 4]| Lane {
+            name: name.into(),
+            spans: vec![span(What::Waits(wait), b, c), span(What::Does(operation), a, d)],
+            dropped: 0,
+        };
+        let lanes = vec![
+            lane("bystander", Counter::MmapLockWaitFork, Operation::Map, [20, 21, 201, 210]),
+            lane("fork", Counter::MmapLockWaitIo, Operation::Fork, [10, 11, 101, 200]),
+            lane("reader", Counter::IoWait, Operation::Fault, [0, 1, 99, 100]),
+        ];
+        Recording { lanes, left_out: 0 }
+    }
+
+    #[test]
+    fn the_story_leads_from_the_bystander_to_the_read() {
+        let recording = chain();
+        let told = Told::new(&recording);
+        let lanes: Vec<_> =
+            told.chain.iter().map(|arrow| (told.lane(arrow.waiter), told.lane(arrow.holder))).collect();
+        assert_eq!(lanes, [("bystander", "fork"), ("fork", "reader")]);
+        let length = window([&told].into_iter()).unwrap();
+        assert_eq!(length, (1_900_000.0 * MARGIN) as u64);
+        let shown = told.window(length).unwrap();
+        assert!(shown.start <= 110_000 && shown.end >= 2_010_000, "{shown:?}");
+        assert_eq!(
+            told.caption(length),
+            "bystander waited 1.80 ms for mmap_lock, held by fork. fork held it up: its fork waited 900 µs for mmap_lock, held \
+             through I/O. reader held it up: its page fault waited 980 µs for I/O. The whole \
+             recorded round has 2 waits for other threads: 2.70 ms together, 1.80 ms at the longest."
+        );
+    }
+
+    #[test]
+    fn a_wait_that_outlasts_its_holder_is_said_to() {
+        let mut recording = chain();
+        // The bystander waits for a fork that ends early.
+        recording.lanes[1].spans = vec![Span { to: 300_000, ..recording.lanes[1].spans[1] }];
+        let caption = Told::new(&recording).caption(2_000_000);
+        assert!(caption.contains("its fork took 200 µs. The wait lasted 1.71 ms longer"), "{caption}");
+    }
+
+    #[test]
+    fn without_waits_a_fork_is_shown() {
+        let mut recording = chain();
+        recording.lanes.iter_mut().take(2).for_each(|lane| _ = lane.spans.remove(0));
+        let told = Told::new(&recording);
+        let shown = told.window(100_000).unwrap();
+        // The middle of the fork.
+        assert_eq!(shown, 1_000_000..1_100_000);
+        let caption = told.caption(100_000);
+        assert!(
+            caption.starts_with("The longest fork of the round took 1.90 ms, without a wait. In the whole"),
+            "{caption}"
+        );
+        assert!(caption.ends_with("no thread waited for an operation of another one."), "{caption}");
+    }
+}

@@ -1,0 +1,361 @@
+//! A piece of one recorded round, with a lane for each thread: what it did, when it waited, and for whom.
+
+use super::look::Awaited;
+use super::story::{self, Told, is_wait, length, time, waited};
+use super::svg::{Path, TENTHS};
+use crate::compare::Run;
+use crate::record::blame::Arrow;
+use crate::record::{Lane, Operation, Span, What, cause};
+use maud::{Markup, html};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// In pixels: the names, the lanes, what is right of them, a lane, the axis.
+const NAMES: i32 = 110;
+const WIDTH: i32 = 1060;
+const RIGHT: i32 = 20;
+const LANE: i32 = 30;
+const AXIS: i32 = 24;
+/// The most lanes and arrows that are drawn.
+const MOST_LANES: usize = 10;
+const MOST_ARROWS: usize = 12;
+/// The most bytes of a figure's boxes. Boxes that are near each other become one until it is enough.
+const MOST_BYTES: usize = 9_000;
+/// The width of a letter in a label.
+const LETTER: f64 = 6.2;
+
+/// The timelines of a scenario, all of the same length; the named designs are unfolded.
+pub(super) fn all(runs: &[&Run], unfolded: &[&str]) -> Markup {
+    let told: Vec<(&str, Told<'_>)> = runs
+        .iter()
+        .filter_map(|run| Some((run.contender.name(), Told::new(run.recording.as_ref()?))))
+        .collect();
+    let Some(window) = story::window(told.iter().map(|(_, told)| told)) else {
+        return html! { p.dim { "No operation was recorded." } };
+    };
+    html! {
+        p { "Each figure shows " (time(window)) " of one more round, which was recorded and counts for no figure of the tables. " }
+        (key())
+        @for (design, told) in &told {
+            @if let Some(from) = told.window(window) { (figure(runs[0].scenario.name, design, told, &from, unfolded)) }
+        }
+    }
+}
+
+fn figure(scenario: &str, design: &str, told: &Told<'_>, window: &Range<u64>, unfolded: &[&str]) -> Markup {
+    let caption = told.caption(window.end - window.start);
+    let title = format!("{scenario} under {design}: timeline");
+    let shown = lanes(told, window);
+    let place = Placed { told, window, shown: &shown };
+    let height = LANE * shown.len() as i32 + AXIS;
+    let hidden = told.recording.lanes.len() + told.recording.left_out - shown.len();
+    html! {
+        details.timeline open[unfolded.contains(&design)] {
+            summary { b class=[(design == crate::designs::OURS).then_some("ours")] { (design) } span.dim { " " (told.in_short()) } }
+            figure.chart.wide {
+                div.scroll {
+                    svg.plot role="img" aria-label=(title) width=(NAMES + WIDTH + RIGHT) height=(height)
+                        viewBox={ "0 0 " ((NAMES + WIDTH + RIGHT) * TENTHS) " " (height * TENTHS) } {
+                        title { (title) }
+                        desc { (caption) }
+                        (place.axis())
+                        (place.names())
+                        (place.boxes())
+                        (place.labels())
+                        (place.arrows())
+                    }
+                }
+                figcaption { (caption) @if hidden != 0 { " " (hidden) " more threads are not drawn." } }
+            }
+        }
+    }
+}
+
+/// The lanes to draw: those of the chain, then those that have the most to do with waits for each other, in their order.
+fn lanes(told: &Told<'_>, window: &Range<u64>) -> Vec<usize> {
+    let of_chain: BTreeSet<usize> =
+        told.chain.iter().flat_map(|arrow| [arrow.waiter.lane, arrow.holder.lane]).collect();
+    let mut arrows: BTreeMap<usize, usize> = BTreeMap::new();
+    for arrow in told.arrows.iter().filter(|arrow| is_in(told.span(arrow.waiter), window)) {
+        *arrows.entry(arrow.waiter.lane).or_default() += 1;
+        *arrows.entry(arrow.holder.lane).or_default() += 1;
+    }
+    let all = &told.recording.lanes;
+    let is_idle = |lane: usize| !all[lane].spans.iter().any(|span| is_in(span, window));
+    let mut lanes: Vec<usize> = (0..all.len()).collect();
+    lanes.sort_by_key(|lane| {
+        (!of_chain.contains(lane), is_idle(*lane), usize::MAX - arrows.get(lane).copied().unwrap_or(0))
+    });
+    lanes.truncate(MOST_LANES);
+    // The same order under every design: threads join a recording in any order.
+    lanes.sort_by_key(|lane| {
+        (
+            all[*lane].name.trim_end_matches(|c: char| c.is_ascii_digit()),
+            all[*lane].name.len(),
+            &all[*lane].name,
+        )
+    });
+    lanes
+}
+
+fn is_in(span: &Span, window: &Range<u64>) -> bool {
+    span.from < window.end && span.to > window.start
+}
+
+/// The class of a span's box.
+fn class(span: &Span) -> &'static str {
+    match span.what {
+        What::Does(Operation::Fault) => "t-fault",
+        What::Does(Operation::Fork) => "t-forks",
+        What::Does(_) => "t-op",
+        What::Waits(counter) => match Awaited::of(counter) {
+            Awaited::Io => "t-io",
+            Awaited::Lock => "t-lock",
+            Awaited::Other => "t-other",
+        },
+    }
+}
+
+/// The meaning of the boxes.
+fn key() -> Markup {
+    const KEY: [(&str, &str); 6] = [
+        ("t-fault", "page fault"),
+        ("t-forks", "fork"),
+        ("t-op", "other operation"),
+        ("t-io", "waits for I/O"),
+        ("t-lock", "waits for a lock, a bit or a range"),
+        ("t-other", "waits for something else"),
+    ];
+    html! {
+        p.key {
+            @for (class, words) in KEY { span { span class={ "block " (class) } {} (words) } }
+            span { span.arrow { "↑" } "from a wait to the operation that held it up" }
+            span { span.idle {} "runs outside of operations, or sleeps" }
+        }
+    }
+}
+
+/// A window of a recording, in a figure.
+struct Placed<'a> {
+    told: &'a Told<'a>,
+    window: &'a Range<u64>,
+    shown: &'a [usize],
+}
+
+impl Placed<'_> {
+    /// The place of a moment, in tenths of a pixel; moments before and after the window are at its ends.
+    fn x(&self, moment: u64) -> i32 {
+        let moment = moment.clamp(self.window.start, self.window.end) - self.window.start;
+        let part = moment as f64 / (self.window.end - self.window.start) as f64;
+        NAMES * TENTHS + (part * f64::from(WIDTH * TENTHS)).round() as i32
+    }
+
+    fn lane(&self, at: usize) -> &Lane {
+        &self.told.recording.lanes[self.shown[at]]
+    }
+
+    fn y(&self, at: usize) -> i32 {
+        at as i32 * LANE * TENTHS
+    }
+
+    fn names(&self) -> Markup {
+        html! {
+            @for at in 0..self.shown.len() {
+                text x=((NAMES - 8) * TENTHS) y=(self.y(at) + 190) text-anchor="end" { (self.lane(at).name) }
+            }
+        }
+    }
+
+    fn axis(&self) -> Markup {
+        let length = self.window.end - self.window.start;
+        let step = step(length);
+        let bottom = self.y(self.shown.len());
+        let mut grid = Path::default();
+        let ticks: Vec<u64> = (0..).map(|n| n * step).take_while(|moment| *moment <= length).collect();
+        for tick in &ticks {
+            let x = self.x(self.window.start + tick);
+            grid.add_line((x, 0), (x, bottom + 40));
+        }
+        let mut lanes = Path::default();
+        for at in 0..self.shown.len() {
+            let y = self.y(at) + LANE * TENTHS / 2;
+            lanes.add_line((NAMES * TENTHS, y), ((NAMES + WIDTH) * TENTHS, y));
+        }
+        html! {
+            path.grid d=(grid) {}
+            path.lane d=(lanes) {}
+            @for tick in ticks {
+                text.dim x=(self.x(self.window.start + tick)) y=(bottom + 170) text-anchor="middle" { (label(tick)) }
+            }
+        }
+    }
+
+    /// A path for each lane and class.
+    fn boxes(&self) -> Markup {
+        let paths = |gap: i32| -> Vec<(&'static str, Path)> {
+            let mut paths = Vec::new();
+            for at in 0..self.shown.len() {
+                let mut by_class: BTreeMap<(bool, &str), Vec<(i32, i32)>> = BTreeMap::new();
+                for span in self.lane(at).spans.iter().filter(|span| is_in(span, self.window)) {
+                    let ends = (self.x(span.from), self.x(span.to));
+                    by_class.entry((is_wait(span), class(span))).or_default().push(ends);
+                }
+                for ((is_wait, class), boxes) in by_class {
+                    let (above, height) = if is_wait { (90, 120) } else { (50, 200) };
+                    let mut path = Path::default();
+                    for (from, to) in merged(boxes, gap) {
+                        path.add_box((from, self.y(at) + above), (to - from).max(4), height);
+                    }
+                    paths.push((class, path));
+                }
+            }
+            paths
+        };
+        let bytes = |paths: &[(&str, Path)]| paths.iter().map(|(_, path)| path.len()).sum::<usize>();
+        let mut gap = 2;
+        let mut drawn = paths(gap);
+        while bytes(&drawn) > MOST_BYTES && gap < WIDTH {
+            gap *= 2;
+            drawn = paths(gap);
+        }
+        html! { @for (class, path) in drawn { path class=(class) d=(path) {} } }
+    }
+
+    /// The names of operations and the causes of waits, where there is room.
+    fn labels(&self) -> Markup {
+        let mut labels = Vec::new();
+        for at in 0..self.shown.len() {
+            for span in self.lane(at).spans.iter().filter(|span| is_in(span, self.window)) {
+                let name = match span.what {
+                    What::Does(operation) => operation.name(),
+                    What::Waits(counter) => cause(counter),
+                };
+                let (from, to) = (self.x(span.from), self.x(span.to));
+                // An operation that is mostly a wait has the label of the wait.
+                let is_covered = !is_wait(span) && self.is_mostly_wait(at, span);
+                if f64::from(to - from) > (name.chars().count() as f64 + 2.0) * LETTER * f64::from(TENTHS)
+                    && !is_covered
+                {
+                    labels.push((from + 60, self.y(at) + 187, name));
+                }
+            }
+        }
+        html! { @for (x, y, name) in labels { text.inside x=(x) y=(y) { (name) } } }
+    }
+
+    fn is_mostly_wait(&self, at: usize, operation: &Span) -> bool {
+        let within = |span: &&Span| is_wait(span) && span.from >= operation.from && span.to <= operation.to;
+        let waits: u64 = self.lane(at).spans.iter().filter(within).map(length).sum();
+        waits * 10 > length(operation)
+    }
+
+    /// The longest waits that begin in the window, and those of the chain.
+    fn arrows(&self) -> Markup {
+        let told = self.told;
+        let place = |lane: usize| self.shown.iter().position(|shown| *shown == lane);
+        let is_drawn = |arrow: &&Arrow| {
+            let begins = told.span(arrow.waiter).from;
+            let is_seen = self.window.contains(&begins);
+            is_seen && place(arrow.waiter.lane).is_some() && place(arrow.holder.lane).is_some()
+        };
+        let mut arrows: Vec<&Arrow> = told.arrows.iter().filter(is_drawn).collect();
+        arrows.sort_by_key(|arrow| std::cmp::Reverse(length(told.span(arrow.waiter))));
+        arrows.truncate(MOST_ARROWS);
+        html! {
+            @for arrow in arrows {
+                @let (wait, holder) = (told.span(arrow.waiter), told.span(arrow.holder));
+                @if let (Some(from), Some(to)) = (place(arrow.waiter.lane), place(arrow.holder.lane)) {
+                    @let path = Path::through(self.ends(wait, holder, (from, to)));
+                    path.arrow d=(path) marker-end="url(#tip)" {
+                        title { (told.lane(arrow.waiter)) " waits " (waited(wait)) "; " (told.lane(arrow.holder)) " holds it" }
+                    }
+                }
+            }
+        }
+    }
+
+    /// From the wait to the operation that holds it up, at the first moment of both.
+    fn ends(&self, wait: &Span, holder: &Span, (from, to): (usize, usize)) -> [(i32, i32); 2] {
+        let x = self.x(wait.from.max(holder.from));
+        let (edge, other_edge) = if from < to { (210, 50) } else { (90, 250) };
+        [(x, self.y(from) + edge), (x, self.y(to) + other_edge)]
+    }
+}
+
+/// Boxes that are no farther apart than `gap`, as one.
+fn merged(mut boxes: Vec<(i32, i32)>, gap: i32) -> Vec<(i32, i32)> {
+    boxes.sort_unstable();
+    let mut merged: Vec<(i32, i32)> = Vec::new();
+    for (from, to) in boxes {
+        match merged.last_mut() {
+            Some(last) if from <= last.1 + gap => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    merged
+}
+
+/// A round number of nanoseconds, five to ten of which are a window.
+fn step(window: u64) -> u64 {
+    let decade = 10_u64.pow((window / 5).max(1).ilog10());
+    [5, 2, 1].map(|n| n * decade).into_iter().find(|step| window / step >= 5).unwrap_or(decade)
+}
+
+/// "1.5 ms".
+fn label(nanoseconds: u64) -> String {
+    match nanoseconds {
+        0 => "0".into(),
+        ns if ns >= 1_000_000 => format!("{} ms", ns as f64 / 1e6),
+        ns if ns >= 1_000 => format!("{} µs", ns as f64 / 1e3),
+        ns => format!("{ns} ns"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::story::tests::chain;
+    use super::*;
+
+    #[test]
+    fn near_boxes_are_one() {
+        assert_eq!(merged(vec![(10, 20), (22, 30), (40, 50), (41, 42)], 2), [(10, 30), (40, 50)]);
+    }
+
+    #[test]
+    fn ticks_are_round() {
+        assert_eq!([2_600_000, 100, 999_999, 50_000].map(step), [500_000, 20, 100_000, 10_000]);
+        assert_eq!([0, 500, 1_500, 2_500_000].map(label), ["0", "500 ns", "1.5 µs", "2.5 ms"]);
+    }
+
+    #[test]
+    fn a_figure_has_lanes_boxes_and_arrows() {
+        let recording = chain();
+        let told = Told::new(&recording);
+        let length = story::window([&told].into_iter()).unwrap();
+        let text =
+            figure("fork-during-io", "mmap-lock", &told, &told.window(length).unwrap(), &[]).into_string();
+        for wanted in [
+            ">bystander</text>",
+            ">reader</text>",
+            "class=\"t-forks\"",
+            "class=\"t-io\"",
+            ">mmap_lock, held by fork</text>",
+        ] {
+            assert!(text.contains(wanted), "{wanted} in {text}");
+        }
+        assert_eq!(text.matches("marker-end").count(), 2);
+        assert!(text.len() < 12_000);
+    }
+
+    #[test]
+    fn a_crowded_figure_is_still_small() {
+        let mut recording = chain();
+        for lane in &mut recording.lanes {
+            let template = lane.spans[1];
+            lane.spans = (0..10_000).map(|n| Span { from: n * 270, to: n * 270 + 130, ..template }).collect();
+        }
+        let told = Told::new(&recording);
+        let text = figure("fork-during-io", "mmap-lock", &told, &(0..2_600_000), &[]).into_string();
+        assert!(text.len() < 12_000, "{}", text.len());
+    }
+}
