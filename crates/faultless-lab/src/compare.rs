@@ -11,80 +11,82 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A round takes about so many seconds.
+/// The usual duration of a round, in seconds.
 const ROUND: f64 = 1.0;
-/// A long run has longer rounds, not more of them.
+/// The maximum number of rounds. A longer run has longer rounds instead.
 const MOST_ROUNDS: f64 = 15.0;
-/// Without `--seconds`, all of a run together takes at most about this, warm-ups not counted.
+/// The target time of a whole run without `--seconds`, in seconds. Warm-ups are not counted.
 const ALL_TOGETHER: f64 = 20.0;
-/// The seconds of a tour that are measured. A round takes about 0.2 s more, so that 24 times 3 rounds take about 40 s.
+/// The measured time of a tour, in seconds. A round takes about 0.2 s more. 24 runs of 3 rounds therefore take about
+/// 40 s.
 const TOUR: f64 = 26.0;
-/// A round of a tour has at least so many seconds, however many designs there are.
+/// The minimum duration of a round of a tour, in seconds.
 const SHORTEST: f64 = 0.25;
-/// And one design under one scenario at most this,
+/// The maximum time of one design under one scenario without `--seconds`, in seconds.
 const EACH: f64 = 8.0;
-/// and at least this, however many there are.
+/// The minimum time of one design under one scenario without `--seconds`, in seconds.
 const LEAST: f64 = 1.5;
 
-/// What is to be run.
+/// The scenarios and contenders to run, with their settings.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// In this order.
+    /// The scenarios, in the order of the run.
     pub scenarios: Vec<&'static Scenario>,
-    /// In this order in reports; each round has an order of its own.
+    /// The contenders, in the order of reports. Each round has an order of its own.
     pub contenders: Vec<Contender>,
-    /// For all of them.
+    /// The settings of all runs.
     pub settings: Settings,
-    /// For each scenario and design; `None`: as long as is pleasant.
+    /// The time for each scenario and design, in seconds; `None`: a default that depends on their number.
     pub seconds: Option<f64>,
-    /// Whether one more round of each is recorded.
+    /// Whether each run has one more round, which is recorded.
     pub records: bool,
-    /// Whether the report is of all scenarios at a glance: short rounds, and the fewest that have a spread.
+    /// Whether the run is a tour: a summary of several scenarios, with short rounds and the fewest rounds that have a
+    /// spread.
     pub is_tour: bool,
 }
 
-/// One scenario under one design.
+/// The results of one scenario under one design.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The scenario.
     pub scenario: &'static Scenario,
     /// The design.
     pub contender: Contender,
-    /// Each round.
+    /// The measurements of each round.
     pub rounds: Vec<Measured>,
-    /// All rounds together.
+    /// The measurements of all rounds together.
     pub total: Measured,
-    /// Why it does not run, or not any more.
+    /// The reason that it did not run, or stopped running.
     pub skipped: Option<String>,
-    /// What the threads did in a round of its own, if it was recorded. A native row has none.
+    /// The recording of an additional round, if one was recorded. A native row has none.
     pub recording: Option<Recording>,
 }
 
-/// What came of a plan.
+/// The results of a plan.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Those of which something was measured, and those that cannot run.
+    /// The runs that measured something, and those that cannot run.
     pub runs: Vec<Run>,
-    /// Ended by Ctrl-C.
+    /// Whether Ctrl-C ended the run.
     pub interrupted: bool,
-    /// How long each round was to be measured.
+    /// The planned duration of each round.
     pub round: Duration,
 }
 
 impl Run {
-    /// A figure of each round that has it.
+    /// Returns the spread of a figure over the rounds that have it.
     pub fn spread(&self, figure: impl Fn(&Measured) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
-    /// The scenario's one figure, over the rounds.
+    /// Returns the spread of the scenario's main figure over the rounds.
     pub fn headline(&self) -> Option<Spread> {
         self.spread(self.scenario.headline.of)
     }
 }
 
 impl Plan {
-    /// How many rounds there are for each design, and how long each is.
+    /// Returns the number of rounds for each design, and the duration of a round.
     pub fn rounds(&self) -> (usize, Duration) {
         let parts = (self.scenarios.len() * self.contenders.len()).max(1);
         let (seconds, least) = match self.seconds {
@@ -99,17 +101,18 @@ impl Plan {
         (rounds as usize, Duration::from_secs_f64(seconds / rounds))
     }
 
-    /// Runs it. The designs take turns, so that what the machine does besides meets all of them; what a scenario
-    /// shares between rounds is made once.
+    /// Runs the plan. The designs take turns, so that other load on the machine affects all of them. The state that a
+    /// scenario's rounds share is made once.
     ///
     /// # Errors
-    /// The first [`Trouble`]. [`Trouble::Cannot`] of a design is noted, and ends the run only if no design can.
+    /// The first [`Trouble`]. [`Trouble::Cannot`] of a design is noted. It ends the run only if no design can run.
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Outcome, Trouble> {
         let (rounds, round) = self.rounds();
         let each = rounds + usize::from(self.records);
         let progress = Progress::new(self.scenarios.len() * self.contenders.len() * each);
         let (mut ready, mut runs) = (Vec::new(), Vec::new());
-        // One that refuses does so before another one has run for minutes.
+        // All scenarios are prepared first, so that a scenario that refuses does so before another one has run for
+        // minutes.
         for &scenario in &self.scenarios {
             progress.say(&format!("{}: preparing", scenario.name));
             ready.push(scenario.prepare(&self.settings)?);
@@ -130,7 +133,7 @@ impl Plan {
         }
     }
 
-    /// All rounds of one scenario.
+    /// Runs all rounds of one scenario.
     fn run_prepared(
         &self,
         prepared: &Prepared,
@@ -158,9 +161,9 @@ impl Plan {
                     None => prepared.round(run.contender, &turn),
                 };
                 match measured {
-                    // Cut short before it began to measure: it says nothing.
+                    // The round was cut short before it measured anything.
                     Ok(measured) if !scenario.is_measured(&measured) => {}
-                    // What it has seen is not what a whole round sees.
+                    // The round was cut short. Less than half a round is not comparable with a whole one.
                     Ok(measured)
                         if interrupted.load(Ordering::Relaxed)
                             && measured.seconds < length.as_secs_f64() / 2.0 => {}
@@ -180,7 +183,7 @@ impl Plan {
         Ok(runs)
     }
 
-    /// One more round of each that ran in software, recorded. It counts for no figure.
+    /// Records one more round of each software run that measured something. It does not count for any figure.
     fn record(
         &self,
         prepared: &Prepared,
@@ -211,8 +214,8 @@ impl Plan {
     }
 }
 
-/// A round's order of so many designs: any of them, so that none always follows the same other one, whose pages and
-/// threads it would have to clear away.
+/// Returns a random order of the designs for one round. A design may have to clear away pages and threads of its
+/// predecessor. A random order varies the predecessor.
 fn order(designs: usize, seed: u64) -> Vec<usize> {
     let place_of = |design: &usize| {
         let mut hasher = DefaultHasher::new();
@@ -297,7 +300,7 @@ mod tests {
         let plan = Plan { contenders: vec![native], ..plan(0, Some(0.1)) };
         match plan.run(&AtomicBool::new(false)) {
             Err(trouble) => assert!(trouble.to_string().contains("native-syscall"), "{trouble}"),
-            // Where the kernel's machine is there, it has run.
+            // If the host's kernel can be measured, the run succeeds.
             Ok(outcome) => assert!(!outcome.runs[0].rounds.is_empty()),
         }
     }

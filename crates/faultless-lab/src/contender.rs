@@ -1,16 +1,16 @@
-//! Who is compared: the designs that the engine runs, and the kernel that this runs on.
+//! The contenders of a comparison: the designs of the engine, and the kernel of this host.
 
 use crate::designs::{self, Design};
 
-/// One row of a report.
+/// One contender, which has a row of its own in each report.
 #[derive(Clone, Copy, Debug)]
 pub enum Contender {
-    /// The engine under a design.
+    /// The engine under a locking design.
     Engine(&'static Design),
-    /// The kernel's own memory.
+    /// The host's kernel and its own memory.
     Native {
-        /// Pages are touched by a system call. Such faults take mmap_lock, as all did up to Linux 6.3: only those that come
-        /// from user space try a VMA lock.
+        /// Whether a system call touches the pages. Such faults take mmap_lock, as all faults did up to Linux 6.3.
+        /// Only faults from user space try a VMA lock.
         syscall: bool,
     },
 }
@@ -18,33 +18,33 @@ pub enum Contender {
 const NATIVE: &str = "native";
 const NATIVE_SYSCALL: &str = "native-syscall";
 
-/// The designs of `compare` without `--design`.
+/// The contenders of `compare` without `--design`.
 const DEFAULT: [&str; 6] =
     ["mmap-lock", "vma-lock", "vma-lock-retry", "vma-lock-hold", designs::OURS, NATIVE];
 
 impl Contender {
-    /// Every one, in the order of reports.
+    /// Returns all contenders, in the order of reports.
     pub fn all() -> Vec<Self> {
         let engine = designs::ALL.iter().map(Self::Engine);
         engine.chain([false, true].map(|syscall| Self::Native { syscall })).collect()
     }
 
-    /// The ones that `compare` takes by itself.
+    /// Returns the contenders of `compare` without `--design`.
     pub fn default_ones() -> Vec<Self> {
         DEFAULT.iter().filter_map(|name| Self::find(name)).collect()
     }
 
-    /// The one of that name.
+    /// Returns the contender called `name`.
     pub fn find(name: &str) -> Option<Self> {
         Self::all().into_iter().find(|contender| contender.name() == name)
     }
 
-    /// All names, for a message.
+    /// Returns the names of all contenders, separated by commas, for a message.
     pub fn names() -> String {
         Self::all().iter().map(Self::name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Its name in commands and reports.
+    /// Returns the name in commands and reports.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Engine(design) => design.name,
@@ -53,7 +53,7 @@ impl Contender {
         }
     }
 
-    /// What it does, in a line.
+    /// Returns a one-line description.
     pub fn about(&self) -> &'static str {
         match self {
             Self::Engine(design) => design.about,
@@ -66,7 +66,7 @@ impl Contender {
         }
     }
 
-    /// Which kernel or message it models.
+    /// Returns the kernel version or the mailing-list message that it models.
     pub fn source(&self) -> &'static str {
         match self {
             Self::Engine(design) => design.source,
@@ -74,24 +74,24 @@ impl Contender {
         }
     }
 
-    /// Whether it is the design whose losses a report names first.
+    /// Returns whether it is Faultless's own design. A report names the losses of this design first.
     pub fn is_ours(&self) -> bool {
         self.name() == designs::OURS
     }
 
-    /// Whether a round of it can be recorded. The threads of the kernel's rows are in another process, and the kernel tells little
-    /// of their waits.
+    /// Returns whether a round of it can be recorded. Native rows cannot: their threads run in another process, and
+    /// the kernel reports little about their waits.
     pub fn is_recorded(&self) -> bool {
         matches!(self, Self::Engine(_))
     }
 
-    /// Whether it is the kernel, on the hardware itself.
+    /// Returns whether it is the kernel on real hardware.
     pub fn is_native(&self) -> bool {
         matches!(self, Self::Native { .. })
     }
 
-    /// Whether ours is measured against it. A variant of ours is no rival, and the kernel runs on other hardware: on the
-    /// machine itself, not on the one in software.
+    /// Returns whether a report compares Faultless's own design with it. A variant of that design is not a rival. The
+    /// kernel is not one either, because it runs on real hardware and not on the software machine.
     pub fn is_rival(&self) -> bool {
         matches!(self, Self::Engine(design) if !design.name.starts_with(designs::OURS))
     }

@@ -35,10 +35,10 @@ pub enum Generate {
 }
 
 impl Generate {
-    /// Writes the files of `command`. Hidden subcommands are left out.
+    /// Writes the files of `command`. Hidden subcommands are omitted.
     ///
     /// # Errors
-    /// [`Trouble::Input`] if something cannot be written.
+    /// [`Trouble::Input`] if a file or standard output cannot be written.
     pub fn run(&self, command: &Command) -> Result<(), Trouble> {
         let mut command = visible(command);
         match self {
@@ -59,7 +59,7 @@ fn completions(shell: Shell, command: &mut Command) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The same command without its hidden subcommands: a completion would offer them.
+/// Returns `command` without its hidden subcommands. Completions would offer them.
 fn visible(command: &Command) -> Command {
     let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
     let visible = Command::new("faultless").version(env!("CARGO_PKG_VERSION")).subcommand_required(true);

@@ -1,4 +1,5 @@
-//! The report as JSON, schema 1. Fields may be added; none changes its meaning under the same number.
+//! The report as JSON, schema 1. A later version may add fields. A field keeps its meaning as long as the schema's
+//! number stays the same.
 
 use crate::compare::{Outcome, Run};
 use crate::measure::{Latency, Measured, us};
@@ -6,28 +7,28 @@ use crate::scenarios::{self, Settings};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The schema's number.
+/// The number of the schema.
 pub const SCHEMA: u32 = 1;
 
-/// All of a report.
+/// The whole report.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// [`SCHEMA`].
+    /// The number of the schema: [`SCHEMA`].
     pub schema: u32,
-    /// The version of the program that wrote it; null in files from before it was written.
+    /// The version of the program that wrote the report; null in files of versions that did not write it.
     #[serde(default)]
     pub version: Option<String>,
-    /// Where it ran.
+    /// The machine of the run.
     pub machine: Machine,
-    /// How it ran.
+    /// The settings of the run.
     pub settings: Setup,
-    /// Whether Ctrl-C ended it early.
+    /// Whether Ctrl-C ended the run early.
     pub interrupted: bool,
-    /// One for each scenario and design.
+    /// One entry for each scenario and design.
     pub results: Vec<Entry>,
 }
 
-/// Where it ran.
+/// The machine of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// Processors that this process may use.
@@ -36,121 +37,121 @@ pub struct Machine {
     pub kernel: String,
     /// The architecture, as Rust names it.
     pub arch: String,
-    /// Bytes of memory.
+    /// The machine's memory, in bytes; 0 if unknown.
     pub memory_bytes: u64,
 }
 
-/// How it ran.
+/// The settings of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
-    /// What each read takes at least.
+    /// The minimum duration of each read, in microseconds.
     pub io_latency_us: f64,
-    /// Reads at the device at a time; null: any number.
+    /// The maximum number of concurrent reads at the device; null: unlimited.
     pub queue_depth: Option<usize>,
-    /// Rates other than the scenarios' own.
+    /// Rates that override the scenarios' defaults, by actor, in operations per second.
     pub rates: BTreeMap<String, f64>,
-    /// The file; null: a temporary one.
+    /// The path of the mapped file; null: a temporary file.
     pub file: Option<String>,
-    /// Physical memory of the software machine.
+    /// Physical memory of the software machine, in bytes.
     pub memory_bytes: u64,
-    /// What every random choice follows from.
+    /// The seed of every random choice.
     pub seed: u64,
 }
 
-/// One scenario under one design.
+/// The results of one scenario under one design.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its name.
+    /// The name of the scenario.
     pub scenario: String,
-    /// Its name.
+    /// The name of the design.
     pub design: String,
-    /// How a folio finds who maps it. "none" as long as the engine has only that.
+    /// The method by which a folio finds its mappings. Always "none", because the engine has no other yet.
     pub rmap: String,
     /// Threads that do the scenario's work.
     pub threads: usize,
-    /// How often a second each of its actors at a fixed rate acted, by the scenario or by `--rate`.
+    /// The rate of each actor at a fixed rate, in operations per second, after `--rate`.
     #[serde(default)]
     pub rates: BTreeMap<String, f64>,
-    /// How many rounds measured something.
+    /// The number of rounds that measured something.
     #[serde(default)]
     pub rounds: usize,
-    /// How long each was to be measured.
+    /// The planned duration of each round.
     #[serde(default)]
     pub round_seconds: f64,
-    /// How long it was measured, all rounds together.
+    /// The measured time of all rounds together.
     pub seconds: f64,
-    /// The scenario's one figure.
+    /// The scenario's main figure.
     pub headline: Headline,
-    /// By what was waited for; of all rounds together.
+    /// Latencies of all rounds together, by operation.
     pub latency_us: BTreeMap<String, Quantiles>,
-    /// What else the scenario reports; of all rounds together, but for `min` and `max`. Empty if it did not run.
+    /// The scenario's further figures. Empty if the scenario did not run.
     #[serde(default)]
     pub figures: BTreeMap<String, Figure>,
-    /// Why it did not run, or stopped running.
+    /// The reason that it did not run, or stopped running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// What has to be known of its machine to read the figures.
+    /// Facts about the scenario's machine that affect the figures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// Processor time of the faulting threads; null without major faults.
+    /// Processor time of the faulting threads, in microseconds per major fault; null without major faults.
     pub cpu_us_per_major_fault: Option<f64>,
-    /// Whole numbers, but for those whose name ends in `_us`. What a machine does not count is absent, not zero: the
-    /// kernel tells native rows little of what the engine counts.
+    /// Counters of all rounds together. Those whose name ends in `_us` may have fractions. A counter that the machine
+    /// does not keep is absent, not zero: native rows lack most of the engine's counters.
     pub counters: BTreeMap<String, serde_json::Number>,
 }
 
-/// A scenario's one figure.
+/// A scenario's main figure.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Headline {
-    /// Its name.
+    /// The name of the figure.
     pub name: String,
-    /// The median over the rounds; null if nothing was measured.
+    /// The median of the rounds; null if nothing was measured.
     pub value: Option<f64>,
-    /// The least of a round.
+    /// The lowest value of a round.
     pub min: Option<f64>,
-    /// The greatest of a round.
+    /// The highest value of a round.
     pub max: Option<f64>,
-    /// How many rounds.
+    /// The number of rounds.
     pub rounds: usize,
-    /// "us", "ns", "1/s", "ratio" or "each".
+    /// The unit: "us", "ns", "1/s", "ratio" or "each".
     pub unit: String,
-    /// "lower" or "higher".
+    /// The better direction: "lower" or "higher".
     pub better: String,
 }
 
-/// A figure besides.
+/// A further figure of a scenario.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Figure {
-    /// Of all rounds together; null if it was not measured.
+    /// The value for all rounds together; null if it was not measured.
     pub value: Option<f64>,
-    /// The median over the rounds; null if it was not measured.
+    /// The median of the rounds; null if it was not measured.
     #[serde(default)]
     pub median: Option<f64>,
-    /// The least of a round.
+    /// The lowest value of a round.
     pub min: Option<f64>,
-    /// The greatest of a round.
+    /// The highest value of a round.
     pub max: Option<f64>,
-    /// How many rounds measured it; null in files from before it was written.
+    /// The number of rounds that measured it; null in files of versions that did not write it.
     #[serde(default)]
     pub rounds: Option<usize>,
-    /// As in the headline.
+    /// The unit, with the same values as [`Headline::unit`].
     pub unit: String,
-    /// "lower", "higher" or "neither": designs are not compared by it.
+    /// The better direction: "lower", "higher" or "neither". Designs are not compared by a figure with "neither".
     pub better: String,
 }
 
-/// What a latency's histogram says, in microseconds.
+/// The quantiles of a latency, in microseconds.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Quantiles {
-    /// How many.
+    /// The number of samples.
     pub count: u64,
-    /// Half took no longer.
+    /// The median.
     pub p50: f64,
-    /// 99 in a hundred took no longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// 999 in a thousand took no longer.
+    /// The 99.9th percentile.
     pub p999: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
 }
 
@@ -167,7 +168,7 @@ impl From<&Latency> for Quantiles {
 }
 
 impl Machine {
-    /// This one.
+    /// Describes the machine that this process runs on.
     pub fn this() -> Self {
         let uname = rustix::system::uname();
         let (name, release) = (uname.sysname().to_string_lossy(), uname.release().to_string_lossy());
@@ -200,7 +201,7 @@ impl From<&Settings> for Setup {
     }
 }
 
-/// Counters by their names in reports: nanoseconds become microseconds.
+/// Returns the counters under their names in reports, with nanoseconds converted to microseconds.
 fn counters(measured: &Measured) -> BTreeMap<String, serde_json::Number> {
     let named = measured.counters.iter().map(|(name, n)| match name.strip_suffix("_ns") {
         Some(stem) => {
@@ -265,7 +266,7 @@ impl Entry {
 }
 
 impl Report {
-    /// The report of a run.
+    /// Makes the report of a run.
     pub fn new(outcome: &Outcome, settings: &Settings) -> Self {
         Self {
             schema: SCHEMA,

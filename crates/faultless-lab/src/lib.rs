@@ -1,5 +1,5 @@
-//! The laboratory: the locking designs that kernels have, had, or were proposed, as plug-ins of the same engine, on
-//! the same work, over the same software machine.
+//! The laboratory. It runs locking designs that kernels have, had, or were proposed as plug-ins of the same engine,
+//! with the same workload, on the same software machine.
 //!
 //! ```text
 //!  cli ──► check: the same operations on the engine and on Linux; a subsystem of its own
@@ -14,11 +14,11 @@
 //!             ├─ record      what each thread of one more round did, and who held up whom
 //!             └─ scenarios   name ─► a round: its threads, what they waited, what they saw; and its figures
 //! ```
-//! A round builds a machine, runs the scenario's threads on it, and checks what they saw: every byte of a file,
-//! the order of stamps in every child, every frame given back. What is wrong ends the run with an error; a design is only
-//! measured while it is right. Designs know no scenario and scenarios no design: a scenario is generic over
-//! [`machine::Machine`]. Reports know neither: what a table shows is a scenario's [`scenarios::Figure`]s.
-// `native::sys` and `check::sys` alone have unsafe code: system calls and accesses that Rust cannot check.
+//! A round builds a machine, runs the scenario's threads on it, and checks their results: every byte of a file, the
+//! order of stamps in every child, the return of every frame. An error in a check ends the run, so figures come only
+//! from correct designs. Designs and scenarios do not depend on each other: a scenario is generic over
+//! [`machine::Machine`]. Reports depend on neither: a table shows a scenario's [`scenarios::Figure`]s.
+// Only `native::sys` and `check::sys` have unsafe code. They make system calls and accesses that Rust cannot check.
 #![deny(unsafe_code)]
 
 pub mod check;

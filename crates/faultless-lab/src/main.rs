@@ -1,4 +1,4 @@
-//! The command `faultless`; all of it is in the library.
+//! The command `faultless`. All its code is in the library.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

@@ -1,4 +1,4 @@
-//! The threads of a round: when it is measured, who goes wrong, and actors that work at a fixed rate.
+//! The threads of a round: its measured time, its errors, and actors that work at a fixed rate.
 
 use crate::machine::{Machine, Memory};
 use crate::measure::{Latency, Measured};
@@ -17,36 +17,36 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long nobody sleeps without looking whether the round is over.
+/// The longest sleep between two checks for the end of the round.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long an actor that cannot keep its rate sleeps before it goes on. As a real-time thread that never sleeps it
-/// would have a processor for itself, and threads that it waits for might never run.
+/// The sleep of an actor that is late twice in a row. Without it, a late actor would never sleep. As a real-time
+/// thread it would then occupy a processor, and the threads that it waits for might never run.
 const BREATH: Duration = Duration::from_micros(20);
 
-/// One round's time, and its end.
+/// The measured time of one round, and the state of its end.
 pub struct Round<'a> {
     /// Set by Ctrl-C.
     interrupted: &'a AtomicBool,
-    /// When it ended for all threads; set once.
+    /// The time at which the round ended for all threads. Set once.
     over: OnceLock<Instant>,
-    /// The first one that ended the round early. Protected by its lock.
+    /// The first error that ended the round. Protected by its lock.
     trouble: Mutex<Option<Trouble>>,
-    /// What is scheduled from here on is measured. Immutable.
+    /// The end of the warm-up. Operations scheduled from then on are measured. Immutable.
     from: Instant,
-    /// Immutable.
+    /// The time to measure. Immutable.
     length: Duration,
-    /// What records its threads. Immutable.
+    /// The recorder of the round's threads. Immutable.
     recorder: Option<&'a Arc<Recorder>>,
 }
 
 impl<'a> Round<'a> {
-    /// Begins a round, with the warm-up.
+    /// Begins a round with its warm-up.
     pub fn new(turn: &Turn<'a>, warm_up: Duration) -> Self {
         Self { recorder: turn.recorder, ..Self::unrecorded(turn.interrupted, warm_up, turn.length) }
     }
 
-    /// Begins a round that is not recorded, with the warm-up.
+    /// Begins a round that is not recorded, with its warm-up.
     pub fn unrecorded(interrupted: &'a AtomicBool, warm_up: Duration, length: Duration) -> Self {
         let from = Instant::now() + warm_up;
         let (over, trouble) = (OnceLock::new(), Mutex::new(None));
@@ -60,7 +60,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Whether the threads are to end.
+    /// Returns whether the round is over. Its threads must then end.
     pub fn is_over(&self) -> bool {
         self.over.get().is_some()
     }
@@ -70,18 +70,18 @@ impl<'a> Round<'a> {
         self.over.get_or_init(Instant::now);
     }
 
-    /// Ends the round with an error; the first one counts.
+    /// Ends the round with an error. Later errors are dropped.
     pub fn fail(&self, trouble: Trouble) {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(trouble);
         self.end();
     }
 
-    /// What ended it early.
+    /// Returns the error that ended the round, if any.
     pub fn into_trouble(self) -> Option<Trouble> {
         self.trouble.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long it is to be measured.
+    /// Returns the planned time to measure.
     pub fn length(&self) -> Duration {
         self.length
     }
@@ -93,12 +93,12 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Whether what was scheduled for this moment counts.
+    /// Returns whether an operation scheduled for this moment is measured. Operations of the warm-up are not.
     pub fn measures(&self, scheduled: Instant) -> bool {
         scheduled >= self.from
     }
 
-    /// Sleeps until `deadline`, at most until the round is over.
+    /// Sleeps until `deadline` or the end of the round.
     pub fn sleep_until(&self, deadline: Instant) {
         while !self.is_over() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -109,8 +109,9 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// For the thread that runs the round: sleeps through the warm-up, calls `begin`, sleeps until the end or until
-    /// somebody ends it, calls `end`, and ends it for all. Returns how long it was measured.
+    /// Runs the round: sleeps through the warm-up, calls `begin`, sleeps until the end, calls `end`, and ends the
+    /// round for all threads. Another thread may end the round earlier. Called by the thread that started the round.
+    /// Returns the measured time.
     pub fn run(&self, begin: impl FnOnce(), end: impl FnOnce()) -> Duration {
         let wait = |deadline: Instant| {
             while !self.is_over() && Instant::now() < deadline {
@@ -128,7 +129,8 @@ impl<'a> Round<'a> {
         start.elapsed()
     }
 
-    /// As [`Round::run`], with what the machine counts meanwhile added to `measured`.
+    /// Runs the round like [`Round::run`]. Adds the measured time and the increase of the machine's counters to
+    /// `measured`.
     pub fn count(&self, machine: &impl Machine, measured: &mut Measured) {
         let (mut before, mut after) = Default::default();
         let length = self.run(|| before = machine.statistics(), || after = machine.statistics());
@@ -136,10 +138,10 @@ impl<'a> Round<'a> {
         measured.count_since(&before, &after);
     }
 
-    /// What came of it: what ended it early, else what was measured.
+    /// Returns the error that ended the round, or else `measured`.
     ///
     /// # Errors
-    /// The first [`Trouble`].
+    /// The first [`Trouble`] of the round, or that of `measured`.
     pub fn result(self, measured: Result<Measured, Trouble>) -> Result<Measured, Trouble> {
         match self.into_trouble() {
             Some(trouble) => Err(trouble),
@@ -147,10 +149,10 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Starts a thread of the round. An error or a panic of it ends the round.
+    /// Starts a thread of the round. If the thread fails or panics, the round ends.
     ///
     /// # Errors
-    /// [`Trouble::Input`] where the operating system starts no more threads; the round is over then.
+    /// [`Trouble::Input`] if the operating system cannot start the thread. The round is then over.
     pub fn spawn<'s, T: Send + 's>(
         &'s self,
         scope: &'s Scope<'s, '_>,
@@ -185,22 +187,23 @@ fn words_of(panic: &(dyn Any + Send)) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// What an actor at a fixed rate waited.
+/// The measurements of an actor at a fixed rate.
 #[derive(Clone, Debug, Default)]
 pub struct Periodic {
-    /// From the scheduled start of each act to its end. What the round's end left undone is in it with what it had
-    /// waited by then, so that an actor that hangs does not look quick.
+    /// The latency of each operation, counted from its scheduled start. An operation that never began is recorded
+    /// too, with the time from its scheduled start to the end of the round. An actor that hangs therefore does not
+    /// look fast.
     pub latency: Latency,
-    /// Acts done.
+    /// Operations done.
     pub done: u64,
-    /// Acts that were due before the end of the round and did not begin.
+    /// Operations scheduled before the end of the round that did not begin.
     pub missed: u64,
-    /// Whether the system has refused to run it before others.
+    /// Whether the system refused to give the actor real-time priority.
     pub is_ordinary: bool,
 }
 
 impl Periodic {
-    /// Adds it to what the round measured: the latency under `name`, what was done and missed as counts.
+    /// Adds these measurements to `measured`: the latency under `name`, and the two counts under `done` and `missed`.
     pub fn add_to(&self, measured: &mut Measured, name: &str, [done, missed]: [&str; 2]) {
         measured.add_latency(name, &self.latency);
         measured.count(done, self.done);
@@ -211,10 +214,10 @@ impl Periodic {
     }
 }
 
-/// A bystander: maps one page, stores to it, unmaps it, at a fixed rate.
+/// Runs a bystander. It maps a page, stores to it and unmaps it, `hertz` times a second, until the round is over.
 ///
 /// # Errors
-/// What the memory says.
+/// The first error of the memory.
 pub fn stand_by(memory: &impl Memory, round: &Round<'_>, hertz: f64) -> Result<Periodic, Trouble> {
     at_fixed_rate(round, hertz, |_| {
         let page = memory.map_anonymous(PAGE_SIZE)?;
@@ -224,16 +227,17 @@ pub fn stand_by(memory: &impl Memory, round: &Round<'_>, hertz: f64) -> Result<P
     })
 }
 
-/// What a thread of a round gave, if it ended well.
+/// Waits for a thread of a round. Returns its result, or `None` if it failed or panicked.
 pub fn ended<T>(thread: ScopedJoinHandle<'_, Option<T>>) -> Option<T> {
     thread.join().ok().flatten()
 }
 
-/// Calls `act` `hertz` times a second until the round is over. An act that comes late does not move the ones after
-/// it, and its latency counts from when it was due (no coordinated omission). `act` returns when it had ended.
+/// Calls `act` `hertz` times a second until the round is over. A late operation does not move the schedule of later
+/// ones. Its latency counts from its scheduled start (no coordinated omission). `act` receives the scheduled start
+/// and returns the time of its end.
 ///
 /// # Errors
-/// What `act` says.
+/// The first error of `act`.
 pub fn at_fixed_rate(
     round: &Round<'_>,
     hertz: f64,
@@ -270,15 +274,17 @@ pub fn at_fixed_rate(
     Ok(periodic)
 }
 
-/// Lets this thread's sleeps end when they should: Linux adds 50 µs otherwise.
+/// Makes this thread's sleeps end on time. By default, Linux may add 50 µs.
 pub fn wake_precisely() {
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
 }
 
-/// Lets this thread run whenever it can, where the system allows it (root): who is measured at a fixed rate is to wait
-/// for the design and not for the scheduler, which lets the thread that runs finish its slice. For threads that
-/// mostly sleep. The same for every design. Whether it is allowed.
+/// Gives this thread real-time priority, if the system allows it (root). Call it only in threads that mostly sleep. A
+/// measured actor must wait for the design and not for the scheduler, which lets a running thread finish its time
+/// slice. The priority is the same for every design.
+///
+/// Returns whether the system allowed it. If not, the thread gets a higher ordinary priority, if possible.
 fn go_before_others() -> bool {
     #[cfg(target_os = "linux")]
     if crate::native::go_before_others().is_ok() {
@@ -288,14 +294,16 @@ fn go_before_others() -> bool {
     false
 }
 
-/// Gives this thread more of a processor than others, where the system allows it (root). The same for every design.
+/// Gives this thread a higher ordinary priority, if the system allows it (root). The priority is the same for every
+/// design.
 pub fn go_first() {
-    // On Linux a thread of its own: zero names the caller.
+    // On Linux a priority belongs to a thread. Zero names the calling thread.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, -15);
 }
 
-/// Keeps this thread on the `nth` of the processors that it may use, over again from the first if there are fewer.
+/// Pins this thread to the `nth` processor that it may use. If there are fewer, the count starts again from the
+/// first.
 pub fn stay_on_processor(nth: usize) {
     #[cfg(not(target_os = "linux"))]
     let _ = nth;
@@ -305,13 +313,13 @@ pub fn stay_on_processor(nth: usize) {
         if let Some(cpu) = there.cycle().nth(nth % allowed.count().max(1) as usize) {
             let mut mine = CpuSet::new();
             mine.set(cpu);
-            // Where it is not allowed, the scheduler places it.
+            // If the system refuses, the scheduler places the thread.
             let _ = rustix::thread::sched_setaffinity(None, &mine);
         }
     }
 }
 
-/// Processor time of this thread so far.
+/// Returns the processor time that this thread has used.
 pub fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -342,7 +350,7 @@ mod tests {
             round.run(|| {}, || {});
             actor.unwrap().join().unwrap().unwrap()
         });
-        // The acts due during those 20 ms waited too: ten of them at least half as long.
+        // Operations scheduled during those 20 ms waited too. At least ten of them waited 9 ms or more.
         assert!(periodic.latency.max_us() >= 20_000.0);
         let waited = periodic.done + periodic.missed;
         assert!(waited >= 40, "{periodic:?}");
@@ -363,7 +371,8 @@ mod tests {
             round.run(|| {}, || {});
             actor.unwrap().join().unwrap().unwrap()
         });
-        // Of a million acts a second, fifty thousand at most.
+        // At a million operations a second, late operations sleep at least 20 µs each. Without that sleep, all would
+        // run.
         assert!(done < 10_000 && cpu < Duration::from_millis(100), "{done} acts took {cpu:?}");
     }
 

@@ -1,4 +1,4 @@
-//! The file that a scenario maps, and what each of its bytes has to be.
+//! The file that a scenario maps, and the check of its bytes.
 
 use super::Settings;
 use crate::native::{self, Served};
@@ -13,36 +13,36 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// Of a longer file, so much is mapped.
+/// The maximum number of bytes of a file that are mapped.
 pub const MOST: u64 = 1 << 30;
 
-/// One page.
+/// The bytes of one page.
 pub type Page = [u8; PAGE];
 
 /// A file whose contents are known.
 pub struct TestFile {
-    /// Open for as long as the run lasts.
+    /// The open file. It stays open for the whole run.
     file: File,
-    /// `None`: a temporary file without a name, which goes with the process.
+    /// The path; `None`: a temporary file without a name, which disappears with the process.
     path: Option<PathBuf>,
-    /// Bytes that are mapped.
+    /// The number of mapped bytes.
     length: u64,
     contents: Contents,
 }
 
 enum Contents {
-    /// Eight bytes at each offset tell the offset.
+    /// The pattern of [`pattern`]: each eight bytes depend on their offset.
     Pattern { seed: u64 },
-    /// What was in each page before the run.
+    /// The checksum of each page before the run.
     Sums(Vec<u64>),
 }
 
-/// splitmix64's finaliser: what the eight bytes at `offset` are.
+/// Returns the eight bytes of the pattern at `offset`.
 fn pattern(seed: u64, offset: u64) -> [u8; 8] {
     mix(offset ^ seed.rotate_left(32)).to_le_bytes()
 }
 
-/// A number that looks random, for each number another one.
+/// Returns a number that looks random. Different numbers give different results (splitmix64).
 pub fn mix(mut bits: u64) -> u64 {
     bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -50,13 +50,13 @@ pub fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// The next page of `pages` that looks random, even over all of them.
+/// Returns a page number below `pages` that looks random, uniformly distributed, and updates the state `random`.
 pub fn pick(random: &mut u64, pages: u64) -> u64 {
     *random = mix(*random);
     ((u128::from(*random) * u128::from(pages)) >> 64) as u64
 }
 
-/// Each step is a bijection of what was before, so a page with one wrong word never has the right sum.
+/// Returns the checksum of a page. Each step is a bijection, so one wrong word always changes the sum.
 fn sum(page: &Page) -> u64 {
     page.chunks_exact(8).fold(0, |sum: u64, word| {
         let word = word.try_into().map_or(0, u64::from_le_bytes);
@@ -65,10 +65,10 @@ fn sum(page: &Page) -> u64 {
 }
 
 impl TestFile {
-    /// The file that the settings name, or a temporary one of `length` bytes.
+    /// Opens the file that the settings name, or makes a temporary one of `length` bytes.
     ///
     /// # Errors
-    /// [`Trouble::Input`], as the two below.
+    /// [`Trouble::Input`] if the file cannot be opened, read or made.
     pub fn of(settings: &Settings, length: u64) -> Result<Arc<Self>, Trouble> {
         let file = match (&settings.served, &settings.file) {
             (Some(served), _) => Self::served(served)?,
@@ -78,15 +78,15 @@ impl TestFile {
         Ok(Arc::new(file))
     }
 
-    /// The file itself, for a machine that reads it in its own way.
+    /// Returns the open file, for a machine that reads it without a [`Store`].
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// A temporary file of `length` bytes, filled with a pattern.
+    /// Makes a temporary file of `length` bytes and fills it with a pattern.
     ///
     /// # Errors
-    /// [`Trouble::Input`] if there is no place for it.
+    /// [`Trouble::Input`] if the file cannot be made or written, for example because the folder is full.
     pub fn temporary(length: u64, seed: u64) -> Result<Self, Trouble> {
         let refused = |error: io::Error| no_temporary(length, &error);
         let file = tempfile::tempfile().map_err(refused)?;
@@ -99,12 +99,12 @@ impl TestFile {
         Ok(Self { file, path: None, length, contents: Contents::Pattern { seed } })
     }
 
-    /// The file at `path`; reads it once, to know what is in it.
+    /// Opens the file at `path`, and reads it once to compute the checksums of its pages.
     ///
     /// # Errors
     /// [`Trouble::Input`] if it cannot be read.
     pub fn read(path: &Path) -> Result<Self, Trouble> {
-        // Opened as the store will open it: no folder, no pipe, not empty.
+        // The store opens the file later. It refuses folders, pipes and empty files. This check refuses them now.
         FileStore::open(path).map_err(|error| Trouble::Input(error.to_string()))?;
         let refused = |error: io::Error| Trouble::Input(format!("cannot read {}: {error}", path.display()));
         let file = File::open(path).map_err(refused)?;
@@ -116,7 +116,7 @@ impl TestFile {
         Ok(this)
     }
 
-    /// The file of another process, served through `served.path`.
+    /// Opens the file of another process, which is served through `served.path`.
     fn served(served: &Served) -> Result<Self, Trouble> {
         match &served.contents {
             native::Contents::File { path } => Self::read(path),
@@ -129,7 +129,7 @@ impl TestFile {
         }
     }
 
-    /// What another process has to know to check it.
+    /// Returns the data that another process needs to check the file.
     pub fn contents(&self) -> native::Contents {
         match (&self.contents, &self.path) {
             (Contents::Pattern { seed }, _) => native::Contents::Pattern { seed: *seed },
@@ -137,10 +137,10 @@ impl TestFile {
         }
     }
 
-    /// A store of it whose reads take as long as the settings say.
+    /// Returns a store of the file whose reads take at least `settings.io_latency`.
     ///
     /// # Errors
-    /// [`Trouble::Input`], as when it was first opened.
+    /// [`Trouble::Input`] if the file cannot be opened again.
     pub fn delayed(&self, settings: &Settings) -> Result<Arc<dyn Store>, Trouble> {
         let store = DelayedStore::new(self.store()?, settings.io_latency);
         Ok(match settings.queue_depth {
@@ -149,20 +149,20 @@ impl TestFile {
         })
     }
 
-    /// Bytes that are mapped.
+    /// Returns the number of mapped bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Pages that are mapped.
+    /// Returns the number of mapped pages.
     pub fn pages(&self) -> u64 {
         self.length.div_ceil(PAGE_SIZE)
     }
 
-    /// A store of it.
+    /// Returns a store of the file.
     ///
     /// # Errors
-    /// [`Trouble::Input`], as when it was first opened.
+    /// [`Trouble::Input`] if the file cannot be opened again.
     pub fn store(&self) -> Result<FileStore, Trouble> {
         let store = match &self.path {
             Some(path) => FileStore::open(path),
@@ -178,7 +178,7 @@ impl TestFile {
         self.path.as_ref().map_or("the temporary file".into(), |path| path.display().to_string())
     }
 
-    /// The page as the operating system has it, zeros behind the end.
+    /// Reads a page through the operating system. Bytes after the end of the file are zeros.
     fn on_disk(&self, page: u64) -> io::Result<Page> {
         let mut bytes = [0; PAGE];
         let mut done = 0;
@@ -193,10 +193,11 @@ impl TestFile {
         Ok(bytes)
     }
 
-    /// Compares every byte of what a mapping showed as page `page`.
+    /// Checks every byte that a mapping showed as page `page`.
     ///
     /// # Errors
-    /// [`Trouble::Wrong`] for a wrong byte; [`Trouble::Input`] if somebody has changed the file meanwhile.
+    /// [`Trouble::Wrong`] for a wrong byte; [`Trouble::Input`] if another process has changed the file since the run
+    /// began.
     pub fn check(&self, page: u64, seen: &Page) -> Result<(), Trouble> {
         let start = page * PAGE_SIZE;
         match &self.contents {
@@ -224,7 +225,7 @@ impl TestFile {
         }
     }
 
-    /// What a fault on this file that could not be served means.
+    /// Translates the error of a failed fault on this file into a [`Trouble`].
     pub fn explain(&self, error: FaultError) -> Trouble {
         let shrunk = matches!(
             error,
@@ -292,7 +293,7 @@ mod tests {
         let file = TestFile::temporary(2 * PAGE_SIZE, 7).unwrap();
         let right = page_of(&file, 1);
         file.check(1, &right).unwrap();
-        // The right page at the wrong place, and each byte changed.
+        // First the right page at the wrong place, then each byte changed.
         assert!(matches!(file.check(0, &right), Err(Trouble::Wrong(_))));
         for at in 0..PAGE {
             let mut page = right;

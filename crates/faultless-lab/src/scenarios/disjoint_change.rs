@@ -1,12 +1,14 @@
 //! `disjoint-change` (LWN, May 2022, "The ongoing search for mmap_lock scalability": Lespinasse, threads that map or
 //! change protections "block each other more directly, even if they are operating on different parts of the address
-//! space and should be able to work concurrently"): threads change parts of their own. Within a round one changes alone,
-//! all change beside each other, and half of them change while the other half write new pages in parts of their own.
+//! space and should be able to work concurrently"). Each thread changes its own part of the address space. There are
+//! three phases within a round. In the first, one thread changes alone. In the second, all threads change at the same
+//! time. In the third, half of the threads change, and the other half write new pages in their own parts.
 //!
-//! A change is mprotect of 16 pages inside the thread's own mapping, to read-only and back, and mmap and munmap of 16
-//! pages. Shows who waits for a change that does not concern him. Headline: changes a second, of all who change
-//! beside each other, of the time that they are in a change. Cannot show
-//! changes of large ranges, whose cost is the sweep of their pages.
+//! A change is mprotect of 16 pages inside the thread's own mapping, to read-only and back, or mmap and munmap of 16
+//! pages. The scenario shows whether threads wait for changes of other parts. Headline: changes a second of all
+//! threads in the second phase, divided by the time spent in changes.
+//!
+//! It cannot show changes of large ranges: most of their cost is the sweep of their pages.
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -63,18 +65,18 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::DisjointChange,
 };
 
-/// How long each turn is.
+/// The duration of each turn.
 const SLICE: Duration = Duration::from_millis(20);
-/// Pages of a change.
+/// The number of pages of a change.
 const PAGES: u64 = 16;
-/// Pages of a thread's own mapping.
+/// The number of pages of a thread's own mapping.
 const PART: u64 = 512;
-/// The phases, and what their changes are called.
+/// The names of the phases, as they stand in the figures.
 const NAMES: [&str; 3] = ["alone", "beside_changes", "beside_faults"];
 const BESIDE_FAULTS: usize = 2;
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     threads: usize,
     frames: u64,
@@ -138,26 +140,27 @@ impl Play for Prepared {
     }
 }
 
-/// A thread and its part.
+/// A thread's work on its own part.
 struct Work<'a, P> {
     process: &'a P,
     round: &'a Round<'a>,
-    /// Its own mapping.
+    /// The start of the thread's own mapping.
     part: VirtAddr,
-    /// By phase: of any change, of mprotect.
+    /// The latencies of each phase: of all changes, and of mprotect alone.
     changes: [[Latency; 2]; 3],
-    /// Beside changes: of each fault.
+    /// The latency of each fault beside changes.
     faults: Latency,
-    /// By phase: time in changes.
+    /// The time spent in changes, by phase.
     time: [Duration; 3],
     checked: u64,
-    /// Where in its part it is.
+    /// The number of repetitions so far. It selects the next place in the part.
     turn: u64,
 }
 
 impl<'a, P: Memory> Work<'a, P> {
     fn new(process: &'a P, round: &'a Round<'a>) -> Result<Self, Trouble> {
-        // With a hole behind it: neighbours would be one mapping, and changes of different parts changes of one.
+        // The last page becomes a hole. Without it, neighbouring parts would merge into one mapping, and changes of
+        // different parts would be changes of one mapping.
         let part = process.map_anonymous((PART + 1) * PAGE_SIZE)?;
         process.unmap(VirtAddr::new(part.get() + PART * PAGE_SIZE), PAGE_SIZE)?;
         let (changes, faults, time) = Default::default();
@@ -168,7 +171,7 @@ impl<'a, P: Memory> Work<'a, P> {
         VirtAddr::new(self.part.get() + page * PAGE_SIZE)
     }
 
-    /// One change, timed.
+    /// Runs one change and records its latency.
     fn timed<T>(
         &mut self,
         step: Step,
@@ -197,12 +200,12 @@ impl<'a, P: Memory> Work<'a, P> {
         }
     }
 
-    /// Four changes after each other, until the step is over.
+    /// Repeats four changes until the step is over: protect, unprotect, map, unmap.
     fn change(&mut self, step: Step) -> Result<(), Trouble> {
         let until = Until::end_of(step);
         while !until.is_past(Instant::now(), self.round) {
             self.turn += 1;
-            // Not at the part's ends: what is split off goes together again, and nothing touches others' parts.
+            // Not at the ends of the part: the pieces of a split mapping merge again, and no other part is affected.
             let at = self.at(PAGES + self.turn % (PART / PAGES - 2) * PAGES);
             let (bytes, word) = (PAGES * PAGE_SIZE, self.turn);
             self.process.store(at, word)?;
@@ -218,8 +221,8 @@ impl<'a, P: Memory> Work<'a, P> {
         Ok(())
     }
 
-    /// Writes all pages of its part anew, until the step is over. Only the faults are timed: dropping the pages is a
-    /// change, too, but of its own part.
+    /// Writes all pages of the part anew until the step is over. Only the faults are timed. Discarding the pages is
+    /// also a change, but of the thread's own part.
     fn fault(&mut self, step: Step) -> Result<(), Trouble> {
         let until = Until::end_of(step);
         while !until.is_past(Instant::now(), self.round) {

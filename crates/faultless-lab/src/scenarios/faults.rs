@@ -1,4 +1,4 @@
-//! Accesses that may have to wait for a read, measured one by one.
+//! Loads that may have to wait for a read, measured one by one.
 
 use super::actors::{Round, thread_cpu};
 use crate::machine::{Memory, Touched};
@@ -8,28 +8,28 @@ use faultless::address::VirtAddr;
 use faultless::protection::Access;
 use std::time::{Duration, Instant};
 
-/// The major faults of one thread.
+/// The measurements of the major faults of one thread.
 #[derive(Default)]
 pub struct MajorFaults {
     latency: Latency,
     cpu: Duration,
-    /// What was counted in those faults alone: this thread's other faults, and others', are not in it. `None`: the
-    /// machine does not count it.
+    /// The increase of each counter during these faults. Other faults of this thread, and those of other threads, are
+    /// not included. `None`: the machine does not keep the counter.
     counted: [Option<u64>; IN_MAJOR_FAULTS.len()],
 }
 
 impl MajorFaults {
-    /// One load, its fault measured if that has to wait for a read and the round measures by now.
+    /// Loads a word. If the load waits for a read and the warm-up is over, records the fault.
     ///
     /// # Errors
-    /// What the memory says.
+    /// The error of the memory, if the load fails.
     pub fn load(
         &mut self,
         memory: &impl Memory,
         round: &Round<'_>,
         at: VirtAddr,
     ) -> Result<Touched, Trouble> {
-        // In this order: counting is a system call on some machines, and no part of the fault.
+        // The clock is read last: on some machines `counted` is a system call, and it is not part of the fault.
         let (before, cpu, start) = (memory.counted(), thread_cpu(), Instant::now());
         let touched = memory.touch(at, Access::Read)?;
         if touched == Touched::Major && round.measures(start) {
@@ -44,7 +44,7 @@ impl MajorFaults {
         Ok(touched)
     }
 
-    /// Adds them to what the round measured.
+    /// Adds these measurements to `measured`.
     pub fn add_to(&self, measured: &mut Measured) {
         measured.faults_timed += self.latency.count();
         measured.fault_cpu += self.cpu;

@@ -1,25 +1,25 @@
-//! Figures: what a scenario reports of what was measured, with unit and direction, so that reports know no scenario.
+//! The figures of scenarios, with unit and direction. Reports use them, and so do not depend on any scenario.
 
 use crate::measure::Measured;
 use faultless::stats::Counter;
 
-/// What a figure is counted in.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Microseconds.
     Micros,
     /// Nanoseconds.
     Nanos,
-    /// One time over another.
+    /// A quotient of two quantities of the same kind.
     Ratio,
-    /// Times a second.
+    /// Operations per second.
     PerSecond,
-    /// How many, for each of something.
+    /// The number of events for each operation.
     Each,
 }
 
 impl Unit {
-    /// In JSON.
+    /// Returns the name in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Micros => "us",
@@ -31,19 +31,19 @@ impl Unit {
     }
 }
 
-/// Which way is better.
+/// The better direction of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
-    /// A time.
+    /// A lower value is better, as for a time.
     Lower,
-    /// A rate.
+    /// A higher value is better, as for a rate.
     Higher,
-    /// Neither: it is shown, and designs are not compared by it.
+    /// Neither direction is better. Reports show the figure, but do not compare designs by it.
     Neither,
 }
 
 impl Better {
-    /// In JSON.
+    /// Returns the name in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lower => "lower",
@@ -56,22 +56,22 @@ impl Better {
 /// A figure of a scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
-    /// In JSON.
+    /// The name in JSON.
     pub name: &'static str,
-    /// In reports: a few words that make sense alone.
+    /// The title in reports: a few words that make sense without context.
     pub title: &'static str,
-    /// What it is counted in.
+    /// The unit.
     pub unit: Unit,
-    /// Which way is better.
+    /// The better direction.
     pub better: Better,
-    /// Whether a report shows it only with all details.
+    /// Whether reports show it only with `--details`.
     pub is_detail: bool,
-    /// From what was measured, in its unit; `None` if that was not.
+    /// Computes the value, in the unit, from the measurements; `None` if it was not measured.
     pub of: fn(&Measured) -> Option<f64>,
 }
 
 impl Figure {
-    /// A time of which less is better.
+    /// Creates a time. Lower is better.
     pub const fn time(
         name: &'static str,
         title: &'static str,
@@ -81,55 +81,55 @@ impl Figure {
         Self { name, title, unit, better: Better::Lower, is_detail: false, of }
     }
 
-    /// A rate of which more is better.
+    /// Creates a rate. Higher is better.
     pub const fn rate(name: &'static str, title: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
         Self { name, title, unit: Unit::PerSecond, better: Better::Higher, is_detail: false, of }
     }
 
-    /// One thing over another, of which less is better.
+    /// Creates a ratio. Lower is better.
     pub const fn ratio(name: &'static str, title: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
         Self { name, title, unit: Unit::Ratio, better: Better::Lower, is_detail: false, of }
     }
 
-    /// So many for each: a detail, not compared.
+    /// Creates a number of events for each operation. It is a detail, and designs are not compared by it.
     pub const fn each(name: &'static str, title: &'static str, of: fn(&Measured) -> Option<f64>) -> Self {
         Self { name, title, unit: Unit::Each, better: Better::Neither, is_detail: true, of }
     }
 
-    /// The same, as a detail.
+    /// Makes the figure a detail.
     pub const fn detail(self) -> Self {
         Self { is_detail: true, ..self }
     }
 
-    /// The same, as a detail that designs are not compared by.
+    /// Makes the figure a detail by which designs are not compared.
     pub const fn shown(self) -> Self {
         Self { better: Better::Neither, ..self.detail() }
     }
 }
 
-/// The p99 of the bystander.
+/// The 99th percentile of the bystander's latency.
 pub(super) const BYSTANDER_P99: Figure =
     Figure::time("bystander_p99", "bystander p99", Unit::Micros, |m| m.quantile_us("bystander", 0.99));
-/// A major fault, from the access until the page is there.
+/// The median latency of a major fault, from the access until the page is mapped.
 pub(super) const FAULT_P50: Figure =
     Figure::time("fault_p50", "fault p50", Unit::Micros, |m| m.quantile_us("fault", 0.5)).shown();
-/// As [`FAULT_P50`].
+/// The 99th percentile of the latency of a major fault.
 pub(super) const FAULT_P99: Figure =
     Figure::time("fault_p99", "fault p99", Unit::Micros, |m| m.quantile_us("fault", 0.99));
-/// Processor time of a major fault.
+/// The processor time of a major fault.
 pub(super) const CPU_EACH: Figure =
     Figure::time("cpu_a_major_fault", "CPU time of a fault", Unit::Micros, Measured::cpu_us_per_major_fault)
         .detail();
-/// How often a major fault took mmap_lock.
+/// The number of times that a major fault took mmap_lock for reading.
 pub(super) const MMAP_LOCK_EACH: Figure =
     Figure::each("mmap_lock_reads_a_major_fault", "mmap_lock reads per fault", |m| {
         m.per_major_fault(Counter::MmapLockRead)
     });
-/// How often a major fault took a VMA lock.
+/// The number of times that a major fault took a VMA lock for reading.
 pub(super) const VMA_LOCK_EACH: Figure =
     Figure::each("vma_lock_reads_a_major_fault", "VMA lock reads per fault", |m| {
         m.per_major_fault(Counter::VmaLockRead)
     });
-/// How often a major fault started over.
+/// The number of retries of a major fault.
 pub(super) const RETRIES_EACH: Figure =
     Figure::each("retries_a_major_fault", "retries per fault", |m| m.per_major_fault(Counter::Retries));

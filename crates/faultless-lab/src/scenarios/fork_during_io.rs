@@ -1,10 +1,12 @@
 //! `fork-during-io` (linux-mm, May 2026, "reduce mmap_lock contention and improve page fault performance"): threads
-//! fault on cold pages of a file, others stamp private pages in a dependent order, one forks at a fixed rate, and a
-//! bystander maps, touches and unmaps one page at a fixed rate.
+//! fault on cold pages of a file. Others stamp private pages in a dependent order. One thread forks at a fixed rate.
+//! A bystander maps, touches and unmaps one page at a fixed rate.
 //!
-//! Shows what each of them waits, and for whom. Headline: the bystander's p99. Cannot show what retries cost: designs
-//! that let go of everything for I/O are level here, and only those that hold lose. Nor what a fork gains that locks
-//! only what it copies: the file's mappings are private, which `vma-lock-hold-cow-fork` locks like the others.
+//! The scenario shows how long each of them waits, and for which other threads. Headline: the bystander's p99.
+//!
+//! It cannot show the cost of retries: designs that release all locks for I/O are level here, and only those that
+//! hold a lock lose. It cannot show the benefit of a fork that locks only the mappings that it copies. The file's
+//! mappings are private, and `vma-lock-hold-cow-fork` locks them like the others.
 
 use super::actors::{Periodic, Round, at_fixed_rate, ended, stand_by, wake_precisely};
 use super::contents::{Page, TestFile, mix, pick};
@@ -52,38 +54,39 @@ pub(super) const SCENARIO: Scenario = Scenario {
         ("forks_missed", "forks did not start on time"),
         ("bystander_missed", "bystander operations did not start on time"),
     ],
-    // No multiple of each other: within a second each comes at every moment of the other's period, whenever they began.
+    // The rates are no multiples of each other. Within a second, each actor therefore meets every phase of the
+    // other's period.
     rates: &[("fork", 50.0), ("bystander", 499.0)],
     threads: 5,
     work: "three in five fault on the file, the others write stamps",
     kind: Kind::ForkDuringIo,
 };
 
-/// What the temporary file has.
+/// The size of the temporary file, in bytes.
 const FILE: u64 = 64 << 20;
-/// What is stamped and so resident, over all stampers, if the memory is large enough.
+/// The resident memory of all stampers together, in bytes. It is less if the machine's memory is small.
 const STAMPED: u64 = 16 << 20;
-/// Before each measurement.
+/// The warm-up before each measurement.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// Children that wait to be checked, at most; one more is dropped unchecked, and counted.
+/// The maximum number of children that wait for their check. A further child is dropped unchecked, and counted.
 const WAITING: usize = 2;
-/// How long after its first reading a child is read again.
+/// The time between the first and the second reading of a child's pages.
 const LATER: Duration = Duration::from_millis(2);
 
-/// How threads and memory are shared out.
+/// The division of threads and memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shares {
     /// Frames of the machine.
     frames: u64,
-    /// Threads that fault on the file: three in five.
+    /// The number of threads that fault on the file: three in five.
     readers: usize,
-    /// Threads that stamp.
+    /// The number of threads that stamp.
     stampers: usize,
-    /// Pages of each stamper.
+    /// The number of pages of each stamper.
     stamped: u64,
-    /// The page cache's limit: an eighth of the file, so that pages turn cold again.
+    /// The limit of the page cache, in pages: an eighth of the file, so that pages become cold again.
     cached: u64,
-    /// Pages that a reader has mapped before it maps anew; together half the cache.
+    /// The number of pages that a reader maps before it maps anew. All readers together map half the cache.
     window: u64,
 }
 
@@ -98,7 +101,7 @@ impl Shares {
         let readers = (3 * threads).div_ceil(5).min(threads - 1);
         let stampers = threads - readers;
         let frames = settings.memory / PAGE_SIZE;
-        // The parent's pages and those of up to five children take six sixteenths, the cache a quarter.
+        // The pages of the parent and of up to five children take six sixteenths. The cache takes a quarter.
         let stamped = (STAMPED / PAGE_SIZE).min(frames / 16) / stampers as u64;
         let least = 4 * readers as u64;
         if stamped == 0 || frames / 4 < least {
@@ -109,7 +112,7 @@ impl Shares {
     }
 }
 
-/// What all rounds share: the file.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     file: Arc<TestFile>,
     shares: Shares,
@@ -117,7 +120,7 @@ pub(super) struct Prepared {
 
 impl Play for Prepared {
     fn new(settings: &Settings) -> Result<Self, Trouble> {
-        // Before the file is written or read: nobody waits to hear of a wrong number.
+        // Checks the settings before the file is written or read, so that a wrong number is reported at once.
         Shares::new(settings, FILE / PAGE_SIZE)?;
         let file = TestFile::of(settings, FILE)?;
         let shares = Shares::new(settings, file.pages())?;
@@ -147,22 +150,22 @@ impl Play for Prepared {
     }
 }
 
-/// What a reader brings back.
+/// The result of a reader thread.
 #[derive(Default)]
 struct Read {
     faults: MajorFaults,
     pages: u64,
 }
 
-/// What a child of a fork does.
+/// The task of a child of fork.
 struct CheckStamps {
     chain: Arc<Chain>,
     number: u64,
 }
 
 impl Task for CheckStamps {
-    /// One instant (invariant 7), the same a little later, and its own stores seen by nobody else, which the stampers
-    /// check.
+    /// Checks that the child's pages show one instant (invariant 7) and that they stay the same a little later. Then
+    /// writes to a page. The stampers check that they do not see this store.
     fn run(&self, child: &dyn Memory) -> Result<(), Trouble> {
         let torn = |what| Trouble::Wrong(format!("torn child, number {}: {what}", self.number));
         let first = self.chain.snapshot(child)?;
@@ -175,7 +178,7 @@ impl Task for CheckStamps {
     }
 }
 
-/// All threads of one round, and what they work on.
+/// The threads of one round, and the objects that they share.
 struct Cast<'a, M: Machine> {
     prepared: &'a Prepared,
     machine: &'a M,
@@ -226,8 +229,8 @@ impl<M: Machine> Cast<'_, M> {
         })
     }
 
-    /// Faults on pages at random, checks every byte of each, and maps anew after each window, so that what it has had can
-    /// be evicted and is cold the next time.
+    /// Faults on random pages and checks every byte of each. Maps the file anew after each window, so that its old
+    /// pages can be evicted and become cold.
     fn read(&self, me: u64) -> Result<Read, Trouble> {
         let (file, round) = (&self.prepared.file, self.round);
         let mut random = mix(self.turn.seed ^ mix(me));
@@ -251,7 +254,8 @@ impl<M: Machine> Cast<'_, M> {
         Ok(result)
     }
 
-    /// Forks at a fixed rate, and hands the children to the checker. How many it could not hand over is the second.
+    /// Forks at a fixed rate, and hands the children to the checker. The second result is the number of children that
+    /// it could not hand over.
     fn fork(
         &self,
         hertz: f64,
@@ -272,11 +276,11 @@ impl<M: Machine> Cast<'_, M> {
     }
 }
 
-/// Waits for each child to have checked itself and exited. How many did.
+/// Waits until each child has checked itself and exited. Returns the number of children.
 fn check<C: Child>(children: Receiver<C>) -> Result<u64, Trouble> {
     wake_precisely();
     let mut checked = 0;
-    // Ends when the forking thread has.
+    // The loop ends when the forking thread has ended.
     for child in children {
         child.join()?;
         checked += 1;
@@ -302,7 +306,7 @@ mod tests {
             let shares = share(threads, 64 << 20).unwrap();
             assert_eq!(shares.readers + shares.stampers, threads);
             assert!(shares.readers > 0 && shares.stampers > 0 && shares.window > 0);
-            // All that is alive at the same time fits.
+            // The pages of all processes that exist at the same time fit.
             let stamped = shares.stamped * shares.stampers as u64;
             assert!(6 * stamped + shares.cached + 64 <= shares.frames, "{shares:?}");
         }

@@ -1,11 +1,15 @@
 //! `giant-vma` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O":
 //! Baghdasaryan, "there is a large VMA covering most of the address space"; LWN, May 2022: Wilcox "worried about
-//! applications that make terabyte-sized VMAs"): threads write new pages, far from each other, of one mapping of a
-//! terabyte; in turns with it, each in a process of its own, and one thread alone.
+//! applications that make terabyte-sized VMAs"). There are three phases, in turns: all threads write new pages, far
+//! from each other, of one mapping of a terabyte; each thread does so in a process of its own; one thread does so
+//! alone.
 //!
-//! Shows what the threads' faults share when they share only the mapping. Headline: a fault in the giant mapping over
-//! one in a process of its own. Zeroing the page is in both, and makes the ratio smaller. Cannot show more than its
-//! threads: a shared line costs two processors little and fifty-six a lot.
+//! The scenario shows how much faults slow each other down if their threads share only the mapping. Headline: the
+//! time of a fault in the giant mapping, divided by that in a process of its own. Both include the zeroing of the
+//! page, which makes the ratio smaller.
+//!
+//! It cannot show more than its threads: a shared cache line costs little with two processors and much with
+//! fifty-six.
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -46,26 +50,27 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::GiantVma,
 };
 
-/// The mapping, in bytes.
+/// The size of the mapping, in bytes.
 const GIANT: u64 = 1 << 40;
-/// A thread's part begins at a multiple of this: in a leaf table of its own.
+/// The alignment of a thread's part, in bytes. Each part thus begins in a leaf table of its own.
 const ALIGNED: u64 = 2 << 20;
-/// What a thread touches in a turn, in pages, if memory is large enough: 1 MiB, so that zeroing finds the page in a cache
-/// and is not nearly all of a fault.
+/// The maximum number of pages that a thread touches in a pass: 1 MiB. Zeroing then finds the pages in a cache, and
+/// is not nearly all of a fault.
 const MOST: u64 = 256;
-/// How often in a turn. All begin together each time, and what they touched goes only when nobody touches any more.
+/// The number of passes of a turn. All threads begin each pass together. They discard their pages only after all have
+/// ended it.
 const PASSES: usize = 96;
-/// Passes that are not measured: the scheduler may take a while to give each thread a processor.
+/// The number of passes that are not measured. The scheduler may take a while to give each thread a processor.
 const UNMEASURED: usize = 32;
-/// Faults that are timed together.
+/// The number of faults that are timed together.
 const BATCH: u64 = 64;
-/// What is done in turns, and what its figures are called.
+/// The names of the phases, as they stand in the figures.
 const NAMES: [&str; 3] = ["giant", "apart", "alone"];
 const GIANT_VMA: usize = 0;
 const APART: usize = 1;
 const ALONE: usize = 2;
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     threads: usize,
     frames: u64,
@@ -83,13 +88,13 @@ impl Play for Prepared {
     }
 
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
-        // Each process has such a mapping; the first one's is shared in turns.
+        // Each process has such a mapping. That of the first process is shared in one of the phases.
         let mut measured = Measured::default();
         let mut processes = vec![machine.process()?];
         while processes.len() < self.threads {
             match machine.process() {
                 Ok(process) => processes.push(process),
-                // What a machine can do of it is worth its row.
+                // If the machine can run only some of the phases, they are still worth a row.
                 Err(Trouble::Cannot(reason)) => {
                     measured.note(&format!("fault in own process is not measured: {reason}"));
                     break;
@@ -142,16 +147,16 @@ impl Play for Prepared {
     }
 }
 
-/// What a thread measured.
+/// The measurements of a thread.
 #[derive(Default)]
 struct Work {
-    /// By kind; of each fault, as the mean of its batch.
+    /// The latency of a fault in each phase, as the mean of its batch.
     faults: [Latency; 3],
     checked: u64,
 }
 
 impl Work {
-    /// Writes new pages, timed, and reads some back, not timed.
+    /// Writes new pages, timed, and reads some of them back, not timed.
     fn touch(
         &mut self,
         process: &impl Memory,

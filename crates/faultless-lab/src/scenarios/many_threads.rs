@@ -1,12 +1,15 @@
 //! `many-threads` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O": Wilcox,
-//! "thousands (maybe tens of thousands) of threads"): two threads map, write and unmap, and write new pages, while 1,
-//! 100 and 10,000 others that have used the memory once sleep.
+//! "thousands (maybe tens of thousands) of threads"). Two threads map, write and unmap, and write new pages.
+//! Meanwhile 1, 100 or 10,000 other threads sleep. Each of those has used the memory once.
 //!
-//! Shows what a mechanism with a place for each thread costs those that work. Headline: a fault among 10,000
-//! over one among 1. Cannot show 10,000 threads that work: that would be the scheduler's time; nor what a kernel pays for a
-//! map-unmap cycle: the software machine's shootdown looks at the slot of each thread that has ever used it, with the design's
-//! locks held, where a kernel asks its processors (`native` stays flat). So designs are not compared by that. Where the
-//! system does not start as many threads, it is said how many there were.
+//! The scenario shows how much a mechanism with a slot for each thread costs the threads that work. Headline: the
+//! time of a fault with 10,000 sleeping threads, divided by that with 1. If the system does not start as many
+//! threads, a note gives their number.
+//!
+//! It cannot show 10,000 threads that work: that would measure the scheduler. It cannot show a kernel's cost of a
+//! map-unmap cycle, so designs are not compared by that. The software machine's shootdown looks at the slot of each
+//! thread that has ever used it, and holds the design's locks meanwhile. A kernel asks its processors instead
+//! (`native` stays flat).
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -60,25 +63,25 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::ManyThreads,
 };
 
-/// How many others there are, one stage after the other: they are started once a round.
+/// The number of sleeping threads of each stage. Threads are started once a round and stay for the later stages.
 const CROWDS: [usize; 3] = [1, 100, 10_000];
-/// What the latencies of each stage are called.
+/// The names of each stage's latencies.
 const NAMES: [[&str; 2]; 3] =
     [["map_unmap_1", "fault_1"], ["map_unmap_100", "fault_100"], ["map_unmap_10000", "fault_10000"]];
-/// How long each turn of cycles is.
+/// The duration of each turn of cycles.
 const SLICE: Duration = Duration::from_millis(20);
-/// Starting them takes no longer; those there are by then have to do.
+/// The maximum time to start the threads. After it, the stage runs with those that have started.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// A sleeper calls little; debug builds have large frames.
+/// The stack of a sleeping thread, in bytes. It calls little, but debug builds have large frames.
 const STACK: usize = 256 << 10;
-/// Threads that go again where no more can be started, so that others can.
+/// The number of sleeping threads that end if the system starts no more, so that other threads can start.
 const SPARE: usize = 16;
-/// Pages that a thread writes in one go, faults timed together,
+/// The number of pages that a thread writes in a pass. Their faults are timed together.
 const PAGES: u64 = 64;
-/// and how often in a turn.
+/// The number of passes of a turn.
 const PASSES: usize = 256;
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     threads: usize,
     frames: u64,
@@ -123,7 +126,7 @@ impl Play for Prepared {
                             .note(&format!("{there} threads slept, not {wanted}: the system starts no more"));
                     }
                     if number + 1 == CROWDS.len() {
-                        // A lane has room for one stage: that with the most sleepers.
+                        // A lane has room for one stage. The recording is of the one with the most sleeping threads.
                         round.start_recording();
                     }
                     let length = round.length() / CROWDS.len() as u32;
@@ -153,7 +156,7 @@ impl Play for Prepared {
 }
 
 impl Prepared {
-    /// Cycles and faults in turns, the first turn of each to warm up. How long it took.
+    /// Runs cycles and faults in turns. The first turn of each is a warm-up. Returns the time of all turns.
     fn one_stage(&self, stage: &Stage<'_>, number: usize, length: Duration) -> Duration {
         let all = Phase { active: self.threads, length: SLICE };
         let phases = [2 * number, 2 * number + 1];
@@ -169,7 +172,7 @@ impl Prepared {
     }
 }
 
-/// A thread that works.
+/// The work of a thread.
 struct Work<'a, P> {
     process: &'a P,
     round: &'a Round<'a>,
@@ -193,7 +196,7 @@ impl<'a, P: Memory> Work<'a, P> {
         }
         let at = |page: u64| VirtAddr::new(self.part.get() + page * PAGE_SIZE);
         for pass in 0..PASSES {
-            // What a thread touched goes only when nobody touches any more.
+            // All threads must have ended the last pass, including the discard of their pages.
             stage.meet(step, 2 * pass + 2);
             let start = Instant::now();
             for page in 0..PAGES {
@@ -215,7 +218,7 @@ impl<'a, P: Memory> Work<'a, P> {
     }
 }
 
-/// Threads that sleep.
+/// The threads that sleep.
 #[derive(Default)]
 struct Crowd {
     state: Mutex<State>,
@@ -224,9 +227,9 @@ struct Crowd {
 
 #[derive(Default)]
 struct State {
-    /// Those who have done their one access.
+    /// The number of threads that have made their access.
     ready: usize,
-    /// Those from this number on go; all of them in the end.
+    /// Threads with this number or a higher one end; `None`: none ends. Zero ends all.
     keep: Option<usize>,
 }
 
@@ -235,7 +238,8 @@ impl Crowd {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts threads until there are `wanted`; each makes one access. How many came: fewer where the system refuses.
+    /// Starts threads until there are `wanted`. Each makes one access and sleeps. Returns the number of threads
+    /// started, which is lower if the system refuses.
     fn grow<'s>(
         &'s self,
         scope: &'s Scope<'s, '_>,
@@ -258,7 +262,7 @@ impl Crowd {
                 self.sleep(me);
             };
             if Builder::new().stack_size(STACK).spawn_scoped(scope, sleep).is_err() {
-                // The machine, and other processes, may need some.
+                // The machine and other processes may need some threads.
                 started = started.saturating_sub(SPARE).max(there);
                 self.dismiss(started);
                 break;
@@ -281,7 +285,7 @@ impl Crowd {
         }
     }
 
-    /// Lets those from number `keep` on go.
+    /// Ends the threads with number `keep` or higher.
     fn dismiss(&self, keep: usize) {
         let mut state = self.lock();
         state.keep = Some(keep);

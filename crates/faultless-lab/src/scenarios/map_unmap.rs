@@ -1,10 +1,12 @@
 //! `map-unmap` (will-it-scale's `mmap1`, and a touch; LWN, May 2022: threads that map "block each other more directly,
-//! even if they are operating on different parts of the address space"): each thread maps one page, writes it, reads it
-//! back and unmaps it; one thread alone and all of them take turns within a round.
+//! even if they are operating on different parts of the address space"). Each thread maps one page, writes it, reads
+//! it back and unmaps it. One thread alone and all threads take turns within a round.
 //!
-//! Shows what the smallest change of an address space costs, and whether changes of different threads get in each
-//! other's way. Headline: cycles a second of all threads. Cannot show the cost of a TLB shootdown, which is most of an
-//! unmap on hardware: here it is a wait for other threads' accesses to end.
+//! The scenario shows the cost of the smallest change of an address space, and whether changes of different threads
+//! slow each other down. Headline: cycles a second of all threads.
+//!
+//! It cannot show the cost of a TLB shootdown, which is most of an unmap on hardware. Here a shootdown waits for
+//! accesses of other threads to end.
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -46,14 +48,14 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::MapUnmap,
 };
 
-/// How long each turn is.
+/// The duration of each turn.
 const SLICE: Duration = Duration::from_millis(20);
-/// Cycles that are timed together.
+/// The number of cycles that are timed together.
 const BATCH: u64 = 32;
-/// The phases, and what their figures are called.
+/// The names of the phases, as they stand in the figures.
 const NAMES: [&str; 2] = ["alone", "all"];
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     threads: usize,
     frames: u64,
@@ -102,7 +104,7 @@ impl Play for Prepared {
 /// The cycles of one thread in one phase.
 #[derive(Default)]
 pub(super) struct Cycles {
-    /// Of each cycle, as the mean of its batch.
+    /// The latency of a cycle, as the mean of its batch.
     cycle: Latency,
     cycles: u64,
     time: Duration,
@@ -110,7 +112,7 @@ pub(super) struct Cycles {
 }
 
 impl Cycles {
-    /// Maps, writes, unmaps until the step is over.
+    /// Maps, writes, reads back and unmaps a page until the step is over.
     pub(super) fn until_over(
         &mut self,
         process: &impl Memory,
@@ -146,7 +148,8 @@ impl Cycles {
         }
     }
 
-    /// Adds them under a name. `active` threads worked at the same time.
+    /// Adds these measurements to `measured` under `name`. `active` is the number of threads that worked at the same
+    /// time.
     pub(super) fn add_to(&self, measured: &mut Measured, name: &str, active: usize) {
         measured.add_latency(name, &self.cycle);
         measured.count(&format!("{name}_cycles"), self.cycles);

@@ -1,4 +1,4 @@
-//! The scenarios there are, by name, and what they have in common. Each is written against [`crate::machine`] alone.
+//! The list of scenarios and the types that they share. Each scenario uses [`crate::machine`] alone.
 
 mod actors;
 mod contents;
@@ -35,61 +35,61 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// A scenario, as people choose it.
+/// A scenario: its description, its figures and its default settings.
 #[derive(Debug)]
 pub struct Scenario {
     /// Its name in commands and reports.
     pub name: &'static str,
-    /// What it does, in a line.
+    /// A one-line description.
     pub about: &'static str,
-    /// The discussion it comes from.
+    /// The discussion that it reproduces.
     pub source: &'static str,
-    /// What nobody should conclude from it.
+    /// The conclusions that it does not support.
     pub cannot_show: &'static str,
-    /// The one figure that it is about.
+    /// Its main figure.
     pub headline: Figure,
-    /// What is reported besides.
+    /// Further figures in the report.
     pub figures: &'static [Figure],
-    /// Counters of what was checked, and what that is called.
+    /// Counters of checks, each with its name in the report.
     pub checked: &'static [(&'static str, &'static str)],
-    /// Counters of what should be zero but may not be on a busy machine, and what that is called.
+    /// Counters that should be zero, each with its name in the report. On a busy machine they may exceed zero.
     pub missed: &'static [(&'static str, &'static str)],
-    /// The actors at fixed rates, and how often a second each acts unless `--rate` says otherwise.
+    /// Each actor at a fixed rate, with its default rate in operations per second. `--rate` overrides it.
     pub rates: &'static [(&'static str, f64)],
-    /// Its threads unless `--threads` says otherwise; actors at fixed rates are not counted.
+    /// The default number of threads. `--threads` overrides it. Actors at fixed rates are not counted.
     pub threads: usize,
-    /// What those threads do, in a few words.
+    /// The work of those threads, in a few words.
     pub work: &'static str,
     kind: Kind,
 }
 
 impl Scenario {
-    /// Whether a round says anything: the headline or another figure that designs are compared by.
+    /// Returns whether a round measured the headline or another figure by which designs are compared.
     pub fn is_measured(&self, measured: &Measured) -> bool {
         let compared = self.figures.iter().filter(|figure| figure.better != Better::Neither);
         std::iter::once(&self.headline).chain(compared).any(|figure| (figure.of)(measured).is_some())
     }
 }
 
-/// What all rounds of a run have in common.
+/// The settings that all rounds of a run share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
-    /// Threads that do a scenario's work; `None`: its own number.
+    /// Threads that do a scenario's work; `None`: the scenario's default.
     pub threads: Option<usize>,
-    /// What each read takes at least.
+    /// The minimum duration of each read.
     pub io_latency: Duration,
-    /// Reads at the device at a time; `None`: any number.
+    /// The maximum number of concurrent reads at the device; `None`: unlimited.
     pub queue_depth: Option<NonZeroUsize>,
-    /// Rates that differ from the scenario's own.
+    /// Rates that override a scenario's defaults, by actor. The last entry of an actor counts.
     pub rates: Vec<(String, f64)>,
-    /// The file to map; `None`: a temporary one.
+    /// The file to map; `None`: a temporary file.
     pub file: Option<PathBuf>,
-    /// In a worker of the native machine: that file as its parent serves it.
+    /// The same file as the parent process serves it. Set only in a worker process of the native machine.
     #[serde(skip)]
     pub served: Option<Served>,
     /// Physical memory of the machine, in bytes.
     pub memory: u64,
-    /// What every random choice follows from.
+    /// The seed of every random choice.
     pub seed: u64,
 }
 
@@ -109,18 +109,18 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Threads that do the scenario's work.
+    /// Returns the number of threads that do the scenario's work.
     pub fn threads(&self, scenario: &Scenario) -> usize {
         self.threads.unwrap_or(scenario.threads)
     }
 
-    /// How often a second an actor acts.
+    /// Returns an actor's rate, in operations per second.
     pub fn rate(&self, scenario: &Scenario, actor: &str) -> f64 {
         let own = scenario.rates.iter().find(|(name, _)| *name == actor).map_or(1.0, |(_, hertz)| *hertz);
         self.rates.iter().rev().find(|(name, _)| name == actor).map_or(own, |(_, hertz)| *hertz)
     }
 
-    /// Frames of the machine.
+    /// Returns the number of frames of the machine.
     fn frames(&self) -> u64 {
         self.memory / PAGE_SIZE
     }
@@ -134,44 +134,48 @@ impl Settings {
         ))
     }
 
-    /// The frames for each of `threads` that get the same share, at least `least`, half of the memory left alone.
+    /// Returns the number of frames for each of `threads`, at most `most`. All get the same share, and half of the
+    /// memory remains free.
+    ///
+    /// # Errors
+    /// [`Trouble::Input`] if the share is less than `least`.
     fn share(&self, threads: usize, least: u64, most: u64) -> Result<u64, Trouble> {
         let share = (self.frames() / 2 / threads as u64).min(most);
         if share < least { Err(self.too_small(threads, 2 * least * threads as u64)) } else { Ok(share) }
     }
 }
 
-/// One round to be run.
+/// The parameters of one round.
 #[derive(Clone, Copy)]
 pub struct Turn<'a> {
-    /// What it has in common with the others.
+    /// The settings that all rounds share.
     pub settings: &'a Settings,
-    /// How long to measure.
+    /// The time to measure.
     pub length: Duration,
-    /// Its own seed.
+    /// The seed of this round.
     pub seed: u64,
     /// Set by Ctrl-C.
     pub interrupted: &'a AtomicBool,
-    /// What records it, if it is recorded.
+    /// The recorder; `None` if the round is not recorded.
     pub recorder: Option<&'a Arc<Recorder>>,
 }
 
-/// What a scenario needs of the machine of a round.
+/// The requirements of a scenario on the machine of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// Physical memory, in frames. A machine whose memory is larger anyhow need not limit it.
+    /// Physical memory, in frames. A machine that has more memory need not limit it.
     pub frames: u64,
-    /// Pages of files kept in memory, at most; `None`: as many as there is room for. A machine that cannot limit it may
-    /// have other means to turn pages cold, unless `is_thrashing`.
+    /// The maximum number of file pages kept in memory; `None`: no limit but the memory. A machine that cannot limit
+    /// this number may evict pages by other means, unless `is_thrashing`.
     pub cached_pages: Option<u64>,
-    /// What is mapped of the file; `None`: it maps none.
+    /// The number of bytes of the file that the scenario maps; `None`: it maps no file.
     pub file_bytes: Option<u64>,
-    /// Processes that it asks for, children of fork not counted.
+    /// The number of processes that the scenario creates. Children of fork are not counted.
     pub processes: usize,
-    /// Whether pages have to be evicted for want of memory while others' faults wait for them: `cached_pages` is then
-    /// what the scenario is about.
+    /// Whether lack of memory must evict pages while faults of other threads wait for them. Then `cached_pages` is
+    /// essential to the scenario.
     pub is_thrashing: bool,
-    /// Threads at a time, roughly.
+    /// The approximate number of concurrent threads.
     pub threads: usize,
 }
 
@@ -181,26 +185,26 @@ impl Needs {
     }
 }
 
-/// What each scenario's module has.
+/// The interface of each scenario's module.
 trait Play: Sized {
-    /// What all rounds share.
+    /// Makes the state that all rounds share.
     ///
     /// # Errors
-    /// [`Trouble::Input`] where the settings do not allow it.
+    /// [`Trouble::Input`] if the settings do not allow it.
     fn new(settings: &Settings) -> Result<Self, Trouble>;
 
-    /// What its machine needs.
+    /// Returns the requirements on the machine.
     fn needs(&self) -> Needs;
 
-    /// The file it maps.
+    /// Returns the file that the scenario maps, if any.
     fn file(&self) -> Option<&Arc<TestFile>> {
         None
     }
 
-    /// One round. Every process of it is gone when this returns.
+    /// Runs one round. When this returns, no process of the round exists.
     ///
     /// # Errors
-    /// [`Trouble`].
+    /// [`Trouble`] if the round fails.
     fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble>;
 }
 
@@ -215,10 +219,10 @@ macro_rules! scenarios {
         pub const ALL: &[Scenario] = &[$($module::SCENARIO,)*];
 
         impl Scenario {
-            /// Makes what all rounds share.
+            /// Makes the state that all rounds share.
             ///
             /// # Errors
-            /// [`Trouble::Input`] where the settings do not allow it.
+            /// [`Trouble::Input`] if the settings do not allow it.
             pub fn prepare(&'static self, settings: &Settings) -> Result<Prepared, Trouble> {
                 let ready = match self.kind {
                     $(Kind::$kind => Ready::$kind($module::Prepared::new(settings)?),)*
@@ -228,20 +232,21 @@ macro_rules! scenarios {
         }
 
         impl Prepared {
-            /// What a machine needs to run it.
+            /// Returns the requirements on the machine.
             pub fn needs(&self) -> Needs {
                 match &self.ready { $(Ready::$kind(prepared) => prepared.needs(),)* }
             }
 
-            /// The file that it maps; a machine's [`crate::machine::Memory::map_file`] maps all of it.
+            /// Returns the file that the scenario maps, if any. A machine's [`crate::machine::Memory::map_file`] maps
+            /// all of it.
             pub fn file(&self) -> Option<&Arc<TestFile>> {
                 match &self.ready { $(Ready::$kind(prepared) => prepared.file(),)* }
             }
 
-            /// Runs one round on a machine that was made as [`Prepared::needs`] says, and is new.
+            /// Runs one round on `machine`, which must be new and meet [`Prepared::needs`].
             ///
             /// # Errors
-            /// [`Trouble`]: what went wrong in it.
+            /// [`Trouble`] if the round fails.
             pub fn run<M: Machine>(&self, machine: &M, turn: &Turn<'_>) -> Result<Measured, Trouble> {
                 match &self.ready { $(Ready::$kind(prepared) => prepared.run(machine, turn),)* }
             }
@@ -249,7 +254,7 @@ macro_rules! scenarios {
     };
 }
 
-/// The scenarios of `compare` without a scenario.
+/// The names of the scenarios that `compare` runs if no scenario is given.
 const TOUR: [&str; 4] = ["fork-during-io", "retry-storm", "giant-vma", "disjoint-change"];
 
 scenarios! {
@@ -264,37 +269,37 @@ scenarios! {
     ManyThreads = many_threads,
 }
 
-/// The scenarios of a tour, in its order.
+/// Returns the scenarios that `compare` runs if no scenario is given, in order.
 pub fn tour() -> Vec<&'static Scenario> {
     TOUR.iter().filter_map(|name| find(name)).collect()
 }
 
-/// The scenario of that name.
+/// Returns the scenario called `name`.
 pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().find(|scenario| scenario.name == name)
 }
 
-/// All names, for a message.
+/// Returns the names of all scenarios, separated by commas, for a message.
 pub fn names() -> String {
     ALL.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ")
 }
 
-/// A scenario with what its rounds share, ready to run on any machine.
+/// A scenario and the state that its rounds share, ready to run on any machine.
 pub struct Prepared {
     scenario: &'static Scenario,
     ready: Ready,
 }
 
 impl Prepared {
-    /// Which one it is.
+    /// Returns the scenario.
     pub fn scenario(&self) -> &'static Scenario {
         self.scenario
     }
 
-    /// Runs one round under a design, on a machine of its own, which is checked at the end.
+    /// Runs one round of `contender` on a new machine. A software machine is checked after the round.
     ///
     /// # Errors
-    /// [`Trouble`]: what went wrong in it.
+    /// [`Trouble`] if the round or the check fails.
     pub fn round(&self, contender: Contender, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         struct Run<'a>(&'a Prepared, &'a Turn<'a>);
         impl Visitor for Run<'_> {
@@ -313,7 +318,7 @@ impl Prepared {
         }
     }
 
-    /// One round on the kernel that this runs on, in a process of its own.
+    /// Runs one round on the kernel of this host, in a separate process.
     fn on_the_kernel(&self, syscall: bool, turn: &Turn<'_>) -> Result<Measured, Trouble> {
         let needs = self.needs();
         if let (true, Some(pages)) = (needs.is_thrashing, needs.cached_pages) {

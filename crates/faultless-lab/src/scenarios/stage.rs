@@ -1,5 +1,5 @@
-//! Threads that work in steps, all from the same moment on: for scenarios that compare one thing with another within a
-//! round, in turns short enough that both meet the same machine.
+//! Threads that work in steps and begin each step together. For scenarios that compare several things within a round,
+//! in turns. The turns are short, so that the load of the machine affects all things alike.
 
 use super::actors::{Round, go_first, stay_on_processor};
 use crate::machine::Machine;
@@ -10,51 +10,51 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long nobody sleeps without looking whether the round is over.
+/// The longest sleep between two checks for the end of the round.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// One step, as a worker sees it.
+/// One step of the workers.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// Counted from 1.
+    /// The number of the step, counted from 1.
     pub number: u64,
-    /// What is to be done; the scenario knows.
+    /// The index of the phase. The scenario defines its meaning.
     pub phase: usize,
-    /// Workers that take part: the first so many.
+    /// The number of workers that take part. They are the first ones.
     pub active: usize,
-    /// How long, for a phase that is not over by itself.
+    /// The duration of a phase that has no end of its own.
     pub length: Duration,
-    /// Whether it counts; a first pass does not.
+    /// Whether the step is measured. Steps of the warm-up pass are not.
     pub measured: bool,
 }
 
-/// What is done in turns.
+/// One of the things that a scenario does in turns.
 #[derive(Clone, Copy, Debug)]
 pub struct Phase {
-    /// Workers that take part: the first so many.
+    /// The number of workers that take part. They are the first ones.
     pub active: usize,
-    /// How long, for a phase that is not over by itself.
+    /// The duration of a phase that has no end of its own.
     pub length: Duration,
 }
 
 struct State {
-    /// Protected by the lock.
+    /// The current step, if one has begun. Protected by the lock.
     step: Option<Step>,
-    /// Workers that have not ended the step yet. Protected by the lock.
+    /// The number of workers that have not ended the step yet. Protected by the lock.
     left: usize,
 }
 
-/// Where the workers of a round meet.
+/// The point at which the workers of a round meet.
 pub struct Stage<'a> {
     round: &'a Round<'a>,
     state: Mutex<State>,
     changed: Condvar,
-    /// Workers that are there for the step. Atomic.
+    /// The number of arrivals at [`Stage::meet`] in this step. Atomic.
     ready: AtomicUsize,
 }
 
 impl<'a> Stage<'a> {
-    /// For the workers of `round`.
+    /// Creates the meeting point of the workers of `round`.
     pub fn new(round: &'a Round<'a>) -> Self {
         let state = Mutex::new(State { step: None, left: 0 });
         Self { round, state, changed: Condvar::new(), ready: AtomicUsize::new(0) }
@@ -68,14 +68,15 @@ impl<'a> Stage<'a> {
         self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Worker number `me`: does `act` in each step that it takes part in, until the round is over. Has a
-    /// processor of its own as far as there are enough, and goes before other threads where the system allows it (root):
-    /// the same for every design.
+    /// Runs worker number `me`. Calls `act` in each step that includes this worker, until the round is over. Pins the
+    /// thread to a processor, its own one if there are enough. Raises the thread's priority if the system allows it
+    /// (root). Both are the same for every design.
     ///
     /// # Errors
-    /// What `act` says.
+    /// The first error of `act`.
     pub fn work(&self, me: usize, mut act: impl FnMut(Step) -> Result<(), Trouble>) -> Result<(), Trouble> {
-        // Who sleeps may wake on another's processor, and on a busy machine both stay there: they would never meet.
+        // A thread that sleeps may wake on the processor of another worker. On a busy machine both may stay there.
+        // Their operations would then never overlap.
         go_first();
         stay_on_processor(me);
         let mut seen = 0;
@@ -97,7 +98,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The step after `seen`; `None` when the round is over.
+    /// Waits for the first step after `seen`. Returns `None` when the round is over.
     fn next(&self, seen: u64) -> Option<Step> {
         let mut state = self.lock();
         loop {
@@ -111,8 +112,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Inside a step, waits awake until all who take part have come here for the `nth` time, so that nobody has a start;
-    /// the beginning of the step was the first time.
+    /// Waits without sleeping until all workers of the step have arrived here for the `nth` time, or the round is
+    /// over. No worker then has a head start. The beginning of the step is the first time.
     pub fn meet(&self, step: Step, nth: usize) {
         self.ready.fetch_add(1, Ordering::AcqRel);
         let mut look = 0_u32;
@@ -122,7 +123,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// For the thread that runs the round: one step. Returns when all have ended it, or the round is over: then false.
+    /// Runs one step. Returns when all workers have ended it, or when the round is over. Returns false if the round
+    /// is over. Called by the thread that runs the round.
     pub fn step(&self, phase: usize, Phase { active, length }: Phase, measured: bool) -> bool {
         let mut state = self.lock();
         let number = state.step.map_or(1, |step| step.number + 1);
@@ -138,9 +140,10 @@ impl<'a> Stage<'a> {
         !self.round.is_over()
     }
 
-    /// For the thread that runs the round: one pass over the phases to warm up, `begin`, then passes until the round has
-    /// lasted as long as it should, at least one. Each pass goes the other way round. Returns how long it was measured.
-    /// Does not end the round.
+    /// Runs one pass over the phases to warm up, calls `begin`, then runs measured passes until the time to measure
+    /// is over. There is at least one measured pass. Each pass reverses the order of the last one. Returns the
+    /// measured time, which is zero if the round ended during the warm-up. Does not end the round. Called by the
+    /// thread that runs the round.
     pub fn take_turns(&self, phases: &[Phase], begin: impl FnOnce()) -> Duration {
         let pass = |backwards: bool, measured| {
             let phases = phases.iter().enumerate();
@@ -163,7 +166,8 @@ impl<'a> Stage<'a> {
         start.elapsed()
     }
 
-    /// As [`Stage::take_turns`], with what the machine counts meanwhile added to `measured`; then ends the round.
+    /// Runs the phases like [`Stage::take_turns`]. Adds the measured time and the increase of the machine's counters
+    /// to `measured`. Then ends the round.
     pub fn count(&self, phases: &[Phase], machine: &impl Machine, measured: &mut Measured) {
         let mut before = BTreeMap::new();
         let length = self.take_turns(phases, || before = machine.statistics());
@@ -175,16 +179,16 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Until when a step of a certain length lasts.
+/// The end of a step that lasts a given time.
 pub struct Until(Instant);
 
 impl Until {
-    /// The end of `step`, for a worker that has just begun it.
+    /// Returns the end of `step`. A worker calls it at the beginning of the step.
     pub fn end_of(step: Step) -> Self {
         Self(Instant::now() + step.length)
     }
 
-    /// Whether it has come, or the round is over.
+    /// Returns whether the step or the round is over.
     pub fn is_past(&self, now: Instant, round: &Round<'_>) -> bool {
         now >= self.0 || round.is_over()
     }
