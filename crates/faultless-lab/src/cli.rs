@@ -33,7 +33,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Ctrl-C, as a shell reports it.
+/// The exit code after Ctrl-C, as shells report it.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
@@ -165,10 +165,10 @@ struct Compare {
     html: Option<PathBuf>,
 }
 
-/// The most columns that a report has, however wide the terminal is. In a pipe it has so many.
+/// The maximum width of a report, in columns, on any terminal. A report written to a pipe has this width.
 const WIDEST: u16 = 100;
 
-/// When a report has colours.
+/// The cases in which a report has colours.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Colour {
     /// On a terminal that can show them, unless `NO_COLOR` is set.
@@ -177,7 +177,7 @@ enum Colour {
     Never,
 }
 
-/// What standard output can show.
+/// Returns the width and the colours that standard output allows.
 fn screen(colour: Colour) -> Screen {
     let width =
         terminal_size::terminal_size_of(io::stdout()).map_or(WIDEST, |(width, _)| width.0.min(WIDEST));
@@ -189,7 +189,7 @@ fn screen(colour: Colour) -> Screen {
     Screen { width: width.into(), has_colour }
 }
 
-/// The command line that repeats this run, with quotes where a shell wants them.
+/// Returns the command line that repeats this run, with quotes where a shell needs them.
 fn repeated(arguments: impl Iterator<Item = String>) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,/:".contains(c);
     let quoted = arguments.map(|argument| match argument.is_empty() || !argument.chars().all(is_plain) {
@@ -199,7 +199,7 @@ fn repeated(arguments: impl Iterator<Item = String>) -> String {
     std::iter::once("faultless".to_string()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// A whole number; `least` is what is said of one that is too small.
+/// Parses a whole number. `least` is the message for a number that is too small.
 pub(crate) fn whole<T: FromStr>(text: &str, least: &str) -> Result<T, String> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     text.parse().map_err(|_| match digits {
@@ -229,7 +229,7 @@ fn memory(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The command: parses the arguments, runs, and says how it went.
+/// Runs the command: parses the arguments, does the work, and reports errors. Returns the exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -256,7 +256,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What a worker does with its request.
+/// Runs the round of a worker's request.
 #[cfg(target_os = "linux")]
 fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<Measured, Trouble> {
     let name = &request.scenario;
@@ -266,7 +266,7 @@ fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<M
     scenario.prepare(&settings)?.run(machine, turn)
 }
 
-/// Help is printed as it is; of an error, clap's first line.
+/// Prints help as it is. Of an error, prints clap's first line.
 fn not_understood(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -275,14 +275,14 @@ fn not_understood(error: &clap::Error) -> ExitCode {
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
         let code = u8::try_from(error.exit_code()).unwrap_or(2);
-        // Nowhere to say that nothing can be said.
+        // If standard error cannot be written, there is no way left to report it.
         let _ = error.print();
         return ExitCode::from(code);
     }
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut line = lines.next().unwrap_or_default().trim_start_matches("error: ").to_string();
-    // What is missing stands in a list below.
+    // The missing arguments stand in a list on the next lines.
     if line.ends_with(':') {
         line = format!("{line} {}", lines.next().unwrap_or_default());
     }
@@ -292,13 +292,13 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Prints a text and a line break. A reader that has closed the pipe is no error.
+/// Prints a text and a line break. A closed pipe is not an error.
 ///
 /// # Errors
 /// [`Trouble::Input`] if it cannot be written.
 pub fn say(text: &str) -> Result<(), Trouble> {
     match writeln!(io::stdout(), "{text}") {
-        // Nobody reads on, as behind `| head`.
+        // The reader has closed the pipe, as `| head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => {
             written.map_err(|error| Trouble::Input(format!("cannot write to standard output: {error}")))
@@ -398,7 +398,7 @@ impl Compare {
 
     fn run(&self) -> Result<u8, Trouble> {
         let plan = self.plan()?;
-        // Before the work, not after it.
+        // The files are opened before the work, so that an error in a path is reported at once.
         let json = self.json.as_deref().map(Output::open).transpose()?;
         let trace = self.perfetto.as_deref().map(Output::open).transpose()?;
         let html = self.html.as_deref().map(Output::open).transpose()?;
@@ -430,34 +430,34 @@ impl Compare {
     }
 }
 
-/// Where the JSON goes.
+/// The destination of a report.
 pub enum Output<'a> {
     /// Standard output.
     Stdout,
-    /// A file, and what it is called.
+    /// A file and its path.
     File(File, &'a Path),
 }
 
 impl<'a> Output<'a> {
-    /// The file of that name, made if it is not there; "-" is standard output.
+    /// Opens the file at `path`, and creates it if it does not exist; "-" is standard output. The old contents stay.
     ///
     /// # Errors
-    /// [`Trouble::Input`] if it cannot be written.
+    /// [`Trouble::Input`] if the file cannot be written.
     pub fn open(path: &'a Path) -> Result<Self, Trouble> {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
         }
-        // What is there stays until there is something to write instead: the run may yet be refused.
+        // The old contents stay until there are new ones: the run may still be refused.
         match File::options().write(true).create(true).truncate(false).open(path) {
             Ok(file) => Ok(Self::File(file, path)),
             Err(error) => Err(Trouble::Input(format!("cannot write {}: {error}", path.display()))),
         }
     }
 
-    /// Writes all there is, in the place of what was there.
+    /// Replaces the old contents with `text`.
     ///
     /// # Errors
-    /// [`Trouble::Input`].
+    /// [`Trouble::Input`] if the text cannot be written.
     pub fn write(self, text: &str) -> Result<(), Trouble> {
         match self {
             Self::Stdout => say(text),
@@ -468,12 +468,12 @@ impl<'a> Output<'a> {
     }
 }
 
-/// Throws away what a file has. A pipe or a device has nothing, and cannot be made shorter.
+/// Empties a file. A pipe or a device cannot be truncated and needs no emptying.
 fn empty(file: &File) -> io::Result<()> {
     if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
 }
 
-/// Set by the first Ctrl-C (or SIGTERM); the second one ends the process at once.
+/// Returns the flag that the first Ctrl-C (or SIGTERM) sets. The second one ends the process at once.
 fn interrupts() -> &'static AtomicBool {
     static INTERRUPTS: AtomicBool = AtomicBool::new(false);
     let stop = || {
@@ -481,7 +481,7 @@ fn interrupts() -> &'static AtomicBool {
             std::process::exit(INTERRUPTED.into());
         }
     };
-    // Without a handler, Ctrl-C ends the process: no table, but nothing worse.
+    // Without a handler, Ctrl-C ends the process at once, without a table. There is no other harm.
     let _ = ctrlc::set_handler(stop);
     &INTERRUPTS
 }

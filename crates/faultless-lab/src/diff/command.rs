@@ -1,4 +1,4 @@
-//! The command: its arguments, its output, its exit code.
+//! The command `diff`: its arguments, its output, its exit code.
 
 use super::text::{figures, text};
 use super::{Changes, Source, compare};
@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Paragraphs are one line each: clap breaks them as wide as the terminal is.
+/// Each paragraph is one line. clap wraps it at the width of the terminal.
 const AFTER: &str = "\
 Each figure of a scenario under a design is compared by its median over the rounds. It changed beyond noise if the medians \
 differ by 1.3 times or more, and no round of one file lies among the rounds of the other one. A figure of fewer than 3 \

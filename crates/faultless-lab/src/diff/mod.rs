@@ -32,14 +32,14 @@ pub const SCHEMA: u32 = 1;
 /// The result of a comparison: A is the first file, B the second one.
 #[derive(Debug, Serialize)]
 pub struct Changes {
-    /// [`SCHEMA`].
+    /// The number of the schema: [`SCHEMA`].
     pub schema: u32,
     /// The first file.
     pub a: Side,
     /// The second file.
     pub b: Side,
-    /// Whether figures are compared by their medians. False if a file was written before it had them: then values of all
-    /// rounds together are compared.
+    /// Whether figures are compared by their medians. Files of early versions have no medians. If one of the files is
+    /// of such a version, the values of all rounds together are compared.
     pub medians: bool,
     /// Differences of machine, settings, threads and rounds.
     pub settings: Vec<Setting>,
@@ -49,7 +49,7 @@ pub struct Changes {
     pub figures: Vec<Change>,
 }
 
-/// A file.
+/// One of the two files.
 #[derive(Debug, Serialize)]
 pub struct Side {
     /// Its name on the command line.
@@ -60,7 +60,7 @@ pub struct Side {
     pub interrupted: bool,
 }
 
-/// A difference of how or where the two ran.
+/// A difference in settings or machine between the two runs.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Setting {
     /// The field's name in the results.
@@ -97,17 +97,17 @@ pub struct Change {
     pub figure: String,
     /// Whether it is the headline of its scenario.
     pub headline: bool,
-    /// As in the results.
+    /// The unit, with the same values as in the results.
     pub unit: String,
-    /// As in the results.
+    /// The better direction, with the same values as in the results.
     pub better: &'static str,
     /// The result of the comparison.
     pub verdict: Verdict,
-    /// B over A; `None` if A is zero or one of them is missing.
+    /// The value in B divided by that in A; `None` if A is zero or one of them is missing.
     pub ratio: Option<f64>,
-    /// In A; `None` if it was not measured.
+    /// The figure in A; `None` if it was not measured.
     pub a: Option<Sample>,
-    /// In B; `None` if it was not measured.
+    /// The figure in B; `None` if it was not measured.
     pub b: Option<Sample>,
 }
 
@@ -132,15 +132,15 @@ pub enum Verdict {
 /// A figure over the rounds of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sample {
-    /// Median, least and greatest.
+    /// The median, the lowest and the highest value.
     #[serde(flatten)]
     pub spread: Spread,
-    /// How many rounds measured it.
+    /// The number of rounds that measured it.
     pub rounds: usize,
 }
 
 impl Change {
-    /// By how much the figures differ: the greater over the smaller one, 1 at least. Infinite if one is zero; 1 if they
+    /// Returns the larger median divided by the smaller one, which is at least 1. Infinite if one is zero; 1 if they
     /// are not compared.
     pub fn times(&self) -> f64 {
         match (self.a, self.b) {
@@ -156,19 +156,19 @@ impl Change {
         [&self.scenario, &self.design, &self.figure]
     }
 
-    /// Whether B is greater.
+    /// Returns whether the figure is greater in B.
     fn is_rise(&self) -> bool {
         self.a.zip(self.b).is_some_and(|(a, b)| b.spread.median > a.spread.median)
     }
 }
 
 impl Changes {
-    /// The figures that have a verdict.
+    /// Returns the figures that have `verdict`.
     pub fn with(&self, verdict: Verdict) -> impl Iterator<Item = &Change> {
         self.figures.iter().filter(move |change| change.verdict == verdict)
     }
 
-    /// How many figures are worse, beyond noise, by more than `ratio`.
+    /// Returns the number of figures that are worse, beyond noise, by more than `ratio`.
     pub fn worse_by_more_than(&self, ratio: f64) -> usize {
         self.with(Verdict::Worse).filter(|change| change.times() > ratio).count()
     }
@@ -206,22 +206,22 @@ impl Source {
     }
 }
 
-/// A scenario's and a design's name.
+/// The names of a scenario and a design.
 type Pair<'a> = (&'a str, &'a str);
 
-/// The entries that measured something.
+/// Returns the entries that measured something.
 fn ran(report: &Report) -> BTreeMap<Pair<'_>, &Entry> {
     let ran = report.results.iter().filter(|entry| entry.headline.rounds != 0);
     ran.map(|entry| ((entry.scenario.as_str(), entry.design.as_str()), entry)).collect()
 }
 
-/// Whether figures have medians. Old results have none: there a figure that was measured has its least, and no median.
+/// Returns whether figures have medians. In old results, a measured figure has a minimum and no median.
 fn has_medians(report: &Report) -> bool {
     let mut figures = report.results.iter().flat_map(|entry| entry.figures.values());
     figures.all(|figure| figure.median.is_some() || figure.min.is_none())
 }
 
-/// The pairs that ran in one file and not in the other one.
+/// Returns the pairs that ran in one file and not in the other.
 fn lone(
     here: &BTreeMap<Pair<'_>, &Entry>,
     there: &BTreeMap<Pair<'_>, &Entry>,
@@ -240,7 +240,7 @@ fn lone(
     lone.collect()
 }
 
-/// Differences of where and how the whole runs were done.
+/// Returns the differences in settings and machine of the whole runs.
 fn settings_of_runs(a: &Report, b: &Report) -> Vec<Setting> {
     let mut settings = Vec::new();
     add_settings(&mut settings, "machine.", &json!(a.machine), &json!(b.machine), None);
@@ -248,7 +248,7 @@ fn settings_of_runs(a: &Report, b: &Report) -> Vec<Setting> {
     settings
 }
 
-/// How an entry was run.
+/// Returns the settings of an entry.
 fn setup(entry: &Entry) -> Value {
     json!({
         "threads": entry.threads,
@@ -259,7 +259,8 @@ fn setup(entry: &Entry) -> Value {
     })
 }
 
-/// Adds the fields in which two objects with the same fields differ. The same difference of several pairs is one.
+/// Adds the fields in which two objects with the same fields differ. If several pairs have the same difference, it is
+/// added once.
 fn add_settings(settings: &mut Vec<Setting>, prefix: &str, a: &Value, b: &Value, pair: Option<&Pair<'_>>) {
     let fields = a.as_object().into_iter().flatten();
     for (field, a) in fields.filter(|(field, a)| b[field.as_str()] != **a) {
@@ -295,17 +296,18 @@ fn figures(entry: &Entry, medians: bool) -> BTreeMap<&str, Figure<'_>> {
     figures
 }
 
-/// Nothing if a part is missing.
+/// Returns the sample, or `None` if a part is missing.
 fn sample(median: Option<f64>, min: Option<f64>, max: Option<f64>, rounds: usize) -> Option<Sample> {
     Some(Sample { spread: Spread { median: median?, min: min?, max: max? }, rounds })
 }
 
-/// The direction by its name in results.
+/// Returns the direction called `name` in results.
 fn better(name: &str) -> Option<Better> {
     [Better::Lower, Better::Higher, Better::Neither].into_iter().find(|better| better.name() == name)
 }
 
-/// All figures of two entries of the same scenario and design, but for those that neither measured.
+/// Compares all figures of two entries of the same scenario and design. Figures that neither has measured are
+/// omitted.
 fn changes(of_a: &Entry, of_b: &Entry, medians: bool) -> Vec<Change> {
     let (in_a, mut in_b) = (figures(of_a, medians), figures(of_b, medians));
     let mut both: Vec<_> = in_a.into_iter().map(|(name, a)| (name, in_b.remove(name), Some(a))).collect();
@@ -320,7 +322,7 @@ fn changes(of_a: &Entry, of_b: &Entry, medians: bool) -> Vec<Change> {
             (Some(a), Some(b)) => a.unit == b.unit && a.better == b.better,
             _ => true,
         };
-        // B has the program's present view of the figure.
+        // B's definition of the figure comes first, because B is usually the newer file.
         let Some(figure) = of_figure_b.or(of_figure_a).filter(|_| a.is_some() || b.is_some()) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! Files: read and checked. Each error is one line that names the file.
+//! Reads and checks files. Each error is one line that names the file.
 
 use super::better;
 use crate::json::{Entry, Report, SCHEMA};
@@ -10,10 +10,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// No result is nearly as large. The limit ends the reading of a device that never ends.
+/// The maximum size of a file, in bytes. No result is nearly as large. The limit ends the reading of an endless
+/// device.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// No name of ours is longer.
+/// The maximum length of a name. No name of this program is longer.
 const LONGEST_NAME: usize = 32;
 
 /// A result and the name of its file.
@@ -47,12 +48,12 @@ impl Source {
     }
 }
 
-/// A text from a file without its line breaks and other control characters.
+/// Returns `text` with line breaks and other control characters replaced by blanks.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
-/// The result in a file. An error says what is wrong with "it", the file.
+/// Parses the contents of a file. An error describes the file, which it calls "it".
 pub(super) fn parse(bytes: &[u8]) -> Result<Report, String> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(format!("it is larger than {} MiB; results are smaller", MOST_BYTES >> 20));
@@ -74,14 +75,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Report, String> {
         }
         None => return Err("it is not a result of `faultless compare --json`: it has no schema".into()),
     }
-    // Once more from the text, so that an error has its line.
+    // The text is parsed again, because only then does an error have a line number.
     let report: Report = serde_json::from_slice(bytes)
         .map_err(|error| format!("it is not a result of `faultless compare --json`: {error}"))?;
     check(&report)?;
     Ok(report)
 }
 
-/// Checks what types do not say.
+/// Checks the properties that types do not express.
 fn check(report: &Report) -> Result<(), String> {
     let mut pairs = HashSet::new();
     for entry in &report.results {
@@ -123,7 +124,7 @@ fn check_figures(entry: &Entry) -> Result<(), String> {
     Ok(())
 }
 
-/// Names are printed in columns. Theirs are as ours: short, without spaces.
+/// Checks a name. Names are printed in columns, and those of this program are short and have no blanks.
 pub(super) fn name(name: &str) -> Result<(), String> {
     let ours = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(ours) {

@@ -1,16 +1,16 @@
-//! The comparison and the reading, without files. `tests/diff.rs` runs the command.
+//! Tests of the comparison and the reading, without files. `tests/diff.rs` runs the command.
 
 use super::read::parse;
 use super::text::text;
 use super::{Changes, Lone, Source, Verdict, compare};
 use serde_json::{Value, json};
 
-/// A figure of so many rounds.
+/// Returns a figure of `rounds` rounds.
 fn figure(better: &str, [median, min, max]: [f64; 3], rounds: usize) -> Value {
     json!({ "value": median, "median": median, "min": min, "max": max, "rounds": rounds, "unit": "us", "better": better })
 }
 
-/// An entry with a headline of five rounds.
+/// Returns an entry with a headline of five rounds.
 fn entry(scenario: &str, design: &str, [median, min, max]: [f64; 3], figures: Value) -> Value {
     json!({
         "scenario": scenario, "design": design, "rmap": "none", "threads": 5, "rounds": 5, "round_seconds": 1.0,
@@ -39,7 +39,7 @@ fn changes(a: &Value, b: &Value) -> Changes {
     compare(&source(a), &source(b))
 }
 
-/// The verdict and the ratio of a figure that is `a` and then `b`.
+/// Returns the verdict and the ratio of a figure that is `a` in A and `b` in B.
 fn verdict_of(better: &str, rounds: usize, a: [f64; 3], b: [f64; 3]) -> (Verdict, Option<f64>) {
     let with = |sample| {
         let level = [10.0, 9.0, 11.0];

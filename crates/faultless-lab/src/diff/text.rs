@@ -1,4 +1,4 @@
-//! The comparison for people: 80 columns, or up to 100 for the longest names and numbers.
+//! The comparison as text. Lines have 80 columns, or up to 100 for the longest names and numbers.
 
 use super::read::one_line;
 use super::{Change, Changes, Lone, Sample, Setting, Side, Verdict};
@@ -8,13 +8,13 @@ use crate::scenarios::Unit;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// Texts are broken here. Rows of figures may be longer.
+/// The width at which texts are wrapped. Rows of figures may be longer.
 const WIDTH: usize = 80;
 
-/// So many pairs of scenario and design are named in one line.
+/// The maximum number of pairs of scenario and design named in one line.
 const NAMED: usize = 3;
 
-/// The whole text. With `all`, figures within noise are listed too.
+/// Returns the whole text. With `all`, figures within noise are listed too.
 pub(super) fn text(changes: &Changes, all: bool) -> String {
     let mut text = format!("{}{}", side("A", &changes.a), side("B", &changes.b));
     if !changes.medians {
@@ -58,7 +58,7 @@ pub(super) fn text(changes: &Changes, all: bool) -> String {
     text.trim_end().to_string()
 }
 
-/// A number of figures, with the noun.
+/// Returns a number of figures, with the noun.
 pub(super) fn figures(count: usize) -> String {
     format!("{count} figure{}", if count == 1 { "" } else { "s" })
 }
@@ -112,7 +112,7 @@ fn lone(only: &[Lone]) -> String {
     text
 }
 
-/// The figures of one verdict, by scenario and design; the pair of the largest change first.
+/// Returns the figures of one verdict, by scenario and design. The pair with the largest change comes first.
 fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
     let found: Vec<&Change> = changes.with(verdict).collect();
     if found.is_empty() {
@@ -150,7 +150,7 @@ fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
     text
 }
 
-/// The size and the direction of a change.
+/// Returns the size and the direction of a change.
 fn how_much(change: &Change) -> String {
     let direction = match change.verdict {
         Verdict::Worse => "worse",
@@ -169,12 +169,12 @@ fn how_much(change: &Change) -> String {
     }
 }
 
-/// A figure with its unit and its spread.
+/// Returns a figure with its unit and its spread.
 fn amount(sample: &Sample, unit: &str) -> String {
     let ours = [Unit::Micros, Unit::Nanos, Unit::Ratio, Unit::PerSecond, Unit::Each];
     match ours.into_iter().find(|other| other.name() == unit) {
         Some(unit) => number::spread(sample.spread, unit),
-        // A unit of a later version.
+        // A later version may have other units.
         None => format!("{} {unit}", number::spread(sample.spread, Unit::Each)),
     }
 }

@@ -1,6 +1,7 @@
-//! Distributions of latency: for each design the share of operations that took at least so long, both axes logarithmic.
+//! Charts of latency distributions. For each design they show the share of operations that took at least a given
+//! time. Both axes are logarithmic.
 //!
-//! From the histograms, so that a tail is seen as it is.
+//! The curves come from the histograms, so they show the tail without interpolation.
 
 use super::look;
 use super::svg::{Backend, Look, TENTHS, drawn, look};
@@ -14,19 +15,19 @@ use plotters::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// In pixels.
+/// The size of a chart, in pixels.
 const WIDTH: i32 = 560;
 const HEIGHT: i32 = 300;
 const FONT: i32 = 12;
-/// The most points of a curve.
+/// The maximum number of points of a curve.
 const MOST_POINTS: f64 = 80.0;
 
-/// The looks before those of the curves.
+/// The numbers of the looks of axis and grid. Those of the curves follow.
 const AXIS: u8 = 0;
 const GRID: u8 = 1;
 const FIRST_CURVE: u8 = 2;
 
-/// A chart for each latency that the runs of a scenario measured.
+/// Draws a chart for each latency that the runs of a scenario measured.
 pub(super) fn charts(runs: &[&Run]) -> Markup {
     let names: BTreeSet<&str> =
         runs.iter().flat_map(|run| run.total.latency.keys()).map(String::as_str).collect();
@@ -45,7 +46,7 @@ fn latencies<'a>(runs: &[&'a Run], name: &str) -> Vec<(&'static str, &'a Latency
     runs.iter().filter_map(of).filter(|(_, latency)| latency.count() != 0).collect()
 }
 
-/// The curve of a latency: nanoseconds, and the share of operations that took so long or longer.
+/// Returns the curve of a latency: nanoseconds, and the share of operations that took at least as long.
 fn curve(latency: &Latency) -> Vec<(f64, f64)> {
     let all = latency.count() as f64;
     let (mut before, mut points) = (0, Vec::new());
@@ -56,12 +57,12 @@ fn curve(latency: &Latency) -> Vec<(f64, f64)> {
     thinned(points)
 }
 
-/// Leaves out points that are near the one before, on logarithmic axes; the first and the last stay.
+/// Removes points that are near the previous one on logarithmic axes. The first and the last point stay.
 fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let [Some(first), Some(last)] = [points.first().copied(), points.last().copied()] else { return points };
     let log = |(x, y): (f64, f64)| (x.ln(), y.ln());
     let (from, to) = (log(first), log(last));
-    // The way along both axes; a curve only ever goes right and down.
+    // The distance along both axes. A curve never goes left or up.
     let way = (to.0 - from.0) / (to.0 - from.0).max(1e-9) + (from.1 - to.1) / (from.1 - to.1).max(1e-9);
     let step = way / (MOST_POINTS - 2.0);
     let along = |point: (f64, f64)| {
@@ -80,7 +81,8 @@ fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     points.into_iter().enumerate().filter(near).map(|(_, point)| point).collect()
 }
 
-/// An axis from the least to the most; longer if less than two labels would fit, which stand at powers of ten.
+/// Returns the range of an axis. If it has room for fewer than two labels, which stand at powers of ten, the range is
+/// extended.
 fn axis(least: f64, most: f64) -> Range<f64> {
     let (first, last) = (least.log10().ceil(), most.log10().floor());
     match last - first {
@@ -89,12 +91,12 @@ fn axis(least: f64, most: f64) -> Range<f64> {
     }
 }
 
-/// "1 ms", without zeros behind the point.
+/// Formats a time, such as "1 ms", without zeros after the decimal point.
 fn time(nanoseconds: &f64) -> String {
     number::value(*nanoseconds, Unit::Nanos).replace(".00 ", " ").replace(".0 ", " ")
 }
 
-/// "0.1 %".
+/// Formats a share, such as "0.1 %".
 fn share(share: &f64) -> String {
     let percent = share * 100.0;
     let digits = (-percent.log10()).ceil().max(0.0) as usize;
@@ -166,7 +168,7 @@ fn draw(
         .set_all_tick_mark_size(4 * TENTHS)
         .draw()
         .map_err(failed)?;
-    // Ours last: on top.
+    // Faultless's own design is drawn last, so that it lies on top.
     let mut order: Vec<_> = curves.iter().enumerate().collect();
     order.sort_by_key(|(_, (design, _))| *design == designs::OURS);
     for (number, (_, points)) in order {
@@ -177,7 +179,7 @@ fn draw(
     Ok(())
 }
 
-/// The percentiles, as a legend and for readers who do not see the chart.
+/// Draws the percentiles, as a legend and for readers who cannot see the chart.
 fn legend(latencies: &[(&'static str, &Latency)]) -> Markup {
     let value = |us| number::value(us, Unit::Micros);
     html! {
@@ -194,7 +196,7 @@ fn legend(latencies: &[(&'static str, &Latency)]) -> Markup {
     }
 }
 
-/// A piece of a design's line.
+/// Draws a sample of a design's line.
 pub(super) fn swatch(design: &str) -> Markup {
     html! {
         svg.swatch width="26" height="10" viewBox="0 0 26 10" aria-hidden="true" {

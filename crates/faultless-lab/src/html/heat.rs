@@ -1,4 +1,4 @@
-//! Figures as a table whose cells are coloured by how much worse than the best they are.
+//! Tables of figures. The colour of a cell shows how much worse than the best it is.
 
 use super::distribution::swatch;
 use crate::report::number;
@@ -6,7 +6,7 @@ use crate::report::view::{Cell, Class, Column, Figures, Row};
 use crate::scenarios::Better;
 use maud::{Markup, html};
 
-/// The headlines of several scenarios: each column is named by its scenario, and leads to its section.
+/// Draws the headlines of several scenarios. Each column is named by its scenario and links to its section.
 pub(super) fn matrix(figures: &Figures) -> Markup {
     let head = |column: &Column| {
         html! { th scope="col" { a href={ "#" (column.scenario) } { (column.scenario) } br; span.dim { (column.title) } (direction(column)) } }
@@ -14,7 +14,7 @@ pub(super) fn matrix(figures: &Figures) -> Markup {
     table(figures, head, false)
 }
 
-/// The figures of one scenario.
+/// Draws the figures of one scenario.
 pub(super) fn of_scenario(figures: &Figures, has_details: bool) -> Markup {
     let shown = (0..figures.columns.len()).filter(|at| has_details || !figures.columns[*at].is_detail);
     let figures = figures.only(&shown.collect::<Vec<_>>());
@@ -69,7 +69,7 @@ fn cell(cell: &Cell, column: &Column, has_spread: bool) -> Markup {
     }
 }
 
-/// In words: a colour alone says nothing to some readers.
+/// Returns the comparison with the best in words, for readers who cannot see the colours.
 fn mark(cell: &Cell) -> Option<String> {
     match cell.class {
         Class::Best => Some("best".into()),
@@ -94,7 +94,7 @@ fn class(cell: &Cell) -> &'static str {
     }
 }
 
-/// The meaning of the colours.
+/// Draws the meaning of the colours.
 pub(super) fn key() -> Markup {
     const KEY: [(&str, &str); 6] = [
         ("h-best", "best"),

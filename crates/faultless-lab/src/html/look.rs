@@ -1,20 +1,20 @@
-//! The fixed colours of the report: a class of the style sheet for each design, and for each kind of wait.
+//! The fixed colours of the report. Each design and each kind of wait has a class in the style sheet.
 
 use crate::contender::Contender;
 use faultless::stats::Counter;
 
-/// The class of a design's colour and dashes.
+/// Returns the class of a design's colour and dashes.
 pub(super) fn of_design(name: &str) -> String {
     format!("d-{name}")
 }
 
-/// The contenders of which some are in `names`, in the order of reports.
+/// Returns the names of the contenders that are in `names`, in the order of reports.
 pub(super) fn in_order(names: &[&str]) -> Vec<&'static str> {
     let all = Contender::all();
     all.iter().map(Contender::name).filter(|name| names.contains(name)).collect()
 }
 
-/// Beginnings of the words for a cause of waiting, and the class of each.
+/// The class of each cause of waiting, by the beginning of its name.
 const CAUSES: [(&str, &str); 10] = [
     ("I/O", "w-io"),
     ("mmap_lock", "w-mmap"),
@@ -28,7 +28,7 @@ const CAUSES: [(&str, &str); 10] = [
     ("memory", "w-memory"),
 ];
 
-/// Ends of such words, which name the holder, and the class of each.
+/// The class of each holder, by the end of the name of the cause.
 const HOLDERS: [(&str, &str); 4] = [
     ("(fork)", "p-fork"),
     ("(fault)", "p-fault"),
@@ -36,7 +36,7 @@ const HOLDERS: [(&str, &str); 4] = [
     ("(preempted thread)", "p-fault"),
 ];
 
-/// The classes of a cause of waiting: a colour, paler for some holders.
+/// Returns the classes of a cause of waiting: a colour, which is paler for some holders.
 pub(super) fn of_cause(cause: &str) -> String {
     let colour =
         CAUSES.iter().find(|(words, _)| cause.starts_with(words)).map_or("w-other", |(_, class)| class);
@@ -46,12 +46,12 @@ pub(super) fn of_cause(cause: &str) -> String {
     }
 }
 
-/// What a recorded thread waits for, in a timeline.
+/// The kind of a recorded thread's wait, in a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Awaited {
     /// A read or a write of the device.
     Io,
-    /// A lock, or what stands for one: a bit, a range, the copy of a fork.
+    /// A lock or its equivalent: a bit, a range, the copy of a fork.
     Lock,
     /// A grace period, a shootdown, memory.
     Other,

@@ -1,4 +1,5 @@
-//! The report as one HTML file: no network, no script; it opens from disk, light and dark.
+//! Writes the report as one HTML file. It needs no network and no script, opens from disk, and has a light and a dark
+//! style.
 //!
 //! ```text
 //!  Outcome ─► report::view ─► page ── heat: figures as a coloured table

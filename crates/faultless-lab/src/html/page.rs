@@ -1,4 +1,5 @@
-//! The frame of the page: the first screen answers what was compared, with which result, and how to repeat it.
+//! The frame of the page. The first screen shows the compared designs, the result, and the command that repeats the
+//! run.
 
 use super::{distribution, heat, look, timeline, waits};
 use crate::compare::{Outcome, Plan, Run};
@@ -13,17 +14,17 @@ use std::time::SystemTime;
 
 const STYLE: &str = include_str!("style.css");
 
-/// So many designs have their timelines unfolded; of more, only ours and the worst one.
+/// The maximum number of designs whose timelines are all unfolded. If there are more, only two are.
 const FEW: usize = 3;
 
-/// What a report says of itself.
+/// The facts about the run that the page states.
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// The command line that repeats the run.
     pub command: &'a str,
-    /// Where it ran.
+    /// The machine of the run.
     pub machine: &'a Machine,
-    /// When it ended.
+    /// The end of the run.
     pub when: SystemTime,
 }
 
@@ -71,7 +72,7 @@ fn subject(view: &View) -> String {
     }
 }
 
-/// The head of all arrows.
+/// Draws the head of all arrows.
 fn tip() -> Markup {
     html! {
         svg width="0" height="0" aria-hidden="true" style="position:absolute" {
@@ -109,7 +110,7 @@ fn top(view: &View, outcome: &Outcome, plan: &Plan) -> Markup {
     }
 }
 
-/// What fits on the first screen.
+/// Draws the contents of the first screen.
 fn first(view: &View, glance: Option<&TourView>, outcome: &Outcome, facts: &Facts<'_>) -> Markup {
     let (verdicts, notes) = match (glance, &view.scenarios[..]) {
         (Some(glance), _) => (&glance.verdicts[..], &glance.notes[..]),
@@ -146,7 +147,7 @@ fn first(view: &View, glance: Option<&TourView>, outcome: &Outcome, facts: &Fact
     }
 }
 
-/// The rule, and whether the run had rounds enough for it.
+/// States the rule of noise, and whether the run had enough rounds for it.
 fn noise(outcome: &Outcome) -> String {
     let ran = outcome.runs.iter().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0);
     let rounds = ran.min().unwrap_or(0);
@@ -204,7 +205,7 @@ fn section(view: &ScenarioView, runs: &[&Run], is_alone: bool) -> Markup {
             p { (sentence(&capital(view.about))) " " span.dim { (sentence(&view.setup.join(", "))) } }
             h3 { "Figures" }
             (heat::of_scenario(&view.figures, true))
-            // A lone scenario has them on the first screen.
+            // If there is only one scenario, they are on the first screen.
             @if !is_alone {
                 (verdicts(&view.verdicts))
                 @if !view.notes.is_empty() { ul.notes { @for note in &view.notes { li { (note) } } } }
@@ -238,7 +239,8 @@ fn capital(text: &str) -> String {
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
 }
 
-/// Ours, and the one with the worst headline; all if they are few.
+/// Returns the designs whose timelines are unfolded: all if they are few, or else Faultless's own and the one with
+/// the worst headline.
 fn unfolded(runs: &[&Run]) -> Vec<&'static str> {
     let recorded: Vec<&&Run> = runs.iter().filter(|run| run.recording.is_some()).collect();
     if recorded.len() <= FEW {
@@ -274,7 +276,7 @@ fn limits(view: &View) -> Markup {
     }
 }
 
-/// The rows of all tables, with their sources.
+/// Draws the list of the designs that are rows of tables, with their sources.
 fn designs(outcome: &Outcome) -> Markup {
     html! {
         section #designs {
@@ -291,7 +293,7 @@ fn designs(outcome: &Outcome) -> Markup {
     }
 }
 
-/// How it was run.
+/// Draws the settings of the run.
 fn run(plan: &Plan, outcome: &Outcome, facts: &Facts<'_>) -> Markup {
     let settings = &plan.settings;
     let file = settings.file.as_ref().map_or("a temporary one".into(), |path| path.display().to_string());

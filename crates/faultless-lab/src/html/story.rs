@@ -1,4 +1,5 @@
-//! The part of a recorded round to show: the longest wait for a thread that itself waits, and all that belongs to it.
+//! Selects the part of a recorded round to show: the longest wait for a thread that itself waits, and the waits
+//! related to it.
 
 use crate::record::blame::{Arrow, Place, arrows};
 use crate::record::{Operation, Recording, Span, What, cause};
@@ -8,22 +9,23 @@ use faultless::stats::Counter;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// The most links of a chain that are followed.
+/// The maximum number of links of a chain.
 const LINKS: usize = 4;
-/// A window has so many times the length of what it shows, so that before and after are seen.
+/// The length of a window, as a multiple of the length of its subject. The rest shows the time before and after.
 const MARGIN: f64 = 1.4;
-/// The least and the greatest length of a window, in nanoseconds.
+/// The minimum and the maximum length of a window, in nanoseconds.
 const SHORTEST: u64 = 20_000;
 const LONGEST: u64 = 30_000_000;
-/// A story that is shorter than one in so many of the window would not be seen in it.
+/// The minimum length of a visible chain, as a fraction of the window: one in this number.
 const SEEN: u64 = 60;
 
-/// A recording, with what its waits were for.
+/// A recording, and the holders of its waits.
 pub(super) struct Told<'a> {
     pub recording: &'a Recording,
     /// Each wait for another thread whose holder was recorded.
     pub arrows: Vec<Arrow>,
-    /// A wait for a thread, the wait of that thread for another one, and so on. Empty if no thread waited for another.
+    /// A wait for a thread, the wait of that thread for another one, and so on. Empty if no thread waited for another
+    /// thread.
     pub chain: Vec<Arrow>,
 }
 
@@ -42,22 +44,22 @@ impl<'a> Told<'a> {
         &self.recording.lanes[place.lane].name
     }
 
-    /// The waits within an operation.
+    /// Returns the waits within an operation.
     fn waits_in(&self, place: Place) -> impl Iterator<Item = Place> {
         let (spans, own) = (&self.recording.lanes[place.lane].spans, self.span(place));
-        // In the order of their ends: what is in it comes before it.
+        // Spans are ordered by their ends, so the waits within an operation come before it.
         let before = (0..place.span).rev().take_while(|at| spans[*at].to > own.from);
         let within = before.filter(|at| spans[*at].from >= own.from && is_wait(&spans[*at]));
         within.map(move |span| Place { lane: place.lane, span })
     }
 
-    /// The longest wait within an operation.
+    /// Returns the longest wait within an operation.
     fn longest_wait_in(&self, place: Place) -> Option<Place> {
         self.waits_in(place).max_by_key(|wait| length(self.span(*wait)))
     }
 
-    /// The wait of a holder that made the waiter wait: the one that shares most of its time. A lock that a fault held, but not
-    /// through I/O, was not held during the fault's I/O.
+    /// Returns the wait of the holder that delayed the waiter: the one that overlaps most with the waiter's wait. If
+    /// a fault held the lock, but not through I/O, its waits for I/O are no candidates.
     fn behind(&self, arrow: Arrow) -> Option<Place> {
         let waiter = self.span(arrow.waiter);
         let shared = |wait: &Span| wait.to.min(waiter.to).saturating_sub(wait.from.max(waiter.from));
@@ -70,7 +72,7 @@ impl<'a> Told<'a> {
         waits.max_by_key(|wait| (shared(self.span(*wait)), length(self.span(*wait))))
     }
 
-    /// The operation that a wait is within.
+    /// Returns the operation that contains a wait.
     fn operation_of(&self, wait: Place) -> Option<Place> {
         let (spans, own) = (&self.recording.lanes[wait.lane].spans, self.span(wait));
         let mut after = (wait.span + 1..spans.len()).filter(|at| !is_wait(&spans[*at]));
@@ -78,8 +80,8 @@ impl<'a> Told<'a> {
         Some(Place { lane: wait.lane, span: first })
     }
 
-    /// Of the waits whose holder waits too, the longest; then of all others. Waits of a fork or for one come first: they are
-    /// what the designs differ in.
+    /// Returns the chain to show. Waits whose holder waits too take precedence, then chains with a fork, because
+    /// designs differ in them. Among equals, the longest first wait, times the number of links, decides.
     fn longest_chain(&self) -> Vec<Arrow> {
         let by_wait: HashMap<(usize, usize), Arrow> =
             self.arrows.iter().map(|arrow| ((arrow.waiter.lane, arrow.waiter.span), *arrow)).collect();
@@ -91,14 +93,14 @@ impl<'a> Told<'a> {
         let weight = |arrow: &Arrow| {
             let links = down(*arrow).count() as u64;
             let holder_waits = self.behind(*arrow).is_some_and(|wait| {
-                // A short wait in a long operation is not why it took long.
+                // A short wait in a long operation does not explain the operation's length.
                 length(self.span(wait)) * 4 > length(self.span(arrow.waiter))
             });
             let has_fork = down(*arrow).any(|arrow| self.is_of_fork(arrow));
             (holder_waits, has_fork, length(self.span(arrow.waiter)).saturating_mul(links))
         };
         let Some(longest) = self.arrows.iter().copied().max_by_key(weight) else { return Vec::new() };
-        // And the thread that waits for the first of them.
+        // The thread that waits for the first waiter of the chain belongs to it too.
         let mut chain: Vec<Arrow> = down(longest).collect();
         let waits_for = |holder: Place| {
             let of_holder = self.arrows.iter().filter(|arrow| arrow.holder == holder);
@@ -119,13 +121,14 @@ impl<'a> Told<'a> {
         ends.into_iter().flatten().any(|place| self.span(place).what == What::Does(Operation::Fork))
     }
 
-    /// From the first wait of the chain to the end of the last one.
+    /// Returns the time from the first wait of the chain to the end of the last one.
     fn extent(&self) -> Option<Range<u64>> {
         let waits = || self.chain.iter().map(|arrow| self.span(arrow.waiter));
         Some(waits().map(|wait| wait.from).min()?..waits().map(|wait| wait.to).max()?)
     }
 
-    /// The longest fork; without one the longest operation that is no fault; without one, the longest fault.
+    /// Returns the longest fork. Without a fork, returns the longest operation other than a fault, and otherwise the
+    /// longest fault.
     fn longest_operation(&self) -> Option<Place> {
         let rank = |span: &Span| match span.what {
             What::Does(Operation::Fork) => 2,
@@ -138,19 +141,19 @@ impl<'a> Told<'a> {
         operations.max_by_key(|place| (rank(self.span(*place)), length(self.span(*place))))
     }
 
-    /// The length of a window that shows what there is to see.
+    /// Returns the length of a window that shows the chain or, without one, the longest operation.
     fn wanted(&self) -> Option<u64> {
         let waits = self.extent().map(|extent| extent.end - extent.start);
         let shown = waits.or_else(|| self.longest_operation().map(|place| length(self.span(place))))?;
         Some((shown as f64 * MARGIN) as u64)
     }
 
-    /// Whether the chain is long enough to be seen in a window of such a length.
+    /// Returns whether the chain is long enough to be visible in a window of the given length.
     pub(super) fn is_seen(&self, window: u64) -> bool {
         self.extent().is_some_and(|extent| (extent.end - extent.start) * SEEN >= window)
     }
 
-    /// The window of such a length that shows the chain, or an operation if the chain would not be seen.
+    /// Returns a window of the given length. It shows the chain, or an operation if the chain would not be visible.
     pub(super) fn window(&self, window: u64) -> Option<Range<u64>> {
         let (first, last) = self.recording.extent()?;
         let shown = match self.extent() {
@@ -162,7 +165,7 @@ impl<'a> Told<'a> {
         Some(from..from + window)
     }
 
-    /// What is seen in the window, in sentences.
+    /// Describes the contents of the window, in sentences.
     pub(super) fn caption(&self, window: u64) -> String {
         let mut sentences = Vec::new();
         if self.is_seen(window) {
@@ -206,7 +209,7 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// What the whole round had.
+    /// Describes the waits of the whole round.
     fn round(&self) -> String {
         let lengths = || self.arrows.iter().map(|arrow| length(self.span(arrow.waiter)));
         match lengths().max() {
@@ -226,7 +229,7 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// The longest wait for another thread, in a few words.
+    /// Describes the longest wait for another thread, in a few words.
     pub(super) fn in_short(&self) -> String {
         let longest = self.arrows.iter().max_by_key(|arrow| length(self.span(arrow.waiter)));
         longest.map_or("no thread waited for another one".into(), |arrow| {
@@ -235,7 +238,7 @@ impl<'a> Told<'a> {
     }
 }
 
-/// The length of the windows of one scenario: all designs have the same, so that they can be compared.
+/// Returns the length of the windows of one scenario. It is the same for all designs, so that they can be compared.
 pub(super) fn window<'a>(all: impl Iterator<Item = &'a Told<'a>> + Clone) -> Option<u64> {
     let with_waits = all.clone().filter(|told| !told.chain.is_empty()).filter_map(Told::wanted).max();
     let without = || all.filter_map(Told::wanted).max();
@@ -254,7 +257,7 @@ pub(super) fn time(nanoseconds: u64) -> String {
     number::value(nanoseconds as f64, Unit::Nanos)
 }
 
-/// "1.9 ms for mmap_lock, held by fork".
+/// Describes a wait, such as "1.9 ms for mmap_lock, held by fork".
 pub(super) fn waited(wait: &Span) -> String {
     match wait.what {
         What::Waits(counter) => format!("{} for {}", time(length(wait)), cause(counter)),
@@ -321,7 +324,7 @@ pub(super) mod tests {
         recording.lanes.iter_mut().take(2).for_each(|lane| _ = lane.spans.remove(0));
         let told = Told::new(&recording);
         let shown = told.window(100_000).unwrap();
-        // The middle of the fork.
+        // The window shows the middle of the fork.
         assert_eq!(shown, 1_000_000..1_100_000);
         let caption = told.caption(100_000);
         assert!(

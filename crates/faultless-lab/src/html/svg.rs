@@ -1,6 +1,7 @@
-//! SVG that takes its colours from the page's style sheet: a backend for plotters, and compact paths.
+//! SVG with colours from the page's style sheet: a backend for plotters, and compact paths.
 //!
-//! Coordinates are whole tenths of a pixel: short numbers, and fine enough. Strokes keep their width however a chart is scaled.
+//! Coordinates are whole tenths of a pixel, which keeps the numbers short and is fine enough. The scale of a chart
+//! does not change the width of strokes.
 
 use maud::{Markup, PreEscaped, Render};
 use plotters_backend::text_anchor::{HPos, VPos};
@@ -10,7 +11,7 @@ use plotters_backend::{
 use std::convert::Infallible;
 use std::fmt::Write;
 
-/// Units of a chart's coordinates in a pixel.
+/// The number of coordinate units per pixel.
 pub(super) const TENTHS: i32 = 10;
 
 /// A path, in relative coordinates.
@@ -21,7 +22,7 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// Of lines from point to point.
+    /// Creates a path of straight lines through `points`.
     pub(super) fn through(points: impl IntoIterator<Item = (i32, i32)>) -> Self {
         let mut path = Self::default();
         for (n, point) in points.into_iter().enumerate() {
@@ -33,7 +34,7 @@ impl Path {
     /// Adds a box.
     pub(super) fn add_box(&mut self, (x, y): (i32, i32), width: i32, height: i32) {
         self.step('m', (x, y));
-        // After "z" the path is at its corner again.
+        // The command "z" returns to the corner of the box.
         let _ = write!(self.d, "h{width}v{height}h{}z", -width);
     }
 
@@ -53,7 +54,7 @@ impl Path {
 
     fn step(&mut self, command: char, to: (i32, i32)) {
         let (x, y) = (to.0 - self.at.0, to.1 - self.at.1);
-        // A minus sign is a separator, too.
+        // A minus sign separates numbers too.
         let space = if y < 0 { "" } else { " " };
         let _ = write!(self.d, "{command}{x}{space}{y}");
         self.at = to;
@@ -66,14 +67,14 @@ impl Render for Path {
     }
 }
 
-/// How an element of a chart looks: its class in the style sheet, and a text that a browser shows on it.
+/// The look of an element of a chart: its class in the style sheet, and the tooltip.
 #[derive(Clone, Debug)]
 pub(super) struct Look {
     pub class: String,
     pub title: Option<String>,
 }
 
-/// A backend of plotters. A colour is a number of a look, not a colour.
+/// A backend of plotters. It uses each colour as the number of a look.
 pub(super) struct Backend<'a> {
     out: &'a mut String,
     size: (u32, u32),
@@ -81,7 +82,7 @@ pub(super) struct Backend<'a> {
 }
 
 impl<'a> Backend<'a> {
-    /// Writes elements to `out`, for a chart of so many units.
+    /// Creates a backend that writes elements to `out`, for a chart of `size` units.
     pub(super) fn new(out: &'a mut String, size: (u32, u32), looks: &'a [Look]) -> Self {
         Self { out, size, looks }
     }
@@ -98,7 +99,7 @@ impl<'a> Backend<'a> {
     }
 }
 
-/// The colour that stands for a look.
+/// Returns the colour that stands for look `number`.
 pub(super) const fn look(number: u8) -> plotters::style::RGBColor {
     plotters::style::RGBColor(0, 0, number)
 }
@@ -163,7 +164,7 @@ impl DrawingBackend for Backend<'_> {
     }
 }
 
-/// What plotters wrote.
+/// Returns the output of plotters as markup.
 pub(super) fn drawn(elements: String) -> Markup {
     PreEscaped(elements)
 }

@@ -1,4 +1,5 @@
-//! A piece of one recorded round, with a lane for each thread: what it did, when it waited, and for whom.
+//! A part of one recorded round, with a lane for each thread. It shows operations, waits, and the holders that they
+//! wait for.
 
 use super::look::Awaited;
 use super::story::{self, Told, is_wait, length, time, waited};
@@ -10,21 +11,21 @@ use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// In pixels: the names, the lanes, what is right of them, a lane, the axis.
+/// The sizes in pixels: the names, the lanes, the space right of them, a lane, the axis.
 const NAMES: i32 = 110;
 const WIDTH: i32 = 1060;
 const RIGHT: i32 = 20;
 const LANE: i32 = 30;
 const AXIS: i32 = 24;
-/// The most lanes and arrows that are drawn.
+/// The maximum numbers of lanes and arrows that are drawn.
 const MOST_LANES: usize = 10;
 const MOST_ARROWS: usize = 12;
-/// The most bytes of a figure's boxes. Boxes that are near each other become one until it is enough.
+/// The maximum size of a figure's boxes, in bytes. Neighbouring boxes are merged until the size is reached.
 const MOST_BYTES: usize = 9_000;
-/// The width of a letter in a label.
+/// The width of a letter in a label, in pixels.
 const LETTER: f64 = 6.2;
 
-/// The timelines of a scenario, all of the same length; the named designs are unfolded.
+/// Draws the timelines of a scenario. All have the same length. Those of the designs in `unfolded` are unfolded.
 pub(super) fn all(runs: &[&Run], unfolded: &[&str]) -> Markup {
     let told: Vec<(&str, Told<'_>)> = runs
         .iter()
@@ -71,7 +72,7 @@ fn figure(scenario: &str, design: &str, told: &Told<'_>, window: &Range<u64>, un
     }
 }
 
-/// The lanes to draw: those of the chain, then those that have the most to do with waits for each other, in their order.
+/// Returns the lanes to draw, sorted by name: those of the chain, then those with the most waits for each other.
 fn lanes(told: &Told<'_>, window: &Range<u64>) -> Vec<usize> {
     let of_chain: BTreeSet<usize> =
         told.chain.iter().flat_map(|arrow| [arrow.waiter.lane, arrow.holder.lane]).collect();
@@ -87,7 +88,7 @@ fn lanes(told: &Told<'_>, window: &Range<u64>) -> Vec<usize> {
         (!of_chain.contains(lane), is_idle(*lane), usize::MAX - arrows.get(lane).copied().unwrap_or(0))
     });
     lanes.truncate(MOST_LANES);
-    // The same order under every design: threads join a recording in any order.
+    // Threads join a recording in any order. This sort gives the same order under every design.
     lanes.sort_by_key(|lane| {
         (
             all[*lane].name.trim_end_matches(|c: char| c.is_ascii_digit()),
@@ -102,7 +103,7 @@ fn is_in(span: &Span, window: &Range<u64>) -> bool {
     span.from < window.end && span.to > window.start
 }
 
-/// The class of a span's box.
+/// Returns the class of a span's box.
 fn class(span: &Span) -> &'static str {
     match span.what {
         What::Does(Operation::Fault) => "t-fault",
@@ -116,7 +117,7 @@ fn class(span: &Span) -> &'static str {
     }
 }
 
-/// The meaning of the boxes.
+/// Draws the meaning of the boxes.
 fn key() -> Markup {
     const KEY: [(&str, &str); 6] = [
         ("t-fault", "page fault"),
@@ -135,7 +136,7 @@ fn key() -> Markup {
     }
 }
 
-/// A window of a recording, in a figure.
+/// A window of a recording, drawn as a figure.
 struct Placed<'a> {
     told: &'a Told<'a>,
     window: &'a Range<u64>,
@@ -143,7 +144,7 @@ struct Placed<'a> {
 }
 
 impl Placed<'_> {
-    /// The place of a moment, in tenths of a pixel; moments before and after the window are at its ends.
+    /// Returns the position of a moment, in tenths of a pixel. Moments outside the window are placed at its ends.
     fn x(&self, moment: u64) -> i32 {
         let moment = moment.clamp(self.window.start, self.window.end) - self.window.start;
         let part = moment as f64 / (self.window.end - self.window.start) as f64;
@@ -190,7 +191,7 @@ impl Placed<'_> {
         }
     }
 
-    /// A path for each lane and class.
+    /// Draws the boxes, with a path for each lane and class.
     fn boxes(&self) -> Markup {
         let paths = |gap: i32| -> Vec<(&'static str, Path)> {
             let mut paths = Vec::new();
@@ -221,7 +222,7 @@ impl Placed<'_> {
         html! { @for (class, path) in drawn { path class=(class) d=(path) {} } }
     }
 
-    /// The names of operations and the causes of waits, where there is room.
+    /// Draws the names of operations and the causes of waits, where there is room.
     fn labels(&self) -> Markup {
         let mut labels = Vec::new();
         for at in 0..self.shown.len() {
@@ -231,7 +232,7 @@ impl Placed<'_> {
                     What::Waits(counter) => cause(counter),
                 };
                 let (from, to) = (self.x(span.from), self.x(span.to));
-                // An operation that is mostly a wait has the label of the wait.
+                // If an operation is mostly a wait, the label of the wait is drawn instead.
                 let is_covered = !is_wait(span) && self.is_mostly_wait(at, span);
                 if f64::from(to - from) > (name.chars().count() as f64 + 2.0) * LETTER * f64::from(TENTHS)
                     && !is_covered
@@ -249,7 +250,7 @@ impl Placed<'_> {
         waits * 10 > length(operation)
     }
 
-    /// The longest waits that begin in the window, and those of the chain.
+    /// Draws the arrows of the longest waits that begin in the window, and of those of the chain.
     fn arrows(&self) -> Markup {
         let told = self.told;
         let place = |lane: usize| self.shown.iter().position(|shown| *shown == lane);
@@ -274,7 +275,8 @@ impl Placed<'_> {
         }
     }
 
-    /// From the wait to the operation that holds it up, at the first moment of both.
+    /// Returns the ends of an arrow. It leads from the wait to the operation of its holder, at the first moment at
+    /// which both exist.
     fn ends(&self, wait: &Span, holder: &Span, (from, to): (usize, usize)) -> [(i32, i32); 2] {
         let x = self.x(wait.from.max(holder.from));
         let (edge, other_edge) = if from < to { (210, 50) } else { (90, 250) };
@@ -282,7 +284,7 @@ impl Placed<'_> {
     }
 }
 
-/// Boxes that are no farther apart than `gap`, as one.
+/// Merges boxes that are at most `gap` apart.
 fn merged(mut boxes: Vec<(i32, i32)>, gap: i32) -> Vec<(i32, i32)> {
     boxes.sort_unstable();
     let mut merged: Vec<(i32, i32)> = Vec::new();
@@ -295,13 +297,13 @@ fn merged(mut boxes: Vec<(i32, i32)>, gap: i32) -> Vec<(i32, i32)> {
     merged
 }
 
-/// A round number of nanoseconds, five to ten of which are a window.
+/// Returns a round number of nanoseconds. A window has five to ten such steps.
 fn step(window: u64) -> u64 {
     let decade = 10_u64.pow((window / 5).max(1).ilog10());
     [5, 2, 1].map(|n| n * decade).into_iter().find(|step| window / step >= 5).unwrap_or(decade)
 }
 
-/// "1.5 ms".
+/// Formats a time, such as "1.5 ms".
 fn label(nanoseconds: u64) -> String {
     match nanoseconds {
         0 => "0".into(),

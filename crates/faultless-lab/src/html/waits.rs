@@ -1,4 +1,5 @@
-//! What each design's threads wait for: bars, with the locks and the device apart, since reads are long under every design.
+//! Bars of the waits of each design's threads. Locks and the device have separate bars, because reads take long under
+//! every design.
 
 use super::look;
 use super::svg::TENTHS;
@@ -8,14 +9,14 @@ use crate::report::view::{Wait, Waits};
 use crate::scenarios::Unit;
 use maud::{Markup, html};
 
-/// In pixels: the names, the bars of locks, their sums, the bars of I/O, their sums.
+/// The sizes in pixels: the names, the bars of locks, their sums, the bars of I/O, their sums.
 const NAMES: i32 = 190;
 const LOCKS: i32 = 470;
 const SUM: i32 = 80;
 const IO: i32 = 130;
 const ROW: i32 = 24;
 const HEAD: i32 = 26;
-/// A segment that is so wide, for each letter, has its cause written into it.
+/// The width per letter, in pixels. A segment that is wide enough contains the name of its cause.
 const LETTER: i32 = 7;
 
 fn is_io(wait: &Wait) -> bool {
@@ -30,7 +31,7 @@ fn time(milliseconds: f64) -> String {
     number::value(milliseconds * 1e3, Unit::Micros)
 }
 
-/// Bars, a legend and a table; nothing if no thread waited.
+/// Draws bars, a legend and a table; nothing if no thread waited.
 pub(super) fn chart(scenario: &str, waits: &[Waits]) -> Markup {
     if waits.is_empty() {
         return html! { p.dim { "No thread waited long enough to be counted." } };
@@ -68,7 +69,7 @@ fn row(waits: &Waits, y: i32, (most_locks, most_io): (f64, f64)) -> Markup {
     let io = || waits.causes.iter().filter(|wait| is_io(wait));
     let (of_locks, of_io) = (sum(locks()), sum(io()));
     let second = NAMES + LOCKS + SUM;
-    // The kernel tells little of its waits.
+    // The kernel reports little about its waits.
     let is_counted =
         !waits.causes.is_empty() || Contender::find(waits.design).is_none_or(|one| !one.is_native());
     let end = |from: i32, width: i32, part: f64| from * TENTHS + (f64::from(width * TENTHS) * part) as i32;
@@ -104,7 +105,7 @@ fn segments<'a>(waits: impl Iterator<Item = &'a Wait>, from: i32, scale: f64, y:
     }
 }
 
-/// A row for each cause, the largest first; a column for each design.
+/// Draws the table: a row for each cause, the largest first, and a column for each design.
 fn table(waits: &[Waits]) -> Markup {
     let mut causes: Vec<(&str, f64)> = Vec::new();
     for wait in waits.iter().flat_map(|waits| &waits.causes) {
@@ -148,7 +149,7 @@ mod tests {
         ];
         let text = chart("fork-during-io", &waits).into_string();
         assert_eq!(text.matches("<rect").count(), 3);
-        // Three quarters of the bar, and all of it.
+        // The first is three quarters of the bar, the second the whole bar.
         assert!(text.contains("class=\"seg w-mmap p-fork\" x=\"1900\" y=\"280\" width=\"3525\""), "{text}");
         assert!(
             text.contains(">40.0 ms</text>")

@@ -1,8 +1,9 @@
-//! Which operation held up a wait.
+//! Finds the operation that held up a wait.
 //!
-//! The counter of a wait says which kind of operation the thread waited for. Of the operations of that kind that other threads
-//! had under way during the wait, the one whose end is nearest to the end of the wait is the one that held it up: the lock went
-//! from there to the waiter. A wait for a device, for memory, or for read sections has none.
+//! The counter of a wait tells the kind of the operation that held the lock. Candidates are the operations of that
+//! kind that other threads ran during the wait. The one whose end is nearest to the end of the wait is taken as the
+//! holder, because the lock passed from it to the waiter. A wait for a device, for memory, or for read sections has
+//! no holder.
 
 use super::{Lane, Operation, Recording, Span, What};
 use faultless::stats::Counter;
@@ -25,7 +26,7 @@ pub struct Arrow {
     pub holder: Place,
 }
 
-/// The operation of a holder, and whether it must have waited for I/O.
+/// The kinds of operation that a holder may have, and whether it must have waited for I/O.
 struct Kind {
     operations: &'static [Operation],
     reads: bool,
@@ -74,7 +75,7 @@ pub fn arrows(recording: &Recording) -> Vec<Arrow> {
     arrows
 }
 
-/// Says for each span whether it is an operation with a wait for I/O in it.
+/// Returns, for each span, whether it is an operation with a wait for I/O in it.
 fn waits_for_io(lane: &Lane) -> Vec<bool> {
     let mut io = None;
     let mut says = |span: &Span| match span.what {
@@ -88,10 +89,10 @@ fn waits_for_io(lane: &Lane) -> Vec<bool> {
     lane.spans.iter().map(&mut says).collect()
 }
 
-/// Returns the operation of `lane` of such a kind that was under way during `wait` and ended nearest to its end, and how far from
-/// it.
+/// Returns the operation of `lane` that has kind `kind`, was in progress during `wait`, and ended nearest to the end
+/// of `wait`. The second value is the distance of the two ends.
 fn nearest(lane: &Lane, reads: &[bool], wait: &Span, kind: &Kind) -> Option<(usize, u64)> {
-    // Spans are in the order of their ends: those before have ended before the wait began.
+    // Spans are ordered by their ends. Those before `first` ended before the wait began.
     let first = lane.spans.partition_point(|span| span.to <= wait.from);
     let fits = |number: usize| {
         let span = &lane.spans[number];

@@ -1,4 +1,4 @@
-//! The record of one round: the operations and the waits of each thread, from when to when.
+//! The record of one round: the operations and the waits of each thread, with their times.
 //!
 //! ```text
 //!  Round::spawn ──► Recorder::join       a lane for the thread, in thread-local memory
@@ -7,8 +7,8 @@
 //!  end of a thread ──► its lane goes to the Recorder ──► Recording ──► blame: who held up whom
 //!                                                             └──► trace: a file for a trace viewer
 //! ```
-//! A recorded round is a round of its own and counts for no figure. A thread writes only to its own lane. A lane takes
-//! [`MOST_SPANS`] spans; later ones are dropped and counted.
+//! A recorded round is an additional round and counts for no figure. A thread writes only to its own lane. A lane
+//! takes [`MOST_SPANS`] spans. Later spans are dropped and counted.
 
 pub mod blame;
 pub mod trace;
@@ -23,18 +23,18 @@ use std::time::Duration;
 
 /// The length of a recorded round.
 pub const LENGTH: Duration = Duration::from_millis(250);
-/// The most spans of a lane: 240 KiB.
+/// The maximum number of spans of a lane: 240 KiB.
 pub const MOST_SPANS: usize = 10_000;
-/// The most threads that are recorded.
+/// The maximum number of recorded threads.
 pub const MOST_LANES: usize = 64;
-/// Two waits for the same cause with less than so many nanoseconds between them are one: a thread that waits for a bit tells of
-/// each step.
+/// Two waits for the same cause become one if less than this number of nanoseconds lies between them. A thread that
+/// waits for a bit reports many short waits.
 const GAP: u64 = 2_000;
 
 /// An operation of a scenario's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// A page fault, from the access until the page is there.
+    /// A page fault, from the access until the page is mapped.
     Fault,
     /// mmap.
     Map,
@@ -51,11 +51,11 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// All of them, in the order of legends.
+    /// All operations, in the order of legends.
     pub const ALL: [Self; 7] =
         [Self::Fault, Self::Map, Self::Unmap, Self::Protect, Self::Discard, Self::Fork, Self::Exit];
 
-    /// Its name in traces.
+    /// Returns the name in traces.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fault => "page fault",
@@ -69,17 +69,17 @@ impl Operation {
     }
 }
 
-/// What a thread did.
+/// An operation or a wait of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// An operation. The waits in it are spans of their own.
+    /// An operation. The waits within it are separate spans.
     Does(Operation),
-    /// A wait, by the counter that got its time.
+    /// A wait, with the counter that counted its time.
     Waits(Counter),
 }
 
 impl What {
-    /// Its name in traces and legends.
+    /// Returns the name in traces and legends.
     pub fn name(self) -> String {
         match self {
             Self::Does(operation) => operation.name().into(),
@@ -88,10 +88,10 @@ impl What {
     }
 }
 
-/// What a thread did, and from when to when, in nanoseconds of the machine's clock.
+/// An operation or a wait, with its beginning and end in nanoseconds of the machine's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// What it did.
+    /// The operation or the wait.
     pub what: What,
     /// Its beginning.
     pub from: u64,
@@ -104,23 +104,23 @@ pub struct Span {
 pub struct Lane {
     /// The name of the thread, with a number if others have the same name.
     pub name: String,
-    /// Its spans.
+    /// The operations and waits, in the order of their ends.
     pub spans: Vec<Span>,
-    /// The number of spans for which there was no room.
+    /// The number of spans that had no room.
     pub dropped: u64,
 }
 
-/// What all threads of a round did.
+/// The recorded operations and waits of all threads of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recording {
     /// A lane for each thread.
     pub lanes: Vec<Lane>,
-    /// The number of threads that have no lane, since there were too many.
+    /// The number of threads without a lane, because there were more than [`MOST_LANES`].
     pub left_out: usize,
 }
 
 impl Recording {
-    /// Returns the first and the last moment; `None` if nothing was recorded.
+    /// Returns the first and the last moment; `None` if there are no spans.
     pub fn extent(&self) -> Option<(u64, u64)> {
         let spans = || self.lanes.iter().flat_map(|lane| &lane.spans);
         Some((spans().map(|span| span.from).min()?, spans().map(|span| span.to).max()?))
@@ -132,7 +132,7 @@ impl Recording {
     }
 }
 
-/// Collects the lanes of a round.
+/// The collector of the lanes of a round.
 #[derive(Debug, Default)]
 pub struct Recorder {
     /// Lanes of threads that have ended, with their places. Protected by its lock.
@@ -174,7 +174,7 @@ impl Recorder {
         Some(Joined(()))
     }
 
-    /// Returns what the threads did that have ended.
+    /// Returns the recording of all threads that have ended.
     pub fn finish(&self) -> Recording {
         let mut lanes = mem::take(&mut *self.lanes.lock().unwrap_or_else(PoisonError::into_inner));
         lanes.sort_by_key(|(place, _)| *place);
@@ -185,7 +185,7 @@ impl Recorder {
     }
 }
 
-/// Adds a number to each name that several lanes have.
+/// Appends a number to each name that several lanes have.
 fn number(lanes: &mut [Lane]) {
     let mut all: BTreeMap<String, usize> = BTreeMap::new();
     lanes.iter().for_each(|lane| *all.entry(lane.name.clone()).or_default() += 1);
@@ -205,7 +205,7 @@ impl Drop for Joined {
     }
 }
 
-/// Calls `add` with the lane of this thread, if it is recorded now.
+/// Calls `add` with the lane of this thread, if the thread is being recorded. Otherwise returns `None`.
 fn with_lane<R>(add: impl FnOnce(&mut Lane) -> R) -> Option<R> {
     OPEN.with_borrow_mut(|open| {
         open.as_mut()
@@ -228,7 +228,7 @@ impl Lane {
     }
 }
 
-/// Does `work`, which is `operation`. If this thread is recorded, notes when it began and ended by `clock`.
+/// Runs `work`, which is `operation`. If this thread is being recorded, records the beginning and the end by `clock`.
 pub fn operation<R>(operation: Operation, clock: impl Fn() -> u64, work: impl FnOnce() -> R) -> R {
     let Some(from) = with_lane(|_| clock()) else { return work() };
     let result = work();
@@ -236,12 +236,12 @@ pub fn operation<R>(operation: Operation, clock: impl Fn() -> u64, work: impl Fn
     result
 }
 
-/// Notes a wait of this thread, if it is recorded.
+/// Records a wait of this thread, if the thread is being recorded.
 pub fn on_wait(counter: Counter, from: u64, to: u64) {
     with_lane(|lane| lane.push(Span { what: What::Waits(counter), from, to }));
 }
 
-/// Returns the name of what the waits of `counter` are for.
+/// Returns the name of the lock or event for which `counter` counts waits.
 pub const fn cause(counter: Counter) -> &'static str {
     match counter {
         Counter::IoWait => "I/O",
@@ -265,7 +265,7 @@ pub const fn cause(counter: Counter) -> &'static str {
         Counter::RangeLockWait => "a range lock",
         Counter::TableLockWait => "a table lock",
         Counter::FolioLockWait => "a folio lock",
-        // Not a wait.
+        // These counters do not count waits.
         other => other.name(),
     }
 }
@@ -313,7 +313,7 @@ mod tests {
         }
         let spans: Vec<_> = lane.spans.iter().map(|span| (span.from, span.to)).collect();
         assert_eq!(spans, [(0, 290), (200 + 2 * GAP, 290 + 2 * GAP)]);
-        // Two operations stay two.
+        // Two operations are never merged.
         let mut lane = Lane::default();
         for from in [0, 100] {
             lane.push(Span { what: What::Does(Operation::Map), from, to: from + 90 });

@@ -1,8 +1,9 @@
-//! Recordings in the Trace Event format (JSON), which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+//! Writes recordings in the Trace Event format (JSON), which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 //!
-//! Each scenario and design is a process of the trace, each thread a track. Operations and waits are slices, a wait within its
-//! operation. An arrow leads from the operation that held up a wait to the wait ([`super::blame`]). A counter has the page faults
-//! in flight that take 10 µs or more: shorter ones would be most of the file. Times are in microseconds and begin at zero in each process.
+//! Each scenario and design is a process of the trace, and each thread is a track. Operations and waits are slices, a
+//! wait within its operation. An arrow leads from the operation that held up a wait to the wait ([`super::blame`]). A
+//! counter shows the page faults in flight that take 10 µs or more. Shorter faults would make up most of the file.
+//! Times are in microseconds and begin at zero in each process.
 
 use super::blame::{Place, arrows};
 use super::{Operation, Recording, Span, What};
@@ -11,13 +12,13 @@ use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::time::Duration;
 
-/// The counter of faults in flight has those that take so long.
+/// The minimum duration of a fault that the counter of faults in flight includes.
 const LONG: Duration = Duration::from_micros(10);
 
 /// Writes the recordings of `outcome` to `out`.
 ///
 /// # Errors
-/// Those of `out`.
+/// The errors of `out`.
 pub fn write(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
     let mut events = Events { out, is_first: true };
     events.out.write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
@@ -38,7 +39,7 @@ pub fn write(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
     write!(events.out, "\n],\"otherData\":{about}}}\n")
 }
 
-/// Says in a line what the recordings of `outcome` have, and what was dropped.
+/// Returns a line with the number of recorded and of dropped spans in `outcome`.
 pub fn summary(outcome: &Outcome) -> String {
     let count = |what: fn(&Recording) -> u64| recordings(outcome).map(what).sum::<u64>();
     let (rounds, spans) = (
@@ -115,7 +116,7 @@ impl<W: Write> Events<'_, W> {
     }
 }
 
-/// Returns the moments at which the number of long faults in flight changes, and the number from then on.
+/// Returns the moments at which the number of long faults in flight changes, each with the new number.
 fn in_flight(recording: &Recording) -> Vec<(u64, i64)> {
     let faults = recording.lanes.iter().flat_map(|lane| &lane.spans);
     let is_long = |span: &&Span| u128::from(span.to - span.from) >= LONG.as_nanos();
@@ -165,7 +166,8 @@ mod tests {
             (fault["ts"].as_f64(), fault["dur"].as_f64(), fault["tid"].as_u64()),
             (Some(0.0), Some(90.0), Some(1))
         );
-        // From the reader, which holds the lock, to the thread that forks, at the moment at which its wait begins.
+        // The arrow leads from the reader, which holds the lock, to the forking thread, at the moment at which the
+        // wait begins.
         let (start, finish) = (of("s")[0], of("f")[0]);
         assert_eq!((start["tid"].as_u64(), finish["tid"].as_u64()), (Some(1), Some(2)));
         assert_eq!((start["ts"].as_f64(), finish["ts"].as_f64()), (Some(4.0), Some(4.0)));

@@ -1,16 +1,16 @@
-//! Numbers for people: a unit, and at most three significant digits.
+//! Formats numbers for people: with a unit, and at most three significant digits.
 
 use crate::measure::Spread;
 use crate::scenarios::Unit;
 
-/// A figure with its unit, such as "1.20 ms" or "454 k/s".
+/// Returns a figure with its unit, such as "1.20 ms" or "454 k/s".
 pub fn value(value: f64, unit: Unit) -> String {
     let scale = Scale::of(value, unit);
     format!("{}{}", scale.digits(value), scale.suffix)
 }
 
-/// The median with its unit, and the smallest and the largest value in the same scale: "1.20 ms (0.98–1.40)". If there is
-/// only one value, that alone.
+/// Returns the median with its unit, and the lowest and the highest value in the same scale: "1.20 ms (0.98–1.40)".
+/// If all values are equal, returns the value alone.
 pub fn spread(spread: Spread, unit: Unit) -> String {
     if spread.min == spread.max {
         return value(spread.median, unit);
@@ -20,12 +20,12 @@ pub fn spread(spread: Spread, unit: Unit) -> String {
     format!("{median}{} ({min}–{max})", scale.suffix)
 }
 
-/// A ratio, such as "1.13×".
+/// Returns a ratio, such as "1.13×".
 pub fn times(ratio: f64) -> String {
     format!("{}×", value(ratio, Unit::Ratio))
 }
 
-/// A count with its thousands apart: "1,234,567".
+/// Returns a count with separated thousands: "1,234,567".
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
@@ -38,7 +38,7 @@ pub fn count(n: u64) -> String {
     text
 }
 
-/// The multiple of a unit that leaves few digits before the point.
+/// The multiple of a unit that leaves few digits before the decimal point.
 struct Scale {
     divisor: f64,
     suffix: &'static str,
@@ -46,7 +46,7 @@ struct Scale {
 
 impl Scale {
     fn of(value: f64, unit: Unit) -> Self {
-        // Each with the divisor by which it is reached; the largest one that leaves 1 or more is taken.
+        // Each scale stands with its divisor. The largest scale in which the value is 1 or more is used.
         let steps: &[(f64, &'static str)] = match unit {
             Unit::Nanos => &[(1.0, " ns"), (1e3, " µs"), (1e6, " ms"), (1e9, " s")],
             Unit::Micros => &[(1e-3, " ns"), (1.0, " µs"), (1e3, " ms"), (1e6, " s")],
@@ -54,7 +54,7 @@ impl Scale {
             Unit::Ratio | Unit::Each => &[(1.0, ""), (1e3, "k"), (1e6, "M")],
         };
         let fits = |(divisor, _): &&(f64, &str)| value / divisor >= 0.9995;
-        // A time of zero is in its own unit.
+        // A time of zero uses the unit itself.
         let own = steps.iter().find(|(divisor, _)| *divisor == 1.0).unwrap_or(&steps[0]);
         let smallest = if value == 0.0 { own } else { &steps[0] };
         let &(divisor, suffix) = steps.iter().rev().find(fits).unwrap_or(smallest);
@@ -68,9 +68,9 @@ impl Scale {
             value if value < 9.995 => format!("{value:.2}"),
             value if value < 99.95 => format!("{value:.1}"),
             value if value < 999.5 => format!("{value:.0}"),
-            // Beyond the largest unit.
+            // The value exceeds the largest unit.
             value if value >= 1e6 => format!("{value:.0e}"),
-            // An end of a spread, in the scale of its median.
+            // An end of a spread uses the scale of its median.
             value => {
                 let magnitude = 10_f64.powi(value.log10().floor() as i32 - 2);
                 format!("{:.0}", (value / magnitude).round() * magnitude)

@@ -15,30 +15,30 @@ use crate::scenarios::Unit;
 use figures::Drawn;
 use grid::{Align, Grid, Style, Text, items, paragraph};
 
-/// What text is drawn for.
+/// The width and the colours of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    /// No line is wider, in columns, as long as one column of figures fits.
+    /// The maximum width of a line, in columns. A table with a single column of figures may be wider.
     pub width: usize,
     /// Whether there are colours.
     pub has_colour: bool,
 }
 
-/// What a report is drawn with besides its view.
+/// The options of a text report, besides its view.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// Whether all figures and all causes are shown.
     pub details: bool,
-    /// The command that repeats the run.
+    /// The command line that repeats the run.
     pub command: &'a str,
-    /// The kernel of this machine, for the rows that ran on it.
+    /// The host's kernel, for the native rows.
     pub kernel: &'a str,
 }
 
-/// Causes of waiting that are shown without all details.
+/// The number of causes of waiting shown without `--details`.
 const CAUSES: usize = 3;
 
-/// All of a report.
+/// Returns the whole report.
 pub fn report(view: &View, options: &Options<'_>, screen: Screen) -> String {
     let mut parts = Vec::new();
     if let Some(tour) = &view.tour {
@@ -94,17 +94,17 @@ fn one_scenario(view: &ScenarioView, options: &Options<'_>, screen: Screen) -> S
     parts.join("\n\n")
 }
 
-/// With a full stop.
+/// Returns `text` with a full stop at the end.
 fn sentence(text: &str) -> String {
     if text.ends_with('.') { text.into() } else { format!("{text}.") }
 }
 
-/// The checks that passed. One that fails ends the run, without a report.
+/// Returns the checks that passed. A check that fails ends the run without a report.
 fn checked(checked: &[String], screen: Screen) -> String {
     paragraph(&format!("Checked without an error: {}.", checked.join("; ")), screen.width)
 }
 
-/// A table, and below it the meaning of its marks and the columns that it has no room for.
+/// Returns a table, with the meaning of its marks and the titles of the dropped columns below it.
 fn with_legend(drawn: &Drawn, screen: Screen) -> String {
     let mut lines = vec![format!("{}\n", drawn.text)];
     let mut text = String::new();
@@ -128,7 +128,7 @@ fn with_legend(drawn: &Drawn, screen: Screen) -> String {
     lines.join("\n")
 }
 
-/// What is to be known of machines and designs.
+/// Returns notes about machines and designs.
 fn notes(drawn: &Drawn, notes: &[String], options: &Options<'_>, screen: Screen) -> Vec<String> {
     let elsewhere = drawn.has_elsewhere.then(|| {
         format!(
@@ -155,7 +155,7 @@ fn verdicts(verdicts: &[Verdict], screen: Screen) -> String {
     items(verdicts.iter().map(line), screen)
 }
 
-/// For each design its largest causes, or all of them.
+/// Returns the largest causes of waiting of each design, or all of them.
 fn waits(waits: &[Waits], options: &Options<'_>, screen: Screen) -> String {
     let title = "Waits of all threads together, per second. Largest first; the holder of a lock in brackets.";
     let most = waits.iter().map(|waits| waits.causes.len()).max().unwrap_or(0);

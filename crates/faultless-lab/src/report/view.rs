@@ -1,6 +1,7 @@
-//! What a report says, as plain data: no width, no colour, no layout. Every report draws this: text, and whatever comes.
+//! The contents of a report, as plain data: no width, no colour, no layout. The text report and the HTML report draw
+//! it.
 //!
-//! What is in it is the scenarios' [`Figure`](crate::scenarios::Figure)s; nothing here knows a scenario.
+//! It consists of the scenarios' [`Figure`](crate::scenarios::Figure)s, and does not depend on any scenario.
 
 mod figures;
 mod scenario;
@@ -18,19 +19,19 @@ pub use waits::{Wait, Waits};
 
 use crate::compare::{Outcome, Plan, Run};
 
-/// All of a report.
+/// The whole contents of a report.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// All scenarios at a glance, if they were run as a tour.
+    /// The summary of all scenarios, if they were run as a tour.
     pub tour: Option<TourView>,
-    /// Each scenario of which something is known.
+    /// The scenarios that have results.
     pub scenarios: Vec<ScenarioView>,
     /// Whether Ctrl-C ended the run.
     pub is_interrupted: bool,
 }
 
 impl View {
-    /// Of what came of a plan.
+    /// Creates the view of the results of `plan`.
     pub fn new(outcome: &Outcome, plan: &Plan) -> Self {
         let runs = by_scenario(outcome, plan);
         Self {
@@ -41,7 +42,7 @@ impl View {
     }
 }
 
-/// The runs of each scenario that has some, in the order of the plan.
+/// Returns the runs of each scenario that has some, in the order of the plan.
 fn by_scenario<'a>(outcome: &'a Outcome, plan: &Plan) -> Vec<Vec<&'a Run>> {
     let of_scenario = |name| outcome.runs.iter().filter(move |run| run.scenario.name == name);
     (plan.scenarios.iter())

@@ -1,10 +1,12 @@
 //! `page-fault` (will-it-scale's `page_fault1`; LWN, May 2022, "The ongoing search for mmap_lock scalability": faults
-//! bounce the lock's cache line): each thread maps private memory, writes a word of every page, and unmaps it, over and
-//! over; one thread alone and all of them take turns within a round.
+//! bounce the lock's cache line). Each thread maps private memory, writes a word of every page, and unmaps it, again
+//! and again. One thread alone and all threads take turns within a round.
 //!
-//! Shows what a minor fault costs and how faults of several threads in mappings of their own slow each other down.
-//! Headline: faults a second of all threads. Cannot show what real hardware pays: zeroing a page and the soft MMU's walk
-//! are most of each fault, and more than two processors bounce lines harder than two.
+//! The scenario shows the cost of a minor fault, and how much threads slow each other down if each faults in its own
+//! mapping. Headline: faults a second of all threads.
+//!
+//! It cannot show the cost on real hardware: the zeroing of the page and the walk of the software MMU are most of
+//! each fault. More than two processors also suffer more from a shared cache line.
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -42,16 +44,16 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::PageFault,
 };
 
-/// What a thread maps at a time, in pages, if memory is large enough: 32 MiB.
+/// The maximum number of pages that a thread maps at a time: 32 MiB. It is less if the machine's memory is small.
 const MOST: u64 = 8192;
-/// How long each turn is.
+/// The duration of each turn.
 const SLICE: Duration = Duration::from_millis(40);
-/// Faults that are timed together.
+/// The number of faults that are timed together.
 const BATCH: u64 = 64;
-/// The phases, and what their figures are called.
+/// The names of the phases, as they stand in the figures.
 const NAMES: [&str; 2] = ["alone", "all"];
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     threads: usize,
     frames: u64,
@@ -102,10 +104,10 @@ impl Play for Prepared {
 
 #[derive(Default)]
 struct Sum {
-    /// Of each fault, as the mean of its batch; neither the map nor the unmap is in it.
+    /// The latency of a fault, as the mean of its batch, without map and unmap.
     fault: Latency,
     faults: u64,
-    /// With map and unmap.
+    /// The time of the cycles, with map and unmap.
     time: Duration,
 }
 
@@ -116,7 +118,7 @@ struct Work {
 }
 
 impl Work {
-    /// Maps, writes, unmaps until the step is over. Some of what was written is read back.
+    /// Maps, writes and unmaps until the step is over. Some of the words are read back.
     fn cycle(
         &mut self,
         process: &impl Memory,
@@ -143,7 +145,7 @@ impl Work {
                 (touched, last) = (end, now);
                 is_over = until.is_past(now, round);
             }
-            // One of each batch, as it is before it goes; too few to be seen in the time.
+            // Reads back one page of each batch before the unmap. They are too few to affect the time.
             for page in (0..touched).step_by(BATCH as usize) {
                 let seen = process.load(at(page))?;
                 if seen != page + 1 {

@@ -1,13 +1,15 @@
 //! `retry-storm` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O"): Wilcox
-//! tells of "thousands (maybe tens of thousands) of threads" with "much more mapped" file than memory; when a fault
-//! comes back from its read, the page is gone again, and all the threads only read. Here many threads read random pages
-//! of a file, and each keeps its last page mapped; the page cache has room for each to have a second one, and for one page more.
+//! reports "thousands (maybe tens of thousands) of threads" with "much more mapped" file than memory. When a fault
+//! returns from its read, the page has been reclaimed again, and the threads do nothing but read. In this scenario
+//! many threads read random pages of a file, and each keeps its last page mapped. The page cache holds two pages for
+//! each thread, and one more.
 //!
-//! Shows whether what was read is there when the fault that asked for it comes back. Headline: reads for each page that
-//! a thread got to use: 1 if none is lost, and a little less, since a random page may be cached already. Cannot show
-//! reclaim of mapped pages, which the engine does not have: a thread lets go of its last page itself (MADV_DONTNEED), and
-//! those changes meet the others' faults. Nor thousands of threads: there are 64, on few processors, and a page is lost
-//! only while its fault waits for a lock.
+//! The scenario shows whether a page is still there when the fault that read it retries. Headline: reads for each
+//! page that a thread used. It is 1 if no page is lost, and a little less if a random page was already cached.
+//!
+//! It cannot show reclaim of mapped pages, which the engine does not have. Each thread drops its last page itself
+//! (MADV_DONTNEED), and those changes contend with faults of other threads. It cannot show thousands of threads:
+//! there are 64, on few processors, and a page is lost only while its fault waits for a lock.
 
 use super::actors::{Round, ended, stand_by};
 use super::contents::{Page, TestFile, mix, pick};
@@ -54,11 +56,11 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::RetryStorm,
 };
 
-/// What the temporary file has.
+/// The size of the temporary file, in bytes.
 const FILE: u64 = 64 << 20;
-/// Before each measurement.
+/// The warm-up before each measurement.
 const WARM_UP: Duration = Duration::from_millis(150);
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     file: Arc<TestFile>,
     threads: usize,
@@ -69,9 +71,9 @@ pub(super) struct Prepared {
 impl Play for Prepared {
     fn new(settings: &Settings) -> Result<Self, Trouble> {
         let (threads, frames) = (settings.threads(&SCENARIO), settings.frames());
-        // Each thread has its last page mapped, and one that is being read, or waits for its retry, or is mapped too until
-        // the last one goes. There is one more, so that room can be made: by the pages that nobody wants any more, which
-        // are few, or by those that wait for their retry.
+        // Each thread has two pages: its last one, which is mapped, and a second one. The second one is being read,
+        // waits for its retry, or is mapped until the thread drops the last one. One further page makes eviction
+        // possible. Eviction takes an unused page, of which there are few, or a page that waits for its retry.
         let cached = 2 * threads as u64 + 1;
         if frames < 4 * cached {
             return Err(settings.too_small(threads, 4 * cached));
@@ -131,7 +133,7 @@ impl Play for Prepared {
 }
 
 impl Prepared {
-    /// Uses one page after the other, and lets go of each when it has the next one.
+    /// Uses one page after the other, and drops each when the next one is mapped.
     fn read(
         &self,
         process: &impl Memory,

@@ -1,11 +1,12 @@
 //! `same-folio` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O": Song,
 //! "Tail latency has long been a significant issue […] even with folio_lock, which has much finer granularity than the
-//! VMA lock"): threads, each with a mapping of its own of the same file, touch the same cold page at the same moment,
-//! page after page.
+//! VMA lock"). Each thread has its own mapping of the same file. All threads touch the same cold page at the same
+//! moment, page after page.
 //!
-//! Shows what those wait who wait for a read that another fault has started, and whether one read serves them all.
-//! Headline: the p99 of the time until the last thread has the page. Cannot show large folios: each is one page here, so
-//! that threads meet only when they want the very same one.
+//! The scenario shows how long threads wait for a read that another fault has started, and whether one read serves
+//! them all. Headline: the 99th percentile of the time until the last thread has the page.
+//!
+//! It cannot show large folios: each folio is one page, so threads meet only if they touch the same page.
 
 use super::actors::{Round, ended};
 use super::contents::{Page, TestFile};
@@ -52,15 +53,15 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::SameFolio,
 };
 
-/// What the temporary file has.
+/// The size of the temporary file, in bytes.
 const FILE: u64 = 16 << 20;
-/// Pages before each thread maps anew.
+/// The number of pages after which each thread maps the file anew.
 const WINDOW: u64 = 32;
-/// Phases: touch the page of the step; map anew.
+/// The phases: touch the page of the step, and map the file anew.
 const TOUCH: usize = 0;
 const REMAP: usize = 1;
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     file: Arc<TestFile>,
     threads: usize,
@@ -76,7 +77,7 @@ impl Play for Prepared {
             return Err(settings.too_small(threads, 4 * least));
         }
         let file = TestFile::of(settings, FILE)?;
-        // Pages are visited in turn: an old one is evicted long before its turn comes again.
+        // The pages are visited in order, so a page is evicted long before its next visit.
         let cached = (file.pages() / 8).clamp(least, frames / 4);
         Ok(Self { file, threads, frames, cached })
     }
@@ -98,7 +99,8 @@ impl Play for Prepared {
         let process = machine.process()?;
         let round = Round::new(turn, Duration::ZERO);
         let (stage, page) = (Stage::new(&round), AtomicU64::new(0));
-        // Nanoseconds since `base`: when the first thread touched the page of the step, and when the last one had it.
+        // In nanoseconds since `base`: the time of the first touch of the step's page, and the time at which the last
+        // thread had it.
         let (base, first, last_has) = (Instant::now(), AtomicU64::new(u64::MAX), AtomicU64::new(0));
         let mut measured = Measured::default();
         let played = std::thread::scope(|scope| {
@@ -122,7 +124,7 @@ impl Play for Prepared {
                                 last_has.fetch_max(now(), Ordering::Relaxed);
                                 worker.check(page.load(Ordering::Relaxed))
                             }
-                            // Mapped before it is timed.
+                            // The file is mapped here, so that the mapping is not timed.
                             _ => worker.unmap().and_then(|()| worker.address(0).map(drop)),
                         })?;
                         worker.unmap()?;
@@ -143,7 +145,7 @@ impl Play for Prepared {
                 (gone_on && (!(met + 1).is_multiple_of(WINDOW) || stage.step(REMAP, all, measured)))
                     .then(|| Duration::from_nanos(time))
             };
-            // The first ones warm up.
+            // The first steps are a warm-up.
             let warm = (0..2).all(|met| step(met, false).is_some());
             round.start_recording();
             let (before, start) = (machine.statistics(), Instant::now());
@@ -169,7 +171,7 @@ impl Play for Prepared {
     }
 }
 
-/// One thread's mapping.
+/// One thread and its mapping of the file.
 struct Worker<'a, P> {
     process: &'a P,
     file: &'a TestFile,
@@ -178,7 +180,7 @@ struct Worker<'a, P> {
 }
 
 impl<P: Memory> Worker<'_, P> {
-    /// Where it has a page of the file; maps it if it has not.
+    /// Returns the address of a page of the file. Maps the file if it is not mapped.
     fn address(&mut self, page: u64) -> Result<VirtAddr, Trouble> {
         let start = match self.start {
             Some(start) => start,
@@ -194,7 +196,7 @@ impl<P: Memory> Worker<'_, P> {
         self.file.check(page, &bytes)
     }
 
-    /// So that what it has had may turn cold.
+    /// Unmaps the file, so that its pages can become cold.
     fn unmap(&mut self) -> Result<(), Trouble> {
         self.start.take().map_or(Ok(()), |start| self.process.unmap_file(start))
     }

@@ -1,9 +1,12 @@
 //! `short-process` (LWN, May 2022, "The ongoing search for mmap_lock scalability": of speculative faults "hackbench
-//! shows a 4% regression"; what helps large processes must not cost small ones): a small process of thirty mappings and
-//! one MiB forks; the child reads and writes what it inherits, maps, writes, unmaps, and exits; one child after the other.
+//! shows a 4% regression"). An improvement for large processes must not slow down small ones. A small process with
+//! thirty mappings and one MiB forks. The child reads and writes inherited pages, maps, writes, unmaps, and exits.
+//! The children run one after the other.
 //!
-//! Shows what a short life costs: fork, a few faults and changes, exit. Headline: the time of one life. Cannot show exec,
-//! scheduling or signals, which are most of hackbench; the child's task runs in the thread that waits for it.
+//! The scenario shows the cost of a short life: fork, a few faults and changes, exit. Headline: the time of one life.
+//!
+//! It cannot show exec, scheduling or signals, which are most of hackbench. On the engine, the child's task runs in
+//! the thread that waits for it.
 
 use super::actors::{Round, ended};
 use super::figure::{Figure, Unit};
@@ -39,20 +42,20 @@ pub(super) const SCENARIO: Scenario = Scenario {
     kind: Kind::ShortProcess,
 };
 
-/// Mappings of the parent.
+/// The number of mappings of the parent.
 const MAPPINGS: u64 = 30;
-/// Pages of each mapping; not all are resident.
+/// The number of pages of each mapping. Not all are resident.
 const PAGES: u64 = 32;
-/// Of those, resident: together about a MiB.
+/// The number of resident pages of each mapping. All mappings together have about a MiB.
 const RESIDENT: u64 = 9;
-/// Pages that the child writes, one in each of so many mappings.
+/// The number of pages that the child writes. Each is in a different mapping.
 const WRITTEN: usize = 16;
-/// Pages that the child maps.
+/// The number of pages that the child maps.
 const MAPPED: u64 = 16;
-/// Before each measurement.
+/// The warm-up before each measurement.
 const WARM_UP: Duration = Duration::from_millis(50);
 
-/// What all rounds share.
+/// The state that all rounds share.
 pub(super) struct Prepared {
     threads: usize,
     frames: u64,
@@ -93,7 +96,7 @@ impl Play for Prepared {
             }
             Ok(())
         });
-        // Nothing that a child wrote is the parent's.
+        // The parent must not see the children's stores.
         let checked = played.and_then(|()| life.run(&process));
         drop(process);
         round.result(checked.map(|()| measured))
@@ -126,13 +129,13 @@ impl Lives {
     }
 }
 
-/// What a child finds and does.
+/// The task of a child, and the pages that it expects.
 struct Life {
     mappings: Vec<VirtAddr>,
 }
 
 impl Life {
-    /// The parent's mappings, written.
+    /// Maps the parent's memory and writes its pages.
     fn new(process: &impl Memory) -> Result<Self, Trouble> {
         let map = |_| process.map_anonymous(PAGES * PAGE_SIZE);
         let life = Self { mappings: (0..MAPPINGS).map(map).collect::<Result<_, _>>()? };
@@ -142,7 +145,7 @@ impl Life {
         Ok(life)
     }
 
-    /// Every resident page's first word.
+    /// Returns the address and the value of the first word of each resident page.
     fn words(&self) -> impl Iterator<Item = (VirtAddr, u64)> {
         self.mappings.iter().flat_map(|start| {
             (0..RESIDENT).map(move |page| {

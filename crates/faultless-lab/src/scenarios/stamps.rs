@@ -1,4 +1,5 @@
-//! Pages stamped in a dependent order: what a child of a fork shows of them must have been there at one instant.
+//! Pages stamped in a dependent order. A fork must copy them as they were at one instant. The stamps in the child
+//! show whether it did.
 //!
 //! ```text
 //!   stamper 0   page 0 ─► page 1 ─► page 2 ─► …      generation g, then g + 1
@@ -6,7 +7,7 @@
 //!   stamper 1   page 0 ─► page 1 ─► page 2 ─► …      page i only after it has seen g on stamper 0's page i
 //!                 └──► … ──► stamper 0, which begins page i of g + 1 only after the last one's page i has g
 //! ```
-//! On each page the first word is stamped, then the last, so that a page copied half is seen too.
+//! The first word of a page is stamped before the last one, so that a half-copied page is detected too.
 
 use super::actors::{Round, wake_precisely};
 use crate::machine::Memory;
@@ -14,27 +15,28 @@ use crate::trouble::Trouble;
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use std::time::Duration;
 
-/// A stamper pauses after so many pages, so that those who are measured find a processor. The same for every design.
+/// The number of pages between two pauses of a stamper. The pauses leave a processor to the measured threads. They
+/// are the same for every design.
 const BURST: u64 = 64;
-/// And so long.
+/// The duration of a pause.
 const PAUSE: Duration = Duration::from_millis(1);
 /// The first and the last word of a page.
 const WORDS: [u64; 2] = [0, PAGE_SIZE - 8];
 
-/// Where the stamps are: a mapping for each stamper.
+/// The mappings with the stamps: one for each stamper.
 pub struct Chain {
     regions: Vec<VirtAddr>,
     pages: u64,
 }
 
-/// All stamps: for each stamper two words a page.
+/// All stamps: two words a page for each stamper.
 pub type Snapshot = Vec<Vec<u64>>;
 
 impl Chain {
-    /// Maps `pages` for each of `stampers` and stamps them with generation 1.
+    /// Maps `pages` pages for each of `stampers` threads and stamps them with generation 1.
     ///
     /// # Errors
-    /// [`Trouble`] if that cannot be.
+    /// [`Trouble`] if a page cannot be mapped or written.
     pub fn new(memory: &impl Memory, stampers: usize, pages: u64) -> Result<Self, Trouble> {
         let map = |_| memory.map_anonymous(pages * PAGE_SIZE);
         let regions = (0..stampers).map(map).collect::<Result<Vec<_>, _>>()?;
@@ -64,16 +66,16 @@ impl Chain {
         Ok(())
     }
 
-    /// Stamps generation after generation until the round is over. Returns how many pages it stamped.
+    /// Stamps generation after generation until the round is over. Returns the number of pages stamped.
     ///
     /// # Errors
-    /// [`Trouble::Wrong`] if a stamp is not what this thread has written last.
+    /// [`Trouble::Wrong`] if a stamp differs from the one that this thread wrote last.
     pub fn run(&self, memory: &impl Memory, me: usize, round: &Round<'_>) -> Result<u64, Trouble> {
         wake_precisely();
         let last = self.regions.len() - 1;
         let mut stamped = 0;
         for generation in 2.. {
-            // Whose page has to be stamped before ours, and with what.
+            // The stamper whose page must be stamped first, and the generation that it must have.
             let (before, needed) = if me == 0 { (last, generation - 1) } else { (me - 1, generation) };
             for page in 0..self.pages {
                 let theirs = self.address(before, page, WORDS[1]);
@@ -108,10 +110,10 @@ impl Chain {
         Ok(stamped)
     }
 
-    /// Reads all stamps of a space in which nobody stamps.
+    /// Reads all stamps of an address space in which no thread stamps.
     ///
     /// # Errors
-    /// [`Trouble`] if one cannot be read.
+    /// [`Trouble`] if a stamp cannot be read.
     pub fn snapshot<M: Memory + ?Sized>(&self, memory: &M) -> Result<Snapshot, Trouble> {
         let region = |stamper| {
             let words = (0..self.pages).flat_map(|page| WORDS.map(|word| self.address(stamper, page, word)));
@@ -120,10 +122,11 @@ impl Chain {
         (0..self.regions.len()).map(region).collect()
     }
 
-    /// Spoils a page of a child, number `n` of all: nobody else may see it.
+    /// Overwrites both stamps of a page of a child, selected by `n`, the number of the child. No other process may
+    /// see it.
     ///
     /// # Errors
-    /// [`Trouble`] if it cannot be written.
+    /// [`Trouble`] if the page cannot be written.
     pub fn spoil<M: Memory + ?Sized>(&self, child: &M, n: u64) -> Result<(), Trouble> {
         let stamper = (n / self.pages) as usize % self.regions.len();
         self.stamp(child, stamper, n % self.pages, u64::MAX)
@@ -138,15 +141,15 @@ fn pause(look: u32) {
     }
 }
 
-/// Whether the stamps can have been there all at one instant.
+/// Checks that all stamps can have been present at one instant.
 ///
 /// # Errors
-/// Which two cannot.
+/// A description of the first two stamps that contradict each other.
 pub fn check_order(snapshot: &Snapshot) -> Result<(), String> {
     let place = |stamper: usize, at: usize| {
         format!("{} of stamper {stamper}'s page {}", ["first word", "last word"][at % 2], at / 2)
     };
-    // Where each stamp comes before or with the next one, which is of the same generation or, with a lag, one before.
+    // Word `before` is stamped first. Fails if word `after` has a later generation than `before` plus `lag`.
     let pair = |before: (usize, usize), after: (usize, usize), lag: u64| {
         let (earlier, later) = (snapshot[before.0][before.1], snapshot[after.0][after.1]);
         if later <= earlier + lag {
@@ -175,7 +178,7 @@ pub fn check_order(snapshot: &Snapshot) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// Two stampers of three pages, after each of the stamps of two generations.
+    /// Returns the stamps of two stampers with three pages each, after every single stamp of two generations.
     fn histories() -> Vec<Snapshot> {
         let mut now: Snapshot = vec![vec![1; 6], vec![1; 6]];
         let mut all = vec![now.clone()];
@@ -195,14 +198,14 @@ mod tests {
     #[test]
     fn every_instant_is_in_order() {
         histories().iter().for_each(|instant| check_order(instant).unwrap());
-        // The second stamper may lag behind by up to a generation.
+        // The second stamper may be up to a generation behind.
         check_order(&vec![vec![2; 6], vec![1; 6]]).unwrap();
         check_order(&vec![vec![1; 6]]).unwrap();
     }
 
     #[test]
     fn a_torn_snapshot_is_found() {
-        // One word as it was long before, or long after, all the others.
+        // One word has a value from long before or long after all others.
         let all = histories();
         let (start, end) = (&all[0], all.last().unwrap());
         for (stamper, at) in (0..2).flat_map(|stamper| (0..6).map(move |at| (stamper, at))) {
@@ -212,16 +215,16 @@ mod tests {
                 assert!(check_order(&torn).is_err(), "stamper {stamper} word {at}: {torn:?}");
             }
         }
-        // Copied page by page while stamping went on: early pages old, later ones new.
+        // A copy made page by page during stamping: the early pages are old, the later ones new.
         let torn = vec![vec![1, 1, 2, 2, 2, 2], vec![1; 6]];
         let text = check_order(&torn).unwrap_err();
         assert!(
             text.starts_with("generation 2 on the first word of stamper 0's page 1, but 1 on the last word"),
             "{text}"
         );
-        // The second stamper's pages copied later than the first one's.
+        // The second stamper's pages were copied later than the first one's.
         assert!(check_order(&vec![vec![1; 6], vec![2, 2, 1, 1, 1, 1]]).is_err());
-        // A page copied half.
+        // A page was half copied.
         assert!(check_order(&vec![vec![1, 2, 1, 1, 1, 1], vec![1; 6]]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Tables of figures.
+//! Draws the tables of figures.
 
 use super::Screen;
 use super::grid::{Align, Grid, Style, Text};
@@ -6,10 +6,10 @@ use crate::report::number;
 use crate::report::view::{Cell, Class, Column, Figures, Row};
 use crate::scenarios::Better;
 
-/// A table, and what its marks are.
+/// A table, and the marks that it uses.
 pub(super) struct Drawn {
     pub text: String,
-    /// Titles of columns for which there was no room.
+    /// The titles of the columns that had no room.
     pub dropped: Vec<String>,
     pub has_spreads: bool,
     pub has_ratios: bool,
@@ -17,14 +17,14 @@ pub(super) struct Drawn {
     pub has_elsewhere: bool,
 }
 
-/// The headlines of a tour: each column is named by its scenario.
+/// Draws the headlines of a tour. Each column is named by its scenario.
 pub(super) fn matrix(figures: &Figures, screen: Screen) -> Drawn {
     let title = |column: &Column| format!("{}\n{}\n{}", column.scenario, column.title, direction(column));
     let grid = grid(figures, title, |cell, column| value(cell, column, false));
     Drawn { has_spreads: false, ..fitted(grid, figures, screen, |column| column.scenario) }
 }
 
-/// The headline with its spread, and the figures that the scenario is about.
+/// Draws the headline with its spread, and the main figures of the scenario.
 pub(super) fn main_figures(figures: &Figures, screen: Screen) -> Drawn {
     let chosen = figures.columns.iter().enumerate().filter(|(_, column)| !column.is_detail);
     let figures = figures.only(&chosen.map(|(at, _)| at).collect::<Vec<_>>());
@@ -33,7 +33,7 @@ pub(super) fn main_figures(figures: &Figures, screen: Screen) -> Drawn {
     fitted(grid, &figures, screen, |column| column.title)
 }
 
-/// Every figure with its spread, in as many tables as it takes.
+/// Draws every figure with its spread, in as many tables as necessary.
 pub(super) fn every_figure(figures: &Figures, screen: Screen) -> Drawn {
     let text = grid(figures, title, |cell, column| value(cell, column, true)).in_pieces(screen);
     drawn(text, figures, Vec::new())
@@ -83,7 +83,7 @@ fn grid(
             if row.is_ours { Text::new(row.design).styled(Style::Strong) } else { Text::new(row.design) };
         let cells = row.cells.iter().zip(&figures.columns).zip(&marks).map(|((cell, column), width)| {
             let value = value(cell, column);
-            // Marks stand below each other.
+            // The padding aligns the marks of a column.
             let text = if *width == 0 || cell.spread.is_none() {
                 value
             } else {
@@ -109,7 +109,7 @@ fn value(cell: &Cell, column: &Column, with_spread: bool) -> String {
     }
 }
 
-/// How it compares with the best, readable without colour.
+/// Returns the comparison with the best, readable without colour.
 fn mark(cell: &Cell) -> String {
     let times = |around: fn(String) -> String| {
         cell.times_worse.map_or(String::new(), |times| around(number::times(times)))

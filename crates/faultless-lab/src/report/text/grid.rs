@@ -6,10 +6,10 @@ use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, Width,
 };
 
-/// Blanks between columns: one of a column, one of the table's lines.
+/// The blanks between two columns.
 const GAP: usize = 2;
 
-/// How text stands out on a screen that has colours.
+/// The emphasis of a text on a screen with colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
@@ -55,13 +55,13 @@ pub(super) enum Align {
     Right,
 }
 
-/// A table. Its first column says what each row is.
+/// A table. Its first column names the rows.
 #[derive(Clone, Debug)]
 pub(super) struct Grid {
-    /// Titles. They wrap at blanks, into as many lines as the column's cells are narrow.
+    /// The titles. They wrap at blanks if the column's cells are narrower.
     pub header: Vec<String>,
     pub rows: Vec<Vec<Text>>,
-    /// Of all columns but the first.
+    /// The alignment of all columns but the first.
     pub align: Align,
 }
 
@@ -69,7 +69,7 @@ fn columns_of(text: &str) -> usize {
     text.chars().count()
 }
 
-/// How many lines a title has in so many columns.
+/// Returns the number of lines of a title in `width` columns.
 fn lines_of(title: &str, width: usize) -> usize {
     let lines = title.lines().map(|line| {
         let (mut lines, mut taken) = (1, 0);
@@ -85,19 +85,20 @@ fn lines_of(title: &str, width: usize) -> usize {
 }
 
 impl Grid {
-    /// What a column takes: its widest cell, or its title's widest word.
+    /// Returns the minimum width of a column: its widest cell, or the widest word of its title.
     fn width_of(&self, column: usize) -> usize {
         let words = self.header[column].split_whitespace().map(columns_of);
         let cells = self.rows.iter().map(|row| columns_of(&row[column].text));
         words.chain(cells).max().unwrap_or(0)
     }
 
-    /// How many columns, from the left, fit into a width; at least two.
+    /// Returns the number of columns, from the left, that fit into `width`; at least two.
     pub(super) fn fitting(&self, width: usize) -> usize {
         self.fitting_from(1, width).max(2).min(self.header.len())
     }
 
-    /// The column behind the last one that fits if the first one is followed by the one at `from`.
+    /// Returns the end of the columns that fit into `width`, if the table has the first column and then those from
+    /// `from`.
     fn fitting_from(&self, from: usize, width: usize) -> usize {
         let mut taken = self.width_of(0);
         let fits = |column: &usize| {
@@ -107,7 +108,7 @@ impl Grid {
         from + (from..self.header.len()).take_while(fits).count()
     }
 
-    /// The widths of some columns: those by which the titles have the fewest lines that the screen allows.
+    /// Returns the widths of some columns. They give the titles the fewest lines that the screen allows.
     fn widths(&self, columns: &[usize], width: usize) -> Vec<usize> {
         let least: Vec<usize> = columns.iter().map(|column| self.width_of(*column)).collect();
         let within = |lines: usize| -> Vec<usize> {
@@ -125,11 +126,11 @@ impl Grid {
         heights.map(within).find(fits).unwrap_or(least)
     }
 
-    /// Some of the columns, behind the first one.
+    /// Draws the first column and those in `columns`.
     pub(super) fn draw(&self, columns: &[usize], screen: Screen) -> String {
         let columns: Vec<usize> = std::iter::once(0).chain(columns.iter().copied()).collect();
         let widths = self.widths(&columns, screen.width);
-        // Only titles are wrapped: every column is as wide as its cells.
+        // Only titles wrap, because every column is as wide as its cells.
         let mut table = new_table(u16::MAX.into(), screen.has_colour);
         table.load_style(NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
         let title = |column: &usize| Cell::new(&self.header[*column]);
@@ -148,7 +149,7 @@ impl Grid {
         table.trim_fmt()
     }
 
-    /// All columns, in as many tables below each other as the width asks for.
+    /// Draws all columns, in as many tables as the width requires. The tables stand below each other.
     pub(super) fn in_pieces(&self, screen: Screen) -> String {
         let (mut pieces, mut from) = (Vec::new(), 1);
         while from < self.header.len() {
@@ -166,13 +167,13 @@ fn new_table(width: usize, has_colour: bool) -> Table {
     table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
     if has_colour {
         table.enforce_styling();
-        // It looks at NO_COLOR itself, which `--color always` overrules.
+        // The library obeys NO_COLOR, but `--color always` must override it.
         crossterm::style::force_color_output(true);
     }
     table
 }
 
-/// Text, wrapped at words.
+/// Returns a text that is wrapped at words.
 pub(super) fn paragraph(text: &str, width: usize) -> String {
     let mut table = new_table(width, false);
     table.add_row([text]);
@@ -182,7 +183,7 @@ pub(super) fn paragraph(text: &str, width: usize) -> String {
     table.trim_fmt()
 }
 
-/// A list: each text stands behind its mark, and its further lines stand below its first.
+/// Returns a list. Each text stands to the right of its mark, and all its lines are aligned.
 pub(super) fn items(items: impl Iterator<Item = (Text, String)>, screen: Screen) -> String {
     let mut table = new_table(screen.width, screen.has_colour);
     let mut widest = 0;

@@ -1,11 +1,11 @@
-//! What there is to choose from.
+//! Draws the lists of designs and scenarios.
 
 use super::Screen;
 use super::grid::{Style, Text, items};
 use crate::contender::Contender;
 use crate::scenarios::{self, Better, Scenario};
 
-/// The designs there are: what each does, and what it models.
+/// Returns the list of designs. Each has its description and its source.
 pub fn designs(screen: Screen) -> String {
     let line = |contender: &Contender| {
         (
@@ -16,7 +16,7 @@ pub fn designs(screen: Screen) -> String {
     items(Contender::all().iter().map(line), screen)
 }
 
-/// The scenarios there are: what each does, where it comes from, and what it cannot show.
+/// Returns the list of scenarios. Each has its description, its source and its limits.
 pub fn scenarios(screen: Screen) -> String {
     scenarios::ALL.iter().map(|scenario| one(scenario, screen)).collect::<Vec<_>>().join("\n\n")
 }

@@ -14,7 +14,7 @@ fn drawn(options: &Options<'_>, screen: Screen) -> String {
     report(&View::new(&outcome, &plan), options, screen)
 }
 
-/// The same runs, asked for by name.
+/// Returns the report of the same runs, chosen by name and not as a tour.
 fn sections(options: &Options<'_>, screen: Screen) -> String {
     let (outcome, plan) = tour();
     report(&View::new(&outcome, &Plan { is_tour: false, ..plan }), options, screen)
@@ -27,7 +27,8 @@ fn assert_fits(text: &str, width: usize) {
     }
 }
 
-/// To make it anew after a change: `FAULTLESS_BLESS=1 cargo test -p faultless-lab --lib golden`, and read what differs.
+/// Compares `text` with a golden file. To update the files, run `FAULTLESS_BLESS=1 cargo test -p faultless-lab --lib
+/// golden`, and read the diff.
 fn assert_golden(text: &str, name: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/text/golden").join(name);
     if std::env::var_os("FAULTLESS_BLESS").is_some() {
@@ -84,7 +85,7 @@ fn details_show_every_figure_and_every_cause() {
     let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
     let text = one_scenario(&view.scenarios[0], &Options { details: true, ..OPTIONS }, plain(80));
     for column in &view.scenarios[0].figures.columns {
-        // A title may be wrapped over several lines; its words are there.
+        // A title may be wrapped over several lines, so its words are sought one by one.
         assert!(
             words(column.title).iter().all(|word| text.contains(word.as_str())),
             "{}: {text}",
@@ -126,7 +127,7 @@ fn colour_is_only_where_it_is_asked_for() {
     let screen = Screen { width: 100, has_colour: true };
     let text = drawn(&OPTIONS, screen);
     assert!(text.contains("\u{1b}[38;5;2m") && text.contains("\u{1b}[38;5;1m"), "{text:?}");
-    // The colours are all that differs.
+    // Without its colours, the text must equal the plain one.
     let mut bare = String::new();
     let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once('\u{1b}') {

@@ -1,23 +1,23 @@
-//! Figures of designs beside each other, and how each compares with the best.
+//! Compares the figures of designs with the best one.
 
 use crate::compare::Run;
 use crate::contender::Contender;
 use crate::measure::{LEAST_ROUNDS, Spread};
 use crate::scenarios::{Better, Figure, Scenario, Unit};
 
-/// From here on a figure counts as much worse.
+/// The ratio from which a figure counts as much worse.
 const MUCH: f64 = 2.0;
 
-/// A table: a row for each design, a column for each figure.
+/// A table with a row for each design and a column for each figure.
 #[derive(Clone, Debug)]
 pub struct Figures {
-    /// The most important one first.
+    /// The columns. The most important one comes first.
     pub columns: Vec<Column>,
-    /// In the order of the plan.
+    /// The rows, in the order of the plan.
     pub rows: Vec<Row>,
 }
 
-/// What a column shows.
+/// The description of a column.
 #[derive(Clone, Debug)]
 pub struct Column {
     /// The scenario that it belongs to.
@@ -26,66 +26,67 @@ pub struct Column {
     pub name: &'static str,
     /// The figure in a few words.
     pub title: &'static str,
-    /// What it is counted in.
+    /// The unit.
     pub unit: Unit,
-    /// Which way is better.
+    /// The better direction.
     pub better: Better,
-    /// Whether it is shown only with all details.
+    /// Whether it is shown only with `--details`.
     pub is_detail: bool,
 }
 
-/// A design's figures.
+/// The figures of a design.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The design's name.
     pub design: &'static str,
-    /// Whether it is the design that the project argues for.
+    /// Whether it is Faultless's own design.
     pub is_ours: bool,
     /// Whether it ran on other hardware than the others.
     pub is_elsewhere: bool,
-    /// One for each column.
+    /// The cells, one for each column.
     pub cells: Vec<Cell>,
 }
 
 /// One figure of one design.
 #[derive(Clone, Debug)]
 pub struct Cell {
-    /// Over the rounds; `None` if it was not measured.
+    /// The spread over the rounds; `None` if it was not measured.
     pub spread: Option<Spread>,
-    /// Of all rounds together.
+    /// The value for all rounds together.
     pub total: Option<f64>,
-    /// How many times worse than the best of the column the median is: 1 for the best itself. `None` if designs are not
-    /// compared by it, or there is nothing to divide by.
+    /// The ratio of the median to the best one of the column, as a factor by which it is worse: 1 for the best
+    /// itself. `None` if designs are not compared by the figure, or the divisor is zero.
     pub times_worse: Option<f64>,
-    /// How it compares with the best.
+    /// The result of the comparison with the best.
     pub class: Class,
 }
 
-/// How a figure compares with the best of its column.
+/// The result of comparing a figure with the best one of its column.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Class {
     /// It is the best.
     Best,
-    /// No difference beyond noise: less than [`NOISE`](crate::measure::NOISE) times, or rounds of the one are among the rounds of the other.
+    /// No difference beyond noise: less than [`NOISE`](crate::measure::NOISE) times, or the rounds of the two
+    /// overlap.
     Level,
-    /// Worse beyond noise, and not twice.
+    /// Worse beyond noise, but less than twice as bad.
     Between,
     /// Twice as bad, or worse.
     Worse,
-    /// Too few rounds to say anything.
+    /// Too few rounds for a comparison.
     TooFew,
-    /// Measured on other hardware: it has a ratio, and is neither best nor worse.
+    /// Measured on other hardware. It has a ratio, but is neither best nor worse.
     Elsewhere,
     /// Designs are not compared by this figure.
     NotCompared,
-    /// The design ran, and this figure was not measured.
+    /// The design ran, but this figure was not measured.
     NotMeasured,
-    /// The design did not run, for this reason.
+    /// The design did not run. The text is the reason.
     NotRun(String),
 }
 
 impl Figures {
-    /// The figures of one scenario's runs, the headline first.
+    /// Creates the table of one scenario's runs. The headline is the first column.
     pub(super) fn of_scenario(runs: &[&Run]) -> Self {
         let scenario = runs[0].scenario;
         let designs: Vec<Contender> = runs.iter().map(|run| run.contender).collect();
@@ -94,7 +95,7 @@ impl Figures {
         Self::new(&designs, figures.map(|figure| (Column::new(scenario, figure), cells(&runs, figure))))
     }
 
-    /// The headlines of several scenarios.
+    /// Creates the table of the headlines of several scenarios.
     pub(super) fn of_headlines(scenarios: &[Vec<&Run>]) -> Self {
         let longest = scenarios.iter().map(Vec::as_slice).max_by_key(|runs| runs.len()).unwrap_or(&[]);
         let designs: Vec<Contender> = longest.iter().map(|run| run.contender).collect();
@@ -107,7 +108,7 @@ impl Figures {
         Self::new(&designs, columns)
     }
 
-    /// The same, with only these columns.
+    /// Returns the table with only `columns`.
     pub fn only(&self, columns: &[usize]) -> Self {
         let row = |row: &Row| Row {
             cells: columns.iter().map(|at| row.cells[*at].clone()).collect(),
@@ -142,7 +143,7 @@ impl Column {
     }
 }
 
-/// One figure of each run; `None` for a design that was not reached.
+/// Returns the cell of each run for one figure. A run is `None` if its design was not reached.
 fn cells(runs: &[Option<&Run>], figure: &Figure) -> Vec<Cell> {
     let here = runs.iter().flatten().filter(|run| !run.contender.is_native());
     let spreads = here.filter_map(|run| Some((run.contender.name(), run.spread(figure.of)?)));
@@ -175,7 +176,7 @@ fn cells(runs: &[Option<&Run>], figure: &Figure) -> Vec<Cell> {
     runs.iter().map(cell).collect()
 }
 
-/// How often `mine` is worse than `best`; `None` if that is no number.
+/// Returns the factor by which `mine` is worse than `best`; `None` if it is not a number.
 pub(super) fn times_worse(mine: f64, best: f64, better: Better) -> Option<f64> {
     let (high, low) = if better == Better::Higher { (best, mine) } else { (mine, best) };
     match (high, low) {
@@ -185,12 +186,12 @@ pub(super) fn times_worse(mine: f64, best: f64, better: Better) -> Option<f64> {
     }
 }
 
-/// The better one of two medians.
+/// Returns the spread with the best median.
 pub(super) fn best_of<T>(spreads: impl Iterator<Item = (T, Spread)>, better: Better) -> Option<(T, Spread)> {
     spreads.reduce(|a, b| if (b.1.median < a.1.median) != (better == Better::Higher) { b } else { a })
 }
 
-/// In how many rounds a figure was measured.
+/// Returns the number of rounds that measured a figure.
 pub(super) fn rounds(run: &Run, figure: &Figure) -> usize {
     run.rounds.iter().filter_map(figure.of).count()
 }

@@ -6,29 +6,29 @@ use super::waits::Waits;
 use crate::compare::{Plan, Run};
 use crate::report::number;
 
-/// All that is said of a scenario.
+/// The contents of a report about one scenario.
 #[derive(Clone, Debug)]
 pub struct ScenarioView {
-    /// Its name.
+    /// The name of the scenario.
     pub name: &'static str,
-    /// What it does.
+    /// A one-line description.
     pub about: &'static str,
-    /// How it was run: threads, rates, rounds.
+    /// The settings of the run: threads, rates, rounds.
     pub setup: Vec<String>,
-    /// What was checked, with counts; nothing of it was wrong.
+    /// The checks, with counts. All of them passed.
     pub checked: Vec<String>,
-    /// The headline, then the other figures.
+    /// The figures. The headline comes first.
     pub figures: Figures,
-    /// For what each design's threads waited; empty if nobody has.
+    /// The waits of each design's threads; empty if no thread waited.
     pub waits: Vec<Waits>,
-    /// Ours against its rivals, losses first.
+    /// The comparisons of Faultless's own design with its rivals. Losses come first.
     pub verdicts: Vec<Verdict>,
-    /// Why designs did not run or stopped, and what is to be known of a machine.
+    /// The reasons why designs did not run or stopped, and facts about the machine that affect the figures.
     pub notes: Vec<String>,
 }
 
 impl ScenarioView {
-    /// Of all runs of one scenario.
+    /// Creates the view of all runs of one scenario.
     pub(super) fn new(runs: &[&Run], plan: &Plan) -> Self {
         let scenario = runs[0].scenario;
         Self {
@@ -64,13 +64,13 @@ fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
     setup
 }
 
-/// The check at the end of each round on the software machine; `None` if there was no such round.
+/// Describes the check at the end of each round on the software machine; `None` if there was no such round.
 pub(super) fn frames<'a>(runs: impl Iterator<Item = &'a Run>) -> Option<String> {
     let rounds: usize = runs.filter(|run| !run.contender.is_native()).map(|run| run.rounds.len()).sum();
     (rounds != 0).then(|| format!("all frames returned, in {}", plural(rounds, "round")))
 }
 
-/// "3 rounds of 0.4 s for each design".
+/// Describes the rounds, such as "3 rounds of 0.4 s for each design".
 fn rounds(runs: &[&Run], plan: &Plan) -> String {
     let rounds = runs.iter().map(|run| run.rounds.len()).max().unwrap_or(0);
     let (_, length) = plan.rounds();
@@ -78,13 +78,13 @@ fn rounds(runs: &[&Run], plan: &Plan) -> String {
     format!("{} of {seconds} s for each design", plural(rounds, "round"))
 }
 
-/// Counters of a scenario with what each counts.
+/// Returns the values of `counters`, each with its description.
 fn counts(runs: &[&Run], counters: &[(&str, &str)]) -> Vec<String> {
     let counts = counters.iter().map(|(name, what)| (counted(runs, name), what));
     counts.filter(|(n, _)| *n != 0).map(|(n, what)| format!("{} {what}", number::count(n))).collect()
 }
 
-/// Designs that did not run, each reason once; then what is to be known of a machine, and of designs that stopped.
+/// Returns the reasons why designs did not run or stopped, and the notes of the machines, each once with its designs.
 pub(super) fn notes(runs: &[&Run]) -> Vec<String> {
     let mut notes: Vec<(String, Vec<&str>)> = Vec::new();
     let ran: Vec<&str> =
@@ -102,7 +102,7 @@ pub(super) fn notes(runs: &[&Run]) -> Vec<String> {
         }
     }
     let said = notes.into_iter().map(|(note, names)| match &names[..] {
-        // True of all of them: it is the machine.
+        // A note on all designs concerns the machine, so it needs no names.
         _ if names.len() > 1 && names == ran => note,
         [name] if note.starts_with("cannot run") || note.starts_with("stopped") => format!("{name} {note}"),
         _ => format!("{}: {note}", names.join(", ")),

@@ -5,7 +5,8 @@ use crate::scenarios::{self, Scenario, Settings};
 use faultless::stats::Counter;
 use std::time::Duration;
 
-/// A run of the first scenario: the bystander's latency in each round, and how often ten major faults took mmap_lock.
+/// Returns a run of the first scenario with the given bystander latencies, in µs, one a round. `reads` is the number
+/// of times that ten major faults took mmap_lock.
 pub(crate) fn run(design: &str, bystander: &[u64], reads: u64) -> Run {
     let round = |us: &u64| {
         let mut measured = Measured { seconds: 1.0, ..Measured::default() };
@@ -14,7 +15,7 @@ pub(crate) fn run(design: &str, bystander: &[u64], reads: u64) -> Run {
         measured.add_latency("bystander", &latency);
         measured.count(Counter::MajorFaults.name(), 10);
         measured.count("major_fault_mmap_lock_read", reads);
-        // Of all faults: says nothing about the major ones.
+        // This counter includes all faults, so it must not be used for major faults.
         measured.count(Counter::MmapLockRead.name(), 1000 + reads);
         measured.faults_timed = 10;
         measured
@@ -29,11 +30,11 @@ fn of_rounds(scenario: &'static Scenario, design: &str, rounds: Vec<Measured>) -
     Run { scenario, contender, rounds, total, skipped: None, recording: None }
 }
 
-/// A tour whose figures were not measured but invented: losses, wins, noise, a design that cannot run.
+/// Returns a tour with invented figures: losses, wins, noise, and a design that cannot run.
 pub(crate) fn tour() -> (Outcome, Plan) {
     const SCENARIOS: [&str; 4] = ["fork-during-io", "retry-storm", "giant-vma", "disjoint-change"];
-    // By design: the bystander's p99 in µs, reads for ten pages, a fault in one VMA in ns (one apart takes 200), changes in
-    // ten milliseconds.
+    // For each design: the bystander's p99 in µs, reads for ten pages, a fault in one VMA in ns (a fault in an own
+    // process takes 200), and changes in ten milliseconds.
     const FIGURES: [(&str, [u64; 4]); 6] = [
         ("mmap-lock", [1210, 13, 310, 1502]),
         ("vma-lock", [1195, 14, 300, 4540]),
@@ -81,7 +82,7 @@ fn invented(scenario: usize, figure: u64, round: u64) -> Measured {
     match scenario {
         0 => {
             latency("bystander", figure * 1000 + 7000 * round);
-            // The one that forks slowly is ours.
+            // Faultless's own design forks slowly, which is a loss in another figure than the headline.
             let slow = if figure == 1250 { 250 } else { 100 };
             latency("fork", slow * figure + 100 * round);
             latency("fault", 2_300_000 + 1000 * figure);
@@ -126,7 +127,7 @@ fn a_figure_is_best_level_or_worse_beyond_noise() {
         run("mmap-lock", &[100, 101, 102], 0),
         run("vma-lock", &[125, 126, 127], 0),
         run("vma-lock-retry", &[150, 151, 152], 0),
-        // One of its rounds is among those of the best.
+        // One of its rounds is within the spread of the best.
         run("vma-lock-hold", &[102, 800, 900], 0),
         run("faultless", &[300, 310, 320], 0),
     ];
@@ -198,9 +199,9 @@ fn a_tour_has_a_sentence_for_each_scenario_and_one_for_other_losses() {
     }
     let note = &tour.notes[0];
     assert!(note.starts_with("native cannot run: ") && note.ends_with(" (retry-storm)"), "{note}");
-    // The file's pages of two scenarios have one count.
+    // Two scenarios check pages of the file. Their counts are added.
     assert_eq!(tour.checked[0], "1,635,000 pages of the file, byte by byte");
-    // Those of native have no frames that could be counted.
+    // Native rounds are not counted, because their frames cannot be checked.
     assert_eq!(tour.checked.last().unwrap(), "all frames returned, in 60 rounds");
 }
 

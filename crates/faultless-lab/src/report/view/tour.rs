@@ -1,4 +1,4 @@
-//! Several scenarios at a glance: their headlines, and a sentence for each.
+//! The summary of several scenarios: their headlines, and a sentence for each.
 
 use super::figures::Figures;
 use super::scenario::{frames, notes};
@@ -7,31 +7,32 @@ use crate::compare::{Outcome, Plan, Run};
 use crate::designs;
 use crate::report::number;
 
-/// What is said of all scenarios together.
+/// The contents of a report about several scenarios together.
 #[derive(Clone, Debug)]
 pub struct TourView {
-    /// A column for each scenario: its headline.
+    /// The headlines, with a column for each scenario.
     pub matrix: Figures,
-    /// In how many rounds each cell was measured, at least; cells that did not run are not counted.
+    /// The minimum number of rounds of a cell. Cells that did not run are not counted.
     pub rounds: usize,
-    /// Where ours loses, is level and wins: a sentence for each scenario, and one for losses in other figures.
+    /// The results of Faultless's own design: a sentence for each scenario, and one for losses in other figures.
     pub verdicts: Vec<Verdict>,
-    /// The scenario to look at first: of the worst loss, by a headline if there is one, or the first scenario.
+    /// The scenario to look at first. It has the worst loss, in a headline if possible. Without a loss it is the
+    /// first scenario.
     pub closer: &'static str,
-    /// What was checked, with counts, of all scenarios; nothing of it was wrong.
+    /// The checks of all scenarios, with counts. All of them passed.
     pub checked: Vec<String>,
-    /// Why designs did not run, and what is to be known of a machine.
+    /// The reasons why designs did not run, and facts about machines that affect the figures.
     pub notes: Vec<String>,
 }
 
 impl TourView {
-    /// Of several scenarios, whether they were run as a tour or not; `None` of one.
+    /// Creates the summary of several scenarios, whether they ran as a tour or not; `None` for one scenario.
     pub fn of_several(outcome: &Outcome, plan: &Plan) -> Option<Self> {
         let runs = super::by_scenario(outcome, plan);
         (runs.len() > 1).then(|| Self::new(&runs))
     }
 
-    /// Of the runs of each scenario.
+    /// Creates the summary from the runs of each scenario.
     pub(super) fn new(scenarios: &[Vec<&Run>]) -> Self {
         let all = || scenarios.iter().flatten();
         let rounds = all().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0).min().unwrap_or(0);
@@ -49,7 +50,7 @@ impl TourView {
     }
 }
 
-/// In the headlines, and in all other figures.
+/// Returns the comparisons in the headlines, and those in all other figures.
 fn duels(scenarios: &[Vec<&Run>]) -> (Vec<Duel>, Vec<Duel>) {
     let (mut headlines, mut others) = (Vec::new(), Vec::new());
     for runs in scenarios {
@@ -63,14 +64,14 @@ fn duels(scenarios: &[Vec<&Run>]) -> (Vec<Duel>, Vec<Duel>) {
 fn verdicts(headlines: &[Duel], others: &[Duel]) -> Vec<Verdict> {
     let mut verdicts = verdict::sorted(headlines, |duel| duel.scenario.into());
     let losses = verdicts.iter().filter(|verdict| verdict.kind == Kind::Loss).count();
-    // The headlines are what each scenario is about. A loss in another figure is a loss too.
+    // A loss in another figure than the headline must be reported too.
     if let Some(others) = other_losses(others) {
         verdicts.insert(losses, others);
     }
     verdicts
 }
 
-/// The loss by the largest ratio.
+/// Returns the loss with the largest ratio.
 fn worst(duels: &[Duel]) -> Option<&Duel> {
     let losses = duels.iter().filter(|duel| duel.kind == Kind::Loss);
     losses.max_by(|a, b| a.times_worse().total_cmp(&b.times_worse()))
@@ -90,7 +91,7 @@ fn other_losses(others: &[Duel]) -> Option<Verdict> {
     Some(Verdict { kind: Kind::Loss, text })
 }
 
-/// Scenarios that check the same thing have one count of it.
+/// Returns the checks of all scenarios. Counts of the same check are added.
 fn checked_together(scenarios: &[Vec<&Run>]) -> Vec<String> {
     let mut together: Vec<(&str, u64)> = Vec::new();
     for runs in scenarios {
@@ -106,7 +107,7 @@ fn checked_together(scenarios: &[Vec<&Run>]) -> Vec<String> {
     counts.chain(frames(scenarios.iter().flatten().copied())).collect()
 }
 
-/// Each note once, with its scenario if it is not said of all of them.
+/// Returns each note once, with its scenarios unless it concerns all of them.
 fn notes_together(scenarios: &[Vec<&Run>]) -> Vec<String> {
     let mut together: Vec<(String, Vec<&str>)> = Vec::new();
     for runs in scenarios {

@@ -1,4 +1,4 @@
-//! Where ours loses, where it is level, where it wins: a sentence each, losses first.
+//! Sentences on the losses, the ties and the wins of Faultless's own design. Losses come first.
 
 use super::figures::{best_of, rounds, times_worse};
 use crate::compare::Run;
@@ -8,31 +8,31 @@ use crate::report::number;
 use crate::scenarios::{Better, Figure, Unit};
 use faultless::stats::Counter;
 
-/// A sentence, and what it says.
+/// A sentence, and its kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
-    /// What kind of sentence it is.
+    /// The kind of the sentence.
     pub kind: Kind,
     /// A full sentence, with figures.
     pub text: String,
 }
 
-/// In the order of reports.
+/// The kind of a verdict. The kinds are ordered as in reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Ours is worse than a rival.
+    /// Faultless's own design is worse than a rival.
     Loss,
     /// No difference beyond noise.
     Level,
-    /// Ours is better than every rival.
+    /// Faultless's own design is better than every rival.
     Win,
     /// Too few rounds for a verdict.
     TooFew,
-    /// Something else that is to be known.
+    /// Other information that the reader needs.
     Note,
 }
 
-/// Ours and the best rival in one figure.
+/// The comparison of Faultless's own design with the best rival in one figure.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Duel {
     pub kind: Kind,
@@ -44,7 +44,8 @@ pub(super) struct Duel {
 }
 
 impl Duel {
-    /// `None` if one of them has no such figure, or designs are not compared by it.
+    /// Compares `ours` with the best of `rivals`. Returns `None` if either has no such figure, or if designs are not
+    /// compared by it.
     pub(super) fn new(ours: &Run, rivals: &[&Run], figure: &Figure) -> Option<Self> {
         if figure.better == Better::Neither {
             return None;
@@ -65,12 +66,13 @@ impl Duel {
         Some(Self { kind, figure, scenario, rival: rival.contender.name(), mine, theirs })
     }
 
-    /// How many times worse ours is; below 1 if it is better. Infinite if there is nothing to divide by.
+    /// Returns the factor by which Faultless's own design is worse; below 1 if it is better. Infinite if the divisor
+    /// is zero.
     pub(super) fn times_worse(&self) -> f64 {
         times_worse(self.mine.median, self.theirs.median, self.figure.better).unwrap_or(f64::INFINITY)
     }
 
-    /// "1.20 ms against 1.10 ms under vma-lock (1.09 times worse)".
+    /// Returns the figures, such as "1.20 ms against 1.10 ms under vma-lock (1.09 times worse)".
     pub(super) fn figures(&self) -> String {
         let value = |spread: Spread| number::value(spread.median, self.figure.unit);
         let times = self.times_worse();
@@ -86,7 +88,7 @@ impl Duel {
         format!("{} against {} under {} ({compared}{why})", value(self.mine), value(self.theirs), self.rival)
     }
 
-    /// A sentence about `subject`: the figure, or the scenario whose headline it is.
+    /// Returns a sentence about `subject`: the figure, or the scenario whose headline it is.
     pub(super) fn verdict(&self, subject: &str) -> Verdict {
         let verb = match self.kind {
             Kind::Loss => "loses in",
@@ -97,14 +99,14 @@ impl Duel {
     }
 }
 
-/// Ours and its rivals, as far as they ran.
+/// Separates Faultless's own design from its rivals. Runs without rounds are omitted.
 pub(super) fn split<'a>(runs: &[&'a Run]) -> (Option<&'a Run>, Vec<&'a Run>) {
     let ran = runs.iter().copied().filter(|run| !run.rounds.is_empty());
     let (ours, others): (Vec<_>, Vec<_>) = ran.partition(|run| run.contender.is_ours());
     (ours.first().copied(), others.into_iter().filter(|run| run.contender.is_rival()).collect())
 }
 
-/// Sorted, with one sentence for all figures of too few rounds.
+/// Returns the verdicts in the order of their kinds, with one sentence for all figures of too few rounds.
 pub(super) fn sorted(duels: &[Duel], subject: impl Fn(&Duel) -> String) -> Vec<Verdict> {
     let (few, enough): (Vec<&Duel>, Vec<&Duel>) = duels.iter().partition(|duel| duel.kind == Kind::TooFew);
     let mut verdicts: Vec<_> = enough.iter().map(|duel| duel.verdict(&subject(duel))).collect();
@@ -113,12 +115,12 @@ pub(super) fn sorted(duels: &[Duel], subject: impl Fn(&Duel) -> String) -> Vec<V
         let text = format!("Fewer than {LEAST_ROUNDS} rounds allow no verdict on {}.", few.join("; "));
         verdicts.push(Verdict { kind: Kind::TooFew, text });
     }
-    // Stable: within a kind, the order of figures.
+    // The sort is stable, so verdicts of one kind stay in the order of figures.
     verdicts.sort_by_key(|verdict| verdict.kind);
     verdicts
 }
 
-/// The verdicts of one scenario.
+/// Returns the verdicts of one scenario.
 pub(super) fn of_scenario(runs: &[&Run]) -> Vec<Verdict> {
     let (ours, rivals) = split(runs);
     let Some(ours) = ours.filter(|_| !rivals.is_empty()) else { return vec![without_comparison(runs)] };
@@ -129,7 +131,8 @@ pub(super) fn of_scenario(runs: &[&Run]) -> Vec<Verdict> {
     verdicts
 }
 
-/// How often a major fault took mmap_lock: under ours, and under the rivals that took it least and most.
+/// Returns the number of times that a major fault took mmap_lock, under Faultless's own design and under the rivals
+/// that took it least and most.
 fn mmap_lock_reads(ours: &Run, rivals: &[&Run]) -> Option<Verdict> {
     let reads = |measured: &Measured| measured.per_major_fault(Counter::MmapLockRead);
     let mine = reads(&ours.total)?;

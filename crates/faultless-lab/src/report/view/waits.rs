@@ -1,9 +1,9 @@
-//! Causes of waiting: every counter whose name has `_wait` in it and ends in `_ns`.
+//! The causes of waiting: all counters whose name contains `_wait` and ends in `_ns`.
 
 use crate::compare::Run;
 use crate::measure::Measured;
 
-/// What a cause is called, by the stem of its counter.
+/// The names of causes, by the stem of their counter.
 const WORDS: [(&str, &str); 13] = [
     ("io", "I/O"),
     ("mmap_lock", "mmap_lock"),
@@ -20,33 +20,33 @@ const WORDS: [(&str, &str); 13] = [
     ("memory", "memory"),
 ];
 
-/// A cause is left out if all threads together waited less than this for it, in milliseconds a second.
+/// The minimum wait of a cause to be shown, in milliseconds per second, over all threads.
 const LEAST: f64 = 0.05;
 
-/// For what a design's threads waited.
+/// The causes for which a design's threads waited.
 #[derive(Clone, Debug)]
 pub struct Waits {
-    /// The design.
+    /// The name of the design.
     pub design: &'static str,
-    /// The largest first.
+    /// The causes. The largest comes first.
     pub causes: Vec<Wait>,
 }
 
-/// A cause, and how long it was waited for.
+/// A cause, and the time spent waiting for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wait {
-    /// The lock or event, with its holder as far as that is counted: "mmap_lock (fork)".
+    /// The lock or event, and its holder if that is counted: "mmap_lock (fork)".
     pub cause: String,
-    /// Milliseconds in a second, over all threads: two threads that always wait have 2000.
+    /// Milliseconds per second, over all threads. Two threads that always wait have 2000.
     pub milliseconds: f64,
 }
 
-/// The stem and the part of a counter that counts waits; `None` for any other one. `mmap_lock_wait_fork_ns` is the part
-/// of the waits for mmap_lock while a fork held it.
+/// Returns the stem and the part of a counter of waits; `None` for any other counter. `mmap_lock_wait_fork_ns` counts
+/// the part of the waits for mmap_lock during which a fork held it.
 fn parts(counter: &str) -> Option<(&str, &str)> {
     let (stem, part) = counter.strip_suffix("_ns")?.split_once("_wait")?;
     Some(match (stem, part.trim_matches('_')) {
-        // A thread that waits for a page bit may wait for an announcer that does not run.
+        // A thread that waits for a page bit may wait for a preempted announcer.
         ("preempted", "") => ("page_bit", "preempted"),
         other => other,
     })
@@ -63,7 +63,7 @@ fn words(stem: &str, part: &str) -> String {
     }
 }
 
-/// The causes of a run, the largest first. A cause that is counted by holder stands there once for each holder.
+/// Returns the causes of a run, the largest first. A cause that is counted by holder appears once for each holder.
 fn causes(measured: &Measured) -> Vec<Wait> {
     let counted = || {
         let counters = measured.counters.iter();
@@ -74,7 +74,7 @@ fn causes(measured: &Measured) -> Vec<Wait> {
     };
     let mut causes: Vec<Wait> = counted()
         .map(|((stem, part), ms)| {
-            // Of a whole, the rest that no part has.
+            // The total without its parts remains.
             let milliseconds = if part.is_empty() { ms - of_parts(stem) } else { ms };
             Wait { cause: words(stem, part), milliseconds }
         })
@@ -85,7 +85,7 @@ fn causes(measured: &Measured) -> Vec<Wait> {
 }
 
 impl Waits {
-    /// Of each run that measured something. Empty if nobody has waited.
+    /// Returns the waits of each run that measured something. Empty if no thread waited.
     pub(super) fn of(runs: &[&Run]) -> Vec<Self> {
         let ran = runs.iter().filter(|run| run.total.seconds > 0.0);
         let waits: Vec<Self> =
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(text("swap_slot_wait_ns").as_deref(), Some("swap slot"));
         assert_eq!(text("page_bit_waits"), None);
         assert_eq!(text("giant_wall_ns"), None);
-        // Every one that the engine counts.
+        // Each wait counter of the engine must be recognized.
         for counter in faultless::stats::Counter::ALL.iter().map(|counter| counter.name()) {
             assert_eq!(text(counter).is_some(), counter.contains("_wait") && counter.ends_with("_ns"));
         }
@@ -130,7 +130,7 @@ mod tests {
         waiter.total.count("grace_wait_ns", 3);
         let waits = Waits::of(&[&waiter, &run("faultless", &[100], 1)]);
         let causes: Vec<_> = waits[0].causes.iter().map(|wait| (&*wait.cause, wait.milliseconds)).collect();
-        // Of two seconds.
+        // The run measured two seconds.
         assert_eq!(
             causes,
             [
