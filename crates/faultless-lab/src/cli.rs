@@ -61,7 +61,7 @@ scenario, its row says so. The native rows are the kernel of this machine: other
 
 How to read the tables:
   1.20 ms (0.98–1.40)  median, smallest and largest round
-  1.50×                so many times worse than the best of the column
+  1.50×                1.5 times worse than the best of the column
   bystander, fork      latency of an operation at a fixed rate, counted from its
                        scheduled start
   fault                time from the access to a cold page to the page
@@ -102,11 +102,11 @@ enum Command {
     /// Write shell completions or man pages.
     #[command(subcommand, hide = true)]
     Generate(Generate),
-    /// One round on the kernel: `compare` starts it.
+    /// Run one round on the kernel. Only `compare` starts it.
     #[cfg(target_os = "linux")]
     #[command(name = native::WORKER, hide = true)]
     NativeRound,
-    /// The process that `check` compares with: `check` starts it.
+    /// Run operations on this Linux for comparison. Only `check` starts it.
     #[cfg(target_os = "linux")]
     #[command(name = check::ORACLE, hide = true)]
     CheckOracle,
@@ -122,7 +122,7 @@ struct Compare {
     /// and native]
     #[arg(long = "design", value_name = "A,B", value_delimiter = ',')]
     designs: Vec<String>,
-    /// Threads that do the work of the scenario [default: its own number]
+    /// Threads that do the work of the scenario [default: depends on the scenario]
     #[arg(long, value_name = "N", value_parser = threads, allow_hyphen_values = true)]
     threads: Option<usize>,
     /// Seconds for each scenario and design [default: 8, less for many designs or scenarios]
@@ -131,7 +131,7 @@ struct Compare {
     /// Minimum latency of each read of the file
     #[arg(long, value_name = "TIME", value_parser = parse::latency, allow_hyphen_values = true, default_value = "2ms")]
     io_latency: Duration,
-    /// Reads that the device serves at the same time [default: any number]
+    /// Reads that the device serves at the same time [default: unlimited]
     #[arg(long, value_name = "N", value_parser = queue_depth, allow_hyphen_values = true)]
     queue_depth: Option<NonZeroUsize>,
     /// Operations per second of an actor of the scenario; may be repeated
@@ -205,7 +205,7 @@ pub(crate) fn whole<T: FromStr>(text: &str, least: &str) -> Result<T, String> {
     text.parse().map_err(|_| match digits {
         "" => "write a whole number".into(),
         _ if !digits.bytes().all(|byte| byte.is_ascii_digit()) => "write a whole number".into(),
-        _ if digits.len() == text.len() && digits.bytes().any(|byte| byte != b'0') => "it is too much".into(),
+        _ if digits.len() == text.len() && digits.bytes().any(|byte| byte != b'0') => "it is too big".into(),
         _ => least.into(),
     })
 }
@@ -225,7 +225,7 @@ fn seed(text: &str) -> Result<u64, String> {
 fn memory(text: &str) -> Result<u64, String> {
     match parse::size(text)? {
         memory if (64 << 10..=64 << 30).contains(&memory) => Ok(memory),
-        _ => Err("a machine has 64K at least and 64G at most".into()),
+        _ => Err("the size must be between 64K and 64G".into()),
     }
 }
 
@@ -374,7 +374,9 @@ impl Compare {
         if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
             && (name == "all" || scenarios::find(name).is_some())
         {
-            return input(format!("--json {name}: would write a file of that name; put the scenario first"));
+            return input(format!(
+                "--json {name}: this would write a file called {name}; put the scenario first"
+            ));
         }
         let settings = Settings {
             threads: self.threads,
@@ -513,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_can_be_repeated_by_what_it_says() {
+    fn the_printed_command_repeats_the_run() {
         let words = ["compare", "giant-vma", "--file", "a b", "--rate", "it's=1"].map(String::from);
         assert_eq!(
             repeated(words.into_iter()),

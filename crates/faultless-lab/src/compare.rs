@@ -125,7 +125,7 @@ impl Plan {
         let nobody_ran = runs.iter().all(|run| run.rounds.is_empty());
         match runs.iter().find_map(|run| Some((run, run.skipped.as_ref()?))) {
             Some((run, reason)) if nobody_ran && !interrupted => Err(Trouble::Cannot(format!(
-                "nothing has run: {} under {}: {reason}",
+                "no round ran: {} under {}: {reason}",
                 run.scenario.name,
                 run.contender.name()
             ))),
@@ -214,8 +214,8 @@ impl Plan {
     }
 }
 
-/// Returns a random order of the designs for one round. A design may have to clear away pages and threads of its
-/// predecessor. A random order varies the predecessor.
+/// Returns the order of the designs in one round, which `seed` determines. A design may have to clear away pages and
+/// threads of its predecessor. The orders differ, so that no design always has the same predecessor.
 fn order(designs: usize, seed: u64) -> Vec<usize> {
     let place_of = |design: &usize| {
         let mut hasher = DefaultHasher::new();
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn who_refuses_does_so_before_anybody_runs() {
+    fn a_scenario_refuses_its_settings_before_any_round() {
         let settings = Settings { threads: Some(1), ..Settings::default() };
         let scenarios = ["short-process", "disjoint-change"].map(|name| scenarios::find(name).unwrap());
         let plan = Plan { scenarios: scenarios.into(), settings, ..plan(1, Some(60.0)) };
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn if_nobody_can_run_it_is_said() {
+    fn an_error_names_the_contender_if_none_can_run() {
         let native = Contender::Native { syscall: true };
         let plan = Plan { contenders: vec![native], ..plan(0, Some(0.1)) };
         match plan.run(&AtomicBool::new(false)) {

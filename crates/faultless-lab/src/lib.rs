@@ -7,12 +7,12 @@
 //!   ├───► generate: shell completions and man pages
 //!   └───► compare ── rounds, interleaved over the contenders ──► report (view, text) · html · json
 //!             │
-//!             ├─ contender   name ─► a design of the engine, or the kernel this runs on
+//!             ├─ contender   name ─► a design of the engine, or the kernel of this host
 //!             ├─ designs     name ─► type: a LockingDesign, one file each
-//!             ├─ machine     what a scenario runs on: processes, memory, fork; in software, under a design
-//!             ├─ native      the same on the kernel itself, in a process of its own for each round
-//!             ├─ record      what each thread of one more round did, and who held up whom
-//!             └─ scenarios   name ─► a round: its threads, what they waited, what they saw; and its figures
+//!             ├─ machine     the machine of a scenario: processes, memory, fork; in software, under a design
+//!             ├─ native      the same on the kernel itself, in a separate process for each round
+//!             ├─ record      operations and waits of each thread in one more round, and the holders of locks
+//!             └─ scenarios   name ─► a round: its threads, their waits, the checks; and its figures
 //! ```
 //! A round builds a machine, runs the scenario's threads on it, and checks their results: every byte of a file, the
 //! order of stamps in every child, the return of every frame. An error in a check ends the run, so figures come only

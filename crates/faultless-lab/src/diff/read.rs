@@ -71,7 +71,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Report, String> {
             return Err(format!("it has schema {schema}; this program reads schema {SCHEMA}"));
         }
         Some(None) => {
-            return Err("it is not a result of `faultless compare --json`: its schema is no number".into());
+            return Err("it is not a result of `faultless compare --json`: its schema is not a number".into());
         }
         None => return Err("it is not a result of `faultless compare --json`: it has no schema".into()),
     }
@@ -111,14 +111,16 @@ fn check_figures(entry: &Entry) -> Result<(), String> {
     for (figure, unit, direction, [min, median, max, value]) in figures.chain([headline]) {
         name(figure)?;
         if unit.chars().count() > 8 || unit.chars().any(char::is_control) {
-            return Err(format!("{figure} has no unit of ours: {unit:?}"));
+            return Err(format!("{figure} has an unknown unit: {unit:?}"));
         }
         if better(direction).is_none() {
-            return Err(format!("{figure} is better if {direction:?}; there are lower, higher, neither"));
+            return Err(format!(
+                "{figure} has an unknown direction: {direction:?}; use lower, higher or neither"
+            ));
         }
         let in_order: Vec<f64> = [Some(0.0), min, median, max].into_iter().flatten().collect();
         if !in_order.is_sorted() || value.is_some_and(|value| value < 0.0) {
-            return Err(format!("{figure} is negative, or its least, median and greatest are not in order"));
+            return Err(format!("{figure} is negative, or its min, median and max are not in order"));
         }
     }
     Ok(())
@@ -129,7 +131,9 @@ pub(super) fn name(name: &str) -> Result<(), String> {
     let ours = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(ours) {
         let start: String = name.chars().take(LONGEST_NAME).collect();
-        return Err(format!("it has a name that is none of ours: {start:?}"));
+        return Err(format!(
+            "it has an invalid name: {start:?}; use 1 to {LONGEST_NAME} letters, digits, - and _"
+        ));
     }
     Ok(())
 }

@@ -233,7 +233,7 @@ fn a_file_that_is_no_result_is_refused_with_the_reason() {
     assert!(refused(&format!("{text}x")).starts_with("it is not JSON: trailing characters"));
     assert!(refused("[1]").ends_with("it has no schema"));
     assert!(refused("{}").ends_with("it has no schema"));
-    assert!(refused("{\"schema\": \"1\"}").ends_with("its schema is no number"));
+    assert!(refused("{\"schema\": \"1\"}").ends_with("its schema is not a number"));
     assert_eq!(refused("{\"schema\": 2}"), "it has schema 2; this program reads schema 1");
     assert!(refused("{\"schema\": 1}").contains("missing field `machine`"));
 
@@ -242,10 +242,15 @@ fn a_file_that_is_no_result_is_refused_with_the_reason() {
         *changed.pointer_mut(pointer).expect("the field") = value;
         refused(&changed.to_string())
     };
-    assert!(refused_with("/results/0/scenario", "\u{1b}[2J".into()).contains("none of ours: \"\\u{1b}[2J\""));
-    assert!(refused_with("/results/0/design", "a".repeat(33).into()).contains("none of ours"));
-    assert!(refused_with("/results/0/figures/it/better", "up".into()).contains("it is better if \"up\""));
-    assert!(refused_with("/results/0/figures/it/unit", "\u{9b}".into()).contains("no unit of ours"));
+    assert!(
+        refused_with("/results/0/scenario", "\u{1b}[2J".into()).contains("an invalid name: \"\\u{1b}[2J\"")
+    );
+    assert!(refused_with("/results/0/design", "a".repeat(33).into()).contains("an invalid name"));
+    assert!(
+        refused_with("/results/0/figures/it/better", "up".into())
+            .contains("it has an unknown direction: \"up\"")
+    );
+    assert!(refused_with("/results/0/figures/it/unit", "\u{9b}".into()).contains("an unknown unit"));
     assert!(refused_with("/results/0/headline/min", 101.into()).contains("not in order"));
     assert!(refused_with("/results/0/figures/it/min", (-1).into()).contains("not in order"));
     let twice = [whole["results"][0].clone(), whole["results"][0].clone()];

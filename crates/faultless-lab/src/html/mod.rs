@@ -5,7 +5,7 @@
 //!  Outcome ─► report::view ─► page ── heat: figures as a coloured table
 //!     │                        ├───── waits: bars by cause
 //!     ├─ histograms ───────────┼───── distribution: curves, by plotters
-//!     └─ recordings ── story ──┴───── timeline: who waits for whom
+//!     └─ recordings ── story ──┴───── timeline: waits and their holders
 //!                                     look, svg, style.css: fixed colours by class; all charts are inline SVG
 //! ```
 //! maud escapes each text.

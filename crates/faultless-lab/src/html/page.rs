@@ -158,7 +158,7 @@ fn noise(outcome: &Outcome) -> String {
     let here = match rounds {
         few if few < LEAST_ROUNDS => {
             format!(
-                "This run has {} for each design: too few for a verdict. Give it more --seconds.",
+                "This run has {} for each design: too few for a verdict. Raise --seconds.",
                 plural(few, "round")
             )
         }

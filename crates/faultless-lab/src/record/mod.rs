@@ -4,7 +4,7 @@
 //!  Round::spawn ──► Recorder::join       a lane for the thread, in thread-local memory
 //!  SoftProcess  ──► operation(…)         fault, mmap, fork, ... by the machine's clock
 //!  engine, designs ──► Host::waited ──► on_wait(…)
-//!  end of a thread ──► its lane goes to the Recorder ──► Recording ──► blame: who held up whom
+//!  end of a thread ──► its lane goes to the Recorder ──► Recording ──► blame: the holder of each wait
 //!                                                             └──► trace: a file for a trace viewer
 //! ```
 //! A recorded round is an additional round and counts for no figure. A thread writes only to its own lane. A lane

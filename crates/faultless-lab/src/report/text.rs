@@ -112,7 +112,7 @@ fn with_legend(drawn: &Drawn, screen: Screen) -> String {
         text.push_str("1.20 (0.98–1.40): median, smallest and largest round. ");
     }
     if drawn.has_ratios {
-        text.push_str("1.50×: so many times worse than the best of the column. ");
+        text.push_str("1.50×: 1.5 times worse than the best of the column. ");
         text.push_str(&format!("≈: level with the best, within {NOISE} times or the spread of the rounds. "));
     }
     if drawn.has_few {

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn late_acts_count_from_when_they_were_due() {
+    fn the_latency_of_late_operations_counts_from_their_scheduled_start() {
         let interrupted = AtomicBool::new(false);
         let round = round(&interrupted, 50);
         let mut first = true;

@@ -239,7 +239,7 @@ impl TestFile {
             FaultError::Io { error, .. } if !shrunk => {
                 Trouble::Input(format!("cannot read {}: {error}", self.name()))
             }
-            _ => Trouble::Wrong(format!("a fault on page of {} fails: {error}", self.name())),
+            _ => Trouble::Wrong(format!("a page fault on {} failed: {error}", self.name())),
         }
     }
 
@@ -273,10 +273,10 @@ fn no_temporary(length: u64, error: &io::Error) -> Trouble {
     Trouble::Input(match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             format!(
-                "the temporary folder {folder} is full: {mib} MiB are needed; set TMPDIR, or name a --file"
+                "the temporary folder {folder} is full: {mib} MiB are needed; set TMPDIR, or give a --file"
             )
         }
-        _ => format!("cannot make a temporary file in {folder}: {error}; set TMPDIR, or name a --file"),
+        _ => format!("cannot make a temporary file in {folder}: {error}; set TMPDIR, or give a --file"),
     })
 }
 

@@ -4,9 +4,9 @@
 //! three phases within a round. In the first, one thread changes alone. In the second, all threads change at the same
 //! time. In the third, half of the threads change, and the other half write new pages in their own parts.
 //!
-//! A change is mprotect of 16 pages inside the thread's own mapping, to read-only and back, or mmap and munmap of 16
+//! A change is mprotect of 16 pages inside the thread's own mapping, to read-only or back, or mmap or munmap of 16
 //! pages. The scenario shows whether threads wait for changes of other parts. Headline: changes a second of all
-//! threads in the second phase, divided by the time spent in changes.
+//! threads in the second phase. Only the time inside changes counts, as the mean of the threads.
 //!
 //! It cannot show changes of large ranges: most of their cost is the sweep of their pages.
 
@@ -87,7 +87,7 @@ impl Play for Prepared {
         let threads = settings.threads(&SCENARIO);
         if threads < 2 {
             return Err(Trouble::Input(
-                "disjoint-change takes 2 threads at least: one changes, one faults".into(),
+                "disjoint-change needs at least 2 threads: one changes, one faults; raise --threads".into(),
             ));
         }
         settings.share(threads, PART + PAGES, PART + PAGES)?;

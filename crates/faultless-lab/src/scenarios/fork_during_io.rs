@@ -95,7 +95,7 @@ impl Shares {
         let threads = settings.threads(&SCENARIO);
         if threads < 2 {
             return Err(Trouble::Input(
-                "fork-during-io takes 2 threads at least: one reads, one stamps".into(),
+                "fork-during-io needs at least 2 threads: one reads, one stamps; raise --threads".into(),
             ));
         }
         let readers = (3 * threads).div_ceil(5).min(threads - 1);

@@ -1,8 +1,10 @@
 //! `giant-vma` (linux-mm, November 2025, "continue using per-VMA lock when retrying page faults after I/O":
 //! Baghdasaryan, "there is a large VMA covering most of the address space"; LWN, May 2022: Wilcox "worried about
-//! applications that make terabyte-sized VMAs"). There are three phases, in turns: all threads write new pages, far
-//! from each other, of one mapping of a terabyte; each thread does so in a process of its own; one thread does so
-//! alone.
+//! applications that make terabyte-sized VMAs"). Three phases take turns:
+//!
+//! * All threads write new pages of one mapping of a terabyte, far from each other.
+//! * Each thread does so in a process of its own.
+//! * One thread does so alone.
 //!
 //! The scenario shows how much faults slow each other down if their threads share only the mapping. Headline: the
 //! time of a fault in the giant mapping, divided by that in a process of its own. Both include the zeroing of the

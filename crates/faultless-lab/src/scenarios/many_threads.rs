@@ -122,8 +122,9 @@ impl Play for Prepared {
                     let came = crowd.grow(scope, &round, there, wanted, || process.load(shared))?;
                     there += came;
                     if there < wanted {
-                        measured
-                            .note(&format!("{there} threads slept, not {wanted}: the system starts no more"));
+                        measured.note(&format!(
+                            "{there} threads slept instead of {wanted}: the system refused to start more"
+                        ));
                     }
                     if number + 1 == CROWDS.len() {
                         // A lane has room for one stage. The recording is of the one with the most sleeping threads.

@@ -127,7 +127,7 @@ impl Settings {
 
     fn too_small(&self, threads: usize, frames: u64) -> Trouble {
         Trouble::Input(format!(
-            "--memory: {} KiB are too little for {threads} {}, which need {} KiB",
+            "--memory: {} KiB is too little for {threads} {}; give at least {} KiB",
             self.memory >> 10,
             if threads == 1 { "thread" } else { "threads" },
             (frames * PAGE_SIZE) >> 10,

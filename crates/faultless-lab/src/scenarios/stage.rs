@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_wrong_ends_it_for_all() {
+    fn an_error_of_one_worker_ends_the_round() {
         let act = |me, _| if me == 1 { Err(Trouble::Wrong("bad".into())) } else { Ok(()) };
         let phase = Phase { active: 2, length: Duration::ZERO };
         let trouble = with_workers(2, act, |stage| while stage.step(0, phase, true) {});

@@ -146,7 +146,7 @@ fn other_hardware_is_never_the_best() {
 }
 
 #[test]
-fn few_rounds_are_not_classed_and_what_is_missing_has_no_ratio() {
+fn few_rounds_are_not_classed_and_missing_figures_have_no_ratio() {
     let (few, many) = (run("mmap-lock", &[100, 101], 0), run("vma-lock", &[200, 201, 202], 0));
     let refused = Run { skipped: Some("no FUSE".into()), ..run("native", &[], 0) };
     assert_eq!(
@@ -206,7 +206,7 @@ fn a_tour_has_a_sentence_for_each_scenario_and_one_for_other_losses() {
 }
 
 #[test]
-fn a_run_that_is_cut_short_has_what_there_is() {
+fn an_interrupted_run_shows_the_measured_figures() {
     let (mut outcome, plan) = tour();
     outcome.runs.truncate(7);
     outcome.interrupted = true;

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_cause_comes_first_and_wholes_are_what_parts_leave() {
+    fn the_largest_cause_comes_first_and_totals_exclude_their_parts() {
         let mut waiter = run("mmap-lock", &[100, 100], 1);
         assert!(Waits::of(&[&waiter]).is_empty());
         for (name, ms) in [
