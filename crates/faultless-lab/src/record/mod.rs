@@ -220,17 +220,27 @@ impl Lane {
         let goes_on = |last: &&mut Span| is_wait && last.what == span.what && span.from < last.to + GAP;
         if let Some(last) = self.spans.last_mut().filter(goes_on) {
             last.to = span.to;
-        } else if self.spans.len() == MOST_SPANS {
+        } else if self.is_full() {
             self.dropped += 1;
         } else {
             self.spans.push(span);
         }
     }
+
+    fn is_full(&self) -> bool {
+        self.spans.len() == MOST_SPANS
+    }
 }
 
-/// Runs `work`, which is `operation`. If this thread is being recorded, records the beginning and the end by `clock`.
+/// Runs `work`, which is `operation`. If this thread is being recorded, records the beginning and the end by `clock`. Reads no clock
+/// once the lane is full, so that a scenario of short operations then runs as it does without a recorder.
 pub fn operation<R>(operation: Operation, clock: impl Fn() -> u64, work: impl FnOnce() -> R) -> R {
-    let Some(from) = with_lane(|_| clock()) else { return work() };
+    let begin = |lane: &mut Lane| {
+        let is_full = lane.is_full();
+        lane.dropped += u64::from(is_full);
+        (!is_full).then(&clock)
+    };
+    let Some(from) = with_lane(begin).flatten() else { return work() };
     let result = work();
     with_lane(|lane| lane.push(Span { what: What::Does(operation), from, to: clock() }));
     result
