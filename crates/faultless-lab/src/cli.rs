@@ -13,6 +13,7 @@ use crate::json::Report;
 use crate::measure::Measured;
 #[cfg(target_os = "linux")]
 use crate::native::{self, NativeMachine, Request};
+use crate::output::{self, Output};
 use crate::record::trace;
 use crate::report::text::{self, Screen};
 use crate::report::view::View;
@@ -24,7 +25,6 @@ use crate::{json, parse, scenarios};
 use anstream::{AutoStream, ColorChoice};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -266,6 +266,11 @@ fn play(request: &Request, machine: &NativeMachine, turn: &Turn<'_>) -> Result<M
     scenario.prepare(&settings)?.run(machine, turn)
 }
 
+/// Returns the arguments of this process, for messages: bytes that are not UTF-8 are replaced.
+fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
+}
+
 /// Prints help as it is. Of an error, prints clap's first line.
 fn not_understood(error: &clap::Error) -> ExitCode {
     if matches!(
@@ -275,9 +280,13 @@ fn not_understood(error: &clap::Error) -> ExitCode {
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
         let code = u8::try_from(error.exit_code()).unwrap_or(2);
-        // If standard error cannot be written, there is no way left to report it.
-        let _ = error.print();
-        return ExitCode::from(code);
+        return match error.print() {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                eprintln!("faultless: cannot write the help: {error}");
+                ExitCode::from(2)
+            }
+            _ => ExitCode::from(code),
+        };
     }
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -286,7 +295,7 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     if line.ends_with(':') {
         line = format!("{line} {}", lines.next().unwrap_or_default());
     }
-    let command = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let command = arguments().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
     let command = command.map_or(String::new(), |name| format!("{name} "));
     eprintln!("faultless: {line}; see faultless {command}--help");
     ExitCode::from(2)
@@ -400,79 +409,52 @@ impl Compare {
 
     fn run(&self) -> Result<u8, Trouble> {
         let plan = self.plan()?;
-        // The files are opened before the work, so that an error in a path is reported at once.
-        let json = self.json.as_deref().map(Output::open).transpose()?;
-        let trace = self.perfetto.as_deref().map(Output::open).transpose()?;
-        let html = self.html.as_deref().map(Output::open).transpose()?;
-        let outcome = plan.run(interrupts())?;
+        // Errors in a path are reported before the work.
+        let paths = [("--json", &self.json), ("--perfetto", &self.perfetto), ("--html", &self.html)];
+        let outputs: Vec<_> =
+            paths.iter().filter_map(|(name, path)| Some((*name, path.as_deref()?))).collect();
+        let inputs: Vec<_> = self.file.iter().map(|path| ("--file", path.as_path())).collect();
+        output::all_different(&outputs, &inputs)?;
+        let [json, trace, html] = paths.map(|(_, path)| path.as_deref().map(Output::check).transpose());
+        let (json, trace, html) = (json?, trace?, html?);
         let to_stdout =
             [&json, &trace, &html].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
-        let (command, machine) = (repeated(std::env::args().skip(1)), json::Machine::this());
-        if let Some(output) = html {
-            let facts = Facts { command: &command, machine: &machine, when: SystemTime::now() };
-            output.write(&html::page(&outcome, &plan, &facts))?;
+        let outcome = plan.run(interrupts())?;
+        if outcome.interrupted && outcome.runs.iter().all(|run| run.rounds.is_empty()) {
+            eprintln!("faultless: ended before the first round was measured; no file is written");
+            return Ok(INTERRUPTED);
+        }
+        let (command, machine) = (repeated(arguments().skip(1)), json::Machine::this());
+        // An output that fails leaves the others as they are. The first error is reported in the end.
+        let mut written = Vec::new();
+        if let Some(output) = json {
+            let report = serde_json::to_string_pretty(&Report::new(&outcome, &plan.settings));
+            written.push(match report {
+                Ok(report) => output.write(&report),
+                Err(error) => Err(Trouble::Input(format!("cannot write the JSON: {error}"))),
+            });
         }
         if let Some(output) = trace {
             let mut text = Vec::new();
-            trace::write(&outcome, &mut text)
-                .map_err(|error| Trouble::Input(format!("cannot write the trace: {error}")))?;
-            output.write(&String::from_utf8_lossy(&text))?;
-            eprintln!("faultless: the trace has {}", trace::summary(&outcome));
+            let made = trace::write(&outcome, &mut text)
+                .map_err(|error| Trouble::Input(format!("cannot write the trace: {error}")));
+            let done = made.and_then(|()| output.write(&String::from_utf8_lossy(&text)));
+            if done.is_ok() {
+                eprintln!("faultless: the trace has {}", trace::summary(&outcome));
+            }
+            written.push(done);
         }
-        if let Some(json) = json {
-            let report = serde_json::to_string_pretty(&Report::new(&outcome, &plan.settings))
-                .map_err(|error| Trouble::Input(format!("cannot write the JSON: {error}")))?;
-            json.write(&report)?;
+        if let Some(output) = html {
+            let facts = Facts { command: &command, machine: &machine, when: SystemTime::now() };
+            written.push(output.write(&html::page(&outcome, &plan, &facts)));
         }
         if !to_stdout {
             let options = text::Options { details: self.details, command: &command, kernel: &machine.kernel };
-            say(&text::report(&View::new(&outcome, &plan), &options, screen(self.color)))?;
+            written.push(say(&text::report(&View::new(&outcome, &plan), &options, screen(self.color))));
         }
+        written.into_iter().collect::<Result<(), _>>()?;
         Ok(if outcome.interrupted { INTERRUPTED } else { 0 })
     }
-}
-
-/// The destination of a report.
-pub enum Output<'a> {
-    /// Standard output.
-    Stdout,
-    /// A file and its path.
-    File(File, &'a Path),
-}
-
-impl<'a> Output<'a> {
-    /// Opens the file at `path`, and creates it if it does not exist; "-" is standard output. The old contents stay.
-    ///
-    /// # Errors
-    /// [`Trouble::Input`] if the file cannot be written.
-    pub fn open(path: &'a Path) -> Result<Self, Trouble> {
-        if path == Path::new("-") {
-            return Ok(Self::Stdout);
-        }
-        // The old contents stay until there are new ones: the run may still be refused.
-        match File::options().write(true).create(true).truncate(false).open(path) {
-            Ok(file) => Ok(Self::File(file, path)),
-            Err(error) => Err(Trouble::Input(format!("cannot write {}: {error}", path.display()))),
-        }
-    }
-
-    /// Replaces the old contents with `text`.
-    ///
-    /// # Errors
-    /// [`Trouble::Input`] if the text cannot be written.
-    pub fn write(self, text: &str) -> Result<(), Trouble> {
-        match self {
-            Self::Stdout => say(text),
-            Self::File(mut file, path) => empty(&file)
-                .and_then(|()| writeln!(file, "{text}"))
-                .map_err(|error| Trouble::Input(format!("cannot write {}: {error}", path.display()))),
-        }
-    }
-}
-
-/// Empties a file. A pipe or a device cannot be truncated and needs no emptying.
-fn empty(file: &File) -> io::Result<()> {
-    if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) }
 }
 
 /// Returns the flag that the first Ctrl-C (or SIGTERM) sets. The second one ends the process at once.

@@ -117,6 +117,14 @@ impl Plan {
             progress.say(&format!("{}: preparing", scenario.name));
             ready.push(scenario.prepare(&self.settings)?);
         }
+        if let Some(file) =
+            self.settings.file.as_ref().filter(|_| ready.iter().all(|one| one.file().is_none()))
+        {
+            let file = file.display();
+            return Err(Trouble::Input(format!(
+                "--file {file}: no scenario of this run maps a file; leave the option out"
+            )));
+        }
         for prepared in ready {
             runs.extend(self.run_prepared(&prepared, &progress, interrupted)?);
         }

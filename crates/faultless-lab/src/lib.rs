@@ -33,6 +33,7 @@ pub mod json;
 pub mod machine;
 pub mod measure;
 pub mod native;
+pub mod output;
 pub mod parse;
 pub mod progress;
 pub mod record;

@@ -17,6 +17,98 @@ fn assert_refused(arguments: &[&str], wanted: &str) {
     assert!(output.stdout.is_empty(), "{arguments:?}");
 }
 
+/// An output never overwrites an input or another output, and a refused run leaves no file behind.
+#[test]
+fn outputs_are_files_of_their_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a name").to_string();
+    let (data, again, new) = (path("data"), path("./data"), path("new"));
+    std::fs::write(&data, [7; 8192]).expect("a file");
+    assert_refused(
+        &["compare", "fork-during-io", "--file", &data, "--html", &again],
+        "this is the file of --file",
+    );
+    assert_refused(
+        &["compare", "map-unmap", "--html", &new, "--json", &path("./new")],
+        "this is the file of --html",
+    );
+    assert_refused(&["compare", "map-unmap", "--json", &new, "--html", "/no/such/r.html"], "/no/such/r.html");
+    assert_refused(
+        &["compare", "map-unmap", "--seconds", "0.1", "--file", &data],
+        "no scenario of this run maps a file",
+    );
+    assert_eq!(std::fs::read(&data).expect("the file"), [7; 8192]);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1, "nothing else is there");
+}
+
+/// An output that cannot be written costs none of the others.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_that_fails_leaves_the_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("r.json");
+    let arguments = [
+        "compare",
+        "map-unmap",
+        "--design",
+        "faultless",
+        "--seconds",
+        "0.2",
+        "--html",
+        "/dev/full",
+        "--json",
+    ];
+    let output = faultless(&[&arguments[..], &[json.to_str().expect("a name")]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("/dev/full"), "{errors}");
+    assert!(!output.stdout.is_empty(), "the table is printed");
+    let report = std::fs::read(json).expect("a report");
+    assert!(serde_json::from_slice::<serde_json::Value>(&report).is_ok());
+}
+
+/// Ctrl-C before anything is measured keeps an older result.
+#[cfg(unix)]
+#[test]
+fn a_result_outlives_an_early_interrupt_of_the_next_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("r.json");
+    std::fs::write(&json, "an older result").expect("a file");
+    let child = Command::new(env!("CARGO_BIN_EXE_faultless"))
+        .args(["compare", "map-unmap", "--seconds", "600", "--json"])
+        .arg(&json)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let id = rustix::process::Pid::from_raw(child.id() as i32).expect("an id");
+    rustix::process::kill_process(id, rustix::process::Signal::INT).expect("a signal");
+    let output = child.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{errors}");
+    assert!(errors.contains("no file is written"), "{errors}");
+    assert_eq!(std::fs::read_to_string(&json).expect("the file"), "an older result");
+}
+
+/// Arguments that are no UTF-8 are paths or errors, and never end the command in another way.
+#[cfg(unix)]
+#[test]
+fn arguments_need_not_be_utf_8() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let odd = folder.path().join(OsStr::from_bytes(b"r\xff.json"));
+    let output = Command::new(env!("CARGO_BIN_EXE_faultless"))
+        .args(["compare", "map-unmap", "--design", "faultless", "--seconds", "0.2", "--json"])
+        .arg(&odd)
+        .output()
+        .expect("the command runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(odd.exists());
+    let output = Command::new(env!("CARGO_BIN_EXE_faultless")).arg(OsStr::from_bytes(b"\xff")).output();
+    assert_eq!(output.expect("the command runs").status.code(), Some(2));
+}
+
 /// The trace of a recorded round opens in a viewer: it is JSON of the Trace Event format, with a process for each design, a named
 /// track for each thread, and operations of the threads.
 #[test]

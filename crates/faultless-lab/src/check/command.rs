@@ -5,8 +5,9 @@ use super::files::Files;
 use super::run::Plan;
 use super::summary::Summary;
 use super::threads::{MOST, Together};
-use crate::cli::{Output, say, whole};
+use crate::cli::{say, whole};
 use crate::designs::{self, Design};
+use crate::output::Output;
 use crate::trouble::Trouble;
 use clap::Args;
 use std::path::PathBuf;
@@ -97,7 +98,7 @@ impl Check {
     pub fn run(&self, interrupted: &AtomicBool) -> Result<u8, Trouble> {
         let design = self.design()?;
         // The output is opened before the work, so that a bad path fails at once.
-        let json = self.json.as_deref().map(Output::open).transpose()?;
+        let json = self.json.as_deref().map(Output::check).transpose()?;
         let to_stdout = matches!(json, Some(Output::Stdout));
         let (operations, seed, merged) = (self.ops, self.seed, self.merged);
         let summary = match self.threads {

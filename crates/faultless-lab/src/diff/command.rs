@@ -2,7 +2,8 @@
 
 use super::text::{figures, text};
 use super::{Changes, Source, compare};
-use crate::cli::{Output, say};
+use crate::cli::say;
+use crate::output::{self, Output};
 use crate::parse;
 use crate::trouble::Trouble;
 use clap::Args;
@@ -68,13 +69,9 @@ impl Diff {
         if self.a == self.b && self.a == Path::new("-") {
             return input("only one of the two files can be standard input".into());
         }
-        if let Some(json) = self.json.as_ref().filter(|json| [&self.a, &self.b].contains(json))
-            && json != Path::new("-")
-        {
-            return input(format!(
-                "--json {}: this file is one of the two that are compared",
-                json.display()
-            ));
+        if let Some(json) = self.json.as_deref() {
+            let inputs = [("A", self.a.as_path()), ("B", self.b.as_path())];
+            output::all_different(&[("--json", json)], &inputs)?;
         }
         let (a, b) = (Source::read(&self.a)?, Source::read(&self.b)?);
         let changes = compare(&a, &b);
@@ -85,7 +82,7 @@ impl Diff {
             ));
         }
         let failed = self.fail_above.map_or(0, |ratio| changes.worse_by_more_than(ratio));
-        let json = self.json.as_deref().map(Output::open).transpose()?;
+        let json = self.json.as_deref().map(Output::check).transpose()?;
         let to_stdout = matches!(json, Some(Output::Stdout));
         if let Some(json) = json {
             let text = serde_json::to_string_pretty(&Json {
