@@ -174,7 +174,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     }
     refused(path, &["diff", "-", "-"], "only one of the two files");
     refused(path, &["diff", "a.json"], "<B.json>; see faultless diff --help");
-    refused(path, &["diff", "a.json", "b.json", "--json", "a.json"], "one of the two");
+    refused(path, &["diff", "a.json", "b.json", "--json", "a.json"], "this is the file of A");
     refused(path, &["diff", "a.json", "b.json", "--json", "no/such/folder"], "cannot write no/such/folder");
     assert_eq!(std::fs::read(path.join("a.json")).expect("the file"), before);
 }
