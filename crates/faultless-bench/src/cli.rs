@@ -5,7 +5,8 @@ use crate::run::{Plan, Row};
 use crate::{json, linux, report};
 use clap::Parser;
 use clap::error::ErrorKind;
-use faultless_lab::cli::{Output, say};
+use faultless_lab::cli::say;
+use faultless_lab::output::Output;
 use faultless_lab::parse;
 use faultless_lab::trouble::Trouble;
 use std::path::PathBuf;
@@ -146,7 +147,7 @@ impl Cli {
     fn run(&self) -> Result<(), Trouble> {
         let plan = self.plan()?;
         // Opened before the work, so that an error comes at once.
-        let output = self.json.as_deref().map(Output::open).transpose()?;
+        let output = self.json.as_deref().map(Output::check).transpose()?;
         let has_tables = !matches!(output, Some(Output::Stdout));
         if has_tables {
             say(&report::heading(&plan))?;
