@@ -41,6 +41,40 @@ pub(super) fn charts(runs: &[&Run]) -> Markup {
     }
 }
 
+/// Returns the title of a latency, after "Latency of".
+fn title(scenario: &str, name: &str) -> Option<&'static str> {
+    let title = match (scenario, name) {
+        (_, "bystander") => "the bystander's mmap, munmap or mprotect",
+        (_, "fault") => "a page fault",
+        (_, "fork") => "fork",
+        ("same-folio", "last") => "a page until the last thread has it",
+        ("short-process", "life") => "a child's life",
+        ("short-process", "task") => "a child's task and exit",
+        ("page-fault", "alone") => "a page fault of one thread alone",
+        ("page-fault", "all") => "a page fault beside other threads",
+        ("map-unmap", "alone") => "mmap and munmap of one thread alone",
+        ("map-unmap", "all") => "mmap and munmap beside other threads",
+        ("giant-vma", "giant") => "a page fault in one VMA of all threads",
+        ("giant-vma", "apart") => "a page fault, each thread in a process of its own",
+        ("giant-vma", "alone") => "a page fault of one thread alone",
+        ("many-threads", "fault_1") => "a page fault with 1 thread",
+        ("many-threads", "fault_100") => "a page fault with 100 threads",
+        ("many-threads", "fault_10000") => "a page fault with 10,000 threads",
+        ("many-threads", "map_unmap_1") => "mmap and munmap with 1 thread",
+        ("many-threads", "map_unmap_100") => "mmap and munmap with 100 threads",
+        ("many-threads", "map_unmap_10000") => "mmap and munmap with 10,000 threads",
+        ("disjoint-change", "alone") => "a change alone",
+        ("disjoint-change", "beside_changes") => "a change beside changes",
+        ("disjoint-change", "beside_faults") => "a change beside faults",
+        ("disjoint-change", "protect_alone") => "mprotect alone",
+        ("disjoint-change", "protect_beside_changes") => "mprotect beside changes",
+        ("disjoint-change", "protect_beside_faults") => "mprotect beside faults",
+        ("disjoint-change", "fault_beside_changes") => "a page fault beside changes",
+        _ => return None,
+    };
+    Some(title)
+}
+
 fn latencies<'a>(runs: &[&'a Run], name: &str) -> Vec<(&'static str, &'a Latency)> {
     let of = |run: &&'a Run| Some((run.contender.name(), run.total.latency.get(name)?));
     runs.iter().filter_map(of).filter(|(_, latency)| latency.count() != 0).collect()
@@ -118,7 +152,7 @@ fn chart(scenario: &str, name: &str, latencies: &[(&'static str, &Latency)]) -> 
     let looks: Vec<Look> = axes.into_iter().chain(curves.iter().map(of_curve)).collect();
     let mut elements = String::new();
     draw(&mut elements, &looks, &curves, (across, down)).expect("nothing in it fails");
-    let name = name.replace('_', " ");
+    let name = title(scenario, name).unwrap_or(name);
     let title = format!("{scenario}: latency of {name}");
     let desc = described(latencies);
     html! {
@@ -215,6 +249,9 @@ fn described(latencies: &[(&'static str, &Latency)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contender::Contender;
+    use crate::scenarios::{self, Settings, Turn};
+    use std::sync::atomic::AtomicBool;
     use std::time::Duration;
 
     #[test]
@@ -235,6 +272,23 @@ mod tests {
         assert_eq!(points[0].1, 1.0);
         assert!(points.last().unwrap().0 >= latency.max_us() * 999.0);
         assert!(points.is_sorted_by(|a, b| a.0 < b.0 && a.1 > b.1));
+    }
+
+    #[test]
+    fn each_latency_of_each_scenario_has_a_title() {
+        let ours = Contender::find(designs::OURS).unwrap();
+        let io_latency = Duration::from_micros(200);
+        let settings = Settings { memory: 64 << 20, io_latency, ..Settings::default() };
+        let (length, interrupted) = (Duration::from_millis(50), AtomicBool::new(false));
+        for scenario in scenarios::ALL {
+            let turn =
+                Turn { settings: &settings, length, seed: 1, interrupted: &interrupted, recorder: None };
+            let measured = scenario.prepare(&settings).unwrap().round(ours, &turn).unwrap();
+            assert!(!measured.latency.is_empty(), "{}", scenario.name);
+            for name in measured.latency.keys() {
+                assert!(title(scenario.name, name).is_some(), "{} {name}", scenario.name);
+            }
+        }
     }
 
     #[test]

@@ -103,7 +103,8 @@ fn top(view: &View, outcome: &Outcome, plan: &Plan) -> Markup {
             },
             scenarios => p.lead {
                 (plural(designs, "design")) ", " (plural(scenarios.len(), "scenario")) ". All designs run in the same engine, on a \
-                machine in software with " (plan.settings.memory >> 20) " MiB of memory. The native rows are the kernel of this machine."
+                software machine with " (plan.settings.memory >> 20) " MiB of memory."
+                @if outcome.runs.iter().any(|run| run.contender.is_native()) { " The native rows are the kernel of this machine." }
             },
         }
         @if view.is_interrupted { p.warning { "Ctrl-C ended the run. These are the figures until then." } }
@@ -312,7 +313,7 @@ fn run(plan: &Plan, outcome: &Outcome, facts: &Facts<'_>) -> Markup {
         section #run {
             h2 { "The run" }
             div.scroll { table.words { tbody { @for (name, value) in rows { tr { th scope="row" { (name) } td { (value) } } } } } }
-            p.dim { "For the whole recorded rounds, repeat the command with --perfetto PATH. For the figures as data, with --json=PATH." }
+            p.dim { "For a trace of all recorded operations and waits, repeat the command with --perfetto PATH. For the figures as data, with --json=PATH." }
         }
     }
 }
@@ -344,8 +345,15 @@ mod tests {
             "<code>faultless compare --file 'a&amp;b'</code>",
             "This run has 3 rounds for each design.",
             "No operation was recorded.",
+            "on a software machine with",
         ] {
             assert!(text.contains(wanted), "{wanted}");
         }
+        // Without a native row, nothing is said about one.
+        let tells_of_natives = |text: &str| text.contains("The native rows are");
+        assert!(tells_of_natives(&text));
+        let runs = outcome.runs.into_iter().filter(|run| !run.contender.is_native()).collect();
+        let text = page(&Outcome { runs, ..outcome }, &plan, &facts);
+        assert!(!tells_of_natives(&text));
     }
 }

@@ -1,12 +1,12 @@
 //! Selects the part of a recorded round to show: the longest wait for a thread that itself waits, and the waits
 //! related to it.
 
-use crate::record::blame::{Arrow, Place, arrows};
-use crate::record::{Operation, Recording, Span, What, cause};
+use crate::record::blame::{Arrow, Place, arrows, has_holder};
+use crate::record::{LENGTH, MOST_SPANS, Operation, Recording, Span, What, cause};
 use crate::report::number;
 use crate::scenarios::Unit;
 use faultless::stats::Counter;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// The maximum number of links of a chain.
@@ -24,6 +24,8 @@ pub(super) struct Told<'a> {
     pub recording: &'a Recording,
     /// Each wait for another thread whose holder was recorded.
     pub arrows: Vec<Arrow>,
+    /// Each wait for another thread whose holder was not recorded.
+    unheld: Vec<Place>,
     /// A wait for a thread, the wait of that thread for another one, and so on. Empty if no thread waited for another
     /// thread.
     pub chain: Vec<Arrow>,
@@ -31,9 +33,28 @@ pub(super) struct Told<'a> {
 
 impl<'a> Told<'a> {
     pub(super) fn new(recording: &'a Recording) -> Self {
-        let mut told = Self { recording, arrows: arrows(recording), chain: Vec::new() };
+        let mut told = Self { recording, arrows: arrows(recording), unheld: Vec::new(), chain: Vec::new() };
+        told.unheld = told.unheld();
         told.chain = told.longest_chain();
         told
+    }
+
+    fn unheld(&self) -> Vec<Place> {
+        let held: HashSet<(usize, usize)> =
+            self.arrows.iter().map(|arrow| (arrow.waiter.lane, arrow.waiter.span)).collect();
+        let for_others =
+            |place: &Place| matches!(self.span(*place).what, What::Waits(counter) if has_holder(counter));
+        self.places().filter(for_others).filter(|place| !held.contains(&(place.lane, place.span))).collect()
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let lanes = self.recording.lanes.iter().enumerate();
+        lanes.flat_map(|(lane, all)| (0..all.spans.len()).map(move |span| Place { lane, span }))
+    }
+
+    /// Returns all waits for another thread.
+    fn waits(&self) -> impl Iterator<Item = Place> {
+        self.arrows.iter().map(|arrow| arrow.waiter).chain(self.unheld.iter().copied())
     }
 
     pub(super) fn span(&self, place: Place) -> &Span {
@@ -135,9 +156,7 @@ impl<'a> Told<'a> {
             What::Does(Operation::Fault) => 0,
             _ => 1,
         };
-        let lanes = self.recording.lanes.iter().enumerate();
-        let places = lanes.flat_map(|(lane, all)| (0..all.spans.len()).map(move |span| Place { lane, span }));
-        let operations = places.filter(|place| !is_wait(self.span(*place)));
+        let operations = self.places().filter(|place| !is_wait(self.span(*place)));
         operations.max_by_key(|place| (rank(self.span(*place)), length(self.span(*place))))
     }
 
@@ -178,7 +197,8 @@ impl<'a> Told<'a> {
             }
         } else if let Some(place) = self.longest_operation() {
             let span = self.span(place);
-            let took = format!("The longest {} of the round took {}", span.what.name(), time(length(span)));
+            let took =
+                format!("The longest {} of the recording took {}", span.what.name(), time(length(span)));
             sentences.push(match self.longest_wait_in(place) {
                 Some(wait) => format!("{took}, with a wait of {}.", waited(self.span(wait))),
                 None => format!("{took}, without a wait."),
@@ -209,32 +229,56 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// Describes the waits of the whole round.
+    /// Names the recorded time, after "in".
+    fn recorded(&self) -> String {
+        format!("the {} that were recorded", time(self.recording.length()))
+    }
+
+    /// Describes the waits of the whole recording, and its end if that was early.
     fn round(&self) -> String {
-        let lengths = || self.arrows.iter().map(|arrow| length(self.span(arrow.waiter)));
-        match lengths().max() {
-            None => "In the whole recorded round no thread waited for an operation of another one.".into(),
+        let lengths = || self.waits().map(|wait| length(self.span(wait)));
+        let recorded = self.recorded();
+        let mut sentences = vec![match lengths().max() {
+            None => format!("In {recorded}, no thread waited for an operation of another one."),
             Some(longest) => {
-                let (waits, all) = (lengths().count(), lengths().sum());
-                let waits = match waits {
-                    1 => "one wait for another thread".into(),
-                    waits => format!("{} waits for other threads", number::count(waits as u64)),
+                let waits = match lengths().count() {
+                    1 => "there is one wait for another thread".into(),
+                    waits => format!("there are {} waits for other threads", number::count(waits as u64)),
                 };
                 format!(
-                    "The whole recorded round has {waits}: {} together, {} at the longest.",
-                    time(all),
+                    "In {recorded}, {waits}: {} together, {} at the longest.",
+                    time(lengths().sum()),
                     time(longest)
                 )
             }
+        }];
+        match self.unheld.len() {
+            0 => {}
+            1 => sentences.push("The holder of one wait was not recorded.".into()),
+            waits => sentences
+                .push(format!("The holders of {} waits were not recorded.", number::count(waits as u64))),
         }
+        if self.recording.ended_early {
+            sentences.push(format!(
+                "Recorded: {} of {}. A thread had {} operations and waits by then.",
+                time(self.recording.length()),
+                time(LENGTH.as_nanos() as u64),
+                number::count(MOST_SPANS as u64)
+            ));
+        }
+        sentences.join(" ")
     }
 
     /// Describes the longest wait for another thread, in a few words.
     pub(super) fn in_short(&self) -> String {
-        let longest = self.arrows.iter().max_by_key(|arrow| length(self.span(arrow.waiter)));
-        longest.map_or("no thread waited for another one".into(), |arrow| {
-            format!("longest wait for another thread: {}", waited(self.span(arrow.waiter)))
-        })
+        let longest = self.waits().max_by_key(|wait| length(self.span(*wait)));
+        let mut text = longest.map_or("no thread waited for another one".into(), |wait| {
+            format!("longest wait for another thread: {}", waited(self.span(wait)))
+        });
+        if self.recording.ended_early {
+            text += &format!(", in {}", self.recorded());
+        }
+        text
     }
 }
 
@@ -280,14 +324,13 @@ pub(super) mod tests {
         let lane = |name: &str, wait, operation, [a, b, c, d]: [u64; 4]| Lane {
             name: name.into(),
             spans: vec![span(What::Waits(wait), b, c), span(What::Does(operation), a, d)],
-            dropped: 0,
         };
         let lanes = vec![
             lane("bystander", Counter::MmapLockWaitFork, Operation::Map, [20, 21, 201, 210]),
             lane("fork", Counter::MmapLockWaitIo, Operation::Fork, [10, 11, 101, 200]),
             lane("reader", Counter::IoWait, Operation::Fault, [0, 1, 99, 100]),
         ];
-        Recording { lanes, left_out: 0 }
+        Recording { lanes, ..Recording::default() }
     }
 
     #[test]
@@ -304,8 +347,8 @@ pub(super) mod tests {
         assert_eq!(
             told.caption(length),
             "bystander waited 1.80 ms for mmap_lock, held by fork. fork held it up: its fork waited 900 µs for mmap_lock, held \
-             through I/O. reader held it up: its page fault waited 980 µs for I/O. The whole \
-             recorded round has 2 waits for other threads: 2.70 ms together, 1.80 ms at the longest."
+             through I/O. reader held it up: its page fault waited 980 µs for I/O. In the \
+             2.10 ms that were recorded, there are 2 waits for other threads: 2.70 ms together, 1.80 ms at the longest."
         );
     }
 
@@ -328,9 +371,44 @@ pub(super) mod tests {
         assert_eq!(shown, 1_000_000..1_100_000);
         let caption = told.caption(100_000);
         assert!(
-            caption.starts_with("The longest fork of the round took 1.90 ms, without a wait. In the whole"),
+            caption.starts_with("The longest fork of the recording took 1.90 ms, without a wait. In the 2.10 ms that were recorded, no"),
             "{caption}"
         );
         assert!(caption.ends_with("no thread waited for an operation of another one."), "{caption}");
+    }
+
+    #[test]
+    fn a_wait_without_a_recorded_holder_is_told() {
+        let mut recording = chain();
+        // The bystander waits for a fork that was not recorded. No other thread has a wait.
+        recording.lanes.truncate(1);
+        let told = Told::new(&recording);
+        let caption = told.caption(100_000);
+        assert!(
+            caption.ends_with(
+                "In the 1.90 ms that were recorded, there is one wait for another thread: 1.80 ms together, 1.80 ms at the longest. \
+                 The holder of one wait was not recorded."
+            ),
+            "{caption}"
+        );
+        assert_eq!(told.in_short(), "longest wait for another thread: 1.80 ms for mmap_lock, held by fork");
+    }
+
+    #[test]
+    fn a_recording_that_ended_early_speaks_for_its_own_time_only() {
+        let mut recording = Recording { ended_early: true, ..chain() };
+        let with_waits = Told::new(&recording).caption(2_000_000);
+        recording.lanes.iter_mut().take(2).for_each(|lane| _ = lane.spans.remove(0));
+        let told = Told::new(&recording);
+        let without = told.caption(100_000);
+        let end = "Recorded: 2.10 ms of 250 ms. A thread had 10,000 operations and waits by then.";
+        for caption in [&with_waits, &without] {
+            assert!(
+                caption.contains("In the 2.10 ms that were recorded, ") && caption.ends_with(end),
+                "{caption}"
+            );
+            assert!(!caption.contains("round"), "{caption}");
+        }
+        assert_eq!(told.in_short(), "no thread waited for another one, in the 2.10 ms that were recorded");
     }
 }

@@ -49,7 +49,7 @@ fn figure(scenario: &str, design: &str, told: &Told<'_>, window: &Range<u64>, un
     let shown = lanes(told, window);
     let place = Placed { told, window, shown: &shown };
     let height = LANE * shown.len() as i32 + AXIS;
-    let hidden = told.recording.lanes.len() + told.recording.left_out - shown.len();
+    let hidden = told.recording.lanes.len() - shown.len();
     html! {
         details.timeline open[unfolded.contains(&design)] {
             summary { b class=[(design == crate::designs::OURS).then_some("ours")] { (design) } span.dim { " " (told.in_short()) } }
@@ -66,7 +66,8 @@ fn figure(scenario: &str, design: &str, told: &Told<'_>, window: &Range<u64>, un
                         (place.arrows())
                     }
                 }
-                figcaption { (caption) @if hidden != 0 { " " (hidden) " more threads are not drawn." } }
+                figcaption { (caption) @if hidden != 0 { " " (hidden) " more threads are not drawn." }
+                    @if told.recording.left_out != 0 { " " (told.recording.left_out) " threads were not recorded." } }
             }
         }
     }
@@ -132,6 +133,11 @@ fn key() -> Markup {
             @for (class, words) in KEY { span { span class={ "block " (class) } {} (words) } }
             span { span.arrow { "↑" } "from a wait to the operation that held it up" }
             span { span.idle {} "runs outside of operations, or sleeps" }
+            span { "no line: not recorded" }
+        }
+        p.dim {
+            "A thread holds up another one if it has the lock, the bit or the range that the other one waits for. A wait for fork's copy is \
+             a wait until a fork has copied this part of the space."
         }
     }
 }
@@ -177,10 +183,12 @@ impl Placed<'_> {
             let x = self.x(self.window.start + tick);
             grid.add_line((x, 0), (x, bottom + 40));
         }
+        // Nothing is known about the time after the recording.
+        let end = self.told.recording.extent().map_or(NAMES * TENTHS, |(_, last)| self.x(last));
         let mut lanes = Path::default();
         for at in 0..self.shown.len() {
             let y = self.y(at) + LANE * TENTHS / 2;
-            lanes.add_line((NAMES * TENTHS, y), ((NAMES + WIDTH) * TENTHS, y));
+            lanes.add_line((NAMES * TENTHS, y), (end, y));
         }
         html! {
             path.grid d=(grid) {}
@@ -359,5 +367,18 @@ mod tests {
         let told = Told::new(&recording);
         let text = figure("fork-during-io", "mmap-lock", &told, &(0..2_600_000), &[]).into_string();
         assert!(text.len() < 12_000, "{}", text.len());
+    }
+
+    #[test]
+    fn lanes_end_with_the_recording() {
+        let recording = chain();
+        let told = Told::new(&recording);
+        // The recording ends at 2.1 ms, in the middle of the window.
+        let text = figure("fork-during-io", "mmap-lock", &told, &(0..4_200_000), &[]).into_string();
+        let middle = WIDTH * TENTHS / 2;
+        assert!(
+            text.contains(&format!("l{middle} 0")) && !text.contains(&format!("l{} 0", WIDTH * TENTHS)),
+            "{text}"
+        );
     }
 }

@@ -54,6 +54,11 @@ fn kind_of(counter: Counter) -> Option<Kind> {
     Some(Kind { operations, reads })
 }
 
+/// Returns whether a wait that `counter` counts is a wait for an operation of another thread.
+pub fn has_holder(counter: Counter) -> bool {
+    kind_of(counter).is_some()
+}
+
 /// Returns an arrow for each wait whose holder was recorded.
 pub fn arrows(recording: &Recording) -> Vec<Arrow> {
     let reads: Vec<Vec<bool>> = recording.lanes.iter().map(waits_for_io).collect();
@@ -130,8 +135,8 @@ mod tests {
     }
 
     fn recording(lanes: &[&[Span]]) -> Recording {
-        let lane = |spans: &&[Span]| Lane { name: "thread".into(), spans: spans.to_vec(), dropped: 0 };
-        Recording { lanes: lanes.iter().map(lane).collect(), left_out: 0 }
+        let lane = |spans: &&[Span]| Lane { name: "thread".into(), spans: spans.to_vec() };
+        Recording { lanes: lanes.iter().map(lane).collect(), ..Recording::default() }
     }
 
     /// ```text

@@ -8,7 +8,8 @@
 //!                                                             └──► trace: a file for a trace viewer
 //! ```
 //! A recorded round is an additional round and counts for no figure. A thread writes only to its own lane. A lane
-//! takes [`MOST_SPANS`] spans. Later spans are dropped and counted.
+//! takes [`MOST_SPANS`] spans. When one lane is full, the recording of all threads ends, so that no thread looks idle
+//! and no wait lacks its holder because a lane had no room.
 
 pub mod blame;
 pub mod trace;
@@ -17,7 +18,7 @@ use faultless::stats::Counter;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -106,8 +107,6 @@ pub struct Lane {
     pub name: String,
     /// The operations and waits, in the order of their ends.
     pub spans: Vec<Span>,
-    /// The number of spans that had no room.
-    pub dropped: u64,
 }
 
 /// The recorded operations and waits of all threads of a round.
@@ -117,6 +116,8 @@ pub struct Recording {
     pub lanes: Vec<Lane>,
     /// The number of threads without a lane, because there were more than [`MOST_LANES`].
     pub left_out: usize,
+    /// Whether the recording ended before the round, because a lane was full.
+    pub ended_early: bool,
 }
 
 impl Recording {
@@ -126,14 +127,14 @@ impl Recording {
         Some((spans().map(|span| span.from).min()?, spans().map(|span| span.to).max()?))
     }
 
-    /// Returns the number of spans that were dropped.
-    pub fn dropped(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.dropped).sum()
+    /// Returns the time in nanoseconds from the first moment to the last one; 0 if there are no spans.
+    pub fn length(&self) -> u64 {
+        self.extent().map_or(0, |(first, last)| last - first)
     }
 }
 
 /// The collector of the lanes of a round.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Recorder {
     /// Lanes of threads that have ended, with their places. Protected by its lock.
     lanes: Mutex<Vec<(usize, Lane)>>,
@@ -141,6 +142,19 @@ pub struct Recorder {
     joined: AtomicUsize,
     /// Whether spans are recorded now. Atomic.
     is_on: AtomicBool,
+    /// The end of the span that filled a lane, by the machine's clock; `u64::MAX` if no lane is full. Atomic.
+    full_at: AtomicU64,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self {
+            lanes: Mutex::default(),
+            joined: AtomicUsize::new(0),
+            is_on: AtomicBool::new(false),
+            full_at: AtomicU64::new(u64::MAX),
+        }
+    }
 }
 
 /// The lane of the calling thread. Dropping it hands the lane to the recorder.
@@ -158,9 +172,17 @@ thread_local! {
 }
 
 impl Recorder {
-    /// Begins to record. Called when the warm-up is over.
+    /// Begins to record. Called when the warm-up is over. Has no effect if it was called before.
     pub fn start(&self) {
-        self.is_on.store(true, Ordering::Relaxed);
+        if self.full_at.load(Ordering::Relaxed) == u64::MAX {
+            self.is_on.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the recording of all threads at `moment`, because a lane is full.
+    fn stop(&self, moment: u64) {
+        self.full_at.fetch_min(moment, Ordering::Relaxed);
+        self.is_on.store(false, Ordering::Relaxed);
     }
 
     /// Gives the calling thread a lane until the returned value is dropped. Returns `None` if there are too many threads.
@@ -174,14 +196,18 @@ impl Recorder {
         Some(Joined(()))
     }
 
-    /// Returns the recording of all threads that have ended.
+    /// Returns the recording of all threads that have ended. If a lane was full, the recording has only the spans that
+    /// had ended by that moment.
     pub fn finish(&self) -> Recording {
         let mut lanes = mem::take(&mut *self.lanes.lock().unwrap_or_else(PoisonError::into_inner));
         lanes.sort_by_key(|(place, _)| *place);
         let mut lanes: Vec<Lane> = lanes.into_iter().map(|(_, lane)| lane).collect();
         number(&mut lanes);
+        // Another thread may have added a span before it noticed the end.
+        let end = self.full_at.load(Ordering::Relaxed);
+        lanes.iter_mut().for_each(|lane| lane.spans.retain(|span| span.to <= end));
         let left_out = self.joined.load(Ordering::Relaxed).saturating_sub(MOST_LANES);
-        Recording { lanes, left_out }
+        Recording { lanes, left_out, ended_early: end != u64::MAX }
     }
 }
 
@@ -205,50 +231,46 @@ impl Drop for Joined {
     }
 }
 
-/// Calls `add` with the lane of this thread, if the thread is being recorded. Otherwise returns `None`.
-fn with_lane<R>(add: impl FnOnce(&mut Lane) -> R) -> Option<R> {
+/// Calls `use_it` with the lane of this thread, if the thread is being recorded. Otherwise returns `None`.
+fn with_open<R>(use_it: impl FnOnce(&mut Open) -> R) -> Option<R> {
     OPEN.with_borrow_mut(|open| {
-        open.as_mut()
-            .filter(|open| open.recorder.is_on.load(Ordering::Relaxed))
-            .map(|open| add(&mut open.lane))
+        open.as_mut().filter(|open| open.recorder.is_on.load(Ordering::Relaxed)).map(use_it)
     })
+}
+
+impl Open {
+    /// Adds a span. If the lane is then full, ends the recording.
+    fn push(&mut self, span: Span) {
+        self.lane.push(span);
+        if self.lane.spans.len() == MOST_SPANS {
+            self.recorder.stop(span.to);
+        }
+    }
 }
 
 impl Lane {
     fn push(&mut self, span: Span) {
         let is_wait = matches!(span.what, What::Waits(_));
         let goes_on = |last: &&mut Span| is_wait && last.what == span.what && span.from < last.to + GAP;
-        if let Some(last) = self.spans.last_mut().filter(goes_on) {
-            last.to = span.to;
-        } else if self.is_full() {
-            self.dropped += 1;
-        } else {
-            self.spans.push(span);
+        match self.spans.last_mut().filter(goes_on) {
+            Some(last) => last.to = span.to,
+            None => self.spans.push(span),
         }
-    }
-
-    fn is_full(&self) -> bool {
-        self.spans.len() == MOST_SPANS
     }
 }
 
 /// Runs `work`, which is `operation`. If this thread is being recorded, records the beginning and the end by `clock`. Reads no clock
-/// once the lane is full, so that a scenario of short operations then runs as it does without a recorder.
+/// once the recording has ended, so that a scenario of short operations then runs as it does without a recorder.
 pub fn operation<R>(operation: Operation, clock: impl Fn() -> u64, work: impl FnOnce() -> R) -> R {
-    let begin = |lane: &mut Lane| {
-        let is_full = lane.is_full();
-        lane.dropped += u64::from(is_full);
-        (!is_full).then(&clock)
-    };
-    let Some(from) = with_lane(begin).flatten() else { return work() };
+    let Some(from) = with_open(|_| clock()) else { return work() };
     let result = work();
-    with_lane(|lane| lane.push(Span { what: What::Does(operation), from, to: clock() }));
+    with_open(|open| open.push(Span { what: What::Does(operation), from, to: clock() }));
     result
 }
 
 /// Records a wait of this thread, if the thread is being recorded.
 pub fn on_wait(counter: Counter, from: u64, to: u64) {
-    with_lane(|lane| lane.push(Span { what: What::Waits(counter), from, to }));
+    with_open(|open| open.push(Span { what: What::Waits(counter), from, to }));
 }
 
 /// Returns the name of the lock or event for which `counter` counts waits.
@@ -306,8 +328,8 @@ mod tests {
         });
         drop(joined);
         operation(Operation::Map, &clock, || ());
-        let Recording { lanes, left_out } = recorder.finish();
-        assert_eq!((lanes.len(), left_out), (2, 0));
+        let Recording { lanes, left_out, ended_early } = recorder.finish();
+        assert_eq!((lanes.len(), left_out, ended_early), (2, 0, false));
         assert_eq!((lanes[0].name.as_str(), lanes[1].name.as_str()), ("reader 1", "reader 2"));
         let wait = Span { what: What::Waits(Counter::IoWait), from: 3, to: 5 };
         let fault = Span { what: What::Does(Operation::Fault), from: 0, to: 10 };
@@ -332,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_is_bounded_and_says_what_it_dropped() {
+    fn a_recording_has_a_lane_for_so_many_threads() {
         let recorder = Arc::new(Recorder::default());
         recorder.start();
         std::thread::scope(|scope| {
@@ -345,13 +367,57 @@ mod tests {
         });
         let recording = recorder.finish();
         assert_eq!((recording.lanes.len(), recording.left_out), (MOST_LANES, 3));
+        assert!(!recording.ended_early);
+    }
+
+    /// ```text
+    ///  busy    [][][][][][]...[]|               full: 10,000 spans
+    ///  other    [ wait ]   [    fault    ]  []   the fault is under way at the end
+    /// ```
+    #[test]
+    fn a_full_lane_ends_the_recording_of_all_threads() {
         let recorder = Arc::new(Recorder::default());
-        let joined = recorder.join("worker");
         recorder.start();
-        (0..MOST_SPANS + 7).for_each(|_| operation(Operation::Fault, || 0, || ()));
+        let busy = || {
+            let _joined = recorder.join("busy");
+            let clock = ticks();
+            (0..MOST_SPANS + 7).for_each(|_| operation(Operation::Fault, &clock, || ()));
+            // Two readings for each recorded span, and none afterwards.
+            assert_eq!(clock(), 20 * MOST_SPANS as u64);
+        };
+        let end = 20 * MOST_SPANS as u64 - 10;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _joined = recorder.join("other");
+                on_wait(Counter::IoWait, 10, 20);
+                let late = || std::thread::scope(|scope| scope.spawn(busy).join().unwrap());
+                operation(Operation::Fault, || end - 5, late);
+                operation(Operation::Map, || end + 5, || ());
+            });
+        });
+        let recording = recorder.finish();
+        assert!(recording.ended_early);
+        let spans: Vec<_> =
+            recording.lanes.iter().map(|lane| (lane.name.as_str(), lane.spans.len())).collect();
+        assert_eq!(spans, [("other", 1), ("busy", MOST_SPANS)]);
+        assert_eq!((recording.extent(), recording.length()), (Some((0, end)), end));
+    }
+
+    #[test]
+    fn a_span_that_ends_after_the_end_is_left_out() {
+        let recorder = Arc::new(Recorder::default());
+        recorder.start();
+        let joined = recorder.join("late");
+        on_wait(Counter::IoWait, 0, 90);
+        on_wait(Counter::FreezeWait, 50, 110);
+        recorder.stop(100);
+        recorder.stop(105);
+        // A recording that has ended does not begin again.
+        recorder.start();
+        on_wait(Counter::IoWait, 95, 99);
         drop(joined);
         let recording = recorder.finish();
-        assert_eq!((recording.lanes[0].spans.len(), recording.dropped()), (MOST_SPANS, 7));
+        assert_eq!((recording.lanes[0].spans.len(), recording.ended_early), (1, true));
     }
 
     #[test]

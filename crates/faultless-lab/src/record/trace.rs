@@ -6,8 +6,10 @@
 //! Times are in microseconds and begin at zero in each process.
 
 use super::blame::{Place, arrows};
-use super::{Operation, Recording, Span, What};
+use super::{LENGTH, MOST_SPANS, Operation, Recording, Span, What};
 use crate::compare::Outcome;
+use crate::report::number;
+use crate::scenarios::Unit;
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -25,21 +27,24 @@ pub fn write(outcome: &Outcome, out: &mut impl Write) -> io::Result<()> {
     let mut ids = 0;
     for (pid, run) in outcome.runs.iter().enumerate() {
         if let Some(recording) = &run.recording {
-            let name = format!("{} under {}", run.scenario.name, run.contender.name());
+            let mut name = format!("{} under {}", run.scenario.name, run.contender.name());
+            if recording.ended_early {
+                name += &format!(", the first {}", time(recording.length()));
+            }
             events.recording(pid + 1, &name, recording, &mut ids)?;
         }
     }
-    let dropped: u64 = recordings(outcome).map(Recording::dropped).sum();
+    let ended_early = recordings(outcome).filter(|recording| recording.ended_early).count();
     let left_out: usize = recordings(outcome).map(|recording| recording.left_out).sum();
     let about = json!({
         "program": concat!("faultless ", env!("CARGO_PKG_VERSION")),
-        "spans_dropped": dropped.to_string(),
+        "recordings_ended_early": ended_early.to_string(),
         "threads_left_out": left_out.to_string(),
     });
     write!(events.out, "\n],\"otherData\":{about}}}\n")
 }
 
-/// Returns a line with the number of recorded and of dropped spans in `outcome`.
+/// Returns a line with the number of recorded spans in `outcome`. It tells whether recordings ended before their rounds.
 pub fn summary(outcome: &Outcome) -> String {
     let count = |what: fn(&Recording) -> u64| recordings(outcome).map(what).sum::<u64>();
     let (rounds, spans) = (
@@ -47,15 +52,25 @@ pub fn summary(outcome: &Outcome) -> String {
         count(|recording| recording.lanes.iter().map(|lane| lane.spans.len() as u64).sum()),
     );
     let mut text = format!("{spans} operations and waits of {rounds} rounds");
-    let dropped = count(Recording::dropped);
-    if dropped != 0 {
-        text += &format!("; {dropped} later ones were dropped");
+    let early = || recordings(outcome).filter(|recording| recording.ended_early);
+    if let Some(shortest) = early().map(Recording::length).min() {
+        text += &format!(
+            "; {} of {rounds} recordings ended early, the shortest after {} of {}: a thread had {} operations and waits by then",
+            early().count(),
+            time(shortest),
+            time(LENGTH.as_nanos() as u64),
+            number::count(MOST_SPANS as u64)
+        );
     }
     let left_out = count(|recording| recording.left_out as u64);
     if left_out != 0 {
         text += &format!("; {left_out} threads were left out");
     }
     text
+}
+
+fn time(nanoseconds: u64) -> String {
+    number::value(nanoseconds as f64, Unit::Nanos)
 }
 
 fn recordings(outcome: &Outcome) -> impl Iterator<Item = &Recording> {
@@ -142,11 +157,11 @@ mod tests {
     fn outcome() -> Outcome {
         let span = |what, from, to| Span { what, from, to };
         let (io, fork) = (What::Waits(Counter::IoWait), What::Waits(Counter::MmapLockWaitIo));
-        let lane = |name: &str, spans: Vec<Span>| Lane { name: name.into(), spans, dropped: 2 };
+        let lane = |name: &str, spans: Vec<Span>| Lane { name: name.into(), spans };
         let reader = vec![span(io, 1_100, 90_000), span(What::Does(Operation::Fault), 1_000, 91_000)];
         let forker = vec![span(fork, 5_000, 90_500), span(What::Does(Operation::Fork), 4_000, 99_000)];
         let lanes = vec![lane("reader", reader), lane("fork", forker)];
-        let recording = Some(Recording { lanes, left_out: 3 });
+        let recording = Some(Recording { lanes, left_out: 3, ended_early: true });
         let recorded = crate::compare::Run { recording, ..run("mmap-lock", &[100], 1) };
         let runs = vec![run("native", &[100], 1), recorded];
         Outcome { runs, interrupted: false, round: Duration::from_secs(1) }
@@ -160,7 +175,7 @@ mod tests {
         let events = trace["traceEvents"].as_array().unwrap();
         let of = |phase: &str| events.iter().filter(|event| event["ph"] == phase).collect::<Vec<_>>();
         let named: Vec<_> = of("M").iter().map(|event| event["args"]["name"].as_str().unwrap()).collect();
-        assert_eq!(named, ["fork-during-io under mmap-lock", "reader", "fork"]);
+        assert_eq!(named, ["fork-during-io under mmap-lock, the first 98.0 µs", "reader", "fork"]);
         let fault = of("X").into_iter().find(|event| event["name"] == "page fault").unwrap();
         assert_eq!(
             (fault["ts"].as_f64(), fault["dur"].as_f64(), fault["tid"].as_u64()),
@@ -175,17 +190,18 @@ mod tests {
         let counts: Vec<_> = of("C").iter().map(|event| event["args"]["faults"].as_i64().unwrap()).collect();
         assert_eq!(counts, [1, 0]);
         assert_eq!(
-            (&trace["otherData"]["spans_dropped"], &trace["otherData"]["threads_left_out"]),
-            (&json!("4"), &json!("3"))
+            (&trace["otherData"]["recordings_ended_early"], &trace["otherData"]["threads_left_out"]),
+            (&json!("1"), &json!("3"))
         );
     }
 
     #[test]
-    fn the_summary_says_what_was_dropped() {
+    fn the_summary_says_what_was_not_recorded() {
         let text = summary(&outcome());
         assert_eq!(
             text,
-            "4 operations and waits of 1 rounds; 4 later ones were dropped; 3 threads were left out"
+            "4 operations and waits of 1 rounds; 1 of 1 recordings ended early, the shortest after 98.0 µs of 250 ms: \
+             a thread had 10,000 operations and waits by then; 3 threads were left out"
         );
     }
 }

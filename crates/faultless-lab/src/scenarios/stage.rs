@@ -145,9 +145,16 @@ impl<'a> Stage<'a> {
     /// measured time, which is zero if the round ended during the warm-up. Does not end the round. Called by the
     /// thread that runs the round.
     pub fn take_turns(&self, phases: &[Phase], begin: impl FnOnce()) -> Duration {
+        // A lane may be full after one phase. A phase of one thread has no waits to show.
+        let most = phases.iter().map(|phase| phase.active).max().unwrap_or(0);
         let pass = |backwards: bool, measured| {
             let phases = phases.iter().enumerate();
-            let mut step = |(number, phase): (usize, &Phase)| self.step(number, *phase, measured);
+            let mut step = |(number, phase): (usize, &Phase)| {
+                if measured && phase.active == most {
+                    self.round.start_recording();
+                }
+                self.step(number, *phase, measured)
+            };
             match backwards {
                 false => phases.into_iter().all(&mut step),
                 true => phases.rev().all(&mut step),
@@ -156,7 +163,6 @@ impl<'a> Stage<'a> {
         if !pass(false, false) {
             return Duration::ZERO;
         }
-        self.round.start_recording();
         begin();
         let start = Instant::now();
         let mut backwards = false;
