@@ -25,6 +25,7 @@ fn its_programs_are_the_examples() {
             file(example).contains(program.trim_end()),
             "the README shows another program than {example}"
         );
+        assert!(program.contains("fn main()"), "the program of {example} cannot be compiled as it stands");
         let name = example.rsplit('/').next().and_then(|name| name.strip_suffix(".rs")).unwrap_or_default();
         assert!(readme.contains(&format!("--example {name}")), "the README does not say how to run {name}");
     }

@@ -2,6 +2,8 @@
 
 use super::better;
 use crate::json::{Entry, Report, SCHEMA};
+use crate::report::command::is_shown;
+use crate::report::number;
 use crate::trouble::Trouble;
 use serde_json::Value;
 use serde_json::error::Category;
@@ -16,6 +18,9 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// The maximum length of a name. No name of this program is longer.
 const LONGEST_NAME: usize = 32;
+
+/// The maximum number of rounds of a result. No run of this program has nearly as many.
+const MOST_ROUNDS: usize = 1_000_000;
 
 /// A result and the name of its file.
 #[derive(Debug)]
@@ -48,9 +53,17 @@ impl Source {
     }
 }
 
-/// Returns `text` with line breaks and other control characters replaced by blanks.
+/// Returns `text` with line breaks and other control characters replaced by blanks, and without the characters that
+/// change the direction of text.
 pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    let line = text.chars().map(|character| if character.is_control() { ' ' } else { character });
+    line.filter(|character| is_shown(*character)).collect()
+}
+
+/// Returns `text` in one line of at most `most` characters. A longer text ends with "…".
+pub(super) fn shortened(text: &str, most: usize) -> String {
+    let line = one_line(text);
+    if line.chars().count() <= most { line } else { line.chars().take(most - 1).chain(['…']).collect() }
 }
 
 /// Parses the contents of a file. An error describes the file, which it calls "it".
@@ -91,8 +104,21 @@ fn check(report: &Report) -> Result<(), String> {
         if !pairs.insert((&entry.scenario, &entry.design)) {
             return Err(format!("it has {} under {} twice", entry.scenario, entry.design));
         }
-        check_figures(entry)
+        check_rounds(entry)
+            .and_then(|()| check_figures(entry))
             .map_err(|wrong| format!("{} under {}: {wrong}", entry.scenario, entry.design))?;
+    }
+    Ok(())
+}
+
+fn check_rounds(entry: &Entry) -> Result<(), String> {
+    let of_figures = entry.figures.values().filter_map(|figure| figure.rounds);
+    let rounds = of_figures.chain([entry.rounds, entry.headline.rounds]).max().unwrap_or(0);
+    if rounds > MOST_ROUNDS {
+        let [rounds, most] = [rounds, MOST_ROUNDS].map(|n| number::count(n as u64));
+        return Err(format!(
+            "it has {rounds} rounds; a result of `faultless compare --json` has at most {most}"
+        ));
     }
     Ok(())
 }

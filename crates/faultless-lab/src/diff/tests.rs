@@ -271,3 +271,38 @@ fn all_our_names_can_be_read() {
         }
     }
 }
+
+#[test]
+fn a_text_of_a_file_is_short_and_keeps_its_direction() {
+    let a = result(&[entry("fork-during-io", "faultless", LOW, json!({}))]);
+    let mut b = a.clone();
+    b["machine"]["kernel"] = format!("Linux\u{202e}\n{}", "x".repeat(500)).into();
+    let text = text(&changes(&a, &b), false);
+    assert!(text.contains(&"x".repeat(53)) && text.contains('…'), "{text}");
+    assert!(!text.contains(&"x".repeat(54)) && !text.contains('\u{202e}'), "{text}");
+}
+
+#[test]
+fn a_file_with_a_million_rounds_and_more_is_refused() {
+    let file = |rounds: usize| {
+        let mut file =
+            result(&[entry("fork-during-io", "faultless", LOW, json!({ "it": figure("lower", LOW, 3) }))]);
+        file["results"][0]["figures"]["it"]["rounds"] = rounds.into();
+        parse(file.to_string().as_bytes()).map(|_| ())
+    };
+    assert_eq!(file(1_000_000), Ok(()));
+    let wrong = file(1_000_001).unwrap_err();
+    assert!(wrong.contains("1,000,001 rounds") && wrong.contains("at most 1,000,000"), "{wrong}");
+}
+
+#[test]
+fn no_row_is_wider_than_80_columns() {
+    let name = "a_name_of_thirty_two_characters_";
+    let figures = json!({ name: figure("lower", [123.4, 100.1, 15_873.0], 5) });
+    let a = result(&[entry("fork-during-io", "faultless", LOW, figures)]);
+    let text = text(&changes(&a, &a), true);
+    assert!(text.contains("\n") && text.contains(name), "{text}");
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}

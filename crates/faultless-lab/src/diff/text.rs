@@ -1,6 +1,6 @@
-//! The comparison as text. Lines have 80 columns, or up to 100 for the longest names and numbers.
+//! The comparison as text. Lines have at most 80 columns.
 
-use super::read::one_line;
+use super::read::{one_line, shortened};
 use super::{Change, Changes, Lone, Sample, Setting, Side, Verdict};
 use crate::measure::{LEAST_ROUNDS, NOISE};
 use crate::report::number;
@@ -8,8 +8,14 @@ use crate::scenarios::Unit;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// The width at which texts are wrapped. Rows of figures may be longer.
+/// The width at which texts are wrapped. In a wider row, the figure of B stands on a line of its own.
 const WIDTH: usize = 80;
+
+/// The maximum length of a text from a file, in characters.
+const LONGEST: usize = 60;
+
+/// The maximum length of a reason from a file, in characters. It is a sentence.
+const LONGEST_REASON: usize = 200;
 
 /// The maximum number of pairs of scenario and design named in one line.
 const NAMED: usize = 3;
@@ -60,7 +66,7 @@ pub(super) fn text(changes: &Changes, all: bool) -> String {
 
 /// Returns a number of figures, with the noun.
 pub(super) fn figures(count: usize) -> String {
-    format!("{count} figure{}", if count == 1 { "" } else { "s" })
+    number::plural(count, "figure")
 }
 
 fn wrapped(line: &str, indent: &str) -> String {
@@ -70,10 +76,9 @@ fn wrapped(line: &str, indent: &str) -> String {
 }
 
 fn side(letter: &str, side: &Side) -> String {
-    let version = side
-        .version
-        .as_ref()
-        .map_or("by an unknown version".into(), |version| format!("by faultless {version}"));
+    let version = side.version.as_ref().map_or("by an unknown version".into(), |version| {
+        format!("by faultless {}", shortened(version, LONGEST))
+    });
     let interrupted = if side.interrupted { "; interrupted: it is not complete" } else { "" };
     wrapped(&format!("{letter} is {}, {version}{interrupted}.", side.name), "     ")
 }
@@ -97,8 +102,8 @@ fn settings(settings: &[Setting]) -> String {
 fn value(value: &Value) -> String {
     match value {
         Value::Null => "not set".into(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => shortened(text, LONGEST),
+        other => shortened(&other.to_string(), LONGEST_REASON),
     }
 }
 
@@ -106,7 +111,9 @@ fn lone(only: &[Lone]) -> String {
     let mut text = String::new();
     for Lone { scenario, design, ran_in, skipped } in only {
         let (here, there) = if *ran_in == "a" { ("A", "B") } else { ("B", "A") };
-        let why = skipped.as_ref().map_or(String::new(), |why| format!("; it did not run in {there}: {why}"));
+        let why = skipped.as_ref().map_or(String::new(), |why| {
+            format!("; it did not run in {there}: {}", shortened(why, LONGEST_REASON))
+        });
         text.push_str(&wrapped(&format!("Only in {here}: {scenario}/{design}{why}"), "  "));
     }
     text
@@ -144,7 +151,12 @@ fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
             .filter(|(c, _)| (c.scenario.as_str(), c.design.as_str()) == (scenario, design));
         for (_, [how_much, figure, a, b]) in of_pair {
             let [first, second, third] = widths;
-            let _ = writeln!(text, "  {how_much:>first$}  {figure:second$}  {a:third$} → {b}");
+            let start = format!("  {how_much:>first$}  {figure:second$}  ");
+            let (row, place) = (format!("{start}{a:third$} → {b}"), start.chars().count().saturating_sub(2));
+            let _ = match row.chars().count() {
+                0..=WIDTH => writeln!(text, "{row}"),
+                _ => writeln!(text, "{start}{a}\n{:place$}→ {b}", ""),
+            };
         }
     }
     text

@@ -38,6 +38,20 @@ pub fn count(n: u64) -> String {
     text
 }
 
+/// Returns a count with its noun: "1 round" or "3 rounds". The plural of the noun ends with "s".
+pub fn plural(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Returns names as a list: "a, b and c".
+pub fn list(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [name] => name.clone(),
+        [names @ .., last] => format!("{} and {last}", names.join(", ")),
+    }
+}
+
 /// The multiple of a unit that leaves few digits before the decimal point.
 struct Scale {
     divisor: f64,
@@ -113,6 +127,13 @@ mod tests {
         assert_eq!(of(1200.0, 980.0, 1400.0), "1.20 ms (0.98–1.40)");
         assert_eq!(of(120.0, 120.0, 120.0), "120 µs");
         assert_eq!(of(120.0, 98.0, 15_873.0), "120 µs (98.0–15900)");
+    }
+
+    #[test]
+    fn nouns_and_lists_agree_with_their_number() {
+        assert_eq!([0, 1, 2].map(|n| plural(n, "round")), ["0 rounds", "1 round", "2 rounds"]);
+        let names = ["a", "b", "c"].map(String::from);
+        assert_eq!([1, 2, 3].map(|n| list(&names[..n])), ["a", "a and b", "a, b and c"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod tests;
 pub use lists::{designs, scenarios};
 
 use crate::measure::{LEAST_ROUNDS, NOISE};
+use crate::report::command::Command;
 use crate::report::number;
 use crate::report::view::{Kind, ScenarioView, TourView, Verdict, View, Waits};
 use crate::scenarios::Unit;
@@ -29,8 +30,8 @@ pub struct Screen {
 pub struct Options<'a> {
     /// Whether all figures and all causes are shown.
     pub details: bool,
-    /// The command line that repeats the run.
-    pub command: &'a str,
+    /// The command that repeats the run.
+    pub command: &'a Command,
     /// The host's kernel, for the native rows.
     pub kernel: &'a str,
 }
@@ -50,29 +51,47 @@ pub fn report(view: &View, options: &Options<'_>, screen: Screen) -> String {
     if view.is_interrupted {
         parts.push(paragraph("Interrupted: these are the figures so far.", screen.width));
     }
-    let mut next = vec![("Repeat:", options.command.to_string())];
+    let mut next = command("Repeat:", options.command, screen);
     if let Some(tour) = &view.tour {
-        next.push(("Look closer:", format!("faultless compare {}", tour.closer)));
+        next.extend(command("Look closer:", &options.command.with(tour.closer), screen));
     }
     if !options.details {
-        next.push(("All figures:", "add --details".to_string()));
+        next.push("All figures: add --details".to_string());
     }
-    parts.push(items(next.into_iter().map(|(what, command)| (Text::new(what), command)), screen));
-    parts.join("\n\n")
+    parts.push(next.join("\n"));
+    joined(parts)
+}
+
+/// Returns a command to the right of its purpose.
+fn command(purpose: &str, command: &Command, screen: Screen) -> Vec<String> {
+    /// The width of the widest purpose, and a blank.
+    const PURPOSE: usize = 13;
+    let lines = command.lines(screen.width.saturating_sub(PURPOSE)).into_iter().enumerate();
+    let line = |(at, line): (usize, String)| match at {
+        0 => format!("{purpose:<PURPOSE$}{line}"),
+        _ => format!("{:<PURPOSE$}{line}", ""),
+    };
+    lines.map(line).collect()
+}
+
+/// Returns the parts with blank lines between them. A part without text has no blank line.
+fn joined(parts: Vec<String>) -> String {
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")
 }
 
 fn at_a_glance(tour: &TourView, options: &Options<'_>, screen: Screen) -> String {
     let (designs, scenarios) = (tour.matrix.rows.len(), tour.matrix.columns.len());
+    let [designs, scenarios, rounds] = [(designs, "design"), (scenarios, "scenario"), (tour.rounds, "round")]
+        .map(|(n, noun)| number::plural(n, noun));
     let title = format!(
-        "How long do page faults, fork and mmap wait under each locking design? {designs} designs, {scenarios} scenarios, \
-         medians of {} rounds.",
-        tour.rounds
+        "How long do page faults, fork and mmap wait under each locking design? {designs}, {scenarios}, \
+         medians of {rounds}."
     );
     let drawn = figures::matrix(&tour.matrix, screen);
     let table = with_legend(&drawn, screen);
     let mut notes = notes(&drawn, &tour.notes, options, screen);
     notes.push(checked(&tour.checked, screen));
-    [paragraph(&title, screen.width), table, verdicts(&tour.verdicts, screen), notes.join("\n")].join("\n\n")
+    joined(vec![paragraph(&title, screen.width), table, verdicts(&tour.verdicts, screen), notes.join("\n")])
 }
 
 fn one_scenario(view: &ScenarioView, options: &Options<'_>, screen: Screen) -> String {
@@ -91,7 +110,7 @@ fn one_scenario(view: &ScenarioView, options: &Options<'_>, screen: Screen) -> S
     let mut notes = notes(&drawn, &view.notes, options, screen);
     notes.push(checked(&view.checked, screen));
     parts.push(notes.join("\n"));
-    parts.join("\n\n")
+    joined(parts)
 }
 
 /// Returns `text` with a full stop at the end.
@@ -106,7 +125,7 @@ fn checked(checked: &[String], screen: Screen) -> String {
 
 /// Returns a table, with the meaning of its marks and the titles of the dropped columns below it.
 fn with_legend(drawn: &Drawn, screen: Screen) -> String {
-    let mut lines = vec![format!("{}\n", drawn.text)];
+    let mut lines = Vec::new();
     let mut text = String::new();
     if drawn.has_spreads {
         text.push_str("1.20 (0.98–1.40): median, smallest and largest round. ");
@@ -125,7 +144,7 @@ fn with_legend(drawn: &Drawn, screen: Screen) -> String {
         let text = format!("Not shown in {} columns: {}.", screen.width, drawn.dropped.join("; "));
         lines.push(paragraph(&text, screen.width));
     }
-    lines.join("\n")
+    joined(vec![drawn.text.clone(), lines.join("\n")])
 }
 
 /// Returns notes about machines and designs.

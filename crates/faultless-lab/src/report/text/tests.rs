@@ -1,9 +1,14 @@
 use super::super::view::tests::{run, tour};
 use super::*;
 use crate::compare::{Outcome, Plan};
+use std::sync::LazyLock;
 
-const OPTIONS: Options<'static> =
-    Options { details: false, command: "faultless compare", kernel: "Linux 6.18.0" };
+static COMMAND: LazyLock<Command> =
+    LazyLock::new(|| Command::new(&["faultless"], ["compare".into()].into_iter()));
+
+fn options() -> Options<'static> {
+    Options { details: false, command: &COMMAND, kernel: "Linux 6.18.0" }
+}
 
 fn plain(width: usize) -> Screen {
     Screen { width, has_colour: false }
@@ -40,8 +45,8 @@ fn assert_golden(text: &str, name: &str) {
 
 #[test]
 fn the_tour_is_as_the_golden_text() {
-    assert_golden(&drawn(&OPTIONS, plain(100)), "tour.txt");
-    assert_golden(&drawn(&OPTIONS, plain(80)), "tour-80.txt");
+    assert_golden(&drawn(&options(), plain(100)), "tour.txt");
+    assert_golden(&drawn(&options(), plain(80)), "tour-80.txt");
 }
 
 #[test]
@@ -49,14 +54,14 @@ fn a_scenario_is_as_the_golden_text() {
     let (mut outcome, plan) = tour();
     outcome.runs.retain(|run| run.scenario.name == plan.scenarios[0].name);
     let view = View::new(&outcome, &Plan { is_tour: false, ..plan });
-    assert_golden(&report(&view, &OPTIONS, plain(100)), "scenario.txt");
+    assert_golden(&report(&view, &options(), plain(100)), "scenario.txt");
 }
 
 #[test]
 fn no_line_is_wider_than_the_screen() {
     for width in [60, 80, 100] {
         for details in [false, true] {
-            let options = Options { details, ..OPTIONS };
+            let options = Options { details, ..options() };
             assert_fits(&drawn(&options, plain(width)), width);
             assert_fits(&sections(&options, plain(width)), width);
         }
@@ -67,13 +72,13 @@ fn no_line_is_wider_than_the_screen() {
 
 #[test]
 fn a_narrow_screen_drops_columns_and_names_them() {
-    let wide = drawn(&OPTIONS, plain(100));
+    let wide = drawn(&options(), plain(100));
     assert!(!wide.contains("Not shown"), "{wide}");
-    let narrow = drawn(&OPTIONS, plain(60));
+    let narrow = drawn(&options(), plain(60));
     assert!(narrow.contains("Not shown in 60 columns: disjoint-change."), "{narrow}");
     let (outcome, plan) = tour();
     let view = View::new(&outcome, &Plan { is_tour: false, ..plan });
-    let fork = |width| one_scenario(&view.scenarios[0], &OPTIONS, plain(width));
+    let fork = |width| one_scenario(&view.scenarios[0], &options(), plain(width));
     assert!(fork(60).contains("Not shown in 60 columns: fault p99; major faults."), "{}", fork(60));
     assert!(fork(60).contains("Not shown in 60 columns: the third cause."), "{}", fork(60));
 }
@@ -83,7 +88,7 @@ fn details_show_every_figure_and_every_cause() {
     let (outcome, plan) = tour();
     let view = View::new(&outcome, &Plan { is_tour: false, ..plan });
     let words = |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
-    let text = one_scenario(&view.scenarios[0], &Options { details: true, ..OPTIONS }, plain(80));
+    let text = one_scenario(&view.scenarios[0], &Options { details: true, ..options() }, plain(80));
     for column in &view.scenarios[0].figures.columns {
         // A title may be wrapped over several lines, so its words are sought one by one.
         assert!(
@@ -106,7 +111,7 @@ fn only_three_causes_of_waiting_are_shown_the_largest_first() {
     let plan = Plan { is_tour: false, ..tour().1 };
     let outcome = Outcome { runs: runs.into(), interrupted: false, round: plan.rounds().1 };
     let text = |details| {
-        let options = Options { details, ..OPTIONS };
+        let options = Options { details, ..options() };
         report(&View::new(&outcome, &plan), &options, plain(100))
     };
     let row = text(false).lines().find(|line| line.contains("ms I/O")).unwrap().to_string();
@@ -117,15 +122,15 @@ fn only_three_causes_of_waiting_are_shown_the_largest_first() {
 #[test]
 fn colour_is_only_where_it_is_asked_for() {
     for text in [
-        drawn(&OPTIONS, plain(100)),
-        sections(&OPTIONS, plain(100)),
+        drawn(&options(), plain(100)),
+        sections(&options(), plain(100)),
         designs(plain(80)),
         scenarios(plain(80)),
     ] {
         assert!(!text.contains('\u{1b}'), "{text}");
     }
     let screen = Screen { width: 100, has_colour: true };
-    let text = drawn(&OPTIONS, screen);
+    let text = drawn(&options(), screen);
     assert!(text.contains("\u{1b}[38;5;2m") && text.contains("\u{1b}[38;5;1m"), "{text:?}");
     // Without its colours, the text must equal the plain one.
     let mut bare = String::new();
@@ -136,13 +141,13 @@ fn colour_is_only_where_it_is_asked_for() {
     }
     bare.push_str(rest);
     let trimmed = |text: &str| text.lines().map(|line| line.trim_end().to_string()).collect::<Vec<_>>();
-    assert_eq!(trimmed(&bare), trimmed(&drawn(&OPTIONS, plain(100))));
+    assert_eq!(trimmed(&bare), trimmed(&drawn(&options(), plain(100))));
 }
 
 #[test]
 fn an_interrupted_run_says_so() {
     let (outcome, plan) = tour();
-    let text = report(&View::new(&Outcome { interrupted: true, ..outcome }, &plan), &OPTIONS, plain(80));
+    let text = report(&View::new(&Outcome { interrupted: true, ..outcome }, &plan), &options(), plain(80));
     assert!(text.contains("Interrupted: "), "{text}");
 }
 
@@ -152,6 +157,46 @@ fn scenarios_say_what_they_cannot_show() {
     for scenario in crate::scenarios::ALL {
         for wanted in [scenario.name, scenario.source, scenario.cannot_show] {
             assert!(!wanted.is_empty() && text.contains(wanted), "{wanted}");
+        }
+    }
+}
+
+#[test]
+fn a_run_of_one_design_and_one_round_has_singular_forms_and_no_empty_parts() {
+    let (mut outcome, plan) = tour();
+    outcome.runs.retain(|run| run.contender.name() == "native");
+    outcome.runs.iter_mut().for_each(|run| run.rounds.truncate(1));
+    let text = report(&View::new(&outcome, &plan), &options(), plain(100));
+    let title = "1 design, 4 scenarios, medians of 1 round.";
+    assert!(text.replace('\n', " ").contains(title), "{text}");
+    let blank = |text: &str| text.contains("\n\n\n");
+    assert!(!blank(&text), "{text}");
+    let text = report(&View::new(&outcome, &Plan { is_tour: false, ..plan }), &options(), plain(100));
+    assert!(!blank(&text), "{text}");
+}
+
+#[test]
+fn the_commands_keep_the_arguments_of_the_run() {
+    let arguments = ["compare", "--design", "mmap-lock,faultless", "--file", "a b"].map(Into::into);
+    let command = Command::new(&["faultless"], arguments.into_iter());
+    let options = Options { command: &command, ..options() };
+    let text = drawn(&options, plain(60));
+    let closer = "\
+Look closer: faultless compare disjoint-change --design \\
+               mmap-lock,faultless --file 'a b'
+";
+    assert!(text.contains(closer), "{text}");
+    assert_fits(&text, 60);
+}
+
+#[test]
+fn no_screen_is_too_narrow() {
+    for width in [1, 13, 20, 40] {
+        for details in [false, true] {
+            let options = Options { details, ..options() };
+            assert!(
+                !drawn(&options, plain(width)).is_empty() && !sections(&options, plain(width)).is_empty()
+            );
         }
     }
 }

@@ -48,13 +48,9 @@ fn counted(runs: &[&Run], name: &str) -> u64 {
     runs.iter().filter_map(|run| run.total.counted(name)).sum()
 }
 
-fn plural(n: usize, word: &str) -> String {
-    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
-}
-
 fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
     let (scenario, settings) = (runs[0].scenario, &plan.settings);
-    let mut setup = vec![plural(settings.threads(scenario), "thread")];
+    let mut setup = vec![number::plural(settings.threads(scenario), "thread")];
     if counted(runs, "major_faults") != 0 {
         setup.push(format!("each read takes at least {:?}", settings.io_latency));
     }
@@ -67,7 +63,7 @@ fn setup(runs: &[&Run], plan: &Plan) -> Vec<String> {
 /// Describes the check at the end of each round on the software machine; `None` if there was no such round.
 pub(super) fn frames<'a>(runs: impl Iterator<Item = &'a Run>) -> Option<String> {
     let rounds: usize = runs.filter(|run| !run.contender.is_native()).map(|run| run.rounds.len()).sum();
-    (rounds != 0).then(|| format!("all frames returned, in {}", plural(rounds, "round")))
+    (rounds != 0).then(|| format!("all frames returned, in {}", number::plural(rounds, "round")))
 }
 
 /// Describes the rounds, such as "3 rounds of 0.4 s for each design".
@@ -75,7 +71,7 @@ fn rounds(runs: &[&Run], plan: &Plan) -> String {
     let rounds = runs.iter().map(|run| run.rounds.len()).max().unwrap_or(0);
     let (_, length) = plan.rounds();
     let seconds = (length.as_secs_f64() * 100.0).round() / 100.0;
-    format!("{} of {seconds} s for each design", plural(rounds, "round"))
+    format!("{} of {seconds} s for each design", number::plural(rounds, "round"))
 }
 
 /// Returns the values of `counters`, each with its description.

@@ -2,7 +2,7 @@
 
 use super::figures::Figures;
 use super::scenario::{frames, notes};
-use super::verdict::{self, Duel, Kind, Verdict};
+use super::verdict::{self, Behind, Duel, Kind, Verdict};
 use crate::compare::{Outcome, Plan, Run};
 use crate::designs;
 use crate::report::number;
@@ -14,7 +14,8 @@ pub struct TourView {
     pub matrix: Figures,
     /// The minimum number of rounds of a cell. Cells that did not run are not counted.
     pub rounds: usize,
-    /// The results of Faultless's own design: a sentence for each scenario, and one for losses in other figures.
+    /// The results of Faultless's own design: a sentence for each scenario, one for losses in other figures, and one
+    /// for the rival that is furthest behind.
     pub verdicts: Vec<Verdict>,
     /// The scenario to look at first. It has the worst loss, in a headline if possible. Without a loss it is the
     /// first scenario.
@@ -40,7 +41,7 @@ impl TourView {
         Self {
             matrix: Figures::of_headlines(scenarios),
             rounds,
-            verdicts: verdicts(&headlines, &others),
+            verdicts: verdicts(&headlines, &others, furthest_behind(scenarios)),
             closer: worst(&headlines)
                 .or(worst(&others))
                 .map_or(scenarios[0][0].scenario.name, |loss| loss.scenario),
@@ -61,12 +62,30 @@ fn duels(scenarios: &[Vec<&Run>]) -> (Vec<Duel>, Vec<Duel>) {
     (headlines, others)
 }
 
-fn verdicts(headlines: &[Duel], others: &[Duel]) -> Vec<Verdict> {
+/// Returns the rival that is worse than Faultless's own design by the largest ratio, of all headlines.
+fn furthest_behind(scenarios: &[Vec<&Run>]) -> Option<Behind> {
+    let behind = scenarios.iter().flat_map(|runs| {
+        let (ours, rivals) = verdict::split(runs);
+        rivals.into_iter().filter_map(move |rival| Behind::new(ours?, rival))
+    });
+    behind.max_by(|a, b| a.times.total_cmp(&b.times))
+}
+
+fn verdicts(headlines: &[Duel], others: &[Duel], behind: Option<Behind>) -> Vec<Verdict> {
     let mut verdicts = verdict::sorted(headlines, |duel| duel.scenario.into());
     let losses = verdicts.iter().filter(|verdict| verdict.kind == Kind::Loss).count();
     // A loss in another figure than the headline must be reported too.
     if let Some(others) = other_losses(others) {
         verdicts.insert(losses, others);
+    }
+    // A win over the same rival has the same figures.
+    let is_said = |behind: &Behind| {
+        let mut wins = headlines.iter().filter(|duel| duel.kind == Kind::Win);
+        wins.any(|duel| (duel.scenario, duel.rival) == (behind.scenario, behind.rival))
+    };
+    if let Some(behind) = behind.filter(|behind| !is_said(behind)) {
+        let place = verdicts.iter().position(|verdict| verdict.kind > Kind::Level).unwrap_or(verdicts.len());
+        verdicts.insert(place, behind.verdict());
     }
     verdicts
 }
@@ -82,9 +101,9 @@ fn other_losses(others: &[Duel]) -> Option<Verdict> {
     let losses = others.iter().filter(|duel| duel.kind == Kind::Loss).count();
     let worst = worst(others)?;
     let text = format!(
-        "{} loses in {losses} of {compared} figures that are not in the table. The largest loss is {} of {}: {}.",
+        "{} loses in {losses} of the {compared} other figures (--details). The largest loss: {} in {}, {}.",
         designs::OURS,
-        worst.figure.title,
+        verdict::quoted(&worst.figure),
         worst.scenario,
         worst.figures()
     );

@@ -38,7 +38,7 @@ pub(super) struct Duel {
     pub kind: Kind,
     pub figure: Figure,
     pub scenario: &'static str,
-    rival: &'static str,
+    pub rival: &'static str,
     mine: Spread,
     theirs: Spread,
 }
@@ -99,6 +99,53 @@ impl Duel {
     }
 }
 
+/// A rival that is worse than Faultless's own design beyond noise.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behind {
+    pub rival: &'static str,
+    pub scenario: &'static str,
+    /// The factor by which the rival is worse.
+    pub times: f64,
+    unit: Unit,
+    mine: f64,
+    theirs: f64,
+}
+
+impl Behind {
+    /// Compares one rival with `ours` in the headline. Returns `None` if the rival is not worse beyond noise, if there
+    /// are too few rounds, or if the divisor is zero.
+    pub(super) fn new(ours: &Run, rival: &Run) -> Option<Self> {
+        let figure = &ours.scenario.headline;
+        let (mine, theirs) = (ours.headline()?, rival.headline()?);
+        let is_worse = (theirs.median > mine.median) == (figure.better == Better::Lower);
+        let has_rounds = rounds(ours, figure).min(rounds(rival, figure)) >= LEAST_ROUNDS;
+        if figure.better == Better::Neither || !is_worse || !has_rounds || !mine.differs(theirs) {
+            return None;
+        }
+        let times = times_worse(theirs.median, mine.median, figure.better)?;
+        let (rival, scenario) = (rival.contender.name(), ours.scenario.name);
+        Some(Self { rival, scenario, times, unit: figure.unit, mine: mine.median, theirs: theirs.median })
+    }
+
+    /// Returns a sentence such as "vma-lock-hold waits longest in fork-during-io: 7.38 ms against 47.3 µs under
+    /// faultless (156 times worse)."
+    pub(super) fn verdict(&self) -> Verdict {
+        let verb = match self.unit {
+            Unit::Nanos | Unit::Micros => "waits longest",
+            Unit::PerSecond | Unit::Ratio | Unit::Each => "is furthest behind",
+        };
+        let [theirs, mine] = [self.theirs, self.mine].map(|value| number::value(value, self.unit));
+        let text = format!(
+            "{} {verb} in {}: {theirs} against {mine} under {} ({} times worse).",
+            self.rival,
+            self.scenario,
+            designs::OURS,
+            number::value(self.times, Unit::Ratio)
+        );
+        Verdict { kind: Kind::Note, text }
+    }
+}
+
 /// Separates Faultless's own design from its rivals. Runs without rounds are omitted.
 pub(super) fn split<'a>(runs: &[&'a Run]) -> (Option<&'a Run>, Vec<&'a Run>) {
     let ran = runs.iter().copied().filter(|run| !run.rounds.is_empty());
@@ -112,12 +159,23 @@ pub(super) fn sorted(duels: &[Duel], subject: impl Fn(&Duel) -> String) -> Vec<V
     let mut verdicts: Vec<_> = enough.iter().map(|duel| duel.verdict(&subject(duel))).collect();
     if !few.is_empty() {
         let few: Vec<_> = few.into_iter().map(&subject).collect();
-        let text = format!("Fewer than {LEAST_ROUNDS} rounds allow no verdict on {}.", few.join("; "));
-        verdicts.push(Verdict { kind: Kind::TooFew, text });
+        verdicts.push(too_few(&few));
     }
     // The sort is stable, so verdicts of one kind stay in the order of figures.
     verdicts.sort_by_key(|verdict| verdict.kind);
     verdicts
+}
+
+fn too_few(subjects: &[String]) -> Verdict {
+    let subjects = number::list(subjects);
+    let text =
+        format!("Fewer than {LEAST_ROUNDS} rounds allow no verdict on {subjects}: give more --seconds.");
+    Verdict { kind: Kind::TooFew, text }
+}
+
+/// Returns the title of a figure as a name within a sentence.
+pub(super) fn quoted(figure: &Figure) -> String {
+    format!("“{}”", figure.title)
 }
 
 /// Returns the verdicts of one scenario.
@@ -126,7 +184,7 @@ pub(super) fn of_scenario(runs: &[&Run]) -> Vec<Verdict> {
     let Some(ours) = ours.filter(|_| !rivals.is_empty()) else { return vec![without_comparison(runs)] };
     let figures = std::iter::once(&ours.scenario.headline).chain(ours.scenario.figures);
     let duels: Vec<_> = figures.filter_map(|figure| Duel::new(ours, &rivals, figure)).collect();
-    let mut verdicts = sorted(&duels, |duel| duel.figure.title.into());
+    let mut verdicts = sorted(&duels, |duel| quoted(&duel.figure));
     verdicts.extend(mmap_lock_reads(ours, &rivals));
     verdicts
 }
@@ -153,24 +211,35 @@ fn mmap_lock_reads(ours: &Run, rivals: &[&Run]) -> Option<Verdict> {
 fn without_comparison(runs: &[&Run]) -> Verdict {
     let ran: Vec<_> = runs.iter().filter(|run| !run.rounds.is_empty()).collect();
     let figure = &runs[0].scenario.headline;
-    let spreads = ran.iter().filter_map(|run| Some((run.contender.name(), run.headline()?)));
+    let measured: Vec<_> = ran.iter().filter(|run| run.headline().is_some()).collect();
+    let spreads = measured.iter().filter_map(|run| Some((run.contender.name(), run.headline()?)));
     let value = |spread: Spread| number::value(spread.median, figure.unit);
+    let title = quoted(figure);
     let text = match (best_of(spreads, figure.better), &ran[..]) {
-        (Some((name, spread)), [_]) => {
-            format!("Only {name} ran: {} {}.", figure.title, value(spread))
-        }
+        (Some((name, spread)), [_]) => format!("Only {name} ran: {title} is {}.", value(spread)),
         (Some(_), ran) if ran.iter().any(|run| run.contender.is_ours()) => {
             format!("No rival of {} ran.", designs::OURS)
         }
-        (Some((name, spread)), _) => format!(
-            "{} did not run. The best {} is {}, under {name}.",
-            designs::OURS,
-            figure.title,
-            value(spread)
-        ),
-        (None, _) => "The run was too short to measure anything.".into(),
+        (Some(_), _) if measured.iter().any(|run| rounds(run, figure) < LEAST_ROUNDS) => {
+            return too_few(&[title]);
+        }
+        (Some((name, spread)), _) => {
+            format!("{} did not run. {name} has the best {title}: {}.", designs::OURS, value(spread))
+        }
+        (None, []) => "The run was too short to measure anything: give more --seconds.".into(),
+        (None, ran) => not_measured(ran, &title),
     };
     Verdict { kind: Kind::Note, text }
+}
+
+/// Says that runs with rounds have no headline, with the reason from their notes.
+fn not_measured(ran: &[&&Run], title: &str) -> String {
+    let names: Vec<_> = ran.iter().map(|run| run.contender.name().to_string()).collect();
+    let verb = if names.len() == 1 { "does" } else { "do" };
+    let mut notes = ran.iter().flat_map(|run| &run.total.notes);
+    let reason = notes.find_map(|note| Some(note.split_once(" is not measured: ")?.1));
+    let reason = reason.map_or("give more --seconds".into(), |reason| format!("the reason is: {reason}"));
+    format!("{} {verb} not measure the headline, {title}; {reason}.", number::list(&names))
 }
 
 #[cfg(test)]
@@ -192,13 +261,13 @@ mod tests {
             "{kinds:?}"
         );
         let loss =
-            "faultless loses in bystander p99: 210 µs against 105 µs under mmap-lock (2.00 times worse).";
+            "faultless loses in “bystander p99”: 210 µs against 105 µs under mmap-lock (2.00 times worse).";
         assert_eq!(verdicts[0].text, loss);
         let note = "A major fault takes mmap_lock 0 times under faultless, 1.00 times under mmap-lock.";
         assert_eq!(verdicts.last().unwrap().text, note);
         let texts = texts(&[&run("mmap-lock", &[300, 305, 310], 0), &ours]);
         let win =
-            "faultless wins in bystander p99: 210 µs against 305 µs under mmap-lock (1.45 times better).";
+            "faultless wins in “bystander p99”: 210 µs against 305 µs under mmap-lock (1.45 times better).";
         assert!(texts.iter().any(|text| text == win), "{texts:?}");
         assert!(!texts.iter().any(|text| text.contains("loses")), "{texts:?}");
     }
@@ -217,7 +286,8 @@ mod tests {
         let (ours, theirs) = (run("faultless", &[200, 210], 0), run("mmap-lock", &[100, 105], 20));
         let verdicts = of_scenario(&[&theirs, &ours]);
         assert_eq!(verdicts[0].kind, Kind::TooFew);
-        assert!(verdicts[0].text.starts_with("Fewer than 3 rounds allow no verdict on bystander p99"));
+        let few = "Fewer than 3 rounds allow no verdict on “bystander p99”, “major faults” and “CPU time of a fault”: give more --seconds.";
+        assert_eq!(verdicts[0].text, few);
         assert_eq!(verdicts[1].kind, Kind::Note);
     }
 
@@ -243,6 +313,30 @@ mod tests {
     #[test]
     fn one_design_alone_is_not_compared() {
         let theirs = run("mmap-lock", &[100], 1);
-        assert_eq!(texts(&[&theirs]), ["Only mmap-lock ran: bystander p99 100 µs."]);
+        assert_eq!(texts(&[&theirs]), ["Only mmap-lock ran: “bystander p99” is 100 µs."]);
+    }
+
+    #[test]
+    fn rivals_alone_have_a_best_one_from_three_rounds_on() {
+        let of =
+            |rounds: &[u64]| texts(&[&run("mmap-lock", rounds, 1), &run("vma-lock", &[300, 300, 300], 1)]);
+        assert_eq!(
+            of(&[100, 100, 100]),
+            ["faultless did not run. mmap-lock has the best “bystander p99”: 100 µs."]
+        );
+        let few = "Fewer than 3 rounds allow no verdict on “bystander p99”: give more --seconds.";
+        assert_eq!(of(&[100, 100]), [few]);
+    }
+
+    #[test]
+    fn a_headline_that_is_not_measured_has_its_reason() {
+        let mut native = run("native", &[], 0);
+        let mut measured = Measured::default();
+        measured.note("mmap_lock is not counted: no tracefs");
+        measured.note("fault in own process is not measured: there is one address space");
+        native.total.add(&measured);
+        native.rounds.push(measured);
+        let text = "native does not measure the headline, “bystander p99”; the reason is: there is one address space.";
+        assert_eq!(texts(&[&native]), [text]);
     }
 }
