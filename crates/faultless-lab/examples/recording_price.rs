@@ -1,4 +1,5 @@
-//! What recording a round costs its scenario: rounds with and without a recorder, in turns, and the ratio of each figure's median.
+//! Measures the cost of recording a round. Runs rounds with and without a recorder, in turns. Prints the ratio of the two medians for
+//! each figure.
 //!
 //! `cargo run --release -p faultless-lab --example recording_price [SECONDS]`
 

@@ -420,7 +420,7 @@ impl Compare {
             [&json, &trace, &html].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
         let outcome = plan.run(interrupts())?;
         if outcome.interrupted && outcome.runs.iter().all(|run| run.rounds.is_empty()) {
-            eprintln!("faultless: ended before the first round was measured; no file is written");
+            eprintln!("faultless: ended before the first round was measured; nothing is written");
             return Ok(INTERRUPTED);
         }
         let (command, machine) = (repeated(), json::Machine::this());

@@ -39,7 +39,8 @@ impl Output {
         checked.map(|()| Self::File(path.into())).map_err(|error| cannot_write(path, &error))
     }
 
-    /// Writes `text` and a line break in the place of the old contents. If this fails, a file keeps its old contents.
+    /// Writes `text` and a line break in the place of the old contents. If this fails, a file keeps its old contents, unless
+    /// no other file can be made in its folder.
     ///
     /// # Errors
     /// [`Trouble::Input`] if the text cannot be written.

@@ -1,4 +1,4 @@
-//! Reports: what they say ([`view`], plain data) and how it is drawn ([`text`], for a terminal or a pipe).
+//! Reports. [`view`] has their contents as plain data. [`text`] draws them for a terminal or a pipe.
 
 pub mod command;
 pub mod number;

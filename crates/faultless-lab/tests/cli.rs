@@ -86,7 +86,7 @@ fn a_result_outlives_an_early_interrupt_of_the_next_run() {
     let output = child.wait_with_output().expect("it ends");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{errors}");
-    assert!(errors.contains("no file is written"), "{errors}");
+    assert!(errors.contains("nothing is written"), "{errors}");
     assert_eq!(std::fs::read_to_string(&json).expect("the file"), "an older result");
 }
 

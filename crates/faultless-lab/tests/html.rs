@@ -180,7 +180,7 @@ fn opened(browser: &Path, page: &Path) -> (String, Vec<String>) {
     (String::from_utf8_lossy(&output.stdout).into_owned(), console)
 }
 
-/// Shows the page in a frame as wide as a desk's and a phone's, and writes down the sizes of what it shows.
+/// Shows the page in a frame of the width of a desk and of a phone, and writes the sizes of its charts.
 const MEASURE: &str = r#"<!DOCTYPE html><meta charset="utf-8"><body><script>
 const frame = (width) => new Promise((done) => {
   const frame = document.createElement("iframe");

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::process::{Command, Stdio};
 
-/// What the command writes to a terminal of that many columns.
+/// Runs the command on a terminal of `width` columns, and returns its output.
 fn on_a_terminal(width: u16, arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
     grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other end");
@@ -31,7 +31,7 @@ fn on_a_terminal(width: u16, arguments: &[&str], variables: &[(&str, &str)]) -> 
         match master.read(&mut part) {
             Ok(0) => break,
             Ok(n) => text.extend_from_slice(&part[..n]),
-            // EIO: nobody has the other end any more.
+            // EIO: the command has closed its end.
             Err(error) if error.kind() != ErrorKind::Interrupted => break,
             Err(_) => {}
         }

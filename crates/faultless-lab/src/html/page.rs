@@ -214,12 +214,12 @@ fn section(view: &ScenarioView, runs: &[&Run], is_alone: bool) -> Markup {
             h3 { "Distributions of latency" }
             p.dim { "Left and low is better. A curve that ends far right has a long tail. Both axes are logarithmic. Short operations are measured in batches: their curves show the means of batches." }
             (distribution::charts(runs))
-            h3 { "What threads wait for" }
+            h3 { "Waits of all threads, by cause" }
             p.dim { "Time that all threads together wait, in each second of the run. Two threads that always wait have 2 s. I/O has a scale of its own." }
             (waits::chart(view.name, &view.waits))
             h3 { "Who waits for whom" }
             (timeline::all(runs, &unfolded))
-            h3 { "What this does not show" }
+            h3 { "Limits of this report" }
             @if let Some(words) = cannot_show { p { (sentence(&capital(words))) } }
             p.dim { "Checked without an error: " (sentence(&checked(view))) }
         }

@@ -2,7 +2,7 @@
 //! related to it.
 
 use crate::record::blame::{Arrow, Place, arrows, has_holder};
-use crate::record::{LENGTH, MOST_SPANS, Operation, Recording, Span, What, cause};
+use crate::record::{Activity, LENGTH, MOST_SPANS, Operation, Recording, Span, cause};
 use crate::report::number;
 use crate::scenarios::Unit;
 use faultless::stats::Counter;
@@ -42,8 +42,7 @@ impl<'a> Told<'a> {
     fn unheld(&self) -> Vec<Place> {
         let held: HashSet<(usize, usize)> =
             self.arrows.iter().map(|arrow| (arrow.waiter.lane, arrow.waiter.span)).collect();
-        let for_others =
-            |place: &Place| matches!(self.span(*place).what, What::Waits(counter) if has_holder(counter));
+        let for_others = |place: &Place| matches!(self.span(*place).activity, Activity::Wait(counter) if has_holder(counter));
         self.places().filter(for_others).filter(|place| !held.contains(&(place.lane, place.span))).collect()
     }
 
@@ -85,10 +84,10 @@ impl<'a> Told<'a> {
         let waiter = self.span(arrow.waiter);
         let shared = |wait: &Span| wait.to.min(waiter.to).saturating_sub(wait.from.max(waiter.from));
         let excludes_io =
-            matches!(waiter.what, What::Waits(Counter::MmapLockWaitFault | Counter::VmaLockWaitFault));
+            matches!(waiter.activity, Activity::Wait(Counter::MmapLockWaitFault | Counter::VmaLockWaitFault));
         let waits = self.waits_in(arrow.holder).filter(|wait| {
             let wait = self.span(*wait);
-            wait.from < waiter.to && !(excludes_io && wait.what == What::Waits(Counter::IoWait))
+            wait.from < waiter.to && !(excludes_io && wait.activity == Activity::Wait(Counter::IoWait))
         });
         waits.max_by_key(|wait| (shared(self.span(*wait)), length(self.span(*wait))))
     }
@@ -139,7 +138,9 @@ impl<'a> Told<'a> {
 
     fn is_of_fork(&self, arrow: Arrow) -> bool {
         let ends = [self.operation_of(arrow.waiter), Some(arrow.holder)];
-        ends.into_iter().flatten().any(|place| self.span(place).what == What::Does(Operation::Fork))
+        ends.into_iter()
+            .flatten()
+            .any(|place| self.span(place).activity == Activity::Operation(Operation::Fork))
     }
 
     /// Returns the time from the first wait of the chain to the end of the last one.
@@ -151,9 +152,9 @@ impl<'a> Told<'a> {
     /// Returns the longest fork. Without a fork, returns the longest operation other than a fault, and otherwise the
     /// longest fault.
     fn longest_operation(&self) -> Option<Place> {
-        let rank = |span: &Span| match span.what {
-            What::Does(Operation::Fork) => 2,
-            What::Does(Operation::Fault) => 0,
+        let rank = |span: &Span| match span.activity {
+            Activity::Operation(Operation::Fork) => 2,
+            Activity::Operation(Operation::Fault) => 0,
             _ => 1,
         };
         let operations = self.places().filter(|place| !is_wait(self.span(*place)));
@@ -198,7 +199,7 @@ impl<'a> Told<'a> {
         } else if let Some(place) = self.longest_operation() {
             let span = self.span(place);
             let took =
-                format!("The longest {} of the recording took {}", span.what.name(), time(length(span)));
+                format!("The longest {} of the recording took {}", span.activity.name(), time(length(span)));
             sentences.push(match self.longest_wait_in(place) {
                 Some(wait) => format!("{took}, with a wait of {}.", waited(self.span(wait))),
                 None => format!("{took}, without a wait."),
@@ -210,7 +211,7 @@ impl<'a> Told<'a> {
 
     fn holder(&self, arrow: Arrow) -> String {
         let (name, span) = (self.lane(arrow.holder), self.span(arrow.holder));
-        let operation = span.what.name();
+        let operation = span.activity.name();
         match self.behind(arrow) {
             Some(wait) => {
                 format!("{name} held it up: its {operation} waited {}.", waited(self.span(wait)))
@@ -294,7 +295,7 @@ pub(super) fn length(span: &Span) -> u64 {
 }
 
 pub(super) fn is_wait(span: &Span) -> bool {
-    matches!(span.what, What::Waits(_))
+    matches!(span.activity, Activity::Wait(_))
 }
 
 pub(super) fn time(nanoseconds: u64) -> String {
@@ -303,9 +304,9 @@ pub(super) fn time(nanoseconds: u64) -> String {
 
 /// Describes a wait, such as "1.9 ms for mmap_lock, held by fork".
 pub(super) fn waited(wait: &Span) -> String {
-    match wait.what {
-        What::Waits(counter) => format!("{} for {}", time(length(wait)), cause(counter)),
-        What::Does(_) => time(length(wait)),
+    match wait.activity {
+        Activity::Wait(counter) => format!("{} for {}", time(length(wait)), cause(counter)),
+        Activity::Operation(_) => time(length(wait)),
     }
 }
 
@@ -320,10 +321,10 @@ pub(super) mod tests {
     ///  bystander         [ mmap: mmap_lock (fork)       | ]
     /// ```
     pub(in crate::html) fn chain() -> Recording {
-        let span = |what, from: u64, to: u64| Span { what, from: from * 10_000, to: to * 10_000 };
+        let span = |activity, from: u64, to: u64| Span { activity, from: from * 10_000, to: to * 10_000 };
         let lane = |name: &str, wait, operation, [a, b, c, d]: [u64; 4]| Lane {
             name: name.into(),
-            spans: vec![span(What::Waits(wait), b, c), span(What::Does(operation), a, d)],
+            spans: vec![span(Activity::Wait(wait), b, c), span(Activity::Operation(operation), a, d)],
         };
         let lanes = vec![
             lane("bystander", Counter::MmapLockWaitFork, Operation::Map, [20, 21, 201, 210]),

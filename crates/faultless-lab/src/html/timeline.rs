@@ -6,7 +6,7 @@ use super::story::{self, Told, is_wait, length, time, waited};
 use super::svg::{Path, TENTHS};
 use crate::compare::Run;
 use crate::record::blame::Arrow;
-use crate::record::{Lane, Operation, Span, What, cause};
+use crate::record::{Activity, Lane, Operation, Span, cause};
 use maud::{Markup, html};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -106,11 +106,11 @@ fn is_in(span: &Span, window: &Range<u64>) -> bool {
 
 /// Returns the class of a span's box.
 fn class(span: &Span) -> &'static str {
-    match span.what {
-        What::Does(Operation::Fault) => "t-fault",
-        What::Does(Operation::Fork) => "t-forks",
-        What::Does(_) => "t-op",
-        What::Waits(counter) => match Awaited::of(counter) {
+    match span.activity {
+        Activity::Operation(Operation::Fault) => "t-fault",
+        Activity::Operation(Operation::Fork) => "t-forks",
+        Activity::Operation(_) => "t-op",
+        Activity::Wait(counter) => match Awaited::of(counter) {
             Awaited::Io => "t-io",
             Awaited::Lock => "t-lock",
             Awaited::Other => "t-other",
@@ -235,9 +235,9 @@ impl Placed<'_> {
         let mut labels = Vec::new();
         for at in 0..self.shown.len() {
             for span in self.lane(at).spans.iter().filter(|span| is_in(span, self.window)) {
-                let name = match span.what {
-                    What::Does(operation) => operation.name(),
-                    What::Waits(counter) => cause(counter),
+                let name = match span.activity {
+                    Activity::Operation(operation) => operation.name(),
+                    Activity::Wait(counter) => cause(counter),
                 };
                 let (from, to) = (self.x(span.from), self.x(span.to));
                 // If an operation is mostly a wait, the label of the wait is drawn instead.

@@ -5,7 +5,7 @@
 //! holder, because the lock passed from it to the waiter. A wait for a device, for memory, or for read sections has
 //! no holder.
 
-use super::{Lane, Operation, Recording, Span, What};
+use super::{Activity, Lane, Operation, Recording, Span};
 use faultless::stats::Counter;
 
 /// The place of a span: its lane, and its number there.
@@ -65,7 +65,7 @@ pub fn arrows(recording: &Recording) -> Vec<Arrow> {
     let mut arrows = Vec::new();
     for (at, lane) in recording.lanes.iter().enumerate() {
         for (number, wait) in lane.spans.iter().enumerate() {
-            let What::Waits(counter) = wait.what else { continue };
+            let Activity::Wait(counter) = wait.activity else { continue };
             let Some(kind) = kind_of(counter) else { continue };
             let others = recording.lanes.iter().zip(&reads).enumerate().filter(|(other, _)| *other != at);
             let candidates = others.filter_map(|(lane, (other, reads))| {
@@ -83,13 +83,13 @@ pub fn arrows(recording: &Recording) -> Vec<Arrow> {
 /// Returns, for each span, whether it is an operation with a wait for I/O in it.
 fn waits_for_io(lane: &Lane) -> Vec<bool> {
     let mut io = None;
-    let mut says = |span: &Span| match span.what {
-        What::Waits(Counter::IoWait) => {
+    let mut says = |span: &Span| match span.activity {
+        Activity::Wait(Counter::IoWait) => {
             io = Some(span.from);
             false
         }
-        What::Waits(_) => false,
-        What::Does(_) => io.is_some_and(|from| from >= span.from),
+        Activity::Wait(_) => false,
+        Activity::Operation(_) => io.is_some_and(|from| from >= span.from),
     };
     lane.spans.iter().map(&mut says).collect()
 }
@@ -101,7 +101,8 @@ fn nearest(lane: &Lane, reads: &[bool], wait: &Span, kind: &Kind) -> Option<(usi
     let first = lane.spans.partition_point(|span| span.to <= wait.from);
     let fits = |number: usize| {
         let span = &lane.spans[number];
-        let is_kind = matches!(span.what, What::Does(operation) if kind.operations.contains(&operation));
+        let is_kind =
+            matches!(span.activity, Activity::Operation(operation) if kind.operations.contains(&operation));
         is_kind && span.from < wait.to && (!kind.reads || reads[number])
     };
     let (mut best, mut number) = (None, first);
@@ -127,11 +128,11 @@ mod tests {
     use super::*;
 
     fn does(operation: Operation, from: u64, to: u64) -> Span {
-        Span { what: What::Does(operation), from, to }
+        Span { activity: Activity::Operation(operation), from, to }
     }
 
     fn waits(counter: Counter, from: u64, to: u64) -> Span {
-        Span { what: What::Waits(counter), from, to }
+        Span { activity: Activity::Wait(counter), from, to }
     }
 
     fn recording(lanes: &[&[Span]]) -> Recording {

@@ -72,19 +72,19 @@ impl Operation {
 
 /// An operation or a wait of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Activity {
     /// An operation. The waits within it are separate spans.
-    Does(Operation),
+    Operation(Operation),
     /// A wait, with the counter that counted its time.
-    Waits(Counter),
+    Wait(Counter),
 }
 
-impl What {
+impl Activity {
     /// Returns the name in traces and legends.
     pub fn name(self) -> String {
         match self {
-            Self::Does(operation) => operation.name().into(),
-            Self::Waits(counter) => format!("waits for {}", cause(counter)),
+            Self::Operation(operation) => operation.name().into(),
+            Self::Wait(counter) => format!("waits for {}", cause(counter)),
         }
     }
 }
@@ -93,7 +93,7 @@ impl What {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The operation or the wait.
-    pub what: What,
+    pub activity: Activity,
     /// Its beginning.
     pub from: u64,
     /// Its end.
@@ -233,9 +233,12 @@ impl Drop for Joined {
 
 /// Calls `use_it` with the lane of this thread, if the thread is being recorded. Otherwise returns `None`.
 fn with_open<R>(use_it: impl FnOnce(&mut Open) -> R) -> Option<R> {
-    OPEN.with_borrow_mut(|open| {
+    // A thread that is ending may wait after its thread-local memory is gone.
+    let used = OPEN.try_with(|open| {
+        let mut open = open.borrow_mut();
         open.as_mut().filter(|open| open.recorder.is_on.load(Ordering::Relaxed)).map(use_it)
-    })
+    });
+    used.ok().flatten()
 }
 
 impl Open {
@@ -250,8 +253,9 @@ impl Open {
 
 impl Lane {
     fn push(&mut self, span: Span) {
-        let is_wait = matches!(span.what, What::Waits(_));
-        let goes_on = |last: &&mut Span| is_wait && last.what == span.what && span.from < last.to + GAP;
+        let is_wait = matches!(span.activity, Activity::Wait(_));
+        let goes_on =
+            |last: &&mut Span| is_wait && last.activity == span.activity && span.from < last.to + GAP;
         match self.spans.last_mut().filter(goes_on) {
             Some(last) => last.to = span.to,
             None => self.spans.push(span),
@@ -264,13 +268,13 @@ impl Lane {
 pub fn operation<R>(operation: Operation, clock: impl Fn() -> u64, work: impl FnOnce() -> R) -> R {
     let Some(from) = with_open(|_| clock()) else { return work() };
     let result = work();
-    with_open(|open| open.push(Span { what: What::Does(operation), from, to: clock() }));
+    with_open(|open| open.push(Span { activity: Activity::Operation(operation), from, to: clock() }));
     result
 }
 
 /// Records a wait of this thread, if the thread is being recorded.
 pub fn on_wait(counter: Counter, from: u64, to: u64) {
-    with_open(|open| open.push(Span { what: What::Waits(counter), from, to }));
+    with_open(|open| open.push(Span { activity: Activity::Wait(counter), from, to }));
 }
 
 /// Returns the name of the lock or event for which `counter` counts waits.
@@ -331,8 +335,8 @@ mod tests {
         let Recording { lanes, left_out, ended_early } = recorder.finish();
         assert_eq!((lanes.len(), left_out, ended_early), (2, 0, false));
         assert_eq!((lanes[0].name.as_str(), lanes[1].name.as_str()), ("reader 1", "reader 2"));
-        let wait = Span { what: What::Waits(Counter::IoWait), from: 3, to: 5 };
-        let fault = Span { what: What::Does(Operation::Fault), from: 0, to: 10 };
+        let wait = Span { activity: Activity::Wait(Counter::IoWait), from: 3, to: 5 };
+        let fault = Span { activity: Activity::Operation(Operation::Fault), from: 0, to: 10 };
         assert_eq!(lanes[0].spans, [wait, fault]);
         assert_eq!(lanes[1].spans.len(), 1);
     }
@@ -341,14 +345,14 @@ mod tests {
     fn steps_of_one_wait_are_one_span() {
         let mut lane = Lane::default();
         for from in [0, 100, 200, 200 + 2 * GAP] {
-            lane.push(Span { what: What::Waits(Counter::PageBitWait), from, to: from + 90 });
+            lane.push(Span { activity: Activity::Wait(Counter::PageBitWait), from, to: from + 90 });
         }
         let spans: Vec<_> = lane.spans.iter().map(|span| (span.from, span.to)).collect();
         assert_eq!(spans, [(0, 290), (200 + 2 * GAP, 290 + 2 * GAP)]);
         // Two operations are never merged.
         let mut lane = Lane::default();
         for from in [0, 100] {
-            lane.push(Span { what: What::Does(Operation::Map), from, to: from + 90 });
+            lane.push(Span { activity: Activity::Operation(Operation::Map), from, to: from + 90 });
         }
         assert_eq!(lane.spans.len(), 2);
     }

@@ -6,7 +6,7 @@
 //! Times are in microseconds and begin at zero in each process.
 
 use super::blame::{Place, arrows};
-use super::{LENGTH, MOST_SPANS, Operation, Recording, Span, What};
+use super::{Activity, LENGTH, MOST_SPANS, Operation, Recording, Span};
 use crate::compare::Outcome;
 use crate::report::number;
 use crate::scenarios::Unit;
@@ -51,7 +51,8 @@ pub fn summary(outcome: &Outcome) -> String {
         recordings(outcome).count(),
         count(|recording| recording.lanes.iter().map(|lane| lane.spans.len() as u64).sum()),
     );
-    let mut text = format!("{spans} operations and waits of {rounds} rounds");
+    let mut text =
+        format!("{spans} operations and waits of {rounds} round{}", if rounds == 1 { "" } else { "s" });
     let early = || recordings(outcome).filter(|recording| recording.ended_early);
     if let Some(shortest) = early().map(Recording::length).min() {
         text += &format!(
@@ -97,12 +98,12 @@ impl<W: Write> Events<'_, W> {
             let place = json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid + 1, "args": {"name": lane.name}});
             self.event(&place)?;
             for span in &lane.spans {
-                let kind = match span.what {
-                    What::Does(_) => "operation",
-                    What::Waits(_) => "wait",
+                let kind = match span.activity {
+                    Activity::Operation(_) => "operation",
+                    Activity::Wait(_) => "wait",
                 };
                 self.event(&json!({
-                    "ph": "X", "name": span.what.name(), "cat": kind, "pid": pid, "tid": tid + 1,
+                    "ph": "X", "name": span.activity.name(), "cat": kind, "pid": pid, "tid": tid + 1,
                     "ts": us(span.from), "dur": (span.to - span.from) as f64 / 1e3,
                 }))?;
             }
@@ -135,7 +136,7 @@ impl<W: Write> Events<'_, W> {
 fn in_flight(recording: &Recording) -> Vec<(u64, i64)> {
     let faults = recording.lanes.iter().flat_map(|lane| &lane.spans);
     let is_long = |span: &&Span| u128::from(span.to - span.from) >= LONG.as_nanos();
-    let faults = faults.filter(|span| span.what == What::Does(Operation::Fault)).filter(is_long);
+    let faults = faults.filter(|span| span.activity == Activity::Operation(Operation::Fault)).filter(is_long);
     let mut steps: Vec<(u64, i64)> =
         faults.flat_map(|Span { from, to, .. }| [(*from, 1), (*to, -1)]).collect();
     steps.sort_unstable();
@@ -155,11 +156,13 @@ mod tests {
     use faultless::stats::Counter;
 
     fn outcome() -> Outcome {
-        let span = |what, from, to| Span { what, from, to };
-        let (io, fork) = (What::Waits(Counter::IoWait), What::Waits(Counter::MmapLockWaitIo));
+        let span = |activity, from, to| Span { activity, from, to };
+        let (io, fork) = (Activity::Wait(Counter::IoWait), Activity::Wait(Counter::MmapLockWaitIo));
         let lane = |name: &str, spans: Vec<Span>| Lane { name: name.into(), spans };
-        let reader = vec![span(io, 1_100, 90_000), span(What::Does(Operation::Fault), 1_000, 91_000)];
-        let forker = vec![span(fork, 5_000, 90_500), span(What::Does(Operation::Fork), 4_000, 99_000)];
+        let reader =
+            vec![span(io, 1_100, 90_000), span(Activity::Operation(Operation::Fault), 1_000, 91_000)];
+        let forker =
+            vec![span(fork, 5_000, 90_500), span(Activity::Operation(Operation::Fork), 4_000, 99_000)];
         let lanes = vec![lane("reader", reader), lane("fork", forker)];
         let recording = Some(Recording { lanes, left_out: 3, ended_early: true });
         let recorded = crate::compare::Run { recording, ..run("mmap-lock", &[100], 1) };
@@ -200,7 +203,7 @@ mod tests {
         let text = summary(&outcome());
         assert_eq!(
             text,
-            "4 operations and waits of 1 rounds; 1 of 1 recordings ended early, the shortest after 98.0 µs of 250 ms: \
+            "4 operations and waits of 1 round; 1 of 1 recordings ended early, the shortest after 98.0 µs of 250 ms: \
              a thread had 10,000 operations and waits by then; 3 threads were left out"
         );
     }

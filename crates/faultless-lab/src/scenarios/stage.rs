@@ -269,4 +269,43 @@ mod tests {
         let trouble = with_workers(2, act, |stage| while stage.step(0, phase, true) {});
         assert_eq!(trouble, Some(Trouble::Wrong("bad".into())));
     }
+
+    /// A recording begins with the first measured phase of the most workers: a phase of one worker shows no contention, and could
+    /// fill the lane before there is any.
+    #[test]
+    fn a_recording_begins_with_a_phase_of_most_workers() {
+        use crate::record::{Activity, Operation, Recorder, operation};
+        use crate::scenarios::{Settings, Turn};
+        let (settings, interrupted) = (Settings::default(), AtomicBool::new(false));
+        let recorder = std::sync::Arc::new(Recorder::default());
+        let length = Duration::from_millis(5);
+        let turn = Turn {
+            settings: &settings,
+            length,
+            seed: 1,
+            interrupted: &interrupted,
+            recorder: Some(&recorder),
+        };
+        let round = Round::new(&turn, Duration::ZERO);
+        let stage = Stage::new(&round);
+        let phase = |active| Phase { active, length: Duration::ZERO };
+        let act = |step: Step| {
+            let kind = if step.active == 1 { Operation::Map } else { Operation::Fault };
+            operation(kind, || step.number, || ());
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            for me in 0..2 {
+                let stage = &stage;
+                round.spawn(scope, "worker", move || stage.work(me, act)).unwrap();
+            }
+            stage.take_turns(&[phase(1), phase(2)], || {});
+            round.end();
+        });
+        let lanes = recorder.finish().lanes;
+        assert_eq!(lanes.len(), 2);
+        for lane in lanes {
+            assert_eq!(lane.spans[0].activity, Activity::Operation(Operation::Fault), "{}", lane.name);
+        }
+    }
 }
