@@ -427,6 +427,14 @@ unsafe impl PageTable for RadixTable {
         swap_if(leaf.entry(page), seen, new)
     }
 
+    fn age(&self, leaf: Leaf<'_>, page: PageNumber) -> bool {
+        let place = leaf.entry(page);
+        let is_used = |entry: Entry| entry.has(Entry::MAPPED | Entry::ACCESSED);
+        // The first look writes nothing: most pages of a large memory are not in use.
+        is_used(Entry::from_bits(place.load(Ordering::Relaxed)))
+            && is_used(Entry::from_bits(place.fetch_and(!Entry::ACCESSED, Ordering::Relaxed)))
+    }
+
     #[inline]
     fn record<'s>(&'s self, leaf: Leaf<'s>) -> &'s LeafRecord {
         &leaf.table().record

@@ -486,6 +486,7 @@ impl<H: Host> Engine<H> {
     fn see_to(&self, frame: Frame, left: Remaining) {
         match left {
             Remaining::Nothing => self.frames().free(frame),
+            Remaining::Idle if self.folio(frame).is_anonymous() => self.see_to_cached(frame),
             Remaining::Idle => self.cache.list(self, frame),
             Remaining::Others => {}
         }

@@ -27,11 +27,9 @@ use crate::tables::Home;
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
-///  reserved for reclaim, which is not there yet, and zero:
 ///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY: after MADV_FREE, not stored to since
+///  63 LAZY, reserved and zero: after MADV_FREE, not stored to since
 /// ```
-/// Reclaim's queues will take the place of the list of idle folios, so a bit QUEUED beside LISTED is not needed.
 ///
 /// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
 /// that has the frame alone changes it.
@@ -100,8 +98,7 @@ const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
-/// The bits ISOLATED, USED2 and LAZY: see the type.
-const RESERVED: u64 = 0x7 << 61;
+const ISOLATED: u64 = 1 << 61;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -115,7 +112,7 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-const _: () = assert!(RESERVED == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK) == 0);
+const _: () = assert!(ISOLATED & (REFERENCES | WRITEBACK) == 0);
 
 /// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
 /// one file.
@@ -587,6 +584,7 @@ impl Folio {
 }
 
 mod home;
+mod isolated;
 mod outcome;
 #[cfg(all(test, not(loom)))]
 mod tests;

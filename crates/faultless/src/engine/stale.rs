@@ -72,10 +72,28 @@ impl<'a, H: Host> StaleBatch<'a, H> {
 
     /// Ends the part of `table`. The next pages are of another table, or far away from those before.
     pub fn end_part(&mut self, table: &H::Table) {
+        if self.range.is_some() {
+            self.make_room();
+            self.end_part_in_section(table);
+        }
+    }
+
+    /// Returns whether one more part can end without a wait.
+    pub fn has_room(&self) -> bool {
+        self.stale.len() < self.stale.capacity()
+    }
+
+    /// Makes room for at least one more part. The caller is in no section.
+    pub fn make_room(&mut self) {
+        if !self.has_room() && !grow(&mut self.stale, MANY_PARTS) {
+            self.flush();
+        }
+    }
+
+    /// Ends the part of `table` as [`StaleBatch::end_part`] does, for a caller in a section: there is room for it.
+    pub fn end_part_in_section(&mut self, table: &H::Table) {
+        debug_assert!(self.has_room());
         if let Some(range) = self.range.take() {
-            if self.stale.len() == self.stale.capacity() && !grow(&mut self.stale, MANY_PARTS) {
-                self.flush();
-            }
             self.stale.push(table.stale(range));
         }
     }

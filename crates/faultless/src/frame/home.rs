@@ -33,7 +33,6 @@ impl Folio {
     /// Returns the home of an anonymous folio that is mapped. It reads the word first, then the home. Acquire, twice. The first
     /// load's partners are [`Folio::begin_anonymous`], and the Release of each thread that drops a mapping after a change of
     /// home. The second load's partners are all stores of a home that names a record or a family.
-    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn mapped_home(&self) -> Option<Home> {
         let word = self.word.load(Ordering::Acquire);
         (word & ANONYMOUS != 0 && word & MAPPINGS != 0)

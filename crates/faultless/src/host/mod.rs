@@ -289,6 +289,17 @@ pub unsafe trait PageTable: Sized + Send + Sync + 'static {
     /// No other thread changes the entry meanwhile. `new` is as for [`PageTable::install`].
     unsafe fn fill(&self, leaf: Self::Leaf<'_>, page: PageNumber, new: Entry);
 
+    /// Clears [`Entry::ACCESSED`] in the entry of `page`, by one atomic step, if the entry maps a page and has the bit. Returns
+    /// whether it did: whether a processor has used the page since the bit was last cleared. Leaves the rest of the entry, and an
+    /// announcement. Relaxed. Reclaim calls it in a section, without the bit and without an invalidation: a processor that keeps
+    /// the translation may use the page without setting the bit again.
+    ///
+    /// The default returns false, for a host whose processors set no such bit. Reclaim then goes by the order of first use.
+    fn age(&self, leaf: Self::Leaf<'_>, page: PageNumber) -> bool {
+        let _ = (leaf, page);
+        false
+    }
+
     /// Returns the engine's record of the leaf. Not called for a leaf that is [shared](ShareLeaves) and was found under a
     /// reservation.
     fn record<'s>(&'s self, leaf: Self::Leaf<'s>) -> &'s LeafRecord;

@@ -7,6 +7,7 @@ mod change;
 pub mod fault;
 mod foreign;
 mod limits;
+mod reclaim;
 mod truncate;
 
 #[cfg(any(test, feature = "audit"))]
@@ -36,6 +37,7 @@ use crate::design::{Faultless, LockingDesign};
 use crate::engine::{Dying, Engine};
 use crate::host::{Host, OutOfMemory, PageTable, Table};
 use crate::page_cache::MappedBy;
+use crate::reclaim::SpaceHead;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::{Claims, ROOM_OF_RANGES, Ranges, Shared, Weak};
 use crate::tables::SpaceMark;
@@ -74,7 +76,11 @@ pub(crate) struct TreeState {
     moves: u64,
 }
 
+/// The state of a space. Its first field is the head by which reclaim reaches it, so the order of the fields is fixed.
+#[repr(C)]
 pub(crate) struct Space<H: Host, D: LockingDesign> {
+    /// Immutable.
+    head: SpaceHead<H>,
     /// Immutable.
     id: u64,
     /// Immutable.
@@ -120,9 +126,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 moves: 0,
             };
             Self {
+                head: Self::new_head(),
                 id: engine.next_serial(),
                 engine: engine.clone(),
-                table: Table::new(table, SpaceMark::new(weak.as_raw())),
+                table: Table::new(table, SpaceMark::new(weak.place().cast())),
                 tree,
                 map: CachePadded::new(Ranges::with_room(map, room)),
                 lock,

@@ -1,5 +1,4 @@
-//! The way from an anonymous folio back to the entries that may map it, as reclaim will go it (docs/home.md). Only `audit` and
-//! tests go it today.
+//! The way from an anonymous folio back to the entries that may map it, as reclaim goes it (docs/home.md).
 
 use super::LeafRecord;
 use super::family::Family;
@@ -50,6 +49,7 @@ impl<'s> Places<'s> {
     }
 
     /// Returns whether a search from here asks the entry at `index` of the table with `record`.
+    #[cfg(any(test, feature = "audit"))]
     pub fn lead_to(&self, record: &LeafRecord, index: u64) -> bool {
         let is_relative = || match (self.family, record.family()) {
             (Some(family), Some(of_record)) => ptr::eq(family, of_record),

@@ -23,7 +23,6 @@
 //! | `follow.rs` | the way from a folio to the entries that may map it |
 
 mod family;
-#[cfg(any(test, feature = "audit"))]
 mod follow;
 mod home;
 mod record;
@@ -33,5 +32,6 @@ pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
 pub(crate) use record::{PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;
+pub(crate) use follow::places;
 #[cfg(any(test, feature = "audit"))]
-pub(crate) use {family::Family, follow::places};
+pub(crate) use family::Family;

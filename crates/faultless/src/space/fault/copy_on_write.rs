@@ -21,8 +21,12 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
         let right = write_right(&work);
         return install_new(work, new, right);
     }
-    if engine.folio(frame).try_reuse() {
-        engine.folio(frame).set_home(work.home());
+    let folio = engine.folio(frame);
+    // A page in a slot, as after swap-in for a read, is as much the space's own: the slot is given up for it.
+    if folio.try_reuse() || engine.leave_unused_slot(frame) && folio.try_reuse() {
+        // A write right means: no slot.
+        engine.take_out(frame);
+        folio.set_home(work.home());
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
         let new = work.entry.restored().with(write_right(&work));

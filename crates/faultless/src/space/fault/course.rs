@@ -3,14 +3,16 @@
 
 use super::file::NotReady;
 use super::pending::Awaited;
+use super::swapped::SlotName;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Capability, LockingDesign};
-use crate::host::{GroupId, Host};
-use crate::page_cache::Miss;
+use crate::host::{FrameSource, FrameUse, GroupId, Host};
+use crate::page_cache::{Miss, Pin};
 use crate::protection::Access;
 use crate::space::AddressSpace;
 use crate::stats::Counter;
+use crate::swap::{Cached, SwapIn};
 
 /// The progress of a fault, kept from try to try.
 pub(super) struct Course<D: LockingDesign> {
@@ -60,19 +62,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             }
             Step::NeedMemory => {
                 course.look += 1;
-                let writes = engine.wait_for_transfers();
-                if !engine.make_room(GroupId::ROOT, course.look) {
-                    // The state is dropped before the design is asked for it again.
-                    course.kept = None;
-                    self.refuse_for_memory(address, access);
-                    return Err(FaultError::OutOfMemory { address });
-                }
-                if let Some(seen) = writes {
-                    course.kept = None;
-                    let awaited = Awaited::Memory { seen };
-                    PendingFault::put(pending, self, (address, access), course.attempt, awaited, None);
-                }
-                Ok(())
+                self.make_room((address, access), course, pending)
             }
             Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
                 course.kept = None;
@@ -80,7 +70,76 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(())
             }
             Step::Wait(absent) => self.wait_for_page((address, access), absent, course, pending),
+            Step::Swap(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
+                course.kept = None;
+                D::blocked(&space.lock, engine, &mut course.attempt);
+                Ok(())
+            }
+            Step::Swap(name) => self.wait_for_slot((address, access), name, course, pending),
         }
+    }
+
+    /// Makes room for the page, after a try that found no free frame. If transfers are under way, whose end may free some, the
+    /// fault is put into `pending`.
+    #[inline(never)]
+    fn make_room(
+        &self,
+        (address, access): (VirtAddr, Access),
+        course: &mut Course<D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let engine = &self.0.engine;
+        let transfers = engine.wait_for_transfers();
+        if !engine.make_room(GroupId::ROOT, course.look) {
+            // The state is dropped before the design is asked for it again.
+            course.kept = None;
+            self.refuse_for_memory(address, access);
+            return Err(FaultError::OutOfMemory { address });
+        }
+        if let Some(seen) = transfers {
+            course.kept = None;
+            let awaited = Awaited::Memory { seen };
+            PendingFault::put(pending, self, (address, access), course.attempt, awaited, None);
+        }
+        Ok(())
+    }
+
+    /// Begins to read the page that a slot has, unless that has happened meanwhile.
+    #[inline(never)]
+    fn wait_for_slot(
+        &self,
+        (address, access): (VirtAddr, Access),
+        name: SlotName,
+        course: &mut Course<D>,
+        pending: &mut Option<PendingFault<H, D>>,
+    ) -> Result<(), FaultError> {
+        let (engine, attempt) = (&self.0.engine, course.attempt);
+        if !core::mem::replace(&mut course.is_counted, true) {
+            engine.counters().add(Counter::MajorFaults, 1);
+        }
+        let (frame, started) = match engine.pin_cached(name.slot) {
+            Cached::Pinned(frame) => (frame, false),
+            Cached::Busy => return Ok(()),
+            Cached::Absent => {
+                let frames = engine.frames();
+                let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else {
+                    course.look += 1;
+                    return self.make_room((address, access), course, pending);
+                };
+                match engine.begin_swap_in(name.slot, name.generation, frame) {
+                    SwapIn::Started => (frame, true),
+                    // Another thread was faster, or the page is gone.
+                    SwapIn::Lost | SwapIn::Gone => return Ok(()),
+                }
+            }
+        };
+        let mut kept = course.kept.take().filter(|_| D::after_io(attempt) == AfterIo::Hold);
+        if let Some(kept) = &mut kept {
+            D::through_io(kept);
+        }
+        let awaited = Awaited::Swap { pin: Pin::of(engine, frame), name, started };
+        PendingFault::put(pending, self, (address, access), attempt, awaited, kept);
+        Ok(())
     }
 
     #[inline(never)]

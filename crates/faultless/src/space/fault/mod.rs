@@ -11,6 +11,7 @@ pub(in crate::space) mod first_page;
 pub(in crate::space) mod page_work;
 mod pending;
 pub(in crate::space) mod shared_table;
+mod swapped;
 
 pub use error::{FaultError, Signal};
 pub use pending::PendingFault;
@@ -27,6 +28,7 @@ use crate::stats::Counter;
 use crate::sync::Shared;
 use crate::vma::{AnonRecord, Backing};
 use course::Course;
+use swapped::SlotName;
 use file::NotReady;
 
 /// The result of a fault.
@@ -47,6 +49,8 @@ pub(in crate::space) enum Step<H: Host> {
     NeedMemory,
     /// The page of a file is not in memory, or is locked.
     Wait(Absent<H>),
+    /// The page is in a slot, and not in memory, or being read.
+    Swap(SlotName),
     /// The design needs another lock first.
     Blocked,
     /// Nothing is mapped at the address.
@@ -185,6 +189,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
 fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
     match step {
         Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
+        Step::Swap(_) => D::after_io(attempt) == AfterIo::Hold,
         Step::NeedMemory => D::KEEPS_WHILE_RECLAIMING,
         _ => false,
     }
@@ -271,6 +276,8 @@ enum Class<'a, H: Host> {
     File(&'a Shared<File<H>>, u64, Access),
     Private(&'a Shared<File<H>>, u64),
     Break(Frame),
+    /// The bytes of the page are in a slot.
+    Swapped(SlotName, Access),
     /// The page shows a frame that the engine does not own.
     Foreign(Frame),
     /// The store is the first one to a page of a shared mapping since the page was mapped or written back.
@@ -311,7 +318,9 @@ fn classify<'a, H: Host, D: LockingDesign>(
                 (None, None) => Err(Step::LookAgain),
             };
         }
-        EntryKind::Swapped(..) => return Ok(Class::Refused(FaultError::Lost { address })),
+        EntryKind::Swapped(slot, generation) => {
+            return Ok(Class::Swapped(SlotName { slot, generation }, access));
+        }
         EntryKind::Guard => return Ok(Class::Refused(FaultError::Guard { address })),
         EntryKind::Foreign(_) if entry.has(needed) => return Ok(Class::Served),
         EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Gone(_) => {}
@@ -414,6 +423,7 @@ fn finish<H: Host, D: LockingDesign>(
             let rights = entry_rights(work.vma.mapping().protection) | write_right(&work);
             install(work, Entry::foreign(frame, rights))
         }
+        Class::Swapped(name, access) => swapped::map(work, address, name, access),
         Class::Zero => anonymous::map_zero(work),
         Class::Fill(access) => anonymous::fill(work, access),
         Class::File(file, page, access) => {
@@ -457,13 +467,16 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 /// Installs a frame that belongs to this fault alone, with `bits` besides the rights that the mapping allows. If that fails,
 /// frees the frame. If the entry has a page now, which others may have too, that page has left its home before.
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
-    let frames = work.engine().frames();
+    let (engine, frames) = (work.engine(), work.engine().frames());
     let folio = frames.folio(frame);
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
     match work.install(Entry::mapping(frame, rights | bits)) {
-        Ok(old) => Step::Done(old.holds_page().then_some(old)),
+        Ok(old) => {
+            engine.arrived(frame);
+            Step::Done(old.holds_page().then_some(old))
+        }
         Err(_) => {
             if folio.cancel_anonymous() {
                 frames.free(frame);

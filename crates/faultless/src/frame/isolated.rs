@@ -1,0 +1,83 @@
+//! A folio in the hands of reclaim: it is isolated, so that one reclaimer has it, and its mappings end one by one.
+
+use super::{
+    ANONYMOUS, CACHED, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, PIN, PINS, READING,
+    REFERENCES, UPTODATE, WRITEBACK,
+};
+use crate::host::Slot;
+use crate::sync::atomic::Ordering;
+
+impl Folio {
+    /// Pins and isolates the folio for a reclaimer, if it is an anonymous page that can be written now. Returns false if it is
+    /// free, of a file, being read or written, pinned for I/O, or in another reclaimer's hands. Acquire: the caller sees the
+    /// effects of the last owner.
+    pub(crate) fn try_isolate(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            let is_ready = word & (ANONYMOUS | UPTODATE) == ANONYMOUS | UPTODATE
+                && word & (READING | FAILED | WRITEBACK | ISOLATED | IO_PINS) == 0;
+            if !is_ready || word & REFERENCES == 0 || word & PINS == PINS {
+                return false;
+            }
+            match self.word.compare_exchange(word, (word + PIN) | ISOLATED, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Ends the isolation. The caller has isolated the folio, and drops its pin next. Release, partner: [`Folio::is_isolated`].
+    pub(crate) fn end_isolation(&self) {
+        self.word.fetch_and(!ISOLATED, Ordering::Release);
+    }
+
+    /// Returns whether a reclaimer has the folio, so that an old translation of an entry that is gone may still be in use.
+    /// Acquire.
+    pub(crate) fn is_isolated(&self) -> bool {
+        self.word.load(Ordering::Acquire) & ISOLATED != 0
+    }
+
+    /// Returns whether the folio is attached to `slot`. The caller has a reference. Acquire.
+    pub(crate) fn is_in_slot(&self, slot: Slot) -> bool {
+        self.is_in_a_slot() && self.index() == slot.get()
+    }
+
+    /// Returns whether the folio is anonymous and attached to a slot. Acquire.
+    pub(crate) fn is_in_a_slot(&self) -> bool {
+        let word = self.word.load(Ordering::Acquire);
+        word & (CACHED | ANONYMOUS) == CACHED | ANONYMOUS
+    }
+
+    /// Ends a mapping by an entry that is to name the folio's slot, and the exclusivity with it. Returns whether the folio was
+    /// exclusive. The caller has the entry's bit, and a pin. Release, as in the drop of any reference.
+    pub(crate) fn end_mapping(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            debug_assert!(word & MAPPINGS != 0 && word & PINS != 0, "no mapping to end: {word:#x}");
+            let new = (word - MAPPING) & !EXCLUSIVE;
+            match self.word.compare_exchange(word, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return word & EXCLUSIVE != 0,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Counts one mapping of an anonymous page by an entry that named the page's slot. The caller has the entry's bit, and a pin.
+    /// With `is_exclusive`, no other entry maps the folio or names its slot. Returns false if the count is full; nothing has
+    /// changed then.
+    #[must_use]
+    pub(crate) fn begin_mapping(&self, is_exclusive: bool) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            debug_assert!(word & ANONYMOUS != 0 && (!is_exclusive || word & MAPPINGS == 0), "{word:#x}");
+            if word & MAPPINGS >= super::MAPPINGS_FULL {
+                return false;
+            }
+            let new = (word + MAPPING) & !EXCLUSIVE | if is_exclusive { EXCLUSIVE } else { 0 };
+            match self.word.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The steps of reclaim for a batch of anonymous folios.
+//!
+//! ```text
+//! 1  the policy names folios; each is pinned and isolated
+//! 2  it gets a slot, and so a place on a device; only then may an entry name the slot
+//! 3  in a section: its home leads to the entries that map it; each is tried, none is waited for
+//! 4  one invalidation for the batch, in no section
+//! 5  a folio that no entry maps is freed if its slot has the bytes, and written otherwise
+//! ```
+//! From step 3 to step 4 only an old translation can store into the page. The pin keeps the frame, and a fault that meets the
+//! slot meanwhile finds the folio isolated and undoes the reclaim (rule S2). Range work that finds the slot's entry invalidates
+//! as if the page were there (rule S1).
+
+use super::space_head::{Found, Refusal, Victim};
+use super::{Report, VICTIMS};
+use crate::engine::{Engine, StaleBatch};
+use crate::host::{Frame, Host};
+use crate::stats::Counter;
+use crate::tables::places;
+use alloc::sync::Arc;
+
+/// The number of batches that one call tries.
+const LOOKS: u32 = 16;
+
+/// The greatest number of leaf tables in which one folio is searched for at a time. The count of its mappings decides whether it
+/// can be freed, so a search that ends early delays, and loses nothing.
+const RELATIVES: usize = 1000;
+
+/// The outcome of step 3 for a folio.
+enum Unmapped {
+    /// No entry maps the folio.
+    All,
+    /// Some entries name its slot now, and others still map it.
+    Some,
+    /// No entry was changed.
+    None,
+}
+
+impl<H: Host> Engine<H> {
+    /// Tries to free `wanted` frames of anonymous pages, and returns the number of frames that are free now. The writes that it
+    /// starts free more when they end. Waits for processors that have old translations, and for nothing else.
+    ///
+    /// The caller is in no section and has announced nothing.
+    pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> u64 {
+        let (mut freed, mut looks) = (0, 0);
+        while self.has_swap() && freed < wanted && looks < LOOKS {
+            let mut frames = VICTIMS;
+            let count = self.next_victims(&mut frames);
+            if count == 0 {
+                break;
+            }
+            looks += 1;
+            freed += self.reclaim_batch(&mut frames[..count]);
+        }
+        freed
+    }
+
+    /// Does steps 1 to 5 for the folios of `frames`. Returns the number of frames that are free now.
+    fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> u64 {
+        let mut stale = StaleBatch::open(self);
+        // The folios to be written or freed come first, then those that are only to be let go.
+        let (mut out, mut kept) = (0, 0);
+        for i in 0..frames.len() {
+            let frame = frames[i];
+            if !self.folio(frame).try_isolate() {
+                self.report(frame, Report::InUse);
+                continue;
+            }
+            let unmapped = self.unmap(frame, &mut stale);
+            // The places before `i` are free for those that stay isolated.
+            match unmapped {
+                Unmapped::All => {
+                    frames[out + kept] = frames[out];
+                    frames[out] = frame;
+                    out += 1;
+                }
+                Unmapped::Some => {
+                    frames[out + kept] = frame;
+                    kept += 1;
+                }
+                Unmapped::None => self.end_isolation(frame),
+            }
+        }
+        // Rule S4: folios are isolated until no processor has an old translation.
+        stale.finish();
+        self.counters().add(Counter::Reclaimed, out as u64);
+        for frame in &frames[out..out + kept] {
+            self.end_isolation(*frame);
+        }
+        self.write_out(&mut frames[..out])
+    }
+
+    /// Lets an isolated folio go, and drops its pin.
+    fn end_isolation(&self, frame: Frame) {
+        self.folio(frame).end_isolation();
+        self.unpin(frame, crate::frame::Reference::Pin);
+    }
+
+    /// Does steps 2 and 3 for a folio that the caller has isolated.
+    fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
+        let folio = self.folio(frame);
+        let Some((slot, generation)) = self.attach_slot(frame) else {
+            self.report(frame, Report::NoSlot);
+            return Unmapped::None;
+        };
+        let victim = Victim { frame, slot, generation };
+        let (mut taken, mut refusal) = (0, Refusal::Gone);
+        stale.make_room();
+        {
+            let section = self.enter();
+            if let Some(places) = places(folio, &section) {
+                for record in places.records(&section).take(RELATIVES) {
+                    if folio.mappings() == 0 || !stale.has_room() {
+                        break;
+                    }
+                    let took = match Found::by_record(record, &section) {
+                        Some(space) => space.take(places.index, victim, stale),
+                        None => Err(Refusal::Shared),
+                    };
+                    match took {
+                        Ok(()) => taken += 1,
+                        Err(why) => refusal = why,
+                    }
+                    // A page that is used, locked or pinned somewhere stays everywhere.
+                    if let Err(Refusal::Young | Refusal::Locked | Refusal::Pinned) = took {
+                        break;
+                    }
+                }
+            }
+        }
+        let is_unmapped = folio.mappings() == 0;
+        if is_unmapped {
+            return Unmapped::All;
+        }
+        self.report(frame, Report::Refused(refusal));
+        if taken != 0 {
+            return Unmapped::Some;
+        }
+        // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use.
+        if self.slot_count(slot) == 0 {
+            self.take_out(frame);
+        }
+        Unmapped::None
+    }
+}

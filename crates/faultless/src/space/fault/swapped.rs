@@ -1,0 +1,128 @@
+//! Pages whose bytes are in a slot: swap-in. A page that is in the swap cache is mapped at once; otherwise the fault waits for
+//! the read of its slot.
+
+use super::{FaultError, Step, install_new, write_right};
+use crate::address::VirtAddr;
+use crate::design::LockingDesign;
+use crate::frame::Reference;
+use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, Slot};
+use crate::protection::{Access, Protection};
+use crate::space::calls::protect::entry_rights;
+use crate::space::fault::page_work::Announced;
+use crate::stats::Counter;
+use crate::swap::Cached;
+
+/// The slot that an entry names, and the generation by which it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::space) struct SlotName {
+    pub slot: Slot,
+    pub generation: u16,
+}
+
+/// Maps the page in `name` if it is in memory. The entry names the slot.
+pub(super) fn map<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    address: VirtAddr,
+    name: SlotName,
+    access: Access,
+) -> Step<H> {
+    let engine = work.engine();
+    match engine.pin_cached(name.slot) {
+        Cached::Busy => Step::LookAgain,
+        Cached::Absent => match engine.slot_error(name.slot, address) {
+            Some(error) => {
+                work.refuse();
+                Step::Failed(error)
+            }
+            None => Step::Swap(name),
+        },
+        Cached::Pinned(frame) => {
+            let folio = engine.folio(frame);
+            let step = if folio.is_uptodate() { map_pinned(work, frame, name, access) } else { Step::Swap(name) };
+            engine.put(frame, Reference::Pin);
+            step
+        }
+    }
+}
+
+/// Maps the folio of the slot that the announced entry names. The caller has pinned the folio; its page is up to date.
+///
+/// If this entry is the only one that has the page, the mapping becomes exclusive: a store goes into it in place, whatever short
+/// pins there are. A copy would lose a store that an old translation makes meanwhile. While reclaim has the folio isolated, such
+/// a mapping gets all rights, and the reclaim is undone (rule S2): an entry without the write right would tell fork and mprotect
+/// that no processor can store.
+pub(super) fn map_pinned<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    frame: Frame,
+    name: SlotName,
+    access: Access,
+) -> Step<H> {
+    let folio = work.engine().folio(frame);
+    // Held for these few steps, so that no other fault moves a count from the slot to the folio while this one compares both.
+    // Nobody sleeps for it: another fault of the same slot tries again.
+    if !folio.try_lock() {
+        return Step::LookAgain;
+    }
+    let step = map_locked(work, frame, name, access);
+    folio.unlock();
+    step
+}
+
+fn map_locked<H: Host, D: LockingDesign>(
+    work: Announced<'_, H, D>,
+    frame: Frame,
+    name: SlotName,
+    access: Access,
+) -> Step<H> {
+    let (engine, folio) = (work.engine(), work.engine().folio(frame));
+    let protection = work.vma.mapping().protection;
+    let stores = access == Access::Write || work.attempt.unshares;
+    // In this order: reclaim counts an entry in the slot before it drops the entry's mapping.
+    let is_unmapped = folio.mappings_acquire() == 0;
+    let is_mine = is_unmapped && engine.slot_count(name.slot) == 1;
+    if stores && !is_mine {
+        return copy(work, frame);
+    }
+    if is_unmapped {
+        // Before the mapping is counted: a thread that sees the mapping sees this home.
+        folio.set_home(work.home());
+    }
+    let mut rights = entry_rights(protection);
+    if !folio.begin_mapping(is_mine) {
+        return Step::NeedMemory;
+    }
+    let leaves_slot = is_mine && (stores || folio.is_isolated());
+    if leaves_slot {
+        // A write right means: no slot.
+        engine.take_out(frame);
+        if protection.contains(Protection::WRITE) {
+            rights |= Entry::WRITE;
+        }
+    }
+    work.note_record(frame);
+    match work.install(Entry::mapping(frame, rights)) {
+        Ok(_) => {
+            engine.put_slot(name.slot);
+            engine.arrived(frame);
+            Step::Done(None)
+        }
+        Err(_) => {
+            let _ = folio.end_mapping();
+            if leaves_slot {
+                engine.attach_again(frame, name.slot);
+            }
+            Step::NeedMemory
+        }
+    }
+}
+
+/// Installs a private copy of the page. The fault invalidates before it returns, since an old translation may still read the
+/// page that others have too (rule S3), and then drops the use of the slot.
+fn copy<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
+    let frames = work.engine().frames();
+    let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
+    frames.copy(frame, new);
+    work.section().counters().add(Counter::CowCopies, 1);
+    let right = write_right(&work);
+    install_new(work, new, right)
+}

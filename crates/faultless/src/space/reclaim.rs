@@ -1,0 +1,99 @@
+//! The work that reclaim asks of a space: to give up one page. It only tries, and waits for nothing.
+
+use super::Space;
+use crate::address::PageNumber;
+use crate::design::{Attempt, LockingDesign, Purpose};
+use crate::engine::StaleBatch;
+use crate::frame::Reference;
+use crate::host::{Entry, EntryKind, Host, PageTable};
+use crate::reclaim::{Refusal, SpaceHead, Victim};
+use crate::sync::{Section, fence_after_rmw};
+use crate::vma::MappingFlags;
+use core::ptr::NonNull;
+
+impl<H: Host, D: LockingDesign> Space<H, D> {
+    /// Makes the head by which reclaim reaches the space.
+    pub(in crate::space) fn new_head() -> SpaceHead<H> {
+        /// # Safety
+        /// `head` is the head of a `Space<H, D>`, which is memory as long as `section` lives.
+        unsafe fn take<H: Host, D: LockingDesign>(
+            head: NonNull<SpaceHead<H>>,
+            section: &Section<'_>,
+            page: u64,
+            victim: Victim,
+            stale: &mut StaleBatch<'_, H>,
+        ) -> Result<(), Refusal> {
+            // SAFETY: the head is the first field of a `repr(C)` struct, and its address has the provenance of all of it.
+            let space = unsafe { head.cast::<Space<H, D>>().as_ref() };
+            space.give_up(section, PageNumber::new(page), victim, stale)
+        }
+        // SAFETY: only a space of this type has this head, as its first field.
+        unsafe { SpaceHead::new(take::<H, D>) }
+    }
+
+    /// Takes the page of `victim` out of the entry of `page`, if the entry maps it and nothing speaks against it. The order of
+    /// the steps is that of PRESSURE.md, section 5: the counts change before the entry, so a thread that comes by the entry
+    /// finds them as they are.
+    fn give_up(
+        &self,
+        section: &Section<'_>,
+        page: PageNumber,
+        victim: Victim,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Result<(), Refusal> {
+        let engine = &*self.engine;
+        let view = self.tree.view(section);
+        // Nothing is held from before the section: for this purpose a design takes nothing there.
+        let attempt = Attempt::first(Purpose::Rmap);
+        let _inside = D::inside(&self.lock, engine, view, page, attempt).map_err(|_| Refusal::Busy)?;
+        let leaf = self.table.leaf(section, page).ok_or(Refusal::Gone)?;
+        if self.table.is_shared(leaf) {
+            return Err(Refusal::Shared);
+        }
+        let seen = self.table.load(leaf, page);
+        if seen.kind() != EntryKind::Page(victim.frame) {
+            return Err(Refusal::Gone);
+        }
+        if seen.is_announced() {
+            return Err(Refusal::Busy);
+        }
+        if self.table.age(leaf, page) {
+            return Err(Refusal::Young);
+        }
+        if !self.table.try_announce(leaf, page, seen.without(Entry::ACCESSED)) {
+            return Err(Refusal::Busy);
+        }
+        // Partner: the fence after publishing in range work, as in page work.
+        fence_after_rmw();
+        let folio = engine.folio(victim.frame);
+        let refusal = match self.tree.view(section).find(page) {
+            _ if !self.table.hangs(leaf) => Some(Refusal::Busy),
+            None => Some(Refusal::Busy),
+            Some(vma) if vma.is_busy() => Some(Refusal::Busy),
+            Some(vma) if vma.flags().contains(MappingFlags::LOCKED) => Some(Refusal::Locked),
+            Some(_) if folio.is_pinned_for_io() => Some(Refusal::Pinned),
+            // A fault that gave the write right has taken the folio out of its slot. It had the bit.
+            Some(_) if !folio.is_in_slot(victim.slot) => Some(Refusal::Gone),
+            Some(_) if !engine.try_count_slot(victim.slot, victim.generation) => Some(Refusal::Full),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            self.table.let_go(leaf, page);
+            return Err(refusal);
+        }
+        self.leave_home(leaf, page, seen);
+        // The pin of the caller keeps the folio.
+        let was_exclusive = folio.end_mapping();
+        stale.touch(page);
+        let gone = Entry::swapped(victim.slot, victim.generation, seen.bits());
+        if self.table.install(leaf, page, gone).is_err() {
+            // The host has no memory to follow. The entry is as it was, and so is the mapping.
+            folio.begin_mapping(was_exclusive);
+            self.table.let_go(leaf, page);
+            engine.put_slot(victim.slot);
+            return Err(Refusal::Busy);
+        }
+        stale.end_part_in_section(&self.table);
+        Ok(())
+    }
+}
