@@ -2,6 +2,7 @@
 //! exclusive, free, or in use.
 
 pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
+pub(crate) use swap_cache::Alone;
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::store::StoreError;
@@ -21,15 +22,15 @@ use crate::tables::Home;
 ///
 /// ```text
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
-///  50 CACHED: the page cache's reference
+///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
 ///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
+///  61 ISOLATED: a reclaimer has it in its batch
 ///  reserved for reclaim, which is not there yet, and zero:
-///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY: after MADV_FREE, not stored to since
+///  62 USED2: the high bit of a count of uses, above REFERENCED   63 LAZY: after MADV_FREE, not stored to since
 /// ```
 /// Reclaim's queues will take the place of the list of idle folios, so a bit QUEUED beside LISTED is not needed.
 ///
@@ -42,7 +43,7 @@ use crate::tables::Home;
 /// |--:|---|---|
 /// | 8 | the word | used |
 /// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
-/// | 8 | of a file's folio the page of the file; of an anonymous one the swap slot | used; reserved |
+/// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
 /// | 4 | why a read failed | used |
 /// | 4 | the memory limit that pays for it | reserved |
 /// | 24 | the place in the list of idle folios | used |
@@ -57,7 +58,8 @@ pub struct Folio {
     /// A [`Home`]. Atomic. In a file's folio, the thread that has the frame alone writes it. In an anonymous folio, the
     /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). Read in sections.
     home: AtomicU64,
-    /// The page's number in its file; unused in an anonymous folio. Atomic. The thread that has the frame alone writes it.
+    /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot. Atomic. The thread that has the
+    /// frame alone writes it, or the thread that attaches the folio to a slot.
     index: plain::AtomicU64,
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
@@ -100,8 +102,9 @@ const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
-/// The bits ISOLATED, USED2 and LAZY: see the type.
-const RESERVED: u64 = 0x7 << 61;
+const ISOLATED: u64 = 1 << 61;
+/// The bits USED2 and LAZY: see the type.
+const RESERVED: u64 = 0x3 << 62;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -115,7 +118,8 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-const _: () = assert!(RESERVED == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK) == 0);
+const _: () =
+    assert!(RESERVED == !0 << 62 && ISOLATED & REFERENCES == 0 && RESERVED & (REFERENCES | WRITEBACK) == 0);
 
 /// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
 /// one file.
@@ -245,7 +249,7 @@ impl Folio {
         self.drop_references(CACHED + pins * PIN)
     }
 
-    /// Returns the page's number in its file.
+    /// Returns the page's number in its file, or the number of an anonymous folio's slot.
     pub(crate) fn index(&self) -> u64 {
         self.index.load(Ordering::Relaxed)
     }
@@ -353,6 +357,7 @@ impl Folio {
                 fence(Ordering::Acquire);
                 Remaining::Nothing
             }
+            CACHED if old & ANONYMOUS != 0 => Remaining::InSlot,
             CACHED => Remaining::Idle,
             _ => Remaining::Others,
         };
@@ -588,5 +593,6 @@ impl Folio {
 
 mod home;
 mod outcome;
+mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -55,6 +55,7 @@ pub mod protection;
 mod space;
 pub mod stats;
 pub mod store;
+pub mod swap;
 #[doc(hidden)]
 pub mod sync;
 mod tables;
