@@ -17,6 +17,7 @@ use crate::host::{
 };
 use crate::page_cache::Account;
 use crate::stats::{Counter, Counters, Statistics};
+use crate::swap::Swap;
 use crate::sync::{
     AccessSection, Held, Kept, Mutex, MutexGuard, Pinned, RetiredList, Section, Sections, plain,
     try_box_uninit,
@@ -73,6 +74,8 @@ pub struct Engine<H: Host> {
     waits: WaitTable,
     /// The batches that are not invalidated yet. It has a cache line of its own, since range work reads it.
     open_batches: CachePadded<OpenBatches>,
+    /// The slots and devices of swap space.
+    pub(crate) swap: Swap,
 }
 
 impl<H: Host> Engine<H> {
@@ -102,6 +105,7 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).cache).write(CachePadded::default());
             (&raw mut (*place).waits).write(waits);
             (&raw mut (*place).open_batches).write(CachePadded::default());
+            (&raw mut (*place).swap).write(Swap::default());
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };
@@ -471,7 +475,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Drops a reference. Frees the frame if it was the last one; lists the folio as idle if only the page cache's is
-    /// left. Does not wait.
+    /// left; frees folio and slot if only the swap cache's is left and no entry names the slot. Does not wait.
     #[inline]
     pub(crate) fn put(&self, frame: Frame, reference: Reference) {
         self.see_to(frame, self.folio(frame).release(reference));
@@ -488,6 +492,7 @@ impl<H: Host> Engine<H> {
             Remaining::Nothing => self.frames().free(frame),
             Remaining::Idle if self.folio(frame).is_anonymous() => self.see_to_cached(frame),
             Remaining::Idle => self.cache.list(self, frame),
+            Remaining::InSlot => self.see_to_cached(frame),
             Remaining::Others => {}
         }
     }

@@ -2,6 +2,7 @@
 //! exclusive, free, or in use.
 
 pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
+pub(crate) use swap_cache::Alone;
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::store::StoreError;
@@ -21,7 +22,7 @@ use crate::tables::Home;
 ///
 /// ```text
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
-///  50 CACHED: the page cache's reference
+///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
 ///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
@@ -40,7 +41,7 @@ use crate::tables::Home;
 /// |--:|---|---|
 /// | 8 | the word | used |
 /// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
-/// | 8 | of a file's folio the page of the file; of an anonymous one the swap slot | used; reserved |
+/// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
 /// | 4 | why a read failed | used |
 /// | 4 | the memory limit that pays for it | reserved |
 /// | 24 | the place in the list of idle folios | used |
@@ -55,7 +56,8 @@ pub struct Folio {
     /// A [`Home`]. Atomic. In a file's folio, the thread that has the frame alone writes it. In an anonymous folio, the
     /// thread that has the entry which it names, or the only mapping, writes it (rule H2 of docs/home.md). Read in sections.
     home: AtomicU64,
-    /// The page's number in its file; unused in an anonymous folio. Atomic. The thread that has the frame alone writes it.
+    /// The page's number in its file; in an anonymous folio with CACHED, the number of its slot. Atomic. The thread that has the
+    /// frame alone writes it, or the thread that attaches the folio to a slot.
     index: plain::AtomicU64,
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
@@ -242,7 +244,7 @@ impl Folio {
         self.drop_references(CACHED + pins * PIN)
     }
 
-    /// Returns the page's number in its file.
+    /// Returns the page's number in its file, or the number of an anonymous folio's slot.
     pub(crate) fn index(&self) -> u64 {
         self.index.load(Ordering::Relaxed)
     }
@@ -350,6 +352,7 @@ impl Folio {
                 fence(Ordering::Acquire);
                 Remaining::Nothing
             }
+            CACHED if old & ANONYMOUS != 0 => Remaining::InSlot,
             CACHED => Remaining::Idle,
             _ => Remaining::Others,
         };
@@ -586,5 +589,6 @@ impl Folio {
 mod home;
 mod isolated;
 mod outcome;
+mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;

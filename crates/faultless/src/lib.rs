@@ -56,6 +56,7 @@ mod reclaim;
 mod space;
 pub mod stats;
 pub mod store;
+pub mod swap;
 #[doc(hidden)]
 pub mod sync;
 mod tables;

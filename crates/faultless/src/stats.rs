@@ -117,6 +117,14 @@ counters! {
     AbsentCopied = "absent_entries_copied",
     /// Entries of pages that were swapped, gone or kept, and that were dropped.
     AbsentDropped = "absent_entries_dropped",
+    /// Pages whose write to a swap device was started, and pages of one repeated word, which need no device.
+    SwapOuts = "swap_outs",
+    /// Pages whose read from swap space was started, with those of one repeated word.
+    SwapIns = "swap_ins",
+    /// Failed writes of a page to a swap device. A device that refuses a page is not counted.
+    SwapWriteErrors = "swap_write_errors",
+    /// Swapped pages that were found in memory.
+    SwapCacheHits = "swap_cache_hits",
 }
 
 const COUNTERS: usize = Counter::ALL.len();
