@@ -23,15 +23,14 @@ use crate::tables::Home;
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
 ///  50 CACHED: the page cache's reference
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
-///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
+///  55 REFERENCED: used since the clock hand passed; see 62    56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
+///  62 USED2: the high bit of an anonymous page's count of uses, whose low bit is REFERENCED
 ///  reserved for reclaim, which is not there yet, and zero:
-///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY: after MADV_FREE, not stored to since
+///  61 ISOLATED: a reclaimer has it in its batch   63 LAZY: after MADV_FREE, not stored to since
 /// ```
-/// Reclaim's queues will take the place of the list of idle folios, so a bit QUEUED beside LISTED is not needed.
 ///
 /// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
 /// that has the frame alone changes it.
@@ -46,7 +45,7 @@ use crate::tables::Home;
 /// | 4 | why a read failed | used |
 /// | 4 | the memory limit that pays for it | reserved |
 /// | 24 | the place in the list of idle folios | used |
-/// | 8 | | free |
+/// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
 ///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
@@ -64,6 +63,9 @@ pub struct Folio {
     error: plain::AtomicU32,
     /// The folio's file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
+    /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
+    /// states who may write.
+    link: AtomicU64,
     /// The number of the record by which an anonymous page came. Only for `audit`.
     #[cfg(loom)]
     record: plain::AtomicU64,
@@ -100,8 +102,9 @@ const DIRTY: u64 = 1 << 57;
 const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
-/// The bits ISOLATED, USED2 and LAZY: see the type.
-const RESERVED: u64 = 0x7 << 61;
+const USED2: u64 = 1 << 62;
+/// The bits ISOLATED and LAZY: see the type.
+const RESERVED: u64 = 0x5 << 61;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -115,7 +118,7 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-const _: () = assert!(RESERVED == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK) == 0);
+const _: () = assert!(RESERVED | USED2 == !0 << 61 && RESERVED & (REFERENCES | WRITEBACK | USED2) == 0);
 
 /// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
 /// one file.
@@ -185,6 +188,7 @@ impl Folio {
                 before: plain::AtomicU64::new(0),
                 after: plain::AtomicU64::new(0),
             },
+            link: AtomicU64::new(0),
             life: Life::new(),
         }
     }
@@ -274,7 +278,9 @@ impl Folio {
                 let is_another = reference == Reference::Mapping && word & ANONYMOUS != 0;
                 return Err(if is_another { Refused::Free } else { Refused::Full });
             }
-            let new = (word + reference.unit()) | REFERENCED;
+            // Uses of anonymous pages are counted by reclaim, whose own pins are none.
+            const { assert!(ANONYMOUS == REFERENCED << 5) }
+            let new = (word + reference.unit()) | ((!word & ANONYMOUS) >> 5);
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => word = now,
@@ -590,3 +596,4 @@ mod home;
 mod outcome;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod uses;

@@ -52,6 +52,7 @@ pub mod host;
 pub mod internals;
 mod page_cache;
 pub mod protection;
+mod reclaim;
 mod space;
 pub mod stats;
 pub mod store;

@@ -21,12 +21,18 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
         let right = write_right(&work);
         return install_new(work, new, right);
     }
+    let was_anonymous = engine.folio(frame).is_anonymous();
     if engine.folio(frame).try_reuse() {
         engine.folio(frame).set_home(work.home());
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
-        let new = work.entry.restored().with(write_right(&work));
-        return install(work, new);
+        let (new, section) = (work.entry.restored().with(write_right(&work)), work.section());
+        let step = install(work, new);
+        // A file's page that had left the page cache is anonymous from now on.
+        if !was_anonymous && engine.reclaims() {
+            engine.arrived(section, frame);
+        }
+        return step;
     }
     // The mapping's own reference keeps the old frame until the new one is installed. It is dropped after `invalidate`.
     copy_of(work, frame)
