@@ -16,6 +16,7 @@ use crate::host::{
     Slots,
 };
 use crate::page_cache::Account;
+use crate::reclaim::Reclaim;
 use crate::stats::{Counter, Counters, Statistics};
 use crate::swap::Swap;
 use crate::sync::{
@@ -61,6 +62,9 @@ pub struct Engine<H: Host> {
     /// The read sections of the engine's threads. Immutable.
     sections: Arc<Sections>,
     limits: Limits,
+    /// Whether faults put the frames of anonymous pages into reclaim's queues. It is false until the engine can swap. Atomic;
+    /// it becomes true once.
+    reclaims: plain::AtomicBool,
     /// The page of zeros, which reads of untouched anonymous memory see. Immutable; never freed.
     zero: Frame,
     /// The next number for a mapping, a record or a file. Atomic. It has a cache line of its own, since faults read its
@@ -76,6 +80,8 @@ pub struct Engine<H: Host> {
     open_batches: CachePadded<OpenBatches>,
     /// The slots and devices of swap space.
     pub(crate) swap: Swap,
+    /// The queues of pages that reclaim may take. They have a cache line of their own.
+    pub(crate) reclaim: CachePadded<Reclaim>,
 }
 
 impl<H: Host> Engine<H> {
@@ -99,6 +105,7 @@ impl<H: Host> Engine<H> {
         let engine = unsafe {
             (&raw mut (*place).sections).write(sections);
             (&raw mut (*place).limits).write(limits);
+            (&raw mut (*place).reclaims).write(plain::AtomicBool::new(false));
             (&raw mut (*place).zero).write(zero);
             (&raw mut (*place).serial).write(CachePadded::new(plain::AtomicU64::new(1)));
             (&raw mut (*place).shared_tables).write(SharedTables::default());
@@ -106,6 +113,7 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).waits).write(waits);
             (&raw mut (*place).open_batches).write(CachePadded::default());
             (&raw mut (*place).swap).write(Swap::default());
+            (&raw mut (*place).reclaim).write(CachePadded::default());
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };
@@ -130,6 +138,19 @@ impl<H: Host> Engine<H> {
     /// Returns the limits that the engine was made with.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Returns whether faults put the frames of anonymous pages into reclaim's queues.
+    #[inline]
+    pub(crate) fn reclaims(&self) -> bool {
+        self.reclaims.load(plain::Ordering::Relaxed)
+    }
+
+    /// Makes faults put the frames of anonymous pages into reclaim's queues from now on. Pages that are there already are not
+    /// found by reclaim, so it is called before the first page is mapped.
+    #[allow(dead_code, reason = "an engine that can swap calls it")]
+    pub(crate) fn start_reclaim(&self) {
+        self.reclaims.store(true, plain::Ordering::Relaxed);
     }
 
     /// Returns the number of frames in use, and their limit. One frame is the page of zeros.

@@ -24,7 +24,7 @@ use crate::tables::Home;
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
 ///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
-///  55 REFERENCED: used since the clock hand passed            56 LOCKED: a file system works on it
+///  55 REFERENCED: used since the clock hand passed; see 62    56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
@@ -45,7 +45,7 @@ use crate::tables::Home;
 /// | 4 | why a read failed | used |
 /// | 4 | the memory limit that pays for it | reserved |
 /// | 24 | the place in the list of idle folios | used |
-/// | 8 | | free |
+/// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
 ///
 /// Memory of zeros is the folio of a free frame: a kernel's array of folios needs no initialization but zeroing.
 #[derive(Debug, Default)]
@@ -64,6 +64,9 @@ pub struct Folio {
     error: plain::AtomicU32,
     /// The folio's file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
+    /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
+    /// states who may write.
+    link: AtomicU64,
     /// The number of the record by which an anonymous page came. Only for `audit`.
     #[cfg(loom)]
     record: plain::AtomicU64,
@@ -101,6 +104,7 @@ const WRITEBACK: u64 = 1 << 58;
 const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
 const ISOLATED: u64 = 1 << 61;
+const USED2: u64 = 1 << 62;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -114,7 +118,7 @@ const IO_PINS_FULL: u64 = IO_PINS;
 #[cfg(loom)]
 const IO_PINS_FULL: u64 = 2 * IO_PIN;
 const REFERENCES: u64 = (EXCLUSIVE - 1) | LISTED;
-const _: () = assert!(ISOLATED & (REFERENCES | WRITEBACK) == 0);
+const _: () = assert!((ISOLATED | USED2) & (REFERENCES | WRITEBACK) == 0);
 
 /// The number of times that a shared leaf table may have one page. A table that has a page more often has several mappings of
 /// one file.
@@ -184,6 +188,7 @@ impl Folio {
                 before: plain::AtomicU64::new(0),
                 after: plain::AtomicU64::new(0),
             },
+            link: AtomicU64::new(0),
             life: Life::new(),
         }
     }
@@ -273,7 +278,9 @@ impl Folio {
                 let is_another = reference == Reference::Mapping && word & ANONYMOUS != 0;
                 return Err(if is_another { Refused::Free } else { Refused::Full });
             }
-            let new = (word + reference.unit()) | REFERENCED;
+            // Uses of anonymous pages are counted by reclaim, whose own pins are none.
+            const { assert!(ANONYMOUS == REFERENCED << 5) }
+            let new = (word + reference.unit()) | ((!word & ANONYMOUS) >> 5);
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => word = now,
@@ -592,3 +599,4 @@ mod outcome;
 mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod uses;

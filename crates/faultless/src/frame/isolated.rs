@@ -1,7 +1,7 @@
 //! A folio in the hands of reclaim: it is isolated, so that one reclaimer has it, and its mappings end one by one.
 
 use super::{
-    ANONYMOUS, CACHED, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, PIN, PINS, READING,
+    ANONYMOUS, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, MAPPINGS_FULL, PIN, PINS, READING,
     REFERENCES, UPTODATE, WRITEBACK,
 };
 use crate::host::Slot;
@@ -31,21 +31,21 @@ impl Folio {
         self.word.fetch_and(!ISOLATED, Ordering::Release);
     }
 
+    /// Returns the number of entries that map the page, as [`Folio::mappings`] does. Acquire: a slot's count that is read afterwards
+    /// has the entries that reclaim has made name the slot.
+    pub(crate) fn mappings_before_slot(&self) -> u64 {
+        self.word.load(Ordering::Acquire) & MAPPINGS
+    }
+
     /// Returns whether a reclaimer has the folio, so that an old translation of an entry that is gone may still be in use.
     /// Acquire.
     pub(crate) fn is_isolated(&self) -> bool {
         self.word.load(Ordering::Acquire) & ISOLATED != 0
     }
 
-    /// Returns whether the folio is attached to `slot`. The caller has a reference. Acquire.
-    pub(crate) fn is_in_slot(&self, slot: Slot) -> bool {
-        self.is_in_a_slot() && self.index() == slot.get()
-    }
-
-    /// Returns whether the folio is anonymous and attached to a slot. Acquire.
-    pub(crate) fn is_in_a_slot(&self) -> bool {
-        let word = self.word.load(Ordering::Acquire);
-        word & (CACHED | ANONYMOUS) == CACHED | ANONYMOUS
+    /// Returns whether the folio is that of `slot`. The caller has a reference. Acquire.
+    pub(crate) fn is_of_slot(&self, slot: Slot) -> bool {
+        self.is_in_slot() && self.index() == slot.get()
     }
 
     /// Ends a mapping by an entry that is to name the folio's slot, and the exclusivity with it. Returns whether the folio was
@@ -70,7 +70,7 @@ impl Folio {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             debug_assert!(word & ANONYMOUS != 0 && (!is_exclusive || word & MAPPINGS == 0), "{word:#x}");
-            if word & MAPPINGS >= super::MAPPINGS_FULL {
+            if word & MAPPINGS >= MAPPINGS_FULL {
                 return false;
             }
             let new = (word + MAPPING) & !EXCLUSIVE | if is_exclusive { EXCLUSIVE } else { 0 };

@@ -111,36 +111,7 @@ impl Folio {
         self.word.store(ANONYMOUS | CACHED | READING | REFERENCED | (pins * PIN), Ordering::Release);
     }
 
-    /// Counts one mapping of an anonymous folio, for an entry that is about to name it. The caller has a pin. Returns false if the
-    /// count is full.
-    pub(crate) fn try_map_pinned(&self) -> bool {
-        let mut word = self.word.load(Ordering::Relaxed);
-        while !Reference::Mapping.is_full(word) {
-            debug_assert!(word & REFERENCES != 0 && word & ANONYMOUS != 0);
-            match self.word.compare_exchange(word, word + MAPPING, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => word = now,
-            }
-        }
-        false
-    }
-
     // ---- swap-out
-
-    /// Marks the folio as being in a reclaimer's batch. Returns false if another reclaimer has it. The caller has a pin. AcqRel.
-    pub(crate) fn try_isolate(&self) -> bool {
-        self.word.fetch_or(ISOLATED, Ordering::AcqRel) & ISOLATED == 0
-    }
-
-    /// Ends what [`Folio::try_isolate`] began. The caller still has its pin. Release.
-    pub(crate) fn end_isolation(&self) {
-        self.word.fetch_and(!ISOLATED, Ordering::Release);
-    }
-
-    /// Returns whether a reclaimer has the folio in its batch. Acquire.
-    pub(crate) fn is_isolated(&self) -> bool {
-        self.word.load(Ordering::Acquire) & ISOLATED != 0
-    }
 
     /// Begins a write to the slot, if the swap cache and the caller's pin have the only references, and ends the isolation. AcqRel.
     ///

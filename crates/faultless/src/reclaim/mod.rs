@@ -9,8 +9,103 @@
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
+//! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
+//! | `policy.rs` | the interface of a policy: the order in which pages are tried |
+//! | `small_main.rs` | the default policy |
+//! | `queue.rs` | stacks of arrivals and queues, linked through the folios |
 
+pub(crate) mod ageing;
+pub(crate) mod policy;
+pub(crate) mod queue;
+pub(crate) mod small_main;
 mod space_head;
 mod walk;
 
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, feature = "std", not(loom)))]
+mod tests;
+
+use crate::engine::Engine;
+use crate::frame::Folio;
+use crate::host::{Frame, Host, Slots};
+use crate::sync::{Mutex, Section, plain};
+use ageing::{Ageing, BATCH};
+use policy::{Demand, Report, Shadow};
+use queue::{Distance, Folios, arrive};
+use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim};
+
+/// The state of an engine's reclaim.
+#[derive(Default)]
+pub(crate) struct Reclaim {
+    ageing: Mutex<Ageing<SmallMain>>,
+    /// The number of pages that were evicted. Atomic.
+    evictions: plain::AtomicU64,
+    /// Whether the last victims are to be taken even if they are young. Atomic; written under the lock of `ageing`.
+    takes_young: plain::AtomicBool,
+}
+
+impl<H: Host> Folios for Engine<H> {
+    #[inline]
+    fn folio(&self, frame: Frame) -> &Folio {
+        Engine::folio(self, frame)
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy. Called in the fault's section, if
+    /// [`Engine::reclaims`]. The frame may be free again by now.
+    #[inline]
+    pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame) {
+        arrive(section.arrivals(), self.folio(frame), frame, Distance::NEW);
+    }
+
+    /// Notes an anonymous page as [`Engine::arrived`] does, if the engine reclaims. For a caller in no section.
+    pub(crate) fn arrived_outside(&self, frame: Frame) {
+        if self.reclaims() {
+            let (slot, _guard) = self.host().slots().pin();
+            arrive(self.sections().arrivals(slot), self.folio(frame), frame, Distance::NEW);
+        }
+    }
+
+    /// Notes that a fault has installed a page in `frame` that was evicted before, as [`Engine::arrived`] does. `shadow` comes
+    /// from the page's slot.
+    pub(crate) fn refaulted(&self, section: &Section<'_>, frame: Frame, shadow: Shadow) {
+        let evictions = self.reclaim.evictions.load(plain::Ordering::Relaxed);
+        let distance = Distance::of(evictions.saturating_sub(shadow.get()));
+        arrive(section.arrivals(), self.folio(frame), frame, distance);
+    }
+
+    /// Counts an eviction, and returns the shadow that the page's slot keeps. Called once for each page whose frame is freed
+    /// and whose bytes stay in a slot.
+    pub(crate) fn evicted(&self) -> Shadow {
+        Shadow::new(self.reclaim.evictions.fetch_add(1, plain::Ordering::Relaxed))
+    }
+
+    /// Fills `batch` with the next frames that reclaim should try. Returns their number, which is 0 only if there are none. The
+    /// caller reports the result for each ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have
+    /// another page, by the time the caller looks.
+    pub(crate) fn next_victims(&self, batch: &mut [Frame; BATCH]) -> usize {
+        let mut ageing = self.lock(&self.reclaim.ageing);
+        let (count, demand) = ageing.next_victims(self, self.sections(), batch);
+        self.reclaim.takes_young.store(demand == Demand::Any, plain::Ordering::Relaxed);
+        count
+    }
+
+    /// Returns whether reclaim takes a page even if its accessed bit is set. So it is after [`PASSES`](ageing::PASSES) passes
+    /// over all pages of which none could be taken.
+    pub(crate) fn takes_young(&self) -> bool {
+        self.reclaim.takes_young.load(plain::Ordering::Relaxed)
+    }
+
+    /// Takes the result for a frame that [`Engine::next_victims`] has returned. It counts the use of a page that was young. If
+    /// the frame is still in use, it goes back into a queue.
+    pub(crate) fn report(&self, frame: Frame, report: Report) {
+        let mut ageing = self.lock(&self.reclaim.ageing);
+        ageing.report(self, frame, report);
+        if matches!(report, Report::Taken | Report::Freed) {
+            self.reclaim.takes_young.store(false, plain::Ordering::Relaxed);
+        }
+    }
+}

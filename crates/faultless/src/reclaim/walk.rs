@@ -11,8 +11,9 @@
 //! slot meanwhile finds the folio isolated and undoes the reclaim (rule S2). Range work that finds the slot's entry invalidates
 //! as if the page were there (rule S1).
 
+use super::ageing::BATCH;
+use super::policy::Report;
 use super::space_head::{Found, Refusal, Victim};
-use super::{Report, VICTIMS};
 use crate::engine::{Engine, StaleBatch};
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
@@ -44,7 +45,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> u64 {
         let (mut freed, mut looks) = (0, 0);
         while self.has_swap() && freed < wanted && looks < LOOKS {
-            let mut frames = VICTIMS;
+            let mut frames = [self.zero_frame(); BATCH];
             let count = self.next_victims(&mut frames);
             if count == 0 {
                 break;
@@ -63,7 +64,7 @@ impl<H: Host> Engine<H> {
         for i in 0..frames.len() {
             let frame = frames[i];
             if !self.folio(frame).try_isolate() {
-                self.report(frame, Report::InUse);
+                self.report(frame, Report::Busy);
                 continue;
             }
             let unmapped = self.unmap(frame, &mut stale);
@@ -100,7 +101,7 @@ impl<H: Host> Engine<H> {
     fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
         let Some((slot, generation)) = self.attach_slot(frame) else {
-            self.report(frame, Report::NoSlot);
+            self.report(frame, Report::Busy);
             return Unmapped::None;
         };
         let victim = Victim { frame, slot, generation };
@@ -132,7 +133,14 @@ impl<H: Host> Engine<H> {
         if is_unmapped {
             return Unmapped::All;
         }
-        self.report(frame, Report::Refused(refusal));
+        self.report(
+            frame,
+            match refusal {
+                Refusal::Young => Report::Young,
+                Refusal::Shared | Refusal::Full => Report::Shared,
+                Refusal::Gone | Refusal::Busy | Refusal::Locked | Refusal::Pinned => Report::Busy,
+            },
+        );
         if taken != 0 {
             return Unmapped::Some;
         }

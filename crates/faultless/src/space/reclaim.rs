@@ -4,7 +4,6 @@ use super::Space;
 use crate::address::PageNumber;
 use crate::design::{Attempt, LockingDesign, Purpose};
 use crate::engine::StaleBatch;
-use crate::frame::Reference;
 use crate::host::{Entry, EntryKind, Host, PageTable};
 use crate::reclaim::{Refusal, SpaceHead, Victim};
 use crate::sync::{Section, fence_after_rmw};
@@ -57,7 +56,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if seen.is_announced() {
             return Err(Refusal::Busy);
         }
-        if self.table.age(leaf, page) {
+        if self.table.age(leaf, page) && !engine.takes_young() {
             return Err(Refusal::Young);
         }
         if !self.table.try_announce(leaf, page, seen.without(Entry::ACCESSED)) {
@@ -73,7 +72,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Some(vma) if vma.flags().contains(MappingFlags::LOCKED) => Some(Refusal::Locked),
             Some(_) if folio.is_pinned_for_io() => Some(Refusal::Pinned),
             // A fault that gave the write right has taken the folio out of its slot. It had the bit.
-            Some(_) if !folio.is_in_slot(victim.slot) => Some(Refusal::Gone),
+            Some(_) if !folio.is_of_slot(victim.slot) => Some(Refusal::Gone),
             Some(_) if !engine.try_count_slot(victim.slot, victim.generation) => Some(Refusal::Full),
             Some(_) => None,
         };
@@ -88,7 +87,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let gone = Entry::swapped(victim.slot, victim.generation, seen.bits());
         if self.table.install(leaf, page, gone).is_err() {
             // The host has no memory to follow. The entry is as it was, and so is the mapping.
-            folio.begin_mapping(was_exclusive);
+            let _ = folio.begin_mapping(was_exclusive);
             self.table.let_go(leaf, page);
             engine.put_slot(victim.slot);
             return Err(Refusal::Busy);

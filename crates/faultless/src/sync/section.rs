@@ -14,7 +14,7 @@
 //! `light` and `heavy`, either the grace period sees the word odd and waits, or the reader sees everything published before the
 //! grace period. An access names its page; a shootdown of other pages need not wait for it.
 
-use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
 use super::life::try_box_uninit;
 use super::listed::Listed;
@@ -408,6 +408,17 @@ impl Sections {
         self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
     }
 
+    /// Returns the stack of arrivals of the thread of slot `index`.
+    #[inline]
+    pub(crate) fn arrivals(&self, index: SlotIndex) -> &AtomicU64 {
+        &self.slot(index).arrivals
+    }
+
+    /// Calls `f` with every slot's stack of arrivals, including those of threads that have ended.
+    pub(crate) fn each_arrivals(&self, mut f: impl FnMut(&AtomicU64)) {
+        self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.arrivals));
+    }
+
     /// Returns the chunks of which some slots have been used.
     fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
         // SAFETY: null, or a chunk, and those are freed only in Drop.
@@ -478,6 +489,12 @@ impl Section<'_> {
     #[inline]
     pub fn counters(&self) -> &Counters {
         &self.slot.counters
+    }
+
+    /// Returns this thread's stack of arrivals.
+    #[inline]
+    pub(crate) fn arrivals(&self) -> &AtomicU64 {
+        &self.slot.arrivals
     }
 }
 

@@ -450,6 +450,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     frames.write(copy, 0, &bytes);
                     let rights = entry.bits() & (Entry::READ | Entry::EXECUTE);
                     child.table.fill(child_leaf, page, Entry::mapping(copy, rights));
+                    self.engine.arrived_outside(copy);
                     Ok(())
                 });
                 self.table.let_go(leaf, page);

@@ -22,15 +22,21 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
         return install_new(work, new, right);
     }
     let folio = engine.folio(frame);
-    // A page in a slot, as after swap-in for a read, is as much the space's own: the slot is given up for it.
-    if folio.try_reuse() || engine.leave_unused_slot(frame) && folio.try_reuse() {
+    let was_anonymous = folio.is_anonymous();
+    // A page in a slot, as after swap-in for a load, may be the space's own too. While it is being written, it is copied.
+    if !folio.is_writeback() && (folio.try_reuse() || engine.leave_unused_slot(frame) && folio.try_reuse()) {
         // A write right means: no slot.
         engine.take_out(frame);
         folio.set_home(work.home());
         work.note_record(frame);
         counters.add(Counter::CowReuses, 1);
-        let new = work.entry.restored().with(write_right(&work));
-        return install(work, new);
+        let (new, section) = (work.entry.restored().with(write_right(&work)), work.section());
+        let step = install(work, new);
+        // A file's page that had left the page cache is anonymous from now on.
+        if !was_anonymous && engine.reclaims() {
+            engine.arrived(section, frame);
+        }
+        return step;
     }
     // The mapping's own reference keeps the old frame until the new one is installed. It is dropped after `invalidate`.
     copy_of(work, frame)

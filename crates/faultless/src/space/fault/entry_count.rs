@@ -42,7 +42,7 @@ impl<H: Host> Engine<H> {
             EntryKind::Page(frame) => self.share(frame)?,
             EntryKind::Kept(frame) => self.share(frame)? && self.count_absent(),
             EntryKind::Swapped(slot, generation) => {
-                if !self.try_count_slot(slot, generation) {
+                if self.has_slot(slot) && !self.try_count_slot(slot, generation) {
                     return Err(OutOfMemory);
                 }
                 self.count_absent()
@@ -64,7 +64,7 @@ impl<H: Host> Engine<H> {
             }
             EntryKind::Swapped(slot, _) => {
                 self.count_absent();
-                self.count_slot(slot);
+                self.count_slot_copy(slot);
                 return;
             }
             EntryKind::Gone(_) => {

@@ -467,14 +467,17 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 /// Installs a frame that belongs to this fault alone, with `bits` besides the rights that the mapping allows. If that fails,
 /// frees the frame. If the entry has a page now, which others may have too, that page has left its home before.
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
-    let (engine, frames) = (work.engine(), work.engine().frames());
+    let (engine, section) = (work.engine(), work.section());
+    let frames = engine.frames();
     let folio = frames.folio(frame);
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
     match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => {
-            engine.arrived(frame);
+            if engine.reclaims() {
+                engine.arrived(section, frame);
+            }
             Step::Done(old.holds_page().then_some(old))
         }
         Err(_) => {

@@ -319,7 +319,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
-            let is_attached = self.engine.folio(pin.frame()).is_in_slot(name.slot);
+            let is_attached = self.engine.folio(pin.frame()).is_of_slot(name.slot);
             is_attached.then(|| swapped::map_pinned(work, pin.frame(), name, access))
         };
         let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);

@@ -7,6 +7,7 @@ use crate::design::LockingDesign;
 use crate::frame::Reference;
 use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, Slot};
 use crate::protection::{Access, Protection};
+use crate::space::Space;
 use crate::space::calls::protect::entry_rights;
 use crate::space::fault::page_work::Announced;
 use crate::stats::Counter;
@@ -29,7 +30,7 @@ pub(super) fn map<H: Host, D: LockingDesign>(
     let engine = work.engine();
     match engine.pin_cached(name.slot) {
         Cached::Busy => Step::LookAgain,
-        Cached::Absent => match engine.slot_error(name.slot, address) {
+        Cached::Absent => match error_of(work.space, name.slot, address) {
             Some(error) => {
                 work.refuse();
                 Step::Failed(error)
@@ -43,6 +44,18 @@ pub(super) fn map<H: Host, D: LockingDesign>(
             step
         }
     }
+}
+
+/// Returns the error of an access to a page whose bytes cannot be had.
+fn error_of<H: Host, D: LockingDesign>(
+    space: &Space<H, D>,
+    slot: Slot,
+    address: VirtAddr,
+) -> Option<FaultError> {
+    if !space.engine.has_slot(slot) {
+        return Some(FaultError::Lost { address });
+    }
+    space.engine.is_poisoned(slot).map(|error| FaultError::Io { address, error })
 }
 
 /// Maps the folio of the slot that the announced entry names. The caller has pinned the folio; its page is up to date.
@@ -78,9 +91,11 @@ fn map_locked<H: Host, D: LockingDesign>(
     let protection = work.vma.mapping().protection;
     let stores = access == Access::Write || work.attempt.unshares;
     // In this order: reclaim counts an entry in the slot before it drops the entry's mapping.
-    let is_unmapped = folio.mappings_acquire() == 0;
+    let is_unmapped = folio.mappings_before_slot() == 0;
     let is_mine = is_unmapped && engine.slot_count(name.slot) == 1;
-    if stores && !is_mine {
+    // A write of the page reads its bytes, so no store may change them. No write begins while the folio is pinned.
+    let is_written = folio.is_writeback();
+    if stores && (!is_mine || is_written) {
         return copy(work, frame);
     }
     if is_unmapped {
@@ -91,7 +106,7 @@ fn map_locked<H: Host, D: LockingDesign>(
     if !folio.begin_mapping(is_mine) {
         return Step::NeedMemory;
     }
-    let leaves_slot = is_mine && (stores || folio.is_isolated());
+    let leaves_slot = is_mine && !is_written && (stores || folio.is_isolated());
     if leaves_slot {
         // A write right means: no slot.
         engine.take_out(frame);
@@ -100,10 +115,11 @@ fn map_locked<H: Host, D: LockingDesign>(
         }
     }
     work.note_record(frame);
+    let (section, shadow) = (work.section(), engine.slot_shadow(name.slot));
     match work.install(Entry::mapping(frame, rights)) {
         Ok(_) => {
             engine.put_slot(name.slot);
-            engine.arrived(frame);
+            engine.refaulted(section, frame, shadow);
             Step::Done(None)
         }
         Err(_) => {
