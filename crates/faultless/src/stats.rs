@@ -105,6 +105,8 @@ counters! {
     TableLockWait = "table_lock_wait_ns",
     /// Time that faults waited for a folio that was up to date and locked.
     FolioLockWait = "folio_lock_wait_ns",
+    /// Anonymous pages that reclaim took out of all entries.
+    Reclaimed = "reclaimed",
     /// Copy-on-write breaks that copied the page.
     CowCopies = "cow_copies",
     /// Copy-on-write breaks that reused the page in place.

@@ -76,7 +76,8 @@ pub struct Pin<H: Host> {
 }
 
 impl<H: Host> Pin<H> {
-    pub(super) fn new(engine: &Arc<Engine<H>>, frame: Frame) -> Self {
+    /// Makes the guard of a pin that the caller has taken.
+    pub(crate) fn new(engine: &Arc<Engine<H>>, frame: Frame) -> Self {
         engine.cache.pins.fetch_add(1, Ordering::Relaxed);
         Self { engine: engine.clone(), frame, has_lock: false }
     }

@@ -31,7 +31,8 @@ use crate::frame::Folio;
 use crate::host::{Frame, Host, Slots};
 use crate::sync::{Mutex, Section, plain};
 use ageing::{Ageing, BATCH};
-use policy::{Demand, Report, Shadow};
+pub(crate) use policy::Shadow;
+use policy::{Demand, Report};
 use queue::{Distance, Folios, arrive};
 use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim};
@@ -81,6 +82,11 @@ impl<H: Host> Engine<H> {
     /// and whose bytes stay in a slot.
     pub(crate) fn evicted(&self) -> Shadow {
         Shadow::new(self.reclaim.evictions.fetch_add(1, plain::Ordering::Relaxed))
+    }
+
+    /// Returns the shadow of a page that is evicted now.
+    pub(crate) fn shadow_now(&self) -> Shadow {
+        Shadow::new(self.reclaim.evictions.load(plain::Ordering::Relaxed))
     }
 
     /// Fills `batch` with the next frames that reclaim should try. Returns their number, which is 0 only if there are none. The

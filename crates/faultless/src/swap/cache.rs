@@ -123,7 +123,7 @@ impl<H: Host> Engine<H> {
         cached
     }
 
-    fn slot(&self, slot: Slot) -> Option<&super::slot::SwapSlot> {
+    pub(super) fn slot(&self, slot: Slot) -> Option<&super::slot::SwapSlot> {
         self.swap.0.get()?.slots.get(slot.get())
     }
 }

@@ -33,6 +33,7 @@
 
 mod cache;
 mod device;
+mod entries;
 #[cfg(all(test, loom))]
 mod models;
 mod once_box;

@@ -61,6 +61,8 @@ const _: () = assert!(COUNT_FULL >= 1 << 22, "room for entries that are counted 
 
 /// Marks the number of the next free slot, so that it is never taken for a frame.
 const IS_LINK: u64 = 1 << 63;
+/// Marks the time of the folio's eviction, a count of evictions.
+const IS_TIME: u64 = 1 << 62;
 
 /// What the word of a slot said at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +178,7 @@ impl SwapSlot {
     /// Returns the attached frame. A thread with a reference of its own to the folio asks again to be sure. Acquire.
     pub fn attached(&self) -> Option<Frame> {
         let bits = self.folio.load(Ordering::Acquire);
-        if bits & IS_LINK != 0 { None } else { bits.checked_sub(1).and_then(Frame::new) }
+        if bits & (IS_LINK | IS_TIME) != 0 { None } else { bits.checked_sub(1).and_then(Frame::new) }
     }
 
     // ---- the beginning and the end of a life
@@ -273,6 +275,26 @@ impl SwapSlot {
     pub fn publish(&self, frame: Frame) {
         debug_assert!(self.attached().is_none(), "two folios of one slot");
         self.folio.store(frame.get() + 1, Ordering::Release);
+    }
+
+    /// Attaches a folio again that was just taken out, though its bytes may have changed. The caller has the bit of the only entry
+    /// that names the slot.
+    pub fn attach_again(&self, frame: Frame) {
+        self.folio.store(frame.get() + 1, Ordering::Release);
+        let new = |state: State| (state.0 | IN_CACHE) & !WRITTEN;
+        // `new` refuses nothing.
+        let _ = self.change(|state| Some(new(state)));
+    }
+
+    /// Returns the time of the last eviction, a count of evictions, if the folio was evicted and none is attached.
+    pub fn evicted_at(&self) -> Option<u64> {
+        let bits = self.folio.load(Ordering::Relaxed);
+        (bits & (IS_LINK | IS_TIME) == IS_TIME).then_some(bits & !IS_TIME)
+    }
+
+    /// Notes the time of the folio's eviction. The caller has the folio alone, and takes it out next.
+    pub fn set_evicted_at(&self, evictions: u64) {
+        self.folio.store(IS_TIME | evictions & !IS_LINK, Ordering::Relaxed);
     }
 
     /// Takes the folio out. The caller owns that: it has cleared the folio's mark, or has the folio alone.

@@ -128,8 +128,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 };
                 match engine.begin_swap_in(name.slot, name.generation, frame) {
                     SwapIn::Started => (frame, true),
-                    // Another thread was faster, or the page is gone.
-                    SwapIn::Lost | SwapIn::Gone => return Ok(()),
+                    // Another thread was faster, or the page is gone, or the next try finds the error.
+                    SwapIn::Lost | SwapIn::Gone | SwapIn::Poisoned(_) => return Ok(()),
+                    SwapIn::OutOfMemory => {
+                        course.kept = None;
+                        self.refuse_for_memory(address, access);
+                        return Err(FaultError::OutOfMemory { address });
+                    }
                 }
             }
         };
@@ -137,7 +142,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if let Some(kept) = &mut kept {
             D::through_io(kept);
         }
-        let awaited = Awaited::Swap { pin: Pin::of(engine, frame), name, started };
+        let awaited = Awaited::Swap { pin: Pin::new(engine, frame), name, started };
         PendingFault::put(pending, self, (address, access), attempt, awaited, kept);
         Ok(())
     }

@@ -1,0 +1,40 @@
+//! The swap cache as faults use it, beyond `cache.rs`: the slots that an entry names, and the folios that have one.
+
+use super::slot::SwapSlot;
+use crate::engine::Engine;
+use crate::host::{Frame, Host, Slot};
+use crate::reclaim::Shadow;
+
+impl<H: Host> Engine<H> {
+    /// Returns whether the engine has such a slot.
+    pub(crate) fn has_slot(&self, slot: Slot) -> bool {
+        self.slot(slot).is_some()
+    }
+
+    /// Takes the folio of `frame` out of its slot, if it has one that no entry names. Returns whether it did. The caller has the
+    /// bit of an entry that maps the folio.
+    pub(crate) fn leave_unused_slot(&self, frame: Frame) -> bool {
+        let folio = self.folio(frame);
+        if !folio.is_in_slot() {
+            return false;
+        }
+        let slot = Slot::new(folio.index()).and_then(|number| self.slot(number));
+        slot.is_some_and(|slot| slot.state().count() == 0) && self.take_out(frame)
+    }
+
+    /// Attaches the folio of `frame` to `slot` again, which it has just left. The caller has the bit of the only entry that names the
+    /// slot, and a pin.
+    pub(crate) fn attach_again(&self, frame: Frame, slot: Slot) {
+        if let Some(found) = self.slot(slot) {
+            found.attach_again(frame);
+            let is_attached = self.folio(frame).attach(slot.get());
+            debug_assert!(is_attached, "a folio that cannot go back to its slot");
+        }
+    }
+
+    /// Returns the time at which the page in `slot` was evicted. If it was not, the present time.
+    pub(crate) fn slot_shadow(&self, slot: Slot) -> Shadow {
+        let evicted_at = self.slot(slot).and_then(SwapSlot::evicted_at);
+        evicted_at.map_or_else(|| self.shadow_now(), Shadow::new)
+    }
+}
