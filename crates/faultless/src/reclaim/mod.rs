@@ -70,12 +70,13 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Notes that a fault has installed a page in `frame` that was evicted before, as [`Engine::arrived`] does. `shadow` comes
-    /// from the page's slot.
-    pub(crate) fn refaulted(&self, section: &Section<'_>, frame: Frame, shadow: Shadow) {
+    /// Notes that a fault has begun to read a page that was evicted before into `frame`. `shadow` comes from the page's slot. For a
+    /// caller in no section.
+    pub(crate) fn refaulted(&self, frame: Frame, shadow: Shadow) {
         let evictions = self.reclaim.evictions.load(plain::Ordering::Relaxed);
         let distance = Distance::of(evictions.saturating_sub(shadow.get()));
-        arrive(section.arrivals(), self.folio(frame), frame, distance);
+        let (slot, _guard) = self.host().slots().pin();
+        arrive(self.sections().arrivals(slot), self.folio(frame), frame, distance);
     }
 
     /// Counts an eviction, and returns the shadow that the page's slot keeps. Called once for each page whose frame is freed

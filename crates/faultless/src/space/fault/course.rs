@@ -126,8 +126,12 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     course.look += 1;
                     return self.make_room((address, access), course, pending);
                 };
+                let shadow = engine.slot_shadow(name.slot);
                 match engine.begin_swap_in(name.slot, name.generation, frame) {
-                    SwapIn::Started => (frame, true),
+                    SwapIn::Started => {
+                        engine.refaulted(frame, shadow);
+                        (frame, true)
+                    }
                     // Another thread was faster, or the page is gone, or the next try finds the error.
                     SwapIn::Lost | SwapIn::Gone | SwapIn::Poisoned(_) => return Ok(()),
                     SwapIn::OutOfMemory => {

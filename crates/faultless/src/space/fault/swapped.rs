@@ -115,11 +115,9 @@ fn map_locked<H: Host, D: LockingDesign>(
         }
     }
     work.note_record(frame);
-    let (section, shadow) = (work.section(), engine.slot_shadow(name.slot));
     match work.install(Entry::mapping(frame, rights)) {
         Ok(_) => {
             engine.put_slot(name.slot);
-            engine.refaulted(section, frame, shadow);
             Step::Done(None)
         }
         Err(_) => {
