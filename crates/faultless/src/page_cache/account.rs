@@ -44,8 +44,8 @@ pub(crate) struct Account {
     pub(super) pins: plain::AtomicU64,
     /// The calls and faults that wait for memory.
     pub(crate) queue: MemoryQueue,
-    /// The number of reads and writes under way.
-    pub(super) transfers: plain::AtomicU64,
+    /// The number of reads and writes under way, with those of swap devices.
+    pub(crate) transfers: plain::AtomicU64,
     /// The number of threads that evict.
     evictors: plain::AtomicU64,
 }

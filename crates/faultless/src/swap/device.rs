@@ -136,6 +136,9 @@ impl Attached {
 pub(super) struct Devices([OnceBox<Attached>; Location::DEVICES]);
 
 impl Devices {
+    /// The bytes that one device has from the allocator, besides its own.
+    pub const ROOM: usize = size_of::<Attached>();
+
     /// Adds a device behind the others.
     pub fn add(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
         if device.capacity() == 0 {
@@ -170,10 +173,5 @@ impl Devices {
     /// Returns the use of each device.
     pub fn usage(&self) -> impl Iterator<Item = DeviceUsage> {
         self.0.iter().map_while(OnceBox::get).map(Attached::usage)
-    }
-
-    /// Returns the bytes that the devices' places have from the allocator.
-    pub fn room(&self) -> usize {
-        self.0.iter().filter(|place| place.is_set()).count() * size_of::<Attached>()
     }
 }

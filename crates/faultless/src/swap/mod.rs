@@ -25,27 +25,40 @@
 //! | `table.rs` | the slots of an engine |
 //! | `steps.rs` | the steps that change a folio and its slot together; models in `models.rs` |
 //! | `cache.rs` | what the engine's other parts call |
-//! | `write_out.rs`, `read_in.rs` | transfers to and from devices, with checksums |
+//! | `write_out.rs`, `read_in.rs`, `transfer.rs` | transfers to and from devices, with checksums |
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
 //! | `places.rs`, `once_box.rs` | free places as bits; a box that is filled once |
 #![allow(dead_code, reason = "reclaim and faults, which call the rest, come with their own change")]
 
 mod cache;
+#[cfg(feature = "lz4")]
+mod compressed;
 mod device;
 mod entries;
 #[cfg(all(test, loom))]
 mod models;
+mod on_store;
 mod once_box;
 mod places;
+mod read_in;
 mod slot;
 mod steps;
 mod table;
+#[cfg(all(test, feature = "std", not(loom)))]
+mod tests;
+mod transfer;
+mod write_out;
 
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use cache::SwapIn;
+#[cfg(feature = "lz4")]
+pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
+pub use on_store::{StoreDevice, StoreDeviceError};
 pub(crate) use steps::Cached;
+#[allow(unused_imports, reason = "as above")]
+pub(crate) use write_out::WrittenOut;
 
 use crate::engine::Engine;
 use crate::frame::Folio;
@@ -80,11 +93,18 @@ impl Space {
         let slots = slots.inspect_err(|_| sections.uncharge(size_of::<Self>()))?;
         Ok(Self { slots, devices: Devices::default(), salt, sections })
     }
+
+    fn add(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
+        self.devices.add(device)?;
+        self.sections.charge(Devices::ROOM);
+        Ok(())
+    }
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
-        self.sections.uncharge(size_of::<Self>() + self.devices.room());
+        let devices = self.devices.usage().count();
+        self.sections.uncharge(size_of::<Self>() + devices * Devices::ROOM);
     }
 }
 
@@ -113,10 +133,7 @@ impl<H: Host> Engine<H> {
                 self.swap.0.set(try_box(Space::new(self.sections().clone(), salt)?)?).0
             }
         };
-        let before = space.devices.room();
-        space.devices.add(device)?;
-        self.charge(space.devices.room().saturating_sub(before));
-        Ok(())
+        space.add(device)
     }
 
     /// Returns how much of the swap space is in use.

@@ -1,0 +1,5 @@
+//! Tests of swap space on a machine without page tables: the test itself holds what entries would hold.
+
+mod devices;
+mod machine;
+mod writes;
