@@ -84,6 +84,8 @@ unlisted_relaxed         | faultless      | lib | a_slot_that_is_given_on | (inv
 bound_not_asked_again    | faultless      | lib | a_bit_that_comes_while | invariant 3
 full_asked_before_the_count | faultless   | lib | copies_at_the_limit | a count of mappings runs over
 uncount_relaxed          | faultless      | lib | copies_at_the_limit | a count of mappings runs over
+popped_after_the_look    | faultless      | lib | a_life_that_begins_while_its_frame_is_taken | pages in the queues
+relinked_by_a_store      | faultless      | lib | a_life_that_begins_while_its_frame_is_gathered | pages in the queues
 looks_before_it_notes    | faultless-soft | loom_waits | a_wait_for_a_place_against_ | deadlock
 wakes_before_the_place   | faultless-soft | loom_waits | a_wait_for_a_place_against_an_unpin | deadlock
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
