@@ -148,7 +148,6 @@ impl<H: Host> Engine<H> {
 
     /// Makes faults put the frames of anonymous pages into reclaim's queues from now on. Pages that are there already are not
     /// found by reclaim, so it is called before the first page is mapped.
-    #[allow(dead_code, reason = "an engine that can swap calls it")]
     pub(crate) fn start_reclaim(&self) {
         self.reclaims.store(true, plain::Ordering::Relaxed);
     }

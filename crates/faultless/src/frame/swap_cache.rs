@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "reclaim and faults, which call the rest, come with their own change")]
 
 use super::{
-    ANONYMOUS, CACHED, Folio, ISOLATED, MAPPING, PIN, READING, REFERENCED, REFERENCES, Reference, UPTODATE,
+    ANONYMOUS, CACHED, Folio, ISOLATED, PIN, READING, REFERENCED, REFERENCES, UPTODATE,
     WRITEBACK,
 };
 use crate::sync::atomic::Ordering;

@@ -213,19 +213,22 @@ impl From<OutOfMemory> for Miss {
 }
 
 impl<H: Host> Engine<H> {
-    /// Allocates a frame for a page of a file. If needed, evicts a clean page of a file of the same group.
-    pub(crate) fn allocate(&self, group: GroupId) -> Option<Frame> {
+    /// Allocates a frame for a page of a file. If needed, evicts a clean page of a file of the same group, or reclaims anonymous
+    /// pages.
+    pub(crate) fn allocate(self: &Arc<Self>, group: GroupId) -> Option<Frame> {
         let frames = self.host().frames();
         frames.allocate(group, FrameUse::File).or_else(|| {
-            self.evict(group, FEW);
+            if self.evict(group, FEW) == 0 {
+                self.reclaim_anonymous(FEW);
+            }
             frames.allocate(group, FrameUse::File)
         })
     }
 
     /// Makes room after an allocation for `group` failed for the `look`-th time: evicts, or waits for a short time for
     /// other threads to free memory. Returns `false` if there were enough tries.
-    pub(crate) fn make_room(&self, group: GroupId, look: u32) -> bool {
-        if self.evict(group, FEW) == 0 {
+    pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: u32) -> bool {
+        if self.evict(group, FEW) == 0 && self.reclaim_anonymous(FEW) == 0 {
             self.wait_for_memory(look);
         }
         self.looks_on(look)

@@ -88,7 +88,12 @@ impl<H: Host> Engine<H> {
         for frame in &frames[out..out + kept] {
             self.end_isolation(*frame);
         }
-        self.write_out(&mut frames[..out])
+        let written = self.write_out(&mut frames[..out]);
+        for frame in &frames[..out] {
+            let is_free = self.folio(*frame).is_free();
+            self.report(*frame, if is_free { Report::Freed } else { Report::Taken });
+        }
+        written.freed as u64
     }
 
     /// Lets an isolated folio go, and drops its pin.

@@ -121,6 +121,8 @@ impl<H: Host> Engine<H> {
     /// Adds a swap device. Pages are written to the first device that takes them, in the order in which devices were added: add fast
     /// ones first. A device stays for as long as the engine.
     ///
+    /// Add the first device before the first page is mapped: reclaim does not find anonymous pages that are older.
+    ///
     /// # Errors
     /// [`SwapError`]; the device is not added.
     pub fn add_swap(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
@@ -133,7 +135,9 @@ impl<H: Host> Engine<H> {
                 self.swap.0.set(try_box(Space::new(self.sections().clone(), salt)?)?).0
             }
         };
-        space.add(device)
+        space.add(device)?;
+        self.start_reclaim();
+        Ok(())
     }
 
     /// Returns how much of the swap space is in use.
@@ -163,6 +167,10 @@ impl<H: Host> Surroundings for Engine<H> {
 
     fn free(&self, frame: Frame) {
         self.frames().free(frame);
+    }
+
+    fn count_eviction(&self) -> u64 {
+        self.evicted().get()
     }
 
     fn release(&self, location: Location) {

@@ -292,15 +292,12 @@ impl SwapSlot {
         (bits & (IS_LINK | IS_TIME) == IS_TIME).then_some(bits & !IS_TIME)
     }
 
-    /// Notes the time of the folio's eviction. The caller has the folio alone, and takes it out next.
-    pub fn set_evicted_at(&self, evictions: u64) {
-        self.folio.store(IS_TIME | evictions & !IS_LINK, Ordering::Relaxed);
-    }
-
-    /// Takes the folio out. The caller owns that: it has cleared the folio's mark, or has the folio alone.
-    pub fn leave_cache(&self) -> Left {
+    /// Takes the folio out. The caller owns that: it has cleared the folio's mark, or has the folio alone. If the folio is evicted,
+    /// `evicted_at` is the time, a count of evictions.
+    pub fn leave_cache(&self, evicted_at: Option<u64>) -> Left {
         // Before the mark goes, which lets the next folio in.
-        self.folio.store(0, Ordering::Release);
+        let left = evicted_at.map_or(0, |evictions| IS_TIME | evictions & !IS_LINK);
+        self.folio.store(left, Ordering::Release);
         let old = self.state.fetch_sub(IN_CACHE, Ordering::AcqRel);
         debug_assert!(old & IN_CACHE != 0, "a folio taken out twice: {:?}", State(old));
         Left::of(old - IN_CACHE)
@@ -401,7 +398,7 @@ mod tests {
         let slot = SwapSlot::default();
         let generation = slot.begin(FRAME, HERE);
         assert!(slot.try_count(generation) && slot.begin_write(generation));
-        assert_eq!((slot.end_write(true), slot.leave_cache()), (Left::Others, Left::Others));
+        assert_eq!((slot.end_write(true), slot.leave_cache(None)), (Left::Others, Left::Others));
         slot
     }
 
@@ -416,7 +413,7 @@ mod tests {
         assert_eq!((slot.begin_read(0), slot.attached()), (Err(NotBegun::InCache), Some(FRAME)));
         assert_eq!((slot.put(), slot.put()), (Left::Others, Left::Folio));
         assert!(slot.state().is_unwanted());
-        assert_eq!((slot.leave_cache(), slot.end()), (Left::Nothing, Some(HERE)));
+        assert_eq!((slot.leave_cache(None), slot.end()), (Left::Nothing, Some(HERE)));
         assert_eq!((slot.state().generation(), slot.state().is_written()), (1, false));
     }
 
@@ -438,7 +435,7 @@ mod tests {
         let slot = SwapSlot::default();
         for life in 0..2 * GENERATIONS {
             assert_eq!(slot.begin(FRAME, HERE), life % GENERATIONS);
-            assert_eq!((slot.leave_cache(), slot.end()), (Left::Nothing, Some(HERE)));
+            assert_eq!((slot.leave_cache(None), slot.end()), (Left::Nothing, Some(HERE)));
         }
     }
 
@@ -460,7 +457,7 @@ mod tests {
         let generation = slot.begin(FRAME, HERE);
         assert!(!slot.begin_write(generation), "no entry wants it");
         assert!(slot.try_count(generation) && slot.begin_write(generation));
-        assert_eq!((slot.leave_cache(), slot.end_write(true)), (Left::Others, Left::Others));
+        assert_eq!((slot.leave_cache(None), slot.end_write(true)), (Left::Others, Left::Others));
         assert!(!slot.state().is_written());
         assert_eq!((slot.put(), slot.end()), (Left::Nothing, Some(HERE)));
     }
@@ -481,7 +478,7 @@ mod tests {
         assert!(slot.try_count(generation) && slot.begin_write(generation));
         slot.set_pattern(9);
         slot.end_write(true);
-        slot.leave_cache();
+        slot.leave_cache(None);
         assert_eq!((slot.state().is_pattern(), slot.pattern(), slot.error()), (true, 9, None));
         assert_eq!((slot.put(), slot.end()), (Left::Nothing, None));
         let slot = evicted();

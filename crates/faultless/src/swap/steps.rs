@@ -22,6 +22,10 @@ pub(crate) trait Surroundings {
     fn folio(&self, frame: Frame) -> &Folio;
     /// Frees a frame. Its folio has no references.
     fn free(&self, frame: Frame);
+    /// Counts an eviction. Returns the number of those before.
+    fn count_eviction(&self) -> u64 {
+        0
+    }
     /// Gives a place back to its device.
     fn release(&self, location: Location);
 }
@@ -70,7 +74,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         if self.around.folio(frame).attach(number.get()) {
             return Some(generation);
         }
-        self.leave(number.get(), slot);
+        self.leave(number.get(), slot, None);
         None
     }
 
@@ -83,7 +87,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         // The folio is attached to no other slot meanwhile: the caller's entry or pin is in use, or it has the folio isolated.
         let number = folio.index();
         if let Some(slot) = self.slots.get(number) {
-            self.leave(number, slot);
+            self.leave(number, slot, None);
         }
         true
     }
@@ -135,7 +139,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             // which there are none now.
             let is_ours = self.is_attached(number, slot, frame);
             if is_ours && slot.state().is_unwanted() {
-                self.leave(number, slot);
+                self.leave(number, slot, None);
                 return self.around.free(frame);
             }
             folio.unfreeze(frozen);
@@ -165,7 +169,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             let state = slot.state();
             debug_assert_eq!(slot.attached(), Some(frame), "a folio with another's slot");
             if state.is_written() || state.is_unwanted() {
-                self.leave(number, slot);
+                self.leave(number, slot, Some(self.around.count_eviction()));
                 self.around.free(frame);
                 return Evicted::Freed;
             }
@@ -245,8 +249,8 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     }
 
     /// Takes the folio out of a slot, and frees the slot if nothing else has it.
-    fn leave(self, number: u64, slot: &SwapSlot) {
-        if slot.leave_cache() == Left::Nothing {
+    fn leave(self, number: u64, slot: &SwapSlot, evicted_at: Option<u64>) {
+        if slot.leave_cache(evicted_at) == Left::Nothing {
             self.free_slot(number, slot);
         }
     }

@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn end(table: &SlotTable, number: Slot, slot: &SwapSlot) {
-        slot.leave_cache();
+        slot.leave_cache(None);
         assert_eq!(table.free(number.get(), slot), Some(HERE));
     }
 
