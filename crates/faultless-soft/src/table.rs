@@ -195,16 +195,22 @@ impl Tag {
 /// wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale {
-    /// [`RadixTable::subject`] of the first page.
+    /// The number of the first page.
     first: u64,
     pages: u64,
+    /// The table. `None`: every table of the machine.
+    tag: Option<Tag>,
 }
 
 impl Stale {
     /// Returns whether an access with this `subject` is to one of these pages.
     #[inline]
     fn is_of(self, subject: u64) -> bool {
-        subject.wrapping_sub(self.first) < self.pages
+        let page = subject & (RadixTable::PAGES - 1);
+        // The last number is the subject of a slot that has made no access yet.
+        page.wrapping_sub(self.first) < self.pages
+            && self.tag.is_none_or(|tag| subject & !(RadixTable::PAGES - 1) == tag.0)
+            && subject != u64::MAX
     }
 
     /// Waits for the accesses in `sections` to any of `batch`. A machine with these tables calls it in
@@ -495,14 +501,14 @@ unsafe impl PageTable for RadixTable {
 
     #[inline]
     fn stale(&self, range: PageRange) -> Stale {
-        Stale { first: self.subject(range.start()), pages: range.pages() }
+        Stale { first: range.start().get(), pages: range.pages(), tag: Some(self.tag) }
     }
 
     fn unload(&self, _wait: impl FnMut(u32)) {
         // An access holds a handle of its space, so none is under way.
         #[cfg(debug_assertions)]
         if let Some(processors) = &self.processors {
-            processors.forget_all(self.tag.0);
+            processors.forget_all(self.tag);
         }
     }
 }

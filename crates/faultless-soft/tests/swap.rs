@@ -18,7 +18,7 @@ const FRAMES: u64 = 64;
 const PAGES: u64 = 512;
 
 fn compressed() -> Arc<dyn SwapDevice> {
-    Arc::new(CompressedMemory::new(8192, 8192 * PAGE_SIZE as usize))
+    Arc::new(CompressedMemory::new(8192, 8192 * PAGE_SIZE as usize).unwrap())
 }
 
 /// A real file, which is gone when it is closed.
@@ -54,6 +54,11 @@ impl Numbers {
         self.0 ^= self.0 << 17;
         self.0 % below
     }
+}
+
+fn why(engine: &Engine<Soft>) -> String {
+    let all: Vec<_> = engine.statistics().iter().filter(|(_, n)| *n != 0).map(|(c, n)| format!("{} {n}", c.name())).collect();
+    format!("{:?} {:?} {}", engine.frame_usage(), engine.swap_usage(), all.join(", "))
 }
 
 /// Checks that nothing is left: no frame but the page of zeros, and no slot.
@@ -171,7 +176,7 @@ fn threads_beside_forks() {
                     for round in 1..4_000 {
                         let mine = numbers.next(PAGES / 4);
                         let page = mine * 4 + thread;
-                        let seen = space.load_u64(at(page)).unwrap();
+                        let seen = space.load_u64(at(page)).unwrap_or_else(|e| panic!("{e} {}", why(space.engine())));
                         assert_eq!(seen, stamps[mine as usize], "a store to page {page} was lost");
                         stamps[mine as usize] = round;
                         space.store_u64(at(page), round).unwrap();

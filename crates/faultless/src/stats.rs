@@ -107,6 +107,18 @@ counters! {
     FolioLockWait = "folio_lock_wait_ns",
     /// Anonymous pages that reclaim took out of all entries.
     Reclaimed = "reclaimed",
+    /// Anonymous pages that reclaim looked at.
+    ReclaimLooks = "reclaim_looks",
+    /// Pages that reclaim passed over since they had been used.
+    PassedYoung = "reclaim_passed_young",
+    /// Pages that reclaim passed over since other work was under way on them.
+    PassedBusy = "reclaim_passed_busy",
+    /// Pages that reclaim passed over since their home led to no entry that maps them.
+    PassedLost = "reclaim_passed_lost",
+    /// Pages that reclaim passed over since they are locked or pinned for I/O.
+    PassedHeld = "reclaim_passed_held",
+    /// Pages for which there was no slot, or no place on a device.
+    PassedNoSlot = "reclaim_passed_no_slot",
     /// Copy-on-write breaks that copied the page.
     CowCopies = "cow_copies",
     /// Copy-on-write breaks that reused the page in place.

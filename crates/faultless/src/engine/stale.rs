@@ -14,7 +14,7 @@
 
 use super::Engine;
 use crate::address::{PageNumber, PageRange};
-use crate::host::{Entry, Host, PageTable};
+use crate::host::{Entry, Host, PageTable, ShareLeaves};
 use crate::stats::Counter;
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::plain;
@@ -96,6 +96,13 @@ impl<'a, H: Host> StaleBatch<'a, H> {
         if let Some(range) = self.range.take() {
             self.stale.push(table.stale(range));
         }
+    }
+
+    /// Notes that the entry of `page` was weakened in a leaf table that several spaces share, for a caller in a section: there is
+    /// room for it.
+    pub fn touch_in_all(&mut self, page: PageNumber) {
+        debug_assert!(self.has_room());
+        self.stale.push(<H::Table as PageTable>::Sharing::stale_in_all(PageRange::single(page)));
     }
 
     /// Waits until no processor uses an older translation of the pages of all parts that have ended.

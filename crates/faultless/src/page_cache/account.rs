@@ -5,6 +5,7 @@ use super::memory_queue::MemoryQueue;
 use crate::engine::{Dying, Engine};
 use crate::frame::{Eviction, Reference};
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
+use crate::reclaim::Reclaimed;
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Park, plain};
@@ -33,6 +34,13 @@ const LOOKS: u32 = 2;
 const LOOKS_BESIDE: u32 = 100;
 #[cfg(loom)]
 const LOOKS_BESIDE: u32 = 2;
+
+/// The number of looks while pages are there that reclaim could not take at the moment: another thread has them, or a fork has
+/// stopped the space. Most of these looks sleep.
+#[cfg(not(loom))]
+const LOOKS_DELAYED: u32 = 4096;
+#[cfg(loom)]
+const LOOKS_DELAYED: u32 = 3;
 
 /// The page cache's account, one an engine.
 #[derive(Default)]
@@ -225,13 +233,22 @@ impl<H: Host> Engine<H> {
         })
     }
 
-    /// Makes room after an allocation for `group` failed for the `look`-th time: evicts, or waits for a short time for
-    /// other threads to free memory. Returns `false` if there were enough tries.
-    pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: u32) -> bool {
-        if self.evict(group, FEW) == 0 && self.reclaim_anonymous(FEW) == 0 {
-            self.wait_for_memory(look);
+    /// Makes room after an allocation for `group` failed: evicts, reclaims, or waits for a short time for other threads to free
+    /// memory. `look` counts the calls since one of them has freed a frame. Returns `false` if there were enough.
+    ///
+    /// Another thread may take each frame that this call frees. That is no reason to give up: the memory is in use, not full.
+    pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: &mut u32) -> bool {
+        *look += 1;
+        let mut reclaimed = Reclaimed { freed: self.evict(group, FEW), is_delayed: false };
+        if reclaimed.freed == 0 {
+            reclaimed = self.reclaim_anonymous(FEW);
         }
-        self.looks_on(look)
+        if reclaimed.freed != 0 {
+            *look = 0;
+            return true;
+        }
+        self.wait_for_memory(*look);
+        if reclaimed.is_delayed { *look < LOOKS_DELAYED } else { self.looks_on(*look) }
     }
 
     /// Returns whether look number `look` for memory is not the last one.

@@ -8,6 +8,7 @@
 //! | file | |
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
+//! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
 //! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
 //! | `policy.rs` | the interface of a policy: the order in which pages are tried |
@@ -18,6 +19,7 @@ pub(crate) mod ageing;
 pub(crate) mod policy;
 pub(crate) mod queue;
 pub(crate) mod small_main;
+mod shared_table;
 mod space_head;
 mod walk;
 
@@ -36,11 +38,14 @@ use policy::{Demand, Report};
 use queue::{Distance, Folios, arrive};
 use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim};
+pub(crate) use walk::Reclaimed;
 
 /// The state of an engine's reclaim.
 #[derive(Default)]
 pub(crate) struct Reclaim {
     ageing: Mutex<Ageing<SmallMain>>,
+    /// The number of threads that reclaim. Atomic.
+    reclaimers: plain::AtomicU64,
     /// The number of pages that were evicted. Atomic.
     evictions: plain::AtomicU64,
     /// Whether the last victims are to be taken even if they are young. Atomic; written under the lock of `ageing`.

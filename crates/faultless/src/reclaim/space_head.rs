@@ -31,10 +31,10 @@ pub(crate) enum Refusal {
     Locked,
     /// The page is pinned for I/O.
     Pinned,
-    /// Several spaces share the leaf table.
-    Shared,
     /// The count of the slot is full.
     Full,
+    /// There is no slot, or no place on a device.
+    NoSlot,
 }
 
 /// Takes the page of `victim` out of the entry at `index` of the table with this record, if that entry maps it. See

@@ -17,6 +17,7 @@ use super::space_head::{Found, Refusal, Victim};
 use crate::engine::{Engine, StaleBatch};
 use crate::host::{Frame, Host};
 use crate::stats::Counter;
+use crate::sync::plain::Ordering;
 use crate::tables::places;
 use alloc::sync::Arc;
 
@@ -27,6 +28,16 @@ const LOOKS: u32 = 16;
 /// can be freed, so a search that ends early delays, and loses nothing.
 const RELATIVES: usize = 1000;
 
+/// The outcome of reclaim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reclaimed {
+    /// The number of frames that are free now.
+    pub freed: u64,
+    /// Whether pages are there that could not be taken at the moment: another thread has them or is at work on them, or they are
+    /// being written.
+    pub is_delayed: bool,
+}
+
 /// The outcome of step 3 for a folio.
 enum Unmapped {
     /// No entry maps the folio.
@@ -34,7 +45,7 @@ enum Unmapped {
     /// Some entries name its slot now, and others still map it.
     Some,
     /// No entry was changed.
-    None,
+    None(Refusal),
 }
 
 impl<H: Host> Engine<H> {
@@ -42,29 +53,43 @@ impl<H: Host> Engine<H> {
     /// starts free more when they end. Waits for processors that have old translations, and for nothing else.
     ///
     /// The caller is in no section and has announced nothing.
-    pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> u64 {
-        let (mut freed, mut looks) = (0, 0);
-        while self.has_swap() && freed < wanted && looks < LOOKS {
+    pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> Reclaimed {
+        let mut sum = Reclaimed::default();
+        if !self.has_swap() {
+            return sum;
+        }
+        // Those whose batches are under way have taken pages off the queues.
+        let mut others = self.reclaim.reclaimers.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..LOOKS {
             let mut frames = [self.zero_frame(); BATCH];
             let count = self.next_victims(&mut frames);
             if count == 0 {
                 break;
             }
-            looks += 1;
-            freed += self.reclaim_batch(&mut frames[..count]);
+            self.counters().add(Counter::ReclaimLooks, count as u64);
+            let batch = self.reclaim_batch(&mut frames[..count]);
+            sum.freed += batch.freed;
+            sum.is_delayed |= batch.is_delayed;
+            if sum.freed >= wanted {
+                break;
+            }
         }
-        freed
+        others = others.max(self.reclaim.reclaimers.fetch_sub(1, Ordering::Relaxed) - 1);
+        sum.is_delayed |= others != 0;
+        sum
     }
 
-    /// Does steps 1 to 5 for the folios of `frames`. Returns the number of frames that are free now.
-    fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> u64 {
+    /// Does steps 1 to 5 for the folios of `frames`.
+    fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> Reclaimed {
+        let mut is_delayed = false;
         let mut stale = StaleBatch::open(self);
         // The folios to be written or freed come first, then those that are only to be let go.
         let (mut out, mut kept) = (0, 0);
         for i in 0..frames.len() {
             let frame = frames[i];
             if !self.folio(frame).try_isolate() {
-                self.report(frame, Report::Busy);
+                is_delayed = true;
+                self.pass_over(frame, Refusal::Busy);
                 continue;
             }
             let unmapped = self.unmap(frame, &mut stale);
@@ -79,7 +104,10 @@ impl<H: Host> Engine<H> {
                     frames[out + kept] = frame;
                     kept += 1;
                 }
-                Unmapped::None => self.end_isolation(frame),
+                Unmapped::None(refusal) => {
+                    is_delayed |= refusal == Refusal::Busy;
+                    self.end_isolation(frame);
+                }
             }
         }
         // Rule S4: folios are isolated until no processor has an old translation.
@@ -93,7 +121,20 @@ impl<H: Host> Engine<H> {
             let is_free = self.folio(*frame).is_free();
             self.report(*frame, if is_free { Report::Freed } else { Report::Taken });
         }
-        written.freed as u64
+        Reclaimed { freed: written.freed as u64, is_delayed: is_delayed || written.started != 0 }
+    }
+
+    /// Reports and counts a folio that stays.
+    fn pass_over(&self, frame: Frame, refusal: Refusal) {
+        let (report, counter) = match refusal {
+            Refusal::Young => (Report::Young, Counter::PassedYoung),
+            Refusal::Busy => (Report::Busy, Counter::PassedBusy),
+            Refusal::Gone => (Report::Busy, Counter::PassedLost),
+            Refusal::Locked | Refusal::Pinned => (Report::Busy, Counter::PassedHeld),
+            Refusal::Full | Refusal::NoSlot => (Report::Shared, Counter::PassedNoSlot),
+        };
+        self.counters().add(counter, 1);
+        self.report(frame, report);
     }
 
     /// Lets an isolated folio go, and drops its pin.
@@ -106,8 +147,8 @@ impl<H: Host> Engine<H> {
     fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
         let Some((slot, generation)) = self.attach_slot(frame) else {
-            self.report(frame, Report::Busy);
-            return Unmapped::None;
+            self.pass_over(frame, Refusal::NoSlot);
+            return Unmapped::None(Refusal::NoSlot);
         };
         let victim = Victim { frame, slot, generation };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
@@ -121,7 +162,7 @@ impl<H: Host> Engine<H> {
                     }
                     let took = match Found::by_record(record, &section) {
                         Some(space) => space.take(places.index, victim, stale),
-                        None => Err(Refusal::Shared),
+                        None => self.take_shared(record, places.index, victim, stale),
                     };
                     match took {
                         Ok(()) => taken += 1,
@@ -138,14 +179,7 @@ impl<H: Host> Engine<H> {
         if is_unmapped {
             return Unmapped::All;
         }
-        self.report(
-            frame,
-            match refusal {
-                Refusal::Young => Report::Young,
-                Refusal::Shared | Refusal::Full => Report::Shared,
-                Refusal::Gone | Refusal::Busy | Refusal::Locked | Refusal::Pinned => Report::Busy,
-            },
-        );
+        self.pass_over(frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }
@@ -153,6 +187,6 @@ impl<H: Host> Engine<H> {
         if self.slot_count(slot) == 0 {
             self.take_out(frame);
         }
-        Unmapped::None
+        Unmapped::None(refusal)
     }
 }

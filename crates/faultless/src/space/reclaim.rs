@@ -47,7 +47,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         let _inside = D::inside(&self.lock, engine, view, page, attempt).map_err(|_| Refusal::Busy)?;
         let leaf = self.table.leaf(section, page).ok_or(Refusal::Gone)?;
         if self.table.is_shared(leaf) {
-            return Err(Refusal::Shared);
+            // It has become shared since its record was read.
+            return Err(Refusal::Busy);
         }
         let seen = self.table.load(leaf, page);
         if seen.kind() != EntryKind::Page(victim.frame) {

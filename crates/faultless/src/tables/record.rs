@@ -186,6 +186,14 @@ impl LeafRecord {
         self.others.load(Ordering::Acquire)
     }
 
+    /// Tries to lock the record of a leaf that several spaces have. `None` if one space has it, or another thread has the lock.
+    /// While the value lives, no space shares, leaves or takes over the leaf, and only processors write its entries.
+    pub(crate) fn try_lock_shared(&self) -> Option<Locked<'_>> {
+        let locked = self.try_lock()?;
+        // Under the lock this is certain.
+        (self.space.load(Ordering::Relaxed) == SHARED).then_some(locked)
+    }
+
     /// Tries to take the record's lock. Acquire, partner: [`Locked`]'s Release.
     pub(super) fn try_lock(&self) -> Option<Locked<'_>> {
         self.life.touch();
@@ -202,7 +210,7 @@ impl Default for LeafRecord {
 }
 
 /// A locked record: no other thread shares, leaves or takes over the leaf table now. Dropping it unlocks.
-pub(super) struct Locked<'a>(&'a LeafRecord);
+pub(crate) struct Locked<'a>(&'a LeafRecord);
 
 impl<'a> Locked<'a> {
     /// Returns the number of other tables that have the leaf, as [`LeafRecord::others`] does.

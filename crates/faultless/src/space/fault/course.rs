@@ -61,7 +61,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(())
             }
             Step::NeedMemory => {
-                course.look += 1;
                 self.make_room((address, access), course, pending)
             }
             Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
@@ -90,7 +89,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ) -> Result<(), FaultError> {
         let engine = &self.0.engine;
         let transfers = engine.wait_for_transfers();
-        if !engine.make_room(GroupId::ROOT, course.look) {
+        if !engine.make_room(GroupId::ROOT, &mut course.look) {
             // The state is dropped before the design is asked for it again.
             course.kept = None;
             self.refuse_for_memory(address, access);
@@ -123,7 +122,6 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Cached::Absent => {
                 let frames = engine.frames();
                 let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else {
-                    course.look += 1;
                     return self.make_room((address, access), course, pending);
                 };
                 let shadow = engine.slot_shadow(name.slot);

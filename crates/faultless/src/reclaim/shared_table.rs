@@ -1,0 +1,72 @@
+//! Taking a page out of a leaf table that several spaces share: one change takes it from all of them.
+//!
+//! No thread announces in such a table. Under the lock of its record, nobody shares, leaves or takes over the table, and only
+//! processors write its entries: they set accessed bits. A table under a locked mapping is not shared (rule H6), so no mapping is
+//! looked up.
+
+use super::space_head::{Refusal, Victim};
+use crate::engine::{Engine, StaleBatch};
+use crate::host::{Entry, EntryKind, Host, PageTable, ShareLeaves};
+use crate::tables::{Home, LeafRecord};
+
+impl<H: Host> Engine<H> {
+    /// Tries to take the page of `victim` out of entry `index` of the shared leaf table with `record`, which was found in the present
+    /// section. Waits for nothing. If it does, the entry names the slot, the slot counts one more entry, the mapping is dropped, and
+    /// the page is noted in `stale`.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the entry is as before, but for its accessed bit.
+    pub(super) fn take_shared(
+        &self,
+        record: &LeafRecord,
+        index: u64,
+        victim: Victim,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Result<(), Refusal> {
+        let Some(_locked) = record.try_lock_shared() else { return Err(Refusal::Busy) };
+        let mut seen = load::<H>(record, index);
+        if seen.kind() != EntryKind::Page(victim.frame) {
+            return Err(Refusal::Gone);
+        }
+        // Page work that came before the table was shared lets go without a change.
+        if seen.is_announced() {
+            return Err(Refusal::Busy);
+        }
+        while seen.has(Entry::ACCESSED) && !self.takes_young() {
+            match exchange::<H>(record, index, seen, seen.without(Entry::ACCESSED)) {
+                Ok(()) => return Err(Refusal::Young),
+                Err(now) => seen = now,
+            }
+        }
+        let folio = self.folio(victim.frame);
+        if !folio.is_of_slot(victim.slot) {
+            return Err(Refusal::Gone);
+        }
+        if !self.try_count_slot(victim.slot, victim.generation) {
+            return Err(Refusal::Full);
+        }
+        folio.leave_home(|| (Home::of_entry(record, index), Home::of_relatives(record, index)));
+        // The pin of the caller keeps the folio.
+        let _ = folio.end_mapping();
+        loop {
+            let gone = Entry::swapped(victim.slot, victim.generation, seen.bits());
+            match exchange::<H>(record, index, seen, gone) {
+                Ok(()) => break,
+                // A processor has used the page.
+                Err(now) => seen = now,
+            }
+        }
+        stale.touch_in_all(crate::address::PageNumber::new(record.first() + index));
+        Ok(())
+    }
+}
+
+fn load<H: Host>(record: &LeafRecord, index: u64) -> Entry {
+    // SAFETY: the caller of `take_shared` has found the record in its section; the table has the index.
+    unsafe { <H::Table as PageTable>::Sharing::load_by_record(record, index) }
+}
+
+fn exchange<H: Host>(record: &LeafRecord, index: u64, seen: Entry, new: Entry) -> Result<(), Entry> {
+    // SAFETY: as above, and `take_shared` holds the lock. The frame is freed after the invalidation of the batch.
+    unsafe { <H::Table as PageTable>::Sharing::exchange_by_record(record, index, seen, new) }
+}
