@@ -147,7 +147,7 @@ unsafe impl PageTable for NoTable {
     unsafe fn fill(&self, (): (), _: PageNumber, _: Entry) {
         match *self {}
     }
-    fn record<'s>(&'s self, (): ()) -> &'s LeafRecord {
+    fn record(&self, (): ()) -> &LeafRecord {
         match *self {}
     }
     fn next_leaf(&self, _: &impl Stable, _: PageRange) -> Option<PageNumber> {
