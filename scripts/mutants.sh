@@ -88,6 +88,12 @@ popped_after_the_look    | faultless      | lib | a_life_that_begins_while_its_f
 relinked_by_a_store      | faultless      | lib | a_life_that_begins_while_its_frame_is_gathered | pages in the queues
 looks_before_it_notes    | faultless-soft | loom_waits | a_wait_for_a_place_against_ | deadlock
 wakes_before_the_place   | faultless-soft | loom_waits | a_wait_for_a_place_against_an_unpin | deadlock
+unpin_without_fence      | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
+unwant_without_fence     | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
+write_without_generation | faultless      | lib | a_write_beside_the_next_life | (an older write came late|taken for written)
+no_recheck_of_slot       | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
+reads_beside_an_eviction | faultless      | lib | a_read_beside_an_eviction | mark and folio differ
+no_look_after_the_freeze | faultless      | lib | a_page_that_is_wanted_again | a page is lost that an entry wants
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

@@ -73,6 +73,7 @@
 //! * *Guard page*: an entry that names no frame and refuses accesses ([`host::Entry::GUARD`]); its mapping is not split.
 //! * *Pending fault*: a fault that waits. *Record*, [`vma::AnonRecord`]: whether a mapping has anonymous pages,
 //!   and the number by which Linux's rules of merging go.
+//! * *Slot*: the place in swap space of a page's bytes while no frame has them. *Attached*: said of the folio that has a slot's bytes.
 //! * *Home*: the table entry, or the family of leaf tables, that an anonymous folio names as its mapping (docs/home.md).
 //!
 //! # Lock order
@@ -87,7 +88,7 @@
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
 //! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
-//! folios; a slot's list of retired things; a queue of sleeping threads. A handle's account is taken before its file's errors.
+//! folios; a slot's list of retired things; a queue of sleeping threads; the locks of a swap device in compressed memory. A handle's account is taken before its file's errors.
 //! ```
 //! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there.
 //!
@@ -141,6 +142,8 @@
 //! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | a page that is being read is not used, a page that is being written is not written by others; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
 //! | `host/std_host.rs` | frames and tables are as `Host` demands | the implementation of `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
+//! | `swap/`: `once_box.rs`, `table.rs` | a filled box stays; memory of zeros is an empty chunk | the place is filled once, and goes with the engine; slots and places are atomic numbers |
+//! | `swap/transfer.rs` | a page that is being read is not used, a page that is being written is not written by others | READING and WRITEBACK: a table in that module says which |
 //! | `store/transfer.rs` | the memory of a transfer, whose pages do not overlap | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |
 //!

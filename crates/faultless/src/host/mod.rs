@@ -406,7 +406,8 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     /// initialised bytes, aligned to eight. The pointer is valid until the frame is freed or a processor may write it.
     ///
     /// # Safety
-    /// The frame is given out. The caller has it alone, or it is a page of a file that no code may write.
+    /// The frame is given out. The caller has it alone, or it is a page that no code may write: of a file, or an anonymous page that
+    /// is unmapped and invalidated.
     unsafe fn memory(&self, frame: Frame) -> core::ptr::NonNull<u8>;
 
     /// Copies bytes out of a frame that processors may be using, each byte atomically, up to the page's end. Returns the number

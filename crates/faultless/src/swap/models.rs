@@ -126,6 +126,29 @@ fn the_last_entry_and_the_last_pin() {
     });
 }
 
+/// An entry that shared the page goes, as the last that names the slot. Meanwhile reclaim takes the last mapping and names the slot
+/// again: the page stays.
+#[test]
+fn a_page_that_is_wanted_again() {
+    check(4, || {
+        let world = Arc::new(World::new());
+        let (number, slot, generation) = world.attach(1);
+        assert!(world.folio(frame(0)).try_map_pinned());
+        let theirs = world.clone();
+        let thread = spawn(move || {
+            let slot = theirs.slots.get(number.get()).expect("it is there");
+            theirs.steps().put(number.get(), slot);
+        });
+        assert!(slot.try_count(generation));
+        assert!(!world.folio(frame(0)).put(Reference::Mapping));
+        world.steps().unpin(frame(0));
+        thread.join().expect("no panic");
+        assert!(!world.is_free(frame(0)), "a page is lost that an entry wants");
+        world.steps().put(number.get(), slot);
+        world.check_that_all_is_free(&[0]);
+    });
+}
+
 /// While a thread looks at a folio that it has dropped, the page is taken out of its slot and freed, and frame and slot have their
 /// next lives together. An entry names the slot in its next life, so the page stays.
 #[test]

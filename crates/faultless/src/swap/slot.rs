@@ -261,7 +261,7 @@ impl SwapSlot {
     fn may_read(&self, state: State, generation: u16) -> Result<(), NotBegun> {
         if state.count() == 0 || state.generation() != generation {
             Err(NotBegun::Gone)
-        } else if state.is_in_cache() {
+        } else if state.is_in_cache() && !(mutant!("reads_beside_an_eviction") && self.attached().is_none()) {
             Err(NotBegun::InCache)
         } else if state.is_poisoned() || !state.is_written() {
             Err(NotBegun::Poisoned)

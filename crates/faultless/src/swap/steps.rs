@@ -138,7 +138,8 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             // The slot and the folio may both be in their next lives. An entry comes only through a pin or a mapping of the folio, of
             // which there are none now.
             let is_ours = self.is_attached(number, slot, frame);
-            if is_ours && slot.state().is_unwanted() {
+            let is_certain = mutant!("no_look_after_the_freeze");
+            if is_certain || is_ours && slot.state().is_unwanted() {
                 self.leave(number, slot, None);
                 return self.around.free(frame);
             }

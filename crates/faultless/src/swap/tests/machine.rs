@@ -147,7 +147,7 @@ unsafe impl PageTable for NoTable {
     unsafe fn fill(&self, (): (), _: PageNumber, _: Entry) {
         match *self {}
     }
-    fn record<'s>(&'s self, (): ()) -> &'s LeafRecord {
+    fn record(&self, (): ()) -> &LeafRecord {
         match *self {}
     }
     fn next_leaf(&self, _: &impl Stable, _: PageRange) -> Option<PageNumber> {
@@ -209,10 +209,24 @@ impl World {
         Self(engine)
     }
 
+    /// Takes a frame, and waits for writes if there is none.
+    fn frame(&self) -> Frame {
+        let transfers = || self.0.cache.transfers.load(crate::sync::plain::Ordering::Relaxed);
+        loop {
+            // Looked at first: a write that ends in between has freed its frame.
+            let is_idle = transfers() == 0;
+            match self.0.frames().allocate(GroupId::ROOT, FrameUse::Anonymous) {
+                Some(frame) => return frame,
+                None => assert!(!is_idle, "frames are lost"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Returns a frame of a page that was unmapped and is pinned and isolated.
     pub(super) fn page(&self, bytes: &[u8; PAGE]) -> Frame {
         let frames = self.0.frames();
-        let frame = frames.allocate(GroupId::ROOT, FrameUse::Anonymous).unwrap();
+        let frame = self.frame();
         frames.write(frame, 0, bytes);
         self.0.folio(frame).begin_unmapped();
         assert!(self.0.folio(frame).try_isolate());
@@ -248,7 +262,7 @@ impl World {
                 Cached::Pinned(frame) => break frame,
                 Cached::Busy => std::thread::yield_now(),
                 Cached::Absent => {
-                    let new = self.0.frames().allocate(GroupId::ROOT, FrameUse::Anonymous).unwrap();
+                    let new = self.frame();
                     match self.0.begin_swap_in(slot, generation, new) {
                         SwapIn::Started => break new,
                         SwapIn::Lost => {}

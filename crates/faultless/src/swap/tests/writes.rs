@@ -105,7 +105,7 @@ fn three_failures_in_a_row_end_a_device() {
 #[test]
 fn failures_that_are_not_in_a_row_do_not_end_a_device() {
     let failing = failing(64, Failure::Once(1), EIO);
-    let world = World::new(&[failing.clone()]);
+    let world = World::new(&[failing.clone() as Arc<dyn SwapDevice>]);
     let slots: Vec<_> = (0..6)
         .map(|number| {
             let store = failing.store();
