@@ -2,7 +2,7 @@
 
 use super::ageing::{Ageing, BATCH, PASSES};
 use super::policy::{Demand, ReclaimPolicy, Report, Shadow};
-use super::queue::{Claimed, Distance, Folios, Gathered, Queue, arrive};
+use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
 use super::small_main::SmallMain;
 use crate::frame::{Folio, Reference};
 use crate::host::Frame;
@@ -136,8 +136,8 @@ impl<P: ReclaimPolicy> Cache for Machine<P> {
         let distance = self.shadows.remove(&page).map(|shadow| Distance::of(self.evictions - shadow.get()));
         let folio = &self.frames.0[number];
         folio.begin_anonymous(Home::NONE);
-        let stack = self.sections.arrivals(slot(0));
-        arrive(stack, folio, frame(number), distance.unwrap_or(Distance::NEW));
+        let arrivals = self.sections.arrivals(slot(0));
+        arrivals.push(folio, frame(number), distance.unwrap_or(Distance::NEW));
         self.pages[number] = Some((page, true));
         self.places.insert(page, number);
         false
@@ -247,7 +247,7 @@ fn pages_that_are_always_young_are_demanded<P: ReclaimPolicy>(pages: usize) {
     let (frames, sections, mut ageing) = (Frames::new(pages), Sections::new(), Ageing::<P>::default());
     for number in 0..pages {
         frames.0[number].begin_anonymous(Home::NONE);
-        arrive(sections.arrivals(slot(0)), &frames.0[number], frame(number), Distance::NEW);
+        sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
     }
     let (mut batch, mut offers) = ([frame(0); BATCH], 0);
     let demanded = loop {
@@ -300,7 +300,7 @@ fn a_frame_is_in_one_queue_and_in_order() {
     let begin = |number: usize, of| {
         frames.0[number].begin_anonymous(Home::NONE);
         let distance = if number == 3 { Distance::of(9) } else { Distance::NEW };
-        arrive(sections.arrivals(slot(of)), &frames.0[number], frame(number), distance);
+        sections.arrivals(slot(of)).push(&frames.0[number], frame(number), distance);
     };
     [2, 0, 3].into_iter().for_each(|number| begin(number, 0));
     assert!(frames.0[0].put(Reference::Mapping) && frames.0[2].put(Reference::Mapping));
@@ -350,7 +350,7 @@ fn many_threads_lose_nothing_and_double_nothing() {
                     let folio = &frames.0[number];
                     if folio.is_free() {
                         folio.begin_anonymous(Home::NONE);
-                        arrive(sections.arrivals(slot(thread as u32)), folio, frame(number), Distance::NEW);
+                        sections.arrivals(slot(thread as u32)).push(folio, frame(number), Distance::NEW);
                     } else {
                         assert!(folio.put(Reference::Mapping));
                     }
@@ -388,7 +388,7 @@ fn many_threads_lose_nothing_and_double_nothing() {
 fn arrivals_of_a_thread_that_has_ended_are_gathered() {
     let (frames, sections) = (Frames::new(1), Sections::new());
     frames.0[0].begin_anonymous(Home::NONE);
-    arrive(sections.arrivals(slot(5)), &frames.0[0], frame(0), Distance::NEW);
+    sections.arrivals(slot(5)).push(&frames.0[0], frame(0), Distance::NEW);
     // SAFETY: no other thread has these sections, and there is no section.
     unsafe { sections.unlist(slot(5)) };
     let (mut ageing, mut batch) = (Ageing::<SmallMain>::default(), [frame(7); BATCH]);
