@@ -5,12 +5,14 @@
 //! | [`queue`] | stacks of arrivals and queues, linked through the folios |
 //! | [`policy`] | the interface of a policy: the order in which pages are tried |
 //! | [`small_main`] | the default policy |
+//! | [`generations`] | a policy for comparison, which no engine uses yet |
 //! | [`ageing`] | gathers arrivals, asks the policy, takes reports |
 //!
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 #![allow(dead_code, reason = "the walk that takes pages is not there yet")]
 
 pub(crate) mod ageing;
+pub(crate) mod generations;
 pub(crate) mod policy;
 pub(crate) mod queue;
 pub(crate) mod small_main;
