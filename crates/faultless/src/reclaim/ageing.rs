@@ -91,8 +91,8 @@ impl<P: ReclaimPolicy> Ageing<P> {
     /// Puts the arrivals of all slots into the policy's queues, also of slots whose threads have ended.
     fn gather(&mut self, folios: &impl Folios, sections: &Sections) {
         self.looks_since_gathering = 0;
-        sections.each_arrivals(|stack| {
-            let mut gathered = Gathered::from(stack, folios);
+        sections.each_arrivals(|arrivals| {
+            let mut gathered = Gathered::from(arrivals, folios);
             while let Some((frame, distance)) = gathered.next(folios) {
                 self.policy.arrived(folios, frame, distance);
             }

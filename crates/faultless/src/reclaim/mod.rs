@@ -13,9 +13,13 @@
 //! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
 //! | `policy.rs` | the interface of a policy: the order in which pages are tried |
 //! | `small_main.rs` | the default policy |
+//! | `generations.rs` | a policy for comparison, which no engine uses yet |
 //! | `queue.rs` | stacks of arrivals and queues, linked through the folios |
+//!
+//! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
+pub(crate) mod generations;
 pub(crate) mod policy;
 pub(crate) mod queue;
 pub(crate) mod small_main;
@@ -35,7 +39,7 @@ use crate::sync::{Mutex, Section, plain};
 use ageing::{Ageing, BATCH};
 pub(crate) use policy::Shadow;
 use policy::{Demand, Report};
-use queue::{Distance, Folios, arrive};
+use queue::{Distance, Folios};
 use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim};
 pub(crate) use walk::Reclaimed;
@@ -61,17 +65,18 @@ impl<H: Host> Folios for Engine<H> {
 
 impl<H: Host> Engine<H> {
     /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy. Called in the fault's section, if
-    /// [`Engine::reclaims`]. The frame may be free again by now.
+    /// [`Engine::reclaims`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
     #[inline]
-    pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame) {
-        arrive(section.arrivals(), self.folio(frame), frame, Distance::NEW);
+    pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame, folio: &Folio) {
+        debug_assert!(core::ptr::eq(folio, self.folio(frame)), "the folio of another frame");
+        section.arrivals().push(folio, frame, Distance::NEW);
     }
 
     /// Notes an anonymous page as [`Engine::arrived`] does, if the engine reclaims. For a caller in no section.
     pub(crate) fn arrived_outside(&self, frame: Frame) {
         if self.reclaims() {
             let (slot, _guard) = self.host().slots().pin();
-            arrive(self.sections().arrivals(slot), self.folio(frame), frame, Distance::NEW);
+            self.sections().arrivals(slot).push(self.folio(frame), frame, Distance::NEW);
         }
     }
 
@@ -81,7 +86,7 @@ impl<H: Host> Engine<H> {
         let evictions = self.reclaim.evictions.load(plain::Ordering::Relaxed);
         let distance = Distance::of(evictions.saturating_sub(shadow.get()));
         let (slot, _guard) = self.host().slots().pin();
-        arrive(self.sections().arrivals(slot), self.folio(frame), frame, distance);
+        self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
     }
 
     /// Counts an eviction, and returns the shadow that the page's slot keeps. Called once for each page whose frame is freed
@@ -119,5 +124,20 @@ impl<H: Host> Engine<H> {
         if matches!(report, Report::Taken | Report::Freed) {
             self.reclaim.takes_young.store(false, plain::Ordering::Relaxed);
         }
+    }
+
+    /// Makes faults put pages into reclaim's queues, as an engine that can swap does. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn queue_pages_for_reclaim(&self) {
+        self.start_reclaim();
+    }
+
+    /// Returns the frames that reclaim would try, in its order, and puts them back. At most 64 of them. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn frames_for_reclaim(&self) -> alloc::vec::Vec<Frame> {
+        let mut batch = [self.zero_frame(); BATCH];
+        let count = self.next_victims(&mut batch);
+        batch[..count].iter().for_each(|frame| self.report(*frame, Report::Busy));
+        batch[..count].to_vec()
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p faultless --lib --profile checked reclaim`
 
-use super::queue::{Claimed, Distance, Folios, Gathered, Queue, arrive};
+use super::queue::{Arrivals, Claimed, Distance, Folios, Gathered, Queue};
 use crate::frame::{Folio, Reference};
 use crate::host::Frame;
-use crate::sync::atomic::AtomicU64;
 use crate::tables::Home;
 use loom::thread;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use std::sync::Arc;
 /// A machine with two frames and two slots.
 struct Machine {
     folios: [Folio; 2],
-    stacks: [AtomicU64; 2],
+    arrivals: [Arrivals; 2],
 }
 
 impl Folios for Machine {
@@ -24,10 +23,7 @@ impl Folios for Machine {
 
 impl Machine {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            folios: [Folio::new(), Folio::new()],
-            stacks: [AtomicU64::new(0), AtomicU64::new(0)],
-        })
+        Arc::new(Self { folios: [Folio::new(), Folio::new()], arrivals: [Arrivals::new(), Arrivals::new()] })
     }
 
     /// Begins a life of `frame` as an anonymous page.
@@ -37,7 +33,7 @@ impl Machine {
 
     fn arrive(&self, slot: usize, frame: u64) {
         let folio = &self.folios[frame as usize];
-        arrive(&self.stacks[slot], folio, Frame::new(frame).unwrap(), Distance::NEW);
+        self.arrivals[slot].push(folio, Frame::new(frame).unwrap(), Distance::NEW);
     }
 
     fn free(&self, frame: u64) {
@@ -45,7 +41,7 @@ impl Machine {
     }
 
     fn gather(&self, slot: usize, queue: &mut Queue) {
-        let mut gathered = Gathered::from(&self.stacks[slot], self);
+        let mut gathered = Gathered::from(&self.arrivals[slot], self);
         while let Some((frame, _)) = gathered.next(self) {
             queue.push(self, frame);
         }

@@ -1,9 +1,9 @@
 //! Queues of frames for reclaim: stacks of arrivals, one in each thread's slot, and the queues of a policy.
 //!
 //! ```text
-//!  fault ─ arrive ─► the stack of its slot ─┐
-//!  fault ─ arrive ─► the stack of its slot ─┴─ gather, oldest first ─► a queue ─ take ─► reclaim ─ claim ─► a queue
-//!  └──────── no lock ──────────────────────┘  └────────────────── under the lock of `Ageing` ───────────────────┘
+//!  fault ─ push ─► arrivals of its slot ─┐
+//!  fault ─ push ─► arrivals of its slot ─┴─ gather, oldest first ─► a queue ─ take ─► reclaim ─ claim ─► a queue
+//!  └──────── no lock ───────────────────┘  └────────────────── under the lock of `Ageing` ───────────────────┘
 //! ```
 //! All are linked through one word of the folio, its *link*:
 //!
@@ -11,8 +11,8 @@
 //! |---|---|
 //! | 0–40 | the number of the next frame, plus one; 0: none |
 //! | 41–60 | of an arrival: the distance of its refault, rounded ([`Distance`]); 0: the page is new |
-//! | 61–62 | of a frame that was taken: the queue that it came from, a number of the policy's |
-//! | 63 | QUEUED: the frame is in a stack or a queue, or a thread is about to put it there |
+//! | 61 | QUEUED: the frame is in a stack or a queue, or a thread is about to put it there |
+//! | 62–63 | of a frame that was taken: the queue that it came from, a number of the policy's |
 //!
 //! **A frame is in one place.** The thread that sets QUEUED puts the frame into a stack or a queue ([`Claimed`]). Every other
 //! thread finds QUEUED set and does nothing.
@@ -31,8 +31,9 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 const NEXT: u64 = (1 << 41) - 1;
 const DISTANCE: u32 = 41;
-const ORIGIN: u32 = 61;
-const QUEUED: u64 = 1 << 63;
+/// Not the highest bit: compilers for x86-64 would set that by a loop, and this one by one instruction.
+const QUEUED: u64 = 1 << 61;
+const ORIGIN: u32 = 62;
 const _: () = assert!(Frame::COUNT <= NEXT);
 
 fn number(frame: Frame) -> u64 {
@@ -84,37 +85,54 @@ impl Distance {
     }
 
     fn of_link(link: u64) -> Self {
-        Self((link >> DISTANCE) & ((1 << (ORIGIN - DISTANCE)) - 1))
+        Self((link >> DISTANCE) & ((QUEUED >> DISTANCE) - 1))
     }
 }
 
-/// Puts `frame` on `stack`, the arrivals of this thread's slot, unless it is in a stack or a queue already. The caller has stored
-/// the folio's word (Release). The frame may be free again by now, or in its next life. Waits for nothing: the caller may be in
-/// a section.
-///
-/// In the usual case this is two locked instructions on lines that the fault has just written, or one if the frame is in a queue
-/// since its last life.
-#[inline]
-pub(crate) fn arrive(stack: &AtomicU64, folio: &Folio, frame: Frame, distance: Distance) {
-    let link = folio.link();
-    let mut head = stack.load(Ordering::Relaxed);
-    let mut new = QUEUED | distance.in_link() | head;
-    // The load only saves the exchange, which fails for a queued frame.
-    let is_claimed = link.load(Ordering::Relaxed) == 0
-        && link.compare_exchange(0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    if !is_claimed {
-        // Partner: `take`, see the module. This leaves the place of a queued frame as it is.
-        if link.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED != 0 {
-            return;
-        }
-        link.swap(new, Ordering::AcqRel);
+/// The arrivals of one slot: the frames in which its thread has installed anonymous pages, until reclaim gathers them. Atomic.
+/// The number of the youngest frame, plus one, with QUEUED, so that the word is that frame's link's value to be. The slot's
+/// thread pushes; reclaim takes all.
+#[derive(Debug)]
+pub(crate) struct Arrivals(AtomicU64);
+
+impl Arrivals {
+    const EMPTY: u64 = QUEUED;
+
+    /// Makes an empty stack.
+    pub fn new() -> Self {
+        Self(AtomicU64::new(Self::EMPTY))
     }
-    // Release, partner: the swap of the gatherer, which follows the links.
-    while let Err(now) = stack.compare_exchange(head, number(frame), Ordering::Release, Ordering::Relaxed) {
-        // The gatherer has emptied the stack.
-        head = now;
-        new = QUEUED | distance.in_link() | head;
-        link.swap(new, Ordering::AcqRel);
+
+    /// Puts `frame` on this stack, which is of this thread's slot, unless the frame is in a stack or a queue already. The caller
+    /// has stored the folio's word. The frame may be free again by now, or in its next life. Waits for nothing: the caller may be
+    /// in a section.
+    ///
+    /// For a frame in no queue, these are two locked instructions on lines that the fault has just written. For a frame that is
+    /// in a queue since its last life, it is one.
+    #[inline]
+    pub fn push(&self, folio: &Folio, frame: Frame, distance: Distance) {
+        let link = folio.link();
+        let mut youngest = self.0.load(Ordering::Relaxed);
+        // The load only saves the exchange, which fails for a queued frame.
+        let is_claimed = link.load(Ordering::Relaxed) == 0
+            && link
+                .compare_exchange(0, youngest | distance.in_link(), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok();
+        if !is_claimed {
+            // Partner: `take`, see the module. This leaves the place of a queued frame as it is.
+            if link.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED != 0 {
+                return;
+            }
+            link.swap(youngest | distance.in_link(), Ordering::AcqRel);
+        }
+        // Release, partner: the swap in `Gathered::from`, which follows the links.
+        // A sum: one instruction less than `|`.
+        let new = QUEUED + number(frame);
+        while let Err(now) = self.0.compare_exchange(youngest, new, Ordering::Release, Ordering::Relaxed) {
+            // Reclaim has emptied the stack.
+            youngest = now;
+            link.swap(youngest | distance.in_link(), Ordering::AcqRel);
+        }
     }
 }
 
@@ -141,10 +159,11 @@ impl Claimed {
 pub(crate) struct Gathered(u64);
 
 impl Gathered {
-    /// Takes all arrivals off `stack`. [`Gathered::next`] returns them, the oldest first.
-    pub fn from(stack: &AtomicU64, folios: &impl Folios) -> Self {
-        // The chain begins with the youngest. Acquire, partner: `arrive`.
-        let (mut frame, mut younger) = (frame_of(stack.swap(0, Ordering::Acquire)), 0);
+    /// Takes all `arrivals`. [`Gathered::next`] returns them, the oldest first.
+    pub fn from(arrivals: &Arrivals, folios: &impl Folios) -> Self {
+        // The chain begins with the youngest. Acquire, partner: `Arrivals::push`.
+        let youngest = arrivals.0.swap(Arrivals::EMPTY, Ordering::Acquire);
+        let (mut frame, mut younger) = (frame_of(youngest), 0);
         while let Some(arrived) = frame {
             let link = folios.link(arrived);
             let old = link.load(Ordering::Relaxed);
@@ -211,7 +230,7 @@ impl Queue {
         let frame = frame_of(self.first)?;
         let folio = folios.folio(frame);
         let early = if mutant!("popped_after_the_look") { Some(folio.uses()) } else { None };
-        // Partner: `arrive`, see the module.
+        // Partner: `Arrivals::push`, see the module.
         let link = folio.link().swap(origin << ORIGIN, Ordering::AcqRel);
         self.first = link & NEXT;
         if self.first == 0 {

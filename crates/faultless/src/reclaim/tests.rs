@@ -1,8 +1,9 @@
 //! Policies on traces, without an engine, and queues with many threads.
 
 use super::ageing::{Ageing, BATCH, PASSES};
+use super::generations::Generations;
 use super::policy::{Demand, ReclaimPolicy, Report, Shadow};
-use super::queue::{Claimed, Distance, Folios, Gathered, Queue, arrive};
+use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
 use super::small_main::SmallMain;
 use crate::frame::{Folio, Reference};
 use crate::host::Frame;
@@ -136,8 +137,8 @@ impl<P: ReclaimPolicy> Cache for Machine<P> {
         let distance = self.shadows.remove(&page).map(|shadow| Distance::of(self.evictions - shadow.get()));
         let folio = &self.frames.0[number];
         folio.begin_anonymous(Home::NONE);
-        let stack = self.sections.arrivals(slot(0));
-        arrive(stack, folio, frame(number), distance.unwrap_or(Distance::NEW));
+        let arrivals = self.sections.arrivals(slot(0));
+        arrivals.push(folio, frame(number), distance.unwrap_or(Distance::NEW));
         self.pages[number] = Some((page, true));
         self.places.insert(page, number);
         false
@@ -207,6 +208,8 @@ fn a_scan_does_not_displace_a_loop_that_fits() {
     let ours = hits_on_a_loop_beside_a_scan(&mut Machine::<SmallMain>::new(1000));
     let plain = hits_on_a_loop_beside_a_scan(&mut fifo(1000));
     assert!(ours >= 0.95, "{ours:.3} of the loop's accesses are hits");
+    let generations = hits_on_a_loop_beside_a_scan(&mut Machine::<Generations>::new(1000));
+    std::println!("hits: small_main {ours:.3}, generations {generations:.3}, FIFO {plain:.3}");
     assert!(plain < 0.9, "a plain FIFO has {plain:.3}: the trace shows nothing");
 }
 
@@ -228,18 +231,21 @@ fn misses_of_zipf(exponent: f64, cache: &mut impl Cache) -> f64 {
     1.0 - hits as f64 / all as f64
 }
 
-fn small_main_is_no_worse_than_lru_on_zipf(exponent: f64) {
+fn compare_on_zipf(exponent: f64) {
     let ours = misses_of_zipf(exponent, &mut Machine::<SmallMain>::new(2000));
+    let generations = misses_of_zipf(exponent, &mut Machine::<Generations>::new(2000));
     let (fifo, lru) = (misses_of_zipf(exponent, &mut fifo(2000)), misses_of_zipf(exponent, &mut lru(2000)));
-    let figures = format!("misses: small_main {ours:.4}, LRU {lru:.4}, FIFO {fifo:.4}");
+    let figures =
+        format!("misses: small_main {ours:.4}, generations {generations:.4}, LRU {lru:.4}, FIFO {fifo:.4}");
     std::println!("exponent {exponent}: {figures}");
-    assert!(ours <= lru * 1.02, "{figures}");
-    assert!(ours <= fifo, "{figures}");
+    assert!(ours <= lru * 1.02 && ours <= fifo, "{figures}");
+    // It sees one bit a page where LRU sees the order of accesses.
+    assert!(generations <= fifo, "{figures}");
 }
 
 #[test]
 fn misses_are_not_more_than_those_of_lru_on_zipf() {
-    [0.7, 0.9, 1.1].into_iter().for_each(small_main_is_no_worse_than_lru_on_zipf);
+    [0.7, 0.9, 1.1].into_iter().for_each(compare_on_zipf);
 }
 
 /// A page whose accessed bit is set at each look. It is offered with the demand to take it within PASSES + 1 passes.
@@ -247,7 +253,7 @@ fn pages_that_are_always_young_are_demanded<P: ReclaimPolicy>(pages: usize) {
     let (frames, sections, mut ageing) = (Frames::new(pages), Sections::new(), Ageing::<P>::default());
     for number in 0..pages {
         frames.0[number].begin_anonymous(Home::NONE);
-        arrive(sections.arrivals(slot(0)), &frames.0[number], frame(number), Distance::NEW);
+        sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
     }
     let (mut batch, mut offers) = ([frame(0); BATCH], 0);
     let demanded = loop {
@@ -267,6 +273,7 @@ fn pages_that_are_always_young_are_demanded<P: ReclaimPolicy>(pages: usize) {
 #[test]
 fn a_page_that_is_always_young_is_demanded_in_the_end() {
     [1, 3, 64, 1000].into_iter().for_each(pages_that_are_always_young_are_demanded::<SmallMain>);
+    [1, 3, 64, 1000].into_iter().for_each(pages_that_are_always_young_are_demanded::<Generations>);
 }
 
 /// While other pages can be taken, no page that is used all the time is taken, once the policy knows it.
@@ -300,7 +307,7 @@ fn a_frame_is_in_one_queue_and_in_order() {
     let begin = |number: usize, of| {
         frames.0[number].begin_anonymous(Home::NONE);
         let distance = if number == 3 { Distance::of(9) } else { Distance::NEW };
-        arrive(sections.arrivals(slot(of)), &frames.0[number], frame(number), distance);
+        sections.arrivals(slot(of)).push(&frames.0[number], frame(number), distance);
     };
     [2, 0, 3].into_iter().for_each(|number| begin(number, 0));
     assert!(frames.0[0].put(Reference::Mapping) && frames.0[2].put(Reference::Mapping));
@@ -333,12 +340,11 @@ fn a_frame_is_in_one_queue_and_in_order() {
 
 /// Frames end and begin in many threads while another thread takes them off and puts them back. In the end each frame in use is
 /// in the queues once.
-#[test]
-fn many_threads_lose_nothing_and_double_nothing() {
+fn many_threads_lose_nothing<P: ReclaimPolicy>() {
     const THREADS: usize = 4;
     const EACH: usize = 100;
     let (frames, sections) = (Frames::new(THREADS * EACH), Sections::new());
-    let (mut ageing, running) = (Ageing::<SmallMain>::default(), AtomicUsize::new(THREADS));
+    let (mut ageing, running) = (Ageing::<P>::default(), AtomicUsize::new(THREADS));
     let mut batch = [frame(0); BATCH];
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -350,7 +356,7 @@ fn many_threads_lose_nothing_and_double_nothing() {
                     let folio = &frames.0[number];
                     if folio.is_free() {
                         folio.begin_anonymous(Home::NONE);
-                        arrive(sections.arrivals(slot(thread as u32)), folio, frame(number), Distance::NEW);
+                        sections.arrivals(slot(thread as u32)).push(folio, frame(number), Distance::NEW);
                     } else {
                         assert!(folio.put(Reference::Mapping));
                     }
@@ -383,12 +389,18 @@ fn many_threads_lose_nothing_and_double_nothing() {
     assert_eq!(ageing.length(), 0);
 }
 
+#[test]
+fn many_threads_lose_nothing_and_double_nothing() {
+    many_threads_lose_nothing::<SmallMain>();
+    many_threads_lose_nothing::<Generations>();
+}
+
 /// The slot of a thread that has ended leaves its arrivals.
 #[test]
 fn arrivals_of_a_thread_that_has_ended_are_gathered() {
     let (frames, sections) = (Frames::new(1), Sections::new());
     frames.0[0].begin_anonymous(Home::NONE);
-    arrive(sections.arrivals(slot(5)), &frames.0[0], frame(0), Distance::NEW);
+    sections.arrivals(slot(5)).push(&frames.0[0], frame(0), Distance::NEW);
     // SAFETY: no other thread has these sections, and there is no section.
     unsafe { sections.unlist(slot(5)) };
     let (mut ageing, mut batch) = (Ageing::<SmallMain>::default(), [frame(7); BATCH]);

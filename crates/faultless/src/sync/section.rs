@@ -14,7 +14,7 @@
 //! `light` and `heavy`, either the grace period sees the word odd and waits, or the reader sees everything published before the
 //! grace period. An access names its page; a shootdown of other pages need not wait for it.
 
-use super::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use super::barrier::{Barrier, mark_with_fence};
 use super::life::try_box_uninit;
 use super::listed::Listed;
@@ -22,6 +22,7 @@ use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
 use super::slot::{CHUNK_SLOTS, CHUNKS, Chunk, Slot, SlotIndex, State};
 use super::{OutOfMemory, full_fence, plain};
+use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
 use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
@@ -408,14 +409,14 @@ impl Sections {
         self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.counters));
     }
 
-    /// Returns the stack of arrivals of the thread of slot `index`.
+    /// Returns the arrivals of the thread of slot `index`.
     #[inline]
-    pub(crate) fn arrivals(&self, index: SlotIndex) -> &AtomicU64 {
+    pub(crate) fn arrivals(&self, index: SlotIndex) -> &Arrivals {
         &self.slot(index).arrivals
     }
 
-    /// Calls `f` with every slot's stack of arrivals, including those of threads that have ended.
-    pub(crate) fn each_arrivals(&self, mut f: impl FnMut(&AtomicU64)) {
+    /// Calls `f` with every slot's arrivals, including those of threads that have ended.
+    pub(crate) fn each_arrivals(&self, mut f: impl FnMut(&Arrivals)) {
         self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.arrivals));
     }
 
@@ -491,9 +492,9 @@ impl Section<'_> {
         &self.slot.counters
     }
 
-    /// Returns this thread's stack of arrivals.
+    /// Returns this thread's arrivals.
     #[inline]
-    pub(crate) fn arrivals(&self) -> &AtomicU64 {
+    pub(crate) fn arrivals(&self) -> &Arrivals {
         &self.slot.arrivals
     }
 }

@@ -6,6 +6,7 @@ use super::barrier::Barrier;
 use super::life::try_box_uninit;
 use super::retired::{Awaited, List};
 use super::{OutOfMemory, plain};
+use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
 use alloc::boxed::Box;
 use core::ops::Deref;
@@ -87,9 +88,9 @@ pub(super) struct Slot {
     pub access: AtomicUsize,
     /// The subject of the access. Written by the slot's thread before it makes `access` odd.
     pub subject: AtomicU64,
-    /// The stack of frames in which this thread has installed anonymous pages, until reclaim gathers them:
-    /// `reclaim/queue.rs`. Atomic. The slot's thread pushes; reclaim takes all. It stays when the thread ends.
-    pub arrivals: AtomicU64,
+    /// The frames in which this thread has installed anonymous pages. The slot's thread pushes; reclaim takes all. They stay
+    /// when the thread ends.
+    pub arrivals: Arrivals,
     /// A [`State`]. Written by the slot's thread; [`Sections::unlist`](super::Sections::unlist) hands it on.
     state: plain::AtomicU8,
     /// The counters of the slot's thread. Written by that thread, read by
@@ -110,7 +111,7 @@ impl Slot {
             sequence: AtomicUsize::new(0),
             access: AtomicUsize::new(0),
             subject: AtomicU64::new(u64::MAX),
-            arrivals: AtomicU64::new(0),
+            arrivals: Arrivals::new(),
             state: plain::AtomicU8::new(State::Unused as u8),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],

@@ -34,7 +34,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
         let step = install(work, new);
         // A file's page that had left the page cache is anonymous from now on.
         if !was_anonymous && engine.reclaims() {
-            engine.arrived(section, frame);
+            engine.arrived(section, frame, engine.folio(frame));
         }
         return step;
     }

@@ -476,7 +476,7 @@ fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Fram
     match work.install(Entry::mapping(frame, rights | bits)) {
         Ok(old) => {
             if engine.reclaims() {
-                engine.arrived(section, frame);
+                engine.arrived(section, frame, folio);
             }
             Step::Done(old.holds_page().then_some(old))
         }
