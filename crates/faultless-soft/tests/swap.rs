@@ -57,7 +57,12 @@ impl Numbers {
 }
 
 fn why(engine: &Engine<Soft>) -> String {
-    let all: Vec<_> = engine.statistics().iter().filter(|(_, n)| *n != 0).map(|(c, n)| format!("{} {n}", c.name())).collect();
+    let all: Vec<_> = engine
+        .statistics()
+        .iter()
+        .filter(|(_, n)| *n != 0)
+        .map(|(c, n)| format!("{} {n}", c.name()))
+        .collect();
     format!("{:?} {:?} {}", engine.frame_usage(), engine.swap_usage(), all.join(", "))
 }
 
@@ -176,7 +181,9 @@ fn threads_beside_forks() {
                     for round in 1..4_000 {
                         let mine = numbers.next(PAGES / 4);
                         let page = mine * 4 + thread;
-                        let seen = space.load_u64(at(page)).unwrap_or_else(|e| panic!("{e} {}", why(space.engine())));
+                        let seen = space
+                            .load_u64(at(page))
+                            .unwrap_or_else(|e| panic!("{e} {}", why(space.engine())));
                         assert_eq!(seen, stamps[mine as usize], "a store to page {page} was lost");
                         stamps[mine as usize] = round;
                         space.store_u64(at(page), round).unwrap();

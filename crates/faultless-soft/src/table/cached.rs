@@ -119,7 +119,10 @@ impl Processors {
         let Stale { first, pages, tag } = stale;
         for caches in &self.0 {
             let mut caches = caches.lock();
-            caches.translations.iter_mut().for_each(|kept| _ = kept.take_if(|kept| stale.is_of(kept.subject)));
+            caches
+                .translations
+                .iter_mut()
+                .for_each(|kept| _ = kept.take_if(|kept| stale.is_of(kept.subject)));
             let overlaps = |leaf: &KeptLeaf| {
                 let start = leaf.subject & (RadixTable::PAGES - 1);
                 start < first + pages

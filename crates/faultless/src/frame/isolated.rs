@@ -1,8 +1,8 @@
 //! A folio in the hands of reclaim: it is isolated, so that one reclaimer has it, and its mappings end one by one.
 
 use super::{
-    ANONYMOUS, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, MAPPINGS_FULL, PIN, PINS, READING,
-    REFERENCES, UPTODATE, WRITEBACK,
+    ANONYMOUS, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, MAPPINGS_FULL, PIN, PINS,
+    READING, REFERENCES, UPTODATE, WRITEBACK,
 };
 use crate::host::Slot;
 use crate::sync::atomic::Ordering;
@@ -19,11 +19,22 @@ impl Folio {
             if !is_ready || word & REFERENCES == 0 || word & PINS == PINS {
                 return false;
             }
-            match self.word.compare_exchange(word, (word + PIN) | ISOLATED, Ordering::Acquire, Ordering::Relaxed) {
+            match self.word.compare_exchange(
+                word,
+                (word + PIN) | ISOLATED,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return true,
                 Err(now) => word = now,
             }
         }
+    }
+
+    /// Isolates the folio, on which the caller has a pin already. Returns false if it is isolated.
+    #[cfg(test)]
+    pub(crate) fn isolate_pinned(&self) -> bool {
+        self.word.fetch_or(ISOLATED, Ordering::AcqRel) & ISOLATED == 0
     }
 
     /// Ends the isolation. The caller has isolated the folio, and drops its pin next. Release, partner: [`Folio::is_isolated`].

@@ -2,10 +2,7 @@
 //! has the slot's part.
 #![allow(dead_code, reason = "reclaim and faults, which call the rest, come with their own change")]
 
-use super::{
-    ANONYMOUS, CACHED, Folio, ISOLATED, PIN, READING, REFERENCED, REFERENCES, UPTODATE,
-    WRITEBACK,
-};
+use super::{ANONYMOUS, CACHED, Folio, ISOLATED, PIN, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK};
 use crate::sync::atomic::Ordering;
 use crate::tables::Home;
 

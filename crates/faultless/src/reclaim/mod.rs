@@ -22,8 +22,8 @@ pub(crate) mod ageing;
 pub(crate) mod generations;
 pub(crate) mod policy;
 pub(crate) mod queue;
-pub(crate) mod small_main;
 mod shared_table;
+pub(crate) mod small_main;
 mod space_head;
 mod walk;
 

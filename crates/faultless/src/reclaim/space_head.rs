@@ -39,8 +39,13 @@ pub(crate) enum Refusal {
 
 /// Takes the page of `victim` out of the entry at `index` of the table with this record, if that entry maps it. See
 /// [`SpaceHead::take`].
-type Take<H> =
-    unsafe fn(NonNull<SpaceHead<H>>, &Section<'_>, u64, Victim, &mut StaleBatch<'_, H>) -> Result<(), Refusal>;
+type Take<H> = unsafe fn(
+    NonNull<SpaceHead<H>>,
+    &Section<'_>,
+    u64,
+    Victim,
+    &mut StaleBatch<'_, H>,
+) -> Result<(), Refusal>;
 
 /// The first field of each space, whatever its design. The mark in the record of a leaf table is its address.
 #[repr(C)]

@@ -133,7 +133,7 @@ fn a_page_that_is_wanted_again() {
     check(4, || {
         let world = Arc::new(World::new());
         let (number, slot, generation) = world.attach(1);
-        assert!(world.folio(frame(0)).try_map_pinned());
+        assert!(world.folio(frame(0)).begin_mapping(false));
         let theirs = world.clone();
         let thread = spawn(move || {
             let slot = theirs.slots.get(number.get()).expect("it is there");
@@ -253,7 +253,7 @@ fn two_faults_read_once() {
                     yield_now();
                 }
                 assert_eq!(world.bytes[found.get() as usize].load(Ordering::Relaxed), 1);
-                assert!(world.folio(found).try_map_pinned());
+                assert!(world.folio(found).begin_mapping(false));
                 steps.put(number.get(), slot);
                 steps.unpin(found);
                 found

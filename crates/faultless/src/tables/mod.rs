@@ -28,10 +28,10 @@ mod home;
 mod record;
 mod share;
 
+#[cfg(any(test, feature = "audit"))]
+pub(crate) use family::Family;
+pub(crate) use follow::places;
 pub(crate) use home::{Home, MOST_ENTRIES};
 pub use record::{LeafRecord, SpareLink};
 pub(crate) use record::{PendingLeave, SpaceMark};
 pub(crate) use share::Unshared;
-pub(crate) use follow::places;
-#[cfg(any(test, feature = "audit"))]
-pub(crate) use family::Family;

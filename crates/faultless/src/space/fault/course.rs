@@ -60,9 +60,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 course.closed += 1;
                 Ok(())
             }
-            Step::NeedMemory => {
-                self.make_room((address, access), course, pending)
-            }
+            Step::NeedMemory => self.make_room((address, access), course, pending),
             Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
                 course.kept = None;
                 D::blocked(&space.lock, engine, &mut course.attempt);

@@ -28,8 +28,8 @@ use crate::stats::Counter;
 use crate::sync::Shared;
 use crate::vma::{AnonRecord, Backing};
 use course::Course;
-use swapped::SlotName;
 use file::NotReady;
+use swapped::SlotName;
 
 /// The result of a fault.
 pub enum Fault<H: Host, D: LockingDesign = Faultless> {

@@ -237,7 +237,13 @@ impl<H: Host, D: LockingDesign> PendingFault<H, D> {
             Awaited::Page { pin, absent, started } => (pin, absent, started),
             Awaited::Swap { pin, name, started } => {
                 let was_held = kept.is_some();
-                return Self::after_swap_in(space, (address, access, attempt), pin, (name, started), was_held);
+                return Self::after_swap_in(
+                    space,
+                    (address, access, attempt),
+                    pin,
+                    (name, started),
+                    was_held,
+                );
             }
             Awaited::Memory { .. } | Awaited::Allowed { .. } | Awaited::Place { .. } => {
                 return Ok(Some((attempt, None)));

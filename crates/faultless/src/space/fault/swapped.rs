@@ -39,7 +39,8 @@ pub(super) fn map<H: Host, D: LockingDesign>(
         },
         Cached::Pinned(frame) => {
             let folio = engine.folio(frame);
-            let step = if folio.is_uptodate() { map_pinned(work, frame, name, access) } else { Step::Swap(name) };
+            let step =
+                if folio.is_uptodate() { map_pinned(work, frame, name, access) } else { Step::Swap(name) };
             engine.put(frame, Reference::Pin);
             step
         }

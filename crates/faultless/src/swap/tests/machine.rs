@@ -229,7 +229,7 @@ impl World {
         let frame = self.frame();
         frames.write(frame, 0, bytes);
         self.0.folio(frame).begin_unmapped();
-        assert!(self.0.folio(frame).try_isolate());
+        assert!(self.0.folio(frame).isolate_pinned());
         frame
     }
 

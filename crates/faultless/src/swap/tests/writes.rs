@@ -93,7 +93,7 @@ fn three_failures_in_a_row_end_a_device() {
     let second = world.attach(other).unwrap();
     // Both are offered again, and the first is written this time.
     assert!(matches!(world.0.pin_cached(slots[0].0), Cached::Pinned(frame) if frame == frames[0]));
-    assert!(world.0.folio(frames[0]).try_isolate());
+    assert!(world.0.folio(frames[0]).isolate_pinned());
     let out = world.0.write_out(&mut [frames[0], other]);
     assert_eq!(out.started, 2);
     world.wait_until(|| world.0.slot_frame(slots[0].0).or(world.0.slot_frame(second.0)).is_none());
@@ -177,7 +177,7 @@ fn a_page_that_nobody_wants_any_more_while_it_is_written() {
 fn a_page_that_is_read_while_it_is_written() {
     let (world, gate, (slot, generation), frame) = being_written();
     assert_eq!(world.0.pin_cached(slot), Cached::Pinned(frame));
-    assert!(world.0.folio(frame).try_map_pinned());
+    assert!(world.0.folio(frame).begin_mapping(false));
     world.unpin(frame);
     gate.open();
     wait_for_writes(&world);
@@ -185,7 +185,7 @@ fn a_page_that_is_read_while_it_is_written() {
     // Reclaim again: nothing is to be written.
     let folio = world.0.folio(frame);
     assert_eq!(folio.try_get(Reference::Pin), Ok(()));
-    assert!(folio.try_isolate());
+    assert!(folio.isolate_pinned());
     world.0.put(frame, Reference::Mapping);
     let out = world.0.write_out(&mut [frame]);
     assert_eq!((out.freed, out.started, out.kept), (1, 0, 0));
