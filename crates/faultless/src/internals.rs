@@ -88,7 +88,8 @@
 //!       a file's list of spaces
 //!     an entry's bit                                  never held while one sleeps; one at a time
 //! leaves, under which nothing is taken: a file's removal lock, its errors, its list of writes under way; the list of idle
-//! folios; a slot's list of retired things; a queue of sleeping threads; the locks of a swap device in compressed memory. A handle's account is taken before its file's errors.
+//! folios; a slot's list of retired things; a queue of sleeping threads; the locks of a swap device in compressed memory. A
+//! handle's account is taken before its file's errors.
 //! ```
 //! One exception: the lock of a shared leaf table is tried for in a read section, and never waited for there.
 //!
