@@ -1,6 +1,5 @@
 //! The steps by which an anonymous folio comes to a swap slot and leaves it. The folio's part of the swap cache: `swap/steps.rs`
 //! has the slot's part.
-#![allow(dead_code, reason = "reclaim and faults, which call the rest, come with their own change")]
 
 use super::{ANONYMOUS, CACHED, Folio, ISOLATED, PIN, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK};
 use crate::sync::atomic::Ordering;

@@ -57,11 +57,6 @@ impl<H: Host> Engine<H> {
         self.swap_steps().is_some_and(|(_, steps)| steps.take_out(frame))
     }
 
-    /// Counts one more entry that names `slot`. Another entry that names it stays meanwhile. Returns false if the count is full.
-    pub(crate) fn count_slot(&self, slot: Slot) -> bool {
-        self.slot(slot).is_some_and(|slot| slot.try_count(slot.state().generation()))
-    }
-
     /// Counts one more entry that names `slot`, if the slot still has this generation and is in use. Returns false if not, or if the
     /// count is full.
     pub(crate) fn try_count_slot(&self, slot: Slot, generation: u16) -> bool {
@@ -99,6 +94,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Returns the frame whose folio is attached to `slot`. A hint, unless the caller has a reference to the folio.
+    #[cfg(test)]
     pub(crate) fn slot_frame(&self, slot: Slot) -> Option<Frame> {
         self.slot(slot)?.attached()
     }

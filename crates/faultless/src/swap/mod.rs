@@ -29,7 +29,6 @@
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
 //! | `places.rs`, `once_box.rs` | free places as bits; a box that is filled once |
-#![allow(dead_code, reason = "reclaim and faults, which call the rest, come with their own change")]
 
 mod cache;
 #[cfg(feature = "lz4")]
@@ -50,14 +49,12 @@ mod tests;
 mod transfer;
 mod write_out;
 
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use cache::SwapIn;
 #[cfg(feature = "lz4")]
 pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
 pub use on_store::{StoreDevice, StoreDeviceError};
 pub(crate) use steps::Cached;
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use write_out::WrittenOut;
 
 use crate::engine::Engine;
