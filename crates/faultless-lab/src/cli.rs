@@ -28,7 +28,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -371,14 +371,6 @@ impl Compare {
             }
             _ => {}
         }
-        let to_stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        let outputs = [("--json", &self.json), ("--perfetto", &self.perfetto), ("--html", &self.html)];
-        let mut first = outputs.iter().filter(|(_, path)| to_stdout(path)).map(|(name, _)| name);
-        if let (Some(one), Some(other)) = (first.next(), first.next()) {
-            return input(format!(
-                "{one} and {other} would both write to standard output: give one of them a file"
-            ));
-        }
         if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
             && (name == "all" || scenarios::find(name).is_some())
         {
@@ -416,8 +408,7 @@ impl Compare {
         output::all_different(&outputs, &inputs)?;
         let [json, trace, html] = paths.map(|(_, path)| path.as_deref().map(Output::check).transpose());
         let (json, trace, html) = (json?, trace?, html?);
-        let to_stdout =
-            [&json, &trace, &html].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
+        let to_stdout = [&json, &trace, &html].into_iter().flatten().any(Output::is_stdout);
         let outcome = plan.run(interrupts())?;
         if outcome.interrupted && outcome.runs.iter().all(|run| run.rounds.is_empty()) {
             eprintln!("faultless: ended before the first round was measured; nothing is written");

@@ -99,7 +99,7 @@ impl Check {
         let design = self.design()?;
         // The output is opened before the work, so that a bad path fails at once.
         let json = self.json.as_deref().map(Output::check).transpose()?;
-        let to_stdout = matches!(json, Some(Output::Stdout));
+        let to_stdout = json.as_ref().is_some_and(Output::is_stdout);
         let (operations, seed, merged) = (self.ops, self.seed, self.merged);
         let summary = match self.threads {
             _ if self.files => Files { operations, seed, ..Files::new(design) }.run(interrupted)?,

@@ -83,7 +83,7 @@ impl Diff {
         }
         let failed = self.fail_above.map_or(0, |ratio| changes.worse_by_more_than(ratio));
         let json = self.json.as_deref().map(Output::check).transpose()?;
-        let to_stdout = matches!(json, Some(Output::Stdout));
+        let to_stdout = json.as_ref().is_some_and(Output::is_stdout);
         if let Some(json) = json {
             let text = serde_json::to_string_pretty(&Json {
                 changes: &changes,
