@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 const COMPLETIONS: &str = "\
 Examples:
-  faultless generate completions bash > ~/.local/share/bash-completion/completions/faultless
-  faultless generate completions zsh > _faultless     into a folder of $fpath
-  faultless generate completions fish > ~/.config/fish/completions/faultless.fish";
+  source <(faultless generate completions bash)      in ~/.bashrc
+  faultless generate completions zsh > _faultless    in a folder of $fpath
+  faultless generate completions fish | source       in ~/.config/fish/config.fish";
 
 const MAN: &str = "\
 Examples:

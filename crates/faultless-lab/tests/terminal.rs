@@ -57,16 +57,23 @@ fn assert_fits(width: u16, arguments: &[&str]) {
 
 #[test]
 fn no_list_and_no_help_is_wider_than_the_terminal() {
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 14] = [
         &["--help"],
         &["compare", "--help"],
         &["check", "--help"],
+        &["diff", "--help"],
+        &["designs", "--help"],
+        &["scenarios", "--help"],
+        &["generate", "--help"],
+        &["generate", "completions", "--help"],
+        &["generate", "man", "--help"],
         &["designs"],
         &["scenarios"],
         &["help"],
+        &["help", "diff"],
         &["compare", "-h"],
     ];
-    for width in [80, 100, 200] {
+    for width in [40, 60, 80, 100, 200] {
         for arguments in commands {
             assert_fits(width, arguments);
         }
