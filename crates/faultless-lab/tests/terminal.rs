@@ -84,7 +84,7 @@ fn no_list_and_no_help_is_wider_than_the_terminal() {
 fn no_comparison_is_wider_than_the_terminal() {
     // Every default design: its names and figures are as wide as they get.
     assert_fits(80, &["compare", "--seconds", "0.1"]);
-    for width in [80, 100, 200] {
+    for width in [40, 80, 100, 200] {
         let tour = ["compare", "--design", "vma-lock-retry,faultless", "--seconds", "0.1"];
         assert_fits(width, &tour);
         let one = ["compare", "giant-vma", "--design", "vma-lock-retry,faultless", "--seconds", "0.3"];
