@@ -94,6 +94,21 @@ fn no_comparison_is_wider_than_the_terminal() {
 }
 
 #[test]
+fn no_diff_is_wider_than_the_terminal() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("result.json");
+    let (json, path) = (format!("--json={}", file.display()), file.to_str().expect("UTF-8"));
+    assert_fits(
+        40,
+        &["compare", "giant-vma", "--design", "vma-lock-retry,faultless", "--seconds", "0.1", &json],
+    );
+    for width in [40, 80] {
+        assert_fits(width, &["diff", path, path]);
+        assert_fits(width, &["diff", path, path, "--all", "--fail-above", "1.5"]);
+    }
+}
+
+#[test]
 fn colours_are_for_terminals_and_can_be_refused() {
     let run = ["compare", "giant-vma", "--design", "mmap-lock,faultless", "--seconds", "0.1"];
     let with = |more: &[&str], variables: &[(&str, &str)]| {

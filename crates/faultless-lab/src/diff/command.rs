@@ -1,8 +1,8 @@
 //! The command `diff`: its arguments, its output, its exit code.
 
-use super::text::{figures, text};
+use super::text::{figures, text, wrapped};
 use super::{Changes, Source, compare};
-use crate::cli::say;
+use crate::cli::{say, width};
 use crate::output::{self, Output};
 use crate::parse;
 use crate::trouble::Trouble;
@@ -94,9 +94,11 @@ impl Diff {
             json.write(&text)?;
         }
         if !to_stdout {
-            say(&text(&changes, self.all))?;
+            let width = width();
+            say(&text(&changes, self.all, width))?;
             if let Some(ratio) = self.fail_above {
-                say(&format!("\nWorse by more than {ratio} times, beyond noise: {}.", figures(failed)))?;
+                let worse = format!("Worse by more than {ratio} times, beyond noise: {}.", figures(failed));
+                say(&format!("\n{}", wrapped(&worse, "", width).trim_end()))?;
             }
         }
         Ok(u8::from(failed != 0))
