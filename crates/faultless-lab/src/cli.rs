@@ -178,9 +178,15 @@ enum Colour {
     Never,
 }
 
+/// Returns the width of the terminal that is standard output, at most [`WIDEST`]; `None` if it is no terminal.
+pub(crate) fn terminal_width() -> Option<usize> {
+    let (width, _) = terminal_size::terminal_size_of(io::stdout())?;
+    Some(width.0.min(WIDEST).into())
+}
+
 /// Returns the width of standard output, at most [`WIDEST`].
 pub(crate) fn width() -> usize {
-    terminal_size::terminal_size_of(io::stdout()).map_or(WIDEST, |(width, _)| width.0.min(WIDEST)).into()
+    terminal_width().unwrap_or(WIDEST.into())
 }
 
 /// Returns the width and the colours that standard output allows.

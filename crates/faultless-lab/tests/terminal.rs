@@ -109,6 +109,14 @@ fn no_diff_is_wider_than_the_terminal() {
 }
 
 #[test]
+fn no_check_is_wider_than_the_terminal() {
+    for width in [40, 80, 100] {
+        assert_fits(width, &["check", "--files", "--ops", "300"]);
+        assert_fits(width, &["check", "--threads", "2", "--ops", "300"]);
+    }
+}
+
+#[test]
 fn colours_are_for_terminals_and_can_be_refused() {
     let run = ["compare", "giant-vma", "--design", "mmap-lock,faultless", "--seconds", "0.1"];
     let with = |more: &[&str], variables: &[(&str, &str)]| {

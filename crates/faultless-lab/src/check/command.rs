@@ -5,7 +5,7 @@ use super::files::Files;
 use super::run::Plan;
 use super::summary::Summary;
 use super::threads::{MOST, Together};
-use crate::cli::{say, whole};
+use crate::cli::{say, terminal_width, whole};
 use crate::designs::{self, Design};
 use crate::output::Output;
 use crate::trouble::Trouble;
@@ -118,7 +118,7 @@ impl Check {
             if let Some(found) = &summary.difference {
                 say(&format!("{}\n", found.text()))?;
             }
-            say(&summary.text())?;
+            say(&terminal_width().map_or_else(|| summary.text(), |width| summary.text_within(width)))?;
         }
         Ok(match (&summary.difference, summary.interrupted) {
             (Some(_), _) => 1,
