@@ -1,14 +1,14 @@
 /*
- * Linux's maple tree as a shared object for faultless-bench. scripts/maple.sh builds it against a kernel's sources, which
- * are GPL and stay outside of this repository; this file is our own.
+ * Linux's maple tree as a shared object for faultless-bench. scripts/maple.sh builds it against the sources of a kernel.
+ * They are GPL, and are not part of this repository. This file is our own.
  *
- * The items are what the bench's other trees hold: objects of their own, with an end and one word more. Nodes and items come
- * from lists of each thread, refilled in runs from a shared one, about as a kernel's slab does it: the allocator that the
- * kernel's own user-space tests use takes a lock and poisons, which would be held against the tree.
+ * The items are the same as in the other trees of the bench: separate objects, with an end and one more word. Each thread
+ * has a list of free nodes and items, which it refills in runs from a shared list. A kernel's slab works in a similar
+ * way. The allocator of the kernel's own user-space tests takes a lock and poisons memory, which would slow the tree down.
  */
 #if __has_include("shared.h")
 #include "shared.h"
-#else /* Linux up to 6.11: what its test.h begins with */
+#else /* Linux up to 6.11: the first lines of its test.h */
 #include <linux/types.h>
 #include <linux/bug.h>
 #include <linux/kernel.h>
@@ -53,7 +53,8 @@ struct object {
 struct kmem_cache {
 	unsigned int number, size, align;
 	pthread_mutex_t lock;
-	/* Runs of RUN objects: the first word leads to the next object, the second one of the first object to the next run. */
+	/* Runs of RUN objects. The first word of an object points to the next one. The second word of a run's first object
+	 * points to the next run. */
 	struct run *runs;
 };
 
@@ -62,7 +63,7 @@ struct run {
 	struct run *next_run;
 };
 
-/* A thread's own objects, of each cache. Small enough for the static part of a thread's storage. */
+/* The free objects of a thread, for each cache. They fit into the static part of thread-local storage. */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
 	struct object *objects;
 	unsigned int count;
@@ -84,7 +85,7 @@ struct kmem_cache *kmem_cache_create(const char *name, unsigned int size, unsign
 	return cache;
 }
 
-/* The calling thread has no objects: a run that others have freed, or new memory. */
+/* Gives the calling thread, which has no objects, a run that another thread has freed, or new memory. */
 static void refill(struct kmem_cache *cache)
 {
 	struct run *run;
@@ -124,7 +125,7 @@ static inline void *take(struct kmem_cache *cache)
 	return object;
 }
 
-/* Two runs are enough for a thread: the upper one goes to the others. */
+/* Moves the upper of the thread's two runs to the shared list, for other threads. */
 static void give_run(struct kmem_cache *cache)
 {
 	struct run *run = (struct run *)mine[cache->number].objects;
@@ -208,7 +209,7 @@ static void item_free(struct bench_tree *tree, struct item *item)
 		give(items, item);
 }
 
-/* Once in a process, before anything else. */
+/* Called once in a process, before all other functions. */
 EXPORT void bench_maple_init(void)
 {
 	rcu_init();
@@ -216,7 +217,7 @@ EXPORT void bench_maple_init(void)
 	items = kmem_cache_create("item", sizeof(struct item), 0, 0, NULL);
 }
 
-/* Each thread says when it begins and ends to use trees and sections. */
+/* Each thread calls these before and after its use of trees and sections. */
 EXPORT void bench_maple_thread_begins(void)
 {
 	rcu_register_thread();
@@ -227,7 +228,7 @@ EXPORT void bench_maple_thread_ends(void)
 	rcu_unregister_thread();
 }
 
-/* A read section of liburcu, entered and left. */
+/* Enters and leaves a read section of liburcu. */
 EXPORT unsigned long bench_maple_section(const unsigned long *word)
 {
 	unsigned long seen;
@@ -238,7 +239,7 @@ EXPORT unsigned long bench_maple_section(const unsigned long *word)
 	return seen;
 }
 
-/* With gaps, as a process's tree of VMAs has them. */
+/* Makes a tree that tracks gaps, as the VMA tree of a process does. */
 EXPORT struct bench_tree *bench_maple_new(int rcu)
 {
 	struct bench_tree *tree = calloc(1, sizeof(*tree));

@@ -22,13 +22,13 @@ use crate::scenarios::Settings;
 #[cfg(target_os = "linux")]
 use crate::scenarios::Turn;
 use crate::trouble::Trouble;
-use crate::{json, parse, scenarios};
+use crate::{help, json, parse, scenarios};
 use anstream::{AutoStream, ColorChoice};
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,7 +50,7 @@ Examples:
   faultless designs                       the designs and their sources
   faultless scenarios                     the scenarios and their limits";
 
-/// Paragraphs are one line each: clap breaks them at the width of the terminal.
+/// Paragraphs are one line each: clap wraps them at the width of the terminal. [`help`] lays out the lists.
 const COMPARE: &str = "\
 Without a scenario: fork-during-io, retry-storm, giant-vma and disjoint-change at a glance. The result is one table, with \
 a row for each design and a column for each scenario.
@@ -82,7 +82,7 @@ Examples:
 
 /// Compare how long page faults, fork and other threads wait under different locking designs.
 #[derive(Debug, Parser)]
-#[command(name = "faultless", version, after_help = EXAMPLES, max_term_width = WIDEST as usize)]
+#[command(name = "faultless", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -178,16 +178,25 @@ enum Colour {
     Never,
 }
 
+/// Returns the width of the terminal that is standard output, at most [`WIDEST`]; `None` if it is no terminal.
+pub(crate) fn terminal_width() -> Option<usize> {
+    let (width, _) = terminal_size::terminal_size_of(io::stdout())?;
+    Some(width.0.min(WIDEST).into())
+}
+
+/// Returns the width of standard output, at most [`WIDEST`].
+pub(crate) fn width() -> usize {
+    terminal_width().unwrap_or(WIDEST.into())
+}
+
 /// Returns the width and the colours that standard output allows.
 fn screen(colour: Colour) -> Screen {
-    let width =
-        terminal_size::terminal_size_of(io::stdout()).map_or(WIDEST, |(width, _)| width.0.min(WIDEST));
     let has_colour = match colour {
         Colour::Auto => AutoStream::choice(&io::stdout()) != ColorChoice::Never,
         Colour::Always => true,
         Colour::Never => false,
     };
-    Screen { width: width.into(), has_colour }
+    Screen { width: width(), has_colour }
 }
 
 /// Returns the command that repeats this run.
@@ -230,7 +239,8 @@ fn memory(text: &str) -> Result<u64, String> {
 
 /// Runs the command: parses the arguments, does the work, and reports errors. Returns the exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = help::fitted(Cli::command(), width()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return not_understood(&error),
     };
@@ -240,7 +250,9 @@ pub fn main() -> ExitCode {
         Command::Diff(diff) => diff.run(),
         Command::Designs => say(&text::designs(screen(Colour::Auto))).map(|()| 0),
         Command::Scenarios => say(&text::scenarios(screen(Colour::Auto))).map(|()| 0),
-        Command::Generate(generate) => generate.run(&Cli::command()).map(|()| 0),
+        Command::Generate(generate) => {
+            generate.run(&help::fitted(Cli::command(), help::MAN_WIDTH)).map(|()| 0)
+        }
         #[cfg(target_os = "linux")]
         Command::NativeRound => return native::worker(play),
         #[cfg(target_os = "linux")]
@@ -279,7 +291,12 @@ fn not_understood(error: &clap::Error) -> ExitCode {
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
         let code = u8::try_from(error.exit_code()).unwrap_or(2);
-        return match error.print() {
+        let text = help::narrowed(&error.render().ansi().to_string(), width());
+        let written = match error.use_stderr() {
+            true => anstream::stderr().write_all(text.as_bytes()),
+            false => anstream::stdout().write_all(text.as_bytes()),
+        };
+        return match written {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 eprintln!("faultless: cannot write the help: {error}");
                 ExitCode::from(2)
@@ -371,14 +388,6 @@ impl Compare {
             }
             _ => {}
         }
-        let to_stdout = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        let outputs = [("--json", &self.json), ("--perfetto", &self.perfetto), ("--html", &self.html)];
-        let mut first = outputs.iter().filter(|(_, path)| to_stdout(path)).map(|(name, _)| name);
-        if let (Some(one), Some(other)) = (first.next(), first.next()) {
-            return input(format!(
-                "{one} and {other} would both write to standard output: give one of them a file"
-            ));
-        }
         if let Some(name) = self.json.as_ref().and_then(|path| path.to_str())
             && (name == "all" || scenarios::find(name).is_some())
         {
@@ -416,8 +425,7 @@ impl Compare {
         output::all_different(&outputs, &inputs)?;
         let [json, trace, html] = paths.map(|(_, path)| path.as_deref().map(Output::check).transpose());
         let (json, trace, html) = (json?, trace?, html?);
-        let to_stdout =
-            [&json, &trace, &html].into_iter().any(|output| matches!(output, Some(Output::Stdout)));
+        let to_stdout = [&json, &trace, &html].into_iter().flatten().any(Output::is_stdout);
         let outcome = plan.run(interrupts())?;
         if outcome.interrupted && outcome.runs.iter().all(|run| run.rounds.is_empty()) {
             eprintln!("faultless: ended before the first round was measured; nothing is written");

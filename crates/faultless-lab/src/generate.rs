@@ -4,13 +4,15 @@ use crate::cli::say;
 use crate::trouble::Trouble;
 use clap::{Command, Subcommand};
 use clap_complete::Shell;
-use std::path::PathBuf;
+use clap_mangen::Man;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 const COMPLETIONS: &str = "\
 Examples:
-  faultless generate completions bash > ~/.local/share/bash-completion/completions/faultless
-  faultless generate completions zsh > _faultless     into a folder of $fpath
-  faultless generate completions fish > ~/.config/fish/completions/faultless.fish";
+  source <(faultless generate completions bash)      in ~/.bashrc
+  faultless generate completions zsh > _faultless    in a folder of $fpath
+  faultless generate completions fish | source       in ~/.config/fish/config.fish";
 
 const MAN: &str = "\
 Examples:
@@ -43,13 +45,30 @@ impl Generate {
         let mut command = visible(command);
         match self {
             Self::Completions { shell } => say(completions(*shell, &mut command).trim_end()),
-            Self::Man { folder } => std::fs::create_dir_all(folder)
-                .and_then(|()| clap_mangen::generate_to(command, folder))
-                .map_err(|error| {
+            Self::Man { folder } => {
+                fs::create_dir_all(folder).and_then(|()| man_pages(command, folder)).map_err(|error| {
                     Trouble::Input(format!("cannot write man pages to {}: {error}", folder.display()))
-                }),
+                })
+            }
         }
     }
+}
+
+/// Writes a man page for `command` and for each of its subcommands.
+fn man_pages(command: Command, folder: &Path) -> io::Result<()> {
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    let mut pages = command.get_subcommands().cloned().collect::<Vec<_>>();
+    pages.push(command);
+    for page in pages {
+        let page = Man::new(page);
+        let mut text = Vec::new();
+        page.render(&mut text)?;
+        // Hyphens and wide blanks would change the examples of commands: they are switched off before the first section.
+        let text = String::from_utf8_lossy(&text).replacen(".SH NAME", ".nh\n.ad l\n.SH NAME", 1);
+        fs::write(folder.join(page.get_filename()), text)?;
+    }
+    Ok(())
 }
 
 fn completions(shell: Shell, command: &mut Command) -> String {

@@ -28,6 +28,7 @@ pub mod contender;
 pub mod designs;
 pub mod diff;
 pub mod generate;
+mod help;
 pub mod html;
 pub mod json;
 pub mod machine;

@@ -22,7 +22,7 @@ impl Output {
     /// # Errors
     /// [`Trouble::Input`] if the file cannot be written.
     pub fn check(path: &Path) -> Result<Self, Trouble> {
-        if path == Path::new("-") {
+        if is_standard(path) {
             return Ok(Self::Stdout);
         }
         let checked = match fs::metadata(path) {
@@ -39,6 +39,11 @@ impl Output {
         checked.map(|()| Self::File(path.into())).map_err(|error| cannot_write(path, &error))
     }
 
+    /// Returns whether this is standard output.
+    pub fn is_stdout(&self) -> bool {
+        matches!(self, Self::Stdout)
+    }
+
     /// Writes `text` and a line break in the place of the old contents. If this fails, a file keeps its old contents, unless
     /// no other file can be made in its folder.
     ///
@@ -52,11 +57,18 @@ impl Output {
     }
 }
 
-/// Checks that each of `outputs` is another file than the others and than the `inputs`. Each path has the name of its option.
+/// Checks that each of `outputs` is another file than the others and than the `inputs`, and that at most one output is
+/// standard output. Each path has the name of its option.
 ///
 /// # Errors
 /// [`Trouble::Input`] names two that are the same.
 pub fn all_different(outputs: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Result<(), Trouble> {
+    let mut to_stdout = outputs.iter().filter(|(_, path)| is_standard(path)).map(|(option, _)| option);
+    if let (Some(one), Some(other)) = (to_stdout.next(), to_stdout.next()) {
+        return Err(Trouble::Input(format!(
+            "{one} and {other} would both write to standard output: give one of them a file"
+        )));
+    }
     for (at, (option, path)) in outputs.iter().enumerate() {
         let later = outputs[at + 1..].iter().chain(inputs);
         if let Some((other, _)) = later.into_iter().find(|(_, other)| is_same(path, other)) {
@@ -69,9 +81,13 @@ pub fn all_different(outputs: &[(&str, &Path)], inputs: &[(&str, &Path)]) -> Res
     Ok(())
 }
 
+/// Returns whether `path` means standard output, or standard input in the place of an input.
+fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 fn is_same(a: &Path, b: &Path) -> bool {
-    let standard = Path::new("-");
-    if a == standard || b == standard {
+    if is_standard(a) || is_standard(b) {
         return false;
     }
     match (fs::metadata(a), fs::metadata(b)) {
@@ -210,5 +226,12 @@ mod tests {
         assert!(refused(&old, &again) && refused(&new, &new_again));
         assert!(!refused(&old, &new) && !refused(Path::new("-"), &old));
         assert!(!refused(Path::new("/dev/null"), Path::new("/dev/null")));
+    }
+    #[test]
+    fn only_one_output_is_standard_output() {
+        let (standard, null) = (Path::new("-"), Path::new("/dev/null"));
+        assert!(all_different(&[("--json", standard), ("--html", null)], &[("A", standard)]).is_ok());
+        let error = all_different(&[("--json", standard), ("--html", null), ("--perfetto", standard)], &[]);
+        assert!(error.unwrap_err().to_string().starts_with("--json and --perfetto would both write"));
     }
 }

@@ -50,6 +50,17 @@ fn each_command_has_a_man_page() {
         assert!(page(&format!("faultless-{command}.1")).contains(".SH SYNOPSIS"), "{command}");
     }
     assert!(page("faultless-diff.1").contains("\\-\\-fail\\-above"));
+    for name in ["faultless.1", "faultless-compare.1", "faultless-check.1", "faultless-diff.1"] {
+        let page = page(name);
+        // No word is hyphenated, and no blank is widened.
+        assert!(page.contains("\n.nh\n.ad l\n.SH NAME"), "{name}: {page}");
+        let (_, extra) = page.split_once(".SH EXTRA\n").expect("examples");
+        // The text of a page is 9 columns narrower than a terminal of 80.
+        for line in extra.lines().filter(|line| line.starts_with("  ")) {
+            let line = line.replace("\\-", "-").replace("\\*(Aq", "'").replace("\\\\", "\\");
+            assert!(line.chars().count() <= 71, "{name}: {line}");
+        }
+    }
     // One page for each command and one for the program. Hidden commands have none.
     assert_eq!(std::fs::read_dir(&pages).expect("the folder").count(), 6);
     std::fs::write(folder.path().join("file"), "").expect("a file");

@@ -57,16 +57,23 @@ fn assert_fits(width: u16, arguments: &[&str]) {
 
 #[test]
 fn no_list_and_no_help_is_wider_than_the_terminal() {
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 14] = [
         &["--help"],
         &["compare", "--help"],
         &["check", "--help"],
+        &["diff", "--help"],
+        &["designs", "--help"],
+        &["scenarios", "--help"],
+        &["generate", "--help"],
+        &["generate", "completions", "--help"],
+        &["generate", "man", "--help"],
         &["designs"],
         &["scenarios"],
         &["help"],
+        &["help", "diff"],
         &["compare", "-h"],
     ];
-    for width in [80, 100, 200] {
+    for width in [40, 60, 80, 100, 200] {
         for arguments in commands {
             assert_fits(width, arguments);
         }
@@ -77,12 +84,35 @@ fn no_list_and_no_help_is_wider_than_the_terminal() {
 fn no_comparison_is_wider_than_the_terminal() {
     // Every default design: its names and figures are as wide as they get.
     assert_fits(80, &["compare", "--seconds", "0.1"]);
-    for width in [80, 100, 200] {
+    for width in [40, 80, 100, 200] {
         let tour = ["compare", "--design", "vma-lock-retry,faultless", "--seconds", "0.1"];
         assert_fits(width, &tour);
         let one = ["compare", "giant-vma", "--design", "vma-lock-retry,faultless", "--seconds", "0.3"];
         assert_fits(width, &one);
         assert_fits(width, &[&one[..], &["--details"]].concat());
+    }
+}
+
+#[test]
+fn no_diff_is_wider_than_the_terminal() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("result.json");
+    let (json, path) = (format!("--json={}", file.display()), file.to_str().expect("UTF-8"));
+    assert_fits(
+        40,
+        &["compare", "giant-vma", "--design", "vma-lock-retry,faultless", "--seconds", "0.1", &json],
+    );
+    for width in [40, 80] {
+        assert_fits(width, &["diff", path, path]);
+        assert_fits(width, &["diff", path, path, "--all", "--fail-above", "1.5"]);
+    }
+}
+
+#[test]
+fn no_check_is_wider_than_the_terminal() {
+    for width in [40, 80, 100] {
+        assert_fits(width, &["check", "--files", "--ops", "300"]);
+        assert_fits(width, &["check", "--threads", "2", "--ops", "300"]);
     }
 }
 

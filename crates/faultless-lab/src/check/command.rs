@@ -5,7 +5,7 @@ use super::files::Files;
 use super::run::Plan;
 use super::summary::Summary;
 use super::threads::{MOST, Together};
-use crate::cli::{say, whole};
+use crate::cli::{say, terminal_width, whole};
 use crate::designs::{self, Design};
 use crate::output::Output;
 use crate::trouble::Trouble;
@@ -99,7 +99,7 @@ impl Check {
         let design = self.design()?;
         // The output is opened before the work, so that a bad path fails at once.
         let json = self.json.as_deref().map(Output::check).transpose()?;
-        let to_stdout = matches!(json, Some(Output::Stdout));
+        let to_stdout = json.as_ref().is_some_and(Output::is_stdout);
         let (operations, seed, merged) = (self.ops, self.seed, self.merged);
         let summary = match self.threads {
             _ if self.files => Files { operations, seed, ..Files::new(design) }.run(interrupted)?,
@@ -118,7 +118,7 @@ impl Check {
             if let Some(found) = &summary.difference {
                 say(&format!("{}\n", found.text()))?;
             }
-            say(&summary.text())?;
+            say(&terminal_width().map_or_else(|| summary.text(), |width| summary.text_within(width)))?;
         }
         Ok(match (&summary.difference, summary.interrupted) {
             (Some(_), _) => 1,

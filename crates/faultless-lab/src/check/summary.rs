@@ -173,12 +173,46 @@ impl Summary {
         seldom.map(|(what, times)| format!("warning: {what} occurred only {times} times")).collect()
     }
 
+    /// Returns the report for people, with no line wider than `width`.
+    pub fn text_within(&self, width: usize) -> String {
+        let (table, rest) = (self.table(), self.sentences());
+        let rest = rest.lines().map(|line| wrapped(line, width)).collect::<Vec<_>>().join("\n");
+        match table.lines().all(|line| line.chars().count() <= width) {
+            true => format!("{table}\n\n{rest}"),
+            false => format!("{}\n\n{rest}", self.list(width)),
+        }
+    }
+
     /// Returns the report for people.
     pub fn text(&self) -> String {
+        format!("{}\n\n{}", self.table(), self.sentences())
+    }
+
+    /// Returns the outcomes that occurred, "ok" first, then errors, then signals.
+    fn classes(&self) -> Vec<&String> {
         let mut classes: Vec<&String> = self.results.values().flat_map(BTreeMap::keys).collect();
-        // "ok" first, then errors, then signals.
         classes.sort_by_key(|class| (class.as_str() != "ok", class.contains('_'), class.as_str()));
         classes.dedup();
+        classes
+    }
+
+    /// Returns the counts as a list, with the outcomes of each kind that occurred.
+    fn list(&self, width: usize) -> String {
+        let classes = self.classes();
+        let line = |kind: &&str| {
+            let results = self.results.get(*kind)?;
+            let count = |class: &&String| Some(format!("{} {class}", results.get(*class)?));
+            Some(wrapped(
+                &format!("{kind}: {}", classes.iter().filter_map(count).collect::<Vec<_>>().join(", ")),
+                width,
+            ))
+        };
+        self.kinds().iter().filter_map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Returns the counts as a table, with a column for each outcome.
+    fn table(&self) -> String {
+        let classes = self.classes();
         let mut table = Table::new();
         table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(std::iter::once("operation").chain(classes.iter().map(|class| class.as_str())));
@@ -188,9 +222,13 @@ impl Summary {
             table.add_row(std::iter::once(kind.to_string()).chain(cells));
         }
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        table.to_string()
+    }
+
+    /// Returns the known differences, the warnings and the result.
+    fn sentences(&self) -> String {
         let mut text = String::new();
         // Writing to a string never fails.
-        let _ = writeln!(text, "{table}\n");
         for (name, times) in &self.known {
             let intended = KNOWN.iter().any(|known| known.name == name && known.by_intention);
             let why = if intended { "intended difference" } else { "difference to be fixed" };
@@ -218,6 +256,12 @@ impl Summary {
         );
         text
     }
+}
+
+/// Returns `line` wrapped at words. Later lines are indented.
+fn wrapped(line: &str, width: usize) -> String {
+    let options = textwrap::Options::new(width).subsequent_indent("  ").break_words(false);
+    textwrap::fill(line, options.word_splitter(textwrap::WordSplitter::NoHyphenation))
 }
 
 impl Found {

@@ -1,8 +1,8 @@
 //! The command `diff`: its arguments, its output, its exit code.
 
-use super::text::{figures, text};
+use super::text::{figures, text, wrapped};
 use super::{Changes, Source, compare};
-use crate::cli::say;
+use crate::cli::{say, width};
 use crate::output::{self, Output};
 use crate::parse;
 use crate::trouble::Trouble;
@@ -83,7 +83,7 @@ impl Diff {
         }
         let failed = self.fail_above.map_or(0, |ratio| changes.worse_by_more_than(ratio));
         let json = self.json.as_deref().map(Output::check).transpose()?;
-        let to_stdout = matches!(json, Some(Output::Stdout));
+        let to_stdout = json.as_ref().is_some_and(Output::is_stdout);
         if let Some(json) = json {
             let text = serde_json::to_string_pretty(&Json {
                 changes: &changes,
@@ -94,9 +94,11 @@ impl Diff {
             json.write(&text)?;
         }
         if !to_stdout {
-            say(&text(&changes, self.all))?;
+            let width = width();
+            say(&text(&changes, self.all, width))?;
             if let Some(ratio) = self.fail_above {
-                say(&format!("\nWorse by more than {ratio} times, beyond noise: {}.", figures(failed)))?;
+                let worse = format!("Worse by more than {ratio} times, beyond noise: {}.", figures(failed));
+                say(&format!("\n{}", wrapped(&worse, "", width).trim_end()))?;
             }
         }
         Ok(u8::from(failed != 0))

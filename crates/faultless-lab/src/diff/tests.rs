@@ -83,7 +83,7 @@ fn zero_has_no_ratio_and_differs_by_more_than_any() {
     let of = |sample| result(&[entry("page-fault", "faultless", sample, json!({}))]);
     let changes = changes(&of(none), &of(LOW));
     assert_eq!(changes.worse_by_more_than(1e6), 1);
-    assert!(text(&changes, false).contains("worse, was 0  bystander_p99  0 µs"));
+    assert!(text(&changes, false, 80).contains("worse, was 0  bystander_p99  0 µs"));
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn old_results_are_compared_by_values_of_all_rounds() {
     let changes = changes(&with(100.0, None), &with(120.0, Some(300.0)));
     let change = changes.figures.iter().find(|change| change.figure == "it").expect("the figure");
     assert_eq!((change.ratio, change.a.map(|a| a.rounds)), (Some(1.2), Some(5)));
-    assert!(!changes.medians && text(&changes, false).contains("no medians"));
+    assert!(!changes.medians && text(&changes, false, 80).contains("no medians"));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn pairs_of_one_file_are_listed_with_the_reason() {
             lone("map-unmap", "vma-lock", "b", None)
         ]
     );
-    let text = text(&changes, false);
+    let text = text(&changes, false, 80);
     assert!(
         text.contains("Only in A: giant-vma/range-lock; it did not run in B: it needs 4 GiB\n"),
         "{text}"
@@ -189,7 +189,7 @@ fn settings_that_differ_are_told_once() {
     b["settings"]["seed"] = 7.into();
     b["settings"]["queue_depth"] = 1.into();
     b["machine"]["kernel"] = "Linux 7.0".into();
-    let text = text(&changes(&a, &b), false);
+    let text = text(&changes(&a, &b), false, 80);
     let different: Vec<_> = text.lines().filter(|line| line.starts_with("Different ")).collect();
     assert_eq!(
         different,
@@ -212,7 +212,7 @@ fn the_longest_names_and_numbers_fit_100_columns_and_usual_ones_80() {
         result(&[entry(&longest, &longest, LOW, json!({ name: figure("lower", sample, 5) }))])
     };
     let widest = |name: &str, a, b| {
-        let text = text(&changes(&with(name, a), &with(name, b)), true);
+        let text = text(&changes(&with(name, a), &with(name, b)), true, 80);
         text.lines().map(|line| line.chars().count()).max().expect("lines")
     };
     let (small, large) = ([10_001.0, 10_001.0, 10_001.0], [99_999.4, 99_999.4, 99_999.4]);
@@ -277,7 +277,7 @@ fn a_text_of_a_file_is_short_and_keeps_its_direction() {
     let a = result(&[entry("fork-during-io", "faultless", LOW, json!({}))]);
     let mut b = a.clone();
     b["machine"]["kernel"] = format!("Linux\u{202e}\n{}", "x".repeat(500)).into();
-    let text = text(&changes(&a, &b), false);
+    let text = text(&changes(&a, &b), false, 80);
     assert!(text.contains(&"x".repeat(53)) && text.contains('…'), "{text}");
     assert!(!text.contains(&"x".repeat(54)) && !text.contains('\u{202e}'), "{text}");
 }
@@ -296,13 +296,15 @@ fn a_file_with_a_million_rounds_and_more_is_refused() {
 }
 
 #[test]
-fn no_row_is_wider_than_80_columns() {
+fn no_line_is_wider_than_80_columns_or_the_screen() {
     let name = "a_name_of_thirty_two_characters_";
     let figures = json!({ name: figure("lower", [123.4, 100.1, 15_873.0], 5) });
     let a = result(&[entry("fork-during-io", "faultless", LOW, figures)]);
-    let text = text(&changes(&a, &a), true);
-    assert!(text.contains("\n") && text.contains(name), "{text}");
-    for line in text.lines() {
-        assert!(line.chars().count() <= 80, "{line}");
+    for width in [40, 60, 80, 100] {
+        let text = text(&changes(&a, &a), true, width);
+        assert!(text.contains(name), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= width.min(80), "{line}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The comparison as text. Lines have at most 80 columns.
+//! The comparison as text, for a width of at most 80 columns.
 
 use super::read::{one_line, shortened};
 use super::{Change, Changes, Lone, Sample, Setting, Side, Verdict};
@@ -8,8 +8,8 @@ use crate::scenarios::Unit;
 use serde_json::Value;
 use std::fmt::Write;
 
-/// The width at which texts are wrapped. In a wider row, the figure of B stands on a line of its own.
-const WIDTH: usize = 80;
+/// The maximum width of a line, on any terminal.
+const WIDEST: usize = 80;
 
 /// The maximum length of a text from a file, in characters.
 const LONGEST: usize = 60;
@@ -20,27 +20,30 @@ const LONGEST_REASON: usize = 200;
 /// The maximum number of pairs of scenario and design named in one line.
 const NAMED: usize = 3;
 
-/// Returns the whole text. With `all`, figures within noise are listed too.
-pub(super) fn text(changes: &Changes, all: bool) -> String {
-    let mut text = format!("{}{}", side("A", &changes.a), side("B", &changes.b));
+/// Returns the whole text for a screen of `width` columns. With `all`, figures within noise are listed too.
+pub(super) fn text(changes: &Changes, all: bool, width: usize) -> String {
+    let width = width.min(WIDEST);
+    let mut text = format!("{}{}", side("A", &changes.a, width), side("B", &changes.b, width));
     if !changes.medians {
         text.push_str(&wrapped(
             "At least one file has no medians of its figures. They are compared by their values of all rounds together.",
             "",
+            width,
         ));
     }
-    text.push_str(&settings(&changes.settings));
-    text.push_str(&lone(&changes.only));
+    text.push_str(&settings(&changes.settings, width));
+    text.push_str(&lone(&changes.only, width));
 
     let count = |verdict| changes.with(verdict).count();
     let (worse, better, changed) = (count(Verdict::Worse), count(Verdict::Better), count(Verdict::Changed));
-    let _ = writeln!(text, "\nBeyond noise: {} worse in B, {better} better.", figures(worse));
+    let beyond = format!("Beyond noise: {} worse in B, {better} better.", figures(worse));
+    text.push_str(&format!("\n{}", wrapped(&beyond, "", width)));
     for (verdict, title) in [
         (Verdict::Worse, "Worse in B".to_string()),
         (Verdict::Better, "Better in B".to_string()),
         (Verdict::Changed, "Changed beyond noise, without a better direction".to_string()),
     ] {
-        text.push_str(&section(changes, verdict, &title));
+        text.push_str(&section(changes, verdict, &title, width));
     }
     let rest = [
         (Verdict::Unknown, format!("Unknown, fewer than {LEAST_ROUNDS} rounds")),
@@ -48,18 +51,19 @@ pub(super) fn text(changes: &Changes, all: bool) -> String {
         (Verdict::Apart, "Not compared, in one file only or in different units".to_string()),
     ];
     if all {
-        rest.iter().for_each(|(verdict, title)| text.push_str(&section(changes, *verdict, title)));
+        rest.iter().for_each(|(verdict, title)| text.push_str(&section(changes, *verdict, title, width)));
     } else {
         let mut hidden = false;
         for (verdict, title) in rest.iter().filter(|(verdict, _)| count(*verdict) != 0) {
             text.push_str(if hidden { "" } else { "\n" });
-            let _ = writeln!(text, "{title}: {}.", figures(count(*verdict)));
+            text.push_str(&wrapped(&format!("{title}: {}.", figures(count(*verdict))), "", width));
             hidden = true;
         }
         text.push_str(if hidden { "--all lists them.\n" } else { "" });
     }
     if worse + better + changed != 0 || all {
-        text.push_str("\nEach figure: median (least–greatest round) in A, then in B.\n");
+        let meaning = "Each figure: median (least–greatest round) in A, then in B.";
+        text.push_str(&format!("\n{}", wrapped(meaning, "", width)));
     }
     text.trim_end().to_string()
 }
@@ -69,21 +73,22 @@ pub(super) fn figures(count: usize) -> String {
     number::plural(count, "figure")
 }
 
-fn wrapped(line: &str, indent: &str) -> String {
-    let options = textwrap::Options::new(WIDTH).subsequent_indent(indent);
+/// Returns `line` and a line break, wrapped at words. Later lines begin with `indent`.
+pub(super) fn wrapped(line: &str, indent: &str, width: usize) -> String {
+    let options = textwrap::Options::new(width).subsequent_indent(indent);
     let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
     format!("{}\n", textwrap::fill(&one_line(line), options))
 }
 
-fn side(letter: &str, side: &Side) -> String {
+fn side(letter: &str, side: &Side, width: usize) -> String {
     let version = side.version.as_ref().map_or("by an unknown version".into(), |version| {
         format!("by faultless {}", shortened(version, LONGEST))
     });
     let interrupted = if side.interrupted { "; interrupted: it is not complete" } else { "" };
-    wrapped(&format!("{letter} is {}, {version}{interrupted}.", side.name), "     ")
+    wrapped(&format!("{letter} is {}, {version}{interrupted}.", side.name), "     ", width)
 }
 
-fn settings(settings: &[Setting]) -> String {
+fn settings(settings: &[Setting], width: usize) -> String {
     let mut text = String::new();
     for Setting { what, a, b, at } in settings {
         let mut places = at.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
@@ -94,6 +99,7 @@ fn settings(settings: &[Setting]) -> String {
         text.push_str(&wrapped(
             &format!("Different {what}: {} in A, {} in B{of}{places}", value(a), value(b)),
             "  ",
+            width,
         ));
     }
     text
@@ -107,20 +113,20 @@ fn value(value: &Value) -> String {
     }
 }
 
-fn lone(only: &[Lone]) -> String {
+fn lone(only: &[Lone], width: usize) -> String {
     let mut text = String::new();
     for Lone { scenario, design, ran_in, skipped } in only {
         let (here, there) = if *ran_in == "a" { ("A", "B") } else { ("B", "A") };
         let why = skipped.as_ref().map_or(String::new(), |why| {
             format!("; it did not run in {there}: {}", shortened(why, LONGEST_REASON))
         });
-        text.push_str(&wrapped(&format!("Only in {here}: {scenario}/{design}{why}"), "  "));
+        text.push_str(&wrapped(&format!("Only in {here}: {scenario}/{design}{why}"), "  ", width));
     }
     text
 }
 
 /// Returns the figures of one verdict, by scenario and design. The pair with the largest change comes first.
-fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
+fn section(changes: &Changes, verdict: Verdict, title: &str, width: usize) -> String {
     let found: Vec<&Change> = changes.with(verdict).collect();
     if found.is_empty() {
         return String::new();
@@ -133,9 +139,10 @@ fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
             [how_much(change), change.figure.clone(), in_file(&change.a), in_file(&change.b)]
         })
         .collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2)];
-    let mut text = format!("\n{title}: {}\n", figures(found.len()));
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [widest(0), widest(1), widest(2)];
+    let mut text = format!("\n{}", wrapped(&format!("{title}: {}", figures(found.len())), "", width));
+    let is_wide = rows.iter().all(|cells| fits(&beside(cells, widths, width), width));
     let mut pairs: Vec<(&str, &str)> = Vec::new();
     for change in &found {
         let pair = (change.scenario.as_str(), change.design.as_str());
@@ -144,22 +151,36 @@ fn section(changes: &Changes, verdict: Verdict, title: &str) -> String {
         }
     }
     for (scenario, design) in pairs {
-        let _ = writeln!(text, "{scenario} under {design}");
+        text.push_str(&wrapped(&format!("{scenario} under {design}"), "  ", width));
         let of_pair = found
             .iter()
             .zip(&rows)
             .filter(|(c, _)| (c.scenario.as_str(), c.design.as_str()) == (scenario, design));
-        for (_, [how_much, figure, a, b]) in of_pair {
-            let [first, second, third] = widths;
-            let start = format!("  {how_much:>first$}  {figure:second$}  ");
-            let (row, place) = (format!("{start}{a:third$} → {b}"), start.chars().count().saturating_sub(2));
-            let _ = match row.chars().count() {
-                0..=WIDTH => writeln!(text, "{row}"),
-                _ => writeln!(text, "{start}{a}\n{:place$}→ {b}", ""),
-            };
+        for (_, cells) in of_pair {
+            text.push_str(&if is_wide { beside(cells, widths, width) } else { below(cells, width) });
         }
     }
     text
+}
+
+fn fits(text: &str, width: usize) -> bool {
+    text.lines().all(|line| line.chars().count() <= width)
+}
+
+/// Returns the line of a figure, or two lines if it is too wide.
+fn beside([how_much, figure, a, b]: &[String; 4], widths: [usize; 3], width: usize) -> String {
+    let [first, second, third] = widths;
+    let start = format!("  {how_much:>first$}  {figure:second$}  ");
+    let place = start.chars().count().saturating_sub(2);
+    let line = format!("{start}{a:third$} → {b}\n");
+    if fits(&line, width) { line } else { format!("{start}{a}\n{:place$}→ {b}\n", "") }
+}
+
+/// Returns the lines of a figure, with both values below its name.
+fn below([how_much, figure, a, b]: &[String; 4], width: usize) -> String {
+    let head = wrapped(&format!("  {how_much}  {figure}"), "    ", width);
+    let line = format!("      {a} → {b}\n");
+    if fits(&line, width) { head + &line } else { format!("{head}      {a}\n    → {b}\n") }
 }
 
 /// Returns the size and the direction of a change.

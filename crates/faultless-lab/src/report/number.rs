@@ -12,12 +12,20 @@ pub fn value(value: f64, unit: Unit) -> String {
 /// Returns the median with its unit, and the lowest and the highest value in the same scale: "1.20 ms (0.98–1.40)".
 /// If all values are equal, returns the value alone.
 pub fn spread(spread: Spread, unit: Unit) -> String {
+    match spread_parts(spread, unit) {
+        (median, Some(range)) => format!("{median} {range}"),
+        (median, None) => median,
+    }
+}
+
+/// Returns the two parts of [`spread`]: "1.20 ms" and "(0.98–1.40)". If all values are equal, there is no second part.
+pub fn spread_parts(spread: Spread, unit: Unit) -> (String, Option<String>) {
     if spread.min == spread.max {
-        return value(spread.median, unit);
+        return (value(spread.median, unit), None);
     }
     let scale = Scale::of(spread.median, unit);
     let [median, min, max] = [spread.median, spread.min, spread.max].map(|value| scale.digits(value));
-    format!("{median}{} ({min}–{max})", scale.suffix)
+    (format!("{median}{}", scale.suffix), Some(format!("({min}–{max})")))
 }
 
 /// Returns a ratio, such as "1.13×".

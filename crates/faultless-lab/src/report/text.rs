@@ -19,7 +19,7 @@ use grid::{Align, Grid, Style, Text, items, paragraph};
 /// The width and the colours of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    /// The maximum width of a line, in columns. A table with a single column of figures may be wider.
+    /// The maximum width of a line, in columns. A word that is wider by itself stands whole.
     pub width: usize,
     /// Whether there are colours.
     pub has_colour: bool,
@@ -62,16 +62,20 @@ pub fn report(view: &View, options: &Options<'_>, screen: Screen) -> String {
     joined(parts)
 }
 
-/// Returns a command to the right of its purpose.
+/// Returns a command to the right of its purpose, or below it on a narrow screen.
 fn command(purpose: &str, command: &Command, screen: Screen) -> Vec<String> {
     /// The width of the widest purpose, and a blank.
     const PURPOSE: usize = 13;
-    let lines = command.lines(screen.width.saturating_sub(PURPOSE)).into_iter().enumerate();
+    /// The minimum width of a screen on which the command stands to the right.
+    const LEAST: usize = 60;
+    let (start, indent) = if screen.width < LEAST { (None, 2) } else { (Some(purpose), PURPOSE) };
+    let lines = command.lines(screen.width.saturating_sub(indent)).into_iter().enumerate();
     let line = |(at, line): (usize, String)| match at {
-        0 => format!("{purpose:<PURPOSE$}{line}"),
-        _ => format!("{:<PURPOSE$}{line}", ""),
+        0 => format!("{:<indent$}{line}", start.unwrap_or("")),
+        _ => format!("{:<indent$}{line}", ""),
     };
-    lines.map(line).collect()
+    let above = if start.is_none() { Some(purpose.to_string()) } else { None };
+    above.into_iter().chain(lines.map(line)).collect()
 }
 
 /// Returns the parts with blank lines between them. A part without text has no blank line.
@@ -198,6 +202,7 @@ fn waits(waits: &[Waits], options: &Options<'_>, screen: Screen) -> String {
         rows: waits.iter().map(row).collect(),
         align: Align::Left,
     };
+    let grid = grid.wrapped(screen.width);
     let mut text = vec![paragraph(title, screen.width)];
     if options.details {
         text.push(grid.in_pieces(screen));

@@ -61,53 +61,59 @@ fn a_host_with_nothing_planted_passes() {
     assert_eq!(fails(Planted::Nothing), None);
 }
 
-const HUNG: &str = "a leaf table that is hung in a child is found there";
-const WORDS: &str = "found gives the word of the lookup, and now that of the place";
-const WEAKENED: &str = "weaken takes the write right of one entry, and nothing else";
+const HUNG: &str = "a leaf table that is shared with a child is found in the child";
+const WORDS: &str = "found returns the word of the lookup, and now the word in the table";
+const WEAKENED: &str = "weaken removes the write right of one entry, and changes nothing else";
 
 #[test]
 fn each_planted_fault_is_found() {
     let planted = [
-        (Planted::FrameGivenTwice, "a frame is given out once, and again when it has come back"),
-        (Planted::FreedStaysUsed, "a frame is given out once, and again when it has come back"),
-        (Planted::FolioOfTwoFrames, "each frame has a folio of its own, which is free"),
+        (Planted::FrameGivenTwice, "a frame is allocated once, and again after it is freed"),
+        (Planted::FreedStaysUsed, "a frame is allocated once, and again after it is freed"),
+        (Planted::FolioOfTwoFrames, "each frame has its own folio, which is free"),
         (Planted::ZeroesHalf, "zero fills a whole frame with zeros"),
         (Planted::CopiesLess, "copy copies a whole frame"),
-        (Planted::WriteSaysAll, "read and write reach each byte of a frame, and end with it"),
+        (Planted::WriteSaysAll, "read and write access every byte of a frame, and nothing beyond it"),
         (Planted::NextLeafPassesOver, "next_leaf finds each leaf table, in order"),
         (
             Planted::AnnouncesWhateverIsThere,
-            "try_announce sets the bit if the entry is what was seen, and let_go clears it",
+            "try_announce sets the bit if the entry is as expected, and let_go clears it",
         ),
         (Planted::LetGoEmpties, "install and let_go keep accessed and dirty bits where the frame stays"),
         (
             Planted::InstallForgetsWhatWasUsed,
             "install and let_go keep accessed and dirty bits where the frame stays",
         ),
-        (Planted::ExchangesWhateverIsThere, "exchange changes an entry if it is what was seen"),
-        (Planted::DropsGuards, "guards and pages that are not present are kept as they are"),
-        (Planted::UnhookedStaysFound, "unhook takes a leaf table out, and readers of it see that"),
+        (Planted::ExchangesWhateverIsThere, "exchange changes an entry if it is as expected"),
+        (Planted::DropsGuards, "entries of guards and of pages that are not present are kept unchanged"),
+        (Planted::UnhookedStaysFound, "unhook removes a leaf table, and its readers notice"),
         (Planted::HangIsLost, HUNG),
         (Planted::HangForgetsTheMark, HUNG),
         (Planted::FoundLooksAgain, WORDS),
         (Planted::NowIsFound, WORDS),
-        (Planted::PutIsLost, "put stores a word in the place, with its mark"),
-        (Planted::PutForgetsTheMark, "put stores a word in the place, with its mark"),
-        (Planted::SharedHangs, "a shared leaf table does not hang"),
+        (Planted::PutIsLost, "put stores a word in the table, with its mark"),
+        (Planted::PutForgetsTheMark, "put stores a word in the table, with its mark"),
+        (Planted::SharedHangs, "hangs is false for a shared leaf table"),
         (Planted::WeakenLeavesTheRight, WEAKENED),
         (Planted::WeakenClearsAccessed, WEAKENED),
-        (Planted::SpareGivenTwice, "each spare is a leaf table of its own, and empty"),
-        (Planted::SpareIsNotEmpty, "each spare is a leaf table of its own, and empty"),
-        (Planted::StoresThroughTheMark, "fork: each has what the parent had, and its own stores"),
+        (Planted::SpareGivenTwice, "each spare is a separate, empty leaf table"),
+        (Planted::SpareIsNotEmpty, "each spare is a separate, empty leaf table"),
+        (
+            Planted::StoresThroughTheMark,
+            "after fork, parent and child have the same contents, and neither sees later stores of the other",
+        ),
         (Planted::ForeignIsForgotten, "an entry keeps the mark of a foreign frame"),
-        (Planted::ForeignShowsAnother, "a mapping of foreign frames shows them, in a child too"),
-        (Planted::ForeignIsCounted, "a foreign frame is not counted, and not given out"),
-        (Planted::ForeignIsGivenOut, "a foreign frame is not counted, and not given out"),
-        (Planted::ForeignKeepsItsRights, "the rights of a mapping of foreign frames hold"),
-        (Planted::EarlyWakeIsLost, "a wake-up that comes before the sleep is kept"),
-        (Planted::InvalidatesNothing, "after munmap no access is served"),
-        (Planted::InvalidatesOnePage, "after munmap no access is served"),
-        (Planted::InvalidatesOneOfAll, "what is cut off a file is refused in every process"),
+        (Planted::ForeignShowsAnother, "a mapping of foreign frames accesses these frames, also in a child"),
+        (Planted::ForeignIsCounted, "a foreign frame is neither counted nor allocated"),
+        (Planted::ForeignIsGivenOut, "a foreign frame is neither counted nor allocated"),
+        (Planted::ForeignKeepsItsRights, "a mapping of foreign frames obeys its rights"),
+        (Planted::EarlyWakeIsLost, "a wake-up before the sleep is not lost"),
+        (Planted::InvalidatesNothing, "after munmap, no access succeeds"),
+        (Planted::InvalidatesOnePage, "after munmap, no access succeeds"),
+        (
+            Planted::InvalidatesOneOfAll,
+            "after a file is shortened, no process can access the pages beyond its end",
+        ),
     ];
     for (planted, check) in planted {
         let found = fails(planted);

@@ -34,8 +34,8 @@ impl<T: PageTable> Table<T> {
 
     /// Hangs the leaf over `page` in `child` as well. The caller found the leaf in a section, and `child` has none there.
     /// When `invalidate` of the leaf's pages has returned, no processor stores through it any more. Takes the memory that
-    /// [`Table::unshare`] will need; a family is charged to `sections`. Does not sleep. Returns false, and does nothing, if another thread is at work on the
-    /// leaf or the host shares no leaves.
+    /// [`Table::unshare`] will need; a family is charged to `sections`. Does not sleep. Returns false, and does nothing, if
+    /// another thread is at work on the leaf or the host shares no leaves.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing is done then.
@@ -67,7 +67,8 @@ impl<T: PageTable> Table<T> {
     }
 
     /// Tries to make `child_leaf` a relative of `leaf`, which is this space's own. Done before an entry of `leaf` is copied to
-    /// `child_leaf`. A new family is charged to `sections`. Does not sleep. Returns false, and does nothing, if another thread is at work on the family.
+    /// `child_leaf`. A new family is charged to `sections`. Does not sleep. Returns false, and does nothing, if another thread
+    /// is at work on the family.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing is done then.

@@ -5,6 +5,7 @@ use super::grid::{Align, Grid, Style, Text};
 use crate::report::number;
 use crate::report::view::{Cell, Class, Column, Figures, Row};
 use crate::scenarios::Better;
+use std::ops::Range;
 
 /// A table, and the marks that it uses.
 pub(super) struct Drawn {
@@ -17,10 +18,22 @@ pub(super) struct Drawn {
     pub has_elsewhere: bool,
 }
 
+/// The lines of a cell. A narrow screen takes more lines.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// Value, spread and mark in one line.
+    One,
+    /// Value and mark, and the spread below them.
+    Two,
+    /// Value, spread and mark below each other.
+    Three,
+}
+
 /// Draws the headlines of a tour. Each column is named by its scenario.
 pub(super) fn matrix(figures: &Figures, screen: Screen) -> Drawn {
     let title = |column: &Column| format!("{}\n{}\n{}", column.scenario, column.title, direction(column));
-    let grid = grid(figures, title, |cell, column| value(cell, column, false));
+    let grid =
+        shaped(1..2, screen, |shape| grid(figures, title, |cell, column| value(cell, column, false), shape));
     Drawn { has_spreads: false, ..fitted(grid, figures, screen, |column| column.scenario) }
 }
 
@@ -29,14 +42,25 @@ pub(super) fn main_figures(figures: &Figures, screen: Screen) -> Drawn {
     let chosen = figures.columns.iter().enumerate().filter(|(_, column)| !column.is_detail);
     let figures = figures.only(&chosen.map(|(at, _)| at).collect::<Vec<_>>());
     let headline = figures.columns[0].name;
-    let grid = grid(&figures, title, |cell, column| value(cell, column, column.name == headline));
+    let grid = shaped(1..2, screen, |shape| {
+        grid(&figures, title, |cell, column| value(cell, column, column.name == headline), shape)
+    });
     fitted(grid, &figures, screen, |column| column.title)
 }
 
 /// Draws every figure with its spread, in as many tables as necessary.
 pub(super) fn every_figure(figures: &Figures, screen: Screen) -> Drawn {
-    let text = grid(figures, title, |cell, column| value(cell, column, true)).in_pieces(screen);
-    drawn(text, figures, Vec::new())
+    let all = 1..figures.columns.len() + 1;
+    let grid =
+        shaped(all, screen, |shape| grid(figures, title, |cell, column| value(cell, column, true), shape));
+    drawn(grid.in_pieces(screen), figures, Vec::new())
+}
+
+/// Returns the grid with the fewest lines a cell in which each of `columns` has room beside the names.
+fn shaped(columns: Range<usize>, screen: Screen, grid: impl Fn(Shape) -> Grid) -> Grid {
+    let grids = [Shape::One, Shape::Two].into_iter().map(&grid);
+    let has_room = |grid: &Grid| grid.has_room_for(columns.clone(), screen.width);
+    grids.into_iter().find(has_room).unwrap_or_else(|| grid(Shape::Three))
 }
 
 fn fitted(grid: Grid, figures: &Figures, screen: Screen, name: fn(&Column) -> &'static str) -> Drawn {
@@ -73,7 +97,8 @@ fn direction(column: &Column) -> &'static str {
 fn grid(
     figures: &Figures,
     title: impl Fn(&Column) -> String,
-    value: impl Fn(&Cell, &Column) -> String,
+    value: impl Fn(&Cell, &Column) -> (String, Option<String>),
+    shape: Shape,
 ) -> Grid {
     let marks: Vec<usize> = (0..figures.columns.len())
         .map(|at| figures.rows.iter().map(|row| mark(&row.cells[at]).chars().count()).max().unwrap_or(0))
@@ -82,12 +107,17 @@ fn grid(
         let name =
             if row.is_ours { Text::new(row.design).styled(Style::Strong) } else { Text::new(row.design) };
         let cells = row.cells.iter().zip(&figures.columns).zip(&marks).map(|((cell, column), width)| {
-            let value = value(cell, column);
+            let (value, spread) = value(cell, column);
             // The padding aligns the marks of a column.
-            let text = if *width == 0 || cell.spread.is_none() {
-                value
-            } else {
-                format!("{value} {:>width$}", mark(cell))
+            let mark = match (*width, cell.spread) {
+                (0, _) | (_, None) => None,
+                _ => Some(format!("{:>width$}", mark(cell))),
+            };
+            let (value, spread, mark) = (Some(value), spread, mark);
+            let text = match shape {
+                Shape::One => joined([value, spread, mark], " "),
+                Shape::Two => joined([Some(joined([value, mark], " ")), spread], "\n"),
+                Shape::Three => joined([value, spread, mark.filter(|mark| !mark.trim().is_empty())], "\n"),
             };
             Text::new(text).styled(style(&cell.class))
         });
@@ -100,12 +130,18 @@ fn grid(
     }
 }
 
-fn value(cell: &Cell, column: &Column, with_spread: bool) -> String {
+/// Returns the parts that there are, with `separator` between them.
+fn joined<const N: usize>(parts: [Option<String>; N], separator: &str) -> String {
+    parts.into_iter().flatten().collect::<Vec<_>>().join(separator)
+}
+
+/// Returns the value of a cell, and its spread if it is shown.
+fn value(cell: &Cell, column: &Column, with_spread: bool) -> (String, Option<String>) {
     match (cell.spread, &cell.class) {
-        (Some(spread), _) if with_spread => number::spread(spread, column.unit),
-        (Some(spread), _) => number::value(spread.median, column.unit),
-        (None, Class::NotRun(_)) => "cannot run".into(),
-        (None, _) => "–".into(),
+        (Some(spread), _) if with_spread => number::spread_parts(spread, column.unit),
+        (Some(spread), _) => (number::value(spread.median, column.unit), None),
+        (None, Class::NotRun(_)) => ("cannot run".into(), None),
+        (None, _) => ("–".into(), None),
     }
 }
 

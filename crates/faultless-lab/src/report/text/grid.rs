@@ -1,10 +1,11 @@
-//! Tables that never wrap their figures, and paragraphs and lists that wrap at words.
+//! Tables that never break their figures, and paragraphs and lists that wrap at words.
 
 use super::Screen;
 use comfy_table::presets::NOTHING;
 use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, Width,
 };
+use std::ops::Range;
 
 /// The blanks between two columns.
 const GAP: usize = 2;
@@ -20,7 +21,7 @@ pub(super) enum Style {
     Bad,
 }
 
-/// A few characters in one style.
+/// A few words in one style. They may have several lines.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
     pub text: String,
@@ -65,8 +66,9 @@ pub(super) struct Grid {
     pub align: Align,
 }
 
+/// Returns the width of the widest line of `text`.
 fn columns_of(text: &str) -> usize {
-    text.chars().count()
+    text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
 }
 
 /// Returns the number of lines of a title in `width` columns.
@@ -95,6 +97,23 @@ impl Grid {
     /// Returns the number of columns, from the left, that fit into `width`; at least two.
     pub(super) fn fitting(&self, width: usize) -> usize {
         self.fitting_from(1, width).max(2).min(self.header.len())
+    }
+
+    /// Returns whether the first column and each of `columns` fit side by side into `width`.
+    pub(super) fn has_room_for(&self, mut columns: Range<usize>, width: usize) -> bool {
+        columns.all(|column| self.width_of(0) + GAP + self.width_of(column) <= width)
+    }
+
+    /// Wraps each cell that is too wide beside the first column at words.
+    pub(super) fn wrapped(mut self, width: usize) -> Self {
+        let room = width.saturating_sub(self.width_of(0) + GAP).max(1);
+        let options = textwrap::Options::new(room).subsequent_indent(" ").break_words(false);
+        let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
+        let others = self.rows.iter_mut().flat_map(|row| row.iter_mut().skip(1));
+        for cell in others.filter(|cell| columns_of(&cell.text) > room) {
+            cell.text = textwrap::fill(&cell.text, &options);
+        }
+        self
     }
 
     /// Returns the end of the columns that fit into `width`, if the table has the first column and then those from
@@ -130,7 +149,7 @@ impl Grid {
     pub(super) fn draw(&self, columns: &[usize], screen: Screen) -> String {
         let columns: Vec<usize> = std::iter::once(0).chain(columns.iter().copied()).collect();
         let widths = self.widths(&columns, screen.width);
-        // Only titles wrap, because every column is as wide as its cells.
+        // The library wraps only titles, because every column is as wide as its cells.
         let mut table = new_table(u16::MAX.into(), screen.has_colour);
         table.load_style(NOTHING.header_separator(LineStyle::none().fill('─').junction('─')));
         let title = |column: &usize| Cell::new(&self.header[*column]);
@@ -183,12 +202,16 @@ pub(super) fn paragraph(text: &str, width: usize) -> String {
     table.trim_fmt()
 }
 
-/// Returns a list. Each text stands to the right of its mark, and all its lines are aligned.
+/// Returns a list. Each text stands to the right of its mark, and all its lines are aligned. If the marks take more than
+/// a third of the screen, each text stands below its mark.
 pub(super) fn items(items: impl Iterator<Item = (Text, String)>, screen: Screen) -> String {
+    let items: Vec<_> = items.collect();
+    let widest = items.iter().map(|(mark, _)| columns_of(&mark.text)).max().unwrap_or(0);
+    if 3 * widest > screen.width {
+        return items.iter().map(|(mark, text)| below(mark, text, screen)).collect::<Vec<_>>().join("\n");
+    }
     let mut table = new_table(screen.width, screen.has_colour);
-    let mut widest = 0;
     for (mark, text) in items {
-        widest = widest.max(columns_of(&mark.text));
         table.add_row([mark.cell(), Cell::new(text)]);
     }
     for (place, column) in table.column_iter_mut().enumerate() {
@@ -201,4 +224,17 @@ pub(super) fn items(items: impl Iterator<Item = (Text, String)>, screen: Screen)
         }
     }
     table.trim_fmt()
+}
+
+/// Returns an item whose text stands below its mark, two blanks further to the right.
+fn below(mark: &Text, text: &str, screen: Screen) -> String {
+    let mut table = new_table(screen.width, screen.has_colour);
+    table.add_row([mark.cell()]);
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 0));
+    });
+    let indent = mark.text.len() - mark.text.trim_start().len() + GAP;
+    let lines = paragraph(text, screen.width.saturating_sub(indent));
+    let lines = lines.lines().map(|line| format!("\n{:indent$}{line}", ""));
+    lines.fold(table.trim_fmt(), |item, line| item + &line)
 }

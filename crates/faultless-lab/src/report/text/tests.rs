@@ -2,6 +2,7 @@ use super::super::view::tests::{run, tour};
 use super::*;
 use crate::compare::{Outcome, Plan};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 static COMMAND: LazyLock<Command> =
     LazyLock::new(|| Command::new(&["faultless"], ["compare".into()].into_iter()));
@@ -59,7 +60,7 @@ fn a_scenario_is_as_the_golden_text() {
 
 #[test]
 fn no_line_is_wider_than_the_screen() {
-    for width in [60, 80, 100] {
+    for width in [40, 50, 60, 80, 100] {
         for details in [false, true] {
             let options = Options { details, ..options() };
             assert_fits(&drawn(&options, plain(width)), width);
@@ -99,6 +100,32 @@ fn details_show_every_figure_and_every_cause() {
     }
     assert!(text.contains("bystander") && text.contains("max"), "{text}");
     assert!(!text.contains("Not shown"), "{text}");
+}
+
+#[test]
+fn a_narrow_screen_keeps_every_figure_and_every_cause_in_more_lines() {
+    let name = "vma-lock-retry-uptodate";
+    let mut waiter = run(name, &[80_100, 90_200, 99_300], 1);
+    waiter.total.count("page_bit_wait_preempted_ns", 9_000_000);
+    let runs = [waiter, run("faultless", &[100, 110, 120], 1)];
+    let outcome = Outcome { runs: runs.into(), interrupted: false, round: Duration::from_secs(1) };
+    let view = View::new(&outcome, &Plan { is_tour: false, ..tour().1 });
+    let lines = |width| {
+        let text = report(&view, &Options { details: true, ..options() }, plain(width));
+        assert_fits(&text, width);
+        text.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n")
+            .collect::<String>()
+    };
+    let wanted = [
+        (40, "90.2 ms 820×\n(80.2–99.4)\nfaultless 110 µs best\n(100–120)\n"),
+        (36, "90.2 ms\n(80.2–99.4)\n820×\nfaultless 110 µs\n(100–120)\nbest\n"),
+        (40, "3.00 ms page\nbit (preempted\nthread)\n"),
+    ];
+    for (width, figures) in wanted {
+        let text = lines(width);
+        assert!(text.contains(&format!("\n{name} {figures}")), "{text}");
+    }
 }
 
 #[test]

@@ -15,17 +15,20 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) fn checks<R: Rig>() -> [Check<R>; 11] {
     [
-        ("new memory is zeros, and shows what is stored", zeros),
-        ("after munmap no access is served", unmapped),
-        ("after mprotect no store is served, and loads are", protected),
-        ("what is discarded is zeros", discarded),
-        ("what is moved is there, and not where it was", moved),
-        ("a mapping in the place of another shows its own pages", replaced),
-        ("fork: each has what the parent had, and its own stores", forked),
-        ("a shared mapping of a file shows what another one stores", shared),
-        ("what is cut off a file is refused in every process", cut_off),
-        ("no store comes after munmap", no_late_store),
-        ("all that was used comes back", comes_back),
+        ("new memory is zero, and a load returns the last store", zeros),
+        ("after munmap, no access succeeds", unmapped),
+        ("after mprotect to read-only, loads succeed and stores do not", protected),
+        ("discarded pages are zero", discarded),
+        ("moved pages are at their new address only", moved),
+        ("a mapping that replaces another one has its own pages", replaced),
+        (
+            "after fork, parent and child have the same contents, and neither sees later stores of the other",
+            forked,
+        ),
+        ("a store through one shared mapping of a file is visible in another", shared),
+        ("after a file is shortened, no process can access the pages beyond its end", cut_off),
+        ("no store reaches a page after munmap", no_late_store),
+        ("all frames of ended processes are free", comes_back),
     ]
 }
 

@@ -14,9 +14,9 @@ use alloc::vec::Vec;
 pub(super) fn checks<R: Rig>() -> [Check<R>; 4] {
     [
         ("an entry keeps the mark of a foreign frame", marked),
-        ("a mapping of foreign frames shows them, in a child too", shown),
-        ("a foreign frame is not counted, and not given out", not_counted),
-        ("the rights of a mapping of foreign frames hold", rights),
+        ("a mapping of foreign frames accesses these frames, also in a child", shown),
+        ("a foreign frame is neither counted nor allocated", not_counted),
+        ("a mapping of foreign frames obeys its rights", rights),
     ]
 }
 

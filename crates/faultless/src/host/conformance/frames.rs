@@ -13,12 +13,12 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 pub(super) fn checks<R: Rig>() -> [Check<R>; 6] {
     [
-        ("a frame is given out once, and again when it has come back", given_out_once),
-        ("each frame has a folio of its own, which is free", folios),
+        ("a frame is allocated once, and again after it is freed", given_out_once),
+        ("each frame has its own folio, which is free", folios),
         ("zero fills a whole frame with zeros", zero),
         ("copy copies a whole frame", copy),
-        ("read and write reach each byte of a frame, and end with it", parts),
-        ("memory shows the bytes that read and write reach", memory),
+        ("read and write access every byte of a frame, and nothing beyond it", parts),
+        ("memory has the same bytes as read and write", memory),
     ]
 }
 

@@ -1,31 +1,35 @@
-//! The duties of every [`Host`], as checks that a new host runs. A host that passes them is not proved right: the faults that
-//! they cannot see are listed below. A host that fails one is wrong.
+//! Checks of the duties of every [`Host`]. The author of a new host runs them. A host that fails a check is wrong. A host
+//! that passes all checks may still be wrong: a list below names the faults that they cannot see.
 //!
-//! A host's own test implements [`Rig`], which makes machines and does a processor's loads and stores, and calls [`check`]. Thirty
-//! lines do it for the software machine: `crates/faultless-soft/tests/conformance/main.rs`. Hosts with one planted fault each, all of
-//! which fail, are in `wrong.rs` beside it.
+//! The test of a host implements [`Rig`], which makes machines and does the loads and stores of a processor. It then calls
+//! [`check`]. For the software machine, this takes thirty lines: `crates/faultless-soft/tests/conformance/main.rs`. Beside
+//! it, `wrong.rs` has hosts with one planted fault each, and all of them fail.
 //!
-//! # Before that
+//! # Duties to read first
 //!
-//! 1. Frames: one [`Folio`](crate::frame::Folio) for each, zero from the start. No method of [`FrameSource`](super::FrameSource)
-//!    sleeps.
-//! 2. Entries: one word each, changed by one atomic step. A processor that sets accessed and dirty bits sets them in that word, or
-//!    in one that `install` and `exchange` look at.
-//! 3. `invalidate` returns when no processor uses an older translation of the range, nor an upper entry that led to a leaf table
-//!    over it. It is called with no lock of the engine held.
-//! 4. Sleeping: a wake-up that comes before the sleep is kept.
-//! 5. Slots: two threads (in a kernel: processors) that live at once have two numbers.
-//! 6. Leaf tables that fork shares, if the host has that ability: a processor stores through no place that is marked,
-//!    regardless of the entries of the leaf allow. `found` is a value of the lookup; `now` reads the place.
-//! 7. Foreign frames, if the host maps them: an entry keeps [`Entry::FOREIGN`](super::Entry::FOREIGN). The host counts and frees
-//!    no frame of such an entry.
-//! 8. In a kernel: docs/contexts.md lists the calls that each context allows, and the contexts in which the engine
-//!    calls the host.
+//! 1. Frames: each frame has its own [`Folio`](crate::frame::Folio), which is zero at the start. No method of
+//!    [`FrameSource`](super::FrameSource) sleeps.
+//! 2. Entries: an entry is one word, which one atomic step changes. A processor that sets accessed and dirty bits sets them
+//!    in that word, or in a word that `install` and `exchange` read too.
+//! 3. Invalidation: `invalidate` returns when no processor uses an older translation of the range, or an upper entry that
+//!    led to a leaf table over the range. The engine holds no lock during the call.
+//! 4. Sleeping: a wake-up before the sleep is not lost.
+//! 5. Slots: two threads (in a kernel: processors) that exist at the same time have different numbers.
+//! 6. Leaf tables that fork shares, if the host has this ability: a processor stores through no marked entry of the upper
+//!    table, whatever the entries of the leaf table allow. `found` returns the word that the lookup read; `now` reads the
+//!    table again.
+//! 7. Foreign frames, if the host maps them: an entry keeps [`Entry::FOREIGN`](super::Entry::FOREIGN). The host neither
+//!    counts nor frees the frame of such an entry.
+//! 8. In a kernel: docs/contexts.md lists the calls that each context allows, and the contexts in which the engine calls
+//!    the host.
 //!
-//! # Faults that these checks do not see
+//! # Faults that these checks cannot see
 //!
-//! Orderings on a machine whose memory is weaker than that of the one that runs them; faults that need two processors at one
-//! moment, but for those that happen in the short races here; a [`Barrier`](super::Barrier) that is too weak; I/O of a device; time.
+//! * a wrong memory order, on a machine whose memory model is weaker than that of the machine that runs the checks
+//! * a fault that needs two processors at the same moment, except in the short races of these checks
+//! * a [`Barrier`](super::Barrier) that is too weak
+//! * I/O of a device
+//! * time
 
 mod accesses;
 mod foreign;
@@ -51,25 +55,25 @@ pub trait Rig: Sync {
     /// The state needed to use a space as a program does: the space itself, or the object that serves its faults.
     type Process: Send + Sync;
 
-    /// Makes an engine on a new machine that has at least `frames` frames (1024 at most), with nothing in them.
+    /// Makes an engine on a new machine with at least `frames` frames (1024 at most), all free.
     fn engine(&self, frames: u64) -> Arc<Engine<Self::Host>>;
 
-    /// Begins to serve the faults of `space`, if the host needs that.
+    /// Makes a process with this space. A host that must be told begins to serve the faults of the space.
     fn process(&self, space: AddressSpace<Self::Host, Faultless>) -> Self::Process;
 
     /// Returns the space of a process.
     fn space<'a>(&self, process: &'a Self::Process) -> &'a AddressSpace<Self::Host, Faultless>;
 
-    /// Loads the word at `address`, a multiple of eight, as a program in the space does; faults are served. Returns `None` if
-    /// the access cannot be served, where a process would get a signal.
+    /// Loads the word at `address`, a multiple of eight, as a program in the space does. Faults are served. Returns `None` if
+    /// the access fails and a program would receive a signal.
     fn load(&self, process: &Self::Process, address: VirtAddr) -> Option<u64>;
 
-    /// Stores a word, as [`Rig::load`] loads one. Returns false if the access cannot be served.
+    /// Stores a word, as [`Rig::load`] loads one. Returns false if the access fails.
     fn store(&self, process: &Self::Process, address: VirtAddr, value: u64) -> bool;
 
-    /// Runs `work` on `count` threads (or processors) at once, with numbers from 0 on, and returns true when all have ended.
-    /// Returns false if the host has no threads here, and has run nothing: the checks that need them are skipped, and reported
-    /// as skipped.
+    /// Runs `work` on `count` threads (or processors) at the same time, and returns true when all have ended. The threads
+    /// have numbers from 0 on. If the host has no threads here, returns false and runs nothing. Checks that need threads are
+    /// then reported as skipped.
     fn side_by_side(&self, count: usize, work: &(dyn Fn(usize) + Sync)) -> bool {
         #[cfg(feature = "std")]
         {
@@ -91,11 +95,11 @@ pub trait Rig: Sync {
 /// The outcome of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The host does what the check demands.
+    /// The host fulfils the duty.
     Passed,
     /// The check needs something that this host does not have.
     Skipped(&'static str),
-    /// The host does not do what the check demands.
+    /// The host does not fulfil the duty, for this reason.
     Failed(String),
 }
 
@@ -151,8 +155,9 @@ use must;
 
 type Check<R> = (&'static str, fn(&R) -> Finding);
 
-/// Runs all checks, in order, and returns their outcomes. A check that follows a failed one may fail for that reason, panic, or
-/// wait for ever: mend the first failure first. `tell` is called after each check.
+/// Runs the checks in order, up to the first that fails, and returns their outcomes. `tell` is called after each check.
+///
+/// The checks after a failed one do not run. They might fail for the same reason, panic, or wait for ever.
 pub fn run<R: Rig>(rig: &R, mut tell: impl FnMut(&Checked)) -> Vec<Checked> {
     let parts = frames::checks().into_iter().chain(tables::checks()).chain(sharing::checks());
     let all = parts.chain(services::checks()).chain(accesses::checks()).chain(foreign::checks());
@@ -177,8 +182,8 @@ pub fn run<R: Rig>(rig: &R, mut tell: impl FnMut(&Checked)) -> Vec<Checked> {
 /// Runs all checks up to the first that fails.
 ///
 /// # Panics
-/// Panics if the host fails a check. The message has the name of the check and the finding. With `std`, each outcome is printed
-/// before.
+/// Panics if the host fails a check. The message has the name of the check and the finding. With `std`, each outcome is
+/// printed first.
 pub fn check<R: Rig>(rig: &R) {
     let checked = run(rig, |one| {
         #[cfg(feature = "std")]

@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 pub(super) fn checks<R: Rig>() -> [Check<R>; 5] {
     [
-        ("the clock does not go back", clock),
+        ("the clock never goes back", clock),
         ("a thread has one slot and one name", one_name),
-        ("threads that live at once have different slots and names", different),
-        ("a wake-up that comes before the sleep is kept", early_wake),
-        ("a thread that sleeps is woken, and others sleep on", wake),
+        ("threads that exist at the same time have different slots and names", different),
+        ("a wake-up before the sleep is not lost", early_wake),
+        ("a wake-up wakes its thread and no other", wake),
     ]
 }
 

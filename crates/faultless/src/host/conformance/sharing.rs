@@ -12,12 +12,14 @@ use alloc::vec::Vec;
 
 pub(super) fn checks<R: Rig>() -> [Check<R>; 6] {
     [
-        ("a leaf table that is hung in a child is found there", |rig| with_pair(rig, hung)),
-        ("found gives the word of the lookup, and now that of the place", |rig| with_pair(rig, words)),
-        ("put stores a word in the place, with its mark", |rig| with_pair(rig, places)),
-        ("a shared leaf table does not hang", |rig| with_pair(rig, hangs)),
-        ("weaken takes the write right of one entry, and nothing else", |rig| with_pair(rig, weakened)),
-        ("each spare is a leaf table of its own, and empty", |rig| with_pair(rig, spares)),
+        ("a leaf table that is shared with a child is found in the child", |rig| with_pair(rig, hung)),
+        ("found returns the word of the lookup, and now the word in the table", |rig| with_pair(rig, words)),
+        ("put stores a word in the table, with its mark", |rig| with_pair(rig, places)),
+        ("hangs is false for a shared leaf table", |rig| with_pair(rig, hangs)),
+        ("weaken removes the write right of one entry, and changes nothing else", |rig| {
+            with_pair(rig, weakened)
+        }),
+        ("each spare is a separate, empty leaf table", |rig| with_pair(rig, spares)),
     ]
 }
 

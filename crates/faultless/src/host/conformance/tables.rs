@@ -13,17 +13,17 @@ use alloc::vec::Vec;
 
 pub(super) fn checks<R: Rig>() -> [Check<R>; 12] {
     [
-        ("pages is a range of whole leaf tables, and stays", pages),
-        ("a leaf table is made where it is asked for, empty, and once", leaves),
+        ("pages is a range of whole leaf tables, and never changes", pages),
+        ("a leaf table is made for the requested page, empty, and once", leaves),
         ("next_leaf finds each leaf table, in order", next_leaf),
-        ("try_announce sets the bit if the entry is what was seen, and let_go clears it", announce),
+        ("try_announce sets the bit if the entry is as expected, and let_go clears it", announce),
         ("install puts the entry in its place and clears the bit", install),
         ("install and let_go keep accessed and dirty bits where the frame stays", hardware_bits),
-        ("exchange changes an entry if it is what was seen", exchange),
-        ("fill puts an entry where nothing is", fill),
-        ("guards and pages that are not present are kept as they are", absent),
-        ("an entry's neighbours stay as they are", neighbours),
-        ("unhook takes a leaf table out, and readers of it see that", unhook),
+        ("exchange changes an entry if it is as expected", exchange),
+        ("fill writes an entry where none is present", fill),
+        ("entries of guards and of pages that are not present are kept unchanged", absent),
+        ("a change of an entry leaves its neighbours unchanged", neighbours),
+        ("unhook removes a leaf table, and its readers notice", unhook),
         ("the first and the last page have entries", ends),
     ]
 }
