@@ -227,7 +227,7 @@ impl<H: Host> Engine<H> {
         let frames = self.host().frames();
         frames.allocate(group, FrameUse::File).or_else(|| {
             if self.evict(group, FEW) == 0 {
-                self.reclaim_anonymous(FEW);
+                self.reclaim_anonymous(group, FEW);
             }
             frames.allocate(group, FrameUse::File)
         })
@@ -241,14 +241,20 @@ impl<H: Host> Engine<H> {
         *look += 1;
         let mut reclaimed = Reclaimed { freed: self.evict(group, FEW), is_delayed: false };
         if reclaimed.freed == 0 {
-            reclaimed = self.reclaim_anonymous(FEW);
+            reclaimed = self.reclaim_anonymous(group, FEW);
         }
         if reclaimed.freed != 0 {
             *look = 0;
             return true;
         }
         self.wait_for_memory(*look);
-        if reclaimed.is_delayed { *look < LOOKS_DELAYED } else { self.looks_on(*look) }
+        self.looks_for_room(*look, reclaimed.is_delayed)
+    }
+
+    /// Returns whether look number `look` for memory is not the last one. `is_delayed`: pages are there that could not be taken at
+    /// the moment.
+    pub(crate) fn looks_for_room(&self, look: u32, is_delayed: bool) -> bool {
+        if is_delayed { look < LOOKS_DELAYED } else { self.looks_on(look) }
     }
 
     /// Returns whether look number `look` for memory is not the last one.

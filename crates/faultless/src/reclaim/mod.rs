@@ -10,7 +10,8 @@
 //! | `walk.rs` | the steps for a batch of folios |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
-//! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
+//! | `groups.rs` | the queues of all groups: gathers the pages that faults have made, chooses a group |
+//! | `ageing.rs` | the queues of one group: asks the policy, takes reports |
 //! | `policy.rs` | the interface of a policy: the order in which pages are tried |
 //! | `small_main.rs` | the default policy |
 //! | `generations.rs` | a policy for comparison, which no engine uses yet |
@@ -20,6 +21,7 @@
 
 pub(crate) mod ageing;
 pub(crate) mod generations;
+pub(crate) mod groups;
 pub(crate) mod policy;
 pub(crate) mod queue;
 mod shared_table;
@@ -34,11 +36,14 @@ mod tests;
 
 use crate::engine::Engine;
 use crate::frame::Folio;
-use crate::host::{Frame, Host, Slots};
+use crate::host::{Frame, GroupId, Host, OutOfMemory, Slots};
+use crate::limit::{Event, Group};
 use crate::sync::{Mutex, Section, plain};
-use ageing::{Ageing, BATCH};
+use ageing::Ageing;
+use alloc::vec::Vec;
+use groups::{Queues, Victims};
+use policy::Report;
 pub(crate) use policy::Shadow;
-use policy::{Demand, Report};
 use queue::{Distance, Folios};
 use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim};
@@ -47,13 +52,11 @@ pub(crate) use walk::Reclaimed;
 /// The state of an engine's reclaim.
 #[derive(Default)]
 pub(crate) struct Reclaim {
-    ageing: Mutex<Ageing<SmallMain>>,
+    queues: Mutex<Queues<SmallMain>>,
     /// The number of threads that reclaim. Atomic.
     reclaimers: plain::AtomicU64,
-    /// The number of pages that were evicted. Atomic.
+    /// The number of pages of the root that were evicted. Each other group has a count of its own. Atomic.
     evictions: plain::AtomicU64,
-    /// Whether the last victims are to be taken even if they are young. Atomic; written under the lock of `ageing`.
-    takes_young: plain::AtomicBool,
 }
 
 impl<H: Host> Folios for Engine<H> {
@@ -80,50 +83,62 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Returns the count of evictions of `group`.
+    fn evictions(&self, group: GroupId) -> &plain::AtomicU64 {
+        self.sections().groups().get(group).map_or(&self.reclaim.evictions, Group::evictions)
+    }
+
     /// Notes that a fault has begun to read a page that was evicted before into `frame`. `shadow` comes from the page's slot. For a
     /// caller in no section.
     pub(crate) fn refaulted(&self, frame: Frame, shadow: Shadow) {
-        let evictions = self.reclaim.evictions.load(plain::Ordering::Relaxed);
+        let group = self.folio(frame).group();
+        let evictions = self.evictions(group).load(plain::Ordering::Relaxed);
         let distance = Distance::of(evictions.saturating_sub(shadow.get()));
+        self.sections().groups().note(group, Event::Refault, 1);
         let (slot, _guard) = self.host().slots().pin();
         self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
     }
 
-    /// Counts an eviction, and returns the shadow that the page's slot keeps. Called once for each page whose frame is freed
-    /// and whose bytes stay in a slot.
-    pub(crate) fn evicted(&self) -> Shadow {
-        Shadow::new(self.reclaim.evictions.fetch_add(1, plain::Ordering::Relaxed))
+    /// Counts an eviction of the page in `frame`, and returns the shadow that the page's slot keeps. Called once for each page
+    /// whose frame is about to be freed and whose bytes stay in a slot.
+    pub(crate) fn evicted(&self, frame: Frame) -> Shadow {
+        let group = self.folio(frame).group();
+        Shadow::new(self.evictions(group).fetch_add(1, plain::Ordering::Relaxed))
     }
 
-    /// Returns the shadow of a page that is evicted now.
+    /// Returns the shadow of a page of the root that is evicted now.
     pub(crate) fn shadow_now(&self) -> Shadow {
         Shadow::new(self.reclaim.evictions.load(plain::Ordering::Relaxed))
     }
 
-    /// Fills `batch` with the next frames that reclaim should try. Returns their number, which is 0 only if there are none. The
-    /// caller reports the result for each ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have
-    /// another page, by the time the caller looks.
-    pub(crate) fn next_victims(&self, batch: &mut [Frame; BATCH]) -> usize {
-        let mut ageing = self.lock(&self.reclaim.ageing);
-        let (count, demand) = ageing.next_victims(self, self.sections(), batch);
-        self.reclaim.takes_young.store(demand == Demand::Any, plain::Ordering::Relaxed);
-        count
+    /// Fills `batch` with the next frames of `group` and the groups below it that reclaim should try. The caller reports the result
+    /// for each ([`Engine::report`]); until then the frame is in no queue. A frame may be free, or have another page, by the time
+    /// the caller looks.
+    pub(crate) fn next_victims(&self, group: GroupId, batch: &mut [Frame]) -> Victims {
+        self.lock(&self.reclaim.queues).next_victims(self, self.sections(), group, batch)
     }
 
-    /// Returns whether reclaim takes a page even if its accessed bit is set. So it is after [`PASSES`](ageing::PASSES) passes
-    /// over all pages of which none could be taken.
-    pub(crate) fn takes_young(&self) -> bool {
-        self.reclaim.takes_young.load(plain::Ordering::Relaxed)
+    /// Takes the result for a frame of `group` that [`Engine::next_victims`] has returned. It counts the use of a page that was
+    /// young. If the frame is still in use, it goes back into a queue.
+    pub(crate) fn report(&self, group: GroupId, frame: Frame, report: Report) {
+        self.lock(&self.reclaim.queues).report(self, group, frame, report);
     }
 
-    /// Takes the result for a frame that [`Engine::next_victims`] has returned. It counts the use of a page that was young. If
-    /// the frame is still in use, it goes back into a queue.
-    pub(crate) fn report(&self, frame: Frame, report: Report) {
-        let mut ageing = self.lock(&self.reclaim.ageing);
-        ageing.report(self, frame, report);
-        if matches!(report, Report::Taken | Report::Freed) {
-            self.reclaim.takes_young.store(false, plain::Ordering::Relaxed);
+    /// Makes the queues of a new group.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(crate) fn add_queues(&self, group: GroupId) -> Result<(), OutOfMemory> {
+        let mut spare: Vec<Ageing<SmallMain>> = Vec::new();
+        let room = self.lock(&self.reclaim.queues).room();
+        let needed = group.get() as usize;
+        if room < needed {
+            // No memory is asked for under the lock. Another thread may make more room meanwhile.
+            spare.try_reserve_exact(needed.next_power_of_two()).map_err(|_| OutOfMemory)?;
         }
+        let old = self.lock(&self.reclaim.queues).add(group, spare);
+        drop(old);
+        Ok(())
     }
 
     /// Makes faults put pages into reclaim's queues, as an engine that can swap does. For tests.
@@ -134,10 +149,10 @@ impl<H: Host> Engine<H> {
 
     /// Returns the frames that reclaim would try, in its order, and puts them back. At most 64 of them. For tests.
     #[cfg(any(test, feature = "audit"))]
-    pub fn frames_for_reclaim(&self) -> alloc::vec::Vec<Frame> {
-        let mut batch = [self.zero_frame(); BATCH];
-        let count = self.next_victims(&mut batch);
-        batch[..count].iter().for_each(|frame| self.report(*frame, Report::Busy));
+    pub fn frames_for_reclaim(&self) -> Vec<Frame> {
+        let mut batch = [self.zero_frame(); ageing::BATCH];
+        let Victims { group, count, .. } = self.next_victims(GroupId::ROOT, &mut batch);
+        batch[..count].iter().for_each(|frame| self.report(group, *frame, Report::Busy));
         batch[..count].to_vec()
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Victim {
     pub slot: Slot,
     /// The slot's generation.
     pub generation: u16,
+    /// Whether the page is taken even if its accessed bit is set.
+    pub takes_young: bool,
 }
 
 /// The reason why reclaim has left an entry as it is.

@@ -12,10 +12,12 @@
 //! as if the page were there (rule S1).
 
 use super::ageing::BATCH;
+use super::groups::Victims;
 use super::policy::Report;
 use super::space_head::{Found, Refusal, Victim};
 use crate::engine::{Engine, StaleBatch};
-use crate::host::{Frame, Host};
+use crate::host::{Frame, GroupId, Host};
+use crate::limit::Event;
 use crate::stats::Counter;
 use crate::sync::plain::Ordering;
 use crate::tables::places;
@@ -49,11 +51,12 @@ enum Unmapped {
 }
 
 impl<H: Host> Engine<H> {
-    /// Tries to free `wanted` frames of anonymous pages, and returns the number of frames that are free now. The writes that it
-    /// starts free more when they end. Waits for processors that have old translations, and for nothing else.
+    /// Tries to free `wanted` frames of anonymous pages of `group` and the groups below it, and returns the number of frames that are
+    /// free now. The writes that it starts free more when they end. Waits for processors that have old translations, and for nothing
+    /// else. Of a group with a limit it takes no more than it needs.
     ///
     /// The caller is in no section and has announced nothing.
-    pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> Reclaimed {
+    pub(crate) fn reclaim_anonymous(self: &Arc<Self>, group: GroupId, wanted: u64) -> Reclaimed {
         let mut sum = Reclaimed::default();
         if !self.has_swap() {
             return sum;
@@ -62,12 +65,18 @@ impl<H: Host> Engine<H> {
         let mut others = self.reclaim.reclaimers.fetch_add(1, Ordering::Relaxed);
         for _ in 0..LOOKS {
             let mut frames = [self.zero_frame(); BATCH];
-            let count = self.next_victims(&mut frames);
-            if count == 0 {
+            let most = if group == GroupId::ROOT { BATCH } else { (wanted as usize).min(BATCH) };
+            let victims = self.next_victims(group, &mut frames[..most]);
+            sum.is_delayed |= victims.is_delayed;
+            if victims.count == 0 && victims.is_delayed {
+                continue;
+            }
+            if victims.count == 0 {
                 break;
             }
-            self.counters().add(Counter::ReclaimLooks, count as u64);
-            let batch = self.reclaim_batch(&mut frames[..count]);
+            self.counters().add(Counter::ReclaimLooks, victims.count as u64);
+            self.sections().groups().note(victims.group, Event::Scanned, victims.count as u64);
+            let batch = self.reclaim_batch(victims, &mut frames[..victims.count]);
             sum.freed += batch.freed;
             sum.is_delayed |= batch.is_delayed;
             if sum.freed >= wanted {
@@ -80,7 +89,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Does steps 1 to 5 for the folios of `frames`.
-    fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> Reclaimed {
+    fn reclaim_batch(self: &Arc<Self>, victims: Victims, frames: &mut [Frame]) -> Reclaimed {
         let mut is_delayed = false;
         let mut stale = StaleBatch::open(self);
         // The folios to be written or freed come first, then those that are only to be let go.
@@ -89,10 +98,10 @@ impl<H: Host> Engine<H> {
             let frame = frames[i];
             if !self.folio(frame).try_isolate() {
                 is_delayed = true;
-                self.pass_over(frame, Refusal::Busy);
+                self.pass_over(victims.group, frame, Refusal::Busy);
                 continue;
             }
-            let unmapped = self.unmap(frame, &mut stale);
+            let unmapped = self.unmap(victims, frame, &mut stale);
             // The places before `i` are free for those that stay isolated.
             match unmapped {
                 Unmapped::All => {
@@ -113,19 +122,22 @@ impl<H: Host> Engine<H> {
         // Rule S4: folios are isolated until no processor has an old translation.
         stale.finish();
         self.counters().add(Counter::Reclaimed, out as u64);
+        self.sections().groups().note(victims.group, Event::Reclaimed, out as u64);
         for frame in &frames[out..out + kept] {
             self.end_isolation(*frame);
         }
         let written = self.write_out(&mut frames[..out]);
         for frame in &frames[..out] {
             let is_free = self.folio(*frame).is_free();
-            self.report(*frame, if is_free { Report::Freed } else { Report::Taken });
+            self.report(victims.group, *frame, if is_free { Report::Freed } else { Report::Taken });
         }
-        Reclaimed { freed: written.freed as u64, is_delayed: is_delayed || written.started != 0 }
+        // A page that is pinned goes when its pin does.
+        let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
+        Reclaimed { freed: written.freed as u64, is_delayed }
     }
 
     /// Reports and counts a folio that stays.
-    fn pass_over(&self, frame: Frame, refusal: Refusal) {
+    fn pass_over(&self, group: GroupId, frame: Frame, refusal: Refusal) {
         let (report, counter) = match refusal {
             Refusal::Young => (Report::Young, Counter::PassedYoung),
             Refusal::Busy => (Report::Busy, Counter::PassedBusy),
@@ -134,7 +146,7 @@ impl<H: Host> Engine<H> {
             Refusal::Full | Refusal::NoSlot => (Report::Shared, Counter::PassedNoSlot),
         };
         self.counters().add(counter, 1);
-        self.report(frame, report);
+        self.report(group, frame, report);
     }
 
     /// Lets an isolated folio go, and drops its pin.
@@ -144,13 +156,13 @@ impl<H: Host> Engine<H> {
     }
 
     /// Does steps 2 and 3 for a folio that the caller has isolated.
-    fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
+    fn unmap(&self, victims: Victims, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
         let Some((slot, generation)) = self.attach_slot(frame) else {
-            self.pass_over(frame, Refusal::NoSlot);
+            self.pass_over(victims.group, frame, Refusal::NoSlot);
             return Unmapped::None(Refusal::NoSlot);
         };
-        let victim = Victim { frame, slot, generation };
+        let victim = Victim { frame, slot, generation, takes_young: victims.takes_young };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
         {
@@ -179,7 +191,7 @@ impl<H: Host> Engine<H> {
         if is_unmapped {
             return Unmapped::All;
         }
-        self.pass_over(frame, refusal);
+        self.pass_over(victims.group, frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }

@@ -28,7 +28,7 @@
 //! | `write_out.rs`, `read_in.rs`, `transfer.rs` | transfers to and from devices, with checksums |
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
-//! | `places.rs`, `once_box.rs` | free places as bits; a box that is filled once |
+//! | `places.rs` | free places as bits |
 
 mod cache;
 #[cfg(feature = "lz4")]
@@ -38,7 +38,6 @@ mod entries;
 #[cfg(all(test, loom))]
 mod models;
 mod on_store;
-mod once_box;
 mod places;
 mod read_in;
 mod slot;
@@ -60,11 +59,10 @@ pub(crate) use write_out::WrittenOut;
 use crate::engine::Engine;
 use crate::frame::Folio;
 use crate::host::{Frame, Host, OutOfMemory};
-use crate::sync::{Sections, try_box};
+use crate::sync::{OnceBox, Sections, try_box};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use device::Devices;
-use once_box::OnceBox;
 use slot::Location;
 use steps::{Steps, Surroundings};
 use table::SlotTable;
@@ -163,11 +161,11 @@ impl<H: Host> Surroundings for Engine<H> {
     }
 
     fn free(&self, frame: Frame) {
-        self.frames().free(frame);
+        self.free_frame(frame);
     }
 
-    fn count_eviction(&self) -> u64 {
-        self.evicted().get()
+    fn count_eviction(&self, frame: Frame) -> u64 {
+        self.evicted(frame).get()
     }
 
     fn release(&self, location: Location) {

@@ -21,7 +21,7 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep("swap-in");
         let swap_in = self.try_begin_swap_in(slot, generation, frame);
         if swap_in != SwapIn::Started {
-            self.frames().free(frame);
+            self.free_frame(frame);
         }
         swap_in
     }

@@ -3,7 +3,7 @@
 use crate::address::{PageNumber, PageRange};
 use crate::design::{Attempt, Blocked, Capability, LockingDesign};
 use crate::engine::Engine;
-use crate::host::{Entry, Frame, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, Frame, FrameUse, Host, OutOfMemory, PageTable};
 use crate::space::Space;
 use crate::space::fault::shared_table::LeafOf;
 use crate::sync::Section;
@@ -58,6 +58,12 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
     /// Returns the read section in which the page was announced.
     pub fn section(&self) -> &'a Section<'a> {
         self.section
+    }
+
+    /// Allocates a frame that the space's group pays for.
+    #[inline]
+    pub fn take_frame(&self, purpose: FrameUse) -> Option<Frame> {
+        self.engine().take_frame(self.section(), self.space.group(), purpose)
     }
 
     /// Returns the home of the folio that the entry maps.
