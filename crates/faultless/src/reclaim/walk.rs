@@ -79,6 +79,13 @@ impl<H: Host> Engine<H> {
         sum
     }
 
+    /// Tries to free `wanted` frames of anonymous pages, as a fault without a frame does. Returns the number of frames that are free
+    /// now. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn reclaim_for_tests(self: &Arc<Self>, wanted: u64) -> u64 {
+        self.reclaim_anonymous(wanted).freed
+    }
+
     /// Does steps 1 to 5 for the folios of `frames`.
     fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> Reclaimed {
         let mut is_delayed = false;
