@@ -3,11 +3,12 @@
 
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
-use faultless::protection::Protection;
-use faultless::store::FileStore;
+use faultless::fault::{FaultError, Signal};
+use faultless::protection::{Access, Protection};
+use faultless::store::{Direction, FailingStore, Failure, FileStore, InjectedError};
 use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
-use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement, RemapRequest};
-use faultless_soft::{Cpu, Soft};
+use faultless::{AddressSpace, Advice, Engine, Limits, LockMode, MapRequest, Placement, RemapRequest};
+use faultless_soft::{AccessError, Cpu, Soft};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -22,10 +23,14 @@ fn compressed() -> Arc<dyn SwapDevice> {
 }
 
 /// A real file, which is gone when it is closed.
-fn file() -> Arc<dyn SwapDevice> {
+fn file_store() -> FileStore {
     let file = tempfile::tempfile().unwrap();
     file.set_len(8192 * PAGE_SIZE).unwrap();
-    Arc::new(StoreDevice::new(FileStore::from_file(file).unwrap()).unwrap())
+    FileStore::from_file(file).unwrap()
+}
+
+fn file() -> Arc<dyn SwapDevice> {
+    Arc::new(StoreDevice::new(file_store()).unwrap())
 }
 
 fn engine(device: Arc<dyn SwapDevice>, limits: Limits) -> Arc<Engine<Soft>> {
@@ -162,6 +167,14 @@ fn swap_all_out(engine: &Arc<Engine<Soft>>) {
     assert_eq!(engine.frame_usage().used, 1, "pages stay in memory");
 }
 
+/// Does the same with a device that writes later.
+fn swap_all_out_and_wait(engine: &Arc<Engine<Soft>>) {
+    while engine.frame_usage().used != 1 {
+        engine.reclaim_for_tests(FRAMES);
+        std::thread::yield_now();
+    }
+}
+
 /// A page that two spaces have is moved in one of them while it is in a slot. The home of the page must lead to all entries that map
 /// it, or be none: a family that it names may end before the other space's entry.
 #[test]
@@ -191,6 +204,107 @@ fn a_page_in_a_slot_moves_in_one_of_two_spaces() {
             end(&engine);
         }
     }
+}
+
+fn usage(space: &Space) -> (u64, u64) {
+    space.usage().iter().fold((0, 0), |(resident, swap), of| (resident + of.resident, swap + of.swap))
+}
+
+#[test]
+fn advice_reclaims_pages_and_the_call_tells_where_they_are() {
+    let engine = engine(compressed(), Limits::default());
+    let space = space(&engine);
+    (0..8).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+    assert_eq!(usage(&space), (8 * PAGE_SIZE, 0));
+    space.advise(at(0), 4 * PAGE_SIZE, Advice::PageOut).unwrap();
+    assert_eq!(usage(&space), (4 * PAGE_SIZE, 4 * PAGE_SIZE));
+    assert_eq!(space.resident(at(0), 8 * PAGE_SIZE).unwrap(), [[false; 4], [true; 4]].concat());
+    // Pages that another space has too stay.
+    let child = space.fork().unwrap();
+    space.advise(at(4), 4 * PAGE_SIZE, Advice::PageOut).unwrap();
+    assert_eq!(usage(&space), (4 * PAGE_SIZE, 4 * PAGE_SIZE));
+    drop(child);
+    // Cold pages go first, although they were used last.
+    (0..8).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 1));
+    (8..32).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+    space.advise(at(20), 8 * PAGE_SIZE, Advice::Cold).unwrap();
+    engine.reclaim_for_tests(1);
+    let is_in = space.resident(at(20), 8 * PAGE_SIZE).unwrap();
+    assert!(is_in.iter().all(|is_in| !is_in), "{is_in:?}");
+    let is_in = space.resident(at(0), 32 * PAGE_SIZE).unwrap();
+    assert!(is_in[8..20].iter().all(|is_in| *is_in), "{is_in:?}");
+    (0..32).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 1));
+    drop(space);
+    end(&engine);
+}
+
+#[test]
+fn locked_pages_and_pinned_pages_stay() {
+    let engine = engine(compressed(), Limits::default());
+    let space = space(&engine);
+    (0..8).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+    space.lock(at(0), 2 * PAGE_SIZE, LockMode::Now).unwrap();
+    let pinned = space.pin(at(2), Access::Write).unwrap();
+    let _ = engine.reclaim_for_tests(FRAMES);
+    let _ = engine.reclaim_for_tests(FRAMES);
+    assert_eq!(space.resident(at(0), 8 * PAGE_SIZE).unwrap(), [[true; 3].as_slice(), &[false; 5]].concat());
+    // A page comes back to be locked, and to be pinned.
+    space.lock(at(3), PAGE_SIZE, LockMode::Now).unwrap();
+    let another = space.pin(at(4), Access::Read).unwrap();
+    assert_eq!(space.resident(at(3), 2 * PAGE_SIZE).unwrap(), [true; 2]);
+    drop((pinned, another));
+    space.unlock_all().unwrap();
+    swap_all_out(&engine);
+    (0..8).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 1));
+    drop(space);
+    end(&engine);
+}
+
+/// A device that cannot read a page: each access says so, no access shows other bytes, and the rest is not touched.
+#[test]
+fn a_page_that_cannot_be_read_is_an_error_at_each_access() {
+    let store =
+        FailingStore::new(file_store(), Direction::Read, Failure::From(1), InjectedError::Io { errno: 5 });
+    let device = Arc::new(StoreDevice::new(store).unwrap());
+    let engine = engine(device.clone(), Limits::default());
+    let space = space(&engine);
+    (0..4).for_each(|page| space.store_u64(at(page), 0x0102_0304 + page).unwrap());
+    space.store_u64(VirtAddr::new(at(0).get() + 8), 1).unwrap();
+    swap_all_out_and_wait(&engine);
+    for _ in 0..2 {
+        let error = space.load_u64(at(0)).unwrap_err();
+        let AccessError::Fault(error) = error else { panic!("{error}") };
+        assert!(matches!(error, FaultError::Io { .. }), "{error}");
+        assert_eq!(error.signal(), Signal::NoPage);
+    }
+    device.store().set(None);
+    assert!(space.load_u64(at(0)).is_err(), "the page stays lost");
+    (1..4).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), 0x0102_0304 + page));
+    space.discard(at(0), PAGE_SIZE).unwrap();
+    assert_eq!(space.load_u64(at(0)).unwrap(), 0);
+    drop(space);
+    end(&engine);
+}
+
+/// A device that cannot write: the pages stay in memory, and an access that finds no room fails. Nothing is lost.
+#[test]
+fn a_device_that_cannot_write_loses_nothing() {
+    let store =
+        FailingStore::new(file_store(), Direction::Write, Failure::From(1), InjectedError::Io { errno: 5 });
+    let engine = engine(Arc::new(StoreDevice::new(store).unwrap()), Limits::default());
+    let space = space(&engine);
+    let mut stored = 0;
+    while space.store_u64(VirtAddr::new(at(stored).get() + 8 * (stored % 8)), stored + 1).is_ok() {
+        stored += 1;
+        assert!(stored < FRAMES, "more pages than frames");
+    }
+    assert!(stored > FRAMES / 2, "{stored}");
+    for page in 0..stored {
+        let address = VirtAddr::new(at(page).get() + 8 * (page % 8));
+        assert_eq!(space.load_u64(address).unwrap(), page + 1);
+    }
+    drop(space);
+    end(&engine);
 }
 
 /// Threads store into pages of their own, while a child after the other is forked, checked and ended.

@@ -24,6 +24,8 @@ pub(crate) struct Ageing<P> {
     looks_since_gathering: u64,
     /// The number of looks since reclaim took a page last.
     looks_since_progress: u64,
+    /// The number of frames that are offered and not reported yet.
+    offered: u64,
 }
 
 impl<P: ReclaimPolicy> Ageing<P> {
@@ -34,7 +36,8 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Returns the pages that are due: after [`PASSES`] passes without progress, any page.
     pub fn demand(&self) -> Demand {
-        let is_in_need = self.looks_since_progress >= PASSES * self.length().max(1);
+        let pages = self.length() + self.offered;
+        let is_in_need = self.looks_since_progress >= PASSES * pages.max(1);
         if is_in_need { Demand::Any } else { Demand::Old }
     }
 
@@ -61,6 +64,7 @@ impl<P: ReclaimPolicy> Ageing<P> {
                 Look::Offer(frame) => {
                     batch[count] = frame;
                     count += 1;
+                    self.offered += 1;
                 }
                 Look::PassOver => {}
                 Look::Nothing if is_gathered => break,
@@ -75,6 +79,8 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Takes the result of reclaim's try of `frame`, which was offered.
     pub fn report(&mut self, folios: &impl Folios, frame: Frame, report: Report) {
+        // A caller may report a page that it has chosen itself.
+        self.offered = self.offered.saturating_sub(1);
         match report {
             Report::Taken | Report::Freed => self.looks_since_progress = 0,
             Report::Young => folios.folio(frame).add_use(),

@@ -79,6 +79,14 @@ impl<H: Host> Engine<H> {
         sum
     }
 
+    /// Tries to reclaim the pages of `frames`, which a caller has chosen. A frame may be free by now, or have another page. The caller
+    /// is in no section and has announced nothing.
+    pub(crate) fn reclaim_pages(self: &Arc<Self>, frames: &mut [Frame]) {
+        if self.has_swap() && !frames.is_empty() {
+            self.reclaim_batch(frames);
+        }
+    }
+
     /// Tries to free `wanted` frames of anonymous pages, as a fault without a frame does. Returns the number of frames that are free
     /// now. For tests.
     #[cfg(any(test, feature = "audit"))]
@@ -124,11 +132,14 @@ impl<H: Host> Engine<H> {
             self.end_isolation(*frame);
         }
         let written = self.write_out(&mut frames[..out]);
+        let mut freed = 0;
         for frame in &frames[..out] {
+            // Also a frame whose write has ended by now, as on a device in memory.
             let is_free = self.folio(*frame).is_free();
+            freed += u64::from(is_free);
             self.report(*frame, if is_free { Report::Freed } else { Report::Taken });
         }
-        Reclaimed { freed: written.freed as u64, is_delayed: is_delayed || written.started != 0 }
+        Reclaimed { freed, is_delayed: is_delayed || written.started != 0 }
     }
 
     /// Reports and counts a folio that stays.

@@ -12,6 +12,7 @@ pub(in crate::space) mod listing;
 pub(in crate::space) mod lock;
 pub(in crate::space) mod map;
 pub(in crate::space) mod mapped;
+pub(in crate::space) mod page_out;
 pub(in crate::space) mod pin;
 pub(in crate::space) mod populate;
 pub(in crate::space) mod protect;
