@@ -5,9 +5,9 @@ use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
 use faultless::fault::{FaultError, Signal};
 use faultless::protection::{Access, Protection};
-use faultless::store::{Direction, FailingStore, Failure, FileStore, InjectedError};
+use faultless::store::{Direction, FailingStore, Failure, FileStore, GatedStore, InjectedError};
 use faultless::swap::{CompressedMemory, StoreDevice, SwapDevice};
-use faultless::{AddressSpace, Advice, Engine, Limits, LockMode, MapRequest, Placement, RemapRequest};
+use faultless::{AddressSpace, Advice, Engine, Fault, Limits, LockMode, MapRequest, Placement, RemapRequest};
 use faultless_soft::{AccessError, Cpu, Soft};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -304,6 +304,38 @@ fn a_device_that_cannot_write_loses_nothing() {
         assert_eq!(space.load_u64(address).unwrap(), page + 1);
     }
     drop(space);
+    end(&engine);
+}
+
+/// exit and the end of a space wait for no device. Pages that a read or a write under way has are freed at its end; a fault that waits
+/// for its read is told that the space has exited.
+#[test]
+fn exit_waits_for_no_device() {
+    let device = Arc::new(StoreDevice::new(GatedStore::new(file_store())).unwrap());
+    let engine = engine(device.clone(), Limits::default());
+    let space = space(&engine);
+    let store = |pages: std::ops::Range<u64>| {
+        pages.for_each(|page| space.store_u64(VirtAddr::new(at(page).get() + 8 * (page % 8)), page + 1).unwrap());
+    };
+    store(0..4);
+    space.advise(at(0), 4 * PAGE_SIZE, Advice::PageOut).unwrap();
+    let gate = device.store();
+    while engine.frame_usage().used != 1 {
+        gate.pass(gate.waiting());
+        std::thread::yield_now();
+    }
+    store(4..40);
+    space.advise(at(4), 4 * PAGE_SIZE, Advice::PageOut).unwrap();
+    let Fault::Pending(pending) = space.fault(at(0), Access::Read).unwrap() else { panic!("it is read") };
+    assert_eq!(engine.frame_usage().used, 1 + 36 + 1);
+    space.exit();
+    assert_eq!(engine.frame_usage().used, 1 + 4 + 1, "four pages are being written, one is being read");
+    assert!(matches!(pending.wait(), Err(FaultError::Exited { .. })));
+    drop(space);
+    gate.open();
+    while engine.frame_usage().used != 1 {
+        std::thread::yield_now();
+    }
     end(&engine);
 }
 
