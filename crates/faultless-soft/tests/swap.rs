@@ -260,6 +260,66 @@ fn locked_pages_and_pinned_pages_stay() {
     end(&engine);
 }
 
+/// MADV_FREE needs no swap device: the pages go when memory is short, unless they are stored to before.
+#[test]
+fn freed_pages_go_when_memory_is_short() {
+    for has_swap in [false, true] {
+        let engine = Engine::new(Soft::with_caches(FRAMES).unwrap(), Limits::default()).unwrap();
+        if has_swap {
+            engine.add_swap(compressed()).unwrap();
+        }
+        let space = space(&engine);
+        (0..40).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+        space.advise(at(0), 40 * PAGE_SIZE, Advice::Free).unwrap();
+        (0..40).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 1, "there is room"));
+        // Stored to again: kept.
+        (0..8).for_each(|page| space.store_u64(at(page), page + 100).unwrap());
+        space.audit().unwrap();
+        (64..96).for_each(|page| space.store_u64(at(page), page).unwrap());
+        space.audit().unwrap();
+        (0..8).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 100));
+        let left = (8..40).filter(|page| match space.load_u64(at(*page)).unwrap() {
+            0 => false,
+            value => {
+                assert_eq!(value, *page + 1);
+                true
+            }
+        });
+        assert!(left.count() < 32, "some were dropped");
+        (64..96).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page));
+        drop(space);
+        end(&engine);
+    }
+}
+
+/// A store beside MADV_FREE and reclaim: the page has the store's bytes, or it was dropped before the store and zeros with it.
+#[test]
+fn stores_beside_freeing_are_kept() {
+    let engine = engine(compressed(), Limits::default());
+    let space = space(&engine);
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            let space = &space;
+            scope.spawn(move || {
+                for round in 1..3_000 {
+                    let page = (round * 7 + thread) % 16 * 2 + thread;
+                    let (first, second) = (at(page), VirtAddr::new(at(page).get() + 8));
+                    space.store_u64(first, round).unwrap();
+                    space.advise(first, PAGE_SIZE, Advice::Free).unwrap();
+                    space.store_u64(second, round).unwrap();
+                    assert_eq!(space.load_u64(second).unwrap(), round, "a store after MADV_FREE was lost");
+                    let before = space.load_u64(first).unwrap();
+                    assert!(before == round || before == 0, "{before} is neither the old word nor zero");
+                }
+            });
+        }
+        scope.spawn(|| (0..600).for_each(|_| _ = engine.reclaim_for_tests(8)));
+    });
+    space.audit().unwrap();
+    drop(space);
+    end(&engine);
+}
+
 /// A device that cannot read a page: each access says so, no access shows other bytes, and the rest is not touched.
 #[test]
 fn a_page_that_cannot_be_read_is_an_error_at_each_access() {
@@ -315,7 +375,9 @@ fn exit_waits_for_no_device() {
     let engine = engine(device.clone(), Limits::default());
     let space = space(&engine);
     let store = |pages: std::ops::Range<u64>| {
-        pages.for_each(|page| space.store_u64(VirtAddr::new(at(page).get() + 8 * (page % 8)), page + 1).unwrap());
+        pages.for_each(|page| {
+            space.store_u64(VirtAddr::new(at(page).get() + 8 * (page % 8)), page + 1).unwrap()
+        });
     };
     store(0..4);
     space.advise(at(0), 4 * PAGE_SIZE, Advice::PageOut).unwrap();

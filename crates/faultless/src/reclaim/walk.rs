@@ -44,6 +44,8 @@ enum Unmapped {
     All,
     /// Some entries name its slot now, and others still map it.
     Some,
+    /// No entry maps the folio, and its bytes are not needed.
+    Dropped,
     /// No entry was changed.
     None(Refusal),
 }
@@ -55,7 +57,7 @@ impl<H: Host> Engine<H> {
     /// The caller is in no section and has announced nothing.
     pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> Reclaimed {
         let mut sum = Reclaimed::default();
-        if !self.has_swap() {
+        if !self.reclaims() {
             return sum;
         }
         // Those whose batches are under way have taken pages off the queues.
@@ -82,7 +84,7 @@ impl<H: Host> Engine<H> {
     /// Tries to reclaim the pages of `frames`, which a caller has chosen. A frame may be free by now, or have another page. The caller
     /// is in no section and has announced nothing.
     pub(crate) fn reclaim_pages(self: &Arc<Self>, frames: &mut [Frame]) {
-        if self.has_swap() && !frames.is_empty() {
+        if self.reclaims() && !frames.is_empty() {
             self.reclaim_batch(frames);
         }
     }
@@ -103,8 +105,12 @@ impl<H: Host> Engine<H> {
         for i in 0..frames.len() {
             let frame = frames[i];
             if !self.folio(frame).try_isolate() {
-                is_delayed = true;
-                self.pass_over(frame, Refusal::Busy);
+                if self.folio(frame).is_free() {
+                    self.report(frame, Report::Freed);
+                } else {
+                    is_delayed = true;
+                    self.pass_over(frame, Refusal::Busy);
+                }
                 continue;
             }
             let unmapped = self.unmap(frame, &mut stale);
@@ -115,7 +121,7 @@ impl<H: Host> Engine<H> {
                     frames[out] = frame;
                     out += 1;
                 }
-                Unmapped::Some => {
+                Unmapped::Some | Unmapped::Dropped => {
                     frames[out + kept] = frame;
                     kept += 1;
                 }
@@ -128,11 +134,16 @@ impl<H: Host> Engine<H> {
         // Rule S4: folios are isolated until no processor has an old translation.
         stale.finish();
         self.counters().add(Counter::Reclaimed, out as u64);
+        let mut freed = 0;
         for frame in &frames[out..out + kept] {
+            // This was the last reference to a page that is dropped.
             self.end_isolation(*frame);
+            if self.folio(*frame).is_free() {
+                freed += 1;
+                self.report(*frame, Report::Freed);
+            }
         }
         let written = self.write_out(&mut frames[..out]);
-        let mut freed = 0;
         for frame in &frames[..out] {
             // Also a frame whose write has ended by now, as on a device in memory.
             let is_free = self.folio(*frame).is_free();
@@ -164,11 +175,12 @@ impl<H: Host> Engine<H> {
     /// Does steps 2 and 3 for a folio that the caller has isolated.
     fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
-        let Some((slot, generation)) = self.attach_slot(frame) else {
+        let slot = if folio.may_drop() { None } else { self.attach_slot(frame) };
+        if slot.is_none() && !folio.may_drop() {
             self.pass_over(frame, Refusal::NoSlot);
             return Unmapped::None(Refusal::NoSlot);
-        };
-        let victim = Victim { frame, slot, generation };
+        }
+        let victim = Victim { frame, slot };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
         {
@@ -195,14 +207,14 @@ impl<H: Host> Engine<H> {
         }
         let is_unmapped = folio.mappings() == 0;
         if is_unmapped {
-            return Unmapped::All;
+            return if slot.is_some() { Unmapped::All } else { Unmapped::Dropped };
         }
         self.pass_over(frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }
         // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use.
-        if self.slot_count(slot) == 0 {
+        if slot.is_some_and(|(slot, _)| self.slot_count(slot) == 0) {
             self.take_out(frame);
         }
         Unmapped::None(refusal)

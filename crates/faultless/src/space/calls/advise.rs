@@ -25,7 +25,8 @@ pub enum Advice {
     WillNeed,
     /// Drops the pages; see [`AddressSpace::discard`].
     DontNeed,
-    /// Allows to drop the pages of private anonymous memory when memory is short. This version drops none.
+    /// Allows to drop pages of private anonymous memory when memory is short, until the next store into each. A page that was
+    /// dropped reads as zeros. Pages that another space has too stay; pages in swap space are dropped at once.
     Free,
     /// Punches a hole in the file, or in shared memory without a file. Whole pages of it become zeros for all mappings, and
     /// their storage is freed.
@@ -288,7 +289,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 DiscardError::Sealed { address } => AdviseError::Sealed { advice, address },
                 DiscardError::OutOfMemory { range } => AdviseError::OutOfMemory { range, advice },
             }),
-            Advice::Free => space.ask(range, advice).map(drop).map_err(|(error, _)| error),
+            Advice::Free => space.free_lazily(range),
             Advice::Cold | Advice::PageOut => space.advise_reclaim(range, advice),
             Advice::Remove => space.remove(range),
             Advice::PopulateRead => self.advise_to_populate(range, advice, Access::Read),

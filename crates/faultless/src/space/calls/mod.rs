@@ -6,6 +6,7 @@ pub(in crate::space) mod discard;
 pub(in crate::space) mod exit;
 pub(in crate::space) mod flags;
 pub(in crate::space) mod fork;
+pub(in crate::space) mod free;
 pub(in crate::space) mod grow;
 pub(in crate::space) mod guard;
 pub(in crate::space) mod listing;
