@@ -38,6 +38,8 @@ store_noted_late         | faultless-soft | loom_shared | a_first_store_against_
 unshare_without_invalidate | faultless-soft | loom_fork | an_access_against_leaving | (invariant 7|Causality violation)
 shared_pages_not_counted | faultless-soft | loom_fork | both_write | (invariant 6|a reference dropped)
 home_stays               | faultless-soft | loom_homes | a_home_against_unmap$ | (invariant 3|Causality violation)
+home_stays_for_a_slot    | faultless      | lib | a_home_is_left_beside_a_swap_in | rule H1
+slot_moves_silently      | faultless-soft | swap | a_page_in_a_slot_moves | rule H
 space_without_grace      | faultless-soft | loom_homes | a_home_against_the_last_handle | (invariant 3|Causality violation)
 home_stored_past_a_move  | faultless-soft | loom_homes | a_copy_against_a_move | (invariant 3|Causality violation|a home that)
 moved_home_stays         | faultless-soft | loom_homes | a_home_of_a_page_that_has_left | (invariant 3|Causality violation)

@@ -314,7 +314,7 @@ impl<H: Host> Engine<H> {
         self.host.frames().folio(frame)
     }
 
-    /// Follows the home of `frame` in a section, as reclaim will, and returns the pages to which it leads, in the order of the
+    /// Follows the home of `frame` in a section, as reclaim does, and returns the pages to which it leads, in the order of the
     /// search: the entry that it names, then those of the table's relatives. Tables that several spaces have are left out. For
     /// tests.
     #[cfg(any(test, feature = "audit"))]

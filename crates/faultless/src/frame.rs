@@ -29,7 +29,7 @@ use crate::tables::Home;
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
 ///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY, reserved and zero: after MADV_FREE, not stored to since
+///  63 LAZY: after MADV_FREE, not stored to since
 /// ```
 ///
 /// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
@@ -107,6 +107,7 @@ const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
 const ISOLATED: u64 = 1 << 61;
 const USED2: u64 = 1 << 62;
+const LAZY: u64 = 1 << 63;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -383,7 +384,7 @@ impl Folio {
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
-            let new = word | EXCLUSIVE | ANONYMOUS;
+            let new = (word | EXCLUSIVE | ANONYMOUS) & !LAZY;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,

@@ -1,8 +1,8 @@
 //! A folio in the hands of reclaim: it is isolated, so that one reclaimer has it, and its mappings end one by one.
 
 use super::{
-    ANONYMOUS, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, MAPPINGS_FULL, PIN, PINS,
-    READING, REFERENCES, UPTODATE, WRITEBACK,
+    ANONYMOUS, CACHED, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, LAZY, MAPPING, MAPPINGS, MAPPINGS_FULL,
+    PIN, PINS, READING, REFERENCES, UPTODATE, WRITEBACK,
 };
 use crate::host::Slot;
 use crate::sync::atomic::Ordering;
@@ -35,6 +35,24 @@ impl Folio {
     #[cfg(test)]
     pub(crate) fn isolate_pinned(&self) -> bool {
         self.word.fetch_or(ISOLATED, Ordering::AcqRel) & ISOLATED == 0
+    }
+
+    /// Marks the page as one that may be dropped instead of written, until the next store. The caller has the bit of the only entry
+    /// that maps the page, and takes the write right from it. Relaxed: the bit orders it.
+    pub(crate) fn set_lazy(&self) {
+        self.word.fetch_or(LAZY, Ordering::Relaxed);
+    }
+
+    /// Takes [`Folio::set_lazy`] back. The caller still has the bit.
+    pub(crate) fn clear_lazy(&self) {
+        self.word.fetch_and(!LAZY, Ordering::Relaxed);
+    }
+
+    /// Returns whether the page may be dropped instead of written: it is marked so, and one entry has it. The caller has that
+    /// entry's bit, or takes the answer for a hint.
+    pub(crate) fn may_drop(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        word & (LAZY | MAPPINGS | CACHED) == LAZY | MAPPING
     }
 
     /// Ends the isolation. The caller has isolated the folio, and drops its pin next. Release, partner: [`Folio::is_isolated`].

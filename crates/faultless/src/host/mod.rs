@@ -86,9 +86,9 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     }
 
     /// Invalidates pages of several tables in one round: returns when [`PageTable::invalidate`] of each of them would have
-    /// returned. The engine calls it where truncation or writeback has changed entries in several spaces, and holds no handle of
-    /// these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`], in no
-    /// order; the host may change the order.
+    /// returned. The engine calls it where truncation, writeback or reclaim has changed entries in several spaces, and holds no
+    /// handle of these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`] or
+    /// [`ShareLeaves::stale_in_all`], in no order; the host may change the order.
     ///
     /// A table may be gone by now. If [`PageTable::unload`] has returned, its pages are skipped; otherwise they are
     /// invalidated.

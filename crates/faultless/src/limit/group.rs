@@ -128,10 +128,10 @@ impl Group {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Returns the number of pages that a stock may take at once.
+    /// Returns the number of pages that a stock may take at once. Over high it is 1.
     pub(super) fn share(&self) -> u64 {
         let slots = u64::from(self.stocks.load(Ordering::Relaxed)).max(1);
-        (self.max().saturating_sub(self.usage()) / (2 * slots)).clamp(1, MOST_STOCK)
+        (self.max().min(self.high()).saturating_sub(self.usage()) / (2 * slots)).clamp(1, MOST_STOCK)
     }
 
     /// Counts `pages` more if that does not pass max. Returns whether high is passed, or `None`.

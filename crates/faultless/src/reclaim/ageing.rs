@@ -21,6 +21,8 @@ pub(crate) struct Ageing<P> {
     pub(super) policy: P,
     /// The number of looks since reclaim took a page last.
     looks_since_progress: u64,
+    /// The number of frames that are offered and not reported yet.
+    offered: u64,
 }
 
 /// The frames that a group offers.
@@ -42,7 +44,8 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Returns the pages that are due: after [`PASSES`] passes without progress, any page.
     pub fn demand(&self) -> Demand {
-        let is_in_need = self.looks_since_progress >= PASSES * self.length().max(1);
+        let pages = self.length() + self.offered;
+        let is_in_need = self.looks_since_progress >= PASSES * pages.max(1);
         if is_in_need { Demand::Any } else { Demand::Old }
     }
 
@@ -70,6 +73,7 @@ impl<P: ReclaimPolicy> Ageing<P> {
                 Look::Offer(frame) => {
                     batch[offered.count] = frame;
                     offered.count += 1;
+                    self.offered += 1;
                 }
                 Look::PassOver => {}
                 Look::Nothing => break,
@@ -78,8 +82,12 @@ impl<P: ReclaimPolicy> Ageing<P> {
         offered
     }
 
-    /// Notes that reclaim has taken a page of the group.
-    pub fn has_progress(&mut self) {
-        self.looks_since_progress = 0;
+    /// Notes that reclaim has tried a page. `has_taken`: it has taken the page.
+    pub fn tried(&mut self, has_taken: bool) {
+        // A caller may report a page that it has chosen itself.
+        self.offered = self.offered.saturating_sub(1);
+        if has_taken {
+            self.looks_since_progress = 0;
+        }
     }
 }

@@ -186,10 +186,9 @@ impl<P: ReclaimPolicy> Queues<P> {
 
     /// Takes the result of reclaim's try of `frame`, which `group` has offered.
     pub fn report(&mut self, folios: &impl Folios, group: GroupId, frame: Frame, report: Report) {
-        match report {
-            Report::Taken | Report::Freed => self.of(group).has_progress(),
-            Report::Young => folios.folio(frame).add_use(),
-            Report::Busy | Report::Shared => {}
+        self.of(group).tried(matches!(report, Report::Taken | Report::Freed));
+        if report == Report::Young {
+            folios.folio(frame).add_use();
         }
         // If a page has begun in the frame since it was offered, a fault may have claimed it.
         if report != Report::Freed

@@ -40,6 +40,7 @@ use crate::host::{Frame, GroupId, Host, OutOfMemory, Slots};
 use crate::limit::{Event, Group};
 use crate::sync::{Mutex, Section, plain};
 use ageing::Ageing;
+pub(crate) use ageing::BATCH;
 use alloc::vec::Vec;
 use groups::{Queues, Victims};
 use policy::Report;

@@ -39,17 +39,18 @@ impl<H: Host> Engine<H> {
             }
         }
         let folio = self.folio(victim.frame);
-        if !folio.is_of_slot(victim.slot) {
-            return Err(Refusal::Gone);
-        }
-        if !self.try_count_slot(victim.slot, victim.generation) {
+        // A page that several spaces have is not dropped.
+        let Some((slot, generation)) = victim.slot.filter(|(slot, _)| folio.is_of_slot(*slot)) else {
+            return Err(Refusal::Busy);
+        };
+        if !self.try_count_slot(slot, generation) {
             return Err(Refusal::Full);
         }
         folio.leave_home(|| (Home::of_entry(record, index), Home::of_relatives(record, index)));
         // The pin of the caller keeps the folio.
         let _ = folio.end_mapping();
         loop {
-            let gone = Entry::swapped(victim.slot, victim.generation, seen.bits());
+            let gone = Entry::swapped(slot, generation, seen.bits());
             match exchange::<H>(record, index, seen, gone) {
                 Ok(()) => break,
                 // A processor has used the page.

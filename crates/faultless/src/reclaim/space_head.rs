@@ -8,14 +8,13 @@ use crate::tables::LeafRecord;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
-/// A page that reclaim wants to take out of one entry. The caller has a pin on the folio, has isolated it, and has attached it
-/// to the slot.
+/// A page that reclaim wants to take out of one entry. The caller has a pin on the folio and has isolated it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Victim {
     pub frame: Frame,
-    pub slot: Slot,
-    /// The slot's generation.
-    pub generation: u16,
+    /// The slot that the entry is to name, to which the folio is attached, and its generation. `None`: the page is to be dropped
+    /// (MADV_FREE).
+    pub slot: Option<(Slot, u16)>,
     /// Whether the page is taken even if its accessed bit is set.
     pub takes_young: bool,
 }

@@ -46,6 +46,8 @@ enum Unmapped {
     All,
     /// Some entries name its slot now, and others still map it.
     Some,
+    /// No entry maps the folio, and its bytes are not needed.
+    Dropped,
     /// No entry was changed.
     None(Refusal),
 }
@@ -58,7 +60,7 @@ impl<H: Host> Engine<H> {
     /// The caller is in no section and has announced nothing.
     pub(crate) fn reclaim_anonymous(self: &Arc<Self>, group: GroupId, wanted: u64) -> Reclaimed {
         let mut sum = Reclaimed::default();
-        if !self.has_swap() {
+        if !self.reclaims() {
             return sum;
         }
         // Those whose batches are under way have taken pages off the queues.
@@ -88,6 +90,22 @@ impl<H: Host> Engine<H> {
         sum
     }
 
+    /// Tries to reclaim the pages of `frames`, which a caller in `group` has chosen. A frame may be free by now, or have another page.
+    /// The caller is in no section and has announced nothing.
+    pub(crate) fn reclaim_pages(self: &Arc<Self>, group: GroupId, frames: &mut [Frame]) {
+        if self.reclaims() && !frames.is_empty() {
+            let victims = Victims { group, count: frames.len(), takes_young: false, is_delayed: false };
+            self.reclaim_batch(victims, frames);
+        }
+    }
+
+    /// Tries to free `wanted` frames of anonymous pages, as a fault without a frame does. Returns the number of frames that are free
+    /// now. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn reclaim_for_tests(self: &Arc<Self>, wanted: u64) -> u64 {
+        self.reclaim_anonymous(GroupId::ROOT, wanted).freed
+    }
+
     /// Does steps 1 to 5 for the folios of `frames`.
     fn reclaim_batch(self: &Arc<Self>, victims: Victims, frames: &mut [Frame]) -> Reclaimed {
         let mut is_delayed = false;
@@ -97,8 +115,12 @@ impl<H: Host> Engine<H> {
         for i in 0..frames.len() {
             let frame = frames[i];
             if !self.folio(frame).try_isolate() {
-                is_delayed = true;
-                self.pass_over(victims.group, frame, Refusal::Busy);
+                if self.folio(frame).is_free() {
+                    self.report(victims.group, frame, Report::Freed);
+                } else {
+                    is_delayed = true;
+                    self.pass_over(victims.group, frame, Refusal::Busy);
+                }
                 continue;
             }
             let unmapped = self.unmap(victims, frame, &mut stale);
@@ -109,7 +131,7 @@ impl<H: Host> Engine<H> {
                     frames[out] = frame;
                     out += 1;
                 }
-                Unmapped::Some => {
+                Unmapped::Some | Unmapped::Dropped => {
                     frames[out + kept] = frame;
                     kept += 1;
                 }
@@ -123,17 +145,25 @@ impl<H: Host> Engine<H> {
         stale.finish();
         self.counters().add(Counter::Reclaimed, out as u64);
         self.sections().groups().note(victims.group, Event::Reclaimed, out as u64);
+        let mut freed = 0;
         for frame in &frames[out..out + kept] {
+            // This was the last reference to a page that is dropped.
             self.end_isolation(*frame);
+            if self.folio(*frame).is_free() {
+                freed += 1;
+                self.report(victims.group, *frame, Report::Freed);
+            }
         }
         let written = self.write_out(&mut frames[..out]);
         for frame in &frames[..out] {
+            // Also a frame whose write has ended by now, as on a device in memory.
             let is_free = self.folio(*frame).is_free();
+            freed += u64::from(is_free);
             self.report(victims.group, *frame, if is_free { Report::Freed } else { Report::Taken });
         }
         // A page that is pinned goes when its pin does.
         let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
-        Reclaimed { freed: written.freed as u64, is_delayed }
+        Reclaimed { freed, is_delayed }
     }
 
     /// Reports and counts a folio that stays.
@@ -158,11 +188,12 @@ impl<H: Host> Engine<H> {
     /// Does steps 2 and 3 for a folio that the caller has isolated.
     fn unmap(&self, victims: Victims, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
-        let Some((slot, generation)) = self.attach_slot(frame) else {
+        let slot = if folio.may_drop() { None } else { self.attach_slot(frame) };
+        if slot.is_none() && !folio.may_drop() {
             self.pass_over(victims.group, frame, Refusal::NoSlot);
             return Unmapped::None(Refusal::NoSlot);
-        };
-        let victim = Victim { frame, slot, generation, takes_young: victims.takes_young };
+        }
+        let victim = Victim { frame, slot, takes_young: victims.takes_young };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
         {
@@ -189,14 +220,14 @@ impl<H: Host> Engine<H> {
         }
         let is_unmapped = folio.mappings() == 0;
         if is_unmapped {
-            return Unmapped::All;
+            return if slot.is_some() { Unmapped::All } else { Unmapped::Dropped };
         }
         self.pass_over(victims.group, frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }
         // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use.
-        if self.slot_count(slot) == 0 {
+        if slot.is_some_and(|(slot, _)| self.slot_count(slot) == 0) {
             self.take_out(frame);
         }
         Unmapped::None(refusal)

@@ -72,10 +72,15 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             Some(vma) if vma.is_busy() => Some(Refusal::Busy),
             Some(vma) if vma.flags().contains(MappingFlags::LOCKED) => Some(Refusal::Locked),
             Some(_) if folio.is_pinned_for_io() => Some(Refusal::Pinned),
-            // A fault that gave the write right has taken the folio out of its slot. It had the bit.
-            Some(_) if !folio.is_of_slot(victim.slot) => Some(Refusal::Gone),
-            Some(_) if !engine.try_count_slot(victim.slot, victim.generation) => Some(Refusal::Full),
-            Some(_) => None,
+            Some(_) => match victim.slot {
+                // A store has made the page one to be kept. Its fault had the bit.
+                None if !folio.may_drop() => Some(Refusal::Busy),
+                None => None,
+                // A fault that gave the write right has taken the folio out of its slot. It had the bit.
+                Some((slot, _)) if !folio.is_of_slot(slot) => Some(Refusal::Busy),
+                Some((slot, generation)) if !engine.try_count_slot(slot, generation) => Some(Refusal::Full),
+                Some(_) => None,
+            },
         };
         if let Some(refusal) = refusal {
             self.table.let_go(leaf, page);
@@ -85,12 +90,18 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         // The pin of the caller keeps the folio.
         let was_exclusive = folio.end_mapping();
         stale.touch(page);
-        let gone = Entry::swapped(victim.slot, victim.generation, seen.bits());
+        let gone = match victim.slot {
+            Some((slot, generation)) => Entry::swapped(slot, generation, seen.bits()),
+            // A processor may still read the page: a fault that installs another one invalidates (rule S3).
+            None => Entry::gone(victim.frame, seen.bits()),
+        };
         if self.table.install(leaf, page, gone).is_err() {
             // The host has no memory to follow. The entry is as it was, and so is the mapping.
             let _ = folio.begin_mapping(was_exclusive);
             self.table.let_go(leaf, page);
-            engine.put_slot(victim.slot);
+            if let Some((slot, _)) = victim.slot {
+                engine.put_slot(slot);
+            }
             return Err(Refusal::Busy);
         }
         stale.end_part_in_section(&self.table);

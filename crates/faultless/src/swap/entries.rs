@@ -22,6 +22,35 @@ impl<H: Host> Engine<H> {
         slot.is_some_and(|slot| slot.state().count() == 0) && self.take_out(frame)
     }
 
+    /// Returns whether an entry that has the page of `slot` was moved while others had it too.
+    pub(crate) fn is_slot_moved(&self, slot: Slot) -> bool {
+        self.slot(slot).is_some_and(|slot| slot.state().is_moved())
+    }
+
+    /// Notes that an entry that names `slot` is moved to another place. Called before the entry is there.
+    pub(crate) fn note_moved_entry(&self, slot: Slot) {
+        // Alone if no other entry names the slot, and no folio is there that another entry may map.
+        let is_alone = |slot: &SwapSlot| slot.state().count() <= 1 && !slot.state().is_in_cache();
+        if let Some(slot) = self.slot(slot).filter(|slot| !is_alone(slot)) {
+            slot.set_moved();
+        }
+    }
+
+    /// Notes that an entry that maps the folio of `frame` is moved to another place. Returns false if other entries may name its
+    /// slot. Called before the entry is there.
+    pub(crate) fn note_moved_page(&self, frame: Frame) -> bool {
+        let folio = self.folio(frame);
+        if !folio.is_in_slot() {
+            return true;
+        }
+        // The entry that is moved keeps the folio, and so the slot.
+        let slot = Slot::new(folio.index()).and_then(|number| self.slot(number));
+        slot.is_none_or(|slot| {
+            slot.set_moved();
+            slot.state().count() == 0
+        })
+    }
+
     /// Attaches the folio of `frame` to `slot` again, which it has just left. The caller has the bit of the only entry that names the
     /// slot, and a pin.
     pub(crate) fn attach_again(&self, frame: Frame, slot: Slot) {

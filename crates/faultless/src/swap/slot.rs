@@ -14,7 +14,7 @@ use crate::sync::plain;
 ///  0–23 count: entries that name the slot, and transfers of its bytes that are under way
 ///  24 IN_CACHE: a folio is attached, or a thread attaches one or takes it out
 ///  25 WRITTEN: the location has the bytes      26 POISONED: the bytes cannot be had
-///  27 PATTERN: `location` is the word that the page repeats
+///  27 PATTERN: `location` is the word that the page repeats      28 MOVED: an entry that names the slot was moved
 ///  32–43 generation: the number of lives of the slot so far, modulo 4,096
 /// ```
 /// The count and IN_CACHE are references. When both are gone, the slot is free. The thread that drops the last one gives the slot
@@ -50,6 +50,7 @@ const IN_CACHE: u64 = 1 << 24;
 const WRITTEN: u64 = 1 << 25;
 const POISONED: u64 = 1 << 26;
 const PATTERN: u64 = 1 << 27;
+const MOVED: u64 = 1 << 28;
 const REFERENCES: u64 = COUNT | IN_CACHE;
 const GENERATION_SHIFT: u32 = 32;
 
@@ -93,6 +94,11 @@ impl State {
     /// Returns whether the page is one repeated word.
     pub fn is_pattern(self) -> bool {
         self.0 & PATTERN != 0
+    }
+
+    /// Returns whether an entry that has the page was moved.
+    pub fn is_moved(self) -> bool {
+        self.0 & MOVED != 0
     }
 
     /// Returns the generation, which is below [`GENERATIONS`].
@@ -254,6 +260,13 @@ impl SwapSlot {
         let old = self.state.fetch_sub(1, Ordering::AcqRel);
         debug_assert!(old & COUNT != 0, "a slot's count below zero: {:?}", State(old));
         Left::of(old - 1)
+    }
+
+    /// Notes that an entry that has the page was moved, while others have it too. Acquire and Release, partner: [`SwapSlot::state`].
+    pub fn set_moved(&self) {
+        if !mutant!("slot_moves_silently") {
+            self.state.fetch_or(MOVED, Ordering::AcqRel);
+        }
     }
 
     // ---- the folio

@@ -302,8 +302,17 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
     /// home of its page changes before the table that it may have named is retired.
     fn put_down(&self, taken: &RangeReservation<'_, H>, page: PageNumber, entry: Entry) {
         let leaf = self.table.leaf(taken, page).expect("a leaf table made before");
-        if let Some(frame) = entry.counted_frame() {
-            self.engine.folio(frame).move_home(self.table.home(leaf, page));
+        match entry.kind() {
+            EntryKind::Page(frame) | EntryKind::Kept(frame) => {
+                let folio = self.engine.folio(frame);
+                if self.engine.note_moved_page(frame) {
+                    folio.move_home(self.table.home(leaf, page));
+                } else {
+                    folio.forget_home();
+                }
+            }
+            EntryKind::Swapped(slot, _) => self.engine.note_moved_entry(slot),
+            EntryKind::Gone(_) | EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => {}
         }
         let mut look = 0;
         loop {

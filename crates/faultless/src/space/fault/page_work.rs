@@ -89,7 +89,7 @@ impl<'a, H: Host, D: LockingDesign> Announced<'a, H, D> {
 
     /// Puts `new` in the entry and ends the announcement, by the same store. Returns the entry before.
     pub fn install(mut self, new: Entry) -> Result<Entry, OutOfMemory> {
-        // Reclaim, which will make such entries, does not exist yet.
+        // Only reclaim makes such entries (`space/reclaim.rs`).
         debug_assert!(!new.is_absent(), "page work makes {new:?}");
         let old = self.space.table.install(self.leaf, self.page, new)?;
         self.held = false;

@@ -99,8 +99,10 @@ fn map_locked<H: Host, D: LockingDesign>(
     if stores && (!is_mine || is_written) {
         return copy(work, frame);
     }
-    if is_unmapped {
-        // Before the mapping is counted: a thread that sees the mapping sees this home.
+    // Before the mapping is counted: a thread that sees the mapping sees this home.
+    if !is_mine && engine.is_slot_moved(name.slot) {
+        folio.forget_home();
+    } else if is_unmapped {
         folio.set_home(work.home());
     }
     let mut rights = entry_rights(protection);

@@ -1,6 +1,7 @@
 //! A host with frames and no page tables, for tests of what swap does with folios.
 
-use super::super::{Cached, DeviceUsage, SwapDevice, SwapIn, WrittenOut};
+use super::super::write_out::WrittenOut;
+use super::super::{Cached, DeviceUsage, SwapDevice, SwapIn};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::{Engine, Limits};
 use crate::frame::{Folio, Reference};
