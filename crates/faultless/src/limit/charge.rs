@@ -18,6 +18,12 @@ impl<H: Host> Engine<H> {
         if group == GroupId::ROOT {
             return self.frames().allocate(group, purpose);
         }
+        self.take_charged(section, group, purpose)
+    }
+
+    /// Allocates a frame for a group with limits. Not inlined: a fault in no group is not to pay for its registers.
+    #[inline(never)]
+    fn take_charged(&self, section: &Section<'_>, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         if !section.stock().take(group) && !self.charge_more(section, group) {
             return None;
         }

@@ -14,6 +14,9 @@ pub(super) fn map_zero<H: Host, D: LockingDesign>(work: Announced<'_, H, D>) -> 
 }
 
 /// Maps a zeroed frame, for the first write, or for the first access if the page of zeros cannot be mapped.
+///
+/// Inlined, since a call copies the announced page.
+#[inline(always)]
 pub(super) fn fill<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, access: Access) -> Step<H> {
     let Some(frame) = work.take_frame(FrameUse::Anonymous) else { return Step::NeedMemory };
     work.engine().frames().zero(frame);
