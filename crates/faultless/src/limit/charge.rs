@@ -7,44 +7,27 @@ use crate::sync::Section;
 
 impl<H: Host> Engine<H> {
     /// Allocates a frame for a space of `group`, which pays for it. Returns `None` if there is no frame, or if the group or one above
-    /// it is at max. Does not sleep: page work calls this while announced.
-    #[inline]
-    pub(crate) fn take_frame(
-        &self,
-        section: &Section<'_>,
-        group: GroupId,
-        purpose: FrameUse,
-    ) -> Option<Frame> {
+    /// it is at max. For a caller in no section; page work has a form of its own (`page_work.rs`).
+    pub(crate) fn take_frame(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
         if group == GroupId::ROOT {
             return self.frames().allocate(group, purpose);
         }
-        self.take_charged(section, group, purpose)
-    }
-
-    /// Allocates a frame for a group with limits. Not inlined: a fault in no group is not to pay for its registers.
-    #[inline(never)]
-    fn take_charged(&self, section: &Section<'_>, group: GroupId, purpose: FrameUse) -> Option<Frame> {
-        if !section.stock().take(group) && !self.charge_more(section, group) {
+        let section = self.enter();
+        if !section.stock().take(group) && !self.charge_more(&section, group) {
             return None;
         }
-        let Some(frame) = self.frames().allocate(group, purpose) else {
-            self.uncharge_page(group);
-            return None;
-        };
-        self.folio(frame).set_group(group);
-        Some(frame)
-    }
-
-    /// Allocates a frame as [`Engine::take_frame`] does, for a caller in no section.
-    pub(crate) fn take_frame_outside(&self, group: GroupId, purpose: FrameUse) -> Option<Frame> {
-        let section = self.enter();
-        self.take_frame(&section, group, purpose)
+        let frame = self.frames().allocate(group, purpose);
+        match frame {
+            Some(frame) => self.folio(frame).set_group(group),
+            None => self.uncharge_page(group),
+        }
+        frame
     }
 
     /// Charges a page to `group`, and some more for the next faults of this thread. Returns false if it is at max.
     #[cold]
     #[inline(never)]
-    fn charge_more(&self, section: &Section<'_>, group: GroupId) -> bool {
+    pub(crate) fn charge_more(&self, section: &Section<'_>, group: GroupId) -> bool {
         let (groups, stock) = (self.sections().groups(), section.stock());
         match stock.charge(groups, group) {
             Ok(charged) => {
@@ -74,8 +57,9 @@ impl<H: Host> Engine<H> {
         self.uncharge_page(group);
     }
 
+    /// Takes back the charge of a page, which this thread may keep for its next fault.
     #[inline(never)]
-    fn uncharge_page(&self, group: GroupId) {
+    pub(crate) fn uncharge_page(&self, group: GroupId) {
         let back = {
             let (slot, _guard) = self.host().slots().pin();
             self.sections().stock(slot).put(self.host().barrier(), group)

@@ -32,7 +32,7 @@ impl<H: Host> Engine<H> {
                 return self.make_room_under(full, look);
             }
             // Another thread has made room in the group meanwhile. The machine itself may have none.
-            if let Some(frame) = self.take_frame_outside(group, FrameUse::Anonymous) {
+            if let Some(frame) = self.take_frame(group, FrameUse::Anonymous) {
                 self.free_frame(frame);
                 return true;
             }

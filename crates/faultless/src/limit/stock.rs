@@ -9,20 +9,21 @@
 //! then waits for these. So either the owner sees TAKEN and leaves the stock alone, or the other thread waits until it has finished.
 //! Only an owner that changes the group of its stock, and a thread that takes it, change `group`; both by compare-and-swap.
 
-use super::groups::{Charged, Groups};
+use super::groups::{Charged, Groups, MOST_GROUPS};
 use crate::host::GroupId;
 use crate::sync::Barrier;
-use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::sync::plain;
 
 /// Set in `group` while another thread takes the pages.
-const TAKEN: u64 = 1 << 32;
+const TAKEN: u32 = 1 << 31;
+const _: () = assert!(MOST_GROUPS < TAKEN as usize);
 
 /// The stock of a slot.
 #[derive(Debug)]
 pub(crate) struct Stock {
     /// The group that pays, 0 for none, and TAKEN. Atomic.
-    group: AtomicU64,
+    group: AtomicU32,
     /// The pages. Written by the slot's thread; by the one that has set TAKEN, after its wait.
     pages: AtomicU32,
     /// The number of pages that the last charge took for the stock; 0 if only one could be had. Twice as many may gather when
@@ -38,7 +39,7 @@ impl Stock {
     /// Makes an empty stock of no group.
     pub fn new() -> Self {
         Self {
-            group: AtomicU64::new(0),
+            group: AtomicU32::new(0),
             pages: AtomicU32::new(0),
             share: plain::AtomicU32::new(0),
             mark: AtomicUsize::new(0),
@@ -50,7 +51,7 @@ impl Stock {
     #[inline]
     pub fn take(&self, group: GroupId) -> bool {
         // Acquire, partner: `take_back`, whose use of the pages comes before.
-        if self.group.load(Ordering::Acquire) != u64::from(group.get()) {
+        if self.group.load(Ordering::Acquire) != group.get() {
             return false;
         }
         let Some(rest) = self.pages.load(Ordering::Relaxed).checked_sub(1) else { return false };
@@ -78,7 +79,7 @@ impl Stock {
 
     /// Gives the pages back, and makes the stock one of `group`. Returns false if another thread is taking the pages.
     fn change_to(&self, groups: &Groups, group: GroupId) -> bool {
-        let (old, new) = (self.group.load(Ordering::Acquire), u64::from(group.get()));
+        let (old, new) = (self.group.load(Ordering::Acquire), group.get());
         if old == new || old & TAKEN != 0 {
             return old == new;
         }
@@ -97,7 +98,7 @@ impl Stock {
     pub fn put(&self, barrier: &impl Barrier, group: GroupId) -> u64 {
         let mark = self.mark.load(Ordering::Relaxed);
         barrier.mark(&self.mark, mark + 1);
-        let back = if self.group.load(Ordering::Acquire) == u64::from(group.get()) {
+        let back = if self.group.load(Ordering::Acquire) == group.get() {
             let share = self.share.load(Ordering::Relaxed);
             let pages = self.pages.load(Ordering::Relaxed) + 1;
             let back = if pages <= 2 * share { 0 } else { pages - share };
@@ -185,6 +186,6 @@ impl Stock {
     }
 }
 
-fn id(group: u64) -> GroupId {
-    GroupId::new(group as u32)
+fn id(group: u32) -> GroupId {
+    GroupId::new(group & !TAKEN)
 }

@@ -438,8 +438,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     continue;
                 };
                 result = child.table.make_leaf(child_taken, page).and_then(|child_leaf| {
-                    let copy =
-                        self.engine.take_frame_outside(child.group(), FrameUse::Fork).ok_or(OutOfMemory)?;
+                    let copy = self.engine.take_frame(child.group(), FrameUse::Fork).ok_or(OutOfMemory)?;
                     // Copied word by word, since the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
                     if frames.read(frame, 0, &mut bytes) < bytes.len() {

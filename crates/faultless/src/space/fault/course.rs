@@ -130,7 +130,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     course.kept = None;
                     engine.pay_for_high(group, &self.0.space_flags.dying);
                 }
-                let Some(frame) = engine.take_frame_outside(group, FrameUse::Anonymous) else {
+                let Some(frame) = engine.take_frame(group, FrameUse::Anonymous) else {
                     return self.make_room((address, access), course, pending);
                 };
                 let shadow = engine.slot_shadow(name.slot);
