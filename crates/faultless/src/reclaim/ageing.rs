@@ -24,9 +24,16 @@ pub(crate) struct Ageing<P> {
     looks_since_gathering: u64,
     /// The number of looks since reclaim took a page last.
     looks_since_progress: u64,
+    /// The number of frames that were offered and not reported yet. They are in no queue.
+    offered: u64,
 }
 
 impl<P: ReclaimPolicy> Ageing<P> {
+    /// Makes the queues of a policy, which are empty.
+    pub fn new(policy: P) -> Self {
+        Self { policy, looks_since_gathering: 0, looks_since_progress: 0, offered: 0 }
+    }
+
     /// Returns the number of frames in the queues. Arrivals that are not gathered yet are not counted.
     pub fn length(&self) -> u64 {
         self.policy.length()
@@ -34,7 +41,9 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Returns the pages that are due: after [`PASSES`] passes without progress, any page.
     pub fn demand(&self) -> Demand {
-        let is_in_need = self.looks_since_progress >= PASSES * self.length().max(1);
+        // A pass is over all pages, with those that are on trial.
+        let pass = (self.length() + self.offered).max(1);
+        let is_in_need = self.looks_since_progress >= PASSES * pass;
         if is_in_need { Demand::Any } else { Demand::Old }
     }
 
@@ -61,6 +70,7 @@ impl<P: ReclaimPolicy> Ageing<P> {
                 Look::Offer(frame) => {
                     batch[count] = frame;
                     count += 1;
+                    self.offered += 1;
                 }
                 Look::PassOver => {}
                 Look::Nothing if is_gathered => break,
@@ -75,6 +85,7 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Takes the result of reclaim's try of `frame`, which was offered.
     pub fn report(&mut self, folios: &impl Folios, frame: Frame, report: Report) {
+        self.offered = self.offered.saturating_sub(1);
         match report {
             Report::Taken | Report::Freed => self.looks_since_progress = 0,
             Report::Young => folios.folio(frame).add_use(),
