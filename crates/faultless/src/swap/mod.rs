@@ -55,6 +55,8 @@ pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
 pub use on_store::{StoreDevice, StoreDeviceError};
 pub(crate) use steps::Cached;
+#[cfg(all(test, feature = "std", not(loom)))]
+use write_out::WrittenOut;
 
 use crate::engine::Engine;
 use crate::frame::Folio;

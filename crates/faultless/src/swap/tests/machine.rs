@@ -17,7 +17,7 @@ pub(super) const PAGE: usize = PAGE_SIZE as usize;
 const FRAMES: usize = 256;
 
 #[repr(align(4096))]
-struct Page([u8; PAGE]);
+struct Page(#[expect(dead_code, reason = "read and written by its address")] [u8; PAGE]);
 
 pub(super) struct Machine {
     frames: Memory,
