@@ -146,12 +146,6 @@ impl<H: Host> Engine<H> {
         })
     }
 
-    /// Returns whether there is a swap device. One load.
-    #[inline]
-    pub(crate) fn has_swap(&self) -> bool {
-        self.swap.0.is_set()
-    }
-
     fn swap_steps(&self) -> Option<(&Space, Steps<'_, Self>)> {
         let space = self.swap.0.get()?;
         Some((space, Steps { slots: &space.slots, around: self }))
