@@ -292,6 +292,25 @@ fn freed_pages_go_when_memory_is_short() {
     }
 }
 
+/// A page after MADV_FREE that fork has passed on is swapped: another space has it too.
+#[test]
+fn a_freed_page_of_two_spaces_is_swapped() {
+    for shared_entries in [1, u64::MAX] {
+        let engine = engine(compressed(), Limits { shared_entries, ..Limits::default() });
+        let space = space(&engine);
+        (0..8).for_each(|page| space.store_u64(at(page), page + 1).unwrap());
+        space.advise(at(0), 8 * PAGE_SIZE, Advice::Free).unwrap();
+        let child = space.fork().unwrap();
+        swap_all_out(&engine);
+        for space in [&space, &child] {
+            (0..8).for_each(|page| assert_eq!(space.load_u64(at(page)).unwrap(), page + 1));
+            space.audit().unwrap();
+        }
+        drop((space, child));
+        end(&engine);
+    }
+}
+
 /// A store beside MADV_FREE and reclaim: the page has the store's bytes, or it was dropped before the store and zeros with it.
 #[test]
 fn stores_beside_freeing_are_kept() {

@@ -70,6 +70,7 @@ pub use limit::{LimitConfig, MemoryLimit, MemoryLimitError, MemoryUsage};
 #[doc(hidden)]
 pub use mutants::is_planted;
 pub use page_cache::{File, FileError, FileHandle, FileRef, FileRights, FolioLock, Pin};
+pub use reclaim::ReclaimOrder;
 #[cfg(any(test, feature = "audit"))]
 pub use space::AuditError;
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};

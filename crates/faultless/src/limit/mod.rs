@@ -23,6 +23,8 @@
 mod charge;
 mod group;
 mod groups;
+#[cfg(all(test, loom))]
+mod models;
 mod room;
 mod stock;
 #[cfg(all(test, not(loom)))]

@@ -46,6 +46,11 @@ pub(crate) struct Victims {
 }
 
 impl<P: ReclaimPolicy> Queues<P> {
+    /// Makes the queues of the root, which are empty.
+    pub fn new(policy: P) -> Self {
+        Self { root: Ageing::new(policy), ..Self::default() }
+    }
+
     /// Returns the number of groups for which there is room.
     pub fn room(&self) -> usize {
         self.others.capacity()
@@ -58,7 +63,7 @@ impl<P: ReclaimPolicy> Queues<P> {
             mem::swap(&mut spare, &mut self.others);
         }
         while self.others.len() < (group.get() as usize).min(self.others.capacity()) {
-            self.others.push(Ageing::default());
+            self.others.push(Ageing::new(self.root.policy.of_same_kind()));
         }
         spare
     }
@@ -95,15 +100,18 @@ impl<P: ReclaimPolicy> Queues<P> {
         }
         loop {
             while let Some(group) = self.choose(sections, of) {
-                let mut strays = Queue::default();
-                let offered = self.of(group).offer(folios, group, batch, &mut strays);
-                self.put_strays(folios, strays);
-                let Offered { count, looks, demand } = offered;
-                self.looks_since_gathering += looks;
-                if count != 0 {
-                    self.unsorted = None;
-                    return Victims { group, count, takes_young: demand == Demand::Any, is_delayed: false };
+                let mut victims = self.offer(folios, group, batch);
+                if victims.count == 0 {
+                    continue;
                 }
+                if victims.count < batch.len() && !is_gathered && self.of(group).length() == 0 {
+                    self.gather(folios, sections);
+                    let more = self.offer(folios, group, &mut batch[victims.count..]);
+                    victims.count += more.count;
+                    victims.takes_young |= more.takes_young;
+                }
+                self.unsorted = None;
+                return victims;
             }
             if is_gathered {
                 break;
@@ -113,6 +121,15 @@ impl<P: ReclaimPolicy> Queues<P> {
         }
         let is_delayed = of != GroupId::ROOT && self.sort(folios);
         Victims { group: of, count: 0, takes_young: false, is_delayed }
+    }
+
+    /// Fills `batch` with the next frames of `group` alone.
+    fn offer(&mut self, folios: &impl Folios, group: GroupId, batch: &mut [Frame]) -> Victims {
+        let mut strays = Queue::default();
+        let Offered { count, looks, demand } = self.of(group).offer(folios, group, batch, &mut strays);
+        self.put_strays(folios, strays);
+        self.looks_since_gathering += looks;
+        Victims { group, count, takes_young: demand == Demand::Any, is_delayed: false }
     }
 
     /// Returns the group, `of` or one below it, that is to give the next frames. `None` if their queues are empty.

@@ -14,18 +14,20 @@
 //! | `ageing.rs` | the queues of one group: asks the policy, takes reports |
 //! | `policy.rs` | the interface of a policy: the order in which pages are tried |
 //! | `small_main.rs` | the default policy |
-//! | `generations.rs` | a policy for comparison, which no engine uses yet |
+//! | `generations.rs` | a second policy |
+//! | `order.rs` | the policies by name, and the one of an engine |
 //! | `queue.rs` | stacks of arrivals and queues, linked through the folios |
 //!
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
-pub(crate) mod generations;
+mod generations;
 pub(crate) mod groups;
+mod order;
 pub(crate) mod policy;
 pub(crate) mod queue;
 mod shared_table;
-pub(crate) mod small_main;
+mod small_main;
 mod space_head;
 mod walk;
 
@@ -43,21 +45,29 @@ use ageing::Ageing;
 pub(crate) use ageing::BATCH;
 use alloc::vec::Vec;
 use groups::{Queues, Victims};
+use order::Policy;
+pub use order::ReclaimOrder;
 use policy::Report;
 pub(crate) use policy::Shadow;
 use queue::{Distance, Folios};
-use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim};
 pub(crate) use walk::Reclaimed;
 
 /// The state of an engine's reclaim.
-#[derive(Default)]
 pub(crate) struct Reclaim {
-    queues: Mutex<Queues<SmallMain>>,
+    queues: Mutex<Queues<Policy>>,
     /// The number of threads that reclaim. Atomic.
     reclaimers: plain::AtomicU64,
     /// The number of pages of the root that were evicted. Each other group has a count of its own. Atomic.
     evictions: plain::AtomicU64,
+}
+
+impl Reclaim {
+    /// Makes the state of a reclaim that tries pages in this order.
+    pub fn new(order: ReclaimOrder) -> Self {
+        let (reclaimers, evictions) = Default::default();
+        Self { queues: Mutex::new(Queues::new(Policy::new(order))), reclaimers, evictions }
+    }
 }
 
 impl<H: Host> Folios for Engine<H> {
@@ -130,7 +140,7 @@ impl<H: Host> Engine<H> {
     /// # Errors
     /// [`OutOfMemory`].
     pub(crate) fn add_queues(&self, group: GroupId) -> Result<(), OutOfMemory> {
-        let mut spare: Vec<Ageing<SmallMain>> = Vec::new();
+        let mut spare: Vec<Ageing<Policy>> = Vec::new();
         let room = self.lock(&self.reclaim.queues).room();
         let needed = group.get() as usize;
         if room < needed {

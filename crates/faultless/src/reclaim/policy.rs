@@ -59,6 +59,11 @@ pub(crate) enum Look {
 /// A policy has [queues](super::queue::Queue) of frames and reads the uses in their folios. It knows no tables and no mappings,
 /// and takes no lock. All calls are made under the lock of [`Queues`](super::groups::Queues), which no fault takes.
 pub(crate) trait ReclaimPolicy: Default {
+    /// Makes a policy of the same kind with empty queues, for another group.
+    fn of_same_kind(&self) -> Self {
+        Self::default()
+    }
+
     /// Puts a frame that has arrived into a queue. Frames of one thread come in the order of their first touch. If the page was
     /// evicted before, `distance` tells how long ago.
     fn arrived(&mut self, folios: &impl Folios, frame: Claimed, distance: Distance);

@@ -39,10 +39,10 @@ impl<H: Host> Engine<H> {
             }
         }
         let folio = self.folio(victim.frame);
-        // A page that several spaces have is not dropped.
-        let Some((slot, generation)) = victim.slot.filter(|(slot, _)| folio.is_of_slot(*slot)) else {
+        let Some((slot, generation)) = victim.slot else { return Err(Refusal::NotAlone) };
+        if !folio.is_of_slot(slot) {
             return Err(Refusal::Busy);
-        };
+        }
         if !self.try_count_slot(slot, generation) {
             return Err(Refusal::Full);
         }

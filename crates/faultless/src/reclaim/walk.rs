@@ -16,7 +16,7 @@ use super::groups::Victims;
 use super::policy::Report;
 use super::space_head::{Found, Refusal, Victim};
 use crate::engine::{Engine, StaleBatch};
-use crate::host::{Frame, GroupId, Host};
+use crate::host::{Frame, GroupId, Host, Slot};
 use crate::limit::Event;
 use crate::stats::Counter;
 use crate::sync::plain::Ordering;
@@ -173,7 +173,7 @@ impl<H: Host> Engine<H> {
             Refusal::Busy => (Report::Busy, Counter::PassedBusy),
             Refusal::Gone => (Report::Busy, Counter::PassedLost),
             Refusal::Locked | Refusal::Pinned => (Report::Busy, Counter::PassedHeld),
-            Refusal::Full | Refusal::NoSlot => (Report::Shared, Counter::PassedNoSlot),
+            Refusal::Full | Refusal::NoSlot | Refusal::NotAlone => (Report::Shared, Counter::PassedNoSlot),
         };
         self.counters().add(counter, 1);
         self.report(group, frame, report);
@@ -187,12 +187,31 @@ impl<H: Host> Engine<H> {
 
     /// Does steps 2 and 3 for a folio that the caller has isolated.
     fn unmap(&self, victims: Victims, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
-        let folio = self.folio(frame);
-        let slot = if folio.may_drop() { None } else { self.attach_slot(frame) };
-        if slot.is_none() && !folio.may_drop() {
-            self.pass_over(victims.group, frame, Refusal::NoSlot);
-            return Unmapped::None(Refusal::NoSlot);
+        if self.folio(frame).may_drop() {
+            // A page after MADV_FREE needs no slot, unless fork has shared its leaf table since.
+            match self.unmap_to(victims, frame, None, stale) {
+                Unmapped::None(Refusal::NotAlone) => {}
+                unmapped => return unmapped,
+            }
         }
+        match self.attach_slot(frame) {
+            None => {
+                self.pass_over(victims.group, frame, Refusal::NoSlot);
+                Unmapped::None(Refusal::NoSlot)
+            }
+            slot => self.unmap_to(victims, frame, slot, stale),
+        }
+    }
+
+    /// Does step 3 for a folio that the caller has isolated, and attached to the slot if there is one. Reports it if it stays.
+    fn unmap_to(
+        &self,
+        victims: Victims,
+        frame: Frame,
+        slot: Option<(Slot, u16)>,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Unmapped {
+        let folio = self.folio(frame);
         let victim = Victim { frame, slot, takes_young: victims.takes_young };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
@@ -221,6 +240,9 @@ impl<H: Host> Engine<H> {
         let is_unmapped = folio.mappings() == 0;
         if is_unmapped {
             return if slot.is_some() { Unmapped::All } else { Unmapped::Dropped };
+        }
+        if refusal == Refusal::NotAlone {
+            return Unmapped::None(refusal);
         }
         self.pass_over(victims.group, frame, refusal);
         if taken != 0 {

@@ -54,6 +54,8 @@ pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
 pub use on_store::{StoreDevice, StoreDeviceError};
 pub(crate) use steps::Cached;
+#[cfg(all(test, feature = "std", not(loom)))]
+use write_out::WrittenOut;
 
 use crate::engine::Engine;
 use crate::frame::Folio;
@@ -140,12 +142,6 @@ impl<H: Host> Engine<H> {
             slots: space.slots.used(),
             devices: space.devices.usage().collect(),
         })
-    }
-
-    /// Returns whether there is a swap device. One load.
-    #[inline]
-    pub(crate) fn has_swap(&self) -> bool {
-        self.swap.0.is_set()
     }
 
     fn swap_steps(&self) -> Option<(&Space, Steps<'_, Self>)> {

@@ -120,7 +120,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     }
 
     /// Drops a pin, and sees to the folio.
-    #[cfg(test)]
+    #[cfg(all(test, loom))]
     pub fn unpin(self, frame: Frame) {
         match self.around.folio(frame).release(Reference::Pin) {
             Remaining::Nothing => self.around.free(frame),

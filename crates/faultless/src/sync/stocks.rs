@@ -36,9 +36,13 @@ impl Sections {
         if taken == 0 {
             return 0;
         }
-        // With its fence for both kinds of use.
-        self.grace(barrier, &mut wait);
-        self.stocks().for_each(|stock| wait_out(stock.mark(), || true, &mut wait));
+        // Its fence is for both kinds of use.
+        if !mutant!("stock_taken_in_a_section") {
+            self.grace(barrier, &mut wait);
+        }
+        if !mutant!("stock_taken_at_a_mark") {
+            self.stocks().for_each(|stock| wait_out(stock.mark(), || true, &mut wait));
+        }
         self.stocks().map(|stock| stock.take_back(&self.groups)).sum()
     }
 }

@@ -1,7 +1,6 @@
 //! A host with frames and no page tables, for tests of what swap does with folios.
 
-use super::super::write_out::WrittenOut;
-use super::super::{Cached, DeviceUsage, SwapDevice, SwapIn};
+use super::super::{Cached, DeviceUsage, SwapDevice, SwapIn, WrittenOut};
 use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::engine::{Engine, Limits};
 use crate::frame::{Folio, Reference};
@@ -18,7 +17,7 @@ pub(super) const PAGE: usize = PAGE_SIZE as usize;
 const FRAMES: usize = 256;
 
 #[repr(align(4096))]
-struct Page([u8; PAGE]);
+struct Page(#[expect(dead_code, reason = "read and written by its address")] [u8; PAGE]);
 
 pub(super) struct Machine {
     frames: Memory,
@@ -205,7 +204,7 @@ impl World {
         };
         let machine = Machine { frames, services: StdServices::default() };
         let engine = Engine::new(machine, Limits::default()).unwrap();
-        assert!(!engine.has_swap());
+        assert!(engine.swap_usage().devices.is_empty());
         devices.iter().for_each(|device| engine.add_swap(device.clone()).unwrap());
         Self(engine)
     }
