@@ -28,6 +28,7 @@
 //! | `write_out.rs`, `read_in.rs`, `transfer.rs` | transfers to and from devices, with checksums |
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
+//! | `window.rs` | how many pages a fault reads ahead |
 //! | `places.rs`, `once_box.rs` | free places as bits; a box that is filled once |
 
 mod cache;
@@ -47,6 +48,7 @@ mod table;
 #[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
 mod transfer;
+mod window;
 mod write_out;
 
 pub(crate) use cache::SwapIn;
@@ -54,7 +56,9 @@ pub(crate) use cache::SwapIn;
 pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
 pub use on_store::{StoreDevice, StoreDeviceError};
+pub(crate) use read_in::Named;
 pub(crate) use steps::Cached;
+pub(crate) use window::{MOST as MOST_AHEAD, Window};
 #[cfg(all(test, feature = "std", not(loom)))]
 use write_out::WrittenOut;
 

@@ -212,8 +212,22 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         generation: u16,
         frame: Frame,
     ) -> Result<(), NotBegun> {
-        slot.begin_read(generation)?;
+        slot.begin_read(generation, false)?;
         self.around.folio(frame).begin_swapped_in(number.get(), 2);
+        slot.publish(frame);
+        Ok(())
+    }
+
+    /// Attaches a folio as [`Steps::begin_read`] does, for a page that no fault needs yet. The read has the only pin.
+    pub fn begin_read_ahead(
+        self,
+        number: Slot,
+        slot: &SwapSlot,
+        generation: u16,
+        frame: Frame,
+    ) -> Result<(), NotBegun> {
+        slot.begin_read(generation, true)?;
+        self.around.folio(frame).begin_swapped_in(number.get(), 1);
         slot.publish(frame);
         Ok(())
     }
