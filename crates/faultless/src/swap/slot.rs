@@ -328,7 +328,7 @@ impl SwapSlot {
         self.change(|state| may(state).then_some(state.0 + 1)).is_ok()
     }
 
-    /// Notes where the write goes. The caller has a reference for the write.
+    /// Notes where the write goes. The caller has a reference for the write, or keeps the folio from being written.
     pub fn set_location(&self, location: Option<Location>) {
         self.location.store(location.map_or(0, Location::bits), Ordering::Relaxed);
     }
@@ -355,6 +355,14 @@ impl SwapSlot {
         // `end` refuses nothing.
         let (Ok(new) | Err(State(new))) = self.change(end);
         Left::of(new)
+    }
+
+    /// Notes that no device has the bytes of the attached folio any more. The caller has a reference to the slot, and keeps the folio
+    /// from being written or evicted. Returns whether a folio is attached; if not, nothing has changed. AcqRel.
+    pub fn unwrite(&self, generation: u16) -> bool {
+        let may =
+            |state: State| state.generation() == generation && state.is_in_cache() && !state.is_pattern();
+        self.change(|state| may(state).then_some(state.0 & !WRITTEN)).is_ok()
     }
 
     // ---- the bytes

@@ -3,4 +3,5 @@
 mod ahead;
 mod devices;
 mod machine;
+mod remove;
 mod writes;
