@@ -229,8 +229,9 @@ impl<H: Host> Engine<H> {
         if taken != 0 {
             return Unmapped::Some;
         }
-        // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use.
-        if slot.is_some_and(|(slot, _)| self.slot_count(slot) == 0) {
+        // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use, unless it
+        // has the page's bytes. Then no entry has the write right: a fault that gives it takes the folio out before.
+        if slot.is_some_and(|(slot, _)| self.is_slot_unused(slot)) {
             self.take_out(frame);
         }
         Unmapped::None(refusal)
