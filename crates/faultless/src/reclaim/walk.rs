@@ -117,10 +117,7 @@ impl<H: Host> Engine<H> {
             self.end_isolation(*frame);
         }
         let written = self.write_out(&mut frames[..out]);
-        for frame in &frames[..out] {
-            let is_free = self.folio(*frame).is_free();
-            self.report(*frame, if is_free { Report::Freed } else { Report::Taken });
-        }
+        self.report_taken(&frames[..out]);
         Reclaimed { freed: written.freed as u64, is_delayed: is_delayed || written.started != 0 }
     }
 
