@@ -40,6 +40,7 @@ use crate::host::{Frame, Host, Slots};
 use crate::sync::{Mutex, Section, plain};
 use ageing::Ageing;
 pub(crate) use ageing::BATCH;
+use alloc::sync::Arc;
 use order::Policy;
 pub use order::ReclaimOrder;
 pub(crate) use policy::Shadow;
@@ -135,6 +136,33 @@ impl<H: Host> Engine<H> {
         if matches!(report, Report::Taken | Report::Freed) {
             self.reclaim.takes_young.store(false, plain::Ordering::Relaxed);
         }
+    }
+
+    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the
+    /// number of frames that are free now, with those whose write has ended already, as on a device in memory.
+    pub(crate) fn report_taken(&self, frames: &[Frame]) -> u64 {
+        if frames.is_empty() {
+            return 0;
+        }
+        let mut freed = 0;
+        let mut ageing = self.lock(&self.reclaim.ageing);
+        for frame in frames {
+            let is_free = self.folio(*frame).is_free();
+            freed += u64::from(is_free);
+            let report = if is_free { Report::Freed } else { Report::Taken };
+            ageing.report(self, *frame, report);
+        }
+        self.reclaim.takes_young.store(false, plain::Ordering::Relaxed);
+        freed
+    }
+
+    /// Tries to free `pages` frames of anonymous pages now, as `memory.reclaim` of a control group does. Returns the number of
+    /// frames that it has freed, which may be higher: pages are taken in batches. Writes that it has started free more when they
+    /// end. A page that was used since reclaim looked at it last stays. Without a swap device, nothing is freed.
+    ///
+    /// Waits for processors that have old translations, and for nothing else.
+    pub fn reclaim(self: &Arc<Self>, pages: u64) -> u64 {
+        self.reclaim_anonymous(pages).freed
     }
 
     /// Makes faults put pages into reclaim's queues, as an engine that can swap does. For tests.

@@ -144,12 +144,7 @@ impl<H: Host> Engine<H> {
             }
         }
         let written = self.write_out(&mut frames[..out]);
-        for frame in &frames[..out] {
-            // Also a frame whose write has ended by now, as on a device in memory.
-            let is_free = self.folio(*frame).is_free();
-            freed += u64::from(is_free);
-            self.report(*frame, if is_free { Report::Freed } else { Report::Taken });
-        }
+        freed += self.report_taken(&frames[..out]);
         Reclaimed { freed, is_delayed: is_delayed || written.started != 0 }
     }
 

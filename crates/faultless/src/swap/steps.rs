@@ -277,8 +277,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     /// and no other thread changes the place while the slot is in this life.
     pub fn leave_place(self, number: u64, slot: &SwapSlot, generation: u16) -> PlaceLeft {
         // Whoever frees the slot gives its place back. This reference keeps that from happening meanwhile.
-        let is_counted = !mutant!("swapoff_counts_no_use");
-        if is_counted && !slot.try_count(generation) {
+        if !slot.try_count(generation) {
             return PlaceLeft::Kept;
         }
         let is_ours = mutant!("swapoff_leaves_written") || slot.unwrite(generation);
@@ -286,9 +285,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         if location.is_some() {
             slot.set_location(None);
         }
-        if is_counted {
-            self.put(number, slot);
-        }
+        self.put(number, slot);
         location.map_or(PlaceLeft::Kept, |location| {
             self.around.release(location);
             PlaceLeft::Left

@@ -52,7 +52,7 @@ fn the_pages_come_back_and_the_device_is_left_alone() {
 #[test]
 fn without_room_the_device_stays_in_use() {
     let only = device(64);
-    let world = World::new(&[only.clone()]);
+    let world = World::new(core::slice::from_ref(&only));
     let slots: Vec<_> = (0..40).map(|number| world.swap_out(&noise(number))).collect();
     // All frames are in use but eight.
     let free = world.0.frame_usage().limit - world.0.frame_usage().used;
@@ -76,7 +76,7 @@ fn without_room_the_device_stays_in_use() {
 fn a_page_that_cannot_be_read_is_an_error_from_then_on() {
     let store = FailingStore::new(file(8).1, Direction::Read, Failure::Once(3), EIO);
     let only: Arc<dyn SwapDevice> = Arc::new(StoreDevice::new(store).unwrap());
-    let world = World::new(&[only.clone()]);
+    let world = World::new(core::slice::from_ref(&only));
     let slots: Vec<_> = (0..3).map(|number| world.swap_out(&noise(number))).collect();
     // A fault has found one that cannot be read.
     let (disk, store) = file(8);
@@ -99,7 +99,7 @@ fn a_page_that_cannot_be_read_is_an_error_from_then_on() {
 fn a_write_under_way_is_waited_for() {
     let gate = Arc::new(GatedStore::new(file(8).1));
     let only: Arc<dyn SwapDevice> = Arc::new(StoreDevice::new(gate.clone()).unwrap());
-    let world = World::new(&[only.clone()]);
+    let world = World::new(core::slice::from_ref(&only));
     let (slots, ..) = world.write_out(&[noise(1), noise(2)]);
     gate.wait_for(1);
     std::thread::scope(|scope| {
