@@ -79,6 +79,12 @@ impl<H: Host> Engine<H> {
         sum
     }
 
+    /// Tries one batch, and more until `wanted` frames are free. Returns the number of frames that are free now. For tests.
+    #[cfg(any(test, feature = "audit"))]
+    pub fn reclaim_for_tests(self: &Arc<Self>, wanted: u64) -> u64 {
+        self.reclaim_anonymous(wanted).freed
+    }
+
     /// Does steps 1 to 5 for the folios of `frames`.
     fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> Reclaimed {
         let mut is_delayed = false;
@@ -110,13 +116,17 @@ impl<H: Host> Engine<H> {
                 }
             }
         }
-        // Rule S4: folios are isolated until no processor has an old translation.
-        stale.finish();
+        // Rule S4: folios are isolated until no processor has an old translation. The mutant writes and frees them before.
+        let mut late = Some(stale);
+        if !mutant!("written_before_invalidate") {
+            late.take().into_iter().for_each(StaleBatch::finish);
+        }
         self.counters().add(Counter::Reclaimed, out as u64);
         for frame in &frames[out..out + kept] {
             self.end_isolation(*frame);
         }
         let written = self.write_out(&mut frames[..out]);
+        late.into_iter().for_each(StaleBatch::finish);
         for frame in &frames[..out] {
             let is_free = self.folio(*frame).is_free();
             self.report(*frame, if is_free { Report::Freed } else { Report::Taken });

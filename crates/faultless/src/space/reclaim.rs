@@ -70,8 +70,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             _ if !self.table.hangs(leaf) => Some(Refusal::Busy),
             None => Some(Refusal::Busy),
             Some(vma) if vma.is_busy() => Some(Refusal::Busy),
-            Some(vma) if vma.flags().contains(MappingFlags::LOCKED) => Some(Refusal::Locked),
-            Some(_) if folio.is_pinned_for_io() => Some(Refusal::Pinned),
+            Some(vma) if vma.flags().contains(MappingFlags::LOCKED) && !mutant!("reclaims_locked") => {
+                Some(Refusal::Locked)
+            }
+            Some(_) if folio.is_pinned_for_io() && !mutant!("reclaims_pinned") => Some(Refusal::Pinned),
             // A fault that gave the write right has taken the folio out of its slot. It had the bit.
             Some(_) if !folio.is_of_slot(victim.slot) => Some(Refusal::Gone),
             Some(_) if !engine.try_count_slot(victim.slot, victim.generation) => Some(Refusal::Full),
@@ -82,8 +84,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(refusal);
         }
         self.leave_home(leaf, page, seen);
-        // The pin of the caller keeps the folio.
-        let was_exclusive = folio.end_mapping();
+        // The pin of the caller keeps the folio. The mutant ends the mapping after the entry.
+        let is_late = mutant!("mapping_ends_late");
+        let was_exclusive = !is_late && folio.end_mapping();
         stale.touch(page);
         let gone = Entry::swapped(victim.slot, victim.generation, seen.bits());
         if self.table.install(leaf, page, gone).is_err() {
@@ -92,6 +95,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             self.table.let_go(leaf, page);
             engine.put_slot(victim.slot);
             return Err(Refusal::Busy);
+        }
+        if is_late {
+            let _ = folio.end_mapping();
         }
         stale.end_part_in_section(&self.table);
         Ok(())
