@@ -48,7 +48,7 @@ fn swap_out(engine: &Arc<Engine<Soft>>) {
 /// Rule S1: fork copies an entry with a slot, whose old translation may be in use.
 #[test]
 fn an_old_store_against_fork() {
-    with_a_page(3, Caching, |engine, space| {
+    with_a_page(2, Caching, |engine, space| {
         let reclaimer = reclaiming(engine, 1);
         let child = space.fork().unwrap();
         let _ = space.try_store_u64(at(0), 2);
@@ -60,13 +60,28 @@ fn an_old_store_against_fork() {
     });
 }
 
+/// Rule S2: the page is read in the window, and then fork copies its entry. The entry has the write right, so fork invalidates.
+#[test]
+fn an_old_store_against_a_load_and_fork() {
+    with_a_page(2, Caching, |engine, space| {
+        let reclaimer = reclaiming(engine, 1);
+        // Another processor than the one that has the old translation.
+        on_processor(2, || assert_eq!(space.load_u64(at(0)), Ok(1)));
+        let child = space.fork().unwrap();
+        let _ = space.try_store_u64(at(0), 2);
+        assert_eq!(child.load_u64(at(0)), Ok(1), "invariant 7: the child changed after fork");
+        reclaimer.join().unwrap();
+        audit(space);
+        audit(&child);
+    });
+}
+
 /// Rule S3: a copy is installed in the place of a page in its slot. No processor reads the old page when the fault has returned.
 #[test]
 fn an_old_load_against_a_copy() {
     with_a_page(2, Caching, |engine, space| {
         let child = space.fork().unwrap();
         assert_eq!(space.load_u64(at(0)), Ok(1));
-        reclaim(engine);
         let reclaimer = reclaiming(engine, 1);
         on_processor(2, || space.store_u64(at(0), 2).unwrap());
         assert_eq!(space.load_u64(at(0)), Ok(2), "the old bytes are read after the new ones were stored");

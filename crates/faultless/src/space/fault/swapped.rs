@@ -141,19 +141,10 @@ fn map_locked<H: Host, D: LockingDesign>(
 /// Installs a private copy of the page. The fault invalidates before it returns, since an old translation may still read the
 /// page that others have too (rule S3), and then drops the use of the slot.
 fn copy<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
-    let engine = work.engine();
-    let frames = engine.frames();
+    let frames = work.engine().frames();
     let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     frames.copy(frame, new);
     work.section().counters().add(Counter::CowCopies, 1);
     let right = write_right(&work);
-    let old = work.entry;
-    match install_new(work, new, right) {
-        // The mutant leaves old translations.
-        Step::Done(Some(_)) if mutant!("copy_without_invalidate") => {
-            engine.drop_entry(old);
-            Step::Done(None)
-        }
-        step => step,
-    }
+    install_new(work, new, right)
 }
