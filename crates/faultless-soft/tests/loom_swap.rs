@@ -182,12 +182,15 @@ fn mlock_against_reclaim() {
 fn a_fault_that_waited_against_the_next_life_of_its_slot() {
     with_pages(2, (Walking, COPIES, 1), Device::new, |engine, space, _| {
         reclaim(engine);
-        let Ok(Fault::Pending(pending)) = space.fault(at(0), Access::Read) else { panic!("the page is there") };
+        let Ok(Fault::Pending(pending)) = space.fault(at(0), Access::Read) else {
+            panic!("the page is there")
+        };
         // In place, so the folio leaves the slot though the fault has it pinned.
         space.store_u64(at(0), 3).unwrap();
         space.advise(at(0), PAGE_SIZE, Advice::DontNeed).unwrap();
         space.store_u64(at(0), 9).unwrap();
         engine.reclaim_for_tests(1);
+        assert_eq!(engine.swap_usage().slots, 1, "a slot for a page that nobody maps");
         let fault = spawn(1, move || drop(pending.wait()));
         assert_eq!(space.load_u64(at(0)), Ok(9), "a page of the slot's earlier life is mapped");
         fault.join().unwrap();

@@ -115,7 +115,11 @@ fn a_store_against_reclaim_from_a_shared_table() {
         let store = beside(space, |space| space.store_u64(word(1), 2).unwrap());
         reclaim(engine);
         store.join().unwrap();
-        assert_eq!((words(space), words(&child)), ((1, 2), (1, 0)), "invariant 6: a store was lost or seen elsewhere");
+        assert_eq!(
+            (words(space), words(&child)),
+            ((1, 2), (1, 0)),
+            "invariant 6: a store was lost or seen elsewhere"
+        );
         audit(space);
         audit(&child);
     });
@@ -190,7 +194,11 @@ fn a_load_against_a_store_of_a_shared_tables_page() {
         let store = beside(space, |space| space.store_u64(word(1), 2).unwrap());
         assert_eq!(child.load_u64(at(0)), Ok(1));
         store.join().unwrap();
-        assert_eq!((words(space), words(&child)), ((1, 2), (1, 0)), "invariant 6: a store was lost or seen elsewhere");
+        assert_eq!(
+            (words(space), words(&child)),
+            ((1, 2), (1, 0)),
+            "invariant 6: a store was lost or seen elsewhere"
+        );
         audit(space);
         audit(&child);
     });

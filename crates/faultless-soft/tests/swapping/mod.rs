@@ -2,10 +2,10 @@
 
 use crate::models::{Space, at, map, model, spawn};
 use faultless::address::{PAGE_SIZE, VirtAddr};
+use faultless::host::{Slots as _, StdSlots};
 use faultless::stats::Counter;
 use faultless::store::{Bytes, Transfer};
 use faultless::swap::SwapDevice;
-use faultless::host::{Slots as _, StdSlots};
 use faultless::{Engine, Limits};
 use faultless_soft::{Cpu, Soft};
 use loom::thread::JoinHandle;

@@ -1,7 +1,9 @@
 //! The steps by which an anonymous folio comes to a swap slot and leaves it. The folio's part of the swap cache: `swap/steps.rs`
 //! has the slot's part.
 
-use super::{ANONYMOUS, CACHED, Folio, ISOLATED, PIN, PINS, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK};
+use super::{
+    ANONYMOUS, CACHED, Folio, ISOLATED, PIN, PINS, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK,
+};
 use crate::sync::atomic::Ordering;
 use crate::tables::Home;
 

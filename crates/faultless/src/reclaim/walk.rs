@@ -156,6 +156,11 @@ impl<H: Host> Engine<H> {
     /// Does steps 2 and 3 for a folio that the caller has isolated.
     fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
+        // A page that only a pin keeps: it ends with the pin, and its bytes are wanted by nobody.
+        if folio.mappings() == 0 && !folio.is_in_slot() {
+            self.pass_over(frame, Refusal::Gone);
+            return Unmapped::None(Refusal::Gone);
+        }
         let Some((slot, generation)) = self.attach_slot(frame) else {
             self.pass_over(frame, Refusal::NoSlot);
             return Unmapped::None(Refusal::NoSlot);

@@ -115,9 +115,7 @@ fn map_locked<H: Host, D: LockingDesign>(
     let leaves_slot = is_mine && !is_written && (stores || is_undone);
     if leaves_slot {
         // A write right means: no slot.
-        if !mutant!("write_right_keeps_slot") {
-            engine.take_out(frame);
-        }
+        engine.take_out(frame);
         if protection.contains(Protection::WRITE) {
             rights |= Entry::WRITE;
         }
