@@ -23,7 +23,10 @@ impl<H: Host> Engine<H> {
         victim: Victim,
         stale: &mut StaleBatch<'_, H>,
     ) -> Result<(), Refusal> {
-        let Some(_locked) = record.try_lock_shared() else { return Err(Refusal::Busy) };
+        let locked = if mutant!("shared_table_not_locked") { None } else { record.try_lock_shared() };
+        if locked.is_none() && !mutant!("shared_table_not_locked") {
+            return Err(Refusal::Busy);
+        }
         let mut seen = load::<H>(record, index);
         if seen.kind() != EntryKind::Page(victim.frame) {
             return Err(Refusal::Gone);

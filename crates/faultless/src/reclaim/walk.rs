@@ -89,8 +89,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Tries to free `wanted` frames of anonymous pages, as a fault without a frame does. Returns the number of frames that are free
-    /// now. For tests.
+    /// Tries one batch, and more until `wanted` frames are free. Returns the number of frames that are free now. For tests.
     #[cfg(any(test, feature = "audit"))]
     pub fn reclaim_for_tests(self: &Arc<Self>, wanted: u64) -> u64 {
         self.reclaim_anonymous(wanted).freed
@@ -131,8 +130,11 @@ impl<H: Host> Engine<H> {
                 }
             }
         }
-        // Rule S4: folios are isolated until no processor has an old translation.
-        stale.finish();
+        // Rule S4: folios are isolated until no processor has an old translation. The mutant writes and frees them before.
+        let mut late = Some(stale);
+        if !mutant!("written_before_invalidate") {
+            late.take().into_iter().for_each(StaleBatch::finish);
+        }
         self.counters().add(Counter::Reclaimed, out as u64);
         let mut freed = 0;
         for frame in &frames[out..out + kept] {
@@ -144,6 +146,7 @@ impl<H: Host> Engine<H> {
             }
         }
         let written = self.write_out(&mut frames[..out]);
+        late.into_iter().for_each(StaleBatch::finish);
         freed += self.report_taken(&frames[..out]);
         Reclaimed { freed, is_delayed: is_delayed || written.started != 0 }
     }
@@ -169,7 +172,13 @@ impl<H: Host> Engine<H> {
 
     /// Does steps 2 and 3 for a folio that the caller has isolated.
     fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
-        if self.folio(frame).may_drop() {
+        let folio = self.folio(frame);
+        // A page that only a pin keeps: it ends with the pin, and its bytes are wanted by nobody.
+        if folio.mappings() == 0 && !folio.is_in_slot() {
+            self.pass_over(frame, Refusal::Gone);
+            return Unmapped::None(Refusal::Gone);
+        }
+        if folio.may_drop() {
             // A page after MADV_FREE needs no slot, unless fork has shared its leaf table since.
             match self.unmap_to(frame, None, stale) {
                 Unmapped::None(Refusal::NotAlone) => {}

@@ -70,8 +70,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             _ if !self.table.hangs(leaf) => Some(Refusal::Busy),
             None => Some(Refusal::Busy),
             Some(vma) if vma.is_busy() => Some(Refusal::Busy),
-            Some(vma) if vma.flags().contains(MappingFlags::LOCKED) => Some(Refusal::Locked),
-            Some(_) if folio.is_pinned_for_io() => Some(Refusal::Pinned),
+            Some(vma) if vma.flags().contains(MappingFlags::LOCKED) && !mutant!("reclaims_locked") => {
+                Some(Refusal::Locked)
+            }
+            Some(_) if folio.is_pinned_for_io() && !mutant!("reclaims_pinned") => Some(Refusal::Pinned),
             Some(_) => match victim.slot {
                 // A store has made the page one to be kept. Its fault had the bit.
                 None if !folio.may_drop() => Some(Refusal::Busy),
@@ -87,8 +89,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             return Err(refusal);
         }
         self.leave_home(leaf, page, seen);
-        // The pin of the caller keeps the folio.
-        let was_exclusive = folio.end_mapping();
+        // The pin of the caller keeps the folio. The mutant ends the mapping after the entry.
+        let is_late = mutant!("mapping_ends_late");
+        let was_exclusive = !is_late && folio.end_mapping();
         stale.touch(page);
         let gone = match victim.slot {
             Some((slot, generation)) => Entry::swapped(slot, generation, seen.bits()),
@@ -103,6 +106,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 engine.put_slot(slot);
             }
             return Err(Refusal::Busy);
+        }
+        if is_late {
+            let _ = folio.end_mapping();
         }
         stale.end_part_in_section(&self.table);
         Ok(())

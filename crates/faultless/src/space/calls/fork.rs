@@ -279,7 +279,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(shared) = shared {
             // Page work that came to an entry before its table was shared ends before this returns.
             self.engine.grace();
-            weakened.touch_all(shared);
+            if !mutant!("shared_without_invalidate") {
+                weakened.touch_all(shared);
+            }
         }
         // After this flush no processor writes through an old translation: the instant ends here.
         weakened.flush(self);
@@ -397,7 +399,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
             // An old translation of an absent page may still give the right.
-            if entry.has(Entry::WRITE) || entry.is_absent() {
+            if entry.has(Entry::WRITE) || entry.is_absent() && !mutant!("slots_copied_without_invalidate") {
                 weakened.touch(page);
                 // Nothing new is mapped, so a host needs no memory for this.
                 if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
