@@ -146,6 +146,12 @@ impl<H: Host> Engine<H> {
         self.reclaims.load(plain::Ordering::Relaxed)
     }
 
+    /// Returns whether reclaim takes mapped pages of files: always. Models turn it on, since it makes each fault longer.
+    #[inline]
+    pub(crate) fn reclaims_files(&self) -> bool {
+        cfg!(not(loom)) || self.reclaims()
+    }
+
     /// Makes faults put the frames of anonymous pages into reclaim's queues from now on. Pages that are there already are not
     /// found by reclaim, so it is called before the first page is mapped.
     pub(crate) fn start_reclaim(&self) {

@@ -19,6 +19,7 @@ mod index;
 mod mappings;
 mod memory_queue;
 mod reading;
+mod reclaim;
 mod refresh;
 mod resize;
 mod writeback;
@@ -35,6 +36,7 @@ use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
 use crate::frame::{Eviction, Reference, Refused};
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
+use crate::reclaim::{Kinds, Taking};
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +86,16 @@ pub(crate) trait MappedBy<H: Host>: Send + Sync {
         pages: Range<u64>,
         shown: &dyn Fn() -> Option<PageRange>,
         stale: &mut StaleBatch<'_, H>,
+    );
+
+    /// Takes page `page` of file `file`, which is that of `taking`, out of every entry that maps it, until `taking` is over. Only
+    /// tries: waits for no bit, no range and no lock. `shown` returns the addresses within which the space may show the file.
+    fn give_up_page_of(
+        &self,
+        file: u64,
+        page: u64,
+        shown: &dyn Fn() -> Option<PageRange>,
+        taking: &mut Taking<'_, '_, H>,
     );
 }
 
@@ -411,6 +423,10 @@ impl<H: Host> File<H> {
             }
             return Ok(Some(frame));
         }
+        // Reclaim may have pinned it, and be on its way to the file.
+        if !self.is_in_memory() {
+            self.engine.cache.idle.remove(&self.engine, frame);
+        }
         if folio.cancel_dirty(reference) {
             frames.free(frame);
         }
@@ -444,21 +460,21 @@ impl<H: Host> File<H> {
     fn room_for_one(&self, ticket: u64) -> Result<Frame, Miss> {
         let (engine, account) = (&self.engine, &self.engine.cache);
         let limit = engine.limits().cached_pages;
-        let mut look = 0;
-        while engine.looks_on(look) {
+        let (mut look, mut is_delayed) = (0, false);
+        while engine.looks_on(look) || is_delayed && look < account::LOOKS_DELAYED {
             let events = account.queue.events();
             let pins = account.pins.load(Ordering::Relaxed);
             if !account.queue.is_first(ticket) || pins != 0 && pins >= limit / 2 {
                 return Err(Miss::Queue(events));
             }
-            let over = (account.cached() + 1).saturating_sub(limit);
-            if over > 0 {
-                engine.evict(GroupId::ROOT, over);
-            }
-            if account.cached() < limit
-                && let Some(frame) = engine.allocate(GroupId::ROOT)
-            {
-                return Ok(frame);
+            is_delayed = self.make_room_in_cache(1);
+            if account.cached() < limit {
+                match engine.allocate(GroupId::ROOT) {
+                    Ok(frame) => return Ok(frame),
+                    // Other threads have taken these: memory is in use, not full.
+                    Err(reclaimed) if reclaimed.freed != 0 => look = 0,
+                    Err(reclaimed) => is_delayed |= reclaimed.is_delayed,
+                }
             }
             if pins != 0 || account.transfers.load(Ordering::Relaxed) != 0 {
                 return Err(Miss::Queue(events));
@@ -468,6 +484,21 @@ impl<H: Host> File<H> {
             look += 1;
         }
         Err(Miss::OutOfMemory)
+    }
+
+    /// Evicts pages if `count` more would be above the limit of cached pages: first those that are not in use, then mapped ones.
+    /// Returns whether some could not be taken at the moment.
+    fn make_room_in_cache(&self, count: u64) -> bool {
+        let engine = &self.engine;
+        let over = || (engine.cache.cached() + count).saturating_sub(engine.limits().cached_pages);
+        let before = over();
+        if before != 0 {
+            engine.evict(GroupId::ROOT, before);
+        }
+        match over() {
+            0 => false,
+            left => engine.reclaim(left, Kinds::Files).is_delayed,
+        }
     }
 
     /// Evicts the page in `frame`, which the caller has isolated, if it is not in use.
@@ -524,6 +555,7 @@ impl<H: Host> File<H> {
     ) {
         self.spaces.each(&self.engine, &pages, wanted, |id, space| {
             f(space, pages.clone(), &|| self.spaces.addresses(&self.engine, id));
+            true
         });
     }
 

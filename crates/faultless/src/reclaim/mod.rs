@@ -8,6 +8,7 @@
 //! | file | |
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
+//! | `file_pages.rs` | a mapped page of a file |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
 //! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
@@ -19,6 +20,7 @@
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
+mod file_pages;
 pub(crate) mod generations;
 pub(crate) mod policy;
 pub(crate) mod queue;
@@ -38,12 +40,13 @@ use crate::host::{Frame, Host, Slots};
 use crate::sync::{Mutex, Section, plain};
 use ageing::Ageing;
 pub(crate) use ageing::BATCH;
+pub(crate) use file_pages::Taking;
 pub(crate) use policy::Shadow;
 use policy::{Demand, Report};
 use queue::{Distance, Folios};
 use small_main::SmallMain;
-pub(crate) use space_head::{Refusal, SpaceHead, Victim};
-pub(crate) use walk::Reclaimed;
+pub(crate) use space_head::{Refusal, SpaceHead, Victim, VictimKind};
+pub(crate) use walk::{Kinds, Reclaimed};
 
 /// The state of an engine's reclaim.
 #[derive(Default)]
@@ -65,8 +68,8 @@ impl<H: Host> Folios for Engine<H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy. Called in the fault's section, if
-    /// [`Engine::reclaims`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
+    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy, or has mapped a page of a file. Called in
+    /// the fault's section, if [`Engine::reclaims`] or [`Engine::reclaims_files`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
     #[inline]
     pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame, folio: &Folio) {
         debug_assert!(core::ptr::eq(folio, self.folio(frame)), "the folio of another frame");

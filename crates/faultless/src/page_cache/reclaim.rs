@@ -1,0 +1,48 @@
+//! Reclaim of mapped pages of files: the way from a folio to its file and to the spaces that map it, and the page's end.
+
+use super::{File, SEEN, word_of};
+use crate::engine::Engine;
+use crate::host::{Frame, Host};
+use crate::reclaim::Taking;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Shared, plain};
+
+impl<H: Host> Engine<H> {
+    /// Returns the file of `frame`, whose folio the caller has isolated as that of a file. Returns `None` if the page is detached, or
+    /// if the file has no store or is being dropped.
+    pub(crate) fn file_of(&self, frame: Frame) -> Option<Shared<File<H>>> {
+        self.cache.idle.file_of(self, frame)
+    }
+}
+
+impl<H: Host> File<H> {
+    /// Takes page `page`, which is that of `taking`, out of the entries that map it, space by space, until `taking` is over. Holds
+    /// nothing between two spaces. The caller is in no section.
+    pub(crate) fn unmap_everywhere(&self, page: u64, taking: &mut Taking<'_, '_, H>) {
+        self.spaces.each(
+            &self.engine,
+            &(page..page + 1),
+            |_| true,
+            |id, space| {
+                space.give_up_page_of(self.id, page, &|| self.spaces.addresses(&self.engine, id), taking);
+                taking.goes_on()
+            },
+        );
+    }
+
+    /// Evicts the page in `frame`, which the caller has isolated, if it is clean and nobody else has a reference. Frees the frame
+    /// then, and returns true: the caller's pin is gone. No processor has an old translation of the page.
+    pub(crate) fn evict_isolated(&self, frame: Frame) -> bool {
+        let folio = self.engine.folio(frame);
+        let Some(word) = self.index.get(folio.index()) else { return false };
+        let guard = self.removal.lock();
+        if word.load(Ordering::Relaxed) != word_of(frame) || !folio.try_evict_isolated() {
+            return false;
+        }
+        word.store(SEEN, Ordering::Release);
+        drop(guard);
+        self.engine.cache.cached.fetch_sub(1, plain::Ordering::Relaxed);
+        self.engine.frames().free(frame);
+        true
+    }
+}
