@@ -34,9 +34,9 @@ pub(crate) use memory_queue::{AwaitedTurn, HAS_TURN, NEWCOMER, Turn};
 use crate::address::{PAGE_SIZE, PageRange};
 use crate::engine::{Engine, RemovedBatch, StaleBatch};
 use crate::errno;
-use crate::frame::{Eviction, Reference, Refused};
+use crate::frame::{Reference, Refused};
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
-use crate::reclaim::{Kinds, Taking};
+use crate::reclaim::Taking;
 use crate::stats::Counter;
 use crate::store::{Store, StoreError};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -484,40 +484,6 @@ impl<H: Host> File<H> {
             look += 1;
         }
         Err(Miss::OutOfMemory)
-    }
-
-    /// Evicts pages if `count` more would be above the limit of cached pages: first those that are not in use, then mapped ones.
-    /// Returns whether some could not be taken at the moment.
-    fn make_room_in_cache(&self, count: u64) -> bool {
-        let engine = &self.engine;
-        let over = || (engine.cache.cached() + count).saturating_sub(engine.limits().cached_pages);
-        let before = over();
-        if before != 0 {
-            engine.evict(GroupId::ROOT, before);
-        }
-        match over() {
-            0 => false,
-            left => engine.reclaim(left, Kinds::Files).is_delayed,
-        }
-    }
-
-    /// Evicts the page in `frame`, which the caller has isolated, if it is not in use.
-    fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
-        let folio = self.engine.folio(frame);
-        let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
-        let guard = self.removal.lock();
-        if word.load(Ordering::Relaxed) != word_of(frame) {
-            // The thread that detaches the page has a reference to it.
-            return Eviction::InUse;
-        }
-        let eviction = folio.try_evict(second_chance);
-        if eviction == Eviction::Taken {
-            word.store(SEEN, Ordering::Release);
-            drop(guard);
-            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
-            self.engine.frames().free(frame);
-        }
-        eviction
     }
 
     /// Returns the number of living spaces that have mapped the file.

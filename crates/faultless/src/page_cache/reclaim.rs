@@ -1,11 +1,13 @@
-//! Reclaim of mapped pages of files: the way from a folio to its file and to the spaces that map it, and the page's end.
+//! Room in the page cache: eviction of idle pages, and reclaim of mapped ones, from a folio to its file and to the spaces that
+//! map it.
 
 use super::{File, SEEN, word_of};
 use crate::engine::Engine;
-use crate::host::{Frame, Host};
-use crate::reclaim::Taking;
+use crate::frame::Eviction;
+use crate::host::{Frame, GroupId, Host};
+use crate::reclaim::{Kinds, Taking};
+use crate::sync::Shared;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Shared, plain};
 
 impl<H: Host> Engine<H> {
     /// Returns the file of `frame`, whose folio the caller has isolated as that of a file. Returns `None` if the page is detached, or
@@ -16,6 +18,40 @@ impl<H: Host> Engine<H> {
 }
 
 impl<H: Host> File<H> {
+    /// Evicts pages if `count` more would be above the limit of cached pages: first those that are not in use, then mapped ones.
+    /// Returns whether some could not be taken at the moment.
+    pub(super) fn make_room_in_cache(&self, count: u64) -> bool {
+        let engine = &self.engine;
+        let over = || (engine.cache.cached() + count).saturating_sub(engine.limits().cached_pages);
+        let before = over();
+        if before != 0 {
+            engine.evict(GroupId::ROOT, before);
+        }
+        match over() {
+            0 => false,
+            left => engine.reclaim(left, Kinds::Files).is_delayed,
+        }
+    }
+
+    /// Evicts the page in `frame`, which the caller has isolated, if it is not in use.
+    pub(super) fn evict(&self, frame: Frame, second_chance: bool) -> Eviction {
+        let folio = self.engine.folio(frame);
+        let Some(word) = self.index.get(folio.index()) else { return Eviction::InUse };
+        let guard = self.removal.lock();
+        if word.load(Ordering::Relaxed) != word_of(frame) {
+            // The thread that detaches the page has a reference to it.
+            return Eviction::InUse;
+        }
+        let eviction = folio.try_evict(second_chance);
+        if eviction == Eviction::Taken {
+            word.store(SEEN, Ordering::Release);
+            drop(guard);
+            self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
+            self.engine.frames().free(frame);
+        }
+        eviction
+    }
+
     /// Takes page `page`, which is that of `taking`, out of the entries that map it, space by space, until `taking` is over. Holds
     /// nothing between two spaces. The caller is in no section.
     pub(crate) fn unmap_everywhere(&self, page: u64, taking: &mut Taking<'_, '_, H>) {
@@ -41,7 +77,7 @@ impl<H: Host> File<H> {
         }
         word.store(SEEN, Ordering::Release);
         drop(guard);
-        self.engine.cache.cached.fetch_sub(1, plain::Ordering::Relaxed);
+        self.engine.cache.cached.fetch_sub(1, Ordering::Relaxed);
         self.engine.frames().free(frame);
         true
     }
