@@ -94,6 +94,8 @@ unpin_without_fence      | faultless      | lib | the_last_entry_and_the_last_pi
 unwant_without_fence     | faultless      | lib | the_last_entry_and_the_last_pin | a page is kept that nobody wants
 write_without_generation | faultless      | lib | a_write_beside_the_next_life | (an older write came late|taken for written)
 no_recheck_of_slot       | faultless      | lib | a_pin_beside_an_eviction | (pinned, and another|invariant 3|Causality violation)
+swapoff_counts_no_use    | faultless      | lib | swapoff_beside_a_store | a place given back twice
+swapoff_leaves_written   | faultless      | lib | swapoff_beside_a_swap_in | bytes without a place
 reads_beside_an_eviction | faultless      | lib | a_read_beside_an_eviction | mark and folio differ
 no_look_after_the_freeze | faultless      | lib | a_page_that_is_wanted_again | a page is lost that an entry wants
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3

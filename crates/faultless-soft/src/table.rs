@@ -234,6 +234,7 @@ impl RadixTable {
     pub const PAGES: u64 = Root::SPAN;
 
     /// Returns the subject of an access section to `page`.
+    #[cfg(any(test, debug_assertions))]
     #[inline]
     pub(crate) fn subject(&self, page: PageNumber) -> u64 {
         self.tag.subject(page)

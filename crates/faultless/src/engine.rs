@@ -16,7 +16,7 @@ use crate::host::{
     Slots,
 };
 use crate::page_cache::Account;
-use crate::reclaim::Reclaim;
+use crate::reclaim::{Reclaim, ReclaimOrder};
 use crate::stats::{Counter, Counters, Statistics};
 use crate::swap::Swap;
 use crate::sync::{
@@ -39,6 +39,8 @@ pub struct Limits {
     /// child needs another entry. Fork copies the entries of a table that has fewer. With `u64::MAX`, no table is ever
     /// shared.
     pub shared_entries: u64,
+    /// The order in which reclaim tries anonymous pages.
+    pub reclaim: ReclaimOrder,
 }
 
 /// An eighth of a leaf table of 512 entries.
@@ -49,7 +51,12 @@ const SHARED_ENTRIES: u64 = 2;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { cached_pages: u64::MAX, mappings: 65_530, shared_entries: SHARED_ENTRIES }
+        Self {
+            cached_pages: u64::MAX,
+            mappings: 65_530,
+            shared_entries: SHARED_ENTRIES,
+            reclaim: ReclaimOrder::default(),
+        }
     }
 }
 
@@ -113,7 +120,7 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).waits).write(waits);
             (&raw mut (*place).open_batches).write(CachePadded::default());
             (&raw mut (*place).swap).write(Swap::default());
-            (&raw mut (*place).reclaim).write(CachePadded::default());
+            (&raw mut (*place).reclaim).write(CachePadded::new(Reclaim::new(limits.reclaim)));
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };

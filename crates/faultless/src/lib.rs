@@ -68,6 +68,7 @@ pub use engine::{Engine, Limits};
 #[doc(hidden)]
 pub use mutants::is_planted;
 pub use page_cache::{File, FileError, FileHandle, FileRef, FileRights, FolioLock, Pin};
+pub use reclaim::ReclaimOrder;
 #[cfg(any(test, feature = "audit"))]
 pub use space::AuditError;
 pub use space::fault::{self, Fault, FaultError, PendingFault, Signal};

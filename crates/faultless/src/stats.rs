@@ -137,6 +137,10 @@ counters! {
     SwapOuts = "swap_outs",
     /// Pages whose read from swap space was started, with those of one repeated word.
     SwapIns = "swap_ins",
+    /// Pages of `SwapIns` that were read ahead, since a fault had to read a page near them.
+    SwapAhead = "swap_ahead",
+    /// Pages of `SwapAhead` that a fault used before they were reclaimed.
+    SwapAheadHits = "swap_ahead_hits",
     /// Failed writes of a page to a swap device. A device that refuses a page is not counted.
     SwapWriteErrors = "swap_write_errors",
     /// Swapped pages that were found in memory.

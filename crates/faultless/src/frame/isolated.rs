@@ -59,8 +59,7 @@ impl Folio {
         self.word.load(Ordering::Acquire) & (DIRTY | WRITEBACK | LOCKED) == 0
     }
 
-    /// Isolates the folio, on which the caller has a pin already. Returns false if it is isolated.
-    #[cfg(test)]
+    /// Isolates the folio, on which the caller has a pin already. Returns false if it is isolated. AcqRel.
     pub(crate) fn isolate_pinned(&self) -> bool {
         self.word.fetch_or(ISOLATED, Ordering::AcqRel) & ISOLATED == 0
     }

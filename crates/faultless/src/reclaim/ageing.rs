@@ -24,11 +24,16 @@ pub(crate) struct Ageing<P> {
     looks_since_gathering: u64,
     /// The number of looks since reclaim took a page last.
     looks_since_progress: u64,
-    /// The number of frames that are offered and not reported yet.
+    /// The number of frames that were offered and not reported yet. They are in no queue.
     offered: u64,
 }
 
 impl<P: ReclaimPolicy> Ageing<P> {
+    /// Makes the queues of a policy, which are empty.
+    pub fn new(policy: P) -> Self {
+        Self { policy, looks_since_gathering: 0, looks_since_progress: 0, offered: 0 }
+    }
+
     /// Returns the number of frames in the queues. Arrivals that are not gathered yet are not counted.
     pub fn length(&self) -> u64 {
         self.policy.length()
@@ -36,8 +41,9 @@ impl<P: ReclaimPolicy> Ageing<P> {
 
     /// Returns the pages that are due: after [`PASSES`] passes without progress, any page.
     pub fn demand(&self) -> Demand {
-        let pages = self.length() + self.offered;
-        let is_in_need = self.looks_since_progress >= PASSES * pages.max(1);
+        // A pass is over all pages, with those that are on trial.
+        let pass = (self.length() + self.offered).max(1);
+        let is_in_need = self.looks_since_progress >= PASSES * pass;
         if is_in_need { Demand::Any } else { Demand::Old }
     }
 

@@ -14,18 +14,20 @@
 //! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
 //! | `policy.rs` | the interface of a policy: the order in which pages are tried |
 //! | `small_main.rs` | the default policy |
-//! | `generations.rs` | a policy for comparison, which no engine uses yet |
+//! | `generations.rs` | a second policy |
+//! | `order.rs` | the policies by name, and the one of an engine |
 //! | `queue.rs` | stacks of arrivals and queues, linked through the folios |
 //!
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
 mod file_pages;
-pub(crate) mod generations;
+mod generations;
+mod order;
 pub(crate) mod policy;
 pub(crate) mod queue;
 mod shared_table;
-pub(crate) mod small_main;
+mod small_main;
 mod space_head;
 mod walk;
 
@@ -41,23 +43,31 @@ use crate::sync::{Mutex, Section, plain};
 use ageing::Ageing;
 pub(crate) use ageing::BATCH;
 pub(crate) use file_pages::Taking;
+use order::Policy;
+pub use order::ReclaimOrder;
 pub(crate) use policy::Shadow;
 use policy::{Demand, Report};
 use queue::{Distance, Folios};
-use small_main::SmallMain;
 pub(crate) use space_head::{Refusal, SpaceHead, Victim, VictimKind};
 pub(crate) use walk::{Kinds, Reclaimed};
 
 /// The state of an engine's reclaim.
-#[derive(Default)]
 pub(crate) struct Reclaim {
-    ageing: Mutex<Ageing<SmallMain>>,
+    ageing: Mutex<Ageing<Policy>>,
     /// The number of threads that reclaim. Atomic.
     reclaimers: plain::AtomicU64,
     /// The number of pages that were evicted. Atomic.
     evictions: plain::AtomicU64,
     /// Whether the last victims are to be taken even if they are young. Atomic; written under the lock of `ageing`.
     takes_young: plain::AtomicBool,
+}
+
+impl Reclaim {
+    /// Makes the state of a reclaim that tries pages in this order.
+    pub fn new(order: ReclaimOrder) -> Self {
+        let (reclaimers, evictions, takes_young) = Default::default();
+        Self { ageing: Mutex::new(Ageing::new(Policy::new(order))), reclaimers, evictions, takes_young }
+    }
 }
 
 impl<H: Host> Folios for Engine<H> {

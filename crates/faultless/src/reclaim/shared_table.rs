@@ -50,8 +50,8 @@ impl<H: Host> Engine<H> {
                 }
                 folio.leave_home(|| (Home::of_entry(record, index), Home::of_relatives(record, index)));
             }
-            // A page that several spaces have is not dropped.
-            VictimKind::Swapped(..) | VictimKind::Dropped => return Err(Refusal::Busy),
+            VictimKind::Swapped(..) => return Err(Refusal::Busy),
+            VictimKind::Dropped => return Err(Refusal::NotAlone),
             VictimKind::File if folio.is_pinned_for_io() => return Err(Refusal::Pinned),
             VictimKind::File if seen.has(Entry::WRITE) || !folio.is_clean() => return Err(Refusal::Dirty),
             VictimKind::File => {}

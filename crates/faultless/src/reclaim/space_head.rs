@@ -39,6 +39,8 @@ pub(crate) enum Refusal {
     Locked,
     /// The page is pinned for I/O.
     Pinned,
+    /// The page was to be dropped, and several spaces have it by a leaf table that they share. It needs a slot.
+    NotAlone,
     /// The count of the slot is full.
     Full,
     /// There is no slot, or no place on a device.

@@ -276,6 +276,21 @@ fn a_page_that_is_always_young_is_demanded_in_the_end() {
     [1, 3, 64, 1000].into_iter().for_each(pages_that_are_always_young_are_demanded::<Generations>);
 }
 
+/// A batch that has all pages is not a pass without progress: the pages on trial count as pages.
+#[test]
+fn the_first_batch_of_a_small_memory_demands_no_young_page() {
+    for pages in [1, 3, 16, 63] {
+        let (frames, sections) = (Frames::new(pages), Sections::new());
+        let mut ageing = Ageing::<SmallMain>::default();
+        for number in 0..pages {
+            frames.0[number].begin_anonymous(Home::NONE);
+            sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
+        }
+        let mut batch = [frame(0); BATCH];
+        assert_eq!(ageing.next_victims(&frames, &sections, &mut batch), (pages, Demand::Old));
+    }
+}
+
 /// While other pages can be taken, no page that is used all the time is taken, once the policy knows it.
 #[test]
 fn a_page_in_use_is_not_demanded_while_others_can_be_taken() {

@@ -19,7 +19,7 @@ use super::policy::Report;
 use super::space_head::{Found, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
 use crate::frame::Isolation;
-use crate::host::{Frame, Host};
+use crate::host::{Frame, Host, Slot};
 use crate::stats::Counter;
 use crate::sync::plain::Ordering;
 use crate::tables::places;
@@ -207,7 +207,7 @@ impl<H: Host> Engine<H> {
             Refusal::Gone => (Report::Busy, Counter::PassedLost),
             Refusal::Locked | Refusal::Pinned => (Report::Busy, Counter::PassedHeld),
             Refusal::Dirty => (Report::Busy, Counter::PassedDirty),
-            Refusal::Full | Refusal::NoSlot => (Report::Shared, Counter::PassedNoSlot),
+            Refusal::Full | Refusal::NoSlot | Refusal::NotAlone => (Report::Shared, Counter::PassedNoSlot),
         };
         self.counters().add(counter, 1);
         self.report(frame, report);
@@ -221,12 +221,25 @@ impl<H: Host> Engine<H> {
 
     /// Does steps 2 and 3 for a folio that the caller has isolated.
     fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
-        let folio = self.folio(frame);
-        let slot = if folio.may_drop() { None } else { self.attach_slot(frame) };
-        if slot.is_none() && !folio.may_drop() {
-            self.pass_over(frame, Refusal::NoSlot);
-            return Unmapped::None(Refusal::NoSlot);
+        if self.folio(frame).may_drop() {
+            // A page after MADV_FREE needs no slot, unless fork has shared its leaf table since.
+            match self.unmap_to(frame, None, stale) {
+                Unmapped::None(Refusal::NotAlone) => {}
+                unmapped => return unmapped,
+            }
         }
+        match self.attach_slot(frame) {
+            None => {
+                self.pass_over(frame, Refusal::NoSlot);
+                Unmapped::None(Refusal::NoSlot)
+            }
+            slot => self.unmap_to(frame, slot, stale),
+        }
+    }
+
+    /// Does step 3 for a folio that the caller has isolated, and attached to the slot if there is one. Reports it if it stays.
+    fn unmap_to(&self, frame: Frame, slot: Option<(Slot, u16)>, stale: &mut StaleBatch<'_, H>) -> Unmapped {
+        let folio = self.folio(frame);
         let kind =
             slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
         let victim = Victim { frame, kind };
@@ -258,12 +271,16 @@ impl<H: Host> Engine<H> {
         if is_unmapped {
             return if slot.is_some() { Unmapped::All } else { Unmapped::Dropped };
         }
+        if refusal == Refusal::NotAlone {
+            return Unmapped::None(refusal);
+        }
         self.pass_over(frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }
-        // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use.
-        if slot.is_some_and(|(slot, _)| self.slot_count(slot) == 0) {
+        // Rule: an entry with the write right means that the folio has no slot. If no entry names the slot, it is of no use, unless it
+        // has the page's bytes. Then no entry has the write right: a fault that gives it takes the folio out before.
+        if slot.is_some_and(|(slot, _)| self.is_slot_unused(slot)) {
             self.take_out(frame);
         }
         Unmapped::None(refusal)

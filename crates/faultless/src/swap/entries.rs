@@ -11,6 +11,17 @@ impl<H: Host> Engine<H> {
         self.slot(slot).is_some()
     }
 
+    /// Returns whether no entry names `slot`, and no device has the bytes of its folio. The caller has the folio isolated.
+    pub(crate) fn is_slot_unused(&self, slot: Slot) -> bool {
+        let state = self.slot(slot).map(SwapSlot::state);
+        state.is_some_and(|state| state.count() == 0 && !state.is_written())
+    }
+
+    /// Returns whether the folio of `slot` was read ahead, and this is the first use of it. An entry names the slot.
+    pub(crate) fn is_first_use_of_ahead(&self, slot: Slot) -> bool {
+        self.slot(slot).is_some_and(SwapSlot::is_first_use_of_ahead)
+    }
+
     /// Takes the folio of `frame` out of its slot, if it has one that no entry names. Returns whether it did. The caller has the
     /// bit of an entry that maps the folio.
     pub(crate) fn leave_unused_slot(&self, frame: Frame) -> bool {

@@ -24,6 +24,7 @@ use super::slot::{CHUNK_SLOTS, CHUNKS, Chunk, Slot, SlotIndex, State};
 use super::{OutOfMemory, full_fence, plain};
 use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
+use crate::swap::Window;
 use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -496,6 +497,11 @@ impl Section<'_> {
     #[inline]
     pub(crate) fn arrivals(&self) -> &Arrivals {
         &self.slot.arrivals
+    }
+
+    /// Returns this thread's window of read-ahead in swap space.
+    pub(crate) fn window(&self) -> &Window {
+        &self.slot.window
     }
 }
 

@@ -11,6 +11,7 @@ pub(in crate::space) mod first_page;
 pub(in crate::space) mod page_work;
 mod pending;
 pub(in crate::space) mod shared_table;
+mod swap_ahead;
 mod swapped;
 
 pub use error::{FaultError, Signal};

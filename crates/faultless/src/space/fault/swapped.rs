@@ -77,6 +77,10 @@ pub(super) fn map_pinned<H: Host, D: LockingDesign>(
     if !folio.try_lock() {
         return Step::LookAgain;
     }
+    if work.engine().is_first_use_of_ahead(name.slot) {
+        work.section().counters().add(Counter::SwapAheadHits, 1);
+        work.section().window().hit();
+    }
     let step = map_locked(work, frame, name, access);
     folio.unlock();
     step
