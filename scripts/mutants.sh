@@ -98,6 +98,9 @@ swapoff_counts_no_use    | faultless      | lib | swapoff_beside_a_store | a pla
 swapoff_leaves_written   | faultless      | lib | swapoff_beside_a_swap_in | bytes without a place
 reads_beside_an_eviction | faultless      | lib | a_read_beside_an_eviction | mark and folio differ
 no_look_after_the_freeze | faultless      | lib | a_page_that_is_wanted_again | a page is lost that an entry wants
+gone_without_invalidate  | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3
+reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9
+truncation_passes_gone   | faultless-soft | loom_reclaim_files | truncation_against_reclaim | invariant 3
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

@@ -29,8 +29,8 @@ use crossbeam_utils::CachePadded;
 /// The limits of an engine's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts, and is not
-    /// evicted.
+    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts. Idle pages are
+    /// evicted first, then mapped ones are reclaimed.
     pub cached_pages: u64,
     /// The largest number of mappings in one space (vm.max_map_count, 65,530). See
     /// [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).

@@ -33,8 +33,9 @@ impl Folio {
     /// ones, and the page is up to date and clean. The pin is gone then. The caller keeps other threads from detaching the page, and
     /// no processor has an old translation of it. Acquire, as in the last put.
     pub(crate) fn try_evict_isolated(&self) -> bool {
+        let ignored = if mutant!("reclaim_evicts_dirty") { USES | ISOLATED | DIRTY } else { USES | ISOLATED };
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & !(USES | ISOLATED) == CACHED | PIN | UPTODATE {
+        while word & !ignored == CACHED | PIN | UPTODATE {
             match self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,

@@ -293,7 +293,10 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                     }
                     EntryKind::Swapped(..) => copies.contains(&shown),
                     // The frame may belong to another page by now. Nothing is lost: the file is asked again.
-                    EntryKind::Gone(_) => pages.contains(&shown) || copies.contains(&shown),
+                    EntryKind::Gone(_) => {
+                        (pages.contains(&shown) || copies.contains(&shown))
+                            && !mutant!("truncation_passes_gone")
+                    }
                     EntryKind::Foreign(_) | EntryKind::Empty | EntryKind::Guard => false,
                 };
                 if !goes {
