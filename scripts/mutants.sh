@@ -116,6 +116,9 @@ shared_table_not_locked  | faultless-soft | loom_swap_shared | a_store_against_r
 slot_not_counted         | faultless-soft | loom_swap_shared | a_copy_of_slots_against_the_childs_end | (a page was lost|a slot's count below zero)
 one_sharer_invalidated   | faultless-soft | loom_swap_shared | accesses_against_reclaim_from_a_shared_table | (invariant 3|Causality violation)
 shared_without_invalidate | faultless-soft | loom_swap_shared | fork_shares_a_table_against_reclaim | invariant 7
+gone_without_invalidate  | faultless-soft | loom_reclaim_files | a_private_copy_against_reclaim | rule S3
+reclaim_evicts_dirty     | faultless-soft | loom_reclaim_files | a_store_against_reclaim | invariant 9
+truncation_passes_gone   | faultless-soft | loom_reclaim_files | truncation_against_reclaim | invariant 3
 no_page_fence            | faultless-soft | loom | page_work_against_unmap | invariant 3
 no_range_fence           | faultless-soft | loom | page_work_against_unmap | invariant 3
 '

@@ -8,6 +8,7 @@
 //! | file | |
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
+//! | `file_pages.rs` | a mapped page of a file |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
 //! | `ageing.rs` | gathers the pages that faults have made, asks the policy, takes reports |
@@ -20,6 +21,7 @@
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
+mod file_pages;
 mod generations;
 mod order;
 pub(crate) mod policy;
@@ -41,13 +43,14 @@ use crate::sync::{Mutex, Section, plain};
 use ageing::Ageing;
 pub(crate) use ageing::BATCH;
 use alloc::sync::Arc;
+pub(crate) use file_pages::Taking;
 use order::Policy;
 pub use order::ReclaimOrder;
 pub(crate) use policy::Shadow;
 use policy::{Demand, Report};
 use queue::{Distance, Folios};
-pub(crate) use space_head::{Refusal, SpaceHead, Victim};
-pub(crate) use walk::Reclaimed;
+pub(crate) use space_head::{Refusal, SpaceHead, Victim, VictimKind};
+pub(crate) use walk::{Kinds, Reclaimed};
 
 /// The state of an engine's reclaim.
 pub(crate) struct Reclaim {
@@ -76,8 +79,8 @@ impl<H: Host> Folios for Engine<H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy. Called in the fault's section, if
-    /// [`Engine::reclaims`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
+    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy, or has mapped a page of a file. Called in
+    /// the fault's section, if [`Engine::reclaims`] or [`Engine::reclaims_files`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
     #[inline]
     pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame, folio: &Folio) {
         debug_assert!(core::ptr::eq(folio, self.folio(frame)), "the folio of another frame");
@@ -162,7 +165,7 @@ impl<H: Host> Engine<H> {
     ///
     /// Waits for processors that have old translations, and for nothing else.
     pub fn reclaim(self: &Arc<Self>, pages: u64) -> u64 {
-        self.reclaim_anonymous(pages).freed
+        self.take_pages(pages, Kinds::All).freed
     }
 
     /// Makes faults put pages into reclaim's queues, as an engine that can swap does. For tests.

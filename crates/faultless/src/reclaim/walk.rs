@@ -1,4 +1,4 @@
-//! The steps of reclaim for a batch of anonymous folios.
+//! The steps of reclaim for a batch of folios.
 //!
 //! ```text
 //! 1  the policy names folios; each is pinned and isolated
@@ -7,14 +7,18 @@
 //! 4  one invalidation for the batch, in no section
 //! 5  a folio that no entry maps is freed if its slot has the bytes, and written otherwise
 //! ```
+//! A page of a file has no step 2. Its file leads to the entries in step 3 (`file_pages.rs`), and step 5 evicts it.
+//!
 //! From step 3 to step 4 only an old translation can store into the page. The pin keeps the frame, and a fault that meets the
 //! slot meanwhile finds the folio isolated and undoes the reclaim (rule S2). Range work that finds the slot's entry invalidates
 //! as if the page were there (rule S1).
 
 use super::ageing::BATCH;
+use super::file_pages::Files;
 use super::policy::Report;
-use super::space_head::{Found, Refusal, Victim};
+use super::space_head::{Found, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
+use crate::frame::Isolation;
 use crate::host::{Frame, Host, Slot};
 use crate::stats::Counter;
 use crate::sync::plain::Ordering;
@@ -38,30 +42,41 @@ pub(crate) struct Reclaimed {
     pub is_delayed: bool,
 }
 
+/// The kinds of pages that reclaim is to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kinds {
+    All,
+    /// Pages of files. Anonymous pages go back to the queues.
+    Files,
+}
+
 /// The outcome of step 3 for a folio.
-enum Unmapped {
+pub(super) enum Unmapped {
     /// No entry maps the folio.
     All,
     /// Some entries name its slot now, and others still map it.
     Some,
     /// No entry maps the folio, and its bytes are not needed.
     Dropped,
+    /// No entry maps the folio, which is a file's.
+    File,
     /// No entry was changed.
     None(Refusal),
 }
 
 impl<H: Host> Engine<H> {
-    /// Tries to free `wanted` frames of anonymous pages, and returns the number of frames that are free now. The writes that it
+    /// Tries to free `wanted` frames of pages of `kinds`, and returns the number of frames that are free now. The writes that it
     /// starts free more when they end. Waits for processors that have old translations, and for nothing else.
     ///
     /// The caller is in no section and has announced nothing.
-    pub(crate) fn reclaim_anonymous(self: &Arc<Self>, wanted: u64) -> Reclaimed {
+    pub(crate) fn take_pages(self: &Arc<Self>, wanted: u64, kinds: Kinds) -> Reclaimed {
         let mut sum = Reclaimed::default();
-        if !self.reclaims() {
+        if !self.reclaims() && !self.reclaims_files() {
             return sum;
         }
         // Those whose batches are under way have taken pages off the queues.
         let mut others = self.reclaim.reclaimers.fetch_add(1, Ordering::Relaxed);
+        let mut files = Files::new();
         for _ in 0..LOOKS {
             let mut frames = [self.zero_frame(); BATCH];
             let count = self.next_victims(&mut frames);
@@ -69,7 +84,8 @@ impl<H: Host> Engine<H> {
                 break;
             }
             self.counters().add(Counter::ReclaimLooks, count as u64);
-            let batch = self.reclaim_batch(&mut frames[..count]);
+            let batch = self.reclaim_batch(&mut frames[..count], kinds, &mut files);
+            files.start_writeback();
             sum.freed += batch.freed;
             sum.is_delayed |= batch.is_delayed;
             if sum.freed >= wanted {
@@ -85,25 +101,38 @@ impl<H: Host> Engine<H> {
     /// is in no section and has announced nothing.
     pub(crate) fn reclaim_pages(self: &Arc<Self>, frames: &mut [Frame]) {
         if self.reclaims() && !frames.is_empty() {
-            self.reclaim_batch(frames);
+            let mut files = Files::new();
+            self.reclaim_batch(frames, Kinds::All, &mut files);
+            files.start_writeback();
         }
     }
 
-    /// Tries one batch, and more until `wanted` frames are free. Returns the number of frames that are free now. For tests.
+    /// Tries one batch of mapped pages, and more until `wanted` frames are free. Returns the number of frames that are free now. For
+    /// tests.
     #[cfg(any(test, feature = "audit"))]
     pub fn reclaim_for_tests(self: &Arc<Self>, wanted: u64) -> u64 {
-        self.reclaim_anonymous(wanted).freed
+        self.take_pages(wanted, Kinds::All).freed
     }
 
     /// Does steps 1 to 5 for the folios of `frames`.
-    fn reclaim_batch(self: &Arc<Self>, frames: &mut [Frame]) -> Reclaimed {
+    #[inline(never)]
+    fn reclaim_batch(
+        self: &Arc<Self>,
+        frames: &mut [Frame],
+        kinds: Kinds,
+        files: &mut Files<H>,
+    ) -> Reclaimed {
         let mut is_delayed = false;
         let mut stale = StaleBatch::open(self);
         // The folios to be written or freed come first, then those that are only to be let go.
         let (mut out, mut kept) = (0, 0);
         for i in 0..frames.len() {
             let frame = frames[i];
-            if !self.folio(frame).try_isolate() {
+            if kinds == Kinds::Files && self.folio(frame).is_anonymous() {
+                self.report(frame, Report::Busy);
+                continue;
+            }
+            let Some(isolation) = self.folio(frame).try_isolate() else {
                 if self.folio(frame).is_free() {
                     self.report(frame, Report::Freed);
                 } else {
@@ -111,8 +140,12 @@ impl<H: Host> Engine<H> {
                     self.pass_over(frame, Refusal::Busy);
                 }
                 continue;
-            }
-            let unmapped = self.unmap(frame, &mut stale);
+            };
+            let unmapped = match isolation {
+                Isolation::Anonymous => self.unmap(frame, &mut stale),
+                Isolation::File => self.unmap_file_page(frame, false, files, &mut stale),
+                Isolation::DirtyFile => self.unmap_file_page(frame, true, files, &mut stale),
+            };
             // The places before `i` are free for those that stay isolated.
             match unmapped {
                 Unmapped::All => {
@@ -120,12 +153,12 @@ impl<H: Host> Engine<H> {
                     frames[out] = frame;
                     out += 1;
                 }
-                Unmapped::Some | Unmapped::Dropped => {
+                Unmapped::Some | Unmapped::Dropped | Unmapped::File => {
                     frames[out + kept] = frame;
                     kept += 1;
                 }
                 Unmapped::None(refusal) => {
-                    is_delayed |= refusal == Refusal::Busy;
+                    is_delayed |= matches!(refusal, Refusal::Busy | Refusal::Dirty);
                     self.end_isolation(frame);
                 }
             }
@@ -135,16 +168,30 @@ impl<H: Host> Engine<H> {
         if !mutant!("written_before_invalidate") {
             late.take().into_iter().for_each(StaleBatch::finish);
         }
-        self.counters().add(Counter::Reclaimed, out as u64);
         let mut freed = 0;
-        for frame in &frames[out..out + kept] {
+        let mut of_files = 0;
+        for &frame in &frames[out..out + kept] {
+            let folio = self.folio(frame);
+            if !folio.is_anonymous() && folio.mappings() == 0 {
+                of_files += 1;
+                let is_freed = self.end_file_page(frame, files);
+                if is_freed {
+                    freed += 1;
+                    self.counters().add(Counter::Evictions, 1);
+                    let _ = self.evicted();
+                }
+                is_delayed |= !is_freed;
+                self.report(frame, if is_freed { Report::Freed } else { Report::Taken });
+                continue;
+            }
             // This was the last reference to a page that is dropped.
-            self.end_isolation(*frame);
-            if self.folio(*frame).is_free() {
+            self.end_isolation(frame);
+            if folio.is_free() {
                 freed += 1;
-                self.report(*frame, Report::Freed);
+                self.report(frame, Report::Freed);
             }
         }
+        self.counters().add(Counter::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);
         late.into_iter().for_each(StaleBatch::finish);
         freed += self.report_taken(&frames[..out]);
@@ -152,12 +199,13 @@ impl<H: Host> Engine<H> {
     }
 
     /// Reports and counts a folio that stays.
-    fn pass_over(&self, frame: Frame, refusal: Refusal) {
+    pub(super) fn pass_over(&self, frame: Frame, refusal: Refusal) {
         let (report, counter) = match refusal {
             Refusal::Young => (Report::Young, Counter::PassedYoung),
             Refusal::Busy => (Report::Busy, Counter::PassedBusy),
             Refusal::Gone => (Report::Busy, Counter::PassedLost),
             Refusal::Locked | Refusal::Pinned => (Report::Busy, Counter::PassedHeld),
+            Refusal::Dirty => (Report::Busy, Counter::PassedDirty),
             Refusal::Full | Refusal::NoSlot | Refusal::NotAlone => (Report::Shared, Counter::PassedNoSlot),
         };
         self.counters().add(counter, 1);
@@ -165,7 +213,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Lets an isolated folio go, and drops its pin.
-    fn end_isolation(&self, frame: Frame) {
+    pub(super) fn end_isolation(&self, frame: Frame) {
         self.folio(frame).end_isolation();
         self.unpin(frame, crate::frame::Reference::Pin);
     }
@@ -197,7 +245,9 @@ impl<H: Host> Engine<H> {
     /// Does step 3 for a folio that the caller has isolated, and attached to the slot if there is one. Reports it if it stays.
     fn unmap_to(&self, frame: Frame, slot: Option<(Slot, u16)>, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
-        let victim = Victim { frame, slot };
+        let kind =
+            slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
+        let victim = Victim { frame, kind };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
         {

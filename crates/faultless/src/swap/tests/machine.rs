@@ -204,7 +204,7 @@ impl World {
         };
         let machine = Machine { frames, services: StdServices::default() };
         let engine = Engine::new(machine, Limits::default()).unwrap();
-        assert!(!engine.has_swap());
+        assert!(engine.swap_usage().devices.is_empty());
         devices.iter().for_each(|device| engine.add_swap(device.clone()).unwrap());
         Self(engine)
     }
