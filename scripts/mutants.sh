@@ -112,6 +112,7 @@ reclaims_pinned          | faultless-soft | loom_swap | a_pin_against_reclaim | 
 reclaims_locked          | faultless-soft | loom_swap | mlock_against_reclaim | a locked page was reclaimed
 resumes_by_number        | faultless-soft | loom_swap | a_fault_that_waited_against_the_next_life | a page of the slot's earlier life
 no_lock_at_swap_in       | faultless-soft | loom_swap_shared | two_spaces_bring_a_page_back | (invariant 6|isolated.rs)
+slot_left_beside_reclaim | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | exceeded maximum number of branches
 shared_table_not_locked  | faultless-soft | loom_swap_shared | a_store_against_reclaim_from_a_shared_table | (invariant 6|rule H2)
 slot_not_counted         | faultless-soft | loom_swap_shared | a_copy_of_slots_against_the_childs_end | (a page was lost|a slot's count below zero)
 one_sharer_invalidated   | faultless-soft | loom_swap_shared | accesses_against_reclaim_from_a_shared_table | (invariant 3|Causality violation)
