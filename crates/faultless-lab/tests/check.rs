@@ -4,7 +4,8 @@
 #![cfg(target_os = "linux")]
 
 use faultless_lab::check::{
-    At, Found, From, Length, Move, ORACLE, Operation, Plan, Plant, Planted, STRIDE, Summary, Together, With,
+    At, Found, From, Length, Memory, Move, ORACLE, Operation, Plan, Plant, Planted, Pressure, STRIDE,
+    Summary, Together, With,
 };
 use faultless_lab::designs;
 use faultless_lab::trouble::Trouble;
@@ -40,6 +41,9 @@ fn agrees(plan: &Plan) {
         panic!("{}", found.text());
     }
     assert_eq!(summary.episodes, plan.operations.div_ceil(1000));
+    if plan.memory.is_some() {
+        assert_swapped(summary.pressure.as_ref());
+    }
     println!("{}", summary.text());
 }
 
@@ -63,6 +67,23 @@ fn the_engine_merges_as_linux_does() {
 #[test]
 fn so_it_does_under_a_rival() {
     agrees(&plan("vma-lock", 10_000, true));
+}
+
+/// Returns a memory of four frames.
+fn few_frames() -> Option<Memory> {
+    Some(Memory::new(4 * PAGE).unwrap())
+}
+
+fn assert_swapped(pressure: Option<&Pressure>) {
+    let pressure = pressure.expect("the memory is limited");
+    assert!(pressure.swapped_out > 100 && pressure.swapped_in > 100, "{}", pressure.text());
+}
+
+#[test]
+fn under_pressure_the_engine_does_as_linux_does() {
+    for design in ["faultless", "vma-lock"] {
+        agrees(&Plan { seed: 3, memory: few_frames(), ..plan(design, 10_000, true) });
+    }
 }
 
 /// Leaves out the last page of the range, if it has several.
@@ -343,6 +364,16 @@ fn threads_give_together_what_each_gives_alone() {
         }
         assert_eq!(summary.threads, threads);
         assert!(summary.operations >= 5_000 && summary.episodes >= 6, "{summary:?}");
+    }
+}
+
+#[test]
+fn under_pressure_threads_give_together_what_each_gives_alone() {
+    for design in ["faultless", "vma-lock"] {
+        let plan = Together { memory: few_frames(), ..together(design, 4, 4_000) };
+        let summary = plan.run(&AtomicBool::new(false)).unwrap();
+        assert_eq!(summary.difference.map(|found| found.text()), None);
+        assert_swapped(summary.pressure.as_ref());
     }
 }
 

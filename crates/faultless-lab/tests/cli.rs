@@ -205,7 +205,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
 }
 
 /// Each option that takes a number, with a value that is too small for it and one that is too large.
-const NUMBERS: [(&str, &str, &[&str]); 9] = [
+const NUMBERS: [(&str, &str, &[&str]); 10] = [
     ("compare", "--threads", &["0", "10001", "1000000000"]),
     ("compare", "--seconds", &["0", "0.09", "604801"]),
     ("compare", "--io-latency", &["0", "10001ms"]),
@@ -215,6 +215,7 @@ const NUMBERS: [(&str, &str, &[&str]); 9] = [
     ("compare", "--seed", &["18446744073709551616"]),
     ("check", "--ops", &["0", "18446744073709551616"]),
     ("check", "--threads", &["0", "33", "1000000000"]),
+    ("check", "--memory", &["0", "15K", "16383"]),
 ];
 
 #[test]

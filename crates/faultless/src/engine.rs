@@ -29,8 +29,8 @@ use crossbeam_utils::CachePadded;
 /// The limits of an engine's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts, and is not
-    /// evicted.
+    /// The largest number of pages of files kept in memory. A page that is mapped or being read counts. Idle pages are
+    /// evicted first, then mapped ones are reclaimed.
     pub cached_pages: u64,
     /// The largest number of mappings in one space (vm.max_map_count, 65,530). See
     /// [`SpaceLimits::mappings`](crate::SpaceLimits::mappings).
@@ -154,6 +154,12 @@ impl<H: Host> Engine<H> {
     #[inline]
     pub(crate) fn reclaims(&self) -> bool {
         self.reclaims.load(plain::Ordering::Relaxed)
+    }
+
+    /// Returns whether reclaim takes mapped pages of files: always. Models turn it on, since it makes each fault longer.
+    #[inline]
+    pub(crate) fn reclaims_files(&self) -> bool {
+        cfg!(not(loom)) || self.reclaims()
     }
 
     /// Makes faults put the frames of anonymous pages into reclaim's queues from now on. Pages that are there already are not

@@ -1,6 +1,7 @@
 //! Folios. The counts and the state of a frame are in one atomic word, so that one compare-and-swap decides whether a page is
 //! exclusive, free, or in use.
 
+pub(crate) use isolated::Isolation;
 pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
 pub(crate) use swap_cache::Alone;
 
@@ -24,12 +25,14 @@ use crate::tables::Home;
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
 ///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
-///  55 REFERENCED: used since the clock hand passed; see 62    56 LOCKED: a file system works on it
+///  55 REFERENCED: of a file's folio, used since the clock hand of the idle list passed; of an anonymous one see 62
+///  56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
-///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY: after MADV_FREE, not stored to since
+///  61 ISOLATED: a reclaimer has it in its batch
+///  62 USED2: the high bit of a count of uses, above REFERENCED in an anonymous folio, above 63 in a file's
+///  63 LAZY: of an anonymous folio, after MADV_FREE, not stored to since; of a file's folio see 62
 /// ```
 ///
 /// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
@@ -432,28 +435,6 @@ impl Folio {
         Reference::Mapping.is_full(self.word.load(Ordering::Relaxed))
     }
 
-    /// Tries to evict the folio: takes the frame if the page cache has the only reference besides the list's, and the page is
-    /// up to date and clean. The caller has the list's reference and keeps other threads from detaching the page. Acquire, as
-    /// in the last put. With `second_chance`, a page used since the last look gets another round instead.
-    pub(crate) fn try_evict(&self, second_chance: bool) -> Eviction {
-        const IDLE: u64 = CACHED | LISTED;
-        let word = self.word.load(Ordering::Relaxed);
-        if word & REFERENCES != IDLE {
-            return Eviction::InUse;
-        }
-        if second_chance && word & REFERENCED != 0 {
-            self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
-            return Eviction::Used;
-        }
-        let ignored = if mutant!("evicts_dirty") { REFERENCED | DIRTY | WRITEBACK } else { REFERENCED };
-        if word & !ignored == IDLE | UPTODATE
-            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        {
-            return Eviction::Taken;
-        }
-        if word & DIRTY != 0 { Eviction::Dirty } else { Eviction::InUse }
-    }
-
     /// Returns whether a read of the page is under way. Acquire: if not, the caller sees the bytes that were read.
     pub fn is_reading(&self) -> bool {
         self.word.load(Ordering::Acquire) & READING != 0
@@ -577,6 +558,7 @@ impl Folio {
     }
 }
 
+mod evict;
 mod group;
 mod home;
 mod isolated;

@@ -1,10 +1,12 @@
 //! The engine's side of a check. It runs an episode's operations on an own space, or in a window of a shared one, and
 //! on its children.
 
+mod behind_end;
 mod files;
 mod perform;
 
 use super::generate::Episode;
+use super::memory::{Memory, Pressure, new_engine};
 use super::operation::{At, FILES, HEAP, Operation, PAGES};
 use super::step::{Line, Outcome, Step, merged};
 use crate::designs::{Design, Visitor};
@@ -18,7 +20,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Frames of the machine: more than all pages of parents and children together, so that memory is never short.
+/// Frames of the machine: more than all pages of parents and children together, so that memory is never
+/// short unless it is limited.
 const FRAMES: u64 = 2048;
 
 /// Shortest duration of a read in checks with threads, so that threads meet during it. The longest is twice as long.
@@ -53,6 +56,12 @@ pub trait Subject {
     /// Does an operation. Returns its outcome, and the map if it has changed.
     fn step(&mut self, operation: &Operation) -> Step;
 
+    /// Returns whether its step differs from Linux's only in bytes behind the end of a file, as far as can be told.
+    fn differs_behind_end(&self, operation: &Operation, mine: &Step, linux: &Step) -> bool;
+
+    /// Adds the numbers of pages that were swapped to `pressure`.
+    fn tell_swapped(&self, pressure: &mut Pressure);
+
     /// Ends everything and checks the engine's own accounts.
     ///
     /// # Errors
@@ -64,15 +73,20 @@ pub trait Subject {
 ///
 /// # Errors
 /// There is not enough memory.
-pub fn subject(design: &Design, episode: &Episode, plant: Option<Plant>) -> Result<Box<dyn Subject>, String> {
-    struct New<'a>(&'a Episode, Option<Plant>);
+pub fn subject(
+    design: &Design,
+    episode: &Episode,
+    plant: Option<Plant>,
+    memory: Option<Memory>,
+) -> Result<Box<dyn Subject>, String> {
+    struct New<'a>(&'a Episode, Option<Plant>, Option<Memory>);
     impl Visitor for New<'_> {
         type Output = Result<Box<dyn Subject>, String>;
         fn visit<D: LockingDesign>(self) -> Self::Output {
-            Ok(Box::new(Machine::<D>::new(self.0, self.1)?))
+            Ok(Box::new(Machine::<D>::new(self.0, self.1, self.2)?))
         }
     }
-    design.visit(New(episode, plant))
+    design.visit(New(episode, plant, memory))
 }
 
 struct Space<D: LockingDesign> {
@@ -100,9 +114,8 @@ impl<D: LockingDesign> Machine<D> {
     ///
     /// # Errors
     /// There is not enough memory.
-    pub fn new(episode: &Episode, plant: Option<Plant>) -> Result<Self, String> {
-        let host = Soft::new(FRAMES).map_err(|error| error.to_string())?;
-        let engine = Engine::new(host, limits()).map_err(|error| error.to_string())?;
+    pub fn new(episode: &Episode, plant: Option<Plant>, memory: Option<Memory>) -> Result<Self, String> {
+        let engine = new_engine(FRAMES, memory)?;
         let space = AddressSpace::new(&engine).map_err(|error| error.to_string())?;
         space.set_heap(VirtAddr::new(At::page(HEAP).address()));
         Self::in_space(space, episode, plant, None)
@@ -192,6 +205,14 @@ impl<D: LockingDesign> Subject for Machine<D> {
         }
         said.clone_from(&map);
         Step(outcome, Some(map))
+    }
+
+    fn differs_behind_end(&self, operation: &Operation, mine: &Step, linux: &Step) -> bool {
+        self.differs_behind_end(operation, mine, linux)
+    }
+
+    fn tell_swapped(&self, pressure: &mut Pressure) {
+        *pressure += &*self.engine;
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), String> {

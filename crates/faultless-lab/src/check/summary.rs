@@ -3,6 +3,7 @@
 use super::differences::KNOWN;
 use super::files;
 use super::generate::Episode;
+use super::memory::Pressure;
 use super::operation::{FILES, Operation};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
@@ -43,6 +44,8 @@ pub struct Summary {
     pub results: BTreeMap<String, BTreeMap<String, u64>>,
     /// The number of known differences, by name.
     pub known: BTreeMap<String, u64>,
+    /// What was swapped, if the engine's memory was limited.
+    pub pressure: Option<Pressure>,
     /// The difference that ended the run, if any.
     pub difference: Option<Found>,
 }
@@ -254,6 +257,9 @@ impl Summary {
             },
             self.rate(),
         );
+        if let Some(pressure) = &self.pressure {
+            let _ = write!(text, "\n{}", pressure.text());
+        }
         text
     }
 }

@@ -4,6 +4,7 @@ use super::LimitConfig;
 use super::group::Event;
 use crate::engine::{Dying, Engine};
 use crate::host::{Clock, FrameUse, GroupId, Host};
+use crate::reclaim::Kinds;
 use crate::stats::Counter;
 use crate::sync::Park;
 use crate::sync::plain::Ordering;
@@ -48,7 +49,7 @@ impl<H: Host> Engine<H> {
         *look += 1;
         let groups = self.sections().groups();
         let max = groups.get(full).map_or(FEW, super::Group::max);
-        let reclaimed = self.reclaim_anonymous(full, few(max));
+        let reclaimed = self.take_pages(full, few(max), Kinds::All);
         if reclaimed.freed != 0 || self.take_stocks(|group| groups.is_within(group, full)) != 0 {
             *look = 0;
             return true;
@@ -93,7 +94,7 @@ impl<H: Host> Engine<H> {
                 continue;
             }
             let over = counts.usage().saturating_sub(counts.max());
-            let reclaimed = self.reclaim_anonymous(group, over.clamp(1, FEW));
+            let reclaimed = self.take_pages(group, over.clamp(1, FEW), Kinds::All);
             if reclaimed.freed == 0 {
                 self.wait_for_memory(fruitless);
                 fruitless += 1;
@@ -117,7 +118,7 @@ impl<H: Host> Engine<H> {
         let groups = self.sections().groups();
         let Some((over, counts)) = groups.over_high(group) else { return };
         let high = counts.high();
-        if self.reclaim_anonymous(over, few(high)).freed != 0 {
+        if self.take_pages(over, few(high), Kinds::All).freed != 0 {
             return;
         }
         let excess = counts.usage().saturating_sub(high);

@@ -8,6 +8,7 @@
 //! | file | |
 //! |---|---|
 //! | `walk.rs` | the steps for a batch of folios |
+//! | `file_pages.rs` | a mapped page of a file |
 //! | `shared_table.rs` | a page of a leaf table that several spaces share |
 //! | `space_head.rs` | a space, as reclaim sees it: without its locking design |
 //! | `groups.rs` | the queues of all groups: gathers the pages that faults have made, chooses a group |
@@ -21,6 +22,7 @@
 //! The count of uses of a page is in its folio: `frame/uses.rs`.
 
 pub(crate) mod ageing;
+mod file_pages;
 mod generations;
 pub(crate) mod groups;
 mod order;
@@ -43,15 +45,17 @@ use crate::limit::{Event, Group};
 use crate::sync::{Mutex, Section, plain};
 use ageing::Ageing;
 pub(crate) use ageing::BATCH;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+pub(crate) use file_pages::Taking;
 use groups::{Queues, Victims};
 use order::Policy;
 pub use order::ReclaimOrder;
 use policy::Report;
 pub(crate) use policy::Shadow;
 use queue::{Distance, Folios};
-pub(crate) use space_head::{Refusal, SpaceHead, Victim};
-pub(crate) use walk::Reclaimed;
+pub(crate) use space_head::{Refusal, SpaceHead, Victim, VictimKind};
+pub(crate) use walk::{Kinds, Reclaimed};
 
 /// The state of an engine's reclaim.
 pub(crate) struct Reclaim {
@@ -78,8 +82,8 @@ impl<H: Host> Folios for Engine<H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy. Called in the fault's section, if
-    /// [`Engine::reclaims`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
+    /// Notes that a fault has installed an anonymous page in `frame`, which is new or a copy, or has mapped a page of a file. Called in
+    /// the fault's section, if [`Engine::reclaims`] or [`Engine::reclaims_files`], with the frame's folio, which the fault has at hand. The frame may be free again by now.
     #[inline]
     pub(crate) fn arrived(&self, section: &Section<'_>, frame: Frame, folio: &Folio) {
         debug_assert!(core::ptr::eq(folio, self.folio(frame)), "the folio of another frame");
@@ -110,10 +114,9 @@ impl<H: Host> Engine<H> {
         self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
     }
 
-    /// Counts an eviction of the page in `frame`, and returns the shadow that the page's slot keeps. Called once for each page
-    /// whose frame is about to be freed and whose bytes stay in a slot.
-    pub(crate) fn evicted(&self, frame: Frame) -> Shadow {
-        let group = self.folio(frame).group();
+    /// Counts an eviction of a page of `group`, and returns the shadow that the page's slot keeps. Called once for each page that is
+    /// evicted.
+    pub(crate) fn evicted(&self, group: GroupId) -> Shadow {
         Shadow::new(self.evictions(group).fetch_add(1, plain::Ordering::Relaxed))
     }
 
@@ -150,6 +153,32 @@ impl<H: Host> Engine<H> {
         let old = self.lock(&self.reclaim.queues).add(group, spare);
         drop(old);
         Ok(())
+    }
+
+    /// Takes the results for frames whose pages were taken out of all entries, as [`Engine::report`] does for each. Returns the
+    /// number of frames that are free now, with those whose write has ended already, as on a device in memory.
+    pub(crate) fn report_taken(&self, group: GroupId, frames: &[Frame]) -> u64 {
+        if frames.is_empty() {
+            return 0;
+        }
+        let mut freed = 0;
+        let mut queues = self.lock(&self.reclaim.queues);
+        for frame in frames {
+            let is_free = self.folio(*frame).is_free();
+            freed += u64::from(is_free);
+            let report = if is_free { Report::Freed } else { Report::Taken };
+            queues.report(self, group, *frame, report);
+        }
+        freed
+    }
+
+    /// Tries to free `pages` frames of anonymous pages now, as `memory.reclaim` of a control group does. Returns the number of
+    /// frames that it has freed, which may be higher: pages are taken in batches. Writes that it has started free more when they
+    /// end. A page that was used since reclaim looked at it last stays. Without a swap device, nothing is freed.
+    ///
+    /// Waits for processors that have old translations, and for nothing else.
+    pub fn reclaim(self: &Arc<Self>, pages: u64) -> u64 {
+        self.take_pages(GroupId::ROOT, pages, Kinds::All).freed
     }
 
     /// Makes faults put pages into reclaim's queues, as an engine that can swap does. For tests.

@@ -12,11 +12,20 @@ use core::ptr::{self, NonNull};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Victim {
     pub frame: Frame,
-    /// The slot that the entry is to name, to which the folio is attached, and its generation. `None`: the page is to be dropped
-    /// (MADV_FREE).
-    pub slot: Option<(Slot, u16)>,
+    pub kind: VictimKind,
     /// Whether the page is taken even if its accessed bit is set.
     pub takes_young: bool,
+}
+
+/// The kind of a page that reclaim takes. It decides which entry is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VictimKind {
+    /// An anonymous page. The entry is to name the slot to which the folio is attached, with its generation.
+    Swapped(Slot, u16),
+    /// An anonymous page that is to be dropped (MADV_FREE). The entry becomes GONE.
+    Dropped,
+    /// A clean page of a file. The entry becomes GONE.
+    File,
 }
 
 /// The reason why reclaim has left an entry as it is.
@@ -38,6 +47,8 @@ pub(crate) enum Refusal {
     Full,
     /// There is no slot, or no place on a device.
     NoSlot,
+    /// The page of a file has to be written first.
+    Dirty,
 }
 
 /// Takes the page of `victim` out of the entry at `index` of the table with this record, if that entry maps it. See

@@ -28,6 +28,8 @@
 //! | `write_out.rs`, `read_in.rs`, `transfer.rs` | transfers to and from devices, with checksums |
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
+//! | `window.rs` | how many pages a fault reads ahead |
+//! | `remove.rs` | takes all pages off a device |
 //! | `places.rs` | free places as bits |
 
 mod cache;
@@ -40,12 +42,14 @@ mod models;
 mod on_store;
 mod places;
 mod read_in;
+mod remove;
 mod slot;
 mod steps;
 mod table;
 #[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
 mod transfer;
+mod window;
 mod write_out;
 
 pub(crate) use cache::SwapIn;
@@ -53,7 +57,10 @@ pub(crate) use cache::SwapIn;
 pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
 pub use on_store::{StoreDevice, StoreDeviceError};
+pub(crate) use read_in::Named;
+pub use remove::{RemoveSwapError, SwapRemoved};
 pub(crate) use steps::Cached;
+pub(crate) use window::{MOST as MOST_AHEAD, Window};
 #[cfg(all(test, feature = "std", not(loom)))]
 use write_out::WrittenOut;
 
@@ -91,15 +98,16 @@ impl Space {
     }
 
     fn add(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
-        self.devices.add(device)?;
-        self.sections.charge(Devices::ROOM);
+        if self.devices.add(device)? {
+            self.sections.charge(Devices::ROOM);
+        }
         Ok(())
     }
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
-        let devices = self.devices.usage().count();
+        let devices = self.devices.count();
         self.sections.uncharge(size_of::<Self>() + devices * Devices::ROOM);
     }
 }
@@ -109,13 +117,13 @@ impl Drop for Space {
 pub struct SwapUsage {
     /// The number of slots in use. A slot is in use from when its page is chosen to be written until no entry names it.
     pub slots: u64,
-    /// The use of each device, in the order in which they were added.
+    /// The use of each device that was not removed, in the order in which they were added.
     pub devices: Vec<DeviceUsage>,
 }
 
 impl<H: Host> Engine<H> {
     /// Adds a swap device. Pages are written to the first device that takes them, in the order in which devices were added: add fast
-    /// ones first. A device stays for as long as the engine.
+    /// ones first. [`Engine::remove_swap`] removes a device.
     ///
     /// Add the first device before the first page is mapped: reclaim does not find anonymous pages that are older.
     ///
@@ -160,7 +168,7 @@ impl<H: Host> Surroundings for Engine<H> {
     }
 
     fn count_eviction(&self, frame: Frame) -> u64 {
-        self.evicted(frame).get()
+        self.evicted(Engine::folio(self, frame).group()).get()
     }
 
     fn release(&self, location: Location) {

@@ -52,6 +52,15 @@ pub(crate) enum Evicted {
     Kept,
 }
 
+/// The outcome of an attempt to take the place from a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlaceLeft {
+    /// The place is free. Only the folio has the bytes.
+    Left,
+    /// The folio has left the slot meanwhile, or the slot has no place. Nothing has changed.
+    Kept,
+}
+
 /// The slots of an engine with what surrounds them.
 pub(crate) struct Steps<'a, S> {
     pub slots: &'a SlotTable,
@@ -213,8 +222,22 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         generation: u16,
         frame: Frame,
     ) -> Result<(), NotBegun> {
-        slot.begin_read(generation)?;
+        slot.begin_read(generation, false)?;
         self.around.folio(frame).begin_swapped_in(number.get(), 2);
+        slot.publish(frame);
+        Ok(())
+    }
+
+    /// Attaches a folio as [`Steps::begin_read`] does, for a page that no fault needs yet. The read has the only pin.
+    pub fn begin_read_ahead(
+        self,
+        number: Slot,
+        slot: &SwapSlot,
+        generation: u16,
+        frame: Frame,
+    ) -> Result<(), NotBegun> {
+        slot.begin_read(generation, true)?;
+        self.around.folio(frame).begin_swapped_in(number.get(), 1);
         slot.publish(frame);
         Ok(())
     }
@@ -248,6 +271,26 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             self.free_slot(number, slot);
         }
         self.around.folio(frame).end_writeback(false);
+    }
+
+    /// Takes the place from a slot that has a folio, and gives it back to its device. From then on only the folio has the bytes. The
+    /// caller has pinned the folio and isolated it, and no write of it is under way. So no write begins, the folio is not evicted,
+    /// and no other thread changes the place while the slot is in this life.
+    pub fn leave_place(self, number: u64, slot: &SwapSlot, generation: u16) -> PlaceLeft {
+        // Whoever frees the slot gives its place back. This reference keeps that from happening meanwhile.
+        if !slot.try_count(generation) {
+            return PlaceLeft::Kept;
+        }
+        let is_ours = mutant!("swapoff_leaves_written") || slot.unwrite(generation);
+        let location = if is_ours { slot.location() } else { None };
+        if location.is_some() {
+            slot.set_location(None);
+        }
+        self.put(number, slot);
+        location.map_or(PlaceLeft::Kept, |location| {
+            self.around.release(location);
+            PlaceLeft::Left
+        })
     }
 
     /// Takes the folio out of a slot, and frees the slot if nothing else has it.

@@ -75,6 +75,11 @@ impl SlotTable {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Returns a number above those of all slots that were made so far.
+    pub fn made(&self) -> u64 {
+        self.chunks.load(Ordering::Relaxed) * CHUNK as u64
+    }
+
     /// Takes a free slot, and makes a chunk if there is none. The caller has it alone until it begins its life. Does not sleep.
     ///
     /// # Errors

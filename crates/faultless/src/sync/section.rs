@@ -25,6 +25,7 @@ use super::{OutOfMemory, full_fence, plain};
 use crate::limit::{Groups, Stock};
 use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
+use crate::swap::Window;
 use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -38,6 +39,8 @@ use crossbeam_utils::CachePadded;
 pub struct Sections {
     /// The chunks of slots. A chunk is made when a slot in it is first used, and freed with `self`.
     chunks: [AtomicPtr<Chunk>; CHUNKS],
+    /// The number of places of `chunks` up to the last chunk that was made. It keeps scans of all chunks short. Atomic.
+    places: plain::AtomicUsize,
     /// Null, or a chunk that has no number yet, for first uses of a slot when there is no memory. Like chunks of high numbers,
     /// it reports each byte that it keeps at once.
     spare: plain::AtomicPtr<Chunk>,
@@ -64,6 +67,7 @@ impl Sections {
     pub fn new() -> Self {
         Self {
             chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            places: plain::AtomicUsize::new(0),
             spare: plain::AtomicPtr::new(ptr::null_mut()),
             listed: Listed::new(),
             left: List::of_all(),
@@ -86,6 +90,7 @@ impl Sections {
             for i in 0..CHUNKS {
                 (&raw mut (*place).chunks[i]).write(AtomicPtr::new(ptr::null_mut()));
             }
+            (&raw mut (*place).places).write(plain::AtomicUsize::new(0));
             (&raw mut (*place).spare).write(plain::AtomicPtr::new(ptr::null_mut()));
             Listed::write_to(&raw mut (*place).listed);
             (&raw mut (*place).left).write(List::of_all());
@@ -191,7 +196,10 @@ impl Sections {
         if there.is_null() {
             let new = Box::into_raw(chunk(index - index % CHUNK_SLOTS)?);
             there = match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => new,
+                Ok(_) => {
+                    self.places.fetch_max(index / CHUNK_SLOTS + 1, Ordering::Release);
+                    new
+                }
                 Err(theirs) => {
                     // SAFETY: `new` has just come from a Box, and no other thread has seen it.
                     self.give_spare(unsafe { Box::from_raw(new) });
@@ -431,10 +439,11 @@ impl Sections {
         self.made_chunks().flat_map(|chunk| &chunk.slots).for_each(|slot| f(&slot.arrivals));
     }
 
-    /// Returns the chunks of which some slots have been used.
+    /// Returns the chunks of which some slots have been used. It may miss one that is being made.
     pub(super) fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
+        let places = self.chunks.iter().take(self.places.load(Ordering::Acquire));
         // SAFETY: null, or a chunk, and those are freed only in Drop.
-        self.chunks.iter().filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
+        places.filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
     }
 
     /// Returns every slot that is in use.
@@ -513,6 +522,11 @@ impl Section<'_> {
     #[inline]
     pub(crate) fn stock(&self) -> &Stock {
         &self.slot.stock
+    }
+
+    /// Returns this thread's window of read-ahead in swap space.
+    pub(crate) fn window(&self) -> &Window {
+        &self.slot.window
     }
 }
 

@@ -9,6 +9,7 @@ use super::{OutOfMemory, plain};
 use crate::limit::Stock;
 use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
+use crate::swap::Window;
 use alloc::boxed::Box;
 use core::ops::Deref;
 use crossbeam_utils::CachePadded;
@@ -101,6 +102,8 @@ pub(super) struct Slot {
     pub counters: Counters,
     /// The numbers in stock: the next one, and the end. Used by the slot's thread alone.
     pub numbers: [plain::AtomicU64; 2],
+    /// The window of read-ahead in swap space. Used by the slot's thread alone.
+    pub window: Window,
     /// Tells whether the thread is in a section that is not marked, for checks. Used by the slot's thread alone.
     #[cfg(debug_assertions)]
     in_unmarked: plain::AtomicUsize,
@@ -119,6 +122,7 @@ impl Slot {
             state: plain::AtomicU8::new(State::Unused as u8),
             counters: Counters::default(),
             numbers: [const { plain::AtomicU64::new(0) }; 2],
+            window: Window::default(),
             #[cfg(debug_assertions)]
             in_unmarked: plain::AtomicUsize::new(0),
             retired: List::new(index),

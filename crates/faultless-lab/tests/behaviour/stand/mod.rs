@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 mod linux;
+pub(crate) mod pressure;
 mod soft;
 
 #[cfg(target_os = "linux")]

@@ -56,9 +56,9 @@ fn moves_along(entry: Entry) -> bool {
         EntryKind::Page(_)
         | EntryKind::Foreign(_)
         | EntryKind::Guard
-        | EntryKind::Swapped(..)
         | EntryKind::Gone(_)
         | EntryKind::Kept(_) => true,
+        EntryKind::Swapped(..) => !mutant!("slot_stays_behind"),
         EntryKind::Empty => false,
     }
 }

@@ -3,6 +3,7 @@
 
 use super::file::NotReady;
 use super::pending::Awaited;
+use super::swap_ahead::Ahead;
 use super::swapped::SlotName;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
@@ -117,7 +118,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         course: &mut Course<D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
-        let (engine, attempt) = (&self.0.engine, course.attempt);
+        let (space, attempt) = (&*self.0, course.attempt);
+        let engine = &space.engine;
         if !core::mem::replace(&mut course.is_counted, true) {
             engine.counters().add(Counter::MajorFaults, 1);
         }
@@ -134,7 +136,11 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                     return self.make_room((address, access), course, pending);
                 };
                 let shadow = engine.slot_shadow(name.slot);
-                match engine.begin_swap_in(name.slot, name.generation, frame) {
+                let ahead = match engine.may_read_ahead(name.slot) {
+                    true => space.swapped_near(address.page()),
+                    false => Ahead::new(),
+                };
+                match engine.begin_swap_in(name.slot, name.generation, frame, &ahead) {
                     SwapIn::Started => {
                         engine.refaulted(frame, shadow);
                         (frame, true)

@@ -11,6 +11,7 @@ pub(in crate::space) mod first_page;
 pub(in crate::space) mod page_work;
 mod pending;
 pub(in crate::space) mod shared_table;
+mod swap_ahead;
 mod swapped;
 
 pub use error::{FaultError, Signal};
@@ -18,6 +19,7 @@ pub use pending::PendingFault;
 
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
+use crate::engine::Engine;
 use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
@@ -444,16 +446,21 @@ fn finish<H: Host, D: LockingDesign>(
 
 /// Installs an entry over an empty one, or over one with the same frame.
 fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> Step<H> {
+    let engine = work.engine();
     match work.install(new) {
-        Ok(old) => Step::Done(outlived(old)),
+        Ok(old) => Step::Done(outlived(engine, old, new)),
         Err(_) => Step::NeedMemory,
     }
 }
 
-/// Returns an entry that was replaced and whose translation may still be in use: that of a page which reclaim has taken.
-fn outlived(old: Entry) -> Option<Entry> {
+/// Returns the entry that `new` has replaced, if its translation may still be in use and leads to another frame (rule S3): that of
+/// a page which reclaim has taken, and whose folio is isolated until the invalidation (rule S4).
+fn outlived<H: Host>(engine: &Engine<H>, old: Entry, new: Entry) -> Option<Entry> {
     match old.kind() {
-        EntryKind::Gone(_) => Some(old),
+        EntryKind::Gone(frame) => {
+            let is_old = engine.folio(frame).is_isolated() && !mutant!("gone_without_invalidate");
+            (is_old && new.counted_frame() != Some(frame)).then_some(old)
+        }
         // The same frame is mapped again.
         EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Kept(_) => None,
         // A fault installs nothing over a page in a slot.
@@ -475,15 +482,20 @@ fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Fram
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
-    match work.install(Entry::mapping(frame, rights | bits)) {
+    let new = Entry::mapping(frame, rights | bits);
+    match work.install(new) {
         Ok(old) => {
+            let old = match old.kind() {
+                EntryKind::Gone(_) => outlived(engine, old, new),
+                _ => old.holds_page().then_some(old),
+            };
             if engine.reclaims() {
                 engine.arrived(section, frame, folio);
                 if section.stock().owes() {
-                    return Step::Owing(old.holds_page().then_some(old));
+                    return Step::Owing(old);
                 }
             }
-            Step::Done(old.holds_page().then_some(old))
+            Step::Done(old)
         }
         Err(_) => {
             if folio.cancel_anonymous() {

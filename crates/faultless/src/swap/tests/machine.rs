@@ -210,7 +210,7 @@ impl World {
     }
 
     /// Takes a frame, and waits for writes if there is none.
-    fn frame(&self) -> Frame {
+    pub(super) fn frame(&self) -> Frame {
         let transfers = || self.0.cache.transfers.load(crate::sync::plain::Ordering::Relaxed);
         loop {
             // Looked at first: a write that ends in between has freed its frame.
@@ -263,7 +263,7 @@ impl World {
                 Cached::Busy => std::thread::yield_now(),
                 Cached::Absent => {
                     let new = self.frame();
-                    match self.0.begin_swap_in(slot, generation, new) {
+                    match self.0.begin_swap_in(slot, generation, new, &[]) {
                         SwapIn::Started => break new,
                         SwapIn::Lost => {}
                         SwapIn::Poisoned(error) => return Err(error),
@@ -285,6 +285,12 @@ impl World {
 
     pub(super) fn unpin(&self, frame: Frame) {
         self.0.unpin(frame, Reference::Pin);
+    }
+
+    /// Lets a page of [`World::page`] go, which has no slot.
+    pub(super) fn let_go(&self, frame: Frame) {
+        self.0.folio(frame).end_isolation();
+        self.unpin(frame);
     }
 
     /// Returns the bytes of the page of an entry.

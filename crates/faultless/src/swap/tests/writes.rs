@@ -25,9 +25,9 @@ fn failing(
 }
 
 /// Notes the offset and the pages of each transfer.
-struct Noting<S> {
-    inner: S,
-    seen: Mutex<Vec<(u64, usize)>>,
+pub(super) struct Noting<S> {
+    pub(super) inner: S,
+    pub(super) seen: Mutex<Vec<(u64, usize)>>,
 }
 
 impl<S: Store> Store for Noting<S> {
