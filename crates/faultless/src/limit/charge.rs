@@ -39,6 +39,7 @@ impl<H: Host> Engine<H> {
             }
             Err(full) => {
                 groups.note(full, Event::Max, 1);
+                stock.refuse();
                 false
             }
         }

@@ -46,7 +46,7 @@ fn beside_a_taker(
         owner(&sections, group);
         taker.join().unwrap();
         let (of, stock) = sections.stock(slot()).seen();
-        assert!(of == group || stock == 0);
+        assert!(of == group || stock == 0, "pages were lost: they are in a stock of no group");
         let usage = groups.get(group).unwrap().usage();
         assert_eq!(usage, after + stock, "pages were lost, or are in two places");
         // The stock is of use again.

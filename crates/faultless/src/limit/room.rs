@@ -3,7 +3,7 @@
 use super::LimitConfig;
 use super::group::Event;
 use crate::engine::{Dying, Engine};
-use crate::host::{Clock, FrameUse, GroupId, Host};
+use crate::host::{Clock, GroupId, Host};
 use crate::reclaim::Kinds;
 use crate::stats::Counter;
 use crate::sync::Park;
@@ -28,18 +28,13 @@ impl<H: Host> Engine<H> {
     /// Makes room after [`Engine::take_frame`] found no frame for `group`. `look` counts the calls since one of them has freed a page.
     /// Returns `false` if there were enough.
     pub(crate) fn make_room_for(self: &Arc<Self>, group: GroupId, look: &mut u32) -> bool {
-        if group != GroupId::ROOT {
-            if let Some(full) = self.sections().groups().full(group) {
-                return self.make_room_under(full, look);
-            }
-            // Another thread has made room in the group meanwhile. The machine itself may have none.
-            if let Some(frame) = self.take_frame(group, FrameUse::Anonymous) {
-                self.free_frame(frame);
-                return true;
-            }
-            if let Some(full) = self.sections().groups().full(group) {
-                return self.make_room_under(full, look);
-            }
+        // Otherwise the machine has no frame, or the allocator no memory for a table.
+        if group != GroupId::ROOT && self.enter().stock().take_refusal() {
+            return match self.sections().groups().full(group) {
+                Some(full) => self.make_room_under(full, look),
+                // Another thread has made room meanwhile.
+                None => true,
+            };
         }
         self.make_room(GroupId::ROOT, look)
     }

@@ -33,6 +33,8 @@ pub(crate) struct Stock {
     mark: AtomicUsize,
     /// Whether the slot's thread has charged a page over high, and has not reclaimed for that. Used by the slot's thread alone.
     owes: plain::AtomicBool,
+    /// Whether the last charge of the slot's thread was refused. Used by the slot's thread alone.
+    is_refused: plain::AtomicBool,
 }
 
 impl Stock {
@@ -44,6 +46,7 @@ impl Stock {
             share: plain::AtomicU32::new(0),
             mark: AtomicUsize::new(0),
             owes: plain::AtomicBool::new(false),
+            is_refused: plain::AtomicBool::new(false),
         }
     }
 
@@ -178,6 +181,18 @@ impl Stock {
     #[inline]
     pub fn owes(&self) -> bool {
         self.owes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a charge of the slot's thread was refused.
+    pub fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether a charge of the slot's thread was refused since the last call.
+    pub fn take_refusal(&self) -> bool {
+        let was_refused = self.is_refused.load(Ordering::Relaxed);
+        self.is_refused.store(false, Ordering::Relaxed);
+        was_refused
     }
 
     /// Notes that the slot's thread reclaims for its page over high.
