@@ -87,6 +87,8 @@ bound_not_asked_again    | faultless      | lib | a_bit_that_comes_while | invar
 full_asked_before_the_count | faultless   | lib | copies_at_the_limit | a count of mappings runs over
 uncount_relaxed          | faultless      | lib | copies_at_the_limit | a count of mappings runs over
 popped_after_the_look    | faultless      | lib | a_life_that_begins_while_its_frame_is_taken | pages in the queues
+stock_taken_in_a_section | faultless      | lib | a_fault_takes_from_its_stock_while_that_is_taken_back | pages were lost
+stock_taken_at_a_mark    | faultless      | lib | a_freed_page_goes_to_a_stock_that_is_taken_back | pages were lost
 relinked_by_a_store      | faultless      | lib | a_life_that_begins_while_its_frame_is_gathered | pages in the queues
 looks_before_it_notes    | faultless-soft | loom_waits | a_wait_for_a_place_against_ | deadlock
 wakes_before_the_place   | faultless-soft | loom_waits | a_wait_for_a_place_against_an_unpin | deadlock

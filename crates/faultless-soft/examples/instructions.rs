@@ -13,7 +13,7 @@ use faultless::store::Transfer;
 use faultless::swap::{CompressedMemory, SwapDevice};
 use faultless::sync::{FenceBarrier, Life, RetiredList, Section, Sections, fence_after_rmw};
 use faultless::vma::tree::{Ranged, Tree, Writer};
-use faultless::{AddressSpace, Engine, Limits, MapRequest, Placement};
+use faultless::{AddressSpace, Engine, LimitConfig, Limits, MapRequest, MemoryLimit, Placement};
 use faultless_soft::{Cpu, RadixTable, Soft};
 use std::error::Error;
 use std::hint::black_box;
@@ -27,14 +27,16 @@ type Run = fn(u64) -> Result<Took, Failure>;
 /// The nanoseconds of one operation.
 struct Took(f64);
 
-const ALL: [(&str, Run); 16] = [
+const ALL: [(&str, Run); 18] = [
     ("look-up-30", |rounds| look_up(30, rounds)),
     ("look-up-1000", |rounds| look_up(1_000, rounds)),
     ("look-up-60000", |rounds| look_up(60_000, rounds)),
     ("update-30", |rounds| update(30, rounds)),
     ("update-1000", |rounds| update(1_000, rounds)),
     ("update-60000", |rounds| update(60_000, rounds)),
-    ("anonymous-fault", anonymous_fault),
+    ("anonymous-fault", |rounds| anonymous_fault(machine, rounds)),
+    ("fault-beside-a-group", |rounds| anonymous_fault(machine_beside_a_group, rounds)),
+    ("fault-in-a-group", |rounds| anonymous_fault(machine_in_a_group, rounds)),
     ("zeroing-a-page", zeroing),
     ("unmap-a-page", unmap),
     ("map-touch-unmap", map_touch_unmap),
@@ -171,6 +173,22 @@ fn machine(frames: u64) -> Result<Machine, Failure> {
     Ok(Machine { engine, space })
 }
 
+/// Makes a machine whose space is in a group that is far below its limit. Faults note pages for reclaim, as in any engine with a
+/// limit.
+fn machine_in_a_group(frames: u64) -> Result<Machine, Failure> {
+    let engine = Engine::new(memory(frames)?, Limits::default())?;
+    let limit = MemoryLimit::new(&engine, LimitConfig::max(1 << 20))?;
+    let space = AddressSpace::new_in(&engine, &limit)?;
+    Ok(Machine { engine, space })
+}
+
+/// Makes a machine with a limit, and a space that is in no group.
+fn machine_beside_a_group(frames: u64) -> Result<Machine, Failure> {
+    let machine = machine(frames)?;
+    MemoryLimit::new(&machine.engine, LimitConfig::max(1 << 20))?;
+    Ok(machine)
+}
+
 fn at(page: u64) -> VirtAddr {
     VirtAddr::new(page * PAGE_SIZE)
 }
@@ -180,7 +198,7 @@ fn map(space: &AddressSpace<Soft, Faultless>, page: u64, pages: u64) -> Result<V
 }
 
 /// Stores to an untouched page of a mapping that has other pages. A leaf table that exists serves up to 511 rounds.
-fn anonymous_fault(rounds: u64) -> Result<Took, Failure> {
+fn anonymous_fault(machine: fn(u64) -> Result<Machine, Failure>, rounds: u64) -> Result<Took, Failure> {
     let Machine { space, .. } = machine(rounds + 512)?;
     map(&space, 0, rounds + 1)?;
     space.fault_and_wait(at(rounds), Access::Write)?;

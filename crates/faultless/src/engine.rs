@@ -89,6 +89,8 @@ pub struct Engine<H: Host> {
     pub(crate) swap: Swap,
     /// The queues of pages that reclaim may take. They have a cache line of their own.
     pub(crate) reclaim: CachePadded<Reclaim>,
+    /// Whether a thread takes stocks of others back. Atomic.
+    pub(crate) takes_stocks: plain::AtomicBool,
 }
 
 impl<H: Host> Engine<H> {
@@ -121,6 +123,7 @@ impl<H: Host> Engine<H> {
             (&raw mut (*place).open_batches).write(CachePadded::default());
             (&raw mut (*place).swap).write(Swap::default());
             (&raw mut (*place).reclaim).write(CachePadded::new(Reclaim::new(limits.reclaim)));
+            (&raw mut (*place).takes_stocks).write(plain::AtomicBool::new(false));
             (&raw mut (*place).host).write(host);
             engine.assume_init()
         };
@@ -414,7 +417,7 @@ impl<H: Host> Engine<H> {
 
     /// Runs `work` with a wait function. Adds the time from the first wait on to `counter`; reads no clock if there is no
     /// wait.
-    fn timed(&self, counter: Counter, work: impl FnOnce(&mut dyn FnMut(u32))) {
+    pub(crate) fn timed(&self, counter: Counter, work: impl FnOnce(&mut dyn FnMut(u32))) {
         let mut start = None;
         work(&mut |look| {
             start.get_or_insert_with(|| self.host.clock().now_ns());
@@ -522,7 +525,7 @@ impl<H: Host> Engine<H> {
     #[inline]
     fn see_to(&self, frame: Frame, left: Remaining) {
         match left {
-            Remaining::Nothing => self.frames().free(frame),
+            Remaining::Nothing => self.free_frame(frame),
             Remaining::Idle if self.folio(frame).is_anonymous() => self.see_to_cached(frame),
             Remaining::Idle => self.cache.list(self, frame),
             Remaining::InSlot => self.see_to_cached(frame),

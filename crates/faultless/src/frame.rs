@@ -46,7 +46,7 @@ use crate::tables::Home;
 /// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
 /// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
 /// | 4 | why a read failed | used |
-/// | 4 | the memory limit that pays for it | reserved |
+/// | 4 | the group of the memory limit that pays for it | used |
 /// | 24 | the place in the list of idle folios | used |
 /// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
 ///
@@ -65,6 +65,8 @@ pub struct Folio {
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
     error: plain::AtomicU32,
+    /// The number of the group that pays for the page, 0 for the root. Atomic. The thread that has the frame alone writes it.
+    group: plain::AtomicU32,
     /// The folio's file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
     /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
@@ -187,6 +189,7 @@ impl Folio {
             home: AtomicU64::new(0),
             index: plain::AtomicU64::new(0),
             error: plain::AtomicU32::new(0),
+            group: plain::AtomicU32::new(0),
             place: ListPlace {
                 file: plain::AtomicPtr::new(core::ptr::null_mut()),
                 before: plain::AtomicU64::new(0),
@@ -549,26 +552,6 @@ impl Folio {
         self.word.load(Ordering::Relaxed) & REFERENCES == MAPPING
     }
 
-    /// Counts one more mapping, which no entry has. Returns false if the count is full. For tests.
-    ///
-    /// # Safety
-    /// An entry maps the frame. Each such mapping is taken back by [`Folio::put_uncounted`] before that entry goes.
-    #[cfg(any(test, feature = "audit"))]
-    pub unsafe fn get_uncounted(&self) -> bool {
-        let one_more = |word| (!Reference::Mapping.is_full(word)).then_some(word + MAPPING);
-        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
-    }
-
-    /// Takes back one mapping of [`Folio::get_uncounted`]. For tests.
-    ///
-    /// # Safety
-    /// The mapping was counted by [`Folio::get_uncounted`], and is taken back once.
-    #[cfg(any(test, feature = "audit"))]
-    pub unsafe fn put_uncounted(&self) {
-        let is_last = self.put(Reference::Mapping);
-        debug_assert!(!is_last, "an entry maps the frame");
-    }
-
     /// Returns whether there is no reference to the frame.
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == 0
@@ -576,10 +559,13 @@ impl Folio {
 }
 
 mod evict;
+mod group;
 mod home;
 mod isolated;
 mod outcome;
 mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(any(test, feature = "audit"))]
+mod uncounted;
 mod uses;

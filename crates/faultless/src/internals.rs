@@ -150,7 +150,7 @@
 //! | `page_cache/`: `mod.rs`, `reading.rs`, `writeback.rs`, `index.rs`, `folio_list.rs` | a page that is being read is not used, a page that is being written is not written by others; index nodes live as long as the file | READING and WRITEBACK; the file owns its index; a file leaves the idle list before its memory goes |
 //! | `host/std_host.rs` | frames and tables are as `Host` demands | the implementation of `StdHost` |
 //! | `host/standard.rs`, `vma/mod.rs` | `Slots`: one thread a slot; `Ranged`: a range that does not change | a thread-local number; a VMA is immutable |
-//! | `swap/`: `once_box.rs`, `table.rs` | a filled box stays; memory of zeros is an empty chunk | the place is filled once, and goes with the engine; slots and places are atomic numbers |
+//! | `sync/once_box.rs`, `swap/table.rs` | a filled box stays; memory of zeros is an empty chunk | the place is filled once, and goes with the engine; slots and places are atomic numbers |
 //! | `swap/transfer.rs` | a page that is being read is not used, a page that is being written is not written by others | READING and WRITEBACK: a table in that module says which |
 //! | `store/transfer.rs` | the memory of a transfer, whose pages do not overlap | [`store::Transfer::new`]; [`store::Bytes`] gives exclusive access for a read only |
 //! | `host/membarrier.rs` | a call of the kernel without pointers | – |

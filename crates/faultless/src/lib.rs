@@ -50,6 +50,7 @@ pub mod errno;
 pub mod frame;
 pub mod host;
 pub mod internals;
+mod limit;
 mod page_cache;
 pub mod protection;
 mod reclaim;
@@ -64,6 +65,7 @@ mod tables;
 pub mod vma;
 
 pub use engine::{Engine, Limits};
+pub use limit::{LimitConfig, MemoryLimit, MemoryLimitError, MemoryUsage};
 #[cfg(mutants)]
 #[doc(hidden)]
 pub use mutants::is_planted;

@@ -238,7 +238,7 @@ impl<H: Host> Engine<H> {
     /// Evicts pages of files that are not in use, or reclaims mapped and anonymous pages.
     fn evict_or_reclaim(self: &Arc<Self>, group: GroupId) -> Reclaimed {
         match self.evict(group, FEW) {
-            0 => self.take_pages(FEW, Kinds::All),
+            0 => self.take_pages(group, FEW, Kinds::All),
             freed => Reclaimed { freed, is_delayed: false },
         }
     }
@@ -255,7 +255,13 @@ impl<H: Host> Engine<H> {
             return true;
         }
         self.wait_for_memory(*look);
-        if reclaimed.is_delayed { *look < LOOKS_DELAYED } else { self.looks_on(*look) }
+        self.looks_for_room(*look, reclaimed.is_delayed)
+    }
+
+    /// Returns whether look number `look` for memory is not the last one. `is_delayed`: pages are there that could not be taken at
+    /// the moment.
+    pub(crate) fn looks_for_room(&self, look: u32, is_delayed: bool) -> bool {
+        if is_delayed { look < LOOKS_DELAYED } else { self.looks_on(look) }
     }
 
     /// Returns whether look number `look` for memory is not the last one.

@@ -29,7 +29,7 @@ impl<H: Host> File<H> {
         }
         match over() {
             0 => false,
-            left => engine.take_pages(left, Kinds::Files).is_delayed,
+            left => engine.take_pages(GroupId::ROOT, left, Kinds::Files).is_delayed,
         }
     }
 

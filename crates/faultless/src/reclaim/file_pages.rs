@@ -5,6 +5,7 @@
 //! ```
 //! The count of mappings decides whether the page can be freed, so a walk may end early, and may miss an entry that moves.
 
+use super::groups::Victims;
 use super::space_head::{Refusal, Victim, VictimKind};
 use super::walk::Unmapped;
 use crate::engine::{Engine, StaleBatch};
@@ -93,6 +94,7 @@ impl<H: Host> Engine<H> {
     /// Does step 3 for a file's page that the caller has isolated. With `is_dirty`, notes that it has to be written.
     pub(super) fn unmap_file_page(
         &self,
+        victims: Victims,
         frame: Frame,
         is_dirty: bool,
         files: &mut Files<H>,
@@ -101,7 +103,7 @@ impl<H: Host> Engine<H> {
         let folio = self.folio(frame);
         let page = folio.index();
         let Some(file) = files.of(self, frame) else {
-            self.pass_over(frame, Refusal::Busy);
+            self.pass_over(victims.group, frame, Refusal::Busy);
             return Unmapped::None(Refusal::Busy);
         };
         if is_dirty {
@@ -109,17 +111,17 @@ impl<H: Host> Engine<H> {
             if files.dirty.len() < files.dirty.capacity() || files.dirty.try_reserve(super::BATCH).is_ok() {
                 files.dirty.push(noted);
             }
-            self.pass_over(frame, Refusal::Dirty);
+            self.pass_over(victims.group, frame, Refusal::Dirty);
             return Unmapped::None(Refusal::Dirty);
         }
-        let victim = Victim { frame, kind: VictimKind::File };
+        let victim = Victim { frame, kind: VictimKind::File, takes_young: victims.takes_young };
         let mut taking = Taking { victim, folio, stale, looks: 0, taken: 0, refusal: Refusal::Gone };
         file.unmap_everywhere(page, &mut taking);
         let (taken, refusal) = (taking.taken, taking.refusal);
         if folio.mappings() == 0 {
             return Unmapped::File;
         }
-        self.pass_over(frame, refusal);
+        self.pass_over(victims.group, frame, refusal);
         if taken != 0 { Unmapped::Some } else { Unmapped::None(refusal) }
     }
 

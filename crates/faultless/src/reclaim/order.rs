@@ -2,8 +2,9 @@
 
 use super::generations::Generations;
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
-use super::queue::{Claimed, Distance, Folios};
+use super::queue::{Claimed, Distance, Folios, Queue};
 use super::small_main::SmallMain;
+use crate::host::Frame;
 
 /// The order in which reclaim tries anonymous pages. See docs/pressure.md.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,13 @@ impl Default for Policy {
 }
 
 impl ReclaimPolicy for Policy {
+    fn of_same_kind(&self) -> Self {
+        match self {
+            Self::SmallMain(policy) => Self::SmallMain(policy.of_same_kind()),
+            Self::Generations(policy) => Self::Generations(policy.of_same_kind()),
+        }
+    }
+
     fn arrived(&mut self, folios: &impl Folios, frame: Claimed, distance: Distance) {
         match self {
             Self::SmallMain(policy) => policy.arrived(folios, frame, distance),
@@ -57,6 +65,13 @@ impl ReclaimPolicy for Policy {
         match self {
             Self::SmallMain(policy) => policy.reported(folios, frame, origin, report),
             Self::Generations(policy) => policy.reported(folios, frame, origin, report),
+        }
+    }
+
+    fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
+        match self {
+            Self::SmallMain(policy) => policy.sort(folios, count, keeps, strays),
+            Self::Generations(policy) => policy.sort(folios, count, keeps, strays),
         }
     }
 

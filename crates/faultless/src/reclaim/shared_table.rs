@@ -35,7 +35,7 @@ impl<H: Host> Engine<H> {
         if seen.is_announced() {
             return Err(Refusal::Busy);
         }
-        while seen.has(Entry::ACCESSED) && !self.takes_young() {
+        while seen.has(Entry::ACCESSED) && !victim.takes_young {
             match exchange::<H>(record, index, seen, seen.without(Entry::ACCESSED)) {
                 Ok(()) => return Err(Refusal::Young),
                 Err(now) => seen = now,

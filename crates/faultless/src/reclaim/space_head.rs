@@ -13,6 +13,8 @@ use core::ptr::{self, NonNull};
 pub(crate) struct Victim {
     pub frame: Frame,
     pub kind: VictimKind,
+    /// Whether the page is taken even if its accessed bit is set.
+    pub takes_young: bool,
 }
 
 /// The kind of a page that reclaim takes. It decides which entry is left.

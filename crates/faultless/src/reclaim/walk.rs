@@ -15,11 +15,13 @@
 
 use super::ageing::BATCH;
 use super::file_pages::Files;
+use super::groups::Victims;
 use super::policy::Report;
 use super::space_head::{Found, Refusal, Victim, VictimKind};
 use crate::engine::{Engine, StaleBatch};
 use crate::frame::Isolation;
-use crate::host::{Frame, Host, Slot};
+use crate::host::{Frame, GroupId, Host, Slot};
+use crate::limit::Event;
 use crate::stats::Counter;
 use crate::sync::plain::Ordering;
 use crate::tables::places;
@@ -65,11 +67,12 @@ pub(super) enum Unmapped {
 }
 
 impl<H: Host> Engine<H> {
-    /// Tries to free `wanted` frames of pages of `kinds`, and returns the number of frames that are free now. The writes that it
-    /// starts free more when they end. Waits for processors that have old translations, and for nothing else.
+    /// Tries to free `wanted` frames of pages of `kinds`, of `group` and the groups below it, and returns the number of frames that
+    /// are free now. The writes that it starts free more when they end. Waits for processors that have old translations, and for
+    /// nothing else. Of a group with a limit it takes no more than it needs.
     ///
     /// The caller is in no section and has announced nothing.
-    pub(crate) fn take_pages(self: &Arc<Self>, wanted: u64, kinds: Kinds) -> Reclaimed {
+    pub(crate) fn take_pages(self: &Arc<Self>, group: GroupId, wanted: u64, kinds: Kinds) -> Reclaimed {
         let mut sum = Reclaimed::default();
         if !self.reclaims() && !self.reclaims_files() {
             return sum;
@@ -79,12 +82,18 @@ impl<H: Host> Engine<H> {
         let mut files = Files::new();
         for _ in 0..LOOKS {
             let mut frames = [self.zero_frame(); BATCH];
-            let count = self.next_victims(&mut frames);
-            if count == 0 {
+            let most = if group == GroupId::ROOT { BATCH } else { (wanted as usize).min(BATCH) };
+            let victims = self.next_victims(group, &mut frames[..most]);
+            sum.is_delayed |= victims.is_delayed;
+            if victims.count == 0 && victims.is_delayed {
+                continue;
+            }
+            if victims.count == 0 {
                 break;
             }
-            self.counters().add(Counter::ReclaimLooks, count as u64);
-            let batch = self.reclaim_batch(&mut frames[..count], kinds, &mut files);
+            self.counters().add(Counter::ReclaimLooks, victims.count as u64);
+            self.sections().groups().note(victims.group, Event::Scanned, victims.count as u64);
+            let batch = self.reclaim_batch(victims, &mut frames[..victims.count], kinds, &mut files);
             files.start_writeback();
             sum.freed += batch.freed;
             sum.is_delayed |= batch.is_delayed;
@@ -97,12 +106,13 @@ impl<H: Host> Engine<H> {
         sum
     }
 
-    /// Tries to reclaim the pages of `frames`, which a caller has chosen. A frame may be free by now, or have another page. The caller
-    /// is in no section and has announced nothing.
-    pub(crate) fn reclaim_pages(self: &Arc<Self>, frames: &mut [Frame]) {
+    /// Tries to reclaim the pages of `frames`, which a caller in `group` has chosen. A frame may be free by now, or have another page.
+    /// The caller is in no section and has announced nothing.
+    pub(crate) fn reclaim_pages(self: &Arc<Self>, group: GroupId, frames: &mut [Frame]) {
         if self.reclaims() && !frames.is_empty() {
+            let victims = Victims { group, count: frames.len(), takes_young: false, is_delayed: false };
             let mut files = Files::new();
-            self.reclaim_batch(frames, Kinds::All, &mut files);
+            self.reclaim_batch(victims, frames, Kinds::All, &mut files);
             files.start_writeback();
         }
     }
@@ -111,13 +121,14 @@ impl<H: Host> Engine<H> {
     /// tests.
     #[cfg(any(test, feature = "audit"))]
     pub fn reclaim_for_tests(self: &Arc<Self>, wanted: u64) -> u64 {
-        self.take_pages(wanted, Kinds::All).freed
+        self.take_pages(GroupId::ROOT, wanted, Kinds::All).freed
     }
 
     /// Does steps 1 to 5 for the folios of `frames`.
     #[inline(never)]
     fn reclaim_batch(
         self: &Arc<Self>,
+        victims: Victims,
         frames: &mut [Frame],
         kinds: Kinds,
         files: &mut Files<H>,
@@ -129,22 +140,22 @@ impl<H: Host> Engine<H> {
         for i in 0..frames.len() {
             let frame = frames[i];
             if kinds == Kinds::Files && self.folio(frame).is_anonymous() {
-                self.report(frame, Report::Busy);
+                self.report(victims.group, frame, Report::Busy);
                 continue;
             }
             let Some(isolation) = self.folio(frame).try_isolate() else {
                 if self.folio(frame).is_free() {
-                    self.report(frame, Report::Freed);
+                    self.report(victims.group, frame, Report::Freed);
                 } else {
                     is_delayed = true;
-                    self.pass_over(frame, Refusal::Busy);
+                    self.pass_over(victims.group, frame, Refusal::Busy);
                 }
                 continue;
             };
             let unmapped = match isolation {
-                Isolation::Anonymous => self.unmap(frame, &mut stale),
-                Isolation::File => self.unmap_file_page(frame, false, files, &mut stale),
-                Isolation::DirtyFile => self.unmap_file_page(frame, true, files, &mut stale),
+                Isolation::Anonymous => self.unmap(victims, frame, &mut stale),
+                Isolation::File => self.unmap_file_page(victims, frame, false, files, &mut stale),
+                Isolation::DirtyFile => self.unmap_file_page(victims, frame, true, files, &mut stale),
             };
             // The places before `i` are free for those that stay isolated.
             match unmapped {
@@ -178,28 +189,31 @@ impl<H: Host> Engine<H> {
                 if is_freed {
                     freed += 1;
                     self.counters().add(Counter::Evictions, 1);
-                    let _ = self.evicted();
+                    let _ = self.evicted(frame);
                 }
                 is_delayed |= !is_freed;
-                self.report(frame, if is_freed { Report::Freed } else { Report::Taken });
+                self.report(victims.group, frame, if is_freed { Report::Freed } else { Report::Taken });
                 continue;
             }
             // This was the last reference to a page that is dropped.
             self.end_isolation(frame);
             if folio.is_free() {
                 freed += 1;
-                self.report(frame, Report::Freed);
+                self.report(victims.group, frame, Report::Freed);
             }
         }
         self.counters().add(Counter::Reclaimed, out as u64 + of_files);
+        self.sections().groups().note(victims.group, Event::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);
         late.into_iter().for_each(StaleBatch::finish);
-        freed += self.report_taken(&frames[..out]);
-        Reclaimed { freed, is_delayed: is_delayed || written.started != 0 }
+        freed += self.report_taken(victims.group, &frames[..out]);
+        // A page that is pinned goes when its pin does.
+        let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
+        Reclaimed { freed, is_delayed }
     }
 
     /// Reports and counts a folio that stays.
-    pub(super) fn pass_over(&self, frame: Frame, refusal: Refusal) {
+    pub(super) fn pass_over(&self, group: GroupId, frame: Frame, refusal: Refusal) {
         let (report, counter) = match refusal {
             Refusal::Young => (Report::Young, Counter::PassedYoung),
             Refusal::Busy => (Report::Busy, Counter::PassedBusy),
@@ -209,7 +223,7 @@ impl<H: Host> Engine<H> {
             Refusal::Full | Refusal::NoSlot | Refusal::NotAlone => (Report::Shared, Counter::PassedNoSlot),
         };
         self.counters().add(counter, 1);
-        self.report(frame, report);
+        self.report(group, frame, report);
     }
 
     /// Lets an isolated folio go, and drops its pin.
@@ -219,35 +233,41 @@ impl<H: Host> Engine<H> {
     }
 
     /// Does steps 2 and 3 for a folio that the caller has isolated.
-    fn unmap(&self, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
+    fn unmap(&self, victims: Victims, frame: Frame, stale: &mut StaleBatch<'_, H>) -> Unmapped {
         let folio = self.folio(frame);
         // A page that only a pin keeps: it ends with the pin, and its bytes are wanted by nobody.
         if folio.mappings() == 0 && !folio.is_in_slot() {
-            self.pass_over(frame, Refusal::Gone);
+            self.pass_over(victims.group, frame, Refusal::Gone);
             return Unmapped::None(Refusal::Gone);
         }
         if folio.may_drop() {
             // A page after MADV_FREE needs no slot, unless fork has shared its leaf table since.
-            match self.unmap_to(frame, None, stale) {
+            match self.unmap_to(victims, frame, None, stale) {
                 Unmapped::None(Refusal::NotAlone) => {}
                 unmapped => return unmapped,
             }
         }
         match self.attach_slot(frame) {
             None => {
-                self.pass_over(frame, Refusal::NoSlot);
+                self.pass_over(victims.group, frame, Refusal::NoSlot);
                 Unmapped::None(Refusal::NoSlot)
             }
-            slot => self.unmap_to(frame, slot, stale),
+            slot => self.unmap_to(victims, frame, slot, stale),
         }
     }
 
     /// Does step 3 for a folio that the caller has isolated, and attached to the slot if there is one. Reports it if it stays.
-    fn unmap_to(&self, frame: Frame, slot: Option<(Slot, u16)>, stale: &mut StaleBatch<'_, H>) -> Unmapped {
+    fn unmap_to(
+        &self,
+        victims: Victims,
+        frame: Frame,
+        slot: Option<(Slot, u16)>,
+        stale: &mut StaleBatch<'_, H>,
+    ) -> Unmapped {
         let folio = self.folio(frame);
         let kind =
             slot.map_or(VictimKind::Dropped, |(slot, generation)| VictimKind::Swapped(slot, generation));
-        let victim = Victim { frame, kind };
+        let victim = Victim { frame, kind, takes_young: victims.takes_young };
         let (mut taken, mut refusal) = (0, Refusal::Gone);
         stale.make_room();
         {
@@ -279,7 +299,7 @@ impl<H: Host> Engine<H> {
         if refusal == Refusal::NotAlone {
             return Unmapped::None(refusal);
         }
-        self.pass_over(frame, refusal);
+        self.pass_over(victims.group, frame, refusal);
         if taken != 0 {
             return Unmapped::Some;
         }

@@ -61,7 +61,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if seen.is_announced() {
             return Err(Refusal::Busy);
         }
-        if self.table.age(leaf, page) && !engine.takes_young() {
+        if self.table.age(leaf, page) && !victim.takes_young {
             return Err(Refusal::Young);
         }
         if !self.table.try_announce(leaf, page, seen.without(Entry::ACCESSED)) {

@@ -1,9 +1,9 @@
 //! The interface of a swap device, and the devices of an engine.
 
-use super::once_box::OnceBox;
 use super::slot::Location;
 use crate::host::OutOfMemory;
 use crate::store::{MAX_PAGES, Transfer};
+use crate::sync::OnceBox;
 use crate::sync::plain::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::{fence_after_rmw, full_fence, try_box};
 use alloc::sync::Arc;

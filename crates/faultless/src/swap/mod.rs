@@ -30,7 +30,7 @@
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
 //! | `window.rs` | how many pages a fault reads ahead |
 //! | `remove.rs` | takes all pages off a device |
-//! | `places.rs`, `once_box.rs` | free places as bits; a box that is filled once |
+//! | `places.rs` | free places as bits |
 
 mod cache;
 #[cfg(feature = "lz4")]
@@ -40,7 +40,6 @@ mod entries;
 #[cfg(all(test, loom))]
 mod models;
 mod on_store;
-mod once_box;
 mod places;
 mod read_in;
 mod remove;
@@ -68,11 +67,10 @@ use write_out::WrittenOut;
 use crate::engine::Engine;
 use crate::frame::Folio;
 use crate::host::{Frame, Host, OutOfMemory};
-use crate::sync::{Sections, try_box};
+use crate::sync::{OnceBox, Sections, try_box};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use device::Devices;
-use once_box::OnceBox;
 use slot::Location;
 use steps::{Steps, Surroundings};
 use table::SlotTable;
@@ -166,11 +164,11 @@ impl<H: Host> Surroundings for Engine<H> {
     }
 
     fn free(&self, frame: Frame) {
-        self.frames().free(frame);
+        self.free_frame(frame);
     }
 
-    fn count_eviction(&self) -> u64 {
-        self.evicted().get()
+    fn count_eviction(&self, frame: Frame) -> u64 {
+        self.evicted(frame).get()
     }
 
     fn release(&self, location: Location) {

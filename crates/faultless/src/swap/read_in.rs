@@ -15,7 +15,7 @@ use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::errno;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, Slot, Slots};
+use crate::host::{Frame, FrameUse, GroupId, Host, Slot, Slots};
 use crate::page_cache::NEWCOMER;
 use crate::reclaim::queue::Distance;
 use crate::stats::Counter;
@@ -55,7 +55,7 @@ impl<H: Host> Engine<H> {
         self.assert_may_sleep("swap-in");
         let swap_in = self.try_begin_swap_in((slot, generation), frame, ahead);
         if swap_in != SwapIn::Started {
-            self.frames().free(frame);
+            self.free_frame(frame);
         }
         swap_in
     }
@@ -140,14 +140,14 @@ impl<H: Host> Engine<H> {
         let mut reads = SmallVec::<[Read; MOST as usize]>::from_elem(first, 1);
         for named in ahead.iter().take(MOST as usize - 1) {
             // Waiters for memory come first.
-            let frames = self.frames();
             let is_free = self.cache.queue.is_first(NEWCOMER);
-            let frame = is_free.then(|| frames.allocate(GroupId::ROOT, FrameUse::Anonymous)).flatten();
+            let group = space.slots.get(named.0.get()).map_or(GroupId::ROOT, SwapSlot::group);
+            let frame = is_free.then(|| self.take_frame(group, FrameUse::Anonymous)).flatten();
             let Some(frame) = frame else { break };
             if self.begin_ahead(space, steps, *named, frame) {
                 reads.extend(self.place_ahead(space, *named, frame));
             } else {
-                frames.free(frame);
+                self.free_frame(frame);
             }
         }
         reads.sort_unstable_by_key(|read| read.from);

@@ -17,7 +17,7 @@ use super::window::MOST;
 use super::{Space, SwapDevice};
 use crate::engine::Engine;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, Park, Slot};
+use crate::host::{Frame, FrameUse, GroupId, Host, Park, Slot};
 use crate::stats::Counter;
 use alloc::sync::Arc;
 use smallvec::SmallVec;
@@ -150,11 +150,12 @@ impl<H: Host> Engine<H> {
         device: u8,
         (slot, generation): (Slot, u16),
     ) -> Result<Option<Frame>, NoRoom> {
+        let group = space.slots.get(slot.get()).map_or(GroupId::ROOT, SwapSlot::group);
         let mut look = 0;
         let frame = loop {
-            match self.frames().allocate(GroupId::ROOT, FrameUse::Anonymous) {
+            match self.take_frame(group, FrameUse::Anonymous) {
                 Some(frame) => break frame,
-                None if self.make_room(GroupId::ROOT, &mut look) => {}
+                None if self.make_room_for(group, &mut look) => {}
                 None => return Err(NoRoom),
             }
         };

@@ -2,7 +2,7 @@
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Frame, GENERATIONS};
+use crate::host::{Frame, GENERATIONS, GroupId};
 use crate::store::StoreError;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::plain;
@@ -38,8 +38,9 @@ pub(crate) struct SwapSlot {
     /// The checksum of the bytes. In a poisoned slot, the code of the error. Atomic. Written before WRITTEN or POISONED is set
     /// (Release), read after (Acquire).
     checksum: plain::AtomicU32,
-    /// The memory limit that pays for the page. Zero for now.
-    _group: plain::AtomicU32,
+    /// The number of the group in whose count of swap the slot is, 0 for the root. Atomic. Written by the thread that has the free
+    /// slot alone.
+    group: plain::AtomicU32,
 }
 
 #[cfg(not(loom))]
@@ -215,6 +216,16 @@ impl SwapSlot {
         let next = (state.generation() + 1) % GENERATIONS;
         self.state.store(u64::from(next) << GENERATION_SHIFT, Ordering::Release);
         location
+    }
+
+    /// Sets the group in whose count the slot is. The caller has the free slot alone.
+    pub fn set_group(&self, group: GroupId) {
+        self.group.store(group.get(), Ordering::Relaxed);
+    }
+
+    /// Returns the group in whose count the slot is.
+    pub fn group(&self) -> GroupId {
+        GroupId::new(self.group.load(Ordering::Relaxed))
     }
 
     /// Sets the next free slot. The caller has the free slot alone.

@@ -22,8 +22,9 @@ pub(crate) trait Surroundings {
     fn folio(&self, frame: Frame) -> &Folio;
     /// Frees a frame. Its folio has no references.
     fn free(&self, frame: Frame);
-    /// Counts an eviction. Returns the number of those before.
-    fn count_eviction(&self) -> u64 {
+    /// Counts the eviction of the page in `frame`. Returns the number of those before.
+    fn count_eviction(&self, frame: Frame) -> u64 {
+        let _ = frame;
         0
     }
     /// Gives a place back to its device.
@@ -179,7 +180,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             let state = slot.state();
             debug_assert_eq!(slot.attached(), Some(frame), "a folio with another's slot");
             if state.is_written() || state.is_unwanted() {
-                self.leave(number, slot, Some(self.around.count_eviction()));
+                self.leave(number, slot, Some(self.around.count_eviction(frame)));
                 self.around.free(frame);
                 return Evicted::Freed;
             }

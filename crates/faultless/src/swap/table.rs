@@ -6,11 +6,10 @@
 //! A chunk stays until the engine goes. So a thread may read the link of a slot that another thread takes at the same time: the
 //! version, which changes with each step, makes its own step fail.
 
-use super::once_box::OnceBox;
 use super::slot::{Location, SwapSlot};
-use crate::host::Slot;
+use crate::host::{GroupId, Slot};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{OutOfMemory, Sections, plain, try_box_zeroed};
+use crate::sync::{OnceBox, OutOfMemory, Sections, plain, try_box_zeroed};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
@@ -99,6 +98,8 @@ impl SlotTable {
     /// [`SlotTable::take`]. Returns the location, which the caller gives back to its device.
     pub fn free(&self, number: u64, slot: &SwapSlot) -> Option<Location> {
         let location = slot.end();
+        self.sections.groups().subtract_swap(slot.group());
+        slot.set_group(GroupId::ROOT);
         self.used.fetch_sub(1, Ordering::Relaxed);
         self.push(number, slot);
         location

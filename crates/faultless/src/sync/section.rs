@@ -15,13 +15,14 @@
 //! grace period. An access names its page; a shootdown of other pages need not wait for it.
 
 use super::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use super::barrier::{Barrier, mark_with_fence};
+use super::barrier::{Barrier, FenceBarrier, mark_with_fence};
 use super::life::try_box_uninit;
 use super::listed::Listed;
 use super::meter::Meter;
 use super::retired::{Awaited, List, Periods};
 use super::slot::{CHUNK_SLOTS, CHUNKS, Chunk, Slot, SlotIndex, State};
 use super::{OutOfMemory, full_fence, plain};
+use crate::limit::{Groups, Stock};
 use crate::reclaim::queue::Arrivals;
 use crate::stats::Counters;
 use crate::swap::Window;
@@ -51,6 +52,8 @@ pub struct Sections {
     pub(super) periods: CachePadded<Periods>,
     /// The bytes that the engine and its host's tables have from the allocator, without the chunks and their contents.
     meter: Meter,
+    /// The groups of the engine's memory limits. They are here, since a slot's thread that ends gives its stock back.
+    pub(super) groups: Groups,
 }
 
 impl Default for Sections {
@@ -70,6 +73,7 @@ impl Sections {
             left: List::of_all(),
             periods: CachePadded::default(),
             meter: Meter::default(),
+            groups: Groups::default(),
         }
     }
 
@@ -92,6 +96,7 @@ impl Sections {
             (&raw mut (*place).left).write(List::of_all());
             (&raw mut (*place).periods).write(CachePadded::default());
             (&raw mut (*place).meter).write(Meter::default());
+            (&raw mut (*place).groups).write(Groups::default());
             sections.assume_init()
         };
         Ok(Arc::from(sections))
@@ -237,6 +242,7 @@ impl Sections {
         let index = index.get() as usize;
         let Some((slot, _)) = self.made(index).filter(|(slot, _)| !slot.is(State::Unused)) else { return };
         slot.go_offline();
+        slot.stock.give_back(&FenceBarrier, &self.groups);
         if self.leave_behind(&slot.retired).is_ok() {
             if !mutant!("unlisted_by_half") {
                 slot.set(State::Unused);
@@ -403,7 +409,12 @@ impl Sections {
             size_of::<Chunk>() + chunk.slots.iter().map(|slot| slot.retired.room()).sum::<usize>()
         };
         let chunks = self.made_chunks().map(in_chunk).sum::<usize>();
-        size_of::<Self>() + spare * size_of::<Chunk>() + chunks + self.left.room() + self.meter.sum()
+        size_of::<Self>()
+            + spare * size_of::<Chunk>()
+            + chunks
+            + self.left.room()
+            + self.meter.sum()
+            + self.groups.room()
     }
 
     /// Returns the counters of the thread of slot `index`.
@@ -429,7 +440,7 @@ impl Sections {
     }
 
     /// Returns the chunks of which some slots have been used. It may miss one that is being made.
-    fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
+    pub(super) fn made_chunks(&self) -> impl Iterator<Item = &Chunk> {
         let places = self.chunks.iter().take(self.places.load(Ordering::Acquire));
         // SAFETY: null, or a chunk, and those are freed only in Drop.
         places.filter_map(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
@@ -474,7 +485,7 @@ impl Drop for Sections {
 }
 
 /// Waits until `word` has changed, if its number is odd and `concerns` returns true.
-fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
+pub(super) fn wait_out(word: &AtomicUsize, concerns: impl FnOnce() -> bool, wait: &mut impl FnMut(u32)) {
     // Acquire, partner: the Release of the thread that left. The effects of its section are seen.
     let seen = word.load(Ordering::Acquire);
     if seen & 1 == 0 || !concerns() {
@@ -510,6 +521,12 @@ impl Section<'_> {
     /// Returns this thread's window of read-ahead in swap space.
     pub(crate) fn window(&self) -> &Window {
         &self.slot.window
+    }
+
+    /// Returns this thread's stock of charged pages.
+    #[inline]
+    pub(crate) fn stock(&self) -> &Stock {
+        &self.slot.stock
     }
 }
 

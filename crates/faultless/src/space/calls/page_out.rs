@@ -33,7 +33,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
             let mut frames = [self.engine.zero_frame(); BATCH];
             let (count, next) = self.make_cold(part, &mut frames);
             if now {
-                self.engine.reclaim_pages(&mut frames[..count]);
+                self.engine.reclaim_pages(self.group(), &mut frames[..count]);
             }
             rest = PageRange::new(next, part.end());
         }

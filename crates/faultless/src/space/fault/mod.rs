@@ -20,7 +20,7 @@ pub use pending::PendingFault;
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
 use crate::engine::Engine;
-use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::space::calls::protect::entry_rights;
@@ -45,6 +45,8 @@ pub enum Fault<H: Host, D: LockingDesign = Faultless> {
 pub(in crate::space) enum Step<H: Host> {
     /// The fault is done. The translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
+    /// The fault is done, as with `Done`. Its group is over high: the thread reclaims or sleeps, holding nothing.
+    Owing(Option<Entry>),
     /// The mapping changed during the try.
     LookAgain,
     /// There is no frame at hand.
@@ -475,8 +477,8 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 /// frees the frame. If the entry has a page now, which others may have too, that page has left its home before.
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
     let (engine, section) = (work.engine(), work.section());
-    let frames = engine.frames();
-    let folio = frames.folio(frame);
+    let folio = engine.folio(frame);
+    folio.set_group(work.space.group());
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
@@ -485,6 +487,9 @@ fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Fram
         Ok(old) => {
             if engine.reclaims() {
                 engine.arrived(section, frame, folio);
+                if section.stock().owes() {
+                    return Step::Owing(old.holds_page().then_some(old));
+                }
             }
             Step::Done(match old.kind() {
                 EntryKind::Gone(_) => outlived(engine, old, new),
@@ -493,7 +498,7 @@ fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Fram
         }
         Err(_) => {
             if folio.cancel_anonymous() {
-                frames.free(frame);
+                engine.free_frame(frame);
             }
             Step::NeedMemory
         }

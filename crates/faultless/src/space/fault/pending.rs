@@ -338,7 +338,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
         match worked {
-            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
+            // A group over high is paid for by the thread's next fault.
+            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }
@@ -380,7 +381,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
         match worked {
-            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
+            // A group over high is paid for by the thread's next fault.
+            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }

@@ -5,7 +5,7 @@ use super::{FaultError, Step, install_new, write_right};
 use crate::address::VirtAddr;
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, Slot};
+use crate::host::{Entry, Frame, FrameUse, Host, Slot};
 use crate::protection::{Access, Protection};
 use crate::space::Space;
 use crate::space::calls::protect::entry_rights;
@@ -146,7 +146,7 @@ fn map_locked<H: Host, D: LockingDesign>(
 /// page that others have too (rule S3), and then drops the use of the slot.
 fn copy<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let frames = work.engine().frames();
-    let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
+    let Some(new) = work.take_frame(FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     frames.copy(frame, new);
     work.section().counters().add(Counter::CowCopies, 1);
     let right = write_right(&work);
