@@ -22,7 +22,7 @@ pub struct Known {
 
 /// All known differences.
 pub const KNOWN: &[Known] = &[Known {
-    name: "what a seal protects stays whole",
+    name: "a sealed mapping is not changed in part",
     by_intention: true,
     parts_them: true,
     is_it: |operation, Step(engine, my_map), Step(linux, their_map)| {

@@ -125,6 +125,11 @@ impl Plan {
                     (Some(known), summary) => {
                         if let Some(summary) = summary {
                             *summary.known.entry(known.name.into()).or_default() += 1;
+                            if known.parts_them {
+                                let left = episode.operations[place..].iter();
+                                summary.left_out +=
+                                    left.filter(|operation| operation.counts()).count() as u64;
+                            }
                         }
                         if known.parts_them {
                             // If the oracle is lost here, shrinking will find the cause.
