@@ -109,7 +109,9 @@ impl Plan {
     pub fn run(&self, interrupted: &AtomicBool) -> Result<Outcome, Trouble> {
         let (rounds, round) = self.rounds();
         let each = rounds + usize::from(self.records);
-        let progress = Progress::new(self.scenarios.len() * self.contenders.len() * each);
+        let steps = self.scenarios.len() * self.contenders.len() * each;
+        let first = self.scenarios.first().map_or("", |scenario| scenario.name);
+        let progress = Progress::new(steps, &format!("{first}: preparing"));
         let (mut ready, mut runs) = (Vec::new(), Vec::new());
         // All scenarios are prepared first, so that a scenario that refuses does so before another one has run for
         // minutes.

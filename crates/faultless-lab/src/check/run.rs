@@ -58,8 +58,10 @@ impl Plan {
             ..Summary::default()
         };
         let episodes = self.operations.div_ceil(EPISODE);
-        let progress = Progress::new(usize::try_from(episodes).unwrap_or(usize::MAX));
-        progress.say(&format!("checking {} against {}", self.design.name, summary.kernel));
+        let progress = Progress::new(
+            usize::try_from(episodes).unwrap_or(usize::MAX),
+            &format!("checking {} against {}", self.design.name, summary.kernel),
+        );
         let start = Instant::now();
         let mut oracle = Oracle::start(commands, self.patience)?;
         let ask = |oracle: &Oracle, number: u64| {
