@@ -183,6 +183,17 @@ pub const NOISE: f64 = 1.3;
 /// Least number of rounds of a comparison. With fewer rounds, the spread is chance.
 pub const LEAST_ROUNDS: usize = 3;
 
+/// The result of the comparison of two spreads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The medians differ by a factor of less than [`NOISE`].
+    Level,
+    /// The medians differ by more, but the ranges overlap. The difference may be chance.
+    Unknown,
+    /// The medians differ by more, and the ranges do not overlap.
+    Beyond,
+}
+
 /// Median and range of the values of several rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
@@ -206,11 +217,14 @@ impl Spread {
         Some(Self { median, min, max })
     }
 
-    /// Returns whether two spreads differ beyond noise: the medians differ by a factor of at least [`NOISE`], and the
-    /// ranges do not overlap.
-    pub fn differs(self, other: Self) -> bool {
+    /// Compares two spreads.
+    pub fn compared(self, other: Self) -> Difference {
         let (low, high) = if self.median <= other.median { (self, other) } else { (other, self) };
-        high.median >= low.median * NOISE && high.min > low.max
+        match high.median < low.median * NOISE || high.median == low.median {
+            true => Difference::Level,
+            false if high.min > low.max => Difference::Beyond,
+            false => Difference::Unknown,
+        }
     }
 }
 
@@ -228,16 +242,19 @@ mod tests {
     #[test]
     fn spreads_differ_if_they_are_apart_and_far_enough() {
         let spread = |median, min, max| Spread { median, min, max };
-        let differ = |a: Spread, b: Spread| {
-            assert_eq!(a.differs(b), b.differs(a));
-            a.differs(b)
+        let compared = |a: Spread, b: Spread| {
+            assert_eq!(a.compared(b), b.compared(a));
+            a.compared(b)
         };
-        assert!(differ(spread(100.0, 90.0, 110.0), spread(200.0, 190.0, 210.0)));
-        assert!(!differ(spread(100.0, 99.0, 101.0), spread(125.0, 124.0, 126.0)));
-        assert!(!differ(spread(100.0, 50.0, 190.0), spread(200.0, 190.0, 210.0)));
+        use Difference::{Beyond, Level, Unknown};
+        assert_eq!(compared(spread(100.0, 90.0, 110.0), spread(200.0, 190.0, 210.0)), Beyond);
+        // Ranges that do not overlap do not make a small difference a large one.
+        assert_eq!(compared(spread(100.0, 99.0, 101.0), spread(125.0, 124.0, 126.0)), Level);
+        assert_eq!(compared(spread(100.0, 50.0, 190.0), spread(125.0, 90.0, 210.0)), Level);
+        assert_eq!(compared(spread(100.0, 50.0, 190.0), spread(200.0, 190.0, 210.0)), Unknown);
         let none = spread(0.0, 0.0, 0.0);
-        assert!(!differ(none, none));
-        assert!(differ(none, spread(1.0, 0.5, 2.0)));
+        assert_eq!(compared(none, none), Level);
+        assert_eq!(compared(none, spread(1.0, 0.5, 2.0)), Beyond);
     }
 
     #[test]

@@ -154,7 +154,8 @@ fn noise(outcome: &Outcome) -> String {
     let rounds = ran.min().unwrap_or(0);
     let rule = format!(
         "A figure is the median of the rounds. A difference counts if it is {NOISE} times or more and no round of one design lies \
-         among the rounds of the other. Smaller differences are called level."
+         among the rounds of the other. A smaller difference is called level. A larger one whose rounds overlap is called \
+         unknown."
     );
     let here = match rounds {
         few if few < LEAST_ROUNDS => {
@@ -184,7 +185,7 @@ fn verdicts(verdicts: &[Verdict]) -> Markup {
         Kind::Loss => ("v-loss", "loss"),
         Kind::Level => ("v-level", "level"),
         Kind::Win => ("v-win", "win"),
-        Kind::TooFew => ("v-few", "open"),
+        Kind::Unknown | Kind::TooFew => ("v-few", "unknown"),
         Kind::Note => ("v-note", "note"),
     };
     html! {
