@@ -24,7 +24,7 @@ use crate::scenarios::Turn;
 use crate::trouble::Trouble;
 use crate::{help, json, parse, scenarios};
 use anstream::{AutoStream, ColorChoice};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -189,6 +189,11 @@ pub(crate) fn width() -> usize {
     terminal_width().unwrap_or(WIDEST.into())
 }
 
+/// Returns the width of standard error, at most [`WIDEST`].
+fn error_width() -> usize {
+    terminal_size::terminal_size_of(io::stderr()).map_or(WIDEST, |(width, _)| width.0.min(WIDEST)).into()
+}
+
 /// Returns the width and the colours that standard output allows.
 fn screen(colour: Colour) -> Screen {
     let has_colour = match colour {
@@ -282,7 +287,7 @@ fn arguments() -> impl Iterator<Item = String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned())
 }
 
-/// Prints help as it is. Of an error, prints clap's first line.
+/// Prints help as it is. Of an error, prints clap's first line, and the values of an argument that has a list of them.
 fn not_understood(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -310,6 +315,9 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     // The missing arguments stand in a list on the next lines.
     if line.ends_with(':') {
         line = format!("{line} {}", lines.next().unwrap_or_default());
+    }
+    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+        line = format!("{line}; there are: {}", values.join(", "));
     }
     let command = arguments().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
     let command = command.map_or(String::new(), |name| format!("{name} "));
@@ -447,7 +455,8 @@ impl Compare {
                 .map_err(|error| Trouble::Input(format!("cannot write the trace: {error}")));
             let done = made.and_then(|()| output.write(&String::from_utf8_lossy(&text)));
             if done.is_ok() {
-                eprintln!("faultless: the trace has {}", trace::summary(&outcome));
+                let text = format!("faultless: the trace has {}", trace::summary(&outcome));
+                eprintln!("{}", text::paragraph(&text, error_width()));
             }
             written.push(done);
         }
