@@ -313,7 +313,7 @@ fn figures(entry: &Entry, medians: bool) -> BTreeMap<&str, Figure<'_>> {
 
 /// Returns the sample, or `None` if a part is missing.
 fn sample(median: Option<f64>, min: Option<f64>, max: Option<f64>, rounds: usize) -> Option<Sample> {
-    Some(Sample { spread: Spread { median: median?, min: min?, max: max? }, rounds })
+    Some(Sample { spread: Spread::whole(median?, min?, max?), rounds })
 }
 
 /// Returns the direction called `name` in results.

@@ -153,8 +153,8 @@ fn noise(outcome: &Outcome) -> String {
     let ran = outcome.runs.iter().map(|run| run.rounds.len()).filter(|rounds| *rounds != 0);
     let rounds = ran.min().unwrap_or(0);
     let rule = format!(
-        "A figure is the median of the rounds. A difference counts if it is {NOISE} times or more and no round of one design lies \
-         among the rounds of the other. A smaller difference is called level. A larger one whose rounds overlap is called \
+        "A figure is the median of the rounds. A difference counts if it is {NOISE} times or more and the rounds of the two designs \
+         do not overlap; a fifth of the rounds at each end, which other load may have disturbed, is left out. A smaller difference is called level. A larger one whose rounds overlap is called \
          unknown."
     );
     let here = match rounds {

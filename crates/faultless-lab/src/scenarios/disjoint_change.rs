@@ -6,7 +6,9 @@
 //!
 //! A change is mprotect of 16 pages inside the thread's own mapping, to read-only or back, or mmap or munmap of 16
 //! pages. The scenario shows whether threads wait for changes of other parts. Headline: changes a second of all
-//! threads in the second phase. Only the time inside changes counts, as the mean of the threads.
+//! threads in the second phase. Only the time inside changes counts, as the mean of the threads. The slowest hundredth
+//! of the changes is left out: if a thread loses its processor, a single change takes milliseconds, as long as thousands
+//! of others. A detail has the rate of all changes.
 //!
 //! It cannot show changes of large ranges: most of their cost is the sweep of their pages.
 
@@ -26,10 +28,14 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "each thread maps, protects and unmaps its own part of the space, beside other changes and beside faults",
     source: "LWN, May 2022 (Lespinasse): changes of different parts of the address space block each other",
     cannot_show: "changes of large ranges: most of their cost is the sweep of their pages",
-    headline: Figure::rate("changes_a_second", "changes, all threads", |m| {
-        m.a_second("beside_changes_done", "beside_changes_wall_ns")
+    headline: Figure::rate("fastest_changes_a_second", "changes, fastest 99 %", |m| {
+        m.a_second_of_fastest("beside_changes_done", "beside_changes_wall_ns", "beside_changes", 0.99)
     }),
     figures: &[
+        Figure::rate("changes_a_second", "changes, all of them", |m| {
+            m.a_second("beside_changes_done", "beside_changes_wall_ns")
+        })
+        .detail(),
         Figure::time("change_beside_changes", "change beside changes", Unit::Nanos, |m| {
             m.quantile_ns("beside_changes", 0.5)
         }),
