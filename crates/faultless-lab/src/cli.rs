@@ -58,11 +58,14 @@ a row for each design and a column for each scenario.
 Each scenario runs on a software machine. The threads of this process are its processors. Its memory has the size \
 --memory. Each read of the file takes at least --io-latency. The designs take turns, in rounds. Each round checks every \
 page that is read, the children of fork, and the return of all frames. An error ends the run. If a design cannot run a \
-scenario, its row says so. The native rows are the kernel of this machine: other hardware.
+scenario, its row says so. The native rows are the kernel of this machine, on the real MMU. \
+The other rows run on a simulated one, so do not compare them.
 
 How to read the tables:
   1.20 ms (0.98–1.40)  median, smallest and largest round
   1.50×                1.5 times worse than the best of the column
+  ≈1.20×               level: less than 1.3 times worse
+  ?3.00×               unknown: the rounds overlap, or are fewer than 3
   bystander, fork      latency of an operation at a fixed rate, counted from its
                        scheduled start
   fault                time from the access to a cold page to the page
