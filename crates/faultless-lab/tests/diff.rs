@@ -135,7 +135,7 @@ fn standard_input_is_a_file() {
     child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
     let (code, text, _) = said(&child.wait_with_output().expect("it ends"));
     assert!(code == Some(0) && text.contains("B is standard input"), "{text}");
-    assert!(text.contains("2.00× better  bystander_p99"), "{text}");
+    assert!(text.contains("2.00× better  bystander p99"), "{text}");
 }
 
 /// Exit code 2, nothing on standard output, and one line that says `wanted`.

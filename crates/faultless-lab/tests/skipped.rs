@@ -42,7 +42,13 @@ fn no_test_prints_its_reason_to_the_harness() {
         for print in ["print", "println", "eprint", "eprintln"] {
             // Not in one piece, so that this file does not contain it.
             let hidden = format!("{print}!(\"{}", "skipped");
-            assert!(!text.contains(&hidden), "{}: the harness hides {hidden}", file.display());
+            // An example in a comment is not run by the harness of tests.
+            let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            assert!(
+                !code.any(|line| line.contains(&hidden)),
+                "{}: the harness hides {hidden}",
+                file.display()
+            );
         }
     }
 }
