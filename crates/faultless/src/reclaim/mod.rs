@@ -48,8 +48,7 @@ pub(crate) use ageing::BATCH;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 pub(crate) use file_pages::Taking;
-use groups::Queues;
-pub(crate) use groups::Victims;
+use groups::{Queues, Victims};
 use order::Policy;
 pub use order::ReclaimOrder;
 use policy::Report;
@@ -115,10 +114,9 @@ impl<H: Host> Engine<H> {
         self.sections().arrivals(slot).push(self.folio(frame), frame, distance);
     }
 
-    /// Counts an eviction of the page in `frame`, and returns the shadow that the page's slot keeps. Called once for each page
-    /// whose frame is about to be freed and whose bytes stay in a slot.
-    pub(crate) fn evicted(&self, frame: Frame) -> Shadow {
-        let group = self.folio(frame).group();
+    /// Counts an eviction of a page of `group`, and returns the shadow that the page's slot keeps. Called once for each page that is
+    /// evicted.
+    pub(crate) fn evicted(&self, group: GroupId) -> Shadow {
         Shadow::new(self.evictions(group).fetch_add(1, plain::Ordering::Relaxed))
     }
 

@@ -67,9 +67,9 @@ pub(super) enum Unmapped {
 }
 
 impl<H: Host> Engine<H> {
-    /// Tries to free `wanted` frames of pages of `kinds`, of `group` and the groups below it, and returns the number of frames that
-    /// are free now. The writes that it starts free more when they end. Waits for processors that have old translations, and for
-    /// nothing else. Of a group with a limit it takes no more than it needs.
+    /// Tries to free `wanted` frames of pages of `kinds` of `group` and the groups below it, and returns the number of frames that are
+    /// free now. The writes that it starts free more when they end. Waits for processors that have old translations, and for nothing
+    /// else. Of a group with a limit it takes no more than it needs.
     ///
     /// The caller is in no section and has announced nothing.
     pub(crate) fn take_pages(self: &Arc<Self>, group: GroupId, wanted: u64, kinds: Kinds) -> Reclaimed {
@@ -133,6 +133,7 @@ impl<H: Host> Engine<H> {
         kinds: Kinds,
         files: &mut Files<H>,
     ) -> Reclaimed {
+        let group = victims.group;
         let mut is_delayed = false;
         let mut stale = StaleBatch::open(self);
         // The folios to be written or freed come first, then those that are only to be let go.
@@ -140,7 +141,7 @@ impl<H: Host> Engine<H> {
         for i in 0..frames.len() {
             let frame = frames[i];
             if kinds == Kinds::Files && self.folio(frame).is_anonymous() {
-                self.report(victims.group, frame, Report::Busy);
+                self.report(group, frame, Report::Busy);
                 continue;
             }
             let Some(isolation) = self.folio(frame).try_isolate() else {
@@ -189,24 +190,24 @@ impl<H: Host> Engine<H> {
                 if is_freed {
                     freed += 1;
                     self.counters().add(Counter::Evictions, 1);
-                    let _ = self.evicted(frame);
+                    let _ = self.evicted(GroupId::ROOT);
                 }
                 is_delayed |= !is_freed;
-                self.report(victims.group, frame, if is_freed { Report::Freed } else { Report::Taken });
+                self.report(group, frame, if is_freed { Report::Freed } else { Report::Taken });
                 continue;
             }
             // This was the last reference to a page that is dropped.
             self.end_isolation(frame);
             if folio.is_free() {
                 freed += 1;
-                self.report(victims.group, frame, Report::Freed);
+                self.report(group, frame, Report::Freed);
             }
         }
         self.counters().add(Counter::Reclaimed, out as u64 + of_files);
-        self.sections().groups().note(victims.group, Event::Reclaimed, out as u64 + of_files);
+        self.sections().groups().note(group, Event::Reclaimed, out as u64 + of_files);
         let written = self.write_out(&mut frames[..out]);
         late.into_iter().for_each(StaleBatch::finish);
-        freed += self.report_taken(victims.group, &frames[..out]);
+        freed += self.report_taken(group, &frames[..out]);
         // A page that is pinned goes when its pin does.
         let is_delayed = is_delayed || written.started != 0 || written.busy != 0;
         Reclaimed { freed, is_delayed }

@@ -168,7 +168,7 @@ impl<H: Host> Surroundings for Engine<H> {
     }
 
     fn count_eviction(&self, frame: Frame) -> u64 {
-        self.evicted(frame).get()
+        self.evicted(Engine::folio(self, frame).group()).get()
     }
 
     fn release(&self, location: Location) {

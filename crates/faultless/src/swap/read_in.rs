@@ -15,7 +15,7 @@ use crate::address::PAGE_SIZE;
 use crate::engine::Engine;
 use crate::errno;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameUse, GroupId, Host, Slot, Slots};
+use crate::host::{Frame, FrameUse, Host, Slot, Slots};
 use crate::page_cache::NEWCOMER;
 use crate::reclaim::queue::Distance;
 use crate::stats::Counter;
@@ -137,11 +137,11 @@ impl<H: Host> Engine<H> {
         completion: Completion,
         ahead: &[Named],
     ) {
+        let group = self.folio(first.frame).group();
         let mut reads = SmallVec::<[Read; MOST as usize]>::from_elem(first, 1);
         for named in ahead.iter().take(MOST as usize - 1) {
             // Waiters for memory come first.
             let is_free = self.cache.queue.is_first(NEWCOMER);
-            let group = space.slots.get(named.0.get()).map_or(GroupId::ROOT, SwapSlot::group);
             let frame = is_free.then(|| self.take_frame(group, FrameUse::Anonymous)).flatten();
             let Some(frame) = frame else { break };
             if self.begin_ahead(space, steps, *named, frame) {

@@ -150,8 +150,9 @@ impl<H: Host> Engine<H> {
         device: u8,
         (slot, generation): (Slot, u16),
     ) -> Result<Option<Frame>, NoRoom> {
-        let group = space.slots.get(slot.get()).map_or(GroupId::ROOT, SwapSlot::group);
         let mut look = 0;
+        // The group that paid for the page before it was written.
+        let group = space.slots.get(slot.get()).map_or(GroupId::ROOT, SwapSlot::group);
         let frame = loop {
             match self.take_frame(group, FrameUse::Anonymous) {
                 Some(frame) => break frame,

@@ -518,15 +518,15 @@ impl Section<'_> {
         &self.slot.arrivals
     }
 
-    /// Returns this thread's window of read-ahead in swap space.
-    pub(crate) fn window(&self) -> &Window {
-        &self.slot.window
-    }
-
     /// Returns this thread's stock of charged pages.
     #[inline]
     pub(crate) fn stock(&self) -> &Stock {
         &self.slot.stock
+    }
+
+    /// Returns this thread's window of read-ahead in swap space.
+    pub(crate) fn window(&self) -> &Window {
+        &self.slot.window
     }
 }
 

@@ -485,16 +485,17 @@ fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Fram
     let new = Entry::mapping(frame, rights | bits);
     match work.install(new) {
         Ok(old) => {
+            let old = match old.kind() {
+                EntryKind::Gone(_) => outlived(engine, old, new),
+                _ => old.holds_page().then_some(old),
+            };
             if engine.reclaims() {
                 engine.arrived(section, frame, folio);
                 if section.stock().owes() {
-                    return Step::Owing(old.holds_page().then_some(old));
+                    return Step::Owing(old);
                 }
             }
-            Step::Done(match old.kind() {
-                EntryKind::Gone(_) => outlived(engine, old, new),
-                _ => old.holds_page().then_some(old),
-            })
+            Step::Done(old)
         }
         Err(_) => {
             if folio.cancel_anonymous() {
