@@ -428,6 +428,7 @@ fn a_file_that_is_cut_off_or_goes_wakes_who_waits_for_memory() {
                 let other = Space::new(&w.engine).unwrap();
                 let at = other.map(request).unwrap();
                 other.fault_and_wait(at, Access::Read).unwrap();
+                other.lock(at, PAGE_SIZE, LockMode::Now).unwrap();
                 other
             })
             .collect();
