@@ -3,6 +3,7 @@
 use crate::failing::{Often, with_failure};
 use faultless::address::{PAGE_SIZE, VirtAddr};
 use faultless::design::Faultless;
+use faultless::host::Host;
 use faultless::{
     AddressSpace, Engine, LimitConfig, Limits, MapRequest, MemoryLimit, MemoryLimitError, Placement,
 };
