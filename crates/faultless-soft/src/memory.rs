@@ -489,8 +489,7 @@ mod tests {
         );
         // Below the limit again, and with an injected failure that ends.
         for frame in frames.into_iter().flatten() {
-            // SAFETY: the frame was taken, and nobody has it.
-            unsafe { memory.free(frame) };
+            memory.free(frame);
         }
         memory.fail_once(1);
         let frames = outcome(5);

@@ -53,6 +53,9 @@ pub(super) fn from_file<H: Host, D: LockingDesign>(
         Found::Ready(frame) => {
             let engine = work.engine();
             let step = copy_of(work, frame);
+            if matches!(step, Step::NeedMemory) {
+                return Ok(Step::NeedCopy(frame));
+            }
             engine.put(frame, Reference::Pin);
             Ok(step)
         }

@@ -16,10 +16,13 @@ use crate::stats::Counter;
 use crate::swap::{Cached, SwapIn};
 
 /// The progress of a fault, kept from try to try.
-pub(super) struct Course<D: LockingDesign> {
+pub(super) struct Course<H: Host, D: LockingDesign> {
     pub attempt: Attempt,
     /// The state that the design keeps from the last try.
     pub kept: Option<D::Kept>,
+    /// A pin on the page to be copied, while room for the copy is made. Otherwise that room could be the page itself: a design that
+    /// keeps no pin through its I/O would read and lose the page for ever.
+    pub source: Option<Pin<H>>,
     /// Set once the fault is counted as a major fault.
     pub is_counted: bool,
     /// Counts the tries that found no memory; `closed` counts those that met a closed record.
@@ -36,7 +39,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         (address, access): (VirtAddr, Access),
         step: Step<H>,
-        course: &mut Course<D>,
+        course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let space = &*self.0;
@@ -69,6 +72,10 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(())
             }
             Step::NeedMemory => self.make_room((address, access), course, pending),
+            Step::NeedCopy(frame) => {
+                course.source = Some(Pin::new(engine, frame));
+                self.make_room((address, access), course, pending)
+            }
             Step::Wait(_) if D::allows(&space.lock, engine, course.attempt, Capability::Wait).is_err() => {
                 course.kept = None;
                 D::blocked(&space.lock, engine, &mut course.attempt);
@@ -90,7 +97,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     fn make_room(
         &self,
         (address, access): (VirtAddr, Access),
-        course: &mut Course<D>,
+        course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let engine = &self.0.engine;
@@ -115,7 +122,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         (address, access): (VirtAddr, Access),
         name: SlotName,
-        course: &mut Course<D>,
+        course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let (space, attempt) = (&*self.0, course.attempt);
@@ -175,7 +182,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         &self,
         (address, access): (VirtAddr, Access),
         absent: Absent<H>,
-        course: &mut Course<D>,
+        course: &mut Course<H, D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
         let (space, page, attempt) = (&*self.0, address.page(), course.attempt);

@@ -51,6 +51,8 @@ pub(in crate::space) enum Step<H: Host> {
     LookAgain,
     /// There is no frame at hand.
     NeedMemory,
+    /// There is no frame at hand for a copy of the page in this one, on which the fault has a pin.
+    NeedCopy(Frame),
     /// The page of a file is not in memory, or is locked.
     Wait(Absent<H>),
     /// The page is in a slot, and not in memory, or being read.
@@ -173,7 +175,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         if !self.0.whole().contains(address.page()) {
             return Err(FaultError::NoMapping { address });
         }
-        let mut course = Course { attempt, kept: None, is_counted: attempt.retries > 0, look: 0, closed: 0 };
+        let mut course =
+            Course { attempt, kept: None, source: None, is_counted: attempt.retries > 0, look: 0, closed: 0 };
         loop {
             match self.0.try_fault(address, access, &mut course) {
                 Step::Done(replaced) => {
@@ -194,7 +197,7 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
     match step {
         Step::Wait(absent) => absent.after::<D>(attempt) == AfterIo::Hold,
         Step::Swap(_) => D::after_io(attempt) == AfterIo::Hold,
-        Step::NeedMemory => D::KEEPS_WHILE_RECLAIMING,
+        Step::NeedMemory | Step::NeedCopy(_) => D::KEEPS_WHILE_RECLAIMING,
         _ => false,
     }
 }
@@ -202,7 +205,7 @@ fn keeps<H: Host, D: LockingDesign>(step: &Step<H>, attempt: Attempt) -> bool {
 impl<H: Host, D: LockingDesign> Space<H, D> {
     /// Makes one try: announces the page, and does its work, or returns the missing resource.
     #[inline(never)]
-    fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<D>) -> Step<H> {
+    fn try_fault(&self, address: VirtAddr, access: Access, course: &mut Course<H, D>) -> Step<H> {
         let work = |work: Announced<'_, H, D>| {
             if !work.attempt.only.admits(work.vma.mapping()) {
                 return Step::Done(None);

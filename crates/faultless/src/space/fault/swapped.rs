@@ -41,6 +41,9 @@ pub(super) fn map<H: Host, D: LockingDesign>(
             let folio = engine.folio(frame);
             let step =
                 if folio.is_uptodate() { map_pinned(work, frame, name, access) } else { Step::Swap(name) };
+            if matches!(step, Step::NeedMemory) {
+                return Step::NeedCopy(frame);
+            }
             engine.put(frame, Reference::Pin);
             step
         }
