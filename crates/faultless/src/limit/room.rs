@@ -3,7 +3,7 @@
 use super::LimitConfig;
 use super::group::Event;
 use crate::engine::{Dying, Engine};
-use crate::host::{Clock, FrameUse, GroupId, Host};
+use crate::host::{Clock, GroupId, Host};
 use crate::reclaim::Kinds;
 use crate::stats::Counter;
 use crate::sync::Park;
