@@ -7,6 +7,10 @@ use std::cell::Cell;
 /// that, so their pages are swapped out and in all the time.
 pub(crate) const FRAMES: u64 = 2;
 
+/// The number of frames that a thread gets at once: for the page of a file and for its copy, since a design that starts over
+/// needs both.
+pub(crate) const GRANTED: u32 = 2;
+
 /// Tests that are not run under pressure, by module and name, with the reason.
 const SKIPPED: &[(&str, &str)] = &[
     ("advice::an_error_ends_advice_where_it_is", "asks which pages are in memory"),
