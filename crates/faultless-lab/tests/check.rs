@@ -8,6 +8,7 @@ use faultless_lab::check::{
     Summary, Together, With,
 };
 use faultless_lab::designs;
+use faultless_lab::skipped::skipped;
 use faultless_lab::trouble::Trouble;
 use std::cell::Cell;
 use std::process::{Command, Output};
@@ -33,8 +34,7 @@ fn run(plan: &Plan) -> Result<Summary, Trouble> {
 /// Checks that there is no difference except known ones.
 fn agrees(plan: &Plan) {
     if std::env::var_os("ASAN_OPTIONS").is_some() {
-        println!("skipped: under AddressSanitizer mlockall locks its shadow memory");
-        return;
+        return skipped("under AddressSanitizer mlockall locks its shadow memory");
     }
     let summary = run(plan).unwrap();
     if let Some(found) = &summary.difference {
@@ -44,6 +44,8 @@ fn agrees(plan: &Plan) {
     if plan.memory.is_some() {
         assert_swapped(summary.pressure.as_ref());
     }
+    // Each operation is compared, or left out for a known difference.
+    assert_eq!(summary.operations + summary.left_out, plan.operations);
     println!("{}", summary.text());
 }
 
@@ -438,7 +440,7 @@ fn the_command_prints_a_table_or_json() {
     let table = faultless(&["check", "--ops", "500", "--merged"]);
     assert_eq!(table.status.code(), Some(0));
     let text = String::from_utf8_lossy(&table.stdout);
-    assert!(text.contains("| mprotect") && text.contains("500 operations in 1 episodes"), "{text}");
+    assert!(text.contains("| mprotect") && text.contains("500 operations in 1 episode,"), "{text}");
     let json = faultless(&["check", "--ops", "500", "--merged", "--json", "-"]);
     let summary: Summary = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((summary.operations, summary.seed), (500, 1));

@@ -486,8 +486,7 @@ mod tests {
         let frames = take(8);
         assert_eq!(succeed(&frames), [true, true, true, false, true, true, false, true]);
         for frame in frames.into_iter().flatten() {
-            // SAFETY: the frame was taken, and nobody has it.
-            unsafe { memory.free(frame) };
+            memory.free(frame);
         }
         // Below the limit again, and with an injected failure that ends.
         memory.fail_once(1);

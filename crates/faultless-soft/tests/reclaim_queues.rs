@@ -1,4 +1,4 @@
-//! Each anonymous page of an engine that reclaims is in a queue, once, and no other page is.
+//! Each anonymous page of an engine that reclaims is in a queue, once, as is each mapped page of a file that has a store.
 #![cfg(not(loom))]
 
 use faultless::address::{PAGE_SIZE, VirtAddr};

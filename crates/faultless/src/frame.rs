@@ -1,6 +1,7 @@
 //! Folios. The counts and the state of a frame are in one atomic word, so that one compare-and-swap decides whether a page is
 //! exclusive, free, or in use.
 
+pub(crate) use isolated::Isolation;
 pub(crate) use outcome::{Eviction, Refused, Remaining, Share};
 pub(crate) use swap_cache::Alone;
 
@@ -24,12 +25,14 @@ use crate::tables::Home;
 ///  0–23 mappings      24–37 short pins (a fault's, a read's)      38–49 pins for I/O into user data
 ///  50 CACHED: the reference of the page cache, or of the swap cache in an anonymous folio
 ///  51 EXCLUSIVE: anonymous, one mapping, written in place        52 UPTODATE   53 READING   54 FAILED
-///  55 REFERENCED: used since the clock hand passed; see 62    56 LOCKED: a file system works on it
+///  55 REFERENCED: of a file's folio, used since the clock hand of the idle list passed; of an anonymous one see 62
+///  56 LOCKED: a file system works on it
 ///  57 DIRTY: the store does not have its bytes                58 WRITEBACK: a write of it is under way
 ///  59 LISTED: the list of idle folios has a reference
 ///  60 ANONYMOUS: of no file, so that home is of an anonymous folio
-///  61 ISOLATED: a reclaimer has it in its batch   62 USED2: the high bit of a count of uses, above REFERENCED
-///  63 LAZY, reserved and zero: after MADV_FREE, not stored to since
+///  61 ISOLATED: a reclaimer has it in its batch
+///  62 USED2: the high bit of a count of uses, above REFERENCED in an anonymous folio, above 63 in a file's
+///  63 LAZY: of an anonymous folio, after MADV_FREE, not stored to since; of a file's folio see 62
 /// ```
 ///
 /// Bits 0 to 50 and bit 59 are references. When all are gone the frame is free. If a word has no references, only the thread
@@ -43,7 +46,7 @@ use crate::tables::Home;
 /// | 8 | home: of a file's folio the file, of an anonymous one the table entry that maps it (docs/home.md) | used |
 /// | 8 | of a file's folio the page of the file; of an anonymous one with CACHED the swap slot | used |
 /// | 4 | why a read failed | used |
-/// | 4 | the memory limit that pays for it | reserved |
+/// | 4 | the group of the memory limit that pays for it | used |
 /// | 24 | the place in the list of idle folios | used |
 /// | 8 | link: the place in a queue of reclaim (`reclaim/queue.rs`). It outlives the page | used |
 ///
@@ -62,6 +65,8 @@ pub struct Folio {
     /// The code of the error with which the read failed. Atomic. Written before FAILED is set (Release), read after
     /// (Acquire).
     error: plain::AtomicU32,
+    /// The number of the group that pays for the page, 0 for the root. Atomic. The thread that has the frame alone writes it.
+    group: plain::AtomicU32,
     /// The folio's file, and its neighbours in the list of idle folios. See the type.
     place: ListPlace,
     /// The frame's place in reclaim's stacks and queues, which the frame keeps when it is freed. Atomic. `reclaim/queue.rs`
@@ -105,6 +110,7 @@ const LISTED: u64 = 1 << 59;
 const ANONYMOUS: u64 = 1 << 60;
 const ISOLATED: u64 = 1 << 61;
 const USED2: u64 = 1 << 62;
+const LAZY: u64 = 1 << 63;
 
 const MAPPINGS: u64 = PIN - 1;
 /// The number of mappings from which on only [`Folio::count_copy`] counts one more. The rest is for the tables that are
@@ -183,6 +189,7 @@ impl Folio {
             home: AtomicU64::new(0),
             index: plain::AtomicU64::new(0),
             error: plain::AtomicU32::new(0),
+            group: plain::AtomicU32::new(0),
             place: ListPlace {
                 file: plain::AtomicPtr::new(core::ptr::null_mut()),
                 before: plain::AtomicU64::new(0),
@@ -380,7 +387,7 @@ impl Folio {
             if !alone && word & EXCLUSIVE == 0 {
                 return false;
             }
-            let new = word | EXCLUSIVE | ANONYMOUS;
+            let new = (word | EXCLUSIVE | ANONYMOUS) & !LAZY;
             match self.word.compare_exchange(word, new, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => word = now,
@@ -426,28 +433,6 @@ impl Folio {
     /// [`SharedTables`](crate::engine::SharedTables) says why copies of tables never make the count overflow.
     pub(crate) fn is_mapping_full(&self) -> bool {
         Reference::Mapping.is_full(self.word.load(Ordering::Relaxed))
-    }
-
-    /// Tries to evict the folio: takes the frame if the page cache has the only reference besides the list's, and the page is
-    /// up to date and clean. The caller has the list's reference and keeps other threads from detaching the page. Acquire, as
-    /// in the last put. With `second_chance`, a page used since the last look gets another round instead.
-    pub(crate) fn try_evict(&self, second_chance: bool) -> Eviction {
-        const IDLE: u64 = CACHED | LISTED;
-        let word = self.word.load(Ordering::Relaxed);
-        if word & REFERENCES != IDLE {
-            return Eviction::InUse;
-        }
-        if second_chance && word & REFERENCED != 0 {
-            self.word.fetch_and(!REFERENCED, Ordering::Relaxed);
-            return Eviction::Used;
-        }
-        let ignored = if mutant!("evicts_dirty") { REFERENCED | DIRTY | WRITEBACK } else { REFERENCED };
-        if word & !ignored == IDLE | UPTODATE
-            && self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        {
-            return Eviction::Taken;
-        }
-        if word & DIRTY != 0 { Eviction::Dirty } else { Eviction::InUse }
     }
 
     /// Returns whether a read of the page is under way. Acquire: if not, the caller sees the bytes that were read.
@@ -567,36 +552,20 @@ impl Folio {
         self.word.load(Ordering::Relaxed) & REFERENCES == MAPPING
     }
 
-    /// Counts one more mapping, which no entry has. Returns false if the count is full. For tests.
-    ///
-    /// # Safety
-    /// An entry maps the frame. Each such mapping is taken back by [`Folio::put_uncounted`] before that entry goes.
-    #[cfg(any(test, feature = "audit"))]
-    pub unsafe fn get_uncounted(&self) -> bool {
-        let one_more = |word| (!Reference::Mapping.is_full(word)).then_some(word + MAPPING);
-        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
-    }
-
-    /// Takes back one mapping of [`Folio::get_uncounted`]. For tests.
-    ///
-    /// # Safety
-    /// The mapping was counted by [`Folio::get_uncounted`], and is taken back once.
-    #[cfg(any(test, feature = "audit"))]
-    pub unsafe fn put_uncounted(&self) {
-        let is_last = self.put(Reference::Mapping);
-        debug_assert!(!is_last, "an entry maps the frame");
-    }
-
     /// Returns whether there is no reference to the frame.
     pub fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) & REFERENCES == 0
     }
 }
 
+mod evict;
+mod group;
 mod home;
 mod isolated;
 mod outcome;
 mod swap_cache;
 #[cfg(all(test, not(loom)))]
 mod tests;
+#[cfg(any(test, feature = "audit"))]
+mod uncounted;
 mod uses;

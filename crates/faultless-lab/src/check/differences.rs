@@ -50,7 +50,7 @@ pub const BEHIND_END: Known = Known {
 };
 
 const SEALED: Known = Known {
-    name: "what a seal protects stays whole",
+    name: "a sealed mapping is not changed in part",
     by_intention: true,
     under_pressure: false,
     parts_them: true,

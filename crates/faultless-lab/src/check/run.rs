@@ -63,8 +63,10 @@ impl Plan {
             ..Summary::default()
         };
         let episodes = self.operations.div_ceil(EPISODE);
-        let progress = Progress::new(usize::try_from(episodes).unwrap_or(usize::MAX));
-        progress.say(&format!("checking {} against {}", self.design.name, summary.kernel));
+        let progress = Progress::new(
+            usize::try_from(episodes).unwrap_or(usize::MAX),
+            &format!("checking {} against {}", self.design.name, summary.kernel),
+        );
         let start = Instant::now();
         let mut oracle = Oracle::start(commands, self.patience)?;
         let ask = |oracle: &Oracle, number: u64| {
@@ -136,6 +138,11 @@ impl Plan {
                     (Some(known), summary) => {
                         if let Some(summary) = summary {
                             *summary.known.entry(known.name.into()).or_default() += 1;
+                            if known.parts_them {
+                                let left = episode.operations[place..].iter();
+                                summary.left_out +=
+                                    left.filter(|operation| operation.counts()).count() as u64;
+                            }
                         }
                         if known.parts_them {
                             // If the oracle is lost here, shrinking will find the cause.

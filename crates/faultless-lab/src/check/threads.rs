@@ -129,8 +129,10 @@ impl Together {
         };
         let threads = self.threads as u64;
         let rounds = self.operations.div_ceil(threads * EPISODE);
-        let progress = Progress::new(usize::try_from(rounds).unwrap_or(usize::MAX));
-        progress.say(&format!("checking {} with {threads} threads", self.design.name));
+        let progress = Progress::new(
+            usize::try_from(rounds).unwrap_or(usize::MAX),
+            &format!("checking {} with {threads} threads", self.design.name),
+        );
         let start = Instant::now();
         for number in 0..rounds {
             let seed = seed_of(self.seed, number);

@@ -149,6 +149,11 @@ impl<'a, H: Host> RemovedBatch<'a, H> {
         self.stale.touch(page);
     }
 
+    /// Notes that the entry of `page`, in the current table, was weakened.
+    pub fn touch(&mut self, page: PageNumber) {
+        self.stale.touch(page);
+    }
+
     /// Ends the part of `table`, as [`StaleBatch::end_part`] does.
     pub fn end_part(&mut self, table: &H::Table) {
         self.stale.end_part(table);

@@ -1,40 +1,85 @@
 //! A folio in the hands of reclaim: it is isolated, so that one reclaimer has it, and its mappings end one by one.
 
 use super::{
-    ANONYMOUS, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, MAPPING, MAPPINGS, MAPPINGS_FULL, PIN, PINS,
-    READING, REFERENCES, UPTODATE, WRITEBACK,
+    ANONYMOUS, CACHED, DIRTY, EXCLUSIVE, FAILED, Folio, IO_PINS, ISOLATED, LAZY, LOCKED, MAPPING, MAPPINGS,
+    MAPPINGS_FULL, PIN, PINS, READING, REFERENCES, UPTODATE, WRITEBACK,
 };
 use crate::host::Slot;
 use crate::sync::atomic::Ordering;
 
+/// A folio that [`Folio::try_isolate`] has isolated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    /// An anonymous page.
+    Anonymous,
+    /// A page of a file that has the store's bytes.
+    File,
+    /// A page of a file that has to be written before it can be taken.
+    DirtyFile,
+}
+
 impl Folio {
-    /// Pins and isolates the folio for a reclaimer, if it is an anonymous page that can be written now. Returns false if it is
-    /// free, of a file, being read or written, pinned for I/O, or in another reclaimer's hands. Acquire: the caller sees the
+    /// Pins and isolates the folio for a reclaimer, if it is a page that can be taken. Returns `None` if it is free, being read or
+    /// written, locked, pinned for I/O, in another reclaimer's hands, or a file's page that no entry maps. Acquire: the caller sees the
     /// effects of the last owner.
-    pub(crate) fn try_isolate(&self) -> bool {
+    ///
+    /// A file's page is taken by way of its file: see `Engine::file_of`.
+    pub(crate) fn try_isolate(&self) -> Option<Isolation> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            let is_ready = word & (ANONYMOUS | UPTODATE) == ANONYMOUS | UPTODATE
-                && word & (READING | FAILED | WRITEBACK | ISOLATED | IO_PINS) == 0;
-            if !is_ready || word & REFERENCES == 0 || word & PINS == PINS {
-                return false;
+            let mut busy = READING | FAILED | WRITEBACK | ISOLATED | IO_PINS;
+            let mut needed = REFERENCES;
+            if word & ANONYMOUS == 0 {
+                busy |= LOCKED;
+                needed = MAPPINGS;
             }
+            if word & UPTODATE == 0 || word & busy != 0 || word & needed == 0 || word & PINS == PINS {
+                return None;
+            }
+            let isolation = match word & (ANONYMOUS | DIRTY) {
+                0 => Isolation::File,
+                DIRTY => Isolation::DirtyFile,
+                _ => Isolation::Anonymous,
+            };
             match self.word.compare_exchange(
                 word,
                 (word + PIN) | ISOLATED,
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return true,
+                Ok(_) => return Some(isolation),
                 Err(now) => word = now,
             }
         }
     }
 
-    /// Isolates the folio, on which the caller has a pin already. Returns false if it is isolated.
-    #[cfg(test)]
+    /// Returns whether a file's page has the store's bytes, and nobody writes it or has it locked. The caller has the bit of an entry
+    /// that maps the page without the write right. Acquire.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.word.load(Ordering::Acquire) & (DIRTY | WRITEBACK | LOCKED) == 0
+    }
+
+    /// Isolates the folio, on which the caller has a pin already. Returns false if it is isolated. AcqRel.
     pub(crate) fn isolate_pinned(&self) -> bool {
         self.word.fetch_or(ISOLATED, Ordering::AcqRel) & ISOLATED == 0
+    }
+
+    /// Marks the page as one that may be dropped instead of written, until the next store. The caller has the bit of the only entry
+    /// that maps the page, and takes the write right from it. Relaxed: the bit orders it.
+    pub(crate) fn set_lazy(&self) {
+        self.word.fetch_or(LAZY, Ordering::Relaxed);
+    }
+
+    /// Takes [`Folio::set_lazy`] back. The caller still has the bit.
+    pub(crate) fn clear_lazy(&self) {
+        self.word.fetch_and(!LAZY, Ordering::Relaxed);
+    }
+
+    /// Returns whether the page may be dropped instead of written: it is marked so, and one entry has it. The caller has that
+    /// entry's bit, or takes the answer for a hint.
+    pub(crate) fn may_drop(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        word & (ANONYMOUS | LAZY | MAPPINGS | CACHED) == ANONYMOUS | LAZY | MAPPING
     }
 
     /// Ends the isolation. The caller has isolated the folio, and drops its pin next. Release, partner: [`Folio::is_isolated`].
@@ -59,8 +104,8 @@ impl Folio {
         self.is_in_slot() && self.index() == slot.get()
     }
 
-    /// Ends a mapping by an entry that is to name the folio's slot, and the exclusivity with it. Returns whether the folio was
-    /// exclusive. The caller has the entry's bit, and a pin. Release, as in the drop of any reference.
+    /// Ends a mapping by an entry that is to name the folio's slot, or that is GONE, and the exclusivity with it. Returns whether the
+    /// folio was exclusive. The caller has a pin. Release, as in the drop of any reference.
     pub(crate) fn end_mapping(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {

@@ -1,7 +1,9 @@
 //! The steps by which an anonymous folio comes to a swap slot and leaves it. The folio's part of the swap cache: `swap/steps.rs`
 //! has the slot's part.
 
-use super::{ANONYMOUS, CACHED, Folio, ISOLATED, PIN, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK};
+use super::{
+    ANONYMOUS, CACHED, Folio, ISOLATED, PIN, PINS, READING, REFERENCED, REFERENCES, UPTODATE, WRITEBACK,
+};
 use crate::sync::atomic::Ordering;
 use crate::tables::Home;
 
@@ -78,8 +80,10 @@ impl Folio {
     /// A caller without a pin may have met the frame's next life. It asks afterwards whether the folio is the one that it meant, and
     /// calls [`Folio::unfreeze`] if not.
     pub(crate) fn freeze(&self, alone: Alone) -> Option<Frozen> {
+        // The mutant takes a folio that others have pinned.
+        let counted = if mutant!("freeze_ignores_pins") { REFERENCES & !PINS } else { REFERENCES };
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & REFERENCES == alone.references() && word & (WRITEBACK | ANONYMOUS) == ANONYMOUS {
+        while word & counted == alone.references() & counted && word & (WRITEBACK | ANONYMOUS) == ANONYMOUS {
             match self.word.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(Frozen(word)),
                 Err(now) => word = now,

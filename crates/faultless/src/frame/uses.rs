@@ -1,14 +1,29 @@
-//! The folio's part in reclaim's queues: the link, and the count of uses of an anonymous page, 0 to 3. The count is two bits of
-//! the word, REFERENCED and USED2.
+//! The folio's part in reclaim's queues: the link, and the count of uses of a page, 0 to 3. The count is two bits of the word:
+//!
+//! | folio | low bit | high bit |
+//! |---|---|---|
+//! | anonymous | REFERENCED | USED2 |
+//! | of a file | LAZY, which means nothing else there | USED2 |
+//!
+//! REFERENCED of a file's folio is the clock bit of the idle list: each lookup sets it, for a read by handle too. Reclaim counts a
+//! use only if it finds an accessed bit, so that a file that is mapped and read once leaves by the small queue.
 
-use super::{ANONYMOUS, Folio, REFERENCED, REFERENCES, USED2};
+use super::{ANONYMOUS, Folio, LAZY, MAPPINGS, REFERENCED, REFERENCES, USED2};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::plain;
 
 /// The largest count of uses.
 const MOST: u64 = 3;
 
+/// The bits of a file's folio that tell of its uses, and change nothing else.
+pub(super) const USES: u64 = REFERENCED | USED2 | LAZY;
+
+const fn low_bit(word: u64) -> u64 {
+    if word & ANONYMOUS != 0 { REFERENCED } else { LAZY }
+}
+
 const fn of_word(word: u64) -> u64 {
-    (word & USED2 != 0) as u64 * 2 + (word & REFERENCED != 0) as u64
+    (word & USED2 != 0) as u64 * 2 + (word & low_bit(word) != 0) as u64
 }
 
 impl Folio {
@@ -18,10 +33,18 @@ impl Folio {
         &self.link
     }
 
-    /// Returns the uses of the page, or `None` if the frame is free or the page is not anonymous.
+    /// Returns the uses of the page. Returns `None` if reclaim has no interest in the frame: it is free, or its page is a file's and no
+    /// entry maps it, or the file has no store.
+    ///
+    /// The file is read after the word. If both are of different lives of the frame, the fault that maps the page comes to the queues
+    /// later than the caller, and finds the frame in none.
     pub(crate) fn uses(&self) -> Option<u64> {
         let word = self.word.load(Ordering::Relaxed);
-        (word & ANONYMOUS != 0 && word & REFERENCES != 0).then(|| of_word(word))
+        let is_wanted = match word & ANONYMOUS {
+            0 => word & MAPPINGS != 0 && !self.place.file.load(plain::Ordering::Relaxed).is_null(),
+            _ => word & REFERENCES != 0,
+        };
+        is_wanted.then(|| of_word(word))
     }
 
     /// Counts a use of the page. Reclaim calls it when it has found and cleared the accessed bit of an entry. It changes no
@@ -40,14 +63,15 @@ impl Folio {
         self.change_uses(|_| 0);
     }
 
-    /// Changes the uses, if the frame has an anonymous page. By then it may be another page than the one that the caller meant,
+    /// Changes the uses, if the frame is in use. By then it may be another page than the one that the caller meant,
     /// which changes the order of reclaim alone.
     fn change_uses(&self, change: impl Fn(u64) -> u64) {
         let mut word = self.word.load(Ordering::Relaxed);
-        while word & ANONYMOUS != 0 && word & REFERENCES != 0 {
+        while word & REFERENCES != 0 {
             let uses = change(of_word(word));
-            let new = word & !(REFERENCED | USED2)
-                | if uses & 1 != 0 { REFERENCED } else { 0 }
+            let low = low_bit(word);
+            let new = word & !(low | USED2)
+                | if uses & 1 != 0 { low } else { 0 }
                 | if uses & 2 != 0 { USED2 } else { 0 };
             if new == word {
                 return;

@@ -86,9 +86,9 @@ pub unsafe trait Host: Sized + Send + Sync + 'static {
     }
 
     /// Invalidates pages of several tables in one round: returns when [`PageTable::invalidate`] of each of them would have
-    /// returned. The engine calls it where truncation or writeback has changed entries in several spaces, and holds no handle of
-    /// these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`], in no
-    /// order; the host may change the order.
+    /// returned. The engine calls it where truncation, writeback or reclaim has changed entries in several spaces, and holds no
+    /// handle of these spaces meanwhile. `sections` are those of the engine. `batch` names the pages, each by [`PageTable::stale`] or
+    /// [`ShareLeaves::stale_in_all`], in no order; the host may change the order.
     ///
     /// A table may be gone by now. If [`PageTable::unload`] has returned, its pages are skipped; otherwise they are
     /// invalidated.
@@ -373,8 +373,8 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     /// where new memory does. A frame keeps neither for life: where a copy is not needed, the page is taken over.
     fn allocate(&self, group: GroupId, purpose: FrameUse) -> Option<Frame>;
 
-    /// Takes a frame back, for any purpose it had. Does not sleep. When there are more groups than one, the folio tells which
-    /// group has paid for the frame.
+    /// Takes a frame back, for any purpose it had. Does not sleep. The folio no longer tells which group has paid for the frame: a
+    /// host that divides its frames by group notes that itself.
     ///
     /// # Safety
     /// The frame is given out and the caller has it alone: no reference is left in its folio, no page table names it, and
@@ -431,14 +431,25 @@ pub unsafe trait FrameSource: Send + Sync + 'static {
     fn usage(&self) -> FrameUsage;
 }
 
-/// A group of processes that share one charge for memory, and that makes room in its own memory when it has too much (a memory
-/// cgroup). There is one group for now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupId(());
+/// The number of a group of spaces that share one charge for memory, and that makes room in its own memory when it has too much (a
+/// memory cgroup): [`MemoryLimit`](crate::MemoryLimit). When a group has ended and pays for nothing, another gets its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GroupId(u32);
 
 impl GroupId {
-    /// The group of all processes that are in no other.
-    pub const ROOT: Self = Self(());
+    /// The group of all spaces that are in no other, and of all pages of files.
+    pub const ROOT: Self = Self(0);
+
+    #[inline]
+    pub(crate) const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Returns the number.
+    #[inline]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
 }
 
 /// The purpose of a frame that [`FrameSource::allocate`] gives out. More may come.

@@ -5,7 +5,7 @@ use super::memory_queue::MemoryQueue;
 use crate::engine::{Dying, Engine};
 use crate::frame::{Eviction, Reference};
 use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host, OutOfMemory};
-use crate::reclaim::Reclaimed;
+use crate::reclaim::{Kinds, Reclaimed};
 use crate::stats::Counter;
 use crate::sync::atomic::Ordering;
 use crate::sync::{Held, Park, plain};
@@ -38,9 +38,9 @@ const LOOKS_BESIDE: u32 = 2;
 /// The number of looks while pages are there that reclaim could not take at the moment: another thread has them, or a fork has
 /// stopped the space. Most of these looks sleep.
 #[cfg(not(loom))]
-const LOOKS_DELAYED: u32 = 4096;
+pub(super) const LOOKS_DELAYED: u32 = 4096;
 #[cfg(loom)]
-const LOOKS_DELAYED: u32 = 3;
+pub(super) const LOOKS_DELAYED: u32 = 3;
 
 /// The page cache's account, one an engine.
 #[derive(Default)]
@@ -221,16 +221,26 @@ impl From<OutOfMemory> for Miss {
 }
 
 impl<H: Host> Engine<H> {
-    /// Allocates a frame for a page of a file. If needed, evicts a clean page of a file of the same group, or reclaims anonymous
-    /// pages.
-    pub(crate) fn allocate(self: &Arc<Self>, group: GroupId) -> Option<Frame> {
+    /// Allocates a frame for a page of a file. If needed, evicts clean pages of files that are not in use, or reclaims mapped and
+    /// anonymous pages.
+    ///
+    /// # Errors
+    /// The frames that were freed, which other threads have taken since, and whether pages could not be taken at the moment.
+    pub(crate) fn allocate(self: &Arc<Self>, group: GroupId) -> Result<Frame, Reclaimed> {
         let frames = self.host().frames();
-        frames.allocate(group, FrameUse::File).or_else(|| {
-            if self.evict(group, FEW) == 0 {
-                self.reclaim_anonymous(FEW);
-            }
-            frames.allocate(group, FrameUse::File)
-        })
+        if let Some(frame) = frames.allocate(group, FrameUse::File) {
+            return Ok(frame);
+        }
+        let freed = self.evict_or_reclaim(group);
+        frames.allocate(group, FrameUse::File).ok_or(freed)
+    }
+
+    /// Evicts pages of files that are not in use, or reclaims mapped and anonymous pages.
+    fn evict_or_reclaim(self: &Arc<Self>, group: GroupId) -> Reclaimed {
+        match self.evict(group, FEW) {
+            0 => self.take_pages(group, FEW, Kinds::All),
+            freed => Reclaimed { freed, is_delayed: false },
+        }
     }
 
     /// Makes room after an allocation for `group` failed: evicts, reclaims, or waits for a short time for other threads to free
@@ -239,16 +249,19 @@ impl<H: Host> Engine<H> {
     /// Another thread may take each frame that this call frees. That is no reason to give up: the memory is in use, not full.
     pub(crate) fn make_room(self: &Arc<Self>, group: GroupId, look: &mut u32) -> bool {
         *look += 1;
-        let mut reclaimed = Reclaimed { freed: self.evict(group, FEW), is_delayed: false };
-        if reclaimed.freed == 0 {
-            reclaimed = self.reclaim_anonymous(FEW);
-        }
+        let reclaimed = self.evict_or_reclaim(group);
         if reclaimed.freed != 0 {
             *look = 0;
             return true;
         }
         self.wait_for_memory(*look);
-        if reclaimed.is_delayed { *look < LOOKS_DELAYED } else { self.looks_on(*look) }
+        self.looks_for_room(*look, reclaimed.is_delayed)
+    }
+
+    /// Returns whether look number `look` for memory is not the last one. `is_delayed`: pages are there that could not be taken at
+    /// the moment.
+    pub(crate) fn looks_for_room(&self, look: u32, is_delayed: bool) -> bool {
+        if is_delayed { look < LOOKS_DELAYED } else { self.looks_on(look) }
     }
 
     /// Returns whether look number `look` for memory is not the last one.

@@ -381,7 +381,7 @@ impl<H: Host> File<H> {
         let mut looking = Looking::new(&self.engine);
         loop {
             let frame = if self.is_in_memory() {
-                self.engine.allocate(GroupId::ROOT).ok_or(Miss::OutOfMemory)
+                self.engine.allocate(GroupId::ROOT).map_err(|_| Miss::OutOfMemory)
             } else {
                 self.room_for_one(looking.ticket())
             };

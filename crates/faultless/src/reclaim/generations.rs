@@ -14,6 +14,7 @@
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
 use super::queue::{Claimed, Distance, Folios, Queue};
+use crate::host::Frame;
 
 /// The number of generations. A queue's number has two bits.
 const GENERATIONS: usize = 4;
@@ -67,6 +68,18 @@ impl ReclaimPolicy for Generations {
             Report::Taken | Report::Freed => GENERATIONS - 1,
         };
         self.generation(age).push(folios, frame);
+    }
+
+    fn sort(
+        &mut self,
+        folios: &impl Folios,
+        mut count: u64,
+        keeps: impl Fn(Frame) -> bool,
+        strays: &mut Queue,
+    ) {
+        for queue in &mut self.queues {
+            count -= queue.sort(folios, count, &keeps, strays);
+        }
     }
 
     fn length(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! The interface of a policy: the order in which reclaim tries pages.
 
-use super::queue::{Claimed, Distance, Folios};
+use super::queue::{Claimed, Distance, Folios, Queue};
 use crate::host::Frame;
 
 /// The time of a page's eviction, as a count of evictions. The slot of the page keeps it.
@@ -54,11 +54,16 @@ pub(crate) enum Look {
     Nothing,
 }
 
-/// The order in which reclaim tries the anonymous pages of an engine.
+/// The order in which reclaim tries the anonymous pages of a group.
 ///
 /// A policy has [queues](super::queue::Queue) of frames and reads the uses in their folios. It knows no tables and no mappings,
-/// and takes no lock. All calls are made under the lock of [`Ageing`](super::ageing::Ageing), which no fault takes.
+/// and takes no lock. All calls are made under the lock of [`Queues`](super::groups::Queues), which no fault takes.
 pub(crate) trait ReclaimPolicy: Default {
+    /// Makes a policy of the same kind with empty queues, for another group.
+    fn of_same_kind(&self) -> Self {
+        Self::default()
+    }
+
     /// Puts a frame that has arrived into a queue. Frames of one thread come in the order of their first touch. If the page was
     /// evicted before, `distance` tells how long ago.
     fn arrived(&mut self, folios: &impl Folios, frame: Claimed, distance: Distance);
@@ -69,6 +74,9 @@ pub(crate) trait ReclaimPolicy: Default {
     /// Puts a frame back after the `report`, which is not [`Report::Freed`]. `origin` is the number of the queue from which the
     /// frame was taken. If the report is [`Report::Young`], the use is counted already.
     fn reported(&mut self, folios: &impl Folios, frame: Claimed, origin: u64, report: Report);
+
+    /// Looks at the `count` oldest frames. Those that `keeps` refuses go to `strays`; the others stay.
+    fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue);
 
     /// Returns the number of frames in the queues, with those that are free by now.
     fn length(&self) -> u64;

@@ -3,7 +3,7 @@
 //! ```text
 //!  fault ─ push ─► arrivals of its slot ─┐
 //!  fault ─ push ─► arrivals of its slot ─┴─ gather, oldest first ─► a queue ─ take ─► reclaim ─ claim ─► a queue
-//!  └──────── no lock ───────────────────┘  └────────────────── under the lock of `Ageing` ───────────────────┘
+//!  └──────── no lock ───────────────────┘  └────────────────── under the lock of `Queues` ───────────────────┘
 //! ```
 //! All are linked through one word of the folio, its *link*:
 //!
@@ -187,7 +187,7 @@ impl Gathered {
     }
 }
 
-/// A queue of frames, the oldest first. Protected by the lock of [`Ageing`](super::ageing::Ageing).
+/// A queue of frames, the oldest first. Protected by the lock of [`Queues`](super::groups::Queues).
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     /// The number of the oldest frame, plus one; 0 if the queue is empty.
@@ -238,5 +238,27 @@ impl Queue {
         }
         self.length -= 1;
         Some(Taken { frame, uses: early.unwrap_or_else(|| folio.uses()) })
+    }
+
+    /// Looks at the `count` oldest frames, if there are as many. Those that `keeps` refuses go to `strays`; the others go to the
+    /// young end, in their order. Returns the number of frames at which it has looked.
+    pub fn sort(
+        &mut self,
+        folios: &impl Folios,
+        count: u64,
+        keeps: &impl Fn(Frame) -> bool,
+        strays: &mut Self,
+    ) -> u64 {
+        let count = count.min(self.length);
+        for _ in 0..count {
+            let Some(taken) = self.take(folios, 0) else { break };
+            // A free frame is dropped, as always. Otherwise a fault may have put the frame into a stack, in its next life.
+            if taken.uses.is_some()
+                && let Some((frame, _)) = Claimed::claim(folios, taken.frame)
+            {
+                if keeps(taken.frame) { self.push(folios, frame) } else { strays.push(folios, frame) }
+            }
+        }
+        count
     }
 }

@@ -19,6 +19,7 @@
 
 use super::policy::{Demand, Look, ReclaimPolicy, Report};
 use super::queue::{Claimed, Distance, Folios, Queue, Taken};
+use crate::host::Frame;
 
 /// The number of the small queue.
 const SMALL: u64 = 0;
@@ -97,6 +98,11 @@ impl ReclaimPolicy for SmallMain {
         };
         let queue = if goes_to_main { &mut self.main } else { &mut self.small };
         queue.push(folios, frame);
+    }
+
+    fn sort(&mut self, folios: &impl Folios, count: u64, keeps: impl Fn(Frame) -> bool, strays: &mut Queue) {
+        let looked = self.small.sort(folios, count, &keeps, strays);
+        self.main.sort(folios, count - looked, &keeps, strays);
     }
 
     fn length(&self) -> u64 {

@@ -8,14 +8,24 @@ use crate::tables::LeafRecord;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
-/// A page that reclaim wants to take out of one entry. The caller has a pin on the folio, has isolated it, and has attached it
-/// to the slot.
+/// A page that reclaim wants to take out of one entry. The caller has a pin on the folio and has isolated it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Victim {
     pub frame: Frame,
-    pub slot: Slot,
-    /// The slot's generation.
-    pub generation: u16,
+    pub kind: VictimKind,
+    /// Whether the page is taken even if its accessed bit is set.
+    pub takes_young: bool,
+}
+
+/// The kind of a page that reclaim takes. It decides which entry is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VictimKind {
+    /// An anonymous page. The entry is to name the slot to which the folio is attached, with its generation.
+    Swapped(Slot, u16),
+    /// An anonymous page that is to be dropped (MADV_FREE). The entry becomes GONE.
+    Dropped,
+    /// A clean page of a file. The entry becomes GONE.
+    File,
 }
 
 /// The reason why reclaim has left an entry as it is.
@@ -31,10 +41,14 @@ pub(crate) enum Refusal {
     Locked,
     /// The page is pinned for I/O.
     Pinned,
+    /// The page was to be dropped, and several spaces have it by a leaf table that they share. It needs a slot.
+    NotAlone,
     /// The count of the slot is full.
     Full,
     /// There is no slot, or no place on a device.
     NoSlot,
+    /// The page of a file has to be written first.
+    Dirty,
 }
 
 /// Takes the page of `victim` out of the entry at `index` of the table with this record, if that entry maps it. See

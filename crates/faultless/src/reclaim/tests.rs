@@ -1,16 +1,19 @@
 //! Policies on traces, without an engine, and queues with many threads.
 
-use super::ageing::{Ageing, BATCH, PASSES};
+use super::ageing::{BATCH, PASSES};
 use super::generations::Generations;
-use super::policy::{Demand, ReclaimPolicy, Report, Shadow};
+use super::groups::{Queues, Victims};
+use super::policy::{ReclaimPolicy, Report, Shadow};
 use super::queue::{Claimed, Distance, Folios, Gathered, Queue};
 use super::small_main::SmallMain;
 use crate::frame::{Folio, Reference};
-use crate::host::Frame;
+use crate::host::{Frame, GroupId};
 use crate::sync::{Sections, SlotIndex};
 use crate::tables::Home;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+const ROOT: GroupId = GroupId::ROOT;
 
 impl Folios for [Folio] {
     fn folio(&self, frame: Frame) -> &Folio {
@@ -73,7 +76,7 @@ trait Cache {
 struct Machine<P> {
     frames: Frames,
     sections: Sections,
-    ageing: Ageing<P>,
+    ageing: Queues<P>,
     /// The page in each frame, and its accessed bit.
     pages: Vec<Option<(u64, bool)>>,
     places: HashMap<u64, usize>,
@@ -87,7 +90,7 @@ impl<P: ReclaimPolicy> Machine<P> {
         Self {
             frames: Frames::new(frames),
             sections: Sections::new(),
-            ageing: Ageing::default(),
+            ageing: Queues::default(),
             pages: vec![None; frames],
             places: HashMap::new(),
             shadows: HashMap::new(),
@@ -103,18 +106,19 @@ impl<P: ReclaimPolicy> Machine<P> {
         self.shadows.insert(page, Shadow::new(self.evictions));
         self.evictions += 1;
         self.free.push(number);
-        self.ageing.report(&self.frames, frame(number), Report::Freed);
+        self.ageing.report(&self.frames, ROOT, frame(number), Report::Freed);
     }
 
     fn reclaim(&mut self) {
         let mut batch = [frame(0); BATCH];
-        let (count, demand) = self.ageing.next_victims(&self.frames, &self.sections, &mut batch);
+        let Victims { count, takes_young, .. } =
+            self.ageing.next_victims(&self.frames, &self.sections, ROOT, &mut batch);
         assert_ne!(count, 0, "all frames are in use, and none is in a queue");
         for victim in &batch[..count] {
             let number = usize::try_from(victim.get()).unwrap();
             let (_, accessed) = self.pages[number].as_mut().expect("a free frame is offered");
-            if std::mem::take(accessed) && demand == Demand::Old {
-                self.ageing.report(&self.frames, *victim, Report::Young);
+            if std::mem::take(accessed) && !takes_young {
+                self.ageing.report(&self.frames, ROOT, *victim, Report::Young);
             } else {
                 self.evict(number);
             }
@@ -250,30 +254,47 @@ fn misses_are_not_more_than_those_of_lru_on_zipf() {
 
 /// A page whose accessed bit is set at each look. It is offered with the demand to take it within PASSES + 1 passes.
 fn pages_that_are_always_young_are_demanded<P: ReclaimPolicy>(pages: usize) {
-    let (frames, sections, mut ageing) = (Frames::new(pages), Sections::new(), Ageing::<P>::default());
+    let (frames, sections, mut ageing) = (Frames::new(pages), Sections::new(), Queues::<P>::default());
     for number in 0..pages {
         frames.0[number].begin_anonymous(Home::NONE);
         sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
     }
     let (mut batch, mut offers) = ([frame(0); BATCH], 0);
     let demanded = loop {
-        let (count, demand) = ageing.next_victims(&frames, &sections, &mut batch);
+        let Victims { count, takes_young, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
         assert_ne!(count, 0);
-        if demand == Demand::Any {
+        if takes_young {
             break batch[count - 1];
         }
         offers += count;
         assert!(offers <= (PASSES as usize + 1) * pages + BATCH, "not demanded after {offers} offers");
-        batch[..count].iter().for_each(|frame| ageing.report(&frames, *frame, Report::Young));
+        batch[..count].iter().for_each(|frame| ageing.report(&frames, ROOT, *frame, Report::Young));
     };
-    ageing.report(&frames, demanded, Report::Taken);
-    assert_eq!(ageing.demand(), Demand::Old, "progress ends the demand");
+    ageing.report(&frames, ROOT, demanded, Report::Taken);
+    let victims = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+    assert!(!victims.takes_young, "progress ends the demand");
 }
 
 #[test]
 fn a_page_that_is_always_young_is_demanded_in_the_end() {
     [1, 3, 64, 1000].into_iter().for_each(pages_that_are_always_young_are_demanded::<SmallMain>);
     [1, 3, 64, 1000].into_iter().for_each(pages_that_are_always_young_are_demanded::<Generations>);
+}
+
+/// A batch that has all pages is not a pass without progress: the pages on trial count as pages.
+#[test]
+fn the_first_batch_of_a_small_memory_demands_no_young_page() {
+    for pages in [1, 3, 16, 63] {
+        let (frames, sections) = (Frames::new(pages), Sections::new());
+        let mut ageing = Queues::<SmallMain>::default();
+        for number in 0..pages {
+            frames.0[number].begin_anonymous(Home::NONE);
+            sections.arrivals(slot(0)).push(&frames.0[number], frame(number), Distance::NEW);
+        }
+        let mut batch = [frame(0); BATCH];
+        let victims = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+        assert_eq!((victims.count, victims.takes_young), (pages, false));
+    }
 }
 
 /// While other pages can be taken, no page that is used all the time is taken, once the policy knows it.
@@ -344,7 +365,7 @@ fn many_threads_lose_nothing<P: ReclaimPolicy>() {
     const THREADS: usize = 4;
     const EACH: usize = 100;
     let (frames, sections) = (Frames::new(THREADS * EACH), Sections::new());
-    let (mut ageing, running) = (Ageing::<P>::default(), AtomicUsize::new(THREADS));
+    let (mut ageing, running) = (Queues::<P>::default(), AtomicUsize::new(THREADS));
     let mut batch = [frame(0); BATCH];
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -369,13 +390,13 @@ fn many_threads_lose_nothing<P: ReclaimPolicy>() {
             if running.load(Ordering::Relaxed) == 0 {
                 break;
             }
-            let (count, _) = ageing.next_victims(&frames, &sections, &mut batch);
-            batch[..count].iter().for_each(|frame| ageing.report(&frames, *frame, report));
+            let Victims { count, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
+            batch[..count].iter().for_each(|frame| ageing.report(&frames, ROOT, *frame, report));
         }
     });
     let mut found = HashSet::new();
     loop {
-        let (count, _) = ageing.next_victims(&frames, &sections, &mut batch);
+        let Victims { count, .. } = ageing.next_victims(&frames, &sections, ROOT, &mut batch);
         if count == 0 {
             break;
         }
@@ -403,8 +424,8 @@ fn arrivals_of_a_thread_that_has_ended_are_gathered() {
     sections.arrivals(slot(5)).push(&frames.0[0], frame(0), Distance::NEW);
     // SAFETY: no other thread has these sections, and there is no section.
     unsafe { sections.unlist(slot(5)) };
-    let (mut ageing, mut batch) = (Ageing::<SmallMain>::default(), [frame(7); BATCH]);
-    assert_eq!(ageing.next_victims(&frames, &sections, &mut batch).0, 1);
+    let (mut ageing, mut batch) = (Queues::<SmallMain>::default(), [frame(7); BATCH]);
+    assert_eq!(ageing.next_victims(&frames, &sections, ROOT, &mut batch).count, 1);
     assert_eq!(batch[0], frame(0));
 }
 

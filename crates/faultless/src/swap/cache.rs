@@ -39,6 +39,9 @@ impl<H: Host> Engine<H> {
         let location = space.devices.reserve(0)?;
         match space.slots.take() {
             Ok((number, slot)) => {
+                // The count goes with the slot: `SlotTable::free`.
+                slot.set_group(folio.group());
+                self.sections().groups().add_swap(folio.group());
                 steps.attach(number, slot, frame, location).map(|generation| (number, generation))
             }
             Err(_) => {

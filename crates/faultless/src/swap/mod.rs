@@ -28,7 +28,9 @@
 //! | `write_out.rs`, `read_in.rs`, `transfer.rs` | transfers to and from devices, with checksums |
 //! | `device.rs` | [`SwapDevice`], and the devices of an engine in their order |
 //! | `on_store.rs`, `compressed.rs` | devices: over a [`Store`](crate::store::Store), and in memory by LZ4 |
-//! | `places.rs`, `once_box.rs` | free places as bits; a box that is filled once |
+//! | `window.rs` | how many pages a fault reads ahead |
+//! | `remove.rs` | takes all pages off a device |
+//! | `places.rs` | free places as bits |
 
 mod cache;
 #[cfg(feature = "lz4")]
@@ -38,15 +40,16 @@ mod entries;
 #[cfg(all(test, loom))]
 mod models;
 mod on_store;
-mod once_box;
 mod places;
 mod read_in;
+mod remove;
 mod slot;
 mod steps;
 mod table;
 #[cfg(all(test, feature = "std", not(loom)))]
 mod tests;
 mod transfer;
+mod window;
 mod write_out;
 
 pub(crate) use cache::SwapIn;
@@ -54,17 +57,20 @@ pub(crate) use cache::SwapIn;
 pub use compressed::CompressedMemory;
 pub use device::{DeviceUsage, SwapDevice, SwapError};
 pub use on_store::{StoreDevice, StoreDeviceError};
+pub(crate) use read_in::Named;
+pub use remove::{RemoveSwapError, SwapRemoved};
 pub(crate) use steps::Cached;
-pub(crate) use write_out::WrittenOut;
+pub(crate) use window::{MOST as MOST_AHEAD, Window};
+#[cfg(all(test, feature = "std", not(loom)))]
+use write_out::WrittenOut;
 
 use crate::engine::Engine;
 use crate::frame::Folio;
 use crate::host::{Frame, Host, OutOfMemory};
-use crate::sync::{Sections, try_box};
+use crate::sync::{OnceBox, Sections, try_box};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use device::Devices;
-use once_box::OnceBox;
 use slot::Location;
 use steps::{Steps, Surroundings};
 use table::SlotTable;
@@ -92,15 +98,16 @@ impl Space {
     }
 
     fn add(&self, device: Arc<dyn SwapDevice>) -> Result<(), SwapError> {
-        self.devices.add(device)?;
-        self.sections.charge(Devices::ROOM);
+        if self.devices.add(device)? {
+            self.sections.charge(Devices::ROOM);
+        }
         Ok(())
     }
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
-        let devices = self.devices.usage().count();
+        let devices = self.devices.count();
         self.sections.uncharge(size_of::<Self>() + devices * Devices::ROOM);
     }
 }
@@ -110,13 +117,13 @@ impl Drop for Space {
 pub struct SwapUsage {
     /// The number of slots in use. A slot is in use from when its page is chosen to be written until no entry names it.
     pub slots: u64,
-    /// The use of each device, in the order in which they were added.
+    /// The use of each device that was not removed, in the order in which they were added.
     pub devices: Vec<DeviceUsage>,
 }
 
 impl<H: Host> Engine<H> {
     /// Adds a swap device. Pages are written to the first device that takes them, in the order in which devices were added: add fast
-    /// ones first. A device stays for as long as the engine.
+    /// ones first. [`Engine::remove_swap`] removes a device.
     ///
     /// Add the first device before the first page is mapped: reclaim does not find anonymous pages that are older.
     ///
@@ -145,12 +152,6 @@ impl<H: Host> Engine<H> {
         })
     }
 
-    /// Returns whether there is a swap device. One load.
-    #[inline]
-    pub(crate) fn has_swap(&self) -> bool {
-        self.swap.0.is_set()
-    }
-
     fn swap_steps(&self) -> Option<(&Space, Steps<'_, Self>)> {
         let space = self.swap.0.get()?;
         Some((space, Steps { slots: &space.slots, around: self }))
@@ -163,11 +164,11 @@ impl<H: Host> Surroundings for Engine<H> {
     }
 
     fn free(&self, frame: Frame) {
-        self.frames().free(frame);
+        self.free_frame(frame);
     }
 
-    fn count_eviction(&self) -> u64 {
-        self.evicted().get()
+    fn count_eviction(&self, frame: Frame) -> u64 {
+        self.evicted(Engine::folio(self, frame).group()).get()
     }
 
     fn release(&self, location: Location) {

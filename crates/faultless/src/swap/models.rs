@@ -1,7 +1,7 @@
 //! Models of the steps that change a folio and its slot together, on the real code.
 
 use super::slot::{Location, SwapSlot};
-use super::steps::{Cached, Evicted, Steps, Surroundings};
+use super::steps::{Cached, Evicted, PlaceLeft, Steps, Surroundings};
 use super::table::SlotTable;
 use crate::frame::{Folio, Reference};
 use crate::host::{Frame, Slot};
@@ -33,7 +33,9 @@ impl Surroundings for World {
         self.is_free[frame.get() as usize].store(true, plain::Ordering::Relaxed);
     }
 
+    /// The place is another page's from now on.
     fn release(&self, _: Location) {
+        self.device.store(9, Ordering::Release);
         self.released.fetch_add(1, plain::Ordering::Relaxed);
     }
 }
@@ -326,4 +328,132 @@ fn a_pin_beside_an_eviction() {
         }
         let _ = world.folio(frame(0)).release(Reference::Mapping);
     });
+}
+
+impl World {
+    /// Pins the folio of a slot, and reads it into `mine` if it is not in memory, as a fault does.
+    fn pin_or_read(&self, number: Slot, mine: Frame) -> Frame {
+        let (steps, slot) = (self.steps(), self.slots.get(number.get()).expect("it is there"));
+        loop {
+            match steps.pin_cached(slot) {
+                Cached::Pinned(found) => return found,
+                Cached::Busy => yield_now(),
+                Cached::Absent => {
+                    if steps.begin_read(number, slot, 0, mine).is_ok() {
+                        let bytes = self.device.load(Ordering::Acquire);
+                        self.bytes[mine.get() as usize].store(bytes, Ordering::Relaxed);
+                        self.folio(mine).finish_read();
+                        steps.put(number.get(), slot);
+                        steps.unpin(mine);
+                        return mine;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the place from a slot, as swapoff does in one look. Returns whether it did.
+    fn take_off(&self, number: Slot, mine: Frame) -> bool {
+        let slot = self.slots.get(number.get()).expect("it is there");
+        let frame = self.pin_or_read(number, mine);
+        let folio = self.folio(frame);
+        let mut is_left = false;
+        if folio.isolate_pinned() {
+            let can_be_moved = folio.is_uptodate() && !folio.is_writeback();
+            is_left = can_be_moved && self.steps().leave_place(number.get(), slot, 0) == PlaceLeft::Left;
+            folio.end_isolation();
+        }
+        self.steps().unpin(frame);
+        is_left
+    }
+
+    fn released(&self) -> u64 {
+        self.released.load(plain::Ordering::Relaxed)
+    }
+}
+
+/// A fault reads a slot while swapoff takes its device away: the fault has the right bytes, and the place is given back once.
+#[test]
+fn swapoff_beside_a_swap_in() {
+    check(3, || {
+        let world = Arc::new(World::new());
+        let (number, slot, _) = world.evicted(1);
+        let theirs = world.clone();
+        let thread = spawn(move || theirs.take_off(number, frame(2)));
+        let mine = world.pin_or_read(number, frame(1));
+        while !world.folio(mine).is_uptodate() {
+            yield_now();
+        }
+        assert!(world.folio(mine).begin_mapping(false));
+        world.steps().put(number.get(), slot);
+        world.steps().unpin(mine);
+        let is_left = thread.join().expect("no panic");
+        assert_eq!(world.bytes[mine.get() as usize].load(Ordering::Relaxed), 1, "another page's bytes");
+        assert_eq!((world.released(), slot.location().is_none()), (u64::from(is_left), is_left));
+        assert_ne!(is_left, slot.state().is_written(), "bytes without a place, or a place without bytes");
+    });
+}
+
+/// Reclaim frees a clean folio while swapoff takes its place: the bytes are in one of both.
+#[test]
+fn swapoff_beside_an_eviction() {
+    check(3, || {
+        let world = Arc::new(World::new());
+        let (number, slot, _) = world.attach(1);
+        world.bytes[0].store(1, Ordering::Relaxed);
+        world.write(frame(0), 1);
+        let theirs = world.clone();
+        let thread = spawn(move || theirs.take_off(number, frame(1)));
+        if world.steps().try_evict(frame(0)) == Evicted::Kept {
+            world.steps().unpin(frame(0));
+        }
+        let is_left = thread.join().expect("no panic");
+        assert_eq!(world.released(), u64::from(is_left), "a place given back twice");
+        match slot.attached() {
+            None => assert!(slot.state().is_written() && !is_left, "the bytes are lost"),
+            Some(there) => {
+                assert_ne!(
+                    is_left,
+                    slot.state().is_written(),
+                    "bytes without a place, or a place without bytes"
+                );
+                assert_eq!(world.bytes[there.get() as usize].load(Ordering::Relaxed), 1);
+            }
+        }
+    });
+}
+
+/// A store takes the page out of its slot, and frees the slot, while swapoff takes its place: the place is given back once.
+#[test]
+fn swapoff_beside_a_store() {
+    check(4, || {
+        let world = Arc::new(World::new());
+        let (number, slot, _) = world.attach(1);
+        world.write(frame(0), 1);
+        let theirs = world.clone();
+        let thread = spawn(move || {
+            if let Cached::Pinned(pinned) = theirs.steps().pin_cached(slot_of(&theirs, number)) {
+                let folio = theirs.folio(pinned);
+                if folio.isolate_pinned() {
+                    theirs.steps().leave_place(number.get(), slot_of(&theirs, number), 0);
+                    folio.end_isolation();
+                }
+                theirs.steps().unpin(pinned);
+            }
+        });
+        let is_mine = world.folio(frame(0)).mappings_before_slot() == 0 && slot.state().count() == 1;
+        if is_mine {
+            assert!(world.folio(frame(0)).begin_mapping(true));
+            world.steps().take_out(frame(0));
+        }
+        world.steps().put(number.get(), slot);
+        world.steps().unpin(frame(0));
+        thread.join().expect("no panic");
+        assert_eq!((world.released(), world.slots.used()), (1, 0), "a place given back twice, or never");
+        assert_eq!(world.is_free(frame(0)), !is_mine);
+    });
+}
+
+fn slot_of(world: &World, number: Slot) -> &SwapSlot {
+    world.slots.get(number.get()).expect("it is there")
 }

@@ -2,7 +2,7 @@
 
 use crate::engine::MAX_SHARED_TABLES;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Frame, GENERATIONS};
+use crate::host::{Frame, GENERATIONS, GroupId};
 use crate::store::StoreError;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::plain;
@@ -14,7 +14,8 @@ use crate::sync::plain;
 ///  0–23 count: entries that name the slot, and transfers of its bytes that are under way
 ///  24 IN_CACHE: a folio is attached, or a thread attaches one or takes it out
 ///  25 WRITTEN: the location has the bytes      26 POISONED: the bytes cannot be had
-///  27 PATTERN: `location` is the word that the page repeats
+///  27 PATTERN: `location` is the word that the page repeats      28 MOVED: an entry that names the slot was moved
+///  29 AHEAD: the folio was read ahead, and no fault has used it yet
 ///  32–43 generation: the number of lives of the slot so far, modulo 4,096
 /// ```
 /// The count and IN_CACHE are references. When both are gone, the slot is free. The thread that drops the last one gives the slot
@@ -37,8 +38,9 @@ pub(crate) struct SwapSlot {
     /// The checksum of the bytes. In a poisoned slot, the code of the error. Atomic. Written before WRITTEN or POISONED is set
     /// (Release), read after (Acquire).
     checksum: plain::AtomicU32,
-    /// The memory limit that pays for the page. Zero for now.
-    _group: plain::AtomicU32,
+    /// The number of the group in whose count of swap the slot is, 0 for the root. Atomic. Written by the thread that has the free
+    /// slot alone.
+    group: plain::AtomicU32,
 }
 
 #[cfg(not(loom))]
@@ -49,6 +51,8 @@ const IN_CACHE: u64 = 1 << 24;
 const WRITTEN: u64 = 1 << 25;
 const POISONED: u64 = 1 << 26;
 const PATTERN: u64 = 1 << 27;
+const MOVED: u64 = 1 << 28;
+const AHEAD: u64 = 1 << 29;
 const REFERENCES: u64 = COUNT | IN_CACHE;
 const GENERATION_SHIFT: u32 = 32;
 
@@ -94,6 +98,11 @@ impl State {
         self.0 & PATTERN != 0
     }
 
+    /// Returns whether an entry that has the page was moved.
+    pub fn is_moved(self) -> bool {
+        self.0 & MOVED != 0
+    }
+
     /// Returns the generation, which is below [`GENERATIONS`].
     pub fn generation(self) -> u16 {
         ((self.0 >> GENERATION_SHIFT) as u16) % GENERATIONS
@@ -126,6 +135,11 @@ impl Location {
     pub const DEVICES: usize = 32;
 
     const PLACE_BITS: u32 = 48;
+
+    /// Returns the place behind this one.
+    pub fn next(self) -> Self {
+        Self { place: self.place + 1, ..self }
+    }
 
     fn bits(self) -> u64 {
         (u64::from(self.device) + 1) << Self::PLACE_BITS | self.place
@@ -204,6 +218,16 @@ impl SwapSlot {
         location
     }
 
+    /// Sets the group in whose count the slot is. The caller has the free slot alone.
+    pub fn set_group(&self, group: GroupId) {
+        self.group.store(group.get(), Ordering::Relaxed);
+    }
+
+    /// Returns the group in whose count the slot is.
+    pub fn group(&self) -> GroupId {
+        GroupId::new(self.group.load(Ordering::Relaxed))
+    }
+
     /// Sets the next free slot. The caller has the free slot alone.
     pub fn set_link(&self, next: u64) {
         self.folio.store(IS_LINK | next, Ordering::Relaxed);
@@ -245,17 +269,32 @@ impl SwapSlot {
         Left::of(old - 1)
     }
 
+    /// Notes that an entry that has the page was moved, while others have it too. Acquire and Release, partner: [`SwapSlot::state`].
+    pub fn set_moved(&self) {
+        if !mutant!("slot_moves_silently") {
+            self.state.fetch_or(MOVED, Ordering::AcqRel);
+        }
+    }
+
     // ---- the folio
 
-    /// Takes the place of the folio and a reference for a read, if the slot has this generation and no folio. The caller then calls
-    /// [`SwapSlot::publish`]. Acquire: the caller sees where the bytes are.
+    /// Takes the place of the folio and a reference for a read, if the slot has this generation and no folio. If `is_ahead`, no fault
+    /// needs the page yet. The caller then calls [`SwapSlot::publish`]. Acquire: the caller sees where the bytes are.
     ///
     /// # Errors
     /// [`NotBegun`]; nothing has changed.
-    pub fn begin_read(&self, generation: u16) -> Result<(), NotBegun> {
-        self.change(|state| self.may_read(state, generation).is_ok().then_some((state.0 | IN_CACHE) + 1))
+    pub fn begin_read(&self, generation: u16, is_ahead: bool) -> Result<(), NotBegun> {
+        let ahead = if is_ahead { AHEAD } else { 0 };
+        let new = |state: State| (state.0 & !AHEAD | IN_CACHE | ahead) + 1;
+        self.change(|state| self.may_read(state, generation).is_ok().then_some(new(state)))
             .map(|_| ())
             .map_err(|state| self.may_read(state, generation).err().unwrap_or(NotBegun::InCache))
+    }
+
+    /// Returns whether the folio was read ahead and this is the first use of it. One load, if it was not.
+    pub fn is_first_use_of_ahead(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & AHEAD != 0
+            && self.state.fetch_and(!AHEAD, Ordering::Relaxed) & AHEAD != 0
     }
 
     fn may_read(&self, state: State, generation: u16) -> Result<(), NotBegun> {
@@ -313,7 +352,7 @@ impl SwapSlot {
         self.change(|state| may(state).then_some(state.0 + 1)).is_ok()
     }
 
-    /// Notes where the write goes. The caller has a reference for the write.
+    /// Notes where the write goes. The caller has a reference for the write, or keeps the folio from being written.
     pub fn set_location(&self, location: Option<Location>) {
         self.location.store(location.map_or(0, Location::bits), Ordering::Relaxed);
     }
@@ -340,6 +379,14 @@ impl SwapSlot {
         // `end` refuses nothing.
         let (Ok(new) | Err(State(new))) = self.change(end);
         Left::of(new)
+    }
+
+    /// Notes that no device has the bytes of the attached folio any more. The caller has a reference to the slot, and keeps the folio
+    /// from being written or evicted. Returns whether a folio is attached; if not, nothing has changed. AcqRel.
+    pub fn unwrite(&self, generation: u16) -> bool {
+        let may =
+            |state: State| state.generation() == generation && state.is_in_cache() && !state.is_pattern();
+        self.change(|state| may(state).then_some(state.0 & !WRITTEN)).is_ok()
     }
 
     // ---- the bytes
@@ -408,9 +455,9 @@ mod tests {
         let state = slot.state();
         assert!(state.is_written() && !state.is_in_cache() && !state.is_unwanted());
         assert_eq!((state.count(), slot.attached(), slot.location()), (1, None, Some(HERE)));
-        assert_eq!(slot.begin_read(0), Ok(()));
+        assert_eq!(slot.begin_read(0, false), Ok(()));
         slot.publish(FRAME);
-        assert_eq!((slot.begin_read(0), slot.attached()), (Err(NotBegun::InCache), Some(FRAME)));
+        assert_eq!((slot.begin_read(0, false), slot.attached()), (Err(NotBegun::InCache), Some(FRAME)));
         assert_eq!((slot.put(), slot.put()), (Left::Others, Left::Folio));
         assert!(slot.state().is_unwanted());
         assert_eq!((slot.leave_cache(None), slot.end()), (Left::Nothing, Some(HERE)));
@@ -421,10 +468,10 @@ mod tests {
     fn another_generation_is_refused() {
         let slot = evicted();
         assert!(!slot.try_count(1) && !slot.begin_write(1));
-        assert_eq!(slot.begin_read(1), Err(NotBegun::Gone));
+        assert_eq!(slot.begin_read(1, false), Err(NotBegun::Gone));
         assert_eq!(slot.put(), Left::Nothing);
         assert!(!slot.try_count(0), "it is free");
-        assert_eq!(slot.begin_read(0), Err(NotBegun::Gone));
+        assert_eq!(slot.begin_read(0, false), Err(NotBegun::Gone));
         slot.end();
         slot.begin(FRAME, HERE);
         assert!(!slot.try_count(0) && slot.try_count(1));
@@ -446,7 +493,7 @@ mod tests {
         assert!(!slot.is_full() && slot.try_count(0));
         assert!(slot.is_full() && !slot.try_count(0));
         (0..MAX_SHARED_TABLES * MAX_SAME_PAGE).for_each(|_| assert!(slot.count_copy()));
-        assert_eq!(slot.begin_read(0), Ok(()));
+        assert_eq!(slot.begin_read(0, false), Ok(()));
         assert_eq!(slot.state().count(), COUNT_FULL + MAX_SHARED_TABLES * MAX_SAME_PAGE + 1);
     }
 
@@ -484,7 +531,7 @@ mod tests {
         let slot = evicted();
         let offset = HERE.place * crate::address::PAGE_SIZE;
         slot.poison(StoreError::WrongBytes { offset });
-        assert_eq!(slot.begin_read(0), Err(NotBegun::Poisoned));
+        assert_eq!(slot.begin_read(0, false), Err(NotBegun::Poisoned));
         assert_eq!(slot.error(), Some(StoreError::WrongBytes { offset }));
     }
 }

@@ -22,8 +22,9 @@ pub(crate) trait Surroundings {
     fn folio(&self, frame: Frame) -> &Folio;
     /// Frees a frame. Its folio has no references.
     fn free(&self, frame: Frame);
-    /// Counts an eviction. Returns the number of those before.
-    fn count_eviction(&self) -> u64 {
+    /// Counts the eviction of the page in `frame`. Returns the number of those before.
+    fn count_eviction(&self, frame: Frame) -> u64 {
+        let _ = frame;
         0
     }
     /// Gives a place back to its device.
@@ -48,6 +49,15 @@ pub(crate) enum Evicted {
     /// The frame is free.
     Freed,
     /// The folio has other references, or its slot does not have its bytes. Nothing has changed.
+    Kept,
+}
+
+/// The outcome of an attempt to take the place from a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlaceLeft {
+    /// The place is free. Only the folio has the bytes.
+    Left,
+    /// The folio has left the slot meanwhile, or the slot has no place. Nothing has changed.
     Kept,
 }
 
@@ -119,7 +129,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
     }
 
     /// Drops a pin, and sees to the folio.
-    #[cfg(test)]
+    #[cfg(all(test, loom))]
     pub fn unpin(self, frame: Frame) {
         match self.around.folio(frame).release(Reference::Pin) {
             Remaining::Nothing => self.around.free(frame),
@@ -170,7 +180,7 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             let state = slot.state();
             debug_assert_eq!(slot.attached(), Some(frame), "a folio with another's slot");
             if state.is_written() || state.is_unwanted() {
-                self.leave(number, slot, Some(self.around.count_eviction()));
+                self.leave(number, slot, Some(self.around.count_eviction(frame)));
                 self.around.free(frame);
                 return Evicted::Freed;
             }
@@ -212,8 +222,22 @@ impl<'a, S: Surroundings> Steps<'a, S> {
         generation: u16,
         frame: Frame,
     ) -> Result<(), NotBegun> {
-        slot.begin_read(generation)?;
+        slot.begin_read(generation, false)?;
         self.around.folio(frame).begin_swapped_in(number.get(), 2);
+        slot.publish(frame);
+        Ok(())
+    }
+
+    /// Attaches a folio as [`Steps::begin_read`] does, for a page that no fault needs yet. The read has the only pin.
+    pub fn begin_read_ahead(
+        self,
+        number: Slot,
+        slot: &SwapSlot,
+        generation: u16,
+        frame: Frame,
+    ) -> Result<(), NotBegun> {
+        slot.begin_read(generation, true)?;
+        self.around.folio(frame).begin_swapped_in(number.get(), 1);
         slot.publish(frame);
         Ok(())
     }
@@ -247,6 +271,26 @@ impl<'a, S: Surroundings> Steps<'a, S> {
             self.free_slot(number, slot);
         }
         self.around.folio(frame).end_writeback(false);
+    }
+
+    /// Takes the place from a slot that has a folio, and gives it back to its device. From then on only the folio has the bytes. The
+    /// caller has pinned the folio and isolated it, and no write of it is under way. So no write begins, the folio is not evicted,
+    /// and no other thread changes the place while the slot is in this life.
+    pub fn leave_place(self, number: u64, slot: &SwapSlot, generation: u16) -> PlaceLeft {
+        // Whoever frees the slot gives its place back. This reference keeps that from happening meanwhile.
+        if !slot.try_count(generation) {
+            return PlaceLeft::Kept;
+        }
+        let is_ours = mutant!("swapoff_leaves_written") || slot.unwrite(generation);
+        let location = if is_ours { slot.location() } else { None };
+        if location.is_some() {
+            slot.set_location(None);
+        }
+        self.put(number, slot);
+        location.map_or(PlaceLeft::Kept, |location| {
+            self.around.release(location);
+            PlaceLeft::Left
+        })
     }
 
     /// Takes the folio out of a slot, and frees the slot if nothing else has it.

@@ -6,11 +6,10 @@
 //! A chunk stays until the engine goes. So a thread may read the link of a slot that another thread takes at the same time: the
 //! version, which changes with each step, makes its own step fail.
 
-use super::once_box::OnceBox;
 use super::slot::{Location, SwapSlot};
-use crate::host::Slot;
+use crate::host::{GroupId, Slot};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{OutOfMemory, Sections, plain, try_box_zeroed};
+use crate::sync::{OnceBox, OutOfMemory, Sections, plain, try_box_zeroed};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
@@ -76,6 +75,11 @@ impl SlotTable {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Returns a number above those of all slots that were made so far.
+    pub fn made(&self) -> u64 {
+        self.chunks.load(Ordering::Relaxed) * CHUNK as u64
+    }
+
     /// Takes a free slot, and makes a chunk if there is none. The caller has it alone until it begins its life. Does not sleep.
     ///
     /// # Errors
@@ -94,6 +98,8 @@ impl SlotTable {
     /// [`SlotTable::take`]. Returns the location, which the caller gives back to its device.
     pub fn free(&self, number: u64, slot: &SwapSlot) -> Option<Location> {
         let location = slot.end();
+        self.sections.groups().subtract_swap(slot.group());
+        slot.set_group(GroupId::ROOT);
         self.used.fetch_sub(1, Ordering::Relaxed);
         self.push(number, slot);
         location

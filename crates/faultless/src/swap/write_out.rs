@@ -32,6 +32,8 @@ pub(crate) struct WrittenOut {
     pub started: usize,
     /// The number of folios that are still in use, or for which there was no place.
     pub kept: usize,
+    /// Those of `kept` that another thread has pinned or mapped.
+    pub busy: usize,
 }
 
 /// What becomes of one folio.
@@ -39,6 +41,7 @@ enum Out {
     Freed,
     Started,
     Kept,
+    Busy,
 }
 
 /// The pages of one transfer. A single page needs no memory of the allocator.
@@ -56,6 +59,10 @@ impl<H: Host> Engine<H> {
             match self.begin_out(space, steps, frames[index]) {
                 Out::Freed => out.freed += 1,
                 Out::Kept => out.kept += 1,
+                Out::Busy => {
+                    out.kept += 1;
+                    out.busy += 1;
+                }
                 Out::Started => {
                     frames.swap(out.started, index);
                     out.started += 1;
@@ -106,7 +113,7 @@ impl<H: Host> Engine<H> {
     fn keep(&self, frame: Frame) -> Out {
         self.folio(frame).end_isolation();
         self.unpin(frame, Reference::Pin);
-        Out::Kept
+        Out::Busy
     }
 
     /// Returns the slot of a folio whose write is under way. The folio may have been taken out, but keeps the slot's number: no thread

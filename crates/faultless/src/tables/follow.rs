@@ -84,6 +84,33 @@ mod models {
         record
     }
 
+    /// A space lets a page go while another space, whose entry names the page's slot, brings it back. The home must not name the
+    /// entry that is gone: its table is freed, and the other space's mapping leads a thread there.
+    #[test]
+    fn a_home_is_left_beside_a_swap_in() {
+        loom::model(|| {
+            let (folio, [one, other]) = (Arc::new(Folio::new()), [2, 4].map(record));
+            let [left, theirs] = [one, other].map(|record| Home::of_entry(record, 0));
+            folio.begin_anonymous(left);
+            assert!(folio.attach(0));
+            let leaver = {
+                let folio = folio.clone();
+                loom::thread::spawn(move || {
+                    folio.leave_home(|| (left, Home::of_relatives(one, 0)));
+                    let _ = folio.release(Reference::Mapping);
+                })
+            };
+            // As `space/fault/swapped.rs`, with the folio's lock.
+            folio.try_get(Reference::Pin).unwrap();
+            if folio.mappings_before_slot() == 0 {
+                folio.set_home(theirs);
+            }
+            assert!(folio.begin_mapping(false));
+            leaver.join().unwrap();
+            assert_ne!(folio.mapped_home(), Some(left), "rule H1");
+        });
+    }
+
     /// A frame has its next life, in a table that is new. A thread that has seen the mapping of the life before may read the next
     /// home, and finds the record as its maker left it.
     #[test]

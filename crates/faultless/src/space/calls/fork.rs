@@ -6,7 +6,7 @@ use crate::address::{PAGE_SIZE, PageNumber, PageRange};
 use crate::design::{Call, LockingDesign};
 use crate::errno;
 use crate::frame::MAX_SAME_PAGE;
-use crate::host::{Entry, FrameSource, FrameUse, GroupId, Host, OutOfMemory, PageTable};
+use crate::host::{Entry, FrameSource, FrameUse, Host, OutOfMemory, PageTable};
 use crate::page_cache::Hull;
 use crate::protection::Sharing;
 use crate::space::change::range_change::RangeChange;
@@ -81,7 +81,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
                 Ok(child) => return Ok(child),
                 Err(Failed::For(error)) => return Err(error),
                 // Nothing is held here.
-                Err(Failed::NoFrame) if self.0.engine.make_room(GroupId::ROOT, &mut look) => {}
+                Err(Failed::NoFrame) if self.0.engine.make_room_for(self.0.group(), &mut look) => {}
                 Err(Failed::NoFrame) => return Err(ForkError::OutOfMemory),
             }
         }
@@ -93,7 +93,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let space = &*self.0;
         let table = space.engine.host().child_table(space.engine.sections(), &space.table)?;
         // SAFETY: new, and of this engine's host.
-        let child = unsafe { Self::with_table(&space.engine, table) }?;
+        let child = unsafe { Self::with_table_in(&space.engine, table, space.limit.clone()) }?;
         self.fork_into(child)
     }
 
@@ -279,7 +279,9 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         if let Some(shared) = shared {
             // Page work that came to an entry before its table was shared ends before this returns.
             self.engine.grace();
-            weakened.touch_all(shared);
+            if !mutant!("shared_without_invalidate") {
+                weakened.touch_all(shared);
+            }
         }
         // After this flush no processor writes through an old translation: the instant ends here.
         weakened.flush(self);
@@ -397,7 +399,7 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 }
             }
             // An old translation of an absent page may still give the right.
-            if entry.has(Entry::WRITE) || entry.is_absent() {
+            if entry.has(Entry::WRITE) || entry.is_absent() && !mutant!("slots_copied_without_invalidate") {
                 weakened.touch(page);
                 // Nothing new is mapped, so a host needs no memory for this.
                 if self.table.install(leaf, page, entry.without(Entry::WRITE)).is_ok() {
@@ -468,12 +470,13 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
                 };
                 let leaf_made = child.table.make_leaf(child_taken, page).map_err(Failed::from);
                 result = leaf_made.and_then(|child_leaf| {
-                    let copy = frames.allocate(GroupId::ROOT, FrameUse::Fork).ok_or(Failed::NoFrame)?;
+                    let copy =
+                        self.engine.take_frame(child.group(), FrameUse::Fork).ok_or(Failed::NoFrame)?;
                     // Copied word by word, since the device may be writing.
                     let mut bytes = [0; PAGE_SIZE as usize];
                     if frames.read(frame, 0, &mut bytes) < bytes.len() {
                         // The host has lost the bytes. The fork fails, rather than give the child zeros there.
-                        frames.free(copy);
+                        self.engine.free_frame(copy);
                         return Err(OutOfMemory.into());
                     }
                     frames.folio(copy).begin_anonymous(child.table.home(child_leaf, page));

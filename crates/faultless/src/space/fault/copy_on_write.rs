@@ -5,7 +5,7 @@ use super::{Step, install, install_new, write_right};
 use crate::address::{PAGE_SIZE, VirtAddr};
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Frame, FrameSource, FrameUse, GroupId, Host};
+use crate::host::{Frame, FrameUse, Host};
 use crate::page_cache::File;
 use crate::space::fault::page_work::Announced;
 use crate::stats::Counter;
@@ -16,7 +16,7 @@ pub(super) fn break_or_reuse<H: Host, D: LockingDesign>(work: Announced<'_, H, D
     let engine = work.engine();
     let (frames, counters) = (engine.frames(), work.section().counters());
     if frame == engine.zero_frame() {
-        let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else { return Step::NeedMemory };
+        let Some(new) = work.take_frame(FrameUse::Anonymous) else { return Step::NeedMemory };
         frames.zero(new);
         let right = write_right(&work);
         return install_new(work, new, right);
@@ -71,7 +71,7 @@ const PART: usize = if cfg!(loom) { PAGE_SIZE as usize } else { 512 };
 /// Installs a private copy of `frame`, which a pin or the entry itself keeps meanwhile.
 pub(super) fn copy_of<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let frames = work.engine().frames();
-    let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
+    let Some(new) = work.take_frame(FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     let shown = work.vma.mapping().file_page(work.page);
     match shown.is_some_and(|(file, _)| file.is_writable()) {
         false => frames.copy(frame, new),

@@ -3,11 +3,12 @@
 
 use super::file::NotReady;
 use super::pending::Awaited;
+use super::swap_ahead::Ahead;
 use super::swapped::SlotName;
 use super::{Absent, FaultError, PendingFault, Step, is_lacking, past_end};
 use crate::address::VirtAddr;
 use crate::design::{AfterIo, Attempt, Capability, LockingDesign};
-use crate::host::{FrameSource, FrameUse, GroupId, Host};
+use crate::host::{FrameUse, GroupId, Host};
 use crate::page_cache::{Miss, Pin};
 use crate::protection::Access;
 use crate::space::AddressSpace;
@@ -42,6 +43,13 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         let (page, engine) = (address.page(), &space.engine);
         match step {
             Step::Done(_) => unreachable!("the caller's"),
+            // The page is there, and the next try finds it.
+            Step::Owing(replaced) => {
+                course.kept = None;
+                space.after_install(address, replaced);
+                engine.pay_for_high(space.group(), &space.space_flags.dying);
+                Ok(())
+            }
             Step::Failed(error) => Err(error),
             Step::Hole => {
                 // Nothing is held while a mapping above is made longer.
@@ -87,7 +95,7 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
     ) -> Result<(), FaultError> {
         let engine = &self.0.engine;
         let transfers = engine.wait_for_transfers();
-        if !engine.make_room(GroupId::ROOT, &mut course.look) {
+        if !engine.make_room_for(self.0.group(), &mut course.look) {
             // The state is dropped before the design is asked for it again.
             course.kept = None;
             self.refuse_for_memory(address, access);
@@ -110,7 +118,8 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
         course: &mut Course<D>,
         pending: &mut Option<PendingFault<H, D>>,
     ) -> Result<(), FaultError> {
-        let (engine, attempt) = (&self.0.engine, course.attempt);
+        let (space, attempt) = (&*self.0, course.attempt);
+        let engine = &space.engine;
         if !core::mem::replace(&mut course.is_counted, true) {
             engine.counters().add(Counter::MajorFaults, 1);
         }
@@ -118,12 +127,20 @@ impl<H: Host, D: LockingDesign> AddressSpace<H, D> {
             Cached::Pinned(frame) => (frame, false),
             Cached::Busy => return Ok(()),
             Cached::Absent => {
-                let frames = engine.frames();
-                let Some(frame) = frames.allocate(GroupId::ROOT, FrameUse::Anonymous) else {
+                let group = self.0.group();
+                if group != GroupId::ROOT && engine.owes() {
+                    course.kept = None;
+                    engine.pay_for_high(group, &self.0.space_flags.dying);
+                }
+                let Some(frame) = engine.take_frame(group, FrameUse::Anonymous) else {
                     return self.make_room((address, access), course, pending);
                 };
                 let shadow = engine.slot_shadow(name.slot);
-                match engine.begin_swap_in(name.slot, name.generation, frame) {
+                let ahead = match engine.may_read_ahead(name.slot) {
+                    true => space.swapped_near(address.page()),
+                    false => Ahead::new(),
+                };
+                match engine.begin_swap_in(name.slot, name.generation, frame, &ahead) {
                     SwapIn::Started => {
                         engine.refaulted(frame, shadow);
                         (frame, true)

@@ -23,7 +23,9 @@ impl<H: Host> Engine<H> {
             }
             EntryKind::Swapped(slot, _) => {
                 self.counters().add(Counter::AbsentDropped, 1);
-                self.put_slot(slot);
+                if !mutant!("slot_not_dropped") {
+                    self.put_slot(slot);
+                }
             }
             EntryKind::Gone(_) => self.counters().add(Counter::AbsentDropped, 1),
         }
@@ -64,7 +66,9 @@ impl<H: Host> Engine<H> {
             }
             EntryKind::Swapped(slot, _) => {
                 self.count_absent();
-                self.count_slot_copy(slot);
+                if !mutant!("slot_not_counted") {
+                    self.count_slot_copy(slot);
+                }
                 return;
             }
             EntryKind::Gone(_) => {

@@ -11,6 +11,7 @@ pub(in crate::space) mod first_page;
 pub(in crate::space) mod page_work;
 mod pending;
 pub(in crate::space) mod shared_table;
+mod swap_ahead;
 mod swapped;
 
 pub use error::{FaultError, Signal};
@@ -18,7 +19,8 @@ pub use pending::PendingFault;
 
 use crate::address::{PageNumber, PageRange, VirtAddr};
 use crate::design::{AfterIo, Attempt, Capability, Faultless, LockingDesign, Purpose};
-use crate::host::{Entry, EntryKind, Frame, FrameSource, Host, OutOfMemory, PageTable};
+use crate::engine::Engine;
+use crate::host::{Entry, EntryKind, Frame, Host, OutOfMemory, PageTable};
 use crate::page_cache::{File, Pin};
 use crate::protection::{Access, Protection, Sharing};
 use crate::space::calls::protect::entry_rights;
@@ -43,6 +45,8 @@ pub enum Fault<H: Host, D: LockingDesign = Faultless> {
 pub(in crate::space) enum Step<H: Host> {
     /// The fault is done. The translation of this old entry, if any, is to be invalidated and its frame dropped.
     Done(Option<Entry>),
+    /// The fault is done, as with `Done`. Its group is over high: the thread reclaims or sleeps, holding nothing.
+    Owing(Option<Entry>),
     /// The mapping changed during the try.
     LookAgain,
     /// There is no frame at hand.
@@ -442,16 +446,21 @@ fn finish<H: Host, D: LockingDesign>(
 
 /// Installs an entry over an empty one, or over one with the same frame.
 fn install<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, new: Entry) -> Step<H> {
+    let engine = work.engine();
     match work.install(new) {
-        Ok(old) => Step::Done(outlived(old)),
+        Ok(old) => Step::Done(outlived(engine, old, new)),
         Err(_) => Step::NeedMemory,
     }
 }
 
-/// Returns an entry that was replaced and whose translation may still be in use: that of a page which reclaim has taken.
-fn outlived(old: Entry) -> Option<Entry> {
+/// Returns the entry that `new` has replaced, if its translation may still be in use and leads to another frame (rule S3): that of
+/// a page which reclaim has taken, and whose folio is isolated until the invalidation (rule S4).
+fn outlived<H: Host>(engine: &Engine<H>, old: Entry, new: Entry) -> Option<Entry> {
     match old.kind() {
-        EntryKind::Gone(_) => Some(old),
+        EntryKind::Gone(frame) => {
+            let is_old = engine.folio(frame).is_isolated() && !mutant!("gone_without_invalidate");
+            (is_old && new.counted_frame() != Some(frame)).then_some(old)
+        }
         // The same frame is mapped again.
         EntryKind::Page(_) | EntryKind::Foreign(_) | EntryKind::Kept(_) => None,
         // A fault installs nothing over a page in a slot.
@@ -468,21 +477,29 @@ fn write_right<H: Host, D: LockingDesign>(work: &Announced<'_, H, D>) -> u64 {
 /// frees the frame. If the entry has a page now, which others may have too, that page has left its home before.
 fn install_new<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame, bits: u64) -> Step<H> {
     let (engine, section) = (work.engine(), work.section());
-    let frames = engine.frames();
-    let folio = frames.folio(frame);
+    let folio = engine.folio(frame);
+    folio.set_group(work.space.group());
     folio.begin_anonymous(work.home());
     work.note_record(frame);
     let rights = entry_rights(work.vma.mapping().protection);
-    match work.install(Entry::mapping(frame, rights | bits)) {
+    let new = Entry::mapping(frame, rights | bits);
+    match work.install(new) {
         Ok(old) => {
+            let old = match old.kind() {
+                EntryKind::Gone(_) => outlived(engine, old, new),
+                _ => old.holds_page().then_some(old),
+            };
             if engine.reclaims() {
                 engine.arrived(section, frame, folio);
+                if section.stock().owes() {
+                    return Step::Owing(old);
+                }
             }
-            Step::Done(old.holds_page().then_some(old))
+            Step::Done(old)
         }
         Err(_) => {
             if folio.cancel_anonymous() {
-                frames.free(frame);
+                engine.free_frame(frame);
             }
             Step::NeedMemory
         }

@@ -318,19 +318,28 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         holding: bool,
     ) -> bool {
         let map = |work: Announced<'_, H, D>| {
-            let is_same = work.entry.kind() == EntryKind::Swapped(name.slot, name.generation)
+            // The mutant compares the slot's number only.
+            let is_number = mutant!("resumes_by_number");
+            let is_there = match work.entry.kind() {
+                EntryKind::Swapped(slot, generation) => {
+                    slot == name.slot && (generation == name.generation || is_number)
+                }
+                _ => false,
+            };
+            let is_same = is_there
                 && work.vma.mapping().protection.allows(access)
                 && work.attempt.only.admits(work.vma.mapping());
             if !is_same {
                 work.section().counters().add(Counter::ResumesChanged, 1);
                 return None;
             }
-            let is_attached = self.engine.folio(pin.frame()).is_of_slot(name.slot);
+            let is_attached = is_number || self.engine.folio(pin.frame()).is_of_slot(name.slot);
             is_attached.then(|| swapped::map_pinned(work, pin.frame(), name, access))
         };
         let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
         match worked {
-            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
+            // A group over high is paid for by the thread's next fault.
+            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }
@@ -372,7 +381,8 @@ impl<H: Host, D: LockingDesign> Space<H, D> {
         };
         let worked = self.page_work(address.page(), &mut attempt, Leaves::Make, holding, map, |_, _| false);
         match worked {
-            Ok(Worked { result: Some(Step::Done(replaced)), .. }) => {
+            // A group over high is paid for by the thread's next fault.
+            Ok(Worked { result: Some(Step::Done(replaced) | Step::Owing(replaced)), .. }) => {
                 self.after_install(address, replaced);
                 true
             }

@@ -5,7 +5,7 @@ use super::{FaultError, Step, install_new, write_right};
 use crate::address::VirtAddr;
 use crate::design::LockingDesign;
 use crate::frame::Reference;
-use crate::host::{Entry, Frame, FrameSource, FrameUse, GroupId, Host, Slot};
+use crate::host::{Entry, Frame, FrameUse, Host, Slot};
 use crate::protection::{Access, Protection};
 use crate::space::Space;
 use crate::space::calls::protect::entry_rights;
@@ -74,11 +74,18 @@ pub(super) fn map_pinned<H: Host, D: LockingDesign>(
     let folio = work.engine().folio(frame);
     // Held for these few steps, so that no other fault moves a count from the slot to the folio while this one compares both.
     // Nobody sleeps for it: another fault of the same slot tries again.
-    if !folio.try_lock() {
+    let is_locked = !mutant!("no_lock_at_swap_in");
+    if is_locked && !folio.try_lock() {
         return Step::LookAgain;
     }
+    if work.engine().is_first_use_of_ahead(name.slot) {
+        work.section().counters().add(Counter::SwapAheadHits, 1);
+        work.section().window().hit();
+    }
     let step = map_locked(work, frame, name, access);
-    folio.unlock();
+    if is_locked {
+        folio.unlock();
+    }
     step
 }
 
@@ -93,21 +100,25 @@ fn map_locked<H: Host, D: LockingDesign>(
     let stores = access == Access::Write || work.attempt.unshares;
     // In this order: reclaim counts an entry in the slot before it drops the entry's mapping.
     let is_unmapped = folio.mappings_before_slot() == 0;
-    let is_mine = is_unmapped && engine.slot_count(name.slot) == 1;
+    let own_count = if mutant!("stores_into_a_write") && folio.is_writeback() { 2 } else { 1 };
+    let is_mine = is_unmapped && engine.slot_count(name.slot) == own_count;
     // A write of the page reads its bytes, so no store may change them. No write begins while the folio is pinned.
-    let is_written = folio.is_writeback();
-    if stores && (!is_mine || is_written) {
+    let is_written = folio.is_writeback() && !mutant!("stores_into_a_write");
+    if stores && (!is_mine || is_written || mutant!("copies_its_own_page")) {
         return copy(work, frame);
     }
-    if is_unmapped {
-        // Before the mapping is counted: a thread that sees the mapping sees this home.
+    // Before the mapping is counted: a thread that sees the mapping sees this home.
+    if !is_mine && engine.is_slot_moved(name.slot) {
+        folio.forget_home();
+    } else if is_unmapped {
         folio.set_home(work.home());
     }
     let mut rights = entry_rights(protection);
-    if !folio.begin_mapping(is_mine) {
+    if !folio.begin_mapping(is_mine && !mutant!("reclaim_not_undone")) {
         return Step::NeedMemory;
     }
-    let leaves_slot = is_mine && !is_written && (stores || folio.is_isolated());
+    let is_undone = folio.is_isolated() && !mutant!("window_read_only" | "reclaim_not_undone");
+    let leaves_slot = is_mine && !is_written && (stores || is_undone);
     if leaves_slot {
         // A write right means: no slot.
         engine.take_out(frame);
@@ -135,7 +146,7 @@ fn map_locked<H: Host, D: LockingDesign>(
 /// page that others have too (rule S3), and then drops the use of the slot.
 fn copy<H: Host, D: LockingDesign>(work: Announced<'_, H, D>, frame: Frame) -> Step<H> {
     let frames = work.engine().frames();
-    let Some(new) = frames.allocate(GroupId::ROOT, FrameUse::CopyOnWrite) else { return Step::NeedMemory };
+    let Some(new) = work.take_frame(FrameUse::CopyOnWrite) else { return Step::NeedMemory };
     frames.copy(frame, new);
     work.section().counters().add(Counter::CowCopies, 1);
     let right = write_right(&work);

@@ -208,7 +208,7 @@ fn a_generation_that_is_over_is_not_read() {
     let frame = world.page(&noise(3));
     assert!(!world.0.try_count_slot(swapped.0, swapped.1));
     assert!(world.0.folio(frame).put(crate::frame::Reference::Pin));
-    assert_eq!(world.0.begin_swap_in(swapped.0, swapped.1, frame), super::super::SwapIn::Gone);
+    assert_eq!(world.0.begin_swap_in(swapped.0, swapped.1, frame, &[]), super::super::SwapIn::Gone);
     world.end(&[again]);
 }
 

@@ -17,7 +17,7 @@ pub(super) const PAGE: usize = PAGE_SIZE as usize;
 const FRAMES: usize = 256;
 
 #[repr(align(4096))]
-struct Page([u8; PAGE]);
+struct Page(#[expect(dead_code, reason = "read and written by its address")] [u8; PAGE]);
 
 pub(super) struct Machine {
     frames: Memory,
@@ -204,13 +204,13 @@ impl World {
         };
         let machine = Machine { frames, services: StdServices::default() };
         let engine = Engine::new(machine, Limits::default()).unwrap();
-        assert!(!engine.has_swap());
+        assert!(engine.swap_usage().devices.is_empty());
         devices.iter().for_each(|device| engine.add_swap(device.clone()).unwrap());
         Self(engine)
     }
 
     /// Takes a frame, and waits for writes if there is none.
-    fn frame(&self) -> Frame {
+    pub(super) fn frame(&self) -> Frame {
         let transfers = || self.0.cache.transfers.load(crate::sync::plain::Ordering::Relaxed);
         loop {
             // Looked at first: a write that ends in between has freed its frame.
@@ -263,7 +263,7 @@ impl World {
                 Cached::Busy => std::thread::yield_now(),
                 Cached::Absent => {
                     let new = self.frame();
-                    match self.0.begin_swap_in(slot, generation, new) {
+                    match self.0.begin_swap_in(slot, generation, new, &[]) {
                         SwapIn::Started => break new,
                         SwapIn::Lost => {}
                         SwapIn::Poisoned(error) => return Err(error),
@@ -285,6 +285,12 @@ impl World {
 
     pub(super) fn unpin(&self, frame: Frame) {
         self.0.unpin(frame, Reference::Pin);
+    }
+
+    /// Lets a page of [`World::page`] go, which has no slot.
+    pub(super) fn let_go(&self, frame: Frame) {
+        self.0.folio(frame).end_isolation();
+        self.unpin(frame);
     }
 
     /// Returns the bytes of the page of an entry.

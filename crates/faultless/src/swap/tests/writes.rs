@@ -25,9 +25,9 @@ fn failing(
 }
 
 /// Notes the offset and the pages of each transfer.
-struct Noting<S> {
-    inner: S,
-    seen: Mutex<Vec<(u64, usize)>>,
+pub(super) struct Noting<S> {
+    pub(super) inner: S,
+    pub(super) seen: Mutex<Vec<(u64, usize)>>,
 }
 
 impl<S: Store> Store for Noting<S> {
@@ -222,7 +222,7 @@ fn nothing_is_lost_or_left() {
                 for round in 0..60 {
                     let number = thread * 1000 + round;
                     let (slots, ..) = world.write_out(&[noise(number), noise(number + 500)]);
-                    assert!(world.0.count_slot(slots[0].0), "as fork does");
+                    assert!(world.0.try_count_slot(slots[0].0, slots[0].1), "as fork does");
                     assert!(world.read(slots[0]) == Ok(noise(number)), "another page's bytes");
                     world.0.put_slot(slots[1].0);
                     world.0.put_slot(slots[0].0);

@@ -1,6 +1,6 @@
 //! A box that is filled once and read without a lock.
 
-use crate::sync::plain::{AtomicPtr, Ordering};
+use super::plain::{AtomicPtr, Ordering};
 use alloc::boxed::Box;
 use core::marker::PhantomData;
 use core::ptr;
@@ -8,7 +8,7 @@ use core::ptr;
 /// A place for a box, which is empty at first. Memory of zeros is an empty place.
 ///
 /// Models do not see its steps: what is in the box is immutable, or atomic itself.
-pub(super) struct OnceBox<T> {
+pub(crate) struct OnceBox<T> {
     place: AtomicPtr<T>,
     /// The box belongs to the place.
     owns: PhantomData<Box<T>>,
