@@ -26,6 +26,8 @@ const SKIPPED: &[(&str, &str)] = &[
     ("locks::what_runs_out_is_said", "needs memory that runs out"),
     ("moves::a_fixed_place_is_cleared", "counts frames"),
     ("moves::a_move_without_memory_leaves_all", "reads its pages while each allocation fails"),
+    ("refresh::a_dirty_page_refuses_to_be_refreshed", "needs a page that stays dirty"),
+    ("shared::usage_counts_a_page_of_a_file_as_dirty_until_it_is_written_back", "counts dirty pages"),
     ("tables::a_table_is_shared_until_one_of_both_writes", "counts frames and tables"),
     ("tables::usage_counts_who_shares", "counts pages in memory"),
     ("tables::who_is_left_has_the_table_for_himself", "counts frames"),
