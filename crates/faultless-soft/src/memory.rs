@@ -127,11 +127,11 @@ impl PhysicalMemory {
         self.set_failing(n.clamp(1, SCARCE - 1));
     }
 
-    /// Makes memory scarce, for tests of an engine that reclaims. While `limit` frames or more are in use, an allocation fails if
-    /// the calling thread's last one has succeeded. So a thread that needs a frame has to make room first. It gets the frame at its
-    /// second try, even if nothing can be reclaimed.
-    pub fn make_scarce(&self, limit: u64) {
-        self.scarcity.set(limit);
+    /// Makes memory scarce, for tests of an engine that reclaims. While `limit` frames or more are in use, a thread's allocation
+    /// fails, and its next `granted` (at least 1) succeed even if nothing can be reclaimed. So a thread has to make room all the
+    /// time, and gets on. A design that starts over after a read needs 2: for the page and for its copy.
+    pub fn make_scarce(&self, limit: u64, granted: u32) {
+        self.scarcity.set(limit, granted);
         self.failing.fetch_or(SCARCE, Ordering::Relaxed);
     }
 
@@ -480,20 +480,17 @@ mod tests {
     #[test]
     fn a_thread_gets_on_when_memory_is_scarce() {
         let memory = memory(100);
-        memory.make_scarce(3);
-        let outcome = |n: u32| (0..n).map(|_| memory.take_frame()).collect::<Vec<_>>();
-        let frames = outcome(7);
-        assert_eq!(
-            frames.iter().map(Option::is_some).collect::<Vec<_>>(),
-            [true, true, true, false, true, false, true]
-        );
-        // Below the limit again, and with an injected failure that ends.
+        memory.make_scarce(3, 2);
+        let take = |n: u32| (0..n).map(|_| memory.take_frame()).collect::<Vec<_>>();
+        let succeed = |frames: &[Option<Frame>]| frames.iter().map(Option::is_some).collect::<Vec<_>>();
+        let frames = take(8);
+        assert_eq!(succeed(&frames), [true, true, true, false, true, true, false, true]);
         for frame in frames.into_iter().flatten() {
             memory.free(frame);
         }
+        // Below the limit again, and with an injected failure that ends.
         memory.fail_once(1);
-        let frames = outcome(5);
-        assert_eq!(frames.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, true, true, false]);
+        assert_eq!(succeed(&take(6)), [false, true, true, true, true, false]);
     }
 
     #[test]

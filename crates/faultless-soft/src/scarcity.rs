@@ -1,6 +1,6 @@
 //! A limit below the number of frames, for tests of an engine that reclaims.
 
-use faultless::sync::plain::{AtomicBool, AtomicU64, Ordering};
+use faultless::sync::plain::{AtomicU32, AtomicU64, Ordering};
 
 /// The number of threads that are told apart.
 const THREADS: usize = 128;
@@ -10,26 +10,36 @@ const THREADS: usize = 128;
 pub(crate) struct Scarcity {
     /// The number of frames in use from which on allocations are refused. Atomic.
     limit: AtomicU64,
-    /// For each thread, whether its last allocation was refused. Atomic; written by the thread.
-    refused: [AtomicBool; THREADS],
+    /// The number of allocations that succeed after a refused one. Atomic.
+    granted: AtomicU32,
+    /// For each thread, the number of its allocations that are to succeed. Atomic; written by the thread.
+    left: [AtomicU32; THREADS],
 }
 
 impl Default for Scarcity {
     fn default() -> Self {
-        Self { limit: AtomicU64::new(u64::MAX), refused: [const { AtomicBool::new(false) }; THREADS] }
+        Self {
+            limit: AtomicU64::new(u64::MAX),
+            granted: AtomicU32::new(1),
+            left: [const { AtomicU32::new(0) }; THREADS],
+        }
     }
 }
 
 impl Scarcity {
-    pub fn set(&self, limit: u64) {
+    pub fn set(&self, limit: u64, granted: u32) {
+        self.granted.store(granted.max(1), Ordering::Relaxed);
         self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// Returns whether an allocation by the thread with slot `slot` is to fail, while `used()` frames are in use.
     pub fn refuses(&self, slot: u32, used: impl FnOnce() -> u64) -> bool {
-        let refused = &self.refused[slot as usize % THREADS];
-        let refuses = !refused.load(Ordering::Relaxed) && used() >= self.limit.load(Ordering::Relaxed);
-        refused.store(refuses, Ordering::Relaxed);
-        refuses
+        if used() < self.limit.load(Ordering::Relaxed) {
+            return false;
+        }
+        let place = &self.left[slot as usize % THREADS];
+        let left = place.load(Ordering::Relaxed);
+        place.store(left.checked_sub(1).unwrap_or(self.granted.load(Ordering::Relaxed)), Ordering::Relaxed);
+        left == 0
     }
 }

@@ -19,7 +19,7 @@ const FIRST: VirtAddr = VirtAddr::new(1024 * PAGE_SIZE);
 fn engine() -> Arc<Engine<Soft>> {
     let engine = Engine::new(Soft::with_caches(64).unwrap(), Limits::default()).unwrap();
     engine.add_swap(Arc::new(CompressedMemory::new(64, 64 * PAGE_SIZE as usize).unwrap())).unwrap();
-    engine.host().frames().make_scarce(2);
+    engine.host().frames().make_scarce(2, 1);
     engine
 }
 

@@ -24,7 +24,7 @@ pub struct Known {
 }
 
 /// All known differences.
-pub const KNOWN: &[Known] = &[PAGES_IN_SLOTS, BEHIND_END, SEALED];
+pub const KNOWN: &[Known] = &[PAGES_IN_SLOTS, BEHIND_END, FREED, SEALED];
 
 /// Linux has enough memory, and keeps the pages.
 const PAGES_IN_SLOTS: Known = Known {
@@ -43,6 +43,15 @@ const PAGES_IN_SLOTS: Known = Known {
 /// Found by the engine's side, which knows its files.
 pub const BEHIND_END: Known = Known {
     name: "bytes behind the end of a file are zeroed when the page is written",
+    by_intention: true,
+    under_pressure: true,
+    parts_them: true,
+    is_it: |_, _, _| false,
+};
+
+/// Found by the engine's side, which knows what was given up.
+pub const FREED: Known = Known {
+    name: "pages that MADV_FREE gives up are dropped when memory is short",
     by_intention: true,
     under_pressure: true,
     parts_them: true,

@@ -1,10 +1,11 @@
 //! The engine's side of a check. It runs an episode's operations on an own space, or in a window of a shared one, and
 //! on its children.
 
-mod behind_end;
+mod allowed;
 mod files;
 mod perform;
 
+use super::differences::Known;
 use super::generate::Episode;
 use super::memory::{Memory, Pressure, new_engine};
 use super::operation::{At, FILES, HEAP, Operation, PAGES};
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 /// Frames of the machine: more than all pages of parents and children together, so that memory is never
 /// short unless it is limited.
 const FRAMES: u64 = 2048;
+
+/// MADV_FREE.
+const FREE: i32 = 8;
 
 /// Shortest duration of a read in checks with threads, so that threads meet during it. The longest is twice as long.
 const SLOW: Duration = Duration::from_micros(20);
@@ -56,8 +60,8 @@ pub trait Subject {
     /// Does an operation. Returns its outcome, and the map if it has changed.
     fn step(&mut self, operation: &Operation) -> Step;
 
-    /// Returns whether its step differs from Linux's only in bytes behind the end of a file, as far as can be told.
-    fn differs_behind_end(&self, operation: &Operation, mine: &Step, linux: &Step) -> bool;
+    /// Returns the known difference that explains the steps if memory is short, as far as can be told.
+    fn allowed(&self, operation: &Operation, mine: &Step, linux: &Step) -> Option<&'static Known>;
 
     /// Adds the numbers of pages that were swapped to `pressure`.
     fn tell_swapped(&self, pressure: &mut Pressure);
@@ -103,6 +107,10 @@ pub struct Machine<D: LockingDesign> {
     spaces: Vec<Space<D>>,
     merged: bool,
     plant: Option<Plant>,
+    /// Whether the engine swaps.
+    swaps: bool,
+    /// Whether MADV_FREE was done.
+    has_freed: bool,
     /// The distance of its window above `WINDOW`, in bytes.
     offset: u64,
     /// Whether other threads use the first space, outside of the window.
@@ -144,7 +152,9 @@ impl<D: LockingDesign> Machine<D> {
         let file = |number| Held::new(&engine, episode, number, delay);
         let files = (0..FILES).map(file).collect::<Result<_, _>>()?;
         let spaces = vec![Space { space, said: Vec::new() }];
-        Ok(Self { engine, files, spaces, merged: episode.merged, plant, offset: 0, is_shared: false })
+        let (merged, swaps) = (episode.merged, !engine.swap_usage().devices.is_empty());
+        let (offset, is_shared, has_freed) = (0, false, false);
+        Ok(Self { engine, files, spaces, merged, plant, swaps, has_freed, offset, is_shared })
     }
 
     /// Returns the present children of fork, the oldest first.
@@ -181,6 +191,7 @@ impl<D: LockingDesign> Machine<D> {
 
 impl<D: LockingDesign> Subject for Machine<D> {
     fn step(&mut self, operation: &Operation) -> Step {
+        self.has_freed |= matches!(operation, Operation::Advise { advice: FREE, .. });
         let outcome = match self.plant.map_or(Planted::Nothing, |plant| plant(operation)) {
             Planted::Nothing => self.perform(operation),
             Planted::Instead(other) => self.perform(&other),
@@ -207,8 +218,8 @@ impl<D: LockingDesign> Subject for Machine<D> {
         Step(outcome, Some(map))
     }
 
-    fn differs_behind_end(&self, operation: &Operation, mine: &Step, linux: &Step) -> bool {
-        self.differs_behind_end(operation, mine, linux)
+    fn allowed(&self, operation: &Operation, mine: &Step, linux: &Step) -> Option<&'static Known> {
+        Self::allowed(self, operation, mine, linux)
     }
 
     fn tell_swapped(&self, pressure: &mut Pressure) {

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// The least memory, in frames. It is far below the pages of most episodes, which would fit into 64 frames.
 const LEAST: u64 = 4;
+/// The number of frames that a thread gets at once: for the page of a file and for its copy, since a design that starts over needs both.
+const GRANTED: u32 = 2;
 /// The number of pages that fit into each swap device.
 const SLOTS: u64 = 1 << 14;
 
@@ -101,7 +103,7 @@ pub(super) fn new_engine(frames: u64, memory: Option<Memory>) -> Result<Arc<Engi
         let compressed = Arc::new(compressed.map_err(|error| error.to_string())?);
         engine.add_swap(compressed).map_err(|error| error.to_string())?;
         engine.add_swap(Arc::new(file()?)).map_err(|error| error.to_string())?;
-        engine.host().frames().make_scarce(memory.frames);
+        engine.host().frames().make_scarce(memory.frames, GRANTED);
     }
     Ok(engine)
 }

@@ -1,6 +1,6 @@
 //! Runs the check: episodes on both sides, step by step, until all are done or a difference is found.
 
-use super::differences::{AGAINST_LINUX, BEHIND_END, Difference, known};
+use super::differences::{self, AGAINST_LINUX, Difference};
 use super::engine::{Plant, subject};
 use super::generate::{EPISODE, Episode, seed_of};
 use super::link::{Commands, Oracle, PATIENCE};
@@ -128,12 +128,8 @@ impl Plan {
                 Err(lost) => Some(Step(Outcome::Broken(lost), None)),
             };
             if let Some(linux) = linux {
-                let is_behind_end =
-                    self.memory.is_some() && engine.differs_behind_end(operation, &step, &linux);
-                let known = match is_behind_end {
-                    true => Some(&BEHIND_END),
-                    false => known(operation, &step, &linux, self.memory),
-                };
+                let known = engine.allowed(operation, &step, &linux);
+                let known = known.or_else(|| differences::known(operation, &step, &linux, self.memory));
                 match (known, &mut summary) {
                     (Some(known), summary) => {
                         if let Some(summary) = summary {

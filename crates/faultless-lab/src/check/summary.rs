@@ -125,6 +125,9 @@ impl Summary {
     /// Adds the counts of another thread.
     pub fn add(&mut self, other: Self) {
         self.operations += other.operations;
+        for (name, times) in other.known {
+            *self.known.entry(name).or_default() += times;
+        }
         for (kind, results) in other.results {
             let sums = self.results.entry(kind).or_default();
             for (class, times) in results {

@@ -227,10 +227,8 @@ impl Together {
         };
         let episode = &*parts[thread].episode;
         let mut again = |episode: &Episode| {
-            let (alone, place) = (self.alone(episode)?, AtPlace { plan: self, thread, episode });
-            let there = self.design.visit(place).map_err(Trouble::Cannot)?;
-            let differs = alone.into_iter().zip(there).enumerate().find(|(_, (alone, there))| alone != there);
-            Ok(differs.map(|(place, (linux, engine))| Difference { place, engine, linux }))
+            let alone = self.alone(episode)?;
+            self.design.visit(AtPlace { plan: self, thread, episode, alone: &alone }).map_err(Trouble::Cannot)
         };
         let (from, list, difference) = match again(episode)? {
             Some(difference) => {
@@ -278,15 +276,25 @@ struct AtPlace<'a> {
     plan: &'a Together,
     thread: usize,
     episode: &'a Episode,
+    /// The steps at the first window.
+    alone: &'a [Step],
 }
 
 impl Visitor for AtPlace<'_> {
-    type Output = Result<Vec<Step>, String>;
+    type Output = Result<Option<Difference>, String>;
     fn visit<D: LockingDesign>(self) -> Self::Output {
-        let Self { plan, thread, episode } = self;
+        let Self { plan, thread, episode, alone } = self;
         let (offset, plant) = (thread as u64 * STRIDE, plan.plant_of(thread));
         let mut machine = Machine::<D>::beside_others(new_space(1, plan.memory)?, offset, episode, plant)?;
-        Ok(episode.operations.iter().map(|operation| machine.step(operation)).collect())
+        for (place, (operation, alone)) in episode.operations.iter().zip(alone).enumerate() {
+            let engine = machine.step(operation);
+            if engine == *alone {
+                continue;
+            }
+            let is_known = machine.allowed(operation, &engine, alone).is_some();
+            return Ok((!is_known).then(|| Difference { place, engine, linux: alone.clone() }));
+        }
+        Ok(None)
     }
 }
 
@@ -441,6 +449,10 @@ fn work<D: LockingDesign>(round: &Round<D>, thread: usize, mut machine: Machine<
             publish(machine.children());
         }
         if step != *alone {
+            if let Some(known) = machine.allowed(operation, &step, alone) {
+                *counts.known.entry(known.name.into()).or_default() += 1;
+                break;
+            }
             wrong = Some(Wrong::Step(thread, Difference { place, engine: step, linux: alone.clone() }));
             break;
         }

@@ -33,7 +33,7 @@ impl Stand for Soft {
         if pressure::is_on() {
             let device = CompressedMemory::new(SLOTS, SLOTS as usize * PAGE_SIZE as usize).expect("a device");
             engine.add_swap(Arc::new(device)).expect("swap");
-            engine.host().frames().make_scarce(Self::IDLE_FRAMES + pressure::FRAMES);
+            engine.host().frames().make_scarce(Self::IDLE_FRAMES + pressure::FRAMES, pressure::GRANTED);
         }
         Ok(engine)
     }
